@@ -1,0 +1,1 @@
+"""AgentFlow in JAX: train a planner in the flow, with Flow-GRPO."""

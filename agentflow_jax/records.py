@@ -1,0 +1,287 @@
+"""What the text world and the array world both speak. Standard library only.
+
+A rollout is stored as facts (ids, log probabilities, texts, timings, one
+`Status`); everything that can be derived from them is a property or a
+function, so a record on disk never disagrees with itself.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """A piece of a prompt with one author.
+
+  Attributes:
+    role: 'system', 'user' or 'assistant'; what a chat template calls a role.
+    text: the piece itself.
+    trusted: False for whatever a model, a tool or a server returned. No text of
+      an untrusted segment ever becomes a control token.
+  """
+
+  role: str
+  text: str
+  trusted: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSpec:
+  """How a response is sampled, and the distribution its log probs are of.
+
+  Attributes:
+    temperature: 0 is greedy (log probs are then those at temperature 1, and
+      such a response never trains).
+    top_k: keep the k most likely tokens; 0 keeps all.
+    top_p: keep the smallest set with at least this mass; 1 keeps all.
+    min_p: keep tokens with at least this fraction of the top probability.
+    max_new_tokens: tokens at most.
+    stop: strings that end the response (they stay in it).
+  """
+
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+  max_new_tokens: int = 256
+  stop: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if not 0.0 <= self.temperature < float('inf'):
+      raise ValueError(f'temperature must be finite and >= 0: {self.temperature}')
+    if self.top_k < 0:
+      raise ValueError(f'top_k must be >= 0 (0 keeps all): {self.top_k}')
+    if not 0.0 < self.top_p <= 1.0:
+      raise ValueError(f'top_p must lie in (0, 1]: {self.top_p}')
+    if not 0.0 <= self.min_p <= 1.0:
+      raise ValueError(f'min_p must lie in [0, 1]: {self.min_p}')
+    if self.max_new_tokens < 1:
+      raise ValueError(f'max_new_tokens must be >= 1: {self.max_new_tokens}')
+
+  @property
+  def truncates(self) -> bool:
+    return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+
+class Purpose(enum.Enum):
+  """What randomness is for; two purposes never share a key."""
+
+  TRAIN = 'train'
+  EVALUATE = 'evaluate'
+  SOLVE = 'solve'
+  SFT = 'sft'
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestKey:
+  """Names one request, and so its randomness (never arrival order).
+
+  Attributes:
+    seed: the run's seed.
+    purpose: training and evaluation never share randomness.
+    step: optimizer step the rollout was started for (0 in evaluation).
+    query: the task's id.
+    rollout: index in the group; in evaluation the trial.
+    turn: turn of the rollout, from 0.
+    module: 'planner', 'executor', 'verifier', 'generator', 'analysis', ...
+    attempt: retries of the same call, from 0.
+  """
+
+  seed: int
+  purpose: Purpose
+  step: int
+  query: str
+  rollout: int
+  turn: int = 0
+  module: str = 'planner'
+  attempt: int = 0
+
+  def words(self) -> tuple[int, int]:
+    """Two uint32 words that fold every field; the same on every machine."""
+    fields = (
+        self.seed,
+        self.purpose.value,
+        self.step,
+        self.query,
+        self.rollout,
+        self.turn,
+        self.module,
+        self.attempt,
+    )
+    digest = hashlib.blake2b(repr(fields).encode(), digest_size=8).digest()
+    return struct.unpack('<II', digest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """What a language model returned for one request.
+
+  Attributes:
+    text: decoded response, without the stop token.
+    prompt_ids: token ids that were conditioned on; empty from an endpoint.
+    response_ids: token ids as sampled, up to and including the stop.
+    logprobs: of each response id under the sampling distribution [nats].
+    finish_reason: 'stop' or 'length'.
+    params_version: optimizer step of the parameters that sampled it.
+    queue_seconds: time the request waited before the device took it.
+    model_seconds: time from then until the completion was there.
+  """
+
+  text: str
+  prompt_ids: tuple[int, ...] = ()
+  response_ids: tuple[int, ...] = ()
+  logprobs: tuple[float, ...] = ()
+  finish_reason: str = 'stop'
+  params_version: int = 0
+  queue_seconds: float = 0.0
+  model_seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One query with what is needed to check its answer.
+
+  Attributes:
+    id: unique in its task set.
+    query: what the user asks.
+    answers: acceptable answers; a reward decides what equals means.
+    reward: name of the reward that scores it (agents.rewards).
+    tags: facts for reports (hops, kind, ...); no module ever reads them.
+  """
+
+  id: str
+  query: str
+  answers: tuple[str, ...]
+  reward: str
+  tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolCall:
+  """One call: a tool's name and JSON-like arguments."""
+
+  tool: str
+  arguments: Mapping[str, Any]
+
+
+class ToolErrorKind(enum.Enum):
+  """Who caused a tool's error: the call's arguments, or the tool's host."""
+
+  ARGUMENTS = 'arguments'
+  UNREACHABLE = 'unreachable'
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolResult:
+  """What a tool returned; on an error, text says what to do differently."""
+
+  text: str
+  error: ToolErrorKind | None = None
+  seconds: float = 0.0
+
+
+class Status(enum.Enum):
+  """How a rollout ended: exactly one for every requested rollout."""
+
+  # POLICY: scored, usually 0.
+  ANSWERED = 'answered'
+  OUT_OF_TURNS = 'out_of_turns'
+  UNPARSEABLE_PLAN = 'unparseable_plan'
+  TRUNCATED_RESPONSE = 'truncated_response'
+  PROMPT_TOO_LONG = 'prompt_too_long'
+  TOOL_ERROR = 'tool_error'
+  DEADLINE = 'deadline'
+  # INFRASTRUCTURE: reward None, outside the statistics.
+  MODEL_UNREACHABLE = 'model_unreachable'
+  TOOL_UNREACHABLE = 'tool_unreachable'
+  JUDGE_UNREACHABLE = 'judge_unreachable'
+  MODULE_FAILED = 'module_failed'
+  DEADLINE_INFRASTRUCTURE = 'deadline_infrastructure'
+
+  @property
+  def is_policy(self) -> bool:
+    return self in _POLICY
+
+
+_POLICY = frozenset({
+    Status.ANSWERED,
+    Status.OUT_OF_TURNS,
+    Status.UNPARSEABLE_PLAN,
+    Status.TRUNCATED_RESPONSE,
+    Status.PROMPT_TOO_LONG,
+    Status.TOOL_ERROR,
+    Status.DEADLINE,
+})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleCall:
+  """What a frozen module read and wrote in one turn."""
+
+  module: str
+  output: str
+  seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """One planner turn and what came of it.
+
+  Attributes:
+    completion: the planner's sampled response.
+    sampling: the spec it was sampled with.
+    parse_error: why the plan could not be read; empty when it could.
+    call: the tool call that the executor made, if any.
+    result: what the tool returned, if it was called.
+    modules: the executor's and the verifier's outputs.
+    memory: the entry that this turn added to memory, as rendered.
+    shortened: older entries that the planner's prompt had no room for.
+  """
+
+  completion: Completion
+  sampling: SamplingSpec
+  parse_error: str = ''
+  call: ToolCall | None = None
+  result: ToolResult | None = None
+  modules: tuple[ModuleCall, ...] = ()
+  memory: str = ''
+  shortened: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+  """A finished rollout.
+
+  Attributes:
+    task_id: the task.
+    rollout: index in its group (or trial).
+    status: how it ended.
+    turns: planner turns, in order.
+    analysis: the query analysis that opened memory, shared by the group.
+    answer: the generator's answer; empty when there is none.
+    reward: outcome reward; None outside the statistics.
+    detail: text for people about the status (an error, the parse failure).
+    seconds: wall time by what it was spent on.
+  """
+
+  task_id: str
+  rollout: int
+  status: Status
+  turns: tuple[Turn, ...]
+  analysis: str = ''
+  answer: str = ''
+  reward: float | None = None
+  detail: str = ''
+  seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The G rollouts of one task in one step."""
+
+  task: Task
+  trajectories: tuple[Trajectory, ...]
