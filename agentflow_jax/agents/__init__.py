@@ -1,0 +1,1 @@
+"""Text only: the four modules, memory, tools, rewards and the rollout."""

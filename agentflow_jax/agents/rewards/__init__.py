@@ -1,0 +1,1 @@
+"""Rewards: verifiable outcome rewards, looked up by name in `registry`."""

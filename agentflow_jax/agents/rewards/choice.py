@@ -1,0 +1,157 @@
+"""Multiple choice: which of the options in the query does a response name?"""
+
+import dataclasses
+import re
+
+from agentflow_jax import records
+from agentflow_jax.agents.rewards import text
+
+_OPTION = re.compile(
+    r'^\s*[*(]*([A-Z])[*]*[.):][*]*\s+(\S.*?)\s*$', re.MULTILINE
+)
+# A letter with a mark that makes it a label: "(C)", "C.", "**C**: content".
+_LEADING = re.compile(
+    r'[*`"\s]*(?:\(\s*([A-Z])\s*\)|([A-Z])\s*[*`"]*[.):,])[*`"\s]*(.*)',
+    re.DOTALL,
+)
+_BARE = re.compile(r'\(?\s*([A-Za-z])\s*[.):]?')
+# "the answer is C", "option (c)"; a capital before prose can be an article.
+_NAMED = re.compile(
+    r'\b(?:[Aa]nswer(?:\s+is)?|[Oo]ption|[Cc]hoice)\s*:?\s*[*`"]*'
+    r'(?:\(\s*([A-Za-z])\s*\)|([A-Z])(?=[*`"]*(?:[.,;:)\n]|\s*$)))'
+)
+# "A, B or C": naming several is naming none.
+_SEVERAL = re.compile(r'(?:[\s,/&().:;*]|and|or|\b[A-Z]\b)+')
+_LATEX_TEXT = re.compile(r'\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """One option: its letter and its normalised content."""
+
+  label: str
+  content: str
+
+
+def options(query: str) -> tuple[Option, ...]:
+  """Reads the lettered options of a query, each on a line of its own.
+
+  Args:
+    query: the task's query with lines such as "B. Oral ulcers".
+
+  Returns:
+    The last run of lines labelled A, B, C, ... without a gap; empty if there
+    are fewer than two.
+  """
+  run: list[Option] = []
+  best: list[Option] = []
+  for match in _OPTION.finditer(query):
+    option = Option(match[1], text.normalise(match[2]))
+    if match[1] == 'A':
+      run = [option]
+    elif run and ord(match[1]) == ord(run[-1].label) + 1:
+      run.append(option)
+    else:
+      run = []
+    if len(run) >= 2:
+      best = run
+  return tuple(best)
+
+
+def gold_label(task: records.Task) -> str:
+  """Returns the right option's letter.
+
+  Args:
+    task: its first answer is an option's content or its letter; content wins.
+
+  Raises:
+    ValueError: the query has no options, or the answer is none of them.
+  """
+  found = options(task.query)
+  if not found:
+    raise ValueError(
+        f'task {task.id!r}: its query has no options (lines "A. ...", "B. ...")'
+    )
+  labels = set()
+  for answer in task.answers:
+    labels.add(_by_content(found, answer) or _by_bare_letter(found, answer))
+  if len(labels) != 1 or None in labels:
+    raise ValueError(
+        f'task {task.id!r}: answers {task.answers!r} do not name one of its '
+        f'options {[f"{o.label}. {o.content}" for o in found]}'
+    )
+  return labels.pop()
+
+
+def chosen(found: tuple[Option, ...], answer: str) -> str | None:
+  """Says which option a response names, or None unless it is exactly one.
+
+  In this order: the content of an option and nothing else; a letter and
+  nothing else; a number n and nothing else (the n-th option); a leading label
+  ("C. ..."), which the content behind it must not contradict; phrases such as
+  "the answer is C" that all name the same letter; the content of exactly one
+  option among other words.
+
+  Args:
+    found: the options of the query.
+    answer: the response; `text.extract` says which part of it counts.
+  """
+  said = _LATEX_TEXT.sub(r'\1', text.extract(answer))
+  known = {o.label for o in found}
+  alone = (
+      _by_content(found, said)
+      or _by_bare_letter(found, said)
+      or _by_position(found, said)
+  )
+  if alone:
+    return alone
+  leading = _LEADING.match(said)
+  label = (leading[1] or leading[2]) if leading else None
+  if label in known:
+    behind = leading[3]
+    mentioned = _mentioned(found, behind)
+    several = behind.strip() and _SEVERAL.fullmatch(behind)
+    return None if several or (mentioned and label not in mentioned) else label
+  named = {(a or b).upper() for a, b in _NAMED.findall(said)} & known
+  if not named:
+    named = _mentioned(found, said)
+  return named.pop() if len(named) == 1 else None
+
+
+def _by_content(found: tuple[Option, ...], said: str) -> str | None:
+  normal = text.normalise(said)
+  return next((o.label for o in found if o.content == normal), None)
+
+
+def _by_bare_letter(found: tuple[Option, ...], said: str) -> str | None:
+  match = _BARE.fullmatch(said.strip().strip('*`"$'))
+  label = match[1].upper() if match else None
+  return label if label in {o.label for o in found} else None
+
+
+def _by_position(found: tuple[Option, ...], said: str) -> str | None:
+  digits = said.strip().strip('().')
+  if not digits.isdecimal() or len(digits) > 2:
+    return None
+  return found[int(digits) - 1].label if 0 < int(digits) <= len(found) else None
+
+
+def _mentioned(found: tuple[Option, ...], said: str) -> set[str]:
+  """Options whose content occurs; not where it is part of a longer one's."""
+  rest = f' {text.normalise(said)} '
+  labels = set()
+  for option in sorted(found, key=lambda o: -len(o.content)):
+    content = f' {option.content} '
+    if content in rest:
+      labels.add(option.label)
+      rest = rest.replace(content, ' | ')
+  return labels
+
+
+def choice(task: records.Task, answer: str) -> float:
+  """Scores 1 if a response names the right option and no other, else 0.
+
+  Raises:
+    ValueError: as `gold_label` does.
+  """
+  return float(chosen(options(task.query), answer) == gold_label(task))

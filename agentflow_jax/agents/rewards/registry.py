@@ -1,0 +1,187 @@
+"""Rewards by name: what `Task.reward` refers to."""
+
+import dataclasses
+import difflib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from agentflow_jax import records
+from agentflow_jax.agents.rewards import choice
+from agentflow_jax.agents.rewards import game24
+from agentflow_jax.agents.rewards import numeric
+from agentflow_jax.agents.rewards import symbolic
+from agentflow_jax.agents.rewards import text
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+  """A verifiable outcome reward: `await reward(task, answer)` in [0, 1].
+
+  Attributes:
+    name: what tasks call it.
+    score: the asynchronous function behind it. A wrong, blank or malformed
+      answer scores 0, it never raises; `language_model.Unreachable` means that
+      the checker itself failed, whatever the answer was.
+    check: raises ValueError, naming the task, if the task lacks what this
+      reward needs (no answer, an answer of the wrong kind). For the start of
+      a run; scoring a task that fails it raises the same.
+    close: releases processes; awaited once, at the end.
+  """
+
+  name: str
+  score: Callable[[records.Task, str], Awaitable[float]]
+  check: Callable[[records.Task], None]
+  close: Callable[[], Awaitable[None]] | None = None
+
+  async def __call__(self, task: records.Task, answer: str) -> float:
+    self.check(task)
+    return await self.score(task, answer)
+
+  async def aclose(self) -> None:
+    if self.close is not None:
+      await self.close()
+
+
+def _reward_from(
+    name: str,
+    function: Callable[[Sequence[str], str], float],
+    check: Callable[[records.Task], None],
+) -> Reward:
+  """Makes a reward of a quick function of (acceptable answers, response)."""
+
+  async def score(task: records.Task, answer: str) -> float:
+    return function(task.answers, answer)
+
+  return Reward(name, score, check)
+
+
+def _check_answers(task: records.Task) -> None:
+  if not task.answers or not all(text.normalise(a) for a in task.answers):
+    raise ValueError(
+        f'task {task.id!r}: reward {task.reward!r} needs answers that are not '
+        f'blank, got {task.answers!r}'
+    )
+
+
+def _check_numbers(task: records.Task) -> None:
+  _check_answers(task)
+  for answer in task.answers:
+    if numeric.parse(answer) is None:
+      raise ValueError(
+          f'task {task.id!r}: reward {task.reward!r} needs answers that are '
+          f'numbers, got {answer!r}'
+      )
+
+
+def _number(answers: Sequence[str], answer: str) -> float:
+  return numeric.number(answers, text.extract(answer))
+
+
+def _exact_number(answers: Sequence[str], answer: str) -> float:
+  return numeric.number(answers, text.extract(answer), tolerance=0.0)
+
+
+def _match_or_number(answers: Sequence[str], answer: str) -> float:
+  """Numbers within the tolerance, every other acceptable answer by match."""
+  names = [a for a in answers if numeric.parse(a) is None]
+  return max(_number(answers, answer), text.exact_match(names, answer))
+
+
+def _symbolic() -> Reward:
+  checker = symbolic.Checker()
+
+  async def score(task: records.Task, answer: str) -> float:
+    try:
+      return float(await checker.equal(task.answers, answer))
+    except ValueError as error:
+      raise ValueError(f'task {task.id!r}: {error}') from error
+
+  return Reward('symbolic', score, _check_answers, checker.aclose)
+
+
+def _reward_of_task(
+    name: str,
+    function: Callable[[records.Task, str], float],
+    check: Callable[[records.Task], object],
+) -> Reward:
+  """Makes a reward of a quick function that needs the task's query."""
+
+  async def score(task: records.Task, answer: str) -> float:
+    return function(task, answer)
+
+  def checked(task: records.Task) -> None:
+    check(task)
+
+  return Reward(name, score, checked)
+
+
+_MAKERS: dict[str, Callable[[], Reward]] = {
+    'exact_match': lambda: _reward_from(
+        'exact_match', text.exact_match, _check_answers
+    ),
+    'f1': lambda: _reward_from('f1', text.f1, _check_answers),
+    'number': lambda: _reward_from('number', _number, _check_numbers),
+    'exact_number': lambda: _reward_from(
+        'exact_number', _exact_number, _check_numbers
+    ),
+    'match_or_number': lambda: _reward_from(
+        'match_or_number', _match_or_number, _check_answers
+    ),
+    'symbolic': _symbolic,
+    'choice': lambda: _reward_of_task(
+        'choice', choice.choice, choice.gold_label
+    ),
+    'game24': lambda: _reward_of_task('game24', game24.game24, game24.given),
+}
+
+
+def names() -> tuple[str, ...]:
+  """Returns the names of all rewards, sorted."""
+  return tuple(sorted(_MAKERS))
+
+
+def get(name: str) -> Reward:
+  """Returns a new reward; await its `aclose` when done with it.
+
+  Args:
+    name: one of `names()`.
+
+  Raises:
+    ValueError: the name is unknown (the nearest one is suggested), or what the
+      reward needs is not installed.
+  """
+  if name not in _MAKERS:
+    near = difflib.get_close_matches(name, _MAKERS, n=1)
+    hint = f'did you mean {near[0]!r}?' if near else f'there are {names()}'
+    raise ValueError(f'unknown reward {name!r}: {hint}')
+  return _MAKERS[name]()
+
+
+class Rewards:
+  """Scores each task by the reward that it names.
+
+  Args:
+    reward_names: every name that a task may carry, checked here so that a
+      misspelt one fails at start. Raises ValueError as `get` does.
+  """
+
+  def __init__(self, reward_names: Iterable[str]):
+    self._rewards = {name: get(name) for name in dict.fromkeys(reward_names)}
+
+  def check(self, task: records.Task) -> None:
+    """Raises ValueError if a task cannot be scored; for the start of a run."""
+    self._find(task).check(task)
+
+  async def __call__(self, task: records.Task, answer: str) -> float:
+    return await self._find(task)(task, answer)
+
+  def _find(self, task: records.Task) -> Reward:
+    if task.reward not in self._rewards:
+      raise ValueError(
+          f'task {task.id!r} names reward {task.reward!r}, but this run has '
+          f'{tuple(self._rewards)}'
+      )
+    return self._rewards[task.reward]
+
+  async def aclose(self) -> None:
+    for reward in self._rewards.values():
+      await reward.aclose()

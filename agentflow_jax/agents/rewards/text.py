@@ -1,0 +1,155 @@
+"""Normalised exact match and F1 over words, as SQuAD defines them.
+
+SQuAD (arXiv 1606.05250): lower case, no punctuation, no articles, single
+spaces. Three things are changed, because answers here come from models in any
+language: Unicode punctuation counts as punctuation, and accents on letters
+are ignored ("São Paulo" matches "Sao Paulo"). And a decimal point and a minus
+sign stay, or "1.5" would match "15" and "-5" match "5".
+"""
+
+import collections
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+
+_ARTICLES = frozenset({'a', 'an', 'the'})
+# HotpotQA's addition to F1: these share no credit with a longer answer.
+_ALL_OR_NOTHING = frozenset({'yes', 'no', 'noanswer'})
+_TAG = re.compile(r'<(/?)answer>', re.IGNORECASE)
+_POINT_OR_MINUS = re.compile(
+    r'(?:(?<=\d)|(?<![\w.]))\.(?=\d)|(?<![\w.])-(?=\.?\d)'
+)
+_BOXED = re.compile(r'\\boxed\s*\{')
+
+
+def extract(answer: str) -> str:
+  """Returns the part of a response that is meant as the answer.
+
+  The content of the last `<answer>...</answer>`, else of the last
+  `\\boxed{...}` with balanced braces, else everything; stripped. There is
+  deliberately no guessing from phrases: a planner would learn to use them.
+  """
+  tagged = None
+  opened = None
+  for tag in _TAG.finditer(answer):
+    if not tag[1]:
+      opened = tag.end()
+    elif opened is not None:
+      tagged, opened = answer[opened : tag.start()].strip(), None
+  if tagged is None:
+    tagged = unbox(answer)
+  return answer.strip() if tagged is None else tagged
+
+
+def unbox(answer: str) -> str | None:
+  """Returns the content of the last complete `\\boxed{...}`, or None."""
+  found = None
+  position = 0
+  while match := _BOXED.search(answer, position):
+    end = _closing_brace(answer, match.end())
+    if end is None:
+      break
+    found = answer[match.end() : end].strip()
+    position = end
+  return found
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+  """Index of the brace that closes the one just before `start`."""
+  depth = 1
+  for index in range(start, len(text)):
+    if text[index] == '{':
+      depth += 1
+    elif text[index] == '}':
+      depth -= 1
+      if depth == 0:
+        return index
+  return None
+
+
+def words(text: str) -> list[str]:
+  """Splits text into normalised words.
+
+  Args:
+    text: anything.
+
+  Returns:
+    Words without case, accents, punctuation and articles. What has nothing
+    else keeps its articles ("The The"), and what is all punctuation stays as
+    it is, so that only blank text gives no words.
+  """
+  # Accents come off by decomposition, but only those of the Latin, Greek and
+  # Cyrillic block: elsewhere a combining mark can be a vowel. Folding can
+  # compose or decompose again, so it comes first.
+  folded = unicodedata.normalize('NFKD', text.casefold().replace('−', '-'))
+  kept = ''.join(c for c in folded if not '\u0300' <= c <= '\u036f')
+  kept = unicodedata.normalize('NFKC', kept)
+  plain = ''.join(
+      c
+      for c, is_part in zip(kept, _parts_of_numbers(kept), strict=True)
+      if is_part or not _is_punctuation(c)
+  ).split()
+  return [w for w in plain if w not in _ARTICLES] or plain or kept.split()
+
+
+def _parts_of_numbers(text: str) -> list[bool]:
+  """Marks decimal points and minus signs, as they occur in -1.5 and -.5."""
+  marks = [False] * len(text)
+  for match in _POINT_OR_MINUS.finditer(text):
+    marks[match.start()] = True
+  return marks
+
+
+def _is_punctuation(character: str) -> bool:
+  return character in string.punctuation or unicodedata.category(
+      character
+  ).startswith('P')
+
+
+def normalise(text: str) -> str:
+  """Returns the normalised words, joined by single spaces."""
+  return ' '.join(words(text))
+
+
+def exact_match(answers: Sequence[str], answer: str) -> float:
+  """Scores 1 if a response equals an acceptable answer once normalised.
+
+  Args:
+    answers: acceptable answers.
+    answer: the response; `extract` says which part of it counts.
+
+  Returns:
+    1.0 or 0.0. A blank response scores 0, whatever is acceptable.
+  """
+  said = normalise(extract(answer))
+  return float(bool(said) and any(said == normalise(a) for a in answers))
+
+
+def f1(answers: Sequence[str], answer: str) -> float:
+  """Scores the overlap of words with the acceptable answer that fits best.
+
+      F1 = 2 |gold ∩ said| / (|gold| + |said|)     over multisets of words
+
+  which is the harmonic mean of precision and recall (SQuAD, section 6.1).
+  "yes" and "no" are right or wrong as a whole (HotpotQA).
+
+  Args:
+    answers: acceptable answers.
+    answer: the response; `extract` says which part of it counts.
+
+  Returns:
+    A number in [0, 1].
+  """
+  said = words(extract(answer))
+  return max((_f1(words(gold), said) for gold in answers), default=0.0)
+
+
+def _f1(gold: list[str], said: list[str]) -> float:
+  if not gold or not said:
+    return 0.0
+  if gold != said and any(len(w) == 1 and w[0] in _ALL_OR_NOTHING
+                          for w in (gold, said)):
+    return 0.0
+  common = collections.Counter(gold) & collections.Counter(said)
+  return 2.0 * common.total() / (len(gold) + len(said))

@@ -1,0 +1,451 @@
+"""The endpoint client against a real HTTP server on the loopback."""
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import email.utils
+import http.server
+import json
+import logging
+import socket
+import threading
+import time
+import traceback
+
+import pytest
+
+from agentflow_jax import records
+from agentflow_jax.agents import endpoint
+from agentflow_jax.agents import language_model
+
+KEY = 'sk-very-secret-0123456789'
+VARIABLE = 'AGENTFLOW_TEST_KEY'
+PROMPT = (
+    records.Segment('system', 'Be brief.'),
+    records.Segment('user', 'Query: '),
+    records.Segment('user', 'why?', trusted=False),
+)
+SAMPLING = records.SamplingSpec(temperature=0.5, top_p=0.9, max_new_tokens=7)
+
+
+def request_key(rollout=0):
+  return records.RequestKey(1, records.Purpose.SOLVE, 0, 'q', rollout)
+
+
+def completion(text='Because.', finish_reason='stop'):
+  choice = {'message': {'role': 'assistant', 'content': text},
+            'finish_reason': finish_reason}
+  return json.dumps({'choices': [choice]}).encode()
+
+
+@dataclasses.dataclass
+class Reply:
+  """What the server does with one request."""
+
+  status: int = 200
+  body: bytes = completion()
+  headers: dict[str, str] = dataclasses.field(default_factory=dict)
+  hang_seconds: float = 0.0
+  drop: bool = False
+  drip: bool = False
+
+
+class Server:
+  """Answers from a list of replies; the last one repeats."""
+
+  def __init__(self, *replies):
+    self.replies = list(replies)
+    self.requests = []
+    self.times = []
+    self._lock = threading.Lock()
+    self._over = threading.Event()
+    outer = self
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+      protocol_version = 'HTTP/1.1'
+
+      def do_POST(self):
+        outer.handle(self)
+
+      def log_message(self, *args):
+        pass
+
+    self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    self._server.daemon_threads = True
+    self.url = f'http://127.0.0.1:{self._server.server_address[1]}/v1'
+
+  def handle(self, handler):
+    length = int(handler.headers['Content-Length'])
+    body = json.loads(handler.rfile.read(length))
+    with self._lock:
+      self.requests.append((handler.path, dict(handler.headers), body))
+      self.times.append(time.monotonic())
+      reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+    self._over.wait(reply.hang_seconds)
+    if reply.drop:
+      handler.close_connection = True
+      handler.connection.shutdown(socket.SHUT_RDWR)
+      return
+    with contextlib.suppress(ConnectionError):
+      handler.send_response(reply.status)
+      handler.send_header('Content-Length', str(len(reply.body)))
+      for name, value in reply.headers.items():
+        handler.send_header(name, value)
+      handler.end_headers()
+      for byte in reply.body if reply.drip else ():
+        handler.wfile.write(bytes([byte]))
+        handler.wfile.flush()
+        if self._over.wait(0.1):
+          break
+      if not reply.drip:
+        handler.wfile.write(reply.body)
+
+  def __enter__(self):
+    self._thread = threading.Thread(
+        target=self._server.serve_forever, kwargs={'poll_interval': 0.02}
+    )
+    self._thread.start()
+    return self
+
+  def __exit__(self, *unused):
+    self._over.set()
+    self._server.shutdown()
+    self._thread.join()
+    self._server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+  monkeypatch.setenv(VARIABLE, KEY)
+
+
+def config(url, **changes):
+  defaults = dict(
+      base_url=url, model='m', api_key_variable=VARIABLE, max_attempts=3,
+      backoff_seconds=0.01, max_backoff_seconds=0.1, timeout_seconds=60.0,
+  )
+  return endpoint.EndpointConfig(**(defaults | changes))
+
+
+def generate(configuration, prompt=PROMPT, sampling=SAMPLING, times=1):
+  """Completions of `times` concurrent requests; raises what one raises."""
+
+  async def run():
+    client = endpoint.EndpointClient(configuration)
+    try:
+      return await asyncio.gather(*(
+          client.generate(prompt, sampling, request_key(i))
+          for i in range(times)
+      ))
+    finally:
+      await client.aclose()
+
+  return asyncio.run(run())
+
+
+def test_a_request_and_its_completion():
+  with Server(Reply(body=completion('Because.', 'length'))) as server:
+    sampling = dataclasses.replace(SAMPLING, stop=('\n', 'END'))
+    (found,) = generate(config(server.url + '/'), sampling=sampling)
+  assert (found.text, found.finish_reason) == ('Because.', 'length')
+  assert found.response_ids == found.logprobs == found.prompt_ids == ()
+  assert 0 <= found.queue_seconds and 0 < found.model_seconds < 60
+  ((path, headers, body),) = server.requests
+  assert path == '/v1/chat/completions'
+  assert headers['Authorization'] == f'Bearer {KEY}'
+  seed = body.pop('seed')
+  assert 0 <= seed < 2**31
+  assert body == {
+      'model': 'm',
+      'messages': [
+          {'role': 'system', 'content': 'Be brief.'},
+          {'role': 'user', 'content': 'Query: why?'},
+      ],
+      'temperature': 0.5,
+      'top_p': 0.9,
+      'max_tokens': 7,
+      'stop': ['\n', 'END'],
+  }
+
+
+def test_seeds_follow_the_request_key_only():
+  with Server(Reply()) as server:
+    generate(config(server.url), times=4)
+    generate(config(server.url), times=4)
+    generate(config(server.url, send_seed=False))
+  seeds = [body.get('seed') for _, _, body in server.requests]
+  assert sorted(seeds[:4]) == sorted(seeds[4:8])
+  assert len(set(seeds[:4])) == 4
+  assert seeds[8] is None
+
+
+def test_without_a_variable_no_key_is_sent():
+  with Server(Reply()) as server:
+    generate(config(server.url, api_key_variable=''))
+  assert 'Authorization' not in server.requests[0][1]
+
+
+def test_truncation_beyond_openais_interface_is_sent_or_refused():
+  with Server(Reply()) as server:
+    sampling = records.SamplingSpec(top_k=5, min_p=0.25)
+    with pytest.raises(ValueError, match='top_k=5'):
+      generate(config(server.url), sampling=sampling)
+    with pytest.raises(ValueError, match='min_p=0.25'):
+      generate(config(server.url), sampling=records.SamplingSpec(min_p=0.25))
+    generate(
+        config(
+            server.url, extended_sampling=True,
+            token_limit_field='max_completion_tokens',
+        ),
+        sampling=sampling,
+    )
+  ((_, _, body),) = server.requests
+  assert (body['top_k'], body['min_p']) == (5, 0.25)
+  assert body['max_completion_tokens'] == 256 and 'max_tokens' not in body
+
+
+@pytest.mark.parametrize('status', [408, 409, 425, 429, 500, 502, 503, 529])
+def test_a_passing_failure_is_tried_again(status):
+  with Server(Reply(status, b'busy'), Reply()) as server:
+    (found,) = generate(config(server.url))
+  assert found.text == 'Because.'
+  assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    'bad',
+    [
+        Reply(drop=True),
+        Reply(body=b'<html>proxy</html>'),
+        Reply(body=b'{"choices": []}'),
+        Reply(body=b'{"choices": [{"message": {"content": 5}}]}'),
+        Reply(body=b'[1]'),
+        Reply(body=b'"text"'),
+        Reply(body=b'\xff\xfe'),
+        Reply(body=b'[' * 100_000),
+        Reply(body=b'zip', headers={'Content-Encoding': 'gzip'}),
+    ],
+    ids=lambda reply: 'drop' if reply.drop else repr(reply.body[:20]),
+)
+def test_a_connection_or_body_that_is_broken_is_tried_again(bad):
+  with Server(bad, Reply()) as server:
+    (found,) = generate(config(server.url))
+  assert found.text == 'Because.'
+  assert len(server.requests) == 2
+
+
+def test_no_content_is_an_empty_text():
+  with Server(Reply(body=completion(None))) as server:
+    (found,) = generate(config(server.url))
+  assert found.text == ''
+
+
+@pytest.mark.parametrize(
+    ('reply', 'reason'),
+    [
+        (Reply(500, b'broken'), 'status 500'),
+        (Reply(429, b'', {'Retry-After': '0'}), 'status 429'),
+        (Reply(body=b'garbage'), 'no chat completion'),
+        (Reply(drop=True), 'Error'),
+    ],
+)
+def test_a_lasting_failure_is_unreachable(reply, reason):
+  with Server(reply) as server:
+    with pytest.raises(language_model.Unreachable) as error:
+      generate(config(server.url))
+  assert len(server.requests) == 3
+  assert reason in str(error.value) and '3 attempts' in str(error.value)
+  assert f'{server.url}/chat/completions' in str(error.value)
+
+
+def test_a_refused_connection_is_unreachable():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    url = f'http://127.0.0.1:{free.getsockname()[1]}/v1'
+  with pytest.raises(language_model.Unreachable, match='ConnectError'):
+    generate(config(url))
+
+
+@pytest.mark.parametrize('reply', [Reply(hang_seconds=30), Reply(drip=True)],
+                         ids=['hangs', 'drips'])
+def test_a_server_that_hangs_or_drips_is_given_up(reply):
+  # A byte every 0.1 s keeps a read timeout from ever firing.
+  # Both would end well in the end.
+  with Server(reply) as server:
+    with pytest.raises(language_model.Unreachable, match='2 attempts failed'):
+      generate(config(server.url, timeout_seconds=0.3, max_attempts=2))
+
+
+def test_too_large_a_body_is_not_held(monkeypatch):
+  monkeypatch.setattr(endpoint, '_MAX_RESPONSE_BYTES', 1000)
+  with Server(Reply(body=completion('x' * 2000)), Reply()) as server:
+    (found,) = generate(config(server.url))
+  assert found.text == 'Because.'
+
+
+@pytest.mark.parametrize('status', [301, 307, 400, 401, 403, 404, 405, 422])
+def test_a_final_status_is_refused_at_once(status):
+  reply = Reply(status, b'{"error": "what went wrong"}',
+                {'Location': 'http://127.0.0.1:1/elsewhere'})
+  with Server(reply) as server:
+    with pytest.raises(endpoint.Refused) as error:
+      generate(config(server.url))
+  assert len(server.requests) == 1
+  said = str(error.value)
+  assert f'{server.url}/chat/completions' in said and str(status) in said
+  if status in (401, 403):
+    assert VARIABLE in said
+  else:
+    assert 'what went wrong' in said
+
+
+@pytest.mark.parametrize(
+    'reply',
+    [
+        Reply(413, b''),
+        Reply(400, b'{"error": {"code": "context_length_exceeded"}}'),
+        Reply(400, b"This model's maximum context length is 4096 tokens."),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_named_so(reply):
+  with Server(reply) as server:
+    with pytest.raises(language_model.PromptTooLong):
+      generate(config(server.url))
+  assert len(server.requests) == 1
+
+
+def test_retry_after_is_honoured_within_the_longest_pause():
+  date = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(
+      seconds=3600)
+  cases = [('0.5', 10.0, 0.5), ('3600', 0.4, 0.4),
+           (email.utils.format_datetime(date, usegmt=True), 0.4, 0.4)]
+  for header, longest, pause in cases:
+    with Server(Reply(503, b'', {'Retry-After': header}), Reply()) as server:
+      generate(config(server.url, max_backoff_seconds=longest))
+    waited = server.times[1] - server.times[0]
+    assert pause - 0.01 <= waited, header
+  for header in (None, 'soon', 'nan', 'inf', '-'):
+    assert endpoint._retry_after(header) is None
+  assert endpoint._retry_after('-5') == 0
+
+
+def test_pauses_double_up_to_the_longest(monkeypatch):
+  pauses = []
+  sleep = asyncio.sleep
+
+  async def record(seconds, *args):
+    pauses.append(seconds)
+    await sleep(0, *args)
+
+  monkeypatch.setattr(endpoint.asyncio, 'sleep', record)
+  with Server(Reply(500, b'')) as server:
+    with pytest.raises(language_model.Unreachable):
+      generate(config(server.url, max_attempts=6, backoff_seconds=1.0,
+                      max_backoff_seconds=6.0))
+  pauses = [p for p in pauses if p]
+  first = pauses[0]
+  assert 0.5 <= first < 1
+  # 2^attempt times the first one, never more than six seconds.
+  assert pauses == pytest.approx([min(first * 2**i, 6.0) for i in range(5)])
+
+
+def test_concurrency_is_bounded_and_waiting_for_a_slot_is_no_attempt(
+    monkeypatch,
+):
+  # An attempt begins, and its time limit with it, only once it has a slot.
+  running = []
+  most = []
+
+  async def attempt(self, body):
+    running.append(body)
+    most.append(len(running))
+    await asyncio.sleep(0.01)
+    running.remove(body)
+    return 'Because.', 'stop'
+
+  monkeypatch.setattr(endpoint.EndpointClient, '_post', attempt)
+  found = generate(config('http://127.0.0.1:1/v1', concurrency=3), times=12)
+  assert len(found) == 12 and max(most) == 3
+  # The last of four rounds waited for three pauses of 10 ms.
+  assert max(f.queue_seconds for f in found) >= 0.029
+
+
+def test_a_pause_holds_no_slot():
+  # The first request pauses before its retry; the others pass it by.
+  with Server(Reply(503, b'', {'Retry-After': '2'}), Reply()) as server:
+    generate(config(server.url, concurrency=1, max_backoff_seconds=2.0),
+             times=4)
+  seeds = [body['seed'] for _, _, body in server.requests]
+  assert len(set(seeds)) == 4 and seeds[4:] == seeds[:1]
+
+
+def test_the_key_is_in_no_log_line_and_no_error(caplog):
+  caplog.set_level(logging.DEBUG)
+  echo = f'{{"error": "bad key {KEY} in Bearer {KEY}"}}'.encode()
+  texts = []
+  for reply in (Reply(401, echo), Reply(400, echo), Reply(500, echo),
+                Reply(413, echo), Reply(body=echo), Reply(drop=True), Reply()):
+    with Server(reply) as server:
+      try:
+        generate(config(server.url))
+      except (endpoint.Refused, language_model.Unreachable,
+              language_model.PromptTooLong) as error:
+        texts.append(''.join(traceback.format_exception(error)))
+      assert server.requests[0][1]['Authorization'].endswith(KEY)
+  assert len(texts) == 6
+  client = endpoint.EndpointClient(config('http://127.0.0.1:1/v1'))
+  texts += [repr(client), repr(client._client), repr(vars(client._client)),
+            repr(client._config)]
+  assert caplog.text
+  assert KEY not in caplog.text
+  assert not any(KEY in t for t in texts)
+
+
+@pytest.mark.parametrize(
+    'value', ['', '  ', 'two words', 'line\nbreak', 'kéy']
+)
+def test_a_key_that_cannot_be_one_is_an_error_at_start(monkeypatch, value):
+  monkeypatch.setenv(VARIABLE, value)
+  with pytest.raises(ValueError, match=VARIABLE) as error:
+    endpoint.EndpointClient(config('http://127.0.0.1:1/v1'))
+  if value.strip():
+    assert value not in str(error.value)
+
+
+def test_an_unset_variable_is_an_error_at_start():
+  with pytest.raises(ValueError, match='NO_SUCH_VARIABLE holds no key'):
+    endpoint.EndpointClient(
+        config('http://h/v1', api_key_variable='NO_SUCH_VARIABLE'))
+
+
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        ({'base_url': 'ftp://h/v1'}, 'base_url'),
+        ({'base_url': '127.0.0.1:80'}, 'base_url'),
+        ({'base_url': 'http://me:hush@h/v1'}, 'credentials'),
+        ({'base_url': 'http://h/v1?key=hush'}, 'credentials'),
+        ({'model': ''}, 'model'),
+        ({'concurrency': 0}, 'concurrency'),
+        ({'max_attempts': 0}, 'max_attempts'),
+        ({'timeout_seconds': 0.0}, 'timeout_seconds'),
+        ({'connect_seconds': float('nan')}, 'connect_seconds'),
+        ({'backoff_seconds': -1.0}, 'backoff_seconds'),
+        ({'token_limit_field': 'limit'}, 'token_limit_field'),
+    ],
+)
+def test_a_config_that_cannot_work_is_an_error(change, match):
+  with pytest.raises(ValueError, match=match) as error:
+    config(**({'url': 'http://h/v1'} | {
+        'url' if k == 'base_url' else k: v for k, v in change.items()}))
+  assert 'hush' not in str(error.value)
+
+
+def test_count_tokens_and_an_empty_prompt():
+  client = endpoint.EndpointClient(config('http://127.0.0.1:1/v1'))
+  # 9 and 11 characters: 20 / 4 tokens, and 4 for each of the two messages.
+  assert client.count_tokens(PROMPT) == 13
+  assert client.count_tokens(()) == 0
+  with pytest.raises(ValueError, match='empty'):
+    generate(config('http://127.0.0.1:1/v1'), prompt=())
