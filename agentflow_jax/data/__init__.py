@@ -1,0 +1,1 @@
+"""Task sets, tokenizers and chat templates."""

@@ -1,0 +1,131 @@
+"""Tokenizers behind one small interface, and how segments become token ids."""
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import sentencepiece
+from etils import epath
+
+from agentflow_jax import records
+
+_ROLES = ('system', 'user', 'assistant')
+_ROLE_PIECES = tuple(f'<|{role}|>' for role in _ROLES)
+END_PIECE = '<|end|>'
+
+
+class Tokenizer(Protocol):
+  """Text to ids and back; control tokens exist as ids only.
+
+  Attributes:
+    vocab_size: ids lie in [0, vocab_size).
+    pad_id: fills rows; masks never look at it.
+    stop_ids: ids that end a response.
+  """
+
+  vocab_size: int
+  pad_id: int
+  stop_ids: tuple[int, ...]
+
+  def encode(self, text: str) -> list[int]:
+    """Encodes text; never gives a control token, whatever the text holds."""
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Decodes ids; control tokens decode to nothing."""
+
+  def render(self, prompt: Sequence[records.Segment]) -> list[int]:
+    """Encodes a prompt up to where the assistant begins to speak."""
+
+
+class SentencePieceTokenizer:
+  """A SentencePiece model whose roles and end are control pieces.
+
+  SentencePiece never produces a control piece from text, so a tool result that
+  spells '<|end|>' stays text. A prompt is, for every run of segments of one
+  role, the role's id and the run's text encoded as one piece.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Loads a model.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a SentencePiece model, or one without the control pieces.
+    """
+    serialized = epath.Path(path).read_bytes()
+    try:
+      self._model = sentencepiece.SentencePieceProcessor(
+          model_proto=serialized
+      )
+    except RuntimeError as e:
+      raise ValueError(f'{path} is not a SentencePiece model') from e
+    self.vocab_size = self._model.vocab_size()
+    self.pad_id = self._model.pad_id()
+    ids = {p: self._model.piece_to_id(p) for p in (*_ROLE_PIECES, END_PIECE)}
+    missing = [p for p, i in ids.items() if not self._model.is_control(i)]
+    if missing:
+      raise ValueError(f'{path} lacks the control pieces {missing}')
+    self._role_ids = {r: ids[p] for r, p in zip(_ROLES, _ROLE_PIECES)}
+    self.stop_ids = (ids[END_PIECE],)
+
+  def encode(self, text):
+    return self._model.encode(text)
+
+  def decode(self, ids):
+    # A random policy samples control ids too; they are no text.
+    known = [i for i in ids if not self._model.is_control(i)]
+    return self._model.decode(known)
+
+  def render(self, prompt):
+    ids: list[int] = []
+    runs: list[tuple[str, list[str]]] = []
+    for segment in prompt:
+      if segment.role not in self._role_ids:
+        raise ValueError(f'unknown role {segment.role!r}; roles are {_ROLES}')
+      if not runs or runs[-1][0] != segment.role:
+        runs.append((segment.role, []))
+      runs[-1][1].append(segment.text)
+    for role, texts in runs:
+      ids.append(self._role_ids[role])
+      ids += self._model.encode(''.join(texts))
+    ids.append(self._role_ids['assistant'])
+    return ids
+
+
+def train_sentencepiece(
+    texts: Iterable[str],
+    path: str | os.PathLike[str],
+    vocab_size: int,
+    symbols: Sequence[str] = (),
+) -> None:
+  """Trains a BPE model with byte fallback and the control pieces.
+
+  Args:
+    texts: the corpus, in an order that is the same every time.
+    path: where the model is written.
+    vocab_size: pieces in all (256 of them are the bytes).
+    symbols: strings that are always one piece.
+  """
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts),
+      model_writer=model,
+      model_type='bpe',
+      vocab_size=vocab_size,
+      byte_fallback=True,
+      split_digits=True,
+      normalization_rule_name='identity',
+      remove_extra_whitespaces=False,
+      add_dummy_prefix=False,
+      control_symbols=[*_ROLE_PIECES, END_PIECE],
+      # SentencePiece matches symbols where a space is already written so.
+      user_defined_symbols=['\n', *(s.replace(' ', '\u2581') for s in symbols)],
+      pad_id=0,
+      unk_id=1,
+      bos_id=-1,
+      eos_id=-1,
+      num_threads=1,
+      minloglevel=2,
+  )
+  epath.Path(path).write_bytes(model.getvalue())
