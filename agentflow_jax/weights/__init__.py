@@ -1,0 +1,1 @@
+"""Tensors and train state on disk."""

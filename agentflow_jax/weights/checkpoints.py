@@ -1,0 +1,104 @@
+"""Train state on disk: one Orbax commit holds all that a resume needs."""
+
+import json
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from agentflow_jax.weights import parameters
+
+
+class Checkpoints:
+  """Commits of a run, each whole or absent.
+
+  A commit is one Orbax composite: 'state' (parameters, optimizer state, step)
+  and 'run' (JSON: data cursor, seed, config, metrics so far). Randomness needs
+  no state: keys are folded from the seed and the step.
+  """
+
+  def __init__(self, directory: epath.Path, keep: int):
+    """Opens or creates a run's commits.
+
+    Args:
+      directory: below the workdir.
+      keep: commits kept.
+    """
+    self._directory = directory
+    self._manager = ocp.CheckpointManager(
+        directory,
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=False
+        ),
+    )
+
+  @property
+  def latest(self) -> int | None:
+    """The newest committed step, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
+    """Commits after `step` steps are done; blocks until it is whole.
+
+    Args:
+      step: steps done.
+      state: a pytree of arrays.
+      run: JSON values.
+    """
+    self._manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            run=ocp.args.JsonSave(json.loads(json.dumps(run))),
+        ),
+        force=True,
+    )
+    self._manager.wait_until_finished()
+
+  def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Reads a commit.
+
+    Args:
+      step: as committed.
+      like: a state of the run; its shapes, dtypes and shardings are restored.
+
+    Returns:
+      The state and the run's JSON.
+
+    Raises:
+      CheckpointError: broken, or of another model or optimizer.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+      restored = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+              state=ocp.args.StandardRestore(abstract),
+              run=ocp.args.JsonRestore(),
+          ),
+      )
+    except (ValueError, KeyError, TypeError, OSError) as e:
+      raise parameters.CheckpointError(
+          f'the commit of step {step} below {self._directory} is broken or of'
+          f' another model: {e}; delete {self._directory / str(step)} to go on'
+          ' from the one before'
+      ) from e
+    for path, (new, old) in _pairs(restored['state'], like):
+      if new.shape != old.shape:
+        raise parameters.CheckpointError(
+            f'the commit of step {step}: {path} has shape {new.shape}, the'
+            f' config wants {old.shape}'
+        )
+    return restored['state'], dict(restored['run'])
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def _pairs(a, b):
+  both = jax.tree.map(lambda x, y: (x, y), a, b)
+  leaves = jax.tree_util.tree_leaves_with_path(
+      both, is_leaf=lambda x: isinstance(x, tuple) and len(x) == 2
+  )
+  return [(jax.tree_util.keystr(path), pair) for path, pair in leaves]
