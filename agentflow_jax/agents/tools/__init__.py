@@ -1,0 +1,1 @@
+"""Tools: a card that says what for, and an async call."""

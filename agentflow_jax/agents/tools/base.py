@@ -1,0 +1,104 @@
+"""What a tool is: a card for the planner and an asynchronous call."""
+
+import contextvars
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from agentflow_jax import records
+
+# The request that a tool call belongs to, set by whoever makes the call around
+# it. A tool that samples derives its own randomness from this (contract 4).
+request_key: contextvars.ContextVar[records.RequestKey | None] = (
+    contextvars.ContextVar('request_key', default=None)
+)
+
+
+class BadArguments(Exception):
+  """The call's arguments caused the error; its text is for the model."""
+
+
+class ToolUnreachable(Exception):
+  """The tool's host failed; the rollout leaves the statistics."""
+
+
+class ToolUnavailable(Exception):
+  """The tool cannot work on this machine; names the remedy. At start only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+  """One argument of a tool: what it means, its type, whether it may lack."""
+
+  name: str
+  description: str
+  type: str = 'string'  # 'string', 'number', 'integer', 'boolean'
+  required: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+  """What the planner and the executor read of a tool.
+
+  Attributes:
+    name: how a plan names it.
+    purpose: one sentence: what it is for.
+    arguments: the schema; the first one takes a rule executor's text.
+    examples: calls in the form `execution = tool.execute(name="...")`.
+    limits: what it cannot do, and its bounds (seconds, characters).
+  """
+
+  name: str
+  purpose: str
+  arguments: tuple[Argument, ...]
+  examples: tuple[str, ...] = ()
+  limits: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+  """A card and the call behind it.
+
+  Attributes:
+    card: what the modules read.
+    call: takes checked arguments and returns the result's text; raises
+      `BadArguments` (text for the model) or `ToolUnreachable`. Anything else is
+      a bug in the tool.
+    timeout: seconds after which the rollout gives the call up.
+    close: releases processes and files; awaited once, at the end.
+    arguments_set_time: True where a call that runs out of time does so because
+      of its arguments (a program that loops), so that the policy answers for
+      it; False where the time is the host's.
+  """
+
+  card: Card
+  call: Callable[[Mapping[str, Any]], Awaitable[str]]
+  timeout: float = 30.0
+  close: Callable[[], Awaitable[None]] | None = None
+  arguments_set_time: bool = False
+
+
+def check_arguments(card: Card, arguments: Mapping[str, Any]) -> None:
+  """Raises `BadArguments` unless `arguments` fit the card's schema."""
+  known = {a.name: a for a in card.arguments}
+  for name, value in arguments.items():
+    if name not in known:
+      raise BadArguments(
+          f'{card.name} has no argument {name!r}; it takes {sorted(known)}'
+      )
+    if not isinstance(value, _TYPES[known[name].type]):
+      raise BadArguments(
+          f'{card.name}: {name} must be a {known[name].type}, '
+          f'not {type(value).__name__}'
+      )
+  for argument in card.arguments:
+    if argument.required and argument.name not in arguments:
+      raise BadArguments(f'{card.name} needs the argument {argument.name!r}')
+
+
+_TYPES = {
+    'string': str,
+    'number': (int, float),
+    'integer': int,
+    'boolean': bool,
+}

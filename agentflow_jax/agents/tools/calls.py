@@ -1,0 +1,193 @@
+"""Reads tool calls that a model wrote as Python, without executing them.
+
+The form is `execution = tool.execute(query="...", k=3)`. The text is parsed to
+a syntax tree and only literals are taken from it, so nothing that a model can
+write is ever run or looked up.
+"""
+
+import ast
+import io
+import itertools
+import math
+import re
+import textwrap
+import tokenize
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from agentflow_jax.agents.tools import base
+
+# The event loop waits for this parser: a longer text is no command, and only so
+# many of its pieces are tried, each at the cost of a pass over what follows.
+_MAX_CHARS = 16_000
+_MAX_PIECES = 8
+_MAX_DEPTH = 100  # of brackets; CPython's own limit is 200
+_FENCE = re.compile(r'```[^\n`]*\n(.*?)(?:```|\Z)', re.DOTALL)
+_INLINE = re.compile(r'`([^`\n]+)`')
+_START = re.compile(r'\b[A-Za-z_]\w*\s*\.\s*execute\s*\(')
+
+
+def parse_command(
+    text: str, card: base.Card | None = None
+) -> tuple[str | None, dict[str, Any]]:
+  """Finds the first `X.execute(...)` in a command and reads its arguments.
+
+  Fences, back-ticks, text around the call, several lines, several statements
+  and comments are fine. An argument is a literal, or a name that an earlier
+  statement gives a literal.
+
+  Args:
+    text: what the model wrote.
+    card: names positional arguments, in its order; without it they are errors.
+
+  Returns:
+    X, or None where it is the word `tool`, which names no tool; and the
+    arguments by name, JSON-like.
+
+  Raises:
+    base.BadArguments: there is no such call, or it cannot be read; says why.
+  """
+  if len(text) > _MAX_CHARS:
+    raise base.BadArguments(
+        f'the command has {len(text)} characters; {_MAX_CHARS} at most'
+    )
+  problem = 'no call of the form tool.execute(...) in the command'
+  for source in _sources(text):
+    try:
+      tree = _parse(source)
+    except SyntaxError as error:
+      if _START.search(source):
+        problem = f'the call cannot be read: {error.msg} (line {error.lineno})'
+      continue
+    call = _first_call(tree)
+    if call is not None:
+      return _read(call, _assigned(tree), card)
+  raise base.BadArguments(problem)
+
+
+def _sources(text: str) -> Iterator[str]:
+  """What may be a program, most likely first."""
+  fenced = _FENCE.findall(text)[:_MAX_PIECES]
+  yield from fenced
+  yield text
+  yield from _INLINE.findall(text)[:_MAX_PIECES]
+  starts = (
+      piece[start.start() :]
+      for piece in (*fenced, text)
+      for start in _START.finditer(piece)
+  )
+  for rest in itertools.islice(starts, _MAX_PIECES):
+    yield _balanced(rest)
+
+
+def _balanced(text: str) -> str:
+  """The shortest beginning of `text` whose brackets close; all if none does."""
+  depth = 0
+  try:
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+      if token.type == tokenize.OP and token.string in '([{':
+        depth += 1
+        if depth > _MAX_DEPTH:
+          return text
+      elif token.type == tokenize.OP and token.string in ')]}':
+        depth -= 1
+        if depth <= 0:
+          lines = text.splitlines(keepends=True)[: token.end[0]]
+          lines[-1] = lines[-1][: token.end[1]]
+          return ''.join(lines)
+  except (tokenize.TokenError, SyntaxError):
+    pass  # an open bracket or string: the parser will say which
+  return text
+
+
+def _parse(source: str) -> ast.Module:
+  """Parses; every way in which CPython's parser gives up is a SyntaxError."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # such as of a model's '\d'
+      return ast.parse(textwrap.dedent(source).strip())
+  except SyntaxError:
+    raise
+  except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+    reason = str(error) or type(error).__name__
+    raise SyntaxError(reason, ('<command>', 1, 1, '')) from error
+
+
+def _first_call(tree: ast.Module) -> ast.Call | None:
+  calls = [
+      node
+      for node in ast.walk(tree)
+      if isinstance(node, ast.Call)
+      and isinstance(node.func, ast.Attribute)
+      and node.func.attr == 'execute'
+      and isinstance(node.func.value, ast.Name)
+  ]
+  return min(calls, key=lambda c: (c.lineno, c.col_offset), default=None)
+
+
+def _assigned(tree: ast.Module) -> dict[str, ast.expr]:
+  """Names that a statement of the module's own level binds, and to what."""
+  values = {}
+  for statement in tree.body:
+    if isinstance(statement, ast.Assign):
+      for target in statement.targets:
+        if isinstance(target, ast.Name):
+          values.setdefault(target.id, statement.value)
+  return values
+
+
+def _read(
+    call: ast.Call, assigned: Mapping[str, ast.expr], card: base.Card | None
+) -> tuple[str | None, dict[str, Any]]:
+  names = [a.name for a in card.arguments] if card else []
+  if len(call.args) > len(names):
+    raise base.BadArguments(
+        'name every argument, as in tool.execute(query="...")'
+        if card is None
+        else f'{card.name} takes at most {len(names)} arguments: {names}'
+    )
+  arguments = {}
+  pairs = list(zip(names, call.args))
+  pairs += [(k.arg, k.value) for k in call.keywords]
+  for name, node in pairs:
+    if isinstance(node, ast.Name):
+      node = assigned.get(node.id, node)
+    value = _literal(name, node)
+    given = {name: value} if name is not None else value  # None: **{...}
+    if not isinstance(given, dict):
+      raise base.BadArguments('what follows ** must be a dictionary')
+    for key, item in given.items():
+      if key in arguments:
+        raise base.BadArguments(f'the argument {key!r} is given twice')
+      arguments[key] = item
+  tool = call.func.value.id
+  return (None if tool == 'tool' else tool), arguments
+
+
+def _literal(name: str | None, node: ast.expr) -> Any:
+  try:
+    return _json_like(ast.literal_eval(node))
+  except (ValueError, TypeError, RecursionError, MemoryError) as error:
+    raise base.BadArguments(
+        f'{name or "what follows **"} must be a plain value such as "text", 3 '
+        'or [1, 2]; no expression is evaluated'
+    ) from error
+
+
+def _json_like(value: Any) -> Any:
+  """Returns `value`, tuples as lists; raises ValueError if it is not JSON."""
+  if isinstance(value, str):
+    value.encode()  # a lone surrogate is no text: UnicodeEncodeError
+    return value
+  if value is None or isinstance(value, bool):
+    return value
+  if isinstance(value, int) and value.bit_length() <= 1024:
+    return value  # longer ones cannot always be printed
+  if isinstance(value, float) and math.isfinite(value):
+    return value
+  if isinstance(value, (list, tuple)):
+    return [_json_like(item) for item in value]
+  if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    return {_json_like(k): _json_like(v) for k, v in value.items()}
+  raise ValueError(f'no JSON value: {type(value).__name__}')

@@ -1,0 +1,146 @@
+"""A sandbox by interpretation: pydantic-monty, an interpreter written in Rust.
+
+Monty implements a part of Python and gives it no operating system: no files,
+sockets, processes or environment exist for a program, because nothing mounts
+or implements them. The interpreter itself is not trusted either. Each program
+has a `monty` process of its own, with an empty environment, the root directory
+as its own, no input, and limits on processor time, memory, files and wall time,
+so that a flaw in it meets a bounded process; `bubblewrap` is the stronger one.
+"""
+
+import importlib.util
+import math
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools import sandbox
+
+REMEDY = 'install it with: pip install pydantic-monty'
+
+_PROBE_SECONDS = 60.0
+# What the process itself maps before a program runs: its image, its stacks.
+_OWN_BYTES = 512 * 2**20
+# Exit statuses of the shell that sets the limits and becomes monty: a limit was
+# refused, or monty could not be started. Monty itself ends with 0 or 1.
+_LAUNCHER_FAILED = frozenset({2, 125, 126, 127})
+# A program that must work, and one that must not.
+_WORKS = 'print(6 * 7)'
+_ESCAPES = "print(open('/etc/passwd').read())"
+
+
+class Monty:
+  """Runs each program in a fresh interpreter; see `sandbox.Backend`.
+
+  Args:
+    limits: bounds of one program.
+
+  Raises:
+    base.ToolUnavailable: monty is not installed or does not work here.
+  """
+
+  name = 'monty'
+  card_limits = (
+      'a part of Python: functions, plain classes, comprehensions, f-strings, '
+      'exceptions, and the modules math, re, json, datetime, random, '
+      'itertools, functools, collections, decimal, bisect and copy; no numpy '
+      'or sympy, no generators, no input, no files, no network, no exit()'
+  )
+
+  def __init__(self, limits: sandbox.Limits):
+    self._limits = limits
+    self._command = _command(_find_binary(), limits)
+    done = self._probe(_WORKS)
+    if done.returncode or done.stdout != b'42\n':
+      said = sandbox.decode(done.stderr + done.stdout).strip()[-300:]
+      raise base.ToolUnavailable(f'monty does not work here ({said}); {REMEDY}')
+    done = self._probe(_ESCAPES)
+    if done.returncode != 1 or done.stdout:
+      raise base.ToolUnavailable('the monty sandbox does not hold')
+
+  def _probe(self, program: str) -> subprocess.CompletedProcess:
+    try:
+      return subprocess.run(
+          [*self._command, f'-c={program}'],
+          stdin=subprocess.DEVNULL,
+          capture_output=True,
+          env={},
+          cwd='/',
+          timeout=_PROBE_SECONDS,
+          check=False,
+      )
+    except (OSError, subprocess.TimeoutExpired) as error:
+      raise base.ToolUnavailable(f'monty failed: {error}; {REMEDY}') from error
+
+  async def run(self, program: str) -> sandbox.Outcome:
+    """Runs a program; raises `base.ToolUnreachable` if the sandbox failed."""
+    # One argument with its option, so that no program can be taken for one.
+    finished = await sandbox.run_process(
+        [*self._command, f'-c={program}'], self._limits, environment={}
+    )
+    return _outcome(finished, self._limits)
+
+
+def _outcome(
+    finished: sandbox.Finished, limits: sandbox.Limits
+) -> sandbox.Outcome:
+  if finished.stopped:
+    return sandbox.stopped_outcome(finished, limits)
+  output = sandbox.decode(finished.stdout)
+  if finished.returncode == 0:
+    return sandbox.Outcome(output)
+  stderr = sandbox.decode(finished.stderr)
+  if finished.returncode in _LAUNCHER_FAILED:
+    raise base.ToolUnreachable(f'monty did not start: {stderr[-300:]}')
+  if finished.returncode != 1:
+    return sandbox.Outcome(
+        output, error=sandbox.describe_exit(finished.returncode, limits)
+    )
+  return sandbox.Outcome(output, error=_last_error(stderr))
+
+
+def _last_error(stderr: str) -> str:
+  """The exception that monty reports, with the program's line number."""
+  lines = stderr.partition('error:')[2].rstrip().splitlines()
+  # Frames are indented, the exception follows them on lines that are not.
+  indented = [i for i, line in enumerate(lines) if line.startswith('  ')]
+  error = ' '.join(' '.join(lines[max(indented, default=-1) + 1 :]).split())
+  error = error or 'the program failed'
+  places = re.findall(r'File "<string>", line (\d+)', stderr)
+  return f'{error} (line {places[-1]})' if places else error
+
+
+def _command(binary: str, limits: sandbox.Limits) -> list[str]:
+  # A second more than monty's own limit, which can say what happened.
+  cpu = math.ceil(limits.cpu_seconds) + 1
+  shell = ['ulimit -c 0', f'ulimit -t {cpu}', 'ulimit -f 0', 'ulimit -n 32']
+  if sys.platform == 'linux':  # elsewhere the shell cannot bound memory
+    shell.append(f'ulimit -v {(limits.memory_bytes + _OWN_BYTES) // 1024}')
+  script = ' && '.join(shell) + ' && unset PWD OLDPWD && exec "$0" "$@"'
+  return [
+      '/bin/sh', '-c', f'{script} || exit 125', binary,
+      f'--max-feed-duration={limits.cpu_seconds}',
+      f'--max-memory={limits.memory_bytes}',
+      f'--max-total-sleep={limits.wall_seconds}', '--max-sleep=inf',
+  ]  # fmt: skip
+
+
+def _find_binary() -> str:
+  """Path of the monty program that belongs to the installed package."""
+  if importlib.util.find_spec('pydantic_monty') is None:
+    raise base.ToolUnavailable(f'pydantic-monty is not installed; {REMEDY}')
+  places = [sysconfig.get_path('scripts')]
+  places.append(sysconfig.get_path('scripts', f'{os.name}_user'))
+  for place in places:
+    binary = pathlib.Path(place) / 'monty'
+    if binary.is_file():
+      return str(binary)
+  found = shutil.which('monty')
+  if found is None:
+    raise base.ToolUnavailable(f'the monty program is missing; {REMEDY}')
+  return os.path.realpath(found)

@@ -1,0 +1,212 @@
+"""What the sandboxes of the `python` tool have in common.
+
+A sandbox runs one program in a process of its own and reports what came of it.
+This module starts, bounds and reaps that process; what the process may see is
+decided by `bubblewrap` and `monty`.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from agentflow_jax.agents.tools import base
+
+_STDERR_BYTES = 64 * 1024
+_CHUNK = 16 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Bounds of one program.
+
+  Attributes:
+    wall_seconds: from its start to its end, waiting included.
+    cpu_seconds: processor time, rounded up to whole seconds.
+    memory_bytes: address space; a program that needs more gets a MemoryError.
+    output_bytes: what it may print; it is killed where it prints more, and what
+      it had printed is the result.
+    scratch_bytes: files that it may write under /tmp (bubblewrap).
+    program_bytes: length of the program itself, in UTF-8.
+  """
+
+  wall_seconds: float = 15.0
+  cpu_seconds: float = 5.0
+  memory_bytes: int = 512 * 2**20
+  output_bytes: int = 4000
+  scratch_bytes: int = 16 * 2**20
+  program_bytes: int = 64 * 1024
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) <= 0:
+        raise ValueError(f'{field.name} must be > 0: {self}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a program printed and how it ended.
+
+  Attributes:
+    output: its standard output, at most `output_bytes` of it.
+    cut: whether it printed more than that.
+    error: why it failed, for the model; empty if it did not.
+  """
+
+  output: str
+  cut: bool = False
+  error: str = ''
+
+
+class Backend(Protocol):
+  """A sandbox that was tried and found working.
+
+  Attributes:
+    name: 'bubblewrap' or 'monty'.
+    card_limits: what its programs cannot do, for the tool's card.
+  """
+
+  name: str
+  card_limits: str
+
+  async def run(self, program: str) -> Outcome:
+    """Runs a program; raises `base.ToolUnreachable` if the sandbox failed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+  """A child process that is gone.
+
+  Attributes:
+    returncode: its exit status; negative for a signal.
+    stdout: what it wrote, at most the bytes it was allowed.
+    stderr: likewise, at most 64 KiB.
+    stopped: why it was killed: 'time', 'output' (it printed too much), 'errors'
+      (likewise, to standard error) or '' if it was not.
+  """
+
+  returncode: int
+  stdout: bytes
+  stderr: bytes
+  stopped: str = ''
+
+
+async def run_process(
+    command: Sequence[str],
+    limits: Limits,
+    *,
+    environment: Mapping[str, str],
+    stdin: int = asyncio.subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> Finished:
+  """Runs a command to its end, or kills it and its process group at a limit.
+
+  Whatever happens, cancellation included, the process has been reaped and its
+  pipes are closed when this returns. At most the limits' bytes are ever held.
+
+  Args:
+    command: the program and its arguments.
+    limits: of which wall_seconds and output_bytes are enforced here.
+    environment: the child's whole environment.
+    stdin: a file descriptor for its standard input.
+    pass_fds: further descriptors it inherits; all others are closed.
+
+  Raises:
+    base.ToolUnreachable: the process could not be started.
+  """
+  try:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=stdin,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(environment),
+        cwd='/',
+        start_new_session=True,
+        pass_fds=tuple(pass_fds),
+    )
+  except OSError as error:
+    raise base.ToolUnreachable(f'cannot start {command[0]}: {error}') from error
+  stdout, stderr = bytearray(), bytearray()
+  stopped = ''
+  try:
+    async with asyncio.timeout(limits.wall_seconds):
+      output_fits, errors_fit = await asyncio.gather(
+          _read(process, process.stdout, stdout, limits.output_bytes),
+          _read(process, process.stderr, stderr, _STDERR_BYTES),
+      )
+      await process.wait()
+    if not output_fits:
+      stopped = 'output'
+    elif not errors_fit:
+      stopped = 'errors'
+  except TimeoutError:
+    stopped = 'time'
+  finally:
+    _kill(process)
+    await asyncio.shield(_reap(process))
+  return Finished(process.returncode, bytes(stdout), bytes(stderr), stopped)
+
+
+async def _read(
+    process: asyncio.subprocess.Process,
+    stream: asyncio.StreamReader,
+    into: bytearray,
+    most: int,
+) -> bool:
+  """Reads to the end; kills the process where it exceeds `most` bytes."""
+  while chunk := await stream.read(_CHUNK):
+    into += chunk
+    if len(into) > most:
+      del into[most:]
+      _kill(process)
+      return False
+  return True
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+  if process.returncode is None:
+    # Not yet reaped, so the number still is this process's; it leads a group
+    # because it was started in a session of its own.
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _reap(process: asyncio.subprocess.Process) -> None:
+  # A stream that nobody reads would never reach its end, nor close its pipe.
+  for stream in (process.stdout, process.stderr):
+    while await stream.read(_CHUNK):
+      pass
+  await process.wait()
+
+
+def decode(output: bytes) -> str:
+  """Text of a program's output; what is no UTF-8 becomes U+FFFD."""
+  return output.decode('utf-8', errors='replace')
+
+
+def stopped_outcome(finished: Finished, limits: Limits) -> Outcome:
+  """What came of a program that was killed at a limit."""
+  output = decode(finished.stdout)
+  if finished.stopped == 'output':
+    return Outcome(output, cut=True)
+  if finished.stopped == 'errors':
+    return Outcome(output, error='the program wrote endless error messages')
+  return Outcome(
+      output, error=f'the program ran longer than {limits.wall_seconds:g} s'
+  )
+
+
+def describe_exit(returncode: int, limits: Limits) -> str:
+  """Says for the model how a program ended that reported no exception."""
+  number = -returncode if returncode < 0 else returncode - 128
+  if number == signal.SIGXCPU:
+    used = f'{limits.cpu_seconds:g} s of processor time'
+    return f'the program used more than {used}'
+  try:
+    return f'the program was ended by {signal.Signals(number).name}'
+  except ValueError:
+    return f'the program exited with status {returncode}'

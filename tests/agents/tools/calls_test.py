@@ -1,0 +1,169 @@
+"""Tests of the parser of written tool calls."""
+
+import json
+
+import hypothesis
+from hypothesis import strategies
+import pytest
+
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools import calls
+
+_CARD = base.Card(
+    name='search',
+    purpose='p',
+    arguments=(base.Argument('query', 'q'), base.Argument('k', 'k', 'integer')),
+)
+
+
+@pytest.mark.parametrize(
+    'text, tool, arguments',
+    [
+        ('execution = tool.execute(query="a b", k=3)', None,
+         {'query': 'a b', 'k': 3}),
+        ('tool.execute(query="x")  # the first one', None, {'query': 'x'}),
+        ('execution = search.execute(\n    query="x",  # what\n    k=-2,\n)',
+         'search', {'query': 'x', 'k': -2}),
+        ('```python\nexecution = tool.execute(query="x")\n```', None,
+         {'query': 'x'}),
+        ('Generated command:\n```\nexecution = tool.execute(query="x")\n```\n'
+         'This searches for x.', None, {'query': 'x'}),
+        ('```python\nexecution = tool.execute(query="x")', None,
+         {'query': 'x'}),
+        ('I would run `tool.execute(query="x")` now.', None, {'query': 'x'}),
+        ('Run tool.execute(query="(x", k=[1, (2, 3)]) and stop.', None,
+         {'query': '(x', 'k': [1, [2, 3]]}),
+        ('  execution = tool.execute(query="x")\n  print(execution)', None,
+         {'query': 'x'}),
+        ('a = tool.execute(query="x")\nb = tool.execute(query="y")', None,
+         {'query': 'x'}),
+        ('query = "long"\nexecution = tool.execute(query=query)', None,
+         {'query': 'long'}),
+        ('tool.execute(code="""a = 1\nprint(f"{a})")\n""")', None,
+         {'code': 'a = 1\nprint(f"{a})")\n'}),
+        ('tool.execute(query="a" "b")', None, {'query': 'ab'}),
+        ('tool.execute(**{"query": "x"}, k=None)', None,
+         {'query': 'x', 'k': None}),
+        ('tool.execute(flag=True, x=1.5, d={"a": [1]})', None,
+         {'flag': True, 'x': 1.5, 'd': {'a': [1]}}),
+        ('tool.execute()', None, {}),
+        ('if True:\n  r = tool.execute(query="x")', None, {'query': 'x'}),
+        ('await tool . execute ( query = "ü" )', None, {'query': 'ü'}),
+        (r'tool.execute(query="\d+")', None, {'query': '\\d+'}),
+    ],
+)  # fmt: skip
+def test_reads_calls(text, tool, arguments):
+  assert calls.parse_command(text) == (tool, arguments)
+
+
+def test_positional_arguments_need_a_card():
+  assert calls.parse_command('tool.execute("x", k=2)', _CARD) == (
+      None, {'query': 'x', 'k': 2},
+  )  # fmt: skip
+  with pytest.raises(base.BadArguments, match='name every argument'):
+    calls.parse_command('tool.execute("x")')
+  with pytest.raises(base.BadArguments, match='at most 2'):
+    calls.parse_command('tool.execute("x", 1, 2)', _CARD)
+  with pytest.raises(base.BadArguments, match="'query' is given twice"):
+    calls.parse_command('tool.execute("x", query="y")', _CARD)
+
+
+@pytest.mark.parametrize(
+    'text, reason',
+    [
+        ('', 'no call'),
+        ('search for lakes', 'no call'),
+        ('print("x")', 'no call'),
+        ('tool.execute(query="x', 'cannot be read'),
+        ('tool.execute(query="x"', 'cannot be read'),
+        ('tool.execute(query=)', 'cannot be read'),
+        ('tool.execute(query="x", query="y")', 'twice'),
+        ('tool.execute(query=open("f").read())', 'plain value'),
+        ('tool.execute(query=f"{1}")', 'plain value'),
+        ('tool.execute(query="a" + "b")', 'plain value'),
+        ('tool.execute(query=undefined)', 'plain value'),
+        ('x = open("f")\ntool.execute(query=x)', 'plain value'),
+        ('tool.execute(query=b"x")', 'plain value'),
+        ('tool.execute(query={1, 2})', 'plain value'),
+        ('tool.execute(query=1j)', 'plain value'),
+        ('tool.execute(query=1e999)', 'plain value'),
+        ('tool.execute(query={1: 2})', 'plain value'),
+        (r'tool.execute(query="\ud800")', 'plain value'),
+        ('tool.execute(query=0x' + 'f' * 5000 + ')', 'plain value'),
+        ('tool.execute(*[1])', 'name every argument'),
+        ('tool.execute(**[1])', 'dictionary'),
+        ('tool.execute(**{"a": 1}, a=2)', 'twice'),
+        ('tool.execute(q=' + '[' * 3000 + ']' * 3000 + ')', 'cannot be read'),
+        ('tool.execute(q=' + '-' * 9000 + '1)', 'cannot be read'),
+        ('tool.execute(q=\0)', 'cannot be read'),
+        ('x' * 16_001, 'at most'),
+    ],
+)
+def test_says_why_a_command_cannot_be_read(text, reason):
+  with pytest.raises(base.BadArguments, match=reason):
+    calls.parse_command(text)
+
+
+def test_nothing_is_executed(tmp_path):
+  target = tmp_path / 'written'
+  act = f'open({str(target)!r}, "w")'
+  for text in (
+      f'tool.execute(query={act})',
+      f'{act}\ntool.execute(query="x")',
+      f'tool.execute(query=[{act}])',
+      f'x = {act}\ntool.execute(query=x)',
+      f'tool.execute(query=f"{{{act}}}")',
+  ):
+    try:
+      calls.parse_command(text)
+    except base.BadArguments:
+      pass
+  assert not target.exists()
+
+
+_VALUES = strategies.recursive(
+    strategies.none()
+    | strategies.booleans()
+    | strategies.integers(-(2**70), 2**70)
+    | strategies.floats(allow_nan=False, allow_infinity=False)
+    | strategies.text(strategies.characters(exclude_categories=['Cs'])),
+    lambda inner: strategies.lists(inner, max_size=3)
+    | strategies.dictionaries(
+        strategies.text('abc', max_size=3), inner, max_size=3
+    ),
+    max_leaves=6,
+)
+_NAMES = strategies.from_regex(r'[a-z]{1,8}_x', fullmatch=True)
+_TEXTS = strategies.text(max_size=200) | strategies.lists(
+    strategies.sampled_from([
+        'tool', '.execute(', ')', '(', '"', "'", '"""', '\\', '\n', '  ', '```',
+        '```python\n', '`', '=', ',', 'query', '**', '*', '{', '}', '[', ']',
+        '#', 'f"', '0x', '9' * 50, 'lambda:', '\0', '\t', '\f', ':=', 'é', ';',
+    ]),
+    max_size=40,
+).map(''.join)  # fmt: skip
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(strategies.dictionaries(_NAMES, _VALUES, max_size=4))
+def test_any_arguments_survive_the_way_back(arguments):
+  written = ', '.join(f'{name}={value!r}' for name, value in arguments.items())
+  for text in (
+      f'execution = tool.execute({written})',
+      f'Now:\n```python\nexecution = tool.execute({written})  # so\n```\nDone.',
+  ):
+    if '```' in written:
+      continue
+    assert calls.parse_command(text) == (None, arguments)
+
+
+@hypothesis.settings(max_examples=500, deadline=None)
+@hypothesis.given(_TEXTS)
+def test_any_text_is_a_call_or_a_reason(text):
+  try:
+    tool, arguments = calls.parse_command(text)
+  except base.BadArguments as error:
+    assert str(error)
+  else:
+    assert tool is None or tool.isidentifier()
+    json.dumps(arguments, allow_nan=False).encode()
