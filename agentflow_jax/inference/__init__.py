@@ -1,0 +1,1 @@
+"""Sampling from the policy: prefill, decode and request scheduling."""

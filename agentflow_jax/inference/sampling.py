@@ -1,0 +1,67 @@
+"""Draws one token a row, and scores it as the trainer will."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from agentflow_jax.core import logprobs
+
+
+@flax.struct.dataclass
+class RowSampling:
+  """How each row is sampled. Nothing in it depends on the other rows."""
+
+  temperature: jax.Array  # float32 [B]; 0 is greedy.
+  top_k: jax.Array  # int32 [B]; 0 keeps all.
+  top_p: jax.Array  # float32 [B]; 1 keeps all.
+  min_p: jax.Array  # float32 [B]; 0 keeps all.
+  key_words: jax.Array  # uint32 [B, 2].
+
+
+def sample(
+    logits: jax.Array,
+    rows: RowSampling,
+    index: jax.Array,
+    *,
+    truncates: bool,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws token number `index` of every row's response.
+
+  The Gumbel-max draw argmax_v (logits_v / temperature + g_v), g_v independent,
+  is a sample of the softmax; without noise it is the greedy token. The noise is
+  a function of the row's key words and `index` alone.
+
+  Args:
+    logits: float32 [B, V].
+    rows: the rows' distributions.
+    index: int32 []; tokens that the response already holds.
+    truncates: whether any row sets top_k, top_p or min_p. Static: only then is
+      the vocabulary sorted. The draw of a row that truncates nothing does not
+      depend on it.
+
+  Returns:
+    tokens int32 [B] and their log probabilities float32 [B] [nats], as
+    `core.logprobs` scores them: at the row's temperature (1 where greedy), over
+    the kept tokens.
+  """
+  scaled = logprobs.scale(logits, rows.temperature)
+  keep = None
+  if truncates:
+    keep = logprobs.truncation_mask(
+        logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p
+    )
+    scaled = jnp.where(keep, scaled, -jnp.inf)
+  noise = jax.vmap(_gumbel, in_axes=(0, None, None))(
+      rows.key_words, index, logits.shape[-1]
+  )
+  noise = jnp.where(rows.temperature[:, None] == 0.0, 0.0, noise)
+  tokens = jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
+  return tokens, logprobs.log_prob_of(logits, tokens, rows.temperature, keep)
+
+
+def _gumbel(key_words: jax.Array, index: jax.Array, size: int) -> jax.Array:
+  """Standard Gumbel noise float32 [size] of one row and token index."""
+  key = jax.random.wrap_key_data(key_words, impl='threefry2x32')
+  return jax.random.gumbel(
+      jax.random.fold_in(key, index), (size,), jnp.float32
+  )

@@ -1,0 +1,677 @@
+"""The engine against plain forward passes, and alone against in a crowd."""
+
+import asyncio
+import dataclasses
+import random
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from agentflow_jax.core import model
+from agentflow_jax.core import sharding
+from agentflow_jax.inference import api
+from agentflow_jax.inference import engine as engine_lib
+
+_V = 56
+_MODEL = model.ModelConfig(
+    vocab_size=_V,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=48,
+    max_positions=40,
+    # Tied embeddings at birth repeat the last token for ever.
+    tie_embeddings=False,
+)
+_CONFIG = api.EngineConfig(
+    slots=6,
+    prompt_buckets=(8, 32),
+    max_new_tokens=12,
+    decode_chunk=5,
+    prefill_rows=2,
+    max_stop_ids=3,
+)
+
+
+@jax.jit
+def _init(seed):
+  params = model.init_params(_MODEL, jax.random.key(seed))
+  # Sharper than at birth, so that greedy choices are not near ties.
+  return dict(params, head=2.0 * params['head'])
+
+
+@pytest.fixture(scope='module', name='params')
+def _params():
+  return _init(0)
+
+
+@pytest.fixture(scope='module', name='engine')
+def _engine(params):
+  with engine_lib.Engine(_MODEL, _CONFIG, params, version=3) as engine:
+    engine.warmup()
+    yield engine
+
+
+@pytest.fixture(name='own_engine')
+def _own_engine(params):
+  with engine_lib.Engine(_MODEL, _CONFIG, params, name='own') as engine:
+    yield engine
+
+
+def _request(n=5, key=0, seed=None, stop_ids=(), stop_fn=None, **sampling):
+  rng = random.Random(n if seed is None else seed)
+  sampling.setdefault('max_new_tokens', 8)
+  return api.Request(
+      prompt_ids=tuple(rng.randrange(_V) for _ in range(n)),
+      key_words=(key, 77),
+      sampling=api.SamplingParams(**sampling),
+      stop_ids=stop_ids,
+      stop_fn=stop_fn,
+  )
+
+
+def _mixed(count, seed=0):
+  """Requests of every kind: lengths, specs, stops, a few equal prompts."""
+  rng = random.Random(seed)
+  specs = (
+      dict(), dict(temperature=0.0), dict(temperature=0.6), dict(top_k=5),
+      dict(top_p=0.8, temperature=1.4), dict(min_p=0.1),
+  )
+  return [
+      _request(
+          rng.choice((1, 3, 7, 8, 9, 20, 27)),
+          key=rng.randrange(2**32),
+          seed=rng.randrange(4),
+          stop_ids=rng.choice(((), (3,), (4, 5, 6))),
+          stop_fn=rng.choice((None, _stop_at_multiple_of_nine)),
+          max_new_tokens=rng.choice((1, 2, 6, 12)),
+          **rng.choice(specs),
+      )
+      for _ in range(count)
+  ]
+
+
+def _is_cheap(request):
+  """Whether it needs one bucket's plain programs only (compiling is slow)."""
+  return len(request.prompt_ids) <= 8 and not request.sampling.truncates
+
+
+def _stop_at_multiple_of_nine(ids):
+  return next((i + 1 for i, x in enumerate(ids) if x % 9 == 0), None)
+
+
+def _generate(engine, requests):
+  async def run():
+    # A bug may leave a caller waiting for ever: let the test fail instead.
+    return await asyncio.wait_for(
+        asyncio.gather(*(engine.generate(r) for r in requests)), 300
+    )
+
+  return asyncio.run(run())
+
+
+def _hold(engine):
+  """Keeps the engine busy with one request until the event is set."""
+  busy, release = threading.Event(), threading.Event()
+
+  def wait(unused_ids):
+    busy.set()
+    assert release.wait(60)
+    return 1
+
+  threading.Thread(
+      target=_generate, args=(engine, [_request(3, stop_fn=wait)])
+  ).start()
+  assert busy.wait(60)
+  return release
+
+
+async def _until(condition):
+  for _ in range(6000):
+    if condition():
+      return
+    await asyncio.sleep(0.01)
+  raise AssertionError('the condition never came true')
+
+
+def _together(engine, requests):
+  """Samples requests that all wait before the first batch of them starts."""
+  queued = engine.stats().queued + len(requests)
+  release = _hold(engine)
+
+  async def run():
+    tasks = [asyncio.create_task(engine.generate(r)) for r in requests]
+    await _until(lambda: engine.stats().queued == queued)
+    release.set()
+    return await asyncio.gather(*tasks)
+
+  return asyncio.run(run())
+
+
+def _bits(result):
+  return (
+      result.response_ids,
+      np.array(result.logprobs, np.float32).tobytes(),
+      result.finish_reason,
+  )
+
+
+@jax.jit
+def _padded_logits(params, ids, length):
+  positions = jnp.arange(ids.shape[0])
+  segments = (positions < length).astype(jnp.int32)
+  return model.forward(
+      _MODEL, params, ids[None], positions[None], segments[None]
+  )[0]
+
+
+def _logits(params, ids):
+  """float64 [len(ids), V] by one plain forward pass."""
+  padded = np.zeros((_MODEL.max_positions,), np.int32)
+  padded[: len(ids)] = ids
+  logits = _padded_logits(params, padded, len(ids))
+  return np.asarray(logits, np.float64)[: len(ids)]
+
+
+def _oracle_logprobs(params, request, response_ids):
+  """Scores a response in float64, with the kept set by plain loops."""
+  spec, prompt = request.sampling, request.prompt_ids
+  logits = _logits(params, prompt + response_ids)[len(prompt) - 1 : -1]
+  out = []
+  for row, token in zip(logits, response_ids, strict=True):
+    row = row / (spec.temperature or 1.0)
+    probs = np.exp(row - row.max())
+    probs /= probs.sum()
+    order = np.argsort(-probs, kind='stable')
+    mass = np.cumsum(probs[order])
+    keep = [
+        token
+        for rank, token in enumerate(order)
+        if (not spec.top_k or rank < spec.top_k)
+        and (rank == 0 or spec.top_p == 1 or mass[rank - 1] < spec.top_p)
+        and probs[token] >= spec.min_p * probs.max()
+    ]
+    out.append(np.log(probs[token] / probs[keep].sum()))
+    assert token in keep
+  return np.array(out)
+
+
+# Against plain forward passes.
+
+
+@pytest.mark.parametrize('n', [1, 5, 8, 9, 28])
+def test_greedy_equals_a_loop_of_full_forward_passes(engine, params, n):
+  request = _request(n, temperature=0.0, max_new_tokens=12)
+  (result,) = _generate(engine, [request])
+  ids, logprobs = list(request.prompt_ids), []
+  for _ in range(12):
+    last = _logits(params, ids)[-1]
+    ids.append(int(np.argmax(last)))
+    logprobs.append(last[ids[-1]] - np.log(np.exp(last).sum()))
+  assert list(result.response_ids) == ids[n:]
+  np.testing.assert_allclose(result.logprobs, logprobs, atol=1e-5)
+  assert result.finish_reason == 'length'
+  assert result.params_version == 3
+
+
+def test_recorded_logprobs_are_those_of_a_forward_pass(engine, params):
+  requests = _mixed(80, seed=1)
+  for request, result in zip(
+      requests, _generate(engine, requests), strict=True
+  ):
+    expected = _oracle_logprobs(params, request, result.response_ids)
+    np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'spec',
+    [
+        dict(),
+        dict(temperature=0.5),
+        dict(temperature=2.5, top_p=0.6),
+        dict(temperature=2.5, top_k=4),
+    ],
+)
+def test_samples_follow_the_exact_distribution(engine, params, spec):
+  base = _request(6, max_new_tokens=1, **spec)
+  requests = [dataclasses.replace(base, key_words=(i, 5)) for i in range(1500)]
+  tokens = [r.response_ids[0] for r in _generate(engine, requests)]
+  row = _logits(params, base.prompt_ids)[-1] / base.sampling.temperature
+  probs = np.exp(row - row.max())
+  probs /= probs.sum()
+  order = np.argsort(-probs)
+  before = np.cumsum(probs[order]) - probs[order]
+  kept = order[before < base.sampling.top_p]
+  kept = kept[: base.sampling.top_k or _V]
+  assert set(tokens) <= set(kept.tolist())
+  counts = np.bincount(tokens, minlength=_V)[kept]
+  expected = probs[kept] / probs[kept].sum() * len(tokens)
+  # The chi-square needs cells of at least 5: the tail is one cell.
+  head = int((expected >= 5).sum())
+  counts = np.append(counts[:head], counts[head:].sum())
+  expected = np.append(expected[:head], expected[head:].sum())
+  some = expected > 0
+  assert some.sum() > 2
+  assert stats.chisquare(counts[some], expected[some]).pvalue > 1e-3
+
+
+# What others do never shows.
+
+
+def test_same_bits_alone_in_a_crowd_and_in_any_order(engine):
+  requests = _mixed(60)
+  crowd = [_bits(r) for r in _together(engine, requests)]
+  assert len({r[0] for r in crowd}) > 40
+  order = list(range(60))
+  random.Random(5).shuffle(order)
+  permuted = _together(engine, [requests[i] for i in order])
+  assert [_bits(r) for r in permuted] == [crowd[i] for i in order]
+  for request, bits in zip(requests[:25], crowd):
+    (alone,) = _generate(engine, [request])
+    assert _bits(alone) == bits
+
+
+def test_a_group_differs_by_key_alone(engine):
+  request = _request(9, max_new_tokens=12)
+  group = [dataclasses.replace(request, key_words=(i, 1)) for i in range(8)]
+  results = _together(engine, group + group)
+  responses = [r.response_ids for r in results]
+  assert len(set(responses)) == 8
+  assert [_bits(r) for r in results[:8]] == [_bits(r) for r in results[8:]]
+
+
+def test_equal_prompts_of_a_batch_are_read_once(own_engine):
+  group = [_request(5, key=i) for i in range(3)]
+  _together(own_engine, group + [_request(4), _request(6)])
+  now = own_engine.stats()
+  # The batch that held the engine, then 5 rows with 3 distinct prompts.
+  assert (now.batches, now.batch_rows, now.prompts) == (2, 6, 4)
+
+
+# Stops.
+
+
+def test_a_stop_id_ends_the_response_and_stays(engine):
+  free = _generate(engine, [_request(5, key=4, max_new_tokens=12)])[0]
+  for length in (1, 5, 6, 11, 12):  # Around the edges of a chunk of 5.
+    stop = free.response_ids[length - 1]
+    first = free.response_ids.index(stop) + 1
+    (result,) = _generate(
+        engine,
+        [_request(5, key=4, max_new_tokens=12, stop_ids=(stop, 1))],
+    )
+    # 1 may come sooner, by chance.
+    if 1 in free.response_ids[:first]:
+      first = free.response_ids.index(1) + 1
+    assert result.response_ids == free.response_ids[:first]
+    assert result.logprobs == free.logprobs[:first]
+    assert result.finish_reason == 'stop'
+
+
+@pytest.mark.parametrize('chunk', [1, 12])
+def test_stop_fn_does_not_depend_on_the_chunk(engine, params, chunk):
+  requests = [r for r in _mixed(80, seed=3) if _is_cheap(r)]
+  assert len({len(r.prompt_ids) for r in requests if r.stop_fn}) == 4
+  expected = [_bits(r) for r in _together(engine, requests)]
+  assert len({len(r[0]) for r in expected}) > 6
+  config = dataclasses.replace(_CONFIG, decode_chunk=chunk)
+  with engine_lib.Engine(_MODEL, config, params) as other:
+    results = _together(other, requests)
+  assert [_bits(r) for r in results] == expected
+
+
+def test_stop_fn_keeps_the_stop_and_drops_the_rest(engine):
+  request = _request(5, key=4, max_new_tokens=12)
+  (free,) = _generate(engine, [request])
+  for keep in range(1, 13):
+    stop_fn = lambda ids, keep=keep: keep if len(ids) >= keep else None
+    (result,) = _generate(
+        engine, [dataclasses.replace(request, stop_fn=stop_fn)]
+    )
+    assert result.response_ids == free.response_ids[:keep]
+    assert result.logprobs == free.logprobs[:keep]
+    assert result.finish_reason == 'stop'
+
+
+def test_length_is_the_requests_own(engine):
+  requests = [_request(5, key=4, max_new_tokens=n) for n in (1, 7, 12, 5)]
+  results = _together(engine, requests)
+  for request, result in zip(requests, results, strict=True):
+    assert len(result.response_ids) == request.sampling.max_new_tokens
+    assert result.response_ids == results[2].response_ids[
+        : len(result.response_ids)
+    ]
+    assert result.finish_reason == 'length'
+
+
+# Many callers.
+
+
+def test_many_coroutines_of_two_event_loops(engine):
+  requests = _mixed(300, seed=7)
+  before = engine.stats()
+  outcomes = {}
+
+  def client(name, part):
+    outcomes[name] = [_bits(r) for r in _generate(engine, part)]
+
+  threads = [
+      threading.Thread(target=client, args=(i, requests[i::2]))
+      for i in range(2)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert outcomes[0][:5] == [
+      _bits(r) for r in _generate(engine, requests[0:10:2])
+  ]
+  assert len(outcomes[0]) == len(outcomes[1]) == 150
+  after = engine.stats()
+  assert after.requests - before.requests == 305
+  assert after.completed - before.completed == 305
+  assert after.queued == after.running == after.failed == 0
+
+
+def test_nothing_compiles_after_warmup(engine):
+  events = []
+
+  def listen(name, unused_seconds, **unused_kwargs):
+    if 'backend_compile' in name:
+      events.append(name)
+
+  compiled = engine.compilations
+  # Two programs (prefill, decode) x two buckets x truncating or not.
+  assert compiled == 8
+  _generate(engine, _mixed(8, seed=11))
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    jax.jit(lambda x: x * 3 + 1)(1.0)
+    assert events, 'the listener hears nothing'
+    events.clear()
+    _generate(engine, _mixed(500, seed=12))
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert not events
+  assert engine.compilations == compiled == engine.stats().compilations
+
+
+def test_engines_of_equal_shapes_share_their_programs(engine, own_engine):
+  assert engine.compilations == 8
+  _generate(own_engine, _mixed(20))
+  assert own_engine.compilations == 0
+
+
+def test_waiting_requests_are_coalesced(own_engine):
+  results = _together(own_engine, [_request(5, key=i) for i in range(14)])
+  # The batch that held the engine, then 6 + 6 + 2 rows of 6 slots.
+  assert own_engine.stats().batches == 4
+  assert all(r.queue_seconds > 0 and r.model_seconds > 0 for r in results)
+
+
+# Parameters.
+
+
+def test_new_parameters_take_effect_and_are_named(own_engine):
+  request = _request(5, key=4, max_new_tokens=12)
+  (old,) = _generate(own_engine, [request])
+  new_params = _init(1)
+  own_engine.update_params(new_params, 9)
+  assert own_engine.params_version == 9
+  (new,) = _generate(own_engine, [request])
+  assert (old.params_version, new.params_version) == (0, 9)
+  assert old.response_ids != new.response_ids
+  np.testing.assert_allclose(
+      new.logprobs,
+      _oracle_logprobs(new_params, request, new.response_ids),
+      atol=1e-5,
+  )
+
+
+def test_a_running_batch_ends_with_the_parameters_it_began_with(own_engine):
+  request = _request(5, key=4, max_new_tokens=12)
+  (old,) = _generate(own_engine, [request])
+  new_params = _init(1)
+
+  def update_on_the_way(ids):
+    if len(ids) < 12:
+      own_engine.update_params(new_params, 1)
+
+  (result,) = _generate(
+      own_engine, [dataclasses.replace(request, stop_fn=update_on_the_way)]
+  )
+  assert own_engine.params_version == 1
+  assert result.params_version == 0
+  assert _bits(result) == _bits(old)
+
+
+def test_the_caller_may_donate_its_parameters():
+  params = _init(2)
+  request = _request(5, key=4)
+  with engine_lib.Engine(_MODEL, _CONFIG, params) as engine:
+    jax.tree.map(lambda x: x.delete(), params)
+    (first,) = _generate(engine, [request])
+    again = _init(2)
+    engine.update_params(again, 1)
+    consume = jax.jit(
+        lambda p: jax.tree.map(lambda x: x * 0.0, p), donate_argnums=0
+    )
+    jax.block_until_ready(consume(again))
+    (second,) = _generate(engine, [request])
+  assert _bits(first) == _bits(second)
+
+
+def test_parameters_of_another_shape_are_refused(own_engine):
+  wider = dataclasses.replace(_MODEL, d_ff=64)
+  params = jax.eval_shape(lambda: model.init_params(wider, jax.random.key(0)))
+  with pytest.raises(ValueError, match='gate.*64.*48'):
+    own_engine.update_params(params, 1)
+  assert own_engine.params_version == 0
+
+
+def test_parameters_over_a_mesh_sample_alike(engine, params):
+  if len(jax.devices()) < 2:
+    pytest.skip('needs two devices')
+  mesh = sharding.make_mesh(
+      data=1, fsdp=1, tensor=2, devices=jax.devices()[:2]
+  )
+  requests = [r for r in _mixed(60, seed=21) if _is_cheap(r)]
+  assert len(requests) > 10
+  with engine_lib.Engine(
+      _MODEL,
+      _CONFIG,
+      params,
+      sharding=sharding.param_shardings(_MODEL, mesh),
+  ) as other:
+    results = _generate(other, requests)
+  for a, b in zip(results, _generate(engine, requests), strict=True):
+    assert a.response_ids == b.response_ids
+    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+def test_a_bucket_beyond_the_context_is_refused(params):
+  config = dataclasses.replace(_CONFIG, prompt_buckets=(8, 64))
+  with pytest.raises(ValueError, match='64.*40'):
+    engine_lib.Engine(_MODEL, config, params)
+
+
+# Failures.
+
+
+def test_a_prompt_too_long_is_refused_at_once(engine):
+  before = engine.stats()
+  with pytest.raises(api.PromptTooLong, match='33.*32'):
+    _generate(engine, [_request(33, max_new_tokens=1)])
+  with pytest.raises(api.PromptTooLong, match='30.*12.*40'):
+    _generate(engine, [_request(30, max_new_tokens=12)])
+  assert engine.stats() == before
+
+
+def test_a_failing_stop_fn_fails_only_its_own_request(engine):
+  before = engine.stats()
+
+  def fail(ids):
+    raise KeyError(len(ids))
+
+  good = [_request(5, key=i) for i in range(4)]
+  bad = dataclasses.replace(good[0], stop_fn=fail)
+
+  async def run():
+    return await asyncio.gather(
+        *(engine.generate(r) for r in [bad, *good]), return_exceptions=True
+    )
+
+  error, *results = asyncio.run(run())
+  assert isinstance(error, api.EngineError)
+  assert isinstance(error.__cause__, KeyError)
+  assert [_bits(r) for r in results] == [
+      _bits(r) for r in _generate(engine, good)
+  ]
+  after = engine.stats()
+  assert after.failed - before.failed == 1
+  assert after.completed - before.completed == 8
+
+
+def test_a_failing_batch_fails_its_requests_and_no_others(
+    own_engine, monkeypatch
+):
+  request = _request(5)
+  (expected,) = _generate(own_engine, [request])
+  with monkeypatch.context() as patch:
+    def fail(*unused_args):
+      raise RuntimeError('out of memory')
+
+    patch.setattr(own_engine._programs, 'get', fail)
+    with pytest.raises(api.EngineError, match='own.*out of memory') as info:
+      _generate(own_engine, [request])
+    assert isinstance(info.value.__cause__, RuntimeError)
+  (result,) = _generate(own_engine, [request])
+  assert _bits(result) == _bits(expected)
+  assert own_engine.stats().failed == 1
+
+
+def test_a_batch_that_fails_late_keeps_what_was_done(own_engine, monkeypatch):
+  prefill, _ = own_engine._programs.get(8, False)
+
+  def fail(*unused_args):
+    raise RuntimeError('device lost')
+
+  monkeypatch.setattr(own_engine._programs, 'get', lambda *_: (prefill, fail))
+  requests = [_request(5, max_new_tokens=n) for n in (1, 8)]
+
+  async def run():
+    return await asyncio.gather(
+        *(own_engine.generate(r) for r in requests), return_exceptions=True
+    )
+
+  done, failed = asyncio.run(run())
+  assert len(done.response_ids) == 1
+  assert isinstance(failed, api.EngineError)
+  now = own_engine.stats()
+  assert (now.requests, now.completed, now.failed) == (2, 1, 1)
+
+
+def test_parameters_that_are_not_finite_are_an_error(own_engine):
+  good = _init(0)
+  own_engine.update_params(jax.tree.map(lambda x: x * np.nan, good), 1)
+  with pytest.raises(api.EngineError, match='not finite'):
+    _generate(own_engine, [_request(5)])
+  own_engine.update_params(good, 2)
+  assert _generate(own_engine, [_request(5)])[0].params_version == 2
+
+
+def test_a_cancelled_caller_drops_its_queued_request(own_engine):
+  release = _hold(own_engine)
+
+  async def run():
+    dropped = asyncio.create_task(own_engine.generate(_request(5, key=1)))
+    kept = asyncio.create_task(own_engine.generate(_request(5, key=2)))
+    await _until(lambda: own_engine.stats().queued == 2)
+    dropped.cancel()
+    with pytest.raises(asyncio.CancelledError):
+      await dropped
+    assert own_engine.stats().queued == 1
+    assert own_engine.stats().cancelled == 1
+    release.set()
+    return await kept
+
+  assert len(asyncio.run(run()).response_ids) == 8
+  stats_now = own_engine.stats()
+  assert stats_now.batch_rows == 2  # The one that held it, and the kept one.
+  assert stats_now.requests == stats_now.completed + stats_now.cancelled == 3
+
+
+def test_a_cancelled_caller_on_the_device_leaves_the_others(own_engine):
+  (expected,) = _generate(own_engine, [_request(5, key=2)])
+  busy, release = threading.Event(), threading.Event()
+
+  def wait(unused_ids):
+    busy.set()
+    assert release.wait(60)
+
+  async def run():
+    requests = [_request(5, key=1, stop_fn=wait), _request(5, key=2)]
+    tasks = [
+        asyncio.create_task(own_engine.generate(r)) for r in requests
+    ]
+    assert await asyncio.to_thread(busy.wait, 60)
+    tasks[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+      await tasks[0]
+    release.set()
+    return await tasks[1]
+
+  assert _bits(asyncio.run(run())) == _bits(expected)
+  assert own_engine.stats().cancelled == 1
+
+
+def test_closing_fails_what_is_unfinished_and_ends_the_thread(params):
+  engine = engine_lib.Engine(_MODEL, _CONFIG, params, name='doomed')
+  busy, release = threading.Event(), threading.Event()
+
+  def wait(unused_ids):
+    busy.set()
+    assert release.wait(60)
+
+  async def run():
+    running = asyncio.create_task(
+        engine.generate(_request(5, stop_fn=wait))
+    )
+    assert await asyncio.to_thread(busy.wait, 60)
+    queued = asyncio.create_task(engine.generate(_request(9)))
+    await _until(lambda: engine.stats().queued == 1)
+    closing = asyncio.create_task(asyncio.to_thread(engine.close))
+    await _until(lambda: engine._closing)
+    release.set()
+    await closing
+    for task in (running, queued):
+      with pytest.raises(api.EngineClosed, match='doomed'):
+        await asyncio.wait_for(task, 60)
+    with pytest.raises(api.EngineClosed):
+      await engine.generate(_request(5))
+
+  asyncio.run(run())
+  engine.close()
+  assert all(t.name != 'engine-doomed' for t in threading.enumerate())
+  now = engine.stats()
+  assert (now.requests, now.failed, now.queued, now.running) == (2, 2, 0, 0)
+
+
+def test_a_loop_that_is_gone_does_not_stop_the_engine(own_engine):
+  release = _hold(own_engine)
+  loop = asyncio.new_event_loop()
+  orphan = loop.create_task(own_engine.generate(_request(5)))
+  loop.run_until_complete(asyncio.sleep(0.01))
+  loop.close()
+  assert own_engine.stats().queued == 1
+  release.set()
+  (result,) = _generate(own_engine, [_request(6)])
+  assert len(result.response_ids) == 8
+  assert not orphan.done()
+  orphan._log_destroy_pending = False
