@@ -1,0 +1,297 @@
+"""What the house is held to: targets, arrows, requirements, names, tests.
+
+Each check takes the texts of a repository and returns a list of problems, so
+that house_test.py can show on a small example that it is able to fail.
+"""
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterable
+
+from packaging import requirements
+from packaging import utils
+
+from tests import house_sources
+
+# The arrows of design.md, section 4. A room may import itself.
+_BELOW_TRAINING = {'records', 'core', 'inference', 'agents', 'weights', 'data'}
+_ARROWS = {
+    'records': set(),
+    'core': set(),
+    'inference': {'core'},
+    'agents': {'records'},
+    'weights': {'core'},
+    'data': {'records'},
+    'config': _BELOW_TRAINING,
+    'training': _BELOW_TRAINING | {'config'},
+    'serving': {'records', 'training', 'config'},
+    'entry points': {'records', 'training', 'config', 'serving'},
+    'experiments': {'config'},
+    'benchmarks': _BELOW_TRAINING | {'config', 'training', 'serving'},
+    'launch': set(),
+}
+_THIRD_PARTY = {
+    'records': set(),
+    'core': {'jax', 'flax', 'optax', 'numpy'},
+    'launch': set(),
+}  # Rooms whose third-party imports the design lists.
+_NEVER = {'agents': {'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'}}
+_ENTRY_LINES = 80
+_MACHINE_PATH = re.compile(r'(?<![\w.$}/])/(?:home|mnt|opt|root|Users|work)/\w')
+
+
+def target_problems(files: house_sources.Files) -> list[str]:
+  """Every .py file is in exactly one target, and deps are the imports."""
+  paths = house_sources.python_files(files)
+  targets = house_sources.parse_build(files['BUILD'], paths)
+  problems, owner = [], {}
+  for target in targets:
+    for source in target.srcs:
+      if source not in files:
+        problems.append(f':{target.name} names {source}, which is not there')
+      if source in owner:
+        problems.append(f'{source} is in {owner[source]} and :{target.name}')
+      owner[source] = f':{target.name}'
+    if not target.srcs:
+      problems.append(f':{target.name} has no sources')
+    if target.rule == 'py_binary' and f'main = "{target.srcs[0]}"' not in (
+        files['BUILD']
+    ):
+      problems.append(f':{target.name} does not name its main file')
+  problems += [f'{p} is in no target' for p in paths if p not in owner]
+  names = [t.name for t in targets]
+  problems += [f':{n} is defined twice' for n in {*names} if names.count(n) > 1]
+  for target in targets:
+    needed = set()
+    for source in set(target.srcs) & set(files):
+      imported = house_sources.imports_of(source, files)
+      needed |= {owner[f] for f in imported.files if f in owner}
+      needed |= {_label(d) for d in imported.distributions}
+    if target.rule == 'py_test':
+      needed.add('@pypi//pytest')  # Its main module.
+    needed.discard(f':{target.name}')
+    have = set(target.deps)
+    problems += [f':{target.name} lacks dep {d}' for d in sorted(needed - have)]
+    problems += [
+        f':{target.name} has idle dep {d}' for d in sorted(have - needed)
+    ]
+  return problems + _cycles(targets)
+
+
+def _label(distribution: str) -> str:
+  return f'@pypi//{distribution.replace("-", "_")}'
+
+
+def _cycles(targets: list[house_sources.Target]) -> list[str]:
+  """Bazel refuses a circle of targets."""
+  left = {f':{t.name}': {d for d in t.deps if d[0] == ':'} for t in targets}
+  while free := [n for n, deps in left.items() if not deps & set(left)]:
+    for name in free:
+      del left[name]
+  return [f'targets depend on each other: {sorted(left)}'] if left else []
+
+
+def import_problems(files: house_sources.Files) -> list[str]:
+  """Names under our packages that do not exist, and relative imports."""
+  return [
+      f'{path} imports {name}, which is no file here'
+      for path in house_sources.python_files(files)
+      for name in sorted(house_sources.imports_of(path, files).unknown)
+  ]
+
+
+def _room(path: str) -> str:
+  """The room of a file; '' for the package itself."""
+  parts = path.split('/')
+  if parts[0] == 'tests':
+    return 'tests'
+  if parts[0] != 'agentflow_jax':
+    return 'benchmarks' if parts[1:2] == ['benchmarks'] else parts[0]
+  if parts[1:] == ['training', 'config.py']:
+    return 'config'
+  if parts[-1] == '__init__.py' and len(parts) < 4:
+    return ''  # Empty, and imported with every module of its package.
+  if len(parts) == 2:
+    return 'records' if parts[1] == 'records.py' else 'entry points'
+  return parts[1]
+
+
+def _reach(room: str) -> set[str]:
+  below = set(_ARROWS[room])
+  return below.union(*map(_reach, below)) | {room}
+
+
+def _allowed(path: str) -> set[str]:
+  """The rooms that a file may import: for a test, what its room can reach."""
+  if not path.startswith('tests/'):
+    return _ARROWS[_room(path)] | {_room(path)} if _room(path) else set()
+  room = path.split('/')[1]
+  if room == 'training':
+    room = 'entry points'
+  everything = set(_ARROWS)
+  return {'tests'} | (_reach(room) if room in _ARROWS else everything)
+
+
+def arrow_problems(files: house_sources.Files) -> list[str]:
+  """Imports that design.md does not draw."""
+  problems = []
+  for path in house_sources.python_files(files):
+    imported, room = house_sources.imports_of(path, files), _room(path)
+    if room and room != 'tests' and room not in _ARROWS:
+      problems.append(f'{path}: design.md knows no room {room}')
+      continue
+    allowed = _allowed(path) | {''}
+    for other in sorted(imported.files):
+      if _room(other) not in allowed:
+        problems.append(f'{path} imports {other}: no such arrow')
+    third = set(imported.distributions)
+    wrong = third & _NEVER.get(room, set())
+    wrong |= third - _THIRD_PARTY.get(room, third)
+    problems += [f'{path} ({room}) imports {d}' for d in sorted(wrong)]
+  return problems
+
+
+def _requirements(lines: Iterable[str]) -> dict[str, str]:
+  found = {}
+  for line in lines:
+    if line.split('#')[0].strip():
+      requirement = requirements.Requirement(line)
+      name = utils.canonicalize_name(requirement.name)
+      found[name] = str(requirement.specifier)
+  return found
+
+
+def requirement_problems(files: house_sources.Files) -> list[str]:
+  """Third-party names are those of requirements.txt and the extras."""
+  project = tomllib.loads(files['pyproject.toml'])['project']
+  core = _requirements(files['requirements.txt'].splitlines())
+  extras = {
+      extra: set(_requirements(lines)) - {project['name']}
+      for extra, lines in project['optional-dependencies'].items()
+  }
+  users = set(core).union(*(v for k, v in extras.items() if k != 'test'))
+  used_by_package, used_by_tests, problems = set(), set(), []
+  for path in house_sources.python_files(files):
+    used = house_sources.imports_of(path, files).distributions
+    if path.startswith('agentflow_jax/'):
+      used_by_package |= used
+      early = house_sources.imported_at_once(path, files) - set(core)
+      problems += [
+          f'{path} imports {d}, which is not in requirements.txt' for d in early
+      ]
+    else:
+      used_by_tests |= used
+  problems += [
+      f'{d} is imported, but in neither requirements.txt nor an extra'
+      for d in sorted(used_by_package - users)
+  ]
+  problems += [
+      f'{d} is imported by tests, but not in [test]'
+      for d in sorted(used_by_tests - users - extras['test'])
+  ]
+  used = used_by_package | used_by_tests
+  problems += [
+      f'{d} is required, but nothing imports it'
+      for d in sorted(users.union(extras['test']) - used)
+  ]
+  problems += [
+      f'{d} is in requirements.txt and in [{extra}]'
+      for extra, names in extras.items()
+      for d in sorted(names & set(core) - {'jax'})
+  ]
+  lines = files['requirements.txt'].splitlines()
+  for before, line in zip(['', *lines], lines):
+    if line and line[0] != '#' and not before.startswith('# '):
+      problems.append(f'requirements.txt: no comment says what {line} is for')
+  return problems
+
+
+def lock_problems(files: house_sources.Files) -> list[str]:
+  """Bazel's lock holds every @pypi label, at versions that we ask for."""
+  locked = {}
+  for line in files['requirements_lock.txt'].splitlines():
+    if line.split('#')[0].strip():
+      name, _, version = line.split(';')[0].strip().partition('==')
+      locked.setdefault(utils.canonicalize_name(name), []).append(
+          version
+      )
+  labels = set(re.findall(r'"@pypi//(\w+)"', files['BUILD']))
+  problems = [
+      f'@pypi//{n} is not in requirements_lock.txt'
+      for n in sorted(labels)
+      if n.replace('_', '-') not in locked
+  ]
+  project = tomllib.loads(files['pyproject.toml'])['project']
+  lines = files['requirements.txt'].splitlines()
+  wanted = _requirements(lines + project['optional-dependencies']['test'])
+  for name in sorted(set(wanted) & set(locked)):
+    specifier = requirements.SpecifierSet(wanted[name])
+    if not all(v in specifier for v in locked[name]):
+      problems.append(f'requirements_lock.txt has {name} not {specifier}')
+  return problems
+
+
+def name_problems(files: house_sources.Files) -> list[str]:
+  """Modules and packages that shadow one of the standard library."""
+  problems = []
+  for path in house_sources.python_files(files):
+    *directories, file = path.split('/')
+    for name in {*directories, file.removesuffix('.py')} - {'__init__'}:
+      if name in sys.stdlib_module_names:
+        problems.append(f'{path}: {name} is a module of the standard library')
+  return problems
+
+
+def path_problems(files: house_sources.Files) -> list[str]:
+  """Absolute paths of somebody's machine."""
+  return [
+      f'{path}:{number}: {line.strip()}'
+      for path, text in files.items()
+      for number, line in enumerate(text.splitlines(), 1)
+      if _MACHINE_PATH.search(line)
+  ]
+
+
+def entry_point_problems(files: house_sources.Files) -> list[str]:
+  """Entry points are short, and, with other programs, what py_binary is for."""
+  paths = house_sources.python_files(files)
+  targets = house_sources.parse_build(files['BUILD'], paths)
+  binaries = {s for t in targets if t.rule == 'py_binary' for s in t.srcs}
+  entries = {p for p in paths if _room(p) == 'entry points'}
+  problems = [f'{p} is no py_binary' for p in sorted(entries - binaries)]
+  programs = entries | {
+      p for p in paths if p.startswith(('launch/', 'experiments/benchmarks/'))
+  }
+  problems += [f'{p} is no entry point' for p in sorted(binaries - programs)]
+  return problems + [
+      f'{p} has {lines} lines; an entry point has fewer than {_ENTRY_LINES}'
+      for p in sorted(entries)
+      if (lines := len(files[p].splitlines())) >= _ENTRY_LINES
+  ]
+
+
+def mirror_problems(files: house_sources.Files) -> list[str]:
+  """tests/ mirrors the rooms, and holds tests and what they import."""
+  paths = house_sources.python_files(files)
+  rooms = {
+      '/'.join(p.split('/')[1:-1])
+      for p in paths
+      if p.startswith('agentflow_jax/') and not p.endswith('/__init__.py')
+  } - {''}
+  tests = [p for p in paths if p.startswith('tests/')]
+  tested = {
+      '/'.join(p.split('/')[1:-1]) for p in tests if p.endswith('_test.py')
+  } - {''}
+  imported = [house_sources.imports_of(p, files).files for p in tests]
+  helped = set().union(*imported)
+  problems = [f'room {r} has no tests' for r in sorted(rooms - tested)]
+  problems += [
+      f'tests/{r} mirrors no room'
+      for r in sorted(tested - rooms - {'experiments', 'launch'})
+  ]
+  return problems + [
+      f'{p} is neither a test nor imported by one'
+      for p in tests
+      if not p.endswith(('_test.py', '/__init__.py')) and p not in helped
+  ]

@@ -1,0 +1,67 @@
+"""Tests of records."""
+
+import dataclasses
+
+import pytest
+
+from agentflow_jax import records
+
+KEY = records.RequestKey(7, records.Purpose.TRAIN, 3, 'q', 1)
+WORDS = (1158897065, 4211198331)
+
+
+def test_every_field_of_a_key_changes_its_words():
+  changed = dict(
+      seed=8, purpose=records.Purpose.EVALUATE, step=4, query='q2', rollout=2,
+      turn=1, module='verifier', attempt=1,
+  )
+  assert set(changed) == {f.name for f in dataclasses.fields(KEY)}
+  keys = [dataclasses.replace(KEY, **{k: v}) for k, v in changed.items()]
+  words = [key.words() for key in keys]
+  assert len({KEY.words(), *words}) == 9
+  assert all(0 <= w < 2**32 for w in KEY.words())
+
+
+def test_words_are_the_same_on_every_machine():
+  # From hashlib.blake2b(repr(...), digest_size=8), which no hash seed touches.
+  assert KEY.words() == WORDS
+
+
+def test_fields_do_not_run_into_each_other():
+  a = dataclasses.replace(KEY, query='a1', rollout=1)
+  b = dataclasses.replace(KEY, query='a', rollout=11)
+  assert a.words() != b.words()
+
+
+def test_statuses_are_policy_or_infrastructure():
+  policy = {s.value for s in records.Status if s.is_policy}
+  assert policy == {
+      'answered', 'out_of_turns', 'unparseable_plan', 'truncated_response',
+      'prompt_too_long', 'tool_error', 'deadline',
+  }
+  assert {s.value for s in records.Status} - policy == {
+      'model_unreachable', 'tool_unreachable', 'judge_unreachable',
+      'module_failed', 'deadline_infrastructure',
+  }
+
+
+@pytest.mark.parametrize(
+    'field, value',
+    [
+        ('temperature', -0.1), ('temperature', float('nan')),
+        ('temperature', float('inf')), ('top_k', -1), ('top_p', 0.0),
+        ('top_p', 1.1), ('min_p', -0.1), ('min_p', 1.1), ('max_new_tokens', 0),
+    ],
+)
+def test_sampling_refuses_what_has_no_meaning(field, value):
+  with pytest.raises(ValueError, match=field):
+    records.SamplingSpec(**{field: value})
+
+
+@pytest.mark.parametrize(
+    'fields, truncates',
+    [({}, False), ({'temperature': 0.0}, False), ({'top_k': 1}, True),
+     ({'top_p': 0.9}, True), ({'min_p': 0.1}, True)],
+)
+def test_truncates(fields, truncates):
+  assert records.SamplingSpec(**fields).truncates is truncates
