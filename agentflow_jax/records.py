@@ -52,7 +52,9 @@ class SamplingSpec:
 
   def __post_init__(self):
     if not 0.0 <= self.temperature < float('inf'):
-      raise ValueError(f'temperature must be finite and >= 0: {self.temperature}')
+      raise ValueError(
+          f'temperature must be finite and >= 0: {self.temperature}'
+      )
     if self.top_k < 0:
       raise ValueError(f'top_k must be >= 0 (0 keeps all): {self.top_k}')
     if not 0.0 < self.top_p <= 1.0:

@@ -1,0 +1,170 @@
+"""The evolving memory: an immutable value, one per rollout (contract 6)."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+from agentflow_jax.agents import references as references_lib
+
+CUT = ' ... '
+# Before any token is counted: a tool may return megabytes.
+_MAX_CHARACTERS = 20_000
+_WORD_START = re.compile(r'\S*')
+_WORD_END = re.compile(r'\S*\Z')
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One turn as memory keeps it.
+
+  Attributes:
+    tool: the tool that the plan named.
+    sub_goal: the plan's, as written.
+    context: the plan's, as written.
+    result: what came back, shortened once, its mentions marked.
+    failed: whether the tool reported an error.
+    verdict: the verifier's conclusion and reason.
+  """
+
+  tool: str
+  sub_goal: str
+  context: str
+  result: str
+  failed: bool = False
+  verdict: str = ''
+
+  def render(self, number: int) -> str:
+    """Returns the entry as one paragraph of the prompt."""
+    plan = '; '.join(p for p in (self.sub_goal, self.context) if p)
+    arrow = ' ! ' if self.failed else ' -> '
+    text = f'{number}. {self.tool}: {plan}{arrow}{self.result}'
+    return f'{text} | {self.verdict}' if self.verdict else text
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """What the modules of one rollout share. Immutable; append returns a new one.
+
+  Attributes:
+    query: the query with its mentions marked; never shortened.
+    analysis: a frozen model's analysis of the query; may be empty.
+    references: what the marks stand for.
+    entries: one a turn, in order of time.
+    shortened: entries that an overflowing prompt has shortened again.
+  """
+
+  query: str
+  analysis: str = ''
+  references: references_lib.References = references_lib.References()
+  entries: tuple[Entry, ...] = ()
+  shortened: int = 0
+
+  def append(self, entry: Entry) -> 'Memory':
+    """Returns this memory with `entry` at its end."""
+    return dataclasses.replace(self, entries=self.entries + (entry,))
+
+  def mark(self, text: str) -> tuple[str, 'Memory']:
+    """Marks what `text` mentions; returns it and the memory that knows it."""
+    marked, references = self.references.annotate(text)
+    return marked, dataclasses.replace(self, references=references)
+
+  def unmarked(self) -> 'Memory':
+    """Returns this memory in plain words, for modules that know no marks."""
+    plain = self.references.unmark
+    entries = tuple(
+        dataclasses.replace(
+            e,
+            sub_goal=plain(e.sub_goal),
+            context=plain(e.context),
+            result=plain(e.result),
+            verdict=plain(e.verdict),
+        )
+        for e in self.entries
+    )
+    return dataclasses.replace(
+        self,
+        query=plain(self.query),
+        analysis=plain(self.analysis),
+        entries=entries,
+    )
+
+  def shorten_older(
+      self, count_tokens: Callable[[str], int], tokens: int
+  ) -> 'Memory | None':
+    """Shortens the oldest entry that is still longer than `tokens`.
+
+    Args:
+      count_tokens: counts a text's tokens.
+      tokens: what is left of the entry's result, at most.
+
+    Returns:
+      A new memory, or None when nothing is left to shorten.
+    """
+    for i, entry in enumerate(self.entries):
+      if count_tokens(entry.result) <= tokens:
+        continue
+      result = shorten(entry.result, count_tokens, tokens)
+      # What a template adds to every count may leave nothing to gain.
+      if len(result) < len(entry.result):
+        entry = dataclasses.replace(entry, result=result)
+        entries = self.entries[:i] + (entry,) + self.entries[i + 1 :]
+        return dataclasses.replace(
+            self, entries=entries, shortened=self.shortened + 1
+        )
+    return None
+
+
+def start(
+    query: str, analysis: str, gazetteer: references_lib.Gazetteer | None
+) -> Memory:
+  """Returns the memory a rollout begins with."""
+  memory = Memory('', references=references_lib.References(gazetteer))
+  query, memory = memory.mark(query)
+  analysis, memory = memory.mark(analysis)
+  return dataclasses.replace(memory, query=query, analysis=analysis)
+
+
+def bounded(text: str) -> str:
+  """Returns encodable text of bounded length, whatever a tool returned."""
+  if len(text) > _MAX_CHARACTERS:
+    half = _MAX_CHARACTERS // 2
+    text = text[:half] + CUT + text[-half:]
+  return text.encode('utf-8', 'replace').decode()
+
+
+def shorten(
+    text: str, count_tokens: Callable[[str], int], tokens: int
+) -> str:
+  """Keeps the head and the tail of a text within a token budget.
+
+  Args:
+    text: any text.
+    count_tokens: counts a text's tokens.
+    tokens: the budget, at least 1.
+
+  Returns:
+    The text itself where it fits; else its first two thirds and its last third
+    around dots, as long as fits. A word, such as a number or a mark, is left
+    out rather than cut, if it is not very long.
+  """
+  text = bounded(text)
+  if count_tokens(text) <= tokens:
+    return text
+  low, high = 0, len(text)
+  while low < high:  # Most characters kept that still fit.
+    middle = (low + high + 1) // 2
+    if count_tokens(_ends(text, middle)) <= tokens:
+      low = middle
+    else:
+      high = middle - 1
+  return _ends(text, low)
+
+
+def _ends(text, kept):
+  head = (2 * kept + 2) // 3
+  tail = len(text) - (kept - head)
+  if not text[head : head + 1].isspace():
+    head -= len(_WORD_END.search(text, max(head - 40, 0), head).group())
+  if not text[tail - 1 : tail].isspace():
+    tail += len(_WORD_START.match(text, tail, tail + 40).group())
+  return text[:head] + CUT.rstrip() + text[tail:]

@@ -1,0 +1,326 @@
+"""The four modules: a rule or a language model behind one signature each.
+
+Every module sees a `View` and nothing else: not the answer, not the number of
+hops, not how a question was made.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Protocol
+
+from agentflow_jax import records
+from agentflow_jax.agents import language_model, memory as memory_lib
+from agentflow_jax.agents import plan as plan_lib
+from agentflow_jax.agents import prompts
+from agentflow_jax.agents.tools import base, calls
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """What a module may read.
+
+  Attributes:
+    task_id: names the task; scripted planners look their script up by it.
+    memory: the query, the analysis and what was found so far.
+    cards: the tools that there are.
+    key: names the request of the turn; a module puts its own name in.
+    counts: what a module did besides its output, added up by name.
+  """
+
+  task_id: str
+  memory: memory_lib.Memory
+  cards: tuple[base.Card, ...]
+  key: records.RequestKey
+  counts: collections.Counter[str] = dataclasses.field(
+      default_factory=collections.Counter, compare=False
+  )
+
+  def key_of(self, module: str) -> records.RequestKey:
+    return dataclasses.replace(self.key, module=module)
+
+
+class Planner(Protocol):
+  """Writes the next step; the module that Flow-GRPO trains."""
+
+  async def plan(
+      self, view: View
+  ) -> tuple[records.Completion, records.SamplingSpec]:
+    """Returns the response as sampled and the spec it was sampled with."""
+
+
+class Executor(Protocol):
+  """Turns a plan into one concrete tool call."""
+
+  async def command(
+      self, view: View, plan: plan_lib.Plan, card: base.Card
+  ) -> tuple[records.ToolCall, str]:
+    """Returns the call and the module's own words.
+
+    Raises:
+      base.BadArguments: no call can be made of the plan; text for the model.
+    """
+
+
+class Verifier(Protocol):
+  """Judges whether memory suffices."""
+
+  async def judge(
+      self, view: View, plan: plan_lib.Plan, entry: memory_lib.Entry
+  ) -> tuple[bool, str]:
+    """Returns whether to stop, and the verdict that enters memory."""
+
+
+class Generator(Protocol):
+  """Writes the answer from query and memory."""
+
+  async def answer(self, view: View) -> str:
+    """Returns the answer; '' where memory holds none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelPlanner:
+  """A planner backed by a language model.
+
+  Attributes:
+    model: what samples.
+    sampling: how.
+    prompt: how prompts are written.
+    max_prompt_tokens: an overflowing prompt shortens older entries to
+      `shortened_tokens`; one that still does not fit raises `PromptTooLong`.
+    shortened_tokens: what is left of such an entry's result.
+  """
+
+  model: language_model.LanguageModel
+  sampling: records.SamplingSpec
+  prompt: prompts.PromptConfig
+  max_prompt_tokens: int
+  shortened_tokens: int = 16
+
+  async def plan(self, view):
+    segments = self.compose(view)
+    completion = await self.model.generate(
+        segments, self.sampling, view.key_of('planner')
+    )
+    return completion, self.sampling
+
+  def compose(self, view: View) -> tuple[records.Segment, ...]:
+    """Composes the prompt, shortening older entries until it fits.
+
+    How many it shortened is added to the view's count 'shortened'.
+
+    Raises:
+      PromptTooLong: it does not fit with every entry shortened.
+    """
+    memory = view.memory
+    while True:
+      segments = prompts.planner_prompt(self.prompt, view.cards, memory)
+      tokens = self.model.count_tokens(segments)
+      if tokens <= self.max_prompt_tokens:
+        view.counts['shortened'] += memory.shortened
+        return segments
+      memory = memory.shorten_older(self._count, self.shortened_tokens)
+      if memory is None:
+        raise language_model.PromptTooLong(
+            f'the prompt has {tokens} tokens, more than'
+            f' {self.max_prompt_tokens}, with every memory entry shortened'
+        )
+
+  def _count(self, text: str) -> int:
+    return self.model.count_tokens((records.Segment('user', text, False),))
+
+
+_FIELD = re.compile(r'\{(sub_goal|context)\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleExecutor:
+  """Fills a template a tool from the plan; knows the tools' schemas only.
+
+  Attributes:
+    templates: tool -> text of its first argument, with {sub_goal} and
+      {context}; tools without one get '{sub_goal} {context}'.
+    verbs: leading words that a sub-goal loses (they tell the verifier, not the
+      tool, what to do).
+  """
+
+  templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  verbs: tuple[str, ...] = ()
+
+  async def command(self, view, plan, card):
+    del view
+    sub_goal = plan.sub_goal
+    for verb in self.verbs:
+      if sub_goal.lower().startswith(verb + ' '):
+        sub_goal = sub_goal[len(verb) + 1 :]
+        break
+    template = self.templates.get(card.name, '{sub_goal} {context}')
+    # One pass: only the template's own braces count, not those of the plan.
+    values = {'sub_goal': sub_goal, 'context': plan.context}
+    text = _FIELD.sub(lambda m: values[m.group(1)], template).strip()
+    call = records.ToolCall(card.name, {card.arguments[0].name: text})
+    return call, ''
+
+
+EXECUTOR_SYSTEM = """\
+You turn a plan into one command for a tool. Answer with the command alone:
+execution = tool.execute(argument="value")
+Use the arguments of the tool's card and literal values only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelExecutor:
+  """A frozen model writes the command; a syntax tree reads it."""
+
+  model: language_model.LanguageModel
+  sampling: records.SamplingSpec
+  attempts: int = 2
+
+  async def command(self, view, plan, card):
+    tail = f'{plan.render()}\n\n{prompts.render_card(card)}'
+    key = view.key_of('executor')
+    error = None
+    for attempt in range(self.attempts):
+      note = f'\n\nYour last command was refused: {error}' if error else ''
+      segments = prompts.module_prompt(
+          EXECUTOR_SYSTEM, view.memory, tail + note
+      )
+      completion = await self.model.generate(
+          segments, self.sampling, dataclasses.replace(key, attempt=attempt)
+      )
+      try:
+        _, arguments = calls.parse_command(completion.text, card)
+        base.check_arguments(card, arguments)
+        return records.ToolCall(card.name, arguments), completion.text
+      except base.BadArguments as e:
+        error = e
+    raise error
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleVerifier:
+  """Stops when the plan said that its step answers, and the step succeeded.
+
+  It reads the planner's own words and whether the tool failed; so when to stop
+  is the planner's decision, and Flow-GRPO trains it.
+
+  Attributes:
+    verb: a sub-goal that starts with it claims to answer the query.
+  """
+
+  verb: str = 'answer'
+
+  async def judge(self, view, plan, entry):
+    del view
+    claims = re.match(rf'{re.escape(self.verb)}\b', plan.sub_goal.lower())
+    if entry.failed:
+      return False, 'continue: it failed'
+    return (True, 'stop') if claims else (False, 'continue')
+
+
+VERIFIER_SYSTEM = """\
+You judge whether the memory holds all that is needed to answer the query. Say \
+briefly what is there and what is missing. End with one line, either
+Conclusion: STOP
+or
+Conclusion: CONTINUE"""
+# Nothing but punctuation follows: 'STOP would be too early' concludes nothing.
+_CONCLUSION = re.compile(
+    r'conclusion[*_`"\' \t]*[:=：][*_`"\'\s]*(stop|continue)'
+    r'(?=[*_`"\' \t]*(?:[.,;:!]|$))',
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelVerifier:
+  """A frozen model judges; only an explicit conclusion stops."""
+
+  model: language_model.LanguageModel
+  sampling: records.SamplingSpec
+
+  async def judge(self, view, plan, entry):
+    del plan
+    memory = view.memory.append(entry)
+    completion = await self.model.generate(
+        prompts.module_prompt(VERIFIER_SYSTEM, memory),
+        self.sampling,
+        view.key_of('verifier'),
+    )
+    return parse_conclusion(completion.text)
+
+
+def parse_conclusion(text: str) -> tuple[bool, str]:
+  """Reads a verifier's text: (stop, verdict).
+
+  Only the last 'Conclusion: STOP' or 'Conclusion: CONTINUE' counts, or a text
+  that is the one word: 'We should not stop yet' is no conclusion, and no
+  conclusion continues (the turn budget bounds the cost of that).
+  """
+  found = _CONCLUSION.findall(text)
+  word = found[-1] if found else text.strip(' \n*."`\'')
+  stop = word.lower() == 'stop'
+  reason = ' '.join(_CONCLUSION.sub('', text).split())
+  if reason.lower().strip('*."`\'') == word.lower():
+    reason = ''
+  verdict = 'stop' if stop else 'continue'
+  return stop, f'{verdict}: {reason}' if reason else verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleGenerator:
+  """Answers with what the last successful step found: its last mention."""
+
+  async def answer(self, view):
+    for entry in reversed(view.memory.entries):
+      if not entry.failed:
+        text = view.memory.references.unmark(entry.result).strip()
+        return view.memory.references.last_in(text) or text
+    return ''
+
+
+GENERATOR_SYSTEM = """\
+You answer the query from the memory of what was done and found. Give the \
+answer alone, as short as it can be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelGenerator:
+  """A frozen model writes the answer."""
+
+  model: language_model.LanguageModel
+  sampling: records.SamplingSpec
+
+  async def answer(self, view):
+    completion = await self.model.generate(
+        prompts.module_prompt(GENERATOR_SYSTEM, view.memory),
+        self.sampling,
+        view.key_of('generator'),
+    )
+    return completion.text.strip()
+
+
+ANALYST_SYSTEM = """\
+You analyse a query before it is worked on: what it asks for, what must be \
+found out first, and which tools would help. Do not answer it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelAnalyst:
+  """A frozen model's analysis: one greedy call a query, shared by its group."""
+
+  model: language_model.LanguageModel
+  max_new_tokens: int = 256
+
+  async def analyse(self, view: View) -> str:
+    cards = '\n'.join(prompts.render_card(c, 'brief') for c in view.cards)
+    sampling = records.SamplingSpec(
+        temperature=0.0, max_new_tokens=self.max_new_tokens
+    )
+    segments = prompts.module_prompt(
+        f'{ANALYST_SYSTEM}\n\nTools:\n{cards}', view.memory
+    )
+    key = dataclasses.replace(view.key_of('analysis'), rollout=0, turn=0)
+    completion = await self.model.generate(segments, sampling, key)
+    return completion.text.strip()

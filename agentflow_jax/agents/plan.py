@@ -1,0 +1,133 @@
+"""What a planner writes, and a parser that says why it could not be read."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+# A field may be numbered, bulleted, bold, a heading or in back-ticks, in any
+# case: '3. **Tool Name:** `search`'. Its text runs to the next field. A colon
+# follows, or the name has its line for itself as a heading has. No two
+# neighbouring repetitions match the same character: the time is linear.
+_HEADER = re.compile(
+    r'^[ \t>#*_`"\'•-]*(?:\(?\d{1,2}[.):][\s*_`"\'#]*)?'
+    r'(?P<name>justification|context|sub[\s_‐‑–-]?goals?|(?:selected\s+)?'
+    r'tool(?:[\s_-]?name)?)'
+    r'[*_`"\' \t]*(?:[:：](?:\*+|[_`]+(?=\s|$))?[ \t]*|$)',
+    re.IGNORECASE | re.MULTILINE,
+)
+_FENCE = re.compile(r'```\w*[ \t]*$', re.MULTILINE)
+_DECORATION = ' \t\r\n*_`"\''
+_TOOL_WORD = re.compile(r'[\w.-]+')
+_MARKS = ('**', '*', '`', '"', "'")
+_MAX_CHARACTERS = 20_000
+
+
+class PlanError(Exception):
+  """A response that is no plan; its text says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A planner's action.
+
+  Attributes:
+    sub_goal: what this turn is to achieve.
+    context: what the tool needs to know; may be empty.
+    tool: one tool's name, as its card spells it.
+    justification: why; may be empty.
+  """
+
+  sub_goal: str
+  context: str
+  tool: str
+  justification: str = ''
+
+  def render(self) -> str:
+    """Returns the plan in the format that the instructions ask for."""
+    lines = []
+    if self.justification:
+      lines.append(f'Justification: {self.justification}')
+    lines += [
+        f'Sub-Goal: {self.sub_goal}',
+        f'Context: {self.context}',
+        f'Tool Name: {self.tool}',
+    ]
+    return '\n'.join(lines)
+
+
+def parse(text: str, tools: Sequence[str]) -> Plan:
+  """Reads a plan from a planner's response.
+
+  Where a field stands more than once the last one counts (models think aloud
+  first).
+
+  Args:
+    text: the response; anything at all.
+    tools: the names of the tools that there are.
+
+  Returns:
+    The plan, its tool spelled as in `tools`.
+
+  Raises:
+    PlanError: a field is missing or empty, or the tool is unknown or not one.
+  """
+  text = _FENCE.sub('', text[:_MAX_CHARACTERS])
+  headers = list(_HEADER.finditer(text))
+  fields = {}
+  for i, header in enumerate(headers):
+    end = headers[i + 1].start() if i + 1 < len(headers) else len(text)
+    fields[_canonical(header['name'])] = text[header.end() : end].strip()
+  if not fields:
+    raise PlanError('no field of a plan in the response')
+  sub_goal = _undecorated(fields.get('sub_goal', ''))
+  if not sub_goal:
+    raise PlanError('the plan has no sub-goal')
+  if 'tool' not in fields:
+    raise PlanError('the plan names no tool')
+  return Plan(
+      sub_goal=sub_goal,
+      context=_undecorated(fields.get('context', '')),
+      tool=_tool(fields['tool'], tools),
+      justification=_undecorated(fields.get('justification', '')),
+  )
+
+
+def _canonical(name: str) -> str:
+  name = name.lower()
+  if name.startswith('sub'):
+    return 'sub_goal'
+  return 'tool' if 'tool' in name else name
+
+
+def _undecorated(text: str) -> str:
+  """Strips quotes and emphasis only where they enclose the whole text."""
+  text = text.strip()
+  if not text.strip(_DECORATION):
+    return ''
+  for mark in _MARKS:
+    inner = text[len(mark) : -len(mark)]
+    if text == mark + inner + mark and mark not in inner:
+      return _undecorated(inner)
+  for mark in ('**', '*', '`'):  # Opened before the field's name.
+    if text.endswith(mark) and text.count(mark) == 1:
+      return _undecorated(text[: -len(mark)])
+  return text
+
+
+def _tool(text: str, tools: Sequence[str]) -> str:
+  """Finds the one tool that a field's text names."""
+  folded = {name.lower(): name for name in tools}
+  first_line = next((l for l in text.splitlines() if l.strip(_DECORATION)), '')
+  plain = first_line.strip(_DECORATION + '.,;:[](){}<>').lower()
+  if plain in folded:
+    return folded[plain]
+  words = [w.strip('.-').lower() for w in _TOOL_WORD.findall(first_line)]
+  named = [folded[w] for w in dict.fromkeys(words) if w in folded]
+  if words and words[0] in folded:
+    return folded[words[0]]
+  if len(named) == 1:
+    return named[0]
+  shown = first_line.strip()[:60]
+  if named:
+    raise PlanError(f'the plan names several tools: {shown!r}')
+  raise PlanError(f'unknown tool {shown!r}; the tools are {sorted(tools)}')

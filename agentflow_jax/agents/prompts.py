@@ -1,0 +1,105 @@
+"""What the modules are told, laid out so that what changes comes last.
+
+Tool cards first, then query and analysis, then memory in order of time, then a
+short instruction: the prompts of one rollout, and of one group, share prefixes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from agentflow_jax import records
+from agentflow_jax.agents import memory as memory_lib
+from agentflow_jax.agents.tools import base
+
+PLANNER_SYSTEM = """\
+You plan how to answer a query with tools, one step a turn. Write the next \
+step only, in exactly this form:
+Justification: why this step comes next
+Sub-Goal: what the step is to find out
+Context: everything the tool needs to know, as the tool cannot see the memory
+Tool Name: the name of one tool"""
+PLANNER_TAIL = 'Plan the next step.'
+_CARDS = ('full', 'brief', 'names')
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  """How planner prompts are written.
+
+  Attributes:
+    system: the instructions; '' leaves them out (a small planner that was
+      trained on the format needs none).
+    tail: what the prompt ends with.
+    cards: 'full'; 'brief' for names and purposes; or 'names', which is enough
+      for a small planner that was trained with these tools.
+  """
+
+  system: str = PLANNER_SYSTEM
+  tail: str = PLANNER_TAIL
+  cards: str = 'full'
+
+  def __post_init__(self):
+    if self.cards not in _CARDS:
+      raise ValueError(f'cards must be one of {_CARDS}: {self.cards!r}')
+
+
+def render_card(card: base.Card, style: str = 'full') -> str:
+  """Returns a tool's card as text; style as in `PromptConfig.cards`."""
+  if style == 'names':
+    return card.name
+  text = f'{card.name}: {card.purpose}'
+  if style == 'brief':
+    return text
+  lines = [text]
+  for a in card.arguments:
+    optional = '' if a.required else ', optional'
+    lines.append(f'  {a.name} ({a.type}{optional}): {a.description}')
+  lines += [f'  Example: {e}' for e in card.examples]
+  if card.limits:
+    lines.append(f'  Limits: {card.limits}')
+  return '\n'.join(lines)
+
+
+def planner_prompt(
+    config: PromptConfig,
+    cards: Sequence[base.Card],
+    memory: memory_lib.Memory,
+) -> tuple[records.Segment, ...]:
+  """Composes the planner's prompt for one turn."""
+  rendered = '\n'.join(render_card(c, config.cards) for c in cards)
+  head = f'{config.system}\n\n' if config.system else ''
+  segments = [records.Segment('system', f'{head}Tools:\n{rendered}')]
+  return tuple(segments + state_segments(memory)) + (
+      records.Segment('user', f'\n{config.tail}'),
+  )
+
+
+def state_segments(memory: memory_lib.Memory) -> list[records.Segment]:
+  """The query, the analysis and the memory: what all modules read."""
+  segments = [
+      records.Segment('user', 'Query: '),
+      records.Segment('user', memory.query, trusted=False),
+  ]
+  if memory.analysis:
+    segments += [
+        records.Segment('user', '\nAnalysis: '),
+        records.Segment('user', memory.analysis, trusted=False),
+    ]
+  for i, entry in enumerate(memory.entries):
+    text = f'\n{entry.render(i + 1)}'
+    segments.append(records.Segment('user', text, trusted=False))
+  return segments
+
+
+def module_prompt(
+    instructions: str, memory: memory_lib.Memory, tail: str = ''
+) -> tuple[records.Segment, ...]:
+  """Composes a frozen module's prompt: instructions, state, what to do now.
+
+  Only the planner knows what the marks of mentions mean: it is left out here.
+  """
+  segments = [records.Segment('system', instructions)]
+  segments += state_segments(memory.unmarked())
+  if tail:
+    segments.append(records.Segment('user', f'\n{tail}', trusted=False))
+  return tuple(segments)

@@ -1,0 +1,158 @@
+"""Mentions by number: a small planner points at a name instead of copying it.
+
+Copying a name never seen is slow to learn; pointing at it is not. Names (from a
+gazetteer) and numbers are marked where they first appear in the query or in a
+tool's result, and a plan may say `#2` for the second one.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Mapping
+
+_WORD = re.compile(r'\w+')
+_NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?!\w)')
+_REFERENCE = re.compile(r'#(\d+)')
+_MARK = re.compile(r'#(\d+)( ?)')
+_FORGED = re.compile(r'#(?=\d)')
+
+
+class UnknownReference(Exception):
+  """A plan pointed at a mention that does not exist."""
+
+
+class Gazetteer:
+  """Finds the longest known name that starts at a place in a text."""
+
+  def __init__(self, names: Iterable[str]):
+    by_first: dict[str, list[str]] = {}
+    for name in set(names):
+      first = _WORD.search(name)
+      if first:
+        by_first.setdefault(first.group(), []).append(name)
+    self._by_first: Mapping[str, list[str]] = {
+        word: sorted(found, key=lambda n: (-len(n), n))
+        for word, found in by_first.items()
+    }
+
+  def match(self, text: str, word: re.Match[str], at: int = 0) -> str:
+    """Returns the longest name whose first word is `word`, or ''.
+
+    Args:
+      text: what is searched.
+      word: a word of it.
+      at: the name begins here or later.
+    """
+    for name in self._by_first.get(word.group(), ()):
+      start = word.start() - _WORD.search(name).start()
+      end = start + len(name)
+      if start < at or not text.startswith(name, start):
+        continue
+      if end == len(text) or not text[end].isalnum():
+        return name
+    return ''
+
+
+@dataclasses.dataclass(frozen=True)
+class References:
+  """The mentions so far, numbered from 1; `annotate` returns a new value.
+
+  Attributes:
+    gazetteer: known names; None leaves every text as it is.
+    mentions: what #1, #2, ... stand for.
+  """
+
+  gazetteer: Gazetteer | None = None
+  mentions: tuple[str, ...] = ()
+
+  def annotate(self, text: str) -> tuple[str, 'References']:
+    """Marks names and numbers in `text` as '#n name'.
+
+    Args:
+      text: what a user or a tool wrote; a mark that it brings along is broken,
+        so that a result cannot forge one.
+
+    Returns:
+      The marked text, and the references with its new mentions.
+    """
+    if self.gazetteer is None:
+      return text, self
+    text = self.defuse(text)
+    numbers = {mention: i + 1 for i, mention in enumerate(self.mentions)}
+    pieces, at = [], 0
+    for start, mention in self._find(text):
+      number = numbers.setdefault(mention, len(numbers) + 1)
+      pieces += [text[at:start], f'#{number} ']
+      at = start
+    pieces.append(text[at:])
+    return ''.join(pieces), dataclasses.replace(self, mentions=tuple(numbers))
+
+  def defuse(self, text: str) -> str:
+    """Breaks whatever looks like a mark in text that nobody has marked."""
+    return text if self.gazetteer is None else _FORGED.sub('# ', text)
+
+  def unmark(self, text: str) -> str:
+    """Writes a marked text in plain words: '#2 Oslo' and '#2' are 'Oslo'."""
+    if self.gazetteer is None:
+      return text
+
+    def plain(match):
+      number = _number(match.group(1))
+      if not 1 <= number <= len(self.mentions):
+        return match.group()
+      mention = self.mentions[number - 1]
+      follows = match.group(2) and text.startswith(mention, match.end())
+      return '' if follows else mention + match.group(2)
+
+    return _MARK.sub(plain, text)
+
+  def resolve(self, text: str) -> str:
+    """Replaces every '#n' by its mention.
+
+    Raises:
+      UnknownReference: a number that nothing carries.
+    """
+    if self.gazetteer is None:
+      return text
+    return _REFERENCE.sub(functools.partial(_mention, self.mentions), text)
+
+  def last_in(self, text: str) -> str:
+    """Returns the last name or number in an unmarked text, or ''."""
+    found = [m for _, m in self._find(text)] if self.gazetteer else []
+    return found[-1] if found else ''
+
+  def _find(self, text):
+    """Yields (start, mention), left to right, without overlaps."""
+    at = 0
+    while word := _WORD.search(text, at):
+      before, at = at, word.end()
+      number = _NUMBER.match(text, _sign(text, before, word.start()))
+      name = self.gazetteer.match(text, word, before)
+      if number and not name:
+        yield number.start(), number.group()
+        at = number.end()
+      elif name:
+        start = word.start() - _WORD.search(name).start()
+        yield start, name
+        at = start + len(name)
+
+
+def _sign(text: str, at: int, start: int) -> int:
+  """Where a number at `start` begins: at its minus, but 5 in '3-5' has none."""
+  minus = start - 1
+  if minus < at or text[minus] != '-':
+    return start
+  return start if minus and re.match(r'\w', text[minus - 1]) else minus
+
+
+def _number(digits: str) -> int:
+  return int(digits) if len(digits) < 10 else 0
+
+
+def _mention(mentions, match):
+  number = _number(match.group(1))
+  if not 1 <= number <= len(mentions):
+    raise UnknownReference(
+        f'{match.group()} refers to nothing; there are {len(mentions)} mentions'
+    )
+  return mentions[number - 1]

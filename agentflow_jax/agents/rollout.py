@@ -1,0 +1,417 @@
+"""One rollout: the live multi-turn loop, ending in exactly one named status."""
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from absl import logging
+
+from agentflow_jax import records
+from agentflow_jax.agents import language_model, memory as memory_lib
+from agentflow_jax.agents import modules
+from agentflow_jax.agents import plan as plan_lib
+from agentflow_jax.agents import references as references_lib
+from agentflow_jax.agents.tools import base
+
+Status = records.Status
+_DETAIL_CHARACTERS = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """Limits of a rollout.
+
+  Attributes:
+    max_turns: planner turns at most.
+    deadline_seconds: wall time of the whole rollout, tools and waits included.
+    entry_tokens: token budget of one memory entry's result (contract 6).
+    verdict_tokens: token budget of a verifier's words in memory.
+    answer_when_out_of_turns: whether the generator still answers then.
+  """
+
+  max_turns: int = 3
+  deadline_seconds: float = 600.0
+  entry_tokens: int = 512
+  verdict_tokens: int = 64
+  answer_when_out_of_turns: bool = True
+
+  def __post_init__(self):
+    for name in (
+        'max_turns', 'deadline_seconds', 'entry_tokens', 'verdict_tokens'
+    ):
+      if getattr(self, name) <= 0:
+        raise ValueError(f'{name} must be positive: {getattr(self, name)}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+  """The modules, tools and limits that rollouts run with.
+
+  Attributes:
+    planner, executor, verifier, generator: the four modules.
+    tools: name -> tool.
+    reward: scores a finished task's answer; raises Unreachable.
+    count_tokens: tokens of a text, for memory budgets.
+    config: the limits.
+    analyst: writes the query analysis; None for none.
+    gazetteer: names that plans may refer to by number; None for none.
+    on_turn: called with each turn as it ends (to show it).
+  """
+
+  planner: modules.Planner
+  executor: modules.Executor
+  verifier: modules.Verifier
+  generator: modules.Generator
+  tools: Mapping[str, base.Tool]
+  reward: Callable[[records.Task, str], Awaitable[float]]
+  count_tokens: Callable[[str], int]
+  config: RolloutConfig = RolloutConfig()
+  analyst: modules.ModelAnalyst | None = None
+  gazetteer: references_lib.Gazetteer | None = None
+  on_turn: Callable[[records.Turn], None] | None = None
+
+  @property
+  def cards(self) -> tuple[base.Card, ...]:
+    return tuple(t.card for t in self.tools.values())
+
+
+class _End(Exception):
+  """Ends a rollout with a status and a detail for people."""
+
+  def __init__(self, status: Status, detail: str = ''):
+    super().__init__(detail)
+    self.status = status
+    self.detail = detail
+
+
+@dataclasses.dataclass
+class _Progress:
+  """What is kept of a rollout even when its deadline cuts it off."""
+
+  turns: list[records.Turn] = dataclasses.field(default_factory=list)
+  answer: str = ''
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  policy_seconds: float = 0.0  # in calls whose arguments set the time
+  ends_at: float = float('inf')  # on time.monotonic's clock
+
+  def check_deadline(self) -> None:
+    """Ends a rollout whose module or tool swallowed the cancellation."""
+    if time.monotonic() > self.ends_at:
+      raise TimeoutError
+
+  @contextlib.contextmanager
+  def timed(self, what: str, policy: bool = False):
+    """Adds the time of its body to `what`, also when it is cancelled."""
+    start = time.monotonic()
+    try:
+      yield
+    finally:
+      elapsed = time.monotonic() - start
+      self.seconds[what] = self.seconds.get(what, 0.0) + elapsed
+      if policy:
+        self.policy_seconds += elapsed
+
+
+async def rollout(
+    agent: Agent,
+    task: records.Task,
+    key: records.RequestKey,
+    analysis: str = '',
+) -> records.Trajectory:
+  """Runs one rollout to its end, whatever happens on the way.
+
+  Args:
+    agent: modules, tools and limits.
+    task: what is asked; the modules see its query and id only.
+    key: names the rollout; each request adds its turn and module.
+    analysis: the group's shared query analysis.
+
+  Returns:
+    The trajectory, with exactly one status. Its reward is None exactly when the
+    status is an infrastructure one.
+  """
+  start = time.monotonic()
+  progress = _Progress(ends_at=start + agent.config.deadline_seconds)
+  try:
+    async with asyncio.timeout(agent.config.deadline_seconds):
+      status, detail = await _run(agent, task, key, analysis, progress)
+      reward = await _score(agent, task, status, progress)
+  except TimeoutError:
+    # The side that spent more of the deadline answers for it. What nobody
+    # measured, such as a wait for the processor, is the host's.
+    elapsed = time.monotonic() - start
+    waited = progress.policy_seconds <= elapsed / 2
+    status = Status.DEADLINE_INFRASTRUCTURE if waited else Status.DEADLINE
+    reward = None if waited else 0.0
+    detail = (
+        f'the deadline of {agent.config.deadline_seconds} s passed;'
+        f' {progress.policy_seconds:.2f} s of it in calls whose arguments set'
+        ' the time'
+    )
+  except _End as end:
+    status, detail = end.status, end.detail
+    reward = 0.0 if status.is_policy else None
+  except Exception as e:  # Our own bug, or text that no tokenizer takes.
+    logging.exception('rollout %d of %s failed', key.rollout, task.id)
+    status, reward = Status.MODULE_FAILED, None
+    detail = f'the rollout raised {type(e).__name__}: {e}'
+  progress.seconds['total'] = time.monotonic() - start
+  return records.Trajectory(
+      task_id=task.id,
+      rollout=key.rollout,
+      status=status,
+      turns=tuple(progress.turns),
+      analysis=analysis,
+      answer=progress.answer,
+      reward=reward,
+      detail=memory_lib.bounded(detail)[:_DETAIL_CHARACTERS],
+      seconds=dict(progress.seconds),
+  )
+
+
+async def analyse(
+    agent: Agent, task: records.Task, key: records.RequestKey
+) -> tuple[str, records.Trajectory | None]:
+  """Writes a query's analysis, to share over its group.
+
+  Returns:
+    The analysis ('' without an analyst), and None; or '' and the trajectory
+    that each rollout of the group ends with, because the analyst failed.
+  """
+  if agent.analyst is None:
+    return '', None
+  progress = _Progress()
+  memory = memory_lib.start(task.query, '', agent.gazetteer)
+  view = modules.View(task.id, memory, agent.cards, key)
+  try:
+    with _module('analyst', progress):
+      async with asyncio.timeout(agent.config.deadline_seconds):
+        analysis = await agent.analyst.analyse(view)
+    return memory_lib.bounded(analysis), None
+  except _End as end:
+    return '', records.Trajectory(
+        task_id=task.id,
+        rollout=0,
+        status=end.status,
+        turns=(),
+        reward=0.0 if end.status.is_policy else None,
+        detail=f'analysis: {end.detail}',
+        seconds=dict(progress.seconds),
+    )
+
+
+async def _run(agent, task, key, analysis, progress) -> tuple[Status, str]:
+  """Turns until the verifier stops or the budget ends, then the answer."""
+  memory = memory_lib.start(task.query, analysis, agent.gazetteer)
+  stopped = False
+  for turn in range(agent.config.max_turns):
+    turn_key = dataclasses.replace(key, turn=turn)
+    memory, stopped = await _turn(agent, task, turn_key, memory, progress)
+    progress.check_deadline()
+    if stopped:
+      break
+  if stopped or agent.config.answer_when_out_of_turns:
+    view = modules.View(task.id, memory, agent.cards, turn_key)
+    with _module('generator', progress):
+      progress.answer = await agent.generator.answer(view)
+  if stopped:
+    return Status.ANSWERED, ''
+  last = progress.turns[-1].result
+  if last is not None and last.error is records.ToolErrorKind.ARGUMENTS:
+    return Status.TOOL_ERROR, last.text
+  return Status.OUT_OF_TURNS, ''
+
+
+async def _turn(
+    agent, task, key, memory, progress
+) -> tuple[memory_lib.Memory, bool]:
+  """One turn; its record is kept from the moment the planner has spoken."""
+  view = modules.View(task.id, memory, agent.cards, key)
+  with _module('planner', progress):
+    completion, sampling = await agent.planner.plan(view)
+  turn = records.Turn(
+      completion, sampling, shortened=view.counts['shortened']
+  )
+  progress.turns.append(turn)
+  if completion.finish_reason == 'length':
+    raise _End(
+        Status.TRUNCATED_RESPONSE,
+        f'the response reached {sampling.max_new_tokens} tokens',
+    )
+  try:
+    plan = plan_lib.parse(completion.text, tuple(agent.tools))
+  except plan_lib.PlanError as e:
+    progress.turns[-1] = dataclasses.replace(turn, parse_error=str(e))
+    raise _End(Status.UNPARSEABLE_PLAN, str(e)) from e
+  call, said, result = await _execute(agent, view, plan, progress)
+  calls = (said,) if said.output else ()
+  progress.turns[-1] = turn = dataclasses.replace(
+      turn, call=call, result=result, modules=calls
+  )
+  # The budget counts the marks, but what is cut out gets no number.
+  text = memory_lib.shorten(
+      result.text,
+      lambda text: agent.count_tokens(memory.mark(text)[0]),
+      agent.config.entry_tokens,
+  )
+  marked, memory = memory.mark(text)
+  entry = memory_lib.Entry(
+      tool=plan.tool,
+      sub_goal=memory_lib.shorten(
+          plan.sub_goal, agent.count_tokens, agent.config.entry_tokens
+      ),
+      context=memory_lib.shorten(
+          plan.context, agent.count_tokens, agent.config.entry_tokens
+      ),
+      result=marked,
+      failed=result.error is not None,
+  )
+  start = time.monotonic()
+  with _module('verifier', progress):
+    stop, verdict = await agent.verifier.judge(
+        dataclasses.replace(view, memory=memory), plan, entry
+    )
+  said = records.ModuleCall('verifier', verdict, time.monotonic() - start)
+  verdict = memory_lib.shorten(
+      memory.references.defuse(verdict),
+      agent.count_tokens,
+      agent.config.verdict_tokens,
+  )
+  memory = memory.append(dataclasses.replace(entry, verdict=verdict))
+  progress.turns[-1] = dataclasses.replace(
+      turn,
+      modules=calls + (said,),
+      memory=memory.entries[-1].render(len(memory.entries)),
+  )
+  if agent.on_turn is not None:
+    agent.on_turn(progress.turns[-1])
+  return memory, stop
+
+
+async def _execute(agent, view, plan, progress):
+  """Makes the plan's call and runs it.
+
+  Returns:
+    The call (None where none could be made), what the executor said, and the
+    tool's result; an error that the arguments caused is a result, too.
+  """
+  tool = agent.tools[plan.tool]
+  start = time.monotonic()
+  said = records.ModuleCall('executor', '')
+  call = None
+  try:
+    resolved = dataclasses.replace(
+        plan,
+        sub_goal=view.memory.references.resolve(plan.sub_goal),
+        context=view.memory.references.resolve(plan.context),
+    )
+    with _module('executor', progress):
+      call, output = await agent.executor.command(view, resolved, tool.card)
+    said = records.ModuleCall('executor', output, time.monotonic() - start)
+    # Kept at once: the call may be what ends the rollout.
+    progress.turns[-1] = dataclasses.replace(
+        progress.turns[-1], call=call, modules=(said,) if output else ()
+    )
+    base.check_arguments(tool.card, call.arguments)
+    start = time.monotonic()
+    text = await _call(tool, call, view.key, progress)
+    error = None
+  except (base.BadArguments, references_lib.UnknownReference) as e:
+    text, error = str(e), records.ToolErrorKind.ARGUMENTS
+  seconds = time.monotonic() - start
+  text = memory_lib.bounded(text)
+  return call, said, records.ToolResult(text, error, seconds)
+
+
+async def _call(tool, call, key, progress) -> str:
+  """Calls a tool within its timeout; whose fault an overrun is, it knows."""
+  name = tool.card.name
+  limit = asyncio.timeout(tool.timeout)
+  token = base.request_key.set(dataclasses.replace(key, module=f'tool/{name}'))
+  try:
+    with progress.timed(f'tool/{name}', tool.arguments_set_time):
+      async with limit:
+        text = await tool.call(call.arguments)
+        if not isinstance(text, str):
+          raise TypeError(f'{type(text).__name__} is no text')
+        return text
+  except base.BadArguments:
+    raise
+  except base.ToolUnreachable as e:
+    raise _End(Status.TOOL_UNREACHABLE, f'{name}: {e}') from e
+  except language_model.Unreachable as e:
+    raise _End(Status.MODEL_UNREACHABLE, f'{name}: {e}') from e
+  except (Exception, asyncio.CancelledError) as e:
+    # A tool's bug ends this rollout, not the run.
+    _raise_if_cancelled(e)
+    message = f'{name} raised {type(e).__name__}: {e}'
+    if isinstance(e, TimeoutError) and limit.expired():
+      message = f'{name} took longer than {tool.timeout} s'
+      if tool.arguments_set_time:
+        raise base.BadArguments(message) from e
+    raise _End(Status.TOOL_UNREACHABLE, message) from e
+  finally:
+    base.request_key.reset(token)
+
+
+def _raise_if_cancelled(error: BaseException) -> None:
+  """Raises a cancellation that is meant for this rollout.
+
+  One that nobody asked for (such as of a future that a closing client gave up)
+  is an error like any other.
+  """
+  if isinstance(error, asyncio.CancelledError):
+    if asyncio.current_task().cancelling():
+      raise error
+
+
+async def _score(agent, task, status, progress) -> float:
+  """The outcome reward of a rollout that ended on its own."""
+  answered = status is Status.ANSWERED or (
+      agent.config.answer_when_out_of_turns and progress.answer
+  )
+  if not answered:
+    return 0.0
+  try:
+    with _module('reward', progress):
+      reward = float(await agent.reward(task, progress.answer))
+      if not math.isfinite(reward):
+        raise ValueError(f'the reward is {reward}')
+      return reward
+  except _End as end:
+    if end.status is Status.MODEL_UNREACHABLE:
+      raise _End(Status.JUDGE_UNREACHABLE, end.detail) from end
+    raise
+
+
+@contextlib.contextmanager
+def _module(name: str, progress: _Progress):
+  """Times a module, and turns what it raises into a status."""
+  with progress.timed(name):
+    try:
+      yield
+    except language_model.PromptTooLong as e:
+      raise _End(Status.PROMPT_TOO_LONG, str(e)) from e
+    except language_model.Unreachable as e:
+      raise _End(Status.MODEL_UNREACHABLE, f'{name}: {e}') from e
+    except (Exception, asyncio.CancelledError) as e:
+      # The boundary: a module's bug, one rollout lost.
+      _raise_if_cancelled(e)
+      if isinstance(e, base.BadArguments) and name == 'executor':
+        raise
+      detail = f'{name} raised {type(e).__name__}: {e}'
+      raise _End(Status.MODULE_FAILED, detail) from e
+
+
+def tool_errors(trajectories: Sequence[records.Trajectory]) -> tuple[int, int]:
+  """Counts (turns whose call failed, turns that parsed to a plan)."""
+  results = [
+      turn.result
+      for trajectory in trajectories
+      for turn in trajectory.turns
+      if turn.result is not None
+  ]
+  return sum(r.error is not None for r in results), len(results)

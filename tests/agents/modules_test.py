@@ -1,0 +1,167 @@
+"""Tests of agents.modules."""
+
+import asyncio
+import dataclasses
+
+import pytest
+
+from agentflow_jax import records
+from agentflow_jax.agents import fakes
+from agentflow_jax.agents import language_model
+from agentflow_jax.agents import memory as memory_lib
+from agentflow_jax.agents import modules
+from agentflow_jax.agents import plan as plan_lib
+from agentflow_jax.agents import prompts
+from agentflow_jax.agents import references
+from agentflow_jax.agents.tools import base
+
+TOOL = fakes.make_tool(fakes.echo)
+KEY = records.RequestKey(1, records.Purpose.TRAIN, 2, 'task', 3, turn=1)
+PLAN = plan_lib.Plan('find capital', 'of {sub_goal}', 'search')
+GREEDY = records.SamplingSpec(temperature=0)
+
+
+def _view(*results, query='q', gazetteer=None):
+  memory = memory_lib.start(query, '', gazetteer)
+  for result in results:
+    result, memory = memory.mark(result)
+    memory = memory.append(memory_lib.Entry('search', 'g', 'c', result))
+  return modules.View('task', memory, (TOOL.card,), KEY)
+
+
+@pytest.mark.parametrize(
+    'text, stop',
+    [
+        ('All is there.\nConclusion: STOP', True),
+        ('**Conclusion:** STOP', True),
+        ('**conclusion**: `stop`.', True),
+        ('Conclusion:\nSTOP', True),
+        ('Conclusion: CONTINUE\nOn second thought:\nConclusion: STOP', True),
+        ('Conclusion: STOP\nConclusion: CONTINUE', False),
+        ('STOP', True),
+        ('**Stop.**', True),
+        ('CONTINUE', False),
+        ('We should not stop yet', False),
+        ('Conclusion: we should not stop yet', False),
+        ('Conclusion: STOP would be premature', False),
+        ('Conclusion: STOP or CONTINUE', False),
+        ('Conclusion: stopping', False),
+        ('I cannot stop. It is not in the memory.', False),
+        ('', False),
+    ],
+)
+def test_only_an_explicit_conclusion_stops(text, stop):
+  found, verdict = modules.parse_conclusion(text)
+  assert found is stop
+  assert verdict.startswith('stop' if stop else 'continue')
+
+
+def test_the_verdict_keeps_the_reason():
+  text = 'The area\nis missing.\nConclusion: CONTINUE'
+  assert modules.parse_conclusion(text)[1] == 'continue: The area is missing.'
+  assert modules.parse_conclusion('Conclusion: STOP') == (True, 'stop')
+
+
+def test_rule_executor_fills_its_template_once():
+  executor = modules.RuleExecutor({'search': '{sub_goal}|{context}'}, ('find',))
+  call, _ = asyncio.run(executor.command(_view(), PLAN, TOOL.card))
+  # The plan's own braces are text.
+  assert call == records.ToolCall('search', {'query': 'capital|of {sub_goal}'})
+
+
+def test_model_executor_reads_the_command_and_tries_again():
+  model = fakes.FakeLanguageModel({'executor': ['no command']})
+  executor = modules.ModelExecutor(model, GREEDY)
+  with pytest.raises(base.BadArguments, match='no call of the form'):
+    asyncio.run(executor.command(_view(), PLAN, TOOL.card))
+  assert [key.attempt for _, _, key in model.requests] == [0, 1]
+  assert 'refused: no call' in model.prompts_of('executor')[1]
+  for command in (
+      '```python\nexecution = tool.execute(\n  query="Oslo",  # it\n)\n```',
+      'execution = tool.execute("Oslo")',
+  ):
+    model.script = {'executor': [command]}
+    call, said = asyncio.run(executor.command(_view(), PLAN, TOOL.card))
+    assert call == records.ToolCall('search', {'query': 'Oslo'})
+    assert said == command
+
+
+@pytest.mark.parametrize(
+    'sub_goal, failed, expected',
+    [
+        ('answer capital', False, (True, 'stop')),
+        ('Answer: capital', False, (True, 'stop')),
+        ('find the answer', False, (False, 'continue')),
+        ('answering', False, (False, 'continue')),
+        ('answer capital', True, (False, 'continue: it failed')),
+    ],
+)
+def test_rule_verifier_stops_where_the_plan_said_so(sub_goal, failed, expected):
+  plan = dataclasses.replace(PLAN, sub_goal=sub_goal)
+  entry = memory_lib.Entry('search', sub_goal, '', 'r', failed=failed)
+  assert asyncio.run(
+      modules.RuleVerifier().judge(_view(), plan, entry)
+  ) == expected
+
+
+def test_model_verifier_sees_the_entry_that_it_judges():
+  model = fakes.FakeLanguageModel({'verifier': ['Conclusion: STOP']})
+  verifier = modules.ModelVerifier(model, GREEDY)
+  entry = memory_lib.Entry('search', 'g', 'c', 'the new result')
+  stop, _ = asyncio.run(verifier.judge(_view('old'), PLAN, entry))
+  assert stop
+  assert '2. search: g; c -> the new result' in model.prompts_of('verifier')[0]
+
+
+def test_rule_generator_answers_with_the_last_mention_that_was_found():
+  gazetteer = references.Gazetteer(['Oslo', 'Norway'])
+  view = _view('#9 of Norway is Oslo', gazetteer=gazetteer)
+  failed = memory_lib.Entry('search', 'g', 'c', 'no', failed=True)
+  view = dataclasses.replace(view, memory=view.memory.append(failed))
+  generator = modules.RuleGenerator()
+  assert asyncio.run(generator.answer(view)) == 'Oslo'
+  assert asyncio.run(generator.answer(_view())) == ''
+  # Without mentions a '#12' is text.
+  assert asyncio.run(generator.answer(_view(' it is #12 now '))) == (
+      'it is #12 now'
+  )
+
+
+def test_frozen_models_never_see_marks():
+  model = fakes.FakeLanguageModel({'generator': [' Oslo '], 'analysis': ['a']})
+  view = _view('Oslo', gazetteer=references.Gazetteer(['Oslo']))
+  generator = modules.ModelGenerator(model, GREEDY)
+  assert asyncio.run(generator.answer(view)) == 'Oslo'
+  assert asyncio.run(modules.ModelAnalyst(model).analyse(view)) == 'a'
+  assert not any('#1' in p for p in model.prompts_of('generator'))
+  _, sampling, key = model.requests[-1]
+  assert sampling.temperature == 0
+  assert (key.module, key.rollout, key.turn) == ('analysis', 0, 0)
+
+
+def _planner(model, tokens):
+  return modules.ModelPlanner(
+      model, records.SamplingSpec(), prompts.PromptConfig('', 'Go.'), tokens, 3
+  )
+
+
+def test_an_overflowing_prompt_shortens_older_entries_and_counts_them():
+  model = fakes.FakeLanguageModel({'planner': ['x']})
+  view = _view('a ' * 40, 'b ' * 40, query='a long query, never shortened')
+  whole = _planner(model, 1000)
+  tokens = fakes.count_words(whole.compose(view))
+  assert view.counts['shortened'] == 0
+  text = ''.join(s.text for s in _planner(model, tokens - 1).compose(view))
+  assert view.counts['shortened'] == 1
+  assert text.count('a ') < 40 and text.count('b ') >= 40
+  assert 'a long query, never shortened' in text
+  with pytest.raises(language_model.PromptTooLong, match='more than 5'):
+    _planner(model, 5).compose(view)
+
+
+def test_the_planner_asks_with_its_own_key_and_spec():
+  model = fakes.FakeLanguageModel({'planner': ['one', 'two']})
+  completion, sampling = asyncio.run(_planner(model, 1000).plan(_view()))
+  assert completion.text == 'two'  # of turn 1
+  assert sampling == records.SamplingSpec()
+  assert model.requests[0][2] == KEY

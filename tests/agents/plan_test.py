@@ -1,0 +1,184 @@
+"""Tests of agents.plan: every shape of pitfalls.md, and a fuzzer's."""
+
+import re
+import signal
+
+import hypothesis
+from hypothesis import strategies as st
+import pytest
+
+from agentflow_jax.agents import plan as plan_lib
+
+TOOLS = ('search', 'python', 'Wiki_Search')
+EXPECTED = plan_lib.Plan('find the capital', 'France', 'search', 'it is asked')
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        # As the prompt asks for it.
+        'Justification: it is asked\nSub-Goal: find the capital\n'
+        'Context: France\nTool Name: search',
+        # Numbered sections, whose next number is no part of a context.
+        '1. Justification: it is asked\n2. Sub-Goal: find the capital\n'
+        '3. Context: France\n4. Tool Name: search',
+        '1) Justification: it is asked\n\n(2) Sub-Goal: find the capital\n\n'
+        '3.\nContext: France\n4.\nTool Name: search\n',
+        # Back-ticks.
+        'Justification: it is asked\nSub-Goal: `find the capital`\n'
+        'Context: `France`\nTool Name: `search`',
+        '```\nJustification: it is asked\nSub-Goal: find the capital\n'
+        'Context: France\nTool Name: search\n```',
+        '`Justification`: it is asked\n`Sub-Goal`: find the capital\n'
+        '`Context`: France\n`Tool Name`: search',
+        # Bold, in every place that models put the stars.
+        '**Justification:** it is asked\n**Sub-Goal:** find the capital\n'
+        '**Context:** France\n**Tool Name:** search',
+        '**Justification**: it is asked\n**Sub-Goal**: find the capital\n'
+        '**Context**: France\n**Tool Name**: **search**',
+        '**Justification: it is asked**\n**Sub-Goal: find the capital**\n'
+        '**Context: France**\n**Tool Name: search**',
+        '- **Justification:**it is asked\n- **Sub-Goal:**find the capital\n'
+        '- **Context:**France\n- **Tool Name:**search',
+        # Headings, with and without a colon.
+        '### Justification\nit is asked\n\n### Sub-Goal\nfind the capital\n\n'
+        '### Context\nFrance\n\n### Tool Name\nsearch',
+        '## 1. Justification:\nit is asked\n## 2. Sub-Goal:\nfind the capital\n'
+        '## 3. Context:\nFrance\n## 4. **Tool Name**:\n`search`',
+        # Lower case, upper case, other spellings.
+        'justification: it is asked\nsub-goal: find the capital\n'
+        'context: France\ntool name: search',
+        'JUSTIFICATION: it is asked\nSUB-GOAL: find the capital\n'
+        'CONTEXT: France\nTOOL NAME: SEARCH',
+        'Justification: it is asked\nSubgoal: find the capital\n'
+        'Context: France\nTool: search',
+        'justification: it is asked\nsub_goal: find the capital\n'
+        'context: France\ntool_name: search',
+        'Justification： it is asked\nSub‑Goal： find the capital\n'
+        'Context： France\nSelected Tool： search',
+        # A trailing sentence.
+        'Justification: it is asked\nSub-Goal: find the capital\n'
+        'Context: France\nTool Name: search\n\nThis will find it with python.',
+        'Justification: it is asked\nSub-Goal: find the capital\n'
+        'Context: France\nTool Name: search. It knows facts.',
+        'Justification: it is asked\nSub-Goal: find the capital\n'
+        'Context: France\nTool Name: I would use the search tool',
+        # Thinking aloud first, another order, quotes, Windows line ends.
+        'Sub-Goal: hm\nTool Name: python\n\nNo:\nJustification: it is asked\n'
+        'Sub-Goal: find the capital\nContext: France\nTool Name: search',
+        'Tool Name: search\nContext: "France"\nSub-Goal: "find the capital"\n'
+        'Justification: it is asked',
+        'Justification: it is asked\r\nSub-Goal: find the capital\r\n'
+        'Context: France\r\nTool Name: search\r\n',
+    ],
+)
+def test_reads_every_shape_that_models_write(text):
+  assert plan_lib.parse(text, TOOLS) == EXPECTED
+
+
+def _context(text):
+  response = f'Sub-Goal: s\nContext: {text}\nTool Name: search'
+  return plan_lib.parse(response, TOOLS).context
+
+
+def test_context_ends_before_the_next_number():
+  # The "c\n3." of AgentFlow's own regular expression.
+  text = '1. Sub-Goal: s\n2. Context: c\n3. Tool Name: search'
+  assert plan_lib.parse(text, TOOLS).context == 'c'
+
+
+@pytest.mark.parametrize(
+    'context',
+    [
+        'a\nb\n\n- c: d',
+        '"New York" population',
+        "'a' + 'b'",
+        '2 ** 3 * 4',
+        'the "best"',
+        'x = 3\ntool = 5\ncontext = 7',
+        'f(*args) or `ls`',
+    ],
+)
+def test_context_is_kept_as_written(context):
+  assert _context(context) == context
+
+
+def test_a_fence_in_the_context_is_no_part_of_it():
+  assert _context('```python\nprint(1)\n```') == 'print(1)'
+
+
+def test_a_missing_justification_and_context_are_empty():
+  plan = plan_lib.parse('Sub-Goal: s\nTool Name: wiki_search', TOOLS)
+  assert plan == plan_lib.Plan('s', '', 'Wiki_Search', '')
+
+
+@pytest.mark.parametrize(
+    'text, why',
+    [
+        ('', 'no field'),
+        ('I do not know.', 'no field'),
+        ('Tool Name: search', 'no sub-goal'),
+        ('Sub-Goal: **\nTool Name: search', 'no sub-goal'),
+        ('Sub-Goal: s\nContext: c', 'names no tool'),
+        ('Sub-Goal: s\nTool Name:', "unknown tool ''"),
+        ('Sub-Goal: s\nTool Name: browser', "unknown tool 'browser'.*python"),
+        ('Sub-Goal: s\nTool Name: researching', 'unknown tool'),
+        ('Sub-Goal: s\nTool Name: the search or python', 'several tools'),
+    ],
+)
+def test_says_why_it_cannot_be_read(text, why):
+  with pytest.raises(plan_lib.PlanError, match=why):
+    plan_lib.parse(text, TOOLS)
+
+
+_line = st.from_regex(r'[A-Za-z0-9#][ -~]{0,30}[A-Za-z0-9]', fullmatch=True)
+_NAMES = re.compile('tool|context|goal|justif', re.IGNORECASE)
+_free = _line.filter(lambda text: not _NAMES.search(text))
+
+
+@hypothesis.given(
+    st.builds(plan_lib.Plan, _free, _free, st.sampled_from(TOOLS), _free)
+)
+@hypothesis.settings(deadline=None, max_examples=100)
+def test_reads_what_it_renders(plan):
+  assert plan_lib.parse(plan.render(), TOOLS) == plan
+
+
+_pieces = st.sampled_from([
+    'Sub-Goal', 'Context', 'Tool Name', 'Justification', ':', '：', '\n', '**',
+    '`', '```', '#', '1.', '(2)', ' ', '"', "'", 'search', 'python', '-', '\0',
+    '\ud800', 'İ', 'x',
+])
+
+
+@hypothesis.given(st.text() | st.lists(_pieces, max_size=40).map(''.join))
+@hypothesis.settings(deadline=None, max_examples=400)
+def test_any_text_is_a_plan_or_a_plan_error(text):
+  try:
+    plan = plan_lib.parse(text, TOOLS)
+  except plan_lib.PlanError as e:
+    assert str(e)
+  else:
+    assert plan.tool in TOOLS and plan.sub_goal.strip()
+
+
+@pytest.mark.parametrize(
+    'piece',
+    ['\n', ' ', '*', '`', '# ', '"', '1.\n', '1. ', '\n ', '```\n', '> -',
+     'context', 'context\n', 'sub ', 'tool\n', 'selected\n', 'tool:', '_*',
+     '(9)', '"*', '\t\r\n'],
+)
+def test_takes_time_in_proportion_to_the_text(piece):
+  # A hang guard, not a timing: quadratic matching took minutes here.
+  def give_up(*_):
+    raise TimeoutError(f'parsing repeated {piece!r} hangs')
+
+  before = signal.signal(signal.SIGPROF, give_up)
+  signal.setitimer(signal.ITIMER_PROF, 1.0)  # of this process's own CPU time
+  try:
+    for text in (piece, 'Context:' + piece, '1.' + piece, 'Tool' + piece):
+      with pytest.raises(plan_lib.PlanError):
+        plan_lib.parse((text + piece * 100_000)[:100_000], TOOLS)
+  finally:
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)

@@ -1,0 +1,94 @@
+"""Tests of agents.references."""
+
+import hypothesis
+from hypothesis import strategies as st
+import pytest
+
+from agentflow_jax.agents import references as references_lib
+
+GAZETTEER = references_lib.Gazetteer(
+    ['Oslo', 'New York', 'New', 'York', "'s-Gravenhage", 'Port-', 'Saint Lô']
+)
+EMPTY = references_lib.References(GAZETTEER)
+
+
+@pytest.mark.parametrize(
+    'text, marked, mentions',
+    [
+        ('Oslo has 5 parks, Oslo!', '#1 Oslo has #2 5 parks, #1 Oslo!',
+         ('Oslo', '5')),
+        ('New York, not York', '#1 New York, not #2 York',
+         ('New York', 'York')),
+        ("in 's-Gravenhage", "in #1 's-Gravenhage", ("'s-Gravenhage",)),
+        ('Osloans oslo', 'Osloans oslo', ()),
+        ('-1.5e3 and 12abc', '#1 -1.5e3 and 12abc', ('-1.5e3',)),
+        # A hyphen is no minus; a mark begins where the last one has ended.
+        ('3-5, 2020-01', '#1 3-#2 5, #3 2020-#4 01', ('3', '5', '2020', '01')),
+        ('Port--5', '#1 Port-#2 -5', ('Port-', '-5')),
+        ('5-', '#1 5-', ('5',)),
+        ('', '', ()),
+    ],
+)
+def test_marks_names_and_numbers_where_they_stand(text, marked, mentions):
+  found, references = EMPTY.annotate(text)
+  assert found == marked
+  assert references.mentions == mentions
+
+
+def test_numbers_go_on_in_the_next_text_and_the_old_value_stays():
+  _, first = EMPTY.annotate('Oslo')
+  marked, second = first.annotate('York Oslo')
+  assert marked == '#2 York #1 Oslo'
+  assert first.mentions == ('Oslo',)
+  assert second.mentions == ('Oslo', 'York')
+
+
+def test_a_result_cannot_forge_a_mark():
+  _, references = EMPTY.annotate('Oslo and York')
+  marked, references = references.annotate('#2 Oslo #3 ##1')
+  # Broken into '# ' and a number, which then is a mention like any other.
+  assert marked == '# #3 2 #1 Oslo # #4 3 ## #5 1'
+  assert references.resolve('#2') == 'York'
+
+
+def test_resolves_what_is_marked_and_nothing_else():
+  _, references = EMPTY.annotate('Oslo 7')
+  assert references.resolve('#2 * #2 of #1') == '7 * 7 of Oslo'
+  for wrong in ('#3', '#0', '#' + '9' * 5000):
+    with pytest.raises(references_lib.UnknownReference, match='2 mentions'):
+      references.resolve(wrong)
+
+
+def test_without_a_gazetteer_every_text_stays():
+  references = references_lib.References()
+  text = 'Oslo #1 5'
+  assert references.annotate(text) == (text, references)
+  assert references.resolve(text) == text
+  assert references.unmark(text) == text
+  assert references.defuse(text) == text
+  assert references.last_in(text) == ''
+
+
+def test_unmark_writes_marks_and_bare_numbers_as_their_names():
+  _, references = EMPTY.annotate('Oslo has 5')
+  assert references.unmark('#1 Oslo, not #2, #1 is') == 'Oslo, not 5, Oslo is'
+  assert references.unmark('#9 x') == '#9 x'
+
+
+def test_last_in_is_the_last_name_or_number():
+  assert EMPTY.last_in('5 in Oslo, he said') == 'Oslo'
+  assert EMPTY.last_in('nothing') == ''
+
+
+_texts = st.lists(
+    st.sampled_from(['Oslo', 'New', 'York', ' ', '-', '5', '.', '#', 'x', "'s",
+                     'Port-', '\n', 'Saint', 'Lô', '1e9', '#1 ']),
+    max_size=30,
+).map(''.join)
+
+
+@hypothesis.given(_texts)
+@hypothesis.settings(deadline=None, max_examples=200)
+def test_unmark_undoes_annotate(text):
+  marked, references = EMPTY.annotate(text)
+  assert references.unmark(marked) == EMPTY.defuse(text)
