@@ -68,6 +68,7 @@ def prepare(data_dir: str | os.PathLike[str]) -> epath.Path:
   Returns:
     The corpus: a JSONL file of {'id', 'title', 'text'} passages.
   """
+  tfds.disable_progress_bar()  # It takes seconds, and a run has its own bar.
   _builder(data_dir).download_and_prepare(file_format='array_record')
   corpus = epath.Path(data_dir) / 'geohop_corpus.jsonl'
   if not corpus.exists():

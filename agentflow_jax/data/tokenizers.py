@@ -128,4 +128,8 @@ def train_sentencepiece(
       num_threads=1,
       minloglevel=2,
   )
-  epath.Path(path).write_bytes(model.getvalue())
+  # Whole or not at all: a run that is killed here trains it again.
+  target = epath.Path(path)
+  partial = target.parent / f'{target.name}.partial'
+  partial.write_bytes(model.getvalue())
+  partial.replace(target)
