@@ -394,7 +394,10 @@ def _module(name: str, progress: _Progress):
     try:
       yield
     except language_model.PromptTooLong as e:
-      raise _End(Status.PROMPT_TOO_LONG, str(e)) from e
+      # Only the planner answers for its prompt; a frozen module's is ours.
+      planner = name == 'planner'
+      status = Status.PROMPT_TOO_LONG if planner else Status.MODULE_FAILED
+      raise _End(status, f'{name}: {e}') from e
     except language_model.Unreachable as e:
       raise _End(Status.MODEL_UNREACHABLE, f'{name}: {e}') from e
     except (Exception, asyncio.CancelledError) as e:

@@ -14,7 +14,7 @@ class Checkpoints:
   """Commits of a run, each whole or absent.
 
   A commit is one Orbax composite: 'state' (parameters, optimizer state, step)
-  and 'run' (JSON: data cursor, seed, config, metrics so far). Randomness needs
+  and 'run' (JSON: steps done, digests of the inputs, metrics so far). Randomness needs
   no state: keys are folded from the seed and the step.
   """
 
@@ -97,8 +97,11 @@ class Checkpoints:
 
 
 def _pairs(a, b):
-  both = jax.tree.map(lambda x, y: (x, y), a, b)
-  leaves = jax.tree_util.tree_leaves_with_path(
-      both, is_leaf=lambda x: isinstance(x, tuple) and len(x) == 2
-  )
-  return [(jax.tree_util.keystr(path), pair) for path, pair in leaves]
+  return [
+      (jax.tree_util.keystr(path), (x, y))
+      for (path, x), y in zip(
+          jax.tree_util.tree_leaves_with_path(a),
+          jax.tree.leaves(b),
+          strict=True,
+      )
+  ]

@@ -16,6 +16,7 @@ from agentflow_jax.core import model
 
 _WEIGHTS = 'model.safetensors'
 _CONFIG = 'config.json'
+_STORED = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
 _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 
 
@@ -84,12 +85,16 @@ def load(
   """
   path = epath.Path(directory) / _WEIGHTS
   try:
-    tensors = safetensors.numpy.load(path.read_bytes())
+    tensors = {
+        name: _array(tensor)
+        for name, tensor in safetensors.deserialize(path.read_bytes())
+    }
   except FileNotFoundError as e:
     raise CheckpointError(f'{path} does not exist') from e
-  except safetensors.SafetensorError as e:
+  except (safetensors.SafetensorError, KeyError) as e:
     raise CheckpointError(
-        f'{path} is not a safetensors file or was cut off: {e}'
+        f'{path} is not a safetensors file, was cut off, or holds a dtype'
+        f' other than {sorted(_STORED)}: {e}'
     ) from e
   shapes = jax.eval_shape(
       lambda key: model.init_params(config, key), jax.random.key(0)
@@ -106,3 +111,9 @@ def load(
       )
   flat = {n: tensors[n].astype(wanted[n].dtype) for n in wanted}
   return flax.traverse_util.unflatten_dict(flat, sep='.')
+
+
+def _array(tensor) -> np.ndarray:
+  """A stored tensor as an array; safetensors' NumPy loader has no bfloat16."""
+  flat = np.frombuffer(tensor['data'], _STORED[tensor['dtype']])
+  return flat.reshape(tensor['shape'])

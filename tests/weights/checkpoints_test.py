@@ -9,13 +9,13 @@ from agentflow_jax.weights import checkpoints, parameters
 _OPTIMIZER = optimizer.OptimizerConfig(1e-3)
 
 
-def _state(key, d_ff=16, devices=1):
+def _state(key, d_ff=16, devices=1, tx=_OPTIMIZER):
   config = model.ModelConfig(
       vocab_size=16, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2,
       head_dim=4, d_ff=d_ff, max_positions=32,
   )
   mesh = sharding.make_mesh(fsdp=devices, devices=jax.devices()[:devices])
-  return update.init_train_state(config, _OPTIMIZER, mesh, jax.random.key(key))
+  return update.init_train_state(config, tx, mesh, jax.random.key(key))
 
 
 @pytest.fixture
@@ -31,6 +31,15 @@ def test_a_commit_restores_state_and_run_to_the_same_bits(saved):
   restored, run = saved.restore(4, _state(1))
   jax.tree.map(np.testing.assert_array_equal, restored, state)
   assert run == {'cursor': 4, 'metrics': [{'step': 1, 'x': 0.1}]}
+
+
+def test_an_optimizer_state_that_is_a_pair_restores_too(saved):
+  pair = optimizer.OptimizerConfig(1e-3, max_grad_norm=None)
+  state = _state(0, tx=pair)
+  assert len(state.opt_state) == 2
+  saved.save(1, state, {})
+  restored, _ = saved.restore(1, _state(1, tx=pair))
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
 def test_only_the_newest_commits_are_kept(saved, tmp_path):

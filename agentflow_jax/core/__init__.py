@@ -1,0 +1,1 @@
+"""Arrays only: model, scoring, losses, packed batches and the update."""

@@ -1,0 +1,193 @@
+"""Flow-GRPO on the host: advantages and target weights, in float64.
+
+AgentFlow, arXiv 2510.05592, section 3.2: one outcome reward a rollout is
+broadcast to every turn of it, and each turn is then a single-turn update.
+With Q groups scored, G_q scored rollouts in group q, T_i turns in rollout i and
+|a_it| tokens in the response of turn t,
+
+    J = sum_q,i,t,j w_it (min(rho A_i, clip(rho) A_i) - kl_coef KL)
+    A_i = (R_i - mean_j R_j) / (std_j R_j + 1e-6)     over the scored rollouts
+    w_it = 1 / (Q G_q T_i |a_it|)                     by default
+
+so that the device only ever sums.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+Weighting = Literal['turn_mean', 'token_mean', 'sequence_mean', 'dr_grpo']
+
+_WEIGHTINGS = ('turn_mean', 'token_mean', 'sequence_mean', 'dr_grpo')
+_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowGrpoConfig:
+  """The options of Flow-GRPO; the defaults are the algorithm itself.
+
+  Attributes:
+    weighting: see target_weights.
+    dr_grpo_length: the constant length L in tokens of weighting 'dr_grpo',
+      which needs it; no other weighting takes it.
+    advantage: 'std' divides by the group's standard deviation, 'no_std' does
+      not.
+    ratio_level: 'token', or 'sequence' (GSPO, arXiv 2507.18071): one ratio a
+      turn's response, the geometric mean of its token ratios.
+    old_logprobs: where log pi_old comes from: 'behavior', as recorded by the
+      sampler, or 'recompute', scored by the trainer before the step.
+    importance_cap: truncated importance correction for a sampler that is not
+      the trainer: each target's policy term is multiplied by
+      min(exp(old_logprobs - behavior_logprob), importance_cap). None is off.
+    clip_low: the ratio is clipped below at 1 - clip_low.
+    clip_high: the ratio is clipped above at 1 + clip_high.
+    kl_coef: weight of the k3 KL to the reference; 0 needs no reference.
+  """
+
+  weighting: Weighting = 'turn_mean'
+  dr_grpo_length: int | None = None
+  advantage: Literal['std', 'no_std'] = 'std'
+  ratio_level: Literal['token', 'sequence'] = 'token'
+  old_logprobs: Literal['behavior', 'recompute'] = 'behavior'
+  importance_cap: float | None = None
+  clip_low: float = 0.2
+  clip_high: float = 0.3
+  kl_coef: float = 1e-3
+
+  def __post_init__(self):
+    for name, choices in (
+        ('weighting', _WEIGHTINGS),
+        ('advantage', ('std', 'no_std')),
+        ('ratio_level', ('token', 'sequence')),
+        ('old_logprobs', ('behavior', 'recompute')),
+    ):
+      if getattr(self, name) not in choices:
+        raise ValueError(
+            f'{name} must be one of {choices}: {getattr(self, name)!r}'
+        )
+    _check_dr_grpo(self.weighting, self.dr_grpo_length)
+    if self.importance_cap is not None:
+      if self.old_logprobs != 'recompute':
+        raise ValueError(
+            "importance_cap needs old_logprobs='recompute': with 'behavior' the"
+            ' correction is 1 everywhere'
+        )
+      if not self.importance_cap > 0:
+        raise ValueError(f'importance_cap must be > 0: {self.importance_cap}')
+    if not 0 <= self.clip_low <= 1:
+      raise ValueError(f'clip_low must lie in [0, 1]: {self.clip_low}')
+    for name in ('clip_high', 'kl_coef'):
+      value = getattr(self, name)
+      if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f'{name} must be finite and >= 0: {value}')
+
+
+def _check_dr_grpo(weighting: str, length: int | None) -> None:
+  if (weighting == 'dr_grpo') != (length is not None):
+    raise ValueError(
+        f'dr_grpo_length goes with weighting dr_grpo: {weighting!r}, {length}'
+    )
+  if length is not None and length < 1:
+    raise ValueError(f'dr_grpo_length must be at least 1 token: {length}')
+
+
+def advantages(
+    rewards: Sequence[float | None], use_std: bool = True
+) -> np.ndarray:
+  """Returns A_i of one group's rollouts.
+
+  A_i = (R_i - mean R) / (std R + 1e-6), mean and sample standard deviation
+  (ddof 1) over the scored rollouts; without `use_std` the numerator alone.
+
+  Args:
+    rewards: one outcome reward a rollout; None where it could not be scored.
+    use_std: whether to divide.
+
+  Returns:
+    float64[G]. 0 for an unscored rollout; exactly 0 for every rollout when
+    fewer than two are scored or all scored rewards are equal.
+
+  Raises:
+    ValueError: a reward is not finite.
+  """
+  scored = np.array([r is not None for r in rewards], bool)
+  values = np.array([r for r in rewards if r is not None], np.float64)
+  if not np.isfinite(values).all():
+    raise ValueError(f'rewards must be finite or None: {list(rewards)}')
+  result = np.zeros(len(rewards), np.float64)
+  if len(values) < 2 or values.max() == values.min():
+    return result
+  centered = values - values.mean()
+  if use_std:
+    centered = centered / (values.std(ddof=1) + _EPSILON)
+  result[scored] = centered
+  return result
+
+
+def target_weights(
+    lengths: Sequence[Sequence[Sequence[int]]],
+    scored: Sequence[Sequence[bool]],
+    weighting: Weighting = 'turn_mean',
+    dr_grpo_length: int | None = None,
+) -> list[list[np.ndarray]]:
+  """Returns the weight of each target of each turn of an optimizer batch.
+
+  Q counts the groups with a scored rollout, G_q the scored rollouts of group q
+  (those without any token included), T_i the turns of rollout i (those of
+  length 0 included), N all targets of scored rollouts.
+
+    turn_mean       1 / (Q G_q T_i |a_it|)
+    token_mean      1 / N
+    sequence_mean   1 / (Q G_q sum_t |a_it|): a rollout is one sequence
+    dr_grpo         1 / (Q G_q L), L = dr_grpo_length
+
+  Args:
+    lengths: lengths[q][i][t] = |a_it| in tokens, over the whole global batch.
+    scored: scored[q][i], False where the reward is None.
+    weighting: as above.
+    dr_grpo_length: L.
+
+  Returns:
+    result[q][i] is float32[T_i]: the weight of every target of turn t; 0 for
+    a turn without targets and for an unscored rollout.
+
+  Raises:
+    ValueError: the arguments disagree in shape, or a length is negative.
+  """
+  if weighting not in _WEIGHTINGS:
+    raise ValueError(f'weighting must be one of {_WEIGHTINGS}: {weighting!r}')
+  _check_dr_grpo(weighting, dr_grpo_length)
+  if [len(group) for group in lengths] != [len(group) for group in scored]:
+    raise ValueError('lengths and scored do not name the same rollouts')
+  n_groups = sum(any(group) for group in scored)
+  n_targets = sum(
+      sum(turns)
+      for group, flags in zip(lengths, scored, strict=True)
+      for turns, flag in zip(group, flags, strict=True)
+      if flag
+  )
+
+  def per_turn(turns: Sequence[int], flag: bool, n_scored: int) -> np.ndarray:
+    a = np.asarray(turns, np.float64)
+    if (a < 0).any():
+      raise ValueError(f'negative response length: {list(turns)}')
+    if not flag or not a.sum():
+      return np.zeros(len(a), np.float32)
+    rollout = 1.0 / (n_groups * n_scored)
+    if weighting == 'turn_mean':
+      weight = rollout / (len(a) * np.maximum(a, 1))
+    elif weighting == 'token_mean':
+      weight = np.full(len(a), 1.0 / n_targets)
+    elif weighting == 'sequence_mean':
+      weight = np.full(len(a), rollout / a.sum())
+    else:
+      weight = np.full(len(a), rollout / dr_grpo_length)
+    return np.where(a > 0, weight, 0.0).astype(np.float32)
+
+  return [
+      [per_turn(turns, flag, sum(flags)) for turns, flag in zip(group, flags)]
+      for group, flags in zip(lengths, scored)
+  ]

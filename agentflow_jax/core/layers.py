@@ -1,0 +1,344 @@
+"""The transformer's configuration and its layers; model.py assembles them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+# (activation, logical axis names) -> the activation, constrained to a mesh.
+Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+
+# Finite, so that a padding token, which may attend to nothing, stays finite.
+_MASKED = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """What a planner's network is.
+
+  Attributes:
+    vocab_size: V, rows of the embedding.
+    d_model: D.
+    n_layers: number of blocks.
+    n_heads: H, query heads.
+    n_kv_heads: K, key and value heads; divides n_heads.
+    head_dim: E, even.
+    d_ff: width of the gated MLP.
+    max_positions: context limit in tokens, prompt and response together.
+    rope_theta: base of the rotary frequencies.
+    norm_eps: added to the mean square in RMSNorm.
+    qkv_bias: biases on q, k and v (Qwen2).
+    qk_norm: RMSNorm of each head's q and k before rotation (Qwen3).
+    tie_embeddings: the output projection is the embedding, transposed.
+    param_dtype: dtype that parameters are kept in.
+    dtype: dtype of activations. In float32 every product is computed at the
+      highest precision, on accelerators too (no TF32, no bfloat16 passes).
+    remat: what the backward pass recomputes: 'none', 'full' (each layer) or
+      'dots' (all but the matrix products).
+  """
+
+  vocab_size: int
+  d_model: int
+  n_layers: int
+  n_heads: int
+  n_kv_heads: int
+  head_dim: int
+  d_ff: int
+  max_positions: int
+  rope_theta: float = 1e4
+  norm_eps: float = 1e-6
+  qkv_bias: bool = False
+  qk_norm: bool = False
+  tie_embeddings: bool = True
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32'
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  remat: Literal['none', 'full', 'dots'] = 'none'
+
+  def __post_init__(self):
+    for name in (
+        'vocab_size', 'd_model', 'n_layers', 'n_heads', 'n_kv_heads',
+        'head_dim', 'd_ff', 'max_positions',
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1: {getattr(self, name)}')
+    if self.n_heads % self.n_kv_heads:
+      raise ValueError(
+          f'n_kv_heads {self.n_kv_heads} must divide n_heads {self.n_heads}'
+      )
+    if self.head_dim % 2:
+      raise ValueError(f'head_dim must be even for rotary: {self.head_dim}')
+    for name in ('rope_theta', 'norm_eps'):
+      value = getattr(self, name)
+      if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f'{name} must be positive and finite: {value}')
+    for name in ('param_dtype', 'dtype'):
+      if getattr(self, name) not in ('float32', 'bfloat16'):
+        raise ValueError(f'{name}: unknown {getattr(self, name)!r}')
+    if self.remat not in ('none', 'full', 'dots'):
+      raise ValueError(f'remat: unknown {self.remat!r}')
+
+  @property
+  def precision(self) -> jax.lax.Precision:
+    """Of every product; the highest where activations are float32."""
+    if self.dtype == 'float32':
+      return jax.lax.Precision.HIGHEST
+    return jax.lax.Precision.DEFAULT
+
+
+class _Linear(nn.Module):
+  """y = einsum(x, kernel) + bias, in the activation dtype."""
+
+  config: ModelConfig
+  equation: str
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  fan_in: int
+  scale: float = 1.0
+  bias_axes: tuple[str, ...] | None = None
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    config = self.config
+    init = nn.initializers.normal(self.scale / math.sqrt(self.fan_in))
+    kernel = self.param(
+        'kernel',
+        nn.with_logical_partitioning(init, self.axes),
+        self.shape,
+        config.param_dtype,
+    )
+    y = jnp.einsum(
+        self.equation, x, kernel.astype(config.dtype),
+        precision=config.precision,
+    )
+    if self.bias_axes is not None:
+      bias = self.param(
+          'bias',
+          nn.with_logical_partitioning(
+              nn.initializers.zeros_init(), self.bias_axes
+          ),
+          self.shape[-len(self.bias_axes):],
+          config.param_dtype,
+      )
+      y = y + bias.astype(config.dtype)
+    return y
+
+
+class RMSNorm(nn.Module):
+  """y = x / sqrt(mean(x^2) + eps) * scale, computed in float32."""
+
+  config: ModelConfig
+  axis: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    config = self.config
+    scale = self.param(
+        'scale',
+        nn.with_logical_partitioning(
+            nn.initializers.ones_init(), (self.axis,)
+        ),
+        (x.shape[-1],),
+        config.param_dtype,
+    )
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    y = x * jax.lax.rsqrt(mean_square + config.norm_eps)
+    return (y * scale.astype(jnp.float32)).astype(config.dtype)
+
+
+def rotary_tables(
+    config: ModelConfig, positions: Array
+) -> tuple[Array, Array]:
+  """Returns float32 (cos, sin)[B, T, 1, E/2] of position * theta^(-2i/E)."""
+  half = config.head_dim // 2
+  exponent = jnp.arange(half, dtype=jnp.float32) * (-2.0 / config.head_dim)
+  frequency = jnp.power(jnp.float32(config.rope_theta), exponent)
+  angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(x: Array, rotary: tuple[Array, Array]) -> Array:
+  """Rotates the pairs (x[i], x[i + E/2]) of x[B, T, heads, E]."""
+  cos, sin = rotary
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  y = jnp.concatenate(
+      [first * cos - second * sin, second * cos + first * sin], axis=-1
+  )
+  return y.astype(x.dtype)
+
+
+@flax.struct.dataclass
+class Context:
+  """What every layer needs beside its activations.
+
+  Attributes:
+    rotary: (cos, sin).
+    mask: bool[B, 1, 1, T, T], which new token (last axis) a new token sees.
+    cached_mask: bool[B, 1, 1, 1, S], which cached slots are read, or None.
+  """
+
+  rotary: tuple[Array, Array]
+  mask: Array
+  cached_mask: Array | None = None
+
+
+class _Attention(nn.Module):
+  """Grouped-query attention over new tokens and, if given, cached ones."""
+
+  config: ModelConfig
+  constrain: Constrain
+
+  def _project(self, name: str, heads: int, head_axis: str) -> _Linear:
+    config = self.config
+    return _Linear(
+        config, 'btd,dhe->bthe', (config.d_model, heads, config.head_dim),
+        ('embed', head_axis, 'head_dim'), config.d_model, name=name,
+        bias_axes=(head_axis, 'head_dim') if config.qkv_bias else None,
+    )
+
+  @nn.compact
+  def __call__(self, x: Array, context: Context, cached):
+    """Returns [B, T, D], and new keys [B, K, E, T], values [B, K, T, E]."""
+    config = self.config
+    heads, kv_heads, dim = config.n_heads, config.n_kv_heads, config.head_dim
+    q = self._project('q', heads, 'heads')(x)
+    k = self._project('k', kv_heads, 'kv_heads')(x)
+    v = self._project('v', kv_heads, 'kv_heads')(x)
+    if config.qk_norm:
+      q = RMSNorm(config, 'head_dim', name='q_norm')(q)
+      k = RMSNorm(config, 'head_dim', name='k_norm')(k)
+    q = self.constrain(
+        _rotate(q, context.rotary), ('batch', 'length', 'heads', None)
+    )
+    k = _rotate(k, context.rotary).transpose(0, 2, 3, 1)
+    v = v.transpose(0, 2, 1, 3)
+    batch, length = x.shape[:2]
+    # Query heads h of one group share the key head h // (H / K).
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, dim)
+    y = self._attend(q.transpose(0, 2, 3, 1, 4), k, v, context, cached)
+    y = y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
+    out = _Linear(
+        config, 'bthe,hed->btd', (heads, dim, config.d_model),
+        ('heads', 'head_dim', 'embed'), heads * dim, name='o',
+        scale=1 / math.sqrt(2 * config.n_layers),
+    )(y)
+    return out, (k, v)
+
+  def _attend(self, q, k, v, context, cached) -> Array:
+    """softmax(q k / sqrt(E)) v, over cached slots and new tokens together.
+
+    Args:
+      q: [B, K, H/K, T, E].
+      k: [B, K, E, T].
+      v: [B, K, T, E].
+      context: masks.
+      cached: keys [B, K, E, S] and values [B, K, S, E], or None.
+
+    Returns:
+      [B, K, H/K, T, E]; scores and sums are float32.
+    """
+    config = self.config
+    sources = [(k, v, context.mask)]
+    if cached is not None:
+      sources.append((*cached, context.cached_mask))
+    scores = []
+    for keys, _, mask in sources:
+      s = jnp.einsum(
+          'bkgte,bkes->bkgts', q, keys, precision=config.precision,
+          preferred_element_type=jnp.float32,
+      )
+      scores.append(
+          jnp.where(mask, s * (1 / math.sqrt(config.head_dim)), _MASKED)
+      )
+    # Any shift leaves the quotient as it is, so it needs no gradient.
+    top = jax.lax.stop_gradient(
+        functools.reduce(
+            jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores]
+        )
+    )
+    total, mixed = 0.0, 0.0
+    for s, (_, values, _) in zip(scores, sources, strict=True):
+      weights = jnp.exp(s - top)
+      total += weights.sum(axis=-1, keepdims=True)
+      mixed += jnp.einsum(
+          'bkgts,bkse->bkgte', weights.astype(config.dtype), values,
+          precision=config.precision, preferred_element_type=jnp.float32,
+      )
+    return (mixed / total).astype(config.dtype)
+
+
+class _MLP(nn.Module):
+  """down(silu(gate(x)) * up(x))."""
+
+  config: ModelConfig
+  constrain: Constrain
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    config = self.config
+    d, f = config.d_model, config.d_ff
+
+    def widen(name):
+      return _Linear(
+          config, 'btd,df->btf', (d, f), ('embed', 'mlp'), d, name=name
+      )(x)
+
+    y = self.constrain(
+        nn.silu(widen('gate')) * widen('up'), ('batch', 'length', 'mlp')
+    )
+    return _Linear(
+        config, 'btf,fd->btd', (f, d), ('mlp', 'embed'), f, name='down',
+        scale=1 / math.sqrt(2 * config.n_layers),
+    )(y)
+
+
+class _Block(nn.Module):
+  """One layer, in the form that nn.scan wants: (carry, ...) -> (carry, y)."""
+
+  config: ModelConfig
+  constrain: Constrain
+  return_kv: bool
+
+  @nn.compact
+  def __call__(self, x: Array, cached, context: Context):
+    config = self.config
+    y = RMSNorm(config, 'norm', name='attention_norm')(x)
+    y, kv = _Attention(config, self.constrain, name='attention')(
+        y, context, cached
+    )
+    x = x + y
+    y = RMSNorm(config, 'norm', name='mlp_norm')(x)
+    x = x + _MLP(config, self.constrain, name='mlp')(y)
+    x = self.constrain(x, ('batch', 'length', None))
+    return x, (kv if self.return_kv else None)
+
+
+def scanned_block(config: ModelConfig) -> type[nn.Module]:
+  """Returns a module of n_layers blocks, remat as configured.
+
+  It is made as (config, constrain, return_kv) and called as (x, cached,
+  context), where `cached` holds keys and values with a leading layer axis.
+  """
+  block = _Block
+  if config.remat != 'none':
+    policy = None
+    if config.remat == 'dots':
+      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    # Inside a scan nothing can be shared with the forward pass anyway.
+    block = nn.remat(block, policy=policy, prevent_cse=False)
+  return nn.scan(
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(0, nn.broadcast),
+      out_axes=0,
+      length=config.n_layers,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+  )

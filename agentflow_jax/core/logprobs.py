@@ -1,0 +1,102 @@
+"""The one definition of a token's log probability, for sampler and trainer.
+
+A token is scored under the distribution that it was sampled from: logits
+divided by the temperature, and renormalised over the kept set where top-k,
+top-p or min-p truncated it. Temperature 0 means greedy; its tokens are scored
+at temperature 1.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def scale(logits: Array, temperature: Array | float) -> Array:
+  """Returns float32 logits / temperature, with temperature 0 read as 1.
+
+  Args:
+    logits: [..., V].
+    temperature: [...] or a scalar; what the token was sampled at.
+  """
+  temperature = jnp.asarray(temperature, jnp.float32)
+  temperature = jnp.where(temperature == 0, 1.0, temperature)
+  return logits.astype(jnp.float32) / temperature[..., None]
+
+
+def log_prob_of(
+    logits: Array,
+    targets: Array,
+    temperature: Array | float,
+    keep: Array | None = None,
+) -> Array:
+  """Scores tokens: log softmax(logits / temperature over the kept set).
+
+  Args:
+    logits: float[..., V].
+    targets: int32[...], the tokens scored.
+    temperature: float32[...] or a scalar; 0 scores at 1.
+    keep: bool[..., V], the set that was sampled from, or None for all of V.
+
+  Returns:
+    float32[...], nats. -inf for a target outside the kept set.
+  """
+  scaled = scale(logits, temperature)
+  if keep is not None:
+    scaled = jnp.where(keep, scaled, -jnp.inf)
+  # A comparison and a sum, not a gather: exact, its gradient is no scatter, and
+  # it needs no communication where V is sharded.
+  chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
+  picked = jnp.sum(jnp.where(chosen, scaled, 0.0), axis=-1)
+  return picked - jax.nn.logsumexp(scaled, axis=-1)
+
+
+def entropy_of(
+    logits: Array, temperature: Array | float, keep: Array | None = None
+) -> Array:
+  """Returns float32[...], the entropy in nats of what log_prob_of scores by."""
+  scaled = scale(logits, temperature)
+  if keep is None:
+    weighted = scaled
+  else:
+    # 0 * -inf must count as 0.
+    weighted = jnp.where(keep, scaled, 0.0)
+    scaled = jnp.where(keep, scaled, -jnp.inf)
+  probs = jax.nn.softmax(scaled, axis=-1)
+  return jax.nn.logsumexp(scaled, axis=-1) - jnp.sum(probs * weighted, axis=-1)
+
+
+def truncation_mask(
+    logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array
+) -> Array:
+  """Returns the set that top-k, top-p and min-p leave of each distribution.
+
+  Each criterion is applied to the whole distribution at the given temperature;
+  a token is kept when all three keep it. Among equal logits the lower id
+  counts as the more likely. The most likely token is always kept.
+
+  Args:
+    logits: float[B, V].
+    temperature: float32[B]; 0 is read as 1.
+    top_k: int32[B], keep the k most likely; 0 keeps all.
+    top_p: float32[B], keep the fewest tokens, most likely first, whose mass is
+      at least top_p; 1 keeps all.
+    min_p: float32[B], keep tokens of at least min_p times the largest
+      probability; 0 keeps all.
+
+  Returns:
+    bool[B, V].
+  """
+  scaled = scale(logits, temperature)
+  order = jnp.argsort(-scaled, axis=-1, stable=True)
+  ordered = jnp.take_along_axis(scaled, order, axis=-1)
+  probs = jax.nn.softmax(ordered, axis=-1)
+  rank = jnp.arange(logits.shape[-1])
+  keep = (top_k[:, None] == 0) | (rank < top_k[:, None])
+  # The mass before a token decides: the token that crosses top_p is kept.
+  before = jnp.cumsum(probs, axis=-1) - probs
+  keep &= (top_p[:, None] >= 1) | (before < top_p[:, None])
+  keep &= probs >= min_p[:, None] * probs[:, :1]
+  keep |= rank == 0
+  inverse = jnp.argsort(order, axis=-1)
+  return jnp.take_along_axis(keep, inverse, axis=-1)

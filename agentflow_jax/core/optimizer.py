@@ -1,0 +1,107 @@
+"""AdamW with warmup, a schedule, and clipping of the total gradient."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# Norm scales and biases do not decay.
+_DECAYED = ('kernel', 'embedding', 'head')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """What turns a gradient into a new parameter.
+
+  Attributes:
+    learning_rate: the peak.
+    schedule: after warmup: 'constant', or down to 0 at total_steps by half a
+      'cosine' or a 'linear' ramp.
+    warmup_steps: updates of linear warmup; update n (from 0) takes
+      (n + 1) / warmup_steps of the peak, so no update is lost on rate 0.
+    total_steps: updates in all; 'cosine' and 'linear' need it.
+    b1: decay of Adam's first moment.
+    b2: decay of Adam's second moment.
+    eps: Adam's.
+    weight_decay: decoupled; of kernels and embeddings only.
+    max_grad_norm: the total gradient is scaled down to this global norm; None
+      does not clip.
+  """
+
+  learning_rate: float
+  schedule: Literal['constant', 'cosine', 'linear'] = 'constant'
+  warmup_steps: int = 0
+  total_steps: int | None = None
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  max_grad_norm: float | None = 1.0
+
+  def __post_init__(self):
+    if not 0 <= self.learning_rate < float('inf'):
+      raise ValueError(f'learning_rate must be >= 0: {self.learning_rate}')
+    if self.schedule not in ('constant', 'cosine', 'linear'):
+      raise ValueError(f'schedule: unknown {self.schedule!r}')
+    if self.warmup_steps < 0:
+      raise ValueError(f'warmup_steps must be >= 0: {self.warmup_steps}')
+    if (self.schedule == 'constant') != (self.total_steps is None):
+      raise ValueError(
+          f'total_steps goes with cosine and linear: {self.schedule!r}, '
+          f'{self.total_steps}'
+      )
+    if self.total_steps is not None and self.total_steps <= self.warmup_steps:
+      raise ValueError(
+          f'total_steps {self.total_steps} must exceed warmup_steps '
+          f'{self.warmup_steps}'
+      )
+    for name in ('b1', 'b2'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f'{name} must lie in [0, 1): {getattr(self, name)}')
+    if not self.eps > 0 or not self.weight_decay >= 0:
+      raise ValueError(f'eps {self.eps} or weight_decay {self.weight_decay}')
+    if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+      raise ValueError(f'max_grad_norm must be > 0: {self.max_grad_norm}')
+
+
+def make_schedule(config: OptimizerConfig) -> Callable[[Any], jax.Array]:
+  """Returns count -> float32 learning rate of update `count`, from 0."""
+
+  def schedule(count):
+    count = jnp.asarray(count, jnp.float32)
+    rate = jnp.float32(config.learning_rate)
+    if config.schedule != 'constant':
+      span = config.total_steps - config.warmup_steps
+      done = jnp.clip((count - config.warmup_steps) / span, 0.0, 1.0)
+      if config.schedule == 'linear':
+        rate *= 1.0 - done
+      else:
+        rate *= 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+    if config.warmup_steps:
+      rate *= jnp.minimum((count + 1.0) / config.warmup_steps, 1.0)
+    return rate
+
+  return schedule
+
+
+def _decay_mask(params: Any) -> Any:
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: path[-1].key in _DECAYED, params
+  )
+
+
+def make_tx(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Returns the optimizer: clip, Adam, decay, then minus the learning rate."""
+  steps = []
+  if config.max_grad_norm is not None:
+    steps.append(optax.clip_by_global_norm(config.max_grad_norm))
+  steps.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
+  if config.weight_decay:
+    steps.append(
+        optax.add_decayed_weights(config.weight_decay, mask=_decay_mask)
+    )
+  steps.append(optax.scale_by_learning_rate(make_schedule(config)))
+  return optax.chain(*steps)

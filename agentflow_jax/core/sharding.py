@@ -1,0 +1,159 @@
+"""Mesh axes data / fsdp / tensor, and the one table that maps names to them.
+
+Layers name their axes logically ('embed', 'heads', ...); only the tables below
+know the mesh. Axes are of the Auto type: XLA propagates shardings from the
+parameters, the batch, and the few activations that the model pins.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import sharding as jax_sharding
+
+from agentflow_jax.core import model
+
+PartitionSpec = jax_sharding.PartitionSpec
+NamedSharding = jax_sharding.NamedSharding
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+
+# Logical axis of a parameter -> mesh axis that shards it, or None.
+PARAM_RULES: dict[str, str | None] = {
+    'layers': None,
+    'vocab': 'tensor',
+    'embed': 'fsdp',
+    'heads': 'tensor',
+    'kv_heads': 'tensor',
+    'head_dim': None,
+    'mlp': 'tensor',
+    'norm': None,
+}
+
+# Logical axis of an activation -> mesh axes.
+ACTIVATION_RULES: dict[str, str | tuple[str, ...] | None] = {
+    'batch': ('data', 'fsdp'),
+    'length': None,
+    'heads': 'tensor',
+    'mlp': 'tensor',
+    'vocab': 'tensor',
+}
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> jax_sharding.Mesh:
+  """Returns a mesh of all given devices; one axis may be -1, which fills.
+
+  Args:
+    data: devices along which rows are split and parameters are replicated.
+    fsdp: devices along which rows and parameters are split.
+    tensor: devices along which heads, MLP and vocabulary are split.
+    devices: the devices; by default all of the job.
+
+  Raises:
+    ValueError: the axes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = [data, fsdp, tensor]
+  asked = dict(zip(MESH_AXES, sizes, strict=True))
+  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+    raise ValueError(f'mesh axes must be positive, at most one -1: {asked}')
+  if -1 in sizes:
+    known = math.prod(size for size in sizes if size != -1)
+    sizes[sizes.index(-1)] = len(devices) // known
+  if math.prod(sizes) != len(devices):
+    raise ValueError(f'mesh {asked} does not fit {len(devices)} devices')
+  return jax.make_mesh(
+      tuple(sizes),
+      MESH_AXES,
+      axis_types=(jax_sharding.AxisType.Auto,) * len(MESH_AXES),
+      devices=devices,
+  )
+
+
+def replicated(mesh: jax_sharding.Mesh) -> NamedSharding:
+  """Returns the sharding of a value that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def row_shards(mesh: jax_sharding.Mesh) -> int:
+  """Returns into how many parts the rows of a batch are split."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def batch_sharding(mesh: jax_sharding.Mesh, row_axis: int) -> NamedSharding:
+  """Returns the sharding of an array whose axis `row_axis` counts rows."""
+  return NamedSharding(
+      mesh, PartitionSpec(*[None] * row_axis, ACTIVATION_RULES['batch'])
+  )
+
+
+def check_rows(mesh: jax_sharding.Mesh, rows: int) -> None:
+  """Raises ValueError unless a micro-batch's rows divide over the mesh."""
+  shards = row_shards(mesh)
+  if rows % shards:
+    raise ValueError(
+        f'{rows} rows a micro-batch do not divide over data x fsdp = {shards}'
+    )
+
+
+def param_shardings(config: model.ModelConfig, mesh: jax_sharding.Mesh) -> Any:
+  """Returns init_params' tree with a NamedSharding a leaf.
+
+  Args:
+    config: the network.
+    mesh: from make_mesh.
+
+  Raises:
+    ValueError: an axis of a parameter does not divide over its mesh axis.
+  """
+  shapes = jax.eval_shape(
+      lambda: model.init_params(config, jax.random.key(0))
+  )
+
+  def leaf(path, logical, shape):
+    spec = [PARAM_RULES[name] for name in logical]
+    for name, mesh_axis, size in zip(logical, spec, shape.shape, strict=True):
+      if mesh_axis is not None and size % mesh.shape[mesh_axis]:
+        raise ValueError(
+            f'{jax.tree_util.keystr(path)}: axis {name!r} of size {size} does '
+            f'not divide over {mesh_axis}={mesh.shape[mesh_axis]}'
+        )
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree_util.tree_map_with_path(
+      leaf,
+      model.logical_axes(config),
+      shapes,
+      is_leaf=lambda x: isinstance(x, PartitionSpec),
+  )
+
+
+def make_constrain(mesh: jax_sharding.Mesh) -> model.Constrain:
+  """Returns what pins activations to the mesh, for model.hidden_states."""
+
+  def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    spec = [None if name is None else ACTIVATION_RULES[name] for name in axes]
+    return jax.lax.with_sharding_constraint(
+        x, NamedSharding(mesh, PartitionSpec(*spec))
+    )
+
+  return constrain
+
+
+def put_batch(batch: Any, mesh: jax_sharding.Mesh, row_axis: int = 1) -> Any:
+  """Puts host arrays on the mesh, split over rows; scalars on every device."""
+
+  def put(x):
+    if np.ndim(x) <= row_axis:
+      return jax.device_put(x, replicated(mesh))
+    check_rows(mesh, x.shape[row_axis])
+    return jax.device_put(x, batch_sharding(mesh, row_axis))
+
+  return jax.tree.map(put, batch)

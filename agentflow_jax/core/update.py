@@ -1,0 +1,322 @@
+"""One optimizer update, jitted over a mesh: (state, batch) -> (state, metrics).
+
+Micro-batches are looped over inside the program, with a trip count that is
+data, so there is one program a batch shape. Gradients are added in float32,
+never averaged; clipping sees their total.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import sharding as jax_sharding
+
+from agentflow_jax.core import batch as batch_lib
+from agentflow_jax.core import flow_grpo
+from agentflow_jax.core import losses
+from agentflow_jax.core import model
+from agentflow_jax.core import optimizer
+from agentflow_jax.core import scoring
+from agentflow_jax.core import sharding
+
+Array = jax.Array
+Mesh = jax_sharding.Mesh
+LossConfig = flow_grpo.FlowGrpoConfig | losses.SftConfig
+
+# Values of metrics['refused'].
+ACCEPTED, REFUSED_GAP, REFUSED_NONFINITE = 0, 1, 2
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What an update reads and writes.
+
+  Attributes:
+    step: int32[], updates made.
+    params: the parameters.
+    opt_state: the optimizer's, whose moments are float32.
+  """
+
+  step: Array
+  params: Any
+  opt_state: Any
+
+
+def _float32(tree: Any) -> Any:
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def state_shardings(
+    config: model.ModelConfig,
+    optimizer_config: optimizer.OptimizerConfig,
+    mesh: Mesh,
+) -> TrainState:
+  """Returns a TrainState of NamedShardings; moments follow their parameter.
+
+  Args:
+    config: the network.
+    optimizer_config: decides the optimizer state's shape.
+    mesh: from sharding.make_mesh.
+
+  Raises:
+    ValueError: a parameter does not divide over the mesh.
+  """
+  params = sharding.param_shardings(config, mesh)
+  tx = optimizer.make_tx(optimizer_config)
+  shapes = jax.eval_shape(
+      lambda: tx.init(_float32(model.init_params(config, jax.random.key(0))))
+  )
+  opt_state = optax.tree_utils.tree_map_params(
+      tx,
+      lambda _, param_sharding: param_sharding,
+      shapes,
+      params,
+      transform_non_params=lambda _: sharding.replicated(mesh),
+  )
+  return TrainState(sharding.replicated(mesh), params, opt_state)
+
+
+def init_train_state(
+    config: model.ModelConfig,
+    optimizer_config: optimizer.OptimizerConfig,
+    mesh: Mesh,
+    key: Array,
+    params: Any = None,
+) -> TrainState:
+  """Returns a state at step 0, born sharded.
+
+  Args:
+    config: the network.
+    optimizer_config: the optimizer.
+    mesh: from sharding.make_mesh.
+    key: random key of fresh parameters.
+    params: parameters to start from, copied and cast; None draws fresh ones.
+
+  Raises:
+    ValueError: params do not have the network's structure or shapes, or do not
+      divide over the mesh.
+  """
+  shardings = state_shardings(config, optimizer_config, mesh)
+  tx = optimizer.make_tx(optimizer_config)
+
+  def init(key, params):
+    if params is None:
+      params = model.init_params(config, key)
+    # A copy: the first update donates its input, never the caller's arrays.
+    params = jax.tree.map(
+        lambda x: jnp.array(x, config.param_dtype, copy=True), params
+    )
+    return TrainState(jnp.int32(0), params, tx.init(_float32(params)))
+
+  if params is not None:
+    check_params(config, params)
+  return jax.jit(init, out_shardings=shardings)(key, params)
+
+
+def check_params(config: model.ModelConfig, params: Any) -> None:
+  """Raises ValueError unless params have the network's leaves and shapes."""
+  expected = jax.eval_shape(
+      lambda: model.init_params(config, jax.random.key(0))
+  )
+
+  def shapes(tree):
+    return {
+        jax.tree_util.keystr(path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+  want, got = shapes(expected), shapes(params)
+  wrong = [
+      f'{name}: expected {want.get(name)}, got {got.get(name)}'
+      for name in sorted(want.keys() | got.keys())
+      if want.get(name) != got.get(name)
+  ]
+  if wrong:
+    raise ValueError('parameters do not fit the model: ' + '; '.join(wrong))
+
+
+def snapshot(tree: Any) -> Any:
+  """Returns a copy that outlives the donation of the original."""
+  return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def _batch_shardings(mesh: Mesh) -> batch_lib.TurnBatch:
+  rows = sharding.batch_sharding(mesh, row_axis=1)
+  fields = dict.fromkeys(batch_lib.TurnBatch.__dataclass_fields__, rows)
+  return batch_lib.TurnBatch(**fields | {'n_micro': sharding.replicated(mesh)})
+
+
+def make_score_fn(
+    config: model.ModelConfig, mesh: Mesh, logits_chunk: int | None = None
+) -> Callable[[Any, batch_lib.TurnBatch], Array]:
+  """Returns the jitted (params, batch) -> float32[M, B, T] logprobs.
+
+  Position t scores token t + 1; 0 where there is no target. For
+  old_logprobs='recompute': batch.replace(old_logprobs=score(params, batch)).
+
+  Args:
+    config: the network.
+    mesh: from sharding.make_mesh.
+    logits_chunk: see scoring.score_micro.
+  """
+  constrain = sharding.make_constrain(mesh)
+
+  def score(params, batch):
+    def body(index, out):
+      micro = batch.micro(index)
+      scores = scoring.score_micro(
+          config, params, micro, constrain, logits_chunk
+      )
+      return out.at[index].set(
+          jnp.where(micro.weights > 0, scores.logprobs, 0.0)
+      )
+
+    out = jnp.zeros(batch.weights.shape, jnp.float32)
+    return jax.lax.fori_loop(0, batch.n_micro, body, out)
+
+  return jax.jit(
+      score,
+      in_shardings=(
+          sharding.param_shardings(config, mesh), _batch_shardings(mesh)
+      ),
+      out_shardings=sharding.batch_sharding(mesh, row_axis=1),
+  )
+
+
+def make_update_fn(
+    config: model.ModelConfig,
+    optimizer_config: optimizer.OptimizerConfig,
+    loss_config: LossConfig,
+    mesh: Mesh,
+    logits_chunk: int | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+  """Returns jitted (state, ref_params, batch, gap_bound) -> (state, metrics).
+
+  state is donated: its arrays are dead after the call, a refused one's too (the
+  returned state then holds the same bits). ref_params is the frozen reference
+  where loss_config.kl_coef > 0, and None otherwise; it must not share
+  arrays with state (see snapshot). batch may hold host arrays. gap_bound is
+  a float32 in nats: when max |logprob - behavior_logprob| over the targets,
+  measured by this update's own forward pass, is not within it, the
+  update is refused. Pass inf for every update of a step but the first, whose
+  parameters alone are those that sampled.
+
+  Metrics are float32 scalars: those of losses.metrics_of, and grad_norm (before
+  clipping), update_norm, param_norm (after), lr, and refused: 0, 1 for the gap,
+  2 for a gradient that is not finite. A refused update returns the old state,
+  its step included.
+
+  Args:
+    config: the network.
+    optimizer_config: the optimizer.
+    loss_config: FlowGrpoConfig or SftConfig.
+    mesh: from sharding.make_mesh. B must divide over data x fsdp.
+    logits_chunk: see scoring.score_micro.
+  """
+  tx = optimizer.make_tx(optimizer_config)
+  schedule = optimizer.make_schedule(optimizer_config)
+  shardings = state_shardings(config, optimizer_config, mesh)
+  replicated = sharding.replicated(mesh)
+  needs_ref = getattr(loss_config, 'kl_coef', 0.0) > 0
+  micro_gradient = _make_micro_gradient(config, loss_config, mesh, logits_chunk)
+
+  def update(state, ref_params, batch, gap_bound):
+    if needs_ref != (ref_params is not None):
+      raise ValueError(
+          'ref_params are ' + ('missing' if needs_ref else 'given but unused')
+      )
+    def body(index, carry):
+      grads, sums = micro_gradient(
+          state.params, ref_params, batch.micro(index)
+      )
+      return (
+          jax.tree.map(jnp.add, carry[0], grads),
+          losses.add_sums(carry[1], sums),
+      )
+
+    zeros = jax.lax.with_sharding_constraint(
+        jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params),
+        shardings.params,
+    )
+    is_policy = isinstance(loss_config, flow_grpo.FlowGrpoConfig)
+    grads, sums = jax.lax.fori_loop(
+        0, batch.n_micro, body, (zeros, losses.zero_sums(is_policy))
+    )
+    metrics = losses.metrics_of(sums)
+    metrics['grad_norm'] = _norm(grads)
+    metrics['lr'] = schedule(state.step)
+    metrics['refused'] = _refusal(metrics, gap_bound)
+    state, metrics['update_norm'] = jax.lax.cond(
+        metrics['refused'] == ACCEPTED,
+        lambda: _apply(tx, state, grads),
+        lambda: (state, jnp.float32(0)),
+    )
+    metrics['param_norm'] = _norm(state.params)
+    return state, metrics
+
+  return jax.jit(
+      update,
+      in_shardings=(
+          shardings,
+          shardings.params if needs_ref else replicated,
+          _batch_shardings(mesh),
+          replicated,
+      ),
+      out_shardings=(shardings, replicated),
+      donate_argnums=0,
+  )
+
+
+def _make_micro_gradient(config, loss_config, mesh, logits_chunk):
+  """Returns (params, ref_params, micro) -> (float32 gradients, Sums)."""
+  constrain = sharding.make_constrain(mesh)
+  shardings = sharding.param_shardings(config, mesh)
+
+  def loss_fn(params, ref_params, micro):
+    scores = scoring.score_micro(config, params, micro, constrain, logits_chunk)
+    if isinstance(loss_config, losses.SftConfig):
+      return losses.sft_loss(loss_config, scores, micro)
+    ref_logprobs = None
+    if ref_params is not None:
+      ref_logprobs = jax.lax.stop_gradient(
+          scoring.score_micro(
+              config, ref_params, micro, constrain, logits_chunk
+          ).logprobs
+      )
+    return losses.flow_grpo_loss(loss_config, scores, ref_logprobs, micro)
+
+  def micro_gradient(params, ref_params, micro):
+    grads, sums = jax.grad(loss_fn, has_aux=True)(params, ref_params, micro)
+    grads = jax.lax.with_sharding_constraint(_float32(grads), shardings)
+    return grads, sums
+
+  return micro_gradient
+
+
+def _refusal(metrics: dict[str, Array], gap_bound: Array) -> Array:
+  """Returns why the update must not be made, as float32."""
+  finite = jnp.isfinite(metrics['grad_norm']) & jnp.isfinite(metrics['loss'])
+  refused = jnp.where(finite, ACCEPTED, REFUSED_NONFINITE)
+  if 'logprob_gap/max' in metrics:
+    # Written so that a NaN is beyond any bound.
+    beyond = ~(metrics['logprob_gap/max'] <= gap_bound)
+    refused = jnp.where(finite & beyond, REFUSED_GAP, refused)
+  return refused.astype(jnp.float32)
+
+
+def _apply(tx, state: TrainState, grads: Any) -> tuple[TrainState, Array]:
+  """Returns the next state and the norm of what was added."""
+  updates, opt_state = tx.update(
+      grads, state.opt_state, _float32(state.params)
+  )
+  params = optax.apply_updates(state.params, updates)
+  return TrainState(state.step + 1, params, opt_state), _norm(updates)
+
+
+def _norm(tree: Any) -> Array:
+  """Returns the float32 global norm."""
+  squares = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(_float32(tree))]
+  return jnp.sqrt(sum(squares))

@@ -1,0 +1,41 @@
+"""Solves one query and prints the steps as they happen.
+
+  python -m agentflow_jax.solve --config=experiments/quickstart.py \
+      --planner=runs/quickstart/planner \
+      --query="What is the population of the capital of Portugal?"
+"""
+
+import sys
+
+from absl import flags
+
+from agentflow_jax.training import command
+
+_QUERY = flags.DEFINE_string('query', None, 'What to ask.')
+_PLANNER = flags.DEFINE_string(
+    'planner', '', "A planner directory; '' for the config's own."
+)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', 'runs/solve', 'Where data sets are kept.'
+)
+_GREEDY = flags.DEFINE_bool('greedy', True, 'Temperature 0.')
+
+
+def main(argv):
+  config = command.config_from_flags(argv)
+  # Imported late: --help and config errors should not wait for JAX.
+  from agentflow_jax.training import single
+
+  single.solve(
+      config,
+      _QUERY.value,
+      workdir=_WORKDIR.value,
+      planner=_PLANNER.value,
+      greedy=_GREEDY.value,
+      emit=lambda text: print(text, flush=True),
+  )
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('query')
+  sys.exit(command.run(main))

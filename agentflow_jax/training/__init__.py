@@ -1,0 +1,1 @@
+"""Where text meets arrays: the planner, batches, the step, evaluation."""

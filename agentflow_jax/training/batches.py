@@ -1,0 +1,150 @@
+"""Groups of rollouts to turn rows: advantages and weights."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agentflow_jax import records
+from agentflow_jax.core import batch, flow_grpo
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """The turn rows of one optimizer update and where they come from.
+
+  Attributes:
+    rows: one a turn of every rollout that the statistics count.
+    extras: (place of the group, rollout) -> its advantage, and the weight of a
+      target of each of its turns, for the rollout's record.
+  """
+
+  rows: tuple[batch.TurnRow, ...]
+  extras: Mapping[tuple[int, int], Mapping[str, Any]]
+
+
+def flow_grpo_rows(
+    groups: Sequence[records.Group], config: flow_grpo.FlowGrpoConfig
+) -> Rows:
+  """Makes the rows of one optimizer batch of whole groups.
+
+  A rollout without reward gives no row: its weight is 0 in every term. Turns
+  are in the order (group, rollout, turn).
+
+  Args:
+    groups: the rollouts; every response carries ids and logprobs.
+    config: weighting and advantage.
+
+  Raises:
+    ValueError: a turn was sampled greedily, truncated, or without ids.
+  """
+  lengths = [
+      [
+          [len(t.completion.response_ids) for t in r.turns]
+          for r in g.trajectories
+      ]
+      for g in groups
+  ]
+  scored = [[r.reward is not None for r in g.trajectories] for g in groups]
+  weights = flow_grpo.target_weights(
+      lengths, scored, config.weighting, config.dr_grpo_length
+  )
+  rows, found = [], {}
+  for place, group in enumerate(groups):
+    advantages = flow_grpo.advantages(
+        [r.reward for r in group.trajectories], config.advantage == 'std'
+    )
+    for i, trajectory in enumerate(group.trajectories):
+      found[place, i] = {
+          'advantage': float(advantages[i]),
+          'weights': [float(w) for w in weights[place][i]],
+      }
+      if trajectory.reward is None:
+        continue
+      for t, turn in enumerate(trajectory.turns):
+        weight = float(weights[place][i][t])
+        rows.append(_row(turn, weight, float(advantages[i])))
+  return Rows(tuple(rows), found)
+
+
+def _row(
+    turn: records.Turn, weight: float, advantage: float
+) -> batch.TurnRow:
+  completion, sampling = turn.completion, turn.sampling
+  if sampling.temperature == 0 or sampling.truncates:
+    raise ValueError(f'a turn sampled with {sampling} cannot be trained on')
+  if len(completion.logprobs) != len(completion.response_ids):
+    raise ValueError('a turn without recorded logprobs cannot be trained on')
+  return batch.TurnRow(
+      prompt_ids=np.asarray(completion.prompt_ids, np.int32),
+      response_ids=np.asarray(completion.response_ids, np.int32),
+      target_weight=weight,
+      behavior_logprobs=np.asarray(completion.logprobs, np.float32),
+      advantage=advantage,
+      temperature=sampling.temperature,
+  )
+
+
+def sft_rows(
+    turns: Sequence[records.Turn], prompt_weight: float
+) -> tuple[batch.TurnRow, ...]:
+  """Makes rows whose loss is the mean over response tokens of the batch.
+
+  Args:
+    turns: turns to imitate.
+    prompt_weight: weight of a prompt token, relative to a response token.
+  """
+  total = sum(len(t.completion.response_ids) for t in turns)
+  return tuple(
+      batch.TurnRow(
+          prompt_ids=np.asarray(t.completion.prompt_ids, np.int32),
+          response_ids=np.asarray(t.completion.response_ids, np.int32),
+          target_weight=1.0 / total,
+          prompt_weight=prompt_weight / total,
+          temperature=1.0,
+      )
+      for t in turns
+  )
+
+
+def collected(groups: Sequence[records.Group]) -> dict[str, float]:
+  """Metrics of the rollouts of a step; every denominator is in its name.
+
+  'reward/mean' is over scored rollouts, and absent where there are none;
+  status counts add up to requested.
+  """
+  trajectories = [t for g in groups for t in g.trajectories]
+  rewards = [t.reward for t in trajectories if t.reward is not None]
+  flat = [
+      [r.reward for r in g.trajectories if r.reward is not None] for g in groups
+  ]
+  metrics: dict[str, float] = {
+      'rollouts/requested': len(trajectories),
+      'rollouts/scored': len(rewards),
+      'rollouts/turns': sum(len(t.turns) for t in trajectories),
+      'rollouts/turns_mean': sum(len(t.turns) for t in trajectories)
+      / len(trajectories),
+      'groups/requested': len(groups),
+      'groups/no_variance': sum(len(set(r)) < 2 for r in flat),
+      'memory/shortened': sum(
+          turn.shortened for t in trajectories for turn in t.turns
+      ),
+      'tokens/response': sum(
+          len(turn.completion.response_ids)
+          for t in trajectories
+          for turn in t.turns
+      ),
+      'tokens/prompt': sum(
+          len(turn.completion.prompt_ids)
+          for t in trajectories
+          for turn in t.turns
+      ),
+  }
+  if rewards:
+    metrics['reward/mean'] = sum(rewards) / len(rewards)
+  for status in records.Status:
+    metrics[f'rollouts/status/{status.value}'] = sum(
+        t.status is status for t in trajectories
+    )
+  return metrics

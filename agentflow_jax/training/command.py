@@ -1,0 +1,77 @@
+"""What the entry points share: flags to a config, errors to one clear line."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from agentflow_jax.agents.tools import base, search
+from agentflow_jax.training import config as config_lib
+
+_CONFIG = flags.DEFINE_string(
+    'config', None, 'A Python file with get_config(), such as experiments/X.py.'
+)
+_overrides: list[tuple[str, str]] = []
+
+
+def config_from_flags(argv: Sequence[str]) -> config_lib.Config:
+  """Returns the config of --config and its --config.a.b=v overrides.
+
+  Raises:
+    ConfigError: a stray argument, or what `config.load` raises.
+  """
+  if len(argv) > 1:
+    raise config_lib.ConfigError(f'not a flag: {argv[1]!r}')
+  return config_lib.load(_CONFIG.value, _overrides)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Takes the config's overrides out before absl sees the flags."""
+  others, overrides = config_lib.split_overrides(argv)
+  _overrides[:] = overrides
+  try:
+    return flags.FLAGS(others)
+  except flags.Error as e:
+    raise config_lib.ConfigError(str(e)) from e
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+  """Runs an entry point: a user's mistake is one line and exit code 2."""
+  flags.mark_flag_as_required('config')
+  try:
+    app.run(_guarded(main), flags_parser=_parse_or_exit)
+  except KeyboardInterrupt:
+    sys.exit('interrupted; the same command goes on from the last commit')
+
+
+def _parse_or_exit(argv):
+  try:
+    return _parse(argv)
+  except config_lib.ConfigError as e:
+    sys.stderr.write(f'error: {e}\n')
+    sys.exit(2)
+
+
+def _guarded(main):
+  def call(argv):
+    from agentflow_jax.training import run as run_lib
+    from agentflow_jax.weights import parameters
+
+    if flags.FLAGS['verbosity'].using_default_value:
+      # Libraries tell each step of a commit; --verbosity=0 shows it.
+      logging.set_verbosity(logging.WARNING)
+    try:
+      main(argv)
+    except (
+        config_lib.ConfigError,
+        parameters.CheckpointError,
+        base.ToolUnavailable,
+        search.CorpusError,
+    ) as e:
+      sys.stderr.write(f'error: {e}\n')
+      sys.exit(2)
+    except run_lib.RunStopped as e:
+      sys.stderr.write(f'the run stopped: {e}\n')
+      sys.exit(3)
+
+  return call

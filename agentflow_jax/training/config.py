@@ -1,0 +1,467 @@
+"""The typed configuration of a run, and how flags override it.
+
+A config file is Python with `get_config() -> Config` (and optionally
+`get_sweep() -> list of override dicts`); it is trusted code, loaded by path.
+`--config.a.b=v` replaces one field; an unknown name is an error that suggests
+the nearest one.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from agentflow_jax import records
+from agentflow_jax.agents import prompts, rollout
+from agentflow_jax.core import flow_grpo, losses, model, optimizer
+from agentflow_jax.inference import api
+
+# What config files name of the rooms below; they import this module only.
+SamplingSpec = records.SamplingSpec
+PromptConfig = prompts.PromptConfig
+RolloutConfig = rollout.RolloutConfig
+ModelConfig = model.ModelConfig
+EngineConfig = api.EngineConfig
+FlowGrpoConfig = flow_grpo.FlowGrpoConfig
+OptimizerConfig = optimizer.OptimizerConfig
+SftLossConfig = losses.SftConfig
+
+
+class ConfigError(ValueError):
+  """A config that cannot be run; names the field and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSetConfig:
+  """Where queries come from.
+
+  Attributes:
+    kind: 'geohop', or 'jsonl' for a user's own tasks: a row is {"query": ...,
+      "answer": a string or a list of alternatives}, and optionally "id".
+    train: for 'jsonl', the path of the training tasks.
+    evaluation: for 'jsonl', the path of held-out tasks.
+    reward: for 'jsonl', the reward's name (agentflow_jax.agents.rewards).
+    validation_items: tasks of the evaluations during training.
+    test_items: tasks of the evaluations before and after; 0 for all.
+  """
+
+  kind: Literal['geohop', 'jsonl'] = 'geohop'
+  train: str = ''
+  evaluation: str = ''
+  reward: str = 'match_or_number'
+  validation_items: int = 100
+  test_items: int = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannerConfig:
+  """The trained model.
+
+  Attributes:
+    directory: weights, config.json and tokenizer.model to start from; '' to
+      start from nothing, with `model` and `vocab_size` below.
+    model: the network to initialise where there is no directory; its vocabulary
+      is that of the tokenizer, which is trained on the task set's texts.
+    vocab_size: of that tokenizer.
+    sampling: how the planner is sampled in training and sampled evaluation.
+    max_prompt_tokens: longer prompts shorten old memory entries, then fail.
+    prompt: how prompts are written.
+  """
+
+  directory: str = ''
+  model: ModelConfig | None = None
+  vocab_size: int = 1024
+  sampling: SamplingSpec = SamplingSpec()
+  max_prompt_tokens: int = 256
+  prompt: PromptConfig = PromptConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleConfig:
+  """Who plays one of the frozen modules.
+
+  Attributes:
+    backend: 'rule', 'frozen' (the planner as it was before training, in this
+      process), 'endpoint', or for the analyst 'none'.
+    sampling: of a model behind it.
+  """
+
+  backend: Literal['rule', 'frozen', 'endpoint', 'none'] = 'rule'
+  sampling: SamplingSpec = SamplingSpec(temperature=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointConfig:
+  """An OpenAI-compatible server for modules with backend 'endpoint'.
+
+  Attributes:
+    base_url: up to and including '/v1'.
+    model: the model's name there.
+    api_key_variable: environment variable that holds the key; '' for none.
+    timeout_seconds: of one request.
+    concurrency: requests under way at once.
+  """
+
+  base_url: str = ''
+  model: str = ''
+  api_key_variable: str = ''
+  timeout_seconds: float = 120.0
+  concurrency: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolsConfig:
+  """Which tools are on the table, and their limits.
+
+  Attributes:
+    enabled: names, in the order of their cards: 'search', 'python',
+      'generalist'.
+    corpus: what search reads: a directory or a JSONL file; '' for the task
+      set's own corpus.
+    search_results: passages a search returns.
+    python_backend: 'bubblewrap', 'monty', or 'auto' for the first that works.
+    python_seconds: wall time of one program.
+    python_concurrency: programs at once; 0 for one a core.
+    generalist: who answers as the generalist; 'none' where it is not enabled.
+  """
+
+  enabled: tuple[str, ...] = ('search', 'python')
+  corpus: str = ''
+  search_results: int = 1
+  python_backend: Literal['auto', 'bubblewrap', 'monty'] = 'auto'
+  python_seconds: float = 5.0
+  python_concurrency: int = 0
+  generalist: ModuleConfig = ModuleConfig(backend='none')
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+  """The system around the planner.
+
+  Attributes:
+    executor, verifier, generator, analyst: who plays the frozen modules.
+    executor_templates: see agents.modules.RuleExecutor.
+    verbs: leading words of a sub-goal that rule modules know: the first says
+      that a step finds something out, the last that it answers the query.
+    number_mentions: mark names of the corpus and numbers as #1, #2, ... so that
+      plans can point at them.
+    rollout: limits of a rollout.
+    tools: the tools.
+    endpoint: for modules that use one.
+  """
+
+  executor: ModuleConfig = ModuleConfig()
+  verifier: ModuleConfig = ModuleConfig()
+  generator: ModuleConfig = ModuleConfig()
+  analyst: ModuleConfig = ModuleConfig(backend='none')
+  executor_templates: Mapping[str, str] = dataclasses.field(
+      default_factory=dict
+  )
+  verbs: tuple[str, ...] = ('find', 'answer')
+  number_mentions: bool = False
+  rollout: RolloutConfig = RolloutConfig()
+  tools: ToolsConfig = ToolsConfig()
+  endpoint: EndpointConfig = EndpointConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis of the mesh; -1 fills."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+  """Shapes of an update.
+
+  Attributes:
+    tokens_per_row: T; turn rows are packed into rows of this length.
+    rows_per_micro: B; rows of one micro-batch over the whole mesh.
+  """
+
+  tokens_per_row: int = 256
+  rows_per_micro: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The loop.
+
+  Attributes:
+    steps: optimizer batches (flow_grpo: each with its own rollouts).
+    queries_per_step: Q, groups a step.
+    group_size: G, rollouts a query.
+    mini_batches: optimizer updates a step, each over whole groups.
+    max_logprob_gap: the largest |logprob - behavior_logprob| before the first
+      update of a step; beyond it the run stops.
+    concurrent_rollouts: rollouts under way at once.
+    checkpoint_every: steps between commits; the last step always commits.
+    keep_checkpoints: commits kept.
+    rollout_records: 'all' keeps every turn's ids and texts, 'none' keeps none.
+  """
+
+  steps: int = 40
+  queries_per_step: int = 32
+  group_size: int = 8
+  mini_batches: int = 1
+  max_logprob_gap: float = 1e-5
+  concurrent_rollouts: int = 256
+  checkpoint_every: int = 5
+  keep_checkpoints: int = 2
+  rollout_records: Literal['all', 'none'] = 'all'
+
+  def __post_init__(self):
+    for name in ('steps', 'queries_per_step', 'group_size', 'mini_batches',
+                 'concurrent_rollouts', 'checkpoint_every', 'keep_checkpoints'):
+      if getattr(self, name) < 1:
+        raise ConfigError(f'train.{name} must be at least 1')
+    if self.queries_per_step % self.mini_batches:
+      raise ConfigError(
+          f'train.mini_batches {self.mini_batches} must divide'
+          f' train.queries_per_step {self.queries_per_step}: mini-batches are'
+          ' whole groups'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+  """How badly the scripted teacher of GeoHop plans; it knows the format.
+
+  Attributes:
+    search_instead: P(searching where the step is arithmetic).
+    python_instead: P(computing where the step is a look-up).
+    wrong_what: P(a uniformly drawn attribute or operator).
+    wrong_reference: P(a uniformly drawn mention), for each one.
+    early_answer: P(claiming that a step answers when it does not).
+    late_answer: P(not claiming it when it does).
+  """
+
+  search_instead: float = 0.5
+  python_instead: float = 0.1
+  wrong_what: float = 0.25
+  wrong_reference: float = 0.25
+  early_answer: float = 0.5
+  late_answer: float = 0.1
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if not 0 <= getattr(self, field.name) <= 1:
+        raise ConfigError(f'teacher.{field.name} must be a probability')
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+  """Supervised warm start on traces of the teacher.
+
+  Attributes:
+    traces: rollouts of the teacher that are collected, one a task.
+    rows_per_step: turn rows in a batch.
+    prompt_weight: weight of a prompt token beside 1 of a response token.
+    loss: see core.losses.
+  """
+
+  traces: int = 12000
+  rows_per_step: int = 512
+  prompt_weight: float = 0.0
+  loss: SftLossConfig = SftLossConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """What is evaluated when.
+
+  Attributes:
+    every: training steps between validation evaluations; 0 for none.
+    start_and_final: evaluate the test tasks before and after.
+    controls: the oracle, empty, random and frozen planners on the test tasks.
+    trials: rollouts an item when sampling.
+  """
+
+  every: int = 10
+  start_and_final: bool = True
+  controls: bool = True
+  trials: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run. Rooms bring their own parts."""
+
+  name: str
+  algorithm: Literal['flow_grpo', 'sft'] = 'flow_grpo'
+  seed: int = 0
+  task_set: TaskSetConfig = TaskSetConfig()
+  planner: PlannerConfig = PlannerConfig()
+  agent: AgentConfig = AgentConfig()
+  engine: EngineConfig = EngineConfig()
+  flow_grpo: FlowGrpoConfig = FlowGrpoConfig()
+  optimizer: OptimizerConfig = OptimizerConfig(1e-6)
+  mesh: MeshConfig = MeshConfig()
+  batch: BatchConfig = BatchConfig()
+  train: TrainConfig = TrainConfig()
+  teacher: TeacherConfig = TeacherConfig()
+  sft: SftConfig = SftConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+  """Runs a config file and applies overrides.
+
+  Args:
+    path: a Python file with `get_config()`.
+    overrides: ('a.b', 'value') pairs, in order.
+
+  Raises:
+    ConfigError: no such file, no `get_config`, an unknown or malformed field.
+  """
+  config = load_module(path).get_config()
+  if not isinstance(config, Config):
+    raise ConfigError(f'{path}: get_config() must return a training Config')
+  return override(config, overrides)
+
+
+def load_module(path: str) -> types.ModuleType:
+  """Runs a config file, which is trusted code, and returns its module."""
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise ConfigError(f'--config: no file {path}')
+  spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f'--config: {path} is not a Python file')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise ConfigError(f'--config: {path} has no get_config()')
+  return module
+
+
+def override(
+    config: Any, overrides: Sequence[tuple[str, str]], prefix: str = ''
+) -> Any:
+  """Returns `config` with dotted fields set to parsed values, all at once.
+
+  All at once, because fields that belong together (a schedule and its length)
+  may only be valid together.
+
+  Args:
+    config: a frozen dataclass.
+    overrides: ('a.b', 'value') pairs; of the same name the last one counts.
+    prefix: what the names of this config's fields begin with, for errors.
+
+  Raises:
+    ConfigError: no such field (the nearest is suggested), or a value that does
+      not parse as the field's type or that the config refuses.
+  """
+  below: dict[str, list[tuple[str, str]]] = {}
+  changes: dict[str, Any] = {}
+  hints = typing.get_type_hints(type(config))
+  for name, value in overrides:
+    head, _, rest = name.partition('.')
+    whole = f'--config.{prefix}{name}'
+    if head not in hints:
+      near = difflib.get_close_matches(head, hints, n=1)
+      hint = f'there are {sorted(hints)}'
+      if near:
+        hint = f'did you mean {near[0]!r}?'
+      raise ConfigError(f'{whole}: unknown field {head!r}; {hint}')
+    nested = dataclasses.is_dataclass(getattr(config, head))
+    if rest:
+      if not nested:
+        raise ConfigError(f'{whole}: {head!r} has no fields')
+      below.setdefault(head, []).append((rest, value))
+    elif nested and value.lower() != 'none':
+      raise ConfigError(f'{whole}: name one of its fields')
+    else:
+      try:
+        changes[head] = _parse(value, hints[head])
+      except ValueError as e:
+        raise ConfigError(f'{whole}={value}: {e}') from e
+  for head, pairs in below.items():
+    changes[head] = override(
+        getattr(config, head), pairs, f'{prefix}{head}.'
+    )
+  try:
+    return dataclasses.replace(config, **changes)
+  except ConfigError:
+    raise
+  except ValueError as e:
+    names = ', '.join(f'--config.{prefix}{n}={v}' for n, v in overrides)
+    raise ConfigError(f'{names}: {e}') from e
+
+
+def _parse(value: str, kind: Any) -> Any:
+  """Parses a flag's text as a field's type."""
+  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if origin is Literal:
+    if value not in arguments:
+      raise ValueError(f'must be one of {list(arguments)}')
+    return value
+  if origin in (typing.Union, types.UnionType):
+    if value.lower() == 'none' and type(None) in arguments:
+      return None
+    kind = next(a for a in arguments if a is not type(None))
+    if dataclasses.is_dataclass(kind):
+      raise ValueError('must be none, or name one of its fields')
+    return _parse(value, kind)
+  if origin is tuple:
+    return tuple(_parse(v, arguments[0]) for v in value.split(',') if v)
+  if kind is bool:
+    if value.lower() not in ('true', 'false'):
+      raise ValueError('must be true or false')
+    return value.lower() == 'true'
+  if dataclasses.is_dataclass(kind):
+    raise ValueError('name one of its fields')
+  if kind in (int, float, str):
+    try:
+      return kind(value)
+    except ValueError:
+      raise ValueError(f'is not a {kind.__name__}') from None
+  try:
+    parsed = json.loads(value)
+  except json.JSONDecodeError as e:
+    raise ValueError(f'is not JSON ({e})') from None
+  if not isinstance(parsed, dict):
+    raise ValueError('must be a JSON object')
+  return parsed
+
+
+def split_overrides(
+    argv: Sequence[str],
+) -> tuple[list[str], list[tuple[str, str]]]:
+  """Separates `--config.a.b=v` from the other flags.
+
+  Raises:
+    ConfigError: an override without '='.
+  """
+  others, overrides = [], []
+  for argument in argv:
+    stripped = argument.lstrip('-')
+    if argument.startswith('-') and stripped.startswith('config.'):
+      name, equals, value = stripped[len('config.') :].partition('=')
+      if not equals:
+        raise ConfigError(f'{argument}: write --config.{name}=VALUE')
+      overrides.append((name, value))
+    else:
+      others.append(argument)
+  return others, overrides
+
+
+def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
+  """Returns dotted name -> value, for records and comparisons."""
+  flat = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    name = f'{prefix}{field.name}'
+    if dataclasses.is_dataclass(value):
+      flat.update(flatten(value, f'{name}.'))
+    else:
+      flat[name] = value
+  return flat

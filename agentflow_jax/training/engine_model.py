@@ -1,0 +1,85 @@
+"""The planner as a language model: segments in, ids and text out."""
+
+import functools
+from collections.abc import Sequence
+
+from agentflow_jax import records
+from agentflow_jax.agents import language_model
+from agentflow_jax.data import tokenizers
+from agentflow_jax.inference import api, engine as engine_lib
+
+
+class EngineModel:
+  """Implements agents.language_model.LanguageModel over an in-process engine.
+
+  Token ids and log probabilities are recorded as they are sampled and never
+  derived from text again (contract 1).
+  """
+
+  def __init__(
+      self, engine: engine_lib.Engine, tokenizer: tokenizers.Tokenizer
+  ):
+    self.engine = engine
+    self.tokenizer = tokenizer
+
+  async def generate(
+      self,
+      prompt: tuple[records.Segment, ...],
+      sampling: records.SamplingSpec,
+      request_key: records.RequestKey,
+  ) -> records.Completion:
+    ids = tuple(self.tokenizer.render(prompt))
+    stop_fn = None
+    if sampling.stop:
+      stop_fn = functools.partial(_stop, self.tokenizer, sampling.stop)
+    request = api.Request(
+        prompt_ids=ids,
+        key_words=request_key.words(),
+        sampling=api.SamplingParams(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            max_new_tokens=sampling.max_new_tokens,
+        ),
+        stop_ids=self.tokenizer.stop_ids,
+        stop_fn=stop_fn,
+    )
+    try:
+      result = await self.engine.generate(request)
+    except api.PromptTooLong as e:
+      raise language_model.PromptTooLong(str(e)) from e
+    except api.EngineError as e:
+      raise language_model.Unreachable(str(e)) from e
+    return records.Completion(
+        text=self.tokenizer.decode(result.response_ids),
+        prompt_ids=ids,
+        response_ids=result.response_ids,
+        logprobs=result.logprobs,
+        finish_reason=result.finish_reason,
+        params_version=result.params_version,
+        queue_seconds=result.queue_seconds,
+        model_seconds=result.model_seconds,
+    )
+
+  def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
+    return len(self.tokenizer.render(prompt))
+
+
+def _stop(
+    tokenizer: tokenizers.Tokenizer,
+    strings: Sequence[str],
+    ids: Sequence[int],
+) -> int | None:
+  """How many ids to keep: up to the one that completes a stop string."""
+  if not any(s in tokenizer.decode(ids) for s in strings):
+    return None
+  low, high = 1, len(ids)
+  while low < high:  # Once complete, a stop string stays complete.
+    middle = (low + high) // 2
+    text = tokenizer.decode(ids[:middle])
+    if any(s in text for s in strings):
+      high = middle
+    else:
+      low = middle + 1
+  return low

@@ -1,0 +1,207 @@
+"""Evaluates an agent on tasks and says what every number rests on."""
+
+import asyncio
+import collections
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.agents import modules, rollout
+from agentflow_jax.training import collect, intervals
+
+# An evaluation has its own randomness: the seed of the run, purpose EVALUATE
+# and (item, trial); not the training step, so two evaluations of the same
+# parameters give the same answers.
+_STEP = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """One evaluation.
+
+  Attributes:
+    name: what was evaluated.
+    split: the split of the tasks.
+    temperature: of the planner's sampling.
+    groups: a group an item, a rollout a trial.
+    seconds: wall time.
+  """
+
+  name: str
+  split: str
+  temperature: float
+  groups: tuple[records.Group, ...]
+  seconds: float
+
+  @property
+  def scores(self) -> list[float]:
+    """Mean reward an item over its scored trials; items without are left out."""
+    scores = []
+    for group in self.groups:
+      scored = [t.reward for t in group.trajectories if t.reward is not None]
+      if scored:
+        scores.append(sum(scored) / len(scored))
+    return scores
+
+  @property
+  def accuracy(self) -> float:
+    """Mean over the scored items; 0 where none was."""
+    scores = self.scores
+    return sum(scores) / len(scores) if scores else 0.0
+
+  def interval(self) -> tuple[float, float]:
+    """95% bootstrap interval over items."""
+    scores = self.scores
+    if not scores:
+      return 0.0, 1.0
+    return intervals.bootstrap_interval(scores, seed=0)
+
+  def to_json(self) -> dict[str, Any]:
+    """The evaluation as report.py reads it."""
+    low, high = self.interval()
+    trajectories = [t for g in self.groups for t in g.trajectories]
+    failed, called = rollout.tool_errors(trajectories)
+    return {
+        'name': self.name,
+        'split': self.split,
+        'temperature': self.temperature,
+        'accuracy': self.accuracy,
+        'ci_low': low,
+        'ci_high': high,
+        'items_requested': len(self.groups),
+        'items_scored': len(self.scores),
+        'status': dict(
+            collections.Counter(t.status.value for t in trajectories)
+        ),
+        'by_hops': self._by('hops'),
+        'by_kind': self._by('kind'),
+        'tools': tool_calls(trajectories),
+        'tool_error_rate': failed / max(called, 1),
+        'turns_mean': sum(len(t.turns) for t in trajectories)
+        / max(len(trajectories), 1),
+        'seconds': self.seconds,
+        'items': [
+            _item(g.task, t) for g in self.groups for t in g.trajectories
+        ],
+    }
+
+  def _by(self, tag: str) -> dict[str, dict[str, float]]:
+    found: dict[str, list[float]] = {}
+    for group in self.groups:
+      rewards = [t.reward for t in group.trajectories if t.reward is not None]
+      if tag in group.task.tags and rewards:
+        score = sum(rewards) / len(rewards)
+        found.setdefault(group.task.tags[tag], []).append(score)
+    return {
+        value: {'items': len(s), 'accuracy': sum(s) / len(s)}
+        for value, s in sorted(found.items())
+    }
+
+
+def tool_calls(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:
+  """Counts the calls that were made, by tool."""
+  return dict(
+      sorted(
+          collections.Counter(
+              turn.call.tool
+              for t in trajectories
+              for turn in t.turns
+              if turn.call is not None
+          ).items()
+      )
+  )
+
+
+async def evaluate(
+    agent: rollout.Agent,
+    tasks: Sequence[records.Task],
+    *,
+    name: str,
+    split: str,
+    seed: int,
+    trials: int = 1,
+    greedy: bool = False,
+    concurrent: int = 256,
+    on_done: Callable[[records.Trajectory], None] | None = None,
+) -> Evaluation:
+  """Runs every task `trials` times.
+
+  Args:
+    agent: what is evaluated.
+    tasks: the items.
+    name: of the result.
+    split: the split they are of.
+    seed: the run's.
+    trials: rollouts an item; more than one needs sampling.
+    greedy: sample at temperature 0 instead of the planner's temperature.
+    concurrent: rollouts under way at once.
+    on_done: called with every trajectory as it ends.
+
+  Raises:
+    ValueError: several greedy trials, which would all be the same.
+  """
+  if greedy and trials > 1:
+    raise ValueError('greedy trials are all the same: set trials to 1')
+  temperature = 0.0
+  if isinstance(agent.planner, modules.ModelPlanner):
+    sampling = agent.planner.sampling
+    if greedy:
+      sampling = dataclasses.replace(sampling, temperature=0.0)
+    temperature = sampling.temperature
+    planner = dataclasses.replace(agent.planner, sampling=sampling)
+    agent = dataclasses.replace(agent, planner=planner)
+  start = time.monotonic()
+  groups = await collect.groups(
+      agent,
+      tasks,
+      group_size=trials,
+      key=records.RequestKey(seed, records.Purpose.EVALUATE, _STEP, '', 0),
+      limit=asyncio.Semaphore(concurrent),
+      on_done=on_done,
+  )
+  seconds = time.monotonic() - start
+  return Evaluation(name, split, temperature, tuple(groups), seconds)
+
+
+def save(directory: epath.Path, evaluation: Evaluation) -> Mapping[str, Any]:
+  """Writes `<name>.json`, whole or not at all, and returns what it holds."""
+  directory.mkdir(parents=True, exist_ok=True)
+  value = evaluation.to_json()
+  path = directory / f'{evaluation.name}.json'
+  partial = directory / f'{evaluation.name}.partial'
+  partial.write_text(json.dumps(value, indent=1))
+  partial.replace(path)
+  return value
+
+
+def _item(task: records.Task, trajectory: records.Trajectory):
+  return {
+      'id': task.id,
+      'trial': trajectory.rollout,
+      'query': task.query,
+      'gold': ' | '.join(task.answers),
+      'answer': trajectory.answer,
+      'reward': trajectory.reward,
+      'status': trajectory.status.value,
+      'detail': trajectory.detail,
+      'tags': {k: v for k, v in task.tags.items() if k != 'solution'},
+      'turns': [_turn(t) for t in trajectory.turns],
+  }
+
+
+def _turn(turn: records.Turn) -> dict[str, Any]:
+  verdicts = [m.output for m in turn.modules if m.module == 'verifier']
+  return {
+      'planner': turn.completion.text,
+      'parse_error': turn.parse_error,
+      'tool': turn.call.tool if turn.call else None,
+      'arguments': dict(turn.call.arguments) if turn.call else {},
+      'result': turn.result.text[:2000] if turn.result else '',
+      'failed': bool(turn.result and turn.result.error),
+      'verdict': verdicts[-1] if verdicts else '',
+  }

@@ -1,0 +1,98 @@
+"""Confidence intervals of a mean, for metrics and for the report."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+# Resampled values held at once; bounds memory, changes no result.
+_CHUNK_VALUES = 1 << 20
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    confidence: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+  """Percentile bootstrap interval of the mean of `values`.
+
+  The values are the independent units (items of an evaluation, groups of a
+  step). Deterministic: the same arguments give the same bits. Where all values
+  are equal the interval has no width; `wilson_interval` does not collapse.
+
+  Args:
+    values: n finite numbers, any unit.
+    confidence: coverage aimed at, in (0, 1).
+    samples: resamplings of the n values with replacement.
+    seed: of the resampling.
+
+  Returns:
+    (low, high) in the unit of the values; (nan, nan) where there are none.
+
+  Raises:
+    ValueError: a value is not finite, or confidence or samples is out of range.
+  """
+  _check_confidence(confidence)
+  if samples < 1:
+    raise ValueError(f'samples must be >= 1: {samples}')
+  data = np.asarray(values, np.float64)
+  if data.ndim != 1:
+    raise ValueError(f'values must be one-dimensional, got shape {data.shape}')
+  if not np.all(np.isfinite(data)):
+    raise ValueError('values must be finite: leave unscored rollouts out')
+  if not data.size:
+    return math.nan, math.nan
+  rng = np.random.default_rng(seed)
+  means = np.empty(samples, np.float64)
+  rows = max(1, _CHUNK_VALUES // data.size)
+  for start in range(0, samples, rows):
+    stop = min(samples, start + rows)
+    picks = rng.integers(data.size, size=(stop - start, data.size))
+    means[start:stop] = data[picks].mean(axis=1)
+  tail = (1.0 - confidence) / 2.0
+  low, high = np.quantile(means, (tail, 1.0 - tail))
+  return float(low), float(high)
+
+
+def wilson_interval(
+    mean: float, count: int, confidence: float = 0.95
+) -> tuple[float, float]:
+  """Wilson score interval of a mean of `count` values in [0, 1].
+
+  Exact in form for 0/1 values; conservative for fractional ones, whose variance
+  is at most mean * (1 - mean). Keeps a width at means 0 and 1.
+
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
+
+  Args:
+    mean: p, in [0, 1].
+    count: n, values in the mean.
+    confidence: coverage aimed at, in (0, 1).
+
+  Returns:
+    (low, high) in [0, 1]; (nan, nan) where count is 0.
+
+  Raises:
+    ValueError: mean, count or confidence is out of range.
+  """
+  _check_confidence(confidence)
+  if count < 0:
+    raise ValueError(f'count must be >= 0: {count}')
+  if not count:
+    return math.nan, math.nan
+  if not 0.0 <= mean <= 1.0:
+    raise ValueError(f'mean must lie in [0, 1]: {mean}')
+  z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2.0)
+  scale = 1.0 + z * z / count
+  center = (mean + z * z / (2.0 * count)) / scale
+  spread = math.sqrt(mean * (1.0 - mean) / count + (z / (2.0 * count)) ** 2)
+  half = z * spread / scale
+  # Rounding may leave the ends an ulp outside of what contains the mean.
+  return max(0.0, min(mean, center - half)), min(1.0, max(mean, center + half))
+
+
+def _check_confidence(confidence: float) -> None:
+  if not 0.0 < confidence < 1.0:
+    raise ValueError(f'confidence must lie in (0, 1): {confidence}')

@@ -1,0 +1,376 @@
+"""report.html and the closing table of a run, from its machine-readable files.
+
+The page is one file that opens anywhere: pictures are inline SVG, there is no
+script, and nothing is fetched. The same files give the same bytes.
+"""
+
+import math
+
+from etils import epath
+
+from agentflow_jax.training import report_data
+from agentflow_jax.training import report_examples
+from agentflow_jax.training import report_html
+from agentflow_jax.training import report_plots
+from agentflow_jax.training import report_tables
+
+_EXAMPLES = 3
+
+# What a reader needs to know of each figure: (figure, what it is over).
+_DENOMINATORS = (
+    (
+        'Accuracy',
+        'the mean over questions of the mean reward of their scored rollouts'
+        ' (one rollout a question unless the evaluation says otherwise). A'
+        ' rollout that failed by itself (an unreadable plan, a truncated'
+        ' response, out of turns, a tool error that its arguments caused, past'
+        ' its deadline) is scored and stays in the denominator. A rollout that'
+        ' an unreachable model, tool or judge ended has no reward and is in no'
+        ' denominator; the column "unscored" counts these.',
+    ),
+    (
+        'Sampled and greedy',
+        'sampled is at the training temperature; greedy takes the most likely'
+        ' token. The frozen planner is what training started from, sampled once'
+        ' more; the other controls are rules and have one accuracy.',
+    ),
+    (
+        'Intervals',
+        '95%. Of an accuracy: percentile bootstrap over questions; where all'
+        ' end alike it has no width, which is no certainty. Of a number of'
+        ' hops: Wilson score over its scored questions. Of the gain: bootstrap'
+        ' over questions scored both times, each with both rewards.',
+    ),
+    (
+        'Training reward',
+        'the mean over the scored rollouts of one step, on training questions;'
+        ' its interval resamples the step’s groups. Validation accuracy is on'
+        ' questions that are never trained on.',
+    ),
+    (
+        'Tool-call error rate',
+        'calls that returned an error among all calls that returned, whatever'
+        ' became of the rollout.',
+    ),
+    (
+        'Turns and tool calls per rollout',
+        'over all rollouts that were asked for, scored or not.',
+    ),
+)
+
+
+def write_report(workdir: epath.PathLike) -> epath.Path:
+  """Writes <workdir>/report.html and returns its path.
+
+  Raises:
+    report_data.ReportError: there is nothing to report, or a file is broken.
+  """
+  path = epath.Path(workdir) / 'report.html'
+  path.write_bytes(render(report_data.load(workdir)).encode('utf-8'))
+  return path
+
+
+def terminal_table(workdir: epath.PathLike) -> str:
+  """The table of accuracies as plain text, for the end of a program.
+
+  Raises:
+    report_data.ReportError: there is nothing to report, or a file is broken.
+  """
+  return report_tables.terminal(report_data.load(workdir))
+
+
+def render(run: report_data.Run) -> str:
+  """The whole page as HTML."""
+  return report_html.page(
+      f'Training report: {run.name}',
+      [
+          _opening(run),
+          report_html.section('Accuracy', *_accuracy(run)),
+          report_html.section('Training', *_training(run)),
+          report_html.section('Where the time went', *_time(run)),
+          report_html.section('Trajectories', *_examples(run)),
+          report_html.section('The warm start’s teacher', _teacher(run)),
+          report_html.section('What the figures are over', _definitions()),
+          report_html.section('The run', _identity(run)),
+      ],
+  )
+
+
+def _opening(run: report_data.Run) -> str:
+  table = {row.name: row for row in report_tables.rows(run)}
+  start, final = table.get('start'), table.get('final')
+  gain = report_tables.gain(run)
+  if final and final.sampled and start and start.sampled:
+    before = report_tables.percent(start.sampled.mean)
+    after = report_tables.percent(final.sampled.mean)
+    lead = (
+        f'The planner answered {before} of the evaluation questions right '
+        f'before training, and {after} after it.'
+    )
+    if gain:
+      lead += f' Gain: {report_tables.gain_text(gain)}.'
+  elif final and (final.sampled or final.greedy):
+    mean = (final.sampled or final.greedy).mean
+    lead = (
+        f'The planner answered {report_tables.percent(mean)} of the evaluation '
+        'questions right at the end.'
+    )
+  else:
+    lead = (
+        'This run has no final evaluation: it is still going, or it was '
+        'stopped. The page shows what there is so far.'
+    )
+  return (
+      f'<h1>{report_html.text(run.name or "run")}: training report</h1>'
+      f'\n<p class="lead">{report_html.text(lead)}</p>\n{_tiles(run)}'
+  )
+
+
+def _tiles(run: report_data.Run) -> str:
+  tiles = []
+  if run.metrics:
+    tiles.append(('training steps', f'{run.metrics[-1]["step"]:,}'))
+  requested = run.totals('rollouts/').get('requested')
+  if requested:
+    tiles.append(('training rollouts', f'{requested:,.0f}'))
+    seconds = run.totals('seconds/').get('rollout')
+    if seconds:
+      tiles.append(('rollouts a second', f'{requested / seconds:.1f}'))
+  total = sum(_seconds(run).values())
+  if total:
+    minutes, seconds = divmod(round(total), 60)
+    tiles.append(('wall time', f'{minutes} min {seconds} s'))
+  gap = run.series('update/logprob_gap/max')[1]
+  if gap:
+    tiles.append(('largest log-prob gap [nats]', f'{max(gap):.1e}'))
+  cells = ''.join(
+      f'<div class="tile"><b>{report_html.text(value)}</b>'
+      f'<span>{report_html.text(name)}</span></div>'
+      for name, value in tiles
+  )
+  return f'<div class="tiles">{cells}</div>' if cells else ''
+
+
+def _accuracy(run: report_data.Run) -> list[str]:
+  rows = report_tables.rows(run)
+  cells = []
+  for row in rows:
+    e = row.evaluation
+    cells.append([
+        report_html.text(row.label),
+        _estimate(row.sampled),
+        _estimate(row.greedy),
+        str(e.rollouts) if e else '-',
+        str(e.unscored) if e and e.items else '-',
+        f'{e.turns_mean:.2f}' if e and math.isfinite(e.turns_mean) else '-',
+        report_tables.percent(e.tool_error_rate) if e else '-',
+    ])
+  header = (
+      'planner',
+      'sampled',
+      'greedy',
+      'rollouts',
+      'unscored',
+      'turns',
+      'tool errors',
+  )
+  names = [row.name for row in rows]
+  key = names.index('final') if 'final' in names else None
+  checks = ''.join(
+      f'<li><b class="{"good" if ok else "bad"}">{"holds" if ok else "FAILS"}'
+      f'</b> <span>{report_html.text(what)}</span></li>'
+      for ok, what in report_tables.checks(run)
+  )
+  splits = sorted({row.evaluation.split for row in rows if row.evaluation})
+  note = f'Split: {", ".join(splits)}. Brackets hold 95% intervals.'
+  return [
+      report_html.table(header, cells, key_row=key),
+      f'<p class="note">{report_html.text(note)}</p>' if cells else '',
+      f'<ul class="checks">{checks}</ul>' if checks else '',
+      report_html.figure(
+          'Accuracy by number of hops',
+          report_plots.accuracy_by_hops(run),
+          'Sampled accuracy of the questions that need so many hops; whiskers '
+          'are 95% intervals.',
+      ),
+  ]
+
+
+def _estimate(estimate: report_tables.Estimate) -> str:
+  """A table cell: the mean, its interval smaller."""
+  mean, _, ends = str(estimate).partition(' ')
+  return f'{mean} <small>{ends}</small>' if ends else mean
+
+
+def _training(run: report_data.Run) -> list[str]:
+  return [
+      report_html.figure(
+          'Reward and accuracy over steps',
+          report_plots.reward_and_accuracy(run),
+          'Bands are 95% intervals: of a step’s mean reward over its groups, '
+          'of an accuracy over the validation questions.',
+      ),
+      report_html.grid([
+          report_html.figure(
+              'Tool usage, before and after',
+              report_plots.tool_usage(run),
+              'Sampled evaluations of the same questions.',
+          ),
+          report_html.figure(
+              'Tool-call error rate',
+              report_plots.over_steps(
+                  run,
+                  'rollouts/tool_error_rate',
+                  'tool-errors',
+                  'Tool-call error rate',
+                  percent=True,
+              ),
+              'Failed calls among all calls of a training step.',
+          ),
+          report_html.figure(
+              'Turns per rollout',
+              report_plots.over_steps(
+                  run, 'rollouts/turns_mean', 'turns', 'Turns per rollout'
+              ),
+              'Planner turns, mean over a training step.',
+          ),
+          report_html.figure(
+              'How rollouts ended',
+              report_plots.statuses(run),
+              'Shares of the rollouts that a step asked for.',
+          ),
+      ]),
+      _status_table(run),
+      report_html.figure(
+          'The optimizer’s own figures', report_plots.update_health(run)
+      ),
+  ]
+
+
+def _status_table(run: report_data.Run) -> str:
+  counts = {'training': run.totals('rollouts/status/')}
+  for name in ('start', 'final'):
+    if name in run.evaluations:
+      title = f'evaluation: {report_plots.PLANNERS[name][0]}'
+      counts[title] = run.evaluations[name].status
+  seen = {status for column in counts.values() for status in column}
+  order = sorted(seen, key=lambda s: (-counts['training'].get(s, 0), s))
+  rows = [
+      [report_html.text(status)]
+      + [f'{column.get(status, 0):,.0f}' for column in counts.values()]
+      for status in order
+      if any(column.get(status) for column in counts.values())
+  ]
+  if not rows:
+    return ''
+  rows.append(
+      ['all'] + [f'{sum(column.values()):,.0f}' for column in counts.values()]
+  )
+  table = report_html.table(
+      ['status', *counts], rows, key_row=len(rows) - 1, full=False
+  )
+  return f'<details open><summary>Rollouts by status</summary>{table}</details>'
+
+
+def _time(run: report_data.Run) -> list[str]:
+  return [
+      report_html.figure(
+          'Wall time',
+          report_plots.time_spent(
+              'time', 'Where the time went', _seconds(run)
+          ),
+          'Of the whole run; after a resume, of all training steps and of what '
+          'else the last process did.'
+          if run.facts('seconds/')
+          else 'Summed over the training steps so far.',
+      ),
+      report_html.figure(
+          'Inside the rollouts',
+          report_plots.time_spent(
+              'rollout-time',
+              'What rollouts waited for',
+              run.totals('seconds/rollout_sum/'),
+          ),
+          'Summed over all training rollouts. They run side by side, so these '
+          'sums exceed the wall time.',
+      ),
+  ]
+
+
+def _seconds(run: report_data.Run) -> dict[str, float]:
+  """Wall time [s] by what it was spent on: disjoint parts, by name."""
+  found = {
+      name: seconds
+      for name, value in run.facts('seconds/').items()
+      if '/' not in name
+      and math.isfinite(seconds := report_data.number(value))
+  }
+  found = found or run.totals('seconds/')
+  # What the parts are of, where that was measured too.
+  step, total = found.pop('step', 0.0), found.pop('total', 0.0)
+  rest = max(step, total) - sum(found.values())
+  if rest > 0:
+    found['everything else'] = rest
+  return found
+
+
+def _examples(run: report_data.Run) -> list[str]:
+  pairs = report_examples.pair_up(run)
+  chosen = report_examples.choose(pairs, _EXAMPLES)
+  if not chosen:
+    return []
+  note = (
+      'Chosen to show what changed, so not a fair sample (the table above is '
+      'of all questions): one for each number of hops where there are enough, '
+      'wrong before and right after where there is one, then the one with most '
+      'turns. Right means a reward of at least one half.'
+  )
+  return [
+      report_examples.transitions(pairs),
+      f'<p class="note">{report_html.text(note)}</p>',
+      *(report_examples.render(p, i) for i, p in enumerate(chosen, start=1)),
+  ]
+
+
+def _teacher(run: report_data.Run) -> str:
+  facts = sorted(run.facts('teacher/').items())
+  if not facts:
+    return ''
+  note = (
+      'The warm start was trained on traces of a scripted teacher that knows '
+      'the format and errs at these rates, so that it is a real baseline.'
+  )
+  return f'<p>{note}</p>' + report_html.facts(
+      (name.replace('_', ' '), _rate(value)) for name, value in facts
+  )
+
+
+def _rate(value: object) -> str:
+  share = report_data.number(value)
+  if isinstance(value, float) and 0 <= share <= 1:
+    return report_tables.percent(share)
+  return str(value)
+
+
+def _definitions() -> str:
+  return (
+      '<dl>'
+      + ''.join(
+          f'<dt>{report_html.text(name)}</dt><dd>{report_html.text(what)}</dd>'
+          for name, what in _DENOMINATORS
+      )
+      + '</dl>'
+  )
+
+
+def _identity(run: report_data.Run) -> str:
+  known = ('params_digest', 'compiles/after_warmup')
+  pairs = [(key, run.summary[key]) for key in known if key in run.summary]
+  config = sorted(run.facts('config/').items())
+  parts = report_html.facts(pairs)
+  if config:
+    parts += (
+        '<details><summary>Configuration</summary>'
+        f'{report_html.facts(config)}</details>'
+    )
+  return parts

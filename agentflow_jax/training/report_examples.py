@@ -1,0 +1,176 @@
+"""Example trajectories: which questions are shown, and how they read."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from agentflow_jax.training import report_data
+from agentflow_jax.training import report_html
+from agentflow_jax.training import report_plots
+
+_TEXT_LIMIT = 3000  # Characters of one text; the rest is in the files.
+
+# What became of a question, and how much it teaches a reader about training.
+_CHANGES = {
+    ('wrong', 'right'): 0,
+    ('right', 'right'): 1,
+    ('wrong', 'wrong'): 2,
+    ('right', 'wrong'): 3,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """One question before and after training; None where it was not asked."""
+
+  before: report_data.Item | None
+  after: report_data.Item | None
+
+  @property
+  def item(self) -> report_data.Item:
+    return self.after or self.before
+
+  @property
+  def change(self) -> tuple[str, str]:
+    return verdict(self.before), verdict(self.after)
+
+
+def verdict(item: report_data.Item | None) -> str:
+  """'right' (a reward of at least 1/2), 'wrong', 'not scored', 'not asked'."""
+  if item is None:
+    return 'not asked'
+  if item.reward is None:
+    return 'not scored'
+  return 'right' if item.reward >= 0.5 else 'wrong'
+
+
+def pair_up(run: report_data.Run) -> list[Pair]:
+  """Questions of the sampled evaluations by id, else of the greedy ones.
+
+  A question that was asked in several trials counts with its first.
+  """
+  for names in (('start', 'final'), ('start_greedy', 'final_greedy')):
+    sides = []
+    for name in names:
+      evaluation = run.evaluations.get(name)
+      items = evaluation.items if evaluation else ()
+      sides.append({item.id: item for item in reversed(items)})
+    before, after = sides
+    if before or after:
+      ids = sorted(before.keys() | after.keys())
+      return [Pair(before.get(i), after.get(i)) for i in ids]
+  return []
+
+
+def choose(pairs: Sequence[Pair], count: int = 3) -> list[Pair]:
+  """Up to `count` pairs: one per number of hops, then further ones in turn.
+
+  Within a number of hops: wrong before and right after first, then the one
+  with most turns after, then by id. Deterministic.
+  """
+
+  def merit(pair: Pair):
+    turns = len(pair.after.turns) if pair.after else 0
+    return _CHANGES.get(pair.change, len(_CHANGES)), -turns, pair.item.id
+
+  queues = {}
+  for pair in sorted(pairs, key=merit):
+    queues.setdefault(pair.item.hops, []).append(pair)
+  order = report_plots.hop_order(set(queues))
+  chosen = []
+  while len(chosen) < count and any(queues.values()):
+    for hops in order:
+      if queues[hops] and len(chosen) < count:
+        chosen.append(queues[hops].pop(0))
+  return chosen
+
+
+def transitions(pairs: Sequence[Pair]) -> str:
+  """A table of what became of the questions that were scored both times."""
+  rows = []
+  for before in ('right', 'wrong'):
+    counts = [
+        sum(pair.change == (before, after) for pair in pairs)
+        for after in ('right', 'wrong')
+    ]
+    rows.append([f'{before} before', *map(str, counts), str(sum(counts))])
+  if not sum(int(row[-1]) for row in rows):
+    return ''
+  return report_html.table(
+      ['', 'right after', 'wrong after', 'questions'], rows, full=False
+  )
+
+
+def render(pair: Pair, index: int) -> str:
+  """One question with its two trajectories side by side."""
+  item = pair.item
+  hops = f' · hops: {report_html.text(item.hops)}' if item.hops else ''
+  sides = ''.join(
+      f'<div class="side"><h3>{title}</h3>{_trajectory(side)}</div>'
+      for title, side in (('Before', pair.before), ('After', pair.after))
+      if side is not None
+  )
+  return (
+      '<div class="example">'
+      f'<p class="note">Example {index} · {_cut(item.id)}{hops}</p>'
+      f'<p class="question said">{_cut(item.query)}</p>'
+      f'<p class="note said">Expected answer: {_cut(item.gold)}</p>'
+      f'<div class="sides">{sides}</div></div>'
+  )
+
+
+def _trajectory(item: report_data.Item) -> str:
+  turns = ''.join(_turn(turn, i) for i, turn in enumerate(item.turns, start=1))
+  kind = verdict(item)
+  reward = '' if item.reward is None else f', reward {item.reward:g}'
+  detail = ''
+  if item.detail:
+    detail = f'<p class="note said">{_cut(item.detail)}</p>'
+  answer = _cut(item.answer) if item.answer else '(none)'
+  return (
+      f'<ol class="turns">{turns}</ol>'
+      f'<div class="answer {kind}"><h4>Answer: {kind}{reward}</h4>'
+      f'<p class="said">{answer}</p>'
+      f'<p class="note">status: {report_html.text(item.status)}</p>'
+      f'{detail}</div>'
+  )
+
+
+def _turn(turn: report_data.ItemTurn, index: int) -> str:
+  parts = [f'<h4>Turn {index} · planner</h4>', _pre(turn.planner)]
+  if turn.parse_error:
+    parts += [
+        '<h4 class="bad">This plan could not be read</h4>',
+        _pre(turn.parse_error, failed=True),
+    ]
+  if turn.tool or turn.result:
+    if turn.tool:
+      parts += ['<h4>Tool call</h4>', _pre(_call(turn))]
+    title = 'Tool failed' if turn.failed else 'Result'
+    mark = ' class="bad"' if turn.failed else ''
+    parts += [f'<h4{mark}>{title}</h4>', _pre(turn.result, failed=turn.failed)]
+  if turn.verdict:
+    said = f'<p class="note said">{_cut(turn.verdict)}</p>'
+    parts.append(f'<h4>Verifier</h4>{said}')
+  return '<li>' + ''.join(parts) + '</li>'
+
+
+def _call(turn: report_data.ItemTurn) -> str:
+  """The call as it reads best: a program keeps its lines."""
+  shown = []
+  for name, value in turn.arguments.items():
+    if isinstance(value, str) and '\n' in value:
+      shown.append(f'{name}=\n{value}\n')
+    else:
+      shown.append(f'{name}={value!r}')
+  return f'{turn.tool}({", ".join(shown)})'
+
+
+def _cut(value: str) -> str:
+  return report_html.text(value, _TEXT_LIMIT)
+
+
+def _pre(value: str, failed: bool = False) -> str:
+  mark = ' class="failed"' if failed else ''
+  shown = _cut(value) if value else '(empty)'
+  # A newline right after <pre> would be swallowed by the HTML parser.
+  return f'<pre{mark}>\n{shown}</pre>'

@@ -1,0 +1,249 @@
+"""The report's figures in words: the table of accuracies, gain and checks."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from agentflow_jax.training import intervals
+from agentflow_jax.training import report_data
+from agentflow_jax.training import report_plots
+
+CONFIDENCE = 0.95
+
+# Planner -> the summary's keys of its sampled and its greedy accuracy, for
+# where the evaluation's own file is gone.
+_SUMMARY_KEYS = {
+    'final': ('eval/accuracy_final', 'eval/accuracy_final_greedy'),
+    'start': ('eval/accuracy_start', 'eval/accuracy_start_greedy'),
+    'control_oracle_planner': ('control/oracle_planner', ''),
+    'control_frozen_planner': ('control/frozen_planner', ''),
+    'control_random_planner': ('control/random_planner', ''),
+    'control_empty_planner': ('control/empty_planner', ''),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A mean in [0, 1] and its 95% interval; nan where unknown."""
+
+  mean: float = math.nan
+  low: float = math.nan
+  high: float = math.nan
+
+  def __bool__(self) -> bool:
+    return math.isfinite(self.mean)
+
+  @property
+  def has_interval(self) -> bool:
+    return math.isfinite(self.low) and math.isfinite(self.high)
+
+  def apart_from(self, other: 'Estimate') -> bool:
+    """Whether the two intervals do not touch."""
+    return self.low > other.high or self.high < other.low
+
+  def __str__(self) -> str:
+    if not self:
+      return '-'
+    if not self.has_interval:
+      return percent(self.mean)
+    ends = f'{100 * self.low:.1f}, {100 * self.high:.1f}'
+    return f'{percent(self.mean)} [{ends}]'
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A planner's line of the table."""
+
+  name: str
+  label: str
+  sampled: Estimate
+  greedy: Estimate
+  evaluation: report_data.Evaluation | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+  """Accuracy after minus before, paired over the same questions."""
+
+  difference: Estimate
+  questions: int
+
+
+def percent(value: float) -> str:
+  return f'{100 * value:.1f}%' if math.isfinite(value) else '-'
+
+
+def rows(run: report_data.Run) -> list[Row]:
+  """Planners that the run has an accuracy of, best expected first."""
+  found = []
+  for name, (label, _) in report_plots.PLANNERS.items():
+    sampled_key, greedy_key = _SUMMARY_KEYS[name]
+    row = Row(
+        name=name,
+        label=label,
+        sampled=_estimate(run, name, sampled_key),
+        greedy=_estimate(run, f'{name}_greedy', greedy_key),
+        evaluation=run.evaluations.get(name)
+        or run.evaluations.get(f'{name}_greedy'),
+    )
+    if row.sampled or row.greedy:
+      found.append(row)
+  return found
+
+
+def gain(run: report_data.Run, suffix: str = '') -> Gain | None:
+  """The gain from 'start' to 'final', over questions scored in both.
+
+  The questions are resampled together with their two rewards, so what makes a
+  question hard both times does not widen the interval.
+
+  Args:
+    run: a run.
+    suffix: '' for the sampled evaluations, '_greedy' for the greedy ones.
+
+  Returns:
+    None where no question was scored both times.
+  """
+  means = []
+  for name in ('start', 'final'):
+    evaluation = run.evaluations.get(name + suffix)
+    rewards = {}
+    for item in evaluation.items if evaluation else ():
+      if item.reward is not None:
+        rewards.setdefault(item.id, []).append(item.reward)
+    means.append({key: sum(r) / len(r) for key, r in rewards.items()})
+  before, after = means
+  shared = sorted(before.keys() & after.keys())
+  if not shared:
+    return None
+  differences = [after[key] - before[key] for key in shared]
+  low, high = intervals.bootstrap_interval(differences, CONFIDENCE)
+  mean = sum(differences) / len(differences)
+  return Gain(Estimate(mean, low, high), len(shared))
+
+
+def checks(run: report_data.Run) -> list[tuple[bool, str]]:
+  """What has to hold if the figures are to be believed, and whether it does."""
+  found = []
+  table = {row.name: row for row in rows(run)}
+  final = table.get('final')
+  starts = table.get('start')
+  if final and starts:
+    better = max((e for e in (starts.sampled, starts.greedy) if e), key=_mean)
+    points = 100 * (final.sampled.mean - better.mean)
+    if math.isfinite(points):
+      found.append((
+          points > 0,
+          f'the trained planner (sampled) stands {abs(points):.1f} points '
+          f'{"above" if points > 0 else "below"} the better of the two starts '
+          '(sampled or greedy)',
+      ))
+  frozen = table.get('control_frozen_planner')
+  if frozen and starts and frozen.sampled and starts.sampled:
+    found.append((
+        frozen.sampled.mean == starts.sampled.mean,
+        'the frozen planner, evaluated once more, equals the start exactly',
+    ))
+  found += _control_checks(table)
+  found += _count_checks(run)
+  return found
+
+
+def _control_checks(table: Mapping[str, Row]) -> list[tuple[bool, str]]:
+  found = []
+  final = table.get('final')
+  for name in ('control_frozen_planner', 'control_random_planner'):
+    control = table.get(name)
+    if final and control and final.sampled.has_interval:
+      if control.sampled.has_interval:
+        found.append((
+            final.sampled.apart_from(control.sampled),
+            f'the interval of the trained planner lies apart from that of the '
+            f'{control.label}',
+        ))
+  oracle = table.get('control_oracle_planner')
+  if oracle and oracle.sampled:
+    found.append((
+        oracle.sampled.mean >= 0.98,
+        f'the oracle planner reaches {percent(oracle.sampled.mean)} (below 98% '
+        'the task would be broken)',
+    ))
+  empty = table.get('control_empty_planner')
+  if empty and empty.sampled:
+    found.append((
+        empty.sampled.mean <= 0.05,
+        f'the empty planner reaches {percent(empty.sampled.mean)} (above 5% '
+        'the task would not need a planner)',
+    ))
+  return found
+
+
+def _count_checks(run: report_data.Run) -> list[tuple[bool, str]]:
+  found = []
+  requested = int(run.totals('rollouts/').get('requested', 0))
+  ended = int(sum(run.totals('rollouts/status/').values()))
+  if requested:
+    found.append((
+        requested == ended,
+        f'{ended:,} training rollouts ended with a status, of {requested:,} '
+        'requested',
+    ))
+  compiles = report_data.number(run.summary.get('compiles/after_warmup'))
+  if math.isfinite(compiles):
+    found.append((
+        compiles == 0,
+        f'{compiles:.0f} programs were compiled after the warm-up',
+    ))
+  return found
+
+
+def terminal(run: report_data.Run) -> str:
+  """The table in plain ASCII, a line a planner, and the gain below it."""
+  cells = [['planner', 'sampled', 'greedy', 'rollouts']]
+  for row in rows(run):
+    rollouts = str(row.evaluation.rollouts) if row.evaluation else '-'
+    cells.append([row.label, str(row.sampled), str(row.greedy), rollouts])
+  lines = []
+  if len(cells) > 1:
+    lines += _columns(cells)
+    lines.append('accuracy with its 95% interval over questions')
+  found = gain(run)
+  if found:
+    lines.append(f'gain, sampled: {gain_text(found)}')
+  if run.metrics:
+    line = f'training: last step {run.metrics[-1]["step"]}'
+    requested = int(run.totals('rollouts/').get('requested', 0))
+    lines.append(f'{line}, {requested:,} rollouts' if requested else line)
+  return '\n'.join(lines) + '\n'
+
+
+def gain_text(found: Gain) -> str:
+  """A gain in points with its interval."""
+  d = found.difference
+  return (
+      f'{100 * d.mean:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}], '
+      f'paired over {found.questions} questions'
+  )
+
+
+def _columns(cells: Sequence[Sequence[str]]) -> list[str]:
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = []
+  for i, row in enumerate(cells):
+    parts = [row[0].ljust(widths[0])]
+    parts += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+    lines.append('  '.join(parts))
+    if i == 0:
+      lines.append('  '.join('-' * w for w in widths))
+  return lines
+
+
+def _mean(estimate: Estimate) -> float:
+  return estimate.mean
+
+
+def _estimate(run: report_data.Run, name: str, key: str) -> Estimate:
+  evaluation = run.evaluations.get(name)
+  if evaluation and math.isfinite(evaluation.accuracy):
+    return Estimate(evaluation.accuracy, evaluation.ci_low, evaluation.ci_high)
+  return Estimate(report_data.number(run.summary.get(key)))

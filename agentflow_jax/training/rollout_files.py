@@ -1,0 +1,205 @@
+"""Rollouts on disk: one immutable compressed file, one record a turn.
+
+A file holds JSON lines: for each rollout a 'rollout' record and then its 'turn'
+records. A turn's prompt ids are written as a difference to the turn before:
+[how many leading ids are the same, the rest], because a prompt repeats the one
+before it up to the last memory entry. Floats are written so that they read back
+to the same bits.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import zstandard
+from etils import epath
+
+from agentflow_jax import records
+
+SCHEMA = 1
+
+
+class RecordError(ValueError):
+  """A rollout file that cannot be read; names the file."""
+
+
+def write(
+    path: epath.Path,
+    groups: Sequence[records.Group],
+    extras: Mapping[tuple[int, int], Mapping[str, Any]] | None = None,
+    level: int = 3,
+) -> None:
+  """Writes groups of rollouts, whole or not at all.
+
+  Args:
+    path: the file; a reader never sees half of it.
+    groups: the rollouts.
+    extras: (place of the group, rollout) -> fields added to its 'rollout'
+      record (the advantage, and the turns' weights).
+    level: of zstd compression.
+  """
+  lines = [{'schema': SCHEMA}]
+  for place, group in enumerate(groups):
+    lines.append({'kind': 'group', 'task': dataclasses.asdict(group.task)})
+    for trajectory in group.trajectories:
+      more = (extras or {}).get((place, trajectory.rollout), {})
+      lines += _encode(trajectory, more)
+  text = ''.join(
+      json.dumps(l, ensure_ascii=False, separators=(',', ':')) + '\n'
+      for l in lines
+  )
+  data = zstandard.ZstdCompressor(level=level).compress(
+      text.encode('utf-8', 'surrogatepass')
+  )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.parent / f'{path.name}.partial'
+  partial.write_bytes(data)
+  partial.replace(path)
+
+
+def read(path: epath.Path) -> list[records.Group]:
+  """Reads what `write` wrote.
+
+  Raises:
+    RecordError: cut off, of another schema, or not such a file.
+  """
+  try:
+    return _decode(_lines(path)[1:])
+  except RecordError:
+    raise
+  except (LookupError, ValueError, TypeError) as e:
+    raise RecordError(f'{path} is not a whole rollout file: {e}') from e
+
+
+def _lines(path: epath.Path) -> list[dict[str, Any]]:
+  """Reads the records of a file, its header first."""
+  try:
+    data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+    lines = [
+        json.loads(l)
+        for l in data.decode('utf-8', 'surrogatepass').split('\n')
+        if l
+    ]
+    schema = lines[0].get('schema')
+  except (zstandard.ZstdError, LookupError, ValueError) as e:
+    raise RecordError(f'{path} is not a whole rollout file: {e}') from e
+  if schema != SCHEMA:
+    raise RecordError(f'{path} has schema {schema}, this reads {SCHEMA}')
+  return lines
+
+
+def digest(path: epath.Path) -> str:
+  """SHA-256 of a file's records without what the clock wrote."""
+  lines = [json.dumps(_timeless(l), sort_keys=True) for l in _lines(path)]
+  return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+  """A value without its fields of seconds."""
+  if isinstance(value, dict):
+    return {
+        k: _timeless(v) for k, v in value.items() if not k.endswith('seconds')
+    }
+  if isinstance(value, (list, tuple)):
+    return [_timeless(v) for v in value]
+  return value
+
+
+def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
+  header = _plain(dataclasses.replace(trajectory, turns=()))
+  del header['turns']
+  yield {'kind': 'rollout', **header, **extras}
+  before: tuple[int, ...] = ()
+  for i, turn in enumerate(trajectory.turns):
+    row = _plain(turn)
+    ids = turn.completion.prompt_ids
+    same = _common(before, ids)
+    row['completion']['prompt_ids'] = [same, *ids[same:]]
+    before = ids
+    yield {'kind': 'turn', 'turn': i, **row}
+
+
+def _plain(value: Any) -> dict[str, Any]:
+  return dataclasses.asdict(value, dict_factory=_dict)
+
+
+def _dict(items):
+  return {
+      k: v.value if isinstance(v, (records.Status, records.ToolErrorKind))
+      else dict(v) if isinstance(v, Mapping) else v
+      for k, v in items
+  }
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+  length = 0
+  for x, y in zip(a, b):
+    if x != y:
+      break
+    length += 1
+  return length
+
+
+def _decode(lines) -> list[records.Group]:
+  groups: list[tuple[records.Task, list[dict[str, Any]]]] = []
+  for line in lines:
+    kind = line.pop('kind')
+    if kind == 'group':
+      task = line['task']
+      task['answers'] = tuple(task['answers'])
+      groups.append((records.Task(**task), []))
+    elif kind == 'rollout':
+      groups[-1][1].append({'header': line, 'turns': []})
+    else:
+      groups[-1][1][-1]['turns'].append(line)
+  return [
+      records.Group(task, tuple(_trajectory(r) for r in rollouts))
+      for task, rollouts in groups
+  ]
+
+
+def _trajectory(row) -> records.Trajectory:
+  names = {f.name for f in dataclasses.fields(records.Trajectory)}
+  header = {k: v for k, v in row['header'].items() if k in names}
+  header['status'] = records.Status(header['status'])
+  turns, before = [], ()
+  for turn in row['turns']:
+    same, *rest = turn['completion']['prompt_ids']
+    before = (*before[:same], *rest)
+    turns.append(_turn(turn, before))
+  return records.Trajectory(**header, turns=tuple(turns))
+
+
+def _turn(row, prompt_ids) -> records.Turn:
+  completion = row['completion'] | {'prompt_ids': prompt_ids}
+  for name in ('response_ids', 'logprobs'):
+    completion[name] = tuple(completion[name])
+  sampling = row['sampling'] | {'stop': tuple(row['sampling']['stop'])}
+  result = row['result']
+  if result is not None:
+    error = result['error']
+    error = records.ToolErrorKind(error) if error else None
+    result = records.ToolResult(**(result | {'error': error}))
+  return records.Turn(
+      completion=records.Completion(**completion),
+      sampling=records.SamplingSpec(**sampling),
+      parse_error=row['parse_error'],
+      call=records.ToolCall(**row['call']) if row['call'] else None,
+      result=result,
+      modules=tuple(records.ModuleCall(**m) for m in row['modules']),
+      memory=row['memory'],
+      shortened=row['shortened'],
+  )
+
+
+def _main(directory: str) -> None:
+  """Prints 'name, tab, digest' of every rollout file in a directory."""
+  for path in sorted(epath.Path(directory).glob('*.zst')):
+    print(f'{path.name}\t{digest(path)}')
+
+
+if __name__ == '__main__':
+  _main(sys.argv[1])

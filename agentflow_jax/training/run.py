@@ -1,0 +1,438 @@
+"""The main job: rollouts, updates, evaluations, commits, and the report."""
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.core import batch, sharding, update
+from agentflow_jax.training import collect, config as config_lib
+from agentflow_jax.training import evaluation, metrics as metrics_lib
+from agentflow_jax.training import progress, report, rollout_files, sources
+from agentflow_jax.training import final, system
+from agentflow_jax.weights import checkpoints, parameters
+
+_REASONS = {
+    update.REFUSED_GAP: (
+        'the trainer scores the sampled tokens otherwise than the sampler did:'
+        ' max |logprob - behavior_logprob| = {gap:.3g} nats, allowed'
+        ' {bound:.3g} (train.max_logprob_gap)'
+    ),
+    update.REFUSED_NONFINITE: 'the gradient or the loss is not finite',
+}
+
+
+class RunStopped(RuntimeError):
+  """The run stopped itself; says why. Everything committed stands."""
+
+
+class Clock:
+  """Adds up wall seconds by name."""
+
+  def __init__(self):
+    self.seconds: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def __call__(self, name: str) -> Iterator[None]:
+    start = time.monotonic()
+    try:
+      yield
+    finally:
+      elapsed = time.monotonic() - start
+      self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+
+
+class Compilations:
+  """Counts what XLA compiles in this process."""
+
+  def __init__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, seconds: float, **unused_kwargs):
+    del seconds
+    self.count += event.endswith('backend_compile_duration')
+
+
+class Trainer:
+  """The device side of a run: state, reference and the jitted update."""
+
+  def __init__(self, parts: system.System, mesh: jax.sharding.Mesh):
+    """Places the parameters and compiles the update before step 0."""
+    config = parts.config
+    self._config = config
+    is_policy = config.algorithm == 'flow_grpo'
+    loss = config.flow_grpo if is_policy else config.sft.loss
+    needs_reference = is_policy and config.flow_grpo.kl_coef > 0
+    self.state = update.init_train_state(
+        parts.model_config, config.optimizer, mesh, jax.random.key(config.seed),
+        parts.params,
+    )
+    self._reference = (
+        update.snapshot(self.state.params) if needs_reference else None
+    )
+    self._pad_id = parts.tokenizer.pad_id
+    shards = sharding.row_shards(mesh)
+    if config.batch.rows_per_micro % shards:
+      raise config_lib.ConfigError(
+          f'batch.rows_per_micro {config.batch.rows_per_micro} must be a'
+          f' multiple of data x fsdp = {shards}'
+      )
+    self._max_micro = -(-_most_rows(config) // config.batch.rows_per_micro)
+    example, _ = self._pack([
+        batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)
+    ])
+    self._update = update.make_update_fn(
+        parts.model_config, config.optimizer, loss, mesh
+    ).lower(self.state, self._reference, example, np.float32(0)).compile()
+    self._score = None
+    if is_policy and config.flow_grpo.old_logprobs == 'recompute':
+      self._score = update.make_score_fn(parts.model_config, mesh)
+      self._score(self.state.params, example)
+
+  def step(
+      self, mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
+  ) -> dict[str, float]:
+    """Makes one optimizer update a mini-batch.
+
+    Returns:
+      The updates' metrics (see `_summarised`) and how the rows were packed.
+
+    Raises:
+      RunStopped: an update was refused; the state is the one before it.
+    """
+    packed = [self._pack(list(rows)) for rows in mini_batches if rows]
+    if self._score is not None:
+      # All before the first update: pi_old is the policy that sampled.
+      packed = [
+          (b.replace(old_logprobs=self._score(self.state.params, b)), p)
+          for b, p in packed
+      ]
+    results = []
+    for i, (turn_batch, _) in enumerate(packed):
+      bound = self._config.train.max_logprob_gap if i == 0 else math.inf
+      self.state, device_metrics = self._update(
+          self.state, self._reference, turn_batch, np.float32(bound)
+      )
+      result = {k: float(v) for k, v in device_metrics.items()}
+      refused = int(result.pop('refused'))
+      if refused != update.ACCEPTED:
+        gap = result.get('logprob_gap/max', 0.0)
+        raise RunStopped(_REASONS[refused].format(gap=gap, bound=bound))
+      results.append(result)
+    if not results:
+      return {'updates': 0}
+    metrics = {f'update/{k}': v for k, v in _summarised(results).items()}
+    metrics['updates'] = len(results)
+    metrics['batch/rows'] = sum(p.n_rows for _, p in packed)
+    metrics['batch/micro'] = sum(p.n_micro for _, p in packed)
+    metrics['batch/fill'] = sum(p.fill for _, p in packed) / len(packed)
+    return metrics
+
+  def _pack(self, rows):
+    return batch.pack(
+        rows,
+        tokens_per_row=self._config.batch.tokens_per_row,
+        rows_per_micro=self._config.batch.rows_per_micro,
+        max_micro=self._max_micro,
+        pad_id=self._pad_id,
+    )
+
+
+def _summarised(results: list[dict[str, float]]) -> dict[str, float]:
+  """One figure a metric for all updates of a step.
+
+  The gap is the first update's, whose parameters alone are those that sampled;
+  targets are summed, extremes are extremes, the rest are means over updates.
+  """
+  combine = {'n_targets': sum, 'ratio_max': max, 'ratio_min': min}
+  summarised = {}
+  for name, first in results[0].items():
+    values = [r[name] for r in results]
+    if name.startswith('logprob_gap/'):
+      summarised[name] = first
+    else:
+      summarised[name] = combine.get(name, statistics.fmean)(values)
+  return summarised
+
+
+def _most_rows(config: config_lib.Config) -> int:
+  """Turn rows that one update can have; each fits a packed row."""
+  if config.algorithm == 'sft':
+    return config.sft.rows_per_step
+  train = config.train
+  rollouts = train.queries_per_step // train.mini_batches * train.group_size
+  return rollouts * config.agent.rollout.max_turns
+
+
+def params_digest(params: Any) -> str:
+  """SHA-256 over the names, dtypes, shapes and bytes of all parameters."""
+  digest = hashlib.sha256()
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
+  for path, leaf in leaves:
+    array = np.ascontiguousarray(leaf)
+    name = jax.tree_util.keystr(path)
+    digest.update(f'{name} {array.dtype} {array.shape}'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
+
+
+def train(config: config_lib.Config, workdir: str, quiet: bool = False) -> str:
+  """Runs a config to its end, or goes on with the run in `workdir`.
+
+  Args:
+    config: what to run.
+    workdir: where everything of the run is kept.
+    quiet: no progress bar.
+
+  Returns:
+    A short table of results for people; machines read summary.json.
+
+  Raises:
+    ConfigError, CheckpointError, ToolUnavailable: at start; name the remedy.
+    RunStopped: an update was refused.
+  """
+  directory = epath.Path(workdir)
+  directory.mkdir(parents=True, exist_ok=True)
+  _check_same_run(config, directory)
+  return asyncio.run(_train(config, directory, quiet))
+
+
+def _flat(config: config_lib.Config) -> dict[str, Any]:
+  return json.loads(json.dumps(config_lib.flatten(config), default=str))
+
+
+def _check_same_run(config: config_lib.Config, workdir: epath.Path) -> None:
+  """A workdir belongs to one config; a different one is an error, not a mix."""
+  path = workdir / 'config.json'
+  if not path.exists():
+    return
+  flat, before = _flat(config), json.loads(path.read_text())
+  names = sorted(set(flat) | set(before))
+  differs = [n for n in names if flat.get(n) != before.get(n)]
+  if differs:
+    shown = ', '.join(
+        f'{n}: {before.get(n)!r} there, {flat.get(n)!r} now'
+        for n in differs[:5]
+    )
+    raise config_lib.ConfigError(
+        f'{workdir} holds a run of another config ({shown}); give another'
+        ' --workdir, or delete it'
+    )
+
+
+async def _train(config, workdir, quiet) -> str:
+  """Build, resume, loop, evaluate, report."""
+  compilations, clock = Compilations(), Clock()
+  started = time.monotonic()
+  _cache_compilations(workdir)
+  logging.info('devices: %s', jax.devices())
+  with clock('setup'):
+    parts = system.build(config, workdir)
+  saved = None
+  try:
+    if not parts.tasks.train:
+      raise config_lib.ConfigError('task_set.train: no training tasks')
+    with clock('compile'):
+      mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+      trainer = Trainer(parts, mesh)
+      parts.engine.warmup(truncates=(False,))
+    # From here on the workdir is this config's.
+    metrics_lib.write_text(
+        workdir / 'config.json',
+        json.dumps(_flat(config), indent=1, sort_keys=True),
+    )
+    saved = checkpoints.Checkpoints(
+        workdir / 'checkpoints', config.train.keep_checkpoints
+    )
+    inputs = _inputs(parts)
+    lines = _resume(trainer, parts, saved, inputs)
+    bar = progress.Progress(config.train.steps, len(lines), quiet=quiet)
+    log = metrics_lib.MetricsLog(workdir, lines)
+    evaluations = final.Evaluations(parts, workdir, bar, clock)
+    with contextlib.closing(bar), contextlib.closing(log):
+      warm = compilations.count
+      if not lines:
+        await evaluations.start()
+      loop = _Loop(parts, trainer, saved, log, bar, clock, evaluations, inputs)
+      await loop.run()
+      parts.engine.update_params(trainer.state.params, config.train.steps)
+      await evaluations.final(parts.params, trainer.state.params)
+      compiled = compilations.count - warm
+    digest = params_digest(trainer.state.params)
+    parameters.save(
+        workdir / 'planner', parts.model_config, trainer.state.params
+    )
+    _copy_tokenizer(config, workdir)
+    clock.seconds['total'] = time.monotonic() - started
+    summary = final.write_summary(
+        config, workdir, log.lines, clock.seconds,
+        {'params_digest': digest, 'compiles/after_warmup': compiled},
+    )
+    final.write_card(workdir / 'planner', summary)
+    page = report.write_report(str(workdir))
+    return f'{report.terminal_table(str(workdir))}\n\nReport: {page}'
+  finally:
+    try:
+      if saved is not None:
+        saved.close()
+    finally:
+      await parts.close()
+
+
+def _cache_compilations(workdir: epath.Path) -> None:
+  """Keeps compiled programs in the workdir, so that a resume starts quickly."""
+  if jax.config.jax_compilation_cache_dir is None and '://' not in str(workdir):
+    jax.config.update('jax_compilation_cache_dir', str(workdir / 'xla_cache'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def _inputs(parts: system.System) -> dict[str, str]:
+  """Digests of what a run reads from files: a resume must find the same."""
+  tasks = parts.tasks
+  text = repr((tasks.train, tasks.validation, tasks.test))
+  return {
+      'planner': params_digest(parts.params),
+      'tasks': hashlib.sha256(
+          text.encode('utf-8', 'surrogatepass')
+      ).hexdigest(),
+  }
+
+
+def _resume(trainer, parts, saved, inputs) -> list[dict[str, Any]]:
+  """Restores the newest commit, if any; returns the metrics of its steps.
+
+  Raises:
+    ConfigError: the planner or the tasks that the run began with have changed.
+  """
+  step = saved.latest
+  if step is None:
+    return []
+  trainer.state, run = saved.restore(step, trainer.state)
+  changed = [k for k, v in inputs.items() if run['inputs'].get(k) != v]
+  if changed:
+    raise config_lib.ConfigError(
+        f'the {" and ".join(changed)} that this run began with changed on disk;'
+        ' restore them, or start in another --workdir'
+    )
+  parts.engine.update_params(trainer.state.params, step)
+  logging.info('resuming after step %d', step)
+  return run['metrics']
+
+
+@dataclasses.dataclass
+class _Loop:
+  """The training steps that are left."""
+
+  parts: system.System
+  trainer: Trainer
+  saved: checkpoints.Checkpoints
+  log: metrics_lib.MetricsLog
+  bar: progress.Progress
+  clock: Clock
+  evaluations: final.Evaluations
+  inputs: dict[str, str]
+
+  async def run(self) -> None:
+    """Data, update, evaluation, records, metrics, commit: step by step."""
+    config, workdir = self.parts.config, self.evaluations.workdir
+    journal = collect.Journal(workdir / 'journal')
+    if config.algorithm == 'flow_grpo':
+      source = sources.RolloutSource(self.parts, journal)
+    else:
+      source = sources.TraceSource(self.parts, workdir)
+    counter = _Counter(self.bar)
+    before = dict(self.clock.seconds)
+    for step in range(len(self.log.lines), config.train.steps):
+      with self.clock('rollout'):
+        data = await source.step(step, counter)
+      metrics = await self._update(step, data)
+      if _is_due(config, step + 1):
+        metrics |= await self.evaluations.during()
+      if data.groups and config.train.rollout_records == 'all':
+        with self.clock('records'):
+          path = workdir / 'rollouts' / f'step_{step + 1:06d}.p0.jsonl.zst'
+          await asyncio.to_thread(
+              rollout_files.write, path, data.groups, data.extras
+          )
+      now = dict(self.clock.seconds)
+      self._log(step + 1, metrics, before, now)
+      before = now  # So a commit's seconds are in the next step's line.
+      await self._commit(step + 1, journal)
+      self.bar.update(step + 1, metrics)
+
+  async def _update(self, step, data) -> dict[str, float]:
+    """The optimizer updates of a step; the engine then samples from them."""
+    if data.groups and not data.metrics['rollouts/scored']:
+      raise RunStopped(
+          f'none of the {data.metrics["rollouts/requested"]} rollouts of step'
+          f' {step + 1} could be scored; the first says:'
+          f' {data.groups[0].trajectories[0].detail}'
+      )
+    with self.clock('update'):
+      metrics = await asyncio.to_thread(self.trainer.step, data.mini_batches)
+      config = self.parts.config
+      if config.algorithm == 'flow_grpo' or _is_due(config, step + 1):
+        self.parts.engine.update_params(self.trainer.state.params, step + 1)
+    return metrics | data.metrics
+
+  def _log(self, done, metrics, before, now) -> None:
+    spent = {k: v - before.get(k, 0.0) for k, v in now.items()}
+    metrics |= {f'seconds/{k}': v for k, v in spent.items() if v > 0}
+    if 'rollouts/requested' in metrics:
+      metrics['rate/rollouts_per_second'] = (
+          metrics['rollouts/requested'] / spent['rollout']
+      )
+    self.log.add(done, metrics)
+
+  async def _commit(self, done, journal) -> None:
+    train = self.parts.config.train
+    if done % train.checkpoint_every and done != train.steps:
+      return
+    with self.clock('checkpoint'):
+      await asyncio.to_thread(
+          self.saved.save, done, self.trainer.state,
+          {'steps': done, 'inputs': self.inputs, 'metrics': self.log.lines},
+      )
+      journal.forget_before(done)
+
+
+class _Counter:
+  """Says now and then how many rollouts of a long collection are done."""
+
+  def __init__(self, bar: progress.Progress):
+    self._bar = bar
+    self._done = 0
+    self._said = time.monotonic()
+
+  def __call__(self, trajectory: records.Trajectory) -> None:
+    del trajectory
+    self._done += 1
+    if time.monotonic() - self._said > 30:
+      self._said = time.monotonic()
+      self._bar.note(f'{self._done} rollouts done in all')
+
+
+def _is_due(config, done: int) -> bool:
+  """Whether the validation tasks are evaluated after `done` steps."""
+  every = config.evaluation.every
+  return bool(every) and (done % every == 0 or done == config.train.steps)
+
+
+def _copy_tokenizer(config, workdir: epath.Path) -> None:
+  """A planner directory stands on its own."""
+  source = epath.Path(config.planner.directory or workdir)
+  target = workdir / 'planner' / system.TOKENIZER
+  target.write_bytes((source / system.TOKENIZER).read_bytes())

@@ -1,0 +1,177 @@
+"""One evaluation, or one query solved step by step."""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.agents import rollout
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import evaluation, progress, system
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+  """What `evaluate` does.
+
+  Attributes:
+    planner: a planner directory; '' for the one below the workdir.
+    split: 'validation' or 'test'.
+    limit: tasks at most; 0 for all.
+    trials: sampled rollouts a task.
+    greedy: temperature 0 instead.
+    name: of the result file.
+  """
+
+  planner: str = ''
+  split: str = 'test'
+  limit: int = 0
+  trials: int = 1
+  greedy: bool = False
+  name: str = 'evaluation'
+
+
+def evaluate(
+    config: config_lib.Config, workdir: str, options: EvaluateOptions
+) -> str:
+  """Evaluates a planner and writes evaluations/NAME.json.
+
+  Returns:
+    A line for people.
+
+  Raises:
+    ConfigError, CheckpointError, ToolUnavailable: name the remedy.
+  """
+  if options.greedy and options.trials > 1:
+    raise config_lib.ConfigError('--greedy trials are all the same: --trials=1')
+  directory = epath.Path(workdir)
+  config = _with_planner(config, options.planner or str(directory / 'planner'))
+  return asyncio.run(_evaluate(config, directory, options))
+
+
+async def _evaluate(config, workdir, options) -> str:
+  parts = system.build(config, workdir)
+  try:
+    tasks = getattr(parts.tasks, options.split)[: options.limit or None]
+    done = 0
+    with progress.Progress(len(tasks) * options.trials) as bar:
+
+      def count(trajectory: records.Trajectory) -> None:
+        nonlocal done
+        del trajectory
+        done += 1
+        bar.update(done, {})
+
+      result = await evaluation.evaluate(
+          parts.agent,
+          tasks,
+          name=options.name,
+          split=options.split,
+          seed=config.seed,
+          trials=options.trials,
+          greedy=options.greedy,
+          concurrent=config.train.concurrent_rollouts,
+          on_done=count,
+      )
+    value = evaluation.save(workdir / 'evaluations', result)
+  finally:
+    await parts.close()
+  return (
+      f'{options.name}: accuracy {result.accuracy:.1%}'
+      f' [{value["ci_low"]:.1%}, {value["ci_high"]:.1%}] over'
+      f' {value["items_scored"]} scored of {value["items_requested"]} tasks;'
+      f' {value["turns_mean"]:.2f} turns,'
+      f' {value["tool_error_rate"]:.1%} tool-call errors\n'
+      f'{workdir / "evaluations" / (options.name + ".json")}'
+  )
+
+
+def solve(
+    config: config_lib.Config,
+    query: str,
+    *,
+    workdir: str,
+    planner: str = '',
+    greedy: bool = True,
+    emit: Callable[[str], None],
+) -> records.Trajectory:
+  """Solves one query.
+
+  Args:
+    config: the system.
+    query: what to ask.
+    workdir: where data sets are kept.
+    planner: a planner directory; '' for the config's own.
+    greedy: temperature 0.
+    emit: called with a paragraph for people as each turn ends.
+
+  Raises:
+    ConfigError, CheckpointError, ToolUnavailable: name the remedy.
+  """
+  if planner:
+    config = _with_planner(config, planner)
+  return asyncio.run(_solve(config, query, epath.Path(workdir), greedy, emit))
+
+
+async def _solve(config, query, workdir, greedy, emit) -> records.Trajectory:
+  parts = system.build(config, workdir)
+  try:
+    planner = parts.planner
+    if greedy:
+      sampling = dataclasses.replace(planner.sampling, temperature=0.0)
+      planner = dataclasses.replace(planner, sampling=sampling)
+    # There is no right answer to check: the reward is left out.
+    agent = dataclasses.replace(
+        parts.agent,
+        planner=planner,
+        reward=_no_reward,
+        on_turn=lambda turn: emit(describe(turn)),
+    )
+    task = records.Task('solve', query, (), '')
+    key = records.RequestKey(
+        config.seed, records.Purpose.SOLVE, 0, task.id, 0
+    )
+    emit(f'Query: {query}')
+    analysis, failed = await rollout.analyse(agent, task, key)
+    if analysis:
+      emit(f'Analysis: {analysis}')
+    trajectory = failed or await rollout.rollout(agent, task, key, analysis)
+  finally:
+    await parts.close()
+  if trajectory.turns and trajectory.turns[-1].parse_error:
+    emit(describe(trajectory.turns[-1]))  # It ended before its own report.
+  emit(f'Answer: {trajectory.answer or "none"}  ({trajectory.status.value})')
+  if trajectory.detail:
+    emit(trajectory.detail)
+  return trajectory
+
+
+async def _no_reward(task: records.Task, answer: str) -> float:
+  del task, answer
+  return 0.0
+
+
+def describe(turn: records.Turn) -> str:
+  """Returns a finished turn as a paragraph for people."""
+  lines = [turn.completion.text]
+  if turn.parse_error:
+    lines.append(f'=> no plan: {turn.parse_error}')
+  if turn.call is not None:
+    lines.append(f'=> {turn.call.tool} {dict(turn.call.arguments)}')
+  if turn.result is not None:
+    mark = '!!' if turn.result.error else '<='
+    lines.append(f'{mark} {turn.result.text[:1000]}')
+  lines += [f'{m.module}: {m.output}' for m in turn.modules if m.output]
+  return '\n'.join(lines) + '\n'
+
+
+def _with_planner(
+    config: config_lib.Config, directory: str
+) -> config_lib.Config:
+  """The config with the weights of a directory."""
+  planner = dataclasses.replace(
+      config.planner, directory=directory, model=None
+  )
+  return dataclasses.replace(config, planner=planner)

@@ -1,0 +1,186 @@
+"""Where a training step's turn rows come from: live rollouts, or traces."""
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from absl import logging
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.agents import rollout
+from agentflow_jax.core import batch
+from agentflow_jax.training import batches, collect
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import controls, evaluation
+from agentflow_jax.training import intervals, rollout_files, system
+
+OnDone = Callable[[records.Trajectory], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepData:
+  """What one step trains on.
+
+  Attributes:
+    mini_batches: the turn rows of each optimizer update; whole groups.
+    metrics: of how they were collected.
+    groups: the rollouts themselves; empty where there were none.
+    extras: (place of the group, rollout) -> fields for its record.
+  """
+
+  mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
+  metrics: dict[str, float]
+  groups: tuple[records.Group, ...] = ()
+  extras: Mapping[tuple[int, int], Mapping[str, Any]] = dataclasses.field(
+      default_factory=dict
+  )
+
+
+class Source(Protocol):
+  """Gives a step its data; the same step always the same."""
+
+  async def step(self, step: int, on_done: OnDone) -> StepData:
+    """Returns the data of `step` (from 0)."""
+
+
+class RolloutSource:
+  """Live rollouts of the current planner: Flow-GRPO's data."""
+
+  def __init__(self, parts: system.System, journal: collect.Journal):
+    self._parts = parts
+    self._journal = journal
+
+  async def step(self, step, on_done):
+    config = self._parts.config
+    train = config.train
+    tasks = [
+        self._parts.tasks.train[i]
+        for i in epoch_indices(
+            len(self._parts.tasks.train),
+            config.seed,
+            step,
+            train.queries_per_step,
+        )
+    ]
+    groups = await collect.groups(
+        self._parts.agent,
+        tasks,
+        group_size=train.group_size,
+        key=records.RequestKey(
+            config.seed, records.Purpose.TRAIN, step, '', 0
+        ),
+        limit=asyncio.Semaphore(train.concurrent_rollouts),
+        journal=self._journal,
+        on_done=on_done,
+    )
+    size = len(groups) // train.mini_batches
+    parts = [
+        batches.flow_grpo_rows(groups[i : i + size], config.flow_grpo)
+        for i in range(0, len(groups), size)
+    ]
+    extras = {
+        (m * size + place, i): extra
+        for m, part in enumerate(parts)
+        for (place, i), extra in part.extras.items()
+    }
+    return StepData(
+        mini_batches=tuple(p.rows for p in parts),
+        metrics=_metrics(groups),
+        groups=tuple(groups),
+        extras=extras,
+    )
+
+
+class TraceSource:
+  """Turns of the scripted teacher, collected once: the warm start's data."""
+
+  def __init__(self, parts: system.System, directory: epath.Path):
+    self._parts = parts
+    self._path = directory / 'traces.jsonl.zst'
+    self._turns: list[records.Turn] | None = None
+
+  async def step(self, step, on_done):
+    config = self._parts.config
+    if self._turns is None:
+      self._turns = await self._collect(on_done)
+    if not self._turns:
+      raise config_lib.ConfigError(
+          'the teacher gave no turn to learn from: sft needs tasks that carry'
+          ' their solution (task_set.kind=geohop)'
+      )
+    turns = [
+        self._turns[i]
+        for i in epoch_indices(
+            len(self._turns), config.seed, step, config.sft.rows_per_step
+        )
+    ]
+    rows = batches.sft_rows(turns, config.sft.prompt_weight)
+    metrics = {'sft/turns': len(self._turns), 'sft/rows': len(rows)}
+    return StepData(mini_batches=(rows,), metrics=metrics)
+
+  async def _collect(self, on_done):
+    """Runs the teacher through the live loop, real tools included."""
+    config = self._parts.config
+    if self._path.exists():
+      groups = rollout_files.read(self._path)
+    else:
+      tasks = self._parts.tasks.train[: config.sft.traces]
+      logging.info('collecting %d traces of the teacher', len(tasks))
+      groups = await collect.groups(
+          self._parts.with_script(controls.make_teacher(config.teacher)),
+          tasks,
+          group_size=1,
+          key=records.RequestKey(config.seed, records.Purpose.SFT, 0, '', 0),
+          limit=asyncio.Semaphore(config.train.concurrent_rollouts),
+          on_done=on_done,
+      )
+      await asyncio.to_thread(rollout_files.write, self._path, groups)
+    return [
+        turn for g in groups for t in g.trajectories for turn in t.turns
+    ]
+
+
+def epoch_indices(total: int, seed: int, step: int, count: int) -> list[int]:
+  """Indices of one step's items: each epoch is a new permutation of all.
+
+  A pure function of its arguments, so a data cursor is the step number.
+
+  Args:
+    total: items in an epoch.
+    seed: the run's.
+    step: from 0.
+    count: items a step.
+  """
+  first, chosen = step * count, []
+  for epoch in range(first // total, (first + count - 1) // total + 1):
+    order = list(range(total))
+    random.Random(f'{seed}/epoch/{epoch}').shuffle(order)
+    low = max(first - epoch * total, 0)
+    high = min(first + count - epoch * total, total)
+    chosen += [order[i] for i in range(low, high)]
+  return chosen
+
+
+def _metrics(groups: Sequence[records.Group]) -> dict[str, float]:
+  """All that a step's rollouts say, for metrics.jsonl."""
+  metrics = batches.collected(groups)
+  trajectories = [t for g in groups for t in g.trajectories]
+  failed, called = rollout.tool_errors(trajectories)
+  metrics['rollouts/tool_error_rate'] = failed / max(called, 1)
+  for tool, calls in evaluation.tool_calls(trajectories).items():
+    metrics[f'tools/{tool}'] = calls
+  means = [
+      sum(scored) / len(scored)
+      for g in groups
+      if (scored := [t.reward for t in g.trajectories if t.reward is not None])
+  ]
+  if means:
+    low, high = intervals.bootstrap_interval(means)
+    metrics |= {'reward/ci_low': low, 'reward/ci_high': high}
+  for what in {k for t in trajectories for k in t.seconds}:
+    total = sum(t.seconds.get(what, 0.0) for t in trajectories)
+    metrics[f'seconds/rollout_sum/{what}'] = total
+  return metrics

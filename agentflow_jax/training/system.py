@@ -1,0 +1,418 @@
+"""Builds what a run needs from its config: planner, modules, tools, tasks."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+from absl import logging
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.agents import endpoint, modules, references, rollout
+from agentflow_jax.agents.rewards import registry
+from agentflow_jax.agents.tools import base, generalist, python_tool, sandbox
+from agentflow_jax.agents.tools import search
+from agentflow_jax.core import model
+from agentflow_jax.data import tokenizers
+from agentflow_jax.inference import engine as engine_lib
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import controls, engine_model, task_sets
+from agentflow_jax.weights import parameters
+
+TOKENIZER = 'tokenizer.model'
+_ROLES = ('executor', 'verifier', 'generator', 'analyst')
+# What a tokenizer trained for a run always keeps whole: the format of plans and
+# of memory (a plan is then 8 tokens), and the marks of mentions.
+_FORMAT_SYMBOLS = ('Sub-Goal: ', '\nContext: ', '\nTool Name: ', ' -> ', ' | ')
+_FIXED_TEXTS = (
+    'Tools:',
+    'Query:',
+    'search: finds the passages of a text collection that match a query.',
+    'python: runs a program and returns what it prints.',
+    'continue: it failed',
+    'find value; #1 + #2 -> - * /',
+    'search python continue stop |',
+    'the program failed: NameError: name is not defined; SyntaxError: invalid'
+    ' syntax',
+)
+_REFERENCE_SYMBOLS = tuple(f'#{i}' for i in range(1, 17))
+
+
+@dataclasses.dataclass
+class System:
+  """A run's parts; `close` it.
+
+  Attributes:
+    config: the run's.
+    model_config: the planner's network.
+    params: parameters the run starts from, on the host.
+    tokenizer: the planner's.
+    tasks: the tasks.
+    engine: samples the planner being trained.
+    frozen_engine: samples the planner as it was before training; None where no
+      module needs it.
+    planner: the model planner over `engine`.
+    agent: the system that rollouts run.
+    rewards: every reward that a task names.
+  """
+
+  config: config_lib.Config
+  model_config: model.ModelConfig
+  params: model.Params
+  tokenizer: tokenizers.Tokenizer
+  tasks: task_sets.TaskSet
+  engine: engine_lib.Engine
+  frozen_engine: engine_lib.Engine | None
+  planner: modules.ModelPlanner
+  agent: rollout.Agent
+  rewards: registry.Rewards
+  clients: tuple[endpoint.EndpointClient, ...] = ()
+
+  def with_script(self, script: controls.Script) -> rollout.Agent:
+    """The same agent with a scripted planner in the planner's place."""
+    tasks = self.tasks
+    planner = controls.ScriptedPlanner(
+        script,
+        controls.solutions_of((*tasks.train, *tasks.validation, *tasks.test)),
+        self.planner,
+        self.tokenizer,
+    )
+    return dataclasses.replace(self.agent, planner=planner)
+
+  async def close(self) -> None:
+    """Ends threads, processes and connections."""
+    for tool in self.agent.tools.values():
+      if tool.close is not None:
+        await tool.close()
+    for client in self.clients:
+      await client.aclose()
+    await self.rewards.aclose()
+    self.engine.close()
+    if self.frozen_engine is not None:
+      self.frozen_engine.close()
+
+
+def build(config: config_lib.Config, workdir: epath.Path) -> System:
+  """Builds a run's parts. Whatever cannot work is an error here, at start.
+
+  Args:
+    config: the run's.
+    workdir: data sets and a tokenizer trained for the run go below it.
+
+  Raises:
+    ConfigError, CheckpointError, ToolUnavailable, CorpusError: name the remedy.
+  """
+  check(config)
+  tasks = task_sets.load(config.task_set, str(workdir / 'data'))
+  tokenizer, model_config, params = _planner_parts(config, tasks, workdir)
+  names = {t.reward for t in (*tasks.train, *tasks.validation, *tasks.test)}
+  try:
+    rewards = registry.Rewards(sorted(names))
+  except ValueError as e:
+    raise config_lib.ConfigError(f'task_set.reward: {e}') from e
+  try:
+    for task in (*tasks.train, *tasks.validation, *tasks.test):
+      rewards.check(task)
+  except ValueError as e:
+    raise config_lib.ConfigError(str(e)) from e
+  with contextlib.ExitStack() as stack:
+    engine = stack.enter_context(
+        engine_lib.Engine(model_config, config.engine, params)
+    )
+    roles = [getattr(config.agent, name) for name in _ROLES]
+    roles.append(config.agent.tools.generalist)
+    uses_frozen = any(r.backend == 'frozen' for r in roles)
+    frozen = None
+    if uses_frozen:
+      frozen = stack.enter_context(
+          engine_lib.Engine(model_config, config.engine, params, name='frozen')
+      )
+    models = _models(config, tokenizer, engine, frozen)
+    planner = modules.ModelPlanner(
+        model=models['planner'],
+        sampling=config.planner.sampling,
+        prompt=config.planner.prompt,
+        max_prompt_tokens=config.planner.max_prompt_tokens,
+    )
+    agent = _agent(config, tasks, planner, models, rewards)
+    system = System(
+        config=config,
+        model_config=model_config,
+        params=params,
+        tokenizer=tokenizer,
+        tasks=tasks,
+        engine=engine,
+        frozen_engine=frozen,
+        planner=planner,
+        agent=agent,
+        rewards=rewards,
+        clients=(models['endpoint'],) if 'endpoint' in models else (),
+    )
+    stack.pop_all()  # From here on `System.close` ends them.
+  return system
+
+
+def check(config: config_lib.Config) -> None:
+  """Refuses what the chosen parts would ignore or cannot do (contract 7).
+
+  Raises:
+    ConfigError: names the field.
+  """
+  sampling, train = config.planner.sampling, config.train
+  if sampling.truncates:
+    raise config_lib.ConfigError(
+        'planner.sampling: top_k, top_p and min_p must be off: the trainer'
+        ' scores the whole distribution'
+    )
+  if config.algorithm == 'flow_grpo' and sampling.temperature == 0:
+    raise config_lib.ConfigError(
+        'planner.sampling.temperature: greedy responses cannot be trained on'
+    )
+  if config.algorithm == 'flow_grpo' and train.group_size < 2:
+    raise config_lib.ConfigError(
+        'train.group_size: one rollout a group has no advantage'
+    )
+  longest = config.planner.max_prompt_tokens + sampling.max_new_tokens
+  if longest > config.batch.tokens_per_row:
+    raise config_lib.ConfigError(
+        f'batch.tokens_per_row {config.batch.tokens_per_row} cannot hold a'
+        f' prompt and response of {longest} tokens'
+    )
+  if config.planner.max_prompt_tokens > config.engine.prompt_buckets[-1]:
+    raise config_lib.ConfigError(
+        'planner.max_prompt_tokens exceeds the largest of'
+        f' engine.prompt_buckets, {config.engine.prompt_buckets[-1]}'
+    )
+  _check_modules(config)
+  _check_unread(config)
+
+
+def _check_modules(config: config_lib.Config) -> None:
+  """Refuses modules that could not answer one request."""
+  agent, sampling = config.agent, config.planner.sampling
+  modelled = {'none', 'frozen', 'endpoint'}
+  roles = {f'agent.{r}': (getattr(agent, r), modelled) for r in _ROLES}
+  for name in ('executor', 'verifier', 'generator'):
+    roles[f'agent.{name}'] = (
+        getattr(agent, name), {'rule', 'frozen', 'endpoint'}
+    )
+  roles['agent.tools.generalist'] = (agent.tools.generalist, modelled)
+  limits = {'planner': sampling.max_new_tokens}
+  for name, (role, allowed) in roles.items():
+    if role.backend not in allowed:
+      raise config_lib.ConfigError(
+          f'{name}.backend: {role.backend!r} is not one of {sorted(allowed)}'
+      )
+    if role.backend == 'endpoint' and not agent.endpoint.base_url:
+      raise config_lib.ConfigError(
+          f'{name}.backend is endpoint: set agent.endpoint.base_url'
+      )
+    if role.backend == 'frozen':
+      limits[name] = role.sampling.max_new_tokens
+  for name, tokens in limits.items():
+    if tokens > config.engine.max_new_tokens:
+      raise config_lib.ConfigError(
+          f'{name}.sampling.max_new_tokens: {tokens} exceeds'
+          f' engine.max_new_tokens, {config.engine.max_new_tokens}'
+      )
+  if 'generalist' in agent.tools.enabled:
+    if agent.tools.generalist.backend == 'none':
+      raise config_lib.ConfigError(
+          'agent.tools.generalist.backend: the generalist needs a language'
+          " model; set 'frozen' or 'endpoint', or take it out of"
+          ' agent.tools.enabled'
+      )
+  if len(agent.verbs) < 2:
+    raise config_lib.ConfigError(
+        'agent.verbs: name two, one that finds out and one that answers'
+    )
+
+
+def _check_unread(config: config_lib.Config) -> None:
+  """Refuses fields that were set and that nothing would read (contract 7)."""
+  agent, default = config.agent, config_lib.Config(name='')
+  uses_endpoint = any(
+      getattr(agent, role).backend == 'endpoint' for role in _ROLES
+  ) or agent.tools.generalist.backend == 'endpoint'
+  jsonl = config.task_set.kind == 'jsonl'
+  unread = {
+      'task_set.train': (config.task_set.train, '', jsonl),
+      'task_set.evaluation': (config.task_set.evaluation, '', jsonl),
+      'task_set.reward': (
+          config.task_set.reward, default.task_set.reward, jsonl
+      ),
+      'agent.endpoint.base_url': (agent.endpoint.base_url, '', uses_endpoint),
+      'agent.tools.corpus': (
+          agent.tools.corpus, '', 'search' in agent.tools.enabled
+      ),
+  }
+  for name, (value, unset, is_read) in unread.items():
+    if value != unset and not is_read:
+      raise config_lib.ConfigError(
+          f'{name} is set, and nothing in this config reads it'
+      )
+  templates = set(agent.executor_templates) - set(agent.tools.enabled)
+  if templates and templates - {'search', 'python', 'generalist'}:
+    raise config_lib.ConfigError(
+        f'agent.executor_templates: no tool {sorted(templates)} is enabled'
+    )
+  if config.algorithm == 'sft' and jsonl:
+    raise config_lib.ConfigError(
+        'algorithm=sft learns from the scripted teacher of GeoHop:'
+        ' task_set.kind must be geohop'
+    )
+
+
+def _planner_parts(config, tasks, workdir):
+  """Returns (tokenizer, model config, host parameters) to start from."""
+  directory = config.planner.directory
+  if directory:
+    if config.planner.model is not None:
+      raise config_lib.ConfigError(
+          'planner.model is ignored where planner.directory is set: the'
+          ' directory says which network it holds'
+      )
+    model_config = parameters.load_config(directory)
+    params = parameters.load(directory, model_config)
+    path = epath.Path(directory) / TOKENIZER
+    if not path.exists():
+      raise parameters.CheckpointError(f'{path} does not exist')
+    tokenizer = tokenizers.SentencePieceTokenizer(path)
+  else:
+    if config.planner.model is None:
+      raise config_lib.ConfigError('planner: set directory, or model')
+    path = workdir / TOKENIZER
+    if not path.exists():
+      logging.info('training a tokenizer for this run')
+      tokenizers.train_sentencepiece(
+          _texts(config, tasks), path, config.planner.vocab_size,
+          symbols=_FORMAT_SYMBOLS
+          + (_REFERENCE_SYMBOLS if config.agent.number_mentions else ()),
+      )
+    tokenizer = tokenizers.SentencePieceTokenizer(path)
+    model_config = dataclasses.replace(
+        config.planner.model, vocab_size=tokenizer.vocab_size
+    )
+    params = jax.device_get(
+        model.init_params(model_config, jax.random.key(config.seed))
+    )
+  if tokenizer.vocab_size > model_config.vocab_size:
+    raise parameters.CheckpointError(
+        f'{path} has {tokenizer.vocab_size} pieces, the model'
+        f' {model_config.vocab_size}'
+    )
+  return tokenizer, model_config, params
+
+
+def _texts(config, tasks):
+  """What a tokenizer is trained on: passages, training queries, prompts."""
+  if tasks.corpus:
+    for passage in search.load_corpus(tasks.corpus).passages:
+      yield passage.text
+  for task in tasks.train:
+    yield task.query
+  # Words of the prompts' own text come in every prompt, so they weigh more.
+  fixed = [config.planner.prompt.tail, *config.agent.verbs, *_FIXED_TEXTS]
+  for _ in range(5000):
+    yield from fixed
+
+
+def _models(config, tokenizer, engine, frozen):
+  """Language models by backend; every role goes through the same protocol."""
+  models = {'planner': engine_model.EngineModel(engine, tokenizer)}
+  if frozen is not None:
+    models['frozen'] = engine_model.EngineModel(frozen, tokenizer)
+  remote = config.agent.endpoint
+  if remote.base_url:
+    models['endpoint'] = endpoint.EndpointClient(
+        endpoint.EndpointConfig(
+            base_url=remote.base_url,
+            model=remote.model,
+            api_key_variable=remote.api_key_variable,
+            timeout_seconds=remote.timeout_seconds,
+            concurrency=remote.concurrency,
+        )
+    )
+  return models
+
+
+def _agent(config, tasks, planner, models, rewards) -> rollout.Agent:
+  """Composes the agent from its config."""
+  agent = config.agent
+  tools, corpus = _tools(config, tasks, models)
+
+  def backed(role: config_lib.ModuleConfig, rule, modelled):
+    if role.backend == 'rule':
+      return rule
+    return modelled(models[role.backend], role.sampling)
+
+  analyst = None
+  if agent.analyst.backend != 'none':
+    analyst = modules.ModelAnalyst(
+        models[agent.analyst.backend], agent.analyst.sampling.max_new_tokens
+    )
+  gazetteer = None
+  if agent.number_mentions:
+    gazetteer = references.Gazetteer(corpus.titles if corpus else ())
+  model_of_planner = planner.model
+  return rollout.Agent(
+      planner=planner,
+      executor=backed(
+          agent.executor,
+          modules.RuleExecutor(agent.executor_templates, agent.verbs),
+          modules.ModelExecutor,
+      ),
+      verifier=backed(
+          agent.verifier,
+          modules.RuleVerifier(agent.verbs[-1]),
+          modules.ModelVerifier,
+      ),
+      generator=backed(
+          agent.generator, modules.RuleGenerator(), modules.ModelGenerator
+      ),
+      tools=tools,
+      reward=rewards,
+      count_tokens=lambda text: model_of_planner.count_tokens(
+          (records.Segment('user', text, False),)
+      ),
+      config=agent.rollout,
+      analyst=analyst,
+      gazetteer=gazetteer,
+  )
+
+
+def _tools(
+    config, tasks, models
+) -> tuple[Mapping[str, base.Tool], search.Corpus | None]:
+  """Makes the enabled tools, in order, and returns search's corpus."""
+  settings = config.agent.tools
+  corpus = None
+  made = {}
+  for name in settings.enabled:
+    if name == 'search':
+      path = settings.corpus or tasks.corpus
+      if not path:
+        raise config_lib.ConfigError(
+            'agent.tools: search needs agent.tools.corpus (a directory or a'
+            ' JSONL file)'
+        )
+      corpus = search.load_corpus(path)
+      made[name] = search.make(corpus, top_k=settings.search_results)
+    elif name == 'python':
+      made[name] = python_tool.make(
+          settings.python_backend,
+          sandbox.Limits(wall_seconds=settings.python_seconds),
+          concurrency=settings.python_concurrency or None,
+      )
+    elif name == 'generalist':
+      role = settings.generalist
+      made[name] = generalist.make(models[role.backend], role.sampling)
+    else:
+      raise config_lib.ConfigError(
+          f'agent.tools.enabled: unknown tool {name!r}; there are search,'
+          ' python and generalist'
+      )
+  if not made:
+    raise config_lib.ConfigError('agent.tools.enabled is empty')
+  return made, corpus

@@ -1,0 +1,100 @@
+"""The tasks of a run: GeoHop, or a user's own JSONL files."""
+
+import dataclasses
+import json
+
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.data import geohop
+from agentflow_jax.training import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSet:
+  """Tasks by split, and the corpus that comes with them.
+
+  Attributes:
+    train: what is trained on, in a fixed order.
+    validation: what evaluations during training ask.
+    test: what evaluations before and after training ask.
+    corpus: what search reads; '' where the set brings none.
+  """
+
+  train: tuple[records.Task, ...]
+  validation: tuple[records.Task, ...]
+  test: tuple[records.Task, ...]
+  corpus: str = ''
+
+
+def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
+  """Loads the configured tasks; GeoHop is written below `data_dir` first.
+
+  Raises:
+    ConfigError: a missing or malformed file; names the line.
+  """
+  if config.kind == 'geohop':
+    corpus = geohop.prepare(data_dir)
+    splits = {s: geohop.load(data_dir, s) for s in _SPLITS}
+  else:
+    corpus = ''
+    if not config.evaluation:
+      raise config_lib.ConfigError('task_set.evaluation: give a JSONL file')
+    held_out = read_jsonl(config.evaluation, config.reward)
+    train = read_jsonl(config.train, config.reward) if config.train else []
+    splits = {'train': train, 'validation': held_out, 'test': held_out}
+  test = splits['test'][: config.test_items or None]
+  return TaskSet(
+      train=tuple(splits['train']),
+      validation=tuple(splits['validation'][: config.validation_items]),
+      test=tuple(test),
+      corpus=str(corpus),
+  )
+
+
+_SPLITS = ('train', 'validation', 'test')
+
+
+def read_jsonl(path: str, reward: str) -> list[records.Task]:
+  """Reads tasks from a JSONL file.
+
+  Args:
+    path: rows of {"query", "answer" (text, number or a list of alternatives),
+      optionally "id"}; blank lines are skipped.
+    reward: name of the reward that scores them.
+
+  Raises:
+    ConfigError: missing, not JSON, or a row without its fields; names the line.
+  """
+  file = epath.Path(path)
+  if not file.exists():
+    raise config_lib.ConfigError(f'no task file {path}')
+  tasks, seen = [], set()
+  for number, line in enumerate(file.read_text().splitlines(), 1):
+    if not line.strip():
+      continue
+    where = f'{path}:{number}'
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError as e:
+      raise config_lib.ConfigError(f'{where}: not JSON: {e}') from e
+    if not isinstance(row, dict) or not isinstance(row.get('query'), str):
+      raise config_lib.ConfigError(f'{where}: needs a text field "query"')
+    answers = row.get('answer')
+    answers = answers if isinstance(answers, list) else [answers]
+    if not answers or any(
+        isinstance(a, bool) or not isinstance(a, (str, int, float))
+        for a in answers
+    ):
+      raise config_lib.ConfigError(
+          f'{where}: "answer" must be text, a number, or a list of them'
+      )
+    task_id = str(row.get('id', f'{file.stem}/{number:06d}'))
+    if task_id in seen:
+      raise config_lib.ConfigError(f'{where}: the id {task_id!r} came before')
+    seen.add(task_id)
+    texts = tuple(str(a) for a in answers)
+    tasks.append(records.Task(task_id, row['query'], texts, reward))
+  if not tasks:
+    raise config_lib.ConfigError(f'{path} holds no task')
+  return tasks

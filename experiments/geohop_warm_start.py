@@ -1,0 +1,78 @@
+"""The supervised warm start of the GeoHop planner, whose weights we ship.
+
+A small transformer learns the format of plans from a scripted teacher that
+picks tools and sub-goals badly (its error rates are below and in every report).
+It plays the part of the paper's supervised baseline; Flow-GRPO starts from it.
+
+  python -m agentflow_jax.train --config=experiments/geohop_warm_start.py \
+      --workdir=runs/geohop_warm_start
+  cp -r runs/geohop_warm_start/planner/. experiments/geohop_planner/
+
+Cost: see README (2 CPU cores). Expected: sampled and greedy accuracy as in
+experiments/geohop_planner/accuracy.json, within its interval.
+"""
+
+from agentflow_jax.training import config as c
+
+
+def get_config() -> c.Config:
+  return c.Config(
+      name='geohop_warm_start',
+      algorithm='sft',
+      planner=c.PlannerConfig(
+          model=c.ModelConfig(
+              vocab_size=896,  # Replaced by the tokenizer's.
+              d_model=128,
+              n_layers=2,
+              n_heads=4,
+              n_kv_heads=2,
+              head_dim=32,
+              d_ff=320,
+              max_positions=192,
+              # Bounded attention scores keep float32 noise between sampler and
+              # trainer well below contract 1's 1e-5.
+              qk_norm=True,
+          ),
+          vocab_size=896,
+          sampling=c.SamplingSpec(temperature=1.0, max_new_tokens=16),
+          max_prompt_tokens=176,
+          prompt=c.PromptConfig(
+              system='', tail='Plan:', cards='names'
+          ),
+      ),
+      agent=c.AgentConfig(
+          executor_templates={
+              'search': '{sub_goal} {context}',
+              'python': 'print({context})',
+          },
+          verbs=('find', 'answer'),
+          number_mentions=True,
+          rollout=c.RolloutConfig(
+              max_turns=4,
+              deadline_seconds=120.0,
+              entry_tokens=32,
+              verdict_tokens=16,
+              answer_when_out_of_turns=False,
+          ),
+      ),
+      engine=c.EngineConfig(
+          slots=32,
+          prompt_buckets=(64, 112, 176),
+          max_new_tokens=16,
+          decode_chunk=16,
+      ),
+      optimizer=c.OptimizerConfig(
+          learning_rate=2e-3,
+          schedule='cosine',
+          warmup_steps=50,
+          total_steps=300,
+          max_grad_norm=1.0,
+      ),
+      batch=c.BatchConfig(tokens_per_row=192, rows_per_micro=16),
+      train=c.TrainConfig(steps=300, checkpoint_every=100),
+      teacher=c.TeacherConfig(),
+      sft=c.SftConfig(
+          traces=12000, rows_per_step=256, loss=c.SftLossConfig(z_loss=1e-2)
+      ),
+      evaluation=c.EvaluationConfig(every=100, controls=False),
+  )

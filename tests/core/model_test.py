@@ -1,0 +1,198 @@
+"""The transformer against NumPy float64, and cached against uncached."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agentflow_jax.core import logprobs
+from agentflow_jax.core import model
+from tests.core import oracle
+
+CONFIG = model.ModelConfig(
+    vocab_size=61, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8,
+    d_ff=40, max_positions=64,
+)
+INIT = jax.jit(model.init_params, static_argnums=0)
+FORWARD = jax.jit(model.forward, static_argnums=0)
+FORWARD_CACHED = jax.jit(model.forward_cached, static_argnums=0)
+FAMILIES = {
+    'llama': {'rope_theta': 5e5, 'norm_eps': 1e-5},
+    'qwen2': {'qkv_bias': True, 'rope_theta': 1e6},
+    'qwen3': {'qk_norm': True, 'tie_embeddings': False},
+    'one_kv_head': {'n_kv_heads': 1},
+    'no_groups': {'n_kv_heads': 4},
+}
+
+
+@functools.cache
+def _make(seed=0, **changes):
+  """Returns a config and parameters that are nowhere 0 or 1 by chance."""
+  config = dataclasses.replace(CONFIG, **changes)
+  params = INIT(config, jax.random.key(seed))
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+  leaves = [
+      x + 0.2 * jax.random.normal(key, x.shape)
+      for x, key in zip(leaves, keys, strict=True)
+  ]
+  return config, jax.tree.unflatten(treedef, leaves)
+
+
+def _packed_inputs():
+  """Two rows of 12: segments of 5, 4 and 3 padding; and of 12."""
+  rng = np.random.default_rng(0)
+  token_ids = rng.integers(0, CONFIG.vocab_size, (2, 12))
+  positions = np.array([[*range(5), *range(4), 0, 0, 0], [*range(12)]])
+  segment_ids = np.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12])
+  return (
+      token_ids.astype(np.int32), positions.astype(np.int32),
+      segment_ids.astype(np.int32),
+  )
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_forward_equals_the_float64_oracle(family):
+  config, params = _make(**FAMILIES[family])
+  inputs = _packed_inputs()
+  logits = FORWARD(config, params, *inputs)
+  expected = oracle.transformer(config, params, *inputs)
+  real = inputs[2] > 0
+  assert logits.dtype == jnp.float32
+  assert np.abs(expected[real]).max() > 1
+  np.testing.assert_allclose(logits[real], expected[real], atol=2e-5)
+
+
+@pytest.mark.parametrize('remat', ['full', 'dots'])
+def test_remat_changes_no_gradient(remat):
+  _, params = _make()
+  inputs = _packed_inputs()
+
+  def gradient(config):
+    loss = lambda p: jnp.sum(jnp.sin(model.forward(config, p, *inputs)))
+    return jax.jit(jax.grad(loss))(params)
+
+  expected = gradient(CONFIG)
+  got = gradient(dataclasses.replace(CONFIG, remat=remat))
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      got, expected,
+  )
+
+
+def test_segments_and_padding_do_not_see_each_other():
+  config, params = _make()
+  token_ids, positions, segment_ids = _packed_inputs()
+  base = FORWARD(config, params, token_ids, positions, segment_ids)
+  changed = token_ids.copy()
+  changed[0, 2] = (changed[0, 2] + 1) % config.vocab_size  # Segment 1.
+  changed[0, 10] = (changed[0, 10] + 1) % config.vocab_size  # Padding.
+  other = FORWARD(config, params, changed, positions, segment_ids)
+  differs = np.abs(np.asarray(base - other)).max(axis=-1) > 0
+  # Token 2 and the rest of its segment; outputs at padding mean nothing.
+  assert differs[0, :9].tolist() == [False] * 2 + [True] * 3 + [False] * 4
+  assert not differs[1].any()
+
+
+def test_an_id_outside_the_vocabulary_is_loud():
+  config, params = _make()
+  token_ids, positions, segment_ids = _packed_inputs()
+  token_ids[1, 3] = config.vocab_size
+  logits = FORWARD(config, params, token_ids, positions, segment_ids)
+  assert np.isnan(logits[1, 3:]).all()
+  assert np.isfinite(logits[0]).all()
+
+
+@pytest.mark.parametrize('family', ['qwen2', 'qwen3', 'one_kv_head'])
+def test_cached_decode_equals_full_forward(family):
+  config, params = _make(**FAMILIES[family])
+  batch, bucket, total = 3, 8, 20
+  rng = np.random.default_rng(1)
+  token_ids = rng.integers(0, config.vocab_size, (batch, total), np.int32)
+  lengths = np.array([5, 8, 1], np.int32)
+  positions = np.broadcast_to(np.arange(total, dtype=np.int32), token_ids.shape)
+  full = FORWARD(
+      config, params, token_ids, positions, np.ones_like(token_ids)
+  )
+  targets = np.roll(token_ids, -1, axis=1)
+  expected = logprobs.log_prob_of(full, targets, 0.7)
+  rows = np.arange(batch)
+
+  prompt = token_ids[:, :bucket].copy()
+  for row, length in enumerate(lengths):
+    prompt[row, length:] = 7  # Padding that must not matter.
+  logits, cache = FORWARD_CACHED(
+      config, params, prompt, model.init_cache(config, batch, total + 2), None,
+      lengths - 1,
+  )
+  for step in range(total - bucket):
+    at = lengths + step - 1
+    got = logprobs.log_prob_of(logits, targets[rows, at], 0.7)
+    np.testing.assert_allclose(got, expected[rows, at], atol=1e-5)
+    logits, cache = FORWARD_CACHED(
+        config, params, token_ids[rows, at + 1][:, None], cache, at + 1
+    )
+    logits = logits[:, 0]
+
+
+def test_prefill_may_be_continued_in_pieces():
+  config, params = _make()
+  rng = np.random.default_rng(2)
+  token_ids = rng.integers(0, config.vocab_size, (2, 12), np.int32)
+  whole, whole_cache = FORWARD_CACHED(
+      config, params, token_ids, model.init_cache(config, 2, 16)
+  )
+  _, cache = FORWARD_CACHED(
+      config, params, token_ids[:, :5], model.init_cache(config, 2, 16)
+  )
+  rest, cache = FORWARD_CACHED(
+      config, params, token_ids[:, 5:], cache, np.array([5, 5], np.int32)
+  )
+  np.testing.assert_allclose(rest, whole[:, 5:], atol=1e-5)
+  np.testing.assert_allclose(cache.keys, whole_cache.keys, atol=1e-5)
+  np.testing.assert_allclose(cache.values, whole_cache.values, atol=1e-5)
+
+
+def test_bfloat16_activations_keep_float32_parameters_and_logits():
+  config, params = _make(dtype='bfloat16')
+  inputs = _packed_inputs()
+  logits = FORWARD(config, params, *inputs)
+  expected = oracle.transformer(config, params, *inputs)
+  real = inputs[2] > 0
+  assert logits.dtype == jnp.float32
+  error = np.abs(logits - expected)[real].max()
+  # 8 bits of mantissa, 3 layers: clearly not float32, and not wrong either.
+  assert 1e-4 < error < 0.05 * np.abs(expected[real]).max()
+  assert model.init_cache(config, 1, 4).keys.dtype == jnp.bfloat16
+
+
+def test_logical_axes_match_the_parameters():
+  for changes in FAMILIES.values():
+    config, params = _make(**changes)
+    axes = model.logical_axes(config)
+    ranks = jax.tree.map(lambda _, leaf: leaf.ndim, axes, params,
+                         is_leaf=lambda x: isinstance(x, tuple))
+    names = jax.tree.map(len, axes, is_leaf=lambda x: isinstance(x, tuple))
+    assert ranks == names
+    assert axes['layers']['mlp']['down']['kernel'] == jax.P(
+        'layers', 'mlp', 'embed'
+    )
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'n_kv_heads': 3}, 'must divide n_heads'),
+        ({'head_dim': 7}, 'must be even'),
+        ({'d_ff': 0}, 'd_ff'),
+        ({'dtype': 'float16'}, 'dtype'),
+        ({'remat': 'some'}, 'remat'),
+        ({'rope_theta': float('nan')}, 'rope_theta'),
+    ],
+)
+def test_bad_configs_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(CONFIG, **changes)

@@ -1,0 +1,106 @@
+"""The commands, as a user calls them: help, and one clear line for a mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.training import mini
+
+_QUICKSTART = 'experiments/quickstart.py'
+
+
+def _run(module, *flags):
+  return subprocess.run(
+      [sys.executable, '-m', f'agentflow_jax.{module}', *flags],
+      cwd=mini.ROOT, capture_output=True, text=True, check=False,
+  )
+
+
+@pytest.mark.parametrize('module', ['train', 'evaluate', 'solve'])
+def test_help_says_what_and_how(module):
+  done = _run(module, '--help')
+  assert f'python -m agentflow_jax.{module}' in done.stdout
+  assert '--config' in done.stdout
+
+
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--workdir=x'], '--config'),
+        (['--config=gone.py', '--workdir=x'], 'no file gone.py'),
+        ([f'--config={_QUICKSTART}', '--workdir=x', '--nonsense'], 'nonsense'),
+        (
+            [f'--config={_QUICKSTART}', '--workdir=x', '--config.tarin.x=1'],
+            "did you mean 'train'",
+        ),
+        ([f'--config={_QUICKSTART}', '--workdir=x', 'stray'], 'stray'),
+        (
+            [
+                f'--config={_QUICKSTART}', '--workdir=x',
+                '--config.planner.directory=gone',
+            ],
+            'gone/config.json does not exist',
+        ),
+        (
+            [
+                f'--config={_QUICKSTART}', '--workdir=x',
+                '--config.planner.sampling.top_k=5',
+            ],
+            'top_k, top_p and min_p must be off',
+        ),
+        (
+            [
+                f'--config={_QUICKSTART}', '--workdir=x',
+                '--config.agent.tools.enabled=search,serch',
+            ],
+            "unknown tool 'serch'",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, flags, message):
+  flags = [f.replace('--workdir=x', f'--workdir={tmp_path}') for f in flags]
+  if 'serch' in message or 'gone/config' in message:
+    config = mini.config(tmp_path / 'in')
+    flags += [
+        '--config.task_set.kind=jsonl',
+        f'--config.task_set.train={config.task_set.train}',
+        f'--config.task_set.evaluation={config.task_set.evaluation}',
+        f'--config.agent.tools.corpus={config.agent.tools.corpus}',
+    ]
+  done = _run('train', *flags)
+  assert done.returncode == 2, done.stderr
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_solve_shows_the_steps_and_the_answer(tmp_path):
+  config = mini.config(tmp_path / 'in')
+  done = _run(
+      'solve', f'--config={_QUICKSTART}', f'--workdir={tmp_path}',
+      '--query=What is the capital of Spain?',
+      '--config.task_set.kind=jsonl',
+      f'--config.task_set.train={config.task_set.train}',
+      f'--config.task_set.evaluation={config.task_set.evaluation}',
+      f'--config.agent.tools.corpus={config.agent.tools.corpus}',
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'Query: What is the capital of Spain?' in done.stdout
+  assert 'Sub-Goal:' in done.stdout and 'Answer: ' in done.stdout
+
+
+def test_evaluate_writes_what_it_prints(tmp_path):
+  config = mini.config(tmp_path / 'in')
+  done = _run(
+      'evaluate', f'--config={_QUICKSTART}', f'--workdir={tmp_path}',
+      '--planner=experiments/geohop_planner', '--limit=3', '--greedy',
+      '--name=mine', '--config.task_set.kind=jsonl',
+      f'--config.task_set.train={config.task_set.train}',
+      f'--config.task_set.evaluation={config.task_set.evaluation}',
+      f'--config.agent.tools.corpus={config.agent.tools.corpus}',
+  )
+  assert done.returncode == 0, done.stderr
+  value = json.loads((tmp_path / 'evaluations' / 'mine.json').read_text())
+  assert value['items_requested'] == 3
+  assert f'accuracy {value["accuracy"]:.1%}' in done.stdout

@@ -1,0 +1,116 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from agentflow_jax import records
+from agentflow_jax.core import flow_grpo
+from agentflow_jax.training import batches
+
+_CONFIG = flow_grpo.FlowGrpoConfig()
+
+
+def _turn(length, sampling=records.SamplingSpec(temperature=0.7)):
+  completion = records.Completion(
+      text='',
+      prompt_ids=(1, 2),
+      response_ids=tuple(range(3, 3 + length)),
+      logprobs=(-0.5,) * length,
+  )
+  return records.Turn(completion, sampling)
+
+
+def _group(rewards, lengths):
+  """lengths[i] are the response lengths of rollout i's turns."""
+  return records.Group(
+      records.Task('t', 'q', ('a',), 'f1'),
+      tuple(
+          records.Trajectory(
+              't', i, records.Status.ANSWERED,
+              tuple(_turn(n) for n in lengths[i]), reward=r,
+          )
+          for i, r in enumerate(rewards)
+      ),
+  )
+
+
+def test_four_one_turn_wins_and_four_three_turn_losses():
+  # mean 0.5, sample std sqrt(8 * 0.25 / 7) = 0.534522; 0.5 / 0.534522 = 0.9354
+  # (over turn rows it would have been +1.68 / -0.56).
+  group = _group([1.0] * 4 + [0.0] * 4, [[5]] * 4 + [[5, 5, 5]] * 4)
+  rows = batches.flow_grpo_rows([group], _CONFIG)
+  assert len(rows.rows) == 4 + 12
+  found = [row.advantage for row in rows.rows]
+  np.testing.assert_allclose(found, [0.93541] * 4 + [-0.93541] * 12, atol=1e-5)
+  extra = rows.extras[0, 4]
+  assert extra['advantage'] == pytest.approx(-0.93541, abs=1e-5)
+  # 1 / (1 group * 8 rollouts * 3 turns * 5 tokens) for each of three turns.
+  assert extra['weights'] == pytest.approx([1 / 120] * 3)
+
+
+def test_weights_are_over_groups_rollouts_turns_and_tokens():
+  groups = [
+      _group([1.0, 0.0, None], [[4, 2], [1], [7]]),
+      _group([1.0, 1.0], [[0, 3], [2]]),
+  ]
+  rows = batches.flow_grpo_rows(groups, _CONFIG).rows
+  # Q = 2; the rollout without reward counts nowhere: G = 2 and 2.
+  # 1 / (2 * 2 * 2 turns * 4), ... / 2; 1 / (2 * 2 * 1 * 1); an empty turn has
+  # weight 0 but counts in T: 1 / (2 * 2 * 2 * 3); 1 / (2 * 2 * 1 * 2).
+  expected = [1 / 32, 1 / 16, 1 / 4, 0.0, 1 / 24, 1 / 8]
+  np.testing.assert_allclose([r.target_weight for r in rows], expected)
+  # The second group has no variance: advantage 0, its KL weight stays.
+  assert [r.advantage for r in rows[3:]] == [0.0, 0.0, 0.0]
+  assert all(r.temperature == 0.7 for r in rows)
+
+
+@pytest.mark.parametrize(
+    'sampling',
+    [records.SamplingSpec(temperature=0.0), records.SamplingSpec(top_k=5)],
+)
+def test_what_was_not_sampled_from_the_whole_policy_never_trains(sampling):
+  group = _group([1.0, 0.0], [[1], [1]])
+  bad = dataclasses.replace(
+      group.trajectories[0], turns=(_turn(2, sampling),)
+  )
+  group = records.Group(group.task, (bad, group.trajectories[1]))
+  with pytest.raises(ValueError, match='cannot be trained on'):
+    batches.flow_grpo_rows([group], _CONFIG)
+
+
+def test_a_turn_without_logprobs_never_trains():
+  completion = records.Completion('x', (1,), (2, 3), ())
+  turn = records.Turn(completion, records.SamplingSpec())
+  group = _group([1.0, 0.0], [[1], [1]])
+  bad = dataclasses.replace(group.trajectories[0], turns=(turn,))
+  with pytest.raises(ValueError, match='without recorded logprobs'):
+    batches.flow_grpo_rows(
+        [records.Group(group.task, (bad, group.trajectories[1]))], _CONFIG
+    )
+
+
+def test_sft_weights_make_the_mean_over_response_tokens():
+  rows = batches.sft_rows([_turn(3), _turn(1)], prompt_weight=0.5)
+  total = sum(r.target_weight * len(r.response_ids) for r in rows)
+  assert total == pytest.approx(1.0)
+  assert rows[0].prompt_weight == pytest.approx(0.5 / 4)
+
+
+def test_statuses_add_up_and_denominators_say_what_they_hold():
+  lost = records.Trajectory(
+      't', 2, records.Status.MODEL_UNREACHABLE, (), reward=None
+  )
+  group = _group([1.0, 0.0], [[3], [2, 2]])
+  group = records.Group(group.task, group.trajectories + (lost,))
+  metrics = batches.collected([group])
+  assert metrics['rollouts/requested'] == 3
+  assert metrics['rollouts/scored'] == 2
+  # Over scored rollouts: (1 + 0) / 2, not / 3.
+  assert metrics['reward/mean'] == 0.5
+  assert metrics['rollouts/status/answered'] == 2
+  assert metrics['rollouts/status/model_unreachable'] == 1
+  assert sum(
+      v for k, v in metrics.items() if k.startswith('rollouts/status/')
+  ) == 3
+  assert metrics['rollouts/turns'] == 3
+  assert metrics['groups/no_variance'] == 0

@@ -1,0 +1,116 @@
+import dataclasses
+
+import pytest
+
+from agentflow_jax.training import config as config_lib
+
+_CONFIG = config_lib.Config(name='x')
+
+
+def _set(name, value):
+  return config_lib.override(_CONFIG, [(name, value)])
+
+
+def test_overrides_parse_by_the_field_s_type():
+  assert _set('seed', '7').seed == 7
+  assert _set('train.max_logprob_gap', '1e-3').train.max_logprob_gap == 1e-3
+  assert _set('evaluation.controls', 'false').evaluation.controls is False
+  assert _set('engine.prompt_buckets', '8,16').engine.prompt_buckets == (8, 16)
+  assert _set('agent.tools.enabled', 'python').agent.tools.enabled == (
+      'python',
+  )
+  assert _set('optimizer.max_grad_norm', 'none').optimizer.max_grad_norm is None
+  assert _set('optimizer.max_grad_norm', '0.5').optimizer.max_grad_norm == 0.5
+  templates = _set('agent.executor_templates', '{"search": "{context}"}')
+  assert templates.agent.executor_templates == {'search': '{context}'}
+
+
+def test_fields_that_belong_together_may_come_in_any_order():
+  pairs = [('optimizer.schedule', 'cosine'), ('optimizer.total_steps', '9')]
+  for overrides in (pairs, pairs[::-1]):
+    config = config_lib.override(_CONFIG, overrides)
+    assert config.optimizer.total_steps == 9
+  with pytest.raises(config_lib.ConfigError, match='optimizer.schedule=cosin'):
+    config_lib.override(_CONFIG, pairs[:1])
+
+
+def test_of_the_same_field_the_last_value_counts():
+  config = config_lib.override(_CONFIG, [('seed', '1'), ('seed', '2')])
+  assert config.seed == 2
+
+
+def test_an_override_leaves_everything_else():
+  before = config_lib.flatten(_CONFIG)
+  after = config_lib.flatten(_set('train.group_size', '4'))
+  assert {k for k in before if before[k] != after[k]} == {'train.group_size'}
+
+
+@pytest.mark.parametrize(
+    'name, value, message',
+    [
+        ('trian.steps', '1', "did you mean 'train'"),
+        ('train.setps', '1', "did you mean 'steps'"),
+        ('train', '1', 'name one of its fields'),
+        ('seed.x', '1', 'has no fields'),
+        ('train.steps', 'many', 'is not a int'),
+        ('train.steps', '0', 'must be at least 1'),
+        ('train.mini_batches', '5', 'must divide'),
+        ('evaluation.controls', 'yes', 'true or false'),
+        ('algorithm', 'ppo', 'must be one of'),
+        ('planner.sampling.top_p', '0', 'top_p must lie in'),
+        ('flow_grpo.importance_cap', '2', "needs old_logprobs='recompute'"),
+        ('agent.executor_templates', '[1]', 'JSON object'),
+        ('agent.executor_templates', 'x', 'is not JSON'),
+        ('teacher.wrong_what', '1.5', 'must be a probability'),
+    ],
+)
+def test_bad_overrides_name_the_field_and_the_remedy(name, value, message):
+  with pytest.raises(config_lib.ConfigError, match='(?s).*') as error:
+    _set(name, value)
+  assert message in str(error.value)
+
+
+def test_a_config_file_of_the_user_s_own(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+      'from agentflow_jax.training import config as c\n'
+      'def get_config():\n'
+      "  return c.Config(name='mine', seed=3)\n"
+  )
+  config = config_lib.load(str(path), [('seed', '4'), ('train.steps', '9')])
+  assert (config.name, config.seed, config.train.steps) == ('mine', 4, 9)
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        (None, 'no file'),
+        ('x = 1\n', 'has no get_config'),
+        ('def get_config():\n  return 1\n', 'must return a training Config'),
+    ],
+)
+def test_a_broken_config_file_is_named(tmp_path, text, message):
+  path = tmp_path / 'mine.py'
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.load(str(path))
+  assert message in str(error.value) and 'mine.py' in str(error.value)
+
+
+def test_overrides_are_taken_out_of_the_command_line():
+  others, overrides = config_lib.split_overrides(
+      ['prog', '--config=a.py', '--config.a.b=c=d', '-config.e=', '--x']
+  )
+  assert others == ['prog', '--config=a.py', '--x']
+  assert overrides == [('a.b', 'c=d'), ('e', '')]
+  with pytest.raises(config_lib.ConfigError, match='write --config.a=VALUE'):
+    config_lib.split_overrides(['--config.a', '3'])
+
+
+def test_every_field_of_every_config_can_be_flattened_and_is_frozen():
+  flat = config_lib.flatten(_CONFIG)
+  assert 'planner.sampling.temperature' in flat
+  assert not any(dataclasses.is_dataclass(v) for v in flat.values())
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    _CONFIG.train.steps = 3

@@ -1,0 +1,94 @@
+import random
+
+from agentflow_jax import records
+from agentflow_jax.agents import memory, modules, plan, references
+from agentflow_jax.agents.tools import base
+from agentflow_jax.data import geohop_questions
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import controls
+
+_CARDS = tuple(
+    base.Card(n, '', (base.Argument('x', ''),)) for n in ('search', 'python')
+)
+_GAZETTEER = references.Gazetteer(['France', 'Paris', 'Lyon'])
+_STEPS = (
+    geohop_questions.Step('search', 'capital', ('France',), 'Paris'),
+    geohop_questions.Step('search', 'population', ('Paris',), '2100000'),
+    geohop_questions.Step('python', '*', ('2100000', '3'), '6300000'),
+)
+
+
+def _view(*entries):
+  state = memory.start('Capital of France, times 3?', '', _GAZETTEER)
+  for tool, sub_goal, context, result, failed in entries:
+    marked, state = state.mark(result)
+    state = state.append(
+        memory.Entry(tool, sub_goal, context, marked, failed=failed)
+    )
+  key = records.RequestKey(0, records.Purpose.TRAIN, 0, 't', 0)
+  return modules.View('t', state, _CARDS, key)
+
+
+def _plan(script, view, steps=_STEPS, seed=0):
+  text = script(view, steps, random.Random(seed))
+  return plan.parse(text, ('search', 'python'))
+
+
+def test_the_oracle_takes_the_steps_in_turn_and_points_at_mentions():
+  view = _view()
+  assert _plan(controls.oracle, view) == plan.Plan(
+      'find capital', '#1', 'search'
+  )
+  found = ('search', 'find capital', '#1', 'It is Paris.', False)
+  assert _plan(controls.oracle, _view(found)) == plan.Plan(
+      'find population', '#3', 'search'
+  )
+  then = ('search', 'find population', '#3', 'It is 2100000.', False)
+  assert _plan(controls.oracle, _view(found, then)) == plan.Plan(
+      'answer value', '#4 * #2', 'python'
+  )
+
+
+def test_a_failed_or_wrong_step_is_not_done():
+  for wrong in (
+      ('search', 'find capital', '#1', 'It is Paris.', True),
+      ('search', 'find area', '#1', '551500', False),
+      ('search', 'find capital', '#2', 'Paris', False),
+      ('python', 'find capital', '#1', 'Paris', False),
+  ):
+    step, is_last = controls.next_step(_view(wrong), _STEPS)
+    assert step == _STEPS[0] and not is_last
+
+
+def test_a_perfect_teacher_is_the_oracle():
+  perfect = controls.make_teacher(config_lib.TeacherConfig(0, 0, 0, 0, 0, 0))
+  for seed in range(20):
+    assert _plan(perfect, _view(), seed=seed) == _plan(controls.oracle, _view())
+
+
+def test_the_teacher_errs_as_often_as_configured():
+  teacher = controls.make_teacher(
+      config_lib.TeacherConfig(
+          search_instead=0.5, python_instead=0.25, wrong_what=0,
+          wrong_reference=0, early_answer=0.4, late_answer=0,
+      )
+  )
+  plans = [_plan(teacher, _view(), seed=s) for s in range(4000)]
+  # 4000 draws: a share p is known within 3 * sqrt(p (1 - p) / 4000) < 0.024.
+  python = sum(p.tool == 'python' for p in plans) / 4000
+  early = sum(p.sub_goal.startswith('answer') for p in plans) / 4000
+  assert abs(python - 0.25) < 0.024
+  assert abs(early - 0.4) < 0.024
+
+
+def test_the_random_planner_is_uniform_over_tools_and_mentions():
+  plans = [_plan(controls.uniform, _view(), seed=s) for s in range(4000)]
+  searches = [p for p in plans if p.tool == 'search']
+  assert abs(len(searches) / 4000 - 0.5) < 0.024
+  first = sum(p.context == '#1' for p in searches) / len(searches)
+  # Two mentions are visible: France and 3. 3 sigma of 2000 draws is 0.034.
+  assert abs(first - 0.5) < 0.034
+
+
+def test_the_empty_planner_says_nothing():
+  assert controls.empty(_view(), _STEPS, random.Random(0)) == ''

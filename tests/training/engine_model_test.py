@@ -1,0 +1,106 @@
+import asyncio
+
+import pytest
+
+from agentflow_jax import records
+from agentflow_jax.agents import language_model
+from agentflow_jax.data import tokenizers
+from agentflow_jax.inference import api
+from agentflow_jax.training import engine_model
+
+_KEY = records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0)
+_PROMPT = (records.Segment('user', 'Paris'),)
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+  path = tmp_path_factory.mktemp('t') / 'tokenizer.model'
+  tokenizers.train_sentencepiece(['Paris is a city'] * 20, path, 285)
+  return tokenizers.SentencePieceTokenizer(path)
+
+
+class _Engine:
+  """Answers with what the test says, and keeps the request."""
+
+  def __init__(self, answer):
+    self._answer = answer
+    self.request = None
+
+  async def generate(self, request):
+    self.request = request
+    if isinstance(self._answer, Exception):
+      raise self._answer
+    return self._answer
+
+
+def _generate(engine, tokenizer, sampling=records.SamplingSpec()):
+  model = engine_model.EngineModel(engine, tokenizer)
+  return asyncio.run(model.generate(_PROMPT, sampling, _KEY))
+
+
+def test_ids_and_logprobs_are_passed_on_as_sampled(tokenizer):
+  ids = (*tokenizer.encode('a city'), *tokenizer.stop_ids)
+  logprobs = tuple(-0.1 * i for i in range(len(ids)))
+  engine = _Engine(api.Result(ids, logprobs, 'stop', 7, 0.25, 0.5))
+  sampling = records.SamplingSpec(
+      temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, max_new_tokens=9
+  )
+  completion = _generate(engine, tokenizer, sampling)
+  assert completion.text == 'a city'
+  assert completion.response_ids == ids
+  assert completion.logprobs == logprobs
+  assert completion.params_version == 7
+  assert completion.prompt_ids == tuple(tokenizer.render(_PROMPT))
+  # Every knob reaches the engine (a temperature that does not is a pitfall).
+  assert engine.request.sampling == api.SamplingParams(0.5, 3, 0.9, 0.1, 9)
+  assert engine.request.key_words == _KEY.words()
+  assert engine.request.stop_ids == tokenizer.stop_ids
+  assert engine.request.stop_fn is None
+
+
+def test_a_stop_string_across_tokens_keeps_the_ids_that_complete_it(tokenizer):
+  ids = tokenizer.encode('Paris is a city Paris')
+  done = api.Result((1,), (0.0,), 'stop', 0, 0.0, 0.0)
+  engine = _Engine(done)
+  _generate(engine, tokenizer, records.SamplingSpec(stop=('s a c',)))
+  stop_fn = engine.request.stop_fn
+  kept = stop_fn(ids)
+  assert 's a c' in tokenizer.decode(ids[:kept])
+  assert 's a c' not in tokenizer.decode(ids[: kept - 1])
+  assert stop_fn(ids[: kept - 1]) is None
+  # The first stop counts, however late it is looked for.
+  assert stop_fn(ids + ids) == kept
+
+
+@pytest.mark.parametrize(
+    'raised, expected',
+    [
+        (api.PromptTooLong('8 > 4'), language_model.PromptTooLong),
+        (api.EngineError('device'), language_model.Unreachable),
+        (api.EngineClosed('closed'), language_model.Unreachable),
+    ],
+)
+def test_engine_errors_say_whose_fault_they_are(tokenizer, raised, expected):
+  with pytest.raises(expected, match=str(raised)):
+    _generate(_Engine(raised), tokenizer)
+
+
+def test_request_keys_differ_in_every_field():
+  keys = [
+      _KEY,
+      records.RequestKey(1, records.Purpose.TRAIN, 0, 'q', 0),
+      records.RequestKey(0, records.Purpose.EVALUATE, 0, 'q', 0),
+      records.RequestKey(0, records.Purpose.TRAIN, 1, 'q', 0),
+      records.RequestKey(0, records.Purpose.TRAIN, 0, 'r', 0),
+      records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 1),
+      records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0, turn=1),
+      records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0, module='x'),
+      records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0, attempt=1),
+  ]
+  words = [k.words() for k in keys]
+  assert len(set(words)) == len(keys)
+  # The same on every machine and in every process.
+  assert _KEY.words() == records.RequestKey(
+      0, records.Purpose.TRAIN, 0, 'q', 0
+  ).words()
+  assert all(0 <= w < 2**32 for pair in words for w in pair)

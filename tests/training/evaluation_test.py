@@ -1,0 +1,85 @@
+import asyncio
+
+import pytest
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.training import evaluation
+
+
+def _trajectory(reward, rollout=0, status=records.Status.ANSWERED, tools=()):
+  turns = tuple(
+      records.Turn(
+          records.Completion('\ud800 plan'),
+          records.SamplingSpec(),
+          call=records.ToolCall(tool, {'query': 'x'}),
+          result=records.ToolResult('y', error),
+      )
+      for tool, error in tools
+  )
+  return records.Trajectory('t', rollout, status, turns, reward=reward)
+
+
+def _evaluation(*groups):
+  return evaluation.Evaluation(
+      'final',
+      'test',
+      1.0,
+      tuple(
+          records.Group(
+              records.Task(
+                  str(i), 'q', ('a',), 'f1',
+                  {'hops': str(1 + i % 2), 'solution': 'secret'},
+              ),
+              trajectories,
+          )
+          for i, trajectories in enumerate(groups)
+      ),
+      1.0,
+  )
+
+
+def test_accuracy_is_over_items_and_leaves_unscored_trials_out():
+  lost = records.Status.MODEL_UNREACHABLE
+  result = _evaluation(
+      (_trajectory(1.0), _trajectory(0.0, 1)),  # 0.5
+      (_trajectory(1.0), _trajectory(None, 1, lost)),  # 1.0, not 0.5
+      (_trajectory(None, 0, lost),),  # outside the average
+  )
+  assert result.scores == [0.5, 1.0]
+  assert result.accuracy == 0.75
+  value = result.to_json()
+  assert (value['items_requested'], value['items_scored']) == (3, 2)
+  assert value['status'] == {'answered': 3, 'model_unreachable': 2}
+  assert value['by_hops'] == {
+      '1': {'items': 1, 'accuracy': 0.5}, '2': {'items': 1, 'accuracy': 1.0}
+  }
+
+
+def test_calls_and_errors_are_counted_by_tool():
+  bad = records.ToolErrorKind.ARGUMENTS
+  result = _evaluation((
+      _trajectory(0.0, tools=[('search', None), ('python', bad)]),
+      _trajectory(1.0, 1, tools=[('search', None)]),
+  ))
+  value = result.to_json()
+  assert value['tools'] == {'python': 1, 'search': 2}
+  assert value['tool_error_rate'] == pytest.approx(1 / 3)
+  assert value['turns_mean'] == 1.5
+
+
+def test_a_result_file_survives_any_text_and_tells_no_solution(tmp_path):
+  result = _evaluation((_trajectory(1.0, tools=[('search', None)]),))
+  evaluation.save(epath.Path(tmp_path), result)
+  text = (tmp_path / 'final.json').read_text()
+  assert '\\ud800 plan' in text and 'secret' not in text
+  assert [p.name for p in tmp_path.iterdir()] == ['final.json']
+
+
+def test_several_greedy_trials_are_refused():
+  with pytest.raises(ValueError, match='greedy trials are all the same'):
+    asyncio.run(
+        evaluation.evaluate(
+            None, [], name='x', split='test', seed=0, trials=2, greedy=True
+        )
+    )

@@ -1,0 +1,114 @@
+import dataclasses
+
+import pytest
+import zstandard
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.training import rollout_files
+
+
+def _turn(prompt_ids, text='Sub-Goal: x', **kwargs):
+  completion = records.Completion(
+      text=text,
+      prompt_ids=prompt_ids,
+      response_ids=(5, 6),
+      # 0.1 and 1/3 have no short decimal form.
+      logprobs=(-0.1, -1 / 3),
+      params_version=4,
+      queue_seconds=0.25,
+  )
+  return records.Turn(completion, records.SamplingSpec(stop=('a',)), **kwargs)
+
+
+def _group():
+  task = records.Task('t/1', 'Q \ud800?', ('a', 'b'), 'f1', {'hops': '2'})
+  done = records.Trajectory(
+      task_id='t/1',
+      rollout=0,
+      status=records.Status.ANSWERED,
+      turns=(
+          _turn(
+              (1, 2, 3, 9),
+              call=records.ToolCall('python', {'code': 'print(1)'}),
+              result=records.ToolResult(
+                  'no', records.ToolErrorKind.ARGUMENTS, 0.5
+              ),
+              modules=(records.ModuleCall('verifier', 'continue', 0.1),),
+              memory='1. ...',
+              shortened=2,
+          ),
+          _turn((1, 2, 3, 4, 5, 9), parse_error='no sub-goal'),
+          _turn((7,), text='shorter, nothing shared'),
+      ),
+      analysis='think',
+      answer='a',
+      reward=0.5,
+      seconds={'total': 1.5},
+  )
+  lost = records.Trajectory(
+      't/1', 1, records.Status.MODEL_UNREACHABLE, (), detail='down'
+  )
+  return records.Group(task, (done, lost))
+
+
+def test_what_is_written_reads_back_to_the_same_values(tmp_path):
+  path = epath.Path(tmp_path) / 'a' / 'x.zst'
+  other = records.Group(records.Task('t/2', 'q', ('1',), 'f1'), ())
+  rollout_files.write(path, [_group(), other])
+  assert rollout_files.read(path) == [_group(), other]
+  assert [p.name for p in path.parent.iterdir()] == ['x.zst']
+
+
+def test_a_prompt_is_written_as_the_difference_to_the_turn_before(tmp_path):
+  path = epath.Path(tmp_path) / 'x.zst'
+  rollout_files.write(path, [_group()], {(0, 0): {'advantage': 0.75}})
+  text = zstandard.ZstdDecompressor().decompress(path.read_bytes()).decode(
+      'utf-8', 'surrogatepass'
+  )
+  # [ids shared with the turn before, the rest]: (1,2,3,9) -> (1,2,3,4,5,9).
+  assert '"prompt_ids":[0,1,2,3,9]' in text
+  assert '"prompt_ids":[3,4,5,9]' in text
+  assert '"prompt_ids":[0,7]' in text
+  assert '"advantage":0.75' in text
+
+
+@pytest.mark.parametrize('damage', ['cut', 'garbage', 'schema', 'empty'])
+def test_a_broken_file_is_one_clear_error(tmp_path, damage):
+  path = epath.Path(tmp_path) / 'x.zst'
+  rollout_files.write(path, [_group()])
+  whole = path.read_bytes()
+  compress = zstandard.ZstdCompressor().compress
+  path.write_bytes({
+      'cut': whole[: len(whole) // 2],
+      'garbage': b'not zstd',
+      'schema': compress(b'{"schema": 99}\n'),
+      'empty': compress(b''),
+  }[damage])
+  with pytest.raises(rollout_files.RecordError, match='x.zst'):
+    rollout_files.read(path)
+
+
+def test_the_digest_ignores_times_and_nothing_else(tmp_path):
+  def digest(group):
+    path = epath.Path(tmp_path) / 'x.zst'
+    rollout_files.write(path, [group])
+    return rollout_files.digest(path)
+
+  def changed(**kwargs):
+    first, second = group.trajectories
+    return records.Group(
+        group.task, (dataclasses.replace(first, **kwargs), second)
+    )
+
+  group = _group()
+  slow = dataclasses.replace(
+      group.trajectories[0].turns[0].completion, queue_seconds=9.0
+  )
+  turns = (
+      dataclasses.replace(group.trajectories[0].turns[0], completion=slow),
+  ) + group.trajectories[0].turns[1:]
+  assert digest(group) == digest(changed(seconds={'total': 99.0}))
+  assert digest(group) == digest(changed(turns=turns))
+  assert digest(group) != digest(changed(reward=0.25))
+  assert digest(group) != digest(changed(turns=group.trajectories[0].turns[:2]))

@@ -1,0 +1,97 @@
+"""The main job, small: it runs, resumes to the same bits, and refuses a mix."""
+
+import dataclasses
+import importlib.util
+import json
+
+import pytest
+
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import run
+from tests.training import mini
+
+_spec = importlib.util.spec_from_file_location(
+    'acceptance', mini.ROOT / 'launch' / 'acceptance.py'
+)
+acceptance = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(acceptance)
+
+
+class _Killed(BaseException):
+  """Ends a run without any of its own clean-up counting."""
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('whole')
+  config = mini.config(directory / 'in')
+  table = run.train(config, str(directory / 'out'), quiet=True)
+  return config, directory / 'out', table
+
+
+def test_everything_a_run_promises_is_there(whole):
+  _, workdir, table = whole
+  summary = json.loads((workdir / 'summary.json').read_text())
+  for name in (
+      'eval/accuracy_start', 'eval/accuracy_final',
+      'eval/accuracy_start_greedy', 'eval/accuracy_final_greedy',
+      'rollouts/requested', 'compiles/after_warmup', 'params_digest',
+      'seconds/rollout', 'seconds/update', 'seconds/total',
+  ):
+    assert name in summary
+  assert summary['rollouts/requested'] == 4 * 3 * 3
+  statuses = [
+      v for k, v in summary.items() if k.startswith('rollouts/status/')
+  ]
+  assert sum(statuses) == summary['rollouts/requested']
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(l)['step'] for l in lines] == [1, 2, 3, 4]
+  assert all(json.loads(l)['update/logprob_gap/max'] <= 1e-5 for l in lines)
+  assert len(list((workdir / 'rollouts').iterdir())) == 4
+  assert (workdir / 'report.html').exists() and 'greedy' in table
+  # What a user takes away stands on its own.
+  names = {p.name for p in (workdir / 'planner').iterdir()}
+  assert names == {
+      'accuracy.json', 'config.json', 'model.safetensors', 'tokenizer.model'
+  }
+
+
+@pytest.mark.parametrize('step', [0, 2, 3])
+def test_a_run_that_was_cut_off_ends_in_the_same_bits(
+    whole, tmp_path, monkeypatch, step
+):
+  """Cut before the update of `step`, when its rollouts are in the journal."""
+  config, workdir, _ = whole
+  original, calls = run.Trainer.step, []
+
+  def cut(self, mini_batches):
+    calls.append(None)
+    if len(calls) == step + 1:
+      raise _Killed
+    return original(self, mini_batches)
+
+  broken = tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    patch.setattr(run.Trainer, 'step', cut)
+    with pytest.raises(_Killed):
+      run.train(config, str(broken), quiet=True)
+  assert list((broken / 'journal').iterdir())
+  run.train(config, str(broken), quiet=True)
+  assert acceptance.fingerprint(broken) == acceptance.fingerprint(workdir)
+
+
+def test_another_seed_is_another_run(whole, tmp_path):
+  config, workdir, _ = whole
+  other = dataclasses.replace(config, seed=1)
+  run.train(other, str(tmp_path / 'out'), quiet=True)
+  got = acceptance.fingerprint(tmp_path / 'out')
+  wanted = acceptance.fingerprint(workdir)
+  assert got['params_digest'] != wanted['params_digest']
+  assert got['step_000001.p0.jsonl.zst'] != wanted['step_000001.p0.jsonl.zst']
+
+
+def test_a_workdir_of_another_config_is_refused(whole):
+  config, workdir, _ = whole
+  other = dataclasses.replace(config, seed=9)
+  with pytest.raises(config_lib.ConfigError, match='seed: 0 there, 9 now'):
+    run.train(other, str(workdir), quiet=True)
