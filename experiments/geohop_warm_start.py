@@ -56,7 +56,7 @@ def get_config() -> c.Config:
           ),
       ),
       engine=c.EngineConfig(
-          slots=32,
+          slots=64,
           prompt_buckets=(64, 112, 176),
           max_new_tokens=16,
           decode_chunk=16,

@@ -250,10 +250,13 @@ class _Attention(nn.Module):
       sources.append((*cached, context.cached_mask))
     scores = []
     for keys, _, mask in sources:
+      # Keys (and values, below) come first: in this order XLA's CPU rounds one
+      # query over any number of slots as it rounds many, so that sampler and
+      # trainer agree to the bit in these products.
       s = jnp.einsum(
-          'bkgte,bkes->bkgts', q, keys, precision=config.precision,
+          'bkes,bkgte->bksgt', keys, q, precision=config.precision,
           preferred_element_type=jnp.float32,
-      )
+      ).transpose(0, 1, 3, 4, 2)
       scores.append(
           jnp.where(mask, s * (1 / math.sqrt(config.head_dim)), _MASKED)
       )
@@ -266,11 +269,16 @@ class _Attention(nn.Module):
     total, mixed = 0.0, 0.0
     for s, (_, values, _) in zip(scores, sources, strict=True):
       weights = jnp.exp(s - top)
-      total += weights.sum(axis=-1, keepdims=True)
+      # A product with ones, for the same reason: a sum's order would depend on
+      # where in its row a token stands.
+      ones = jnp.ones((*values.shape[:3], 1), jnp.float32)
+      total += jnp.einsum(
+          'bkse,bkgts->bkegt', ones, weights, precision=config.precision
+      ).transpose(0, 1, 3, 4, 2)
       mixed += jnp.einsum(
-          'bkgts,bkse->bkgte', weights.astype(config.dtype), values,
+          'bkse,bkgts->bkegt', values, weights.astype(config.dtype),
           precision=config.precision, preferred_element_type=jnp.float32,
-      )
+      ).transpose(0, 1, 3, 4, 2)
     return (mixed / total).astype(config.dtype)
 
 
