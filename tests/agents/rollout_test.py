@@ -95,7 +95,8 @@ _LONG = language_model.PromptTooLong('too long')
             ),
         ),
         (Status.PROMPT_TOO_LONG, _agent(FIND, max_prompt_tokens=3)),
-        (Status.PROMPT_TOO_LONG, _agent(FIND, verifier=_Raises(_LONG))),
+        # A frozen module's prompt is not the planner's doing.
+        (Status.MODULE_FAILED, _agent(FIND, verifier=_Raises(_LONG))),
         (Status.TOOL_ERROR, _agent(FIND, call=fakes.refuse)),
         (
             Status.TOOL_ERROR,
@@ -344,7 +345,7 @@ def test_cancellation_goes_through():
     'reply, status',
     [
         (_GONE, Status.MODEL_UNREACHABLE),
-        (_LONG, Status.PROMPT_TOO_LONG),
+        (_LONG, Status.MODULE_FAILED),
         (KeyError('bug'), Status.MODULE_FAILED),
         (fakes.hang, Status.MODULE_FAILED),
     ],
