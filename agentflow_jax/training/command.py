@@ -44,6 +44,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     sys.exit('interrupted; the same command goes on from the last commit')
 
 
+def _asks_for_verbosity(argv: Sequence[str]) -> bool:
+  names = {a.lstrip('-').partition('=')[0] for a in argv if a.startswith('-')}
+  return bool(names & {'v', 'verbosity'})
+
+
 def _parse_or_exit(argv):
   try:
     return _parse(argv)
@@ -57,8 +62,8 @@ def _guarded(main):
     from agentflow_jax.training import run as run_lib
     from agentflow_jax.weights import parameters
 
-    if flags.FLAGS['verbosity'].using_default_value:
-      # Libraries tell each step of a commit; --verbosity=0 shows it.
+    if not _asks_for_verbosity(sys.argv):
+      # Libraries tell each step of a commit; absl would show all of it.
       logging.set_verbosity(logging.WARNING)
     try:
       main(argv)
