@@ -40,7 +40,7 @@ class Evaluation:
 
   @property
   def scores(self) -> list[float]:
-    """Mean reward an item over its scored trials; items without are left out."""
+    """Mean reward an item over its scored trials; without any, no item."""
     scores = []
     for group in self.groups:
       scored = [t.reward for t in group.trajectories if t.reward is not None]

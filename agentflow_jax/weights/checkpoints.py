@@ -14,8 +14,8 @@ class Checkpoints:
   """Commits of a run, each whole or absent.
 
   A commit is one Orbax composite: 'state' (parameters, optimizer state, step)
-  and 'run' (JSON: steps done, digests of the inputs, metrics so far). Randomness needs
-  no state: keys are folded from the seed and the step.
+  and 'run' (JSON: steps done, digests of the inputs, metrics so far).
+  Randomness needs no state: keys are folded from the seed and the step.
   """
 
   def __init__(self, directory: epath.Path, keep: int):
