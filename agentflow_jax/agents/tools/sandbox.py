@@ -157,14 +157,21 @@ async def _read(
     into: bytearray,
     most: int,
 ) -> bool:
-  """Reads to the end; kills the process where it exceeds `most` bytes."""
+  """Reads to the end; kills the process where it exceeds `most` bytes.
+
+  What comes after that is read too, and dropped: asyncio takes a process for
+  ended only when its pipes are, and stops reading a pipe whose data nobody
+  takes, so that `wait` would hang until the time limit.
+  """
+  fits = True
   while chunk := await stream.read(_CHUNK):
-    into += chunk
-    if len(into) > most:
-      del into[most:]
-      _kill(process)
-      return False
-  return True
+    if fits:
+      into += chunk
+      if len(into) > most:
+        del into[most:]
+        fits = False
+        _kill(process)
+  return fits
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

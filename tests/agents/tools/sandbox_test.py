@@ -94,6 +94,19 @@ def test_output_is_bounded(stream, stopped, sizes):
   assert (len(finished.stdout), len(finished.stderr)) == sizes
 
 
+def test_a_program_that_dies_slowly_is_not_waited_for(monkeypatch):
+  # It goes on writing after the bound, more than asyncio buffers, and its end
+  # is noticed after that of its standard error.
+  kill = sandbox._kill
+
+  def kill_late(process):
+    asyncio.get_running_loop().call_later(0.2, kill, process)
+
+  monkeypatch.setattr(sandbox, '_kill', kill_late)
+  program = 'import os\nos.close(2)\nwhile True: print("x" * 9999)'
+  assert _run(program).stopped == 'output'
+
+
 def test_output_of_exactly_the_bound_is_not_cut():
   finished = _run('print("x" * 999)')
   assert (len(finished.stdout), finished.stopped) == (1000, '')
