@@ -22,7 +22,9 @@ _PLANNER = flags.DEFINE_string(
 _SPLIT = flags.DEFINE_enum(
     'split', 'test', ['validation', 'test'], 'Which tasks.'
 )
-_LIMIT = flags.DEFINE_integer('limit', 0, 'Tasks at most; 0 for all.')
+_LIMIT = flags.DEFINE_integer(
+    'limit', None, "Tasks at most, instead of the config's; 0 for all."
+)
 _TRIALS = flags.DEFINE_integer('trials', 1, 'Sampled rollouts a task.')
 _GREEDY = flags.DEFINE_bool('greedy', False, 'Temperature 0 instead.')
 _NAME = flags.DEFINE_string('name', 'evaluation', 'Name of the result file.')

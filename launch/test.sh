@@ -4,6 +4,7 @@
 #   bash launch/test.sh [--install_only] [-- PYTEST ARGUMENTS]
 #
 # for example: -- tests/core -x     or, the slow ones: -- -m slow
+# The tests run in a process a core, four at most; -- -n 0 runs them in one.
 #
 # Environment: PYTHON, AGENTFLOW_VENV (see launch/install.sh)
 set -euo pipefail
@@ -32,4 +33,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 install_agentflow test
 if "$install_only"; then exit 0; fi
 cd "$ROOT"
-exec "$VENV_PYTHON" -m pytest "$@"
+exec "$VENV_PYTHON" -m pytest --numprocesses=logical --maxprocesses=4 \
+  --dist=loadfile "$@"

@@ -37,6 +37,8 @@ _THIRD_PARTY = {
     'launch': set(),
 }  # Rooms whose third-party imports the design lists.
 _NEVER = {'agents': {'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'}}
+# Options that launchers pass, and what must be installed to understand them.
+_OPTIONS = {'--dist=loadfile': 'pytest-xdist'}
 _ENTRY_LINES = 80
 _MACHINE_PATH = re.compile(r'(?<![\w.$}/])/(?:home|mnt|opt|root|Users|work)/\w')
 
@@ -191,6 +193,10 @@ def requirement_problems(files: house_sources.Files) -> list[str]:
       for d in sorted(used_by_tests - users - extras['test'])
   ]
   used = used_by_package | used_by_tests
+  launchers = [v for k, v in files.items() if k.startswith('launch/')]
+  used |= {
+      d for option, d in _OPTIONS.items() if any(option in x for x in launchers)
+  }
   problems += [
       f'{d} is required, but nothing imports it'
       for d in sorted(users.union(extras['test']) - used)

@@ -18,6 +18,9 @@ Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 # Finite, so that a padding token, which may attend to nothing, stays finite.
 _MASKED = -1e30
 
+# Slots that float32 attention sums in one product; see batch.pack's `block`.
+SLOT_BLOCK = 128
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -148,7 +151,13 @@ class RMSNorm(nn.Module):
         config.param_dtype,
     )
     x = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    # A product with ones, not a mean: XLA's CPU sums a short axis in an order
+    # that depends on the other axes, and sampler and trainer differ in those.
+    size = x.shape[-1]
+    mean_square = jnp.einsum(
+        '...d,d->...', jnp.square(x), jnp.ones(size, jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )[..., None] / size
     y = x * jax.lax.rsqrt(mean_square + config.norm_eps)
     return (y * scale.astype(jnp.float32)).astype(config.dtype)
 
@@ -180,13 +189,25 @@ class Context:
 
   Attributes:
     rotary: (cos, sin).
-    mask: bool[B, 1, 1, T, T], which new token (last axis) a new token sees.
-    cached_mask: bool[B, 1, 1, 1, S], which cached slots are read, or None.
+    mask: bool[B, 1, 1, T, S], which slot (last axis) a new token sees. Without
+      a cache the slots are the T new tokens themselves.
+    slot_source: int32[B, S], the new token that belongs in each slot of the
+      cache (out of 0..T-1: the slot stays as it is); None without a cache.
   """
 
   rotary: tuple[Array, Array]
   mask: Array
-  cached_mask: Array | None = None
+  slot_source: Array | None = None
+
+  def fill(self, cached: Array, new: Array, axis: int) -> Array:
+    """Returns cached[B, ..., S, ...] with new[B, ..., T, ...] in its slots."""
+    size = new.shape[axis]
+    shape = [1] * new.ndim
+    shape[0], shape[axis] = self.slot_source.shape
+    source = self.slot_source.reshape(shape)
+    if size > 1:
+      new = jnp.take_along_axis(new, source, axis=axis, mode='clip')
+    return jnp.where((source >= 0) & (source < size), new, cached)
 
 
 class _Attention(nn.Module):
@@ -222,7 +243,13 @@ class _Attention(nn.Module):
     batch, length = x.shape[:2]
     # Query heads h of one group share the key head h // (H / K).
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, dim)
-    y = self._attend(q.transpose(0, 2, 3, 1, 4), k, v, context, cached)
+    keys, values = k, v
+    if cached is not None:
+      # Old and new slots in one product, in the order in which training has
+      # them: two products, added, would round otherwise.
+      keys = context.fill(cached[0], k, axis=3)
+      values = context.fill(cached[1], v, axis=2)
+    y = self._attend(q.transpose(0, 2, 3, 1, 4), keys, values, context.mask)
     y = y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
     out = _Linear(
         config, 'bthe,hed->btd', (heads, dim, config.d_model),
@@ -231,55 +258,59 @@ class _Attention(nn.Module):
     )(y)
     return out, (k, v)
 
-  def _attend(self, q, k, v, context, cached) -> Array:
-    """softmax(q k / sqrt(E)) v, over cached slots and new tokens together.
+  def _attend(self, q, keys, values, mask) -> Array:
+    """softmax(q k / sqrt(E)) v.
 
     Args:
       q: [B, K, H/K, T, E].
-      k: [B, K, E, T].
-      v: [B, K, T, E].
-      context: masks.
-      cached: keys [B, K, E, S] and values [B, K, S, E], or None.
+      keys: [B, K, E, S].
+      values: [B, K, S, E].
+      mask: bool[B, 1, 1, T, S].
 
     Returns:
       [B, K, H/K, T, E]; scores and sums are float32.
     """
     config = self.config
-    sources = [(k, v, context.mask)]
-    if cached is not None:
-      sources.append((*cached, context.cached_mask))
-    scores = []
-    for keys, _, mask in sources:
-      # Keys (and values, below) come first: in this order XLA's CPU rounds one
-      # query over any number of slots as it rounds many, so that sampler and
-      # trainer agree to the bit in these products.
-      s = jnp.einsum(
-          'bkes,bkgte->bksgt', keys, q, precision=config.precision,
-          preferred_element_type=jnp.float32,
-      ).transpose(0, 1, 3, 4, 2)
-      scores.append(
-          jnp.where(mask, s * (1 / math.sqrt(config.head_dim)), _MASKED)
-      )
+    # Keys (and values, below) come first: in this order XLA's CPU rounds one
+    # query over any number of slots as it rounds many, so that sampler and
+    # trainer agree to the bit in these products.
+    scores = jnp.einsum(
+        'bkes,bkgte->bksgt', keys, q, precision=config.precision,
+        preferred_element_type=jnp.float32,
+    ).transpose(0, 1, 3, 4, 2)
+    scores = jnp.where(mask, scores * (1 / math.sqrt(config.head_dim)), _MASKED)
     # Any shift leaves the quotient as it is, so it needs no gradient.
-    top = jax.lax.stop_gradient(
-        functools.reduce(
-            jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores]
-        )
+    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    # A product with ones, for the same reason: a sum's order would depend on
+    # where in its row a token stands.
+    ones = jnp.ones((*values.shape[:3], 1), jnp.float32)
+    total = self._mix(ones, weights)
+    mixed = self._mix(values, weights.astype(config.dtype))
+    return (mixed / total).transpose(0, 1, 3, 4, 2).astype(config.dtype)
+
+  def _mix(self, values, weights) -> Array:
+    """Returns float32[B, K, E, H/K, T]: values[B, K, S, E] summed by weights.
+
+    The weights are [B, K, H/K, T, S].
+    """
+    slots = values.shape[2]
+    product = functools.partial(
+        jnp.einsum,
+        precision=self.config.precision,
+        preferred_element_type=jnp.float32,
     )
-    total, mixed = 0.0, 0.0
-    for s, (_, values, _) in zip(scores, sources, strict=True):
-      weights = jnp.exp(s - top)
-      # A product with ones, for the same reason: a sum's order would depend on
-      # where in its row a token stands.
-      ones = jnp.ones((*values.shape[:3], 1), jnp.float32)
-      total += jnp.einsum(
-          'bkse,bkgts->bkegt', ones, weights, precision=config.precision
-      ).transpose(0, 1, 3, 4, 2)
-      mixed += jnp.einsum(
-          'bkse,bkgts->bkegt', values, weights.astype(config.dtype),
-          precision=config.precision, preferred_element_type=jnp.float32,
-      ).transpose(0, 1, 3, 4, 2)
-    return (mixed / total).astype(config.dtype)
+    if self.config.dtype != 'float32' or slots <= SLOT_BLOCK:
+      return product('bkse,bkgts->bkegt', values, weights)
+    # Where a CPU library cuts a long sum depends on its other axes. Cut here,
+    # a token that starts in a block of its row is summed as it would be alone.
+    blocks = -(-slots // SLOT_BLOCK)
+    short = blocks * SLOT_BLOCK - slots
+    values = jnp.pad(values, ((0, 0), (0, 0), (0, short), (0, 0)))
+    weights = jnp.pad(weights, ((0, 0),) * 4 + ((0, short),))
+    values = values.reshape(*values.shape[:2], blocks, SLOT_BLOCK, -1)
+    weights = weights.reshape(*weights.shape[:4], blocks, SLOT_BLOCK)
+    return product('bknse,bkgtns->bknegt', values, weights).sum(axis=2)
 
 
 class _MLP(nn.Module):

@@ -76,15 +76,16 @@ class Transformer(nn.Module):
     )
     self.final_norm = layers.RMSNorm(config, 'norm')
 
-  def __call__(self, token_ids, positions, mask, cached=None, cached_mask=None):
+  def __call__(self, token_ids, positions, mask, cached=None, slot_source=None):
     """Returns the normalised last hidden states and, if asked, new kv.
 
     Args:
       token_ids: int32[B, T]. An id outside the vocabulary gives NaN.
       positions: int32[B, T].
-      mask: bool[B, T, T], True where the new token (last axis) is seen.
+      mask: bool[B, T, S], True where the slot (last axis) is seen; without a
+        cache S = T, the new tokens.
       cached: keys [L, B, K, E, S] and values [L, B, K, S, E], or None.
-      cached_mask: bool[B, S], cached slots that every new token sees, or None.
+      slot_source: int32[B, S], see layers.Context; None without a cache.
 
     Returns:
       dtype[B, T, D], and new keys [L, B, K, E, T] and values [L, B, K, T, E]
@@ -93,9 +94,7 @@ class Transformer(nn.Module):
     context = layers.Context(
         rotary=layers.rotary_tables(self.config, positions),
         mask=mask[:, None, None],
-        cached_mask=(
-            None if cached_mask is None else cached_mask[:, None, None, None]
-        ),
+        slot_source=slot_source,
     )
     x = jnp.take(self.embedding, token_ids, axis=0, mode='fill')
     x = x.astype(self.config.dtype)
@@ -226,8 +225,8 @@ def forward_cached(
     config: the network.
     params: its parameters.
     token_ids: int32[B, T].
-    cache: of at least cache_index + T slots in every row; a row that does not
-      fit is written to the last slots instead, over others.
+    cache: of at least cache_index + T slots in every row; the results of a row
+      that does not fit mean nothing.
     cache_index: int32[B], tokens of each row already in the cache; None means 0
       for every row, and does not read the cache at all.
     last_index: int32[B]; if given, logits only of that new token of each row.
@@ -236,20 +235,21 @@ def forward_cached(
     float32 logits [B, T, V], or [B, V] with last_index; and the new cache.
   """
   batch, length = token_ids.shape
-  mask = jnp.broadcast_to(
-      jnp.tril(jnp.ones((length, length), bool)), (batch, length, length)
-  )
   offsets = jnp.broadcast_to(
       jnp.arange(length, dtype=jnp.int32), (batch, length)
   )
   if cache_index is None:
-    positions, cached, cached_mask = offsets, None, None
+    positions, slots, cached, slot_source = offsets, offsets, None, None
   else:
     positions = cache_index[:, None] + offsets
+    slots = jnp.broadcast_to(
+        jnp.arange(cache.length, dtype=jnp.int32), (batch, cache.length)
+    )
     cached = (cache.keys, cache.values)
-    cached_mask = jnp.arange(cache.length) < cache_index[:, None]
+    slot_source = slots - cache_index[:, None]
+  mask = slots[:, None, :] <= positions[:, :, None]
   hidden, new = Transformer(config, return_kv=True).apply(
-      {'params': params}, token_ids, positions, mask, cached, cached_mask
+      {'params': params}, token_ids, positions, mask, cached, slot_source
   )
   keys = _write(cache.keys, new[0], cache_index, slot_axis=4)
   values = _write(cache.values, new[1], cache_index, slot_axis=3)

@@ -59,7 +59,7 @@ def _parse_or_exit(argv):
 
 def _guarded(main):
   def call(argv):
-    from agentflow_jax.training import run as run_lib
+    from agentflow_jax.training import trainer
     from agentflow_jax.weights import parameters
 
     if not _asks_for_verbosity(sys.argv):
@@ -75,7 +75,7 @@ def _guarded(main):
     ) as e:
       sys.stderr.write(f'error: {e}\n')
       sys.exit(2)
-    except run_lib.RunStopped as e:
+    except trainer.RunStopped as e:
       sys.stderr.write(f'the run stopped: {e}\n')
       sys.exit(3)
 

@@ -46,7 +46,7 @@ class TaskSetConfig:
     train: for 'jsonl', the path of the training tasks.
     evaluation: for 'jsonl', the path of held-out tasks.
     reward: for 'jsonl', the reward's name (agentflow_jax.agents.rewards).
-    validation_items: tasks of the evaluations during training.
+    validation_items: tasks of the evaluations during training; 0 for all.
     test_items: tasks of the evaluations before and after; 0 for all.
   """
 
@@ -185,10 +185,19 @@ class BatchConfig:
   Attributes:
     tokens_per_row: T; turn rows are packed into rows of this length.
     rows_per_micro: B; rows of one micro-batch over the whole mesh.
+    block: a turn row starts at a multiple of this or lies between two, see
+      core.batch.pack; None packs tighter.
   """
 
   tokens_per_row: int = 256
   rows_per_micro: int = 16
+  block: int | None = None
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value is not None and value < 1:
+        raise ConfigError(f'batch.{field.name} must be at least 1')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,37 +5,21 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.core import batch, sharding, update
+from agentflow_jax.core import sharding
 from agentflow_jax.training import collect, config as config_lib
 from agentflow_jax.training import evaluation, metrics as metrics_lib
 from agentflow_jax.training import progress, report, rollout_files, sources
-from agentflow_jax.training import final, system
+from agentflow_jax.training import final, system, trainer as trainer_lib
 from agentflow_jax.weights import checkpoints, parameters
-
-_REASONS = {
-    update.REFUSED_GAP: (
-        'the trainer scores the sampled tokens otherwise than the sampler did:'
-        ' max |logprob - behavior_logprob| = {gap:.3g} nats, allowed'
-        ' {bound:.3g} (train.max_logprob_gap)'
-    ),
-    update.REFUSED_NONFINITE: 'the gradient or the loss is not finite',
-}
-
-
-class RunStopped(RuntimeError):
-  """The run stopped itself; says why. Everything committed stands."""
 
 
 class Clock:
@@ -44,14 +28,18 @@ class Clock:
   def __init__(self):
     self.seconds: dict[str, float] = {}
 
+  def add(self, seconds: Mapping[str, float]) -> None:
+    """Adds what was spent elsewhere."""
+    for name, value in seconds.items():
+      self.seconds[name] = self.seconds.get(name, 0.0) + value
+
   @contextlib.contextmanager
   def __call__(self, name: str) -> Iterator[None]:
     start = time.monotonic()
     try:
       yield
     finally:
-      elapsed = time.monotonic() - start
-      self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+      self.add({name: time.monotonic() - start})
 
 
 class Compilations:
@@ -64,129 +52,6 @@ class Compilations:
   def _listen(self, event: str, seconds: float, **unused_kwargs):
     del seconds
     self.count += event.endswith('backend_compile_duration')
-
-
-class Trainer:
-  """The device side of a run: state, reference and the jitted update."""
-
-  def __init__(self, parts: system.System, mesh: jax.sharding.Mesh):
-    """Places the parameters and compiles the update before step 0."""
-    config = parts.config
-    self._config = config
-    is_policy = config.algorithm == 'flow_grpo'
-    loss = config.flow_grpo if is_policy else config.sft.loss
-    needs_reference = is_policy and config.flow_grpo.kl_coef > 0
-    self.state = update.init_train_state(
-        parts.model_config, config.optimizer, mesh, jax.random.key(config.seed),
-        parts.params,
-    )
-    self._reference = (
-        update.snapshot(self.state.params) if needs_reference else None
-    )
-    self._pad_id = parts.tokenizer.pad_id
-    shards = sharding.row_shards(mesh)
-    if config.batch.rows_per_micro % shards:
-      raise config_lib.ConfigError(
-          f'batch.rows_per_micro {config.batch.rows_per_micro} must be a'
-          f' multiple of data x fsdp = {shards}'
-      )
-    self._max_micro = -(-_most_rows(config) // config.batch.rows_per_micro)
-    example, _ = self._pack([
-        batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)
-    ])
-    self._update = update.make_update_fn(
-        parts.model_config, config.optimizer, loss, mesh
-    ).lower(self.state, self._reference, example, np.float32(0)).compile()
-    self._score = None
-    if is_policy and config.flow_grpo.old_logprobs == 'recompute':
-      self._score = update.make_score_fn(parts.model_config, mesh)
-      self._score(self.state.params, example)
-
-  def step(
-      self, mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
-  ) -> dict[str, float]:
-    """Makes one optimizer update a mini-batch.
-
-    Returns:
-      The updates' metrics (see `_summarised`) and how the rows were packed.
-
-    Raises:
-      RunStopped: an update was refused; the state is the one before it.
-    """
-    packed = [self._pack(list(rows)) for rows in mini_batches if rows]
-    if self._score is not None:
-      # All before the first update: pi_old is the policy that sampled.
-      packed = [
-          (b.replace(old_logprobs=self._score(self.state.params, b)), p)
-          for b, p in packed
-      ]
-    results = []
-    for i, (turn_batch, _) in enumerate(packed):
-      bound = self._config.train.max_logprob_gap if i == 0 else math.inf
-      self.state, device_metrics = self._update(
-          self.state, self._reference, turn_batch, np.float32(bound)
-      )
-      result = {k: float(v) for k, v in device_metrics.items()}
-      refused = int(result.pop('refused'))
-      if refused != update.ACCEPTED:
-        gap = result.get('logprob_gap/max', 0.0)
-        raise RunStopped(_REASONS[refused].format(gap=gap, bound=bound))
-      results.append(result)
-    if not results:
-      return {'updates': 0}
-    metrics = {f'update/{k}': v for k, v in _summarised(results).items()}
-    metrics['updates'] = len(results)
-    metrics['batch/rows'] = sum(p.n_rows for _, p in packed)
-    metrics['batch/micro'] = sum(p.n_micro for _, p in packed)
-    metrics['batch/fill'] = sum(p.fill for _, p in packed) / len(packed)
-    return metrics
-
-  def _pack(self, rows):
-    return batch.pack(
-        rows,
-        tokens_per_row=self._config.batch.tokens_per_row,
-        rows_per_micro=self._config.batch.rows_per_micro,
-        max_micro=self._max_micro,
-        pad_id=self._pad_id,
-    )
-
-
-def _summarised(results: list[dict[str, float]]) -> dict[str, float]:
-  """One figure a metric for all updates of a step.
-
-  The gap is the first update's, whose parameters alone are those that sampled;
-  targets are summed, extremes are extremes, the rest are means over updates.
-  """
-  combine = {'n_targets': sum, 'ratio_max': max, 'ratio_min': min}
-  summarised = {}
-  for name, first in results[0].items():
-    values = [r[name] for r in results]
-    if name.startswith('logprob_gap/'):
-      summarised[name] = first
-    else:
-      summarised[name] = combine.get(name, statistics.fmean)(values)
-  return summarised
-
-
-def _most_rows(config: config_lib.Config) -> int:
-  """Turn rows that one update can have; each fits a packed row."""
-  if config.algorithm == 'sft':
-    return config.sft.rows_per_step
-  train = config.train
-  rollouts = train.queries_per_step // train.mini_batches * train.group_size
-  return rollouts * config.agent.rollout.max_turns
-
-
-def params_digest(params: Any) -> str:
-  """SHA-256 over the names, dtypes, shapes and bytes of all parameters."""
-  digest = hashlib.sha256()
-  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
-  for path, leaf in leaves:
-    array = np.ascontiguousarray(leaf)
-    name = jax.tree_util.keystr(path)
-    digest.update(f'{name} {array.dtype} {array.shape}'.encode())
-    digest.update(array.tobytes())
-  return digest.hexdigest()
 
 
 def train(config: config_lib.Config, workdir: str, quiet: bool = False) -> str:
@@ -202,7 +67,7 @@ def train(config: config_lib.Config, workdir: str, quiet: bool = False) -> str:
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable: at start; name the remedy.
-    RunStopped: an update was refused.
+    RunStopped: an update was refused; everything committed stands.
   """
   directory = epath.Path(workdir)
   directory.mkdir(parents=True, exist_ok=True)
@@ -247,7 +112,7 @@ async def _train(config, workdir, quiet) -> str:
       raise config_lib.ConfigError('task_set.train: no training tasks')
     with clock('compile'):
       mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-      trainer = Trainer(parts, mesh)
+      trainer = trainer_lib.Trainer(parts, mesh)
       parts.engine.warmup(truncates=(False,))
     # From here on the workdir is this config's.
     metrics_lib.write_text(
@@ -258,7 +123,9 @@ async def _train(config, workdir, quiet) -> str:
         workdir / 'checkpoints', config.train.keep_checkpoints
     )
     inputs = _inputs(parts)
-    lines = _resume(trainer, parts, saved, inputs)
+    lines, spent = _resume(trainer, parts, saved, inputs)
+    started -= spent.pop('total', 0.0)
+    clock.add(spent)
     bar = progress.Progress(config.train.steps, len(lines), quiet=quiet)
     log = metrics_lib.MetricsLog(workdir, lines)
     evaluations = final.Evaluations(parts, workdir, bar, clock)
@@ -266,12 +133,15 @@ async def _train(config, workdir, quiet) -> str:
       warm = compilations.count
       if not lines:
         await evaluations.start()
-      loop = _Loop(parts, trainer, saved, log, bar, clock, evaluations, inputs)
+      loop = _Loop(
+          parts, trainer, saved, log, bar, clock, evaluations, inputs,
+          lambda: time.monotonic() - started,
+      )
       await loop.run()
       parts.engine.update_params(trainer.state.params, config.train.steps)
       await evaluations.final(parts.params, trainer.state.params)
       compiled = compilations.count - warm
-    digest = params_digest(trainer.state.params)
+    digest = trainer_lib.params_digest(trainer.state.params)
     parameters.save(
         workdir / 'planner', parts.model_config, trainer.state.params
     )
@@ -304,22 +174,27 @@ def _inputs(parts: system.System) -> dict[str, str]:
   tasks = parts.tasks
   text = repr((tasks.train, tasks.validation, tasks.test))
   return {
-      'planner': params_digest(parts.params),
+      'planner': trainer_lib.params_digest(parts.params),
       'tasks': hashlib.sha256(
           text.encode('utf-8', 'surrogatepass')
       ).hexdigest(),
   }
 
 
-def _resume(trainer, parts, saved, inputs) -> list[dict[str, Any]]:
-  """Restores the newest commit, if any; returns the metrics of its steps.
+def _resume(
+    trainer, parts, saved, inputs
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+  """Restores the newest commit, if any.
+
+  Returns:
+    The metrics of its steps, and the seconds that were spent up to it.
 
   Raises:
     ConfigError: the planner or the tasks that the run began with have changed.
   """
   step = saved.latest
   if step is None:
-    return []
+    return [], {}
   trainer.state, run = saved.restore(step, trainer.state)
   changed = [k for k, v in inputs.items() if run['inputs'].get(k) != v]
   if changed:
@@ -329,7 +204,7 @@ def _resume(trainer, parts, saved, inputs) -> list[dict[str, Any]]:
     )
   parts.engine.update_params(trainer.state.params, step)
   logging.info('resuming after step %d', step)
-  return run['metrics']
+  return run['metrics'], run['seconds']
 
 
 @dataclasses.dataclass
@@ -337,13 +212,14 @@ class _Loop:
   """The training steps that are left."""
 
   parts: system.System
-  trainer: Trainer
+  trainer: trainer_lib.Trainer
   saved: checkpoints.Checkpoints
   log: metrics_lib.MetricsLog
   bar: progress.Progress
   clock: Clock
   evaluations: final.Evaluations
   inputs: dict[str, str]
+  elapsed: Callable[[], float]
 
   async def run(self) -> None:
     """Data, update, evaluation, records, metrics, commit: step by step."""
@@ -376,7 +252,7 @@ class _Loop:
   async def _update(self, step, data) -> dict[str, float]:
     """The optimizer updates of a step; the engine then samples from them."""
     if data.groups and not data.metrics['rollouts/scored']:
-      raise RunStopped(
+      raise trainer_lib.RunStopped(
           f'none of the {data.metrics["rollouts/requested"]} rollouts of step'
           f' {step + 1} could be scored; the first says:'
           f' {data.groups[0].trajectories[0].detail}'
@@ -404,7 +280,12 @@ class _Loop:
     with self.clock('checkpoint'):
       await asyncio.to_thread(
           self.saved.save, done, self.trainer.state,
-          {'steps': done, 'inputs': self.inputs, 'metrics': self.log.lines},
+          {
+              'steps': done,
+              'inputs': self.inputs,
+              'metrics': self.log.lines,
+              'seconds': {**self.clock.seconds, 'total': self.elapsed()},
+          },
       )
       journal.forget_before(done)
 

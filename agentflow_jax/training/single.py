@@ -19,7 +19,7 @@ class EvaluateOptions:
   Attributes:
     planner: a planner directory; '' for the one below the workdir.
     split: 'validation' or 'test'.
-    limit: tasks at most; 0 for all.
+    limit: tasks at most; 0 for all, None for as many as the config says.
     trials: sampled rollouts a task.
     greedy: temperature 0 instead.
     name: of the result file.
@@ -27,7 +27,7 @@ class EvaluateOptions:
 
   planner: str = ''
   split: str = 'test'
-  limit: int = 0
+  limit: int | None = None
   trials: int = 1
   greedy: bool = False
   name: str = 'evaluation'
@@ -46,6 +46,17 @@ def evaluate(
   """
   if options.greedy and options.trials > 1:
     raise config_lib.ConfigError('--greedy trials are all the same: --trials=1')
+  if options.limit is not None:
+    if options.limit < 0:
+      raise config_lib.ConfigError(f'--limit must be >= 0: {options.limit}')
+    config = dataclasses.replace(
+        config,
+        task_set=dataclasses.replace(
+            config.task_set,
+            validation_items=options.limit,
+            test_items=options.limit,
+        ),
+    )
   directory = epath.Path(workdir)
   config = _with_planner(config, options.planner or str(directory / 'planner'))
   return asyncio.run(_evaluate(config, directory, options))
@@ -54,7 +65,7 @@ def evaluate(
 async def _evaluate(config, workdir, options) -> str:
   parts = system.build(config, workdir)
   try:
-    tasks = getattr(parts.tasks, options.split)[: options.limit or None]
+    tasks = getattr(parts.tasks, options.split)
     done = 0
     with progress.Progress(len(tasks) * options.trials) as bar:
 

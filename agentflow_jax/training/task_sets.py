@@ -43,10 +43,11 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
     held_out = read_jsonl(config.evaluation, config.reward)
     train = read_jsonl(config.train, config.reward) if config.train else []
     splits = {'train': train, 'validation': held_out, 'test': held_out}
+  validation = splits['validation'][: config.validation_items or None]
   test = splits['test'][: config.test_items or None]
   return TaskSet(
       train=tuple(splits['train']),
-      validation=tuple(splits['validation'][: config.validation_items]),
+      validation=tuple(validation),
       test=tuple(test),
       corpus=str(corpus),
   )

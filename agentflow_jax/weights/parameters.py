@@ -45,9 +45,12 @@ def save(
       name: np.asarray(jax.device_get(leaf)).astype(_DTYPES[dtype])
       for name, leaf in sorted(flat.items())
   }
-  (path / _WEIGHTS).write_bytes(safetensors.numpy.save(tensors))
   text = json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True)
   (path / _CONFIG).write_text(text + '\n')
+  # A process that is killed meanwhile leaves no half of a file by that name.
+  partial = path / (_WEIGHTS + '.partial')
+  partial.write_bytes(safetensors.numpy.save(tensors))
+  partial.replace(path / _WEIGHTS)
 
 
 def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:

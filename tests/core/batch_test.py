@@ -96,6 +96,47 @@ def test_packing_is_deterministic_and_dense():
   assert (packing.n_micro, packing.n_tokens, packing.fill) == (2, 50, 50 / 80)
 
 
+def test_a_block_is_crossed_only_by_rows_that_start_one():
+  # Prompt and one response token: `prompt` places. Blocks of 8, 8 and 4.
+  rows = [_row(prompt, 1) for prompt in (5, 5, 9, 3, 3, 4, 20, 17)]
+  batch, packing = batch_lib.pack(
+      rows, tokens_per_row=20, rows_per_micro=1, block=8
+  )
+  assert [(p.micro, p.start) for p in packing.places] == [
+      # By falling size: 20 fills a row, 17 leaves three places of its last
+      # block, 9 seven of its second. There the first 5 goes; the next opens a
+      # row, 4 fills the third row's last block, and 3 and 3 what is left.
+      (2, 9), (3, 0), (2, 0), (1, 17), (3, 5), (2, 16), (0, 0), (1, 0),
+  ]  # fmt: skip
+  for values, row in zip(
+      batch_lib.unpack(packing, batch.behavior_logprobs), rows, strict=True
+  ):
+    np.testing.assert_array_equal(values, row.behavior_logprobs)
+
+
+def test_blocks_lose_and_overlay_nothing():
+  rng = np.random.default_rng(1)
+  for block in (1, 7, 16, 64, 100):
+    rows = [
+        _row(int(n), 3, seed=i)
+        for i, n in enumerate(rng.integers(1, 60, size=50))
+    ]
+    batch, packing = batch_lib.pack(
+        rows, tokens_per_row=64, rows_per_micro=4, block=block
+    )
+    used = np.zeros(batch.weights.shape, int)
+    for row, place in zip(rows, packing.places, strict=True):
+      assert place.length == row.places
+      assert place.start + place.length <= 64
+      used[place.micro, place.row, place.start :][: place.length] += 1
+      first, last = place.start, place.start + place.length - 1
+      assert first % block == 0 or first // block == last // block
+    assert used.max() == 1
+    np.testing.assert_array_equal(used > 0, batch.segment_ids > 0)
+  with pytest.raises(ValueError, match='block must be at least 1: 0'):
+    batch_lib.pack(rows, tokens_per_row=64, rows_per_micro=4, block=0)
+
+
 def test_micro_batches_are_rounded_up_to_a_power_of_two():
   rows = [_row(9, 2, seed=i) for i in range(5)]
   batch, packing = batch_lib.pack(rows, tokens_per_row=10, rows_per_micro=1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agentflow_jax.core import layers
 from agentflow_jax.core import logprobs
 from agentflow_jax.core import model
 from tests.core import oracle
@@ -64,6 +65,32 @@ def test_forward_equals_the_float64_oracle(family):
   assert logits.dtype == jnp.float32
   assert np.abs(expected[real]).max() > 1
   np.testing.assert_allclose(logits[real], expected[real], atol=2e-5)
+
+
+def test_long_rows_equal_the_float64_oracle():
+  # Float32 attention sums more than layers.SLOT_BLOCK slots block by block.
+  config, params = _make()
+  rng = np.random.default_rng(5)
+  length = 2 * layers.SLOT_BLOCK + 44
+  token_ids = rng.integers(0, config.vocab_size, (1, length), np.int32)
+  # The second segment begins inside a block and ends inside another.
+  first = layers.SLOT_BLOCK - 20
+  positions = np.r_[np.arange(first), np.arange(length - first)][None]
+  segment_ids = np.r_[np.ones(first), np.full(length - first, 2)][None]
+  inputs = token_ids, positions.astype(np.int32), segment_ids.astype(np.int32)
+  expected = oracle.transformer(config, params, *inputs)
+  logits = FORWARD(config, params, *inputs)
+  np.testing.assert_allclose(logits, expected, atol=2e-5)
+
+  start = layers.SLOT_BLOCK + 3  # Read on from there, with a cache.
+  own = token_ids[:, first:]
+  _, cache = FORWARD_CACHED(
+      config, params, own[:, :start], model.init_cache(config, 1, length)
+  )
+  rest, _ = FORWARD_CACHED(
+      config, params, own[:, start:], cache, np.array([start], np.int32)
+  )
+  np.testing.assert_allclose(rest, expected[:, first + start :], atol=2e-5)
 
 
 @pytest.mark.parametrize('remat', ['full', 'dots'])

@@ -9,6 +9,8 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _LOG = 'python.log'
+# The tests are shared among processes; later options of a user win.
+_SHARED = '--numprocesses=logical --maxprocesses=4 --dist=loadfile'
 # Stands for python: knows its version, makes environments of copies of itself,
 # and fails where FAIL says so.
 _PYTHON = """#!/bin/bash
@@ -92,7 +94,7 @@ def test_the_extra_is_installed_once_more(checkout):
   _run(checkout, 'quickstart.sh')
   _, asked = _run(checkout, 'test.sh', '--', 'tests/core', '-k', 'a b')
   assert asked[0].endswith(f'--editable {checkout}[test]')
-  assert asked[1:] == [f'{checkout}: -m pytest tests/core -k a b']
+  assert asked[1:] == [f'{checkout}: -m pytest {_SHARED} tests/core -k a b']
 
 
 def test_a_failed_installation_is_not_taken_for_one(checkout):
@@ -151,7 +153,7 @@ def test_ci_uses_a_fresh_environment_and_removes_it(checkout):
       checkout, '../.ci/run', '--', 'tests/core', TMPDIR=str(scratch)
   )
   assert done.returncode == 0, done.stderr
-  assert asked[-1] == f'{checkout}: -m pytest tests/core'
+  assert asked[-1] == f'{checkout}: -m pytest {_SHARED} tests/core'
   assert f'-m venv {scratch}/' in asked[0]
   assert not list(scratch.iterdir())
   assert not (checkout / '.venv').exists()

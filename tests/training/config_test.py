@@ -54,6 +54,8 @@ def test_an_override_leaves_everything_else():
         ('seed.x', '1', 'has no fields'),
         ('train.steps', 'many', 'is not a int'),
         ('train.steps', '0', 'must be at least 1'),
+        ('batch.block', '0', 'must be at least 1'),
+        ('batch.tokens_per_row', '-1', 'must be at least 1'),
         ('train.mini_batches', '5', 'must divide'),
         ('evaluation.controls', 'yes', 'true or false'),
         ('algorithm', 'ppo', 'must be one of'),

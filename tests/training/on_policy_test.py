@@ -9,8 +9,11 @@ import pytest
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.core import sharding
-from agentflow_jax.training import batches, collect, run, system
+from agentflow_jax.core import batch, sharding, update
+from agentflow_jax.inference import api, engine
+from agentflow_jax.training import batches, collect, system
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import trainer as trainer_lib
 from tests.training import mini
 
 
@@ -33,7 +36,7 @@ def live(tmp_path_factory):
   groups = asyncio.run(collected())
   rows = batches.flow_grpo_rows(groups, config.flow_grpo).rows
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-  trainer = run.Trainer(parts, mesh)
+  trainer = trainer_lib.Trainer(parts, mesh)
   yield parts, rows, trainer, trainer.state
   asyncio.run(parts.close())
 
@@ -57,6 +60,60 @@ def test_live_rollouts_are_on_policy_within_1e_5(live):
   assert metrics['updates'] == 1
 
 
+def test_shapes_of_the_main_job_are_on_policy_to_the_bit(live):
+  # Prompts of every length that the main job has, in its buckets and its
+  # packed rows, on the one device of a laptop.
+  config = config_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
+  parts, live_rows, _, _ = live
+  ids = np.concatenate([row.prompt_ids for row in live_rows])
+  rng = np.random.default_rng(0)
+  n_prompts = 2 * config.engine.slots
+  longest = config.planner.max_prompt_tokens
+  lengths = np.linspace(20, longest, n_prompts).astype(int)
+  starts = rng.integers(0, len(ids) - longest, n_prompts)
+  requests = [
+      api.Request(
+          prompt_ids=tuple(ids[start : start + length].tolist()),
+          key_words=(i, 7),
+          sampling=api.SamplingParams(
+              max_new_tokens=config.planner.sampling.max_new_tokens
+          ),
+      )
+      for i, (start, length) in enumerate(zip(starts, lengths, strict=True))
+  ]
+  sampler = engine.Engine(parts.model_config, config.engine, parts.params)
+
+  async def sample():
+    return await asyncio.gather(*map(sampler.generate, requests))
+
+  try:
+    results = asyncio.run(sample())
+  finally:
+    sampler.close()
+  packed, packing = batch.pack(
+      [
+          batch.TurnRow(
+              prompt_ids=np.array(request.prompt_ids),
+              response_ids=np.array(result.response_ids),
+              target_weight=1.0,
+              behavior_logprobs=np.array(result.logprobs, np.float32),
+          )
+          for request, result in zip(requests, results, strict=True)
+      ],
+      tokens_per_row=config.batch.tokens_per_row,
+      rows_per_micro=config.batch.rows_per_micro,
+      block=config.batch.block,
+  )
+  one_device = sharding.make_mesh(devices=jax.devices()[:1])
+  score = update.make_score_fn(parts.model_config, one_device)
+  scored = batch.unpack(packing, score(parts.params, packed))
+  recorded = batch.unpack(packing, packed.behavior_logprobs)
+  assert packing.n_targets > 1000
+  np.testing.assert_array_equal(
+      np.concatenate(scored), np.concatenate(recorded)
+  )
+
+
 def test_the_bound_is_what_stops_the_run(live):
   _, rows, trainer, _ = live
   tight = dataclasses.replace(
@@ -65,7 +122,7 @@ def test_the_bound_is_what_stops_the_run(live):
   old = trainer._config
   trainer._config = dataclasses.replace(old, train=tight)
   try:
-    with pytest.raises(run.RunStopped, match='max_logprob_gap'):
+    with pytest.raises(trainer_lib.RunStopped, match='max_logprob_gap'):
       _step(live, rows)
   finally:
     trainer._config = old
@@ -89,7 +146,7 @@ def _truncated(row):
 @pytest.mark.parametrize('mutation', [_temperature, _shifted, _truncated])
 def test_another_distribution_is_caught(live, mutation):
   _, rows, _, _ = live
-  with pytest.raises(run.RunStopped, match='scores the sampled tokens'):
+  with pytest.raises(trainer_lib.RunStopped, match='scores the sampled tokens'):
     _step(live, [mutation(row) for row in rows])
 
 
@@ -97,12 +154,12 @@ def test_a_stale_parameter_version_is_caught(live):
   _, rows, trainer, state = live
   _step(live, rows)
   newer = jax.tree.map(lambda x: x.copy(), trainer.state.params)
-  with pytest.raises(run.RunStopped, match='scores the sampled tokens'):
+  with pytest.raises(trainer_lib.RunStopped, match='scores the sampled tokens'):
     _step(live, rows, params=newer)
 
 
 def test_a_refused_update_leaves_the_state(live):
   _, rows, trainer, state = live
-  with pytest.raises(run.RunStopped):
+  with pytest.raises(trainer_lib.RunStopped):
     _step(live, [_temperature(row) for row in rows])
   jax.tree.map(np.testing.assert_array_equal, trainer.state, state)

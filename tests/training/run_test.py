@@ -8,6 +8,7 @@ import pytest
 
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import run
+from agentflow_jax.training import trainer
 from tests.training import mini
 
 _spec = importlib.util.spec_from_file_location(
@@ -62,7 +63,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(
 ):
   """Cut before the update of `step`, when its rollouts are in the journal."""
   config, workdir, _ = whole
-  original, calls = run.Trainer.step, []
+  original, calls = trainer.Trainer.step, []
 
   def cut(self, mini_batches):
     calls.append(None)
@@ -72,12 +73,17 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(
 
   broken = tmp_path / 'out'
   with monkeypatch.context() as patch:
-    patch.setattr(run.Trainer, 'step', cut)
+    patch.setattr(trainer.Trainer, 'step', cut)
     with pytest.raises(_Killed):
       run.train(config, str(broken), quiet=True)
   assert list((broken / 'journal').iterdir())
   run.train(config, str(broken), quiet=True)
   assert acceptance.fingerprint(broken) == acceptance.fingerprint(workdir)
+  # The seconds of both processes are in the summary.
+  summary = json.loads((broken / 'summary.json').read_text())
+  lines = (broken / 'metrics.jsonl').read_text().splitlines()
+  rollout = sum(json.loads(line)['seconds/rollout'] for line in lines)
+  assert rollout - 1e-6 <= summary['seconds/rollout'] <= summary['seconds/total']
 
 
 def test_another_seed_is_another_run(whole, tmp_path):

@@ -24,20 +24,8 @@ def test_the_shipped_configs_pass():
         ({'planner.sampling.temperature': '0'}, 'greedy responses'),
         ({'train.group_size': '1'}, 'no advantage'),
         ({'batch.tokens_per_row': '64'}, 'cannot hold'),
-        (
-            {
-                'planner.max_prompt_tokens': '180',
-                'batch.tokens_per_row': '256',
-            },
-            'exceeds the largest',
-        ),
-        (
-            {
-                'planner.sampling.max_new_tokens': '17',
-                'batch.tokens_per_row': '256',
-            },
-            'engine.max_new_tokens',
-        ),
+        ({'planner.max_prompt_tokens': '225'}, 'exceeds the largest'),
+        ({'planner.sampling.max_new_tokens': '33'}, 'engine.max_new_tokens'),
         ({'agent.verifier.backend': 'frozen'}, 'agent.verifier.sampling'),
         ({'agent.verifier.backend': 'endpoint'}, 'set agent.endpoint.base_url'),
         ({'agent.verifier.backend': 'none'}, 'is not one of'),

@@ -7,6 +7,7 @@ from etils import epath
 
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import run
+from agentflow_jax.training import trainer
 from agentflow_jax.weights import parameters
 from tests.training import mini
 
@@ -29,7 +30,7 @@ def test_the_recorded_accuracy_is_of_these_weights_and_this_teacher():
   for name, value in config_lib.flatten(config.teacher).items():
     assert recorded[f'teacher/{name}'] == value
   params = parameters.load(_PLANNER, parameters.load_config(_PLANNER))
-  assert recorded['params_digest'] == run.params_digest(params)
+  assert recorded['params_digest'] == trainer.params_digest(params)
 
 
 @pytest.mark.slow

@@ -1,0 +1,150 @@
+"""The device side of a run: packed rows in, a new train state out."""
+
+import hashlib
+import math
+import statistics
+from typing import Any
+
+import jax
+import numpy as np
+
+from agentflow_jax.core import batch, sharding, update
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import system
+
+_REASONS = {
+    update.REFUSED_GAP: (
+        'the trainer scores the sampled tokens otherwise than the sampler did:'
+        ' max |logprob - behavior_logprob| = {gap:.3g} nats, allowed'
+        ' {bound:.3g} (train.max_logprob_gap)'
+    ),
+    update.REFUSED_NONFINITE: 'the gradient or the loss is not finite',
+}
+
+
+class RunStopped(RuntimeError):
+  """The run stopped itself; says why. Everything committed stands."""
+
+
+class Trainer:
+  """The device side of a run: state, reference and the jitted update."""
+
+  def __init__(self, parts: system.System, mesh: jax.sharding.Mesh):
+    """Places the parameters and compiles the update before step 0."""
+    config = parts.config
+    self._config = config
+    is_policy = config.algorithm == 'flow_grpo'
+    loss = config.flow_grpo if is_policy else config.sft.loss
+    needs_reference = is_policy and config.flow_grpo.kl_coef > 0
+    self.state = update.init_train_state(
+        parts.model_config, config.optimizer, mesh, jax.random.key(config.seed),
+        parts.params,
+    )
+    self._reference = (
+        update.snapshot(self.state.params) if needs_reference else None
+    )
+    self._pad_id = parts.tokenizer.pad_id
+    shards = sharding.row_shards(mesh)
+    if config.batch.rows_per_micro % shards:
+      raise config_lib.ConfigError(
+          f'batch.rows_per_micro {config.batch.rows_per_micro} must be a'
+          f' multiple of data x fsdp = {shards}'
+      )
+    self._max_micro = -(-_most_rows(config) // config.batch.rows_per_micro)
+    example, _ = self._pack([
+        batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)
+    ])
+    self._update = update.make_update_fn(
+        parts.model_config, config.optimizer, loss, mesh
+    ).lower(self.state, self._reference, example, np.float32(0)).compile()
+    self._score = None
+    if is_policy and config.flow_grpo.old_logprobs == 'recompute':
+      self._score = update.make_score_fn(parts.model_config, mesh)
+      self._score(self.state.params, example)
+
+  def step(
+      self, mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
+  ) -> dict[str, float]:
+    """Makes one optimizer update a mini-batch.
+
+    Returns:
+      The updates' metrics (see `_summarised`) and how the rows were packed.
+
+    Raises:
+      RunStopped: an update was refused; the state is the one before it.
+    """
+    packed = [self._pack(list(rows)) for rows in mini_batches if rows]
+    if self._score is not None:
+      # All before the first update: pi_old is the policy that sampled.
+      packed = [
+          (b.replace(old_logprobs=self._score(self.state.params, b)), p)
+          for b, p in packed
+      ]
+    results = []
+    for i, (turn_batch, _) in enumerate(packed):
+      bound = self._config.train.max_logprob_gap if i == 0 else math.inf
+      self.state, device_metrics = self._update(
+          self.state, self._reference, turn_batch, np.float32(bound)
+      )
+      result = {k: float(v) for k, v in device_metrics.items()}
+      refused = int(result.pop('refused'))
+      if refused != update.ACCEPTED:
+        gap = result.get('logprob_gap/max', 0.0)
+        raise RunStopped(_REASONS[refused].format(gap=gap, bound=bound))
+      results.append(result)
+    if not results:
+      return {'updates': 0}
+    metrics = {f'update/{k}': v for k, v in _summarised(results).items()}
+    metrics['updates'] = len(results)
+    metrics['batch/rows'] = sum(p.n_rows for _, p in packed)
+    metrics['batch/micro'] = sum(p.n_micro for _, p in packed)
+    metrics['batch/fill'] = sum(p.fill for _, p in packed) / len(packed)
+    return metrics
+
+  def _pack(self, rows):
+    return batch.pack(
+        rows,
+        tokens_per_row=self._config.batch.tokens_per_row,
+        rows_per_micro=self._config.batch.rows_per_micro,
+        max_micro=self._max_micro,
+        block=self._config.batch.block,
+        pad_id=self._pad_id,
+    )
+
+
+def _summarised(results: list[dict[str, float]]) -> dict[str, float]:
+  """One figure a metric for all updates of a step.
+
+  The gap is the first update's, whose parameters alone are those that sampled;
+  targets are summed, extremes are extremes, the rest are means over updates.
+  """
+  combine = {'n_targets': sum, 'ratio_max': max, 'ratio_min': min}
+  summarised = {}
+  for name, first in results[0].items():
+    values = [r[name] for r in results]
+    if name.startswith('logprob_gap/'):
+      summarised[name] = first
+    else:
+      summarised[name] = combine.get(name, statistics.fmean)(values)
+  return summarised
+
+
+def _most_rows(config: config_lib.Config) -> int:
+  """Turn rows that one update can have; each fits a packed row."""
+  if config.algorithm == 'sft':
+    return config.sft.rows_per_step
+  train = config.train
+  rollouts = train.queries_per_step // train.mini_batches * train.group_size
+  return rollouts * config.agent.rollout.max_turns
+
+
+def params_digest(params: Any) -> str:
+  """SHA-256 over the names, dtypes, shapes and bytes of all parameters."""
+  digest = hashlib.sha256()
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
+  for path, leaf in leaves:
+    array = np.ascontiguousarray(leaf)
+    name = jax.tree_util.keystr(path)
+    digest.update(f'{name} {array.dtype} {array.shape}'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
