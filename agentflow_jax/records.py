@@ -222,11 +222,20 @@ _POLICY = frozenset({
 
 @dataclasses.dataclass(frozen=True)
 class ModuleCall:
-  """What a frozen module read and wrote in one turn."""
+  """What a frozen module read and wrote.
+
+  Attributes:
+    module: 'executor', 'verifier' or 'generator'.
+    output: its text, as the module's protocol returns it.
+    seconds: wall time.
+    prompts: what the model behind it was asked, an attempt each. Empty for a
+      rule, which reads the turn's plan and the memory.
+  """
 
   module: str
   output: str
   seconds: float = 0.0
+  prompts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +248,7 @@ class Turn:
     parse_error: why the plan could not be read; empty when it could.
     call: the tool call that the executor made, if any.
     result: what the tool returned, if it was called.
-    modules: the executor's and the verifier's outputs.
+    modules: what the executor and the verifier read and wrote.
     memory: the entry that this turn added to memory, as rendered.
     shortened: older entries that the planner's prompt had no room for.
   """
@@ -265,6 +274,7 @@ class Trajectory:
     turns: planner turns, in order.
     analysis: the query analysis that opened memory, shared by the group.
     answer: the generator's answer; empty when there is none.
+    modules: what the generator read and wrote, where it was asked.
     reward: outcome reward; None outside the statistics.
     detail: text for people about the status (an error, the parse failure).
     seconds: wall time by what it was spent on.
@@ -276,6 +286,7 @@ class Trajectory:
   turns: tuple[Turn, ...]
   analysis: str = ''
   answer: str = ''
+  modules: tuple[ModuleCall, ...] = ()
   reward: float | None = None
   detail: str = ''
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -5,9 +5,11 @@ hops, not how a question was made.
 """
 
 import collections
+import contextlib
+import contextvars
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from agentflow_jax import records
@@ -163,6 +165,28 @@ class RuleExecutor:
     return call, ''
 
 
+_ASKED = contextvars.ContextVar('asked', default=None)
+
+
+@contextlib.contextmanager
+def noting_prompts() -> Iterator[list[str]]:
+  """Yields the prompts that frozen models are asked in its body, in order."""
+  asked = []
+  token = _ASKED.set(asked)
+  try:
+    yield asked
+  finally:
+    _ASKED.reset(token)
+
+
+async def _ask(model, segments, sampling, key) -> records.Completion:
+  """Asks a frozen model, and notes the prompt for the rollout's record."""
+  asked = _ASKED.get()
+  if asked is not None:
+    asked.append('\n\n'.join(f'[{s.role}] {s.text}' for s in segments))
+  return await model.generate(segments, sampling, key)
+
+
 EXECUTOR_SYSTEM = """\
 You turn a plan into one command for a tool. Answer with the command alone:
 execution = tool.execute(argument="value")
@@ -186,8 +210,9 @@ class ModelExecutor:
       segments = prompts.module_prompt(
           EXECUTOR_SYSTEM, view.memory, tail + note
       )
-      completion = await self.model.generate(
-          segments, self.sampling, dataclasses.replace(key, attempt=attempt)
+      completion = await _ask(
+          self.model, segments, self.sampling,
+          dataclasses.replace(key, attempt=attempt),
       )
       try:
         _, arguments = calls.parse_command(completion.text, card)
@@ -243,7 +268,8 @@ class ModelVerifier:
   async def judge(self, view, plan, entry):
     del plan
     memory = view.memory.append(entry)
-    completion = await self.model.generate(
+    completion = await _ask(
+        self.model,
         prompts.module_prompt(VERIFIER_SYSTEM, memory),
         self.sampling,
         view.key_of('verifier'),
@@ -293,7 +319,8 @@ class ModelGenerator:
   sampling: records.SamplingSpec
 
   async def answer(self, view):
-    completion = await self.model.generate(
+    completion = await _ask(
+        self.model,
         prompts.module_prompt(GENERATOR_SYSTEM, view.memory),
         self.sampling,
         view.key_of('generator'),

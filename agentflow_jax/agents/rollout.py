@@ -93,6 +93,7 @@ class _Progress:
 
   turns: list[records.Turn] = dataclasses.field(default_factory=list)
   answer: str = ''
+  modules: tuple[records.ModuleCall, ...] = ()
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   policy_seconds: float = 0.0  # in calls whose arguments set the time
   ends_at: float = float('inf')  # on time.monotonic's clock
@@ -166,6 +167,7 @@ async def rollout(
       turns=tuple(progress.turns),
       analysis=analysis,
       answer=progress.answer,
+      modules=progress.modules,
       reward=reward,
       detail=memory_lib.bounded(detail)[:_DETAIL_CHARACTERS],
       seconds=dict(progress.seconds),
@@ -215,8 +217,14 @@ async def _run(agent, task, key, analysis, progress) -> tuple[Status, str]:
       break
   if stopped or agent.config.answer_when_out_of_turns:
     view = modules.View(task.id, memory, agent.cards, turn_key)
-    with _module('generator', progress):
+    start = time.monotonic()
+    with _module('generator', progress), modules.noting_prompts() as asked:
       progress.answer = await agent.generator.answer(view)
+    progress.modules = (
+        records.ModuleCall(
+            'generator', progress.answer, time.monotonic() - start, tuple(asked)
+        ),
+    )
   if stopped:
     return Status.ANSWERED, ''
   last = progress.turns[-1].result
@@ -247,7 +255,7 @@ async def _turn(
     progress.turns[-1] = dataclasses.replace(turn, parse_error=str(e))
     raise _End(Status.UNPARSEABLE_PLAN, str(e)) from e
   call, said, result = await _execute(agent, view, plan, progress)
-  calls = (said,) if said.output else ()
+  calls = _worth_keeping(said)
   progress.turns[-1] = turn = dataclasses.replace(
       turn, call=call, result=result, modules=calls
   )
@@ -270,11 +278,13 @@ async def _turn(
       failed=result.error is not None,
   )
   start = time.monotonic()
-  with _module('verifier', progress):
+  with _module('verifier', progress), modules.noting_prompts() as asked:
     stop, verdict = await agent.verifier.judge(
         dataclasses.replace(view, memory=memory), plan, entry
     )
-  said = records.ModuleCall('verifier', verdict, time.monotonic() - start)
+  said = records.ModuleCall(
+      'verifier', verdict, time.monotonic() - start, tuple(asked)
+  )
   verdict = memory_lib.shorten(
       memory.references.defuse(verdict),
       agent.count_tokens,
@@ -300,7 +310,7 @@ async def _execute(agent, view, plan, progress):
   """
   tool = agent.tools[plan.tool]
   start = time.monotonic()
-  said = records.ModuleCall('executor', '')
+  said, asked = records.ModuleCall('executor', ''), ()
   call = None
   try:
     resolved = dataclasses.replace(
@@ -308,12 +318,14 @@ async def _execute(agent, view, plan, progress):
         sub_goal=view.memory.references.resolve(plan.sub_goal),
         context=view.memory.references.resolve(plan.context),
     )
-    with _module('executor', progress):
+    with _module('executor', progress), modules.noting_prompts() as asked:
       call, output = await agent.executor.command(view, resolved, tool.card)
-    said = records.ModuleCall('executor', output, time.monotonic() - start)
+    said = records.ModuleCall(
+        'executor', output, time.monotonic() - start, tuple(asked)
+    )
     # Kept at once: the call may be what ends the rollout.
     progress.turns[-1] = dataclasses.replace(
-        progress.turns[-1], call=call, modules=(said,) if output else ()
+        progress.turns[-1], call=call, modules=_worth_keeping(said)
     )
     base.check_arguments(tool.card, call.arguments)
     start = time.monotonic()
@@ -321,9 +333,15 @@ async def _execute(agent, view, plan, progress):
     error = None
   except (base.BadArguments, references_lib.UnknownReference) as e:
     text, error = str(e), records.ToolErrorKind.ARGUMENTS
+    said = dataclasses.replace(said, prompts=tuple(asked))
   seconds = time.monotonic() - start
   text = memory_lib.bounded(text)
   return call, said, records.ToolResult(text, error, seconds)
+
+
+def _worth_keeping(said: records.ModuleCall) -> tuple[records.ModuleCall, ...]:
+  """A rule's executor says nothing beside the call itself."""
+  return (said,) if said.output or said.prompts else ()
 
 
 async def _call(tool, call, key, progress) -> str:

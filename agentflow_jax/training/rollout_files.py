@@ -165,6 +165,7 @@ def _trajectory(row) -> records.Trajectory:
   names = {f.name for f in dataclasses.fields(records.Trajectory)}
   header = {k: v for k, v in row['header'].items() if k in names}
   header['status'] = records.Status(header['status'])
+  header['modules'] = _modules(header['modules'])
   turns, before = [], ()
   for turn in row['turns']:
     same, *rest = turn['completion']['prompt_ids']
@@ -189,9 +190,16 @@ def _turn(row, prompt_ids) -> records.Turn:
       parse_error=row['parse_error'],
       call=records.ToolCall(**row['call']) if row['call'] else None,
       result=result,
-      modules=tuple(records.ModuleCall(**m) for m in row['modules']),
+      modules=_modules(row['modules']),
       memory=row['memory'],
       shortened=row['shortened'],
+  )
+
+
+def _modules(rows) -> tuple[records.ModuleCall, ...]:
+  return tuple(
+      records.ModuleCall(**(row | {'prompts': tuple(row['prompts'])}))
+      for row in rows
   )
 
 

@@ -113,7 +113,7 @@ async def _train(config, workdir, quiet) -> str:
     with clock('compile'):
       mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
       trainer = trainer_lib.Trainer(parts, mesh)
-      parts.engine.warmup(truncates=(False,))
+      parts.warmup()
     # From here on the workdir is this config's.
     metrics_lib.write_text(
         workdir / 'config.json',

@@ -80,6 +80,15 @@ class System:
     )
     return dataclasses.replace(self.agent, planner=planner)
 
+  def warmup(self) -> None:
+    """Compiles what the planner's and the frozen modules' requests need."""
+    self.engine.warmup(truncates=(False,))
+    if self.frozen_engine is not None:
+      specs = [r.sampling for r in _roles(self.config) if r.backend == 'frozen']
+      self.frozen_engine.warmup(
+          truncates=sorted({spec.truncates for spec in specs})
+      )
+
   async def close(self) -> None:
     """Ends threads, processes and connections."""
     for tool in self.agent.tools.values():
@@ -120,9 +129,7 @@ def build(config: config_lib.Config, workdir: epath.Path) -> System:
     engine = stack.enter_context(
         engine_lib.Engine(model_config, config.engine, params)
     )
-    roles = [getattr(config.agent, name) for name in _ROLES]
-    roles.append(config.agent.tools.generalist)
-    uses_frozen = any(r.backend == 'frozen' for r in roles)
+    uses_frozen = any(r.backend == 'frozen' for r in _roles(config))
     frozen = None
     if uses_frozen:
       frozen = stack.enter_context(
@@ -151,6 +158,12 @@ def build(config: config_lib.Config, workdir: epath.Path) -> System:
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
+
+
+def _roles(config: config_lib.Config) -> list[config_lib.ModuleConfig]:
+  """Everything that a frozen model may play."""
+  roles = [getattr(config.agent, name) for name in _ROLES]
+  return [*roles, config.agent.tools.generalist]
 
 
 def check(config: config_lib.Config) -> None:

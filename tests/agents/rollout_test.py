@@ -294,6 +294,42 @@ def test_text_that_no_tokenizer_takes_is_cleaned_before_it_is_kept():
   assert done.turns[0].result.text.encode()
 
 
+def test_what_frozen_models_were_asked_is_on_record():
+  frozen = fakes.FakeLanguageModel({
+      # The first turn's command is refused, asked for again, and refused.
+      'executor': ['no command', 'execution = tool.execute(query="Oslo")'],
+      'verifier': ['Conclusion: CONTINUE', 'Conclusion: STOP'],
+      'generator': ['Oslo'],
+  })
+  spec = records.SamplingSpec()
+  agent = _agent(
+      FIND,
+      ANSWER,
+      executor=modules.ModelExecutor(frozen, spec),
+      verifier=modules.ModelVerifier(frozen, spec),
+      generator=modules.ModelGenerator(frozen, spec),
+  )
+  done = _run(agent)
+  assert done.status is Status.ANSWERED
+  said = [c for turn in done.turns for c in turn.modules] + [*done.modules]
+  assert [(c.module, c.output, len(c.prompts)) for c in said] == [
+      ('executor', '', 2),
+      ('verifier', 'continue', 1),
+      ('executor', 'execution = tool.execute(query="Oslo")', 1),
+      ('verifier', 'stop', 1),
+      ('generator', 'Oslo', 1),
+  ]
+  asked = [prompt for prompt, _, _ in frozen.requests]
+  noted = [text for c in said for text in c.prompts]
+  assert noted == [
+      '\n\n'.join(f'[{s.role}] {s.text}' for s in prompt) for prompt in asked
+  ]
+  assert 'Your last command was refused' in noted[1]
+  # A rule is asked nothing.
+  ruled = _run(_agent(FIND, ANSWER))
+  assert not any(c.prompts for turn in ruled.turns for c in turn.modules)
+
+
 def test_shortened_entries_are_counted_on_the_turn():
   async def long(_):
     return 'a ' * 25

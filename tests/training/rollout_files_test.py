@@ -34,7 +34,9 @@ def _group():
               result=records.ToolResult(
                   'no', records.ToolErrorKind.ARGUMENTS, 0.5
               ),
-              modules=(records.ModuleCall('verifier', 'continue', 0.1),),
+              modules=(
+                  records.ModuleCall('verifier', 'continue', 0.1, ('p', 'q')),
+              ),
               memory='1. ...',
               shortened=2,
           ),
@@ -43,6 +45,7 @@ def _group():
       ),
       analysis='think',
       answer='a',
+      modules=(records.ModuleCall('generator', 'a'),),
       reward=0.5,
       seconds={'total': 1.5},
   )

@@ -1,9 +1,13 @@
 """What cannot work, or would be ignored, is an error at start."""
 
+import asyncio
 import dataclasses
 
 import pytest
+from etils import epath
 
+from agentflow_jax import records
+from agentflow_jax.agents import rollout
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import system
 from tests.training import mini
@@ -52,3 +56,41 @@ def test_a_warm_start_needs_the_teacher_s_tasks(tmp_path):
   config = dataclasses.replace(mini.config(tmp_path), algorithm='sft')
   with pytest.raises(config_lib.ConfigError, match='must be geohop'):
     system.check(config)
+
+
+def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
+    tmp_path
+):
+  config = mini.config(tmp_path)
+  frozen = config_lib.ModuleConfig(
+      'frozen', config_lib.SamplingSpec(top_p=0.9, max_new_tokens=8)
+  )
+  config = dataclasses.replace(
+      config,
+      agent=dataclasses.replace(config.agent, generator=frozen),
+      engine=dataclasses.replace(config.engine, prompt_buckets=(224,)),
+  )
+
+  async def run():
+    parts = system.build(config, epath.Path(tmp_path))
+    try:
+      parts.warmup()
+      engines = parts.engine, parts.frozen_engine
+      before = [engine.compilations for engine in engines]
+      key = records.RequestKey(0, records.Purpose.SOLVE, 0, '', 0)
+      plan = 'Sub-Goal: answer capital\nContext: Spain\nTool Name: search'
+      agent = parts.with_script(lambda *_: plan)
+      done = await rollout.rollout(agent, parts.tasks.test[1], key)
+      after = [engine.compilations for engine in engines]
+      return done, before, after, parts.frozen_engine.stats()
+    finally:
+      await parts.close()
+
+  done, before, after, stats = asyncio.run(run())
+  assert before == after
+  assert stats.completed == 1
+  assert done.status is records.Status.ANSWERED
+  # It reads the memory that the turn left; its words are on record.
+  (said,) = done.modules
+  assert 'The capital of Spain is Madrid.' in said.prompts[0]
+  assert said.output == done.answer
