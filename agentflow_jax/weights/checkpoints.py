@@ -1,6 +1,7 @@
 """Train state on disk: one Orbax commit holds all that a resume needs."""
 
 import json
+import os
 from typing import Any
 
 import jax
@@ -25,6 +26,9 @@ class Checkpoints:
       directory: below the workdir.
       keep: commits kept.
     """
+    # Orbax wants it absolute; a gs:// path is.
+    if '://' not in os.fspath(directory):
+      directory = directory.absolute()
     self._directory = directory
     self._manager = ocp.CheckpointManager(
         directory,

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import pathlib
 
 import pytest
 
@@ -71,13 +72,15 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(
       raise _Killed
     return original(self, mini_batches)
 
-  broken = tmp_path / 'out'
+  # As the launchers give it: relative.
+  monkeypatch.chdir(tmp_path)
+  relative, broken = pathlib.Path('out'), tmp_path / 'out'
   with monkeypatch.context() as patch:
     patch.setattr(trainer.Trainer, 'step', cut)
     with pytest.raises(_Killed):
-      run.train(config, str(broken), quiet=True)
+      run.train(config, str(relative), quiet=True)
   assert list((broken / 'journal').iterdir())
-  run.train(config, str(broken), quiet=True)
+  run.train(config, str(relative), quiet=True)
   assert acceptance.fingerprint(broken) == acceptance.fingerprint(workdir)
   # The seconds of both processes are in the summary.
   summary = json.loads((broken / 'summary.json').read_text())
