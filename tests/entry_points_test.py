@@ -18,11 +18,30 @@ def _run(module, *flags):
   )
 
 
-@pytest.mark.parametrize('module', ['train', 'evaluate', 'solve'])
-def test_help_says_what_and_how(module):
+@pytest.mark.parametrize(
+    'module, flag',
+    [
+        ('train', '--config'), ('evaluate', '--config'), ('solve', '--config'),
+        ('export', '--model'),
+    ],
+)
+def test_help_says_what_and_how(module, flag):
   done = _run(module, '--help')
   assert f'python -m agentflow_jax.{module}' in done.stdout
-  assert '--config' in done.stdout
+  assert flag in done.stdout
+
+
+def test_export_writes_the_shipped_planner(tmp_path):
+  out = tmp_path / 'out'
+  done = _run('export', '--model=experiments/geohop_planner', f'--out={out}')
+  assert done.returncode == 0, done.stderr
+  assert '459,520 parameters in float32' in done.stdout
+  for name in ('model.safetensors', 'tokenizer.model'):
+    shipped = mini.ROOT / 'experiments' / 'geohop_planner' / name
+    assert (out / name).read_bytes() == shipped.read_bytes()
+  for flags in ([f'--out={out}'], ['--model=gone', f'--out={out}'], []):
+    refused = _run('export', *flags)
+    assert refused.returncode and 'Traceback' not in refused.stderr
 
 
 @pytest.mark.parametrize(

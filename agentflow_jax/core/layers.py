@@ -11,6 +11,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from agentflow_jax.core import rope
+
 Array = jax.Array
 # (activation, logical axis names) -> the activation, constrained to a mesh.
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
@@ -36,6 +38,7 @@ class ModelConfig:
     d_ff: width of the gated MLP.
     max_positions: context limit in tokens, prompt and response together.
     rope_theta: base of the rotary frequencies.
+    rope_scaling: how they are changed for long contexts, if at all.
     norm_eps: added to the mean square in RMSNorm.
     qkv_bias: biases on q, k and v (Qwen2).
     qk_norm: RMSNorm of each head's q and k before rotation (Qwen3).
@@ -56,6 +59,7 @@ class ModelConfig:
   d_ff: int
   max_positions: int
   rope_theta: float = 1e4
+  rope_scaling: rope.RopeScaling | None = None
   norm_eps: float = 1e-6
   qkv_bias: bool = False
   qk_norm: bool = False
@@ -162,27 +166,6 @@ class RMSNorm(nn.Module):
     return (y * scale.astype(jnp.float32)).astype(config.dtype)
 
 
-def rotary_tables(
-    config: ModelConfig, positions: Array
-) -> tuple[Array, Array]:
-  """Returns float32 (cos, sin)[B, T, 1, E/2] of position * theta^(-2i/E)."""
-  half = config.head_dim // 2
-  exponent = jnp.arange(half, dtype=jnp.float32) * (-2.0 / config.head_dim)
-  frequency = jnp.power(jnp.float32(config.rope_theta), exponent)
-  angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
-  return jnp.cos(angle), jnp.sin(angle)
-
-
-def _rotate(x: Array, rotary: tuple[Array, Array]) -> Array:
-  """Rotates the pairs (x[i], x[i + E/2]) of x[B, T, heads, E]."""
-  cos, sin = rotary
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  y = jnp.concatenate(
-      [first * cos - second * sin, second * cos + first * sin], axis=-1
-  )
-  return y.astype(x.dtype)
-
-
 @flax.struct.dataclass
 class Context:
   """What every layer needs beside its activations.
@@ -236,9 +219,9 @@ class _Attention(nn.Module):
       q = RMSNorm(config, 'head_dim', name='q_norm')(q)
       k = RMSNorm(config, 'head_dim', name='k_norm')(k)
     q = self.constrain(
-        _rotate(q, context.rotary), ('batch', 'length', 'heads', None)
+        rope.rotate(q, context.rotary), ('batch', 'length', 'heads', None)
     )
-    k = _rotate(k, context.rotary).transpose(0, 2, 3, 1)
+    k = rope.rotate(k, context.rotary).transpose(0, 2, 3, 1)
     v = v.transpose(0, 2, 1, 3)
     batch, length = x.shape[:2]
     # Query heads h of one group share the key head h // (H / K).

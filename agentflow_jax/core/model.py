@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from agentflow_jax.core import layers
+from agentflow_jax.core import rope
 
 Array = jax.Array
 Params = Any  # Nested dict of arrays.
 ModelConfig = layers.ModelConfig
+RopeScaling = rope.RopeScaling
 Constrain = layers.Constrain
 
 
@@ -92,7 +94,10 @@ class Transformer(nn.Module):
       or None.
     """
     context = layers.Context(
-        rotary=layers.rotary_tables(self.config, positions),
+        rotary=rope.tables(
+            self.config.rope_theta, self.config.head_dim,
+            self.config.rope_scaling, positions,
+        ),
         mask=mask[:, None, None],
         slot_source=slot_source,
     )

@@ -13,6 +13,7 @@ from agentflow_jax import records
 _ROLES = ('system', 'user', 'assistant')
 _ROLE_PIECES = tuple(f'<|{role}|>' for role in _ROLES)
 END_PIECE = '<|end|>'
+FILE = 'tokenizer.model'
 
 
 class Tokenizer(Protocol):
@@ -37,6 +38,9 @@ class Tokenizer(Protocol):
   def render(self, prompt: Sequence[records.Segment]) -> list[int]:
     """Encodes a prompt up to where the assistant begins to speak."""
 
+  def save(self, directory: str | os.PathLike[str]) -> None:
+    """Writes the files that it is loaded from to an existing directory."""
+
 
 class SentencePieceTokenizer:
   """A SentencePiece model whose roles and end are control pieces.
@@ -53,10 +57,10 @@ class SentencePieceTokenizer:
       FileNotFoundError: no such file.
       ValueError: not a SentencePiece model, or one without the control pieces.
     """
-    serialized = epath.Path(path).read_bytes()
+    self._serialized = epath.Path(path).read_bytes()
     try:
       self._model = sentencepiece.SentencePieceProcessor(
-          model_proto=serialized
+          model_proto=self._serialized
       )
     except RuntimeError as e:
       raise ValueError(f'{path} is not a SentencePiece model') from e
@@ -68,6 +72,9 @@ class SentencePieceTokenizer:
       raise ValueError(f'{path} lacks the control pieces {missing}')
     self._role_ids = {r: ids[p] for r, p in zip(_ROLES, _ROLE_PIECES)}
     self.stop_ids = (ids[END_PIECE],)
+
+  def save(self, directory):
+    (epath.Path(directory) / FILE).write_bytes(self._serialized)
 
   def encode(self, text):
     return self._model.encode(text)

@@ -20,9 +20,14 @@ def config_from_flags(argv: Sequence[str]) -> config_lib.Config:
   Raises:
     ConfigError: a stray argument, or what `config.load` raises.
   """
+  no_arguments(argv)
+  return config_lib.load(_CONFIG.value, _overrides)
+
+
+def no_arguments(argv: Sequence[str]) -> None:
+  """Raises ConfigError where the command line holds more than flags."""
   if len(argv) > 1:
     raise config_lib.ConfigError(f'not a flag: {argv[1]!r}')
-  return config_lib.load(_CONFIG.value, _overrides)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -35,9 +40,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
     raise config_lib.ConfigError(str(e)) from e
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(
+    main: Callable[[Sequence[str]], None], needs_config: bool = True
+) -> None:
   """Runs an entry point: a user's mistake is one line and exit code 2."""
-  flags.mark_flag_as_required('config')
+  if needs_config:
+    flags.mark_flag_as_required('config')
   try:
     app.run(_guarded(main), flags_parser=_parse_or_exit)
   except KeyboardInterrupt:

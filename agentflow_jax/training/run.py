@@ -16,10 +16,10 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.core import sharding
 from agentflow_jax.training import collect, config as config_lib
-from agentflow_jax.training import evaluation, metrics as metrics_lib
+from agentflow_jax.training import evaluation, metrics as metrics_lib, models
 from agentflow_jax.training import progress, report, rollout_files, sources
 from agentflow_jax.training import final, system, trainer as trainer_lib
-from agentflow_jax.weights import checkpoints, parameters
+from agentflow_jax.weights import checkpoints
 
 
 class Clock:
@@ -142,10 +142,10 @@ async def _train(config, workdir, quiet) -> str:
       await evaluations.final(parts.params, trainer.state.params)
       compiled = compilations.count - warm
     digest = trainer_lib.params_digest(trainer.state.params)
-    parameters.save(
-        workdir / 'planner', parts.model_config, trainer.state.params
-    )
-    _copy_tokenizer(config, workdir)
+    models.Model(
+        parts.model_config, trainer.state.params, parts.tokenizer,
+        parts.described,
+    ).save(str(workdir / 'planner'), parts.model_config.param_dtype)
     clock.seconds['total'] = time.monotonic() - started
     summary = final.write_summary(
         config, workdir, log.lines, clock.seconds,
@@ -310,10 +310,3 @@ def _is_due(config, done: int) -> bool:
   """Whether the validation tasks are evaluated after `done` steps."""
   every = config.evaluation.every
   return bool(every) and (done % every == 0 or done == config.train.steps)
-
-
-def _copy_tokenizer(config, workdir: epath.Path) -> None:
-  """A planner directory stands on its own."""
-  source = epath.Path(config.planner.directory or workdir)
-  target = workdir / 'planner' / system.TOKENIZER
-  target.write_bytes((source / system.TOKENIZER).read_bytes())

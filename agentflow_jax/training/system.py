@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import logging
@@ -18,9 +19,9 @@ from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import controls, engine_model, task_sets
-from agentflow_jax.weights import parameters
+from agentflow_jax.training import models as models_lib
 
-TOKENIZER = 'tokenizer.model'
+
 _ROLES = ('executor', 'verifier', 'generator', 'analyst')
 # What a tokenizer trained for a run always keeps whole: the format of plans and
 # of memory (a plan is then 8 tokens), and the marks of mentions.
@@ -48,6 +49,7 @@ class System:
     model_config: the planner's network.
     params: parameters the run starts from, on the host.
     tokenizer: the planner's.
+    described: config.json of the model that the run starts from, if any.
     tasks: the tasks.
     engine: samples the planner being trained.
     frozen_engine: samples the planner as it was before training; None where no
@@ -61,6 +63,7 @@ class System:
   model_config: model.ModelConfig
   params: model.Params
   tokenizer: tokenizers.Tokenizer
+  described: Mapping[str, Any]
   tasks: task_sets.TaskSet
   engine: engine_lib.Engine
   frozen_engine: engine_lib.Engine | None
@@ -114,7 +117,9 @@ def build(config: config_lib.Config, workdir: epath.Path) -> System:
   """
   check(config)
   tasks = task_sets.load(config.task_set, str(workdir / 'data'))
-  tokenizer, model_config, params = _planner_parts(config, tasks, workdir)
+  loaded = _start(config, tasks, workdir)
+  model_config, params = loaded.config, loaded.params
+  tokenizer = loaded.tokenizer
   names = {t.reward for t in (*tasks.train, *tasks.validation, *tasks.test)}
   try:
     rewards = registry.Rewards(sorted(names))
@@ -148,6 +153,7 @@ def build(config: config_lib.Config, workdir: epath.Path) -> System:
         model_config=model_config,
         params=params,
         tokenizer=tokenizer,
+        described=loaded.described,
         tasks=tasks,
         engine=engine,
         frozen_engine=frozen,
@@ -277,45 +283,44 @@ def _check_unread(config: config_lib.Config) -> None:
     )
 
 
-def _planner_parts(config, tasks, workdir):
-  """Returns (tokenizer, model config, host parameters) to start from."""
-  directory = config.planner.directory
-  if directory:
-    if config.planner.model is not None:
+def _start(config, tasks, workdir) -> models_lib.Model:
+  """Returns the model to start from."""
+  planner = config.planner
+  runtime = {
+      name: getattr(planner, name)
+      for name in ('dtype', 'param_dtype', 'remat')
+      if getattr(planner, name) is not None
+  }
+  if planner.directory:
+    if planner.model is not None:
       raise config_lib.ConfigError(
           'planner.model is ignored where planner.directory is set: the'
           ' directory says which network it holds'
       )
-    model_config = parameters.load_config(directory)
-    params = parameters.load(directory, model_config)
-    path = epath.Path(directory) / TOKENIZER
-    if not path.exists():
-      raise parameters.CheckpointError(f'{path} does not exist')
-    tokenizer = tokenizers.SentencePieceTokenizer(path)
-  else:
-    if config.planner.model is None:
-      raise config_lib.ConfigError('planner: set directory, or model')
-    path = workdir / TOKENIZER
-    if not path.exists():
-      logging.info('training a tokenizer for this run')
-      tokenizers.train_sentencepiece(
-          _texts(config, tasks), path, config.planner.vocab_size,
-          symbols=_FORMAT_SYMBOLS
-          + (_REFERENCE_SYMBOLS if config.agent.number_mentions else ()),
-      )
-    tokenizer = tokenizers.SentencePieceTokenizer(path)
-    model_config = dataclasses.replace(
-        config.planner.model, vocab_size=tokenizer.vocab_size
+    return models_lib.load(planner.directory, **runtime)
+  if planner.model is None:
+    raise config_lib.ConfigError('planner: set directory, or model')
+  if runtime:
+    raise config_lib.ConfigError(
+        f'planner.{next(iter(runtime))} is of a planner.directory: where'
+        ' planner.model is set, set it there'
     )
-    params = jax.device_get(
-        model.init_params(model_config, jax.random.key(config.seed))
+  path = workdir / tokenizers.FILE
+  if not path.exists():
+    logging.info('training a tokenizer for this run')
+    tokenizers.train_sentencepiece(
+        _texts(config, tasks), path, planner.vocab_size,
+        symbols=_FORMAT_SYMBOLS
+        + (_REFERENCE_SYMBOLS if config.agent.number_mentions else ()),
     )
-  if tokenizer.vocab_size > model_config.vocab_size:
-    raise parameters.CheckpointError(
-        f'{path} has {tokenizer.vocab_size} pieces, the model'
-        f' {model_config.vocab_size}'
-    )
-  return tokenizer, model_config, params
+  tokenizer = tokenizers.SentencePieceTokenizer(path)
+  model_config = dataclasses.replace(
+      planner.model, vocab_size=tokenizer.vocab_size
+  )
+  params = jax.device_get(
+      model.init_params(model_config, jax.random.key(config.seed))
+  )
+  return models_lib.Model(model_config, params, tokenizer, {})
 
 
 def _texts(config, tasks):

@@ -1,27 +1,124 @@
-"""Parameters as safetensors, beside the config.json that describes them."""
+"""Parameters as a Hugging Face directory: config.json and safetensors.
+
+The one layout of a planner directory, ours or a released model's: what is saved
+here, vLLM and transformers load, and what they load is read here.
+"""
 
 import dataclasses
+import functools
 import json
+import math
 import os
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import flax.traverse_util
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 from etils import epath
 
 from agentflow_jax.core import model
+from agentflow_jax.weights import families, tensors
 
-_WEIGHTS = 'model.safetensors'
-_CONFIG = 'config.json'
-_STORED = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
+CONFIG = 'config.json'
 _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
+_SHARD_BYTES = 5 * 10**9
 
 
 class CheckpointError(ValueError):
   """Weights that are missing, broken, or not those of the configured model."""
+
+
+def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns a directory's config.json.
+
+  Raises:
+    CheckpointError: it is missing, or no JSON object.
+  """
+  path = epath.Path(directory) / CONFIG
+  try:
+    return dict(json.loads(path.read_text()))
+  except FileNotFoundError as e:
+    raise CheckpointError(
+        f'{path} does not exist; a model directory holds {CONFIG},'
+        f' {tensors.SINGLE} and a tokenizer'
+    ) from e
+  except (TypeError, ValueError) as e:
+    raise CheckpointError(f'{path} does not describe a model: {e}') from e
+
+
+def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:
+  """Reads what network a directory holds; in float32, see families.
+
+  Raises:
+    CheckpointError: config.json is missing, or describes no network of ours.
+  """
+  path = epath.Path(directory) / CONFIG
+  try:
+    return families.from_hugging_face(read_config(directory))
+  except CheckpointError:
+    raise
+  except families.UnsupportedModel as e:
+    raise CheckpointError(f'{path}: {e}') from e
+  except KeyError as e:
+    raise CheckpointError(f'{path} does not describe a model: no {e}') from e
+  except (TypeError, ValueError, AttributeError) as e:
+    raise CheckpointError(f'{path} does not describe a model: {e}') from e
+
+
+def load(
+    directory: str | os.PathLike[str],
+    config: model.ModelConfig,
+    shardings: Any = None,
+) -> model.Params:
+  """Reads parameters as the config wants them.
+
+  Args:
+    directory: of config.json and safetensors.
+    config: the network; decides shapes and the dtype.
+    shardings: init_params' tree with a Sharding a leaf: each device's part is
+      read straight from the files, by the process that holds it. None returns
+      host arrays.
+
+  Returns:
+    The tree of `init_params`, of param_dtype.
+
+  Raises:
+    CheckpointError: missing, broken, or of another network; names the tensor.
+  """
+  try:
+    stored = tensors.SafetensorsDirectory(directory)
+    return read(stored, config, shardings)
+  except tensors.TensorError as e:
+    raise CheckpointError(f'{directory}: {e}') from e
+
+
+def read(
+    stored: tensors.Tensors, config: model.ModelConfig, shardings: Any = None
+) -> model.Params:
+  """Like `load`, from tensors of released names wherever they lie.
+
+  Raises:
+    TensorError: one is missing, of another shape, or nothing we know.
+  """
+  leaves = _leaves(config)
+  _check(stored, leaves)
+  if shardings is not None:
+    shardings = flax.traverse_util.flatten_dict(shardings, sep='.')
+  flat = {}
+  for ours, leaf in leaves.items():
+    if shardings is None:
+      everything = tuple(slice(0, n) for n in leaf.shape)
+      flat[ours] = leaf.read(stored, everything)
+    else:
+      flat[ours] = jax.make_array_from_callback(
+          leaf.shape,
+          shardings[ours],
+          lambda index, leaf=leaf: leaf.read(stored, index),
+      )
+  return flax.traverse_util.unflatten_dict(flat, sep='.')
 
 
 def save(
@@ -29,94 +126,160 @@ def save(
     config: model.ModelConfig,
     params: model.Params,
     dtype: str = 'float32',
+    shard_bytes: int = _SHARD_BYTES,
+    others: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes parameters and their config to a directory.
+  """Writes parameters and their config.json to a directory.
+
+  Fetches one parameter at a time to the host.
 
   Args:
     directory: created where absent.
     config: the network.
-    params: its parameters; fetched to the host.
+    params: its parameters.
     dtype: what they are rounded to, 'float32' or 'bfloat16'.
+    shard_bytes: the most that one file holds.
+    others: what config.json says besides (token ids, ...), as it was read.
+
+  Raises:
+    families.UnsupportedModel: no released family is such a network.
   """
   path = epath.Path(directory)
+  described = families.to_hugging_face(config, dtype)
+  # transformers 5 has other names for what it says twice then.
+  kept = set(others or ()) - {'rope_parameters', 'dtype'}
+  described = {k: others[k] for k in kept} | described
+  text = json.dumps(described, indent=2, sort_keys=True)
   path.mkdir(parents=True, exist_ok=True)
   flat = flax.traverse_util.flatten_dict(params, sep='.')
-  tensors = {
-      name: np.asarray(jax.device_get(leaf)).astype(_DTYPES[dtype])
-      for name, leaf in sorted(flat.items())
-  }
-  text = json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True)
-  (path / _CONFIG).write_text(text + '\n')
-  # A process that is killed meanwhile leaves no half of a file by that name.
-  partial = path / (_WEIGHTS + '.partial')
-  partial.write_bytes(safetensors.numpy.save(tensors))
-  partial.replace(path / _WEIGHTS)
+  outputs = []
+  for ours, leaf in _leaves(config).items():
+    outputs += leaf.outputs(flat[ours])
+  tensors.write(path, outputs, _DTYPES[dtype], shard_bytes)
+  (path / CONFIG).write_text(text + '\n')
 
 
-def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:
-  """Reads what network a directory holds.
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+  """One of our parameters, and the released tensors that it is made of.
 
-  Raises:
-    CheckpointError: the file is missing or does not describe a network.
+  Attributes:
+    shape: ours; with a leading axis of layers where `theirs` has a place for
+      the layer's number.
+    dtype: ours.
+    theirs: the released name.
+    groups: for every axis of a released tensor, the letters of our axes that
+      are merged in it, outermost first.
+    letters: our axes, without that of layers.
   """
-  path = epath.Path(directory) / _CONFIG
-  try:
-    return model.ModelConfig(**json.loads(path.read_text()))
-  except FileNotFoundError as e:
-    raise CheckpointError(
-        f'{path} does not exist; a planner directory holds {_CONFIG},'
-        f' {_WEIGHTS} and a tokenizer'
-    ) from e
-  except (TypeError, ValueError) as e:
-    raise CheckpointError(f'{path} does not describe a model: {e}') from e
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  theirs: str
+  groups: tuple[str, ...]
+  letters: str
+
+  @property
+  def layered(self) -> bool:
+    return '{}' in self.theirs
+
+  @property
+  def sizes(self) -> Mapping[str, int]:
+    shape = self.shape[1:] if self.layered else self.shape
+    return dict(zip(self.letters, shape, strict=True))
+
+  def names(self) -> list[str]:
+    """The released tensors, by layer."""
+    if not self.layered:
+      return [self.theirs]
+    return [self.theirs.format(i) for i in range(self.shape[0])]
+
+  def their_shape(self) -> tuple[int, ...]:
+    return tuple(
+        math.prod(self.sizes[c] for c in group) for group in self.groups
+    )
+
+  def read(self, stored, index: tuple[slice, ...]) -> np.ndarray:
+    """Returns self[index], reading no more than that takes."""
+    spans = [s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)]
+    names = self.names()
+    if not self.layered:
+      return self._read_one(stored, names[0], spans)
+    (first, last), *spans = spans
+    shape = (last - first, *(b - a for a, b in spans))
+    block = np.empty(shape, self.dtype)
+    for i, name in enumerate(names[first:last]):
+      block[i] = self._read_one(stored, name, spans)
+    return block
+
+  def _read_one(self, stored, name, spans) -> np.ndarray:
+    span = dict(zip(self.letters, spans, strict=True))
+    ranges = []
+    for group in self.groups:
+      inner = math.prod(self.sizes[c] for c in group[1:])
+      start, stop = span[group[0]]
+      whole = all(span[c] == (0, self.sizes[c]) for c in group[1:])
+      if not whole:  # Else a block of ours would be many pieces of theirs.
+        raise ValueError(f'{name}: an inner axis of {group} may not be split')
+      ranges.append((start * inner, stop * inner))
+    block = stored.read(name, ranges)
+    split = ''.join(self.groups)
+    block = block.reshape([span[c][1] - span[c][0] for c in split])
+    block = block.transpose([split.index(c) for c in self.letters])
+    return np.ascontiguousarray(block.astype(self.dtype))
+
+  def outputs(self, value) -> list[tensors.Output]:
+    """The released tensors that a value of this leaf is written as."""
+    def make(i):
+      part = np.asarray(jax.device_get(value[i] if self.layered else value))
+      split = ''.join(self.groups)
+      part = part.transpose([self.letters.index(c) for c in split])
+      return part.reshape(self.their_shape())
+
+    return [
+        tensors.Output(name, self.their_shape(), lambda i=i: make(i))
+        for i, name in enumerate(self.names())
+    ]
 
 
-def load(
-    directory: str | os.PathLike[str], config: model.ModelConfig
-) -> model.Params:
-  """Reads parameters as the config wants them.
-
-  Args:
-    directory: where `save` wrote.
-    config: the network; decides names, shapes and the dtype.
-
-  Returns:
-    Host arrays of param_dtype, in the tree of `init_params`.
-
-  Raises:
-    CheckpointError: missing, broken, or of another network; names the tensor.
-  """
-  path = epath.Path(directory) / _WEIGHTS
-  try:
-    tensors = {
-        name: _array(tensor)
-        for name, tensor in safetensors.deserialize(path.read_bytes())
-    }
-  except FileNotFoundError as e:
-    raise CheckpointError(f'{path} does not exist') from e
-  except (safetensors.SafetensorError, KeyError) as e:
-    raise CheckpointError(
-        f'{path} is not a safetensors file, was cut off, or holds a dtype'
-        f' other than {sorted(_STORED)}: {e}'
-    ) from e
-  shapes = jax.eval_shape(
-      lambda key: model.init_params(config, key), jax.random.key(0)
+@functools.lru_cache(maxsize=8)
+def _leaves(config: model.ModelConfig) -> Mapping[str, _Leaf]:
+  """Returns our name -> how it is stored, in a fixed order."""
+  shapes = flax.traverse_util.flatten_dict(
+      jax.eval_shape(
+          lambda key: model.init_params(config, key), jax.random.key(0)
+      ),
+      sep='.',
   )
-  wanted = flax.traverse_util.flatten_dict(shapes, sep='.')
-  for name in sorted(set(wanted) ^ set(tensors)):
-    lacks = 'lacks' if name in wanted else 'has an unknown'
-    raise CheckpointError(f'{path} {lacks} tensor {name!r}')
+  leaves = {}
+  for ours, (theirs, layout) in families.tensor_names(config).items():
+    merged, letters = layout.split('->')
+    groups = tuple(a or b for a, b in re.findall(r'\((\w+)\)|(\w)', merged))
+    shape = shapes.pop(ours)
+    leaves[ours] = _Leaf(shape.shape, shape.dtype, theirs, groups, letters)
+  assert not shapes, f'no released name for {sorted(shapes)}'
+  return leaves
+
+
+def _check(stored: tensors.Tensors, leaves: Mapping[str, _Leaf]) -> None:
+  """Raises TensorError unless the files hold exactly these tensors."""
+  wanted = {
+      name: leaf.their_shape()
+      for leaf in leaves.values()
+      for name in leaf.names()
+  }
   for name, shape in wanted.items():
-    if tensors[name].shape != shape.shape:
-      raise CheckpointError(
-          f'{path}: {name} has shape {tensors[name].shape}, the config wants'
-          f' {shape.shape}'
+    if name not in stored.shapes:
+      raise tensors.TensorError(f'lacks tensor {name!r}')
+    if tuple(stored.shapes[name]) != shape:
+      raise tensors.TensorError(
+          f'{name} has shape {tuple(stored.shapes[name])}, the config wants'
+          f' {shape}'
       )
-  flat = {n: tensors[n].astype(wanted[n].dtype) for n in wanted}
-  return flax.traverse_util.unflatten_dict(flat, sep='.')
-
-
-def _array(tensor) -> np.ndarray:
-  """A stored tensor as an array; safetensors' NumPy loader has no bfloat16."""
-  flat = np.frombuffer(tensor['data'], _STORED[tensor['dtype']])
-  return flat.reshape(tensor['shape'])
+  # A tied head is stored twice by some, rotary tables by older releases.
+  known = re.compile(r'lm_head\.weight|.*\.rotary_emb\.inv_freq')
+  if 'head' in leaves:
+    known = re.compile(r'.*\.rotary_emb\.inv_freq')
+  for name in sorted(set(stored.shapes) - set(wanted)):
+    if not known.fullmatch(name):
+      raise tensors.TensorError(f'has an unknown tensor {name!r}')

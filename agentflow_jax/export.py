@@ -1,0 +1,52 @@
+"""Writes a planner as a directory that vLLM and transformers load.
+
+  python -m agentflow_jax.export --workdir=DIR --out=DIR [--dtype=bfloat16]
+  python -m agentflow_jax.export --model=DIR_OR_GGUF --out=DIR
+
+Exports the planner that the run in --workdir ended with, or any model that
+`planner.directory` of a config may name. Writes config.json, safetensors in
+shards, and the tokenizer's files.
+"""
+
+import sys
+
+from absl import flags
+
+from agentflow_jax.training import command
+
+_WORKDIR = flags.DEFINE_string(
+    'workdir', '', 'A finished run, whose planner is exported.'
+)
+_MODEL = flags.DEFINE_string(
+    'model', '', 'Instead: a model directory, or the path of a GGUF file.'
+)
+_OUT = flags.DEFINE_string('out', None, 'The directory to write.')
+_DTYPE = flags.DEFINE_enum(
+    'dtype', 'stored', ['stored', 'float32', 'bfloat16'],
+    "What tensors are rounded to; 'stored' keeps what they are.",
+)
+_SHARD_GB = flags.DEFINE_float(
+    'shard_gb', 5.0, 'The most that one file holds [10^9 bytes].',
+    lower_bound=0.001,
+)
+
+
+def main(argv):
+  command.no_arguments(argv)
+  # Imported late: --help and mistaken flags should not wait for JAX.
+  from agentflow_jax.training import exports
+
+  print(
+      exports.export(
+          model=_MODEL.value,
+          workdir=_WORKDIR.value,
+          out=_OUT.value,
+          dtype=_DTYPE.value,
+          shard_bytes=int(_SHARD_GB.value * 1e9),
+      )
+  )
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('out')
+  sys.exit(command.run(main, needs_config=False))

@@ -1,0 +1,47 @@
+"""A model of any supported form, written as a Hugging Face directory."""
+
+import os
+
+import jax
+from etils import epath
+
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import models
+from agentflow_jax.weights import parameters
+
+
+def export(
+    *, model: str, workdir: str, out: str, dtype: str, shard_bytes: int
+) -> str:
+  """Loads a model and writes it.
+
+  Args:
+    model: a directory or a GGUF file; '' for the planner of `workdir`.
+    workdir: a finished run; '' where `model` is given.
+    out: the directory to write; not the one that is read.
+    dtype: 'float32', 'bfloat16', or 'stored' for what the tensors are.
+    shard_bytes: the most that one file holds.
+
+  Returns:
+    A line for people.
+
+  Raises:
+    ConfigError, CheckpointError: name the remedy.
+  """
+  if bool(model) == bool(workdir):
+    raise config_lib.ConfigError('give one of --workdir and --model')
+  if workdir and not (epath.Path(workdir) / 'planner').exists():
+    raise parameters.CheckpointError(
+        f'{workdir} holds no planner: the run has not ended (the same train'
+        ' command goes on with it)'
+    )
+  source = model or os.path.join(workdir, 'planner')
+  if epath.Path(out).exists() and epath.Path(out).resolve() == (
+      epath.Path(source).resolve()
+  ):
+    raise config_lib.ConfigError(f'--out: {out} is what is read')
+  loaded = models.load(source)
+  dtype = loaded.stored_dtype if dtype == 'stored' else dtype
+  loaded.save(out, dtype, shard_bytes=shard_bytes)
+  count = sum(x.size for x in jax.tree.leaves(loaded.params))
+  return f'{out}: {count:,} parameters in {dtype}'

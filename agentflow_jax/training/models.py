@@ -1,0 +1,116 @@
+"""A released model, or one of ours, from a directory or a GGUF file."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from agentflow_jax.core import model
+from agentflow_jax.data import chat, hugging_face, tokenizers
+from agentflow_jax.weights import families, gguf_files, parameters, tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """What was loaded.
+
+  Attributes:
+    config: the network.
+    params: host arrays.
+    tokenizer: the model's own.
+    described: its config.json, of which a directory made from it keeps what is
+      not about the network.
+    stored_dtype: 'float32' or 'bfloat16', what its tensors need to be kept in.
+  """
+
+  config: model.ModelConfig
+  params: model.Params
+  tokenizer: tokenizers.Tokenizer
+  described: Mapping[str, Any]
+  stored_dtype: str = 'float32'
+
+  def save(self, directory: str, dtype: str, **options: Any) -> None:
+    """Writes a directory that vLLM and transformers load.
+
+    Args:
+      directory: created where absent.
+      dtype: see `weights.parameters.save`.
+      **options: likewise.
+    """
+    parameters.save(
+        directory, self.config, self.params, dtype, others=self.described,
+        **options,
+    )
+    self.tokenizer.save(directory)
+
+
+def load(source: str, **runtime: Any) -> Model:
+  """Loads a model and its tokenizer.
+
+  Args:
+    source: a directory of config.json, safetensors and a tokenizer
+      (tokenizer.model of ours, or a released tokenizer.json with a chat
+      template); or the path of a GGUF file.
+    **runtime: fields of the network's config that a file does not decide:
+      dtype, param_dtype, remat.
+
+  Raises:
+    CheckpointError: missing, broken, of an architecture that we lack, of a
+      vocabulary that the tokenizer leaves, or an optional package is missing.
+  """
+  try:
+    loaded = (_from_gguf if source.endswith('.gguf') else _from_directory)(
+        source, runtime
+    )
+  except parameters.CheckpointError:
+    raise
+  except (
+      families.UnsupportedModel,
+      tensors.TensorError,
+      hugging_face.TokenizerError,
+      chat.TemplateError,
+      ModuleNotFoundError,
+  ) as e:
+    raise parameters.CheckpointError(str(e)) from e
+  if loaded.tokenizer.vocab_size > loaded.config.vocab_size:
+    raise parameters.CheckpointError(
+        f'{source}: the tokenizer has {loaded.tokenizer.vocab_size} tokens, the'
+        f' model {loaded.config.vocab_size}'
+    )
+  return loaded
+
+
+def _from_directory(source, runtime) -> Model:
+  # The small files first: what is wrong with them should not cost a long read.
+  config = dataclasses.replace(parameters.load_config(source), **runtime)
+  described = parameters.read_config(source)
+  path = epath.Path(source)
+  if (path / tokenizers.FILE).exists() and not (
+      path / hugging_face.TOKENIZER
+  ).exists():
+    try:
+      tokenizer = tokenizers.SentencePieceTokenizer(path / tokenizers.FILE)
+    except ValueError as e:
+      raise parameters.CheckpointError(str(e)) from e
+  elif (path / hugging_face.TOKENIZER).exists():
+    tokenizer = hugging_face.from_directory(path)
+  else:
+    raise parameters.CheckpointError(
+        f'{path} holds neither {tokenizers.FILE} nor {hugging_face.TOKENIZER}'
+    )
+  stored = described.get('dtype', described.get('torch_dtype'))
+  return Model(
+      config, parameters.load(source, config), tokenizer, described,
+      'bfloat16' if stored == 'bfloat16' else 'float32',
+  )
+
+
+def _from_gguf(source, runtime) -> Model:
+  file = gguf_files.GGUFFile(source)
+  config = dataclasses.replace(file.config, **runtime)
+  tokenizer = hugging_face.from_gguf(source)
+  described = {
+      'eos_token_id': tokenizer.stop_ids[0], 'pad_token_id': tokenizer.pad_id
+  }
+  return Model(config, parameters.read(file, config), tokenizer, described)

@@ -1,0 +1,232 @@
+"""Released models as planners: loaded, trained for a step, given back."""
+
+import asyncio
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.agents import rollout
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import exports, models, run, system, trainer
+from agentflow_jax.weights import parameters
+from tests.data import byte_tokenizer
+from tests.training import mini
+from tests.weights import recipe
+
+_CHANGES = {'vocab_size': 288, 'max_position_embeddings': 1024}
+
+
+@pytest.fixture(name='released')
+def _released(tmp_path):
+  path = recipe.write_released(
+      tmp_path / 'released', 'qwen2', torch_dtype='float32', eos_token_id=259,
+      **_CHANGES,
+  )
+  byte_tokenizer.write(path)
+  return path
+
+
+def _config(tmp_path, planner, **train):
+  base = mini.config(tmp_path, **train)
+  return dataclasses.replace(
+      base,
+      planner=dataclasses.replace(
+          base.planner, directory=str(planner), max_prompt_tokens=480,
+          # A token is about a byte here.
+          prompt=config_lib.PromptConfig(system='Plan.', cards='names'),
+      ),
+      engine=dataclasses.replace(base.engine, prompt_buckets=(480,)),
+      batch=config_lib.BatchConfig(tokens_per_row=512, rows_per_micro=8),
+  )
+
+
+def test_a_released_model_is_trained_and_given_back(tmp_path, released):
+  config = _config(
+      tmp_path / 'in', released, steps=1, queries_per_step=2, group_size=2
+  )
+  config = dataclasses.replace(
+      config,
+      flow_grpo=dataclasses.replace(config.flow_grpo, kl_coef=0.1),
+      evaluation=config_lib.EvaluationConfig(every=0, controls=False),
+  )
+  out = tmp_path / 'out'
+  run.train(config, str(out), quiet=True)
+  metrics = json.loads((out / 'metrics.jsonl').read_text())
+  assert metrics['update/n_targets'] > 0
+  assert metrics['update/logprob_gap/max'] <= 1e-5
+  back = models.load(str(out / 'planner'))
+  summary = json.loads((out / 'summary.json').read_text())
+  assert trainer.params_digest(back.params) == summary['params_digest']
+  described = json.loads((out / 'planner' / 'config.json').read_text())
+  assert described['architectures'] == ['Qwen2ForCausalLM']
+  assert described['eos_token_id'] == 259  # What is not about the network.
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    assert (out / 'planner' / name).read_bytes() == (
+        released / name
+    ).read_bytes()
+
+
+def test_its_prompts_are_its_own_chat(tmp_path, released):
+  config = _config(tmp_path / 'in', released)
+
+  async def one():
+    parts = system.build(config, epath.Path(tmp_path))
+    try:
+      key = records.RequestKey(0, records.Purpose.SOLVE, 0, '', 0)
+      done = await rollout.rollout(parts.agent, parts.tasks.test[0], key)
+      return parts.tokenizer, done
+    finally:
+      await parts.close()
+
+  tokenizer, done = asyncio.run(one())
+  ids = done.turns[0].completion.prompt_ids
+  text = tokenizer._whole.decode(ids, skip_special_tokens=False)
+  assert text.startswith('<|endoftext|><|im_start|>system\nPlan.\n\nTools:')
+  assert 'Query: What is the capital of #1 Portugal?' in text
+  assert text.endswith('<|im_end|>\n<|im_start|>assistant\n')
+
+
+def test_dtypes_are_the_callers(released):
+  loaded = models.load(str(released), dtype='bfloat16', param_dtype='bfloat16')
+  assert loaded.config.dtype == loaded.config.param_dtype == 'bfloat16'
+  assert {x.dtype for x in jax.tree.leaves(loaded.params)} == {
+      np.dtype('bfloat16')
+  }
+
+
+def test_a_dtype_that_nothing_reads_is_refused(tmp_path):
+  base = mini.config(tmp_path)
+  config = dataclasses.replace(
+      base,
+      planner=dataclasses.replace(
+          base.planner, directory='', dtype='bfloat16',
+          model=config_lib.ModelConfig(
+              vocab_size=8, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1,
+              head_dim=4, d_ff=8, max_positions=256,
+          ),
+      ),
+  )
+  with pytest.raises(config_lib.ConfigError, match='planner.dtype'):
+    system.build(config, epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda d: (d / 'tokenizer.json').unlink(), 'holds neither tokenizer'),
+        (
+            lambda d: (d / 'tokenizer.json').write_text('{}'),
+            'tokenizer.json is broken',
+        ),
+        (
+            lambda d: (d / 'tokenizer_config.json').write_text('{}'),
+            'no chat template',
+        ),
+        (
+            lambda d: (d / 'config.json').write_text(
+                json.dumps(recipe.MODELS['llama'] | {'architectures': ['X']})
+            ),
+            'not supported',
+        ),
+        (
+            lambda d: recipe.write_released(d, 'qwen2', vocab_size=200),
+            'the tokenizer has 265 tokens, the model 200',
+        ),
+        (
+            lambda d: (d / 'model.safetensors').write_bytes(b'12345678'),
+            'cut off',
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_directory_is_named(released, change, message):
+  change(released)
+  with pytest.raises(parameters.CheckpointError, match=message):
+    models.load(str(released))
+
+
+def _gguf(tmp_path):
+  """A GGUF file with the byte tokenizer's pieces, of two split names."""
+  definition = byte_tokenizer.definition()
+  pieces = definition['model']['vocab']
+  tokens = sorted(pieces, key=pieces.get)
+  kinds = [1] * len(tokens)
+  for added in definition['added_tokens']:
+    tokens.append(added['content'])
+    kinds.append(3 if added['special'] else 4)
+  template = json.loads(
+      (byte_tokenizer.write(tmp_path / 't') / 'tokenizer_config.json')
+      .read_text()
+  )['chat_template']
+  metadata = [
+      ('add_tokenizer_model', 'gpt2'), ('add_tokenizer_pre', 'smollm'),
+      ('add_token_list', tokens), ('add_token_types', kinds),
+      ('add_token_merges', [' '.join(m) for m in definition['model']['merges']]),
+      ('add_eos_token_id', tokens.index('<|im_end|>')),
+      ('add_bos_token_id', tokens.index('<|endoftext|>')),
+      ('add_chat_template', template),
+  ]
+  return recipe.write_gguf(
+      tmp_path / 'x.gguf', 'llama_tied', metadata=metadata, **_CHANGES
+  )
+
+
+def test_a_gguf_file_becomes_a_directory(tmp_path):
+  source = models.load(str(_gguf(tmp_path)))
+  line = exports.export(
+      model=str(tmp_path / 'x.gguf'), workdir='', out=str(tmp_path / 'out'),
+      dtype='stored', shard_bytes=20_000,
+  )
+  assert 'parameters in float32' in line
+  back = models.load(str(tmp_path / 'out'))
+  assert back.config == source.config
+  jax.tree.map(np.testing.assert_array_equal, back.params, source.params)
+  assert back.tokenizer.stop_ids == source.tokenizer.stop_ids
+  # As others read it: added tokens keep their ids.
+  theirs = tokenizers.Tokenizer.from_file(str(tmp_path / 'out/tokenizer.json'))
+  definition = byte_tokenizer.definition()
+  for added in definition['added_tokens']:
+    assert theirs.token_to_id(added['content']) == added['id']
+  assert back.tokenizer.pad_id == source.tokenizer.pad_id
+  prompt = [
+      records.Segment('system', 'be'),
+      records.Segment('user', 'the 123 <|im_end|>', False),
+  ]
+  assert back.tokenizer.render(prompt) == source.tokenizer.render(prompt)
+  expected = recipe.tensor('model.embed_tokens.weight', (288, 32))
+  np.testing.assert_array_equal(back.params['embedding'], expected)
+
+
+def test_an_export_keeps_or_changes_the_dtype(tmp_path, released):
+  def export(source, out, dtype):
+    exports.export(
+        model=str(source), workdir='', out=str(tmp_path / out), dtype=dtype,
+        shard_bytes=10**9,
+    )
+    return (tmp_path / out / 'model.safetensors').read_bytes()
+
+  half = export(released, 'half', 'bfloat16')
+  assert export(tmp_path / 'half', 'again', 'stored') == half
+  assert len(export(released, 'whole', 'stored')) > 1.9 * len(half)
+
+
+def test_exports_that_make_no_sense_are_refused(tmp_path, released):
+  def export(**changes):
+    exports.export(**dict(
+        model=str(released), workdir='', out=str(tmp_path / 'o'),
+        dtype='stored', shard_bytes=10**9,
+    ) | changes)
+
+  with pytest.raises(config_lib.ConfigError, match='one of --workdir'):
+    export(model='')
+  with pytest.raises(config_lib.ConfigError, match='one of --workdir'):
+    export(workdir='x')
+  with pytest.raises(config_lib.ConfigError, match='is what is read'):
+    export(out=str(released))
+  with pytest.raises(parameters.CheckpointError, match='has not ended'):
+    export(model='', workdir=str(tmp_path))

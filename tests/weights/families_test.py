@@ -1,0 +1,166 @@
+"""Released families: config.json in and out, logits equal to transformers'."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from agentflow_jax.core import model
+from agentflow_jax.weights import families, parameters
+from tests.weights import recipe
+
+_GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'logits.npz'
+_FORWARD = jax.jit(model.forward, static_argnums=0)
+
+
+def _logits(directory) -> np.ndarray:
+  config = parameters.load_config(directory)
+  params = parameters.load(directory, config)
+  ids = recipe.TOKEN_IDS.astype(np.int32)
+  positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+  return np.asarray(
+      _FORWARD(config, params, ids, positions, np.ones_like(ids))
+  )[:, recipe.KEPT]
+
+
+@pytest.mark.parametrize('name', recipe.MODELS)
+def test_logits_equal_those_of_transformers(tmp_path, name):
+  expected = np.load(_GOLDENS)[name]
+  assert np.abs(expected).max() > 1
+  np.testing.assert_allclose(
+      _logits(recipe.write_released(tmp_path, name)), expected, rtol=0, atol=1e-4
+  )
+
+
+@pytest.mark.parametrize('name', recipe.MODELS)
+def test_what_is_saved_reads_back_as_the_same_model(tmp_path, name):
+  source = recipe.write_released(tmp_path / 'a', name)
+  config = parameters.load_config(source)
+  params = parameters.load(source, config)
+  parameters.save(tmp_path / 'b', config, params, shard_bytes=9000)
+  assert parameters.load_config(tmp_path / 'b') == config
+  again = parameters.load(tmp_path / 'b', config)
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+  assert len(list((tmp_path / 'b').glob('*.safetensors'))) > 2
+  # And every tensor has its released name and bytes.
+  found = {}
+  for file in (tmp_path / 'b').glob('*.safetensors'):
+    found |= safetensors.numpy.load_file(file)
+  wanted = recipe.shapes(recipe.MODELS[name])
+  assert set(found) == set(wanted)
+  for tensor, shape in wanted.items():
+    np.testing.assert_array_equal(found[tensor], recipe.tensor(tensor, shape))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('name', recipe.MODELS)
+def test_what_is_saved_loads_in_transformers(tmp_path, name, dtype):
+  transformers = pytest.importorskip('transformers')
+  torch = pytest.importorskip('torch')
+  source = recipe.write_released(tmp_path / 'a', name)
+  config = parameters.load_config(source)
+  params = parameters.load(source, config)
+  out = tmp_path / 'b'
+  parameters.save(out, config, params, dtype, shard_bytes=9000)
+  net = transformers.AutoModelForCausalLM.from_pretrained(
+      out, attn_implementation='eager', dtype=getattr(torch, dtype)
+  ).float().eval()
+  with torch.no_grad():
+    theirs = net(torch.from_numpy(recipe.TOKEN_IDS)).logits.numpy()
+  np.testing.assert_allclose(
+      _logits(out), theirs[:, recipe.KEPT], rtol=0, atol=1e-4
+  )
+
+
+def test_released_configs_mean_what_they_say():
+  # The numbers of the released config.json files.
+  llama = families.from_hugging_face({
+      'architectures': ['LlamaForCausalLM'], 'model_type': 'llama',
+      'vocab_size': 128256, 'hidden_size': 3072, 'intermediate_size': 8192,
+      'num_hidden_layers': 28, 'num_attention_heads': 24,
+      'num_key_value_heads': 8, 'head_dim': 128, 'hidden_act': 'silu',
+      'max_position_embeddings': 131072, 'rms_norm_eps': 1e-05,
+      'rope_theta': 500000.0, 'tie_word_embeddings': True,
+      'attention_bias': False, 'mlp_bias': False, 'pretraining_tp': 1,
+      'rope_scaling': {
+          'factor': 32.0, 'high_freq_factor': 4.0, 'low_freq_factor': 1.0,
+          'original_max_position_embeddings': 8192, 'rope_type': 'llama3',
+      },
+  })
+  assert (llama.n_heads, llama.n_kv_heads, llama.head_dim) == (24, 8, 128)
+  assert llama.rope_scaling.kind == 'llama3'
+  assert llama.max_positions == 8192 * 32 and llama.tie_embeddings
+  qwen = families.from_hugging_face({
+      'architectures': ['Qwen2ForCausalLM'], 'model_type': 'qwen2',
+      'vocab_size': 152064, 'hidden_size': 3584, 'intermediate_size': 18944,
+      'num_hidden_layers': 28, 'num_attention_heads': 28,
+      'num_key_value_heads': 4, 'hidden_act': 'silu',
+      'max_position_embeddings': 32768, 'max_window_layers': 28,
+      'rms_norm_eps': 1e-06, 'rope_theta': 1000000.0, 'sliding_window': 131072,
+      'tie_word_embeddings': False, 'use_sliding_window': False,
+      'rope_scaling': {
+          'type': 'yarn', 'factor': 4.0,
+          'original_max_position_embeddings': 32768,
+      },
+  })
+  assert qwen.head_dim == 128 and qwen.qkv_bias and not qwen.qk_norm
+  assert qwen.max_positions == 131072
+
+
+def test_configs_of_transformers_5_are_read():
+  old = recipe.MODELS['llama_scaled']
+  new = {k: v for k, v in old.items() if not k.startswith('rope_')}
+  new['rope_parameters'] = old['rope_scaling'] | {
+      'rope_theta': old['rope_theta']
+  }
+  assert families.from_hugging_face(new) == families.from_hugging_face(old)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'architectures': ['MixtralForCausalLM']}, 'MixtralForCausalLM'),
+        ({'architectures': ['Qwen3MoeForCausalLM']}, 'Qwen3MoeForCausalLM'),
+        ({'architectures': [], 'model_type': 'gpt2'}, 'gpt2'),
+        ({'hidden_act': 'gelu'}, 'hidden_act'),
+        ({'attention_bias': True}, 'attention_bias'),
+        ({'mlp_bias': True}, 'mlp_bias'),
+        ({'use_sliding_window': True}, 'use_sliding_window'),
+        ({'layer_types': ['full_attention', 'sliding_attention']}, 'sliding'),
+        ({'rope_scaling': {'rope_type': 'dynamic', 'factor': 2.0}}, 'dynamic'),
+        (
+            {'rope_scaling': {'rope_type': 'yarn', 'factor': 2, 'mscale': 1}},
+            'mscale',
+        ),
+        ({'quantization_config': {'bits': 4}}, 'quantised'),
+        ({'hidden_size': None}, 'does not describe'),
+        ({'num_key_value_heads': 3}, 'n_kv_heads 3 must divide'),
+    ],
+)
+def test_what_is_not_supported_is_named(tmp_path, change, message):
+  config = recipe.MODELS['llama'] | change
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(parameters.CheckpointError, match=message):
+    parameters.load_config(tmp_path)
+
+
+def test_a_missing_field_is_named(tmp_path):
+  config = dict(recipe.MODELS['llama'])
+  del config['vocab_size']
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(parameters.CheckpointError, match="no 'vocab_size'"):
+    parameters.load_config(tmp_path)
+
+
+def test_no_family_has_both_bias_and_qk_norm(tmp_path):
+  config = model.ModelConfig(
+      vocab_size=8, d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4,
+      d_ff=8, max_positions=8, qkv_bias=True, qk_norm=True,
+  )
+  params = model.init_params(config, jax.random.key(0))
+  with pytest.raises(families.UnsupportedModel, match='both'):
+    parameters.save(tmp_path / 'x', config, params)
+  assert not (tmp_path / 'x').exists()
