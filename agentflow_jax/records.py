@@ -76,6 +76,7 @@ class Purpose(enum.Enum):
   EVALUATE = 'evaluate'
   SOLVE = 'solve'
   SFT = 'sft'
+  SERVE = 'serve'
 
 
 @dataclasses.dataclass(frozen=True)

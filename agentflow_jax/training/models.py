@@ -8,6 +8,7 @@ from etils import epath
 
 from agentflow_jax.core import model
 from agentflow_jax.data import chat, hugging_face, tokenizers
+from agentflow_jax.training import config as config_lib
 from agentflow_jax.weights import families, gguf_files, parameters, tensors
 
 
@@ -43,6 +44,12 @@ class Model:
         **options,
     )
     self.tokenizer.save(directory)
+
+
+def runtime_of(planner: config_lib.PlannerConfig) -> dict[str, str]:
+  """Returns what a config says of a network that a file does not decide."""
+  names = ('dtype', 'param_dtype', 'remat')
+  return {n: v for n in names if (v := getattr(planner, n)) is not None}
 
 
 def load(source: str, **runtime: Any) -> Model:

@@ -127,6 +127,7 @@ async def _train(config, workdir, quiet) -> str:
     started -= spent.pop('total', 0.0)
     clock.add(spent)
     bar = progress.Progress(config.train.steps, len(lines), quiet=quiet)
+    bar.note(_held(trainer, parts))
     log = metrics_lib.MetricsLog(workdir, lines)
     evaluations = final.Evaluations(parts, workdir, bar, clock)
     with contextlib.closing(bar), contextlib.closing(log):
@@ -160,6 +161,22 @@ async def _train(config, workdir, quiet) -> str:
         saved.close()
     finally:
       await parts.close()
+
+
+def _held(trainer: trainer_lib.Trainer, parts: system.System) -> str:
+  """Says what the run keeps on its devices."""
+  state = jax.tree.leaves(trainer.state)
+  count = sum(x.size for x in jax.tree.leaves(trainer.state.params))
+  copies = {
+      'parameters and optimizer': sum(x.nbytes for x in state),
+      'sampler': sum(x.nbytes for x in jax.tree.leaves(parts.params)),
+  }
+  if trainer.has_reference:
+    copies['reference'] = copies['sampler']
+  if parts.frozen_engine is not None:
+    copies['frozen modules'] = copies['sampler']
+  held = ', '.join(f'{k} {v / 1e9:.2f} GB' for k, v in copies.items())
+  return f'{count:,} parameters; held: {held}'
 
 
 def _cache_compilations(workdir: epath.Path) -> None:

@@ -286,11 +286,7 @@ def _check_unread(config: config_lib.Config) -> None:
 def _start(config, tasks, workdir) -> models_lib.Model:
   """Returns the model to start from."""
   planner = config.planner
-  runtime = {
-      name: getattr(planner, name)
-      for name in ('dtype', 'param_dtype', 'remat')
-      if getattr(planner, name) is not None
-  }
+  runtime = models_lib.runtime_of(planner)
   if planner.directory:
     if planner.model is not None:
       raise config_lib.ConfigError(

@@ -62,6 +62,11 @@ class Trainer:
       self._score = update.make_score_fn(parts.model_config, mesh)
       self._score(self.state.params, example)
 
+  @property
+  def has_reference(self) -> bool:
+    """Whether a second copy of the parameters is kept, for the KL term."""
+    return self._reference is not None
+
   def step(
       self, mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
   ) -> dict[str, float]:

@@ -46,7 +46,9 @@ def _config(tmp_path, planner, **train):
   )
 
 
-def test_a_released_model_is_trained_and_given_back(tmp_path, released):
+def test_a_released_model_is_trained_and_given_back(
+    tmp_path, released, capsys
+):
   config = _config(
       tmp_path / 'in', released, steps=1, queries_per_step=2, group_size=2
   )
@@ -56,7 +58,11 @@ def test_a_released_model_is_trained_and_given_back(tmp_path, released):
       evaluation=config_lib.EvaluationConfig(every=0, controls=False),
   )
   out = tmp_path / 'out'
-  run.train(config, str(out), quiet=True)
+  run.train(config, str(out))
+  # 2 V D = 18,432 in and out, 7,040 in each of two layers, 32 in the last norm.
+  assert '32,544 parameters; held: parameters and optimizer' in (
+      capsys.readouterr().err
+  )
   metrics = json.loads((out / 'metrics.jsonl').read_text())
   assert metrics['update/n_targets'] > 0
   assert metrics['update/logprob_gap/max'] <= 1e-5

@@ -1,0 +1,44 @@
+"""Serves a model to OpenAI-compatible clients.
+
+  python -m agentflow_jax.serve --config=experiments/quickstart.py \
+      --planner=runs/quickstart/planner --port=8000
+
+Of the config, `engine` (shapes) and the dtypes of `planner` are read. It listens
+on this machine alone unless --host says otherwise.
+"""
+
+import sys
+
+from absl import flags
+
+from agentflow_jax.training import command
+
+_PLANNER = flags.DEFINE_string(
+    'planner', '', "A model directory or GGUF file; '' for the config's own."
+)
+_HOST = flags.DEFINE_string('host', '127.0.0.1', 'The address to listen on.')
+_PORT = flags.DEFINE_integer('port', 8000, 'The port; 0 takes a free one.')
+_NAME = flags.DEFINE_string('name', 'planner', 'What clients call the model.')
+_KEY = flags.DEFINE_string(
+    'api_key_variable', '',
+    'Environment variable that holds the key which clients must send.',
+)
+
+
+def main(argv):
+  config = command.config_from_flags(argv)
+  # Imported late: --help and config errors should not wait for JAX.
+  from agentflow_jax.serving import server
+
+  server.serve(
+      config,
+      planner=_PLANNER.value,
+      name=_NAME.value,
+      host=_HOST.value,
+      port=_PORT.value,
+      key_variable=_KEY.value,
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(command.run(main))

@@ -1,0 +1,264 @@
+"""What a client may ask, in OpenAI's words: read, checked, and made ours.
+
+A field that would change the answer and that this server does not do is an
+error that names it, never ignored.
+"""
+
+import dataclasses
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from agentflow_jax import records
+
+_MAX_CHOICES = 64
+_MAX_PROMPTS = 64
+_MAX_STOPS = 4
+_ROLES = ('system', 'user', 'assistant')
+# Fields that both ends know, of both kinds of request.
+_SHARED = frozenset({
+    'model', 'max_tokens', 'temperature', 'top_p', 'n', 'stop', 'stream',
+    'stream_options', 'seed', 'logprobs', 'top_k', 'min_p', 'user',
+    'return_token_ids',
+})
+# Fields that mean nothing at these values, and that clients like to send.
+_IDLE: Mapping[str, tuple[Any, ...]] = {
+    'frequency_penalty': (None, 0),
+    'presence_penalty': (None, 0),
+    'logit_bias': (None, {}),
+    'echo': (None, False),
+    'suffix': (None, ''),
+    'best_of': (None, 1),
+    'tools': (None, []),
+    'tool_choice': (None, 'none', 'auto'),
+    'parallel_tool_calls': (None, True, False),
+    'response_format': (None, {'type': 'text'}),
+    'store': (None, False),
+    'metadata': (None, {}),
+    'service_tier': (None, 'auto', 'default'),
+    'modalities': (None, ['text']),
+    'top_logprobs': (None, 0),
+}
+
+
+class BadRequest(Exception):
+  """A request that cannot be answered.
+
+  Attributes:
+    status: of the HTTP response.
+    param: the field that is wrong, or None.
+    code: OpenAI's word for it, or None.
+  """
+
+  def __init__(
+      self,
+      message: str,
+      param: str | None = None,
+      status: int = 400,
+      code: str | None = None,
+  ):
+    super().__init__(message)
+    self.status, self.param, self.code = status, param, code
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+  """One request, checked.
+
+  Attributes:
+    prompts: what each group of choices is conditioned on: token ids, a text, or
+      a chat's segments.
+    sampling: for every choice.
+    choices: how many for each prompt.
+    seed: names the request's randomness.
+    stream: whether the answer comes in pieces.
+    logprobs: whether each token's is wanted.
+    token_ids: whether ids are wanted.
+    usage: whether a stream ends with the numbers of tokens.
+  """
+
+  prompts: tuple[tuple[int, ...] | str | tuple[records.Segment, ...], ...]
+  sampling: records.SamplingSpec
+  choices: int
+  seed: int
+  stream: bool
+  logprobs: bool
+  token_ids: bool
+  usage: bool
+
+
+def chat(body: Any, model: str, max_new_tokens: int) -> Ask:
+  """Reads a /v1/chat/completions request.
+
+  Args:
+    body: the parsed JSON.
+    model: the name that is served.
+    max_new_tokens: the most that a response may have, and the default.
+
+  Raises:
+    BadRequest: names the field.
+  """
+  _check_fields(
+      body, model, _SHARED | {'messages', 'max_completion_tokens'}
+  )
+  messages = body.get('messages')
+  if not isinstance(messages, list) or not messages:
+    raise BadRequest('messages must be a list of at least one', 'messages')
+  segments = tuple(_segment(m, i) for i, m in enumerate(messages))
+  limit = body.get('max_completion_tokens', body.get('max_tokens'))
+  wanted = _typed(body, 'logprobs', bool, False)
+  return _ask(body, (segments,), limit, max_new_tokens, wanted)
+
+
+def _segment(message, index: int) -> records.Segment:
+  where = f'messages[{index}]'
+  if not isinstance(message, dict) or message.get('role') not in _ROLES:
+    raise BadRequest(f'{where}.role must be one of {list(_ROLES)}', where)
+  others = {k for k, v in message.items() if v} - {'role', 'content', 'name'}
+  if others:
+    raise BadRequest(f'{where}: {sorted(others)} are not supported', where)
+  content = message.get('content')
+  if isinstance(content, list):  # Parts, of which text is understood.
+    parts = [
+        p.get('text')
+        if isinstance(p, dict) and p.get('type') == 'text' else None
+        for p in content
+    ]
+    content = ''.join(parts) if all(isinstance(p, str) for p in parts) else None
+  if not isinstance(content, str):
+    raise BadRequest(f'{where}.content must be text', where)
+  return records.Segment(message['role'], content, trusted=False)
+
+
+def completion(
+    body: Any, model: str, max_new_tokens: int, vocab_size: int
+) -> Ask:
+  """Reads a /v1/completions request.
+
+  Args:
+    body: the parsed JSON.
+    model: the name that is served.
+    max_new_tokens: the most that a response may have.
+    vocab_size: ids of a prompt lie below it.
+
+  Raises:
+    BadRequest: names the field.
+  """
+  _check_fields(body, model, _SHARED | {'prompt'})
+  prompt = body.get('prompt')
+  prompts = prompt if isinstance(prompt, list) else [prompt]
+  if prompts and all(_is_int(p) for p in prompts):
+    prompts = [prompts]  # One prompt, as ids.
+  if not 1 <= len(prompts) <= _MAX_PROMPTS:
+    raise BadRequest(f'prompt: 1 to {_MAX_PROMPTS} of them', 'prompt')
+  read = tuple(_prompt(p, vocab_size) for p in prompts)
+  logprobs = body.get('logprobs')
+  if logprobs not in (None, False, 0, 1, True):
+    raise BadRequest(
+        'logprobs: only those of the sampled tokens are known (0 or 1)',
+        'logprobs',
+    )
+  wanted = logprobs is not None and logprobs is not False
+  # OpenAI's own default.
+  limit = body.get('max_tokens', min(16, max_new_tokens))
+  return _ask(body, read, limit, max_new_tokens, wanted)
+
+
+def _prompt(prompt, vocab_size: int) -> tuple[int, ...] | str:
+  if isinstance(prompt, str) and prompt:
+    return prompt
+  if isinstance(prompt, list) and prompt and all(_is_int(i) for i in prompt):
+    if all(0 <= i < vocab_size for i in prompt):
+      return tuple(prompt)
+    raise BadRequest(f'prompt: an id leaves [0, {vocab_size})', 'prompt')
+  raise BadRequest('prompt must be text, or token ids; not empty', 'prompt')
+
+
+def _check_fields(body, model: str, known: frozenset[str]) -> None:
+  if not isinstance(body, dict):
+    raise BadRequest('the body must be a JSON object')
+  for name, value in body.items():
+    if name in _IDLE:
+      if value not in _IDLE[name]:
+        raise BadRequest(f'{name}={value!r} is not supported', name)
+    elif name not in known:
+      raise BadRequest(f'unknown or unsupported field {name!r}', name)
+  if body.get('model') != model:
+    raise BadRequest(
+        f'the model {body.get("model")!r} does not exist; there is {model!r}',
+        'model', 404, 'model_not_found',
+    )
+
+
+def _ask(body, prompts, limit, most: int, logprobs: bool) -> Ask:
+  if limit is None:
+    limit = most
+  if not _is_int(limit) or not 1 <= limit <= most:
+    raise BadRequest(f'max_tokens must be 1 to {most}', 'max_tokens')
+  stop = body.get('stop')
+  stop = [stop] if isinstance(stop, str) else stop or []
+  if (
+      not isinstance(stop, list) or len(stop) > _MAX_STOPS
+      or not all(isinstance(s, str) and s for s in stop)
+  ):
+    raise BadRequest(f'stop: at most {_MAX_STOPS} texts, none empty', 'stop')
+  choices = body.get('n')
+  choices = 1 if choices is None else choices
+  if not _is_int(choices) or not 1 <= choices <= _MAX_CHOICES:
+    raise BadRequest(f'n must be 1 to {_MAX_CHOICES}', 'n')
+  seed = body.get('seed')
+  if seed is None:
+    seed = secrets.randbits(62)
+  elif not _is_int(seed):
+    raise BadRequest('seed must be a whole number', 'seed')
+  options = _typed(body, 'stream_options', dict, {})
+  if set(options) - {'include_usage'}:
+    raise BadRequest(
+        'stream_options: only include_usage is known', 'stream_options'
+    )
+  try:
+    sampling = records.SamplingSpec(
+        temperature=_number(body, 'temperature', 1.0),
+        top_p=_number(body, 'top_p', 1.0),
+        top_k=max(_typed(body, 'top_k', int, 0), 0),  # vLLM's -1 keeps all.
+        min_p=_number(body, 'min_p', 0.0),
+        max_new_tokens=limit,
+        stop=tuple(stop),
+    )
+  except ValueError as e:
+    raise BadRequest(str(e)) from e
+  return Ask(
+      prompts=prompts,
+      sampling=sampling,
+      choices=choices,
+      seed=seed,
+      stream=_typed(body, 'stream', bool, False),
+      logprobs=logprobs,
+      token_ids=_typed(body, 'return_token_ids', bool, False),
+      usage=_typed(options, 'include_usage', bool, False),
+  )
+
+
+def _is_int(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _typed(body, name: str, kind: type, default):
+  value = body.get(name)
+  if value is None:
+    return default
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise BadRequest(f'{name} must be of type {kind.__name__}', name)
+  return value
+
+
+def _number(body, name: str, default: float) -> float:
+  value = body.get(name)
+  if value is None:
+    return default
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    raise BadRequest(f'{name} must be a number', name)
+  if not math.isfinite(value):
+    raise BadRequest(f'{name} must be finite', name)
+  return float(value)

@@ -1,0 +1,92 @@
+"""Loads a model and listens for clients."""
+
+import ipaddress
+import os
+import socket
+
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import served
+
+
+def serve(
+    config: config_lib.Config,
+    *,
+    planner: str,
+    name: str,
+    host: str,
+    port: int,
+    key_variable: str,
+) -> None:
+  """Serves until it is interrupted.
+
+  Args:
+    config: `engine` and the dtypes of `planner` are read.
+    planner: a model directory or a GGUF file; '' for the config's own.
+    name: what clients call the model.
+    host: the address to listen on.
+    port: 0 takes a free one.
+    key_variable: environment variable of the key that clients must send, or ''.
+
+  Raises:
+    ConfigError, CheckpointError: name the remedy.
+  """
+  try:
+    import uvicorn
+
+    from agentflow_jax.serving import app
+  except ModuleNotFoundError as e:
+    raise config_lib.ConfigError(
+        f"serving needs {e.name}: pip install 'agentflow-jax[serve]'"
+    ) from e
+  key = os.environ.get(key_variable, '').strip() if key_variable else ''
+  if key_variable and not key:
+    raise config_lib.ConfigError(
+        f'--api_key_variable: the environment variable {key_variable} holds no'
+        ' key'
+    )
+  directory = planner or config.planner.directory
+  if not directory:
+    raise config_lib.ConfigError('give --planner, or planner.directory')
+  # Before the model is loaded: a port that is taken should not cost a minute.
+  listener = _listen(host, port)
+  with listener, served.opened(config, directory) as model:
+    service = app.Service(
+        model=model,
+        name=name,
+        max_new_tokens=config.engine.max_new_tokens,
+        key=key,
+    )
+    where, taken = listener.getsockname()[:2]
+    shown = f'[{where}]' if ':' in where else where
+    print(f'{name} at http://{shown}:{taken}/v1', flush=True)
+    if not key and not ipaddress.ip_address(where).is_loopback:
+      print(
+          'warning: anyone who reaches this machine can use the model; set'
+          ' --api_key_variable', flush=True,
+      )
+    uvicorn.Server(
+        uvicorn.Config(
+            app.make(service), log_level='warning', access_log=False,
+            timeout_graceful_shutdown=5,
+        )
+    ).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+  try:
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, proto)
+    try:
+      listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      listener.bind(address)
+      listener.listen(128)
+    except OSError:
+      listener.close()
+      raise
+  except (OSError, OverflowError) as e:
+    raise config_lib.ConfigError(
+        f'cannot listen on {host} port {port}: {e}; choose another --port'
+    ) from e
+  return listener

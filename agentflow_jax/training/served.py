@@ -1,0 +1,31 @@
+"""A model that answers requests of others, without a run around it."""
+
+import contextlib
+from collections.abc import Iterator
+
+from agentflow_jax.inference import engine as engine_lib
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import engine_model, models
+
+
+@contextlib.contextmanager
+def opened(
+    config: config_lib.Config, directory: str
+) -> Iterator[engine_model.EngineModel]:
+  """Loads a model, compiles its shapes, and yields it.
+
+  Args:
+    config: `engine` and the dtypes of `planner` are read.
+    directory: the model, as in `planner.directory`.
+
+  Raises:
+    ConfigError, CheckpointError: name the remedy.
+  """
+  loaded = models.load(directory, **models.runtime_of(config.planner))
+  try:
+    engine = engine_lib.Engine(loaded.config, config.engine, loaded.params)
+  except ValueError as e:
+    raise config_lib.ConfigError(f'engine: {e}') from e
+  with engine:
+    engine.warmup()
+    yield engine_model.EngineModel(engine, loaded.tokenizer)

@@ -1,0 +1,361 @@
+"""The server, over a socket, with plain HTTP and with the openai package."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import uvicorn
+
+from agentflow_jax import records
+from agentflow_jax.agents import endpoint
+from agentflow_jax.serving import app
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import served
+from tests.training import mini
+
+_KEY = 'k-123'
+_PLANNER = str(mini.ROOT / 'experiments' / 'geohop_planner')
+_CHAT = {
+    'model': 'geo',
+    'messages': [
+        {'role': 'system', 'content': 'Tools:\nsearch\npython'},
+        {
+            'role': 'user',
+            'content': 'Query: What is the capital of #1 Portugal?\nPlan:',
+        },
+    ],
+}
+
+
+@contextlib.contextmanager
+def _listening(application):
+  """Runs an application on a free port of this machine; yields its URL."""
+  with socket.create_server(('127.0.0.1', 0)) as listener:
+    server = uvicorn.Server(
+        uvicorn.Config(application, log_level='error', lifespan='off')
+    )
+    thread = threading.Thread(
+        target=server.run, kwargs={'sockets': [listener]}
+    )
+    thread.start()
+    try:
+      yield f'http://127.0.0.1:{listener.getsockname()[1]}'
+    finally:
+      server.should_exit = True
+      thread.join(timeout=20)
+      assert not thread.is_alive()
+
+
+@pytest.fixture(scope='module')
+def model():
+  base = config_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
+  config = dataclasses.replace(
+      base,
+      engine=dataclasses.replace(
+          base.engine, slots=8, prompt_buckets=(96,), decode_chunk=4
+      ),
+  )
+  with served.opened(config, _PLANNER) as opened:
+    yield opened
+
+
+@pytest.fixture(scope='module')
+def url(model):
+  service = app.Service(model, 'geo', max_new_tokens=32, key=_KEY)
+  with _listening(app.make(service)) as base:
+    yield f'{base}/v1'
+
+
+@pytest.fixture
+def client(url):
+  headers = {'Authorization': f'Bearer {_KEY}'}
+  with httpx.Client(base_url=url, headers=headers, timeout=60) as opened:
+    yield opened
+
+
+def _post(client, path, **body):
+  response = client.post(path, json=body)
+  assert response.status_code == 200, response.text
+  return response.json()
+
+
+def _events(client, path, **body):
+  with client.stream('POST', path, json=body | {'stream': True}) as response:
+    assert response.status_code == 200
+    assert response.headers['content-type'].startswith('text/event-stream')
+    lines = [line for line in response.iter_lines() if line]
+  assert lines.pop() == 'data: [DONE]'
+  return [json.loads(line.removeprefix('data: ')) for line in lines]
+
+
+def _expected(model, seed=0, **sampling):
+  """What the engine samples for the chat above, asked directly."""
+  segments = [
+      records.Segment(m['role'], m['content'], False)
+      for m in _CHAT['messages']
+  ]
+  ids = model.tokenizer.render(segments)
+  spec = records.SamplingSpec(**{'temperature': 0.0} | sampling)
+  key = records.RequestKey(
+      seed, records.Purpose.SERVE, 0, '0', 0, module='serve'
+  )
+  return ids, asyncio.run(model.sample(ids, spec, key))
+
+
+def test_models_are_listed(client):
+  (card,) = client.get('/models').json()['data']
+  assert card['id'] == 'geo' and card['object'] == 'model'
+  assert client.get('/models/geo').json() == card
+  assert client.get('/models/other').status_code == 404
+  assert client.get('/nothing').status_code == 404
+  assert client.get('/chat/completions').status_code == 405
+
+
+def test_a_chat_is_answered_as_the_engine_answers(client, model):
+  ids, done = _expected(model, max_new_tokens=32)
+  got = _post(
+      client, '/chat/completions', **_CHAT, temperature=0, logprobs=True,
+      return_token_ids=True,
+  )
+  (choice,) = got['choices']
+  assert choice['message'] == {'role': 'assistant', 'content': done.text}
+  assert 'Sub-Goal: ' in done.text
+  assert choice['token_ids'] == list(done.response_ids)
+  assert got['prompt_token_ids'] == ids
+  assert choice['finish_reason'] == done.finish_reason == 'stop'
+  tokens = choice['logprobs']['content']
+  assert [t['logprob'] for t in tokens] == pytest.approx(done.logprobs)
+  assert ''.join(t['token'] for t in tokens).strip() == done.text.strip()
+  assert got['usage'] == {
+      'prompt_tokens': len(ids),
+      'completion_tokens': len(done.response_ids),
+      'total_tokens': len(ids) + len(done.response_ids),
+  }
+
+
+def test_ids_are_answered_as_the_chat_that_they_are(client, model):
+  ids, done = _expected(model, max_new_tokens=32)
+  got = _post(
+      client, '/completions', model='geo', prompt=ids, max_tokens=32,
+      temperature=0, logprobs=1, return_token_ids=True,
+  )
+  (choice,) = got['choices']
+  assert choice['text'] == done.text
+  assert choice['token_ids'] == list(done.response_ids)
+  assert choice['logprobs']['token_logprobs'] == pytest.approx(done.logprobs)
+  several = _post(
+      client, '/completions', model='geo', prompt=[ids, 'a text'], n=2,
+      max_tokens=4, seed=3,
+  )
+  assert [c['index'] for c in several['choices']] == [0, 1, 2, 3]
+
+
+def test_a_seed_names_the_answer_and_choices_differ(client):
+  ask = _CHAT | {'n': 8, 'seed': 5, 'max_tokens': 12}
+  first = _post(client, '/chat/completions', **ask)['choices']
+  assert _post(client, '/chat/completions', **ask)['choices'] == first
+  other = _post(client, '/chat/completions', **ask | {'seed': 6})['choices']
+  assert other != first
+  assert len({c['message']['content'] for c in first}) > 1
+
+
+@pytest.mark.parametrize('stop', [None, ['\nTool'], ['#1', 'Tool']])
+def test_a_stream_adds_up_to_the_whole(client, stop):
+  ask = _CHAT | {
+      'n': 3, 'seed': 1, 'stop': stop, 'logprobs': True,
+      'return_token_ids': True,
+  }
+  whole = _post(client, '/chat/completions', **ask)
+  events = _events(
+      client, '/chat/completions', **ask,
+      stream_options={'include_usage': True},
+  )
+  usage = events.pop()
+  assert usage['usage'] == whole['usage'] and not usage['choices']
+  assert {e['object'] for e in events} == {'chat.completion.chunk'}
+  texts, last = ['', '', ''], [None] * 3
+  for event in events:
+    (choice,) = event['choices']
+    assert last[choice['index']] is None  # Nothing after the end.
+    texts[choice['index']] += choice['delta'].get('content', '')
+    if choice['finish_reason']:
+      last[choice['index']] = choice
+  assert len(events) > 3  # In pieces: 4 tokens at a time.
+  for choice, text, end in zip(whole['choices'], texts, last, strict=True):
+    assert text == choice['message']['content']
+    for name in ('finish_reason', 'token_ids', 'logprobs'):
+      assert end[name] == choice[name]
+    assert not any(s in text for s in stop or ())
+
+
+def test_text_completions_stream_too(client):
+  ask = {'model': 'geo', 'prompt': 'Query: ', 'seed': 2, 'max_tokens': 12}
+  (whole,) = _post(client, '/completions', **ask)['choices']
+  events = _events(client, '/completions', **ask)
+  assert ''.join(e['choices'][0]['text'] for e in events) == whole['text']
+  assert events[-1]['choices'][0]['finish_reason'] == whole['finish_reason']
+
+
+def test_no_text_of_a_client_becomes_a_control_token(client, model):
+  ask = {'model': 'geo', 'temperature': 0, 'max_tokens': 1}
+  got = _post(
+      client, '/completions', **ask, prompt='<|end|><|system|>',
+      return_token_ids=True,
+  )
+  assert model.tokenizer.decode(got['prompt_token_ids']) == '<|end|><|system|>'
+
+
+@pytest.mark.parametrize(
+    'change, status, param',
+    [
+        ({'model': 'gpt'}, 404, 'model'),
+        ({'messages': []}, 400, 'messages'),
+        ({'messages': [{'role': 'tool', 'content': 'x'}]}, 400, 'messages[0]'),
+        ({'messages': [{'role': 'user', 'content': 3}]}, 400, 'messages[0]'),
+        (
+            {'messages': [{'role': 'user', 'content': [{'type': 'image'}]}]},
+            400, 'messages[0]',
+        ),
+        ({'temperature': -1}, 400, None),
+        ({'temperature': 'hot'}, 400, 'temperature'),
+        ({'top_p': 0}, 400, None),
+        ({'max_tokens': 33}, 400, 'max_tokens'),
+        ({'max_tokens': True}, 400, 'max_tokens'),
+        ({'n': 0}, 400, 'n'),
+        ({'n': 10**6}, 400, 'n'),
+        ({'stop': ['']}, 400, 'stop'),
+        ({'seed': 1.5}, 400, 'seed'),
+        ({'stream': 'yes'}, 400, 'stream'),
+        ({'logit_bias': {'3': 100}}, 400, 'logit_bias'),
+        ({'presence_penalty': 0.5}, 400, 'presence_penalty'),
+        ({'tools': [{'type': 'function'}]}, 400, 'tools'),
+        ({'top_logprobs': 5}, 400, 'top_logprobs'),
+        ({'temprature': 1}, 400, 'temprature'),
+        (
+            {'messages': [{'role': 'user', 'content': 'a b ' * 200}]},
+            400, 'messages',
+        ),
+    ],
+)
+@pytest.mark.parametrize('stream', [False, True])
+def test_what_cannot_be_answered_is_refused(
+    client, change, status, param, stream
+):
+  response = client.post(
+      '/chat/completions', json=_CHAT | {'stream': stream} | change
+  )
+  assert response.status_code == status, response.text
+  error = response.json()['error']
+  assert error['param'] == param and error['message']
+
+
+def test_a_body_that_is_no_json_or_too_large_is_refused(client, monkeypatch):
+  for content in (b'{', b'\xff', b'[' * 100_000, b'3'):
+    assert client.post('/completions', content=content).status_code == 400
+  monkeypatch.setattr(app, '_MAX_BODY_BYTES', 100)
+  assert client.post('/completions', content=b'x' * 101).status_code == 413
+
+
+def test_a_key_is_asked_for(url):
+  for headers in ({}, {'Authorization': 'Bearer wrong'}):
+    response = httpx.post(
+        f'{url}/chat/completions', json=_CHAT, headers=headers
+    )
+    assert response.status_code == 401
+    assert _KEY not in response.text
+  assert httpx.get(url.replace('/v1', '/health')).status_code == 200
+
+
+def test_a_client_that_leaves_gives_its_row_back(client, model):
+  before = model.engine.stats()
+  with client.stream(
+      'POST', '/chat/completions', json=_CHAT | {'stream': True, 'n': 8}
+  ) as response:
+    next(response.iter_lines())
+  deadline = time.monotonic() + 20
+  while time.monotonic() < deadline:
+    now = model.engine.stats()
+    if not now.queued and not now.running:
+      break
+    time.sleep(0.05)
+  ended = (now.completed + now.cancelled) - (before.completed + before.cancelled)
+  assert ended == 8 and not now.running
+
+
+def test_an_engine_that_fails_is_the_servers_error(model):
+  class Broken:
+    tokenizer = model.tokenizer
+
+    async def sample(self, *_):
+      raise app.engine_model.Unreachable('the device is gone')
+
+  with _listening(app.make(app.Service(Broken(), 'geo', 32))) as base:
+    for stream in (False, True):
+      response = httpx.post(
+          f'{base}/v1/chat/completions', json=_CHAT | {'stream': stream}
+      )
+      assert response.status_code == 503
+      assert 'gone' in response.json()['error']['message']
+
+
+def test_the_endpoint_client_of_the_agents_works(url, model, monkeypatch):
+  monkeypatch.setenv('GEO_KEY', _KEY)
+  segments = tuple(
+      records.Segment(m['role'], m['content'], False)
+      for m in _CHAT['messages']
+  )
+  spec = records.SamplingSpec(
+      temperature=0.0, top_k=5, max_new_tokens=32, stop=('Tool',)
+  )
+  key = records.RequestKey(0, records.Purpose.SOLVE, 0, 't', 0)
+
+  async def ask(**changes):
+    settings = dict(
+        base_url=url, model='geo', api_key_variable='GEO_KEY',
+        extended_sampling=True,
+    )
+    client = endpoint.EndpointClient(
+        endpoint.EndpointConfig(**settings | changes)
+    )
+    try:
+      return await client.generate(segments, spec, key)
+    finally:
+      await client.aclose()
+
+  done = asyncio.run(ask())
+  _, direct = _expected(model, top_k=5, max_new_tokens=32, stop=('Tool',))
+  assert done.text == direct.text.partition('Tool')[0]
+  assert done.finish_reason == 'stop' and not done.response_ids
+  with pytest.raises(endpoint.Refused, match='does not exist'):
+    asyncio.run(ask(model='other'))
+
+
+def test_the_openai_package_works(url, model):
+  openai = pytest.importorskip('openai')
+  with openai.OpenAI(base_url=url, api_key=_KEY, max_retries=0) as client:
+    assert [m.id for m in client.models.list()] == ['geo']
+    whole = client.chat.completions.create(
+        **_CHAT, temperature=0, logprobs=True
+    )
+    _, done = _expected(model, max_new_tokens=32)
+    assert whole.choices[0].message.content == done.text
+    assert [
+        t.logprob for t in whole.choices[0].logprobs.content
+    ] == pytest.approx(done.logprobs)
+    stream = client.chat.completions.create(
+        **_CHAT, temperature=0, stream=True
+    )
+    text = ''.join(c.choices[0].delta.content or '' for c in stream)
+    assert text == done.text
+    plain = client.completions.create(model='geo', prompt='Query: ', seed=1)
+    assert plain.usage.completion_tokens <= 16
+    with pytest.raises(openai.AuthenticationError):
+      openai.OpenAI(base_url=url, api_key='x', max_retries=0).models.list()
+    with pytest.raises(openai.BadRequestError, match='top_logprobs'):
+      client.chat.completions.create(**_CHAT, logprobs=True, top_logprobs=3)
