@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,10 @@ class EndpointConfig:
     send_seed: send a seed that is derived from the request's key.
     token_limit_field: 'max_tokens', or 'max_completion_tokens' where the server
       wants the newer name.
+    azure_api_version: if given, the URL and the header of the key are Azure's:
+      base_url is the resource's, and model the name of a deployment.
+    prompt_price: of a million tokens read [any currency].
+    completion_price: of a million tokens written.
   """
 
   base_url: str
@@ -71,6 +76,9 @@ class EndpointConfig:
   extended_sampling: bool = False
   send_seed: bool = True
   token_limit_field: str = 'max_tokens'
+  azure_api_version: str = ''
+  prompt_price: float = 0.0
+  completion_price: float = 0.0
 
   def __post_init__(self):
     url = httpx.URL(self.base_url)
@@ -90,7 +98,10 @@ class EndpointConfig:
       value = getattr(self, name)
       if not 0 < value < math.inf:
         raise ValueError(f'{name} must be finite and > 0: {value}')
-    for name in ('backoff_seconds', 'max_backoff_seconds'):
+    for name in (
+        'backoff_seconds', 'max_backoff_seconds', 'prompt_price',
+        'completion_price',
+    ):
       value = getattr(self, name)
       if not 0 <= value < math.inf:
         raise ValueError(f'{name} must be finite and >= 0: {value}')
@@ -99,6 +110,23 @@ class EndpointConfig:
           "token_limit_field must be 'max_tokens' or 'max_completion_tokens': "
           f'{self.token_limit_field!r}'
       )
+
+
+@dataclasses.dataclass
+class Usage:
+  """What the requests of one module came to.
+
+  Attributes:
+    requests: that were answered.
+    prompt_tokens: read, as the endpoint counted; 0 where it does not say.
+    completion_tokens: written, likewise.
+    cost: by the config's prices.
+  """
+
+  requests: int = 0
+  prompt_tokens: int = 0
+  completion_tokens: int = 0
+  cost: float = 0.0
 
 
 class _Retry(Exception):
@@ -115,6 +143,9 @@ class EndpointClient:
   Use it from one event loop and await `aclose` at the end. The key is read
   once, from the environment, and appears in no log line and no error.
 
+  Attributes:
+    usage: module -> what its requests came to so far.
+
   Args:
     config: where the endpoint is.
 
@@ -125,11 +156,23 @@ class EndpointClient:
   def __init__(self, config: EndpointConfig):
     self._config = config
     url = httpx.URL(config.base_url)
-    self._url = str(url).rstrip('/') + '/chat/completions'
+    self._url = str(url).rstrip('/')
+    if config.azure_api_version:
+      deployment = urllib.parse.quote(config.model, safe='')
+      self._url += f'/openai/deployments/{deployment}/chat/completions'
+      self._url += f'?api-version={config.azure_api_version}'
+    else:
+      self._url += '/chat/completions'
     self._key = _read_key(config.api_key_variable)
+    headers = {}
+    if self._key and config.azure_api_version:
+      headers['api-key'] = self._key
+    elif self._key:
+      headers['Authorization'] = f'Bearer {self._key}'
+    self.usage: dict[str, Usage] = {}
     self._slots = asyncio.Semaphore(config.concurrency)
     self._client = httpx.AsyncClient(
-        headers={'Authorization': f'Bearer {self._key}'} if self._key else {},
+        headers=headers,
         timeout=httpx.Timeout(
             config.timeout_seconds, connect=config.connect_seconds, pool=None
         ),
@@ -179,12 +222,13 @@ class EndpointClient:
       try:
         async with self._slots:
           sent = time.monotonic()
-          text, finish_reason = await self._post(body)
+          text, finish_reason, tokens = await self._post(body)
       except _Retry as error:
         reason = str(error)
         pause = self._pause(attempt, jitter, error.retry_after)
         logging.warning('%s: attempt %d: %s', self._url, attempt + 1, reason)
         continue
+      self._count(request_key.module, *tokens)
       return records.Completion(
           text=text,
           finish_reason=finish_reason,
@@ -241,8 +285,20 @@ class EndpointClient:
       body[name] = value
     return body
 
-  async def _post(self, body: Mapping[str, Any]) -> tuple[str, str]:
-    """Makes one attempt; returns the text and the finish reason.
+  def _count(self, module: str, read: int, written: int) -> None:
+    usage = self.usage.setdefault(module, Usage())
+    usage.requests += 1
+    usage.prompt_tokens += read
+    usage.completion_tokens += written
+    usage.cost += (
+        read * self._config.prompt_price
+        + written * self._config.completion_price
+    ) / 1e6
+
+  async def _post(
+      self, body: Mapping[str, Any]
+  ) -> tuple[str, str, tuple[int, int]]:
+    """Makes one attempt; returns the text, how it ended, and the tokens.
 
     Raises:
       _Retry: it failed in a way that another attempt may not.
@@ -338,17 +394,28 @@ async def _read(response: httpx.Response) -> bytes:
   return b''.join(chunks)
 
 
-def _parse(content: bytes) -> tuple[str, str]:
+def _parse(content: bytes) -> tuple[str, str, tuple[int, int]]:
   """Reads a success; anything but a chat completion is worth a retry."""
   try:
-    choice = json.loads(content)['choices'][0]
+    answer = json.loads(content)
+    choice = answer['choices'][0]
     text = choice['message']['content']
     finish_reason = choice.get('finish_reason')
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     raise _Retry('a success that is no chat completion') from None
   if text is not None and not isinstance(text, str):
     raise _Retry('a chat completion whose content is no text')
-  return text or '', 'length' if finish_reason == 'length' else 'stop'
+  end = 'length' if finish_reason == 'length' else 'stop'
+  return text or '', end, _tokens(answer.get('usage'))
+
+
+def _tokens(usage: Any) -> tuple[int, int]:
+  """Tokens read and written, as far as the endpoint says."""
+  if not isinstance(usage, dict):
+    return 0, 0
+  counts = (usage.get(f'{n}_tokens') for n in ('prompt', 'completion'))
+  # A bool is an int, too; a count below 0 is none.
+  return tuple(c if type(c) is int and c > 0 else 0 for c in counts)
 
 
 def _retry_after(header: str | None) -> float | None:

@@ -106,18 +106,25 @@ class EndpointConfig:
   """An OpenAI-compatible server for modules with backend 'endpoint'.
 
   Attributes:
+    preset: a name of agents.providers (openai, azure, together, vllm, ollama,
+      ...), which fills in what is left empty below; '' for none.
     base_url: up to and including '/v1'.
     model: the model's name there.
-    api_key_variable: environment variable that holds the key; '' for none.
+    api_key_variable: environment variable that holds the key; '' for the
+      preset's, or none.
     timeout_seconds: of one request.
     concurrency: requests under way at once.
+    prompt_price, completion_price: of a million tokens; for the accounts.
   """
 
+  preset: str = ''
   base_url: str = ''
   model: str = ''
   api_key_variable: str = ''
   timeout_seconds: float = 120.0
   concurrency: int = 16
+  prompt_price: float = 0.0
+  completion_price: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,7 +131,7 @@ def write_summary(
     config: the run's.
     workdir: where its evaluations are.
     lines: its metrics, one a step.
-    seconds: wall time by name, of this process.
+    seconds: wall time by name.
     more: further entries.
 
   Returns:

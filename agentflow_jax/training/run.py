@@ -150,7 +150,11 @@ async def _train(config, workdir, quiet) -> str:
     clock.seconds['total'] = time.monotonic() - started
     summary = final.write_summary(
         config, workdir, log.lines, clock.seconds,
-        {'params_digest': digest, 'compiles/after_warmup': compiled},
+        {
+            'params_digest': digest,
+            'compiles/after_warmup': compiled,
+            **parts.endpoint_usage(),
+        },
     )
     final.write_card(workdir / 'planner', summary)
     page = report.write_report(str(workdir))

@@ -10,7 +10,8 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint, modules, references, rollout
+from agentflow_jax.agents import endpoint, modules, providers, references
+from agentflow_jax.agents import rollout
 from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools import base, generalist, python_tool, sandbox
 from agentflow_jax.agents.tools import search
@@ -82,6 +83,15 @@ class System:
         self.tokenizer,
     )
     return dataclasses.replace(self.agent, planner=planner)
+
+  def endpoint_usage(self) -> dict[str, float]:
+    """Returns what the endpoint's requests of this process came to, flat."""
+    return {
+        f'endpoint/{module}/{name}': value
+        for client in self.clients
+        for module, usage in sorted(client.usage.items())
+        for name, value in dataclasses.asdict(usage).items()
+    }
 
   def warmup(self) -> None:
     """Compiles what the planner's and the frozen modules' requests need."""
@@ -223,9 +233,10 @@ def _check_modules(config: config_lib.Config) -> None:
       raise config_lib.ConfigError(
           f'{name}.backend: {role.backend!r} is not one of {sorted(allowed)}'
       )
-    if role.backend == 'endpoint' and not agent.endpoint.base_url:
+    if role.backend == 'endpoint' and not _has_endpoint(config):
       raise config_lib.ConfigError(
-          f'{name}.backend is endpoint: set agent.endpoint.base_url'
+          f'{name}.backend is endpoint: set agent.endpoint.base_url, or'
+          ' agent.endpoint.preset'
       )
     if role.backend == 'frozen':
       limits[name] = role.sampling.max_new_tokens
@@ -262,6 +273,7 @@ def _check_unread(config: config_lib.Config) -> None:
           config.task_set.reward, default.task_set.reward, jsonl
       ),
       'agent.endpoint.base_url': (agent.endpoint.base_url, '', uses_endpoint),
+      'agent.endpoint.preset': (agent.endpoint.preset, '', uses_endpoint),
       'agent.tools.corpus': (
           agent.tools.corpus, '', 'search' in agent.tools.enabled
       ),
@@ -337,18 +349,18 @@ def _models(config, tokenizer, engine, frozen):
   models = {'planner': engine_model.EngineModel(engine, tokenizer)}
   if frozen is not None:
     models['frozen'] = engine_model.EngineModel(frozen, tokenizer)
-  remote = config.agent.endpoint
-  if remote.base_url:
-    models['endpoint'] = endpoint.EndpointClient(
-        endpoint.EndpointConfig(
-            base_url=remote.base_url,
-            model=remote.model,
-            api_key_variable=remote.api_key_variable,
-            timeout_seconds=remote.timeout_seconds,
-            concurrency=remote.concurrency,
-        )
-    )
+  if _has_endpoint(config):
+    try:
+      models['endpoint'] = endpoint.EndpointClient(
+          providers.config(**dataclasses.asdict(config.agent.endpoint))
+      )
+    except ValueError as e:
+      raise config_lib.ConfigError(f'agent.endpoint: {e}') from e
   return models
+
+
+def _has_endpoint(config: config_lib.Config) -> bool:
+  return bool(config.agent.endpoint.base_url or config.agent.endpoint.preset)
 
 
 def _agent(config, tasks, planner, models, rewards) -> rollout.Agent:

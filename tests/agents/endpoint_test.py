@@ -169,6 +169,47 @@ def test_a_request_and_its_completion():
   }
 
 
+def test_tokens_are_counted_by_module_and_priced():
+  answer = json.loads(completion())
+  replies = []
+  for usage in (
+      {'prompt_tokens': 1000, 'completion_tokens': 20}, None,
+      {'prompt_tokens': '7', 'completion_tokens': -3}, {'prompt_tokens': True},
+  ):
+    replies.append(Reply(body=json.dumps(answer | {'usage': usage}).encode()))
+
+  async def run(url):
+    client = endpoint.EndpointClient(
+        config(url, prompt_price=2.0, completion_price=10.0)
+    )
+    try:
+      for module in ('verifier', 'verifier', 'generator', 'verifier'):
+        key = dataclasses.replace(request_key(), module=module)
+        await client.generate(PROMPT, SAMPLING, key)
+      return client.usage
+    finally:
+      await client.aclose()
+
+  with Server(*replies) as server:
+    usage = asyncio.run(run(server.url))
+  # (1000 x 2 + 20 x 10) / 10^6; what an endpoint does not say counts as 0.
+  assert usage == {
+      'verifier': endpoint.Usage(3, 1000, 20, pytest.approx(0.0022)),
+      'generator': endpoint.Usage(1, 0, 0, 0.0),
+  }
+
+
+def test_azure_has_its_own_url_and_header():
+  with Server(Reply()) as server:
+    base = server.url.removesuffix('/v1')
+    generate(config(base, model='my gpt', azure_api_version='2024-10-21'))
+    path, headers, _ = server.requests[0]
+  assert path == (
+      '/openai/deployments/my%20gpt/chat/completions?api-version=2024-10-21'
+  )
+  assert headers['api-key'] == KEY and 'Authorization' not in headers
+
+
 def test_seeds_follow_the_request_key_only():
   with Server(Reply()) as server:
     generate(config(server.url), times=4)
@@ -362,7 +403,7 @@ def test_concurrency_is_bounded_and_waiting_for_a_slot_is_no_attempt(
     most.append(len(running))
     await asyncio.sleep(0.01)
     running.remove(body)
-    return 'Because.', 'stop'
+    return 'Because.', 'stop', (0, 0)
 
   monkeypatch.setattr(endpoint.EndpointClient, '_post', attempt)
   found = generate(config('http://127.0.0.1:1/v1', concurrency=3), times=12)

@@ -58,6 +58,33 @@ def test_a_warm_start_needs_the_teacher_s_tasks(tmp_path):
     system.check(config)
 
 
+def test_an_endpoint_that_cannot_work_is_an_error_at_start(
+    tmp_path, monkeypatch
+):
+  monkeypatch.delenv('OPENAI_API_KEY', raising=False)
+  base = mini.config(tmp_path)
+  role = config_lib.ModuleConfig('endpoint')
+
+  def build(**settings):
+    config = dataclasses.replace(
+        base,
+        agent=dataclasses.replace(
+            base.agent, generator=role,
+            endpoint=config_lib.EndpointConfig(**settings),
+        ),
+    )
+    system.build(config, epath.Path(tmp_path))
+
+  with pytest.raises(config_lib.ConfigError, match='OPENAI_API_KEY'):
+    build(preset='openai', model='m')
+  with pytest.raises(config_lib.ConfigError, match='preset must be one of'):
+    build(preset='opnai', model='m')
+  with pytest.raises(config_lib.ConfigError, match='model must name'):
+    build(preset='vllm')
+  with pytest.raises(config_lib.ConfigError, match='endpoint.preset'):
+    build()
+
+
 def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
     tmp_path
 ):

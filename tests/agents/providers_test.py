@@ -1,0 +1,42 @@
+"""Presets: each makes a config that works, and none hides a mistake."""
+
+import pytest
+
+from agentflow_jax.agents import endpoint, providers
+
+
+@pytest.mark.parametrize('preset', sorted(providers.PRESETS))
+def test_every_preset_makes_a_client(preset, monkeypatch):
+  fields = {'model': 'm'}
+  if preset == 'azure':  # Every resource has a URL of its own.
+    with pytest.raises(ValueError, match='base_url'):
+      providers.config(preset, **fields)
+    fields['base_url'] = 'https://mine.openai.azure.com'
+  config = providers.config(preset, **fields)
+  if config.api_key_variable:
+    assert config.base_url.startswith('https://')
+    monkeypatch.delenv(config.api_key_variable, raising=False)
+    with pytest.raises(ValueError, match=config.api_key_variable):
+      endpoint.EndpointClient(config)
+    monkeypatch.setenv(config.api_key_variable, 'k')
+  else:  # A server of one's own, which nobody else can reach.
+    assert config.base_url.startswith('http://127.0.0.1:')
+  endpoint.EndpointClient(config)
+
+
+def test_what_is_given_wins_and_what_is_empty_does_not():
+  config = providers.config(
+      'vllm', model='m', base_url='http://10.0.0.2:9000/v1',
+      api_key_variable='', concurrency=3,
+  )
+  assert config.base_url == 'http://10.0.0.2:9000/v1'
+  assert config.extended_sampling and config.concurrency == 3
+  plain = providers.config('', model='m', base_url='http://h/v1')
+  assert plain == endpoint.EndpointConfig('http://h/v1', 'm')
+
+
+def test_an_unknown_preset_is_an_error():
+  with pytest.raises(ValueError, match="'opnai'"):
+    providers.config('opnai', model='m')
+  with pytest.raises(ValueError, match='model must name'):
+    providers.config('openai')
