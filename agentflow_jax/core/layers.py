@@ -99,6 +99,27 @@ class ModelConfig:
     return jax.lax.Precision.DEFAULT
 
 
+def float32_product(
+    config: ModelConfig, equation: str, a: Array, b: Array
+) -> Array:
+  """Returns einsum(a, b) of activations, summed and returned in float32."""
+
+  def product(a, b):
+    return jnp.einsum(
+        equation, a, b, precision=config.precision,
+        preferred_element_type=jnp.float32,
+    )
+
+  if config.dtype == 'float32':
+    return product(a, b)
+  # XLA's CPU has no such product of bfloat16 operands; in float32 it is exact.
+  return jax.lax.platform_dependent(
+      a, b,
+      cpu=lambda a, b: product(a.astype(jnp.float32), b.astype(jnp.float32)),
+      default=product,
+  )
+
+
 class _Linear(nn.Module):
   """y = einsum(x, kernel) + bias, in the activation dtype."""
 
@@ -257,10 +278,8 @@ class _Attention(nn.Module):
     # Keys (and values, below) come first: in this order XLA's CPU rounds one
     # query over any number of slots as it rounds many, so that sampler and
     # trainer agree to the bit in these products.
-    scores = jnp.einsum(
-        'bkes,bkgte->bksgt', keys, q, precision=config.precision,
-        preferred_element_type=jnp.float32,
-    ).transpose(0, 1, 3, 4, 2)
+    scores = float32_product(config, 'bkes,bkgte->bksgt', keys, q)
+    scores = scores.transpose(0, 1, 3, 4, 2)
     scores = jnp.where(mask, scores * (1 / math.sqrt(config.head_dim)), _MASKED)
     # Any shift leaves the quotient as it is, so it needs no gradient.
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
@@ -278,11 +297,7 @@ class _Attention(nn.Module):
     The weights are [B, K, H/K, T, S].
     """
     slots = values.shape[2]
-    product = functools.partial(
-        jnp.einsum,
-        precision=self.config.precision,
-        preferred_element_type=jnp.float32,
-    )
+    product = functools.partial(float32_product, self.config)
     if self.config.dtype != 'float32' or slots <= SLOT_BLOCK:
       return product('bkse,bkgts->bkegt', values, weights)
     # Where a CPU library cuts a long sum depends on its other axes. Cut here,

@@ -114,9 +114,8 @@ class Transformer(nn.Module):
       kernel, equation = self.embedding, '...d,vd->...v'
     else:
       kernel, equation = self.head, '...d,dv->...v'
-    return jnp.einsum(
-        equation, hidden, kernel.astype(config.dtype),
-        precision=config.precision, preferred_element_type=jnp.float32,
+    return layers.float32_product(
+        config, equation, hidden, kernel.astype(config.dtype)
     )
 
 

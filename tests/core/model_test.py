@@ -196,6 +196,42 @@ def test_bfloat16_activations_keep_float32_parameters_and_logits():
   assert model.init_cache(config, 1, 4).keys.dtype == jnp.bfloat16
 
 
+def test_bfloat16_runs_on_cpu_at_real_sizes():
+  # Beyond toy sizes XLA's CPU hands products to a library that has none of
+  # bfloat16 operands with a float32 result.
+  config = dataclasses.replace(
+      CONFIG, d_model=128, n_layers=1, head_dim=64, d_ff=128
+  )
+  params = INIT(config, jax.random.key(0))
+  half = dataclasses.replace(config, dtype='bfloat16')
+  rng = np.random.default_rng(3)
+  ids = rng.integers(0, config.vocab_size, (16, 64), np.int32)
+  positions = np.broadcast_to(np.arange(64, dtype=np.int32), ids.shape)
+  inputs = ids, positions, np.ones_like(ids)
+  whole = FORWARD(config, params, *inputs)
+  # 8 bits of mantissa, a few roundings in a row.
+  limit = 0.03 * np.abs(whole).max()
+  np.testing.assert_allclose(FORWARD(half, params, *inputs), whole, atol=limit)
+  _, cache = FORWARD_CACHED(
+      half, params, ids[:, :63], model.init_cache(half, 16, 64)
+  )
+  last, _ = FORWARD_CACHED(
+      half, params, ids[:, 63:], cache, np.full(16, 63, np.int32)
+  )
+  np.testing.assert_allclose(last[:, 0], whole[:, -1], atol=limit)
+
+  def loss(params, config):
+    return model.forward(config, params, *inputs)[..., 0].sum()
+
+  gradients = [
+      jax.jit(jax.grad(loss), static_argnums=1)(params, c)
+      for c in (half, config)
+  ]
+  for found, wanted in zip(*map(jax.tree.leaves, gradients), strict=True):
+    error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+    assert error < 0.03
+
+
 def test_logical_axes_match_the_parameters():
   for changes in FAMILIES.values():
     config, params = _make(**changes)
