@@ -179,7 +179,7 @@ def _held(trainer: trainer_lib.Trainer, parts: system.System) -> str:
     copies['reference'] = copies['sampler']
   if parts.frozen_engine is not None:
     copies['frozen modules'] = copies['sampler']
-  held = ', '.join(f'{k} {v / 1e9:.2f} GB' for k, v in copies.items())
+  held = ', '.join(f'{k} {v / 1e6:,.1f} MB' for k, v in copies.items())
   return f'{count:,} parameters; held: {held}'
 
 
