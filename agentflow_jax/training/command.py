@@ -7,6 +7,7 @@ from absl import app, flags, logging
 
 from agentflow_jax.agents.tools import base, search
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import knobs
 
 _CONFIG = flags.DEFINE_string(
     'config', None, 'A Python file with get_config(), such as experiments/X.py.'
@@ -18,10 +19,13 @@ def config_from_flags(argv: Sequence[str]) -> config_lib.Config:
   """Returns the config of --config and its --config.a.b=v overrides.
 
   Raises:
-    ConfigError: a stray argument, or what `config.load` raises.
+    ConfigError: a stray argument, what `config.load` raises, or a flag that
+      nothing would read.
   """
   no_arguments(argv)
-  return config_lib.load(_CONFIG.value, _overrides)
+  config = config_lib.load(_CONFIG.value, _overrides)
+  knobs.check_flags(config, [name for name, _ in _overrides])
+  return config
 
 
 def no_arguments(argv: Sequence[str]) -> None:

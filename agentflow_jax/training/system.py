@@ -19,11 +19,10 @@ from agentflow_jax.core import model
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import controls, engine_model, task_sets
+from agentflow_jax.training import controls, engine_model, knobs, task_sets
 from agentflow_jax.training import models as models_lib
 
 
-_ROLES = ('executor', 'verifier', 'generator', 'analyst')
 # What a tokenizer trained for a run always keeps whole: the format of plans and
 # of memory (a plan is then 8 tokens), and the marks of mentions.
 _FORMAT_SYMBOLS = ('Sub-Goal: ', '\nContext: ', '\nTool Name: ', ' -> ', ' | ')
@@ -97,9 +96,11 @@ class System:
     """Compiles what the planner's and the frozen modules' requests need."""
     self.engine.warmup(truncates=(False,))
     if self.frozen_engine is not None:
-      specs = [r.sampling for r in _roles(self.config) if r.backend == 'frozen']
+      roles = knobs.roles(self.config).values()
       self.frozen_engine.warmup(
-          truncates=sorted({spec.truncates for spec in specs})
+          truncates=sorted(
+              {r.sampling.truncates for r in roles if r.backend == 'frozen'}
+          )
       )
 
   async def close(self) -> None:
@@ -144,7 +145,9 @@ def build(config: config_lib.Config, workdir: epath.Path) -> System:
     engine = stack.enter_context(
         engine_lib.Engine(model_config, config.engine, params)
     )
-    uses_frozen = any(r.backend == 'frozen' for r in _roles(config))
+    uses_frozen = any(
+        r.backend == 'frozen' for r in knobs.roles(config).values()
+    )
     frozen = None
     if uses_frozen:
       frozen = stack.enter_context(
@@ -174,12 +177,6 @@ def build(config: config_lib.Config, workdir: epath.Path) -> System:
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
-
-
-def _roles(config: config_lib.Config) -> list[config_lib.ModuleConfig]:
-  """Everything that a frozen model may play."""
-  roles = [getattr(config.agent, name) for name in _ROLES]
-  return [*roles, config.agent.tools.generalist]
 
 
 def check(config: config_lib.Config) -> None:
@@ -214,14 +211,14 @@ def check(config: config_lib.Config) -> None:
         f' engine.prompt_buckets, {config.engine.prompt_buckets[-1]}'
     )
   _check_modules(config)
-  _check_unread(config)
+  knobs.check_values(config)
 
 
 def _check_modules(config: config_lib.Config) -> None:
   """Refuses modules that could not answer one request."""
   agent, sampling = config.agent, config.planner.sampling
   modelled = {'none', 'frozen', 'endpoint'}
-  roles = {f'agent.{r}': (getattr(agent, r), modelled) for r in _ROLES}
+  roles = {f'agent.{r}': (getattr(agent, r), modelled) for r in knobs.ROLES}
   for name in ('executor', 'verifier', 'generator'):
     roles[f'agent.{name}'] = (
         getattr(agent, name), {'rule', 'frozen', 'endpoint'}
@@ -256,42 +253,6 @@ def _check_modules(config: config_lib.Config) -> None:
   if len(agent.verbs) < 2:
     raise config_lib.ConfigError(
         'agent.verbs: name two, one that finds out and one that answers'
-    )
-
-
-def _check_unread(config: config_lib.Config) -> None:
-  """Refuses fields that were set and that nothing would read (contract 7)."""
-  agent, default = config.agent, config_lib.Config(name='')
-  uses_endpoint = any(
-      getattr(agent, role).backend == 'endpoint' for role in _ROLES
-  ) or agent.tools.generalist.backend == 'endpoint'
-  jsonl = config.task_set.kind == 'jsonl'
-  unread = {
-      'task_set.train': (config.task_set.train, '', jsonl),
-      'task_set.evaluation': (config.task_set.evaluation, '', jsonl),
-      'task_set.reward': (
-          config.task_set.reward, default.task_set.reward, jsonl
-      ),
-      'agent.endpoint.base_url': (agent.endpoint.base_url, '', uses_endpoint),
-      'agent.endpoint.preset': (agent.endpoint.preset, '', uses_endpoint),
-      'agent.tools.corpus': (
-          agent.tools.corpus, '', 'search' in agent.tools.enabled
-      ),
-  }
-  for name, (value, unset, is_read) in unread.items():
-    if value != unset and not is_read:
-      raise config_lib.ConfigError(
-          f'{name} is set, and nothing in this config reads it'
-      )
-  templates = set(agent.executor_templates) - set(agent.tools.enabled)
-  if templates and templates - {'search', 'python', 'generalist'}:
-    raise config_lib.ConfigError(
-        f'agent.executor_templates: no tool {sorted(templates)} is enabled'
-    )
-  if config.algorithm == 'sft' and jsonl:
-    raise config_lib.ConfigError(
-        'algorithm=sft learns from the scripted teacher of GeoHop:'
-        ' task_set.kind must be geohop'
     )
 
 

@@ -83,10 +83,9 @@ def from_hugging_face(config: Mapping[str, Any]) -> model.ModelConfig:
   heads, width = config['num_attention_heads'], config['hidden_size']
   positions = config['max_position_embeddings']
   scaling = _rope_scaling(rope, positions)
-  if scaling is not None:
-    # Some config.json state the context before it is stretched.
-    stretched = int(scaling.original_max_positions * scaling.factor)
-    positions = max(positions, stretched)
+  if scaling is not None and scaling.original_max_positions == positions:
+    # It states the context before it is stretched, as Qwen2.5's does.
+    positions = int(positions * scaling.factor)
   return model.ModelConfig(
       vocab_size=config['vocab_size'],
       d_model=width,

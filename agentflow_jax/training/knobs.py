@@ -1,0 +1,108 @@
+"""Settings that nothing would read are errors at start (contract 7)."""
+
+from collections.abc import Iterable, Iterator
+
+from agentflow_jax.training import config as config_lib
+
+ROLES = ('executor', 'verifier', 'generator', 'analyst')
+
+
+def roles(config: config_lib.Config) -> dict[str, config_lib.ModuleConfig]:
+  """Returns everything that a frozen model may play, by its field's name."""
+  found = {f'agent.{name}': getattr(config.agent, name) for name in ROLES}
+  return found | {'agent.tools.generalist': config.agent.tools.generalist}
+
+
+def check_values(config: config_lib.Config) -> None:
+  """Refuses fields that were set, by whomever, and that nothing would read.
+
+  Raises:
+    ConfigError: names the field.
+  """
+  agent, default = config.agent, config_lib.Config(name='')
+  uses_endpoint = any(r.backend == 'endpoint' for r in roles(config).values())
+  jsonl = config.task_set.kind == 'jsonl'
+  unread = {
+      'task_set.train': (config.task_set.train, '', jsonl),
+      'task_set.evaluation': (config.task_set.evaluation, '', jsonl),
+      'task_set.reward': (
+          config.task_set.reward, default.task_set.reward, jsonl
+      ),
+      'agent.endpoint.base_url': (agent.endpoint.base_url, '', uses_endpoint),
+      'agent.endpoint.preset': (agent.endpoint.preset, '', uses_endpoint),
+      'agent.tools.corpus': (
+          agent.tools.corpus, '', 'search' in agent.tools.enabled
+      ),
+  }
+  for name, (value, unset, is_read) in unread.items():
+    if value != unset and not is_read:
+      raise config_lib.ConfigError(
+          f'{name} is set, and nothing in this config reads it'
+      )
+  templates = set(agent.executor_templates) - set(agent.tools.enabled)
+  if templates and templates - {'search', 'python', 'generalist'}:
+    raise config_lib.ConfigError(
+        f'agent.executor_templates: no tool {sorted(templates)} is enabled'
+    )
+  if config.algorithm == 'sft' and jsonl:
+    raise config_lib.ConfigError(
+        'algorithm=sft learns from the scripted teacher of GeoHop:'
+        ' task_set.kind must be geohop'
+    )
+
+
+def check_flags(config: config_lib.Config, names: Iterable[str]) -> None:
+  """Refuses flags that nothing would read.
+
+  Stricter than `check_values`: a config may inherit settings of another
+  algorithm, but whoever writes a flag means it.
+
+  Args:
+    config: with the flags applied.
+    names: dotted names of the fields that flags set.
+
+  Raises:
+    ConfigError: names the flag and what would read it.
+  """
+  unread = dict(_unread(config))
+  for name in names:
+    for prefix, reader in unread.items():
+      if name == prefix or name.startswith(f'{prefix}.'):
+        raise config_lib.ConfigError(
+            f'--config.{name}: nothing would read it; it is for {reader}'
+        )
+
+
+def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
+  """Yields fields (and all below them) that are idle, and what reads them."""
+  if config.algorithm == 'flow_grpo':
+    for name in ('sft', 'teacher'):
+      yield name, 'algorithm=sft'
+  else:
+    yield 'flow_grpo', 'algorithm=flow_grpo'
+    for name in (
+        'queries_per_step', 'group_size', 'mini_batches', 'max_logprob_gap',
+        'rollout_records',
+    ):
+      yield f'train.{name}', 'algorithm=flow_grpo'
+  tools = config.agent.tools
+  if 'search' not in tools.enabled:
+    yield 'agent.tools.search_results', 'the tool search'
+  if 'python' not in tools.enabled:
+    for name in ('backend', 'seconds', 'concurrency'):
+      yield f'agent.tools.python_{name}', 'the tool python'
+  if 'generalist' not in tools.enabled:
+    yield 'agent.tools.generalist', 'the tool generalist'
+  found = roles(config)
+  for name, role in found.items():
+    if role.backend in ('rule', 'none'):
+      yield f'{name}.sampling', 'a module with a language model behind it'
+  for name in ('temperature', 'top_k', 'top_p', 'min_p', 'stop'):
+    # One greedy call a query, shared by its group.
+    yield f'agent.analyst.sampling.{name}', 'the other modules'
+  if config.agent.executor.backend != 'rule':
+    yield 'agent.executor_templates', 'agent.executor.backend=rule'
+  if not any(r.backend == 'endpoint' for r in found.values()):
+    yield 'agent.endpoint', 'a module with backend=endpoint'
+  if config.planner.directory:
+    yield 'planner.vocab_size', 'a planner that starts from nothing'

@@ -1,0 +1,90 @@
+"""A flag that nothing would read is an error, and no other is."""
+
+import pytest
+
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import knobs
+from tests.training import mini
+
+_QUICKSTART = str(mini.ROOT / 'experiments' / 'quickstart.py')
+_WARM = str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
+
+
+def _check(path, *pairs):
+  config = config_lib.load(path, pairs)
+  knobs.check_flags(config, [name for name, _ in pairs])
+
+
+@pytest.mark.parametrize(
+    'path, pairs',
+    [
+        (_QUICKSTART, [('sft.traces', '5')]),
+        (_QUICKSTART, [('teacher.wrong_what', '0.1')]),
+        (_WARM, [('flow_grpo.kl_coef', '0')]),
+        (_WARM, [('train.group_size', '4')]),
+        (_WARM, [('train.max_logprob_gap', '1')]),
+        (
+            _QUICKSTART,
+            [('agent.tools.search_results', '3'),
+             ('agent.tools.enabled', 'python')],
+        ),
+        (
+            _QUICKSTART,
+            [('agent.tools.python_seconds', '3'),
+             ('agent.tools.enabled', 'search')],
+        ),
+        (_QUICKSTART, [('agent.tools.generalist.backend', 'frozen')]),
+        (_QUICKSTART, [('agent.verifier.sampling.temperature', '1')]),
+        (
+            _QUICKSTART,
+            [('agent.analyst.sampling.temperature', '1'),
+             ('agent.analyst.backend', 'frozen')],
+        ),
+        (
+            _QUICKSTART,
+            [('agent.executor_templates', '{"search": "{context}"}'),
+             ('agent.executor.backend', 'frozen')],
+        ),
+        (_QUICKSTART, [('agent.endpoint.model', 'm')]),
+        (_QUICKSTART, [('planner.vocab_size', '500')]),
+    ],
+)
+def test_an_idle_flag_is_named(path, pairs):
+  with pytest.raises(config_lib.ConfigError) as caught:
+    _check(path, *pairs)
+  assert f'--config.{pairs[0][0]}: nothing would read it' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'path, pairs',
+    [
+        (_WARM, [('sft.traces', '5'), ('teacher.wrong_what', '0.1')]),
+        (_WARM, [('planner.vocab_size', '500'), ('train.steps', '3')]),
+        (_QUICKSTART, [('flow_grpo.kl_coef', '0'), ('train.group_size', '4')]),
+        (
+            _QUICKSTART,
+            [('agent.verifier.backend', 'frozen'),
+             ('agent.verifier.sampling.temperature', '1')],
+        ),
+        (
+            _QUICKSTART,
+            [('agent.analyst.backend', 'frozen'),
+             ('agent.analyst.sampling.max_new_tokens', '8')],
+        ),
+        (
+            _QUICKSTART,
+            [('agent.generator.backend', 'endpoint'),
+             ('agent.endpoint.preset', 'vllm'), ('agent.endpoint.model', 'm')],
+        ),
+    ],
+)
+def test_a_flag_that_is_read_passes(path, pairs):
+  _check(path, *pairs)
+
+
+def test_every_idle_name_is_a_field():
+  for path in (_QUICKSTART, _WARM):
+    config = config_lib.load(path)
+    names = set(config_lib.flatten(config))
+    for prefix, _ in knobs._unread(config):
+      assert any(n == prefix or n.startswith(f'{prefix}.') for n in names)
