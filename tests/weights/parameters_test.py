@@ -173,6 +173,9 @@ def test_a_torn_or_missing_shard_is_named(saved):
   second = sorted(path.glob('model-00002*'))[0]
   whole = second.read_bytes()
   second.write_bytes(whole[:-1])
+  # Known from the headers, before a tensor is read.
+  with pytest.raises(parameters.tensors.TensorError, match='the file was cut'):
+    parameters.tensors.SafetensorsDirectory(path)
   with pytest.raises(parameters.CheckpointError, match=second.name):
     parameters.load(path, _CONFIG)
   second.unlink()
