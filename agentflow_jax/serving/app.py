@@ -12,8 +12,8 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, TypeVar
 
 from starlette import applications, exceptions, responses, routing
 from starlette import requests as http
@@ -24,6 +24,7 @@ from agentflow_jax.training import engine_model
 
 _MAX_BODY_BYTES = 16 << 20
 _DONE = 'data: [DONE]\n\n'
+_T = TypeVar('_T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,7 @@ def make(service: Service) -> applications.Starlette:
           exceptions.HTTPException: _refuse_http,
           engine_model.PromptTooLong: _too_long,
           engine_model.Unreachable: _unavailable,
+          _GoneError: _nobody,
       },
   )
 
@@ -168,7 +170,7 @@ async def _answer(service: Service, kind: str, request: http.Request):
   if ask.stream:
     pieces = _stream(service, ask, prompts, writer)
     # What fails before the first token still has a status of its own.
-    first = await anext(pieces)
+    first = await _unless_gone(request, anext(pieces))
     return responses.StreamingResponse(
         _chained(first, pieces), media_type='text/event-stream'
     )
@@ -178,7 +180,7 @@ async def _answer(service: Service, kind: str, request: http.Request):
       for j in range(ask.choices)
   ]
   try:
-    done = await asyncio.gather(*tasks)
+    done = await _unless_gone(request, asyncio.gather(*tasks))
   finally:
     for task in tasks:  # One failed, or the client has gone.
       task.cancel()
@@ -190,6 +192,37 @@ async def _answer(service: Service, kind: str, request: http.Request):
       }
       | ({'prompt_token_ids': prompts[0]} if ask.token_ids else {})
   )
+
+
+class _GoneError(Exception):
+  """The client has closed the connection."""
+
+
+async def _unless_gone(request: http.Request, work: Awaitable[_T]) -> _T:
+  """Awaits `work` while the client waits for it; otherwise cancels it.
+
+  Args:
+    request: one whose body has been read: what it receives next is the end.
+    work: what the client asked for.
+
+  Raises:
+    _GoneError: the client has left. What `work` raises, it raises too.
+  """
+  asked = asyncio.ensure_future(work)
+  gone = asyncio.ensure_future(request.receive())
+  try:
+    await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
+    if not asked.done():
+      raise _GoneError
+    return asked.result()
+  finally:
+    gone.cancel()
+    asked.cancel()
+
+
+async def _nobody(unused_request, unused_error):
+  # Nobody reads it; 499 is what other servers write in their logs.
+  return responses.Response(status_code=499)
 
 
 async def _body(request: http.Request) -> Any:

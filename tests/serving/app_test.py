@@ -316,6 +316,48 @@ def test_an_engine_that_fails_is_the_servers_error(model):
       assert 'gone' in response.json()['error']['message']
 
 
+class _Endless:
+  """A model that says one thing and then nothing, until it is cancelled."""
+
+  def __init__(self, tokenizer, says):
+    self.tokenizer, self._says = tokenizer, says
+    self.entered, self.cancelled = 0, 0
+
+  async def sample(self, prompt, sampling, key, on_ids=None):
+    self.entered += 1
+    if on_ids and self._says:
+      on_ids(self.tokenizer.encode('a b'))
+    try:
+      await asyncio.Event().wait()
+    finally:
+      self.cancelled += 1
+
+
+def _until(condition):
+  end = time.monotonic() + 10
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    'stream, says', [(False, False), (True, False), (True, True)]
+)
+def test_a_client_that_leaves_frees_what_it_asked_for(model, stream, says):
+  endless = _Endless(model.tokenizer, says)
+  ask = _CHAT | {'n': 2, 'stream': stream}
+  with _listening(app.make(app.Service(endless, 'geo', 32))) as base:
+    url = f'{base}/v1/chat/completions'
+    if says:
+      with httpx.stream('POST', url, json=ask) as response:
+        assert 'a b' in next(response.iter_text())
+    else:
+      with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url, json=ask, timeout=1.0)
+    _until(lambda: endless.cancelled == 2)
+    assert endless.entered == 2
+
+
 def test_the_endpoint_client_of_the_agents_works(url, model, monkeypatch):
   monkeypatch.setenv('GEO_KEY', _KEY)
   segments = tuple(
