@@ -87,6 +87,8 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(
   lines = (broken / 'metrics.jsonl').read_text().splitlines()
   rollout = sum(json.loads(line)['seconds/rollout'] for line in lines)
   assert rollout - 1e-6 <= summary['seconds/rollout'] <= summary['seconds/total']
+  # Only the first process evaluated the start, if a commit says so.
+  assert summary['seconds/evaluate_start'] > 0
 
 
 def test_another_seed_is_another_run(whole, tmp_path):
