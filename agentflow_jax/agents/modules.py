@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from agentflow_jax import records
-from agentflow_jax.agents import language_model, memory as memory_lib
+from agentflow_jax.agents import language_model, lenient_json
+from agentflow_jax.agents import memory as memory_lib
 from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.agents import prompts
 from agentflow_jax.agents.tools import base, calls
@@ -250,6 +251,9 @@ briefly what is there and what is missing. End with one line, either
 Conclusion: STOP
 or
 Conclusion: CONTINUE"""
+_NO_CONCLUSION = """\
+Your last answer had no conclusion. Its last line must be Conclusion: STOP or \
+Conclusion: CONTINUE, and nothing else."""
 # Nothing but punctuation follows: 'STOP would be too early' concludes nothing.
 _CONCLUSION = re.compile(
     r'conclusion[*_`"\' \t]*[:=：][*_`"\'\s]*(stop|continue)'
@@ -260,38 +264,66 @@ _CONCLUSION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class ModelVerifier:
-  """A frozen model judges; only an explicit conclusion stops."""
+  """A frozen model judges; only an explicit conclusion stops.
+
+  What concludes nothing is asked again with that said, and then continues: the
+  turn budget bounds the cost of that.
+  """
 
   model: language_model.LanguageModel
   sampling: records.SamplingSpec
+  attempts: int = 2
 
   async def judge(self, view, plan, entry):
     del plan
     memory = view.memory.append(entry)
-    completion = await _ask(
-        self.model,
-        prompts.module_prompt(VERIFIER_SYSTEM, memory),
-        self.sampling,
-        view.key_of('verifier'),
-    )
-    return parse_conclusion(completion.text)
+    key, note = view.key_of('verifier'), ''
+    for attempt in range(self.attempts):
+      completion = await _ask(
+          self.model,
+          prompts.module_prompt(VERIFIER_SYSTEM, memory, note),
+          self.sampling,
+          dataclasses.replace(key, attempt=attempt),
+      )
+      stop, verdict = parse_conclusion(completion.text)
+      if stop is not None:
+        break
+      note = _NO_CONCLUSION
+    return bool(stop), verdict
 
 
-def parse_conclusion(text: str) -> tuple[bool, str]:
-  """Reads a verifier's text: (stop, verdict).
+def parse_conclusion(text: str) -> tuple[bool | None, str]:
+  """Reads a verifier's text: (stop, verdict); stop is None for no conclusion.
 
   Only the last 'Conclusion: STOP' or 'Conclusion: CONTINUE' counts, or a text
-  that is the one word: 'We should not stop yet' is no conclusion, and no
-  conclusion continues (the turn budget bounds the cost of that).
+  that is the one word, or a JSON object with stop_signal, stop or conclusion.
+  'We should not stop yet' is no conclusion.
   """
   found = _CONCLUSION.findall(text)
-  word = found[-1] if found else text.strip(' \n*."`\'')
-  stop = word.lower() == 'stop'
+  word = (found[-1] if found else text.strip(' \n*."`\'')).lower()
   reason = ' '.join(_CONCLUSION.sub('', text).split())
-  if reason.lower().strip('*."`\'') == word.lower():
+  if not found or text.lstrip().startswith(('{', '```')):
+    said = _json_conclusion(text)
+    word, reason = said or (word, reason)
+  stop = {'stop': True, 'continue': False}.get(word)
+  if stop is not None and reason.lower().strip('*."`\'') == word:
     reason = ''
   verdict = 'stop' if stop else 'continue'
   return stop, f'{verdict}: {reason}' if reason else verdict
+
+
+def _json_conclusion(text: str) -> tuple[str, str] | None:
+  """Reads a verdict that is JSON: 'stop' or 'continue', and why."""
+  found = lenient_json.find(text, {'stop_signal', 'stop', 'conclusion'}) or {}
+  values = [found.get(n) for n in ('stop_signal', 'stop', 'conclusion')]
+  value = next((v for v in values if v is not None), '')
+  word = str(value).strip(' *."`\'').lower()
+  word = {'true': 'stop', 'false': 'continue'}.get(word, word)
+  if word not in ('stop', 'continue'):
+    return None
+  reasons = (found.get(n) for n in ('reason', 'analysis', 'explanation'))
+  said = next((r for r in reasons if isinstance(r, str)), '')
+  return word, ' '.join(said.split())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+from agentflow_jax.agents import lenient_json
+
 # A field may be numbered, bulleted, bold, a heading or in back-ticks, in any
 # case: '3. **Tool Name:** `search`'. Its text runs to the next field. A colon
 # follows, or the name has its line for itself as a heading has. No two
@@ -15,6 +17,7 @@ _HEADER = re.compile(
     r'[*_`"\' \t]*(?:[:：](?:\*+|[_`]+(?=\s|$))?[ \t]*|$)',
     re.IGNORECASE | re.MULTILINE,
 )
+_FIELD = re.compile(r'justification|context|sub_?goal|tool(_name)?')
 _FENCE = re.compile(r'```\w*[ \t]*$', re.MULTILINE)
 _DECORATION = ' \t\r\n*_`"\''
 _TOOL_WORD = re.compile(r'[\w.-]+')
@@ -59,7 +62,7 @@ def parse(text: str, tools: Sequence[str]) -> Plan:
   """Reads a plan from a planner's response.
 
   Where a field stands more than once the last one counts (models think aloud
-  first).
+  first). A JSON object of the fields is a plan, too.
 
   Args:
     text: the response; anything at all.
@@ -77,6 +80,7 @@ def parse(text: str, tools: Sequence[str]) -> Plan:
   for i, header in enumerate(headers):
     end = headers[i + 1].start() if i + 1 < len(headers) else len(text)
     fields[_canonical(header['name'])] = text[header.end() : end].strip()
+  fields = _from_json(text) or fields
   if not fields:
     raise PlanError('no field of a plan in the response')
   sub_goal = _undecorated(fields.get('sub_goal', ''))
@@ -90,6 +94,17 @@ def parse(text: str, tools: Sequence[str]) -> Plan:
       tool=_tool(fields['tool'], tools),
       justification=_undecorated(fields.get('justification', '')),
   )
+
+
+def _from_json(text: str) -> dict[str, str]:
+  """The fields of a plan that is a JSON object; none if there is none."""
+  found = lenient_json.find(text, {'sub_goal', 'subgoal'}) or {}
+  fields = {
+      _canonical(name): value
+      for name, value in found.items()
+      if isinstance(value, str) and _FIELD.fullmatch(name)
+  }
+  return fields if {'sub_goal', 'tool'} <= fields.keys() else {}
 
 
 def _canonical(name: str) -> str:

@@ -1,13 +1,13 @@
 """Known endpoints by name: where they are, and how each differs from OpenAI's.
 
-A preset only fills in the fields of an `endpoint.EndpointConfig`; every one of
-them can be set otherwise.
+A preset only fills in fields of an `endpoint_config.EndpointConfig`; every one
+of them can be set otherwise.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from agentflow_jax.agents import endpoint
+from agentflow_jax.agents import endpoint_config
 
 _LOCAL = {'extended_sampling': True}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -54,7 +54,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         'api_key_variable': 'OPENROUTER_API_KEY',
     },
     'together': {
-        'base_url': 'https://api.together.xyz/v1',
+        'base_url': 'https://api.together.ai/v1',
         'api_key_variable': 'TOGETHER_API_KEY',
     },
     # Servers of one's own, at their default ports.
@@ -65,7 +65,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def config(preset: str, **fields: Any) -> endpoint.EndpointConfig:
+def config(preset: str, **fields: Any) -> endpoint_config.EndpointConfig:
   """Returns the config of a preset with further fields.
 
   Args:
@@ -79,4 +79,4 @@ def config(preset: str, **fields: Any) -> endpoint.EndpointConfig:
     raise ValueError(f'preset must be one of {sorted(PRESETS)}: {preset!r}')
   chosen = {k: v for k, v in fields.items() if v not in ('', None)}
   merged = {'base_url': '', 'model': ''} | dict(PRESETS.get(preset, {})) | chosen
-  return endpoint.EndpointConfig(**merged)
+  return endpoint_config.EndpointConfig(**merged)

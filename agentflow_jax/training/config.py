@@ -110,21 +110,30 @@ class EndpointConfig:
       ...), which fills in what is left empty below; '' for none.
     base_url: up to and including '/v1'.
     model: the model's name there.
+    api: 'chat', or 'completions' for a model without a chat template.
     api_key_variable: environment variable that holds the key; '' for the
       preset's, or none.
     timeout_seconds: of one request.
     concurrency: requests under way at once.
+    max_attempts: at one request.
+    requests_per_minute, tokens_per_minute: limits to keep; 0 for none.
     prompt_price, completion_price: of a million tokens; for the accounts.
+    cache: a file of answers to keep between runs; '' for none.
   """
 
   preset: str = ''
   base_url: str = ''
   model: str = ''
+  api: Literal['chat', 'completions'] = 'chat'
   api_key_variable: str = ''
   timeout_seconds: float = 120.0
   concurrency: int = 16
+  max_attempts: int = 5
+  requests_per_minute: float = 0.0
+  tokens_per_minute: float = 0.0
   prompt_price: float = 0.0
   completion_price: float = 0.0
+  cache: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ import traceback
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint
-from agentflow_jax.agents import language_model
+from agentflow_jax.agents import endpoint, endpoint_config
+from agentflow_jax.agents import language_model, openai_protocol
 
 KEY = 'sk-very-secret-0123456789'
 VARIABLE = 'AGENTFLOW_TEST_KEY'
@@ -125,7 +125,7 @@ def config(url, **changes):
       base_url=url, model='m', api_key_variable=VARIABLE, max_attempts=3,
       backoff_seconds=0.01, max_backoff_seconds=0.1, timeout_seconds=60.0,
   )
-  return endpoint.EndpointConfig(**(defaults | changes))
+  return endpoint_config.EndpointConfig(**(defaults | changes))
 
 
 def generate(configuration, prompt=PROMPT, sampling=SAMPLING, times=1):
@@ -210,6 +210,136 @@ def test_azure_has_its_own_url_and_header():
   assert headers['api-key'] == KEY and 'Authorization' not in headers
 
 
+def test_a_model_without_a_chat_template_gets_one_text():
+  answer = json.dumps({
+      'choices': [{'text': ' yes', 'finish_reason': 'length'}],
+      'usage': {'prompt_tokens': 3, 'completion_tokens': 1},
+  }).encode()
+  with Server(Reply(body=answer)) as server:
+    (found,) = generate(config(server.url, api='completions'))
+  ((path, _, body),) = server.requests
+  assert path == '/v1/completions'
+  assert body['prompt'] == 'Be brief.\n\nQuery: why?'
+  assert body['max_tokens'] == 7 and 'messages' not in body
+  assert (found.text, found.finish_reason) == (' yes', 'length')
+
+
+def test_rates_are_kept():
+  # 1,200 a minute: one every 50 ms. Of tokens: 13 + 7 a request, at 100 ms.
+  for limits, seconds in (
+      ({'requests_per_minute': 1200.0}, 0.05),
+      ({'tokens_per_minute': 12_000.0}, 0.1),
+  ):
+    with Server(Reply()) as server:
+      generate(config(server.url, **limits), times=5)
+    assert server.times[-1] - server.times[0] >= 4 * seconds - 0.02
+
+
+def test_an_endpoint_that_is_down_is_left_alone_and_asked_again():
+  async def run(url):
+    client = endpoint.EndpointClient(config(
+        url, max_attempts=2, concurrency=1, breaker_failures=4,
+        breaker_seconds=1.0,
+    ))
+
+    async def ask():
+      return await asyncio.gather(
+          *(client.generate(PROMPT, SAMPLING, request_key(i))
+            for i in range(8)),
+          return_exceptions=True,
+      )
+
+    try:
+      down = await ask()
+      sent = len(server.requests)
+      assert 'counts as down' in repr(await ask()) and len(server.requests) == sent
+      await asyncio.sleep(1.1)
+      up = await asyncio.gather(client.generate(
+          PROMPT, SAMPLING, request_key()))
+      return down, up, await ask()
+    finally:
+      await client.aclose()
+
+  # Being asked too much is no outage: 429 in between counts for nothing.
+  busy, broken = Reply(429, b'', {'Retry-After': '0'}), Reply(500, b'down')
+  with Server(broken, busy, *[broken] * 4, Reply()) as server:
+    down, up, after = asyncio.run(run(server.url))
+  assert all(isinstance(e, language_model.Unreachable) for e in down)
+  assert any('4 attempts in a row failed' in str(e) for e in down)
+  assert [a.text for a in (*up, *after)] == ['Because.'] * 9
+  assert len(server.requests) == 6 + 9
+
+
+def test_answers_are_kept_between_runs(tmp_path):
+  path = str(tmp_path / 'deep' / 'answers.sqlite')
+  greedy = records.SamplingSpec(temperature=0.0, max_new_tokens=7)
+
+  async def ask(url, sampling, prompt=PROMPT, count=1, **changes):
+    client = endpoint.EndpointClient(config(url, cache=path, **changes))
+    try:
+      texts = [
+          (await client.generate(prompt, sampling, request_key(i))).text
+          for i in range(count)
+      ]
+      (usage,) = client.usage.values()
+      return texts, usage
+    finally:
+      await client.aclose()
+
+  with Server(*(Reply(body=completion(c)) for c in 'abcdefgh')) as server:
+    run = lambda *a, **k: asyncio.run(ask(server.url, *a, **k))
+    # Eight samples are eight requests; asked again, they are none.
+    first, usage = run(SAMPLING, count=3)
+    assert first == ['a', 'b', 'c'] and usage.requests == 3
+    again, usage = run(SAMPLING, count=3)
+    assert again == first
+    assert (usage.requests, usage.cached, usage.cost) == (0, 3, 0.0)
+    # Greedy ones are one, whoever asks.
+    assert run(greedy, count=3)[0] == ['d', 'd', 'd']
+    # Whatever else the answer depends on is part of the name.
+    assert run(greedy, prompt=PROMPT[:1])[0] == ['e']
+    assert run(dataclasses.replace(greedy, max_new_tokens=8))[0] == ['f']
+    assert run(greedy, model='other')[0] == ['g']
+  assert len(server.requests) == 7
+  assert KEY.encode() not in (tmp_path / 'deep' / 'answers.sqlite').read_bytes()
+  with Server(Reply(body=completion('elsewhere'))) as server:
+    assert asyncio.run(ask(server.url, greedy))[0] == ['elsewhere']
+  # What failed is not kept.
+  with Server(Reply(500, b'')) as server:
+    with pytest.raises(language_model.Unreachable):
+      asyncio.run(ask(server.url, greedy))
+    server.replies = [Reply()]
+    assert asyncio.run(ask(server.url, greedy))[0] == ['Because.']
+
+
+def test_a_cache_that_cannot_be_one_is_an_error_at_start(tmp_path):
+  path = tmp_path / 'file'
+  path.write_text('no database, whatever it is called; ' * 40)
+  for bad in (path, path / 'below', tmp_path):
+    with pytest.raises(ValueError, match='cache: .* delete it, or name'):
+      endpoint.EndpointClient(config('http://127.0.0.1:1/v1', cache=str(bad)))
+  assert path.read_text().startswith('no database')
+
+
+def test_a_cache_that_breaks_later_ends_nothing(tmp_path, caplog):
+  path = tmp_path / 'answers'
+
+  async def run(url):
+    client = endpoint.EndpointClient(config(url, cache=str(path)))
+    try:
+      await client.generate(PROMPT, SAMPLING, request_key())
+      client._cache._db.execute("UPDATE answers SET answer = '[1]'")
+      second = await client.generate(PROMPT, SAMPLING, request_key())
+      client._cache._db.execute('DROP TABLE answers')
+      return second, await client.generate(PROMPT, SAMPLING, request_key())
+    finally:
+      await client.aclose()
+
+  with Server(Reply()) as server:
+    assert [a.text for a in asyncio.run(run(server.url))] == ['Because.'] * 2
+  assert len(server.requests) == 3 and 'no such table' in caplog.text
+
+
 def test_seeds_follow_the_request_key_only():
   with Server(Reply()) as server:
     generate(config(server.url), times=4)
@@ -261,6 +391,8 @@ def test_a_passing_failure_is_tried_again(status):
         Reply(body=b'<html>proxy</html>'),
         Reply(body=b'{"choices": []}'),
         Reply(body=b'{"choices": [{"message": {"content": 5}}]}'),
+        Reply(body=b'{"choices": [{"text": 5}]}'),
+        Reply(body=b'{"choices": ["text"]}'),
         Reply(body=b'[1]'),
         Reply(body=b'"text"'),
         Reply(body=b'\xff\xfe'),
@@ -287,7 +419,7 @@ def test_no_content_is_an_empty_text():
     [
         (Reply(500, b'broken'), 'status 500'),
         (Reply(429, b'', {'Retry-After': '0'}), 'status 429'),
-        (Reply(body=b'garbage'), 'no chat completion'),
+        (Reply(body=b'garbage'), 'no completion'),
         (Reply(drop=True), 'Error'),
     ],
 )
@@ -367,8 +499,8 @@ def test_retry_after_is_honoured_within_the_longest_pause():
     waited = server.times[1] - server.times[0]
     assert pause - 0.01 <= waited, header
   for header in (None, 'soon', 'nan', 'inf', '-'):
-    assert endpoint._retry_after(header) is None
-  assert endpoint._retry_after('-5') == 0
+    assert openai_protocol.retry_after(header) is None
+  assert openai_protocol.retry_after('-5') == 0
 
 
 def test_pauses_double_up_to_the_longest(monkeypatch):
@@ -403,7 +535,7 @@ def test_concurrency_is_bounded_and_waiting_for_a_slot_is_no_attempt(
     most.append(len(running))
     await asyncio.sleep(0.01)
     running.remove(body)
-    return 'Because.', 'stop', (0, 0)
+    return openai_protocol.Answer('Because.', 'stop')
 
   monkeypatch.setattr(endpoint.EndpointClient, '_post', attempt)
   found = generate(config('http://127.0.0.1:1/v1', concurrency=3), times=12)
@@ -474,6 +606,10 @@ def test_an_unset_variable_is_an_error_at_start():
         ({'connect_seconds': float('nan')}, 'connect_seconds'),
         ({'backoff_seconds': -1.0}, 'backoff_seconds'),
         ({'token_limit_field': 'limit'}, 'token_limit_field'),
+        ({'api': 'responses'}, 'api'),
+        ({'requests_per_minute': -1.0}, 'requests_per_minute'),
+        ({'tokens_per_minute': float('inf')}, 'tokens_per_minute'),
+        ({'breaker_failures': -1}, 'breaker_failures'),
     ],
 )
 def test_a_config_that_cannot_work_is_an_error(change, match):

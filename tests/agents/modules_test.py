@@ -41,13 +41,22 @@ def _view(*results, query='q', gazetteer=None):
         ('STOP', True),
         ('**Stop.**', True),
         ('CONTINUE', False),
-        ('We should not stop yet', False),
-        ('Conclusion: we should not stop yet', False),
-        ('Conclusion: STOP would be premature', False),
-        ('Conclusion: STOP or CONTINUE', False),
-        ('Conclusion: stopping', False),
-        ('I cannot stop. It is not in the memory.', False),
-        ('', False),
+        ('We should not stop yet', None),
+        ('Conclusion: we should not stop yet', None),
+        ('Conclusion: STOP would be premature', None),
+        ('Conclusion: STOP or CONTINUE', None),
+        ('Conclusion: stopping', None),
+        ('I cannot stop. It is not in the memory.', None),
+        ('', None),
+        ('{"analysis": "It is there.", "stop_signal": true}', True),
+        ("```json\n{'stop_signal': False, 'analysis': 'not'}\n```", False),
+        ('{"Conclusion": "STOP", "reason": "it is there"}', True),
+        ('{"conclusion": "CONTINUE", "reason": "Conclusion: STOP?"', False),
+        ('{"stop_signal": "maybe"}', None),
+        ('{"stop_signal": null}', None),
+        ('One may {stop} or {continue}', None),
+        ('{"stop_signal": true}\nNo:\nConclusion: CONTINUE', True),
+        ('It said {"stop": true}.\nConclusion: CONTINUE', False),
     ],
 )
 def test_only_an_explicit_conclusion_stops(text, stop):
@@ -60,6 +69,27 @@ def test_the_verdict_keeps_the_reason():
   text = 'The area\nis missing.\nConclusion: CONTINUE'
   assert modules.parse_conclusion(text)[1] == 'continue: The area is missing.'
   assert modules.parse_conclusion('Conclusion: STOP') == (True, 'stop')
+  text = '{"stop_signal": true, "analysis": "It\\nis there."}'
+  assert modules.parse_conclusion(text) == (True, 'stop: It is there.')
+
+
+def test_model_verifier_asks_once_more_for_a_conclusion():
+  entry = memory_lib.Entry('search', 'g', 'c', 'found')
+  for script, wanted, asked in (
+      (['Perhaps.', 'Conclusion: STOP'], (True, 'stop'), 2),
+      (['Conclusion: STOP'], (True, 'stop'), 1),
+      (['Perhaps.', 'Who knows?', 'STOP'], (False, 'continue: Who knows?'), 2),
+  ):
+    async def reply(key, script=script):
+      return script[key.attempt]
+
+    model = fakes.FakeLanguageModel({'verifier': [reply]})
+    verifier = modules.ModelVerifier(model, GREEDY)
+    assert asyncio.run(verifier.judge(_view(), PLAN, entry)) == wanted
+    assert [key.attempt for _, _, key in model.requests] == [0, 1][:asked]
+    prompts_ = model.prompts_of('verifier')
+    assert all('found' in p for p in prompts_)
+    assert ['no conclusion' in p for p in prompts_] == [False, True][:asked]
 
 
 def test_rule_executor_fills_its_template_once():

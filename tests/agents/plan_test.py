@@ -45,6 +45,11 @@ EXPECTED = plan_lib.Plan('find the capital', 'France', 'search', 'it is asked')
         '### Context\nFrance\n\n### Tool Name\nsearch',
         '## 1. Justification:\nit is asked\n## 2. Sub-Goal:\nfind the capital\n'
         '## 3. Context:\nFrance\n## 4. **Tool Name**:\n`search`',
+        # JSON, as OpenAI's structured output and as small models write it.
+        '{"justification": "it is asked", "context": "France",'
+        ' "sub_goal": "find the capital", "tool_name": "search"}',
+        'My plan:\n```json\n{"Justification": "it is asked",\n"Sub-Goal":'
+        ' "find the capital",\n"Context": "France", "Tool Name": "search",\n}',
         # Lower case, upper case, other spellings.
         'justification: it is asked\nsub-goal: find the capital\n'
         'context: France\ntool name: search',

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentflow_jax.agents import endpoint, providers
+from agentflow_jax.agents import endpoint, endpoint_config, providers
 
 
 @pytest.mark.parametrize('preset', sorted(providers.PRESETS))
@@ -32,7 +32,7 @@ def test_what_is_given_wins_and_what_is_empty_does_not():
   assert config.base_url == 'http://10.0.0.2:9000/v1'
   assert config.extended_sampling and config.concurrency == 3
   plain = providers.config('', model='m', base_url='http://h/v1')
-  assert plain == endpoint.EndpointConfig('http://h/v1', 'm')
+  assert plain == endpoint_config.EndpointConfig('http://h/v1', 'm')
 
 
 def test_an_unknown_preset_is_an_error():

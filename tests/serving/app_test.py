@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint
+from agentflow_jax.agents import endpoint, endpoint_config
 from agentflow_jax.serving import app, requests
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import served
@@ -375,7 +375,7 @@ def test_the_endpoint_client_of_the_agents_works(url, model, monkeypatch):
         extended_sampling=True,
     )
     client = endpoint.EndpointClient(
-        endpoint.EndpointConfig(**settings | changes)
+        endpoint_config.EndpointConfig(**settings | changes)
     )
     try:
       return await client.generate(segments, spec, key)

@@ -2,12 +2,14 @@
 
 The form is `execution = tool.execute(query="...", k=3)`. The text is parsed to
 a syntax tree and only literals are taken from it, so nothing that a model can
-write is ever run or looked up.
+write is ever run or looked up. Models that were trained to call tools in JSON
+often do so whatever they are told; that is read, too.
 """
 
 import ast
 import io
 import itertools
+import json
 import math
 import re
 import textwrap
@@ -16,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from agentflow_jax.agents import lenient_json
 from agentflow_jax.agents.tools import base
 
 # The event loop waits for this parser: a longer text is no command, and only so
@@ -32,6 +35,9 @@ def parse_command(
     text: str, card: base.Card | None = None
 ) -> tuple[str | None, dict[str, Any]]:
   """Finds the first `X.execute(...)` in a command and reads its arguments.
+
+  Where there is none, {"name": "X", "arguments": {...}} is read (or the
+  arguments alone, by the card's names, or a "command" of the first form).
 
   Fences, back-ticks, text around the call, several lines, several statements
   and comments are fine. An argument is a literal, or a name that an earlier
@@ -63,7 +69,47 @@ def parse_command(
     call = _first_call(tree)
     if call is not None:
       return _read(call, _assigned(tree), card)
-  raise base.BadArguments(problem)
+  found = _from_json(text, card)
+  if found is None:
+    raise base.BadArguments(problem)
+  return found
+
+
+def _from_json(
+    text: str, card: base.Card | None
+) -> tuple[str | None, dict[str, Any]] | None:
+  """Reads a call that is JSON; None where there is none."""
+  own = {a.name for a in card.arguments} if card else set()
+  found = lenient_json.find(text, own | {'arguments', 'parameters', 'command'})
+  if found is None:
+    return None
+  if found.keys() <= own:
+    return None, _json_arguments(found)
+  command = found.get('command')
+  if isinstance(command, str) and _START.search(command):
+    return parse_command(command, card)
+  arguments = found.get('arguments', found.get('parameters'))
+  if isinstance(arguments, str):  # As OpenAI's interface writes them.
+    try:
+      arguments = json.loads(arguments)
+    except (ValueError, RecursionError):
+      pass
+  if not isinstance(arguments, dict):
+    return None
+  tool = next(
+      (v for k in ('name', 'tool', 'tool_name')
+       if isinstance(v := found.get(k), str)), None
+  )
+  return (None if tool == 'tool' else tool), _json_arguments(arguments)
+
+
+def _json_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+  try:
+    return _json_like(dict(arguments))
+  except (ValueError, RecursionError) as error:
+    raise base.BadArguments(
+        f'the arguments must be plain values: {error}'
+    ) from error
 
 
 def _sources(text: str) -> Iterator[str]:

@@ -21,6 +21,16 @@ _CARD = base.Card(
     [
         ('execution = tool.execute(query="a b", k=3)', None,
          {'query': 'a b', 'k': 3}),
+        ('{"name": "search", "arguments": {"query": "a b", "k": 3}}', 'search',
+         {'query': 'a b', 'k': 3}),
+        ('<tool_call>\n{"name": "search", "arguments": {"query": "x"}}\n'
+         '</tool_call>', 'search', {'query': 'x'}),
+        ('{"tool": "tool", "parameters": "{\\"query\\": \\"x\\"}"}', None,
+         {'query': 'x'}),
+        ('{"analysis": "a", "command": "execution = tool.execute(query=\\"x\\")"'
+         '}', None, {'query': 'x'}),
+        ('{"name": "search", "arguments": {"query": "cut sho', 'search',
+         {'query': 'cut sho'}),
         ('tool.execute(query="x")  # the first one', None, {'query': 'x'}),
         ('execution = search.execute(\n    query="x",  # what\n    k=-2,\n)',
          'search', {'query': 'x', 'k': -2}),
@@ -54,6 +64,13 @@ _CARD = base.Card(
 )  # fmt: skip
 def test_reads_calls(text, tool, arguments):
   assert calls.parse_command(text) == (tool, arguments)
+
+
+def test_arguments_alone_need_a_card():
+  text = "```json\n{'query': 'x', 'k': 3,}\n```"
+  assert calls.parse_command(text, _CARD) == (None, {'query': 'x', 'k': 3})
+  with pytest.raises(base.BadArguments, match='no call of the form'):
+    calls.parse_command(text)
 
 
 def test_positional_arguments_need_a_card():
@@ -97,6 +114,10 @@ def test_positional_arguments_need_a_card():
         ('tool.execute(q=' + '-' * 9000 + '1)', 'cannot be read'),
         ('tool.execute(q=\0)', 'cannot be read'),
         ('x' * 16_001, 'at most'),
+        ('{"name": "search", "arguments": ["x"]}', 'no call'),
+        ('{"name": "search", "arguments": {"query": NaN}}', 'plain values'),
+        ('{"name": "search", "arguments": {"query": "\\ud800"}}', 'plain'),
+        ('{"command": "search for it"}', 'no call'),
     ],
 )
 def test_says_why_a_command_cannot_be_read(text, reason):

@@ -1,0 +1,102 @@
+"""Where an OpenAI-compatible endpoint is, and how patient to be with it."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import httpx
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointConfig:
+  """Where the endpoint is and how patient to be with it.
+
+  Attributes:
+    base_url: up to and without "/chat/completions", such as
+      "http://127.0.0.1:8000/v1".
+    api: 'chat', or 'completions' for a model without a chat template: it gets
+      the messages' texts with an empty line between them.
+    model: the name that the endpoint knows the model by.
+    api_key_variable: environment variable that holds the key; empty sends none.
+    concurrency: requests in flight at most.
+    timeout_seconds: time for one attempt, from connecting to the last byte.
+    connect_seconds: time for connecting.
+    max_attempts: attempts at one request, the first one included.
+    backoff_seconds: pause before the second attempt; doubles each time.
+    max_backoff_seconds: longest pause, also where the server asks for more.
+    extended_sampling: the server understands top_k and min_p, which are not
+      part of OpenAI's own interface (vLLM, SGLang and llama.cpp do).
+    send_seed: send a seed that is derived from the request's key.
+    token_limit_field: 'max_tokens', or 'max_completion_tokens' where the server
+      wants the newer name.
+    azure_api_version: if given, the URL and the header of the key are Azure's:
+      base_url is the resource's, and model the name of a deployment.
+    prompt_price: of a million tokens read [any currency].
+    completion_price: of a million tokens written.
+    requests_per_minute: attempts at most; 0 for as many as there are.
+    tokens_per_minute: likewise of tokens, by this client's estimate of a prompt
+      and the most that the response may have.
+    breaker_failures: after so many attempts in a row that failed for another
+      reason than being too many, the endpoint counts as down: requests fail
+      at once, but for one every `breaker_seconds` that tries; 0 for never.
+    breaker_seconds: see there.
+    cache: path of a file of answers; what is in it is not asked for again. ''
+      for none. Requests of temperature 0 share an answer wherever they ask
+      the same; others are the same only with the same request key.
+  """
+
+  base_url: str
+  model: str
+  api: Literal['chat', 'completions'] = 'chat'
+  api_key_variable: str = ''
+  concurrency: int = 16
+  timeout_seconds: float = 120.0
+  connect_seconds: float = 10.0
+  max_attempts: int = 5
+  backoff_seconds: float = 0.5
+  max_backoff_seconds: float = 30.0
+  extended_sampling: bool = False
+  send_seed: bool = True
+  token_limit_field: str = 'max_tokens'
+  azure_api_version: str = ''
+  prompt_price: float = 0.0
+  completion_price: float = 0.0
+  requests_per_minute: float = 0.0
+  tokens_per_minute: float = 0.0
+  breaker_failures: int = 50
+  breaker_seconds: float = 30.0
+  cache: str = ''
+
+  def __post_init__(self):
+    url = httpx.URL(self.base_url)
+    if url.userinfo or url.query:
+      # Not repeated here: it may be a secret.
+      raise ValueError('base_url must not hold credentials or a query')
+    if url.scheme not in ('http', 'https') or not url.host:
+      raise ValueError(
+          f'base_url must be http(s)://host/...: {self.base_url!r}'
+      )
+    if not self.model:
+      raise ValueError('model must name the model that the endpoint serves')
+    for name in ('concurrency', 'max_attempts'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be >= 1: {getattr(self, name)}')
+    for name in ('timeout_seconds', 'connect_seconds'):
+      value = getattr(self, name)
+      if not 0 < value < math.inf:
+        raise ValueError(f'{name} must be finite and > 0: {value}')
+    for name in (
+        'backoff_seconds', 'max_backoff_seconds', 'prompt_price',
+        'completion_price', 'requests_per_minute', 'tokens_per_minute',
+        'breaker_failures', 'breaker_seconds',
+    ):
+      value = getattr(self, name)
+      if not 0 <= value < math.inf:
+        raise ValueError(f'{name} must be finite and >= 0: {value}')
+    if self.api not in ('chat', 'completions'):
+      raise ValueError(f"api must be 'chat' or 'completions': {self.api!r}")
+    if self.token_limit_field not in ('max_tokens', 'max_completion_tokens'):
+      raise ValueError(
+          "token_limit_field must be 'max_tokens' or 'max_completion_tokens': "
+          f'{self.token_limit_field!r}'
+      )

@@ -1,0 +1,128 @@
+"""What OpenAI-compatible servers are asked, and how their answers are read."""
+
+import contextlib
+import dataclasses
+import datetime
+import email.utils
+import json
+import math
+from typing import Any
+
+from agentflow_jax import records
+from agentflow_jax.agents import endpoint_config
+
+
+class BadAnswer(Exception):
+  """A success whose body is no completion."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """A completion as the endpoint gave it.
+
+  Attributes:
+    text: what was written, without the stop string.
+    finish_reason: 'stop' or 'length'.
+    prompt_tokens, completion_tokens: as the endpoint counted; 0 where it does
+      not say.
+  """
+
+  text: str
+  finish_reason: str
+  prompt_tokens: int = 0
+  completion_tokens: int = 0
+
+
+def body(
+    config: endpoint_config.EndpointConfig,
+    prompt: tuple[records.Segment, ...],
+    sampling: records.SamplingSpec,
+    request_key: records.RequestKey,
+) -> dict[str, Any]:
+  """Returns the JSON of a request.
+
+  Raises:
+    ValueError: the prompt is empty, or the sampling is more than the endpoint
+      was said to understand.
+  """
+  if not prompt:
+    raise ValueError('the prompt is empty')
+  said = messages(prompt)
+  asked: dict[str, Any] = {
+      'model': config.model,
+      'temperature': sampling.temperature,
+      'top_p': sampling.top_p,
+      config.token_limit_field: sampling.max_new_tokens,
+  }
+  if config.api == 'chat':
+    asked['messages'] = said
+  else:
+    asked['prompt'] = '\n\n'.join(m['content'] for m in said)
+  if sampling.stop:
+    asked['stop'] = list(sampling.stop)
+  if config.send_seed:
+    asked['seed'] = request_key.words()[0] & 0x7FFFFFFF
+  for name, value in (('top_k', sampling.top_k), ('min_p', sampling.min_p)):
+    if not value:
+      continue
+    if not config.extended_sampling:
+      raise ValueError(
+          f'{name}={value} needs an endpoint with extended_sampling'
+      )
+    asked[name] = value
+  return asked
+
+
+def messages(prompt: tuple[records.Segment, ...]) -> list[dict[str, str]]:
+  """Joins neighbouring segments of one role; chat servers want them to vary."""
+  joined: list[dict[str, str]] = []
+  for segment in prompt:
+    if joined and joined[-1]['role'] == segment.role:
+      joined[-1]['content'] += segment.text
+    else:
+      joined.append({'role': segment.role, 'content': segment.text})
+  return joined
+
+
+def parse(content: bytes) -> Answer:
+  """Reads a success, of either interface.
+
+  Raises:
+    BadAnswer: it is anything else than a completion.
+  """
+  try:
+    answer = json.loads(content)
+    choice = answer['choices'][0]
+    text = choice['text'] if 'text' in choice else choice['message']['content']
+    finish_reason = choice.get('finish_reason')
+  except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    raise BadAnswer('a success that is no completion') from None
+  if text is not None and not isinstance(text, str):
+    raise BadAnswer('a completion whose content is no text')
+  end = 'length' if finish_reason == 'length' else 'stop'
+  return Answer(text or '', end, *_tokens(answer.get('usage')))
+
+
+def _tokens(usage: Any) -> tuple[int, int]:
+  """Tokens read and written, as far as the endpoint says."""
+  if not isinstance(usage, dict):
+    return 0, 0
+  counts = (usage.get(f'{n}_tokens') for n in ('prompt', 'completion'))
+  # A bool is an int, too; a count below 0 is none.
+  return tuple(c if type(c) is int and c > 0 else 0 for c in counts)
+
+
+def retry_after(header: str | None) -> float | None:
+  """Seconds that a Retry-After header asks for: a number or an HTTP date."""
+  if header is None:
+    return None
+  with contextlib.suppress(ValueError):
+    seconds = float(header)
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+  with contextlib.suppress(ValueError):
+    date = email.utils.parsedate_to_datetime(header)
+    if date.tzinfo is None:
+      date = date.replace(tzinfo=datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return max((date - now).total_seconds(), 0.0)
+  return None

@@ -1,0 +1,98 @@
+"""How often a server is asked: a rate limit, and a circuit breaker."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+
+class Pacer:
+  """Keeps a rate by spacing what it lets through, in order of asking.
+
+  What is let through takes its share of a minute, and the next one waits until
+  that share is over. So whatever window of time is looked at, a limit of N a
+  minute is exceeded by no more than the one that ends it; a bucket that fills
+  up while nothing is asked would let 2 N through in its first minute.
+
+  Args:
+    per_minute: the limit, in whatever `wait` is given; 0 for none.
+    clock: seconds, monotonic; `clock` and `sleep` are for tests.
+    sleep: waits for seconds.
+  """
+
+  def __init__(
+      self,
+      per_minute: float,
+      clock: Callable[[], float] = time.monotonic,
+      sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+  ):
+    self._seconds_each = 60.0 / per_minute if per_minute else 0.0
+    self._clock, self._sleep = clock, sleep
+    self._free_at = 0.0
+
+  async def wait(self, amount: float = 1.0) -> None:
+    """Returns when `amount` may be spent; it then counts as spent."""
+    if not self._seconds_each:
+      return
+    now = self._clock()
+    start = max(now, self._free_at)
+    # Claimed before waiting, so that those who ask meanwhile come after.
+    self._free_at = start + amount * self._seconds_each
+    if start > now:
+      await self._sleep(start - now)
+
+
+class CircuitOpen(Exception):
+  """The server counts as down; nothing was sent."""
+
+
+class Breaker:
+  """Stops asking a server that fails again and again.
+
+  Closed, it lets everything through. After `failures` failures in a row it is
+  open: nothing passes, but for one attempt every `seconds`, which closes it if
+  it succeeds. Say after every attempt whether it `succeeded` or `failed`; one
+  that was cancelled did neither.
+
+  Args:
+    failures: in a row, to open; 0 for never.
+    seconds: between attempts while open.
+    clock: seconds, monotonic; for tests.
+  """
+
+  def __init__(
+      self,
+      failures: int,
+      seconds: float,
+      clock: Callable[[], float] = time.monotonic,
+  ):
+    self._limit, self._seconds, self._clock = failures, seconds, clock
+    self._failures = 0
+    self._reason = ''
+    self._tried_at = 0.0
+
+  def enter(self) -> None:
+    """Begins an attempt.
+
+    Raises:
+      CircuitOpen: it may not be made now.
+    """
+    if not self._limit or self._failures < self._limit:
+      return
+    wait = self._tried_at + self._seconds - self._clock()
+    if wait > 0:
+      raise CircuitOpen(
+          f'{self._failures} attempts in a row failed, the last one with:'
+          f' {self._reason}; asking again in {wait:.0f} s'
+      )
+    self._tried_at = self._clock()
+
+  def succeeded(self) -> None:
+    """The server answered."""
+    self._failures = 0
+
+  def failed(self, reason: str) -> None:
+    """The server did not answer as it should."""
+    self._failures += 1
+    self._reason = reason
+    if self._failures == self._limit:
+      self._tried_at = self._clock()
