@@ -49,8 +49,8 @@ def get_config() -> c.Config:
           rollout=c.RolloutConfig(
               max_turns=4,
               deadline_seconds=120.0,
-              entry_tokens=32,
-              verdict_tokens=16,
+              entry_tokens=30,
+              verdict_tokens=14,
               answer_when_out_of_turns=False,
           ),
       ),

@@ -1,5 +1,6 @@
 """The seam between text and arrays: what every language model speaks."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from agentflow_jax import records
@@ -39,3 +40,16 @@ class LanguageModel(Protocol):
 
   def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
     """Tokens of the rendered prompt, the template's own included."""
+
+
+def text_counter(model: LanguageModel) -> Callable[[str], int]:
+  """Returns what counts a text's tokens, without the chat's around it.
+
+  Those may be many: some templates add a system message of their own.
+  """
+
+  def rendered(text: str) -> int:
+    return model.count_tokens((records.Segment('user', text, False),))
+
+  around = rendered('')
+  return lambda text: max(rendered(text) - around, 0)

@@ -123,15 +123,14 @@ class ModelPlanner:
       if tokens <= self.max_prompt_tokens:
         view.counts['shortened'] += memory.shortened
         return segments
-      memory = memory.shorten_older(self._count, self.shortened_tokens)
+      memory = memory.shorten_older(
+          language_model.text_counter(self.model), self.shortened_tokens
+      )
       if memory is None:
         raise language_model.PromptTooLong(
             f'the prompt has {tokens} tokens, more than'
             f' {self.max_prompt_tokens}, with every memory entry shortened'
         )
-
-  def _count(self, text: str) -> int:
-    return self.model.count_tokens((records.Segment('user', text, False),))
 
 
 _FIELD = re.compile(r'\{(sub_goal|context)\}')

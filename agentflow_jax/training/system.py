@@ -9,9 +9,8 @@ import jax
 from absl import logging
 from etils import epath
 
-from agentflow_jax import records
-from agentflow_jax.agents import endpoint, modules, providers, references
-from agentflow_jax.agents import rollout
+from agentflow_jax.agents import endpoint, language_model, modules, providers
+from agentflow_jax.agents import references, rollout
 from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools import base, generalist, python_tool, sandbox
 from agentflow_jax.agents.tools import search
@@ -342,7 +341,6 @@ def _agent(config, tasks, planner, models, rewards) -> rollout.Agent:
   gazetteer = None
   if agent.number_mentions:
     gazetteer = references.Gazetteer(corpus.titles if corpus else ())
-  model_of_planner = planner.model
   return rollout.Agent(
       planner=planner,
       executor=backed(
@@ -360,9 +358,7 @@ def _agent(config, tasks, planner, models, rewards) -> rollout.Agent:
       ),
       tools=tools,
       reward=rewards,
-      count_tokens=lambda text: model_of_planner.count_tokens(
-          (records.Segment('user', text, False),)
-      ),
+      count_tokens=language_model.text_counter(planner.model),
       config=agent.rollout,
       analyst=analyst,
       gazetteer=gazetteer,

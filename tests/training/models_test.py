@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -236,3 +237,26 @@ def test_exports_that_make_no_sense_are_refused(tmp_path, released):
     export(out=str(released))
   with pytest.raises(parameters.CheckpointError, match='has not ended'):
     export(model='', workdir=str(tmp_path))
+
+
+def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):
+  """SmolLM2's own adds a system message to every chat that has none."""
+  path = released.parent / 'talkative'
+  shutil.copytree(released, path)
+  described = json.loads((path / 'tokenizer_config.json').read_text())
+  described['chat_template'] = (
+      '{{ "You are a helpful assistant. " * 9 }}' + described['chat_template']
+  )
+  (path / 'tokenizer_config.json').write_text(json.dumps(described))
+
+  async def tokens():
+    parts = system.build(_config(tmp_path / 'in', path), epath.Path(tmp_path))
+    try:
+      return parts.agent.count_tokens, parts.tokenizer
+    finally:
+      await parts.close()
+
+  count, tokenizer = asyncio.run(tokens())
+  text = 'The capital of Portugal is Lisbon.'
+  assert count(text) == len(tokenizer.encode(text))
+  assert count('') == 0
