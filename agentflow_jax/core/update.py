@@ -138,11 +138,6 @@ def check_params(config: model.ModelConfig, params: Any) -> None:
     raise ValueError('parameters do not fit the model: ' + '; '.join(wrong))
 
 
-def snapshot(tree: Any) -> Any:
-  """Returns a copy that outlives the donation of the original."""
-  return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
-
-
 def _batch_shardings(mesh: Mesh) -> batch_lib.TurnBatch:
   rows = sharding.batch_sharding(mesh, row_axis=1)
   fields = dict.fromkeys(batch_lib.TurnBatch.__dataclass_fields__, rows)
@@ -198,7 +193,7 @@ def make_update_fn(
   state is donated: its arrays are dead after the call, a refused one's too (the
   returned state then holds the same bits). ref_params is the frozen reference
   where loss_config.kl_coef > 0, and None otherwise; it must not share
-  arrays with state (see snapshot). batch may hold host arrays. gap_bound is
+  arrays with state (init_train_state copies what it starts from). batch may hold host arrays. gap_bound is
   a float32 in nats: when max |logprob - behavior_logprob| over the targets,
   measured by this update's own forward pass, is not within it, the
   update is refused. Pass inf for every update of a step but the first, whose

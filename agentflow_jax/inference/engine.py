@@ -53,18 +53,21 @@ class Engine:
       *,
       name: str = 'planner',
       sharding: Any = None,
+      copy: bool = True,
   ):
-    """Copies the parameters and starts the device thread.
+    """Takes the parameters and starts the device thread.
 
     Args:
       model_config: of the model that the parameters are of.
       config: shapes and timing.
       params: the model's parameters. The engine keeps its own copy on the
-        device, so the caller may donate these.
+        device, so the caller may donate these; but see `copy`.
       version: names the parameters in every result.
       name: of the thread and in logs.
       sharding: where the copy lives: one `jax.sharding.Sharding` for all, or a
         pytree of them; by default this process's first device.
+      copy: False to use the caller's own arrays where they lie as `sharding`
+        says; the caller then never donates them.
 
     Raises:
       ValueError: the shapes do not fit the model.
@@ -80,7 +83,7 @@ class Engine:
     self._sharding = sharding or jax.sharding.SingleDeviceSharding(
         jax.local_devices()[0]
     )
-    self._params = self._place(params)
+    self._params = self._place(params, copy)
     self._version = version
     self._programs = batching.Programs(model_config, config, self._params)
     self._totals = collections.Counter()
@@ -190,6 +193,11 @@ class Engine:
     return self._programs.compilations
 
   @property
+  def params(self) -> Any:
+    """What the next batch will sample from; not to be donated."""
+    return self._params
+
+  @property
   def params_version(self) -> int:
     """Of the parameters that the next batch will sample from."""
     return self._version
@@ -217,9 +225,9 @@ class Engine:
     self._thread.join()
     atexit.unregister(self.close)
 
-  def _place(self, params):
+  def _place(self, params, copy=True):
     return jax.block_until_ready(
-        jax.device_put(params, self._sharding, may_alias=False)
+        jax.device_put(params, self._sharding, may_alias=not copy)
     )
 
   def _closed(self):

@@ -1,7 +1,7 @@
 """A released model, or one of ours, from a directory or a GGUF file."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -18,7 +18,7 @@ class Model:
 
   Attributes:
     config: the network.
-    params: host arrays.
+    params: of `config.param_dtype`, where `load` was told to place them.
     tokenizer: the model's own.
     described: its config.json, of which a directory made from it keeps what is
       not about the network.
@@ -52,13 +52,25 @@ def runtime_of(planner: config_lib.PlannerConfig) -> dict[str, str]:
   return {n: v for n in names if (v := getattr(planner, n)) is not None}
 
 
-def load(source: str, **runtime: Any) -> Model:
+# Where a network's parameters go: `init_params`' tree with a Sharding a leaf, or
+# None for host arrays.
+Place = Callable[[model.ModelConfig], Any]
+
+
+def on_host(config: model.ModelConfig) -> None:
+  """Places parameters in NumPy arrays."""
+  del config
+
+
+def load(source: str, place: Place = on_host, **runtime: Any) -> Model:
   """Loads a model and its tokenizer.
 
   Args:
     source: a directory of config.json, safetensors and a tokenizer
       (tokenizer.model of ours, or a released tokenizer.json with a chat
       template); or the path of a GGUF file.
+    place: says where the parameters go, once the network is known; what a
+      device holds is read straight from the file.
     **runtime: fields of the network's config that a file does not decide:
       dtype, param_dtype, remat.
 
@@ -68,7 +80,7 @@ def load(source: str, **runtime: Any) -> Model:
   """
   try:
     loaded = (_from_gguf if source.endswith('.gguf') else _from_directory)(
-        source, runtime
+        source, place, runtime
     )
   except parameters.CheckpointError:
     raise
@@ -88,7 +100,7 @@ def load(source: str, **runtime: Any) -> Model:
   return loaded
 
 
-def _from_directory(source, runtime) -> Model:
+def _from_directory(source, place, runtime) -> Model:
   # The small files first: what is wrong with them should not cost a long read.
   config = dataclasses.replace(parameters.load_config(source), **runtime)
   described = parameters.read_config(source)
@@ -108,16 +120,18 @@ def _from_directory(source, runtime) -> Model:
     )
   stored = described.get('dtype', described.get('torch_dtype'))
   return Model(
-      config, parameters.load(source, config), tokenizer, described,
+      config, parameters.load(source, config, place(config)), tokenizer,
+      described,
       'bfloat16' if stored == 'bfloat16' else 'float32',
   )
 
 
-def _from_gguf(source, runtime) -> Model:
+def _from_gguf(source, place, runtime) -> Model:
   file = gguf_files.GGUFFile(source)
   config = dataclasses.replace(file.config, **runtime)
   tokenizer = hugging_face.from_gguf(source)
   described = {
       'eos_token_id': tokenizer.stop_ids[0], 'pad_token_id': tokenizer.pad_id
   }
-  return Model(config, parameters.read(file, config), tokenizer, described)
+  params = parameters.read(file, config, place(config))
+  return Model(config, params, tokenizer, described)

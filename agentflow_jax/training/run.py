@@ -5,6 +5,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,7 +16,6 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.core import sharding
 from agentflow_jax.training import collect, config as config_lib
 from agentflow_jax.training import evaluation, metrics as metrics_lib, models
 from agentflow_jax.training import progress, report, rollout_files, sources
@@ -105,14 +106,13 @@ async def _train(config, workdir, quiet) -> str:
   _cache_compilations(workdir)
   logging.info('devices: %s', jax.devices())
   with clock('setup'):
-    parts = system.build(config, workdir)
+    parts = system.build(config, workdir, system.make_mesh(config))
   saved = None
   try:
     if not parts.tasks.train:
       raise config_lib.ConfigError('task_set.train: no training tasks')
     with clock('compile'):
-      mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-      trainer = trainer_lib.Trainer(parts, mesh)
+      trainer = trainer_lib.Trainer(parts)
       parts.warmup()
     # From here on the workdir is this config's.
     metrics_lib.write_text(
@@ -168,19 +168,37 @@ async def _train(config, workdir, quiet) -> str:
 
 
 def _held(trainer: trainer_lib.Trainer, parts: system.System) -> str:
-  """Says what the run keeps on its devices."""
-  state = jax.tree.leaves(trainer.state)
+  """Says what the run keeps on this process's devices, and took on its host."""
   count = sum(x.size for x in jax.tree.leaves(trainer.state.params))
+  base = ['frozen planner']
+  if parts.config.algorithm == 'flow_grpo' and parts.config.flow_grpo.kl_coef:
+    base.insert(0, 'reference')
   copies = {
-      'parameters and optimizer': sum(x.nbytes for x in state),
-      'sampler': sum(x.nbytes for x in jax.tree.leaves(parts.params)),
+      'parameters and optimizer': trainer.state,
+      'sampler': parts.engine.params,
   }
-  if trainer.has_reference:
-    copies['reference'] = copies['sampler']
   if parts.frozen_engine is not None:
-    copies['frozen modules'] = copies['sampler']
-  held = ', '.join(f'{k} {v / 1e6:,.1f} MB' for k, v in copies.items())
-  return f'{count:,} parameters; held: {held}'
+    if parts.mesh.size == 1:
+      base.append('frozen modules')
+    else:  # They sample on one device, and these parameters lie on several.
+      copies['frozen modules'] = parts.frozen_engine.params
+  copies[f'where it starts from ({", ".join(base)})'] = parts.params
+  held = ', '.join(f'{k} {_bytes(v) / 1e6:,.1f} MB' for k, v in copies.items())
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  peak *= 1 if sys.platform == 'darwin' else 1024
+  return (
+      f'{count:,} parameters; held: {held}; host memory at most'
+      f' {peak / 1e6:,.0f} MB so far'
+  )
+
+
+def _bytes(tree: Any) -> int:
+  """Bytes of arrays on this process's devices, replicas counted."""
+  return sum(
+      shard.data.nbytes
+      for leaf in jax.tree.leaves(tree)
+      for shard in leaf.addressable_shards
+  )
 
 
 def _cache_compilations(workdir: epath.Path) -> None:

@@ -3,6 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 
+import jax
+
+from agentflow_jax.core import sharding
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import engine_model, models
@@ -21,9 +24,16 @@ def opened(
   Raises:
     ConfigError, CheckpointError: name the remedy.
   """
-  loaded = models.load(directory, **models.runtime_of(config.planner))
+  mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+  loaded = models.load(
+      directory,
+      lambda network: sharding.param_shardings(network, mesh),
+      **models.runtime_of(config.planner),
+  )
   try:
-    engine = engine_lib.Engine(loaded.config, config.engine, loaded.params)
+    engine = engine_lib.Engine(
+        loaded.config, config.engine, loaded.params, copy=False
+    )
   except ValueError as e:
     raise config_lib.ConfigError(f'engine: {e}') from e
   with engine:

@@ -14,7 +14,7 @@ from agentflow_jax.agents import references, rollout
 from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools import base, generalist, python_tool, sandbox
 from agentflow_jax.agents.tools import search
-from agentflow_jax.core import model
+from agentflow_jax.core import model, sharding
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.training import config as config_lib
@@ -46,7 +46,10 @@ class System:
   Attributes:
     config: the run's.
     model_config: the planner's network.
-    params: parameters the run starts from, on the host.
+    params: parameters the run starts from, over `mesh`. One copy for whoever
+      reads them: the reference policy, the frozen planner, and the frozen
+      modules where they sample on that mesh. Never to be donated.
+    mesh: what holds them.
     tokenizer: the planner's.
     described: config.json of the model that the run starts from, if any.
     tasks: the tasks.
@@ -61,6 +64,7 @@ class System:
   config: config_lib.Config
   model_config: model.ModelConfig
   params: model.Params
+  mesh: jax.sharding.Mesh
   tokenizer: tokenizers.Tokenizer
   described: Mapping[str, Any]
   tasks: task_sets.TaskSet
@@ -115,19 +119,39 @@ class System:
       self.frozen_engine.close()
 
 
-def build(config: config_lib.Config, workdir: epath.Path) -> System:
+def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
+  """Returns the mesh that a run trains on.
+
+  Raises:
+    ConfigError: it does not fit the devices.
+  """
+  try:
+    return sharding.make_mesh(**dataclasses.asdict(config.mesh))
+  except ValueError as e:
+    raise config_lib.ConfigError(f'mesh: {e}') from e
+
+
+def build(
+    config: config_lib.Config,
+    workdir: epath.Path,
+    mesh: jax.sharding.Mesh | None = None,
+) -> System:
   """Builds a run's parts. Whatever cannot work is an error here, at start.
 
   Args:
     config: the run's.
     workdir: data sets and a tokenizer trained for the run go below it.
+    mesh: what holds the parameters; None for the one device that samples,
+      which is all that a run needs that does not train.
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable, CorpusError: name the remedy.
   """
   check(config)
+  if mesh is None:
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
   tasks = task_sets.load(config.task_set, str(workdir / 'data'))
-  loaded = _start(config, tasks, workdir)
+  loaded = _start(config, tasks, workdir, mesh)
   model_config, params = loaded.config, loaded.params
   tokenizer = loaded.tokenizer
   names = {t.reward for t in (*tasks.train, *tasks.validation, *tasks.test)}
@@ -150,7 +174,9 @@ def build(config: config_lib.Config, workdir: epath.Path) -> System:
     frozen = None
     if uses_frozen:
       frozen = stack.enter_context(
-          engine_lib.Engine(model_config, config.engine, params, name='frozen')
+          engine_lib.Engine(
+              model_config, config.engine, params, name='frozen', copy=False
+          )
       )
     models = _models(config, tokenizer, engine, frozen)
     planner = modules.ModelPlanner(
@@ -164,6 +190,7 @@ def build(config: config_lib.Config, workdir: epath.Path) -> System:
         config=config,
         model_config=model_config,
         params=params,
+        mesh=mesh,
         tokenizer=tokenizer,
         described=loaded.described,
         tasks=tasks,
@@ -255,9 +282,16 @@ def _check_modules(config: config_lib.Config) -> None:
     )
 
 
-def _start(config, tasks, workdir) -> models_lib.Model:
-  """Returns the model to start from."""
+def _start(config, tasks, workdir, mesh) -> models_lib.Model:
+  """Returns the model to start from, over the mesh."""
   planner = config.planner
+
+  def place(network):
+    try:
+      return sharding.param_shardings(network, mesh)
+    except ValueError as e:
+      raise config_lib.ConfigError(f'mesh: {e}') from e
+
   runtime = models_lib.runtime_of(planner)
   if planner.directory:
     if planner.model is not None:
@@ -265,7 +299,7 @@ def _start(config, tasks, workdir) -> models_lib.Model:
           'planner.model is ignored where planner.directory is set: the'
           ' directory says which network it holds'
       )
-    return models_lib.load(planner.directory, **runtime)
+    return models_lib.load(planner.directory, place, **runtime)
   if planner.model is None:
     raise config_lib.ConfigError('planner: set directory, or model')
   if runtime:
@@ -285,8 +319,9 @@ def _start(config, tasks, workdir) -> models_lib.Model:
   model_config = dataclasses.replace(
       planner.model, vocab_size=tokenizer.vocab_size
   )
-  params = jax.device_get(
-      model.init_params(model_config, jax.random.key(config.seed))
+  params = jax.device_put(
+      model.init_params(model_config, jax.random.key(config.seed)),
+      place(model_config),
   )
   return models_lib.Model(model_config, params, tokenizer, {})
 

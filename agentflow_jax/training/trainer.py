@@ -29,9 +29,9 @@ class RunStopped(RuntimeError):
 class Trainer:
   """The device side of a run: state, reference and the jitted update."""
 
-  def __init__(self, parts: system.System, mesh: jax.sharding.Mesh):
-    """Places the parameters and compiles the update before step 0."""
-    config = parts.config
+  def __init__(self, parts: system.System):
+    """Copies the parameters and compiles the update before step 0."""
+    config, mesh = parts.config, parts.mesh
     self._config = config
     is_policy = config.algorithm == 'flow_grpo'
     loss = config.flow_grpo if is_policy else config.sft.loss
@@ -40,9 +40,7 @@ class Trainer:
         parts.model_config, config.optimizer, mesh, jax.random.key(config.seed),
         parts.params,
     )
-    self._reference = (
-        update.snapshot(self.state.params) if needs_reference else None
-    )
+    self._reference = parts.params if needs_reference else None
     self._pad_id = parts.tokenizer.pad_id
     shards = sharding.row_shards(mesh)
     if config.batch.rows_per_micro % shards:
@@ -61,11 +59,6 @@ class Trainer:
     if is_policy and config.flow_grpo.old_logprobs == 'recompute':
       self._score = update.make_score_fn(parts.model_config, mesh)
       self._score(self.state.params, example)
-
-  @property
-  def has_reference(self) -> bool:
-    """Whether a second copy of the parameters is kept, for the KL term."""
-    return self._reference is not None
 
   def step(
       self, mini_batches: tuple[tuple[batch.TurnRow, ...], ...]

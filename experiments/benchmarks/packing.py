@@ -71,10 +71,10 @@ class _Program:
 
   def __init__(self, mesh, rows, tokens, packed):
     optimizer_config = optimizer.OptimizerConfig(1e-4)
+    self._reference = model.init_params(_MODEL, jax.random.key(0))
     self._state = update.init_train_state(
-        _MODEL, optimizer_config, mesh, jax.random.key(0)
+        _MODEL, optimizer_config, mesh, jax.random.key(0), self._reference
     )
-    self._reference = update.snapshot(self._state.params)
     self._update = update.make_update_fn(
         _MODEL, optimizer_config, flow_grpo.FlowGrpoConfig(), mesh
     )

@@ -22,7 +22,7 @@ def live(tmp_path_factory):
   """Live rollouts of the shipped planner, and a function that makes trainers."""
   directory = tmp_path_factory.mktemp('on_policy')
   config = mini.config(directory)
-  parts = system.build(config, epath.Path(directory))
+  parts = system.build(config, epath.Path(directory), system.make_mesh(config))
 
   async def collected():
     return await collect.groups(
@@ -35,8 +35,7 @@ def live(tmp_path_factory):
 
   groups = asyncio.run(collected())
   rows = batches.flow_grpo_rows(groups, config.flow_grpo).rows
-  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-  trainer = trainer_lib.Trainer(parts, mesh)
+  trainer = trainer_lib.Trainer(parts)
   yield parts, rows, trainer, trainer.state
   asyncio.run(parts.close())
 
@@ -106,7 +105,7 @@ def test_shapes_of_the_main_job_are_on_policy_to_the_bit(live):
   )
   one_device = sharding.make_mesh(devices=jax.devices()[:1])
   score = update.make_score_fn(parts.model_config, one_device)
-  scored = batch.unpack(packing, score(parts.params, packed))
+  scored = batch.unpack(packing, score(jax.device_get(parts.params), packed))
   recorded = batch.unpack(packing, packed.behavior_logprobs)
   assert packing.n_targets > 1000
   np.testing.assert_array_equal(

@@ -3,13 +3,16 @@
 import asyncio
 import dataclasses
 
+import jax
 import pytest
 from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.core import sharding
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import system
+from agentflow_jax.training import trainer as trainer_lib
 from tests.training import mini
 
 _BASE = config_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
@@ -121,3 +124,59 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
   (said,) = done.modules
   assert 'The capital of Spain is Madrid.' in said.prompts[0]
   assert said.output == done.answer
+
+
+def test_one_copy_serves_all_who_only_read_it(tmp_path):
+  """The frozen modules sample from the very arrays that training starts from."""
+  base = mini.config(tmp_path)
+  frozen = config_lib.ModuleConfig('frozen', config_lib.SamplingSpec(0.0))
+  frozen = dataclasses.replace(
+      frozen,
+      sampling=dataclasses.replace(frozen.sampling, max_new_tokens=8),
+  )
+  config = dataclasses.replace(
+      base,
+      agent=dataclasses.replace(base.agent, verifier=frozen),
+      mesh=config_lib.MeshConfig(),
+      flow_grpo=dataclasses.replace(base.flow_grpo, kl_coef=0.1),
+  )
+
+  def pointers(tree):
+    return [
+        [shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards]
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+  async def of(mesh):
+    parts = system.build(config, epath.Path(tmp_path), mesh)
+    try:
+      state = trainer_lib.Trainer(parts)
+      return [
+          pointers(tree) for tree in (
+              parts.params, parts.frozen_engine.params, state._reference,
+              parts.engine.params, state.state.params,
+          )
+      ]
+    finally:
+      await parts.close()
+
+  base, frozen, reference, sampler, trained = asyncio.run(of(None))
+  assert frozen == reference == base
+  # What changes is apart from it: the update donates its state.
+  assert not {str(p) for p in base} & {str(p) for p in sampler + trained}
+  assert not {str(p) for p in sampler} & {str(p) for p in trained}
+  # Over eight devices each holds an eighth, and no host array is left.
+  mesh = sharding.make_mesh(1, 8, 1)
+  base, frozen, reference, *_ = asyncio.run(of(mesh))
+  assert reference == base and {len(p) for p in base} == {8}
+  assert {len(p) for p in frozen} == {1}
+
+
+def test_a_mesh_that_does_not_fit_is_an_error_at_start(tmp_path):
+  config = mini.config(tmp_path)
+  for mesh in ({'fsdp': 3}, {'fsdp': 1, 'tensor': 8}):
+    wrong = dataclasses.replace(
+        config, mesh=dataclasses.replace(config_lib.MeshConfig(data=1), **mesh)
+    )
+    with pytest.raises(config_lib.ConfigError, match='mesh: '):
+      system.build(wrong, epath.Path(tmp_path), system.make_mesh(wrong))
