@@ -58,7 +58,8 @@ class Agent:
     config: the limits.
     analyst: writes the query analysis; None for none.
     gazetteer: names that plans may refer to by number; None for none.
-    on_turn: called with each turn as it ends (to show it).
+    on_step: called with the name of a module or tool and what it said, as soon
+      as it has (to show it).
   """
 
   planner: modules.Planner
@@ -71,11 +72,16 @@ class Agent:
   config: RolloutConfig = RolloutConfig()
   analyst: modules.ModelAnalyst | None = None
   gazetteer: references_lib.Gazetteer | None = None
-  on_turn: Callable[[records.Turn], None] | None = None
+  on_step: Callable[[str, str], None] | None = None
 
   @property
   def cards(self) -> tuple[base.Card, ...]:
     return tuple(t.card for t in self.tools.values())
+
+  def show(self, name: str, text: str) -> None:
+    """Tells `on_step`, if there is one."""
+    if self.on_step is not None:
+      self.on_step(name, text)
 
 
 class _End(Exception):
@@ -220,6 +226,7 @@ async def _run(agent, task, key, analysis, progress) -> tuple[Status, str]:
     start = time.monotonic()
     with _module('generator', progress), modules.noting_prompts() as asked:
       progress.answer = await agent.generator.answer(view)
+    agent.show('generator', progress.answer)
     progress.modules = (
         records.ModuleCall(
             'generator', progress.answer, time.monotonic() - start, tuple(asked)
@@ -244,6 +251,7 @@ async def _turn(
       completion, sampling, shortened=view.counts['shortened']
   )
   progress.turns.append(turn)
+  agent.show('planner', completion.text)
   if completion.finish_reason == 'length':
     raise _End(
         Status.TRUNCATED_RESPONSE,
@@ -255,6 +263,7 @@ async def _turn(
     progress.turns[-1] = dataclasses.replace(turn, parse_error=str(e))
     raise _End(Status.UNPARSEABLE_PLAN, str(e)) from e
   call, said, result = await _execute(agent, view, plan, progress)
+  agent.show(plan.tool if call else 'executor', result.text)
   calls = _worth_keeping(said)
   progress.turns[-1] = turn = dataclasses.replace(
       turn, call=call, result=result, modules=calls
@@ -282,6 +291,7 @@ async def _turn(
     stop, verdict = await agent.verifier.judge(
         dataclasses.replace(view, memory=memory), plan, entry
     )
+  agent.show('verifier', verdict)
   said = records.ModuleCall(
       'verifier', verdict, time.monotonic() - start, tuple(asked)
   )
@@ -296,8 +306,6 @@ async def _turn(
       modules=calls + (said,),
       memory=memory.entries[-1].render(len(memory.entries)),
   )
-  if agent.on_turn is not None:
-    agent.on_turn(progress.turns[-1])
   return memory, stop
 
 
@@ -327,6 +335,7 @@ async def _execute(agent, view, plan, progress):
     progress.turns[-1] = dataclasses.replace(
         progress.turns[-1], call=call, modules=_worth_keeping(said)
     )
+    agent.show('executor', f'{call.tool} {dict(call.arguments)}')
     base.check_arguments(tool.card, call.arguments)
     start = time.monotonic()
     text = await _call(tool, call, view.key, progress)

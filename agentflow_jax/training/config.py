@@ -63,6 +63,9 @@ class PlannerConfig:
   """The trained model.
 
   Attributes:
+    backend: 'engine' for a model in this process; 'endpoint' for one behind
+      `agent.endpoint`, which `solve` and `evaluate` can use and training
+      cannot: it gives no token ids.
     directory: the model to start from: a directory of config.json,
       safetensors and a tokenizer, or a GGUF file; '' to start from nothing,
       with `model` and `vocab_size` below.
@@ -76,6 +79,7 @@ class PlannerConfig:
     prompt: how prompts are written.
   """
 
+  backend: Literal['engine', 'endpoint'] = 'engine'
   directory: str = ''
   dtype: Literal['float32', 'bfloat16'] | None = None
   param_dtype: Literal['float32', 'bfloat16'] | None = None

@@ -13,6 +13,20 @@ def roles(config: config_lib.Config) -> dict[str, config_lib.ModuleConfig]:
   return found | {'agent.tools.generalist': config.agent.tools.generalist}
 
 
+def uses_endpoint(config: config_lib.Config) -> bool:
+  """Returns whether anything is behind the endpoint."""
+  return config.planner.backend == 'endpoint' or any(
+      role.backend == 'endpoint' for role in roles(config).values()
+  )
+
+
+def uses_engine(config: config_lib.Config) -> bool:
+  """Returns whether any model samples in this process."""
+  return config.planner.backend == 'engine' or any(
+      role.backend == 'frozen' for role in roles(config).values()
+  )
+
+
 def check_values(config: config_lib.Config) -> None:
   """Refuses fields that were set, by whomever, and that nothing would read.
 
@@ -20,7 +34,7 @@ def check_values(config: config_lib.Config) -> None:
     ConfigError: names the field.
   """
   agent, default = config.agent, config_lib.Config(name='')
-  uses_endpoint = any(r.backend == 'endpoint' for r in roles(config).values())
+  asks = uses_endpoint(config)
   jsonl = config.task_set.kind == 'jsonl'
   unread = {
       'task_set.train': (config.task_set.train, '', jsonl),
@@ -28,8 +42,8 @@ def check_values(config: config_lib.Config) -> None:
       'task_set.reward': (
           config.task_set.reward, default.task_set.reward, jsonl
       ),
-      'agent.endpoint.base_url': (agent.endpoint.base_url, '', uses_endpoint),
-      'agent.endpoint.preset': (agent.endpoint.preset, '', uses_endpoint),
+      'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
+      'agent.endpoint.preset': (agent.endpoint.preset, '', asks),
       'agent.tools.corpus': (
           agent.tools.corpus, '', 'search' in agent.tools.enabled
       ),
@@ -102,7 +116,13 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
     yield f'agent.analyst.sampling.{name}', 'the other modules'
   if config.agent.executor.backend != 'rule':
     yield 'agent.executor_templates', 'agent.executor.backend=rule'
-  if not any(r.backend == 'endpoint' for r in found.values()):
+  if not uses_endpoint(config):
     yield 'agent.endpoint', 'a module with backend=endpoint'
+  if not uses_engine(config):
+    for name in (
+        'directory', 'dtype', 'param_dtype', 'remat', 'model', 'vocab_size'
+    ):
+      yield f'planner.{name}', 'a model in this process'
+    yield 'engine', 'a model in this process'
   if config.planner.directory:
     yield 'planner.vocab_size', 'a planner that starts from nothing'

@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.training import collect, config as config_lib
+from agentflow_jax.training import checks, collect, config as config_lib
 from agentflow_jax.training import evaluation, metrics as metrics_lib, models
 from agentflow_jax.training import progress, report, rollout_files, sources
 from agentflow_jax.training import final, system, trainer as trainer_lib
@@ -70,6 +70,7 @@ def train(config: config_lib.Config, workdir: str, quiet: bool = False) -> str:
     ConfigError, CheckpointError, ToolUnavailable: at start; name the remedy.
     RunStopped: an update was refused; everything committed stands.
   """
+  checks.check_trains(config)
   directory = epath.Path(workdir)
   directory.mkdir(parents=True, exist_ok=True)
   _check_same_run(config, directory)

@@ -12,6 +12,9 @@ from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import evaluation, progress, system
 
 
+_MOST_SHOWN = 1000
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
   """What `evaluate` does.
@@ -58,7 +61,10 @@ def evaluate(
         ),
     )
   directory = epath.Path(workdir)
-  config = _with_planner(config, options.planner or str(directory / 'planner'))
+  if options.planner or config.planner.backend == 'engine':
+    config = _with_planner(
+        config, options.planner or str(directory / 'planner')
+    )
   return asyncio.run(_evaluate(config, directory, options))
 
 
@@ -116,7 +122,7 @@ def solve(
     workdir: where data sets are kept.
     planner: a planner directory; '' for the config's own.
     greedy: temperature 0.
-    emit: called with a paragraph for people as each turn ends.
+    emit: called with a line or more for people as each module or tool ends.
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable: name the remedy.
@@ -138,7 +144,7 @@ async def _solve(config, query, workdir, greedy, emit) -> records.Trajectory:
         parts.agent,
         planner=planner,
         reward=_no_reward,
-        on_turn=lambda turn: emit(describe(turn)),
+        on_step=lambda name, text: emit(f'{name}: {_shown(text)}'),
     )
     task = records.Task('solve', query, (), '')
     key = records.RequestKey(
@@ -147,12 +153,10 @@ async def _solve(config, query, workdir, greedy, emit) -> records.Trajectory:
     emit(f'Query: {query}')
     analysis, failed = await rollout.analyse(agent, task, key)
     if analysis:
-      emit(f'Analysis: {analysis}')
+      emit(f'analyst: {_shown(analysis)}')
     trajectory = failed or await rollout.rollout(agent, task, key, analysis)
   finally:
     await parts.close()
-  if trajectory.turns and trajectory.turns[-1].parse_error:
-    emit(describe(trajectory.turns[-1]))  # It ended before its own report.
   emit(f'Answer: {trajectory.answer or "none"}  ({trajectory.status.value})')
   if trajectory.detail:
     emit(trajectory.detail)
@@ -164,24 +168,22 @@ async def _no_reward(task: records.Task, answer: str) -> float:
   return 0.0
 
 
-def describe(turn: records.Turn) -> str:
-  """Returns a finished turn as a paragraph for people."""
-  lines = [turn.completion.text]
-  if turn.parse_error:
-    lines.append(f'=> no plan: {turn.parse_error}')
-  if turn.call is not None:
-    lines.append(f'=> {turn.call.tool} {dict(turn.call.arguments)}')
-  if turn.result is not None:
-    mark = '!!' if turn.result.error else '<='
-    lines.append(f'{mark} {turn.result.text[:1000]}')
-  lines += [f'{m.module}: {m.output}' for m in turn.modules if m.output]
-  return '\n'.join(lines) + '\n'
+def _shown(text: str) -> str:
+  """A text for people: further lines below the first, and not all of a book."""
+  text = text.strip()
+  if len(text) > _MOST_SHOWN:
+    text = f'{text[:_MOST_SHOWN]} ... ({len(text):,} characters)'
+  return text.replace('\n', '\n  ')
 
 
 def _with_planner(
     config: config_lib.Config, directory: str
 ) -> config_lib.Config:
   """The config with the weights of a directory."""
+  if config.planner.backend != 'engine':
+    raise config_lib.ConfigError(
+        '--planner names weights, and planner.backend=endpoint reads none'
+    )
   planner = dataclasses.replace(
       config.planner, directory=directory, model=None
   )

@@ -18,7 +18,8 @@ from agentflow_jax.core import model, sharding
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import controls, engine_model, knobs, task_sets
+from agentflow_jax.training import checks, controls, engine_model, knobs
+from agentflow_jax.training import task_sets
 from agentflow_jax.training import models as models_lib
 
 
@@ -43,6 +44,8 @@ _REFERENCE_SYMBOLS = tuple(f'#{i}' for i in range(1, 17))
 class System:
   """A run's parts; `close` it.
 
+  Where no model samples in this process, all that belongs to one is None.
+
   Attributes:
     config: the run's.
     model_config: the planner's network.
@@ -53,22 +56,22 @@ class System:
     tokenizer: the planner's.
     described: config.json of the model that the run starts from, if any.
     tasks: the tasks.
-    engine: samples the planner being trained.
+    engine: samples the planner being trained; None where it is an endpoint.
     frozen_engine: samples the planner as it was before training; None where no
       module needs it.
-    planner: the model planner over `engine`.
+    planner: the planner, over `engine` or the endpoint.
     agent: the system that rollouts run.
     rewards: every reward that a task names.
   """
 
   config: config_lib.Config
-  model_config: model.ModelConfig
-  params: model.Params
-  mesh: jax.sharding.Mesh
-  tokenizer: tokenizers.Tokenizer
-  described: Mapping[str, Any]
+  model_config: model.ModelConfig | None
+  params: model.Params | None
+  mesh: jax.sharding.Mesh | None
+  tokenizer: tokenizers.Tokenizer | None
+  described: Mapping[str, Any] | None
   tasks: task_sets.TaskSet
-  engine: engine_lib.Engine
+  engine: engine_lib.Engine | None
   frozen_engine: engine_lib.Engine | None
   planner: modules.ModelPlanner
   agent: rollout.Agent
@@ -114,9 +117,9 @@ class System:
     for client in self.clients:
       await client.aclose()
     await self.rewards.aclose()
-    self.engine.close()
-    if self.frozen_engine is not None:
-      self.frozen_engine.close()
+    for engine in (self.engine, self.frozen_engine):
+      if engine is not None:
+        engine.close()
 
 
 def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
@@ -147,13 +150,13 @@ def build(
   Raises:
     ConfigError, CheckpointError, ToolUnavailable, CorpusError: name the remedy.
   """
-  check(config)
-  if mesh is None:
-    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+  checks.check(config)
   tasks = task_sets.load(config.task_set, str(workdir / 'data'))
-  loaded = _start(config, tasks, workdir, mesh)
-  model_config, params = loaded.config, loaded.params
-  tokenizer = loaded.tokenizer
+  loaded = None
+  if knobs.uses_engine(config):
+    if mesh is None:
+      mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+    loaded = _start(config, tasks, workdir, mesh)
   names = {t.reward for t in (*tasks.train, *tasks.validation, *tasks.test)}
   try:
     rewards = registry.Rewards(sorted(names))
@@ -165,20 +168,19 @@ def build(
   except ValueError as e:
     raise config_lib.ConfigError(str(e)) from e
   with contextlib.ExitStack() as stack:
-    engine = stack.enter_context(
-        engine_lib.Engine(model_config, config.engine, params)
-    )
-    uses_frozen = any(
-        r.backend == 'frozen' for r in knobs.roles(config).values()
-    )
-    frozen = None
-    if uses_frozen:
+    engine = frozen = None
+    if config.planner.backend == 'engine':
+      engine = stack.enter_context(
+          engine_lib.Engine(loaded.config, config.engine, loaded.params)
+      )
+    if any(r.backend == 'frozen' for r in knobs.roles(config).values()):
       frozen = stack.enter_context(
           engine_lib.Engine(
-              model_config, config.engine, params, name='frozen', copy=False
+              loaded.config, config.engine, loaded.params, name='frozen',
+              copy=False,
           )
       )
-    models = _models(config, tokenizer, engine, frozen)
+    models = _models(config, loaded and loaded.tokenizer, engine, frozen)
     planner = modules.ModelPlanner(
         model=models['planner'],
         sampling=config.planner.sampling,
@@ -188,11 +190,11 @@ def build(
     agent = _agent(config, tasks, planner, models, rewards)
     system = System(
         config=config,
-        model_config=model_config,
-        params=params,
+        model_config=loaded and loaded.config,
+        params=loaded and loaded.params,
         mesh=mesh,
-        tokenizer=tokenizer,
-        described=loaded.described,
+        tokenizer=loaded and loaded.tokenizer,
+        described=loaded and loaded.described,
         tasks=tasks,
         engine=engine,
         frozen_engine=frozen,
@@ -203,83 +205,6 @@ def build(
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
-
-
-def check(config: config_lib.Config) -> None:
-  """Refuses what the chosen parts would ignore or cannot do (contract 7).
-
-  Raises:
-    ConfigError: names the field.
-  """
-  sampling, train = config.planner.sampling, config.train
-  if sampling.truncates:
-    raise config_lib.ConfigError(
-        'planner.sampling: top_k, top_p and min_p must be off: the trainer'
-        ' scores the whole distribution'
-    )
-  if config.algorithm == 'flow_grpo' and sampling.temperature == 0:
-    raise config_lib.ConfigError(
-        'planner.sampling.temperature: greedy responses cannot be trained on'
-    )
-  if config.algorithm == 'flow_grpo' and train.group_size < 2:
-    raise config_lib.ConfigError(
-        'train.group_size: one rollout a group has no advantage'
-    )
-  longest = config.planner.max_prompt_tokens + sampling.max_new_tokens
-  if longest > config.batch.tokens_per_row:
-    raise config_lib.ConfigError(
-        f'batch.tokens_per_row {config.batch.tokens_per_row} cannot hold a'
-        f' prompt and response of {longest} tokens'
-    )
-  if config.planner.max_prompt_tokens > config.engine.prompt_buckets[-1]:
-    raise config_lib.ConfigError(
-        'planner.max_prompt_tokens exceeds the largest of'
-        f' engine.prompt_buckets, {config.engine.prompt_buckets[-1]}'
-    )
-  _check_modules(config)
-  knobs.check_values(config)
-
-
-def _check_modules(config: config_lib.Config) -> None:
-  """Refuses modules that could not answer one request."""
-  agent, sampling = config.agent, config.planner.sampling
-  modelled = {'none', 'frozen', 'endpoint'}
-  roles = {f'agent.{r}': (getattr(agent, r), modelled) for r in knobs.ROLES}
-  for name in ('executor', 'verifier', 'generator'):
-    roles[f'agent.{name}'] = (
-        getattr(agent, name), {'rule', 'frozen', 'endpoint'}
-    )
-  roles['agent.tools.generalist'] = (agent.tools.generalist, modelled)
-  limits = {'planner': sampling.max_new_tokens}
-  for name, (role, allowed) in roles.items():
-    if role.backend not in allowed:
-      raise config_lib.ConfigError(
-          f'{name}.backend: {role.backend!r} is not one of {sorted(allowed)}'
-      )
-    if role.backend == 'endpoint' and not _has_endpoint(config):
-      raise config_lib.ConfigError(
-          f'{name}.backend is endpoint: set agent.endpoint.base_url, or'
-          ' agent.endpoint.preset'
-      )
-    if role.backend == 'frozen':
-      limits[name] = role.sampling.max_new_tokens
-  for name, tokens in limits.items():
-    if tokens > config.engine.max_new_tokens:
-      raise config_lib.ConfigError(
-          f'{name}.sampling.max_new_tokens: {tokens} exceeds'
-          f' engine.max_new_tokens, {config.engine.max_new_tokens}'
-      )
-  if 'generalist' in agent.tools.enabled:
-    if agent.tools.generalist.backend == 'none':
-      raise config_lib.ConfigError(
-          'agent.tools.generalist.backend: the generalist needs a language'
-          " model; set 'frozen' or 'endpoint', or take it out of"
-          ' agent.tools.enabled'
-      )
-  if len(agent.verbs) < 2:
-    raise config_lib.ConfigError(
-        'agent.verbs: name two, one that finds out and one that answers'
-    )
 
 
 def _start(config, tasks, workdir, mesh) -> models_lib.Model:
@@ -341,21 +266,21 @@ def _texts(config, tasks):
 
 def _models(config, tokenizer, engine, frozen):
   """Language models by backend; every role goes through the same protocol."""
-  models = {'planner': engine_model.EngineModel(engine, tokenizer)}
+  models = {}
+  if engine is not None:
+    models['planner'] = engine_model.EngineModel(engine, tokenizer)
   if frozen is not None:
     models['frozen'] = engine_model.EngineModel(frozen, tokenizer)
-  if _has_endpoint(config):
+  if checks.has_endpoint(config):
     try:
       models['endpoint'] = endpoint.EndpointClient(
           providers.config(**dataclasses.asdict(config.agent.endpoint))
       )
     except ValueError as e:
       raise config_lib.ConfigError(f'agent.endpoint: {e}') from e
+  if engine is None:
+    models['planner'] = models['endpoint']
   return models
-
-
-def _has_endpoint(config: config_lib.Config) -> bool:
-  return bool(config.agent.endpoint.base_url or config.agent.endpoint.preset)
 
 
 def _agent(config, tasks, planner, models, rewards) -> rollout.Agent:

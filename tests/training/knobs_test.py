@@ -47,6 +47,14 @@ def _check(path, *pairs):
         ),
         (_QUICKSTART, [('agent.endpoint.model', 'm')]),
         (_QUICKSTART, [('planner.vocab_size', '500')]),
+        (
+            _QUICKSTART,
+            [('engine.slots', '4'), ('planner.backend', 'endpoint')],
+        ),
+        (
+            _QUICKSTART,
+            [('planner.directory', 'd'), ('planner.backend', 'endpoint')],
+        ),
     ],
 )
 def test_an_idle_flag_is_named(path, pairs):
@@ -61,6 +69,16 @@ def test_an_idle_flag_is_named(path, pairs):
         (_WARM, [('sft.traces', '5'), ('teacher.wrong_what', '0.1')]),
         (_WARM, [('planner.vocab_size', '500'), ('train.steps', '3')]),
         (_QUICKSTART, [('flow_grpo.kl_coef', '0'), ('train.group_size', '4')]),
+        (
+            _QUICKSTART,
+            [('planner.backend', 'endpoint'), ('agent.endpoint.model', 'm'),
+             ('agent.endpoint.cache', 'c'), ('planner.sampling.top_p', '0.9')],
+        ),
+        (
+            _QUICKSTART,
+            [('planner.backend', 'endpoint'), ('engine.slots', '4'),
+             ('agent.verifier.backend', 'frozen')],
+        ),
         (
             _QUICKSTART,
             [('agent.verifier.backend', 'frozen'),

@@ -7,6 +7,8 @@ import pytest
 
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import single
+from agentflow_jax.training import run
+from tests.agents import http_server
 from tests.training import mini
 
 
@@ -35,3 +37,85 @@ def test_what_makes_no_sense_is_refused(tmp_path, changes, message):
   options = dataclasses.replace(single.EvaluateOptions(), **changes)
   with pytest.raises(config_lib.ConfigError, match=message):
     single.evaluate(mini.config(tmp_path), str(tmp_path), options)
+
+
+_PLAN = 'Sub-Goal: answer capital\nContext: Portugal\nTool Name: search'
+_COMMAND = '{"name": "search", "arguments": {"query": "capital of Portugal"}}'
+
+
+def _behind_an_endpoint(base, url, planner, **sampling):
+  """A config whose modules are all behind the endpoint, or all but one."""
+  role = config_lib.ModuleConfig('endpoint', config_lib.SamplingSpec(0.0))
+  return dataclasses.replace(
+      base,
+      planner=dataclasses.replace(
+          base.planner, backend=planner,
+          sampling=dataclasses.replace(base.planner.sampling, **sampling),
+      ),
+      agent=dataclasses.replace(
+          base.agent,
+          executor=role, verifier=role, generator=role, analyst=role,
+          endpoint=config_lib.EndpointConfig(base_url=url, model='m'),
+      ),
+  )
+
+
+@pytest.mark.parametrize('planner', ['engine', 'endpoint'])
+def test_solve_shows_each_step_of_modules_behind_an_endpoint(
+    tmp_path, planner
+):
+  says = {
+      'analyst': 'It asks for a capital.',
+      'planner': _PLAN,
+      'executor': _COMMAND,
+      'verifier': 'It is there.\nConclusion: STOP',
+      'generator': 'Lisbon, by the endpoint',
+  }
+  order = [n for n in says if n != 'planner' or planner == 'endpoint']
+  replies = [
+      http_server.Reply(body=http_server.completion(says[n])) for n in order
+  ]
+  shown = []
+  with http_server.Server(*replies) as server:
+    config = _behind_an_endpoint(
+        mini.config(tmp_path / 'in'), server.url, planner, top_p=1.0
+    )
+    done = single.solve(
+        config, 'What is the capital of Portugal?', workdir=str(tmp_path),
+        emit=lambda text: shown.append((text, len(server.requests))),
+    )
+  assert done.answer == 'Lisbon, by the endpoint'
+  assert done.status.value == 'answered'
+  names = [text.partition(':')[0] for text, _ in shown]
+  assert names == [
+      'Query', 'analyst', 'planner', 'executor', 'search', 'verifier',
+      'generator', 'Answer',
+  ]
+  assert shown[4][0] == 'search: The capital of Portugal is Lisbon.'
+  # As they happen: each was shown before the next one was asked.
+  asked = [sum(n in order for n in names[: i + 1]) for i in range(len(names))]
+  assert [n for _, n in shown] == asked
+
+
+def test_a_planner_behind_an_endpoint_is_evaluated_and_never_trained(tmp_path):
+  body = http_server.completion(_PLAN)
+  with http_server.Server(http_server.Reply(body=body)) as server:
+    base = mini.config(tmp_path / 'in')
+    config = dataclasses.replace(
+        base,
+        planner=dataclasses.replace(base.planner, backend='endpoint'),
+        agent=dataclasses.replace(
+            base.agent,
+            endpoint=config_lib.EndpointConfig(base_url=server.url, model='m'),
+        ),
+    )
+    options = single.EvaluateOptions(limit=3, greedy=True)
+    line = single.evaluate(config, str(tmp_path / 'out'), options)
+    with pytest.raises(config_lib.ConfigError, match='cannot be trained'):
+      run.train(config, str(tmp_path / 'trained'))
+  assert 'over 3 scored of 3 tasks' in line
+  assert len(server.requests) == 3 and not (tmp_path / 'trained').exists()
+  with pytest.raises(config_lib.ConfigError, match='--planner names weights'):
+    single.evaluate(
+        config, str(tmp_path), single.EvaluateOptions(planner='somewhere')
+    )

@@ -11,7 +11,7 @@ from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.core import sharding
 from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import system
+from agentflow_jax.training import checks, system
 from agentflow_jax.training import trainer as trainer_lib
 from tests.training import mini
 
@@ -19,9 +19,9 @@ _BASE = config_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
 
 
 def test_the_shipped_configs_pass():
-  system.check(_BASE)
+  checks.check(_BASE)
   warm = mini.ROOT / 'experiments' / 'geohop_warm_start.py'
-  system.check(config_lib.load(str(warm)))
+  checks.check(config_lib.load(str(warm)))
 
 
 @pytest.mark.parametrize(
@@ -51,14 +51,14 @@ def test_the_shipped_configs_pass():
 def test_what_cannot_work_or_is_not_read_is_refused(overrides, message):
   config = config_lib.override(_BASE, list(overrides.items()))
   with pytest.raises(config_lib.ConfigError) as error:
-    system.check(config)
+    checks.check(config)
   assert message in str(error.value)
 
 
 def test_a_warm_start_needs_the_teacher_s_tasks(tmp_path):
   config = dataclasses.replace(mini.config(tmp_path), algorithm='sft')
   with pytest.raises(config_lib.ConfigError, match='must be geohop'):
-    system.check(config)
+    checks.check(config)
 
 
 def test_an_endpoint_that_cannot_work_is_an_error_at_start(

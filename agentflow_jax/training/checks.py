@@ -1,0 +1,114 @@
+"""What cannot work is an error before anything is loaded."""
+
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import knobs
+
+
+def check(config: config_lib.Config) -> None:
+  """Refuses what the chosen parts would ignore or cannot do (contract 7).
+
+  Raises:
+    ConfigError: names the field.
+  """
+  sampling, train = config.planner.sampling, config.train
+  if sampling.truncates and config.planner.backend == 'engine':
+    raise config_lib.ConfigError(
+        'planner.sampling: top_k, top_p and min_p must be off: the trainer'
+        ' scores the whole distribution'
+    )
+  if config.algorithm == 'flow_grpo' and sampling.temperature == 0:
+    raise config_lib.ConfigError(
+        'planner.sampling.temperature: greedy responses cannot be trained on'
+    )
+  if config.algorithm == 'flow_grpo' and train.group_size < 2:
+    raise config_lib.ConfigError(
+        'train.group_size: one rollout a group has no advantage'
+    )
+  if config.planner.backend == 'engine':
+    _check_lengths(config)
+  _check_modules(config)
+  knobs.check_values(config)
+
+
+def check_trains(config: config_lib.Config) -> None:
+  """Refuses what cannot be trained.
+
+  Raises:
+    ConfigError: names the field.
+  """
+  if config.planner.backend != 'engine':
+    raise config_lib.ConfigError(
+        'planner.backend=endpoint gives no token ids, so it cannot be trained;'
+        ' evaluate and solve can use it'
+    )
+
+
+def _check_lengths(config: config_lib.Config) -> None:
+  """Refuses prompts that no program of the engine or the update could hold."""
+  longest = (
+      config.planner.max_prompt_tokens + config.planner.sampling.max_new_tokens
+  )
+  if longest > config.batch.tokens_per_row:
+    raise config_lib.ConfigError(
+        f'batch.tokens_per_row {config.batch.tokens_per_row} cannot hold a'
+        f' prompt and response of {longest} tokens'
+    )
+  if config.planner.max_prompt_tokens > config.engine.prompt_buckets[-1]:
+    raise config_lib.ConfigError(
+        'planner.max_prompt_tokens exceeds the largest of'
+        f' engine.prompt_buckets, {config.engine.prompt_buckets[-1]}'
+    )
+
+
+def _check_modules(config: config_lib.Config) -> None:
+  """Refuses modules that could not answer one request."""
+  agent, sampling = config.agent, config.planner.sampling
+  modelled = {'none', 'frozen', 'endpoint'}
+  roles = {f'agent.{r}': (getattr(agent, r), modelled) for r in knobs.ROLES}
+  for name in ('executor', 'verifier', 'generator'):
+    roles[f'agent.{name}'] = (
+        getattr(agent, name), {'rule', 'frozen', 'endpoint'}
+    )
+  roles['agent.tools.generalist'] = (agent.tools.generalist, modelled)
+  limits = {}
+  if config.planner.backend == 'engine':
+    limits['planner'] = sampling.max_new_tokens
+  elif not has_endpoint(config):
+    raise config_lib.ConfigError(
+        'planner.backend is endpoint: set agent.endpoint.base_url, or'
+        ' agent.endpoint.preset'
+    )
+  for name, (role, allowed) in roles.items():
+    if role.backend not in allowed:
+      raise config_lib.ConfigError(
+          f'{name}.backend: {role.backend!r} is not one of {sorted(allowed)}'
+      )
+    if role.backend == 'endpoint' and not has_endpoint(config):
+      raise config_lib.ConfigError(
+          f'{name}.backend is endpoint: set agent.endpoint.base_url, or'
+          ' agent.endpoint.preset'
+      )
+    if role.backend == 'frozen':
+      limits[name] = role.sampling.max_new_tokens
+  for name, tokens in limits.items():
+    if tokens > config.engine.max_new_tokens:
+      raise config_lib.ConfigError(
+          f'{name}.sampling.max_new_tokens: {tokens} exceeds'
+          f' engine.max_new_tokens, {config.engine.max_new_tokens}'
+      )
+  if 'generalist' in agent.tools.enabled:
+    if agent.tools.generalist.backend == 'none':
+      raise config_lib.ConfigError(
+          'agent.tools.generalist.backend: the generalist needs a language'
+          " model; set 'frozen' or 'endpoint', or take it out of"
+          ' agent.tools.enabled'
+      )
+  if len(agent.verbs) < 2:
+    raise config_lib.ConfigError(
+        'agent.verbs: name two, one that finds out and one that answers'
+    )
+
+
+def has_endpoint(config: config_lib.Config) -> bool:
+  """Returns whether it says where the endpoint is."""
+  return bool(config.agent.endpoint.base_url or config.agent.endpoint.preset)
