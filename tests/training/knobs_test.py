@@ -49,7 +49,7 @@ def _check(path, *pairs):
         (_QUICKSTART, [('planner.vocab_size', '500')]),
         (
             _QUICKSTART,
-            [('engine.slots', '4'), ('planner.backend', 'endpoint')],
+            [('engine.slots', '32'), ('planner.backend', 'endpoint')],
         ),
         (
             _QUICKSTART,
@@ -76,7 +76,7 @@ def test_an_idle_flag_is_named(path, pairs):
         ),
         (
             _QUICKSTART,
-            [('planner.backend', 'endpoint'), ('engine.slots', '4'),
+            [('planner.backend', 'endpoint'), ('engine.slots', '32'),
              ('agent.verifier.backend', 'frozen')],
         ),
         (
