@@ -57,7 +57,8 @@ def get_config() -> c.Config:
       # These shapes, and those of `batch`, make the trainer score a token to
       # the very bits that the sampler recorded, on every CPU that was tried:
       # whole multiples of 32, at least 64 rows to a product, and sums over
-      # slots that are cut alike (contract 1 allows 1e-5).
+      # slots that are cut alike (contract 1 allows 1e-5). A forest would cut
+      # them otherwise, and so short prompts share little.
       engine=c.EngineConfig(
           slots=64,
           prompt_buckets=(32, 96, 224),
@@ -71,7 +72,9 @@ def get_config() -> c.Config:
           total_steps=300,
           max_grad_norm=1.0,
       ),
-      batch=c.BatchConfig(tokens_per_row=256, rows_per_micro=8, block=128),
+      batch=c.BatchConfig(
+          tokens_per_row=256, rows_per_micro=8, layout='rows', block=128
+      ),
       train=c.TrainConfig(steps=300, checkpoint_every=100),
       teacher=c.TeacherConfig(
           search_instead=0.5,

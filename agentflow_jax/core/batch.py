@@ -1,16 +1,21 @@
 """Turn rows of any length, packed into arrays of a few fixed shapes.
 
-Several turn rows share one row of T tokens, kept apart by segment ids. Position
-t scores token t + 1, so the last token of a turn row is only ever a target and
-a row of n tokens takes n - 1 places.
+A packed row holds T tokens as a forest in depth-first order, and N targets. In
+layout 'rows' every turn row is a tree of its own; in layout 'forest' turn rows
+share the tokens that they begin with, so an update costs what the unique tokens
+cost and gives the same loss and gradients. The last token of a turn row is only
+ever a target, so a row of n tokens takes n - 1 places.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import flax.struct
 import jax
 import numpy as np
+
+from agentflow_jax.core import forest
 
 Array = jax.Array | np.ndarray
 
@@ -66,25 +71,34 @@ class TurnRow:
       return 0
     return len(self.prompt_ids) + len(self.response_ids) - 1
 
+  @property
+  def n_prompt_targets(self) -> int:
+    """Tokens of the prompt that are scored."""
+    return len(self.prompt_ids) - 1 if self.prompt_weight else 0
+
 
 @flax.struct.dataclass
 class TurnBatch:
-  """What one optimizer update reads: M micro-batches of B rows of T tokens.
+  """What one optimizer update reads: M micro-batches of B rows.
 
-  A target is a position with weight > 0; every other per-target field is 0
-  where there is none (temperature: 1). Padding is segment 0. The masks are
-  these fields alone: no token id means padding.
+  Token j of a row is seen by token i exactly when j <= i < subtree_end[j]. The
+  logits of a target come from the last hidden state of its parent, the token
+  before it; several targets may share a parent. A target counts where its
+  weight is > 0; where there is none, its fields are 0 (temperature: 1). The
+  masks are these fields alone: no token id means padding.
   """
 
   token_ids: Array  # int32[M, B, T]
-  positions: Array  # int32[M, B, T], from 0 in each segment
-  segment_ids: Array  # int32[M, B, T], 1, 2, ... in each row; 0 is padding
-  targets: Array  # int32[M, B, T], token t + 1 of the same segment
-  weights: Array  # float32[M, B, T], 0 where position t has no target
-  advantages: Array  # float32[M, B, T]
-  behavior_logprobs: Array  # float32[M, B, T]
-  old_logprobs: Array  # float32[M, B, T]
-  temperature: Array  # float32[M, B, T]
+  positions: Array  # int32[M, B, T], depth in the tree, from 0
+  subtree_end: Array  # int32[M, B, T], one past all that see it; 0 is padding
+  parents: Array  # int32[M, B, N], a place of the same row
+  targets: Array  # int32[M, B, N], the token after the parent
+  responses: Array  # int32[M, B, N], 1, 2, ... by turn row; 0 is padding
+  weights: Array  # float32[M, B, N]
+  advantages: Array  # float32[M, B, N]
+  behavior_logprobs: Array  # float32[M, B, N]
+  old_logprobs: Array  # float32[M, B, N]
+  temperature: Array  # float32[M, B, N]
   n_micro: Array  # int32[], micro-batches in use; the others are skipped
 
   def micro(self, index) -> 'TurnBatch':
@@ -97,14 +111,23 @@ class TurnBatch:
     return dataclasses.replace(one, n_micro=self.n_micro)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Place:
-  """Where a turn row went: batch[micro, row, start : start + length]."""
+  """Where a turn row went: batch[micro, row, ...].
+
+  Attributes:
+    micro, row: of the packed row.
+    path: int[L], the places of its tokens.
+    shared: how many of them, from the first on, another turn row wrote.
+    first: the target that is its first response token.
+    n_response: targets that are its response.
+  """
 
   micro: int
   row: int
-  start: int
-  length: int
+  path: np.ndarray
+  shared: int
+  first: int
   n_response: int
 
 
@@ -116,15 +139,17 @@ class Packing:
     places: one a turn row, in the order given.
     n_rows: turn rows given.
     n_empty: turn rows without a target, which take no place.
-    n_tokens: positions in use.
+    n_row_tokens: places that the turn rows take without sharing.
+    n_tokens: places in use.
     n_targets: targets, those of weight 0 excluded.
     n_micro: micro-batches in use.
-    fill: n_tokens over the positions of the micro-batches in use.
+    fill: n_tokens over the places of the micro-batches in use.
   """
 
   places: tuple[Place, ...]
   n_rows: int
   n_empty: int
+  n_row_tokens: int
   n_tokens: int
   n_targets: int
   n_micro: int
@@ -137,10 +162,13 @@ def pack(
     tokens_per_row: int,
     rows_per_micro: int,
     max_micro: int | None = None,
+    layout: Literal['rows', 'forest'] = 'rows',
     block: int | None = None,
     pad_id: int = 0,
 ) -> tuple[TurnBatch, Packing]:
-  """Packs turn rows first-fit, longest first; deterministic; drops nothing.
+  """Packs turn rows; deterministic; drops nothing.
+
+  A packed row has as many targets as tokens at most: N = T.
 
   Args:
     rows: the rows of one optimizer update.
@@ -148,10 +176,13 @@ def pack(
     rows_per_micro: B.
     max_micro: M; None takes the next power of two that holds the rows, so that
       few shapes are ever compiled. Unused micro-batches cost no time.
-    block: if given, a turn row starts at a multiple of `block` places or lies
-      between two. A product over many slots is summed block by block; so every
-      turn row is cut as it would be alone, and rounded alike (on CPU, with 128:
-      to the same bits as when it was sampled). None packs tighter.
+    layout: 'rows' packs first-fit, longest first, and puts a target where its
+      parent is; 'forest' shares what rows begin with (see forest.share).
+    block: of layout 'rows'. If given, a turn row starts at a multiple of
+      `block` places or lies between two. A product over many slots is summed
+      block by block; so every turn row is cut as it would be alone, and rounded
+      alike (on CPU, with 128: to the same bits as when it was sampled). None
+      packs tighter.
     pad_id: token id put where nothing is; any id does.
 
   Returns:
@@ -170,13 +201,10 @@ def pack(
           f'{len(row.response_ids)} response tokens do not fit '
           f'tokens_per_row={tokens_per_row} (+ 1)'
       )
-  if block is not None and block < 1:
-    raise ValueError(f'block must be at least 1: {block}')
-  bins = _first_fit(
-      [row.places for row in rows], tokens_per_row, block or tokens_per_row
-  )
-  n_bins = 1 + max(bin_index for bin_index, _ in bins)
-  n_micro = max(1, -(-n_bins // rows_per_micro))
+  if block is not None and (block < 1 or layout == 'forest'):
+    raise ValueError(f'block must be at least 1, in layout rows: {block}')
+  plan = _plan(rows, tokens_per_row, layout, block)
+  n_micro = -(-len(plan.subtree_end) // rows_per_micro)
   if max_micro is None:
     max_micro = 1 << (n_micro - 1).bit_length()
   if n_micro > max_micro:
@@ -184,24 +212,37 @@ def pack(
         f'{len(rows)} rows need {n_micro} micro-batches of {rows_per_micro} x '
         f'{tokens_per_row} tokens; max_micro is {max_micro}'
     )
-  places = tuple(
-      Place(*divmod(bin_index, rows_per_micro), start, row.places,
-            len(row.response_ids))
-      for row, (bin_index, start) in zip(rows, bins, strict=True)
-  )
   shape = (max_micro, rows_per_micro, tokens_per_row)
-  batch = _fill(rows, places, shape, pad_id, n_micro)
-  n_tokens = sum(place.length for place in places)
+  batch, places = _fill(rows, plan, shape, layout == 'rows', pad_id, n_micro)
+  n_tokens = int((batch.subtree_end > 0).sum())
   packing = Packing(
       places=places,
       n_rows=len(rows),
-      n_empty=sum(place.length == 0 for place in places),
+      n_empty=sum(not row.places for row in rows),
+      n_row_tokens=sum(row.places for row in rows),
       n_tokens=n_tokens,
       n_targets=int((batch.weights > 0).sum()),
       n_micro=n_micro,
       fill=n_tokens / (n_micro * rows_per_micro * tokens_per_row),
   )
   return batch, packing
+
+
+def _plan(rows, tokens_per_row, layout, block) -> forest.Plan:
+  """Decides where the tokens of every row go."""
+  if layout == 'forest':
+    return forest.share(
+        [
+            np.concatenate([r.prompt_ids, r.response_ids])[: r.places]
+            for r in rows
+        ],
+        [r.n_prompt_targets + len(r.response_ids) for r in rows],
+        tokens_per_row,
+        tokens_per_row,
+    )
+  lengths = [row.places for row in rows]
+  bins = _first_fit(lengths, tokens_per_row, block or tokens_per_row)
+  return forest.apart(bins, lengths, tokens_per_row)
 
 
 def _first_fit(
@@ -250,17 +291,29 @@ def _first_block(
 
 def _fill(
     rows: Sequence[TurnRow],
-    places: Sequence[Place],
+    plan: forest.Plan,
     shape: tuple[int, int, int],
+    at_parents: bool,
     pad_id: int,
     n_micro: int,
-) -> TurnBatch:
-  """Returns the arrays; segment ids follow the rows' order in each row."""
+) -> tuple[TurnBatch, tuple[Place, ...]]:
+  """Returns the arrays, and where every row went.
+
+  Args:
+    rows: the turn rows.
+    plan: where their tokens go.
+    shape: M, B, T.
+    at_parents: put a target where its parent is, rather than after the last.
+    pad_id: see pack.
+    n_micro: see TurnBatch.
+  """
   batch = TurnBatch(
       token_ids=np.full(shape, pad_id, np.int32),
       positions=np.zeros(shape, np.int32),
-      segment_ids=np.zeros(shape, np.int32),
+      subtree_end=np.zeros(shape, np.int32),
+      parents=np.zeros(shape, np.int32),
       targets=np.full(shape, pad_id, np.int32),
+      responses=np.zeros(shape, np.int32),
       weights=np.zeros(shape, np.float32),
       advantages=np.zeros(shape, np.float32),
       behavior_logprobs=np.zeros(shape, np.float32),
@@ -268,39 +321,57 @@ def _fill(
       temperature=np.ones(shape, np.float32),
       n_micro=np.int32(n_micro),
   )
-  segments = np.zeros(shape[:2], np.int32)
-  for row, place in zip(rows, places, strict=True):
-    if not place.length:
+  if at_parents:
+    batch.parents[:] = np.arange(shape[2], dtype=np.int32)
+  ends = batch.subtree_end.reshape(-1, shape[2])
+  ends[: len(plan.subtree_end)] = plan.subtree_end
+  turns = np.zeros(shape[:2], np.int32)
+  used = np.zeros(shape[:2], np.int32)
+  places = []
+  for row, branch in zip(rows, plan.branches, strict=True):
+    here = divmod(branch.bin, shape[1])
+    path = branch.path
+    n_prompt = row.n_prompt_targets
+    count = n_prompt + len(row.response_ids)
+    # The first scored token's parent; its own place is one before in the path.
+    first = len(path) - count
+    if at_parents:
+      slots = path[first:]
+    else:
+      slots = used[here] + np.arange(count)
+    places.append(Place(
+        *here, path, branch.shared,
+        int(slots[n_prompt]) if count > n_prompt else 0, len(row.response_ids),
+    ))
+    if not count:
       continue
-    segments[place.micro, place.row] += 1
-    end = place.start + place.length
-    at = (place.micro, place.row, slice(place.start, end))
-    first = len(row.prompt_ids) - 1  # Scores the first response token.
+    used[here] += count
+    turns[here] += 1
     ids = np.concatenate([row.prompt_ids, row.response_ids])
-    batch.token_ids[at] = ids[:-1]
-    batch.targets[at] = ids[1:]
-    batch.positions[at] = np.arange(place.length)
-    batch.segment_ids[at] = segments[place.micro, place.row]
-    batch.weights[at][:first] = row.prompt_weight
-    batch.weights[at][first:] = row.target_weight
-    batch.advantages[at][first:] = row.advantage
-    batch.temperature[at] = row.temperature
+    batch.token_ids[here][path] = ids[:-1]
+    batch.positions[here][path] = np.arange(len(path))
+    batch.parents[here][slots] = path[first:]
+    batch.targets[here][slots] = ids[first + 1 :]
+    batch.responses[here][slots] = turns[here]
+    batch.weights[here][slots[:n_prompt]] = row.prompt_weight
+    response = slots[n_prompt:]
+    batch.weights[here][response] = row.target_weight
+    batch.advantages[here][response] = row.advantage
+    batch.temperature[here][slots] = row.temperature
     if row.behavior_logprobs is not None:
-      batch.behavior_logprobs[at][first:] = row.behavior_logprobs
+      batch.behavior_logprobs[here][response] = row.behavior_logprobs
     old = row.old_logprobs
     if old is None:
       old = row.behavior_logprobs
     if old is not None:
-      batch.old_logprobs[at][first:] = old
-  return batch
+      batch.old_logprobs[here][response] = old
+  return batch, tuple(places)
 
 
 def unpack(packing: Packing, values: Array) -> list[np.ndarray]:
-  """Returns each turn row's response targets of values[M, B, T], in order."""
+  """Returns each turn row's response targets of values[M, B, N], in order."""
   values = np.asarray(values)
-  result = []
-  for place in packing.places:
-    end = place.start + place.length
-    start = end - place.n_response
-    result.append(values[place.micro, place.row, start:end])
-  return result
+  return [
+      values[p.micro, p.row, p.first : p.first + p.n_response]
+      for p in packing.places
+  ]

@@ -44,9 +44,9 @@ class Scores:
   """What a forward pass says of one micro-batch's targets.
 
   Attributes:
-    logprobs: float32[B, T], nats, of token t + 1 at the row's temperature.
-    entropy: float32[B, T], nats, of the same distribution; no gradient.
-    log_normalizer: float32[B, T], nats, logsumexp of the scaled logits.
+    logprobs: float32[B, N], nats, of each target at its temperature.
+    entropy: float32[B, N], nats, of the same distribution; no gradient.
+    log_normalizer: float32[B, N], nats, logsumexp of the scaled logits.
   """
 
   logprobs: Array
@@ -128,7 +128,7 @@ def sft_loss(
   Args:
     config: the option.
     scores: of the micro-batch.
-    micro: fields [B, T].
+    micro: fields [B, T] and [B, N].
   """
   is_target = micro.weights > 0
   penalty = config.z_loss * jnp.square(scores.log_normalizer)
@@ -158,8 +158,8 @@ def flow_grpo_loss(
   Args:
     config: the options.
     scores: of the micro-batch under the parameters that are trained.
-    ref_logprobs: float32[B, T] of the frozen reference; None when kl_coef is 0.
-    micro: fields [B, T].
+    ref_logprobs: float32[B, N] of the frozen reference; None when kl_coef is 0.
+    micro: fields [B, T] and [B, N].
 
   Returns:
     float32[], and the sums; gradients flow through scores.logprobs only.
@@ -179,7 +179,7 @@ def flow_grpo_loss(
 
   log_ratio = only_targets(scores.logprobs - micro.old_logprobs)
   if config.ratio_level == 'sequence':
-    log_ratio = _segment_mean(log_ratio, is_target, micro.segment_ids)
+    log_ratio = _response_mean(log_ratio, is_target, micro.responses)
   ratio = jnp.exp(log_ratio)
   low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
   surrogate = jnp.minimum(
@@ -223,18 +223,18 @@ def flow_grpo_loss(
   return loss, jax.lax.stop_gradient(sums)
 
 
-def _segment_mean(x: Array, is_target: Array, segment_ids: Array) -> Array:
-  """Returns each target's mean of x[B, T] over the targets of its segment."""
+def _response_mean(x: Array, is_target: Array, responses: Array) -> Array:
+  """Returns each target's mean of x[B, N] over the targets of its turn row."""
 
-  def one_row(x, is_target, segments):
-    count = segments.shape[0] + 1
-    sums = jax.ops.segment_sum(x, segments, num_segments=count)
+  def one_row(x, is_target, responses):
+    count = responses.shape[0] + 1
+    sums = jax.ops.segment_sum(x, responses, num_segments=count)
     sizes = jax.ops.segment_sum(
-        is_target.astype(jnp.float32), segments, num_segments=count
+        is_target.astype(jnp.float32), responses, num_segments=count
     )
-    return (sums / jnp.maximum(sizes, 1.0))[segments]
+    return (sums / jnp.maximum(sizes, 1.0))[responses]
 
-  mean = jax.vmap(one_row)(jnp.where(is_target, x, 0.0), is_target, segment_ids)
+  mean = jax.vmap(one_row)(jnp.where(is_target, x, 0.0), is_target, responses)
   return jnp.where(is_target, mean, 0.0)
 
 

@@ -107,16 +107,18 @@ class Transformer(nn.Module):
     x, kv = self.layers(x, cached, context)
     return self.final_norm(x), kv
 
-  def unembed(self, hidden: Array) -> Array:
-    """Returns float32 logits [..., V] of hidden [..., D]."""
-    config = self.config
-    if config.tie_embeddings:
-      kernel, equation = self.embedding, '...d,vd->...v'
-    else:
-      kernel, equation = self.head, '...d,dv->...v'
-    return layers.float32_product(
-        config, equation, hidden, kernel.astype(config.dtype)
-    )
+
+def output_kernel(config: ModelConfig, params: Params) -> Array:
+  """Returns `logits_of`'s kernel: [V, D] if embeddings are tied, or [D, V]."""
+  return params['embedding' if config.tie_embeddings else 'head']
+
+
+def logits_of(config: ModelConfig, kernel: Array, hidden: Array) -> Array:
+  """Returns float32 logits [..., V] of normalised hidden states [..., D]."""
+  equation = '...d,vd->...v' if config.tie_embeddings else '...d,dv->...v'
+  return layers.float32_product(
+      config, equation, hidden, kernel.astype(config.dtype)
+  )
 
 
 def _init_boxed(config: ModelConfig, key: Array):
@@ -150,28 +152,28 @@ def hidden_states(
     params: Params,
     token_ids: Array,
     positions: Array,
-    segment_ids: Array,
+    subtree_end: Array,
     constrain: Constrain = _unconstrained,
 ) -> Array:
-  """Runs every layer on packed rows.
+  """Runs every layer on packed rows, each a forest in depth-first order.
 
-  A token sees itself and the earlier tokens of its own segment.
+  Token j is seen by token i exactly when j <= i < subtree_end[j]. Several
+  sequences side by side are a forest, too: subtree_end is where each ends.
 
   Args:
     config: the network.
     params: its parameters.
     token_ids: int32[B, T].
-    positions: int32[B, T], counted from 0 in each segment.
-    segment_ids: int32[B, T]; 0 is padding, whose outputs mean nothing.
+    positions: int32[B, T], depth in the tree, from 0.
+    subtree_end: int32[B, T]; 0 is padding, whose outputs mean nothing.
     constrain: pins activations to a mesh; see sharding.make_constrain.
 
   Returns:
     dtype[B, T, D], what `unembed` takes.
   """
-  length = token_ids.shape[1]
-  causal = jnp.tril(jnp.ones((length, length), bool))
-  same = segment_ids[:, :, None] == segment_ids[:, None, :]
-  mask = causal & same & (segment_ids > 0)[:, None, :]
+  place = jnp.arange(token_ids.shape[1])
+  causal = place <= place[:, None]
+  mask = causal & (place[:, None] < subtree_end[:, None, :])
   hidden, _ = Transformer(config, constrain).apply(
       {'params': params}, token_ids, positions, mask
   )
@@ -180,9 +182,7 @@ def hidden_states(
 
 def unembed(config: ModelConfig, params: Params, hidden: Array) -> Array:
   """Returns float32 logits [..., V] of normalised hidden states [..., D]."""
-  return Transformer(config).apply(
-      {'params': params}, hidden, method=Transformer.unembed
-  )
+  return logits_of(config, output_kernel(config, params), hidden)
 
 
 def forward(
@@ -190,13 +190,13 @@ def forward(
     params: Params,
     token_ids: Array,
     positions: Array,
-    segment_ids: Array,
+    subtree_end: Array,
 ) -> Array:
   """Returns float32 logits [B, T, V]; arguments as in hidden_states.
 
-  The logits at position t are of token t + 1 of the same segment.
+  The logits of a place are of the token that follows it.
   """
-  hidden = hidden_states(config, params, token_ids, positions, segment_ids)
+  hidden = hidden_states(config, params, token_ids, positions, subtree_end)
   return unembed(config, params, hidden)
 
 

@@ -1,4 +1,10 @@
-"""Scores packed rows with a model: the trainer's only forward pass."""
+"""Scores packed rows with a model: the trainer's only forward pass.
+
+Logits are formed for targets alone, and only so many at a time that no array of
+[tokens, vocabulary] exists where that would be large.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +16,9 @@ from agentflow_jax.core import model
 
 Array = jax.Array
 
+# Logits that may exist at one time: 256 MiB in float32.
+_MAX_LOGITS = 1 << 26
+
 
 def score_micro(
     config: model.ModelConfig,
@@ -18,55 +27,128 @@ def score_micro(
     constrain: model.Constrain,
     logits_chunk: int | None = None,
 ) -> losses.Scores:
-  """Scores token t + 1 at position t of one micro-batch.
+  """Scores the targets of one micro-batch.
 
   Args:
     config: the network.
     params: its parameters; gradients flow to them through the logprobs.
-    micro: fields [B, T].
+    micro: fields [B, T] and [B, N].
     constrain: pins activations to the mesh.
-    logits_chunk: positions whose logits exist at one time; divides T. None
-      forms [B, T, V] at once, which is faster where it fits.
+    logits_chunk: targets of a row whose logits exist at one time; divides N.
+      None for as many as 256 MiB hold. Where that is not all, logits are formed
+      again in the backward pass, and chunks without a target are left out.
 
   Returns:
-    Scores [B, T]; at padding they are finite and mean nothing.
+    Scores [B, N]; where there is no target they are finite and mean nothing.
 
   Raises:
-    ValueError: logits_chunk does not divide T.
+    ValueError: logits_chunk does not divide N.
   """
   hidden = model.hidden_states(
-      config, params, micro.token_ids, micro.positions, micro.segment_ids,
+      config, params, micro.token_ids, micro.positions, micro.subtree_end,
       constrain,
   )
-
-  def score(hidden, targets, temperature):
-    logits = model.unembed(config, params, hidden)
-    logits = constrain(logits, ('batch', 'length', 'vocab'))
-    return losses.Scores(
-        logprobs=logprobs.log_prob_of(logits, targets, temperature),
-        entropy=logprobs.entropy_of(
-            jax.lax.stop_gradient(logits), temperature
-        ),
-        log_normalizer=jax.nn.logsumexp(
-            logprobs.scale(logits, temperature), axis=-1
-        ),
+  hidden = jnp.take_along_axis(hidden, micro.parents[..., None], axis=1)
+  hidden = constrain(hidden, ('batch', 'length', None))
+  kernel = model.output_kernel(config, params)
+  rows, length = micro.targets.shape
+  chunk = logits_chunk or _chunk(length, _MAX_LOGITS // rows, config.vocab_size)
+  if chunk < 1 or length % chunk:
+    raise ValueError(f'logits_chunk {chunk} must divide N = {length}')
+  if chunk == length:
+    return _score(
+        config, constrain, kernel, hidden, micro.targets, micro.temperature
     )
-
-  length = micro.targets.shape[1]
-  if logits_chunk is None or logits_chunk == length:
-    return score(hidden, micro.targets, micro.temperature)
-  if logits_chunk < 1 or length % logits_chunk:
-    raise ValueError(f'logits_chunk {logits_chunk} must divide T = {length}')
-
-  def split(x):
-    x = x.reshape(x.shape[0], -1, logits_chunk, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
-
-  # Recomputed in the backward pass, which would else keep every chunk.
-  scores = jax.lax.map(
-      jax.checkpoint(lambda chunk: score(*chunk)),
-      (split(hidden), split(micro.targets), split(micro.temperature)),
+  return _score_chunks(
+      config, constrain, chunk, kernel, hidden, micro.targets,
+      micro.temperature, micro.responses > 0,
   )
-  return jax.tree.map(
-      lambda x: jnp.moveaxis(x, 0, 1).reshape(micro.targets.shape), scores
+
+
+def _chunk(length: int, logits: int, vocab_size: int) -> int:
+  """Returns the largest divisor of N whose logits are not too many."""
+  most = max(1, min(length, logits // vocab_size))
+  return next(n for n in range(most, 0, -1) if length % n == 0)
+
+
+def _score(
+    config, constrain, kernel, hidden, targets, temperature
+) -> losses.Scores:
+  """Scores targets[B, n] by the states hidden[B, n, D] of their parents."""
+  logits = model.logits_of(config, kernel, hidden)
+  logits = constrain(logits, ('batch', 'length', 'vocab'))
+  return losses.Scores(
+      logprobs=logprobs.log_prob_of(logits, targets, temperature),
+      entropy=logprobs.entropy_of(jax.lax.stop_gradient(logits), temperature),
+      log_normalizer=jax.nn.logsumexp(
+          logprobs.scale(logits, temperature), axis=-1
+      ),
   )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _score_chunks(
+    config, constrain, chunk, kernel, hidden, targets, temperature, is_target
+) -> losses.Scores:
+  """Like _score, `chunk` targets of every row at a time.
+
+  is_target is bool[B, N]; a chunk without any is left out and scores 0.
+  """
+  which, count = _chunks_in_use(is_target, chunk)
+
+  def body(i, scores):
+    start = which[i] * chunk
+    piece = _score(
+        config, constrain, kernel,
+        *(_slice(x, start, chunk) for x in (hidden, targets, temperature)),
+    )
+    return jax.tree.map(functools.partial(_write, start=start), scores, piece)
+
+  zeros = jnp.zeros(targets.shape, jnp.float32)
+  return jax.lax.fori_loop(0, count, body, losses.Scores(zeros, zeros, zeros))
+
+
+def _forward(config, constrain, chunk, *arrays):
+  return _score_chunks(config, constrain, chunk, *arrays), arrays
+
+
+def _backward(config, constrain, chunk, arrays, cotangents):
+  """The gradients of the kernel, summed in float32, and of the states."""
+  kernel, hidden, targets, temperature, is_target = arrays
+  which, count = _chunks_in_use(is_target, chunk)
+
+  def body(i, carry):
+    d_kernel, d_hidden = carry
+    start = which[i] * chunk
+    inputs = [_slice(x, start, chunk) for x in (targets, temperature)]
+    _, pull = jax.vjp(
+        lambda k, h: _score(config, constrain, k, h, *inputs),
+        kernel, _slice(hidden, start, chunk),
+    )
+    dk, dh = pull(
+        jax.tree.map(lambda x: _slice(x, start, chunk), cotangents)
+    )
+    return d_kernel + dk.astype(jnp.float32), _write(d_hidden, dh, start)
+
+  d_kernel, d_hidden = jax.lax.fori_loop(
+      0, count, body,
+      (jnp.zeros(kernel.shape, jnp.float32), jnp.zeros_like(hidden)),
+  )
+  return d_kernel.astype(kernel.dtype), d_hidden, None, None, None
+
+
+_score_chunks.defvjp(_forward, _backward)
+
+
+def _chunks_in_use(is_target: Array, chunk: int) -> tuple[Array, Array]:
+  """Returns the numbers of the chunks with a target, first, and how many."""
+  used = is_target.reshape(is_target.shape[0], -1, chunk).any(axis=(0, 2))
+  return jnp.argsort(~used, stable=True), jnp.sum(used, dtype=jnp.int32)
+
+
+def _slice(x: Array, start: Array, size: int) -> Array:
+  return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
+
+
+def _write(whole: Array, piece: Array, start: Array) -> Array:
+  return jax.lax.dynamic_update_slice_in_dim(whole, piece, start, axis=1)

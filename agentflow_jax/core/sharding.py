@@ -5,6 +5,7 @@ know the mesh. Axes are of the Auto type: XLA propagates shardings from the
 parameters, the batch, and the few activations that the model pins.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -135,16 +136,22 @@ def param_shardings(config: model.ModelConfig, mesh: jax_sharding.Mesh) -> Any:
   )
 
 
-def make_constrain(mesh: jax_sharding.Mesh) -> model.Constrain:
-  """Returns what pins activations to the mesh, for model.hidden_states."""
+@dataclasses.dataclass(frozen=True)
+class _Constrain:
+  """What make_constrain returns: equal for equal meshes, so hashable."""
 
-  def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+  mesh: jax_sharding.Mesh
+
+  def __call__(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     spec = [None if name is None else ACTIVATION_RULES[name] for name in axes]
     return jax.lax.with_sharding_constraint(
-        x, NamedSharding(mesh, PartitionSpec(*spec))
+        x, NamedSharding(self.mesh, PartitionSpec(*spec))
     )
 
-  return constrain
+
+def make_constrain(mesh: jax_sharding.Mesh) -> model.Constrain:
+  """Returns what pins activations to the mesh, for model.hidden_states."""
+  return _Constrain(mesh)
 
 
 def put_batch(batch: Any, mesh: jax_sharding.Mesh, row_axis: int = 1) -> Any:

@@ -147,9 +147,9 @@ def _batch_shardings(mesh: Mesh) -> batch_lib.TurnBatch:
 def make_score_fn(
     config: model.ModelConfig, mesh: Mesh, logits_chunk: int | None = None
 ) -> Callable[[Any, batch_lib.TurnBatch], Array]:
-  """Returns the jitted (params, batch) -> float32[M, B, T] logprobs.
+  """Returns the jitted (params, batch) -> float32[M, B, N] logprobs.
 
-  Position t scores token t + 1; 0 where there is no target. For
+  0 where there is no target. For
   old_logprobs='recompute': batch.replace(old_logprobs=score(params, batch)).
 
   Args:
@@ -192,12 +192,12 @@ def make_update_fn(
 
   state is donated: its arrays are dead after the call, a refused one's too (the
   returned state then holds the same bits). ref_params is the frozen reference
-  where loss_config.kl_coef > 0, and None otherwise; it must not share
-  arrays with state (init_train_state copies what it starts from). batch may hold host arrays. gap_bound is
-  a float32 in nats: when max |logprob - behavior_logprob| over the targets,
-  measured by this update's own forward pass, is not within it, the
-  update is refused. Pass inf for every update of a step but the first, whose
-  parameters alone are those that sampled.
+  where loss_config.kl_coef > 0, and None otherwise; it must not share arrays
+  with state (init_train_state copies what it starts from). batch may hold host
+  arrays. gap_bound is a float32 in nats: when max |logprob - behavior_logprob|
+  over the targets, measured by this update's own forward pass, is not within
+  it, the update is refused. Pass inf for every update of a step but the first,
+  whose parameters alone are those that sampled.
 
   Metrics are float32 scalars: those of losses.metrics_of, and grad_norm (before
   clipping), update_norm, param_norm (after), lr, and refused: 0, 1 for the gap,

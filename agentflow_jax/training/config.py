@@ -211,19 +211,24 @@ class BatchConfig:
   Attributes:
     tokens_per_row: T; turn rows are packed into rows of this length.
     rows_per_micro: B; rows of one micro-batch over the whole mesh.
-    block: a turn row starts at a multiple of this or lies between two, see
-      core.batch.pack; None packs tighter.
+    layout: 'forest' computes what turn rows share once; 'rows' computes every
+      turn row apart. Loss and gradient are the same.
+    block: of layout 'rows': a turn row starts at a multiple of this or lies
+      between two, see core.batch.pack; None packs tighter.
   """
 
   tokens_per_row: int = 256
   rows_per_micro: int = 16
+  layout: Literal['forest', 'rows'] = 'forest'
   block: int | None = None
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
+    for name in ('tokens_per_row', 'rows_per_micro', 'block'):
+      value = getattr(self, name)
       if value is not None and value < 1:
-        raise ConfigError(f'batch.{field.name} must be at least 1')
+        raise ConfigError(f'batch.{name} must be at least 1')
+    if self.block is not None and self.layout == 'forest':
+      raise ConfigError("batch.block is of batch.layout='rows'")
 
 
 @dataclasses.dataclass(frozen=True)

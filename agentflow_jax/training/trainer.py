@@ -97,6 +97,11 @@ class Trainer:
     metrics['batch/rows'] = sum(p.n_rows for _, p in packed)
     metrics['batch/micro'] = sum(p.n_micro for _, p in packed)
     metrics['batch/fill'] = sum(p.fill for _, p in packed) / len(packed)
+    metrics['batch/tokens'] = sum(p.n_tokens for _, p in packed)
+    # Times that an average token of a turn row is used; 1 where none is shared.
+    metrics['batch/sharing'] = sum(p.n_row_tokens for _, p in packed) / max(
+        metrics['batch/tokens'], 1
+    )
     return metrics
 
   def _pack(self, rows):
@@ -105,6 +110,7 @@ class Trainer:
         tokens_per_row=self._config.batch.tokens_per_row,
         rows_per_micro=self._config.batch.rows_per_micro,
         max_micro=self._max_micro,
+        layout=self._config.batch.layout,
         block=self._config.batch.block,
         pad_id=self._pad_id,
     )

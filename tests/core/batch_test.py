@@ -28,62 +28,147 @@ def test_one_row_by_hand():
   batch, packing = batch_lib.pack([row], tokens_per_row=6, rows_per_micro=2)
   # Five ids take four places: the last is a target only.
   assert batch.token_ids[0, 0].tolist() == [5, 6, 7, 8, 0, 0]
-  assert batch.targets[0, 0].tolist() == [6, 7, 8, 9, 0, 0]
   assert batch.positions[0, 0].tolist() == [0, 1, 2, 3, 0, 0]
-  assert batch.segment_ids[0, 0].tolist() == [1, 1, 1, 1, 0, 0]
+  assert batch.subtree_end[0, 0].tolist() == [4, 4, 4, 4, 0, 0]
+  # A target lies where its parent does.
+  assert batch.parents[0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+  assert batch.targets[0, 0].tolist() == [0, 0, 8, 9, 0, 0]
+  assert batch.responses[0, 0].tolist() == [0, 0, 1, 1, 0, 0]
   assert batch.weights[0, 0].tolist() == [0, 0, 0.25, 0.25, 0, 0]
   assert batch.advantages[0, 0].tolist() == [0, 0, -1, -1, 0, 0]
   assert batch.behavior_logprobs[0, 0].tolist() == [0, 0, -1, -2, 0, 0]
   assert batch.old_logprobs[0, 0].tolist() == [0, 0, -1, -2, 0, 0]
-  assert batch.temperature[0, 0].tolist() == [0.5] * 4 + [1, 1]
-  assert not batch.segment_ids[0, 1].any() and not batch.weights[0, 1].any()
+  assert batch.temperature[0, 0].tolist() == [1, 1, 0.5, 0.5, 1, 1]
+  assert not batch.subtree_end[0, 1].any() and not batch.weights[0, 1].any()
   assert batch.n_micro == 1 and packing.n_targets == 2 and packing.n_tokens == 4
+
+
+def test_a_forest_by_hand():
+  def row(prompt, response, **fields):
+    return batch_lib.TurnRow(
+        np.array(prompt), np.array(response), target_weight=0.5,
+        behavior_logprobs=-np.arange(1.0, 1 + len(response), dtype=np.float32),
+        **fields,
+    )
+
+  rows = [
+      row([5, 6], [8, 9], advantage=2.0),  # 5 6 8, and 9 as a target
+      row([5, 6], [7, 9], advantage=-1.0),
+      row([5, 6], [8, 9], advantage=1.0),  # The first one's twin.
+      row([5, 6, 7, 4], [3], temperature=0.5),  # Goes on from the second.
+      row([1], [2]),
+      row([5, 6, 7], []),
+  ]
+  batch, packing = batch_lib.pack(
+      rows, tokens_per_row=8, rows_per_micro=1, layout='forest'
+  )
+  # By their tokens: 1; 5 6 7; 5 6 7 4; 5 6 8; 5 6 8. The last is only a target.
+  assert batch.token_ids[0, 0].tolist() == [1, 5, 6, 7, 4, 8, 0, 0]
+  assert batch.positions[0, 0].tolist() == [0, 0, 1, 2, 3, 2, 0, 0]
+  assert batch.subtree_end[0, 0].tolist() == [1, 6, 6, 5, 5, 6, 0, 0]
+  # Targets by turn row: 8 9, 7 9, 8 9, 3, 2.
+  assert batch.targets[0, 0].tolist() == [8, 9, 7, 9, 8, 9, 3, 2]
+  assert batch.parents[0, 0].tolist() == [2, 5, 2, 3, 2, 5, 4, 0]
+  assert batch.responses[0, 0].tolist() == [1, 1, 2, 2, 3, 3, 4, 5]
+  assert batch.advantages[0, 0].tolist() == [2, 2, -1, -1, 1, 1, 0, 0]
+  assert batch.temperature[0, 0].tolist() == [1] * 6 + [0.5, 1]
+  assert batch.old_logprobs[0, 0].tolist() == [-1, -2, -1, -2, -1, -2, -1, -1]
+  assert (packing.n_tokens, packing.n_row_tokens) == (6, 3 + 3 + 3 + 4 + 1)
+  assert packing.n_empty == 1 and packing.n_targets == 8
+  # One target more does not fit, and the row begins anew with what it shares.
+  more, packing = batch_lib.pack(
+      rows + [row([5, 6, 9], [9])], tokens_per_row=8, rows_per_micro=1,
+      layout='forest',
+  )
+  assert more.token_ids[1, 0].tolist() == [5, 6, 9] + [0] * 5
+  assert more.subtree_end[1, 0].tolist() == [3, 3, 3] + [0] * 5
+  assert packing.n_tokens == 6 + 3 and more.n_micro == 2
 
 
 def test_prompt_weight_scores_the_prompt_but_its_first_token():
   row = _row(3, 2, prompt_weight=0.1)
-  batch, _ = batch_lib.pack([row], tokens_per_row=4, rows_per_micro=1)
-  np.testing.assert_allclose(batch.weights[0, 0], [0.1, 0.1, 0.5, 0.5])
+  for layout in ('rows', 'forest'):
+    batch, _ = batch_lib.pack(
+        [row], tokens_per_row=4, rows_per_micro=1, layout=layout
+    )
+    np.testing.assert_allclose(batch.weights[0, 0], [0.1, 0.1, 0.5, 0.5])
+    assert batch.targets[0, 0].tolist() == [
+        *row.prompt_ids[1:], *row.response_ids
+    ]
 
 
-@pytest.mark.parametrize('seed', range(5))
-def test_every_row_has_a_place_of_its_own(seed):
+def _some_rows(seed, count=40, ids=50):
+  """Turn rows of which many begin alike, some empty, some the same."""
   rng = np.random.default_rng(seed)
-  rows = [
-      _row(int(rng.integers(1, 12)), int(rng.integers(0, 9)), seed=i,
-           advantage=float(i), old_logprobs=None)
-      for i in range(40)
-  ]
+  rows, prompts = [], [rng.integers(0, ids, 1)]
+  for i in range(count):
+    kept = prompts[rng.integers(len(prompts))]
+    kept = kept[: rng.integers(1, len(kept) + 1)]
+    prompt = np.concatenate([kept, rng.integers(0, ids, rng.integers(0, 5))])
+    prompts.append(prompt[:11])
+    response = rng.integers(0, ids, rng.integers(0, 9))
+    rows.append(batch_lib.TurnRow(
+        prompts[-1], response, target_weight=0.5, advantage=float(i),
+        behavior_logprobs=-rng.random(len(response)).astype(np.float32),
+    ))
+    if i % 7 == 0:
+      rows.append(rows[-1])
+  return rows
+
+
+@pytest.mark.parametrize('layout', ['rows', 'forest'])
+@pytest.mark.parametrize('seed', range(6))
+def test_every_target_is_scored_by_its_own_row(seed, layout):
+  # With few ids, rows share more; with one, a row begins another.
+  rows = _some_rows(seed, ids=(50, 3, 1)[seed % 3])
   batch, packing = batch_lib.pack(
-      rows, tokens_per_row=20, rows_per_micro=4, pad_id=3
+      rows, tokens_per_row=20, rows_per_micro=4, pad_id=3, layout=layout
   )
-  used = np.zeros(batch.weights.shape, int)
-  for row, place in zip(rows, packing.places, strict=True):
-    end = place.start + place.length
-    at = (place.micro, place.row, slice(place.start, end))
-    used[at] += 1
-    if not len(row.response_ids):
-      assert place.length == 0
-      continue
+  place = np.arange(20)
+  scored = np.zeros(batch.weights.shape, int)
+  for row, where in zip(rows, packing.places, strict=True):
+    at = (where.micro, where.row)
     ids = [*row.prompt_ids, *row.response_ids]
-    assert batch.token_ids[at].tolist() == ids[:-1]
-    assert batch.targets[at].tolist() == ids[1:]
-    assert batch.positions[at].tolist() == list(range(len(ids) - 1))
-    assert len(set(batch.segment_ids[at])) == 1
-    assert batch.weights[at].sum() == 0.5 * len(row.response_ids)
-  assert used.max() == 1
-  np.testing.assert_array_equal(used > 0, batch.segment_ids > 0)
+    if not len(row.response_ids):
+      assert not len(where.path)
+      continue
+    assert batch.token_ids[at][where.path].tolist() == ids[:-1]
+    targets = slice(where.first, where.first + where.n_response)
+    scored[at][targets] += 1
+    assert batch.targets[at][targets].tolist() == row.response_ids.tolist()
+    assert len(set(batch.responses[at][targets])) == 1
+    np.testing.assert_array_equal(
+        batch.parents[at][targets], where.path[len(row.prompt_ids) - 1 :]
+    )
+    # What each token sees is the row up to itself, whatever lies between.
+    for depth, i in enumerate(where.path):
+      sees = np.flatnonzero((place <= i) & (i < batch.subtree_end[at]))
+      assert sees.tolist() == where.path[: depth + 1].tolist()
+      assert batch.positions[at][i] == depth
+  assert scored.max() == 1
+  np.testing.assert_array_equal(scored > 0, batch.weights > 0)
+  np.testing.assert_array_equal(scored > 0, batch.responses > 0)
   assert packing.n_targets == sum(len(row.response_ids) for row in rows)
   assert packing.n_empty == sum(not len(row.response_ids) for row in rows)
+  assert packing.n_row_tokens == sum(row.places for row in rows)
   for back, row in zip(
       batch_lib.unpack(packing, batch.behavior_logprobs), rows, strict=True
   ):
     np.testing.assert_array_equal(back, row.behavior_logprobs)
-  # Distinct turn rows of one packed row have distinct segments.
-  for segments in batch.segment_ids.reshape(-1, 20):
-    starts = np.flatnonzero(np.diff(np.concatenate([[0], segments])) != 0)
-    real = [segments[s] for s in starts if segments[s]]
-    assert len(real) == len(set(real))
+  written = [
+      (w.micro, w.row, p) for w in packing.places for p in w.path[w.shared :]
+  ]
+  if layout == 'rows':
+    assert packing.n_tokens == packing.n_row_tokens
+  else:  # Within a packed row nothing stands twice.
+    assert packing.n_tokens < packing.n_row_tokens
+    prefixes = {
+        (w.micro, w.row, *row.prompt_ids, *row.response_ids)[: 2 + n]
+        for row, w in zip(rows, packing.places, strict=True)
+        for n in range(1, row.places + 1)
+    }
+    assert len(prefixes) == packing.n_tokens
+  assert len(written) == len(set(written)) == packing.n_tokens
 
 
 def test_packing_is_deterministic_and_dense():
@@ -102,7 +187,7 @@ def test_a_block_is_crossed_only_by_rows_that_start_one():
   batch, packing = batch_lib.pack(
       rows, tokens_per_row=20, rows_per_micro=1, block=8
   )
-  assert [(p.micro, p.start) for p in packing.places] == [
+  assert [(p.micro, p.path[0]) for p in packing.places] == [
       # By falling size: 20 fills a row, 17 leaves three places of its last
       # block, 9 seven of its second. There the first 5 goes; the next opens a
       # row, 4 fills the third row's last block, and 3 and 3 what is left.
@@ -126,15 +211,15 @@ def test_blocks_lose_and_overlay_nothing():
     )
     used = np.zeros(batch.weights.shape, int)
     for row, place in zip(rows, packing.places, strict=True):
-      assert place.length == row.places
-      assert place.start + place.length <= 64
-      used[place.micro, place.row, place.start :][: place.length] += 1
-      first, last = place.start, place.start + place.length - 1
+      assert len(place.path) == row.places
+      used[place.micro, place.row, place.path] += 1
+      first, last = place.path[0], place.path[-1]
       assert first % block == 0 or first // block == last // block
     assert used.max() == 1
-    np.testing.assert_array_equal(used > 0, batch.segment_ids > 0)
-  with pytest.raises(ValueError, match='block must be at least 1: 0'):
-    batch_lib.pack(rows, tokens_per_row=64, rows_per_micro=4, block=0)
+    np.testing.assert_array_equal(used > 0, batch.subtree_end > 0)
+  for fields in ({'block': 0}, {'block': 8, 'layout': 'forest'}):
+    with pytest.raises(ValueError, match='block must be at least 1'):
+      batch_lib.pack(rows, tokens_per_row=64, rows_per_micro=4, **fields)
 
 
 def test_micro_batches_are_rounded_up_to_a_power_of_two():
@@ -162,7 +247,7 @@ def test_rows_without_any_target_still_make_a_batch():
       [_row(4, 0)], tokens_per_row=8, rows_per_micro=2
   )
   assert packing.n_empty == 1 and batch.n_micro == 1
-  assert not batch.weights.any() and not batch.segment_ids.any()
+  assert not batch.weights.any() and not batch.subtree_end.any()
   assert batch_lib.unpack(packing, batch.weights)[0].shape == (0,)
   with pytest.raises(ValueError, match='no rows'):
     batch_lib.pack([], tokens_per_row=8, rows_per_micro=2)

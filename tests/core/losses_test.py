@@ -122,8 +122,7 @@ def _packed(config):
   def place(values):
     out = np.full(batch.weights.shape, 7.0, np.float32)  # Junk off targets.
     for v, p in zip(values, packing.places, strict=True):
-      end = p.start + p.length
-      out[p.micro, p.row, end - p.n_response:end] = v
+      out[p.micro, p.row, p.first : p.first + p.n_response] = v
     return out[0]
 
   return (
@@ -260,7 +259,8 @@ def test_p99_of_the_gap_is_the_upper_edge_of_its_bin():
   gap = np.exp(rng.normal(-12, 2, 4096)).astype('f4')
   zeros = jnp.zeros((1, 4096))
   micro = batch_lib.TurnBatch(
-      token_ids=zeros, positions=zeros, segment_ids=zeros, targets=zeros,
+      token_ids=zeros, positions=zeros, subtree_end=zeros, parents=zeros,
+      targets=zeros, responses=zeros,
       weights=zeros + 1, advantages=zeros, behavior_logprobs=zeros,
       old_logprobs=zeros, temperature=zeros + 1, n_micro=1,
   )

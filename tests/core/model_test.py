@@ -18,7 +18,7 @@ CONFIG = model.ModelConfig(
     d_ff=40, max_positions=64,
 )
 INIT = jax.jit(model.init_params, static_argnums=0)
-FORWARD = jax.jit(model.forward, static_argnums=0)
+_FORWARD = jax.jit(model.forward, static_argnums=0)
 FORWARD_CACHED = jax.jit(model.forward_cached, static_argnums=0)
 FAMILIES = {
     'llama': {'rope_theta': 5e5, 'norm_eps': 1e-5},
@@ -27,6 +27,11 @@ FAMILIES = {
     'one_kv_head': {'n_kv_heads': 1},
     'no_groups': {'n_kv_heads': 4},
 }
+
+
+def _forward(config, params, token_ids, positions, segment_ids):
+  ends = oracle.ends(segment_ids)
+  return _FORWARD(config, params, token_ids, positions, ends)
 
 
 @functools.cache
@@ -59,7 +64,7 @@ def _packed_inputs():
 def test_forward_equals_the_float64_oracle(family):
   config, params = _make(**FAMILIES[family])
   inputs = _packed_inputs()
-  logits = FORWARD(config, params, *inputs)
+  logits = _forward(config, params, *inputs)
   expected = oracle.transformer(config, params, *inputs)
   real = inputs[2] > 0
   assert logits.dtype == jnp.float32
@@ -79,7 +84,7 @@ def test_long_rows_equal_the_float64_oracle():
   segment_ids = np.r_[np.ones(first), np.full(length - first, 2)][None]
   inputs = token_ids, positions.astype(np.int32), segment_ids.astype(np.int32)
   expected = oracle.transformer(config, params, *inputs)
-  logits = FORWARD(config, params, *inputs)
+  logits = _forward(config, params, *inputs)
   np.testing.assert_allclose(logits, expected, atol=2e-5)
 
   start = layers.SLOT_BLOCK + 3  # Read on from there, with a cache.
@@ -99,7 +104,9 @@ def test_remat_changes_no_gradient(remat):
   inputs = _packed_inputs()
 
   def gradient(config):
-    loss = lambda p: jnp.sum(jnp.sin(model.forward(config, p, *inputs)))
+    loss = lambda p: jnp.sum(jnp.sin(
+        model.forward(config, p, *inputs[:2], oracle.ends(inputs[2]))
+    ))
     return jax.jit(jax.grad(loss))(params)
 
   expected = gradient(CONFIG)
@@ -113,11 +120,11 @@ def test_remat_changes_no_gradient(remat):
 def test_segments_and_padding_do_not_see_each_other():
   config, params = _make()
   token_ids, positions, segment_ids = _packed_inputs()
-  base = FORWARD(config, params, token_ids, positions, segment_ids)
+  base = _forward(config, params, token_ids, positions, segment_ids)
   changed = token_ids.copy()
   changed[0, 2] = (changed[0, 2] + 1) % config.vocab_size  # Segment 1.
   changed[0, 10] = (changed[0, 10] + 1) % config.vocab_size  # Padding.
-  other = FORWARD(config, params, changed, positions, segment_ids)
+  other = _forward(config, params, changed, positions, segment_ids)
   differs = np.abs(np.asarray(base - other)).max(axis=-1) > 0
   # Token 2 and the rest of its segment; outputs at padding mean nothing.
   assert differs[0, :9].tolist() == [False] * 2 + [True] * 3 + [False] * 4
@@ -128,7 +135,7 @@ def test_an_id_outside_the_vocabulary_is_loud():
   config, params = _make()
   token_ids, positions, segment_ids = _packed_inputs()
   token_ids[1, 3] = config.vocab_size
-  logits = FORWARD(config, params, token_ids, positions, segment_ids)
+  logits = _forward(config, params, token_ids, positions, segment_ids)
   assert np.isnan(logits[1, 3:]).all()
   assert np.isfinite(logits[0]).all()
 
@@ -141,7 +148,7 @@ def test_cached_decode_equals_full_forward(family):
   token_ids = rng.integers(0, config.vocab_size, (batch, total), np.int32)
   lengths = np.array([5, 8, 1], np.int32)
   positions = np.broadcast_to(np.arange(total, dtype=np.int32), token_ids.shape)
-  full = FORWARD(
+  full = _forward(
       config, params, token_ids, positions, np.ones_like(token_ids)
   )
   targets = np.roll(token_ids, -1, axis=1)
@@ -186,7 +193,7 @@ def test_prefill_may_be_continued_in_pieces():
 def test_bfloat16_activations_keep_float32_parameters_and_logits():
   config, params = _make(dtype='bfloat16')
   inputs = _packed_inputs()
-  logits = FORWARD(config, params, *inputs)
+  logits = _forward(config, params, *inputs)
   expected = oracle.transformer(config, params, *inputs)
   real = inputs[2] > 0
   assert logits.dtype == jnp.float32
@@ -208,10 +215,10 @@ def test_bfloat16_runs_on_cpu_at_real_sizes():
   ids = rng.integers(0, config.vocab_size, (16, 64), np.int32)
   positions = np.broadcast_to(np.arange(64, dtype=np.int32), ids.shape)
   inputs = ids, positions, np.ones_like(ids)
-  whole = FORWARD(config, params, *inputs)
+  whole = _forward(config, params, *inputs)
   # 8 bits of mantissa, a few roundings in a row.
   limit = 0.03 * np.abs(whole).max()
-  np.testing.assert_allclose(FORWARD(half, params, *inputs), whole, atol=limit)
+  np.testing.assert_allclose(_forward(half, params, *inputs), whole, atol=limit)
   _, cache = FORWARD_CACHED(
       half, params, ids[:, :63], model.init_cache(half, 16, 64)
   )
@@ -221,7 +228,8 @@ def test_bfloat16_runs_on_cpu_at_real_sizes():
   np.testing.assert_allclose(last[:, 0], whole[:, -1], atol=limit)
 
   def loss(params, config):
-    return model.forward(config, params, *inputs)[..., 0].sum()
+    ends = oracle.ends(inputs[2])
+    return model.forward(config, params, ids, positions, ends)[..., 0].sum()
 
   gradients = [
       jax.jit(jax.grad(loss), static_argnums=1)(params, c)

@@ -51,6 +51,17 @@ def transformer(config, params, token_ids, positions, segment_ids):
   return x @ (p['embedding'].T if config.tie_embeddings else p['head'])
 
 
+def ends(segment_ids):
+  """Returns subtree_end of segments side by side: one past each one's last."""
+  segment_ids = np.asarray(segment_ids)
+  result = np.zeros_like(segment_ids, dtype=np.int32)
+  for row, segments in zip(result, segment_ids, strict=True):
+    for segment in set(segments) - {0}:
+      at = np.flatnonzero(segments == segment)
+      row[at] = at[-1] + 1
+  return result
+
+
 def log_prob_of(logits, targets, temperature, keep=None):
   """Returns float64 log softmax(logits / temperature) over the kept set."""
   z = np.asarray(logits, np.float64) / np.asarray(temperature)[..., None]

@@ -274,7 +274,9 @@ def _shifted_mask(batch):
 
 
 def _leaky_mask(batch):
-  return batch.replace(segment_ids=np.minimum(batch.segment_ids, 1))
+  # Every token sees all that came before it in its row.
+  ends = np.where(batch.subtree_end > 0, batch.subtree_end.shape[-1], 0)
+  return batch.replace(subtree_end=ends)
 
 
 def _shifted_positions(batch):
@@ -356,7 +358,7 @@ def test_sft_gradient_equals_autodiff_of_the_plain_loss():
   for index, row in enumerate(rows):
     first, n = len(row.prompt_ids), len(row.prompt_ids) + len(row.response_ids)
     ids[index, :n] = np.concatenate([row.prompt_ids, row.response_ids])
-    real[index, :n - 1] = 1
+    real[index, :n - 1] = n - 1
     weights[index, :first - 1] = 0.01
     weights[index, first - 1:n - 1] = row.target_weight
   temperature = np.array([row.temperature for row in rows])[:, None, None]

@@ -165,9 +165,9 @@ def _bits(result):
 @jax.jit
 def _padded_logits(params, ids, length):
   positions = jnp.arange(ids.shape[0])
-  segments = (positions < length).astype(jnp.int32)
+  ends = jnp.where(positions < length, length, 0)
   return model.forward(
-      _MODEL, params, ids[None], positions[None], segments[None]
+      _MODEL, params, ids[None], positions[None], ends[None]
   )[0]
 
 

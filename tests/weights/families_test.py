@@ -22,7 +22,7 @@ def _logits(directory) -> np.ndarray:
   ids = recipe.TOKEN_IDS.astype(np.int32)
   positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
   return np.asarray(
-      _FORWARD(config, params, ids, positions, np.ones_like(ids))
+      _FORWARD(config, params, ids, positions, np.full_like(ids, ids.shape[1]))
   )[:, recipe.KEPT]
 
 

@@ -29,13 +29,13 @@ def test_greedy_tokens_equal_those_of_transformers():
   # sampled one by one, are the same. One forward pass says it for all.
   length = max(len(r['prompt_ids']) + len(r['ids']) for r in rows)
   ids = np.zeros((len(rows), length), np.int32)
-  segments = np.zeros_like(ids)
-  for row, i, s in zip(rows, ids, segments, strict=True):
+  ends = np.zeros_like(ids)
+  for row, i, e in zip(rows, ids, ends, strict=True):
     sequence = row['prompt_ids'] + row['ids']
-    i[: len(sequence)], s[: len(sequence)] = sequence, 1
+    i[: len(sequence)], e[: len(sequence)] = sequence, len(sequence)
   positions = np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape)
   logits = jax.jit(model.forward, static_argnums=0)(
-      file.config, params, ids, positions, segments
+      file.config, params, ids, positions, ends
   )
   for row, values in zip(rows, np.asarray(logits), strict=True):
     first = len(row['prompt_ids']) - 1
