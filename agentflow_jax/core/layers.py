@@ -3,25 +3,37 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import sharding as jax_sharding
 
+from agentflow_jax.core import attention
 from agentflow_jax.core import rope
 
 Array = jax.Array
-# (activation, logical axis names) -> the activation, constrained to a mesh.
-Constrain = Callable[[Array, tuple[str | None, ...]], Array]
-
-# Finite, so that a padding token, which may attend to nothing, stays finite.
-_MASKED = -1e30
 
 # Slots that float32 attention sums in one product; see batch.pack's `block`.
 SLOT_BLOCK = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Constrain:
+  """Pins activations to a mesh; this one knows none and leaves them alone.
+
+  Attributes:
+    mesh: the mesh, or None.
+  """
+
+  mesh: jax_sharding.Mesh | None = None
+
+  def __call__(self, x: Array, axes: tuple[str | None, ...]) -> Array:
+    """Returns an activation of those logical axes, constrained."""
+    del axes
+    return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +60,9 @@ class ModelConfig:
       highest precision, on accelerators too (no TF32, no bfloat16 passes).
     remat: what the backward pass recomputes: 'none', 'full' (each layer) or
       'dots' (all but the matrix products).
+    attention: in training: 'dense' forms all scores of a row, 'blocks' those of
+      two blocks at a time and none of blocks that do not see each other;
+      'auto' takes blocks for rows of 1,024 tokens and more.
   """
 
   vocab_size: int
@@ -67,6 +82,7 @@ class ModelConfig:
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: Literal['none', 'full', 'dots'] = 'none'
+  attention: Literal['auto', 'dense', 'blocks'] = 'auto'
 
   def __post_init__(self):
     for name in (
@@ -90,6 +106,8 @@ class ModelConfig:
         raise ValueError(f'{name}: unknown {getattr(self, name)!r}')
     if self.remat not in ('none', 'full', 'dots'):
       raise ValueError(f'remat: unknown {self.remat!r}')
+    if self.attention not in ('auto', 'dense', 'blocks'):
+      raise ValueError(f'attention: unknown {self.attention!r}')
 
   @property
   def precision(self) -> jax.lax.Precision:
@@ -97,27 +115,6 @@ class ModelConfig:
     if self.dtype == 'float32':
       return jax.lax.Precision.HIGHEST
     return jax.lax.Precision.DEFAULT
-
-
-def float32_product(
-    config: ModelConfig, equation: str, a: Array, b: Array
-) -> Array:
-  """Returns einsum(a, b) of activations, summed and returned in float32."""
-
-  def product(a, b):
-    return jnp.einsum(
-        equation, a, b, precision=config.precision,
-        preferred_element_type=jnp.float32,
-    )
-
-  if config.dtype == 'float32':
-    return product(a, b)
-  # XLA's CPU has no such product of bfloat16 operands; in float32 it is exact.
-  return jax.lax.platform_dependent(
-      a, b,
-      cpu=lambda a, b: product(a.astype(jnp.float32), b.astype(jnp.float32)),
-      default=product,
-  )
 
 
 class _Linear(nn.Module):
@@ -194,13 +191,16 @@ class Context:
   Attributes:
     rotary: (cos, sin).
     mask: bool[B, 1, 1, T, S], which slot (last axis) a new token sees. Without
-      a cache the slots are the T new tokens themselves.
+      a cache the slots are the T new tokens themselves. None where
+      `subtree_end` says it.
+    subtree_end: int32[B, T], see core.attention; None where `mask` says it.
     slot_source: int32[B, S], the new token that belongs in each slot of the
       cache (out of 0..T-1: the slot stays as it is); None without a cache.
   """
 
   rotary: tuple[Array, Array]
-  mask: Array
+  mask: Array | None
+  subtree_end: Array | None = None
   slot_source: Array | None = None
 
   def fill(self, cached: Array, new: Array, axis: int) -> Array:
@@ -253,7 +253,16 @@ class _Attention(nn.Module):
       # them: two products, added, would round otherwise.
       keys = context.fill(cached[0], k, axis=3)
       values = context.fill(cached[1], v, axis=2)
-    y = self._attend(q.transpose(0, 2, 3, 1, 4), keys, values, context.mask)
+    q = q.transpose(0, 2, 3, 1, 4)
+    if context.mask is not None:
+      y = self._attend(q, keys, values, context.mask)
+    else:
+      y = attention.attend_blocks(
+          q, keys, values, context.subtree_end,
+          block=attention.block_of(length, config.attention),
+          dtype=config.dtype,
+          mesh=self.constrain.mesh,
+      ).astype(config.dtype)
     y = y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
     out = _Linear(
         config, 'bthe,hed->btd', (heads, dim, config.d_model),
@@ -278,9 +287,12 @@ class _Attention(nn.Module):
     # Keys (and values, below) come first: in this order XLA's CPU rounds one
     # query over any number of slots as it rounds many, so that sampler and
     # trainer agree to the bit in these products.
-    scores = float32_product(config, 'bkes,bkgte->bksgt', keys, q)
+    scores = attention.float32_product(
+        config.dtype, 'bkes,bkgte->bksgt', keys, q
+    )
     scores = scores.transpose(0, 1, 3, 4, 2)
-    scores = jnp.where(mask, scores * (1 / math.sqrt(config.head_dim)), _MASKED)
+    scale = 1 / math.sqrt(config.head_dim)
+    scores = jnp.where(mask, scores * scale, attention.MASKED)
     # Any shift leaves the quotient as it is, so it needs no gradient.
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
@@ -297,7 +309,7 @@ class _Attention(nn.Module):
     The weights are [B, K, H/K, T, S].
     """
     slots = values.shape[2]
-    product = functools.partial(float32_product, self.config)
+    product = functools.partial(attention.float32_product, self.config.dtype)
     if self.config.dtype != 'float32' or slots <= SLOT_BLOCK:
       return product('bkse,bkgts->bkegt', values, weights)
     # Where a CPU library cuts a long sum depends on its other axes. Cut here,

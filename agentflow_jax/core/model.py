@@ -17,6 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from agentflow_jax.core import attention
 from agentflow_jax.core import layers
 from agentflow_jax.core import rope
 
@@ -25,11 +26,6 @@ Params = Any  # Nested dict of arrays.
 ModelConfig = layers.ModelConfig
 RopeScaling = rope.RopeScaling
 Constrain = layers.Constrain
-
-
-def _unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
-  del axes
-  return x
 
 
 @flax.struct.dataclass
@@ -54,7 +50,7 @@ class Transformer(nn.Module):
   """The network as a linen module; most callers want the functions below."""
 
   config: ModelConfig
-  constrain: Constrain = _unconstrained
+  constrain: Constrain = Constrain()
   return_kv: bool = False
 
   def setup(self):
@@ -78,16 +74,20 @@ class Transformer(nn.Module):
     )
     self.final_norm = layers.RMSNorm(config, 'norm')
 
-  def __call__(self, token_ids, positions, mask, cached=None, slot_source=None):
+  def __call__(
+      self, token_ids, positions, mask, cached=None, slot_source=None,
+      subtree_end=None,
+  ):
     """Returns the normalised last hidden states and, if asked, new kv.
 
     Args:
       token_ids: int32[B, T]. An id outside the vocabulary gives NaN.
       positions: int32[B, T].
       mask: bool[B, T, S], True where the slot (last axis) is seen; without a
-        cache S = T, the new tokens.
+        cache S = T, the new tokens. None where subtree_end says it.
       cached: keys [L, B, K, E, S] and values [L, B, K, S, E], or None.
       slot_source: int32[B, S], see layers.Context; None without a cache.
+      subtree_end: int32[B, T], see core.attention; attends block by block.
 
     Returns:
       dtype[B, T, D], and new keys [L, B, K, E, T] and values [L, B, K, T, E]
@@ -98,7 +98,8 @@ class Transformer(nn.Module):
             self.config.rope_theta, self.config.head_dim,
             self.config.rope_scaling, positions,
         ),
-        mask=mask[:, None, None],
+        mask=None if mask is None else mask[:, None, None],
+        subtree_end=subtree_end,
         slot_source=slot_source,
     )
     x = jnp.take(self.embedding, token_ids, axis=0, mode='fill')
@@ -116,8 +117,8 @@ def output_kernel(config: ModelConfig, params: Params) -> Array:
 def logits_of(config: ModelConfig, kernel: Array, hidden: Array) -> Array:
   """Returns float32 logits [..., V] of normalised hidden states [..., D]."""
   equation = '...d,vd->...v' if config.tie_embeddings else '...d,dv->...v'
-  return layers.float32_product(
-      config, equation, hidden, kernel.astype(config.dtype)
+  return attention.float32_product(
+      config.dtype, equation, hidden, kernel.astype(config.dtype)
   )
 
 
@@ -153,7 +154,7 @@ def hidden_states(
     token_ids: Array,
     positions: Array,
     subtree_end: Array,
-    constrain: Constrain = _unconstrained,
+    constrain: Constrain = Constrain(),
 ) -> Array:
   """Runs every layer on packed rows, each a forest in depth-first order.
 
@@ -171,11 +172,13 @@ def hidden_states(
   Returns:
     dtype[B, T, D], what `unembed` takes.
   """
-  place = jnp.arange(token_ids.shape[1])
-  causal = place <= place[:, None]
-  mask = causal & (place[:, None] < subtree_end[:, None, :])
+  block = attention.block_of(token_ids.shape[1], config.attention)
+  if block is None:
+    mask, ends = attention.visible(subtree_end), None
+  else:
+    mask, ends = None, subtree_end
   hidden, _ = Transformer(config, constrain).apply(
-      {'params': params}, token_ids, positions, mask
+      {'params': params}, token_ids, positions, mask, subtree_end=ends
   )
   return hidden
 

@@ -5,7 +5,6 @@ know the mesh. Axes are of the Auto type: XLA propagates shardings from the
 parameters, the batch, and the few activations that the model pins.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -136,11 +135,8 @@ def param_shardings(config: model.ModelConfig, mesh: jax_sharding.Mesh) -> Any:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Constrain:
-  """What make_constrain returns: equal for equal meshes, so hashable."""
-
-  mesh: jax_sharding.Mesh
+class _OnMesh(model.Constrain):
+  """Pins activations by ACTIVATION_RULES."""
 
   def __call__(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     spec = [None if name is None else ACTIVATION_RULES[name] for name in axes]
@@ -151,7 +147,7 @@ class _Constrain:
 
 def make_constrain(mesh: jax_sharding.Mesh) -> model.Constrain:
   """Returns what pins activations to the mesh, for model.hidden_states."""
-  return _Constrain(mesh)
+  return _OnMesh(mesh)
 
 
 def put_batch(batch: Any, mesh: jax_sharding.Mesh, row_axis: int = 1) -> Any:

@@ -69,8 +69,8 @@ class PlannerConfig:
     directory: the model to start from: a directory of config.json,
       safetensors and a tokenizer, or a GGUF file; '' to start from nothing,
       with `model` and `vocab_size` below.
-    dtype, param_dtype, remat: of the directory's network, as in ModelConfig;
-      None keeps its defaults (float32, nothing recomputed).
+    dtype, param_dtype, remat, attention: of the directory's network, as in
+      ModelConfig; None keeps its defaults (float32, nothing recomputed, auto).
     model: the network to initialise where there is no directory; its vocabulary
       is that of the tokenizer, which is trained on the task set's texts.
     vocab_size: of that tokenizer.
@@ -84,6 +84,7 @@ class PlannerConfig:
   dtype: Literal['float32', 'bfloat16'] | None = None
   param_dtype: Literal['float32', 'bfloat16'] | None = None
   remat: Literal['none', 'full', 'dots'] | None = None
+  attention: Literal['auto', 'dense', 'blocks'] | None = None
   model: ModelConfig | None = None
   vocab_size: int = 1024
   sampling: SamplingSpec = SamplingSpec()

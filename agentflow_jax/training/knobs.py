@@ -120,7 +120,8 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
     yield 'agent.endpoint', 'a module with backend=endpoint'
   if not uses_engine(config):
     for name in (
-        'directory', 'dtype', 'param_dtype', 'remat', 'model', 'vocab_size'
+        'directory', 'dtype', 'param_dtype', 'remat', 'attention', 'model',
+        'vocab_size',
     ):
       yield f'planner.{name}', 'a model in this process'
     yield 'engine', 'a model in this process'

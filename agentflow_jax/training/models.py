@@ -48,7 +48,7 @@ class Model:
 
 def runtime_of(planner: config_lib.PlannerConfig) -> dict[str, str]:
   """Returns what a config says of a network that a file does not decide."""
-  names = ('dtype', 'param_dtype', 'remat')
+  names = ('dtype', 'param_dtype', 'remat', 'attention')
   return {n: v for n in names if (v := getattr(planner, n)) is not None}
 
 
@@ -72,7 +72,7 @@ def load(source: str, place: Place = on_host, **runtime: Any) -> Model:
     place: says where the parameters go, once the network is known; what a
       device holds is read straight from the file.
     **runtime: fields of the network's config that a file does not decide:
-      dtype, param_dtype, remat.
+      dtype, param_dtype, remat, attention.
 
   Raises:
     CheckpointError: missing, broken, of an architecture that we lack, of a

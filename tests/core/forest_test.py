@@ -20,6 +20,7 @@ CONFIG = model.ModelConfig(
     vocab_size=64, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8,
     d_ff=32, max_positions=64,
 )
+BLOCKS = dataclasses.replace(CONFIG, attention='blocks')
 LOSS = flow_grpo.FlowGrpoConfig(kl_coef=0.1)
 GSPO = dataclasses.replace(LOSS, ratio_level='sequence')
 SFT = losses.SftConfig()
@@ -126,6 +127,11 @@ def test_a_forest_has_the_gradient_of_its_rows(depth):
         {'mesh': (1, 2, 2), 'rows_per_micro': 4, 'chunk': 5},
         {'mesh': (2, 2, 2), 'rows_per_micro': 8},
         {'config': dataclasses.replace(CONFIG, remat='full'), 'chunk': 10},
+        # Blocks of 8: attention over branches that begin and end within them.
+        {'config': BLOCKS},
+        {'config': BLOCKS, 'tokens': 64, 'rows_per_micro': 1},
+        {'config': dataclasses.replace(BLOCKS, remat='dots'), 'tokens': 96},
+        {'config': BLOCKS, 'mesh': (2, 2, 2), 'rows_per_micro': 4},
         pytest.param(
             {'mesh': (1, 4, 2), 'rows_per_micro': 4}, marks=pytest.mark.slow
         ),

@@ -1,0 +1,146 @@
+"""Block attention against a dense NumPy float64 oracle."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agentflow_jax.core import attention
+from agentflow_jax.core import forest
+from agentflow_jax.core import sharding
+
+T, BLOCK = 64, 8
+
+
+def _ends(kind, seed=0):
+  """subtree_end[T] of a row of that kind."""
+  rng = np.random.default_rng(seed)
+  if kind == 'one':
+    return np.full(T, T)
+  if kind == 'padding':
+    return np.zeros(T, int)
+  if kind == 'apart':  # Segments that begin and end inside blocks, then padding.
+    return np.r_[np.full(13, 13), np.full(20, 33), np.full(24, 57), np.zeros(7)]
+  rows = [rng.integers(0, 2, rng.integers(1, 16)) for _ in range(20)]
+  return forest.share(rows, [0] * 20, T, T).subtree_end[0]
+
+
+KINDS = ('one', 'padding', 'apart', 'forest')
+
+
+def _arrays(kinds, heads=6, kv_heads=2, dim=4, seed=0):
+  rng = np.random.default_rng(seed)
+  batch = len(kinds)
+  shapes = (
+      (batch, kv_heads, heads // kv_heads, T, dim), (batch, kv_heads, dim, T),
+      (batch, kv_heads, T, dim),
+  )
+  q, k, v = (rng.normal(size=s).astype(np.float32) for s in shapes)
+  ends = np.stack([_ends(kind, i) for i, kind in enumerate(kinds)])
+  return q, k, v, ends.astype(np.int32)
+
+
+def _oracle(q, k, v, ends, d_out):
+  """Returns the result and the gradients of sum(result * d_out)."""
+  q, k, v, d_out = (x.astype(np.float64) for x in (q, k, v, d_out))
+  out, dq, dk, dv = np.zeros_like(q), *map(np.zeros_like, (q, k, v))
+  for b, h, g in np.ndindex(q.shape[:3]):
+    for i in range(T):
+      seen = [j for j in range(i + 1) if i < ends[b, j]]
+      if not seen:
+        continue
+      scale = 1 / np.sqrt(q.shape[-1])
+      s = q[b, h, g, i] @ k[b, h][:, seen] * scale
+      p = np.exp(s - s.max())
+      p /= p.sum()
+      out[b, h, g, i] = p @ v[b, h, seen]
+      dp = v[b, h, seen] @ d_out[b, h, g, i]
+      ds = p * (dp - p @ dp) * scale
+      dq[b, h, g, i] = k[b, h][:, seen] @ ds
+      dk[b, h][:, seen] += np.outer(q[b, h, g, i], ds)
+      dv[b, h, seen] += np.outer(p, d_out[b, h, g, i])
+  return out, (dq, dk, dv)
+
+
+def _run(q, k, v, ends, d_out, dtype='float32', mesh=None, block=BLOCK):
+  def loss(*arrays):
+    out = attention.attend_blocks(
+        *(x.astype(dtype) for x in arrays), ends, block=block, dtype=dtype,
+        mesh=mesh,
+    )
+    return jnp.sum(out * d_out), out
+
+  grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+  return out, grads
+
+
+@pytest.mark.parametrize('block', [8, 16, 64])
+def test_results_and_gradients_equal_the_float64_oracle(block):
+  arrays = _arrays(KINDS)
+  d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
+  out, grads = _run(*arrays, d_out, block=block)
+  expected, expected_grads = _oracle(*arrays, d_out)
+  np.testing.assert_allclose(out, expected, atol=2e-6)
+  for got, wanted in zip(grads, expected_grads, strict=True):
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+  assert not np.asarray(out[1]).any()  # Padding sees nothing.
+
+
+@pytest.mark.parametrize('heads', [(9, 3), (4, 1), (4, 4)])
+def test_grouped_heads(heads):
+  arrays = _arrays(('forest', 'apart'), *heads)
+  d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
+  out, grads = _run(*arrays, d_out)
+  expected, expected_grads = _oracle(*arrays, d_out)
+  np.testing.assert_allclose(out, expected, atol=2e-6)
+  for got, wanted in zip(grads, expected_grads, strict=True):
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_bfloat16_is_near():
+  arrays = _arrays(KINDS)
+  d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
+  out, grads = _run(*arrays, d_out, dtype='bfloat16')
+  expected, expected_grads = _oracle(*arrays, d_out)
+  for got, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+    error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
+    assert 1e-5 < error < 0.02
+
+
+@pytest.mark.parametrize('axes', [(4, 1, 1), (2, 2, 2), (1, 1, 2)])
+def test_rows_and_heads_may_be_spread_over_a_mesh(axes):
+  devices = jax.devices()[: int(np.prod(axes))]
+  mesh = sharding.make_mesh(*axes, devices)
+  arrays = _arrays(KINDS)
+  d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
+  for got, wanted in zip(
+      jax.tree.leaves(_run(*arrays, d_out, mesh=mesh)),
+      jax.tree.leaves(_run(*arrays, d_out)), strict=True,
+  ):
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_what_nothing_sees_is_neither_read_nor_computed():
+  q, k, v, ends = _arrays(('apart',))
+  d_out = np.random.default_rng(1).normal(size=q.shape)
+  expected, _ = _oracle(q, k, v, ends, d_out)
+  which, count = attention._pairs(jnp.asarray(ends[0]), BLOCK)
+  # By blocks of 8, the segments are 0-1, 1-4 and 4-7 (57 to 63 is padding):
+  # block 4 begins at 32, which the second segment (13 to 32) reaches.
+  assert [which[i, :c].tolist() for i, c in enumerate(count)] == [
+      [0], [0, 1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [4, 5], [4, 5, 6],
+      [4, 5, 6, 7],
+  ]
+  # The first block's keys are of no concern from block 2 on.
+  k[..., :8] = np.nan
+  out, _ = _run(q, k, v, ends, d_out)
+  np.testing.assert_allclose(out[..., 16:, :], expected[..., 16:, :], atol=2e-6)
+
+
+def test_dense_rows_are_short_or_odd():
+  assert [attention.block_of(n) for n in (256, 1000, 1024, 4352, 1100)] == [
+      None, None, 256, 256, None,
+  ]
+  assert attention.block_of(1088) == 64
+  assert attention.block_of(96, 'blocks') == 32
+  assert attention.block_of(4096, 'dense') is None
