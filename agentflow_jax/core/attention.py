@@ -19,7 +19,7 @@ Array = jax.Array
 
 # Finite, so that a padding token, which may attend to nothing, stays finite.
 MASKED = -1e30
-_BLOCK = 256
+_BLOCK = 128
 # Below this the dense product is faster than a loop over blocks.
 _MIN_BLOCKED = 1024
 

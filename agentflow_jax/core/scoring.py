@@ -52,9 +52,7 @@ def score_micro(
   hidden = constrain(hidden, ('batch', 'length', None))
   kernel = model.output_kernel(config, params)
   rows, length = micro.targets.shape
-  chunk = logits_chunk or _chunk(length, _MAX_LOGITS // rows, config.vocab_size)
-  if chunk < 1 or length % chunk:
-    raise ValueError(f'logits_chunk {chunk} must divide N = {length}')
+  chunk = chunk_of(rows, length, config.vocab_size, logits_chunk)
   if chunk == length:
     return _score(
         config, constrain, kernel, hidden, micro.targets, micro.temperature
@@ -65,10 +63,26 @@ def score_micro(
   )
 
 
-def _chunk(length: int, logits: int, vocab_size: int) -> int:
-  """Returns the largest divisor of N whose logits are not too many."""
-  most = max(1, min(length, logits // vocab_size))
-  return next(n for n in range(most, 0, -1) if length % n == 0)
+def chunk_of(
+    rows: int, length: int, vocab_size: int, logits_chunk: int | None = None
+) -> int:
+  """Returns how many targets of each of B rows have logits at one time.
+
+  Args:
+    rows: B.
+    length: N.
+    vocab_size: V.
+    logits_chunk: what was asked for; None for as many as 256 MiB hold.
+
+  Raises:
+    ValueError: it does not divide N.
+  """
+  if logits_chunk is None:
+    most = max(1, min(length, _MAX_LOGITS // (rows * vocab_size)))
+    return next(n for n in range(most, 0, -1) if length % n == 0)
+  if logits_chunk < 1 or length % logits_chunk:
+    raise ValueError(f'logits_chunk {logits_chunk} must divide N = {length}')
+  return logits_chunk
 
 
 def _score(

@@ -1,0 +1,120 @@
+"""Counts the products of an update, from the shapes and the batch alone.
+
+XLA's cost_analysis counts the body of a loop once, whatever its length, and here
+layers, micro-batches, blocks and chunks are loops. Products alone are counted: 2
+a multiply-add; what is element by element is some per cent more.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from agentflow_jax.core import attention
+from agentflow_jax.core import batch as batch_lib
+from agentflow_jax.core import layers
+from agentflow_jax.core import scoring
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What one forward pass goes over, added up over rows.
+
+  Attributes:
+    tokens: places that run through the layers.
+    pairs: (query, key) pairs whose scores are formed, a head and a layer.
+    targets: targets whose logits are formed.
+  """
+
+  tokens: int
+  pairs: int
+  targets: int
+
+
+def needed(batch: batch_lib.TurnBatch) -> Work:
+  """Returns the work without padding: unique tokens and what they see."""
+  ends = np.asarray(batch.subtree_end, np.int64)
+  place = np.arange(ends.shape[-1])
+  return Work(
+      tokens=int((ends > 0).sum()),
+      # A token is seen by all from itself to its subtree's end.
+      pairs=int(np.where(ends > 0, ends - place, 0).sum()),
+      targets=int((np.asarray(batch.responses) > 0).sum()),
+  )
+
+
+def done(
+    config: layers.ModelConfig,
+    batch: batch_lib.TurnBatch,
+    logits_chunk: int | None = None,
+) -> Work:
+  """Returns the work that the micro-batches in use come to, padding included.
+
+  Args:
+    config: the network.
+    batch: host arrays.
+    logits_chunk: see scoring.score_micro.
+  """
+  n_micro = int(batch.n_micro)
+  ends = np.asarray(batch.subtree_end)[:n_micro]
+  _, rows, length = ends.shape
+  block = attention.block_of(length, config.attention)
+  if block is None:
+    pairs = ends.size * length
+  else:
+    reach = ends.reshape(-1, length // block, block).max(axis=-1)
+    number = np.arange(length // block)
+    seen = (number <= number[:, None]) & (
+        reach[:, None, :] > number[:, None] * block
+    )
+    pairs = int(seen.sum()) * block**2
+  is_target = np.asarray(batch.responses)[:n_micro] > 0
+  chunk = scoring.chunk_of(
+      rows, is_target.shape[-1], config.vocab_size, logits_chunk
+  )
+  used = is_target.reshape(n_micro, rows, -1, chunk).any(axis=(1, 3))
+  chunks = int(used.sum())
+  if chunk == is_target.shape[-1]:
+    chunks = n_micro  # All at once are never left out.
+  return Work(ends.size, pairs, chunks * chunk * rows)
+
+
+def forward(config: layers.ModelConfig, work: Work) -> int:
+  """Returns the FLOPs of a forward pass."""
+  c = config
+  projections = c.d_model * c.head_dim * (2 * c.n_heads + 2 * c.n_kv_heads)
+  a_token = c.n_layers * (projections + 3 * c.d_model * c.d_ff)
+  a_pair = c.n_layers * 2 * c.n_heads * c.head_dim
+  return 2 * (
+      work.tokens * a_token
+      + work.pairs * a_pair
+      + work.targets * c.d_model * c.vocab_size
+  )
+
+
+def update(
+    config: layers.ModelConfig,
+    work: Work,
+    *,
+    reference: bool,
+    recomputes_logits: bool = False,
+    recomputes_scores: bool = False,
+) -> int:
+  """Returns the FLOPs of an update: forward, backward, reference forward.
+
+  A backward pass makes two products for each of the forward pass.
+
+  Args:
+    config: the network; with remat 'full' the layers run forward once more.
+    work: of one forward pass.
+    reference: whether the reference policy scores the targets, too.
+    recomputes_logits: whether the backward pass forms them again.
+    recomputes_scores: likewise of attention's scores.
+  """
+  total = forward(config, work) * (4 if reference else 3)
+  if recomputes_logits:
+    total += forward(config, Work(0, 0, work.targets))
+  if recomputes_scores:  # Of the two products of a pair, that of the scores.
+    total += forward(config, Work(0, work.pairs, 0)) // 2
+  if config.remat == 'full':
+    total += forward(config, Work(work.tokens, work.pairs, 0))
+  return total

@@ -1,0 +1,102 @@
+"""Counted FLOPs against hand arithmetic and against XLA where it can count."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from agentflow_jax.core import batch as batch_lib
+from agentflow_jax.core import flops
+from agentflow_jax.core import flow_grpo
+from agentflow_jax.core import losses
+from agentflow_jax.core import model
+from agentflow_jax.core import optimizer
+from agentflow_jax.core import sharding
+from agentflow_jax.core import update
+
+CONFIG = model.ModelConfig(
+    vocab_size=64, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8,
+    d_ff=32, max_positions=64,
+)
+
+
+def _row(prompt, response):
+  return batch_lib.TurnRow(np.array(prompt), np.array(response), 1.0)
+
+
+def _batch(layout='forest', tokens=8):
+  rows = [_row([5, 6], [8, 9]), _row([5, 6], [7, 9]), _row([1], [2])]
+  return batch_lib.pack(
+      rows, tokens_per_row=tokens, rows_per_micro=1, layout=layout
+  )[0]
+
+
+def test_needed_work_by_hand():
+  # 1; 5 6 7; 8 after 5 6: 5 places. They see 1, 1, 2, 3, 3 tokens.
+  assert flops.needed(_batch()) == flops.Work(5, 1 + 1 + 2 + 3 + 3, 5)
+  # Apart: 5 6 8; 5 6 7; 1.
+  assert flops.needed(_batch('rows')) == flops.Work(7, 6 + 6 + 1, 5)
+
+
+def test_done_work_by_hand():
+  dense = flops.done(CONFIG, _batch(), logits_chunk=2)
+  # 8 places, all pairs; 5 targets are three chunks of 2.
+  assert dense == flops.Work(8, 64, 6)
+  blocks = dataclasses.replace(CONFIG, attention='blocks')
+  # Rows of 520 are blocks of 8. The first block sees itself; the next 40
+  # places are the second tree's, which sees only itself; the rest is padding.
+  rows = [_row([1], [2]), _row(range(2, 8), [1]), _row(range(9, 48), [1, 2])]
+  batch, _ = batch_lib.pack(
+      rows, tokens_per_row=520, rows_per_micro=1, layout='forest'
+  )
+  # Trees of 1, 6 and 40 places: 47. Block 0 sees itself; of the others up to
+  # 5, block b sees the b blocks before it that reach it, all of the third
+  # tree, which begins in block 0, and itself.
+  assert flops.done(blocks, batch).pairs == 64 * sum(b + 1 for b in range(6))
+
+
+def test_a_forward_pass_by_hand():
+  # A token and layer: q, o 16 x 32 each, k, v 16 x 16 each, three of 16 x 32.
+  layer = 2 * (2 * 16 * 32 + 2 * 16 * 16 + 3 * 16 * 32)
+  # A pair: 4 heads of 8, twice. A target: 16 x 64.
+  expected = 10 * 2 * layer + 100 * 2 * 2 * 2 * 4 * 8 + 3 * 2 * 16 * 64
+  assert flops.forward(CONFIG, flops.Work(10, 100, 3)) == expected
+  update_ = flops.update(CONFIG, flops.Work(10, 100, 3), reference=True)
+  assert update_ == 4 * expected
+  more = flops.update(
+      dataclasses.replace(CONFIG, remat='full'), flops.Work(10, 100, 3),
+      reference=False, recomputes_logits=True, recomputes_scores=True,
+  )
+  layers = expected - 3 * 2 * 16 * 64
+  scores = 100 * 2 * 2 * 4 * 8
+  assert more == 3 * expected + 3 * 2 * 16 * 64 + scores + layers
+
+
+@pytest.mark.parametrize('reference', [False, True])
+def test_xla_counts_the_same_where_nothing_loops_twice(reference):
+  # One layer, one micro-batch, all logits at once: each loop has one pass.
+  config = model.ModelConfig(
+      vocab_size=512, d_model=128, n_layers=1, n_heads=4, n_kv_heads=2,
+      head_dim=32, d_ff=512, max_positions=256,
+  )
+  batch, _ = batch_lib.pack(
+      [_row(np.arange(100), np.arange(157))], tokens_per_row=256,
+      rows_per_micro=1, max_micro=1, layout='forest',
+  )
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  tx = optimizer.OptimizerConfig(1e-3)
+  loss = losses.SftConfig()
+  ref = None
+  if reference:
+    loss = flow_grpo.FlowGrpoConfig(kl_coef=0.1)
+    ref = model.init_params(config, jax.random.key(1))
+  state = update.init_train_state(config, tx, mesh, jax.random.key(0))
+  compiled = update.make_update_fn(config, tx, loss, mesh).lower(
+      state, ref, batch, np.float32(1)
+  ).compile()
+  counted = flops.update(
+      config, flops.done(config, batch), reference=reference
+  )
+  # What XLA counts besides is element by element.
+  assert 1 <= compiled.cost_analysis()['flops'] / counted < 1.12
