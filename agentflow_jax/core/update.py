@@ -37,7 +37,7 @@ class TrainState:
   Attributes:
     step: int32[], updates made.
     params: the parameters.
-    opt_state: the optimizer's, whose moments are float32.
+    opt_state: the optimizer's; moments are float32, but see mu_dtype.
   """
 
   step: Array

@@ -86,6 +86,24 @@ def test_two_steps_against_float64():
   np.testing.assert_allclose(params['n']['scale'], x['scale'], rtol=1e-5)
 
 
+def test_the_first_moment_may_be_bfloat16():
+  params = {'a': {'kernel': jnp.array([1.0, -2.0, 0.5])}}
+  grads = {'a': {'kernel': jnp.array([0.3, -0.123456, 1e-4])}}
+  updates = {}
+  for dtype in ('float32', 'bfloat16'):
+    config = optimizer.OptimizerConfig(learning_rate=0.1, mu_dtype=dtype)
+    tx = optimizer.make_tx(config)
+    state = tx.init(params)
+    for _ in range(3):
+      updates[dtype], state = tx.update(grads, state, params)
+    mu, nu = (optax.tree_utils.tree_get(state, n) for n in ('mu', 'nu'))
+    assert mu['a']['kernel'].dtype == dtype
+    assert nu['a']['kernel'].dtype == jnp.float32
+  full, half = (updates[d]['a']['kernel'] for d in ('float32', 'bfloat16'))
+  error = np.abs(np.asarray(half / full) - 1)
+  assert 0 < error.max() < 2**-7  # Eight bits, rounded three times.
+
+
 @pytest.mark.parametrize(
     'fields, message',
     [
@@ -99,6 +117,7 @@ def test_two_steps_against_float64():
         ),
         ({'b1': 1.0}, 'b1'),
         ({'max_grad_norm': 0.0}, 'max_grad_norm'),
+        ({'mu_dtype': 'float16'}, 'mu_dtype'),
     ],
 )
 def test_bad_options_are_refused(fields, message):

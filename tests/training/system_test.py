@@ -20,8 +20,9 @@ _BASE = config_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
 
 def test_the_shipped_configs_pass():
   checks.check(_BASE)
-  warm = mini.ROOT / 'experiments' / 'geohop_warm_start.py'
-  checks.check(config_lib.load(str(warm)))
+  for name in ('geohop_warm_start', 'smollm2_geohop'):
+    path = mini.ROOT / 'experiments' / f'{name}.py'
+    checks.check(config_lib.load(str(path)))
 
 
 @pytest.mark.parametrize(
