@@ -57,11 +57,21 @@ def block_of(length: int, choice: str = 'auto') -> int | None:
   Args:
     length: T.
     choice: see ModelConfig.attention.
+
+  Raises:
+    ValueError: blocks are asked for, and T is no multiple of 8.
   """
   block = math.gcd(length, _BLOCK)
   if choice == 'auto':
     choice = 'blocks' if length >= _MIN_BLOCKED and block >= 64 else 'dense'
-  return block if choice == 'blocks' else None
+  if choice == 'dense':
+    return None
+  if block < 8:
+    raise ValueError(
+        f'attention in blocks: rows of {length} tokens must be a multiple of 8,'
+        f' at best of {_BLOCK}'
+    )
+  return block
 
 
 def visible(subtree_end: Array) -> Array:

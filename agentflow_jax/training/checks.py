@@ -1,5 +1,6 @@
 """What cannot work is an error before anything is loaded."""
 
+from agentflow_jax.core import attention
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import knobs
 
@@ -26,6 +27,7 @@ def check(config: config_lib.Config) -> None:
     )
   if config.planner.backend == 'engine':
     _check_lengths(config)
+    _check_attention(config)
   _check_modules(config)
   knobs.check_values(config)
 
@@ -58,6 +60,18 @@ def _check_lengths(config: config_lib.Config) -> None:
         'planner.max_prompt_tokens exceeds the largest of'
         f' engine.prompt_buckets, {config.engine.prompt_buckets[-1]}'
     )
+
+
+def _check_attention(config: config_lib.Config) -> None:
+  """Refuses rows that attention cannot cut into blocks, where it is to."""
+  planner = config.planner
+  choice = planner.attention or (
+      planner.model.attention if planner.model else 'auto'
+  )
+  try:
+    attention.block_of(config.batch.tokens_per_row, choice)
+  except ValueError as e:
+    raise config_lib.ConfigError(f'batch.tokens_per_row: {e}') from e
 
 
 def _check_modules(config: config_lib.Config) -> None:

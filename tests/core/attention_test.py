@@ -144,3 +144,5 @@ def test_dense_rows_are_short_or_odd():
   assert attention.block_of(1088) == 64
   assert attention.block_of(96, 'blocks') == 32
   assert attention.block_of(4096, 'dense') is None
+  with pytest.raises(ValueError, match='rows of 1100 tokens'):
+    attention.block_of(1100, 'blocks')

@@ -31,6 +31,11 @@ def test_the_shipped_configs_pass():
         ({'planner.sampling.top_p': '0.9'}, 'must be off'),
         ({'planner.sampling.temperature': '0'}, 'greedy responses'),
         ({'train.group_size': '1'}, 'no advantage'),
+        (
+            {'planner.attention': 'blocks', 'batch.block': 'none',
+             'batch.tokens_per_row': '250'},
+            'batch.tokens_per_row: attention in blocks: rows of 250',
+        ),
         ({'batch.tokens_per_row': '64'}, 'cannot hold'),
         ({'planner.max_prompt_tokens': '225'}, 'exceeds the largest'),
         ({'planner.sampling.max_new_tokens': '33'}, 'engine.max_new_tokens'),
