@@ -10,6 +10,7 @@ import math
 import os
 import time
 import urllib.parse
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,6 +116,9 @@ class EndpointClient:
     self._breaker = pacing.Breaker(
         config.breaker_failures, config.breaker_seconds
     )
+    self._asking: weakref.WeakValueDictionary[str, asyncio.Lock] = (
+        weakref.WeakValueDictionary()
+    )
     self._cache = (
         response_cache.ResponseCache(config.cache) if config.cache else None
     )
@@ -155,8 +159,7 @@ class EndpointClient:
       ValueError: the prompt is empty, or the sampling is more than the endpoint
         was said to understand.
       language_model.PromptTooLong: the endpoint says so.
-      language_model.Unreachable: every attempt failed, or the endpoint counts
-        as down and nothing was sent.
+      language_model.Unreachable: every attempt failed.
       Refused: the endpoint turned the request down for good.
     """
     body = openai_protocol.body(self._config, prompt, sampling, request_key)
@@ -165,12 +168,15 @@ class EndpointClient:
       answer, sent = await self._ask(body, prompt, sampling, request_key)
     else:
       name = response_cache.key(self._url, body, request_key)
-      answer, sent = await self._cache.get(name), time.monotonic()
-      if answer is not None:
-        self._usage_of(request_key).cached += 1
-      else:
-        answer, sent = await self._ask(body, prompt, sampling, request_key)
-        await self._cache.put(name, answer)
+      # Whoever asks the same meanwhile waits for the one answer to it.
+      async with self._asking.setdefault(name, asyncio.Lock()):
+        answer, sent = await self._cache.get(name), time.monotonic()
+        if answer is not None:
+          self._usage_of(request_key).cached += 1
+        else:
+          answer, sent = await self._ask(body, prompt, sampling, request_key)
+          if answer.is_whole:
+            await self._cache.put(name, answer)
     return records.Completion(
         text=answer.text,
         finish_reason=answer.finish_reason,
@@ -184,11 +190,12 @@ class EndpointClient:
     """Asks until it is answered; returns the answer and when it was asked."""
     # In [0.5, 1): spreads the retries of a burst without a global generator.
     jitter = 0.5 + request_key.words()[1] / 2**33
-    reason, pause = '', 0.0
-    for attempt in range(self._config.max_attempts):
-      if attempt:
+    reason, attempt, pause = '', 0, 0.0
+    while attempt < self._config.max_attempts:
+      if pause:
         await asyncio.sleep(pause)
       try:
+        self._breaker.check()  # Before it takes a slot and its share.
         async with self._slots:
           await self._requests.wait()
           await self._tokens.wait(
@@ -199,12 +206,15 @@ class EndpointClient:
       except _Retry as error:
         reason = str(error)
         pause = self._pause(attempt, jitter, error.retry_after)
-        logging.warning('%s: attempt %d: %s', self._url, attempt + 1, reason)
+        attempt += 1
+        logging.warning('%s: attempt %d: %s', self._url, attempt, reason)
         continue
       except pacing.CircuitOpen as error:
-        raise language_model.Unreachable(
-            f'{self._url} counts as down: {error}'
-        ) from None
+        reason, pause = f'counts as down: {error}', 0.0
+        wait = min(error.seconds, self._config.max_backoff_seconds)
+        if not await self._breaker.closed(wait):
+          attempt += 1
+        continue
       usage = self._usage_of(request_key)
       usage.requests += 1
       usage.prompt_tokens += answer.prompt_tokens

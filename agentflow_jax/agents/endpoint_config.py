@@ -37,8 +37,9 @@ class EndpointConfig:
     tokens_per_minute: likewise of tokens, by this client's estimate of a prompt
       and the most that the response may have.
     breaker_failures: after so many attempts in a row that failed for another
-      reason than being too many, the endpoint counts as down: requests fail
-      at once, but for one every `breaker_seconds` that tries; 0 for never.
+      reason than being too many, the endpoint counts as down: nothing is sent
+      but one request every `breaker_seconds`, until one is answered. What waits
+      meanwhile spends an attempt on each. 0 for never.
     breaker_seconds: see there.
     cache: path of a file of answers; what is in it is not asked for again. ''
       for none. Requests of temperature 0 share an answer wherever they ask

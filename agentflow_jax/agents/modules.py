@@ -278,12 +278,17 @@ class ModelVerifier:
     memory = view.memory.append(entry)
     key, note = view.key_of('verifier'), ''
     for attempt in range(self.attempts):
-      completion = await _ask(
-          self.model,
-          prompts.module_prompt(VERIFIER_SYSTEM, memory, note),
-          self.sampling,
-          dataclasses.replace(key, attempt=attempt),
-      )
+      try:
+        completion = await _ask(
+            self.model,
+            prompts.module_prompt(VERIFIER_SYSTEM, memory, note),
+            self.sampling,
+            dataclasses.replace(key, attempt=attempt),
+        )
+      except language_model.PromptTooLong:
+        if not note:
+          raise
+        break  # No room to say it once more.
       stop, verdict = parse_conclusion(completion.text)
       if stop is not None:
         break
@@ -295,15 +300,17 @@ def parse_conclusion(text: str) -> tuple[bool | None, str]:
   """Reads a verifier's text: (stop, verdict); stop is None for no conclusion.
 
   Only the last 'Conclusion: STOP' or 'Conclusion: CONTINUE' counts, or a text
-  that is the one word, or a JSON object with stop_signal, stop or conclusion.
-  'We should not stop yet' is no conclusion.
+  that is the one word, or one that is a JSON object and nothing besides, with
+  stop_signal, stop or conclusion. 'We should not stop yet' is no conclusion,
+  and what a text quotes is none.
   """
+  if lenient_json.is_whole(text):
+    stop, reason = _json_conclusion(text)
+    verdict = 'stop' if stop else 'continue'
+    return stop, f'{verdict}: {reason}' if reason else verdict
   found = _CONCLUSION.findall(text)
   word = (found[-1] if found else text.strip(' \n*."`\'')).lower()
   reason = ' '.join(_CONCLUSION.sub('', text).split())
-  if not found or text.lstrip().startswith(('{', '```')):
-    said = _json_conclusion(text)
-    word, reason = said or (word, reason)
   stop = {'stop': True, 'continue': False}.get(word)
   if stop is not None and reason.lower().strip('*."`\'') == word:
     reason = ''
@@ -311,18 +318,16 @@ def parse_conclusion(text: str) -> tuple[bool | None, str]:
   return stop, f'{verdict}: {reason}' if reason else verdict
 
 
-def _json_conclusion(text: str) -> tuple[str, str] | None:
-  """Reads a verdict that is JSON: 'stop' or 'continue', and why."""
+def _json_conclusion(text: str) -> tuple[bool | None, str]:
+  """Reads a verdict that is JSON: whether to stop, and why."""
   found = lenient_json.find(text, {'stop_signal', 'stop', 'conclusion'}) or {}
   values = [found.get(n) for n in ('stop_signal', 'stop', 'conclusion')]
   value = next((v for v in values if v is not None), '')
   word = str(value).strip(' *."`\'').lower()
-  word = {'true': 'stop', 'false': 'continue'}.get(word, word)
-  if word not in ('stop', 'continue'):
-    return None
+  stop = {'true': True, 'stop': True, 'false': False, 'continue': False}.get(word)
   reasons = (found.get(n) for n in ('reason', 'analysis', 'explanation'))
   said = next((r for r in reasons if isinstance(r, str)), '')
-  return word, ' '.join(said.split())
+  return stop, ' '.join(said.split())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,12 +25,14 @@ class Answer:
     finish_reason: 'stop' or 'length'.
     prompt_tokens, completion_tokens: as the endpoint counted; 0 where it does
       not say.
+    is_whole: there is text, and no filter or fault ended it.
   """
 
   text: str
   finish_reason: str
   prompt_tokens: int = 0
   completion_tokens: int = 0
+  is_whole: bool = True
 
 
 def body(
@@ -100,7 +102,8 @@ def parse(content: bytes) -> Answer:
   if text is not None and not isinstance(text, str):
     raise BadAnswer('a completion whose content is no text')
   end = 'length' if finish_reason == 'length' else 'stop'
-  return Answer(text or '', end, *_tokens(answer.get('usage')))
+  is_whole = bool(text) and finish_reason in ('stop', 'length', None)
+  return Answer(text or '', end, *_tokens(answer.get('usage')), is_whole)
 
 
 def _tokens(usage: Any) -> tuple[int, int]:

@@ -28,21 +28,31 @@ class Pacer:
     self._seconds_each = 60.0 / per_minute if per_minute else 0.0
     self._clock, self._sleep = clock, sleep
     self._free_at = 0.0
+    self._turn = asyncio.Lock()
 
   async def wait(self, amount: float = 1.0) -> None:
     """Returns when `amount` may be spent; it then counts as spent."""
     if not self._seconds_each:
       return
-    now = self._clock()
-    start = max(now, self._free_at)
-    # Claimed before waiting, so that those who ask meanwhile come after.
-    self._free_at = start + amount * self._seconds_each
-    if start > now:
-      await self._sleep(start - now)
+    async with self._turn:
+      now = self._clock()
+      if now < self._free_at:
+        await self._sleep(self._free_at - now)
+      # Only now: who is cancelled while it waits has spent nothing.
+      start = max(self._clock(), self._free_at)
+      self._free_at = start + amount * self._seconds_each
 
 
 class CircuitOpen(Exception):
-  """The server counts as down; nothing was sent."""
+  """The server counts as down; nothing was sent.
+
+  Attributes:
+    seconds: until the next attempt.
+  """
+
+  def __init__(self, message: str, seconds: float):
+    super().__init__(message)
+    self.seconds = seconds
 
 
 class Breaker:
@@ -69,6 +79,19 @@ class Breaker:
     self._failures = 0
     self._reason = ''
     self._tried_at = 0.0
+    self._closed = asyncio.Event()
+    self._closed.set()
+
+  def check(self) -> None:
+    """Raises CircuitOpen if no attempt may be made now."""
+    if self._closed.is_set():
+      return
+    wait = self._tried_at + self._seconds - self._clock()
+    if wait > 0:
+      raise CircuitOpen(
+          f'{self._failures} attempts in a row failed, the last one with:'
+          f' {self._reason}', wait,
+      )
 
   def enter(self) -> None:
     """Begins an attempt.
@@ -76,19 +99,21 @@ class Breaker:
     Raises:
       CircuitOpen: it may not be made now.
     """
-    if not self._limit or self._failures < self._limit:
-      return
-    wait = self._tried_at + self._seconds - self._clock()
-    if wait > 0:
-      raise CircuitOpen(
-          f'{self._failures} attempts in a row failed, the last one with:'
-          f' {self._reason}; asking again in {wait:.0f} s'
-      )
+    self.check()
     self._tried_at = self._clock()
+
+  async def closed(self, seconds: float) -> bool:
+    """Waits for the server to answer again; False if it has not after so long."""
+    try:
+      async with asyncio.timeout(seconds):
+        return await self._closed.wait()
+    except TimeoutError:
+      return False
 
   def succeeded(self) -> None:
     """The server answered."""
     self._failures = 0
+    self._closed.set()
 
   def failed(self, reason: str) -> None:
     """The server did not answer as it should."""
@@ -96,3 +121,4 @@ class Breaker:
     self._reason = reason
     if self._failures == self._limit:
       self._tried_at = self._clock()
+      self._closed.clear()

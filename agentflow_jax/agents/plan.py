@@ -1,6 +1,7 @@
 """What a planner writes, and a parser that says why it could not be read."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 
@@ -62,7 +63,8 @@ def parse(text: str, tools: Sequence[str]) -> Plan:
   """Reads a plan from a planner's response.
 
   Where a field stands more than once the last one counts (models think aloud
-  first). A JSON object of the fields is a plan, too.
+  first). A JSON object of the fields is a plan, too, where it stands for itself
+  and is not quoted in a field.
 
   Args:
     text: the response; anything at all.
@@ -80,7 +82,10 @@ def parse(text: str, tools: Sequence[str]) -> Plan:
   for i, header in enumerate(headers):
     end = headers[i + 1].start() if i + 1 < len(headers) else len(text)
     fields[_canonical(header['name'])] = text[header.end() : end].strip()
-  fields = _from_json(text) or fields
+  starts = min((h.start() for h in headers), default=len(text))
+  quoted = 0 <= starts < text.find('{')
+  if not quoted or not {'sub_goal', 'tool'} <= fields.keys():
+    fields = _from_json(text) or fields
   if not fields:
     raise PlanError('no field of a plan in the response')
   sub_goal = _undecorated(fields.get('sub_goal', ''))
@@ -98,11 +103,11 @@ def parse(text: str, tools: Sequence[str]) -> Plan:
 
 def _from_json(text: str) -> dict[str, str]:
   """The fields of a plan that is a JSON object; none if there is none."""
-  found = lenient_json.find(text, {'sub_goal', 'subgoal'}) or {}
+  found = lenient_json.find(text, {'sub_goal', 'subgoal'}, last=True) or {}
   fields = {
-      _canonical(name): value
+      _canonical(name): value if isinstance(value, str) else json.dumps(value)
       for name, value in found.items()
-      if isinstance(value, str) and _FIELD.fullmatch(name)
+      if _FIELD.fullmatch(name) and value is not None
   }
   return fields if {'sub_goal', 'tool'} <= fields.keys() else {}
 

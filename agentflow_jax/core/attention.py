@@ -20,6 +20,7 @@ Array = jax.Array
 # Finite, so that a padding token, which may attend to nothing, stays finite.
 MASKED = -1e30
 _BLOCK = 128
+_MIN_BLOCK = 8
 # Below this the dense product is faster than a loop over blocks.
 _MIN_BLOCKED = 1024
 
@@ -57,21 +58,14 @@ def block_of(length: int, choice: str = 'auto') -> int | None:
   Args:
     length: T.
     choice: see ModelConfig.attention.
-
-  Raises:
-    ValueError: blocks are asked for, and T is no multiple of 8.
   """
-  block = math.gcd(length, _BLOCK)
   if choice == 'auto':
-    choice = 'blocks' if length >= _MIN_BLOCKED and block >= 64 else 'dense'
+    choice = 'blocks' if length >= _MIN_BLOCKED else 'dense'
   if choice == 'dense':
     return None
-  if block < 8:
-    raise ValueError(
-        f'attention in blocks: rows of {length} tokens must be a multiple of 8,'
-        f' at best of {_BLOCK}'
-    )
-  return block
+  # Rows shorter than eight blocks have smaller ones, so that some are skipped.
+  eighth = 1 << max(length // 8, 1).bit_length() - 1
+  return max(_MIN_BLOCK, min(_BLOCK, eighth))
 
 
 def visible(subtree_end: Array) -> Array:
@@ -98,7 +92,7 @@ def attend_blocks(
     keys: [B, K, E, T].
     values: [B, K, T, E].
     subtree_end: int32[B, T]; 0 is padding, which nothing sees.
-    block: tokens of a block; divides T.
+    block: tokens of a block; rows are padded to whole ones.
     dtype: of the activations, see float32_product.
     mesh: over which rows (data, fsdp) and heads (tensor) are spread; None where
       everything is on one device.
@@ -106,6 +100,16 @@ def attend_blocks(
   Returns:
     float32[B, K, H/K, T, E]; 0 for a token that sees nothing.
   """
+  length = q.shape[3]
+  short = -length % block
+
+  def padded(x, axis):
+    return jnp.pad(x, [(0, short if a == axis else 0) for a in range(x.ndim)])
+
+  arrays = (
+      padded(q, 3), padded(keys, 3), padded(values, 2), padded(subtree_end, 1)
+  )
+
   def one_row(arrays):
     return _attend_row(block, dtype, *arrays)
 
@@ -120,7 +124,7 @@ def attend_blocks(
         in_specs=(*[spec(rows, heads)] * 3, spec(rows)),
         out_specs=spec(rows, heads), check_vma=False,
     )
-  return local(q, keys, values, subtree_end)
+  return local(*arrays)[:, :, :, :length]
 
 
 def _pairs(subtree_end: Array, block: int) -> tuple[Array, Array]:

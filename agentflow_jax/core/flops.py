@@ -61,8 +61,10 @@ def done(
   if block is None:
     pairs = ends.size * length
   else:
-    reach = ends.reshape(-1, length // block, block).max(axis=-1)
-    number = np.arange(length // block)
+    ends_ = np.pad(ends, ((0, 0), (0, 0), (0, -length % block)))
+    n_blocks = ends_.shape[-1] // block
+    reach = ends_.reshape(-1, n_blocks, block).max(axis=-1)
+    number = np.arange(n_blocks)
     seen = (number <= number[:, None]) & (
         reach[:, None, :] > number[:, None] * block
     )
@@ -104,7 +106,8 @@ def update(
   A backward pass makes two products for each of the forward pass.
 
   Args:
-    config: the network; with remat 'full' the layers run forward once more.
+    config: the network; with remat 'full' the layers run forward once more,
+      with 'dots' their attention.
     work: of one forward pass.
     reference: whether the reference policy scores the targets, too.
     recomputes_logits: whether the backward pass forms them again.
@@ -117,4 +120,6 @@ def update(
     total += forward(config, Work(0, work.pairs, 0)) // 2
   if config.remat == 'full':
     total += forward(config, Work(work.tokens, work.pairs, 0))
+  elif config.remat == 'dots':  # Attention's products are not among those kept.
+    total += forward(config, Work(0, work.pairs, 0))
   return total

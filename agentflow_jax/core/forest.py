@@ -50,7 +50,8 @@ def share(
 
   Sorted, rows that share most are neighbours, so one pass finds the forest of
   all of them. Where the next row does not fit, a new packed row begins and
-  repeats what that row shares with those before it.
+  repeats what that row shares with those before it. So rows that share nothing
+  pack looser than batch.pack's layout 'rows' would have them.
 
   Args:
     rows: int[L_i] tokens; a row of none takes no place.

@@ -1,6 +1,8 @@
 """What cannot work is an error before anything is loaded."""
 
-from agentflow_jax.core import attention
+import dataclasses
+
+from agentflow_jax.agents import providers
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import knobs
 
@@ -27,9 +29,10 @@ def check(config: config_lib.Config) -> None:
     )
   if config.planner.backend == 'engine':
     _check_lengths(config)
-    _check_attention(config)
   _check_modules(config)
   knobs.check_values(config)
+  if knobs.uses_endpoint(config):
+    _check_endpoint(config)
 
 
 def check_trains(config: config_lib.Config) -> None:
@@ -62,16 +65,25 @@ def _check_lengths(config: config_lib.Config) -> None:
     )
 
 
-def _check_attention(config: config_lib.Config) -> None:
-  """Refuses rows that attention cannot cut into blocks, where it is to."""
-  planner = config.planner
-  choice = planner.attention or (
-      planner.model.attention if planner.model else 'auto'
-  )
+def _check_endpoint(config: config_lib.Config) -> None:
+  """Refuses an endpoint that could not be asked what it would be asked."""
   try:
-    attention.block_of(config.batch.tokens_per_row, choice)
+    found = providers.config(**dataclasses.asdict(config.agent.endpoint))
   except ValueError as e:
-    raise config_lib.ConfigError(f'batch.tokens_per_row: {e}') from e
+    raise config_lib.ConfigError(f'agent.endpoint: {e}') from e
+  asked = {
+      name: role.sampling
+      for name, role in knobs.roles(config).items()
+      if role.backend == 'endpoint' and name != 'agent.analyst'
+  }
+  if config.planner.backend == 'endpoint':
+    asked['planner'] = config.planner.sampling
+  for name, sampling in asked.items():
+    if (sampling.top_k or sampling.min_p) and not found.extended_sampling:
+      raise config_lib.ConfigError(
+          f'{name}.sampling: top_k and min_p are no part of OpenAI\'s interface;'
+          ' presets of servers of one\'s own (vllm, sglang) have them'
+      )
 
 
 def _check_modules(config: config_lib.Config) -> None:

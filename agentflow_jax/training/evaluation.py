@@ -168,10 +168,20 @@ async def evaluate(
   return Evaluation(name, split, temperature, tuple(groups), seconds)
 
 
-def save(directory: epath.Path, evaluation: Evaluation) -> Mapping[str, Any]:
-  """Writes `<name>.json`, whole or not at all, and returns what it holds."""
+def save(
+    directory: epath.Path,
+    evaluation: Evaluation,
+    others: Mapping[str, Any] | None = None,
+) -> Mapping[str, Any]:
+  """Writes `<name>.json`, whole or not at all, and returns what it holds.
+
+  Args:
+    directory: created where absent.
+    evaluation: what to write.
+    others: what to write besides.
+  """
   directory.mkdir(parents=True, exist_ok=True)
-  value = evaluation.to_json()
+  value = evaluation.to_json() | dict(others or {})
   path = directory / f'{evaluation.name}.json'
   partial = directory / f'{evaluation.name}.partial'
   partial.write_text(json.dumps(value, indent=1))

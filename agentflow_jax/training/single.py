@@ -9,7 +9,7 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import evaluation, progress, system
+from agentflow_jax.training import evaluation, knobs, progress, system
 
 
 _MOST_SHOWN = 1000
@@ -61,7 +61,7 @@ def evaluate(
         ),
     )
   directory = epath.Path(workdir)
-  if options.planner or config.planner.backend == 'engine':
+  if options.planner or knobs.uses_engine(config):
     config = _with_planner(
         config, options.planner or str(directory / 'planner')
     )
@@ -92,7 +92,9 @@ async def _evaluate(config, workdir, options) -> str:
           concurrent=config.train.concurrent_rollouts,
           on_done=count,
       )
-    value = evaluation.save(workdir / 'evaluations', result)
+    value = evaluation.save(
+        workdir / 'evaluations', result, parts.endpoint_usage()
+    )
   finally:
     await parts.close()
   return (
@@ -155,11 +157,15 @@ async def _solve(config, query, workdir, greedy, emit) -> records.Trajectory:
     if analysis:
       emit(f'analyst: {_shown(analysis)}')
     trajectory = failed or await rollout.rollout(agent, task, key, analysis)
+    usage = parts.endpoint_usage()
   finally:
     await parts.close()
   emit(f'Answer: {trajectory.answer or "none"}  ({trajectory.status.value})')
   if trajectory.detail:
     emit(trajectory.detail)
+  for name, value in usage.items():
+    if value:
+      emit(f'{name}: {value:g}')
   return trajectory
 
 
@@ -180,9 +186,9 @@ def _with_planner(
     config: config_lib.Config, directory: str
 ) -> config_lib.Config:
   """The config with the weights of a directory."""
-  if config.planner.backend != 'engine':
+  if not knobs.uses_engine(config):
     raise config_lib.ConfigError(
-        '--planner names weights, and planner.backend=endpoint reads none'
+        '--planner names weights, and no module of this config reads any'
     )
   planner = dataclasses.replace(
       config.planner, directory=directory, model=None

@@ -144,15 +144,15 @@ def build(
   Args:
     config: the run's.
     workdir: data sets and a tokenizer trained for the run go below it.
-    mesh: what holds the parameters; None for the one device that samples,
-      which is all that a run needs that does not train.
+    mesh: what holds the parameters of a run that trains; None for one that
+      does not: they are then on the device that samples, once.
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable, CorpusError: name the remedy.
   """
   checks.check(config)
   tasks = task_sets.load(config.task_set, str(workdir / 'data'))
-  loaded = None
+  trains, loaded = mesh is not None, None
   if knobs.uses_engine(config):
     if mesh is None:
       mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
@@ -171,7 +171,9 @@ def build(
     engine = frozen = None
     if config.planner.backend == 'engine':
       engine = stack.enter_context(
-          engine_lib.Engine(loaded.config, config.engine, loaded.params)
+          engine_lib.Engine(
+              loaded.config, config.engine, loaded.params, copy=trains
+          )
       )
     if any(r.backend == 'frozen' for r in knobs.roles(config).values()):
       frozen = stack.enter_context(

@@ -146,13 +146,16 @@ def _row_length(rows, layout):
   return -(-max(min(total, 8192), longest) // 128) * 128
 
 
-def _matmul_peak():
-  """Returns the most FLOP/s that a float32 product of this process reached."""
+def _matmul_peak(dtype):
+  """Returns the most FLOP/s that a product of this process reached."""
   best = 0.0
   for n in (1024, 2048, 4096):
-    a = jnp.ones((n, n), jnp.float32)
+    a = jnp.ones((n, n), dtype)
     product = jax.jit(
-        lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST)
+        lambda a: jnp.matmul(
+            a, a, precision='highest' if dtype == 'float32' else None,
+            preferred_element_type=jnp.float32,
+        )
     )
     jax.block_until_ready(product(a))
     for _ in range(3):
@@ -246,7 +249,7 @@ def main():
       dataclasses.replace(config, remat='none'), flops.needed(packed),
       reference=bool(args.kl_coef),
   )
-  peak, analysis = _matmul_peak(), compiled.memory_analysis()
+  peak, analysis = _matmul_peak(args.dtype), compiled.memory_analysis()
   result = {
       'arguments': vars(args),
       'device': jax.devices()[0].device_kind,

@@ -154,39 +154,44 @@ def test_rates_are_kept():
     assert server.times[-1] - server.times[0] >= 4 * seconds - 0.02
 
 
-def test_an_endpoint_that_is_down_is_left_alone_and_asked_again():
-  async def run(url):
-    client = endpoint.EndpointClient(config(
-        url, max_attempts=2, concurrency=1, breaker_failures=4,
-        breaker_seconds=1.0,
-    ))
+def _eight(url, **changes):
+  """What eight requests at once come to, and how many were sent."""
 
-    async def ask():
+  async def run():
+    client = endpoint.EndpointClient(config(
+        url, concurrency=1, breaker_failures=4, breaker_seconds=0.5,
+        max_backoff_seconds=5.0, **changes,
+    ))
+    try:
       return await asyncio.gather(
           *(client.generate(PROMPT, SAMPLING, request_key(i))
             for i in range(8)),
           return_exceptions=True,
       )
-
-    try:
-      down = await ask()
-      sent = len(server.requests)
-      assert 'counts as down' in repr(await ask()) and len(server.requests) == sent
-      await asyncio.sleep(1.1)
-      up = await asyncio.gather(client.generate(
-          PROMPT, SAMPLING, request_key()))
-      return down, up, await ask()
     finally:
       await client.aclose()
 
+  return asyncio.run(run())
+
+
+def test_an_outage_costs_no_request_that_can_wait():
   # Being asked too much is no outage: 429 in between counts for nothing.
   busy, broken = Reply(429, b'', {'Retry-After': '0'}), Reply(500, b'down')
   with Server(broken, busy, *[broken] * 4, Reply()) as server:
-    down, up, after = asyncio.run(run(server.url))
-  assert all(isinstance(e, language_model.Unreachable) for e in down)
-  assert any('4 attempts in a row failed' in str(e) for e in down)
-  assert [a.text for a in (*up, *after)] == ['Because.'] * 9
-  assert len(server.requests) == 6 + 9
+    answers = _eight(server.url, max_attempts=3)
+  assert [a.text for a in answers] == ['Because.'] * 8
+  # After four in a row, nothing for half a second, then one, then the others.
+  assert len(server.requests) == 6 + 8
+  assert server.times[6] - server.times[5] >= 0.48
+
+
+def test_an_endpoint_that_stays_down_is_left_alone():
+  with Server(Reply(500, b'down')) as server:
+    answers = _eight(server.url, max_attempts=2)
+  assert all(isinstance(a, language_model.Unreachable) for a in answers)
+  assert any('4 attempts in a row failed' in str(a) for a in answers)
+  # Eight requests of two attempts; but after four, one every half a second.
+  assert len(server.requests) < 10
 
 
 def test_answers_are_kept_between_runs(tmp_path):
@@ -229,6 +234,24 @@ def test_answers_are_kept_between_runs(tmp_path):
       asyncio.run(ask(server.url, greedy))
     server.replies = [Reply()]
     assert asyncio.run(ask(server.url, greedy))[0] == ['Because.']
+
+
+def test_who_asks_the_same_at_once_is_answered_the_same(tmp_path):
+  greedy = records.SamplingSpec(temperature=0.0, max_new_tokens=7)
+  with Server(*(Reply(body=completion(c)) for c in 'abcd')) as server:
+    found = generate(
+        config(server.url, cache=str(tmp_path / 'a')), sampling=greedy, times=4
+    )
+  assert [f.text for f in found] == ['a'] * 4 and len(server.requests) == 1
+
+
+def test_what_a_filter_ended_is_not_kept(tmp_path):
+  bad = completion('half', 'content_filter'), completion(None), completion('')
+  for i, body in enumerate(bad):
+    with Server(Reply(body=body), Reply()) as server:
+      where = config(server.url, cache=str(tmp_path / str(i)))
+      generate(where)
+      assert generate(where)[0].text == 'Because.'
 
 
 def test_a_cache_that_cannot_be_one_is_an_error_at_start(tmp_path):

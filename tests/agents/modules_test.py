@@ -51,12 +51,15 @@ def _view(*results, query='q', gazetteer=None):
         ('{"analysis": "It is there.", "stop_signal": true}', True),
         ("```json\n{'stop_signal': False, 'analysis': 'not'}\n```", False),
         ('{"Conclusion": "STOP", "reason": "it is there"}', True),
-        ('{"conclusion": "CONTINUE", "reason": "Conclusion: STOP?"', False),
+        ('{"conclusion": "CONTINUE", "reason": "Conclusion: STOP?",}', False),
         ('{"stop_signal": "maybe"}', None),
         ('{"stop_signal": null}', None),
         ('One may {stop} or {continue}', None),
-        ('{"stop_signal": true}\nNo:\nConclusion: CONTINUE', True),
+        ('{"stop_signal": true}\nNo:\nConclusion: CONTINUE', False),
         ('It said {"stop": true}.\nConclusion: CONTINUE', False),
+        ('It said {"stop": true}, and more is needed.', None),
+        ('```\n{"stop": true}\n```\nsaid the page.', None),
+        ('{The memory has all. conclusion: stop}', None),
     ],
 )
 def test_only_an_explicit_conclusion_stops(text, stop):

@@ -65,6 +65,23 @@ def test_those_who_ask_at_once_go_one_by_one():
   assert waits == pytest.approx([2, 4, 6])
 
 
+def test_who_is_cancelled_while_it_waits_has_spent_nothing():
+  clock = Clock()
+
+  async def run():
+    pacer = pacing.Pacer(1, clock, asyncio.sleep)  # A minute each.
+    await pacer.wait()
+    for _ in range(3):
+      with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+          await pacer.wait()
+    clock.now += 60
+    async with asyncio.timeout(5):
+      await pacer.wait()
+
+  asyncio.run(run())
+
+
 def _passes(breaker):
   try:
     breaker.enter()
@@ -84,8 +101,9 @@ def test_a_breaker_opens_probes_and_closes():
   for _ in range(3):
     assert _passes(breaker)
     breaker.failed('status 500')
-  with pytest.raises(pacing.CircuitOpen, match='3 .*status 500.* in 10 s'):
+  with pytest.raises(pacing.CircuitOpen, match='3 .*status 500') as caught:
     breaker.enter()
+  assert caught.value.seconds == pytest.approx(10)
   clock.now += 9.9
   assert not _passes(breaker)
   clock.now += 0.2

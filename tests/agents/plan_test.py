@@ -50,6 +50,9 @@ EXPECTED = plan_lib.Plan('find the capital', 'France', 'search', 'it is asked')
         ' "sub_goal": "find the capital", "tool_name": "search"}',
         'My plan:\n```json\n{"Justification": "it is asked",\n"Sub-Goal":'
         ' "find the capital",\n"Context": "France", "Tool Name": "search",\n}',
+        '{"sub_goal": "think", "tool": "python"}\nBetter:\n'
+        '{"justification": "it is asked", "context": "France",'
+        ' "sub_goal": "find the capital", "tool": "search"}',
         # Lower case, upper case, other spellings.
         'justification: it is asked\nsub-goal: find the capital\n'
         'context: France\ntool name: search',
@@ -90,6 +93,19 @@ def test_context_ends_before_the_next_number():
   # The "c\n3." of AgentFlow's own regular expression.
   text = '1. Sub-Goal: s\n2. Context: c\n3. Tool Name: search'
   assert plan_lib.parse(text, TOOLS).context == 'c'
+
+
+
+def test_an_object_that_a_plan_quotes_is_text():
+  quoted = '{"sub_goal": "other", "tool": "python"}'
+  for text in (
+      f'Sub-Goal: read {quoted}\nContext: y\nTool Name: search',
+      f'Sub-Goal: read\nContext: {quoted}\nTool Name: search',
+  ):
+    plan = plan_lib.parse(text, TOOLS)
+    assert plan.tool == 'search' and quoted in plan.sub_goal + plan.context
+  text = '{"sub_goal": "g", "tool": "search", "context": {"city": "Paris"}}'
+  assert plan_lib.parse(text, TOOLS).context == '{"city": "Paris"}'
 
 
 @pytest.mark.parametrize(

@@ -137,12 +137,21 @@ def test_what_nothing_sees_is_neither_read_nor_computed():
   np.testing.assert_allclose(out[..., 16:, :], expected[..., 16:, :], atol=2e-6)
 
 
-def test_dense_rows_are_short_or_odd():
-  assert [attention.block_of(n) for n in (256, 1000, 1024, 4352, 1100)] == [
-      None, None, 128, 128, None,
+def test_rows_that_are_no_whole_blocks_are_padded():
+  arrays = _arrays(('forest', 'one'))
+  d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
+  for got, wanted in zip(
+      jax.tree.leaves(_run(*arrays, d_out, block=24)),
+      jax.tree.leaves(_run(*arrays, d_out, block=8)), strict=True,
+  ):
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_which_rows_are_cut_into_which_blocks():
+  lengths = (256, 1023, 1024, 4352, 18_464)
+  assert [attention.block_of(n) for n in lengths] == [None, None, 128, 128, 128]
+  lengths = (5, 40, 96, 250, 520, 4000)
+  assert [attention.block_of(n, 'blocks') for n in lengths] == [
+      8, 8, 8, 16, 64, 128,
   ]
-  assert attention.block_of(1088) == 64
-  assert attention.block_of(96, 'blocks') == 32
   assert attention.block_of(4096, 'dense') is None
-  with pytest.raises(ValueError, match='rows of 1100 tokens'):
-    attention.block_of(1100, 'blocks')

@@ -44,11 +44,11 @@ def test_done_work_by_hand():
   # 8 places, all pairs; 5 targets are three chunks of 2.
   assert dense == flops.Work(8, 64, 6)
   blocks = dataclasses.replace(CONFIG, attention='blocks')
-  # Rows of 520 are blocks of 8. The first block sees itself; the next 40
+  # Rows of 70 are blocks of 8, and two places more. The first block sees itself; the next 40
   # places are the second tree's, which sees only itself; the rest is padding.
   rows = [_row([1], [2]), _row(range(2, 8), [1]), _row(range(9, 48), [1, 2])]
   batch, _ = batch_lib.pack(
-      rows, tokens_per_row=520, rows_per_micro=1, layout='forest'
+      rows, tokens_per_row=70, rows_per_micro=1, layout='forest'
   )
   # Trees of 1, 6 and 40 places: 47. Block 0 sees itself; of the others up to
   # 5, block b sees the b blocks before it that reach it, all of the third

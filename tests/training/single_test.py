@@ -86,6 +86,12 @@ def test_solve_shows_each_step_of_modules_behind_an_endpoint(
     )
   assert done.answer == 'Lisbon, by the endpoint'
   assert done.status.value == 'answered'
+  # What it came to: a request a module. The server does not count tokens.
+  usage = [text for text, _ in shown if text.startswith('endpoint/')]
+  assert sorted(usage) == sorted(f'endpoint/{n}/requests: 1' for n in (
+      'analysis' if name == 'analyst' else name for name in order
+  ))
+  shown = shown[: -len(usage)]
   names = [text.partition(':')[0] for text, _ in shown]
   assert names == [
       'Query', 'analyst', 'planner', 'executor', 'search', 'verifier',
@@ -114,6 +120,8 @@ def test_a_planner_behind_an_endpoint_is_evaluated_and_never_trained(tmp_path):
     with pytest.raises(config_lib.ConfigError, match='cannot be trained'):
       run.train(config, str(tmp_path / 'trained'))
   assert 'over 3 scored of 3 tasks' in line
+  path = tmp_path / 'out' / 'evaluations' / 'evaluation.json'
+  assert json.loads(path.read_text())['endpoint/planner/requests'] == 3
   assert len(server.requests) == 3 and not (tmp_path / 'trained').exists()
   with pytest.raises(config_lib.ConfigError, match='--planner names weights'):
     single.evaluate(

@@ -32,9 +32,14 @@ def test_the_shipped_configs_pass():
         ({'planner.sampling.temperature': '0'}, 'greedy responses'),
         ({'train.group_size': '1'}, 'no advantage'),
         (
-            {'planner.attention': 'blocks', 'batch.block': 'none',
-             'batch.tokens_per_row': '250'},
-            'batch.tokens_per_row: attention in blocks: rows of 250',
+            {'planner.backend': 'endpoint', 'planner.sampling.top_k': '5',
+             'agent.endpoint.preset': 'openai', 'agent.endpoint.model': 'm'},
+            'planner.sampling: top_k and min_p',
+        ),
+        (
+            {'agent.verifier.backend': 'endpoint',
+             'agent.endpoint.preset': 'openai'},
+            'agent.endpoint: model must name',
         ),
         ({'batch.tokens_per_row': '64'}, 'cannot hold'),
         ({'planner.max_prompt_tokens': '225'}, 'exceeds the largest'),
@@ -166,11 +171,15 @@ def test_one_copy_serves_all_who_only_read_it(tmp_path):
     finally:
       await parts.close()
 
-  base, frozen, reference, sampler, trained = asyncio.run(of(None))
+  one = sharding.make_mesh(devices=jax.devices()[:1])
+  base, frozen, reference, sampler, trained = asyncio.run(of(one))
   assert frozen == reference == base
   # What changes is apart from it: the update donates its state.
   assert not {str(p) for p in base} & {str(p) for p in sampler + trained}
   assert not {str(p) for p in sampler} & {str(p) for p in trained}
+  # A run that does not train holds them once.
+  base, _, _, sampler, _ = asyncio.run(of(None))
+  assert sampler == base
   # Over eight devices each holds an eighth, and no host array is left.
   mesh = sharding.make_mesh(1, 8, 1)
   base, frozen, reference, *_ = asyncio.run(of(mesh))

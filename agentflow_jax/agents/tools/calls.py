@@ -69,7 +69,10 @@ def parse_command(
     call = _first_call(tree)
     if call is not None:
       return _read(call, _assigned(tree), card)
-  found = _from_json(text, card)
+  found = None
+  # A call that is there and cannot be read is not what else the text quotes.
+  if lenient_json.is_whole(text) or not _START.search(text):
+    found = _from_json(text, card)
   if found is None:
     raise base.BadArguments(problem)
   return found
@@ -79,12 +82,16 @@ def _from_json(
     text: str, card: base.Card | None
 ) -> tuple[str | None, dict[str, Any]] | None:
   """Reads a call that is JSON; None where there is none."""
-  own = {a.name for a in card.arguments} if card else set()
-  found = lenient_json.find(text, own | {'arguments', 'parameters', 'command'})
+  own = {lenient_json.name_of(a.name): a.name for a in card.arguments} if (
+      card
+  ) else {}
+  found = lenient_json.find(
+      text, {*own, 'arguments', 'parameters', 'command'}
+  )
   if found is None:
     return None
-  if found.keys() <= own:
-    return None, _json_arguments(found)
+  if found.keys() <= own.keys():
+    return None, _json_arguments({own[k]: v for k, v in found.items()})
   command = found.get('command')
   if isinstance(command, str) and _START.search(command):
     return parse_command(command, card)

@@ -71,6 +71,10 @@ def test_arguments_alone_need_a_card():
   assert calls.parse_command(text, _CARD) == (None, {'query': 'x', 'k': 3})
   with pytest.raises(base.BadArguments, match='no call of the form'):
     calls.parse_command(text)
+  card = base.Card('s', 'p', (base.Argument('maxResults', 'm', 'integer'),))
+  assert calls.parse_command('{"maxResults": 3}', card) == (
+      None, {'maxResults': 3},
+  )
 
 
 def test_positional_arguments_need_a_card():
@@ -118,6 +122,8 @@ def test_positional_arguments_need_a_card():
         ('{"name": "search", "arguments": {"query": NaN}}', 'plain values'),
         ('{"name": "search", "arguments": {"query": "\\ud800"}}', 'plain'),
         ('{"command": "search for it"}', 'no call'),
+        ('It takes {"query": "..."}, so\ntool.execute(query="cut', 'cannot be'),
+        ('tool.execute(query="He said "x" {"query": "y"}")', 'cannot be read'),
     ],
 )
 def test_says_why_a_command_cannot_be_read(text, reason):
