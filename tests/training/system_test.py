@@ -25,6 +25,17 @@ def test_the_shipped_configs_pass():
     checks.check(config_lib.load(str(path)))
 
 
+def test_the_endpoint_config_needs_only_to_be_told_where():
+  config = config_lib.load(str(mini.ROOT / 'experiments' / 'endpoint.py'))
+  with pytest.raises(config_lib.ConfigError, match='agent.endpoint.preset'):
+    checks.check(config)
+  for preset in ('openai', 'vllm'):
+    where = [
+        ('agent.endpoint.preset', preset), ('agent.endpoint.model', 'm'),
+    ]
+    checks.check(config_lib.override(config, where))
+
+
 @pytest.mark.parametrize(
     'overrides, message',
     [
