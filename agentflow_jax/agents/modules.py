@@ -99,7 +99,7 @@ class ModelPlanner:
   sampling: records.SamplingSpec
   prompt: prompts.PromptConfig
   max_prompt_tokens: int
-  shortened_tokens: int = 16
+  shortened_tokens: int = 14
 
   async def plan(self, view):
     segments = self.compose(view)
