@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from agentflow_jax import records
-from agentflow_jax.agents import language_model, lenient_json
+from agentflow_jax.agents import language_model
 from agentflow_jax.agents import memory as memory_lib
 from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.agents import prompts
+from agentflow_jax.agents import verdict as verdict_lib
 from agentflow_jax.agents.tools import base, calls
 
 
@@ -253,12 +254,6 @@ Conclusion: CONTINUE"""
 _NO_CONCLUSION = """\
 Your last answer had no conclusion. Its last line must be Conclusion: STOP or \
 Conclusion: CONTINUE, and nothing else."""
-# Nothing but punctuation follows: 'STOP would be too early' concludes nothing.
-_CONCLUSION = re.compile(
-    r'conclusion[*_`"\' \t]*[:=：][*_`"\'\s]*(stop|continue)'
-    r'(?=[*_`"\' \t]*(?:[.,;:!]|$))',
-    re.IGNORECASE | re.MULTILINE,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,45 +284,11 @@ class ModelVerifier:
         if not note:
           raise
         break  # No room to say it once more.
-      stop, verdict = parse_conclusion(completion.text)
+      stop, verdict = verdict_lib.parse(completion.text)
       if stop is not None:
         break
       note = _NO_CONCLUSION
     return bool(stop), verdict
-
-
-def parse_conclusion(text: str) -> tuple[bool | None, str]:
-  """Reads a verifier's text: (stop, verdict); stop is None for no conclusion.
-
-  Only the last 'Conclusion: STOP' or 'Conclusion: CONTINUE' counts, or a text
-  that is the one word, or one that is a JSON object and nothing besides, with
-  stop_signal, stop or conclusion. 'We should not stop yet' is no conclusion,
-  and what a text quotes is none.
-  """
-  if lenient_json.is_whole(text):
-    stop, reason = _json_conclusion(text)
-    verdict = 'stop' if stop else 'continue'
-    return stop, f'{verdict}: {reason}' if reason else verdict
-  found = _CONCLUSION.findall(text)
-  word = (found[-1] if found else text.strip(' \n*."`\'')).lower()
-  reason = ' '.join(_CONCLUSION.sub('', text).split())
-  stop = {'stop': True, 'continue': False}.get(word)
-  if stop is not None and reason.lower().strip('*."`\'') == word:
-    reason = ''
-  verdict = 'stop' if stop else 'continue'
-  return stop, f'{verdict}: {reason}' if reason else verdict
-
-
-def _json_conclusion(text: str) -> tuple[bool | None, str]:
-  """Reads a verdict that is JSON: whether to stop, and why."""
-  found = lenient_json.find(text, {'stop_signal', 'stop', 'conclusion'}) or {}
-  values = [found.get(n) for n in ('stop_signal', 'stop', 'conclusion')]
-  value = next((v for v in values if v is not None), '')
-  word = str(value).strip(' *."`\'').lower()
-  stop = {'true': True, 'stop': True, 'false': False, 'continue': False}.get(word)
-  reasons = (found.get(n) for n in ('reason', 'analysis', 'explanation'))
-  said = next((r for r in reasons if isinstance(r, str)), '')
-  return stop, ' '.join(said.split())
 
 
 @dataclasses.dataclass(frozen=True)

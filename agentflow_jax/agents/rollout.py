@@ -268,24 +268,7 @@ async def _turn(
   progress.turns[-1] = turn = dataclasses.replace(
       turn, call=call, result=result, modules=calls
   )
-  # The budget counts the marks, but what is cut out gets no number.
-  text = memory_lib.shorten(
-      result.text,
-      lambda text: agent.count_tokens(memory.mark(text)[0]),
-      agent.config.entry_tokens,
-  )
-  marked, memory = memory.mark(text)
-  entry = memory_lib.Entry(
-      tool=plan.tool,
-      sub_goal=memory_lib.shorten(
-          plan.sub_goal, agent.count_tokens, agent.config.entry_tokens
-      ),
-      context=memory_lib.shorten(
-          plan.context, agent.count_tokens, agent.config.entry_tokens
-      ),
-      result=marked,
-      failed=result.error is not None,
-  )
+  entry, memory = _entry(agent, memory, plan, result)
   start = time.monotonic()
   with _module('verifier', progress), modules.noting_prompts() as asked:
     stop, verdict = await agent.verifier.judge(
@@ -307,6 +290,26 @@ async def _turn(
       memory=memory.entries[-1].render(len(memory.entries)),
   )
   return memory, stop
+
+
+def _entry(
+    agent, memory, plan, result
+) -> tuple[memory_lib.Entry, memory_lib.Memory]:
+  """Returns what of a call goes into memory, and the memory that marked it."""
+  count, limit = agent.count_tokens, agent.config.entry_tokens
+  # The budget counts the marks, but what is cut out gets no number.
+  text = memory_lib.shorten(
+      result.text, lambda text: count(memory.mark(text)[0]), limit
+  )
+  marked, memory = memory.mark(text)
+  entry = memory_lib.Entry(
+      tool=plan.tool,
+      sub_goal=memory_lib.shorten(plan.sub_goal, count, limit),
+      context=memory_lib.shorten(plan.context, count, limit),
+      result=marked,
+      failed=result.error is not None,
+  )
+  return entry, memory
 
 
 async def _execute(agent, view, plan, progress):

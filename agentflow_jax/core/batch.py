@@ -307,20 +307,7 @@ def _fill(
     pad_id: see pack.
     n_micro: see TurnBatch.
   """
-  batch = TurnBatch(
-      token_ids=np.full(shape, pad_id, np.int32),
-      positions=np.zeros(shape, np.int32),
-      subtree_end=np.zeros(shape, np.int32),
-      parents=np.zeros(shape, np.int32),
-      targets=np.full(shape, pad_id, np.int32),
-      responses=np.zeros(shape, np.int32),
-      weights=np.zeros(shape, np.float32),
-      advantages=np.zeros(shape, np.float32),
-      behavior_logprobs=np.zeros(shape, np.float32),
-      old_logprobs=np.zeros(shape, np.float32),
-      temperature=np.ones(shape, np.float32),
-      n_micro=np.int32(n_micro),
-  )
+  batch = _empty(shape, pad_id, n_micro)
   if at_parents:
     batch.parents[:] = np.arange(shape[2], dtype=np.int32)
   ends = batch.subtree_end.reshape(-1, shape[2])
@@ -333,8 +320,7 @@ def _fill(
     path = branch.path
     n_prompt = row.n_prompt_targets
     count = n_prompt + len(row.response_ids)
-    # The first scored token's parent; its own place is one before in the path.
-    first = len(path) - count
+    first = len(path) - count  # The parents are the last `count` of the path.
     if at_parents:
       slots = path[first:]
     else:
@@ -366,6 +352,26 @@ def _fill(
     if old is not None:
       batch.old_logprobs[here][response] = old
   return batch, tuple(places)
+
+
+def _empty(
+    shape: tuple[int, int, int], pad_id: int, n_micro: int
+) -> TurnBatch:
+  """Returns a batch that is all padding."""
+  return TurnBatch(
+      token_ids=np.full(shape, pad_id, np.int32),
+      positions=np.zeros(shape, np.int32),
+      subtree_end=np.zeros(shape, np.int32),
+      parents=np.zeros(shape, np.int32),
+      targets=np.full(shape, pad_id, np.int32),
+      responses=np.zeros(shape, np.int32),
+      weights=np.zeros(shape, np.float32),
+      advantages=np.zeros(shape, np.float32),
+      behavior_logprobs=np.zeros(shape, np.float32),
+      old_logprobs=np.zeros(shape, np.float32),
+      temperature=np.ones(shape, np.float32),
+      n_micro=np.int32(n_micro),
+  )
 
 
 def unpack(packing: Packing, values: Array) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 from starlette import applications, exceptions, responses, routing
@@ -20,6 +20,7 @@ from starlette import requests as http
 
 from agentflow_jax import records
 from agentflow_jax.serving import requests
+from agentflow_jax.serving import writing
 from agentflow_jax.training import engine_model
 
 _MAX_BODY_BYTES = 16 << 20
@@ -166,7 +167,7 @@ async def _answer(service: Service, kind: str, request: http.Request):
       'created': int(time.time()),
       'model': service.name,
   }
-  writer = _Writer(tokenizer, ask, is_chat, head)
+  writer = writing.Writer(tokenizer, ask, is_chat, head)
   if ask.stream:
     pieces = _stream(service, ask, prompts, writer)
     # What fails before the first token still has a status of its own.
@@ -305,7 +306,7 @@ async def _stream(service, ask, prompts, writer) -> AsyncIterator[str]:
       if isinstance(end, Exception):
         if not started:
           raise end
-        yield _event({'error': {'message': str(end), 'type': 'server_error'}})
+        yield writing.event({'error': {'message': str(end), 'type': 'server_error'}})
         return
       started.add(index)
       if end is None:
@@ -316,123 +317,12 @@ async def _stream(service, ask, prompts, writer) -> AsyncIterator[str]:
         left -= 1
         done.append(end)
         piece = writer.last(index, end)
-      yield _event(piece)
+      yield writing.event(piece)
     if ask.usage:
-      yield _event(
+      yield writing.event(
           writer.chunk([]) | {'usage': _usage(prompts, done)}
       )
     yield _DONE
   finally:
     for task in tasks:  # The client may have gone.
       task.cancel()
-
-
-def _event(value) -> str:
-  return f'data: {json.dumps(value, ensure_ascii=False)}\n\n'
-
-
-class _Writer:
-  """Writes completions in OpenAI's words, whole or in pieces."""
-
-  def __init__(self, tokenizer, ask: requests.Ask, is_chat: bool, head):
-    self._tokenizer, self._ask, self._is_chat = tokenizer, ask, is_chat
-    self._head = head
-    self._sent: dict[int, str] = {}
-
-  def choice(self, index: int, done: records.Completion) -> dict[str, Any]:
-    """A finished choice."""
-    text, stopped = _cut(done.text, self._ask.sampling.stop)
-    choice = {
-        'index': index,
-        'finish_reason': 'stop' if stopped else done.finish_reason,
-        'logprobs': self._logprobs(done) if self._ask.logprobs else None,
-    }
-    if self._is_chat:
-      choice['message'] = {'role': 'assistant', 'content': text}
-    else:
-      choice['text'] = text
-    if self._ask.token_ids:
-      choice['token_ids'] = list(done.response_ids)
-    return choice
-
-  def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    """One event of a stream."""
-    kind = self._head['object'] + ('.chunk' if self._is_chat else '')
-    return self._head | {'object': kind, 'choices': choices}
-
-  def piece(self, index: int, ids: Sequence[int]) -> dict[str, Any] | None:
-    """What `ids` add to what was sent; None for nothing yet."""
-    text, stopped = _cut(
-        self._tokenizer.decode(ids), self._ask.sampling.stop
-    )
-    if not stopped:
-      text = text[: len(text) - _unsure(text, self._ask.sampling.stop)]
-    return self._delta(index, text)
-
-  def last(self, index: int, done: records.Completion) -> dict[str, Any]:
-    """The rest of a choice, how it ended, and what only then is known."""
-    whole = self.choice(index, done)
-    text = whole.pop('message')['content'] if self._is_chat else whole['text']
-    rest = self._delta(index, text)
-    delta = rest['choices'][0] if rest else self._empty(index)
-    whole.pop('text', None)
-    return self.chunk([delta | whole])
-
-  def _delta(self, index: int, text: str) -> dict[str, Any] | None:
-    before = self._sent.get(index)
-    new = text[len(before or '') :]
-    if not new and (before is not None or not self._is_chat):
-      return None
-    self._sent[index] = text
-    choice = self._empty(index)
-    if self._is_chat:
-      choice['delta'] = {'content': new}
-      if before is None:
-        choice['delta']['role'] = 'assistant'
-    else:
-      choice['text'] = new
-    return self.chunk([choice])
-
-  def _empty(self, index: int) -> dict[str, Any]:
-    body = {'delta': {}} if self._is_chat else {'text': ''}
-    return {'index': index, 'finish_reason': None, 'logprobs': None} | body
-
-  def _logprobs(self, done: records.Completion) -> dict[str, Any]:
-    tokens = [self._tokenizer.decode([i]) for i in done.response_ids]
-    if self._is_chat:
-      return {
-          'content': [
-              {
-                  'token': token, 'logprob': logprob,
-                  'bytes': list(token.encode('utf-8', 'replace')),
-                  'top_logprobs': [],
-              }
-              for token, logprob in zip(tokens, done.logprobs, strict=True)
-          ]
-      }
-    offsets, end = [], 0
-    for token in tokens:
-      offsets.append(end)
-      end += len(token)
-    return {
-        'tokens': tokens, 'token_logprobs': list(done.logprobs),
-        'top_logprobs': None, 'text_offset': offsets,
-    }
-
-
-def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-  """Returns the text before the first stop string, and whether there is one."""
-  found = [at for s in stops if (at := text.find(s)) >= 0]
-  return (text[: min(found)], True) if found else (text, False)
-
-
-def _unsure(text: str, stops: Sequence[str]) -> int:
-  """How many characters at the end may yet change or turn out to be a stop."""
-  # Bytes of a character that is not whole decode to U+FFFD.
-  held = len(text) - len(text.rstrip('\ufffd'))
-  for stop in stops:
-    for n in range(min(len(stop) - 1, len(text)), held, -1):
-      if text.endswith(stop[:n]):
-        held = n
-        break
-  return held

@@ -13,21 +13,8 @@ def check(config: config_lib.Config) -> None:
   Raises:
     ConfigError: names the field.
   """
-  sampling, train = config.planner.sampling, config.train
-  if sampling.truncates and config.planner.backend == 'engine':
-    raise config_lib.ConfigError(
-        'planner.sampling: top_k, top_p and min_p must be off: the trainer'
-        ' scores the whole distribution'
-    )
-  if config.algorithm == 'flow_grpo' and sampling.temperature == 0:
-    raise config_lib.ConfigError(
-        'planner.sampling.temperature: greedy responses cannot be trained on'
-    )
-  if config.algorithm == 'flow_grpo' and train.group_size < 2:
-    raise config_lib.ConfigError(
-        'train.group_size: one rollout a group has no advantage'
-    )
   if config.planner.backend == 'engine':
+    _check_training(config)
     _check_lengths(config)
   _check_modules(config)
   knobs.check_values(config)
@@ -45,6 +32,24 @@ def check_trains(config: config_lib.Config) -> None:
     raise config_lib.ConfigError(
         'planner.backend=endpoint gives no token ids, so it cannot be trained;'
         ' evaluate and solve can use it'
+    )
+
+
+def _check_training(config: config_lib.Config) -> None:
+  """Refuses sampling and groups that nothing could be learned from."""
+  sampling, train = config.planner.sampling, config.train
+  if sampling.truncates:
+    raise config_lib.ConfigError(
+        'planner.sampling: top_k, top_p and min_p must be off: the trainer'
+        ' scores the whole distribution'
+    )
+  if config.algorithm == 'flow_grpo' and sampling.temperature == 0:
+    raise config_lib.ConfigError(
+        'planner.sampling.temperature: greedy responses cannot be trained on'
+    )
+  if config.algorithm == 'flow_grpo' and train.group_size < 2:
+    raise config_lib.ConfigError(
+        'train.group_size: one rollout a group has no advantage'
     )
 
 

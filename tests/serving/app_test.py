@@ -14,7 +14,7 @@ import uvicorn
 
 from agentflow_jax import records
 from agentflow_jax.agents import endpoint, endpoint_config
-from agentflow_jax.serving import app, requests
+from agentflow_jax.serving import app, requests, writing
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import served
 from tests.training import mini
@@ -289,7 +289,7 @@ def test_a_stream_sends_nothing_that_it_would_take_back():
       ('naé!y', 'na'),
   ):
     ids = list(text.encode())
-    writer = app._Writer(Bytes(), ask, True, {'object': 'chat.completion'})
+    writer = writing.Writer(Bytes(), ask, True, {'object': 'chat.completion'})
     pieces = [writer.piece(0, ids[:n]) for n in range(1, len(ids) + 1)]
     end = writer.last(0, records.Completion(text, response_ids=tuple(ids)))
     sent = [

@@ -32,6 +32,7 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
   for preset in ('openai', 'vllm'):
     where = [
         ('agent.endpoint.preset', preset), ('agent.endpoint.model', 'm'),
+        ('planner.sampling.temperature', '0'),  # Nothing is trained.
     ]
     checks.check(config_lib.override(config, where))
 
