@@ -176,13 +176,14 @@ def pack(
     rows_per_micro: B.
     max_micro: M; None takes the next power of two that holds the rows, so that
       few shapes are ever compiled. Unused micro-batches cost no time.
-    layout: 'rows' packs first-fit, longest first, and puts a target where its
-      parent is; 'forest' shares what rows begin with (see forest.share).
+    layout: 'rows' packs first-fit, longest first; 'forest' shares what rows
+      begin with (see forest.share).
     block: of layout 'rows'. If given, a turn row starts at a multiple of
       `block` places or lies between two. A product over many slots is summed
       block by block; so every turn row is cut as it would be alone, and rounded
-      alike (on CPU, with 128: to the same bits as when it was sampled). None
-      packs tighter.
+      alike (on CPU, with 128: to the same bits as when it was sampled), and a
+      target is put where its parent is. None packs rows tighter, and targets
+      one after the other, so that fewer chunks of logits are formed.
     pad_id: token id put where nothing is; any id does.
 
   Returns:
@@ -213,7 +214,7 @@ def pack(
         f'{tokens_per_row} tokens; max_micro is {max_micro}'
     )
   shape = (max_micro, rows_per_micro, tokens_per_row)
-  batch, places = _fill(rows, plan, shape, layout == 'rows', pad_id, n_micro)
+  batch, places = _fill(rows, plan, shape, block is not None, pad_id, n_micro)
   n_tokens = int((batch.subtree_end > 0).sum())
   packing = Packing(
       places=places,

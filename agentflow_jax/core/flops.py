@@ -57,27 +57,19 @@ def done(
   n_micro = int(batch.n_micro)
   ends = np.asarray(batch.subtree_end)[:n_micro]
   _, rows, length = ends.shape
-  block = attention.block_of(length, config.attention)
-  if block is None:
+  blocks = attention.blocks_of(length, config.attention)
+  if blocks is None:
     pairs = ends.size * length
   else:
-    ends_ = np.pad(ends, ((0, 0), (0, 0), (0, -length % block)))
-    n_blocks = ends_.shape[-1] // block
-    reach = ends_.reshape(-1, n_blocks, block).max(axis=-1)
-    number = np.arange(n_blocks)
-    seen = (number <= number[:, None]) & (
-        reach[:, None, :] > number[:, None] * block
-    )
-    pairs = int(seen.sum()) * block**2
+    ends_ = np.pad(ends, ((0, 0), (0, 0), (0, -length % blocks.queries)))
+    pairs = attention.needed(ends_, blocks).sum() * blocks.queries * blocks.keys
   is_target = np.asarray(batch.responses)[:n_micro] > 0
   chunk = scoring.chunk_of(
       rows, is_target.shape[-1], config.vocab_size, logits_chunk
   )
-  used = is_target.reshape(n_micro, rows, -1, chunk).any(axis=(1, 3))
-  chunks = int(used.sum())
-  if chunk == is_target.shape[-1]:
-    chunks = n_micro  # All at once are never left out.
-  return Work(ends.size, pairs, chunks * chunk * rows)
+  is_target = np.pad(is_target, [(0, 0)] * 2 + [(0, -length % chunk)])
+  chunks = is_target.reshape(n_micro, rows, -1, chunk).any(axis=(1, 3)).sum()
+  return Work(ends.size, int(pairs), int(chunks) * chunk * rows)
 
 
 def forward(config: layers.ModelConfig, work: Work) -> int:
@@ -93,33 +85,46 @@ def forward(config: layers.ModelConfig, work: Work) -> int:
   )
 
 
-def update(
-    config: layers.ModelConfig,
-    work: Work,
-    *,
-    reference: bool,
-    recomputes_logits: bool = False,
-    recomputes_scores: bool = False,
+def update_needed(
+    config: layers.ModelConfig, work: Work, *, reference: bool
 ) -> int:
   """Returns the FLOPs of an update: forward, backward, reference forward.
 
   A backward pass makes two products for each of the forward pass.
 
   Args:
-    config: the network; with remat 'full' the layers run forward once more,
-      with 'dots' their attention.
+    config: the network.
     work: of one forward pass.
     reference: whether the reference policy scores the targets, too.
-    recomputes_logits: whether the backward pass forms them again.
-    recomputes_scores: likewise of attention's scores.
   """
-  total = forward(config, work) * (4 if reference else 3)
-  if recomputes_logits:
-    total += forward(config, Work(0, 0, work.targets))
-  if recomputes_scores:  # Of the two products of a pair, that of the scores.
-    total += forward(config, Work(0, work.pairs, 0)) // 2
+  return forward(config, work) * (4 if reference else 3)
+
+
+def update_done(
+    config: layers.ModelConfig,
+    work: Work,
+    *,
+    length: int,
+    reference: bool,
+) -> int:
+  """Returns the FLOPs of an update with what its backward pass makes again.
+
+  Those are the logits; attention's scores, where attention goes by blocks; with
+  remat 'full' a forward pass of the layers, and with 'dots' their attention.
+
+  Args:
+    config: the network.
+    work: of one forward pass.
+    length: T, see attention.blocks_of.
+    reference: whether the reference policy scores the targets, too.
+  """
+  attends = forward(config, Work(0, work.pairs, 0))
+  total = update_needed(config, work, reference=reference)
+  total += forward(config, Work(0, 0, work.targets))
+  if attention.blocks_of(length, config.attention) is not None:
+    total += attends // 2  # Of the two products of a pair, that of the scores.
   if config.remat == 'full':
     total += forward(config, Work(work.tokens, work.pairs, 0))
   elif config.remat == 'dots':  # Attention's products are not among those kept.
-    total += forward(config, Work(0, work.pairs, 0))
+    total += attends
   return total

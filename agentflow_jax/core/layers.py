@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import sharding as jax_sharding
 
 from agentflow_jax.core import attention
+from agentflow_jax.core import lora as lora_lib
 from agentflow_jax.core import rope
 
 Array = jax.Array
@@ -63,6 +64,7 @@ class ModelConfig:
     attention: in training: 'dense' forms all scores of a row, 'blocks' those of
       two blocks at a time and none of blocks that do not see each other;
       'auto' takes blocks for rows of 1,024 tokens and more.
+    lora: the adapters that parameters hold besides, if any.
   """
 
   vocab_size: int
@@ -83,6 +85,7 @@ class ModelConfig:
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: Literal['none', 'full', 'dots'] = 'none'
   attention: Literal['auto', 'dense', 'blocks'] = 'auto'
+  lora: lora_lib.LoraConfig = lora_lib.LoraConfig()
 
   def __post_init__(self):
     for name in (
@@ -117,6 +120,41 @@ class ModelConfig:
     return jax.lax.Precision.DEFAULT
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(config: ModelConfig, equation: str, x: Array, kernel: Array):
+  """Returns einsum(x, kernel) in the activation dtype."""
+  return jnp.einsum(
+      equation, x, kernel.astype(config.dtype), precision=config.precision
+  )
+
+
+def _product_forward(config, equation, x, kernel):
+  return _product(config, equation, x, kernel), (x, kernel)
+
+
+def _product_backward(config, equation, saved, d_y):
+  """The gradients of x, and of the kernel, which is summed in float32."""
+  x, kernel = saved
+  operands, y_axes = equation.split('->')
+  x_axes, kernel_axes = operands.split(',')
+  d_x = jnp.einsum(
+      f'{y_axes},{kernel_axes}->{x_axes}', d_y, kernel.astype(config.dtype),
+      precision=config.precision,
+  )
+  # Both are read by columns; XLA's CPU transposes the first of the two, and
+  # does over whatever made it, element by element: so the smaller one comes
+  # first (measured: the whole backward pass takes half the time).
+  pairs = [(x_axes, x), (y_axes, d_y)]
+  (axes, first), (other_axes, second) = sorted(pairs, key=lambda p: p[1].size)
+  d_kernel = attention.float32_product(
+      config.dtype, f'{axes},{other_axes}->{kernel_axes}', first, second
+  )
+  return d_x, d_kernel.astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
 class _Linear(nn.Module):
   """y = einsum(x, kernel) + bias, in the activation dtype."""
 
@@ -138,10 +176,9 @@ class _Linear(nn.Module):
         self.shape,
         config.param_dtype,
     )
-    y = jnp.einsum(
-        self.equation, x, kernel.astype(config.dtype),
-        precision=config.precision,
-    )
+    if config.lora.adapts(self.name):
+      kernel = lora_lib.merged(config.lora, kernel, *self._adapter())
+    y = _product(config, self.equation, x, kernel)
     if self.bias_axes is not None:
       bias = self.param(
           'bias',
@@ -153,6 +190,30 @@ class _Linear(nn.Module):
       )
       y = y + bias.astype(config.dtype)
     return y
+
+  def _adapter(self) -> tuple[Array, Array]:
+    """Returns A, normal with variance 1 / fan_in, and B, which begins as 0."""
+    rank = self.config.lora.rank
+    n_in = next(
+        n for n in range(len(self.shape))
+        if math.prod(self.shape[:n]) == self.fan_in
+    )
+    a = self.param(
+        lora_lib.A,
+        nn.with_logical_partitioning(
+            nn.initializers.normal(1 / math.sqrt(self.fan_in)),
+            (*self.axes[:n_in], 'lora'),
+        ),
+        (*self.shape[:n_in], rank), jnp.float32,
+    )
+    b = self.param(
+        lora_lib.B,
+        nn.with_logical_partitioning(
+            nn.initializers.zeros_init(), ('lora', *self.axes[n_in:])
+        ),
+        (rank, *self.shape[n_in:]), jnp.float32,
+    )
+    return a, b
 
 
 class RMSNorm(nn.Module):
@@ -172,16 +233,53 @@ class RMSNorm(nn.Module):
         (x.shape[-1],),
         config.param_dtype,
     )
-    x = x.astype(jnp.float32)
-    # A product with ones, not a mean: XLA's CPU sums a short axis in an order
-    # that depends on the other axes, and sampler and trainer differ in those.
-    size = x.shape[-1]
-    mean_square = jnp.einsum(
-        '...d,d->...', jnp.square(x), jnp.ones(size, jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
-    )[..., None] / size
-    y = x * jax.lax.rsqrt(mean_square + config.norm_eps)
-    return (y * scale.astype(jnp.float32)).astype(config.dtype)
+    return _normalised(config, x, scale)
+
+
+def _sum_last(x: Array) -> Array:
+  # A product with ones, not a sum: XLA's CPU sums a short axis in an order that
+  # depends on the other axes, and sampler and trainer differ in those.
+  return jnp.einsum(
+      '...d,d->...', x, jnp.ones(x.shape[-1], jnp.float32),
+      precision=jax.lax.Precision.HIGHEST,
+  )[..., None]
+
+
+def _rescaled(config: ModelConfig, x: Array) -> tuple[Array, Array]:
+  """Returns x / sqrt(mean(x^2) + eps) and that factor, in float32."""
+  x = x.astype(jnp.float32)
+  mean_square = _sum_last(jnp.square(x)) / x.shape[-1]
+  factor = jax.lax.rsqrt(mean_square + config.norm_eps)
+  return x * factor, factor
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalised(config: ModelConfig, x: Array, scale: Array) -> Array:
+  y, _ = _rescaled(config, x)
+  return (y * scale.astype(jnp.float32)).astype(config.dtype)
+
+
+def _normalised_forward(config, x, scale):
+  return _normalised(config, x, scale), (x, scale)
+
+
+def _normalised_backward(config, saved, d_y):
+  """With h = x f: dx = f (dh - h mean(dh h)), d scale = sum over tokens dy h."""
+  x, scale = saved
+  y, factor = _rescaled(config, x)
+  d_y = d_y.astype(jnp.float32)
+  d_h = d_y * scale.astype(jnp.float32)
+  d_x = factor * (d_h - y * _sum_last(d_h * y) / x.shape[-1])
+  # A product with ones here, too: XLA's CPU sums over rows one by one.
+  rows = (d_y * y).reshape(-1, x.shape[-1])
+  d_scale = jnp.einsum(
+      't,td->d', jnp.ones(rows.shape[0], jnp.float32), rows,
+      precision=jax.lax.Precision.HIGHEST,
+  )
+  return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 @flax.struct.dataclass
@@ -259,7 +357,7 @@ class _Attention(nn.Module):
     else:
       y = attention.attend_blocks(
           q, keys, values, context.subtree_end,
-          block=attention.block_of(length, config.attention),
+          blocks=attention.blocks_of(length, config.attention),
           dtype=config.dtype,
           mesh=self.constrain.mesh,
       ).astype(config.dtype)

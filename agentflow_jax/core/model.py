@@ -19,11 +19,13 @@ import jax.numpy as jnp
 
 from agentflow_jax.core import attention
 from agentflow_jax.core import layers
+from agentflow_jax.core import lora
 from agentflow_jax.core import rope
 
 Array = jax.Array
 Params = Any  # Nested dict of arrays.
 ModelConfig = layers.ModelConfig
+LoraConfig = lora.LoraConfig
 RopeScaling = rope.RopeScaling
 Constrain = layers.Constrain
 
@@ -172,8 +174,7 @@ def hidden_states(
   Returns:
     dtype[B, T, D], what `unembed` takes.
   """
-  block = attention.block_of(token_ids.shape[1], config.attention)
-  if block is None:
+  if attention.blocks_of(token_ids.shape[1], config.attention) is None:
     mask, ends = attention.visible(subtree_end), None
   else:
     mask, ends = None, subtree_end

@@ -8,16 +8,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import sharding as jax_sharding
 
+from agentflow_jax.core import attention
 from agentflow_jax.core import batch as batch_lib
 from agentflow_jax.core import logprobs
 from agentflow_jax.core import losses
 from agentflow_jax.core import model
 
 Array = jax.Array
+_Spec = jax_sharding.PartitionSpec
+_ROWS = _Spec(('data', 'fsdp'))
 
-# Logits that may exist at one time: 256 MiB in float32.
-_MAX_LOGITS = 1 << 26
+# Logits that a device may hold at one time: 128 MiB in float32.
+_MAX_LOGITS = 1 << 25
 
 
 def score_micro(
@@ -34,124 +38,185 @@ def score_micro(
     params: its parameters; gradients flow to them through the logprobs.
     micro: fields [B, T] and [B, N].
     constrain: pins activations to the mesh.
-    logits_chunk: targets of a row whose logits exist at one time; divides N.
-      None for as many as 256 MiB hold. Where that is not all, logits are formed
-      again in the backward pass, and chunks without a target are left out.
+    logits_chunk: targets of a row whose logits exist at one time; None for as
+      many as 128 MiB a device hold. Chunks without a target are left out, and
+      logits are formed again in the backward pass.
 
   Returns:
     Scores [B, N]; where there is no target they are finite and mean nothing.
 
   Raises:
-    ValueError: logits_chunk does not divide N.
+    ValueError: logits_chunk is less than 1.
   """
   hidden = model.hidden_states(
       config, params, micro.token_ids, micro.positions, micro.subtree_end,
       constrain,
   )
   hidden = jnp.take_along_axis(hidden, micro.parents[..., None], axis=1)
-  hidden = constrain(hidden, ('batch', 'length', None))
   kernel = model.output_kernel(config, params)
+  if not config.tie_embeddings:
+    kernel = kernel.T
+  mesh = constrain.mesh
   rows, length = micro.targets.shape
-  chunk = chunk_of(rows, length, config.vocab_size, logits_chunk)
-  if chunk == length:
-    return _score(
-        config, constrain, kernel, hidden, micro.targets, micro.temperature
-    )
-  return _score_chunks(
-      config, constrain, chunk, kernel, hidden, micro.targets,
-      micro.temperature, micro.responses > 0,
-  )
+  vocab_size = kernel.shape[0]
+  if mesh is not None and mesh.size == 1:
+    mesh = None
+  elif mesh is not None:
+    rows //= mesh.shape['data'] * mesh.shape['fsdp']
+    vocab_size //= mesh.shape['tensor']
+  chunk = chunk_of(rows, length, vocab_size, logits_chunk)
+  arrays = (hidden, micro.targets, micro.temperature, micro.responses > 0)
+  short = -length % chunk
+  if short:
+    arrays = [
+        jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
+        for x in arrays
+    ]
+  scores = _score(config, mesh, chunk, kernel, *arrays)
+  return jax.tree.map(lambda x: x[:, :length], scores)
 
 
 def chunk_of(
     rows: int, length: int, vocab_size: int, logits_chunk: int | None = None
 ) -> int:
-  """Returns how many targets of each of B rows have logits at one time.
+  """Returns how many targets of each of a device's B rows have logits at once.
 
   Args:
     rows: B.
-    length: N.
+    length: N; the last chunk is padded.
     vocab_size: V.
-    logits_chunk: what was asked for; None for as many as 256 MiB hold.
+    logits_chunk: what was asked for; None for as many as 128 MiB hold, in
+      chunks of about one size.
 
   Raises:
-    ValueError: it does not divide N.
+    ValueError: it is less than 1.
   """
   if logits_chunk is None:
     most = max(1, min(length, _MAX_LOGITS // (rows * vocab_size)))
-    return next(n for n in range(most, 0, -1) if length % n == 0)
-  if logits_chunk < 1 or length % logits_chunk:
-    raise ValueError(f'logits_chunk {logits_chunk} must divide N = {length}')
-  return logits_chunk
+    return -(-length // -(-length // most))
+  if logits_chunk < 1:
+    raise ValueError(f'logits_chunk must be at least 1: {logits_chunk}')
+  return min(logits_chunk, length)
 
 
-def _score(
-    config, constrain, kernel, hidden, targets, temperature
-) -> losses.Scores:
-  """Scores targets[B, n] by the states hidden[B, n, D] of their parents."""
-  logits = model.logits_of(config, kernel, hidden)
-  logits = constrain(logits, ('batch', 'length', 'vocab'))
-  return losses.Scores(
-      logprobs=logprobs.log_prob_of(logits, targets, temperature),
-      entropy=logprobs.entropy_of(jax.lax.stop_gradient(logits), temperature),
-      log_normalizer=jax.nn.logsumexp(
-          logprobs.scale(logits, temperature), axis=-1
-      ),
+def _mapped(f, mesh, in_specs, out_specs):
+  """Returns f of every device's part; f itself where there is one device."""
+  if mesh is None:
+    return f
+  return jax.shard_map(
+      f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
   )
+
+
+# Of the kernel, the states, and four arrays of targets.
+_IN_SPECS = (_Spec('tensor'), *[_ROWS] * 4)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _score_chunks(
-    config, constrain, chunk, kernel, hidden, targets, temperature, is_target
+def _score(
+    config, mesh, chunk, kernel, hidden, targets, temperature, is_target
 ) -> losses.Scores:
-  """Like _score, `chunk` targets of every row at a time.
+  """Scores targets[B, N] by the states hidden[B, N, D] of their parents.
 
-  is_target is bool[B, N]; a chunk without any is left out and scores 0.
+  The kernel is [V, D]; V is split over 'tensor'. Every device goes over its own
+  rows and its own part of V; the kernel's other axis is gathered once before.
   """
-  which, count = _chunks_in_use(is_target, chunk)
 
-  def body(i, scores):
-    start = which[i] * chunk
-    piece = _score(
-        config, constrain, kernel,
-        *(_slice(x, start, chunk) for x in (hidden, targets, temperature)),
-    )
-    return jax.tree.map(functools.partial(_write, start=start), scores, piece)
+  def local(kernel, hidden, targets, temperature, is_target):
+    which, count = _chunks_in_use(is_target, chunk)
 
-  zeros = jnp.zeros(targets.shape, jnp.float32)
-  return jax.lax.fori_loop(0, count, body, losses.Scores(zeros, zeros, zeros))
+    def body(i, scores):
+      start = which[i] * chunk
+      logits = _logits(config, kernel, _slice(hidden, start, chunk))
+      piece = losses.Scores(*logprobs.statistics(
+          logits, _slice(targets, start, chunk),
+          _slice(temperature, start, chunk), mesh and 'tensor',
+      ))
+      return jax.tree.map(functools.partial(_write, start=start), scores, piece)
 
+    zeros = jnp.zeros(targets.shape, jnp.float32)
+    return jax.lax.fori_loop(0, count, body, losses.Scores(zeros, zeros, zeros))
 
-def _forward(config, constrain, chunk, *arrays):
-  return _score_chunks(config, constrain, chunk, *arrays), arrays
-
-
-def _backward(config, constrain, chunk, arrays, cotangents):
-  """The gradients of the kernel, summed in float32, and of the states."""
-  kernel, hidden, targets, temperature, is_target = arrays
-  which, count = _chunks_in_use(is_target, chunk)
-
-  def body(i, carry):
-    d_kernel, d_hidden = carry
-    start = which[i] * chunk
-    inputs = [_slice(x, start, chunk) for x in (targets, temperature)]
-    _, pull = jax.vjp(
-        lambda k, h: _score(config, constrain, k, h, *inputs),
-        kernel, _slice(hidden, start, chunk),
-    )
-    dk, dh = pull(
-        jax.tree.map(lambda x: _slice(x, start, chunk), cotangents)
-    )
-    return d_kernel + dk.astype(jnp.float32), _write(d_hidden, dh, start)
-
-  d_kernel, d_hidden = jax.lax.fori_loop(
-      0, count, body,
-      (jnp.zeros(kernel.shape, jnp.float32), jnp.zeros_like(hidden)),
+  return _mapped(local, mesh, _IN_SPECS, _ROWS)(
+      kernel, hidden, targets, temperature, is_target
   )
-  return d_kernel.astype(kernel.dtype), d_hidden, None, None, None
 
 
-_score_chunks.defvjp(_forward, _backward)
+def _forward(config, mesh, chunk, *arrays):
+  scores = _score(config, mesh, chunk, *arrays)
+  return scores, (arrays, scores.log_normalizer)
+
+
+def _backward(config, mesh, chunk, saved, cotangents):
+  """The gradients of the kernel and of the states, each added up in float32.
+
+  d logits = (d logprob (1[target] - p) + d log_normalizer p) / temperature.
+  """
+  arrays, log_normalizer = saved
+
+  def local(
+      kernel, hidden, targets, temperature, is_target, log_normalizer, d_logprob,
+      d_normalizer,
+  ):
+    which, count = _chunks_in_use(is_target, chunk)
+    ids = jnp.arange(kernel.shape[0])
+    if mesh is not None:
+      ids += jax.lax.axis_index('tensor') * kernel.shape[0]
+    product = functools.partial(attention.float32_product, config.dtype)
+
+    def body(i, carry):
+      d_kernel, d_hidden = carry
+      start = which[i] * chunk
+      piece = functools.partial(_slice, start=start, size=chunk)
+      states = piece(hidden)
+      scaled = logprobs.scale(
+          _logits(config, kernel, states), piece(temperature)
+      )
+      probs = jnp.exp(scaled - piece(log_normalizer)[..., None])
+      d_chosen = jnp.where(
+          ids == piece(targets)[..., None], piece(d_logprob)[..., None], 0.0
+      )
+      d_all = (piece(d_normalizer) - piece(d_logprob))[..., None]
+      d_logits = logprobs.scale(d_chosen + d_all * probs, piece(temperature))
+      d_logits = d_logits.astype(config.dtype)
+      # States first: in this order nothing of V's size is transposed.
+      d_kernel += product('bnd,bnv->dv', states, d_logits)
+      d_states = product(
+          'bnv,vd->bnd', d_logits, kernel.astype(config.dtype)
+      )
+      return d_kernel, _write(d_hidden, d_states, start)
+
+    d_kernel, d_hidden = jax.lax.fori_loop(
+        0, count, body,
+        (
+            jnp.zeros(kernel.shape[::-1], jnp.float32),
+            jnp.zeros(hidden.shape, jnp.float32),
+        ),
+    )
+    if mesh is not None:
+      # Once an update, not once a chunk.
+      d_kernel = jax.lax.psum(d_kernel, 'data')
+      d_kernel = jax.lax.psum_scatter(
+          d_kernel, 'fsdp', scatter_dimension=0, tiled=True
+      )
+      d_hidden = jax.lax.psum(d_hidden, 'tensor')
+    return d_kernel.T.astype(kernel.dtype), d_hidden.astype(hidden.dtype)
+
+  d_kernel, d_hidden = _mapped(
+      local, mesh, (*_IN_SPECS, *[_ROWS] * 3),
+      (_Spec('tensor', 'fsdp'), _ROWS),
+  )(*arrays, log_normalizer, cotangents.logprobs, cotangents.log_normalizer)
+  return d_kernel, d_hidden, None, None, None
+
+
+_score.defvjp(_forward, _backward)
+
+
+def _logits(config: model.ModelConfig, kernel: Array, hidden: Array) -> Array:
+  """Returns float32[B, n, V]."""
+  return attention.float32_product(
+      config.dtype, 'bnd,vd->bnv', hidden, kernel.astype(config.dtype)
+  )
 
 
 def _chunks_in_use(is_target: Array, chunk: int) -> tuple[Array, Array]:

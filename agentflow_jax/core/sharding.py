@@ -30,6 +30,7 @@ PARAM_RULES: dict[str, str | None] = {
     'head_dim': None,
     'mlp': 'tensor',
     'norm': None,
+    'lora': None,
 }
 
 # Logical axis of an activation -> mesh axes.

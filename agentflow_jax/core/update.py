@@ -5,6 +5,7 @@ data, so there is one program a batch shape. Gradients are added in float32,
 never averaged; clipping sees their total.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax import sharding as jax_sharding
 
 from agentflow_jax.core import batch as batch_lib
 from agentflow_jax.core import flow_grpo
+from agentflow_jax.core import lora
 from agentflow_jax.core import losses
 from agentflow_jax.core import model
 from agentflow_jax.core import optimizer
@@ -36,7 +38,7 @@ class TrainState:
 
   Attributes:
     step: int32[], updates made.
-    params: the parameters.
+    params: what is trained: the parameters, or with LoRA the adapters alone.
     opt_state: the optimizer's; moments are float32, but see mu_dtype.
   """
 
@@ -47,6 +49,16 @@ class TrainState:
 
 def _float32(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def base_of(config: model.ModelConfig) -> model.ModelConfig:
+  """Returns the network without adapters."""
+  return dataclasses.replace(config, lora=lora.LoraConfig())
+
+
+def _trained(config: model.ModelConfig, params: Any) -> Any:
+  """Returns what of a tree like init_params' is trained."""
+  return lora.split(params)[1] if config.lora.rank else params
 
 
 def state_shardings(
@@ -64,10 +76,14 @@ def state_shardings(
   Raises:
     ValueError: a parameter does not divide over the mesh.
   """
-  params = sharding.param_shardings(config, mesh)
+  params = _trained(config, sharding.param_shardings(config, mesh))
   tx = optimizer.make_tx(optimizer_config)
   shapes = jax.eval_shape(
-      lambda: tx.init(_float32(model.init_params(config, jax.random.key(0))))
+      lambda: tx.init(
+          _float32(
+              _trained(config, model.init_params(config, jax.random.key(0)))
+          )
+      )
   )
   opt_state = optax.tree_utils.tree_map_params(
       tx,
@@ -94,6 +110,8 @@ def init_train_state(
     mesh: from sharding.make_mesh.
     key: random key of fresh parameters.
     params: parameters to start from, copied and cast; None draws fresh ones.
+      With LoRA they are the base, which the state does not hold: the adapters
+      are fresh, and add up to nothing.
 
   Raises:
     ValueError: params do not have the network's structure or shapes, or do not
@@ -103,16 +121,21 @@ def init_train_state(
   tx = optimizer.make_tx(optimizer_config)
 
   def init(key, params):
-    if params is None:
-      params = model.init_params(config, key)
+    if params is None or config.lora.rank:
+      return made(_trained(config, model.init_params(config, key)))
     # A copy: the first update donates its input, never the caller's arrays.
     params = jax.tree.map(
         lambda x: jnp.array(x, config.param_dtype, copy=True), params
     )
+    return made(params)
+
+  def made(params):
     return TrainState(jnp.int32(0), params, tx.init(_float32(params)))
 
   if params is not None:
-    check_params(config, params)
+    check_params(base_of(config), params)
+    if config.lora.rank:
+      params = None
   return jax.jit(init, out_shardings=shardings)(key, params)
 
 
@@ -181,6 +204,23 @@ def make_score_fn(
   )
 
 
+def make_merge_fn(
+    config: model.ModelConfig, mesh: Mesh
+) -> Callable[[Any, Any], Any]:
+  """Returns the jitted (base, adapters) -> parameters, see lora.merge.
+
+  Args:
+    config: the network, with LoRA.
+    mesh: from sharding.make_mesh.
+  """
+  whole = sharding.param_shardings(config, mesh)
+  base, adapters = lora.split(whole)
+  return jax.jit(
+      lambda base, adapters: lora.merge(config.lora, base, adapters),
+      in_shardings=(base, adapters), out_shardings=base,
+  )
+
+
 def make_update_fn(
     config: model.ModelConfig,
     optimizer_config: optimizer.OptimizerConfig,
@@ -192,8 +232,9 @@ def make_update_fn(
 
   state is donated: its arrays are dead after the call, a refused one's too (the
   returned state then holds the same bits). ref_params is the frozen reference
-  where loss_config.kl_coef > 0, and None otherwise; it must not share arrays
-  with state (init_train_state copies what it starts from). batch may hold host
+  where loss_config.kl_coef > 0, with LoRA the base in any case, and None
+  otherwise; it must not share arrays with state (init_train_state copies what
+  it starts from). batch may hold host
   arrays. gap_bound is a float32 in nats: when max |logprob - behavior_logprob|
   over the targets, measured by this update's own forward pass, is not within
   it, the update is refused. Pass inf for every update of a step but the first,
@@ -215,7 +256,9 @@ def make_update_fn(
   schedule = optimizer.make_schedule(optimizer_config)
   shardings = state_shardings(config, optimizer_config, mesh)
   replicated = sharding.replicated(mesh)
-  needs_ref = getattr(loss_config, 'kl_coef', 0.0) > 0
+  has_reference = getattr(loss_config, 'kl_coef', 0.0) > 0
+  needs_ref = has_reference or config.lora.rank > 0
+  base_shardings = sharding.param_shardings(base_of(config), mesh)
   micro_gradient = _make_micro_gradient(config, loss_config, mesh, logits_chunk)
 
   def update(state, ref_params, batch, gap_bound):
@@ -256,7 +299,7 @@ def make_update_fn(
       update,
       in_shardings=(
           shardings,
-          shardings.params if needs_ref else replicated,
+          base_shardings if needs_ref else replicated,
           _batch_shardings(mesh),
           replicated,
       ),
@@ -268,17 +311,20 @@ def make_update_fn(
 def _make_micro_gradient(config, loss_config, mesh, logits_chunk):
   """Returns (params, ref_params, micro) -> (float32 gradients, Sums)."""
   constrain = sharding.make_constrain(mesh)
-  shardings = sharding.param_shardings(config, mesh)
+  shardings = _trained(config, sharding.param_shardings(config, mesh))
+  has_reference = getattr(loss_config, 'kl_coef', 0.0) > 0
 
   def loss_fn(params, ref_params, micro):
+    if config.lora.rank:
+      params = lora.join(ref_params, params)
     scores = scoring.score_micro(config, params, micro, constrain, logits_chunk)
     if isinstance(loss_config, losses.SftConfig):
       return losses.sft_loss(loss_config, scores, micro)
     ref_logprobs = None
-    if ref_params is not None:
+    if has_reference:
       ref_logprobs = jax.lax.stop_gradient(
           scoring.score_micro(
-              config, ref_params, micro, constrain, logits_chunk
+              base_of(config), ref_params, micro, constrain, logits_chunk
           ).logprobs
       )
     return losses.flow_grpo_loss(loss_config, scores, ref_logprobs, micro)

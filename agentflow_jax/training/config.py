@@ -26,6 +26,7 @@ SamplingSpec = records.SamplingSpec
 PromptConfig = prompts.PromptConfig
 RolloutConfig = rollout.RolloutConfig
 ModelConfig = model.ModelConfig
+LoraConfig = model.LoraConfig
 EngineConfig = api.EngineConfig
 FlowGrpoConfig = flow_grpo.FlowGrpoConfig
 OptimizerConfig = optimizer.OptimizerConfig
@@ -71,6 +72,7 @@ class PlannerConfig:
       with `model` and `vocab_size` below.
     dtype, param_dtype, remat, attention: of the directory's network, as in
       ModelConfig; None keeps its defaults (float32, nothing recomputed, auto).
+    lora: adapters to train in the parameters' place (lora.rank > 0).
     model: the network to initialise where there is no directory; its vocabulary
       is that of the tokenizer, which is trained on the task set's texts.
     vocab_size: of that tokenizer.
@@ -85,6 +87,7 @@ class PlannerConfig:
   param_dtype: Literal['float32', 'bfloat16'] | None = None
   remat: Literal['none', 'full', 'dots'] | None = None
   attention: Literal['auto', 'dense', 'blocks'] | None = None
+  lora: LoraConfig = LoraConfig()
   model: ModelConfig | None = None
   vocab_size: int = 1024
   sampling: SamplingSpec = SamplingSpec()

@@ -42,6 +42,9 @@ def check_values(config: config_lib.Config) -> None:
       'task_set.reward': (
           config.task_set.reward, default.task_set.reward, jsonl
       ),
+      'planner.model.lora': (
+          config.planner.model and config.planner.model.lora.rank or 0, 0, False
+      ),
       'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
       'agent.endpoint.preset': (agent.endpoint.preset, '', asks),
       'agent.tools.corpus': (
@@ -120,10 +123,13 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
     yield 'agent.endpoint', 'a module with backend=endpoint'
   if not uses_engine(config):
     for name in (
-        'directory', 'dtype', 'param_dtype', 'remat', 'attention', 'model',
-        'vocab_size',
+        'directory', 'dtype', 'param_dtype', 'remat', 'attention', 'lora',
+        'model', 'vocab_size',
     ):
       yield f'planner.{name}', 'a model in this process'
     yield 'engine', 'a model in this process'
+  if not config.planner.lora.rank:
+    for name in ('alpha', 'targets'):
+      yield f'planner.lora.{name}', 'planner.lora.rank > 0'
   if config.planner.directory:
     yield 'planner.vocab_size', 'a planner that starts from nothing'

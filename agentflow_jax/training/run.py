@@ -140,12 +140,13 @@ async def _train(config, workdir, quiet) -> str:
           lambda: time.monotonic() - started,
       )
       await loop.run()
-      parts.engine.update_params(trainer.state.params, config.train.steps)
-      await evaluations.final(parts.params, trainer.state.params)
+      params = trainer.params
+      parts.engine.update_params(params, config.train.steps)
+      await evaluations.final(parts.params, params)
       compiled = compilations.count - warm
-    digest = trainer_lib.params_digest(trainer.state.params)
+    digest = trainer_lib.params_digest(params)
     models.Model(
-        parts.model_config, trainer.state.params, parts.tokenizer,
+        parts.model_config, params, parts.tokenizer,
         parts.described,
     ).save(str(workdir / 'planner'), parts.model_config.param_dtype)
     clock.seconds['total'] = time.monotonic() - started
@@ -170,12 +171,15 @@ async def _train(config, workdir, quiet) -> str:
 
 def _held(trainer: trainer_lib.Trainer, parts: system.System) -> str:
   """Says what the run keeps on this process's devices, and took on its host."""
-  count = sum(x.size for x in jax.tree.leaves(trainer.state.params))
+  count = sum(x.size for x in jax.tree.leaves(parts.params))
+  trained = sum(x.size for x in jax.tree.leaves(trainer.state.params))
   base = ['frozen planner']
+  if parts.config.planner.lora.rank:
+    base.insert(0, 'base of the adapters')
   if parts.config.algorithm == 'flow_grpo' and parts.config.flow_grpo.kl_coef:
     base.insert(0, 'reference')
   copies = {
-      'parameters and optimizer': trainer.state,
+      'trained parameters and optimizer': trainer.state,
       'sampler': parts.engine.params,
   }
   if parts.frozen_engine is not None:
@@ -188,7 +192,7 @@ def _held(trainer: trainer_lib.Trainer, parts: system.System) -> str:
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   peak *= 1 if sys.platform == 'darwin' else 1024
   return (
-      f'{count:,} parameters; held: {held}; host memory at most'
+      f'{count:,} parameters, {trained:,} trained; held: {held}; host memory at most'
       f' {peak / 1e6:,.0f} MB so far'
   )
 
@@ -242,7 +246,7 @@ def _resume(
         f'the {" and ".join(changed)} that this run began with changed on disk;'
         ' restore them, or start in another --workdir'
     )
-  parts.engine.update_params(trainer.state.params, step)
+  parts.engine.update_params(trainer.params, step)
   logging.info('resuming after step %d', step)
   return run['metrics'], run['seconds']
 
@@ -301,7 +305,7 @@ class _Loop:
       metrics = await asyncio.to_thread(self.trainer.step, data.mini_batches)
       config = self.parts.config
       if config.algorithm == 'flow_grpo' or _is_due(config, step + 1):
-        self.parts.engine.update_params(self.trainer.state.params, step + 1)
+        self.parts.engine.update_params(self.trainer.params, step + 1)
     return metrics | data.metrics
 
   def _log(self, done, metrics, before, now) -> None:

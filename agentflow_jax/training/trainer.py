@@ -1,5 +1,6 @@
 """The device side of a run: packed rows in, a new train state out."""
 
+import dataclasses
 import hashlib
 import math
 import statistics
@@ -35,11 +36,18 @@ class Trainer:
     self._config = config
     is_policy = config.algorithm == 'flow_grpo'
     loss = config.flow_grpo if is_policy else config.sft.loss
-    needs_reference = is_policy and config.flow_grpo.kl_coef > 0
+    network = dataclasses.replace(
+        parts.model_config, lora=config.planner.lora
+    )
+    needs_reference = network.lora.rank or (
+        is_policy and config.flow_grpo.kl_coef > 0
+    )
     self.state = update.init_train_state(
-        parts.model_config, config.optimizer, mesh, jax.random.key(config.seed),
+        network, config.optimizer, mesh, jax.random.key(config.seed),
         parts.params,
     )
+    self._merge = update.make_merge_fn(network, mesh)
+    self._uses_lora = network.lora.rank > 0
     self._reference = parts.params if needs_reference else None
     self._pad_id = parts.tokenizer.pad_id
     shards = sharding.row_shards(mesh)
@@ -53,12 +61,19 @@ class Trainer:
         batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)
     ])
     self._update = update.make_update_fn(
-        parts.model_config, config.optimizer, loss, mesh
+        network, config.optimizer, loss, mesh
     ).lower(self.state, self._reference, example, np.float32(0)).compile()
     self._score = None
     if is_policy and config.flow_grpo.old_logprobs == 'recompute':
       self._score = update.make_score_fn(parts.model_config, mesh)
-      self._score(self.state.params, example)
+      self._score(self.params, example)
+
+  @property
+  def params(self) -> Any:
+    """The planner's parameters now; with LoRA, merged anew at every call."""
+    if not self._uses_lora:
+      return self.state.params
+    return self._merge(self._reference, self.state.params)
 
   def step(
       self, mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
@@ -74,8 +89,9 @@ class Trainer:
     packed = [self._pack(list(rows)) for rows in mini_batches if rows]
     if self._score is not None:
       # All before the first update: pi_old is the policy that sampled.
+      params = self.params
       packed = [
-          (b.replace(old_logprobs=self._score(self.state.params, b)), p)
+          (b.replace(old_logprobs=self._score(params, b)), p)
           for b, p in packed
       ]
     results = []

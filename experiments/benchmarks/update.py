@@ -19,6 +19,7 @@ import hashlib
 import json
 import pathlib
 import resource
+import sys
 import time
 
 import jax
@@ -26,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from agentflow_jax.core import attention, batch, flops, flow_grpo, model
-from agentflow_jax.core import optimizer, scoring, sharding, update
+from agentflow_jax.core import batch, flops, flow_grpo, model
+from agentflow_jax.core import optimizer, sharding, update
 
 _QWEN = {
     'vocab_size': 151936, 'qkv_bias': True, 'rope_theta': 1e6,
@@ -50,6 +51,10 @@ MODELS = {
         vocab_size=512, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2,
         head_dim=16, d_ff=128, max_positions=8192,
     ),
+}
+_FIELDS = {
+    'group', 'rollout', 'turn', 'prompt_ids', 'response_ids', 'reward',
+    'behavior_logprobs',
 }
 # Without clipping and with b1 = 0 Adam's first moment is the gradient itself.
 _OPTIMIZER = optimizer.OptimizerConfig(1e-6, b1=0.0, max_grad_norm=None)
@@ -186,25 +191,33 @@ def _gradient(moments):
   return found
 
 
-def main():
-  args = _arguments()
-  config = dataclasses.replace(
-      MODELS[args.model], dtype=args.dtype, remat=args.remat
+def _read(args, vocab_size):
+  """Returns the TurnRows of the trace, or of made up groups."""
+  if not args.trace:
+    return _turn_rows(list(_made_up(args, vocab_size)))
+  lines = []
+  for number, line in enumerate(
+      pathlib.Path(args.trace).read_text().splitlines(), 1
+  ):
+    if not line.strip():
+      continue
+    try:
+      lines.append(json.loads(line))
+      missing = _FIELDS - lines[-1].keys()
+    except (ValueError, AttributeError) as e:
+      raise SystemExit(f'{args.trace}:{number}: no JSON object: {e}') from None
+    if missing:
+      raise SystemExit(f'{args.trace}:{number}: lacks {sorted(missing)}')
+  if not lines:
+    raise SystemExit(f'{args.trace}: holds no turn')
+  return _turn_rows(lines)
+
+
+def _measure(args, config, rows, length):
+  """Runs the update; returns packing, gradient, metrics, seconds, memory."""
+  pack = lambda: batch.pack(
+      rows, tokens_per_row=length, rows_per_micro=1, layout=args.layout
   )
-  if args.trace:
-    text = pathlib.Path(args.trace).read_text()
-    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-  else:
-    lines = list(_made_up(args, config.vocab_size))
-  rows = _turn_rows(lines)
-  length = args.micro_tokens or _row_length(rows, args.layout)
-  seconds = {'pack': [], 'update': [], 'total': []}
-
-  def pack():
-    return batch.pack(
-        rows, tokens_per_row=length, rows_per_micro=1, layout=args.layout
-    )
-
   packed, packing = pack()
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   params = model.init_params(config, jax.random.key(0))
@@ -216,16 +229,16 @@ def main():
   compiled = update.make_update_fn(config, _OPTIMIZER, loss, mesh).lower(
       state, reference, packed, np.float32(np.inf)
   ).compile()
-  unscored = any(row.behavior_logprobs is None for row in rows)
   scores = None
-  if unscored:  # Then on policy.
+  if any(row.behavior_logprobs is None for row in rows):  # Then on policy.
     scores = np.asarray(
         update.make_score_fn(config, mesh)(state.params, packed)
     )
+  seconds = {'pack': [], 'update': [], 'total': []}
   for repeat in range(args.repeats + 1):
     start = time.perf_counter()
     packed, packing = pack()
-    if unscored:
+    if scores is not None:
       packed = packed.replace(behavior_logprobs=scores, old_logprobs=scores)
     middle = time.perf_counter()
     state, metrics = compiled(state, reference, packed, np.float32(np.inf))
@@ -240,16 +253,27 @@ def main():
     seconds['pack'].append(middle - start)
     seconds['update'].append(end - middle)
     seconds['total'].append(end - start)
-  counted = flops.update(
-      config, flops.done(config, packed), reference=bool(args.kl_coef),
-      recomputes_logits=scoring.chunk_of(1, length, config.vocab_size) < length,
-      recomputes_scores=attention.block_of(length) is not None,
+    print(f'{repeat}/{args.repeats}: {end - start:.1f} s', file=sys.stderr)
+  return packed, packing, gradient, first, seconds, compiled.memory_analysis()
+
+
+def main():
+  args = _arguments()
+  config = dataclasses.replace(
+      MODELS[args.model], dtype=args.dtype, remat=args.remat
   )
-  needed = flops.update(
-      dataclasses.replace(config, remat='none'), flops.needed(packed),
-      reference=bool(args.kl_coef),
+  rows = _read(args, config.vocab_size)
+  length = args.micro_tokens or _row_length(rows, args.layout)
+  # Before and after: on a shared machine it is not the same all the time.
+  peak = _matmul_peak(args.dtype)
+  packed, packing, gradient, first, seconds, memory = _measure(
+      args, config, rows, length
   )
-  peak, analysis = _matmul_peak(args.dtype), compiled.memory_analysis()
+  peak = max(peak, _matmul_peak(args.dtype))
+  reference = bool(args.kl_coef)
+  counted = flops.update_done(
+      config, flops.done(config, packed), length=length, reference=reference
+  )
   result = {
       'arguments': vars(args),
       'device': jax.devices()[0].device_kind,
@@ -260,12 +284,14 @@ def main():
       'tokens_padded': packing.n_micro * length - packing.n_tokens,
       'targets': packing.n_targets,
       'flops': counted,
-      'flops_needed': needed,
+      'flops_needed': flops.update_needed(
+          config, flops.needed(packed), reference=reference
+      ),
       'seconds': {k: _spread(v) for k, v in seconds.items()},
       'matmul_peak_flops': peak,
       'matmul_peak_share': counted / np.median(seconds['update']) / peak,
       'peak_memory_bytes': (
-          analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
+          memory.temp_size_in_bytes + memory.argument_size_in_bytes
       ),
       'peak_host_bytes': (
           resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -274,9 +300,8 @@ def main():
       'grad_norm': float(first['grad_norm']),
       'gradient': gradient,
   }
-  text = json.dumps(result, indent=1)
   if args.out:
-    pathlib.Path(args.out).write_text(text + '\n')
+    pathlib.Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
   shown = {k: v for k, v in result.items() if k not in ('gradient', 'arguments')}
   print(json.dumps(shown, indent=1))
 

@@ -9,7 +9,8 @@ from agentflow_jax.core import attention
 from agentflow_jax.core import forest
 from agentflow_jax.core import sharding
 
-T, BLOCK = 64, 8
+T = 64
+BLOCKS = attention.Blocks(16, 8)
 
 
 def _ends(kind, seed=0):
@@ -62,10 +63,10 @@ def _oracle(q, k, v, ends, d_out):
   return out, (dq, dk, dv)
 
 
-def _run(q, k, v, ends, d_out, dtype='float32', mesh=None, block=BLOCK):
+def _run(q, k, v, ends, d_out, dtype='float32', mesh=None, blocks=BLOCKS):
   def loss(*arrays):
     out = attention.attend_blocks(
-        *(x.astype(dtype) for x in arrays), ends, block=block, dtype=dtype,
+        *(x.astype(dtype) for x in arrays), ends, blocks=blocks, dtype=dtype,
         mesh=mesh,
     )
     return jnp.sum(out * d_out), out
@@ -74,11 +75,11 @@ def _run(q, k, v, ends, d_out, dtype='float32', mesh=None, block=BLOCK):
   return out, grads
 
 
-@pytest.mark.parametrize('block', [8, 16, 64])
-def test_results_and_gradients_equal_the_float64_oracle(block):
+@pytest.mark.parametrize('blocks', [(8, 8), (16, 8), (32, 16), (64, 64)])
+def test_results_and_gradients_equal_the_float64_oracle(blocks):
   arrays = _arrays(KINDS)
   d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
-  out, grads = _run(*arrays, d_out, block=block)
+  out, grads = _run(*arrays, d_out, blocks=attention.Blocks(*blocks))
   expected, expected_grads = _oracle(*arrays, d_out)
   np.testing.assert_allclose(out, expected, atol=2e-6)
   for got, wanted in zip(grads, expected_grads, strict=True):
@@ -124,12 +125,11 @@ def test_what_nothing_sees_is_neither_read_nor_computed():
   q, k, v, ends = _arrays(('apart',))
   d_out = np.random.default_rng(1).normal(size=q.shape)
   expected, _ = _oracle(q, k, v, ends, d_out)
-  which, count = attention._pairs(jnp.asarray(ends[0]), BLOCK)
-  # By blocks of 8, the segments are 0-1, 1-4 and 4-7 (57 to 63 is padding):
-  # block 4 begins at 32, which the second segment (13 to 32) reaches.
+  # By 16 queries and 8 keys, the segments are keys 0-1, 1-4 and 4-7 (57 to 63
+  # is padding); queries 16 to 31 see keys 13 to 31.
+  which, count = attention._lists(jnp.asarray(ends[0]), BLOCKS)
   assert [which[i, :c].tolist() for i, c in enumerate(count)] == [
-      [0], [0, 1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [4, 5], [4, 5, 6],
-      [4, 5, 6, 7],
+      [0, 1], [1, 2, 3], [1, 2, 3, 4, 5], [4, 5, 6, 7],
   ]
   # The first block's keys are of no concern from block 2 on.
   k[..., :8] = np.nan
@@ -141,17 +141,21 @@ def test_rows_that_are_no_whole_blocks_are_padded():
   arrays = _arrays(('forest', 'one'))
   d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
   for got, wanted in zip(
-      jax.tree.leaves(_run(*arrays, d_out, block=24)),
-      jax.tree.leaves(_run(*arrays, d_out, block=8)), strict=True,
+      jax.tree.leaves(_run(*arrays, d_out, blocks=attention.Blocks(24, 12))),
+      jax.tree.leaves(_run(*arrays, d_out)), strict=True,
   ):
     np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
 def test_which_rows_are_cut_into_which_blocks():
-  lengths = (256, 1023, 1024, 4352, 18_464)
-  assert [attention.block_of(n) for n in lengths] == [None, None, 128, 128, 128]
+  for length in (256, 1023):
+    assert attention.blocks_of(length) is None
+  for length in (1024, 4352, 18_464):
+    assert attention.blocks_of(length) == attention.Blocks(256, 128)
   lengths = (5, 40, 96, 250, 520, 4000)
-  assert [attention.block_of(n, 'blocks') for n in lengths] == [
+  assert [attention.blocks_of(n, 'blocks').keys for n in lengths] == [
       8, 8, 8, 16, 64, 128,
   ]
-  assert attention.block_of(4096, 'dense') is None
+  assert attention.blocks_of(4096, 'dense') is None
+  with pytest.raises(ValueError, match='multiple'):
+    attention.Blocks(12, 8)

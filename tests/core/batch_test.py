@@ -25,12 +25,14 @@ def test_one_row_by_hand():
       behavior_logprobs=np.array([-1.0, -2.0], np.float32), advantage=-1.0,
       temperature=0.5,
   )
-  batch, packing = batch_lib.pack([row], tokens_per_row=6, rows_per_micro=2)
+  batch, packing = batch_lib.pack(
+      [row], tokens_per_row=6, rows_per_micro=2, block=6
+  )
   # Five ids take four places: the last is a target only.
   assert batch.token_ids[0, 0].tolist() == [5, 6, 7, 8, 0, 0]
   assert batch.positions[0, 0].tolist() == [0, 1, 2, 3, 0, 0]
   assert batch.subtree_end[0, 0].tolist() == [4, 4, 4, 4, 0, 0]
-  # A target lies where its parent does.
+  # In blocks, a target lies where its parent does.
   assert batch.parents[0, 0].tolist() == [0, 1, 2, 3, 4, 5]
   assert batch.targets[0, 0].tolist() == [0, 0, 8, 9, 0, 0]
   assert batch.responses[0, 0].tolist() == [0, 0, 1, 1, 0, 0]

@@ -44,16 +44,14 @@ def test_done_work_by_hand():
   # 8 places, all pairs; 5 targets are three chunks of 2.
   assert dense == flops.Work(8, 64, 6)
   blocks = dataclasses.replace(CONFIG, attention='blocks')
-  # Rows of 70 are blocks of 8, and two places more. The first block sees itself; the next 40
-  # places are the second tree's, which sees only itself; the rest is padding.
   rows = [_row([1], [2]), _row(range(2, 8), [1]), _row(range(9, 48), [1, 2])]
   batch, _ = batch_lib.pack(
       rows, tokens_per_row=70, rows_per_micro=1, layout='forest'
   )
-  # Trees of 1, 6 and 40 places: 47. Block 0 sees itself; of the others up to
-  # 5, block b sees the b blocks before it that reach it, all of the third
-  # tree, which begins in block 0, and itself.
-  assert flops.done(blocks, batch).pairs == 64 * sum(b + 1 for b in range(6))
+  # Trees of 1, 6 and 40 places; 16 queries see 8 keys at a time. The third
+  # tree begins in block 0 and ends in block 5 of keys, in block 2 of queries;
+  # what lies behind sees nothing.
+  assert flops.done(blocks, batch).pairs == 16 * 8 * (2 + 4 + 6)
 
 
 def test_a_forward_pass_by_hand():
@@ -62,15 +60,19 @@ def test_a_forward_pass_by_hand():
   # A pair: 4 heads of 8, twice. A target: 16 x 64.
   expected = 10 * 2 * layer + 100 * 2 * 2 * 2 * 4 * 8 + 3 * 2 * 16 * 64
   assert flops.forward(CONFIG, flops.Work(10, 100, 3)) == expected
-  update_ = flops.update(CONFIG, flops.Work(10, 100, 3), reference=True)
-  assert update_ == 4 * expected
-  more = flops.update(
-      dataclasses.replace(CONFIG, remat='full'), flops.Work(10, 100, 3),
-      reference=False, recomputes_logits=True, recomputes_scores=True,
+  work = flops.Work(10, 100, 3)
+  needed = flops.update_needed(CONFIG, work, reference=True)
+  assert needed == 4 * expected
+  logits, scores = 3 * 2 * 16 * 64, 100 * 2 * 2 * 4 * 8
+  # Rows of 40 are dense: the logits alone are made again.
+  done = flops.update_done(CONFIG, work, length=40, reference=False)
+  assert done == 3 * expected + logits
+  more = flops.update_done(
+      dataclasses.replace(CONFIG, remat='full', attention='blocks'), work,
+      length=40, reference=False,
   )
-  layers = expected - 3 * 2 * 16 * 64
-  scores = 100 * 2 * 2 * 4 * 8
-  assert more == 3 * expected + 3 * 2 * 16 * 64 + scores + layers
+  layers = expected - logits
+  assert more == 3 * expected + logits + scores + layers
 
 
 @pytest.mark.parametrize('reference', [False, True])
@@ -95,8 +97,10 @@ def test_xla_counts_the_same_where_nothing_loops_twice(reference):
   compiled = update.make_update_fn(config, tx, loss, mesh).lower(
       state, ref, batch, np.float32(1)
   ).compile()
-  counted = flops.update(
-      config, flops.done(config, batch), reference=reference
+  counted = flops.update_done(
+      config, flops.done(config, batch), length=256, reference=reference
   )
+  # Logits that are one chunk XLA forms once for both passes.
+  counted -= 2 * 256 * 128 * 512
   # What XLA counts besides is element by element.
   assert 1 <= compiled.cost_analysis()['flops'] / counted < 1.12

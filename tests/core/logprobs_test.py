@@ -111,3 +111,22 @@ def test_ties_keep_the_lower_ids():
       np.ones(1, np.float32), np.zeros(1, np.float32),
   )
   assert np.flatnonzero(keep[0]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize('shards', [1, 4])
+def test_statistics_are_those_of_the_one_definition(shards):
+  logits, temperature = 30 * _logits((3, 5, 64)), np.full((3, 5), 0.7)
+  targets = jax.random.randint(jax.random.key(1), (3, 5), 0, 64)
+  spec = jax.sharding.PartitionSpec
+  got = jax.shard_map(
+      lambda x: logprobs.statistics(x, targets, temperature, 'v'),
+      mesh=jax.sharding.Mesh(np.array(jax.devices()[:shards]), ('v',)),
+      in_specs=spec(None, None, 'v'), out_specs=spec(), check_vma=False,
+  )(logits)
+  expected = (
+      logprobs.log_prob_of(logits, targets, temperature),
+      logprobs.entropy_of(logits, temperature),
+      jax.nn.logsumexp(logprobs.scale(logits, temperature), axis=-1),
+  )
+  for x, y in zip(got, expected, strict=True):
+    np.testing.assert_allclose(x, y, rtol=2e-6, atol=3e-5)

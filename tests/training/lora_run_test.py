@@ -1,0 +1,108 @@
+"""A run that trains adapters: it resumes, exports whole, and keeps its base."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import knobs
+from agentflow_jax.training import models
+from agentflow_jax.training import run
+from agentflow_jax.training import trainer
+from agentflow_jax.weights import checkpoints
+from tests.training import mini
+
+_PLANNER = mini.ROOT / 'experiments' / 'geohop_planner'
+
+
+class _Killed(BaseException):
+  """Ends a run without any of its own clean-up counting."""
+
+
+def _config(directory, **lora):
+  base = mini.config(directory, steps=2, checkpoint_every=1)
+  planner = dataclasses.replace(
+      base.planner, lora=config_lib.LoraConfig(rank=2, **lora)
+  )
+  return dataclasses.replace(base, planner=planner)
+
+
+def _bytes(params):
+  return [np.asarray(x).tobytes() for x in jax.tree.leaves(params)]
+
+
+def test_adapters_are_trained_and_exported_as_one_planner(tmp_path, monkeypatch):
+  config = _config(tmp_path / 'in', alpha=64.0)
+  config = dataclasses.replace(
+      config,
+      optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-2),
+  )
+  run.train(config, str(tmp_path / 'whole'), quiet=True)
+  lines = (tmp_path / 'whole' / 'metrics.jsonl').read_text().splitlines()
+  steps = [json.loads(line) for line in lines]
+  # The engine samples the merged parameters: after an update, too.
+  assert all(s['update/logprob_gap/max'] <= 1e-5 for s in steps)
+  assert steps[1]['update/kl'] > 0
+  before = models.load(str(_PLANNER))
+  after = models.load(str(tmp_path / 'whole' / 'planner'))
+  assert after.config == before.config
+  assert jax.tree.structure(after.params) == jax.tree.structure(before.params)
+  changed = {
+      jax.tree_util.keystr(path)
+      for (path, x), y in zip(
+          jax.tree_util.tree_leaves_with_path(after.params),
+          jax.tree.leaves(before.params), strict=True,
+      )
+      if not np.array_equal(x, y)
+  }
+  kernels = {
+      jax.tree_util.keystr(path)
+      for path, x in jax.tree_util.tree_leaves_with_path(before.params)
+      if path[-1].key == 'kernel'
+  }
+  assert changed == kernels
+  # A commit holds the adapters and their moments, not the base.
+  sizes = []
+  original = checkpoints.Checkpoints.save
+
+  def save(self, step, state, run_):
+    sizes.append(sum(x.size for x in jax.tree.leaves(state.params)))
+    original(self, step, state, run_)
+    raise _Killed  # After the commit of step 1.
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints.Checkpoints, 'save', save)
+    with pytest.raises(_Killed):
+      run.train(config, str(tmp_path / 'cut'), quiet=True)
+  assert sizes[0] < sum(x.size for x in jax.tree.leaves(before.params)) / 4
+  run.train(config, str(tmp_path / 'cut'), quiet=True)
+  again = models.load(str(tmp_path / 'cut' / 'planner'))
+  assert _bytes(again.params) == _bytes(after.params)
+
+
+def test_flags_of_adapters_that_are_not_there_are_refused(tmp_path):
+  config = mini.config(tmp_path)
+  with pytest.raises(config_lib.ConfigError, match='lora.rank > 0'):
+    knobs.check_flags(config, ['planner.lora.alpha'])
+  knobs.check_flags(_config(tmp_path), ['planner.lora.alpha'])
+  inside = dataclasses.replace(
+      config.planner, directory='',
+      model=config_lib.ModelConfig(
+          vocab_size=8, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1,
+          head_dim=8, d_ff=8, max_positions=8,
+          lora=config_lib.LoraConfig(rank=2),
+      ),
+  )
+  with pytest.raises(config_lib.ConfigError, match='planner.model.lora'):
+    knobs.check_values(dataclasses.replace(config, planner=inside))
+
+
+def test_the_digest_of_a_run_is_of_the_merged_planner(tmp_path):
+  config = _config(tmp_path / 'in', targets=('q', 'v'))
+  run.train(config, str(tmp_path / 'out'), quiet=True)
+  summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+  planner = models.load(str(tmp_path / 'out' / 'planner'))
+  assert summary['params_digest'] == trainer.params_digest(planner.params)
