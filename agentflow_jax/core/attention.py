@@ -11,12 +11,15 @@ again from its normaliser.
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import sharding as jax_sharding
+
+from agentflow_jax.core import attention_gpu
+from agentflow_jax.core import attention_tpu
 
 Array = jax.Array
 
@@ -25,6 +28,8 @@ MASKED = -1e30
 # Twice as many queries: products are that much larger, and the softmax is summed
 # up half as often, for a few per cent more scores that the mask then empties.
 _QUERIES, _KEYS = 256, 128
+# Blocks of a kernel are multiples of what a TPU's registers hold in a row.
+_LANES = 128
 _MIN_BLOCK = 8
 # Below this the dense product is faster than a loop over blocks.
 _MIN_BLOCKED = 1024
@@ -64,14 +69,23 @@ class Blocks:
   Attributes:
     queries: a multiple of `keys`.
     keys: tokens of a block of keys.
+    kernel: what goes over them: 'xla' runs anywhere; 'pallas' is a kernel for
+      the platform, whose blocks are square.
   """
 
   queries: int
   keys: int
+  kernel: Literal['xla', 'pallas'] = 'xla'
 
   def __post_init__(self):
     if self.keys < 1 or self.queries % self.keys:
       raise ValueError(f'queries must be a multiple of keys: {self}')
+    if self.kernel == 'pallas' and (
+        self.queries != self.keys or self.keys % _LANES
+    ):
+      raise ValueError(
+          f'a kernel has square blocks of multiples of {_LANES}: {self}'
+      )
 
 
 def blocks_of(length: int, choice: str = 'auto') -> Blocks | None:
@@ -85,6 +99,10 @@ def blocks_of(length: int, choice: str = 'auto') -> Blocks | None:
     choice = 'blocks' if length >= _MIN_BLOCKED else 'dense'
   if choice == 'dense':
     return None
+  if choice == 'pallas':
+    # Large blocks cost fewer steps, and short rows would be mostly padding.
+    block = 512 if length >= 4096 else _LANES
+    return Blocks(block, block, 'pallas')
   # Rows shorter than eight blocks have smaller ones, so that some are skipped.
   eighth = 1 << max(length // 8, 1).bit_length() - 1
   keys = max(_MIN_BLOCK, min(_KEYS, eighth))
@@ -115,7 +133,7 @@ def attend_blocks(
     keys: [B, K, E, T].
     values: [B, K, T, E].
     subtree_end: int32[B, T]; 0 is padding, which nothing sees.
-    blocks: how rows are cut; they are padded to whole blocks.
+    blocks: how rows are cut, and by what; they are padded to whole blocks.
     dtype: of the activations, see float32_product.
     mesh: over which rows (data, fsdp) and heads (tensor) are spread; None where
       everything is on one device.
@@ -133,8 +151,10 @@ def attend_blocks(
       padded(q, 3), padded(keys, 3), padded(values, 2), padded(subtree_end, 1)
   )
 
+  attend = _attend_row if blocks.kernel == 'xla' else _attend_row_in_kernel
+
   def one_row(arrays):
-    return _attend_row(blocks, dtype, *arrays)
+    return attend(blocks, dtype, *arrays)
 
   def local(*arrays):
     return jax.lax.map(one_row, arrays)
@@ -335,3 +355,53 @@ def _backward(blocks, dtype, saved, d_out):
 
 
 _attend_row.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend_row_in_kernel(blocks, dtype, q, keys, values, subtree_end) -> Array:
+  """As _attend_row, by a kernel."""
+  return _kernel_forward(blocks, dtype, q, keys, values, subtree_end)[0]
+
+
+def _by_platform(name: str, blocks: Blocks, *arrays: Array) -> Any:
+  """Runs a function of the platform's kernels; CPU interprets those of TPU."""
+
+  def of(module, **options):
+    return functools.partial(getattr(module, name), block=blocks.keys, **options)
+
+  return jax.lax.platform_dependent(
+      *arrays, tpu=of(attention_tpu), cuda=of(attention_gpu),
+      cpu=of(attention_tpu, interpret=True),
+  )
+
+
+def _kernel_forward(blocks, dtype, q, keys, values, subtree_end):
+  del dtype  # The kernel sees it.
+  kv_heads, groups, length, dim = q.shape
+  scaled = _scaled(q).reshape(-1, length, dim)
+  key_rows = keys.transpose(0, 2, 1)
+  out, normaliser = _by_platform(
+      'forward', blocks, scaled, key_rows, values, subtree_end
+  )
+  saved = (scaled, key_rows, values, subtree_end, out, normaliser)
+  out = out.reshape(kv_heads, groups, dim, length).transpose(0, 1, 3, 2)
+  return out, saved
+
+
+def _kernel_backward(blocks, dtype, saved, d_out):
+  q, keys, values, subtree_end, out, normaliser = saved
+  shape = d_out.shape
+  d_out = d_out.reshape(q.shape)
+  inner = jnp.einsum('hte,het->ht', d_out, out)[:, None]
+  d_q, d_k, d_v = _by_platform(
+      'backward', blocks, q, keys, values, subtree_end, normaliser, inner,
+      d_out.astype(dtype),
+  )
+  d_q = _scaled(d_q.transpose(0, 2, 1)).reshape(shape)
+  return (
+      d_q.astype(q.dtype), d_k.transpose(0, 2, 1).astype(keys.dtype),
+      d_v.astype(values.dtype), None,
+  )
+
+
+_attend_row_in_kernel.defvjp(_kernel_forward, _kernel_backward)

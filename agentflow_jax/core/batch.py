@@ -9,7 +9,7 @@ ever a target, so a row of n tokens takes n - 1 places.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -227,6 +227,30 @@ def pack(
       fill=n_tokens / (n_micro * rows_per_micro * tokens_per_row),
   )
   return batch, packing
+
+
+def pack_tightest(
+    rows: Sequence[TurnRow], lengths: Sequence[int], **options: Any
+) -> tuple[TurnBatch, Packing]:
+  """Packs into rows of whichever length pads least; of equals, the longest.
+
+  Every length is a program of its own, so there should be few.
+
+  Args:
+    rows: as in `pack`.
+    lengths: values of T to choose from; those that a row exceeds are left out.
+    **options: the others of `pack`.
+
+  Raises:
+    ValueError: no length holds the longest row, or see `pack`.
+  """
+  longest = max((row.places for row in rows), default=0)
+  fitting = [n for n in lengths if n >= longest] or [max(lengths)]
+  packed = [
+      pack(rows, tokens_per_row=n, **options)
+      for n in sorted(fitting, reverse=True)
+  ]
+  return min(packed, key=lambda p: p[1].n_micro * p[0].token_ids.shape[-1])
 
 
 def _plan(rows, tokens_per_row, layout, block) -> forest.Plan:

@@ -63,7 +63,9 @@ class ModelConfig:
       'dots' (all but the matrix products).
     attention: in training: 'dense' forms all scores of a row, 'blocks' those of
       two blocks at a time and none of blocks that do not see each other;
-      'auto' takes blocks for rows of 1,024 tokens and more.
+      'pallas' is a kernel for TPUs and CUDA GPUs (interpreted, slowly, on CPU)
+      that has not run on either yet; 'auto' takes blocks for rows of 1,024
+      tokens and more.
     lora: the adapters that parameters hold besides, if any.
   """
 
@@ -84,7 +86,7 @@ class ModelConfig:
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: Literal['none', 'full', 'dots'] = 'none'
-  attention: Literal['auto', 'dense', 'blocks'] = 'auto'
+  attention: Literal['auto', 'dense', 'blocks', 'pallas'] = 'auto'
   lora: lora_lib.LoraConfig = lora_lib.LoraConfig()
 
   def __post_init__(self):
@@ -109,7 +111,7 @@ class ModelConfig:
         raise ValueError(f'{name}: unknown {getattr(self, name)!r}')
     if self.remat not in ('none', 'full', 'dots'):
       raise ValueError(f'remat: unknown {self.remat!r}')
-    if self.attention not in ('auto', 'dense', 'blocks'):
+    if self.attention not in ('auto', 'dense', 'blocks', 'pallas'):
       raise ValueError(f'attention: unknown {self.attention!r}')
 
   @property
@@ -463,7 +465,7 @@ class _Block(nn.Module):
     x = x + y
     y = RMSNorm(config, 'norm', name='mlp_norm')(x)
     x = x + _MLP(config, self.constrain, name='mlp')(y)
-    x = self.constrain(x, ('batch', 'length', None))
+    x = self.constrain(x, ('batch', 'stream', None))
     return x, (kv if self.return_kv else None)
 
 

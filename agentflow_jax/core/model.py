@@ -106,7 +106,7 @@ class Transformer(nn.Module):
     )
     x = jnp.take(self.embedding, token_ids, axis=0, mode='fill')
     x = x.astype(self.config.dtype)
-    x = self.constrain(x, ('batch', 'length', None))
+    x = self.constrain(x, ('batch', 'stream', None))
     x, kv = self.layers(x, cached, context)
     return self.final_norm(x), kv
 

@@ -37,6 +37,10 @@ PARAM_RULES: dict[str, str | None] = {
 ACTIVATION_RULES: dict[str, str | tuple[str, ...] | None] = {
     'batch': ('data', 'fsdp'),
     'length': None,
+    # Tokens between layers, where nothing else is left for 'tensor' to split
+    # (sequence parallelism, arXiv 2205.05198): a row of 65,536 tokens then costs
+    # each device its part of what the backward pass keeps.
+    'stream': 'tensor',
     'heads': 'tensor',
     'mlp': 'tensor',
     'vocab': 'tensor',
@@ -141,6 +145,9 @@ class _OnMesh(model.Constrain):
 
   def __call__(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     spec = [None if name is None else ACTIVATION_RULES[name] for name in axes]
+    for i, name in enumerate(axes):
+      if name == 'stream' and x.shape[i] % self.mesh.shape['tensor']:
+        spec[i] = None
     return jax.lax.with_sharding_constraint(
         x, NamedSharding(self.mesh, PartitionSpec(*spec))
     )

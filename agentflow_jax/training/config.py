@@ -86,7 +86,7 @@ class PlannerConfig:
   dtype: Literal['float32', 'bfloat16'] | None = None
   param_dtype: Literal['float32', 'bfloat16'] | None = None
   remat: Literal['none', 'full', 'dots'] | None = None
-  attention: Literal['auto', 'dense', 'blocks'] | None = None
+  attention: Literal['auto', 'dense', 'blocks', 'pallas'] | None = None
   lora: LoraConfig = LoraConfig()
   model: ModelConfig | None = None
   vocab_size: int = 1024
@@ -214,7 +214,10 @@ class BatchConfig:
 
   Attributes:
     tokens_per_row: T; turn rows are packed into rows of this length.
-    rows_per_micro: B; rows of one micro-batch over the whole mesh.
+    shorter_rows: other lengths; each step takes the one that pads least. Every
+      length is one more program to compile before step 0.
+    rows_per_micro: B; rows of one micro-batch over the whole mesh. So a
+      micro-batch's budget is B x T tokens, whatever turn rows fill it.
     layout: 'forest' computes what turn rows share once; 'rows' computes every
       turn row apart. Loss and gradient are the same.
     block: of layout 'rows': a turn row starts at a multiple of this or lies
@@ -222,6 +225,7 @@ class BatchConfig:
   """
 
   tokens_per_row: int = 256
+  shorter_rows: tuple[int, ...] = ()
   rows_per_micro: int = 16
   layout: Literal['forest', 'rows'] = 'forest'
   block: int | None = None
@@ -231,6 +235,11 @@ class BatchConfig:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ConfigError(f'batch.{name} must be at least 1')
+    if any(not 1 <= n < self.tokens_per_row for n in self.shorter_rows):
+      raise ConfigError(
+          'batch.shorter_rows must be from 1 to below batch.tokens_per_row:'
+          f' {self.shorter_rows}'
+      )
     if self.block is not None and self.layout == 'forest':
       raise ConfigError("batch.block is of batch.layout='rows'")
 

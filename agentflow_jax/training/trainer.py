@@ -57,16 +57,20 @@ class Trainer:
           f' multiple of data x fsdp = {shards}'
       )
     self._max_micro = -(-_most_rows(config) // config.batch.rows_per_micro)
-    example, _ = self._pack([
-        batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)
-    ])
-    self._update = update.make_update_fn(
-        network, config.optimizer, loss, mesh
-    ).lower(self.state, self._reference, example, np.float32(0)).compile()
+    lengths = (config.batch.tokens_per_row, *config.batch.shorter_rows)
+    examples = {n: self._example(n) for n in lengths}
+    update_fn = update.make_update_fn(network, config.optimizer, loss, mesh)
+    self._updates = {
+        n: update_fn.lower(
+            self.state, self._reference, example, np.float32(0)
+        ).compile()
+        for n, example in examples.items()
+    }
     self._score = None
     if is_policy and config.flow_grpo.old_logprobs == 'recompute':
       self._score = update.make_score_fn(parts.model_config, mesh)
-      self._score(self.params, example)
+      for example in examples.values():
+        self._score(self.params, example)
 
   @property
   def params(self) -> Any:
@@ -97,7 +101,8 @@ class Trainer:
     results = []
     for i, (turn_batch, _) in enumerate(packed):
       bound = self._config.train.max_logprob_gap if i == 0 else math.inf
-      self.state, device_metrics = self._update(
+      update_fn = self._updates[turn_batch.token_ids.shape[-1]]
+      self.state, device_metrics = update_fn(
           self.state, self._reference, turn_batch, np.float32(bound)
       )
       result = {k: float(v) for k, v in device_metrics.items()}
@@ -114,22 +119,31 @@ class Trainer:
     metrics['batch/micro'] = sum(p.n_micro for _, p in packed)
     metrics['batch/fill'] = sum(p.fill for _, p in packed) / len(packed)
     metrics['batch/tokens'] = sum(p.n_tokens for _, p in packed)
+    metrics['batch/padding'] = sum(
+        b.token_ids[0].size * p.n_micro - p.n_tokens for b, p in packed
+    )
     # Times that an average token of a turn row is used; 1 where none is shared.
     metrics['batch/sharing'] = sum(p.n_row_tokens for _, p in packed) / max(
         metrics['batch/tokens'], 1
     )
     return metrics
 
-  def _pack(self, rows):
-    return batch.pack(
+  def _pack(self, rows, lengths=None):
+    settings = self._config.batch
+    return batch.pack_tightest(
         rows,
-        tokens_per_row=self._config.batch.tokens_per_row,
-        rows_per_micro=self._config.batch.rows_per_micro,
+        lengths or (settings.tokens_per_row, *settings.shorter_rows),
+        rows_per_micro=settings.rows_per_micro,
         max_micro=self._max_micro,
-        layout=self._config.batch.layout,
-        block=self._config.batch.block,
+        layout=settings.layout,
+        block=settings.block,
         pad_id=self._pad_id,
     )
+
+  def _example(self, length: int) -> batch.TurnBatch:
+    """Returns a batch of rows of that length that changes nothing."""
+    row = batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)
+    return self._pack([row], (length,))[0]
 
 
 def _summarised(results: list[dict[str, float]]) -> dict[str, float]:

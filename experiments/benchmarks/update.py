@@ -28,25 +28,9 @@ import numpy as np
 import optax
 
 from agentflow_jax.core import batch, flops, flow_grpo, model
-from agentflow_jax.core import optimizer, sharding, update
+from agentflow_jax.core import optimizer, published, sharding, update
 
-_QWEN = {
-    'vocab_size': 151936, 'qkv_bias': True, 'rope_theta': 1e6,
-    'max_positions': 32768,
-}
-MODELS = {
-    'smollm2-135m': model.ModelConfig(
-        vocab_size=49152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3,
-        head_dim=64, d_ff=1536, max_positions=8192, rope_theta=1e5,
-    ),
-    'qwen2.5-0.5b': model.ModelConfig(
-        d_model=896, n_layers=24, n_heads=14, n_kv_heads=2, head_dim=64,
-        d_ff=4864, **_QWEN,
-    ),
-    'qwen2.5-1.5b': model.ModelConfig(
-        d_model=1536, n_layers=28, n_heads=12, n_kv_heads=2, head_dim=128,
-        d_ff=8960, **_QWEN,
-    ),
+MODELS = published.MODELS | {
     'tiny': model.ModelConfig(
         vocab_size=512, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2,
         head_dim=16, d_ff=128, max_positions=8192,

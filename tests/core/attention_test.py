@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from agentflow_jax.core import attention
+from agentflow_jax.core import attention_gpu
+from agentflow_jax.core import attention_tpu
 from agentflow_jax.core import forest
 from agentflow_jax.core import sharding
 
@@ -29,15 +31,17 @@ def _ends(kind, seed=0):
 KINDS = ('one', 'padding', 'apart', 'forest')
 
 
-def _arrays(kinds, heads=6, kv_heads=2, dim=4, seed=0):
+def _arrays(kinds, heads=6, kv_heads=2, dim=4, seed=0, stretch=1):
+  """q, k, v and ends; with `stretch`, every token is as many."""
   rng = np.random.default_rng(seed)
-  batch = len(kinds)
+  batch, length = len(kinds), T * stretch
   shapes = (
-      (batch, kv_heads, heads // kv_heads, T, dim), (batch, kv_heads, dim, T),
-      (batch, kv_heads, T, dim),
+      (batch, kv_heads, heads // kv_heads, length, dim),
+      (batch, kv_heads, dim, length), (batch, kv_heads, length, dim),
   )
   q, k, v = (rng.normal(size=s).astype(np.float32) for s in shapes)
   ends = np.stack([_ends(kind, i) for i, kind in enumerate(kinds)])
+  ends = np.repeat(ends, stretch, axis=1) * stretch
   return q, k, v, ends.astype(np.int32)
 
 
@@ -46,7 +50,7 @@ def _oracle(q, k, v, ends, d_out):
   q, k, v, d_out = (x.astype(np.float64) for x in (q, k, v, d_out))
   out, dq, dk, dv = np.zeros_like(q), *map(np.zeros_like, (q, k, v))
   for b, h, g in np.ndindex(q.shape[:3]):
-    for i in range(T):
+    for i in range(q.shape[3]):
       seen = [j for j in range(i + 1) if i < ends[b, j]]
       if not seen:
         continue
@@ -147,6 +151,86 @@ def test_rows_that_are_no_whole_blocks_are_padded():
     np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize('dtype, bound', [('float32', 2e-6), ('bfloat16', 0.01)])
+@pytest.mark.parametrize('heads', [(4, 2), (1, 1), (3, 1)])
+def test_the_tpu_kernel_equals_the_float64_oracle(heads, dtype, bound):
+  # Blocks of 128: 256 tokens are 2, of which the mask is whole, part, empty.
+  arrays = _arrays(KINDS, *heads, dim=64, stretch=4)
+  d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
+  blocks = attention.Blocks(128, 128, 'pallas')
+  out, grads = _run(*arrays, d_out, dtype=dtype, blocks=blocks)
+  expected, expected_grads = _oracle(*arrays, d_out)
+  for got, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+    got = np.asarray(got, np.float64)
+    assert np.linalg.norm(got - wanted) <= bound * np.linalg.norm(wanted)
+  assert not np.asarray(out[1]).any()
+
+
+@pytest.mark.parametrize('heads', [(4, 2), (1, 1), (3, 1)])
+def test_the_gpu_kernel_equals_the_float64_oracle(heads):
+  q, k, v, ends = _arrays(('forest',), *heads, dim=64, stretch=4)
+  d_out = np.random.default_rng(1).normal(size=q.shape)
+  expected, (d_q, d_k, d_v) = _oracle(q, k, v, ends, d_out)
+  length, shape = q.shape[3], q.shape[1:]
+  rows = q[0].reshape(-1, length, 64) / 8  # By the root of 64.
+  keys = k[0].transpose(0, 2, 1)
+  out, normaliser = attention_gpu.forward(
+      rows, keys, v[0], ends[0], block=128, interpret=True
+  )
+  out = np.asarray(out).transpose(0, 2, 1)
+  inner = np.sum(out * d_out[0].reshape(out.shape), axis=-1)[:, None]
+  got = attention_gpu.backward(
+      rows, keys, v[0], ends[0], normaliser, inner.astype(np.float32),
+      d_out[0].reshape(out.shape).astype(np.float32), block=128, interpret=True,
+  )
+  for x, y in (
+      (out.reshape(shape), expected[0]),
+      (got[0].transpose(0, 2, 1).reshape(shape) / 8, d_q[0]),
+      (got[1].transpose(0, 2, 1), d_k[0]), (got[2], d_v[0]),
+  ):
+    assert np.linalg.norm(x - y) <= 2e-6 * np.linalg.norm(y)
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_the_kernels_lower_for_their_platform(platform):
+  q, k, v, ends = _arrays(('forest',), 4, 2, dim=64, stretch=4)
+  blocks = attention.Blocks(128, 128, 'pallas')
+
+  def gradients(*arrays):
+    return jax.grad(
+        lambda *a: attention.attend_blocks(
+            *a, ends, blocks=blocks, dtype='bfloat16'
+        ).sum(),
+        argnums=(0, 1, 2),
+    )(*(x.astype('bfloat16') for x in arrays))
+
+  lowered = jax.jit(gradients).trace(q, k, v).lower(
+      lowering_platforms=(platform,)
+  ).as_text()
+  for name in ('forward', 'queries', 'keys'):
+    assert f'forest_attention_{name}' in lowered
+
+
+def test_the_tpu_kernel_goes_along_what_is_seen_alone():
+  ends = np.r_[np.full(200, 200), np.full(440, 640)]  # Blocks 0-1, and 1-4.
+  needed, partial = attention_tpu.pairs(jnp.asarray(ends), 128)
+  seen = [[0], [0, 1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
+  assert [np.flatnonzero(row).tolist() for row in needed] == seen
+  # What is whole: a block of keys behind, of the same tree to its last token.
+  whole = np.argwhere(np.asarray(needed & ~partial)).tolist()
+  assert whole == [[3, 2], [4, 2], [4, 3]]
+  entries, count = attention_tpu._list(needed, partial)
+  first, last = attention_tpu._FIRST, attention_tpu._LAST
+  assert [
+      (int(attention_tpu._row(e)), int(attention_tpu._column(e)),
+       bool(e & first), bool(e & last))
+      for e in np.asarray(entries[: int(count)])
+  ] == [
+      (i, j, j == row[0], j == row[-1])
+      for i, row in enumerate(seen) for j in row
+  ]
+
+
 def test_which_rows_are_cut_into_which_blocks():
   for length in (256, 1023):
     assert attention.blocks_of(length) is None
@@ -157,5 +241,9 @@ def test_which_rows_are_cut_into_which_blocks():
       8, 8, 8, 16, 64, 128,
   ]
   assert attention.blocks_of(4096, 'dense') is None
+  kernel = attention.blocks_of(4096, 'pallas')
+  assert kernel == attention.Blocks(512, 512, 'pallas')
+  with pytest.raises(ValueError, match='square'):
+    attention.Blocks(256, 128, 'pallas')
   with pytest.raises(ValueError, match='multiple'):
     attention.Blocks(12, 8)

@@ -271,3 +271,23 @@ def test_bad_rows_are_refused(fields, message):
     _row(4, 2, **fields)
   with pytest.raises(ValueError, match='prompt'):
     _row(0, 2)
+
+
+def test_the_row_length_that_pads_least_is_taken():
+  def packed(n, lengths=(16, 8, 4)):
+    rows = [
+        batch_lib.TurnRow(np.full(3, i), np.array([1]), 1.0) for i in range(n)
+    ]
+    batch, packing = batch_lib.pack_tightest(
+        rows, lengths, rows_per_micro=2, max_micro=8
+    )
+    return batch.token_ids.shape[-1], packing.n_micro
+
+  # Rows of 3 places, two packed rows a micro-batch.
+  assert packed(2) == (4, 1)  # 8 places in place of 32.
+  assert packed(4) == (8, 1)  # Two of 8 hold two each; of 4, 2 micro-batches.
+  assert packed(10) == (16, 1)
+  assert packed(10, (8, 4)) == (4, 5)  # 5 x 8 places; of rows of 8, 3 x 16.
+  assert packed(1, (4, 2)) == (4, 1)  # Rows of 2 hold none.
+  with pytest.raises(ValueError, match='tokens_per_row=2'):
+    packed(1, (2,))

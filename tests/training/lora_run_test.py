@@ -27,7 +27,8 @@ def _config(directory, **lora):
   planner = dataclasses.replace(
       base.planner, lora=config_lib.LoraConfig(rank=2, **lora)
   )
-  return dataclasses.replace(base, planner=planner)
+  batch = dataclasses.replace(base.batch, shorter_rows=(176,))
+  return dataclasses.replace(base, planner=planner, batch=batch)
 
 
 def _bytes(params):
@@ -46,6 +47,9 @@ def test_adapters_are_trained_and_exported_as_one_planner(tmp_path, monkeypatch)
   # The engine samples the merged parameters: after an update, too.
   assert all(s['update/logprob_gap/max'] <= 1e-5 for s in steps)
   assert steps[1]['update/kl'] > 0
+  for step in steps:
+    places = step['batch/tokens'] + step['batch/padding']
+    assert places in {step['batch/micro'] * 8 * n for n in (176, 192)}
   before = models.load(str(_PLANNER))
   after = models.load(str(tmp_path / 'whole' / 'planner'))
   assert after.config == before.config
