@@ -48,7 +48,7 @@ def log_prob_of(
   # it needs no communication where V is sharded.
   chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
   picked = jnp.sum(jnp.where(chosen, scaled, 0.0), axis=-1)
-  return picked - jax.nn.logsumexp(scaled, axis=-1)
+  return picked - _log_normaliser(scaled)
 
 
 def entropy_of(
@@ -64,6 +64,13 @@ def entropy_of(
     scaled = jnp.where(keep, scaled, -jnp.inf)
   probs = jax.nn.softmax(scaled, axis=-1)
   return jax.nn.logsumexp(scaled, axis=-1) - jnp.sum(probs * weighted, axis=-1)
+
+
+def _log_normaliser(scaled: Array) -> Array:
+  """Returns logsumexp over the last axis, rounded as `statistics` rounds it."""
+  # Any shift leaves the sum as it is, so it needs no gradient.
+  top = jax.lax.stop_gradient(scaled.max(axis=-1))
+  return top + jnp.log(_total(jnp.exp(scaled - top[..., None])))
 
 
 def statistics(
