@@ -18,14 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import sharding as jax_sharding
 
-from agentflow_jax.core import attention_gpu
-from agentflow_jax.core import attention_tpu
-
 Array = jax.Array
 
 # Finite, so that a padding token, which may attend to nothing, stays finite.
 MASKED = -1e30
-# Twice as many queries: products are that much larger, and the softmax is summed
+# Twice as many queries: products are that much larger, and the softmax is added
 # up half as often, for a few per cent more scores that the mask then empties.
 _QUERIES, _KEYS = 256, 128
 # Blocks of a kernel are multiples of what a TPU's registers hold in a row.
@@ -226,6 +223,7 @@ def _scores(dtype, blocks, q, k, ends, i, j) -> Array:
   theirs = j * blocks.keys + jnp.arange(blocks.keys)[:, None]
   seen = (theirs <= mine) & (mine < ends[:, None])
   scores = float32_product(dtype, 'kse,kegq->ksgq', k, q)
+  scores = _times(scores, _scale(k.shape[-1])[1])
   return jnp.where(seen[:, None], scores, MASKED)
 
 
@@ -235,8 +233,19 @@ def _attend_row(blocks, dtype, q, keys, values, subtree_end) -> Array:
   return _forward(blocks, dtype, q, keys, values, subtree_end)[0]
 
 
+def _scale(dim: int) -> tuple[float, float]:
+  """Returns 1 / sqrt(E): a power of two, which no dtype rounds, and the rest."""
+  scale = 1 / math.sqrt(dim)
+  power = 2.0 ** round(math.log2(scale))
+  return power, scale / power
+
+
 def _scaled(q: Array) -> Array:
-  return q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
+  return q * jnp.asarray(_scale(q.shape[-1])[0], q.dtype)
+
+
+def _times(x: Array, factor: float) -> Array:
+  return x if factor == 1 else x * factor
 
 
 def _forward(blocks, dtype, q, keys, values, subtree_end):
@@ -306,6 +315,7 @@ def _backward(blocks, dtype, saved, d_out):
   inner = jnp.sum(d_out * out, axis=-1, keepdims=True)
   scaled, d_out = _scaled(q), d_out.astype(dtype)
   key_rows = keys.transpose(0, 2, 1)
+  factor = _scale(q.shape[-1])[1]
 
   def queries(i, carry):
     mine, d_mine = _columns(scaled, i, blocks), _columns(d_out, i, blocks)
@@ -324,7 +334,7 @@ def _backward(blocks, dtype, saved, d_out):
       d_weights = product(
           'kse,kegq->ksgq', _take(values, j, blocks.keys, 1), d_mine
       )
-      d_scores = (weights * (d_weights - my_inner)).astype(dtype)
+      d_scores = _times(weights * (d_weights - my_inner), factor).astype(dtype)
       d_k = product('ksgq,kgqe->kse', d_scores, my_rows)
       d_v = product('ksgq,kgqe->kse', weights.astype(dtype), d_rows)
       return (
@@ -363,11 +373,19 @@ def _attend_row_in_kernel(blocks, dtype, q, keys, values, subtree_end) -> Array:
   return _kernel_forward(blocks, dtype, q, keys, values, subtree_end)[0]
 
 
-def _by_platform(name: str, blocks: Blocks, *arrays: Array) -> Any:
+def _by_platform(name: str, blocks: Blocks, *arrays: Array, **given) -> Any:
   """Runs a function of the platform's kernels; CPU interprets those of TPU."""
 
+  # Here, so that who asks for no kernel needs no Pallas: its backends change.
+  # pylint: disable=import-outside-toplevel
+  from agentflow_jax.core import attention_gpu
+  from agentflow_jax.core import attention_tpu
+  # pylint: enable=import-outside-toplevel
+
   def of(module, **options):
-    return functools.partial(getattr(module, name), block=blocks.keys, **options)
+    return functools.partial(
+        getattr(module, name), block=blocks.keys, **given, **options
+    )
 
   return jax.lax.platform_dependent(
       *arrays, tpu=of(attention_tpu), cuda=of(attention_gpu),
@@ -381,7 +399,8 @@ def _kernel_forward(blocks, dtype, q, keys, values, subtree_end):
   scaled = _scaled(q).reshape(-1, length, dim)
   key_rows = keys.transpose(0, 2, 1)
   out, normaliser = _by_platform(
-      'forward', blocks, scaled, key_rows, values, subtree_end
+      'forward', blocks, scaled, key_rows, values, subtree_end,
+      factor=_scale(dim)[1],
   )
   saved = (scaled, key_rows, values, subtree_end, out, normaliser)
   out = out.reshape(kv_heads, groups, dim, length).transpose(0, 1, 3, 2)
@@ -392,10 +411,10 @@ def _kernel_backward(blocks, dtype, saved, d_out):
   q, keys, values, subtree_end, out, normaliser = saved
   shape = d_out.shape
   d_out = d_out.reshape(q.shape)
-  inner = jnp.einsum('hte,het->ht', d_out, out)[:, None]
+  inner = jnp.sum(d_out * out.transpose(0, 2, 1), axis=-1)[:, None]
   d_q, d_k, d_v = _by_platform(
       'backward', blocks, q, keys, values, subtree_end, normaliser, inner,
-      d_out.astype(dtype),
+      d_out.astype(dtype), factor=_scale(q.shape[-1])[1],
   )
   d_q = _scaled(d_q.transpose(0, 2, 1)).reshape(shape)
   return (

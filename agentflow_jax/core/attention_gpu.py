@@ -4,6 +4,7 @@ A program goes over one block of queries, or of keys, and from a list over the
 blocks that it sees or that see it; accumulators are float32 in registers.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -32,22 +33,24 @@ def _dot(a, b):
   ))
 
 
-def _scores(q, k, ends, i, j):
+def _scores(q, k, ends, i, j, factor):
   """Returns float32[Q, S] of block i of queries and block j of keys."""
   queries = i * _BLOCK + jnp.arange(_BLOCK)[:, None]
   keys = j * _BLOCK + jnp.arange(_BLOCK)[None, :]
   seen = (keys <= queries) & (queries < ends[None, :])
-  return jnp.where(seen, _dot(q, k.T), _MASKED)
+  return jnp.where(seen, _dot(q, k.T) * factor, _MASKED)
 
 
-def _forward_kernel(which, count, q, k, v, ends, out, normaliser):
+def _forward_kernel(
+    which, count, q, k, v, ends, out, normaliser, *, factor
+):
   i, mine = pl.program_id(0), q[...]
 
   def one(c, state):
     top, total, mixed = state
     j = which[c]
     here = pl.ds(j * _BLOCK, _BLOCK)
-    scores = _scores(mine, k[here, :], ends[here], i, j)
+    scores = _scores(mine, k[here, :], ends[here], i, j, factor)
     new_top = jnp.maximum(top, scores.max(axis=1))
     weights = jnp.exp(scores - new_top[:, None])
     rescale = jnp.exp(top - new_top)
@@ -71,7 +74,7 @@ def _forward_kernel(which, count, q, k, v, ends, out, normaliser):
 
 
 def _queries_kernel(
-    which, count, q, k, v, ends, normaliser, inner, d_out, d_q
+    which, count, q, k, v, ends, normaliser, inner, d_out, d_q, *, factor
 ):
   i, mine, d_mine = pl.program_id(0), q[...], d_out[...]
   log_total, my_inner = normaliser[...], inner[...]
@@ -81,10 +84,10 @@ def _queries_kernel(
     here = pl.ds(j * _BLOCK, _BLOCK)
     keys = k[here, :]
     weights = jnp.exp(
-        _scores(mine, keys, ends[here], i, j) - log_total[:, None]
+        _scores(mine, keys, ends[here], i, j, factor) - log_total[:, None]
     )
     d_weights = _dot(d_mine, v[here, :].T)
-    d_scores = weights * (d_weights - my_inner[:, None])
+    d_scores = weights * (d_weights - my_inner[:, None]) * factor
     return total + _dot(d_scores.astype(k.dtype), keys)
 
   d_q[...] = jax.lax.fori_loop(
@@ -93,7 +96,7 @@ def _queries_kernel(
 
 
 def _keys_kernel(
-    which, count, q, k, v, ends, normaliser, inner, d_out, d_k, d_v
+    which, count, q, k, v, ends, normaliser, inner, d_out, d_k, d_v, *, factor
 ):
   j, keys, values, my_ends = pl.program_id(0), k[...], v[...], ends[...]
   groups = q.shape[0]
@@ -104,10 +107,11 @@ def _keys_kernel(
     here = pl.ds(i * _BLOCK, _BLOCK)
     queries, d_queries = q[g, here, :], d_out[g, here, :]
     weights = jnp.exp(
-        _scores(queries, keys, my_ends, i, j) - normaliser[g, here][:, None]
+        _scores(queries, keys, my_ends, i, j, factor)
+        - normaliser[g, here][:, None]
     )
     d_weights = _dot(d_queries, values.T)
-    d_scores = weights * (d_weights - inner[g, here][:, None])
+    d_scores = weights * (d_weights - inner[g, here][:, None]) * factor
     return (
         d_keys + _dot(d_scores.astype(q.dtype).T, queries),
         d_values + _dot(weights.astype(q.dtype).T, d_queries),
@@ -129,7 +133,7 @@ def _call(kernel, grid, in_specs, out_specs, out_shape, interpret, name):
 
 def forward(
     q: Array, keys: Array, values: Array, subtree_end: Array, *, block: int,
-    interpret: Any = False,
+    factor: float = 1.0, interpret: Any = False,
 ) -> tuple[Array, Array]:
   """Attention of one row; arguments and results as in attention_tpu.forward.
 
@@ -145,7 +149,7 @@ def forward(
       (None, length, dim), lambda i, h: (jax.lax.div(h, groups), 0, 0)
   )
   out, normaliser = _call(
-      _forward_kernel, (n, heads),
+      functools.partial(_forward_kernel, factor=factor), (n, heads),
       [
           pl.BlockSpec((None, n), lambda i, h: (i, 0)),
           pl.BlockSpec((1,), lambda i, h: (i,)),
@@ -164,7 +168,8 @@ def forward(
 
 def backward(
     q: Array, keys: Array, values: Array, subtree_end: Array, normaliser: Array,
-    inner: Array, d_out: Array, *, block: int, interpret: Any = False,
+    inner: Array, d_out: Array, *, block: int, factor: float = 1.0,
+    interpret: Any = False,
 ) -> tuple[Array, Array, Array]:
   """Gradients of one row; as in attention_tpu.backward."""
   del block
@@ -184,7 +189,7 @@ def backward(
   row = pl.BlockSpec((None, n), lambda i, h: (i, 0))
   one = pl.BlockSpec((1,), lambda i, h: (i,))
   d_q = _call(
-      _queries_kernel, (n, heads),
+      functools.partial(_queries_kernel, factor=factor), (n, heads),
       [row, one, mine, whole, whole, every, sums, sums, mine], mine,
       jax.ShapeDtypeStruct(q.shape, jnp.float32), interpret,
       'forest_attention_queries',
@@ -199,7 +204,7 @@ def backward(
   )
   totals = pl.BlockSpec((None, groups, length), lambda j, h: (h, 0, 0))
   d_k, d_v = _call(
-      _keys_kernel, (n, kv_heads),
+      functools.partial(_keys_kernel, factor=factor), (n, kv_heads),
       [
           row, one, queries, key, key,
           pl.BlockSpec((_BLOCK,), lambda j, h: (j,)), totals, totals, queries,

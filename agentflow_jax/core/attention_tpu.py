@@ -83,9 +83,9 @@ def _dot(a, b, contract):
   )
 
 
-def _scores(q, k, ends, i, j, block, is_partial) -> Array:
+def _scores(q, k, ends, i, j, block, factor, is_partial) -> Array:
   """Returns float32[S, Q] of block i of queries and block j of keys."""
-  scores = _dot(k, q, (1, 1))
+  scores = _dot(k, q, (1, 1)) * factor
   if not is_partial:
     return scores
   keys = j * block + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
@@ -101,7 +101,8 @@ def _by_kind(entry, step):
 
 
 def _forward_kernel(
-    entries, q, k, v, ends, out, normaliser, top, total, mixed, *, block
+    entries, q, k, v, ends, out, normaliser, top, total, mixed, *, block,
+    factor,
 ):
   entry = entries[pl.program_id(1)]
   i, j = _row(entry), _column(entry)
@@ -113,7 +114,9 @@ def _forward_kernel(
     mixed[...] = jnp.zeros_like(mixed)
 
   def step(is_partial):
-    scores = _scores(q[0], k[0], ends[...], i, j, block, is_partial)
+    scores = _scores(
+        q[0], k[0], ends[...], i, j, block, factor, is_partial
+    )
     new_top = jnp.maximum(top[...], scores.max(axis=0, keepdims=True))
     # As in attention.py: what was added before a query's first seen key is
     # multiplied by 0 when that comes.
@@ -134,16 +137,18 @@ def _forward_kernel(
     normaliser[0] = jnp.where(blind, -_MASKED, top[...] + jnp.log(total[...]))
 
 
-def _d_scores(q, k, v, ends, normaliser, inner, d_out, i, j, block, is_partial):
+def _d_scores(
+    q, k, v, ends, normaliser, inner, d_out, i, j, block, factor, is_partial
+):
   """Returns the weights and dS, float32[S, Q]."""
-  scores = _scores(q, k, ends, i, j, block, is_partial)
+  scores = _scores(q, k, ends, i, j, block, factor, is_partial)
   weights = jnp.exp(scores - normaliser)
-  return weights, weights * (_dot(v, d_out, (1, 1)) - inner)
+  return weights, weights * (_dot(v, d_out, (1, 1)) - inner) * factor
 
 
 def _queries_kernel(
     entries, q, k, keys_t, v, ends, normaliser, inner, d_out, d_q, total, *,
-    block,
+    block, factor,
 ):
   entry = entries[pl.program_id(1)]
   i, j = _row(entry), _column(entry)
@@ -155,7 +160,7 @@ def _queries_kernel(
   def step(is_partial):
     _, d_scores = _d_scores(
         q[0], k[0], v[0], ends[...], normaliser[0], inner[0], d_out[0], i, j,
-        block, is_partial,
+        block, factor, is_partial,
     )
     total[...] += _dot(keys_t[0], d_scores.astype(k.dtype), (1, 0))
 
@@ -168,7 +173,7 @@ def _queries_kernel(
 
 def _keys_kernel(
     entries, q, k, v, ends, normaliser, inner, d_out, d_k, d_v, k_total,
-    v_total, *, block, groups,
+    v_total, *, block, factor, groups,
 ):
   entry, group = entries[pl.program_id(1)], pl.program_id(2)
   j, i = _row(entry), _column(entry)
@@ -181,7 +186,7 @@ def _keys_kernel(
   def step(is_partial):
     weights, d_scores = _d_scores(
         q[0], k[0], v[0], ends[...], normaliser[0], inner[0], d_out[0], i, j,
-        block, is_partial,
+        block, factor, is_partial,
     )
     v_total[...] += _dot(weights.astype(q.dtype), d_out[0], (1, 0))
     k_total[...] += _dot(d_scores.astype(q.dtype), q[0], (1, 0))
@@ -194,8 +199,10 @@ def _keys_kernel(
     d_v[0] = v_total[...].astype(d_v.dtype)
 
 
-def _call(kernel, entries, count, arrays, specs, outs, out_specs, scratch,
-          grid, semantics, interpret, name):
+def _call(
+    kernel, entries, count, arrays, specs, outs, out_specs, scratch, grid,
+    semantics, interpret, name,
+):
   return pl.pallas_call(
       kernel,
       grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -211,17 +218,18 @@ def _call(kernel, entries, count, arrays, specs, outs, out_specs, scratch,
 
 def forward(
     q: Array, keys: Array, values: Array, subtree_end: Array, *, block: int,
-    interpret: Any = False,
+    factor: float = 1.0, interpret: Any = False,
 ) -> tuple[Array, Array]:
   """Attention of one row.
 
   Args:
-    q: [H, T, E], divided by sqrt(E).
+    q: [H, T, E], divided by sqrt(E) but for `factor`.
     keys: [K, T, E]; head h reads key head h // (H / K).
     values: [K, T, E].
     subtree_end: int32[T].
     block: tokens of a block; divides T.
-    interpret: pltpu.InterpretParams to run anywhere.
+    factor: what scores are multiplied by, in float32.
+    interpret: True to run anywhere, slowly.
 
   Returns:
     float32[H, E, T], and float32[H, 1, T], the logarithm of each query's sum.
@@ -235,7 +243,8 @@ def forward(
   of_key_t = lambda h, p, e: (jax.lax.div(h, groups), 0, column(p, e))
   vmem = functools.partial(pl.BlockSpec, memory_space=pltpu.VMEM)
   return _call(
-      functools.partial(_forward_kernel, block=block), entries, count,
+      functools.partial(_forward_kernel, block=block, factor=factor),
+      entries, count,
       (q, keys, values.transpose(0, 2, 1), subtree_end[:, None]),
       [
           vmem((1, block, dim), lambda h, p, e: (h, row(p, e), 0)),
@@ -263,12 +272,13 @@ def forward(
 
 def backward(
     q: Array, keys: Array, values: Array, subtree_end: Array, normaliser: Array,
-    inner: Array, d_out: Array, *, block: int, interpret: Any = False,
+    inner: Array, d_out: Array, *, block: int, factor: float = 1.0,
+    interpret: Any = False,
 ) -> tuple[Array, Array, Array]:
   """Gradients of one row.
 
   Args:
-    q, keys, values, subtree_end, block, interpret: as in `forward`.
+    q, keys, values, subtree_end, block, factor, interpret: as in `forward`.
     normaliser: float32[H, 1, T], of `forward`.
     inner: float32[H, 1, T], sum over E of d_out times the result.
     d_out: [H, T, E], in q's dtype.
@@ -291,7 +301,8 @@ def backward(
   of_key_t = lambda h, p, e: (jax.lax.div(h, groups), 0, column(p, e))
   sums = lambda h, p, e: (h, 0, row(p, e))
   d_q = _call(
-      functools.partial(_queries_kernel, block=block), entries, count,
+      functools.partial(_queries_kernel, block=block, factor=factor),
+      entries, count,
       (
           q, keys, keys.transpose(0, 2, 1), values, ends, normaliser, inner,
           d_out,
@@ -320,8 +331,10 @@ def backward(
   of_key = lambda h, p, g, e: (h, row(p, e), 0)
   sums = lambda h, p, g, e: (head(h, g), 0, column(p, e))
   d_k, d_v = _call(
-      functools.partial(_keys_kernel, block=block, groups=groups), entries,
-      count, (q, keys, values, ends, normaliser, inner, d_out),
+      functools.partial(
+          _keys_kernel, block=block, factor=factor, groups=groups
+      ),
+      entries, count, (q, keys, values, ends, normaliser, inner, d_out),
       [
           vmem((1, block, dim), of_query),
           vmem((1, block, dim), of_key),

@@ -46,6 +46,8 @@ def done(
     config: layers.ModelConfig,
     batch: batch_lib.TurnBatch,
     logits_chunk: int | None = None,
+    row_shards: int = 1,
+    vocab_shards: int = 1,
 ) -> Work:
   """Returns the work that the micro-batches in use come to, padding included.
 
@@ -53,6 +55,8 @@ def done(
     config: the network.
     batch: host arrays.
     logits_chunk: see scoring.score_micro.
+    row_shards: data x fsdp of the mesh.
+    vocab_shards: its tensor.
   """
   n_micro = int(batch.n_micro)
   ends = np.asarray(batch.subtree_end)[:n_micro]
@@ -64,12 +68,14 @@ def done(
     ends_ = np.pad(ends, ((0, 0), (0, 0), (0, -length % blocks.queries)))
     pairs = attention.needed(ends_, blocks).sum() * blocks.queries * blocks.keys
   is_target = np.asarray(batch.responses)[:n_micro] > 0
+  n_targets, local_rows = is_target.shape[-1], rows // row_shards
   chunk = scoring.chunk_of(
-      rows, is_target.shape[-1], config.vocab_size, logits_chunk
+      local_rows, n_targets, config.vocab_size // vocab_shards, logits_chunk
   )
-  is_target = np.pad(is_target, [(0, 0)] * 2 + [(0, -length % chunk)])
-  chunks = is_target.reshape(n_micro, rows, -1, chunk).any(axis=(1, 3)).sum()
-  return Work(ends.size, int(pairs), int(chunks) * chunk * rows)
+  is_target = np.pad(is_target, [(0, 0)] * 2 + [(0, -n_targets % chunk)])
+  split = is_target.reshape(n_micro, row_shards, local_rows, -1, chunk)
+  chunks = split.any(axis=(2, 4)).sum()
+  return Work(ends.size, int(pairs), int(chunks) * chunk * local_rows)
 
 
 def forward(config: layers.ModelConfig, work: Work) -> int:
@@ -121,8 +127,11 @@ def update_done(
   attends = forward(config, Work(0, work.pairs, 0))
   total = update_needed(config, work, reference=reference)
   total += forward(config, Work(0, 0, work.targets))
-  if attention.blocks_of(length, config.attention) is not None:
+  blocks = attention.blocks_of(length, config.attention)
+  if blocks is not None:
     total += attends // 2  # Of the two products of a pair, that of the scores.
+    if blocks.kernel == 'pallas':  # dQ and dK are kernels apart: two twice.
+      total += attends
   if config.remat == 'full':
     total += forward(config, Work(work.tokens, work.pairs, 0))
   elif config.remat == 'dots':  # Attention's products are not among those kept.

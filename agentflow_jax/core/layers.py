@@ -113,6 +113,11 @@ class ModelConfig:
       raise ValueError(f'remat: unknown {self.remat!r}')
     if self.attention not in ('auto', 'dense', 'blocks', 'pallas'):
       raise ValueError(f'attention: unknown {self.attention!r}')
+    if self.attention == 'pallas' and self.head_dim not in (64, 128, 256):
+      raise ValueError(
+          "attention='pallas' needs a head_dim of 64, 128 or 256:"
+          f" {self.head_dim}; take 'blocks'"
+      )
 
   @property
   def precision(self) -> jax.lax.Precision:
@@ -122,16 +127,21 @@ class ModelConfig:
     return jax.lax.Precision.DEFAULT
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(config: ModelConfig, equation: str, x: Array, kernel: Array):
-  """Returns einsum(x, kernel) in the activation dtype."""
+def _plain_product(config, equation, x, kernel) -> Array:
   return jnp.einsum(
       equation, x, kernel.astype(config.dtype), precision=config.precision
   )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(config: ModelConfig, equation: str, x: Array, kernel: Array):
+  """Returns einsum(x, kernel) in the activation dtype."""
+  return _plain_product(config, equation, x, kernel)
+
+
 def _product_forward(config, equation, x, kernel):
-  return _product(config, equation, x, kernel), (x, kernel)
+  # Not _product: remat 'dots' keeps the products that it can see.
+  return _plain_product(config, equation, x, kernel), (x, kernel)
 
 
 def _product_backward(config, equation, saved, d_y):
@@ -273,9 +283,10 @@ def _normalised_backward(config, saved, d_y):
   d_h = d_y * scale.astype(jnp.float32)
   d_x = factor * (d_h - y * _sum_last(d_h * y) / x.shape[-1])
   # A product with ones here, too: XLA's CPU sums over rows one by one.
-  rows = (d_y * y).reshape(-1, x.shape[-1])
+  # (Axes apart: merged, they could not stay sharded as they are.)
+  axes = 'abcefg'[: x.ndim - 1]
   d_scale = jnp.einsum(
-      't,td->d', jnp.ones(rows.shape[0], jnp.float32), rows,
+      f'{axes},{axes}d->d', jnp.ones(x.shape[:-1], jnp.float32), d_y * y,
       precision=jax.lax.Precision.HIGHEST,
   )
   return d_x.astype(x.dtype), d_scale.astype(scale.dtype)

@@ -64,7 +64,8 @@ def merged(config: LoraConfig, kernel: Array, a: Array, b: Array) -> Array:
   exact = kernel.astype(jnp.float32) + config.alpha / config.rank * product
   if kernel.dtype == jnp.float32:
     return exact
-  rounded = exact.astype(kernel.dtype).astype(jnp.float32)
+  info = jnp.finfo(kernel.dtype)  # XLA may leave out a cast there and back.
+  rounded = jax.lax.reduce_precision(exact, info.nexp, info.nmant)
   return exact + jax.lax.stop_gradient(rounded - exact)
 
 

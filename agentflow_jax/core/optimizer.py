@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 # Norm scales and biases do not decay.
-_DECAYED = ('kernel', 'embedding', 'head')
+_DECAYED = ('kernel', 'embedding', 'head', 'lora_a', 'lora_b')
 
 
 @dataclasses.dataclass(frozen=True)

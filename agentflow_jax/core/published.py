@@ -1,4 +1,4 @@
-"""Networks of released models by name, to measure and to compile without them."""
+"""Networks of released models by name, to measure and compile without them."""
 
 from agentflow_jax.core import model
 

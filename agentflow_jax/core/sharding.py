@@ -43,7 +43,6 @@ ACTIVATION_RULES: dict[str, str | tuple[str, ...] | None] = {
     'stream': 'tensor',
     'heads': 'tensor',
     'mlp': 'tensor',
-    'vocab': 'tensor',
 }
 
 

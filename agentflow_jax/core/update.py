@@ -234,11 +234,11 @@ def make_update_fn(
   returned state then holds the same bits). ref_params is the frozen reference
   where loss_config.kl_coef > 0, with LoRA the base in any case, and None
   otherwise; it must not share arrays with state (init_train_state copies what
-  it starts from). batch may hold host
-  arrays. gap_bound is a float32 in nats: when max |logprob - behavior_logprob|
-  over the targets, measured by this update's own forward pass, is not within
-  it, the update is refused. Pass inf for every update of a step but the first,
-  whose parameters alone are those that sampled.
+  it starts from). batch may hold host arrays. gap_bound is a float32 in nats:
+  when max |logprob - behavior_logprob| over the targets, measured by this
+  update's own forward pass, is not within it, the update is refused. Pass inf
+  for every update of a step but the first, whose parameters alone are those
+  that sampled.
 
   Metrics are float32 scalars: those of losses.metrics_of, and grad_norm (before
   clipping), update_norm, param_norm (after), lr, and refused: 0, 1 for the gap,

@@ -235,10 +235,13 @@ class BatchConfig:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ConfigError(f'batch.{name} must be at least 1')
-    if any(not 1 <= n < self.tokens_per_row for n in self.shorter_rows):
+    shorter = self.shorter_rows
+    if any(not 2 <= n < self.tokens_per_row for n in shorter) or (
+        len(set(shorter)) < len(shorter)
+    ):
       raise ConfigError(
-          'batch.shorter_rows must be from 1 to below batch.tokens_per_row:'
-          f' {self.shorter_rows}'
+          'batch.shorter_rows must differ, from 2 to below'
+          f' batch.tokens_per_row: {shorter}'
       )
     if self.block is not None and self.layout == 'forest':
       raise ConfigError("batch.block is of batch.layout='rows'")

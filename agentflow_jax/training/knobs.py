@@ -43,7 +43,9 @@ def check_values(config: config_lib.Config) -> None:
           config.task_set.reward, default.task_set.reward, jsonl
       ),
       'planner.model.lora': (
-          config.planner.model and config.planner.model.lora.rank or 0, 0, False
+          config.planner.model and config.planner.model.lora,
+          config.planner.model and config_lib.LoraConfig(),
+          False,  # It is planner.lora that is read.
       ),
       'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
       'agent.endpoint.preset': (agent.endpoint.preset, '', asks),

@@ -100,9 +100,16 @@ def load(source: str, place: Place = on_host, **runtime: Any) -> Model:
   return loaded
 
 
+def _with_runtime(config, runtime) -> model.ModelConfig:
+  try:
+    return dataclasses.replace(config, **runtime)
+  except ValueError as e:  # Such as a kernel that does not take its heads.
+    raise parameters.CheckpointError(f'planner: {e}') from e
+
+
 def _from_directory(source, place, runtime) -> Model:
   # The small files first: what is wrong with them should not cost a long read.
-  config = dataclasses.replace(parameters.load_config(source), **runtime)
+  config = _with_runtime(parameters.load_config(source), runtime)
   described = parameters.read_config(source)
   path = epath.Path(source)
   if (path / tokenizers.FILE).exists() and not (
@@ -128,7 +135,7 @@ def _from_directory(source, place, runtime) -> Model:
 
 def _from_gguf(source, place, runtime) -> Model:
   file = gguf_files.GGUFFile(source)
-  config = dataclasses.replace(file.config, **runtime)
+  config = _with_runtime(file.config, runtime)
   tokenizer = hugging_face.from_gguf(source)
   described = {
       'eos_token_id': tokenizer.stop_ids[0], 'pad_token_id': tokenizer.pad_id

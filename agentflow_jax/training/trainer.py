@@ -66,6 +66,7 @@ class Trainer:
         ).compile()
         for n, example in examples.items()
     }
+    jax.block_until_ready(self.params)  # Compiles the merge, if there is one.
     self._score = None
     if is_policy and config.flow_grpo.old_logprobs == 'recompute':
       self._score = update.make_score_fn(parts.model_config, mesh)

@@ -122,10 +122,7 @@ def _lower(args, config, mesh, packed):
     base = update.base_of(config)
     reference = _placed(
         jax.eval_shape(
-            lambda: model.init_params(
-                dataclasses.replace(base, param_dtype='bfloat16'),
-                jax.random.key(0),
-            )
+            lambda: model.init_params(base, jax.random.key(0))
         ),
         sharding.param_shardings(base, mesh),
     )
@@ -193,8 +190,11 @@ def main():
   # places that are used one after the other.
   needs = memory.peak_memory_in_bytes
   counted = flops.update_done(
-      config, flops.done(config, packed), length=args.tokens_per_row,
-      reference=bool(args.kl_coef),
+      config,
+      flops.done(
+          config, packed, row_shards=axes[0] * axes[1], vocab_shards=axes[2]
+      ),
+      length=args.tokens_per_row, reference=bool(args.kl_coef),
   )
   result = {
       'arguments': vars(args),

@@ -91,6 +91,19 @@ def test_results_and_gradients_equal_the_float64_oracle(blocks):
   assert not np.asarray(out[1]).any()  # Padding sees nothing.
 
 
+@pytest.mark.parametrize('kernel', ['xla', 'pallas'])
+def test_bfloat16_scores_are_not_scaled_by_a_rounded_number(kernel):
+  # The first key has a score of 64 / sqrt(128), the others 0; its value is 1.
+  q, k, v, ends = _arrays(('one',), 1, 1, dim=128, stretch=2)
+  q, k, v = (np.zeros_like(x) for x in (q, k, v))
+  q[..., 0], k[:, :, 0, 0], v[:, :, 0, 0] = 8.0, 8.0, 1.0
+  blocks = attention.Blocks(128, 128, kernel)
+  out, _ = _run(q, k, v, ends, np.ones_like(q), dtype='bfloat16', blocks=blocks)
+  # The last token's result is 1 / (1 + 127 exp(-score)), all in float32.
+  score = -np.log((1 / out[0, 0, 0, 127, 0] - 1) / 127)
+  assert score == pytest.approx(64 / np.sqrt(128), abs=1e-5)
+
+
 @pytest.mark.parametrize('heads', [(9, 3), (4, 1), (4, 4)])
 def test_grouped_heads(heads):
   arrays = _arrays(('forest', 'apart'), *heads)
@@ -151,7 +164,9 @@ def test_rows_that_are_no_whole_blocks_are_padded():
     np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize('dtype, bound', [('float32', 2e-6), ('bfloat16', 0.01)])
+@pytest.mark.parametrize(
+    'dtype, bound', [('float32', 2e-6), ('bfloat16', 0.01)]
+)
 @pytest.mark.parametrize('heads', [(4, 2), (1, 1), (3, 1)])
 def test_the_tpu_kernel_equals_the_float64_oracle(heads, dtype, bound):
   # Blocks of 128: 256 tokens are 2, of which the mask is whole, part, empty.

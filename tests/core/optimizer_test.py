@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -123,3 +124,14 @@ def test_the_first_moment_may_be_bfloat16():
 def test_bad_options_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     optimizer.OptimizerConfig(**{'learning_rate': 1.0} | fields)
+
+
+def test_adapters_decay_too():
+  tx = optimizer.make_tx(
+      optimizer.OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
+  )
+  params = {'q': {'lora_a': jnp.ones(2), 'lora_b': jnp.ones(2)}}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = tx.update(zeros, tx.init(params), params)
+  for update in jax.tree.leaves(updates):
+    np.testing.assert_allclose(update, -0.05 * np.ones(2), rtol=1e-6)

@@ -109,4 +109,5 @@ def test_the_digest_of_a_run_is_of_the_merged_planner(tmp_path):
   run.train(config, str(tmp_path / 'out'), quiet=True)
   summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
   planner = models.load(str(tmp_path / 'out' / 'planner'))
+  assert summary['compiles/after_warmup'] == 0
   assert summary['params_digest'] == trainer.params_digest(planner.params)

@@ -260,3 +260,8 @@ def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):
   text = 'The capital of Portugal is Lisbon.'
   assert count(text) == len(tokenizer.encode(text))
   assert count('') == 0
+
+
+def test_a_kernel_that_does_not_take_a_models_heads_is_refused(released):
+  with pytest.raises(parameters.CheckpointError, match='head_dim'):
+    models.load(str(released), attention='pallas')
