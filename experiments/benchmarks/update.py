@@ -59,7 +59,7 @@ def _arguments():
   parser.add_argument(
       '--micro_tokens', type=int, default=0,
       help='tokens of a micro-batch, one packed row; 0: what the group needs,'
-      ' 8,192 at most',
+      ' 16,384 at most',
   )
   parser.add_argument('--layout', choices=('forest', 'rows'), default='forest')
   parser.add_argument(
@@ -124,7 +124,7 @@ def _turn_rows(lines):
 
 
 def _row_length(rows, layout):
-  """Returns T: what all rows need as a forest, or some rows apart; <= 8,192."""
+  """Returns T: what all rows need as a forest, or some rows apart; <= 16,384."""
   if layout == 'forest':
     total = int(batch.pack(
         rows, tokens_per_row=1 << 20, rows_per_micro=1, layout='forest'
@@ -132,7 +132,7 @@ def _row_length(rows, layout):
   else:
     total = max(r.places for r in rows) * 4
   longest = max(r.places for r in rows)
-  return -(-max(min(total, 8192), longest) // 128) * 128
+  return -(-max(min(total, 16384), longest) // 128) * 128
 
 
 def _matmul_peak(dtype):

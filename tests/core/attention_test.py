@@ -167,7 +167,10 @@ def test_rows_that_are_no_whole_blocks_are_padded():
 @pytest.mark.parametrize(
     'dtype, bound', [('float32', 2e-6), ('bfloat16', 0.01)]
 )
-@pytest.mark.parametrize('heads', [(4, 2), (1, 1), (3, 1)])
+@pytest.mark.parametrize(
+    'heads',
+    [(4, 2), *(pytest.param(h, marks=pytest.mark.slow) for h in ((1, 1), (3, 1)))],
+)
 def test_the_tpu_kernel_equals_the_float64_oracle(heads, dtype, bound):
   # Blocks of 128: 256 tokens are 2, of which the mask is whole, part, empty.
   arrays = _arrays(KINDS, *heads, dim=64, stretch=4)
@@ -181,7 +184,10 @@ def test_the_tpu_kernel_equals_the_float64_oracle(heads, dtype, bound):
   assert not np.asarray(out[1]).any()
 
 
-@pytest.mark.parametrize('heads', [(4, 2), (1, 1), (3, 1)])
+@pytest.mark.parametrize(
+    'heads',
+    [(4, 2), *(pytest.param(h, marks=pytest.mark.slow) for h in ((1, 1), (3, 1)))],
+)
 def test_the_gpu_kernel_equals_the_float64_oracle(heads):
   q, k, v, ends = _arrays(('forest',), *heads, dim=64, stretch=4)
   d_out = np.random.default_rng(1).normal(size=q.shape)

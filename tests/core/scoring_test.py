@@ -69,7 +69,13 @@ def _value_and_gradient(score, params, micro):
 
 @pytest.mark.parametrize(
     'axes, chunk',
-    [((1, 1, 1), None), ((1, 1, 1), 7), ((1, 1, 2), 1), ((2, 2, 2), 4)],
+    [
+        ((1, 1, 1), None), ((2, 2, 2), 4),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in (((1, 1, 1), 7), ((1, 1, 2), 1))
+        ),
+    ],
 )
 @pytest.mark.parametrize('tied', [True, False])
 def test_scores_and_gradients_equal_those_of_all_logits(axes, tied, chunk):

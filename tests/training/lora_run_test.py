@@ -104,6 +104,7 @@ def test_flags_of_adapters_that_are_not_there_are_refused(tmp_path):
     knobs.check_values(dataclasses.replace(config, planner=inside))
 
 
+@pytest.mark.slow
 def test_the_digest_of_a_run_is_of_the_merged_planner(tmp_path):
   config = _config(tmp_path / 'in', targets=('q', 'v'))
   run.train(config, str(tmp_path / 'out'), quiet=True)

@@ -61,7 +61,7 @@ def test_a_released_model_is_trained_and_given_back(
   out = tmp_path / 'out'
   run.train(config, str(out))
   # 2 V D = 18,432 in and out, 7,040 in each of two layers, 32 in the last norm.
-  assert '32,544 parameters; held: parameters and optimizer' in (
+  assert '32,544 parameters, 32,544 trained; held: trained parameters and' in (
       capsys.readouterr().err
   )
   metrics = json.loads((out / 'metrics.jsonl').read_text())
