@@ -12,19 +12,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from agentflow_jax.core import attention_tpu
+from agentflow_jax.core import blocks as blocks_lib
 
 Array = jax.Array
 
-_MASKED = -1e30
+_MASKED = blocks_lib.MASKED
 # What a program's registers hold beside the accumulators.
 _BLOCK = 64
-
-
-def _lists(needed: Array) -> tuple[Array, Array]:
-  """Returns each row's needed columns, first, and how many: [n, m] and [n]."""
-  which = jnp.argsort(~needed, axis=1, stable=True).astype(jnp.int32)
-  return which, needed.sum(axis=1, dtype=jnp.int32)
 
 
 def _dot(a, b):
@@ -123,96 +117,103 @@ def _keys_kernel(
   )
 
 
-def _call(kernel, grid, in_specs, out_specs, out_shape, interpret, name):
+def _call(kernel, name, grid, interpret, **specs):
   return pl.pallas_call(
-      kernel, grid=grid, in_specs=in_specs, out_specs=out_specs,
-      out_shape=out_shape, interpret=interpret, name=name,
-      compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+      kernel, grid=grid, interpret=interpret, name=f'forest_attention_{name}',
+      compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2), **specs,
   )
+
+
+def _along_queries(length: int, dim: int, groups: int) -> dict[str, Any]:
+  """Returns specs of arrays for a grid of (block of queries, query head)."""
+  n = length // _BLOCK
+  return {
+      'list': pl.BlockSpec((None, n), lambda i, h: (i, 0)),
+      'count': pl.BlockSpec((1,), lambda i, h: (i,)),
+      'query': pl.BlockSpec((None, _BLOCK, dim), lambda i, h: (h, i, 0)),
+      'sum': pl.BlockSpec((None, _BLOCK), lambda i, h: (h, i)),
+      'keys': pl.BlockSpec(
+          (None, length, dim), lambda i, h: (jax.lax.div(h, groups), 0, 0)
+      ),
+      'ends': pl.BlockSpec((length,), lambda i, h: (0,)),
+  }
 
 
 def forward(
-    q: Array, keys: Array, values: Array, subtree_end: Array, *, block: int,
-    factor: float = 1.0, interpret: Any = False,
+    q: Array, keys: Array, values: Array, subtree_end: Array, *,
+    factor: float = 1.0, interpret: bool = False,
 ) -> tuple[Array, Array]:
-  """Attention of one row; arguments and results as in attention_tpu.forward.
+  """Attention of one row; arguments and results as in attention_xla.forward.
 
-  `block` is of rows; a program's blocks are of 64 tokens.
+  T is a multiple of 64. With `interpret` it runs anywhere, slowly.
   """
-  del block
-  heads, length, dim = q.shape
-  groups = heads // keys.shape[0]
-  which, count = _lists(attention_tpu.pairs(subtree_end, _BLOCK)[0])
-  n = which.shape[0]
-  mine = pl.BlockSpec((None, _BLOCK, dim), lambda i, h: (h, i, 0))
-  whole = pl.BlockSpec(
-      (None, length, dim), lambda i, h: (jax.lax.div(h, groups), 0, 0)
-  )
+  kv_heads, groups, length, dim = q.shape
+  heads = kv_heads * groups
+  at = _along_queries(length, dim, groups)
+  needed = blocks_lib.needed(subtree_end, _BLOCK, _BLOCK)
   out, normaliser = _call(
-      functools.partial(_forward_kernel, factor=factor), (n, heads),
-      [
-          pl.BlockSpec((None, n), lambda i, h: (i, 0)),
-          pl.BlockSpec((1,), lambda i, h: (i,)),
-          mine, whole, whole,
-          pl.BlockSpec((length,), lambda i, h: (0,)),
+      functools.partial(_forward_kernel, factor=factor), 'forward',
+      (length // _BLOCK, heads), interpret,
+      in_specs=[
+          at['list'], at['count'], at['query'], at['keys'], at['keys'],
+          at['ends'],
       ],
-      (mine, pl.BlockSpec((None, _BLOCK), lambda i, h: (h, i))),
-      (
-          jax.ShapeDtypeStruct(q.shape, jnp.float32),
+      out_specs=(at['query'], at['sum']),
+      out_shape=(
+          jax.ShapeDtypeStruct((heads, length, dim), jnp.float32),
           jax.ShapeDtypeStruct((heads, length), jnp.float32),
       ),
-      interpret, 'forest_attention_forward',
-  )(which, count, q, keys, values, subtree_end)
-  return out.transpose(0, 2, 1), normaliser[:, None]
+  )(
+      *blocks_lib.lists(needed), q.reshape(heads, length, dim),
+      keys.transpose(0, 2, 1), values, subtree_end,
+  )
+  return out.reshape(q.shape), normaliser.reshape(q.shape[:3])
 
 
 def backward(
     q: Array, keys: Array, values: Array, subtree_end: Array, normaliser: Array,
-    inner: Array, d_out: Array, *, block: int, factor: float = 1.0,
-    interpret: Any = False,
+    inner: Array, d_out: Array, *, factor: float = 1.0, interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
-  """Gradients of one row; as in attention_tpu.backward."""
-  del block
-  heads, length, dim = q.shape
-  kv_heads = keys.shape[0]
-  groups = heads // kv_heads
-  needed, _ = attention_tpu.pairs(subtree_end, _BLOCK)
-  n = needed.shape[0]
-  normaliser, inner = normaliser[:, 0], inner[:, 0]
-  every = pl.BlockSpec((length,), lambda i, h: (0,))
+  """Gradients of one row; as in attention_xla.backward, and `forward`."""
+  kv_heads, groups, length, dim = q.shape
+  heads, n = kv_heads * groups, length // _BLOCK
+  at = _along_queries(length, dim, groups)
+  needed = blocks_lib.needed(subtree_end, _BLOCK, _BLOCK)
+  key_rows = keys.transpose(0, 2, 1)
 
-  mine = pl.BlockSpec((None, _BLOCK, dim), lambda i, h: (h, i, 0))
-  whole = pl.BlockSpec(
-      (None, length, dim), lambda i, h: (jax.lax.div(h, groups), 0, 0)
-  )
-  sums = pl.BlockSpec((None, _BLOCK), lambda i, h: (h, i))
-  row = pl.BlockSpec((None, n), lambda i, h: (i, 0))
-  one = pl.BlockSpec((1,), lambda i, h: (i,))
+  def flat(x):
+    return x.reshape(heads, *x.shape[2:])
+
   d_q = _call(
-      functools.partial(_queries_kernel, factor=factor), (n, heads),
-      [row, one, mine, whole, whole, every, sums, sums, mine], mine,
-      jax.ShapeDtypeStruct(q.shape, jnp.float32), interpret,
-      'forest_attention_queries',
-  )(*_lists(needed), q, keys, values, subtree_end, normaliser, inner, d_out)
-
-  def grouped(x):
-    return x.reshape(kv_heads, groups, *x.shape[1:])
-
-  key = pl.BlockSpec((None, _BLOCK, dim), lambda j, h: (h, j, 0))
+      functools.partial(_queries_kernel, factor=factor), 'queries',
+      (n, heads), interpret,
+      in_specs=[
+          at['list'], at['count'], at['query'], at['keys'], at['keys'],
+          at['ends'], at['sum'], at['sum'], at['query'],
+      ],
+      out_specs=at['query'],
+      out_shape=jax.ShapeDtypeStruct((heads, length, dim), jnp.float32),
+  )(
+      *blocks_lib.lists(needed), flat(q), key_rows, values, subtree_end,
+      flat(normaliser), flat(inner), flat(d_out),
+  )
+  # Here a grid's first axis counts blocks of keys, the second key heads.
+  key = at['query']
   queries = pl.BlockSpec(
       (None, groups, length, dim), lambda j, h: (h, 0, 0, 0)
   )
-  totals = pl.BlockSpec((None, groups, length), lambda j, h: (h, 0, 0))
+  sums = pl.BlockSpec((None, groups, length), lambda j, h: (h, 0, 0))
+  ends = pl.BlockSpec((_BLOCK,), lambda j, h: (j,))
   d_k, d_v = _call(
-      functools.partial(_keys_kernel, factor=factor), (n, kv_heads),
-      [
-          row, one, queries, key, key,
-          pl.BlockSpec((_BLOCK,), lambda j, h: (j,)), totals, totals, queries,
+      functools.partial(_keys_kernel, factor=factor), 'keys', (n, kv_heads),
+      interpret,
+      in_specs=[
+          at['list'], at['count'], queries, key, key, ends, sums, sums, queries
       ],
-      (key, key), (jax.ShapeDtypeStruct(keys.shape, jnp.float32),) * 2,
-      interpret, 'forest_attention_keys',
+      out_specs=(key, key),
+      out_shape=(jax.ShapeDtypeStruct(values.shape, jnp.float32),) * 2,
   )(
-      *_lists(needed.T), grouped(q), keys, values, subtree_end,
-      grouped(normaliser), grouped(inner), grouped(d_out),
+      *blocks_lib.lists(needed.T), q, key_rows, values, subtree_end,
+      normaliser, inner, d_out,
   )
-  return d_q.transpose(0, 2, 1), d_k, d_v
+  return d_q.reshape(q.shape), d_k, d_v

@@ -1,4 +1,4 @@
-"""Pallas TPU kernels of attention over forests; attention.py says what they do.
+"""Pallas TPU kernels of attention over forests; see attention.py.
 
 Every kernel goes along a list of the pairs of blocks that see each other, which
 is made from subtree_end and prefetched: what the mask empties costs neither a
@@ -17,29 +17,32 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from agentflow_jax.core import blocks as blocks_lib
+
 Array = jax.Array
 
-_MASKED = -1e30
+_MASKED = blocks_lib.MASKED
 # Flags of an entry of a list.
 _FIRST, _LAST, _PARTIAL = 1, 2, 4
 _FLAG_BITS, _BLOCK_BITS = 3, 14
 
 
-def pairs(subtree_end: Array, block: int) -> tuple[Array, Array, Array]:
+def _pairs(subtree_end: Array, block: int) -> tuple[Array, Array]:
   """Returns which pairs of blocks there are.
+
+  Args:
+    subtree_end: int32[T].
+    block: tokens of a block; divides T.
 
   Returns:
     bool[n, n] (queries, keys): needed, and of those, seen in part. A block of
     queries always sees its own, so that every block is written.
   """
-  length = subtree_end.shape[0]
-  ends = subtree_end.reshape(-1, block)
-  first = np.arange(0, length, block)
-  behind = first[None, :] < first[:, None]
-  reached = ends.max(axis=1)[None, :] > first[:, None]
-  own = jnp.asarray(np.eye(len(first), dtype=bool))
-  needed = (behind & reached) | own
-  whole = behind & (ends.min(axis=1)[None, :] >= first[:, None] + block)
+  needed = blocks_lib.needed(subtree_end, block, block)
+  first = np.arange(0, subtree_end.shape[0], block)[:, None]
+  least = subtree_end.reshape(-1, block).min(axis=1)
+  whole = (first.T < first) & (least >= first + block)
+  needed |= np.eye(len(first), dtype=bool)
   return needed, needed & ~whole
 
 
@@ -118,7 +121,7 @@ def _forward_kernel(
         q[0], k[0], ends[...], i, j, block, factor, is_partial
     )
     new_top = jnp.maximum(top[...], scores.max(axis=0, keepdims=True))
-    # As in attention.py: what was added before a query's first seen key is
+    # As in attention_xla: what was added before a query's first seen key is
     # multiplied by 0 when that comes.
     weights = jnp.exp(scores - new_top)
     rescale = jnp.exp(top[...] - new_top)
@@ -199,156 +202,145 @@ def _keys_kernel(
     d_v[0] = v_total[...].astype(d_v.dtype)
 
 
-def _call(
-    kernel, entries, count, arrays, specs, outs, out_specs, scratch, grid,
-    semantics, interpret, name,
-):
+def _call(kernel, name, grid, semantics, interpret, **specs):
+  """Returns what runs a kernel, with a list of entries prefetched."""
+  shapes = specs.pop('out_shape')
   return pl.pallas_call(
       kernel,
       grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=1, grid=grid(count), in_specs=specs,
-          out_specs=out_specs, scratch_shapes=scratch,
+          num_scalar_prefetch=1, grid=grid, **specs
       ),
-      out_shape=outs,
+      out_shape=shapes,
       compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
       interpret=interpret,
-      name=name,
-  )(entries, *arrays)
+      name=f'forest_attention_{name}',
+  )
+
+
+_spec = functools.partial(pl.BlockSpec, memory_space=pltpu.VMEM)
+
+
+def _along_queries(block: int, dim: int, groups: int) -> dict[str, Any]:
+  """Returns specs of arrays for a grid of (query head, entry by queries)."""
+  row = lambda p, e: _row(e[p])
+  column = lambda p, e: _column(e[p])
+  kv = lambda h: jax.lax.div(h, groups)
+  return {
+      'query': _spec((1, block, dim), lambda h, p, e: (h, row(p, e), 0)),
+      'query_t': _spec((1, dim, block), lambda h, p, e: (h, 0, row(p, e))),
+      'sum': _spec((1, 1, block), lambda h, p, e: (h, 0, row(p, e))),
+      'key': _spec((1, block, dim), lambda h, p, e: (kv(h), column(p, e), 0)),
+      'key_t': _spec((1, dim, block), lambda h, p, e: (kv(h), 0, column(p, e))),
+      'ends': _spec((block, 1), lambda h, p, e: (column(p, e), 0)),
+  }
 
 
 def forward(
     q: Array, keys: Array, values: Array, subtree_end: Array, *, block: int,
-    factor: float = 1.0, interpret: Any = False,
+    factor: float = 1.0, interpret: bool = False,
 ) -> tuple[Array, Array]:
-  """Attention of one row.
+  """Attention of one row; arguments and results as in attention_xla.forward.
 
   Args:
-    q: [H, T, E], divided by sqrt(E) but for `factor`.
-    keys: [K, T, E]; head h reads key head h // (H / K).
-    values: [K, T, E].
-    subtree_end: int32[T].
+    q, keys, values, subtree_end, factor: as there.
     block: tokens of a block; divides T.
-    factor: what scores are multiplied by, in float32.
-    interpret: True to run anywhere, slowly.
-
-  Returns:
-    float32[H, E, T], and float32[H, 1, T], the logarithm of each query's sum.
+    interpret: runs anywhere, slowly.
   """
-  heads, length, dim = q.shape
-  groups = heads // keys.shape[0]
-  entries, count = _list(*pairs(subtree_end, block))
-  row = lambda p, e: _row(e[p])
-  column = lambda p, e: _column(e[p])
-  of_key = lambda h, p, e: (jax.lax.div(h, groups), column(p, e), 0)
-  of_key_t = lambda h, p, e: (jax.lax.div(h, groups), 0, column(p, e))
-  vmem = functools.partial(pl.BlockSpec, memory_space=pltpu.VMEM)
-  return _call(
+  kv_heads, groups, length, dim = q.shape
+  heads = kv_heads * groups
+  entries, count = _list(*_pairs(subtree_end, block))
+  at = _along_queries(block, dim, groups)
+  a_sum = pltpu.VMEM((1, block), jnp.float32)
+  out, normaliser = _call(
       functools.partial(_forward_kernel, block=block, factor=factor),
-      entries, count,
-      (q, keys, values.transpose(0, 2, 1), subtree_end[:, None]),
-      [
-          vmem((1, block, dim), lambda h, p, e: (h, row(p, e), 0)),
-          vmem((1, block, dim), of_key),
-          vmem((1, dim, block), of_key_t),
-          vmem((block, 1), lambda h, p, e: (column(p, e), 0)),
-      ],
-      (
+      'forward', (heads, count), ('parallel', 'arbitrary'), interpret,
+      in_specs=[at['query'], at['key'], at['key_t'], at['ends']],
+      out_specs=(at['query_t'], at['sum']),
+      out_shape=(
           jax.ShapeDtypeStruct((heads, dim, length), jnp.float32),
           jax.ShapeDtypeStruct((heads, 1, length), jnp.float32),
       ),
-      (
-          vmem((1, dim, block), lambda h, p, e: (h, 0, row(p, e))),
-          vmem((1, 1, block), lambda h, p, e: (h, 0, row(p, e))),
-      ),
-      [
-          pltpu.VMEM((1, block), jnp.float32),
-          pltpu.VMEM((1, block), jnp.float32),
-          pltpu.VMEM((dim, block), jnp.float32),
-      ],
-      lambda count: (heads, count), ('parallel', 'arbitrary'), interpret,
-      'forest_attention_forward',
+      scratch_shapes=[a_sum, a_sum, pltpu.VMEM((dim, block), jnp.float32)],
+  )(
+      entries, q.reshape(heads, length, dim), keys.transpose(0, 2, 1),
+      values.transpose(0, 2, 1), subtree_end[:, None],
+  )
+  return (
+      out.transpose(0, 2, 1).reshape(q.shape), normaliser.reshape(q.shape[:3])
   )
 
 
 def backward(
     q: Array, keys: Array, values: Array, subtree_end: Array, normaliser: Array,
     inner: Array, d_out: Array, *, block: int, factor: float = 1.0,
-    interpret: Any = False,
+    interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
-  """Gradients of one row.
+  """Gradients of one row; as in attention_xla.backward, and `forward`."""
+  kv_heads, groups, length, dim = q.shape
+  heads = kv_heads * groups
+  arrays = {
+      'q': q.reshape(heads, length, dim), 'k': keys.transpose(0, 2, 1),
+      'k_t': keys, 'v': values, 'ends': subtree_end[:, None],
+      'normaliser': normaliser.reshape(heads, 1, length),
+      'inner': inner.reshape(heads, 1, length),
+      'd_out': d_out.reshape(heads, length, dim),
+  }
+  needed, partial = _pairs(subtree_end, block)
+  shared = {'block': block, 'factor': factor}
+  d_q = _queries_gradient(
+      arrays, _list(needed, partial), groups, shared, interpret
+  )
+  d_k, d_v = _keys_gradient(
+      arrays, _list(needed.T, partial.T), groups, shared, interpret
+  )
+  return d_q.transpose(0, 2, 1).reshape(q.shape), d_k, d_v
 
-  Args:
-    q, keys, values, subtree_end, block, factor, interpret: as in `forward`.
-    normaliser: float32[H, 1, T], of `forward`.
-    inner: float32[H, 1, T], sum over E of d_out times the result.
-    d_out: [H, T, E], in q's dtype.
 
-  Returns:
-    float32[H, E, T] of the divided q, float32[K, T, E] of keys, and of values.
-  """
-  heads, length, dim = q.shape
-  kv_heads = keys.shape[0]
-  groups = heads // kv_heads
-  needed, partial = pairs(subtree_end, block)
-  vmem = functools.partial(pl.BlockSpec, memory_space=pltpu.VMEM)
-  ends = subtree_end[:, None]
-  row = lambda p, e: _row(e[p])
+def _queries_gradient(arrays, along, groups, shared, interpret) -> Array:
+  """Returns float32[H, E, T]; `along` is a list by queries."""
+  heads, length, dim = arrays['q'].shape
+  entries, count = along
+  block = shared['block']
+  at = _along_queries(block, dim, groups)
+  order = ('q', 'k', 'k_t', 'v', 'ends', 'normaliser', 'inner', 'd_out')
+  return _call(
+      functools.partial(_queries_kernel, **shared), 'queries', (heads, count),
+      ('parallel', 'arbitrary'), interpret,
+      in_specs=[
+          at['query'], at['key'], at['key_t'], at['key'], at['ends'],
+          at['sum'], at['sum'], at['query'],
+      ],
+      out_specs=at['query_t'],
+      out_shape=jax.ShapeDtypeStruct((heads, dim, length), jnp.float32),
+      scratch_shapes=[pltpu.VMEM((dim, block), jnp.float32)],
+  )(entries, *(arrays[name] for name in order))
+
+
+def _keys_gradient(
+    arrays, along, groups, shared, interpret
+) -> tuple[Array, Array]:
+  """Returns float32[K, T, E] of keys and of values; `along` is by keys."""
+  kv_heads, _, dim = arrays['k'].shape
+  entries, count = along
+  block = shared['block']
+  row = lambda p, e: _row(e[p])  # Of keys; a column is of queries.
   column = lambda p, e: _column(e[p])
-
-  entries, count = _list(needed, partial)
-  of_query = lambda h, p, e: (h, row(p, e), 0)
-  of_key = lambda h, p, e: (jax.lax.div(h, groups), column(p, e), 0)
-  of_key_t = lambda h, p, e: (jax.lax.div(h, groups), 0, column(p, e))
-  sums = lambda h, p, e: (h, 0, row(p, e))
-  d_q = _call(
-      functools.partial(_queries_kernel, block=block, factor=factor),
-      entries, count,
-      (
-          q, keys, keys.transpose(0, 2, 1), values, ends, normaliser, inner,
-          d_out,
-      ),
-      [
-          vmem((1, block, dim), of_query),
-          vmem((1, block, dim), of_key),
-          vmem((1, dim, block), of_key_t),
-          vmem((1, block, dim), of_key),
-          vmem((block, 1), lambda h, p, e: (column(p, e), 0)),
-          vmem((1, 1, block), sums),
-          vmem((1, 1, block), sums),
-          vmem((1, block, dim), of_query),
-      ],
-      jax.ShapeDtypeStruct((heads, dim, length), jnp.float32),
-      vmem((1, dim, block), sums),
-      [pltpu.VMEM((dim, block), jnp.float32)],
-      lambda count: (heads, count), ('parallel', 'arbitrary'), interpret,
-      'forest_attention_queries',
-  )
-
-  # By keys: an entry's row is a block of keys, its column one of queries.
-  entries, count = _list(needed.T, partial.T)
   head = lambda h, g: h * groups + g
-  of_query = lambda h, p, g, e: (head(h, g), column(p, e), 0)
-  of_key = lambda h, p, g, e: (h, row(p, e), 0)
-  sums = lambda h, p, g, e: (head(h, g), 0, column(p, e))
-  d_k, d_v = _call(
-      functools.partial(
-          _keys_kernel, block=block, factor=factor, groups=groups
-      ),
-      entries, count, (q, keys, values, ends, normaliser, inner, d_out),
-      [
-          vmem((1, block, dim), of_query),
-          vmem((1, block, dim), of_key),
-          vmem((1, block, dim), of_key),
-          vmem((block, 1), lambda h, p, g, e: (row(p, e), 0)),
-          vmem((1, 1, block), sums),
-          vmem((1, 1, block), sums),
-          vmem((1, block, dim), of_query),
-      ],
-      (jax.ShapeDtypeStruct(keys.shape, jnp.float32),) * 2,
-      (vmem((1, block, dim), of_key),) * 2,
-      [pltpu.VMEM((block, dim), jnp.float32)] * 2,
-      lambda count: (kv_heads, count, groups),
-      ('parallel', 'arbitrary', 'arbitrary'), interpret,
-      'forest_attention_keys',
+  query = _spec(
+      (1, block, dim), lambda h, p, g, e: (head(h, g), column(p, e), 0)
   )
-  return d_q, d_k, d_v
+  key = _spec((1, block, dim), lambda h, p, g, e: (h, row(p, e), 0))
+  ends = _spec((block, 1), lambda h, p, g, e: (row(p, e), 0))
+  a_sum = _spec(
+      (1, 1, block), lambda h, p, g, e: (head(h, g), 0, column(p, e))
+  )
+  order = ('q', 'k', 'v', 'ends', 'normaliser', 'inner', 'd_out')
+  return _call(
+      functools.partial(_keys_kernel, groups=groups, **shared), 'keys',
+      (kv_heads, count, groups), ('parallel', 'arbitrary', 'arbitrary'),
+      interpret,
+      in_specs=[query, key, key, ends, a_sum, a_sum, query],
+      out_specs=(key, key),
+      out_shape=(jax.ShapeDtypeStruct(arrays['k'].shape, jnp.float32),) * 2,
+      scratch_shapes=[pltpu.VMEM((block, dim), jnp.float32)] * 2,
+  )(entries, *(arrays[name] for name in order))

@@ -9,8 +9,8 @@ import dataclasses
 
 import numpy as np
 
-from agentflow_jax.core import attention
 from agentflow_jax.core import batch as batch_lib
+from agentflow_jax.core import blocks as blocks_lib
 from agentflow_jax.core import layers
 from agentflow_jax.core import scoring
 
@@ -61,12 +61,13 @@ def done(
   n_micro = int(batch.n_micro)
   ends = np.asarray(batch.subtree_end)[:n_micro]
   _, rows, length = ends.shape
-  blocks = attention.blocks_of(length, config.attention)
+  blocks = blocks_lib.blocks_of(length, config.attention)
   if blocks is None:
     pairs = ends.size * length
   else:
     ends_ = np.pad(ends, ((0, 0), (0, 0), (0, -length % blocks.queries)))
-    pairs = attention.needed(ends_, blocks).sum() * blocks.queries * blocks.keys
+    seen = blocks_lib.needed(ends_, blocks.queries, blocks.keys)
+    pairs = seen.sum() * blocks.queries * blocks.keys
   is_target = np.asarray(batch.responses)[:n_micro] > 0
   n_targets, local_rows = is_target.shape[-1], rows // row_shards
   chunk = scoring.chunk_of(
@@ -121,13 +122,13 @@ def update_done(
   Args:
     config: the network.
     work: of one forward pass.
-    length: T, see attention.blocks_of.
+    length: T, see blocks.blocks_of.
     reference: whether the reference policy scores the targets, too.
   """
   attends = forward(config, Work(0, work.pairs, 0))
   total = update_needed(config, work, reference=reference)
   total += forward(config, Work(0, 0, work.targets))
-  blocks = attention.blocks_of(length, config.attention)
+  blocks = blocks_lib.blocks_of(length, config.attention)
   if blocks is not None:
     total += attends // 2  # Of the two products of a pair, that of the scores.
     if blocks.kernel == 'pallas':  # dQ and dK are kernels apart: two twice.

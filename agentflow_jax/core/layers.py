@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jax import sharding as jax_sharding
 
 from agentflow_jax.core import attention
+from agentflow_jax.core import blocks as blocks_lib
 from agentflow_jax.core import lora as lora_lib
+from agentflow_jax.core import primitives
 from agentflow_jax.core import rope
 
 Array = jax.Array
@@ -119,53 +121,6 @@ class ModelConfig:
           f" {self.head_dim}; take 'blocks'"
       )
 
-  @property
-  def precision(self) -> jax.lax.Precision:
-    """Of every product; the highest where activations are float32."""
-    if self.dtype == 'float32':
-      return jax.lax.Precision.HIGHEST
-    return jax.lax.Precision.DEFAULT
-
-
-def _plain_product(config, equation, x, kernel) -> Array:
-  return jnp.einsum(
-      equation, x, kernel.astype(config.dtype), precision=config.precision
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(config: ModelConfig, equation: str, x: Array, kernel: Array):
-  """Returns einsum(x, kernel) in the activation dtype."""
-  return _plain_product(config, equation, x, kernel)
-
-
-def _product_forward(config, equation, x, kernel):
-  # Not _product: remat 'dots' keeps the products that it can see.
-  return _plain_product(config, equation, x, kernel), (x, kernel)
-
-
-def _product_backward(config, equation, saved, d_y):
-  """The gradients of x, and of the kernel, which is summed in float32."""
-  x, kernel = saved
-  operands, y_axes = equation.split('->')
-  x_axes, kernel_axes = operands.split(',')
-  d_x = jnp.einsum(
-      f'{y_axes},{kernel_axes}->{x_axes}', d_y, kernel.astype(config.dtype),
-      precision=config.precision,
-  )
-  # Both are read by columns; XLA's CPU transposes the first of the two, and
-  # does over whatever made it, element by element: so the smaller one comes
-  # first (measured: the whole backward pass takes half the time).
-  pairs = [(x_axes, x), (y_axes, d_y)]
-  (axes, first), (other_axes, second) = sorted(pairs, key=lambda p: p[1].size)
-  d_kernel = attention.float32_product(
-      config.dtype, f'{axes},{other_axes}->{kernel_axes}', first, second
-  )
-  return d_x, d_kernel.astype(kernel.dtype)
-
-
-_product.defvjp(_product_forward, _product_backward)
-
 
 class _Linear(nn.Module):
   """y = einsum(x, kernel) + bias, in the activation dtype."""
@@ -190,7 +145,7 @@ class _Linear(nn.Module):
     )
     if config.lora.adapts(self.name):
       kernel = lora_lib.merged(config.lora, kernel, *self._adapter())
-    y = _product(config, self.equation, x, kernel)
+    y = primitives.project(config.dtype, self.equation, x, kernel)
     if self.bias_axes is not None:
       bias = self.param(
           'bias',
@@ -245,54 +200,7 @@ class RMSNorm(nn.Module):
         (x.shape[-1],),
         config.param_dtype,
     )
-    return _normalised(config, x, scale)
-
-
-def _sum_last(x: Array) -> Array:
-  # A product with ones, not a sum: XLA's CPU sums a short axis in an order that
-  # depends on the other axes, and sampler and trainer differ in those.
-  return jnp.einsum(
-      '...d,d->...', x, jnp.ones(x.shape[-1], jnp.float32),
-      precision=jax.lax.Precision.HIGHEST,
-  )[..., None]
-
-
-def _rescaled(config: ModelConfig, x: Array) -> tuple[Array, Array]:
-  """Returns x / sqrt(mean(x^2) + eps) and that factor, in float32."""
-  x = x.astype(jnp.float32)
-  mean_square = _sum_last(jnp.square(x)) / x.shape[-1]
-  factor = jax.lax.rsqrt(mean_square + config.norm_eps)
-  return x * factor, factor
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalised(config: ModelConfig, x: Array, scale: Array) -> Array:
-  y, _ = _rescaled(config, x)
-  return (y * scale.astype(jnp.float32)).astype(config.dtype)
-
-
-def _normalised_forward(config, x, scale):
-  return _normalised(config, x, scale), (x, scale)
-
-
-def _normalised_backward(config, saved, d_y):
-  """With h = x f: dx = f (dh - h mean(dh h)), d scale = sum over tokens dy h."""
-  x, scale = saved
-  y, factor = _rescaled(config, x)
-  d_y = d_y.astype(jnp.float32)
-  d_h = d_y * scale.astype(jnp.float32)
-  d_x = factor * (d_h - y * _sum_last(d_h * y) / x.shape[-1])
-  # A product with ones here, too: XLA's CPU sums over rows one by one.
-  # (Axes apart: merged, they could not stay sharded as they are.)
-  axes = 'abcefg'[: x.ndim - 1]
-  d_scale = jnp.einsum(
-      f'{axes},{axes}d->d', jnp.ones(x.shape[:-1], jnp.float32), d_y * y,
-      precision=jax.lax.Precision.HIGHEST,
-  )
-  return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
-
-
-_normalised.defvjp(_normalised_forward, _normalised_backward)
+    return primitives.rms_norm(config.dtype, config.norm_eps, x, scale)
 
 
 @flax.struct.dataclass
@@ -370,7 +278,7 @@ class _Attention(nn.Module):
     else:
       y = attention.attend_blocks(
           q, keys, values, context.subtree_end,
-          blocks=attention.blocks_of(length, config.attention),
+          blocks=blocks_lib.blocks_of(length, config.attention),
           dtype=config.dtype,
           mesh=self.constrain.mesh,
       ).astype(config.dtype)
@@ -398,12 +306,12 @@ class _Attention(nn.Module):
     # Keys (and values, below) come first: in this order XLA's CPU rounds one
     # query over any number of slots as it rounds many, so that sampler and
     # trainer agree to the bit in these products.
-    scores = attention.float32_product(
+    scores = primitives.float32_product(
         config.dtype, 'bkes,bkgte->bksgt', keys, q
     )
     scores = scores.transpose(0, 1, 3, 4, 2)
     scale = 1 / math.sqrt(config.head_dim)
-    scores = jnp.where(mask, scores * scale, attention.MASKED)
+    scores = jnp.where(mask, scores * scale, blocks_lib.MASKED)
     # Any shift leaves the quotient as it is, so it needs no gradient.
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
@@ -420,7 +328,7 @@ class _Attention(nn.Module):
     The weights are [B, K, H/K, T, S].
     """
     slots = values.shape[2]
-    product = functools.partial(attention.float32_product, self.config.dtype)
+    product = functools.partial(primitives.float32_product, self.config.dtype)
     if self.config.dtype != 'float32' or slots <= SLOT_BLOCK:
       return product('bkse,bkgts->bkegt', values, weights)
     # Where a CPU library cuts a long sum depends on its other axes. Cut here,

@@ -51,21 +51,6 @@ def log_prob_of(
   return picked - _log_normaliser(scaled)
 
 
-def entropy_of(
-    logits: Array, temperature: Array | float, keep: Array | None = None
-) -> Array:
-  """Returns float32[...], the entropy in nats of what log_prob_of scores by."""
-  scaled = scale(logits, temperature)
-  if keep is None:
-    weighted = scaled
-  else:
-    # 0 * -inf must count as 0.
-    weighted = jnp.where(keep, scaled, 0.0)
-    scaled = jnp.where(keep, scaled, -jnp.inf)
-  probs = jax.nn.softmax(scaled, axis=-1)
-  return jax.nn.logsumexp(scaled, axis=-1) - jnp.sum(probs * weighted, axis=-1)
-
-
 def _log_normaliser(scaled: Array) -> Array:
   """Returns logsumexp over the last axis, rounded as `statistics` rounds it."""
   # Any shift leaves the sum as it is, so it needs no gradient.
@@ -79,7 +64,7 @@ def statistics(
     temperature: Array,
     axis_name: str | None = None,
 ) -> tuple[Array, Array, Array]:
-  """What log_prob_of and entropy_of say of all of V, in one pass over it.
+  """What log_prob_of says of all of V, and its entropy, in one pass over it.
 
   Args:
     logits: float32[..., V], or a mesh axis's part of it.

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from agentflow_jax.core import attention
+from agentflow_jax.core import blocks as blocks_lib
 from agentflow_jax.core import layers
 from agentflow_jax.core import lora
+from agentflow_jax.core import primitives
 from agentflow_jax.core import rope
 
 Array = jax.Array
@@ -119,7 +121,7 @@ def output_kernel(config: ModelConfig, params: Params) -> Array:
 def logits_of(config: ModelConfig, kernel: Array, hidden: Array) -> Array:
   """Returns float32 logits [..., V] of normalised hidden states [..., D]."""
   equation = '...d,vd->...v' if config.tie_embeddings else '...d,dv->...v'
-  return attention.float32_product(
+  return primitives.float32_product(
       config.dtype, equation, hidden, kernel.astype(config.dtype)
   )
 
@@ -174,7 +176,7 @@ def hidden_states(
   Returns:
     dtype[B, T, D], what `unembed` takes.
   """
-  if attention.blocks_of(token_ids.shape[1], config.attention) is None:
+  if blocks_lib.blocks_of(token_ids.shape[1], config.attention) is None:
     mask, ends = attention.visible(subtree_end), None
   else:
     mask, ends = None, subtree_end

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import sharding as jax_sharding
 
-from agentflow_jax.core import attention
 from agentflow_jax.core import batch as batch_lib
 from agentflow_jax.core import logprobs
 from agentflow_jax.core import losses
 from agentflow_jax.core import model
+from agentflow_jax.core import primitives
 
 Array = jax.Array
 _Spec = jax_sharding.PartitionSpec
@@ -162,7 +162,7 @@ def _backward(config, mesh, chunk, saved, cotangents):
     ids = jnp.arange(kernel.shape[0])
     if mesh is not None:
       ids += jax.lax.axis_index('tensor') * kernel.shape[0]
-    product = functools.partial(attention.float32_product, config.dtype)
+    product = functools.partial(primitives.float32_product, config.dtype)
 
     def body(i, carry):
       d_kernel, d_hidden = carry
@@ -214,7 +214,7 @@ _score.defvjp(_forward, _backward)
 
 def _logits(config: model.ModelConfig, kernel: Array, hidden: Array) -> Array:
   """Returns float32[B, n, V]."""
-  return attention.float32_product(
+  return primitives.float32_product(
       config.dtype, 'bnd,vd->bnv', hidden, kernel.astype(config.dtype)
   )
 

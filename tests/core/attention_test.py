@@ -8,11 +8,13 @@ import pytest
 from agentflow_jax.core import attention
 from agentflow_jax.core import attention_gpu
 from agentflow_jax.core import attention_tpu
+from agentflow_jax.core import attention_xla
+from agentflow_jax.core import blocks as blocks_lib
 from agentflow_jax.core import forest
 from agentflow_jax.core import sharding
 
 T = 64
-BLOCKS = attention.Blocks(16, 8)
+BLOCKS = blocks_lib.Blocks(16, 8)
 
 
 def _ends(kind, seed=0):
@@ -83,7 +85,7 @@ def _run(q, k, v, ends, d_out, dtype='float32', mesh=None, blocks=BLOCKS):
 def test_results_and_gradients_equal_the_float64_oracle(blocks):
   arrays = _arrays(KINDS)
   d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
-  out, grads = _run(*arrays, d_out, blocks=attention.Blocks(*blocks))
+  out, grads = _run(*arrays, d_out, blocks=blocks_lib.Blocks(*blocks))
   expected, expected_grads = _oracle(*arrays, d_out)
   np.testing.assert_allclose(out, expected, atol=2e-6)
   for got, wanted in zip(grads, expected_grads, strict=True):
@@ -97,7 +99,7 @@ def test_bfloat16_scores_are_not_scaled_by_a_rounded_number(kernel):
   q, k, v, ends = _arrays(('one',), 1, 1, dim=128, stretch=2)
   q, k, v = (np.zeros_like(x) for x in (q, k, v))
   q[..., 0], k[:, :, 0, 0], v[:, :, 0, 0] = 8.0, 8.0, 1.0
-  blocks = attention.Blocks(128, 128, kernel)
+  blocks = blocks_lib.Blocks(128, 128, kernel)
   out, _ = _run(q, k, v, ends, np.ones_like(q), dtype='bfloat16', blocks=blocks)
   # The last token's result is 1 / (1 + 127 exp(-score)), all in float32.
   score = -np.log((1 / out[0, 0, 0, 127, 0] - 1) / 127)
@@ -144,7 +146,7 @@ def test_what_nothing_sees_is_neither_read_nor_computed():
   expected, _ = _oracle(q, k, v, ends, d_out)
   # By 16 queries and 8 keys, the segments are keys 0-1, 1-4 and 4-7 (57 to 63
   # is padding); queries 16 to 31 see keys 13 to 31.
-  which, count = attention._lists(jnp.asarray(ends[0]), BLOCKS)
+  which, count = attention_xla._lists(jnp.asarray(ends[0]), BLOCKS)
   assert [which[i, :c].tolist() for i, c in enumerate(count)] == [
       [0, 1], [1, 2, 3], [1, 2, 3, 4, 5], [4, 5, 6, 7],
   ]
@@ -158,7 +160,7 @@ def test_rows_that_are_no_whole_blocks_are_padded():
   arrays = _arrays(('forest', 'one'))
   d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
   for got, wanted in zip(
-      jax.tree.leaves(_run(*arrays, d_out, blocks=attention.Blocks(24, 12))),
+      jax.tree.leaves(_run(*arrays, d_out, blocks=blocks_lib.Blocks(24, 12))),
       jax.tree.leaves(_run(*arrays, d_out)), strict=True,
   ):
     np.testing.assert_allclose(got, wanted, atol=1e-6)
@@ -175,7 +177,7 @@ def test_the_tpu_kernel_equals_the_float64_oracle(heads, dtype, bound):
   # Blocks of 128: 256 tokens are 2, of which the mask is whole, part, empty.
   arrays = _arrays(KINDS, *heads, dim=64, stretch=4)
   d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
-  blocks = attention.Blocks(128, 128, 'pallas')
+  blocks = blocks_lib.Blocks(128, 128, 'pallas')
   out, grads = _run(*arrays, d_out, dtype=dtype, blocks=blocks)
   expected, expected_grads = _oracle(*arrays, d_out)
   for got, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
@@ -189,33 +191,28 @@ def test_the_tpu_kernel_equals_the_float64_oracle(heads, dtype, bound):
     [(4, 2), *(pytest.param(h, marks=pytest.mark.slow) for h in ((1, 1), (3, 1)))],
 )
 def test_the_gpu_kernel_equals_the_float64_oracle(heads):
-  q, k, v, ends = _arrays(('forest',), *heads, dim=64, stretch=4)
-  d_out = np.random.default_rng(1).normal(size=q.shape)
-  expected, (d_q, d_k, d_v) = _oracle(q, k, v, ends, d_out)
-  length, shape = q.shape[3], q.shape[1:]
-  rows = q[0].reshape(-1, length, 64) / 8  # By the root of 64.
-  keys = k[0].transpose(0, 2, 1)
-  out, normaliser = attention_gpu.forward(
-      rows, keys, v[0], ends[0], block=128, interpret=True
-  )
-  out = np.asarray(out).transpose(0, 2, 1)
-  inner = np.sum(out * d_out[0].reshape(out.shape), axis=-1)[:, None]
-  got = attention_gpu.backward(
-      rows, keys, v[0], ends[0], normaliser, inner.astype(np.float32),
-      d_out[0].reshape(out.shape).astype(np.float32), block=128, interpret=True,
-  )
-  for x, y in (
-      (out.reshape(shape), expected[0]),
-      (got[0].transpose(0, 2, 1).reshape(shape) / 8, d_q[0]),
-      (got[1].transpose(0, 2, 1), d_k[0]), (got[2], d_v[0]),
-  ):
-    assert np.linalg.norm(x - y) <= 2e-6 * np.linalg.norm(y)
+  q, k, v, ends = _arrays(('forest', 'apart'), *heads, dim=64, stretch=4)
+  d_out = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+  out, gradients = _oracle(q, k, v, ends, d_out)
+  for row, end in enumerate(ends):
+    arrays = q[row] / 8, k[row], v[row], end  # By the root of 64.
+    got, normaliser = attention_gpu.forward(*arrays, interpret=True)
+    inner = np.sum(got * d_out[row], axis=-1)
+    d_q, d_k, d_v = attention_gpu.backward(
+        *arrays, normaliser, inner, d_out[row], interpret=True
+    )
+    expected = (out, *gradients)
+    for x, y in zip(
+        (got, d_q / 8, d_k.transpose(0, 2, 1), d_v), expected, strict=True
+    ):
+      assert np.linalg.norm(x - y[row]) <= 2e-6 * np.linalg.norm(y[row])
+    assert not np.asarray(got)[:, :, end[: got.shape[2]] == 0].any()
 
 
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])
 def test_the_kernels_lower_for_their_platform(platform):
   q, k, v, ends = _arrays(('forest',), 4, 2, dim=64, stretch=4)
-  blocks = attention.Blocks(128, 128, 'pallas')
+  blocks = blocks_lib.Blocks(128, 128, 'pallas')
 
   def gradients(*arrays):
     return jax.grad(
@@ -238,7 +235,7 @@ def test_the_kernels_lower_for_their_platform(platform):
 
 def test_the_tpu_kernel_goes_along_what_is_seen_alone():
   ends = np.r_[np.full(200, 200), np.full(440, 640)]  # Blocks 0-1, and 1-4.
-  needed, partial = attention_tpu.pairs(jnp.asarray(ends), 128)
+  needed, partial = attention_tpu._pairs(jnp.asarray(ends), 128)
   seen = [[0], [0, 1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
   assert [np.flatnonzero(row).tolist() for row in needed] == seen
   # What is whole: a block of keys behind, of the same tree to its last token.
@@ -258,17 +255,17 @@ def test_the_tpu_kernel_goes_along_what_is_seen_alone():
 
 def test_which_rows_are_cut_into_which_blocks():
   for length in (256, 1023):
-    assert attention.blocks_of(length) is None
+    assert blocks_lib.blocks_of(length) is None
   for length in (1024, 4352, 18_464):
-    assert attention.blocks_of(length) == attention.Blocks(256, 128)
+    assert blocks_lib.blocks_of(length) == blocks_lib.Blocks(256, 128)
   lengths = (5, 40, 96, 250, 520, 4000)
-  assert [attention.blocks_of(n, 'blocks').keys for n in lengths] == [
+  assert [blocks_lib.blocks_of(n, 'blocks').keys for n in lengths] == [
       8, 8, 8, 16, 64, 128,
   ]
-  assert attention.blocks_of(4096, 'dense') is None
-  kernel = attention.blocks_of(4096, 'pallas')
-  assert kernel == attention.Blocks(512, 512, 'pallas')
+  assert blocks_lib.blocks_of(4096, 'dense') is None
+  kernel = blocks_lib.blocks_of(4096, 'pallas')
+  assert kernel == blocks_lib.Blocks(512, 512, 'pallas')
   with pytest.raises(ValueError, match='square'):
-    attention.Blocks(256, 128, 'pallas')
+    blocks_lib.Blocks(256, 128, 'pallas')
   with pytest.raises(ValueError, match='multiple'):
-    attention.Blocks(12, 8)
+    blocks_lib.Blocks(12, 8)

@@ -57,16 +57,12 @@ def test_gradient_is_one_hot_minus_softmax_over_temperature():
 
 
 def test_entropy_by_hand():
-  # p = (1/2, 1/4, 1/4): H = 1.5 ln 2. Kept first two: (2/3, 1/3).
+  # p = (1/2, 1/4, 1/4): H = 1.5 ln 2.
   logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
-  np.testing.assert_allclose(
-      logprobs.entropy_of(logits, 1.0), [1.5 * np.log(2)], rtol=1e-6
-  )
-  keep = np.array([[True, True, False]])
-  expected = -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3))
-  np.testing.assert_allclose(
-      logprobs.entropy_of(logits, 1.0, keep), [expected], rtol=1e-6
-  )
+  got = logprobs.statistics(logits, jnp.array([1]), jnp.ones(1))
+  expected = -np.log(4), 1.5 * np.log(2), 0.0
+  for x, y in zip(got, expected, strict=True):
+    np.testing.assert_allclose(x, [y], rtol=1e-6, atol=1e-7)
 
 
 PROBS = np.array([0.1, 0.4, 0.2, 0.25, 0.05])
@@ -125,7 +121,7 @@ def test_statistics_are_those_of_the_one_definition(shards):
   )(logits)
   expected = (
       logprobs.log_prob_of(logits, targets, temperature),
-      logprobs.entropy_of(logits, temperature),
+      oracle.entropy_of(logits, temperature),
       jax.nn.logsumexp(logprobs.scale(logits, temperature), axis=-1),
   )
   for x, y in zip(got, expected, strict=True):

@@ -95,3 +95,12 @@ def _take(tree, index):
   if isinstance(tree, dict):
     return {name: _take(leaf, index) for name, leaf in tree.items()}
   return tree[index]
+
+
+def entropy_of(logits, temperature):
+  """The entropy, in nats, of softmax(logits / temperature)."""
+  z = np.asarray(logits, np.float64) / np.asarray(temperature)[..., None]
+  z -= z.max(axis=-1, keepdims=True)
+  p = np.exp(z)
+  p /= p.sum(axis=-1, keepdims=True)
+  return -np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0), axis=-1)

@@ -48,7 +48,7 @@ def _whole(config, params, micro):
   return (
       logprobs.log_prob_of(logits, micro.targets, micro.temperature),
       jax.nn.logsumexp(scaled, axis=-1),
-      logprobs.entropy_of(logits, micro.temperature),
+      -jnp.sum(jax.nn.softmax(scaled) * jax.nn.log_softmax(scaled), axis=-1),
   )
 
 
