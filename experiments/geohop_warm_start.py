@@ -61,9 +61,11 @@ def get_config() -> c.Config:
       # them otherwise, and so short prompts share little.
       engine=c.EngineConfig(
           slots=64,
-          prompt_buckets=(32, 96, 224),
+          max_prompt_tokens=224,
           max_new_tokens=32,
-          decode_chunk=16,
+          prefill_pieces=16,
+          piece_tokens=16,
+          decode_chunk=8,
       ),
       optimizer=c.OptimizerConfig(
           learning_rate=2e-3,

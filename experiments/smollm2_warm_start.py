@@ -48,7 +48,7 @@ def get_config(weights: str = '') -> c.Config:
       ),
       engine=c.EngineConfig(
           slots=32,
-          prompt_buckets=(64, 128, 192),
+          max_prompt_tokens=192,
           max_new_tokens=32,
           decode_chunk=8,
       ),

@@ -35,7 +35,7 @@ def test_help_says_what_and_how(module, flag):
 
 def test_serve_answers_until_it_is_interrupted():
   flags = [f'--config={_QUICKSTART}', '--port=0', '--name=geo']
-  flags += ['--config.engine.prompt_buckets=96', '--config.engine.slots=8']
+  flags += ['--config.engine.max_prompt_tokens=96', '--config.engine.slots=8']
   server = subprocess.Popen(
       [sys.executable, '-m', 'agentflow_jax.serve', *flags],
       cwd=mini.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -16,9 +16,13 @@ from jax import sharding as jax_sharding
 
 from agentflow_jax.core import attention_xla
 from agentflow_jax.core import blocks as blocks_lib
+from agentflow_jax.core import primitives
 
 Array = jax.Array
 Blocks = blocks_lib.Blocks
+
+# Slots that float32 attention sums in one product; see batch.pack's `block`.
+SLOT_BLOCK = 128
 
 
 def visible(subtree_end: Array) -> Array:
@@ -26,6 +30,59 @@ def visible(subtree_end: Array) -> Array:
   place = jnp.arange(subtree_end.shape[1])
   causal = place <= place[:, None]
   return causal & (place[:, None] < subtree_end[:, None, :])
+
+
+def attend_dense(
+    q: Array, keys: Array, values: Array, mask: Array, dtype: str
+) -> Array:
+  """softmax(q k / sqrt(E)) v, with all scores at once.
+
+  Args:
+    q: [B, K, H/K, T, E].
+    keys: [B, K, E, S].
+    values: [B, K, S, E].
+    mask: bool, broadcast to [B, K, H/K, T, S]: which slots a query sees.
+    dtype: of the activations, see primitives.float32_product.
+
+  Returns:
+    float32[B, K, H/K, T, E].
+  """
+  # Keys (and values, below) come first: in this order XLA's CPU rounds one
+  # query over any number of slots as it rounds many, so that sampler and
+  # trainer agree to the bit in these products.
+  scores = primitives.float32_product(dtype, 'bkes,bkgte->bksgt', keys, q)
+  scores = scores.transpose(0, 1, 3, 4, 2)
+  scale = 1 / math.sqrt(q.shape[-1])
+  scores = jnp.where(mask, scores * scale, blocks_lib.MASKED)
+  # Any shift leaves the quotient as it is, so it needs no gradient.
+  top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+  weights = jnp.exp(scores - top)
+  # A product with ones, for the same reason: a sum's order would depend on
+  # where in its row a token stands.
+  ones = jnp.ones((*values.shape[:3], 1), jnp.float32)
+  total = _mix(dtype, ones, weights)
+  mixed = _mix(dtype, values, weights.astype(dtype))
+  return (mixed / total).transpose(0, 1, 3, 4, 2)
+
+
+def _mix(dtype: str, values: Array, weights: Array) -> Array:
+  """Returns float32[B, K, E, H/K, T]: values[B, K, S, E] summed by weights.
+
+  The weights are [B, K, H/K, T, S].
+  """
+  slots = values.shape[2]
+  product = functools.partial(primitives.float32_product, dtype)
+  if dtype != 'float32' or slots <= SLOT_BLOCK:
+    return product('bkse,bkgts->bkegt', values, weights)
+  # Where a CPU library cuts a long sum depends on its other axes. Cut here,
+  # a token that starts in a block of its row is summed as it would be alone.
+  blocks = -(-slots // SLOT_BLOCK)
+  short = blocks * SLOT_BLOCK - slots
+  values = jnp.pad(values, ((0, 0), (0, 0), (0, short), (0, 0)))
+  weights = jnp.pad(weights, ((0, 0),) * 4 + ((0, short),))
+  values = values.reshape(*values.shape[:2], blocks, SLOT_BLOCK, -1)
+  weights = weights.reshape(*weights.shape[:4], blocks, SLOT_BLOCK)
+  return product('bknse,bkgtns->bknegt', values, weights).sum(axis=2)
 
 
 def attend_blocks(

@@ -1,9 +1,8 @@
 """The transformer's configuration and its layers; model.py assembles them."""
 
 import dataclasses
-import functools
 import math
-from typing import Literal
+from typing import Literal, Protocol
 
 import flax.linen as nn
 import flax.struct
@@ -18,9 +17,6 @@ from agentflow_jax.core import primitives
 from agentflow_jax.core import rope
 
 Array = jax.Array
-
-# Slots that float32 attention sums in one product; see batch.pack's `block`.
-SLOT_BLOCK = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,28 +205,38 @@ class Context:
 
   Attributes:
     rotary: (cos, sin).
-    mask: bool[B, 1, 1, T, S], which slot (last axis) a new token sees. Without
-      a cache the slots are the T new tokens themselves. None where
-      `subtree_end` says it.
-    subtree_end: int32[B, T], see core.attention; None where `mask` says it.
-    slot_source: int32[B, S], the new token that belongs in each slot of the
-      cache (out of 0..T-1: the slot stays as it is); None without a cache.
+    mask: bool[B, T, T], which new token (last axis) a new token sees. None
+      where `subtree_end` or a cache says it.
+    subtree_end: int32[B, T], see core.attention; None likewise.
   """
 
   rotary: tuple[Array, Array]
-  mask: Array | None
+  mask: Array | None = None
   subtree_end: Array | None = None
-  slot_source: Array | None = None
 
-  def fill(self, cached: Array, new: Array, axis: int) -> Array:
-    """Returns cached[B, ..., S, ...] with new[B, ..., T, ...] in its slots."""
-    size = new.shape[axis]
-    shape = [1] * new.ndim
-    shape[0], shape[axis] = self.slot_source.shape
-    source = self.slot_source.reshape(shape)
-    if size > 1:
-      new = jnp.take_along_axis(new, source, axis=axis, mode='clip')
-    return jnp.where((source >= 0) & (source < size), new, cached)
+
+class Cache(Protocol):
+  """Keys and values of older tokens, of every layer: a pytree of arrays.
+
+  It decides which slots a new token sees: those of the older tokens of its
+  row, and of new ones up to itself.
+  """
+
+  def attend(
+      self, dtype: str, layer: Array, q: Array, k: Array, v: Array
+  ) -> tuple[Array, 'Cache']:
+    """Keeps a layer's new keys and values, and attends to them and older ones.
+
+    Args:
+      dtype: of the activations.
+      layer: int32[], from 0.
+      q: [B, K, H/K, T, E].
+      k: [B, K, E, T], rotated.
+      v: [B, K, T, E].
+
+    Returns:
+      float32[B, K, H/K, T, E], and the cache that holds the new tokens.
+    """
 
 
 class _Attention(nn.Module):
@@ -248,8 +254,8 @@ class _Attention(nn.Module):
     )
 
   @nn.compact
-  def __call__(self, x: Array, context: Context, cached):
-    """Returns [B, T, D], and new keys [B, K, E, T], values [B, K, T, E]."""
+  def __call__(self, x: Array, context: Context, layer, cache):
+    """Returns [B, T, D] and the cache, if there is one, with the new tokens."""
     config = self.config
     heads, kv_heads, dim = config.n_heads, config.n_kv_heads, config.head_dim
     q = self._project('q', heads, 'heads')(x)
@@ -266,80 +272,27 @@ class _Attention(nn.Module):
     batch, length = x.shape[:2]
     # Query heads h of one group share the key head h // (H / K).
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, dim)
-    keys, values = k, v
-    if cached is not None:
-      # Old and new slots in one product, in the order in which training has
-      # them: two products, added, would round otherwise.
-      keys = context.fill(cached[0], k, axis=3)
-      values = context.fill(cached[1], v, axis=2)
     q = q.transpose(0, 2, 3, 1, 4)
-    if context.mask is not None:
-      y = self._attend(q, keys, values, context.mask)
+    if cache is not None:
+      y, cache = cache.attend(config.dtype, layer, q, k, v)
+    elif context.mask is not None:
+      mask = context.mask[:, None, None]
+      y = attention.attend_dense(q, k, v, mask, config.dtype)
     else:
       y = attention.attend_blocks(
-          q, keys, values, context.subtree_end,
+          q, k, v, context.subtree_end,
           blocks=blocks_lib.blocks_of(length, config.attention),
           dtype=config.dtype,
           mesh=self.constrain.mesh,
-      ).astype(config.dtype)
+      )
+    y = y.astype(config.dtype)
     y = y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
     out = _Linear(
         config, 'bthe,hed->btd', (heads, dim, config.d_model),
         ('heads', 'head_dim', 'embed'), heads * dim, name='o',
         scale=1 / math.sqrt(2 * config.n_layers),
     )(y)
-    return out, (k, v)
-
-  def _attend(self, q, keys, values, mask) -> Array:
-    """softmax(q k / sqrt(E)) v.
-
-    Args:
-      q: [B, K, H/K, T, E].
-      keys: [B, K, E, S].
-      values: [B, K, S, E].
-      mask: bool[B, 1, 1, T, S].
-
-    Returns:
-      [B, K, H/K, T, E]; scores and sums are float32.
-    """
-    config = self.config
-    # Keys (and values, below) come first: in this order XLA's CPU rounds one
-    # query over any number of slots as it rounds many, so that sampler and
-    # trainer agree to the bit in these products.
-    scores = primitives.float32_product(
-        config.dtype, 'bkes,bkgte->bksgt', keys, q
-    )
-    scores = scores.transpose(0, 1, 3, 4, 2)
-    scale = 1 / math.sqrt(config.head_dim)
-    scores = jnp.where(mask, scores * scale, blocks_lib.MASKED)
-    # Any shift leaves the quotient as it is, so it needs no gradient.
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    # A product with ones, for the same reason: a sum's order would depend on
-    # where in its row a token stands.
-    ones = jnp.ones((*values.shape[:3], 1), jnp.float32)
-    total = self._mix(ones, weights)
-    mixed = self._mix(values, weights.astype(config.dtype))
-    return (mixed / total).transpose(0, 1, 3, 4, 2).astype(config.dtype)
-
-  def _mix(self, values, weights) -> Array:
-    """Returns float32[B, K, E, H/K, T]: values[B, K, S, E] summed by weights.
-
-    The weights are [B, K, H/K, T, S].
-    """
-    slots = values.shape[2]
-    product = functools.partial(primitives.float32_product, self.config.dtype)
-    if self.config.dtype != 'float32' or slots <= SLOT_BLOCK:
-      return product('bkse,bkgts->bkegt', values, weights)
-    # Where a CPU library cuts a long sum depends on its other axes. Cut here,
-    # a token that starts in a block of its row is summed as it would be alone.
-    blocks = -(-slots // SLOT_BLOCK)
-    short = blocks * SLOT_BLOCK - slots
-    values = jnp.pad(values, ((0, 0), (0, 0), (0, short), (0, 0)))
-    weights = jnp.pad(weights, ((0, 0),) * 4 + ((0, short),))
-    values = values.reshape(*values.shape[:2], blocks, SLOT_BLOCK, -1)
-    weights = weights.reshape(*weights.shape[:4], blocks, SLOT_BLOCK)
-    return product('bknse,bkgtns->bknegt', values, weights).sum(axis=2)
+    return out, cache
 
 
 class _MLP(nn.Module):
@@ -372,27 +325,27 @@ class _Block(nn.Module):
 
   config: ModelConfig
   constrain: Constrain
-  return_kv: bool
 
   @nn.compact
-  def __call__(self, x: Array, cached, context: Context):
+  def __call__(self, carry, layer, context: Context):
     config = self.config
+    x, cache = carry
     y = RMSNorm(config, 'norm', name='attention_norm')(x)
-    y, kv = _Attention(config, self.constrain, name='attention')(
-        y, context, cached
+    y, cache = _Attention(config, self.constrain, name='attention')(
+        y, context, layer, cache
     )
     x = x + y
     y = RMSNorm(config, 'norm', name='mlp_norm')(x)
     x = x + _MLP(config, self.constrain, name='mlp')(y)
     x = self.constrain(x, ('batch', 'stream', None))
-    return x, (kv if self.return_kv else None)
+    return (x, cache), None
 
 
 def scanned_block(config: ModelConfig) -> type[nn.Module]:
   """Returns a module of n_layers blocks, remat as configured.
 
-  It is made as (config, constrain, return_kv) and called as (x, cached,
-  context), where `cached` holds keys and values with a leading layer axis.
+  It is made as (config, constrain) and called as ((x, cache), layers, context),
+  where `layers` counts them, int32[L], if there is a cache: None without.
   """
   block = _Block
   if config.remat != 'none':

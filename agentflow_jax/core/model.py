@@ -5,15 +5,14 @@ grouped-query attention, gated MLP; optional qkv bias, qk norm, tied embeddings.
 Layers are scanned, so every layer parameter has a leading axis 'layers'.
 
 Parameters are a plain nested dict of arrays; everything else is a pure function
-of them. `forward` (training) and `forward_cached` (sampling) run the very same
-layers: a cached call only adds older keys and values to what may be attended.
+of them. `hidden_states` (training) and `hidden_states_cached` (sampling) run the
+very same layers: a cache only adds older keys and values to what may be attended.
 """
 
 import math
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -30,24 +29,7 @@ ModelConfig = layers.ModelConfig
 LoraConfig = lora.LoraConfig
 RopeScaling = rope.RopeScaling
 Constrain = layers.Constrain
-
-
-@flax.struct.dataclass
-class Cache:
-  """Keys and values of tokens already read; slot s of a row is its position s.
-
-  Attributes:
-    keys: dtype[L, B, K, E, S], rotated. Slots come last, so that reading them
-      is a plain matrix product (measured: 1.6 times as fast on CPU).
-    values: dtype[L, B, K, S, E].
-  """
-
-  keys: Array
-  values: Array
-
-  @property
-  def length(self) -> int:
-    return self.keys.shape[4]
+Cache = layers.Cache
 
 
 class Transformer(nn.Module):
@@ -55,7 +37,6 @@ class Transformer(nn.Module):
 
   config: ModelConfig
   constrain: Constrain = Constrain()
-  return_kv: bool = False
 
   def setup(self):
     config = self.config
@@ -73,44 +54,38 @@ class Transformer(nn.Module):
           (config.d_model, config.vocab_size),
           config.param_dtype,
       )
-    self.layers = layers.scanned_block(config)(
-        config, self.constrain, self.return_kv
-    )
+    self.layers = layers.scanned_block(config)(config, self.constrain)
     self.final_norm = layers.RMSNorm(config, 'norm')
 
   def __call__(
-      self, token_ids, positions, mask, cached=None, slot_source=None,
-      subtree_end=None,
+      self, token_ids, positions, mask=None, subtree_end=None, cache=None
   ):
-    """Returns the normalised last hidden states and, if asked, new kv.
+    """Returns the normalised last hidden states, and the cache if given.
 
     Args:
       token_ids: int32[B, T]. An id outside the vocabulary gives NaN.
       positions: int32[B, T].
-      mask: bool[B, T, S], True where the slot (last axis) is seen; without a
-        cache S = T, the new tokens. None where subtree_end says it.
-      cached: keys [L, B, K, E, S] and values [L, B, K, S, E], or None.
-      slot_source: int32[B, S], see layers.Context; None without a cache.
+      mask: bool[B, T, T], True where the token (last axis) is seen.
       subtree_end: int32[B, T], see core.attention; attends block by block.
+      cache: a layers.Cache. It, `mask` or `subtree_end` says what is seen.
 
     Returns:
-      dtype[B, T, D], and new keys [L, B, K, E, T] and values [L, B, K, T, E]
-      or None.
+      dtype[B, T, D], and the cache with the new tokens, or None.
     """
     context = layers.Context(
         rotary=rope.tables(
             self.config.rope_theta, self.config.head_dim,
             self.config.rope_scaling, positions,
         ),
-        mask=None if mask is None else mask[:, None, None],
+        mask=mask,
         subtree_end=subtree_end,
-        slot_source=slot_source,
     )
     x = jnp.take(self.embedding, token_ids, axis=0, mode='fill')
     x = x.astype(self.config.dtype)
     x = self.constrain(x, ('batch', 'stream', None))
-    x, kv = self.layers(x, cached, context)
-    return self.final_norm(x), kv
+    of_layer = None if cache is None else jnp.arange(self.config.n_layers)
+    (x, cache), _ = self.layers((x, cache), of_layer, context)
+    return self.final_norm(x), cache
 
 
 def output_kernel(config: ModelConfig, params: Params) -> Array:
@@ -206,82 +181,25 @@ def forward(
   return unembed(config, params, hidden)
 
 
-def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
-  """Returns an empty cache of `length` slots for each of `batch` rows."""
-  lead = (config.n_layers, batch, config.n_kv_heads)
-  return Cache(
-      keys=jnp.zeros((*lead, config.head_dim, length), config.dtype),
-      values=jnp.zeros((*lead, length, config.head_dim), config.dtype),
-  )
-
-
-def forward_cached(
+def hidden_states_cached(
     config: ModelConfig,
     params: Params,
     token_ids: Array,
+    positions: Array,
     cache: Cache,
-    cache_index: Array | None = None,
-    last_index: Array | None = None,
 ) -> tuple[Array, Cache]:
   """Reads T more tokens of each row; both prefill and decode.
-
-  Row b's token j has position (and slot) cache_index[b] + j. It sees the slots
-  below cache_index[b], and the new tokens up to itself. So rows are padded on
-  the right: a padding token is seen by padding only, and its slot is written
-  over before it is ever read, as long as the next call's cache_index is the
-  number of tokens that were real.
 
   Args:
     config: the network.
     params: its parameters.
     token_ids: int32[B, T].
-    cache: of at least cache_index + T slots in every row; the results of a row
-      that does not fit mean nothing.
-    cache_index: int32[B], tokens of each row already in the cache; None means 0
-      for every row, and does not read the cache at all.
-    last_index: int32[B]; if given, logits only of that new token of each row.
+    positions: int32[B, T].
+    cache: holds the rows' older tokens, and has room for the new ones.
 
   Returns:
-    float32 logits [B, T, V], or [B, V] with last_index; and the new cache.
+    dtype[B, T, D], what `unembed` takes, and the cache with the new tokens.
   """
-  batch, length = token_ids.shape
-  offsets = jnp.broadcast_to(
-      jnp.arange(length, dtype=jnp.int32), (batch, length)
+  return Transformer(config).apply(
+      {'params': params}, token_ids, positions, cache=cache
   )
-  if cache_index is None:
-    positions, slots, cached, slot_source = offsets, offsets, None, None
-  else:
-    positions = cache_index[:, None] + offsets
-    slots = jnp.broadcast_to(
-        jnp.arange(cache.length, dtype=jnp.int32), (batch, cache.length)
-    )
-    cached = (cache.keys, cache.values)
-    slot_source = slots - cache_index[:, None]
-  mask = slots[:, None, :] <= positions[:, :, None]
-  hidden, new = Transformer(config, return_kv=True).apply(
-      {'params': params}, token_ids, positions, mask, cached, slot_source
-  )
-  keys = _write(cache.keys, new[0], cache_index, slot_axis=4)
-  values = _write(cache.values, new[1], cache_index, slot_axis=3)
-  if last_index is not None:
-    hidden = jnp.take_along_axis(
-        hidden, last_index[:, None, None], axis=1
-    )[:, 0]
-  return unembed(config, params, hidden), Cache(keys=keys, values=values)
-
-
-def _write(
-    old: Array, new: Array, cache_index: Array | None, slot_axis: int
-) -> Array:
-  """Writes new[L, B, ...] into old[L, B, ...] from each row's slot on."""
-  if cache_index is None:
-    return jax.lax.dynamic_update_slice(old, new, (0,) * old.ndim)
-
-  # A loop of in-place slices: XLA's CPU scatter takes twenty times as long.
-  def write_row(row, old):
-    start = [0] * old.ndim
-    start[1], start[slot_axis] = row, cache_index[row]
-    new_row = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)
-    return jax.lax.dynamic_update_slice(old, new_row, start)
-
-  return jax.lax.fori_loop(0, new.shape[1], write_row, old)

@@ -19,7 +19,7 @@ class EngineClosed(EngineError):
 
 
 class PromptTooLong(ValueError):
-  """A prompt fits no bucket, or leaves too little of the context."""
+  """A prompt exceeds what the engine takes, or the model's context."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Result:
     logprobs: of each id under the distribution it was drawn from [nats].
     finish_reason: 'stop' or 'length'.
     params_version: of the parameters that sampled every token of it.
-    queue_seconds: from the call until the device took the request.
+    queue_seconds: from the call until the request got a slot.
     model_seconds: from then until the response was complete.
   """
 
@@ -101,53 +101,100 @@ class Result:
   model_seconds: float
 
 
+# Slots that attention goes over at a time; table_pages covers whole ones.
+_BLOCK = 128
+
+
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
   """Shapes and timing of an engine.
 
   Attributes:
-    slots: rows of a decode batch. Fixed: unused ones are computed and ignored.
-    prompt_buckets: padded prompt lengths, ascending [tokens].
+    slots: requests that are sampled at a time. Fixed: unused ones are computed
+      and ignored.
+    max_prompt_tokens: the longest prompt [tokens].
     max_new_tokens: the most that any request may ask for [tokens].
+    page_tokens: tokens of a page, which is what prompts share [tokens].
+    kv_tokens: room for keys and values [tokens]; 0: enough for every slot at
+      full length. Less is enough where prompts share much: requests then wait
+      for room. What is over keeps the prompts of requests that are done.
+    prefix_cache: whether prompts share pages at all.
+    prefill_pieces: pieces of prompts that are read at a time.
+    piece_tokens: tokens of a piece, a multiple of page_tokens.
+    prefill_burst: calls of prefill at most between two chunks of decoding, while
+      fewer than half of the requests in slots have been read; one otherwise.
+      A chunk costs the same for one row as for all, so it should not be thin.
     decode_chunk: tokens between two looks of the host (stop_fn, finished rows).
-    prefill_rows: prompts read at a time; divides slots. A batch reads as many
-      such blocks as it has distinct prompts for, so a thin one costs little.
     max_stop_ids: stop ids at most in one request.
-    coalesce_seconds: how long the first request of a batch waits for more.
+    coalesce_seconds: how long the first request of an idle engine waits for
+      more.
   """
 
   slots: int = 32
-  prompt_buckets: tuple[int, ...] = (64, 128, 256)
+  max_prompt_tokens: int = 256
   max_new_tokens: int = 64
+  page_tokens: int = 16
+  kv_tokens: int = 0
+  prefix_cache: bool = True
+  prefill_pieces: int = 8
+  piece_tokens: int = 32
+  prefill_burst: int = 8
   decode_chunk: int = 8
-  prefill_rows: int = 8
   max_stop_ids: int = 8
   coalesce_seconds: float = 0.002
 
   def __post_init__(self):
     for name in (
         'slots',
+        'max_prompt_tokens',
         'max_new_tokens',
+        'page_tokens',
+        'prefill_pieces',
+        'piece_tokens',
+        'prefill_burst',
         'decode_chunk',
-        'prefill_rows',
         'max_stop_ids',
     ):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be >= 1: {getattr(self, name)}')
-    if self.slots % self.prefill_rows:
+    if self.page_tokens < 2 or _BLOCK % self.page_tokens:
       raise ValueError(
-          f'prefill_rows {self.prefill_rows} must divide slots {self.slots}'
+          f'page_tokens must divide {_BLOCK}, and not be 1: {self.page_tokens}'
       )
-    buckets = tuple(self.prompt_buckets)
-    object.__setattr__(self, 'prompt_buckets', buckets)  # A list will do.
-    if not buckets or buckets[0] < 1:
-      raise ValueError(f'prompt_buckets must hold lengths >= 1: {buckets}')
-    if list(buckets) != sorted(set(buckets)):
-      raise ValueError(f'prompt_buckets must strictly ascend: {buckets}')
+    if self.piece_tokens % self.page_tokens:
+      raise ValueError(
+          f'piece_tokens {self.piece_tokens} must be a multiple of page_tokens'
+          f' {self.page_tokens}'
+      )
+    if self.kv_tokens and self.pages - 1 < self._longest_pages:
+      raise ValueError(
+          f'kv_tokens {self.kv_tokens} cannot hold one request of'
+          f' {self.max_prompt_tokens} + {self.max_new_tokens} tokens; 0 is'
+          ' enough for all slots'
+      )
     if self.coalesce_seconds < 0:
       raise ValueError(
           f'coalesce_seconds must be >= 0: {self.coalesce_seconds}'
       )
+
+  @property
+  def _longest_pages(self) -> int:
+    # One more than its slots need: a prompt's last page is held twice.
+    longest = self.max_prompt_tokens + self.max_new_tokens - 1
+    return -(-longest // self.page_tokens) + 1
+
+  @property
+  def pages(self) -> int:
+    """Pages of the pool, page 0 included, which holds no request's tokens."""
+    if self.kv_tokens:
+      return 1 + self.kv_tokens // self.page_tokens
+    return 1 + self.slots * self._longest_pages
+
+  @property
+  def table_pages(self) -> int:
+    """Pages of a row's table: whole blocks of slots."""
+    longest = self.max_prompt_tokens + self.max_new_tokens
+    return -(-longest // _BLOCK) * _BLOCK // self.page_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,16 +209,27 @@ class EngineStats:
     completed: delivered a result.
     failed: ended in an EngineError (closing included).
     cancelled: given up by their caller before they were done.
-    queued: waiting for the device now.
-    running: on the device now.
-    batches: started.
-    batch_rows: requests over all batches; / (batches * slots) is occupancy.
-    prompts: read; requests of a batch with equal prompts share one.
-    prompt_tokens: of requests that the device took, without padding.
+    queued: waiting for a slot, or for room, now.
+    running: in a slot now.
+    prompt_tokens: of requests that got a slot.
+    hit_tokens: of those, what was in pages already, or on its way there.
+    prefill_tokens: read into pages. A prompt's last token is none of them nor
+      of the hits: decode reads it.
     response_tokens: delivered.
     sampled_tokens: on the device; above response_tokens by what lay past a stop
       of stop_fn, is of running requests, or was for callers that left.
-    model_seconds: the device thread spent on batches.
+    prefill_calls: of the device.
+    decode_steps: a token each for all slots.
+    prefill_seconds: the device thread waited for prefill.
+    decode_seconds: likewise for decode.
+    pending_seconds: the device thread had requests in slots. What is not of the
+      two above is time that the device stood idle while work was there.
+    queue_seconds: between a request and its slot, over all that got one.
+    first_token_seconds: between a request and the look that found its first
+      token, over all that came so far.
+    pages: that requests may use.
+    free_pages: that hold nothing now.
+    evicted_pages: whose tokens were forgotten to make room.
     compilations: programs that this engine compiled, warmup included.
   """
 
@@ -181,13 +239,21 @@ class EngineStats:
   cancelled: int = 0
   queued: int = 0
   running: int = 0
-  batches: int = 0
-  batch_rows: int = 0
-  prompts: int = 0
   prompt_tokens: int = 0
+  hit_tokens: int = 0
+  prefill_tokens: int = 0
   response_tokens: int = 0
   sampled_tokens: int = 0
-  model_seconds: float = 0.0
+  prefill_calls: int = 0
+  decode_steps: int = 0
+  prefill_seconds: float = 0.0
+  decode_seconds: float = 0.0
+  pending_seconds: float = 0.0
+  queue_seconds: float = 0.0
+  first_token_seconds: float = 0.0
+  pages: int = 0
+  free_pages: int = 0
+  evicted_pages: int = 0
   compilations: int = 0
 
 
@@ -197,8 +263,8 @@ def check_request(
     *,
     vocab_size: int,
     max_positions: int,
-) -> int:
-  """Returns the request's prompt bucket [tokens].
+) -> None:
+  """Refuses what the engine could not sample.
 
   Args:
     request: what was asked.
@@ -239,10 +305,8 @@ def check_request(
         f'a prompt of {len(ids)} tokens and {asked} new ones exceed the'
         f' context of {max_positions}'
     )
-  for bucket in config.prompt_buckets:
-    if len(ids) <= bucket:
-      return bucket
-  raise PromptTooLong(
-      f'a prompt of {len(ids)} tokens exceeds the largest bucket of'
-      f' {config.prompt_buckets[-1]}'
-  )
+  if len(ids) > config.max_prompt_tokens:
+    raise PromptTooLong(
+        f'a prompt of {len(ids)} tokens exceeds the engine\'s'
+        f' {config.max_prompt_tokens}'
+    )

@@ -1,81 +1,228 @@
-"""The host's side of a batch: its layout, its programs, and how rows end."""
+"""What calls of prefill and decode are made of, their programs, and how rows end."""
 
 import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from agentflow_jax.core import model
 from agentflow_jax.inference import api
 from agentflow_jax.inference import decoding
+from agentflow_jax.inference import pages as pages_lib
+from agentflow_jax.inference import prefixes
 from agentflow_jax.inference import sampling
 
 
-def pack(
-    requests: Sequence[api.Request], bucket: int, config: api.EngineConfig
-) -> tuple[decoding.Prompts, decoding.Rows]:
-  """Lays requests out as host arrays, in order, then unused rows.
+@dataclasses.dataclass(eq=False)
+class Row:
+  """A request in a slot.
 
-  Equal prompts, as those of a group's first turn, are read once.
+  Attributes:
+    request: what was asked.
+    lease: its pages.
+    cursor: nodes of the lease before this one are ready.
+    turn: number of the call of prefill that read a piece of it last.
+    ids: sampled so far.
+    logprobs: of them [nats].
+    is_copied: whether the lease's tail was copied to a page of its own.
   """
-  n, slots = len(requests), config.slots
-  places = {}
-  for request in requests:
-    places.setdefault(request.prompt_ids, len(places))
-  ids = np.zeros((slots, bucket), np.int32)
-  lengths = np.ones((slots,), np.int32)
-  for prompt_ids, place in places.items():
-    ids[place, : len(prompt_ids)] = prompt_ids
-    lengths[place] = len(prompt_ids)
-  stop_ids = np.full((slots, config.max_stop_ids), decoding.NO_STOP, np.int32)
-  key_words = np.zeros((slots, 2), np.uint32)
-  for row, request in enumerate(requests):
-    stop_ids[row, : len(request.stop_ids)] = request.stop_ids
-    key_words[row] = request.key_words
 
-  def column(fill, dtype, values):
-    out = np.full((slots,), fill, dtype)
-    out[:n] = values
-    return out
+  request: api.Request
+  lease: prefixes.Lease
+  cursor: int = 0
+  turn: int = 0
+  ids: list[int] = dataclasses.field(default_factory=list)
+  logprobs: list[float] = dataclasses.field(default_factory=list)
+  is_copied: bool = False
 
-  specs = [request.sampling for request in requests]
-  rows = decoding.Rows(
-      prompt=column(0, np.int32, [places[r.prompt_ids] for r in requests]),
-      prompt_lengths=column(1, np.int32, [len(r.prompt_ids) for r in requests]),
-      max_new_tokens=column(0, np.int32, [s.max_new_tokens for s in specs]),
-      stop_ids=stop_ids,
-      sampling=sampling.RowSampling(
-          temperature=column(0, np.float32, [s.temperature for s in specs]),
-          top_k=column(0, np.int32, [s.top_k for s in specs]),
-          top_p=column(1, np.float32, [s.top_p for s in specs]),
-          min_p=column(0, np.float32, [s.min_p for s in specs]),
-          key_words=key_words,
+  def is_read(self) -> bool:
+    """Says whether all of the prompt but its last token is in its pages."""
+    nodes = self.lease.nodes
+    while self.cursor < len(nodes) and nodes[self.cursor].ready:
+      self.cursor += 1
+    return self.cursor == len(nodes)
+
+
+Piece = tuple[Row, int, list[prefixes.Node]]
+
+
+def next_pieces(rows: Sequence[Row], config: api.EngineConfig) -> list[Piece]:
+  """Chooses what the next call of prefill reads.
+
+  Rows take turns, a piece each, so that a long prompt does not hold up short
+  ones. A page that rows share is read for the first of them; the others go on
+  behind it, in the same call where there is room.
+
+  Args:
+    rows: in the order of their turns.
+    config: the shapes.
+
+  Returns:
+    Up to `prefill_pieces` of (row, index of its first node, nodes).
+  """
+  pieces, taken = [], set()
+  most = config.piece_tokens // config.page_tokens
+  cursors = {row: row.cursor for row in rows}
+  progress = True
+  while progress and len(pieces) < config.prefill_pieces:
+    progress = False
+    for row in rows:
+      nodes, start = row.lease.nodes, cursors[row]
+      while start < len(nodes) and (nodes[start].ready or nodes[start] in taken):
+        start += 1
+      end = start
+      while (
+          end < min(len(nodes), start + most)
+          and not nodes[end].ready
+          and nodes[end] not in taken
+      ):
+        end += 1
+      cursors[row] = end
+      if start == end:
+        continue
+      taken.update(nodes[start:end])
+      pieces.append((row, start, nodes[start:end]))
+      progress = True
+      if len(pieces) == config.prefill_pieces:
+        break
+  return pieces
+
+
+def _common(
+    tables: np.ndarray, used: Sequence[int], first_slot: int,
+    config: api.EngineConfig,
+) -> int:
+  """Returns the blocks that the used rows of tables begin with, all alike.
+
+  Unused rows get the pages of those blocks, too.
+
+  Args:
+    tables: int32 [rows, M]; changed.
+    used: of the rows.
+    first_slot: the least that a row writes to: blocks end before it.
+    config: the shapes.
+  """
+  if not used:
+    return 0
+  alike = (tables[used] == tables[used[0]]).all(axis=0)
+  pages = len(alike) if alike.all() else int(np.argmin(alike))
+  slots = min(pages * config.page_tokens, first_slot)
+  blocks = slots // pages_lib.BLOCK
+  pages = blocks * pages_lib.BLOCK // config.page_tokens
+  tables[:, :pages] = tables[used[0], :pages]
+  return blocks
+
+
+def pack_pieces(
+    pieces: Sequence[Piece], config: api.EngineConfig, together: bool = False
+) -> decoding.Segments:
+  """Lays pieces out as host arrays, then unused ones.
+
+  Args:
+    pieces: of `next_pieces`.
+    config: the shapes.
+    together: whether blocks that all begin with are read once.
+  """
+  size, page = config.prefill_pieces, config.page_tokens
+  segments = decoding.Segments(
+      ids=np.zeros((size, config.piece_tokens), np.int32),
+      starts=np.zeros((size,), np.int32),
+      tables=np.full((size, config.table_pages), pages_lib.SCRATCH, np.int32),
+      common=np.zeros((), np.int32),
+      writes=np.full(
+          (size, config.piece_tokens // page), pages_lib.SCRATCH, np.int32
       ),
   )
-  prompts = decoding.Prompts(
-      ids=ids, lengths=lengths, used=np.int32(len(places))
+  for i, (row, start, nodes) in enumerate(pieces):
+    ids = [token for node in nodes for token in node.ids]
+    segments.ids[i, : len(ids)] = ids
+    segments.starts[i] = start * page
+    before = [node.page for node in row.lease.nodes[: start + len(nodes)]]
+    segments.tables[i, : len(before)] = before
+    segments.writes[i, : len(nodes)] = before[start:]
+  if not (together and pieces):
+    return segments
+  used = range(len(pieces))
+  first_slot = int(segments.starts[: len(pieces)].min())
+  return segments.replace(
+      common=np.int32(_common(segments.tables, used, first_slot, config))
   )
-  return prompts, rows
 
 
-def finish(
-    request: api.Request,
-    ids: list[int],
-    logprobs: np.ndarray,
-    done: bool,
-) -> tuple[int, str] | None:
+def pack_rows(
+    rows: Iterable[tuple[int, Row]],
+    config: api.EngineConfig,
+    together: bool = False,
+) -> decoding.Rows:
+  """Lays rows out as host arrays, each in its slot; the others are unused.
+
+  A row whose tail is not copied yet is told to be.
+
+  Args:
+    rows: (slot, row).
+    config: the shapes.
+    together: whether blocks that all begin with are read once.
+  """
+  slots = config.slots
+
+  def column(fill, dtype, *shape):
+    return np.full((slots, *shape), fill, dtype)
+
+  out = decoding.Rows(
+      last=column(0, np.int32),
+      positions=column(0, np.int32),
+      sampled=column(0, np.int32),
+      left=column(0, np.int32),
+      tables=column(pages_lib.SCRATCH, np.int32, config.table_pages),
+      common=np.zeros((), np.int32),
+      stop_ids=column(decoding.NO_STOP, np.int32, config.max_stop_ids),
+      sampling=sampling.RowSampling(
+          temperature=column(0, np.float32),
+          top_k=column(0, np.int32),
+          top_p=column(1, np.float32),
+          min_p=column(0, np.float32),
+          key_words=column(0, np.uint32, 2),
+      ),
+      copies=column(pages_lib.SCRATCH, np.int32, 2),
+      n_copies=np.zeros((), np.int32),
+  )
+  n_copies, used = 0, []
+  for slot, row in rows:
+    used.append(slot)
+    request, spec = row.request, row.request.sampling
+    out.last[slot] = row.ids[-1] if row.ids else request.prompt_ids[-1]
+    out.positions[slot] = len(request.prompt_ids) - 1 + len(row.ids)
+    out.sampled[slot] = len(row.ids)
+    out.left[slot] = spec.max_new_tokens - len(row.ids)
+    table = row.lease.table()
+    out.tables[slot, : len(table)] = table
+    out.stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
+    for name in ('temperature', 'top_k', 'top_p', 'min_p'):
+      getattr(out.sampling, name)[slot] = getattr(spec, name)
+    out.sampling.key_words[slot] = request.key_words
+    if not row.is_copied and row.lease.tail is not None:
+      out.copies[n_copies] = row.lease.tail.page, row.lease.own[0]
+      n_copies += 1
+  out = out.replace(n_copies=np.int32(n_copies))
+  if not (together and used):
+    return out
+  first_slot = int(out.positions[used].min())
+  return out.replace(
+      common=np.int32(_common(out.tables, used, first_slot, config))
+  )
+
+
+def finish(row: Row, done: bool) -> tuple[int, str] | None:
   """Says whether a row has ended, and how.
 
   Args:
-    request: the row's.
-    ids: sampled so far; at least one.
-    logprobs: float32 [len(ids)] [nats].
+    row: with at least one token.
     done: whether the device saw a stop id or the last token asked for.
 
   Returns:
@@ -86,12 +233,13 @@ def finish(
     FloatingPointError: a log probability is not finite.
     Exception: whatever stop_fn raises.
   """
-  keep = None if request.stop_fn is None else request.stop_fn(ids)
+  request, ids = row.request, row.ids
+  keep = None if request.stop_fn is None else request.stop_fn(list(ids))
   if keep is not None and not 1 <= keep <= len(ids):
     raise ValueError(f'stop_fn keeps {keep} of {len(ids)} ids')
   if keep is None and not done:
     return None
-  if not np.isfinite(logprobs[:keep]).all():
+  if not np.isfinite(row.logprobs[:keep]).all():
     raise FloatingPointError('log probabilities are not finite')
   at_stop = keep is not None or ids[-1] in request.stop_ids
   return keep or len(ids), 'stop' if at_stop else 'length'
@@ -99,12 +247,12 @@ def finish(
 
 # Shared, so that engines of equal shapes (a planner, its frozen copy) compile
 # once. The key holds everything that a program is made from.
-_COMPILED: dict[Any, tuple[Callable, Callable]] = {}
+_COMPILED: dict[Any, Callable] = {}
 _COMPILING = threading.Lock()
 
 
 class Programs:
-  """Compiles prefill and decode ahead of time, each shape once a process.
+  """Compiles prefill and decode ahead of time, each once a process.
 
   Compiled ahead, a call with other shapes, dtypes or shardings is an error
   rather than a silent compilation.
@@ -118,6 +266,7 @@ class Programs:
       model_config: model.ModelConfig,
       config: api.EngineConfig,
       params: Any,
+      pool: pages_lib.Pool,
   ):
     """Compiles nothing yet.
 
@@ -125,67 +274,63 @@ class Programs:
       model_config: the model.
       config: the shapes.
       params: parameters on their devices; shapes, dtypes and shardings count.
+      pool: the pages, likewise.
     """
-    self._static = dict(model_config=model_config, config=config)
-    self._config = config
-    self._params = jax.tree.map(_struct, params)
-    leaves, treedef = jax.tree.flatten(self._params)
+    self._model_config, self._config = model_config, config
+    self._arrays = jax.tree.map(_struct, (params, pool))
+    leaves, treedef = jax.tree.flatten(self._arrays)
     self._key = (
         model_config,
         config,
         treedef,
         tuple((x.shape, x.dtype, x.sharding) for x in leaves),
     )
-    self._programs: dict[tuple[int, bool], tuple[Callable, Callable]] = {}
     self.compilations = 0
 
-  def get(self, bucket: int, truncates: bool) -> tuple[Callable, Callable]:
-    """Returns the compiled (prefill, decode) of a bucket; thread-safe.
+  def prefill(self) -> Callable:
+    """Returns what takes (params, pool, segments), and consumes the pool."""
+    config = self._config
+    return self._get(
+        'prefill',
+        functools.partial(decoding.prefill, model_config=self._model_config),
+        pack_pieces([], config),
+    )
 
-    prefill takes (params, prompts, rows), decode (params, cache, rows,
-    progress, stopped) and consumes the cache.
+  def decode(self, truncates: bool) -> Callable:
+    """Returns what takes (params, pool, rows), and consumes the pool.
+
+    Args:
+      truncates: whether a row may set top_k, top_p or min_p.
     """
-    programs = self._programs.get((bucket, truncates))
-    if programs is None:
-      key = (*self._key, bucket, truncates)
-      with _COMPILING:
-        if key not in _COMPILED:
-          _COMPILED[key] = self._compile(bucket, truncates)
-        programs = self._programs[bucket, truncates] = _COMPILED[key]
-    return programs
+    return self._get(
+        f'decode, truncates: {truncates}',
+        functools.partial(
+            decoding.decode, model_config=self._model_config,
+            config=self._config, truncates=truncates,
+        ),
+        pack_rows([], self._config),
+    )
 
-  def _compile(self, bucket, truncates):
+  def _get(self, name: str, function: Callable, example: Any) -> Callable:
+    key = (*self._key, name)
+    with _COMPILING:
+      if key not in _COMPILED:
+        _COMPILED[key] = self._compile(name, function, example)
+      return _COMPILED[key]
+
+  def _compile(self, name, function, example) -> Callable:
     start = time.monotonic()
-    static = dict(self._static, truncates=truncates)
-    prompts, rows = jax.tree.map(_struct, pack([], bucket, self._config))
-    first = jax.jit(functools.partial(decoding.prefill, **static))
-    first = first.lower(self._params, prompts, rows).compile()
-    self.compilations += 1
-    state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        first.out_info,
-        first.output_shardings,
-    )
-    more = jax.jit(
-        functools.partial(decoding.decode, **static),
-        donate_argnums=(1,),
-        out_shardings=first.output_shardings,
-    )
-    more = more.lower(
-        self._params,
-        state[0],
-        rows,
-        state[1],
-        jax.ShapeDtypeStruct((self._config.slots,), jnp.bool_),
+    params, pool = self._arrays
+    of_pool = jax.tree.map(lambda x: x.sharding, pool)
+    # The pool comes back as it lies; the little that decode says, anywhere.
+    shardings = of_pool if name == 'prefill' else (of_pool, None)
+    program = jax.jit(function, donate_argnums=(1,), out_shardings=shardings)
+    program = program.lower(
+        params, pool, jax.tree.map(_struct, example)
     ).compile()
     self.compilations += 1
-    logging.info(
-        'Compiled bucket %d (truncates: %s) in %.1f s.',
-        bucket,
-        truncates,
-        time.monotonic() - start,
-    )
-    return first, more
+    logging.info('Compiled %s in %.1f s.', name, time.monotonic() - start)
+    return program
 
 
 def _struct(x) -> jax.ShapeDtypeStruct:

@@ -1,9 +1,9 @@
-"""Prefill and decode: the two programs of the engine, in a few fixed shapes.
+"""Prefill and decode: the engine's programs, each of one shape.
 
-A program's shape depends on the bucket of its requests' prompts and on whether
-they truncate, never on how many rows are in use: a row's bits are the same
-alone, in a crowd and in any slot. Prompts are padded on the right; no token
-sees the padding, and the response overwrites it as it grows.
+A row's bits are the same alone, in a crowd and in any place: shapes do not
+depend on how many rows are in use, and no row reads what another one computes,
+but for the pages that they share. Prefill only fills pages, with every token of
+a prompt but the last; decode reads that one, and goes on from there.
 """
 
 from typing import Any
@@ -15,199 +15,160 @@ from jax import lax
 
 from agentflow_jax.core import model
 from agentflow_jax.inference import api
+from agentflow_jax.inference import pages as pages_lib
 from agentflow_jax.inference import sampling
 
 NO_STOP = -1  # Fills stop_ids; no token has it.
 
 
 @flax.struct.dataclass
-class Prompts:
-  """The distinct prompts of a batch; the rest of the B places is unused."""
+class Segments:
+  """Pieces of prompts, C tokens each, that start where a page does.
 
-  ids: jax.Array  # int32 [B, bucket]; padded on the right with 0.
-  lengths: jax.Array  # int32 [B]; 1 where unused.
-  used: jax.Array  # int32 [].
+  A piece sees older pages of its row, those that are written in the same call
+  among them. An unused piece writes to SCRATCH alone.
+  """
+
+  ids: jax.Array  # int32 [R, C]; padded on the right.
+  starts: jax.Array  # int32 [R]; slot of the first token.
+  tables: jax.Array  # int32 [R, M]; see pages.Cache.
+  common: jax.Array  # int32 []; likewise.
+  writes: jax.Array  # int32 [R, C / P]; likewise.
 
 
 @flax.struct.dataclass
 class Rows:
-  """The requests of a batch. An unused row has max_new_tokens 0."""
+  """The requests that are sampled. An unused row has `left` 0."""
 
-  prompt: jax.Array  # int32 [B]; the row's place in Prompts.
-  prompt_lengths: jax.Array  # int32 [B]; 1 in unused rows.
-  max_new_tokens: jax.Array  # int32 [B].
+  last: jax.Array  # int32 [B]; the newest token, not read yet.
+  positions: jax.Array  # int32 [B]; its slot.
+  sampled: jax.Array  # int32 [B]; tokens of the response so far.
+  left: jax.Array  # int32 [B]; tokens that may still come.
+  tables: jax.Array  # int32 [B, M]; see pages.Cache.
+  common: jax.Array  # int32 []; likewise.
   stop_ids: jax.Array  # int32 [B, max_stop_ids]; padded with NO_STOP.
   sampling: sampling.RowSampling
+  copies: jax.Array  # int32 [B, 2]; pages to copy first, from and to.
+  n_copies: jax.Array  # int32 [].
 
 
 @flax.struct.dataclass
-class Progress:
-  """What has been sampled. All rows of a batch start together."""
+class Sampled:
+  """What a chunk of decoding gave."""
 
-  step: jax.Array  # int32 []; tokens sampled by every row that is not done.
-  tokens: jax.Array  # int32 [B, N]; 0 beyond a row's length.
-  logprobs: jax.Array  # float32 [B, N] [nats]; 0 beyond a row's length.
+  step: jax.Array  # int32 []; steps taken.
+  tokens: jax.Array  # int32 [B, decode_chunk]; 0 beyond a row's length.
+  logprobs: jax.Array  # float32 [B, decode_chunk] [nats]; likewise.
   lengths: jax.Array  # int32 [B].
-  done: jax.Array  # bool [B]; at a stop id or at max_new_tokens.
+  done: jax.Array  # bool [B]; at a stop id, or nothing left.
 
 
 def prefill(
     params: Any,
-    prompts: Prompts,
-    rows: Rows,
+    pool: pages_lib.Pool,
+    segments: Segments,
     *,
     model_config: model.ModelConfig,
-    config: api.EngineConfig,
-    truncates: bool,
-) -> tuple[model.Cache, Progress]:
-  """Reads the prompts and samples every row's first token.
+) -> pages_lib.Pool:
+  """Reads pieces of prompts into their pages.
 
   Args:
     params: the model's parameters.
-    prompts: read in blocks of `prefill_rows`, as many as are used.
-    rows: the requests.
+    pool: the pages.
+    segments: the pieces.
     model_config: static.
-    config: static.
-    truncates: static; whether any row truncates.
 
   Returns:
-    The cache, with room for the response, and the progress after one token.
+    The pool with the pieces' pages.
   """
-  bucket, block = prompts.ids.shape[1], config.prefill_rows
-
-  def read_block(i, carry):
-    cache, logits = carry
-    start = i * block
-    ids, lengths = (
-        lax.dynamic_slice_in_dim(x, start, block)
-        for x in (prompts.ids, prompts.lengths)
-    )
-    block_logits, block_cache = model.forward_cached(
-        model_config,
-        params,
-        ids,
-        model.init_cache(model_config, block, bucket),
-        last_index=lengths - 1,
-    )
-    cache = jax.tree.map(
-        lambda x, part: lax.dynamic_update_slice_in_dim(x, part, start, 1),
-        cache,
-        block_cache,
-    )
-    return cache, lax.dynamic_update_slice_in_dim(
-        logits, block_logits, start, 0
-    )
-
-  read, logits = lax.fori_loop(
-      0,
-      (prompts.used + block - 1) // block,
-      read_block,
-      (
-          model.init_cache(model_config, config.slots, bucket),
-          jnp.zeros((config.slots, model_config.vocab_size), jnp.float32),
-      ),
+  cache = pages_lib.Cache(
+      pool=pool, n_layers=model_config.n_layers, starts=segments.starts,
+      tables=segments.tables, common=segments.common, writes=segments.writes,
   )
-
-  def copy_row(row, cache):
-    return jax.tree.map(
-        lambda x, source: lax.dynamic_update_slice(
-            x,
-            lax.dynamic_slice_in_dim(source, rows.prompt[row], 1, 1),
-            (0, row) + (0,) * (x.ndim - 2),
-        ),
-        cache,
-        read,
-    )
-
-  length = bucket + config.max_new_tokens
-  cache = lax.fori_loop(
-      0,
-      config.slots,
-      copy_row,
-      model.init_cache(model_config, config.slots, length),
+  positions = segments.starts[:, None] + jnp.arange(segments.ids.shape[1])
+  _, cache = model.hidden_states_cached(
+      model_config, params, segments.ids, positions, cache
   )
-  size = (config.slots, config.max_new_tokens)
-  progress = Progress(
-      step=jnp.int32(0),
-      tokens=jnp.zeros(size, jnp.int32),
-      logprobs=jnp.zeros(size, jnp.float32),
-      lengths=jnp.zeros((config.slots,), jnp.int32),
-      done=rows.max_new_tokens < 1,
-  )
-  logits = logits[rows.prompt]
-  return cache, _sample_step(logits, rows, progress, truncates)
+  return cache.pool
 
 
 def decode(
     params: Any,
-    cache: model.Cache,
+    pool: pages_lib.Pool,
     rows: Rows,
-    progress: Progress,
-    stopped: jax.Array,
     *,
     model_config: model.ModelConfig,
     config: api.EngineConfig,
     truncates: bool,
-) -> tuple[model.Cache, Progress]:
-  """Samples up to `decode_chunk` more tokens of every row that is not done.
+) -> tuple[pages_lib.Pool, Sampled]:
+  """Samples up to `decode_chunk` tokens of every row that is used.
 
   Args:
     params: the model's parameters.
-    cache: holds all but the last token of every row.
+    pool: the pages, with all but the last token of every row.
     rows: the requests.
-    progress: what has been sampled; at least one token.
-    stopped: bool [B]; rows that the host has stopped.
     model_config: static.
     config: static.
     truncates: static; whether any row truncates.
 
   Returns:
-    The cache and the progress after the chunk, sooner when all rows are done.
+    The pool, and what was sampled: sooner when all rows are done.
   """
-  end = progress.step + config.decode_chunk
-  progress = progress.replace(done=progress.done | stopped)
+  pool = pages_lib.copy_pages(
+      pool, model_config.n_layers, rows.copies, rows.n_copies
+  )
+  size = (config.slots, config.decode_chunk)
+  sampled = Sampled(
+      step=jnp.int32(0),
+      tokens=jnp.zeros(size, jnp.int32),
+      logprobs=jnp.zeros(size, jnp.float32),
+      lengths=jnp.zeros((config.slots,), jnp.int32),
+      done=rows.left < 1,
+  )
 
   def is_running(carry):
-    _, progress = carry
-    return (progress.step < end) & ~jnp.all(progress.done)
+    _, sampled, _ = carry
+    return (sampled.step < config.decode_chunk) & ~jnp.all(sampled.done)
 
   def body(carry):
-    cache, progress = carry
-    last = lax.dynamic_slice_in_dim(progress.tokens, progress.step - 1, 1, 1)
-    logits, cache = model.forward_cached(
-        model_config,
-        params,
-        last,
-        cache,
-        cache_index=rows.prompt_lengths + progress.step - 1,
+    pool, sampled, last = carry
+    live = ~sampled.done
+    # A row that is done stays where it is, and writes nowhere.
+    starts = rows.positions + sampled.lengths
+    page = jnp.take_along_axis(
+        rows.tables, (starts // config.page_tokens)[:, None], axis=1
     )
-    return cache, _sample_step(logits[:, 0], rows, progress, truncates)
+    cache = pages_lib.Cache(
+        pool=pool, n_layers=model_config.n_layers, starts=starts,
+        tables=rows.tables, common=rows.common,
+        writes=jnp.where(live[:, None], page, pages_lib.SCRATCH),
+    )
+    hidden, cache = model.hidden_states_cached(
+        model_config, params, last[:, None], starts[:, None], cache
+    )
+    logits = model.unembed(model_config, params, hidden[:, 0])
+    tokens, logprobs = sampling.sample(
+        logits, rows.sampling, rows.sampled + sampled.lengths,
+        truncates=truncates,
+    )
+    lengths = sampled.lengths + live
+    at_stop = jnp.any(tokens[:, None] == rows.stop_ids, axis=1)
 
-  return lax.while_loop(is_running, body, (cache, progress))
+    def appended(x, new):
+      new = jnp.where(live, new, 0)[:, None]
+      return lax.dynamic_update_slice(x, new, (0, sampled.step))
 
+    done = sampled.done | at_stop | (lengths >= rows.left)
+    sampled = Sampled(
+        step=sampled.step + 1,
+        tokens=appended(sampled.tokens, tokens),
+        logprobs=appended(sampled.logprobs, logprobs),
+        lengths=lengths,
+        done=done,
+    )
+    return cache.pool, sampled, jnp.where(live, tokens, last)
 
-def _sample_step(
-    logits: jax.Array, rows: Rows, progress: Progress, truncates: bool
-) -> Progress:
-  """Appends a token to every row that is not done."""
-  tokens, logprobs = sampling.sample(
-      logits, rows.sampling, progress.step, truncates=truncates
+  pool, sampled, _ = lax.while_loop(
+      is_running, body, (pool, sampled, rows.last)
   )
-  live = ~progress.done
-  lengths = progress.lengths + live
-  at_stop = jnp.any(tokens[:, None] == rows.stop_ids, axis=1)
-  return Progress(
-      step=progress.step + 1,
-      tokens=lax.dynamic_update_slice(
-          progress.tokens,
-          jnp.where(live, tokens, 0)[:, None],
-          (0, progress.step),
-      ),
-      logprobs=lax.dynamic_update_slice(
-          progress.logprobs,
-          jnp.where(live, logprobs, 0.0)[:, None],
-          (0, progress.step),
-      ),
-      lengths=lengths,
-      done=progress.done | at_stop | (lengths >= rows.max_new_tokens),
-  )
+  return pool, sampled

@@ -1,10 +1,11 @@
 """An engine that samples for many coroutines from one thread of its own.
 
-Requests that wait are coalesced into batches of one prompt bucket and one
-program (truncating or not). The event loop never waits on the device: it only
-appends to a queue, and the device thread hands results back to the loop that
-asked. What a request samples is a function of the request and the parameters;
-when it came and who came with it never show.
+Requests join a fixed number of slots as they come and leave as they end. Prompts
+are read in pieces between chunks of decoding, and what two of them share is read
+once. The event loop never waits on the device: it only appends to a queue, and
+the device thread hands results back to the loop that asked. What a request
+samples is a function of the request and the parameters; when it came, who came
+with it and what was read before never show.
 """
 
 import asyncio
@@ -12,17 +13,19 @@ import atexit
 import collections
 from collections.abc import Sequence
 import dataclasses
+import functools
 import threading
 import time
 from typing import Any
 
 from absl import logging
 import jax
-import numpy as np
 
 from agentflow_jax.core import model
 from agentflow_jax.inference import api
 from agentflow_jax.inference import batching
+from agentflow_jax.inference import pages as pages_lib
+from agentflow_jax.inference import prefixes
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,6 +36,8 @@ class _Pending:
   loop: asyncio.AbstractEventLoop
   future: asyncio.Future
   submitted: float  # time.monotonic() [s]
+  started: float = 0.0  # When it got its slot.
+  row: batching.Row | None = None  # Once it has a slot.
   abandoned: bool = False  # Its caller was cancelled.
   settled: bool = False  # Result or error is on its way to the loop.
 
@@ -72,10 +77,10 @@ class Engine:
     Raises:
       ValueError: the shapes do not fit the model.
     """
-    if config.prompt_buckets[-1] > model_config.max_positions:
+    if config.max_prompt_tokens > model_config.max_positions:
       raise ValueError(
-          f'the prompt bucket of {config.prompt_buckets[-1]} exceeds the'
-          f' model\'s context of {model_config.max_positions}'
+          f'max_prompt_tokens {config.max_prompt_tokens} exceeds the model\'s'
+          f' context of {model_config.max_positions}'
       )
     self.name = name
     self.config = config
@@ -85,12 +90,31 @@ class Engine:
     )
     self._params = self._place(params, copy)
     self._version = version
-    self._programs = batching.Programs(model_config, config, self._params)
+    self._pool = self._make_pool()
+    self._programs = batching.Programs(
+        model_config, config, self._params, self._pool
+    )
+    # Whether what all begin with may be read once for all.
+    self._together = config.prefix_cache and all(
+        pages_lib.is_exact(
+            model_config, *shape, config.table_pages, config.page_tokens
+        )
+        for shape in (
+            (config.slots, 1), (config.prefill_pieces, config.piece_tokens)
+        )
+    )
+    self._prefixes = prefixes.Prefixes(
+        config.pages, config.page_tokens, config.prefix_cache
+    )
     self._totals = collections.Counter()
-    # Guards everything below, the parameters and the totals.
+    # Guards everything below, and the totals.
     self._wake = threading.Condition()
-    self._queues: dict[tuple[int, bool], collections.deque[_Pending]] = {}
-    self._running: list[_Pending] = []
+    self._queue: collections.deque[_Pending] = collections.deque()
+    self._slots: list[_Pending | None] = [None] * config.slots
+    # What takes the place of the parameters as soon as no slot is used.
+    self._next: tuple[Any, int] | None = None
+    self._turn = 0  # Calls of prefill.
+    self._is_spoilt = False  # Pages may hold what is not finite.
     self._closing = False
     self._thread = threading.Thread(
         target=self._serve, name=f'engine-{name}', daemon=True
@@ -108,8 +132,8 @@ class Engine:
   async def generate(self, request: api.Request) -> api.Result:
     """Samples one response.
 
-    Cancelling the caller drops the request: before it started it costs
-    nothing, afterwards its row idles to the end of its batch.
+    Cancelling the caller drops the request: its slot and its pages are free
+    as soon as the device is done with the call that it runs.
 
     Args:
       request: what to sample.
@@ -124,7 +148,7 @@ class Engine:
       EngineError: the device or the request's stop_fn failed; the cause is
         chained.
     """
-    bucket = api.check_request(
+    api.check_request(
         request,
         self.config,
         vocab_size=self._model_config.vocab_size,
@@ -135,21 +159,21 @@ class Engine:
     with self._wake:
       if self._closing:
         raise self._closed()
-      kind = (bucket, request.sampling.truncates)
-      self._queues.setdefault(kind, collections.deque()).append(pending)
+      self._queue.append(pending)
       self._totals['requests'] += 1
       self._wake.notify()
     try:
       return await pending.future
     except asyncio.CancelledError:
-      self._abandon(kind, pending)
+      self._abandon(pending)
       raise
 
   def update_params(self, params: Any, version: int):
-    """Makes batches that start from now on sample from `params`.
+    """Makes requests that get a slot from now on sample from `params`.
 
-    A running batch ends with the parameters it started with. The parameters
-    are copied on the device, so the caller may donate them afterwards.
+    Those that have one end with the parameters they started with; others wait
+    for that. What was read is forgotten. The parameters are copied on the
+    device, so the caller may donate them afterwards.
 
     Args:
       params: shapes and dtypes as at construction.
@@ -170,19 +194,28 @@ class Engine:
       )
     params = self._place(params)
     with self._wake:
-      self._params, self._version = params, version
+      self._next = params, version
+      self._swap()
+      self._wake.notify()
+
+  def _swap(self):
+    """Takes new parameters if nobody needs the old ones; the lock is held."""
+    if self._next is None or any(self._slots):
+      return
+    (self._params, self._version), self._next = self._next, None
+    self._prefixes.clear()
 
   def warmup(self, truncates: Sequence[bool] = (False, True)):
-    """Compiles every shape, so that no request waits for the compiler.
+    """Compiles every program, so that no request waits for the compiler.
 
     Args:
-      truncates: which programs: False for requests that set none of top_k,
-        top_p and min_p, True for the others. A program left out is compiled
-        when the first request needs it.
+      truncates: which ones: False for requests that set none of top_k, top_p
+        and min_p, True for the others. A program left out is compiled when the
+        first request needs it.
     """
-    for bucket in self.config.prompt_buckets:
-      for value in truncates:
-        self._programs.get(bucket, value)
+    self._programs.prefill()
+    for value in truncates:
+      self._programs.decode(value)
 
   @property
   def compilations(self) -> int:
@@ -194,22 +227,28 @@ class Engine:
 
   @property
   def params(self) -> Any:
-    """What the next batch will sample from; not to be donated."""
-    return self._params
+    """What the next request will sample from; not to be donated."""
+    with self._wake:
+      return self._next[0] if self._next else self._params
 
   @property
   def params_version(self) -> int:
-    """Of the parameters that the next batch will sample from."""
-    return self._version
+    """Of the parameters that the next request will sample from."""
+    with self._wake:
+      return self._next[1] if self._next else self._version
 
   def stats(self) -> api.EngineStats:
     """Totals since construction, at one moment."""
     with self._wake:
       return api.EngineStats(
-          queued=sum(map(len, self._queues.values())),
+          queued=len(self._queue),
           running=sum(
-              not (p.settled or p.abandoned) for p in self._running
+              p is not None and not (p.settled or p.abandoned)
+              for p in self._slots
           ),
+          pages=self.config.pages - 1,
+          free_pages=self._prefixes.free,
+          evicted_pages=self._prefixes.evicted,
           compilations=self.compilations,
           **self._totals,
       )
@@ -217,7 +256,7 @@ class Engine:
   def close(self):
     """Fails what is unfinished with EngineClosed and ends the thread.
 
-    A batch on the device stops at its next chunk. May be called twice.
+    What is on the device stops at its next chunk. May be called twice.
     """
     with self._wake:
       self._closing = True
@@ -230,130 +269,201 @@ class Engine:
         jax.device_put(params, self._sharding, may_alias=not copy)
     )
 
+  def _make_pool(self) -> pages_lib.Pool:
+    """Returns an empty pool where the parameters are, split over heads."""
+    config = self.config
+    make = functools.partial(
+        pages_lib.make_pool, self._model_config, config.pages,
+        config.page_tokens,
+    )
+    shardings = _pool_sharding(
+        jax.tree.leaves(self._params)[0].sharding, self._model_config
+    )
+    return jax.jit(make, out_shardings=shardings)()
+
   def _closed(self):
     return api.EngineClosed(f'engine {self.name} is closed')
 
-  def _abandon(self, kind, pending):
+  def _abandon(self, pending):
     """Forgets a request whose caller was cancelled."""
     with self._wake:
       if pending.settled or pending.abandoned:
         return
       pending.abandoned = True
       self._totals['cancelled'] += 1
-      queue = self._queues.get(kind, ())
-      if pending in queue:
-        queue.remove(pending)
+      if pending.row is None:
+        self._queue.remove(pending)
 
   # Everything below runs in the device thread.
 
   def _serve(self):
-    """Runs batches until the engine closes."""
+    """Serves requests until the engine closes."""
     while True:
       with self._wake:
-        kind = self._wait()
-        if kind is None:
-          left = [p for queue in self._queues.values() for p in queue]
-          self._queues.clear()
+        rows = self._wait()
+        if rows is None:
+          left = [*self._queue, *filter(None, self._slots)]
+          self._queue.clear()
           break
-        queue = self._queues[kind]
-        n = min(len(queue), self.config.slots)
-        batch = self._running = [queue.popleft() for _ in range(n)]
-        params, version = self._params, self._version
-        self._totals['batches'] += 1
-        self._totals['batch_rows'] += n
-        self._totals['prompt_tokens'] += sum(
-            len(p.request.prompt_ids) for p in batch
-        )
       start = time.monotonic()
       try:
-        self._run(batch, kind, params, version, start)
+        self._advance(rows)
       except Exception as e:  # Boundary: its requests get an EngineError.
-        logging.exception('Engine %s lost a batch of %d.', self.name, n)
-        self._settle([(p, _failure(self.name, e)) for p in batch])
+        logging.exception('Engine %s lost %d requests.', self.name, len(rows))
+        self._settle([(p, _failure(self.name, e)) for p in rows.values()])
+        self._is_spoilt = True  # The call took the pool with it.
       with self._wake:
-        self._running = []
-        self._totals['model_seconds'] += time.monotonic() - start
+        self._totals['pending_seconds'] += time.monotonic() - start
     self._settle([(p, self._closed()) for p in left])
 
-  def _wait(self) -> tuple[int, bool] | None:
-    """Returns the kind of the next batch; the lock is held.
+  def _wait(self) -> dict[int, _Pending] | None:
+    """Returns what to work on, by slot; None to end. The lock is held.
 
-    The request that has waited longest chooses it, and waits a little for
-    company unless a batch is full.
+    The first request of an idle engine waits a little for company.
     """
     while not self._closing:
-      kinds = [kind for kind, queue in self._queues.items() if queue]
-      if not kinds:
-        self._wake.wait()
-        continue
-      kind = min(kinds, key=lambda k: self._queues[k][0].submitted)
-      queue = self._queues[kind]
-      left = (
-          queue[0].submitted + self.config.coalesce_seconds - time.monotonic()
-      )
-      if len(queue) >= self.config.slots or left <= 0:
-        return kind
-      self._wake.wait(left)
+      self._free_slots()
+      if self._queue and not any(self._slots):
+        waited = time.monotonic() - self._queue[0].submitted
+        left = self.config.coalesce_seconds - waited
+        if len(self._queue) < self.config.slots and left > 0:
+          self._wake.wait(left)
+          continue
+      self._fill_slots()
+      rows = {i: p for i, p in enumerate(self._slots) if p is not None}
+      if rows:
+        return rows
+      self._wake.wait()
     return None
 
-  def _run(self, batch, kind, params, version, start):
-    """Samples a batch, settling each request as soon as it is done."""
-    prefill, decode = self._programs.get(*kind)
-    prompts, rows = batching.pack(
-        [p.request for p in batch], kind[0], self.config
+  def _free_slots(self):
+    """Takes their slots and pages from requests that have ended."""
+    for slot, pending in enumerate(self._slots):
+      if pending is not None and (pending.settled or pending.abandoned):
+        self._prefixes.release(pending.row.lease)
+        self._slots[slot] = None
+    if self._is_spoilt and not any(self._slots):
+      # Zero times what is not finite would reach whoever gets such a page.
+      self._pool, self._is_spoilt = None, False
+      self._pool = self._make_pool()
+      self._prefixes.clear()
+    self._swap()
+
+  def _fill_slots(self):
+    """Gives slots to those who wait, in the order in which they came."""
+    if self._next is not None or self._is_spoilt:
+      return
+    for slot, pending in enumerate(self._slots):
+      if not self._queue:
+        return
+      if pending is not None:
+        continue
+      pending = self._queue[0]
+      request = pending.request
+      lease = self._prefixes.lease(
+          request.prompt_ids, request.sampling.max_new_tokens
+      )
+      if lease is None:  # Some have to end first; nobody overtakes.
+        return
+      self._queue.popleft()
+      pending.row = batching.Row(request, lease, turn=self._turn)
+      pending.started = time.monotonic()
+      self._slots[slot] = pending
+      self._totals['prompt_tokens'] += len(request.prompt_ids)
+      self._totals['hit_tokens'] += lease.hits
+      self._totals['queue_seconds'] += pending.started - pending.submitted
+
+  def _advance(self, slots: dict[int, _Pending]):
+    """Reads some pieces of prompts, and samples a chunk of what is read."""
+    for calls in range(self.config.prefill_burst):
+      unread = [p.row for p in slots.values() if not p.row.is_read()]
+      is_thin = 2 * len(unread) > len(slots)
+      if not unread or (calls and not is_thin):
+        break
+      self._prefill(unread)
+    by_kind = collections.defaultdict(dict)
+    for slot, pending in slots.items():
+      if pending.row.is_read():
+        kind = pending.request.sampling.truncates
+        by_kind[kind][slot] = pending
+    # Apart, so that who else samples does not choose a request's program.
+    for truncates, some in by_kind.items():
+      self._decode(some, truncates)
+
+  def _prefill(self, rows: list[batching.Row]):
+    """Reads a call's worth of pieces; the row that waited longest is first."""
+    rows.sort(key=lambda row: row.turn)
+    pieces = batching.next_pieces(rows, self.config)
+    self._turn += 1
+    start = time.monotonic()
+    self._pool = self._programs.prefill()(
+        self._params, self._pool,
+        batching.pack_pieces(pieces, self.config, self._together),
     )
+    jax.block_until_ready(self._pool)
+    for row, _, nodes in pieces:
+      row.turn = self._turn
+      for node in nodes:
+        node.ready = True
     with self._wake:
-      self._totals['prompts'] += int(prompts.used)
-    cache, progress = prefill(params, prompts, rows)
-    stopped = np.ones((self.config.slots,), np.bool_)
-    stopped[: len(batch)] = False
-    sampled = 0
-    while True:
-      # The only wait for the device: after the prompt, and once a chunk.
-      host = jax.device_get(progress)
-      before, sampled = sampled, int(host.lengths.sum())
-      with self._wake:
-        self._totals['sampled_tokens'] += sampled - before
-      if self._closing:
-        self._settle([(p, self._closed()) for p in batch])
-        return
-      outcomes = []
-      for row, pending in enumerate(batch):
-        if stopped[row]:
-          continue
-        if pending.abandoned:
-          stopped[row] = True
-          continue
-        outcome = self._look(pending, row, host, version, start)
-        if outcome is not None:
-          stopped[row] = True
-          outcomes.append((pending, outcome))
-      self._settle(outcomes)
-      if stopped.all():
-        return
-      cache, progress = decode(params, cache, rows, progress, stopped)
+      self._totals['prefill_calls'] += 1
+      self._totals['prefill_tokens'] += sum(
+          len(node.ids) for _, _, nodes in pieces for node in nodes
+      )
+      self._totals['prefill_seconds'] += time.monotonic() - start
+
+  def _decode(self, slots: dict[int, _Pending], truncates: bool):
+    """Samples a chunk, settling each request as soon as it is done."""
+    start = time.monotonic()
+    rows = batching.pack_rows(
+        ((slot, p.row) for slot, p in slots.items()), self.config,
+        self._together,
+    )
+    self._pool, sampled = self._programs.decode(truncates)(
+        self._params, self._pool, rows
+    )
+    host = jax.device_get(sampled)  # The only wait for the device.
+    now = time.monotonic()
+    with self._wake:
+      self._totals['decode_steps'] += int(host.step)
+      self._totals['decode_seconds'] += now - start
+      self._totals['sampled_tokens'] += int(host.lengths.sum())
+      self._totals['first_token_seconds'] += sum(
+          now - p.submitted for p in slots.values() if not p.row.ids
+      )
+    outcomes = []
+    for slot, pending in slots.items():
+      row, length = pending.row, int(host.lengths[slot])
+      row.is_copied = True
+      row.ids += host.tokens[slot, :length].tolist()
+      row.logprobs += host.logprobs[slot, :length].tolist()
+      if pending.abandoned or self._closing:
+        continue
+      outcome = self._look(pending, bool(host.done[slot]))
+      if outcome is not None:
+        outcomes.append((pending, outcome))
+    self._settle(outcomes)
 
   def _look(
-      self, pending, row, host, version, start
+      self, pending: _Pending, done: bool
   ) -> api.Result | api.EngineError | None:
     """Returns how a row ended, or None while it goes on."""
-    length = int(host.lengths[row])
-    ids = host.tokens[row, :length].tolist()
-    logprobs = host.logprobs[row, :length]
+    row = pending.row
     try:
-      end = batching.finish(pending.request, ids, logprobs, host.done[row])
+      end = batching.finish(row, done)
     except Exception as e:  # Boundary: stop_fn is the caller's own function.
+      self._is_spoilt |= isinstance(e, FloatingPointError)
       return _failure(self.name, e)
     if end is None:
       return None
     keep, reason = end
     return api.Result(
-        response_ids=tuple(ids[:keep]),
-        logprobs=tuple(logprobs[:keep].tolist()),
+        response_ids=tuple(row.ids[:keep]),
+        logprobs=tuple(row.logprobs[:keep]),
         finish_reason=reason,
-        params_version=version,
-        queue_seconds=start - pending.submitted,
-        model_seconds=time.monotonic() - start,
+        params_version=self._version,
+        queue_seconds=pending.started - pending.submitted,
+        model_seconds=time.monotonic() - pending.started,
     )
 
   def _settle(self, outcomes):
@@ -380,6 +490,19 @@ class Engine:
             len(settled),
             e,
         )
+
+
+def _pool_sharding(
+    sharding: Any, model_config: model.ModelConfig
+) -> jax.sharding.Sharding:
+  """Returns where pages lie: split over 'tensor' where heads divide over it."""
+  if not isinstance(sharding, jax.sharding.NamedSharding):
+    return sharding
+  size = sharding.mesh.shape.get('tensor', 1)
+  heads = None if model_config.n_kv_heads % size else 'tensor'
+  return jax.sharding.NamedSharding(
+      sharding.mesh, jax.sharding.PartitionSpec(heads)
+  )
 
 
 def _shapes(params: Any) -> dict[str, str]:

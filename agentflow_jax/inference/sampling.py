@@ -34,7 +34,7 @@ def sample(
   Args:
     logits: float32 [B, V].
     rows: the rows' distributions.
-    index: int32 []; tokens that the response already holds.
+    index: int32 [B]; tokens that each response already holds.
     truncates: whether any row sets top_k, top_p or min_p. Static: only then is
       the vocabulary sorted. The draw of a row that truncates nothing does not
       depend on it.
@@ -51,7 +51,7 @@ def sample(
         logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p
     )
     scaled = jnp.where(keep, scaled, -jnp.inf)
-  noise = jax.vmap(_gumbel, in_axes=(0, None, None))(
+  noise = jax.vmap(_gumbel, in_axes=(0, 0, None))(
       rows.key_words, index, logits.shape[-1]
   )
   noise = jnp.where(rows.temperature[:, None] == 0.0, 0.0, noise)

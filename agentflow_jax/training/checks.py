@@ -63,10 +63,10 @@ def _check_lengths(config: config_lib.Config) -> None:
         f'batch.tokens_per_row {config.batch.tokens_per_row} cannot hold a'
         f' prompt and response of {longest} tokens'
     )
-  if config.planner.max_prompt_tokens > config.engine.prompt_buckets[-1]:
+  if config.planner.max_prompt_tokens > config.engine.max_prompt_tokens:
     raise config_lib.ConfigError(
-        'planner.max_prompt_tokens exceeds the largest of'
-        f' engine.prompt_buckets, {config.engine.prompt_buckets[-1]}'
+        'planner.max_prompt_tokens exceeds engine.max_prompt_tokens,'
+        f' {config.engine.max_prompt_tokens}'
     )
 
 

@@ -17,7 +17,8 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.training import checks, collect, config as config_lib
-from agentflow_jax.training import evaluation, metrics as metrics_lib, models
+from agentflow_jax.training import engine_rates, evaluation
+from agentflow_jax.training import metrics as metrics_lib, models
 from agentflow_jax.training import progress, report, rollout_files, sources
 from agentflow_jax.training import final, system, trainer as trainer_lib
 from agentflow_jax.weights import checkpoints
@@ -276,9 +277,11 @@ class _Loop:
     counter = _Counter(self.bar)
     before = dict(self.clock.seconds)
     for step in range(len(self.log.lines), config.train.steps):
+      sampled = self.parts.engine.stats()
       with self.clock('rollout'):
         data = await source.step(step, counter)
-      metrics = await self._update(step, data)
+      engine = engine_rates.rates(sampled, self.parts.engine.stats())
+      metrics = engine | await self._update(step, data)
       if _is_due(config, step + 1):
         metrics |= await self.evaluations.during()
       if data.groups and config.train.rollout_records == 'all':

@@ -1,4 +1,4 @@
-"""The transformer against NumPy float64, and cached against uncached."""
+"""The transformer against NumPy float64."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agentflow_jax.core import layers
+from agentflow_jax.core import attention
 from agentflow_jax.core import logprobs
 from agentflow_jax.core import model
 from agentflow_jax.core import sharding
@@ -20,7 +20,6 @@ CONFIG = model.ModelConfig(
 )
 INIT = jax.jit(model.init_params, static_argnums=0)
 _FORWARD = jax.jit(model.forward, static_argnums=0)
-FORWARD_CACHED = jax.jit(model.forward_cached, static_argnums=0)
 FAMILIES = {
     'llama': {'rope_theta': 5e5, 'norm_eps': 1e-5},
     'qwen2': {'qkv_bias': True, 'rope_theta': 1e6},
@@ -74,29 +73,19 @@ def test_forward_equals_the_float64_oracle(family):
 
 
 def test_long_rows_equal_the_float64_oracle():
-  # Float32 attention sums more than layers.SLOT_BLOCK slots block by block.
+  # Float32 attention sums more than attention.SLOT_BLOCK slots block by block.
   config, params = _make()
   rng = np.random.default_rng(5)
-  length = 2 * layers.SLOT_BLOCK + 44
+  length = 2 * attention.SLOT_BLOCK + 44
   token_ids = rng.integers(0, config.vocab_size, (1, length), np.int32)
   # The second segment begins inside a block and ends inside another.
-  first = layers.SLOT_BLOCK - 20
+  first = attention.SLOT_BLOCK - 20
   positions = np.r_[np.arange(first), np.arange(length - first)][None]
   segment_ids = np.r_[np.ones(first), np.full(length - first, 2)][None]
   inputs = token_ids, positions.astype(np.int32), segment_ids.astype(np.int32)
   expected = oracle.transformer(config, params, *inputs)
   logits = _forward(config, params, *inputs)
   np.testing.assert_allclose(logits, expected, atol=2e-5)
-
-  start = layers.SLOT_BLOCK + 3  # Read on from there, with a cache.
-  own = token_ids[:, first:]
-  _, cache = FORWARD_CACHED(
-      config, params, own[:, :start], model.init_cache(config, 1, length)
-  )
-  rest, _ = FORWARD_CACHED(
-      config, params, own[:, start:], cache, np.array([start], np.int32)
-  )
-  np.testing.assert_allclose(rest, expected[:, first + start :], atol=2e-5)
 
 
 @pytest.mark.parametrize('remat', ['full', 'dots'])
@@ -194,56 +183,6 @@ def test_an_id_outside_the_vocabulary_is_loud():
   assert np.isfinite(logits[0]).all()
 
 
-@pytest.mark.parametrize('family', ['qwen2', 'qwen3', 'one_kv_head'])
-def test_cached_decode_equals_full_forward(family):
-  config, params = _make(**FAMILIES[family])
-  batch, bucket, total = 3, 8, 20
-  rng = np.random.default_rng(1)
-  token_ids = rng.integers(0, config.vocab_size, (batch, total), np.int32)
-  lengths = np.array([5, 8, 1], np.int32)
-  positions = np.broadcast_to(np.arange(total, dtype=np.int32), token_ids.shape)
-  full = _forward(
-      config, params, token_ids, positions, np.ones_like(token_ids)
-  )
-  targets = np.roll(token_ids, -1, axis=1)
-  expected = logprobs.log_prob_of(full, targets, 0.7)
-  rows = np.arange(batch)
-
-  prompt = token_ids[:, :bucket].copy()
-  for row, length in enumerate(lengths):
-    prompt[row, length:] = 7  # Padding that must not matter.
-  logits, cache = FORWARD_CACHED(
-      config, params, prompt, model.init_cache(config, batch, total + 2), None,
-      lengths - 1,
-  )
-  for step in range(total - bucket):
-    at = lengths + step - 1
-    got = logprobs.log_prob_of(logits, targets[rows, at], 0.7)
-    np.testing.assert_allclose(got, expected[rows, at], atol=1e-5)
-    logits, cache = FORWARD_CACHED(
-        config, params, token_ids[rows, at + 1][:, None], cache, at + 1
-    )
-    logits = logits[:, 0]
-
-
-def test_prefill_may_be_continued_in_pieces():
-  config, params = _make()
-  rng = np.random.default_rng(2)
-  token_ids = rng.integers(0, config.vocab_size, (2, 12), np.int32)
-  whole, whole_cache = FORWARD_CACHED(
-      config, params, token_ids, model.init_cache(config, 2, 16)
-  )
-  _, cache = FORWARD_CACHED(
-      config, params, token_ids[:, :5], model.init_cache(config, 2, 16)
-  )
-  rest, cache = FORWARD_CACHED(
-      config, params, token_ids[:, 5:], cache, np.array([5, 5], np.int32)
-  )
-  np.testing.assert_allclose(rest, whole[:, 5:], atol=1e-5)
-  np.testing.assert_allclose(cache.keys, whole_cache.keys, atol=1e-5)
-  np.testing.assert_allclose(cache.values, whole_cache.values, atol=1e-5)
-
-
 def test_bfloat16_activations_keep_float32_parameters_and_logits():
   config, params = _make(dtype='bfloat16')
   inputs = _packed_inputs()
@@ -254,7 +193,6 @@ def test_bfloat16_activations_keep_float32_parameters_and_logits():
   error = np.abs(logits - expected)[real].max()
   # 8 bits of mantissa, 3 layers: clearly not float32, and not wrong either.
   assert 1e-4 < error < 0.05 * np.abs(expected[real]).max()
-  assert model.init_cache(config, 1, 4).keys.dtype == jnp.bfloat16
 
 
 def test_bfloat16_runs_on_cpu_at_real_sizes():
@@ -273,14 +211,6 @@ def test_bfloat16_runs_on_cpu_at_real_sizes():
   # 8 bits of mantissa, a few roundings in a row.
   limit = 0.03 * np.abs(whole).max()
   np.testing.assert_allclose(_forward(half, params, *inputs), whole, atol=limit)
-  _, cache = FORWARD_CACHED(
-      half, params, ids[:, :63], model.init_cache(half, 16, 64)
-  )
-  last, _ = FORWARD_CACHED(
-      half, params, ids[:, 63:], cache, np.full(16, 63, np.int32)
-  )
-  np.testing.assert_allclose(last[:, 0], whole[:, -1], atol=limit)
-
   def loss(params, config):
     ends = oracle.ends(inputs[2])
     return model.forward(config, params, ids, positions, ends)[..., 0].sum()

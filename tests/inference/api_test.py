@@ -8,9 +8,8 @@ from agentflow_jax.inference import api
 
 _CONFIG = api.EngineConfig(
     slots=4,
-    prompt_buckets=(8, 16),
+    max_prompt_tokens=16,
     max_new_tokens=6,
-    prefill_rows=2,
     max_stop_ids=2,
 )
 
@@ -30,20 +29,13 @@ def _check(request, max_positions=20):
   )
 
 
-@pytest.mark.parametrize(
-    'n,bucket', [(1, 8), (7, 8), (8, 8), (9, 16), (14, 16)]
-)
-def test_bucket_is_the_smallest_that_holds_the_prompt(n, bucket):
-  assert _check(_request(n)) == bucket
-
-
 def test_prompt_too_long_names_the_lengths():
   with pytest.raises(api.PromptTooLong, match=r'17.*\(?16'):
     _check(_request(17), max_positions=100)
-  # 15 + 6 > 20, though the prompt alone fits a bucket.
+  # 15 + 6 > 20, though the prompt alone fits.
   with pytest.raises(api.PromptTooLong, match='15.*6.*20'):
     _check(_request(15))
-  assert _check(_request(14)) == 16
+  _check(_request(14))
   assert issubclass(api.PromptTooLong, ValueError)
 
 
@@ -106,14 +98,23 @@ def test_what_truncates(change, truncates):
         (dict(slots=0), 'slots'),
         (dict(max_new_tokens=0), 'max_new_tokens'),
         (dict(decode_chunk=0), 'decode_chunk'),
-        (dict(slots=6, prefill_rows=4), 'divide'),
-        (dict(prompt_buckets=()), 'prompt_buckets'),
-        (dict(prompt_buckets=(0, 8)), 'prompt_buckets'),
-        (dict(prompt_buckets=(16, 8)), 'ascend'),
-        (dict(prompt_buckets=(8, 8)), 'ascend'),
+        (dict(max_prompt_tokens=0), 'max_prompt_tokens'),
+        (dict(page_tokens=12), 'page_tokens.*divide 128.*12'),
+        (dict(page_tokens=1, piece_tokens=32), 'page_tokens.*1'),
+        (dict(page_tokens=16, piece_tokens=40), 'multiple.*16'),
+        # 256 + 64 - 1 slots are 20 pages; the prompt's last is held twice.
+        (dict(kv_tokens=335), 'kv_tokens 335.*256.*64'),
         (dict(coalesce_seconds=-1.0), 'coalesce_seconds'),
     ],
 )
 def test_impossible_shapes_are_refused(change, words):
   with pytest.raises(ValueError, match=words):
     api.EngineConfig(**change)
+
+
+def test_room_is_enough_for_every_slot():
+  config = api.EngineConfig(slots=3, max_prompt_tokens=100, max_new_tokens=30)
+  # 129 slots are 9 pages, and one more; and the page that nobody gets.
+  assert config.pages == 3 * 10 + 1
+  assert config.table_pages == 16  # 256 slots: two blocks.
+  assert dataclasses.replace(config, kv_tokens=170).pages == 10 + 1

@@ -1,17 +1,22 @@
-"""The layout of a batch, and how its rows end."""
+"""What is read next, how calls are laid out, and how rows end."""
 
-import numpy as np
+import random
+
+import jax
 import pytest
 
 from agentflow_jax.inference import api
 from agentflow_jax.inference import batching
 from agentflow_jax.inference import decoding
+from agentflow_jax.inference import prefixes
 
 _CONFIG = api.EngineConfig(
-    slots=6,
-    prompt_buckets=(4,),
+    slots=4,
+    max_prompt_tokens=40,
     max_new_tokens=5,
-    prefill_rows=2,
+    page_tokens=4,
+    prefill_pieces=3,
+    piece_tokens=8,
     max_stop_ids=3,
 )
 
@@ -19,7 +24,7 @@ _CONFIG = api.EngineConfig(
 def _request(prompt_ids, key=0, stop_ids=(), stop_fn=None, **sampling):
   sampling.setdefault('max_new_tokens', 5)
   return api.Request(
-      prompt_ids=prompt_ids,
+      prompt_ids=tuple(prompt_ids),
       key_words=(key, key + 1),
       sampling=api.SamplingParams(**sampling),
       stop_ids=stop_ids,
@@ -27,53 +32,191 @@ def _request(prompt_ids, key=0, stop_ids=(), stop_fn=None, **sampling):
   )
 
 
-def test_rows_keep_their_order_and_equal_prompts_are_read_once():
-  requests = [
-      _request((7, 8), key=10, max_new_tokens=2, temperature=0.5),
-      _request((7, 8, 9), key=20, stop_ids=(3, 4)),
-      _request((7, 8), key=30, top_k=5, top_p=0.75, min_p=0.25),
-      _request((0, 0, 0, 0), key=40),
+def _rows(*prompts):
+  tree = prefixes.Prefixes(60, 4)
+  requests = [_request(p, key=10 * i) for i, p in enumerate(prompts)]
+  return [
+      batching.Row(r, tree.lease(r.prompt_ids, r.sampling.max_new_tokens))
+      for r in requests
   ]
-  prompts, rows = batching.pack(requests, 4, _CONFIG)
-  assert int(prompts.used) == 3
-  assert prompts.ids[:3].tolist() == [[7, 8, 0, 0], [7, 8, 9, 0], [0] * 4]
-  assert prompts.lengths.tolist() == [2, 3, 4, 1, 1, 1]
-  assert rows.prompt[:4].tolist() == [0, 1, 0, 2]
-  assert rows.prompt_lengths.tolist() == [2, 3, 2, 4, 1, 1]
-  assert rows.max_new_tokens.tolist() == [2, 5, 5, 5, 0, 0]
-  assert rows.stop_ids[:2].tolist() == [
-      [decoding.NO_STOP] * 3,
-      [3, 4, decoding.NO_STOP],
+
+
+def _read(pieces):
+  """Marks pieces as read; returns (index of first node, tokens) of each."""
+  for _, _, nodes in pieces:
+    for node in nodes:
+      node.ready = True
+  return [
+      (start, sum(len(node.ids) for node in nodes)) for _, start, nodes in pieces
   ]
-  assert rows.sampling.temperature[:3].tolist() == [0.5, 1.0, 1.0]
-  assert rows.sampling.top_k[:3].tolist() == [0, 0, 5]
-  assert rows.sampling.top_p[:3].tolist() == [1.0, 1.0, 0.75]
-  assert rows.sampling.min_p[:3].tolist() == [0.0, 0.0, 0.25]
-  assert rows.sampling.key_words[:3].tolist() == [[10, 11], [20, 21], [30, 31]]
+
+
+def test_rows_take_turns():
+  long, short = _rows(range(40), range(100, 105))
+  pieces = batching.next_pieces([long, short], _CONFIG)
+  assert [piece[0] for piece in pieces] == [long, short, long]
+  assert _read(pieces) == [(0, 8), (0, 4), (2, 8)]
+  assert short.is_read() and not long.is_read()
+  pieces = batching.next_pieces([long], _CONFIG)
+  assert _read(pieces) == [(4, 8), (6, 8), (8, 7)]  # 39 in all.
+  assert long.is_read()
+  assert batching.next_pieces([long, short], _CONFIG) == []
+
+
+def test_what_rows_share_is_read_for_one_of_them():
+  # Sixteen tokens in common, then 3 of the one and 7 of the other.
+  first, second = _rows(range(20), [*range(16), *range(50, 58)])
+  pieces = batching.next_pieces([first, second], _CONFIG)
+  # The second goes on where the first one's piece ends.
+  assert [piece[0] for piece in pieces] == [first, second, first]
+  assert _read(pieces) == [(0, 8), (2, 8), (4, 3)]
+  assert first.is_read() and not second.is_read()
+  assert _read(batching.next_pieces([second], _CONFIG)) == [(4, 7)]
+
+
+def test_twins_are_read_once():
+  first, second = _rows(range(12), range(12))
+  assert _read(batching.next_pieces([first, second], _CONFIG)) == [
+      (0, 8), (2, 3),
+  ]
+  assert first.is_read() and second.is_read()
+
+
+def test_a_row_of_one_token_needs_no_reading():
+  (row,) = _rows([7])
+  assert row.is_read()
+  assert batching.next_pieces([row], _CONFIG) == []
+
+
+def test_a_group_s_turns_read_little_more_than_what_is_new():
+  # 8 rollouts of 3 turns over a prompt of 1,024; 96 tokens of memory a turn.
+  config = api.EngineConfig(
+      slots=8, max_prompt_tokens=1300, max_new_tokens=64
+  )
+  rng = random.Random(0)
+  draw = lambda n: tuple(rng.randrange(50_000) for _ in range(n))
+  tree = prefixes.Prefixes(config.pages, config.page_tokens)
+  tail, prompt = draw(8), draw(1016)
+  memories, read, seen = [()] * 8, 0, set()
+  for _ in range(3):
+    prompts = [prompt + memory + tail for memory in memories]
+    seen |= {p[:n] for p in prompts for n in range(1, len(p) + 1)}
+    rows = []
+    for ids in prompts:
+      request = _request(ids, max_new_tokens=64)
+      rows.append(batching.Row(request, tree.lease(ids, 64)))
+    while pieces := batching.next_pieces(rows, config):
+      read += sum(n for _, n in _read(pieces))
+    for row in rows:
+      tree.release(row.lease)
+    memories = [memory + draw(96) for memory in memories]
+  assert len(seen) == 1016 + 8 + 8 * (2 * 96 + 2 * 8)
+  # All is read, but the last token of a prompt: decode reads that.
+  assert 0.99 * (len(seen) - 24) < read <= 1.1 * len(seen)
+
+
+def test_how_pieces_are_laid_out():
+  (row,) = _rows(range(1, 15))
+  pieces = batching.next_pieces([row], _CONFIG)
+  segments = batching.pack_pieces(pieces, _CONFIG)
+  assert segments.ids.tolist() == [
+      [*range(1, 9)], [9, 10, 11, 12, 13, 0, 0, 0], [0] * 8,
+  ]
+  assert segments.starts.tolist() == [0, 8, 0]
+  pages = [node.page for node in row.lease.nodes]
+  assert len(pages) == 4
+  assert segments.writes.tolist() == [pages[:2], pages[2:], [0, 0]]
+  # A piece sees its own pages, and those before them.
+  assert segments.tables[0].tolist() == pages[:2] + [0] * 30
+  assert segments.tables[1].tolist() == pages + [0] * 28
+  assert not segments.tables[2].any()
+
+
+def test_how_rows_are_laid_out():
+  first, second = _rows(range(10, 20), [5])
+  first.request = _request(
+      range(10, 20), key=30, stop_ids=(3, 4), top_k=5, top_p=0.75, min_p=0.25,
+      temperature=0.5,
+  )
+  second.ids = [8, 9]
+  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG)
+  assert rows.last.tolist() == [9, 0, 19, 0]
+  assert rows.positions.tolist() == [2, 0, 9, 0]
+  assert rows.sampled.tolist() == [2, 0, 0, 0]
+  assert rows.left.tolist() == [3, 0, 5, 0]
+  none = decoding.NO_STOP
+  assert rows.stop_ids.tolist() == [
+      [none] * 3, [none] * 3, [3, 4, none], [none] * 3
+  ]
+  nodes, own = first.lease.nodes, first.lease.own
+  # Its tail is copied to the first page of its own, which takes its place.
+  table = [nodes[0].page, nodes[1].page, *own]
+  assert rows.tables[2].tolist() == table + [0] * (32 - len(table))
+  assert rows.n_copies == 1
+  assert rows.copies.tolist() == [[nodes[2].page, own[0]]] + [[0, 0]] * 3
+  spec = rows.sampling
+  assert spec.temperature.tolist() == [1.0, 0.0, 0.5, 0.0]
+  assert spec.top_k.tolist() == [0, 0, 5, 0]
+  assert spec.top_p.tolist() == [1.0, 1.0, 0.75, 1.0]
+  assert spec.min_p.tolist() == [0.0, 0.0, 0.25, 0.0]
+  assert spec.key_words.tolist() == [[10, 11], [0, 0], [30, 31], [0, 0]]
+  first.is_copied = True
+  assert batching.pack_rows([(2, first)], _CONFIG).n_copies == 0
+
+
+def test_what_all_rows_begin_with_is_counted_in_whole_blocks():
+  config = api.EngineConfig(
+      slots=4, max_prompt_tokens=600, max_new_tokens=5, prefill_pieces=3
+  )
+  tree = prefixes.Prefixes(config.pages, config.page_tokens)
+
+  def rows(*prompts):
+    return [
+        batching.Row(_request(p), tree.lease(tuple(p), 5)) for p in prompts
+    ]
+
+  common = list(range(300))
+  some = rows([*common, *range(500, 590)], [*common, *range(600, 640)])
+  packed = batching.pack_rows(zip((1, 3), some), config, together=True)
+  assert packed.common == 2  # 18 pages of 16, of which 16 are two blocks.
+  # Rows that are not used have them too: the first row's are read.
+  assert (packed.tables[:, :16] == packed.tables[1, :16]).all()
+  assert packed.tables[0, 16:].tolist() == [0] * 24
+  assert batching.pack_rows(zip((1, 3), some), config).common == 0
+  # One that writes into the second block: that is not common.
+  short = rows(common[:200])
+  packed = batching.pack_rows(enumerate(some + short), config, together=True)
+  assert packed.common == 1
+  other = rows([7, *common])
+  packed = batching.pack_rows(enumerate(some + other), config, together=True)
+  assert packed.common == 0
+  assert batching.pack_rows([], config, together=True).common == 0
+  pieces = batching.next_pieces(some, config)
+  assert batching.pack_pieces(pieces, config, together=True).common == 0
+  _read(pieces)
+  while any(not row.is_read() for row in some):
+    pieces = batching.next_pieces(some, config)
+    packed = batching.pack_pieces(pieces, config, together=True)
+    _read(pieces)
+  assert packed.common == 2  # The last pieces begin behind 256.
 
 
 def test_shapes_do_not_depend_on_how_many_wait():
   def shapes(n):
-    prompts, rows = batching.pack(
-        [_request((1,), key=i) for i in range(n)], 4, _CONFIG
+    rows = _rows(*([i, i + 1] for i in range(n)))
+    packed = (
+        batching.pack_pieces(batching.next_pieces(rows, _CONFIG), _CONFIG),
+        batching.pack_rows(enumerate(rows), _CONFIG),
     )
-    return [
-        (x.shape, x.dtype)
-        for x in (
-            prompts.ids, prompts.lengths, prompts.used, rows.prompt,
-            rows.prompt_lengths, rows.max_new_tokens, rows.stop_ids,
-            rows.sampling.temperature, rows.sampling.key_words,
-        )
-    ]
+    return jax.tree.map(lambda x: (x.shape, x.dtype), packed)
 
-  assert shapes(0) == shapes(1) == shapes(6)
+  assert shapes(0) == shapes(1) == shapes(4)
 
 
 def _finish(ids, done, logprobs=None, **kwargs):
   logprobs = [-1.0] * len(ids) if logprobs is None else logprobs
-  return batching.finish(
-      _request((1,), **kwargs), ids, np.array(logprobs, np.float32), done
-  )
+  row = batching.Row(_request((1,), **kwargs), None, ids=ids, logprobs=logprobs)
+  return batching.finish(row, done)
 
 
 def test_how_rows_end():

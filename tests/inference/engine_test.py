@@ -15,6 +15,7 @@ from agentflow_jax.core import model
 from agentflow_jax.core import sharding
 from agentflow_jax.inference import api
 from agentflow_jax.inference import engine as engine_lib
+from agentflow_jax.inference import simple_engine
 
 _V = 56
 _MODEL = model.ModelConfig(
@@ -31,10 +32,12 @@ _MODEL = model.ModelConfig(
 )
 _CONFIG = api.EngineConfig(
     slots=6,
-    prompt_buckets=(8, 32),
+    max_prompt_tokens=32,
     max_new_tokens=12,
+    page_tokens=4,
+    prefill_pieces=3,
+    piece_tokens=8,
     decode_chunk=5,
-    prefill_rows=2,
     max_stop_ids=3,
 )
 
@@ -98,8 +101,8 @@ def _mixed(count, seed=0):
 
 
 def _is_cheap(request):
-  """Whether it needs one bucket's plain programs only (compiling is slow)."""
-  return len(request.prompt_ids) <= 8 and not request.sampling.truncates
+  """Whether it needs the plain programs only (compiling is slow)."""
+  return not request.sampling.truncates
 
 
 def _stop_at_multiple_of_nine(ids):
@@ -286,12 +289,132 @@ def test_a_group_differs_by_key_alone(engine):
   assert [_bits(r) for r in results[:8]] == [_bits(r) for r in results[8:]]
 
 
-def test_equal_prompts_of_a_batch_are_read_once(own_engine):
-  group = [_request(5, key=i) for i in range(3)]
-  _together(own_engine, group + [_request(4), _request(6)])
+def test_what_prompts_share_is_read_once(own_engine):
+  group = [_request(20, key=i) for i in range(3)]
+  longer = dataclasses.replace(
+      group[0], prompt_ids=group[0].prompt_ids[:18] + (7, 7, 7, 7, 7)
+  )
+  _together(own_engine, group + [longer])
   now = own_engine.stats()
-  # The batch that held the engine, then 5 rows with 3 distinct prompts.
-  assert (now.batches, now.batch_rows, now.prompts) == (2, 6, 4)
+  # The 2 that held the engine; 19 of the group; of the longer one's 22, what
+  # its 4 whole pages of 4 tokens have in common with them is read already.
+  assert now.prefill_tokens == 2 + 19 + 22 - 16
+  assert now.hit_tokens == 2 * 19 + 16
+  # The last token of each prompt is neither.
+  assert now.prompt_tokens == now.prefill_tokens + now.hit_tokens + 5
+  _together(own_engine, [longer])  # It is still there, and the holder's, too.
+  assert own_engine.stats().prefill_tokens == now.prefill_tokens
+
+
+def _prefixed(count, seed):
+  """Requests whose prompts begin alike in many ways."""
+  rng = random.Random(seed)
+  stems = [[rng.randrange(_V) for _ in range(28)] for _ in range(3)]
+  out = []
+  for request in _mixed(count, seed):
+    stem = rng.choice(stems)[: rng.randrange(24)]
+    ids = tuple(stem) + request.prompt_ids[: 27 - len(stem)]
+    out.append(dataclasses.replace(request, prompt_ids=ids))
+  return out
+
+
+def test_same_bits_with_the_cache_and_without(engine, params):
+  requests = _prefixed(150, seed=31)
+  before = engine.stats()
+  cached = [_bits(r) for r in _generate(engine, requests)]
+  again = [_bits(r) for r in _generate(engine, requests)]
+  now = engine.stats()
+  hits = now.hit_tokens - before.hit_tokens
+  assert hits > 0.4 * (now.prompt_tokens - before.prompt_tokens)
+  config = dataclasses.replace(_CONFIG, prefix_cache=False)
+  with engine_lib.Engine(_MODEL, config, params) as other:
+    plain = [_bits(r) for r in _generate(other, requests)]
+    assert other.stats().hit_tokens == 0
+  assert cached == again == plain
+
+
+def test_same_bits_where_what_all_begin_with_is_read_once():
+  config = dataclasses.replace(
+      _MODEL, d_model=64, head_dim=64, max_positions=700
+  )
+  params = jax.jit(model.init_params, static_argnums=0)(
+      config, jax.random.key(3)
+  )
+  shapes = api.EngineConfig(
+      slots=8, max_prompt_tokens=600, max_new_tokens=12, decode_chunk=4
+  )
+  rng = random.Random(6)
+  draw = lambda n: tuple(rng.randrange(_V) for _ in range(n))
+  cards, requests = draw(400), []
+  for i in range(24):
+    # Most begin with 400 tokens in common, a group of eight with 30 more.
+    query = draw(30) if i % 8 == 0 else query
+    ids = draw(50) if i % 7 == 6 else cards + query + draw(i)
+    requests.append(dataclasses.replace(
+        _request(1, key=i, max_new_tokens=12), prompt_ids=ids
+    ))
+  results = []
+  for cache, order in ((True, 1), (True, -1), (False, 1)):
+    with engine_lib.Engine(
+        config, dataclasses.replace(shapes, prefix_cache=cache), params
+    ) as engine:
+      assert cache or not engine._together
+      found = _generate(engine, requests[::order])[::order]
+      found += _generate(engine, requests[3:4])  # Alone: nothing in common.
+    results.append([_bits(r) for r in found])
+  assert results[0] == results[1] == results[2]
+
+
+def test_same_bits_where_room_is_short(engine, params):
+  requests = _prefixed(150, seed=32)
+  expected = [_bits(r) for r in _generate(engine, requests)]
+  # Room for two of the longest, for six slots.
+  config = dataclasses.replace(_CONFIG, kv_tokens=96)
+  with engine_lib.Engine(_MODEL, config, params) as other:
+    got = [_bits(r) for r in _generate(other, requests)]
+    _generate(other, requests[:1])  # So that all the others were freed.
+    now = other.stats()
+  assert got == expected
+  assert now.evicted_pages > 100
+  assert now.pages == 24 and 0 <= now.free_pages < 24
+
+
+def test_greedy_equals_the_simple_engine(engine, params):
+  simple = simple_engine.SimpleEngine(
+      _MODEL, params, slots=20, max_prompt_tokens=32, max_new_tokens=12
+  )
+  requests = [
+      dataclasses.replace(
+          r, sampling=api.SamplingParams(
+              temperature=0.0, max_new_tokens=r.sampling.max_new_tokens
+          ),
+      )
+      for r in _prefixed(200, seed=33)
+  ]
+  results = _generate(engine, requests)
+  for start in range(0, 200, 20):
+    part = simple.generate(requests[start : start + 20])
+    for result, (ids, logprobs) in zip(results[start:], part):
+      assert result.response_ids == ids
+      np.testing.assert_allclose(result.logprobs, logprobs, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_in_any_order_of_arrival(engine):
+  requests = _prefixed(1000, seed=34)
+  expected = [_bits(r) for r in _generate(engine, requests)]
+
+  async def scattered(seed):
+    rng = random.Random(seed)
+
+    async def one(request):
+      await asyncio.sleep(rng.random() * 5)
+      return await engine.generate(request)
+
+    return await asyncio.gather(*map(one, requests))
+
+  for seed in range(3):
+    assert [_bits(r) for r in asyncio.run(scattered(seed))] == expected
 
 
 # Stops.
@@ -317,7 +440,7 @@ def test_a_stop_id_ends_the_response_and_stays(engine):
 @pytest.mark.parametrize('chunk', [1, 12])
 def test_stop_fn_does_not_depend_on_the_chunk(engine, params, chunk):
   requests = [r for r in _mixed(80, seed=3) if _is_cheap(r)]
-  assert len({len(r.prompt_ids) for r in requests if r.stop_fn}) == 4
+  assert len({len(r.prompt_ids) for r in requests if r.stop_fn}) == 7
   expected = [_bits(r) for r in _together(engine, requests)]
   assert len({len(r[0]) for r in expected}) > 6
   config = dataclasses.replace(_CONFIG, decode_chunk=chunk)
@@ -387,8 +510,8 @@ def test_nothing_compiles_after_warmup(engine):
       events.append(name)
 
   compiled = engine.compilations
-  # Two programs (prefill, decode) x two buckets x truncating or not.
-  assert compiled == 8
+  # Prefill, and decode truncating or not.
+  assert compiled == 3
   _generate(engine, _mixed(8, seed=11))
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
@@ -403,15 +526,22 @@ def test_nothing_compiles_after_warmup(engine):
 
 
 def test_engines_of_equal_shapes_share_their_programs(engine, own_engine):
-  assert engine.compilations == 8
+  assert engine.compilations == 3
   _generate(own_engine, _mixed(20))
   assert own_engine.compilations == 0
 
 
-def test_waiting_requests_are_coalesced(own_engine):
-  results = _together(own_engine, [_request(5, key=i) for i in range(14)])
-  # The batch that held the engine, then 6 + 6 + 2 rows of 6 slots.
-  assert own_engine.stats().batches == 4
+def test_requests_join_as_others_leave(own_engine):
+  requests = [
+      _request(5, key=i, max_new_tokens=n)
+      for i, n in enumerate((10, 5, 5, 5, 5, 5, 5, 5))
+  ]
+  results = _together(own_engine, requests)
+  # Five steps for the one that held the engine, and five others; it leaves, and
+  # so do they, and the last two join the first one's second five.
+  now = own_engine.stats()
+  assert now.decode_steps == 5 + 5 + 5
+  assert now.sampled_tokens == 5 + 10 + 7 * 5
   assert all(r.queue_seconds > 0 and r.model_seconds > 0 for r in results)
 
 
@@ -434,7 +564,7 @@ def test_new_parameters_take_effect_and_are_named(own_engine):
   )
 
 
-def test_a_running_batch_ends_with_the_parameters_it_began_with(own_engine):
+def test_a_running_request_ends_with_the_parameters_it_began_with(own_engine):
   request = _request(5, key=4, max_new_tokens=12)
   (old,) = _generate(own_engine, [request])
   new_params = _init(1)
@@ -495,8 +625,8 @@ def test_parameters_over_a_mesh_sample_alike(engine, params):
     np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
 
 
-def test_a_bucket_beyond_the_context_is_refused(params):
-  config = dataclasses.replace(_CONFIG, prompt_buckets=(8, 64))
+def test_prompts_beyond_the_context_are_refused(params):
+  config = dataclasses.replace(_CONFIG, max_prompt_tokens=64)
   with pytest.raises(ValueError, match='64.*40'):
     engine_lib.Engine(_MODEL, config, params)
 
@@ -538,7 +668,7 @@ def test_a_failing_stop_fn_fails_only_its_own_request(engine):
   assert after.completed - before.completed == 8
 
 
-def test_a_failing_batch_fails_its_requests_and_no_others(
+def test_a_failing_call_fails_its_requests_and_no_others(
     own_engine, monkeypatch
 ):
   request = _request(5)
@@ -547,22 +677,26 @@ def test_a_failing_batch_fails_its_requests_and_no_others(
     def fail(*unused_args):
       raise RuntimeError('out of memory')
 
-    patch.setattr(own_engine._programs, 'get', fail)
+    patch.setattr(own_engine._programs, 'prefill', fail)
     with pytest.raises(api.EngineError, match='own.*out of memory') as info:
-      _generate(own_engine, [request])
+      _generate(own_engine, [_request(6)])
     assert isinstance(info.value.__cause__, RuntimeError)
   (result,) = _generate(own_engine, [request])
   assert _bits(result) == _bits(expected)
   assert own_engine.stats().failed == 1
 
 
-def test_a_batch_that_fails_late_keeps_what_was_done(own_engine, monkeypatch):
-  prefill, _ = own_engine._programs.get(8, False)
+def test_a_call_that_fails_late_keeps_what_was_done(own_engine, monkeypatch):
+  calls = []
 
-  def fail(*unused_args):
-    raise RuntimeError('device lost')
+  def once(params, pool, rows):
+    calls.append(1)
+    if len(calls) > 1:
+      raise RuntimeError('device lost')
+    return decode(params, pool, rows)
 
-  monkeypatch.setattr(own_engine._programs, 'get', lambda *_: (prefill, fail))
+  decode = own_engine._programs.decode(False)
+  monkeypatch.setattr(own_engine._programs, 'decode', lambda *_: once)
   requests = [_request(5, max_new_tokens=n) for n in (1, 8)]
 
   async def run():
@@ -603,7 +737,8 @@ def test_a_cancelled_caller_drops_its_queued_request(own_engine):
 
   assert len(asyncio.run(run()).response_ids) == 8
   stats_now = own_engine.stats()
-  assert stats_now.batch_rows == 2  # The one that held it, and the kept one.
+  # Those of the one that held the engine, and of the kept one.
+  assert stats_now.prompt_tokens == 3 + 5
   assert stats_now.requests == stats_now.completed + stats_now.cancelled == 3
 
 
@@ -629,6 +764,33 @@ def test_a_cancelled_caller_on_the_device_leaves_the_others(own_engine):
 
   assert _bits(asyncio.run(run())) == _bits(expected)
   assert own_engine.stats().cancelled == 1
+
+
+def test_a_cancelled_caller_s_slot_and_pages_go_to_the_next(params):
+  config = dataclasses.replace(_CONFIG, slots=1, prefix_cache=False)
+  with engine_lib.Engine(_MODEL, config, params) as engine:
+    busy, release = threading.Event(), threading.Event()
+
+    def wait(unused_ids):
+      busy.set()
+      assert release.wait(60)
+
+    async def run():
+      first = asyncio.create_task(engine.generate(
+          _request(20, max_new_tokens=12, stop_fn=wait)
+      ))
+      second = asyncio.create_task(engine.generate(_request(5)))
+      assert await asyncio.to_thread(busy.wait, 60)
+      first.cancel()
+      with pytest.raises(asyncio.CancelledError):
+        await first
+      release.set()
+      return await second
+
+    result = asyncio.run(run())
+    steps = engine.stats().decode_steps
+  # A chunk of 5 for the first, though it asked for 12; and 8 for the second.
+  assert (len(result.response_ids), steps) == (8, 5 + 8)
 
 
 def test_closing_fails_what_is_unfinished_and_ends_the_thread(params):

@@ -56,7 +56,7 @@ def _sample(rows, index=0, truncates=True, logits=_LOGITS):
   tokens, logprobs = jax.jit(sampling.sample, static_argnames='truncates')(
       jnp.broadcast_to(logits, (n, logits.shape[-1])),
       rows,
-      jnp.int32(index),
+      jnp.full(n, index, jnp.int32),
       truncates=truncates,
   )
   return np.asarray(tokens), np.asarray(logprobs)

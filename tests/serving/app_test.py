@@ -58,7 +58,7 @@ def model():
   config = dataclasses.replace(
       base,
       engine=dataclasses.replace(
-          base.engine, slots=8, prompt_buckets=(96,), decode_chunk=4
+          base.engine, slots=8, max_prompt_tokens=96, decode_chunk=4
       ),
   )
   with served.opened(config, _PLANNER) as opened:

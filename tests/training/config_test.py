@@ -15,7 +15,7 @@ def test_overrides_parse_by_the_field_s_type():
   assert _set('seed', '7').seed == 7
   assert _set('train.max_logprob_gap', '1e-3').train.max_logprob_gap == 1e-3
   assert _set('evaluation.controls', 'false').evaluation.controls is False
-  assert _set('engine.prompt_buckets', '8,16').engine.prompt_buckets == (8, 16)
+  assert _set('batch.shorter_rows', '8,16').batch.shorter_rows == (8, 16)
   assert _set('agent.tools.enabled', 'python').agent.tools.enabled == (
       'python',
   )

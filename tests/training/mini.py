@@ -65,7 +65,7 @@ def config(directory: pathlib.Path, **train) -> config_lib.Config:
           tools=dataclasses.replace(base.agent.tools, corpus=str(corpus)),
       ),
       engine=dataclasses.replace(
-          base.engine, slots=8, prompt_buckets=(176,), prefill_rows=8
+          base.engine, slots=8, max_prompt_tokens=176
       ),
       batch=config_lib.BatchConfig(tokens_per_row=192, rows_per_micro=8),
       mesh=config_lib.MeshConfig(data=1, fsdp=8, tensor=1),

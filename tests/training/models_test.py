@@ -42,7 +42,7 @@ def _config(tmp_path, planner, **train):
           # A token is about a byte here.
           prompt=config_lib.PromptConfig(system='Plan.', cards='names'),
       ),
-      engine=dataclasses.replace(base.engine, prompt_buckets=(480,)),
+      engine=dataclasses.replace(base.engine, max_prompt_tokens=480),
       batch=config_lib.BatchConfig(tokens_per_row=512, rows_per_micro=8),
   )
 

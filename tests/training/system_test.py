@@ -54,7 +54,7 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
             'agent.endpoint: model must name',
         ),
         ({'batch.tokens_per_row': '64'}, 'cannot hold'),
-        ({'planner.max_prompt_tokens': '225'}, 'exceeds the largest'),
+        ({'planner.max_prompt_tokens': '225'}, 'exceeds engine.max_prompt_tokens'),
         ({'planner.sampling.max_new_tokens': '33'}, 'engine.max_new_tokens'),
         ({'agent.verifier.backend': 'frozen'}, 'agent.verifier.sampling'),
         ({'agent.verifier.backend': 'endpoint'}, 'set agent.endpoint.base_url'),
@@ -121,7 +121,7 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
   config = dataclasses.replace(
       config,
       agent=dataclasses.replace(config.agent, generator=frozen),
-      engine=dataclasses.replace(config.engine, prompt_buckets=(224,)),
+      engine=dataclasses.replace(config.engine, max_prompt_tokens=224),
   )
 
   async def run():

@@ -1,0 +1,293 @@
+"""Keys and values in pages, and attention over them.
+
+A row's slots lie in pages anywhere in a pool, by a table, so rows with a common
+prefix read the same pages and nothing is copied. Short tables are gathered whole
+and attended to as the trainer attends to short rows, to the bit. Long ones are
+gone over in blocks of 128 slots, in order, from slot 0: what is added up, and in
+which order, depends on the row alone, and not on where its pages lie, on how
+long other rows are, or on who wrote the pages.
+
+Layouts and the order of axes are chosen for XLA's CPU, by measurement.
+"""
+
+import functools
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from agentflow_jax.core import attention
+from agentflow_jax.core import blocks
+from agentflow_jax.core import model
+from agentflow_jax.core import primitives
+
+Array = jax.Array
+
+# Slots that a block of attention holds; a multiple of a page.
+BLOCK = attention.SLOT_BLOCK
+# Tables of more slots are gone over by blocks.
+_MAX_DENSE = 512
+# Where whatever nobody will read is written.
+SCRATCH = 0
+
+
+@flax.struct.dataclass
+class Pool:
+  """Pages of P tokens; a page of every layer, L * N in all.
+
+  Attributes:
+    keys: dtype[K, L * N, P, E], rotated.
+    values: likewise.
+  """
+
+  keys: Array
+  values: Array
+
+
+def make_pool(config: model.ModelConfig, pages: int, page_tokens: int) -> Pool:
+  """Returns an empty pool.
+
+  Args:
+    config: the network.
+    pages: N, of each layer; the first is SCRATCH.
+    page_tokens: P.
+  """
+  shape = (
+      config.n_kv_heads, config.n_layers * pages, page_tokens, config.head_dim
+  )
+  return Pool(
+      keys=jnp.zeros(shape, config.dtype), values=jnp.zeros(shape, config.dtype)
+  )
+
+
+def copy_pages(pool: Pool, n_layers: int, pairs: Array, count: Array) -> Pool:
+  """Returns the pool with pages copied, in every layer.
+
+  Args:
+    pool: the pages.
+    n_layers: L.
+    pairs: int32[n, 2], from which page to which.
+    count: int32[], how many of the pairs.
+  """
+
+  def copy(i, x):
+    y = x.reshape(x.shape[0], n_layers, -1, *x.shape[2:])
+    page = lax.dynamic_slice_in_dim(y, pairs[i, 0], 1, axis=2)
+    y = lax.dynamic_update_slice_in_dim(y, page, pairs[i, 1], axis=2)
+    return y.reshape(x.shape)
+
+  return lax.fori_loop(
+      0, count, lambda i, pool: jax.tree.map(functools.partial(copy, i), pool),
+      pool,
+  )
+
+
+@flax.struct.dataclass
+class Cache:
+  """A pool as rows of a batch see it: a core.model.Cache.
+
+  Attributes:
+    pool: the pages.
+    n_layers: L; static.
+    starts: int32[B], the slot of a row's first new token.
+    tables: int32[B, M], the pages of a row's slots, in order; what lies beyond
+      its slots is never looked at. M pages are whole blocks.
+    common: int32[], blocks that all rows begin with, in the same pages. They
+      are read once, for all rows. 0 is always right; more is where `is_exact`.
+    writes: int32[B, W], the pages that new tokens are written to: one, from
+      slot `starts` on, where a row has one new token; otherwise T is W whole
+      pages. SCRATCH where they are not to be kept.
+  """
+
+  pool: Pool
+  n_layers: int = flax.struct.field(pytree_node=False)
+  starts: Array
+  tables: Array
+  common: Array
+  writes: Array
+
+  def attend(
+      self, dtype: str, layer: Array, q: Array, k: Array, v: Array
+  ) -> tuple[Array, 'Cache']:
+    """See core.layers.Cache."""
+    first = layer * (self.pool.keys.shape[1] // self.n_layers)
+    pool = self._written(first, k, v)
+    cache = self.replace(pool=pool)
+    return cache._attended(dtype, first, q), cache
+
+  def _written(self, first: Array, k: Array, v: Array) -> Pool:
+    """Writes a layer's new tokens, before anything is read."""
+    page_tokens = self.pool.values.shape[2]
+    rows, pages = self.writes.shape
+    width = k.shape[-1] // pages
+    offsets = self.starts % page_tokens if width < page_tokens else None
+
+    new = Pool(keys=k.transpose(1, 0, 3, 2), values=v.swapaxes(0, 1))
+
+    def write(n, pool):
+      row, page = n // pages, n % pages
+      to = first + self.writes[row, page]
+      offset = 0 if offsets is None else offsets[row]
+
+      def put(x, new):
+        some = lax.dynamic_slice(
+            new, (0, row, page * width, 0),
+            (new.shape[0], 1, width, new.shape[3]),
+        )
+        return lax.dynamic_update_slice(x, some, (0, to, offset, 0))
+
+      return jax.tree.map(put, pool, new)
+
+    # A loop of in-place slices: XLA's CPU scatter takes twenty times as long.
+    return lax.fori_loop(0, rows * pages, write, self.pool)
+
+  def _attended(self, dtype: str, first: Array, q: Array) -> Array:
+    """softmax(q k / sqrt(E)) v over each row's slots, its new ones included."""
+    slots = self.tables.shape[1] * self.pool.values.shape[2]
+    positions = self.starts[:, None] + jnp.arange(q.shape[3])
+    if slots > _MAX_DENSE:
+      return self._by_blocks(dtype, first, q, positions)
+    return self._whole(dtype, first, q, positions, slots)
+
+  def _whole(
+      self, dtype: str, first: Array, q: Array, positions: Array, slots: int
+  ) -> Array:
+    """Attends as attend_dense does, to the bit, in the order that is fastest."""
+    rows, heads, groups, length, dim = q.shape
+    q = q.swapaxes(0, 1).reshape(heads, rows, groups * length, dim)
+    keys, values = self._gathered(self.tables, first, 0, slots)
+    product = functools.partial(primitives.float32_product, dtype)
+    scores = product('kbge,kbse->kbgs', q, keys) * (1 / math.sqrt(dim))
+    seen = jnp.arange(slots) <= jnp.tile(positions, (1, groups))[:, :, None]
+    scores = jnp.where(seen, scores, blocks.MASKED)
+    weights = jnp.exp(scores - scores.max(axis=3, keepdims=True))
+    n = slots // BLOCK
+    weights = weights.reshape(*weights.shape[:3], n, BLOCK).swapaxes(2, 3)
+    values = values.reshape(heads, rows, n, BLOCK, dim)
+    mixed = product(
+        'kbngs,kbnse->kbnge', weights.astype(dtype), values
+    ).sum(axis=2)
+    # Ones: a single column would do, and is rounded otherwise. They are made
+    # from what is not known ahead, since XLA's CPU (JAX 0.10.2) reads beside a
+    # constant that it hands to a library together with its product and sum.
+    ones = (values == values).astype(jnp.float32)
+    total = product('kbngs,kbnse->kbnge', weights, ones).sum(axis=2)
+    y = mixed / total[..., :1]
+    return y.reshape(heads, rows, groups, length, dim).swapaxes(0, 1)
+
+  def _gathered(
+      self, tables: Array, first: Array, start: Array | int, slots: int
+  ) -> tuple[Array, Array]:
+    """Returns keys and values [K, B, S, E] of some slots of the tables' rows."""
+    pool = self.pool
+    heads, _, page_tokens, dim = pool.keys.shape
+    count = slots // page_tokens
+    some = first + lax.dynamic_slice_in_dim(
+        tables, start // page_tokens, count, 1
+    )
+    shape = (heads, tables.shape[0], slots, dim)
+    return tuple(
+        x.at[:, some].get(mode='promise_in_bounds').reshape(shape)
+        for x in (pool.keys, pool.values)
+    )
+
+  def _by_blocks(
+      self, dtype: str, first: Array, q: Array, positions: Array
+  ) -> Array:
+    """Goes over as many blocks as the longest row has.
+
+    Those that all rows have in common are read once, for all queries.
+
+    Args:
+      dtype: of the activations.
+      first: int32[], the layer's first page.
+      q: [B, K, H/K, T, E].
+      positions: int32[B, T], slots of the new tokens.
+    """
+    rows, heads, groups, length, dim = q.shape
+    lead = (heads, rows, groups * length)
+    q = q.swapaxes(0, 1).reshape(*lead, dim)
+    product = functools.partial(primitives.float32_product, dtype)
+    n_blocks = jnp.max(positions) // BLOCK + 1
+    positions = jnp.tile(positions, (1, groups))[:, :, None]
+    scale = 1 / math.sqrt(dim)
+    # As one row of all queries, of the first row's pages.
+    together = lambda x: x.reshape(heads, 1, -1, x.shape[-1])
+
+    def one(is_common, j, carry):
+      top, total, mixed = carry
+      tables = self.tables[:1] if is_common else self.tables
+      keys, values = self._gathered(tables, first, j * BLOCK, BLOCK)
+      scores = product('kbge,kbse->kbgs', together(q) if is_common else q, keys)
+      seen = j * BLOCK + jnp.arange(BLOCK) <= positions
+      scores = jnp.where(
+          seen, scores.reshape(*lead, BLOCK) * scale, blocks.MASKED
+      )
+      # Blocks beyond a row's slots change nothing: its top stays, times exp(0),
+      # and exp(MASKED - top) is 0.
+      new_top = jnp.maximum(top, scores.max(axis=3, keepdims=True))
+      rescale = jnp.exp(top - new_top)
+      weights = jnp.exp(scores - new_top)
+      total = total * rescale + weights.sum(axis=3, keepdims=True)
+      weights = weights.astype(dtype)
+      added = product(
+          'kbgs,kbse->kbge', together(weights) if is_common else weights, values
+      )
+      return new_top, total, mixed * rescale + added.reshape(mixed.shape)
+
+    carry = (
+        jnp.full((*lead, 1), blocks.MASKED, jnp.float32),
+        jnp.zeros((*lead, 1), jnp.float32),
+        jnp.zeros((*lead, dim), jnp.float32),
+    )
+    carry = lax.fori_loop(0, self.common, functools.partial(one, True), carry)
+    _, total, mixed = lax.fori_loop(
+        self.common, n_blocks, functools.partial(one, False), carry
+    )
+    y = (mixed / total).reshape(heads, rows, groups, length, dim)
+    return y.swapaxes(0, 1)
+
+
+def is_exact(
+    config: model.ModelConfig, rows: int, length: int, table_pages: int,
+    page_tokens: int,
+) -> bool:
+  """Says whether common blocks can be read once, and no row's bits change.
+
+  It tries: how products are rounded is not specified, and a row's bits must not
+  depend on what it has in common with others.
+
+  Args:
+    config: the network.
+    rows: B.
+    length: T.
+    table_pages: M; short tables are not gone over by blocks.
+    page_tokens: P.
+  """
+  if table_pages * page_tokens <= _MAX_DENSE:
+    return False
+  slots = 5 * BLOCK
+  rng = np.random.default_rng(0)
+
+  def draw(*shape):
+    return jnp.asarray(rng.normal(size=shape), config.dtype)
+
+  tables = np.arange(slots // page_tokens, dtype=np.int32)
+  shape = (config.n_kv_heads, len(tables), page_tokens, config.head_dim)
+  groups = config.n_heads // config.n_kv_heads
+  cache = Cache(
+      pool=Pool(draw(*shape), draw(*shape)), n_layers=1,
+      starts=jnp.full(rows, slots - length), common=jnp.int32(0),
+      tables=jnp.tile(tables, (rows, 1)), writes=jnp.zeros((rows, 1), jnp.int32),
+  )
+  q = draw(rows, config.n_kv_heads, groups, length, config.head_dim)
+  attend = jax.jit(
+      lambda cache: cache._attended(config.dtype, jnp.int32(0), q)
+  )
+  alone, together = (
+      np.asarray(attend(cache.replace(common=jnp.int32(n)))) for n in (0, 3)
+  )
+  return bool((alone == together).all())

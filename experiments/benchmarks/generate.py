@@ -1,0 +1,349 @@
+"""What rollouts cost: the engine, and a simple one that batches in lockstep.
+
+  python experiments/benchmarks/generate.py --out=generate.json
+
+Made up rollouts by default: --requests of them, in groups of --group_size with a
+query in common, of --turns turns. A prompt is --shared_prefix tokens that all
+have in common (tool cards), its group's query, and --memory_len tokens a turn of
+its own; between two turns a tool takes --tool_latency. Or --trace=FILE, JSONL of
+a turn a line as benchmarks/update.py takes it: a response is as long as there.
+Parameters are random, unless --weights names a model's directory or GGUF file.
+
+Both engines do the same work in one run. The simple one takes all rollouts of a
+turn at once, when the slowest tool is done; it shares equal prompts of a batch
+and nothing else.
+
+Writes JSON: seconds, rollouts a minute, tokens prefilled against unique ones,
+rates of prefill and decode, as shares of the fastest product and of the memory
+bandwidth that this process measured, and which of the two binds.
+"""
+
+import argparse
+import asyncio
+import collections
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agentflow_jax.core import flops, model, published
+from agentflow_jax.inference import api, engine, simple_engine
+from agentflow_jax.training import models
+
+MODELS = published.MODELS | {
+    'tiny': model.ModelConfig(
+        vocab_size=512, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2,
+        head_dim=16, d_ff=128, max_positions=8192,
+    ),
+}
+
+
+def _latency(text):
+  kind, _, mean = text.partition(':')
+  try:
+    mean = float(mean)
+  except ValueError:
+    mean = -1.0
+  if kind not in ('exp', 'fixed') or mean < 0:
+    raise argparse.ArgumentTypeError(
+        f'{text!r} is neither exp:SECONDS nor fixed:SECONDS'
+    )
+  return kind, mean
+
+
+def _arguments():
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--model', choices=sorted(MODELS), default='smollm2-135m')
+  parser.add_argument('--weights', default='')
+  parser.add_argument('--trace', default='')
+  for name, value in (
+      ('requests', 32), ('group_size', 8), ('turns', 3), ('prompt_len', 1024),
+      ('shared_prefix', 768), ('memory_len', 96), ('new_tokens', 64),
+      ('slots', 32), ('prefill_pieces', 8), ('piece_tokens', 32),
+      ('decode_chunk', 8), ('kv_tokens', 0),
+  ):
+    parser.add_argument(f'--{name}', type=int, default=value)
+  parser.add_argument('--tool_latency', type=_latency, default='exp:1.0')
+  parser.add_argument(
+      '--dtype', choices=('float32', 'bfloat16'), default='float32'
+  )
+  parser.add_argument(
+      '--engine', choices=('both', 'paged', 'simple'), default='both'
+  )
+  parser.add_argument('--out', default='')
+  return parser.parse_args()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turn:
+  prompt_ids: tuple[int, ...]
+  new_tokens: int
+
+
+def _made_up(args, vocab_size):
+  """Returns rollouts, each a list of turns."""
+  rng = np.random.default_rng(0)
+  draw = lambda n: tuple(rng.integers(0, vocab_size, n).tolist())
+  cards, tail, rollouts = draw(args.shared_prefix), draw(8), []
+  for i in range(args.requests):
+    if i % args.group_size == 0:
+      query = draw(args.prompt_len - len(cards) - len(tail))
+    memory, turns = (), []
+    for _ in range(args.turns):
+      turns.append(_Turn(cards + query + memory + tail, args.new_tokens))
+      memory += draw(args.memory_len)
+    rollouts.append(turns)
+  return rollouts
+
+
+def _traced(path):
+  """Returns the rollouts of a trace."""
+  rollouts = collections.defaultdict(list)
+  for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
+    if not line.strip():
+      continue
+    try:
+      turn = json.loads(line)
+      rollouts[turn['group'], turn['rollout']].append((
+          turn['turn'],
+          _Turn(tuple(turn['prompt_ids']), max(len(turn['response_ids']), 1)),
+      ))
+    except (ValueError, KeyError, TypeError) as e:
+      raise SystemExit(f'{path}:{number}: no turn: {e!r}') from None
+  if not rollouts:
+    raise SystemExit(f'{path}: holds no turn')
+  return [
+      [turn for _, turn in sorted(turns, key=lambda t: t[0])]
+      for _, turns in sorted(rollouts.items())
+  ]
+
+
+def _unique_tokens(rollouts):
+  """Returns how many tokens the prompts have, what they share counted once."""
+  root, count = {}, 0
+  for turns in rollouts:
+    for turn in turns:
+      node = root
+      for token in turn.prompt_ids:
+        if token not in node:
+          node[token] = {}
+          count += 1
+        node = node[token]
+  return count
+
+
+def _request(i, turn, new):
+  return api.Request(
+      prompt_ids=new.prompt_ids, key_words=(i, turn),
+      sampling=api.SamplingParams(max_new_tokens=new.new_tokens),
+  )
+
+
+def _latencies(args, rollouts):
+  """Returns seconds [rollout][turn]: of the tool after each turn but the last."""
+  rng = np.random.default_rng(1)
+  kind, mean = args.tool_latency
+  draw = (lambda: rng.exponential(mean)) if kind == 'exp' else lambda: mean
+  return [[draw() for _ in turns[1:]] for turns in rollouts]
+
+
+def _limits(dtype):
+  """Returns this process's fastest product [FLOP/s] and copy [bytes/s]."""
+  flop = bandwidth = 0.0
+  a = jnp.ones((2048, 2048), dtype)
+  product = jax.jit(
+      lambda a: jnp.matmul(
+          a, a, precision='highest' if dtype == 'float32' else None
+      )
+  )
+  x = jnp.ones(64 * 2**20, jnp.float32)
+  read = jax.jit(lambda x: x.reshape(64, -1).max(axis=1))
+  for f, array in ((product, a), (read, x)):
+    jax.block_until_ready(f(array))
+  for _ in range(5):
+    start = time.perf_counter()
+    jax.block_until_ready(product(a))
+    flop = max(flop, 2 * 2048**3 / (time.perf_counter() - start))
+    start = time.perf_counter()
+    jax.block_until_ready(read(x))
+    bandwidth = max(bandwidth, x.nbytes / (time.perf_counter() - start))
+  return flop, bandwidth
+
+
+async def _run(sampler, rollouts, latencies):
+  async def one(i):
+    for turn, new in enumerate(rollouts[i]):
+      await sampler.generate(_request(i, turn, new))
+      if turn < len(latencies[i]):
+        await asyncio.sleep(latencies[i][turn])
+
+  await asyncio.gather(*map(one, range(len(rollouts))))
+
+
+def _paged(args, config, params, rollouts, latencies, limits):
+  longest = max(len(t.prompt_ids) for r in rollouts for t in r)
+  shapes = api.EngineConfig(
+      slots=args.slots, max_prompt_tokens=longest,
+      max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
+      prefill_pieces=args.prefill_pieces, piece_tokens=args.piece_tokens,
+      decode_chunk=args.decode_chunk, kv_tokens=args.kv_tokens,
+  )
+  with engine.Engine(config, shapes, params, copy=False) as sampler:
+    sampler.warmup((False,))
+    # Once each, so that nothing below is a first call.
+    warm = [[_Turn((0,) * 40, 2)]]
+    asyncio.run(_run(sampler, warm, [[]]))
+    sampler.update_params(params, 1)  # Forgets what was read.
+    before = sampler.stats()
+    start = time.perf_counter()
+    asyncio.run(_run(sampler, rollouts, latencies))
+    seconds = time.perf_counter() - start
+    time.sleep(0.1)  # The thread adds up its last turn.
+    after = sampler.stats()
+  spent = {
+      f.name: getattr(after, f.name) - getattr(before, f.name)
+      for f in dataclasses.fields(after)
+  }
+  flop_limit, byte_limit = limits
+  unique = _unique_tokens(rollouts)
+  size = jnp.dtype(config.dtype).itemsize
+  weights = sum(x.nbytes for x in jax.tree.leaves(params))
+  slots = np.mean([len(t.prompt_ids) + t.new_tokens / 2
+                   for r in rollouts for t in r])
+  kv = 2 * config.n_layers * config.n_kv_heads * config.head_dim * size
+  step_bytes = weights + args.slots * slots * kv
+  step = flops.forward(
+      config, flops.Work(args.slots, int(args.slots * slots), args.slots)
+  )
+  step_seconds = spent['decode_seconds'] / spent['decode_steps']
+  read = flops.forward(
+      config, flops.Work(unique, int(unique * slots / 2), 0)
+  )
+  bound = max(step / flop_limit, step_bytes / byte_limit)
+  return {
+      'seconds': seconds,
+      'rollouts_per_minute': 60 * len(rollouts) / seconds,
+      'prefill_tokens': spent['prefill_tokens'],
+      'unique_prompt_tokens': unique,
+      'prefill_over_unique': spent['prefill_tokens'] / unique,
+      'prefix_hit_rate': spent['hit_tokens'] / max(spent['prompt_tokens'], 1),
+      'prefill_tokens_per_second': (
+          spent['prefill_tokens'] / max(spent['prefill_seconds'], 1e-9)
+      ),
+      'prefill_share_of_matmul_peak': (
+          read * spent['prefill_tokens'] / unique / flop_limit
+          / max(spent['prefill_seconds'], 1e-9)
+      ),
+      'decode_tokens_per_second': (
+          spent['sampled_tokens'] / spent['decode_seconds']
+      ),
+      'decode_step_seconds': step_seconds,
+      'decode_share_of_bandwidth': step_bytes / byte_limit / step_seconds,
+      'decode_share_of_matmul_peak': step / flop_limit / step_seconds,
+      'decode_limit': (
+          'bandwidth' if step_bytes / byte_limit == bound else 'matmul'
+      ),
+      'slot_occupancy': (
+          spent['sampled_tokens'] / spent['decode_steps'] / args.slots
+      ),
+      'device_idle_share': 1 - (
+          spent['prefill_seconds'] + spent['decode_seconds']
+      ) / spent['pending_seconds'],
+      'seconds_over_device': seconds / (
+          spent['prefill_seconds'] + spent['decode_seconds']
+      ),
+      'first_token_seconds': (
+          spent['first_token_seconds'] / spent['requests']
+      ),
+      'compilations': spent['compilations'],
+  }
+
+
+def _simple(args, config, params, rollouts, latencies, limits):
+  longest = max(len(t.prompt_ids) for r in rollouts for t in r)
+  sampler = simple_engine.SimpleEngine(
+      config, params, slots=args.slots,
+      # Blocks of attention are whole then.
+      max_prompt_tokens=-(-longest // 256) * 256,
+      max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
+  )
+  sampler.generate([_request(0, 0, _Turn((0,) * 9, 2))] * args.slots)
+  sampler.read_tokens, sampler.read_seconds, steps = 0, 0.0, 0
+  start = time.perf_counter()
+  for first in range(0, len(rollouts), args.slots):
+    batch = range(first, min(first + args.slots, len(rollouts)))
+    for turn in range(max(len(rollouts[i]) for i in batch)):
+      some = [i for i in batch if turn < len(rollouts[i])]
+      requests = [_request(i, turn, rollouts[i][turn]) for i in some]
+      sampler.generate(requests)
+      steps += max(r.sampling.max_new_tokens for r in requests)
+      time.sleep(max(
+          [latencies[i][turn] for i in some if turn < len(latencies[i])],
+          default=0.0,
+      ))
+      print(f'simple: turn {turn + 1}', file=sys.stderr)
+  seconds = time.perf_counter() - start
+  tokens, spent = sampler.read_tokens, sampler.read_seconds
+  length = np.mean([len(t.prompt_ids) for r in rollouts for t in r])
+  read = flops.forward(
+      config, flops.Work(tokens, int(tokens * length / 2), 0)
+  )
+  return {
+      'seconds': seconds,
+      'rollouts_per_minute': 60 * len(rollouts) / seconds,
+      'prefill_tokens': tokens,
+      'prefill_tokens_per_second': tokens / spent,
+      'prefill_share_of_matmul_peak': read / spent / limits[0],
+      'decode_steps': steps,
+  }
+
+
+def main():
+  args = _arguments()
+  if args.prompt_len < args.shared_prefix + 8:
+    raise SystemExit('--prompt_len must exceed --shared_prefix by 8 or more')
+  if args.weights:
+    loaded = models.load(args.weights, dtype=args.dtype)
+    config, params = loaded.config, jax.device_put(loaded.params)
+  else:
+    config = dataclasses.replace(
+        MODELS[args.model], dtype=args.dtype, param_dtype=args.dtype
+    )
+    params = jax.jit(model.init_params, static_argnums=0)(
+        config, jax.random.key(0)
+    )
+  if args.trace:
+    rollouts = _traced(args.trace)
+  else:
+    rollouts = _made_up(args, config.vocab_size)
+  latencies = _latencies(args, rollouts)
+  limits = _limits(args.dtype)
+  result = {
+      'arguments': vars(args),
+      'device': jax.devices()[0].device_kind,
+      'rollouts': len(rollouts),
+      'matmul_peak_flops': limits[0],
+      'bandwidth_bytes_per_second': limits[1],
+  }
+  for name, run in (('paged', _paged), ('simple', _simple)):
+    if args.engine in (name, 'both'):
+      result[name] = run(args, config, params, rollouts, latencies, limits)
+      print(name, json.dumps(result[name], indent=1), file=sys.stderr)
+  if args.engine == 'both':
+    result['times_the_rollouts_per_minute'] = (
+        result['simple']['seconds'] / result['paged']['seconds']
+    )
+  if args.out:
+    pathlib.Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
+  print(json.dumps(result, indent=1))
+
+
+if __name__ == '__main__':
+  main()
