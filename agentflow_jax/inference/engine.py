@@ -300,7 +300,11 @@ class Engine:
     """Serves requests until the engine closes."""
     while True:
       with self._wake:
-        rows = self._wait()
+        try:
+          rows = self._wait()
+        except Exception:  # No room for a new pool: nobody can be served.
+          logging.exception('Engine %s ends.', self.name)
+          rows, self._closing = None, True
         if rows is None:
           left = [*self._queue, *filter(None, self._slots)]
           self._queue.clear()
@@ -376,14 +380,17 @@ class Engine:
   def _advance(self, slots: dict[int, _Pending]):
     """Reads some pieces of prompts, and samples a chunk of what is read."""
     for calls in range(self.config.prefill_burst):
-      unread = [p.row for p in slots.values() if not p.row.is_read()]
+      unread = [
+          p.row for p in slots.values()
+          if not (p.abandoned or p.row.is_read())
+      ]
       is_thin = 2 * len(unread) > len(slots)
       if not unread or (calls and not is_thin):
         break
       self._prefill(unread)
     by_kind = collections.defaultdict(dict)
     for slot, pending in slots.items():
-      if pending.row.is_read():
+      if pending.row.is_read() and not pending.abandoned:
         kind = pending.request.sampling.truncates
         by_kind[kind][slot] = pending
     # Apart, so that who else samples does not choose a request's program.

@@ -34,6 +34,7 @@ import numpy as np
 from agentflow_jax.core import flops, model, published
 from agentflow_jax.inference import api, engine, simple_engine
 from agentflow_jax.training import models
+from agentflow_jax.weights import parameters
 
 MODELS = published.MODELS | {
     'tiny': model.ModelConfig(
@@ -66,8 +67,8 @@ def _arguments():
   for name, value in (
       ('requests', 32), ('group_size', 8), ('turns', 3), ('prompt_len', 1024),
       ('shared_prefix', 768), ('memory_len', 96), ('new_tokens', 64),
-      ('slots', 32), ('prefill_pieces', 8), ('piece_tokens', 32),
-      ('decode_chunk', 8), ('kv_tokens', 0),
+      ('slots', 32), ('prefill_pieces', 16), ('piece_tokens', 32),
+      ('decode_chunk', 4), ('kv_tokens', 0),
   ):
     parser.add_argument(f'--{name}', type=int, default=value)
   parser.add_argument('--tool_latency', type=_latency, default='exp:1.0')
@@ -187,14 +188,22 @@ async def _run(sampler, rollouts, latencies):
   await asyncio.gather(*map(one, range(len(rollouts))))
 
 
+def _shapes(args, rollouts):
+  """Returns the engine's shapes."""
+  try:
+    return api.EngineConfig(
+        slots=args.slots,
+        max_prompt_tokens=max(len(t.prompt_ids) for r in rollouts for t in r),
+        max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
+        prefill_pieces=args.prefill_pieces, piece_tokens=args.piece_tokens,
+        decode_chunk=args.decode_chunk, kv_tokens=args.kv_tokens,
+    )
+  except ValueError as e:
+    raise SystemExit(str(e)) from None
+
+
 def _paged(args, config, params, rollouts, latencies, limits):
-  longest = max(len(t.prompt_ids) for r in rollouts for t in r)
-  shapes = api.EngineConfig(
-      slots=args.slots, max_prompt_tokens=longest,
-      max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
-      prefill_pieces=args.prefill_pieces, piece_tokens=args.piece_tokens,
-      decode_chunk=args.decode_chunk, kv_tokens=args.kv_tokens,
-  )
+  shapes = _shapes(args, rollouts)
   with engine.Engine(config, shapes, params, copy=False) as sampler:
     sampler.warmup((False,))
     # Once each, so that nothing below is a first call.
@@ -310,7 +319,10 @@ def main():
   if args.prompt_len < args.shared_prefix + 8:
     raise SystemExit('--prompt_len must exceed --shared_prefix by 8 or more')
   if args.weights:
-    loaded = models.load(args.weights, dtype=args.dtype)
+    try:
+      loaded = models.load(args.weights, dtype=args.dtype)
+    except parameters.CheckpointError as e:
+      raise SystemExit(f'--weights: {e}') from None
     config, params = loaded.config, jax.device_put(loaded.params)
   else:
     config = dataclasses.replace(

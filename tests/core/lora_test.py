@@ -96,7 +96,9 @@ def test_adapters_begin_as_nothing():
     np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+    'dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow)]
+)
 def test_what_is_merged_is_what_is_trained(dtype):
   config = dataclasses.replace(CONFIG, param_dtype=dtype)
   ids = np.random.default_rng(0).integers(0, 64, (2, 12))
@@ -178,6 +180,7 @@ def test_the_update_does_not_depend_on_the_mesh(axes):
   update.check_params(BASE, merged)
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_base():
   _, metrics = _updated(_adapters())
   assert metrics['kl'] > 1e-3

@@ -77,7 +77,9 @@ def _value_and_gradient(score, params, micro):
         ),
     ],
 )
-@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize(
+    'tied', [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_scores_and_gradients_equal_those_of_all_logits(axes, tied, chunk):
   config, micro = _config(tied), _micro()
   mesh = sharding.make_mesh(*axes, jax.devices()[: int(np.prod(axes))])

@@ -686,6 +686,23 @@ def test_a_failing_call_fails_its_requests_and_no_others(
   assert own_engine.stats().failed == 1
 
 
+def test_an_engine_without_room_for_new_pages_ends(own_engine, monkeypatch):
+  def fail(*unused_args):
+    raise RuntimeError('out of memory')
+
+  monkeypatch.setattr(own_engine._programs, 'decode', fail)
+  monkeypatch.setattr(own_engine, '_make_pool', fail)
+
+  async def run():
+    requests = [_request(5, key=i) for i in range(20)]
+    return await asyncio.gather(
+        *map(own_engine.generate, requests), return_exceptions=True
+    )
+
+  errors = asyncio.run(asyncio.wait_for(run(), 60))
+  assert {type(e) for e in errors} == {api.EngineError, api.EngineClosed}
+
+
 def test_a_call_that_fails_late_keeps_what_was_done(own_engine, monkeypatch):
   calls = []
 

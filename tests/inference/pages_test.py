@@ -103,13 +103,15 @@ def _spoilt_pool(config, count):
   return jax.tree.map(lambda x: x + 3, pool)
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize(
+    'family', ['qwen2', pytest.param('qwen3', marks=pytest.mark.slow)]
+)
 def test_reading_and_decoding_equal_whole_forward_passes(family):
   _check_reading_and_decoding(family)
 
 
 def test_reading_and_decoding_by_blocks_equal_whole_forward_passes(_by_blocks):
-  _check_reading_and_decoding('qwen2')
+  _check_reading_and_decoding('one_kv_head')
 
 
 def _check_reading_and_decoding(family):
@@ -140,6 +142,7 @@ def test_where_pages_lie_and_what_lies_about_never_shows():
   _check_where_pages_lie()
 
 
+@pytest.mark.slow
 def test_nor_does_it_where_blocks_are_gone_over(_by_blocks):
   _check_where_pages_lie()
 

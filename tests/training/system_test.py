@@ -149,6 +149,7 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
   assert said.output == done.answer
 
 
+@pytest.mark.slow
 def test_one_copy_serves_all_who_only_read_it(tmp_path):
   """The frozen modules sample from the very arrays that training starts from."""
   base = mini.config(tmp_path)
