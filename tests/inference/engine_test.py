@@ -581,6 +581,19 @@ def test_a_running_request_ends_with_the_parameters_it_began_with(own_engine):
   assert _bits(result) == _bits(old)
 
 
+def test_a_request_after_an_update_waits_for_it(own_engine):
+  release = _hold(own_engine)
+  own_engine.update_params(_init(1), 1)
+
+  async def run():
+    later = asyncio.create_task(own_engine.generate(_request(5)))
+    await _until(lambda: own_engine.stats().queued == 1)
+    release.set()
+    return await later
+
+  assert asyncio.run(run()).params_version == 1
+
+
 def test_the_caller_may_donate_its_parameters():
   params = _init(2)
   request = _request(5, key=4)
