@@ -582,16 +582,25 @@ def test_a_running_request_ends_with_the_parameters_it_began_with(own_engine):
 
 
 def test_a_request_after_an_update_waits_for_it(own_engine):
-  release = _hold(own_engine)
-  own_engine.update_params(_init(1), 1)
+  busy, release = threading.Event(), threading.Event()
+
+  def wait(unused_ids):  # And goes on: twelve tokens are three chunks.
+    busy.set()
+    assert release.wait(60)
 
   async def run():
+    running = asyncio.create_task(own_engine.generate(
+        _request(5, max_new_tokens=12, stop_fn=wait)
+    ))
+    assert await asyncio.to_thread(busy.wait, 60)
+    own_engine.update_params(_init(1), 1)
     later = asyncio.create_task(own_engine.generate(_request(5)))
     await _until(lambda: own_engine.stats().queued == 1)
     release.set()
-    return await later
+    return await asyncio.gather(running, later)
 
-  assert asyncio.run(run()).params_version == 1
+  versions = [result.params_version for result in asyncio.run(run())]
+  assert versions == [0, 1]
 
 
 def test_the_caller_may_donate_its_parameters():
