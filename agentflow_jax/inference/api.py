@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from agentflow_jax.core import attention
+
 # Reads the ids sampled so far and returns how many of them to keep, up to and
 # including the first stop, or None while there is no stop.
 StopFn = Callable[[Sequence[int]], int | None]
@@ -27,7 +29,8 @@ class SamplingParams:
   """The distribution that tokens are drawn from.
 
   Attributes:
-    temperature: divides the logits; 0 is greedy, scored at temperature 1.
+    temperature: divides the logits; 0 is greedy, scored at temperature 1;
+      otherwise at least 1e-6.
     top_k: keep the k most likely tokens; 0 keeps all.
     top_p: keep the smallest set with at least this mass; 1 keeps all.
     min_p: keep tokens with at least this fraction of the top probability.
@@ -44,6 +47,10 @@ class SamplingParams:
     if not 0.0 <= self.temperature < float('inf'):
       raise ValueError(
           f'temperature must be finite and >= 0: {self.temperature}'
+      )
+    if 0.0 < self.temperature < 1e-6:  # Logits would not stay finite.
+      raise ValueError(
+          f'temperature must be 0 or at least 1e-6: {self.temperature}'
       )
     if self.top_k < 0:
       raise ValueError(f'top_k must be >= 0 (0 keeps all): {self.top_k}')
@@ -101,8 +108,8 @@ class Result:
   model_seconds: float
 
 
-# Slots that attention goes over at a time; table_pages covers whole ones.
-_BLOCK = 128
+# table_pages covers whole blocks of slots.
+_BLOCK = attention.SLOT_BLOCK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +126,11 @@ class EngineConfig:
       full length. Less is enough where prompts share much: requests then wait
       for room. What is over keeps the prompts of requests that are done.
     prefix_cache: whether prompts share pages at all.
+    read_common_once: whether blocks of 128 tokens that all rows of a call begin
+      with, such as tool cards, are read once for all of them. Decoding is then
+      faster over long prompts (more than 512 slots a row; shorter ones do not
+      change), but a row's last bits may depend on what it shares with the
+      others: outside contract 4.
     prefill_pieces: pieces of prompts that are read at a time.
     piece_tokens: tokens of a piece, a multiple of page_tokens.
     prefill_burst: calls of prefill at most between two chunks of decoding, while
@@ -136,6 +148,7 @@ class EngineConfig:
   page_tokens: int = 16
   kv_tokens: int = 0
   prefix_cache: bool = True
+  read_common_once: bool = False
   prefill_pieces: int = 8
   piece_tokens: int = 32
   prefill_burst: int = 8
@@ -217,7 +230,8 @@ class EngineStats:
       of the hits: decode reads it.
     response_tokens: delivered.
     sampled_tokens: on the device; above response_tokens by what lay past a stop
-      of stop_fn, is of running requests, or was for callers that left.
+      of stop_fn, is of running requests, or was of requests that failed or whose
+      callers left.
     prefill_calls: of the device.
     decode_steps: a token each for all slots.
     prefill_seconds: the device thread waited for prefill.

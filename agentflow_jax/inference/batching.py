@@ -120,15 +120,9 @@ def _common(
 
 
 def pack_pieces(
-    pieces: Sequence[Piece], config: api.EngineConfig, together: bool = False
+    pieces: Sequence[Piece], config: api.EngineConfig
 ) -> decoding.Segments:
-  """Lays pieces out as host arrays, then unused ones.
-
-  Args:
-    pieces: of `next_pieces`.
-    config: the shapes.
-    together: whether blocks that all begin with are read once.
-  """
+  """Lays pieces out as host arrays, then unused ones."""
   size, page = config.prefill_pieces, config.page_tokens
   segments = decoding.Segments(
       ids=np.zeros((size, config.piece_tokens), np.int32),
@@ -146,7 +140,7 @@ def pack_pieces(
     before = [node.page for node in row.lease.nodes[: start + len(nodes)]]
     segments.tables[i, : len(before)] = before
     segments.writes[i, : len(nodes)] = before[start:]
-  if not (together and pieces):
+  if not (config.read_common_once and pieces):
     return segments
   used = range(len(pieces))
   first_slot = int(segments.starts[: len(pieces)].min())
@@ -156,18 +150,11 @@ def pack_pieces(
 
 
 def pack_rows(
-    rows: Iterable[tuple[int, Row]],
-    config: api.EngineConfig,
-    together: bool = False,
+    rows: Iterable[tuple[int, Row]], config: api.EngineConfig
 ) -> decoding.Rows:
   """Lays rows out as host arrays, each in its slot; the others are unused.
 
   A row whose tail is not copied yet is told to be.
-
-  Args:
-    rows: (slot, row).
-    config: the shapes.
-    together: whether blocks that all begin with are read once.
   """
   slots = config.slots
 
@@ -203,14 +190,16 @@ def pack_rows(
     table = row.lease.table()
     out.tables[slot, : len(table)] = table
     out.stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
-    for name in ('temperature', 'top_k', 'top_p', 'min_p'):
+    for name in ('temperature', 'top_p', 'min_p'):
       getattr(out.sampling, name)[slot] = getattr(spec, name)
+    # More than any vocabulary has keeps all.
+    out.sampling.top_k[slot] = min(spec.top_k, np.iinfo(np.int32).max)
     out.sampling.key_words[slot] = request.key_words
     if not row.is_copied and row.lease.tail is not None:
       out.copies[n_copies] = row.lease.tail.page, row.lease.own[0]
       n_copies += 1
   out = out.replace(n_copies=np.int32(n_copies))
-  if not (together and used):
+  if not (config.read_common_once and used):
     return out
   first_slot = int(out.positions[used].min())
   return out.replace(

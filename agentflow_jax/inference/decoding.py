@@ -1,8 +1,8 @@
 """Prefill and decode: the engine's programs, each of one shape.
 
 A row's bits are the same alone, in a crowd and in any place: shapes do not
-depend on how many rows are in use, and no row reads what another one computes,
-but for the pages that they share. Prefill only fills pages, with every token of
+depend on how many rows are in use, and what another row computes counts 0 times
+in it, but for the pages that they share. Prefill only fills pages, with every token of
 a prompt but the last; decode reads that one, and goes on from there.
 """
 

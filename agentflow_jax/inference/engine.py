@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import numpy as np
 
 from agentflow_jax.core import model
 from agentflow_jax.inference import api
@@ -90,18 +91,17 @@ class Engine:
     )
     self._params = self._place(params, copy)
     self._version = version
+    self._make_pool = jax.jit(
+        functools.partial(
+            pages_lib.make_pool, model_config, config.pages, config.page_tokens
+        ),
+        out_shardings=_pool_sharding(
+            jax.tree.leaves(self._params)[0].sharding, model_config
+        ),
+    )
     self._pool = self._make_pool()
     self._programs = batching.Programs(
         model_config, config, self._params, self._pool
-    )
-    # Whether what all begin with may be read once for all.
-    self._together = config.prefix_cache and all(
-        pages_lib.is_exact(
-            model_config, *shape, config.table_pages, config.page_tokens
-        )
-        for shape in (
-            (config.slots, 1), (config.prefill_pieces, config.piece_tokens)
-        )
     )
     self._prefixes = prefixes.Prefixes(
         config.pages, config.page_tokens, config.prefix_cache
@@ -114,6 +114,8 @@ class Engine:
     # What takes the place of the parameters as soon as no slot is used.
     self._next: tuple[Any, int] | None = None
     self._turn = 0  # Calls of prefill.
+    self._mark = 0.0  # Up to when pending_seconds is counted.
+    self._cause: BaseException | None = None  # Of an end that nobody asked for.
     self._is_spoilt = False  # Pages may hold what is not finite.
     self._closing = False
     self._thread = threading.Thread(
@@ -133,7 +135,7 @@ class Engine:
     """Samples one response.
 
     Cancelling the caller drops the request: its slot and its pages are free
-    as soon as the device is done with the call that it runs.
+    as soon as the device is done with what it was given.
 
     Args:
       request: what to sample.
@@ -269,20 +271,10 @@ class Engine:
         jax.device_put(params, self._sharding, may_alias=not copy)
     )
 
-  def _make_pool(self) -> pages_lib.Pool:
-    """Returns an empty pool where the parameters are, split over heads."""
-    config = self.config
-    make = functools.partial(
-        pages_lib.make_pool, self._model_config, config.pages,
-        config.page_tokens,
-    )
-    shardings = _pool_sharding(
-        jax.tree.leaves(self._params)[0].sharding, self._model_config
-    )
-    return jax.jit(make, out_shardings=shardings)()
-
   def _closed(self):
-    return api.EngineClosed(f'engine {self.name} is closed')
+    error = api.EngineClosed(f'engine {self.name} is closed')
+    error.__cause__ = self._cause
+    return error
 
   def _abandon(self, pending):
     """Forgets a request whose caller was cancelled."""
@@ -298,30 +290,35 @@ class Engine:
 
   def _serve(self):
     """Serves requests until the engine closes."""
-    while True:
-      with self._wake:
+    try:
+      while (rows := self._wait()) is not None:
         try:
-          rows = self._wait()
-        except Exception:  # No room for a new pool: nobody can be served.
-          logging.exception('Engine %s ends.', self.name)
-          rows, self._closing = None, True
-        if rows is None:
-          left = [*self._queue, *filter(None, self._slots)]
-          self._queue.clear()
-          break
-      start = time.monotonic()
-      try:
-        self._advance(rows)
-      except Exception as e:  # Boundary: its requests get an EngineError.
-        logging.exception('Engine %s lost %d requests.', self.name, len(rows))
-        self._settle([(p, _failure(self.name, e)) for p in rows.values()])
-        self._is_spoilt = True  # The call took the pool with it.
+          self._advance(rows)
+        except Exception as e:  # Boundary: its requests get an EngineError.
+          logging.exception('Engine %s lost %d requests.', self.name, len(rows))
+          self._settle([(p, _failure(self.name, e)) for p in rows.values()])
+          self._is_spoilt = True  # The call took the pool with it.
+    except BaseException as e:  # Such as no room for a new pool.
+      logging.exception('Engine %s ends.', self.name)
+      self._cause = e
+    finally:  # Whatever happens, nobody waits for an engine that has ended.
       with self._wake:
-        self._totals['pending_seconds'] += time.monotonic() - start
-    self._settle([(p, self._closed()) for p in left])
+        self._closing = True
+        left = [*self._queue, *filter(None, self._slots)]
+        self._queue.clear()
+        self._settle([(p, self._closed()) for p in left])
 
   def _wait(self) -> dict[int, _Pending] | None:
-    """Returns what to work on, by slot; None to end. The lock is held.
+    """Returns what to work on, by slot; None to end."""
+    with self._wake:
+      is_idle = not any(self._slots)
+      rows = self._next_rows()
+      if is_idle:
+        self._mark = time.monotonic()
+      return rows
+
+  def _next_rows(self) -> dict[int, _Pending] | None:
+    """Does so; the lock is held.
 
     The first request of an idle engine waits a little for company.
     """
@@ -387,6 +384,8 @@ class Engine:
       is_thin = 2 * len(unread) > len(slots)
       if not unread or (calls and not is_thin):
         break
+      if self._closing or any(p.abandoned for p in slots.values()):
+        break  # Slots are freed first.
       self._prefill(unread)
     by_kind = collections.defaultdict(dict)
     for slot, pending in slots.items():
@@ -402,11 +401,10 @@ class Engine:
     rows.sort(key=lambda row: row.turn)
     pieces = batching.next_pieces(rows, self.config)
     self._turn += 1
+    segments = batching.pack_pieces(pieces, self.config)
+    prefill = self._programs.prefill()
     start = time.monotonic()
-    self._pool = self._programs.prefill()(
-        self._params, self._pool,
-        batching.pack_pieces(pieces, self.config, self._together),
-    )
+    self._pool = prefill(self._params, self._pool, segments)
     jax.block_until_ready(self._pool)
     for row, _, nodes in pieces:
       row.turn = self._turn
@@ -417,23 +415,30 @@ class Engine:
       self._totals['prefill_tokens'] += sum(
           len(node.ids) for _, _, nodes in pieces for node in nodes
       )
-      self._totals['prefill_seconds'] += time.monotonic() - start
+      self._count('prefill_seconds', start)
+
+  def _count(self, name: str, start: float) -> float:
+    """Adds up a call's seconds and those since the last one; returns now."""
+    now = time.monotonic()
+    self._totals[name] += now - start
+    self._totals['pending_seconds'] += now - self._mark
+    self._mark = now
+    return now
 
   def _decode(self, slots: dict[int, _Pending], truncates: bool):
     """Samples a chunk, settling each request as soon as it is done."""
-    start = time.monotonic()
     rows = batching.pack_rows(
-        ((slot, p.row) for slot, p in slots.items()), self.config,
-        self._together,
+        ((slot, p.row) for slot, p in slots.items()), self.config
     )
-    self._pool, sampled = self._programs.decode(truncates)(
-        self._params, self._pool, rows
-    )
+    decode = self._programs.decode(truncates)
+    start = time.monotonic()
+    self._pool, sampled = decode(self._params, self._pool, rows)
     host = jax.device_get(sampled)  # The only wait for the device.
-    now = time.monotonic()
+    # Seen at once, and in rows whose callers have left, too.
+    self._is_spoilt |= not np.isfinite(host.logprobs).all()
     with self._wake:
       self._totals['decode_steps'] += int(host.step)
-      self._totals['decode_seconds'] += now - start
+      now = self._count('decode_seconds', start)
       self._totals['sampled_tokens'] += int(host.lengths.sum())
       self._totals['first_token_seconds'] += sum(
           now - p.submitted for p in slots.values() if not p.row.ids
@@ -458,8 +463,9 @@ class Engine:
     row = pending.row
     try:
       end = batching.finish(row, done)
-    except Exception as e:  # Boundary: stop_fn is the caller's own function.
-      self._is_spoilt |= isinstance(e, FloatingPointError)
+    # Boundary: stop_fn is the caller's own function, and may be a tokenizer
+    # whose panics are no Exception.
+    except BaseException as e:  # pylint: disable=broad-exception-caught
       return _failure(self.name, e)
     if end is None:
       return None
@@ -506,7 +512,7 @@ def _pool_sharding(
   if not isinstance(sharding, jax.sharding.NamedSharding):
     return sharding
   size = sharding.mesh.shape.get('tensor', 1)
-  heads = None if model_config.n_kv_heads % size else 'tensor'
+  heads = 'tensor' if size > 1 and not model_config.n_kv_heads % size else None
   return jax.sharding.NamedSharding(
       sharding.mesh, jax.sharding.PartitionSpec(heads)
   )

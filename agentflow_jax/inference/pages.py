@@ -16,7 +16,6 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from agentflow_jax.core import attention
@@ -94,9 +93,9 @@ class Cache:
     n_layers: L; static.
     starts: int32[B], the slot of a row's first new token.
     tables: int32[B, M], the pages of a row's slots, in order; what lies beyond
-      its slots is never looked at. M pages are whole blocks.
+      its slots counts 0 times, so it has to be finite. M pages are whole blocks.
     common: int32[], blocks that all rows begin with, in the same pages. They
-      are read once, for all rows. 0 is always right; more is where `is_exact`.
+      are read once, for all rows, whose last bits may change by that. 0: none.
     writes: int32[B, W], the pages that new tokens are written to: one, from
       slot `starts` on, where a row has one new token; otherwise T is W whole
       pages. SCRATCH where they are not to be kept.
@@ -155,7 +154,10 @@ class Cache:
   def _whole(
       self, dtype: str, first: Array, q: Array, positions: Array, slots: int
   ) -> Array:
-    """Attends as attend_dense does, to the bit, in the order that is fastest."""
+    """Attends as attend_dense does, in the order that is fastest.
+
+    In float32 on CPU it is the same to the bit.
+    """
     rows, heads, groups, length, dim = q.shape
     q = q.swapaxes(0, 1).reshape(heads, rows, groups * length, dim)
     keys, values = self._gathered(self.tables, first, 0, slots)
@@ -249,45 +251,3 @@ class Cache:
     )
     y = (mixed / total).reshape(heads, rows, groups, length, dim)
     return y.swapaxes(0, 1)
-
-
-def is_exact(
-    config: model.ModelConfig, rows: int, length: int, table_pages: int,
-    page_tokens: int,
-) -> bool:
-  """Says whether common blocks can be read once, and no row's bits change.
-
-  It tries: how products are rounded is not specified, and a row's bits must not
-  depend on what it has in common with others.
-
-  Args:
-    config: the network.
-    rows: B.
-    length: T.
-    table_pages: M; short tables are not gone over by blocks.
-    page_tokens: P.
-  """
-  if table_pages * page_tokens <= _MAX_DENSE:
-    return False
-  slots = 5 * BLOCK
-  rng = np.random.default_rng(0)
-
-  def draw(*shape):
-    return jnp.asarray(rng.normal(size=shape), config.dtype)
-
-  tables = np.arange(slots // page_tokens, dtype=np.int32)
-  shape = (config.n_kv_heads, len(tables), page_tokens, config.head_dim)
-  groups = config.n_heads // config.n_kv_heads
-  cache = Cache(
-      pool=Pool(draw(*shape), draw(*shape)), n_layers=1,
-      starts=jnp.full(rows, slots - length), common=jnp.int32(0),
-      tables=jnp.tile(tables, (rows, 1)), writes=jnp.zeros((rows, 1), jnp.int32),
-  )
-  q = draw(rows, config.n_kv_heads, groups, length, config.head_dim)
-  attend = jax.jit(
-      lambda cache: cache._attended(config.dtype, jnp.int32(0), q)
-  )
-  alone, together = (
-      np.asarray(attend(cache.replace(common=jnp.int32(n)))) for n in (0, 3)
-  )
-  return bool((alone == together).all())

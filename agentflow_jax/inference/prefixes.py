@@ -89,6 +89,7 @@ class Prefixes:
     """Forgets everything. Nothing may be leased."""
     self._root = Node((), 0, None, ready=True)
     self._free = list(range(self._pages - 1, _FIRST_PAGE - 1, -1))
+    self._held = 0  # Pages that leases need.
     self._clock = itertools.count(1)
     # Nodes without leases or children, by last use; entries may be stale.
     self._idle: list[tuple[int, int, Node]] = []
@@ -126,6 +127,7 @@ class Prefixes:
       node = node.children[piece]
       nodes.append(node)
     for found in nodes:  # So that none of them is evicted.
+      self._held += not found.leases
       found.leases += 1
       found.last_used = now
     missing = pieces[len(nodes):]
@@ -140,17 +142,20 @@ class Prefixes:
       nodes.append(child)
       node = child
     own = [self._free.pop() for _ in range(n_own)]
+    self._held += len(missing) + n_own
     return Lease(nodes, own, hits, size)
 
   def release(self, lease: Lease) -> None:
     """Gives back a lease, once. What was computed stays, while there is room."""
     self._free.extend(lease.own)
+    self._held -= len(lease.own)
     self._give_back(lease.nodes)
     lease.nodes, lease.own = [], []
 
   def _give_back(self, nodes: Sequence[Node]) -> None:
     for node in reversed(nodes):
       node.leases -= 1
+      self._held -= not node.leases
       if node.leases or node.children:
         continue
       if self._share and node.ready:
@@ -169,8 +174,10 @@ class Prefixes:
     self._free.append(node.page)
 
   def _make_room(self, pages: int) -> bool:
-    """Evicts until so many pages are free, if that can be."""
-    while len(self._free) < pages and self._idle:
+    """Evicts until so many pages are free, or nothing if they cannot be."""
+    if self._pages - _FIRST_PAGE - self._held < pages:
+      return False
+    while len(self._free) < pages:
       entry = heapq.heappop(self._idle)
       if not _is_valid(entry):
         continue  # Used since; it comes back when that ends.
@@ -180,7 +187,7 @@ class Prefixes:
       parent = node.parent
       if parent is not self._root and not (parent.leases or parent.children):
         self._is_idle(parent)
-    return len(self._free) >= pages
+    return True
 
 
 def _is_valid(entry: tuple[int, int, Node]) -> bool:

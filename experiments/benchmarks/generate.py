@@ -71,6 +71,7 @@ def _arguments():
       ('decode_chunk', 4), ('kv_tokens', 0),
   ):
     parser.add_argument(f'--{name}', type=int, default=value)
+  parser.add_argument('--read_common_once', action='store_true')
   parser.add_argument('--tool_latency', type=_latency, default='exp:1.0')
   parser.add_argument(
       '--dtype', choices=('float32', 'bfloat16'), default='float32'
@@ -127,17 +128,32 @@ def _traced(path):
 
 
 def _unique_tokens(rollouts):
-  """Returns how many tokens the prompts have, what they share counted once."""
-  root, count = {}, 0
+  """Returns how many tokens the prompts have, what they share counted once.
+
+  And how many tokens those see, each those before it and itself.
+  """
+  root, count, pairs = {}, 0, 0
   for turns in rollouts:
     for turn in turns:
       node = root
-      for token in turn.prompt_ids:
+      for depth, token in enumerate(turn.prompt_ids, 1):
         if token not in node:
           node[token] = {}
           count += 1
+          pairs += depth
         node = node[token]
-  return count
+  return count, pairs
+
+
+def _common_tokens(rollouts):
+  """Returns how many tokens all prompts begin with, in whole blocks of 128."""
+  prompts = [turn.prompt_ids for turns in rollouts for turn in turns]
+  count = 0
+  for column in zip(*prompts):
+    if len(set(column)) > 1:
+      break
+    count += 1
+  return count // 128 * 128
 
 
 def _request(i, turn, new):
@@ -156,7 +172,7 @@ def _latencies(args, rollouts):
 
 
 def _limits(dtype):
-  """Returns this process's fastest product [FLOP/s] and copy [bytes/s]."""
+  """Returns this process's fastest product [FLOP/s] and reading [bytes/s]."""
   flop = bandwidth = 0.0
   a = jnp.ones((2048, 2048), dtype)
   product = jax.jit(
@@ -197,6 +213,7 @@ def _shapes(args, rollouts):
         max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
         prefill_pieces=args.prefill_pieces, piece_tokens=args.piece_tokens,
         decode_chunk=args.decode_chunk, kv_tokens=args.kv_tokens,
+        read_common_once=args.read_common_once,
     )
   except ValueError as e:
     raise SystemExit(str(e)) from None
@@ -221,20 +238,19 @@ def _paged(args, config, params, rollouts, latencies, limits):
       for f in dataclasses.fields(after)
   }
   flop_limit, byte_limit = limits
-  unique = _unique_tokens(rollouts)
+  unique, pairs = _unique_tokens(rollouts)
+  common = _common_tokens(rollouts) if args.read_common_once else 0
   size = jnp.dtype(config.dtype).itemsize
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
   slots = np.mean([len(t.prompt_ids) + t.new_tokens / 2
                    for r in rollouts for t in r])
   kv = 2 * config.n_layers * config.n_kv_heads * config.head_dim * size
-  step_bytes = weights + args.slots * slots * kv
+  step_bytes = weights + (args.slots * (slots - common) + common) * kv
   step = flops.forward(
       config, flops.Work(args.slots, int(args.slots * slots), args.slots)
   )
   step_seconds = spent['decode_seconds'] / spent['decode_steps']
-  read = flops.forward(
-      config, flops.Work(unique, int(unique * slots / 2), 0)
-  )
+  read = flops.forward(config, flops.Work(unique, pairs, 0))
   bound = max(step / flop_limit, step_bytes / byte_limit)
   return {
       'seconds': seconds,
@@ -316,7 +332,7 @@ def _simple(args, config, params, rollouts, latencies, limits):
 
 def main():
   args = _arguments()
-  if args.prompt_len < args.shared_prefix + 8:
+  if not args.trace and args.prompt_len < args.shared_prefix + 8:
     raise SystemExit('--prompt_len must exceed --shared_prefix by 8 or more')
   if args.weights:
     try:

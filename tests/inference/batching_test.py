@@ -1,5 +1,6 @@
 """What is read next, how calls are laid out, and how rows end."""
 
+import dataclasses
 import random
 
 import jax
@@ -166,7 +167,8 @@ def test_how_rows_are_laid_out():
 
 def test_what_all_rows_begin_with_is_counted_in_whole_blocks():
   config = api.EngineConfig(
-      slots=4, max_prompt_tokens=600, max_new_tokens=5, prefill_pieces=3
+      slots=4, max_prompt_tokens=600, max_new_tokens=5, prefill_pieces=3,
+      read_common_once=True,
   )
   tree = prefixes.Prefixes(config.pages, config.page_tokens)
 
@@ -177,26 +179,27 @@ def test_what_all_rows_begin_with_is_counted_in_whole_blocks():
 
   common = list(range(300))
   some = rows([*common, *range(500, 590)], [*common, *range(600, 640)])
-  packed = batching.pack_rows(zip((1, 3), some), config, together=True)
+  packed = batching.pack_rows(zip((1, 3), some), config)
   assert packed.common == 2  # 18 pages of 16, of which 16 are two blocks.
   # Rows that are not used have them too: the first row's are read.
   assert (packed.tables[:, :16] == packed.tables[1, :16]).all()
   assert packed.tables[0, 16:].tolist() == [0] * 24
-  assert batching.pack_rows(zip((1, 3), some), config).common == 0
+  apart = dataclasses.replace(config, read_common_once=False)
+  assert batching.pack_rows(zip((1, 3), some), apart).common == 0
   # One that writes into the second block: that is not common.
   short = rows(common[:200])
-  packed = batching.pack_rows(enumerate(some + short), config, together=True)
+  packed = batching.pack_rows(enumerate(some + short), config)
   assert packed.common == 1
   other = rows([7, *common])
-  packed = batching.pack_rows(enumerate(some + other), config, together=True)
+  packed = batching.pack_rows(enumerate(some + other), config)
   assert packed.common == 0
-  assert batching.pack_rows([], config, together=True).common == 0
+  assert batching.pack_rows([], config).common == 0
   pieces = batching.next_pieces(some, config)
-  assert batching.pack_pieces(pieces, config, together=True).common == 0
+  assert batching.pack_pieces(pieces, config).common == 0
   _read(pieces)
   while any(not row.is_read() for row in some):
     pieces = batching.next_pieces(some, config)
-    packed = batching.pack_pieces(pieces, config, together=True)
+    packed = batching.pack_pieces(pieces, config)
     _read(pieces)
   assert packed.common == 2  # The last pieces begin behind 256.
 

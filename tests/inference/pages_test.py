@@ -218,13 +218,10 @@ def test_what_all_rows_begin_with_may_be_read_once(_by_blocks):
   )
   at = np.full(3, 199, np.int32)
   rest = ids[:, 199:], at, tables, tables[:, 24:25]
-  apart, _ = _call(config, params, pool, *rest)
   # What the other rows' tables have there is not looked at.
   tables[1:, :16] = 0
   together, _ = _call(config, params, pool, *rest, np.int32(1))
   np.testing.assert_allclose(together[:, 0], expected[:, 199], atol=2e-5)
-  if pages.is_exact(config, 3, 1, 32, P):
-    assert (together == apart).all()
 
 
 def test_copies_are_of_every_layer_and_of_nothing_else():

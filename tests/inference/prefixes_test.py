@@ -87,6 +87,15 @@ def test_where_there_is_no_room_nothing_changes():
   assert tree.lease(range(9), 8) is not None  # 2 shared and 2 of its own.
 
 
+def test_who_finds_no_room_evicts_nothing():
+  tree = prefixes.Prefixes(9, P)  # 8 pages.
+  tree.lease(range(100, 109), 1)  # 3 of them.
+  tree.release(_ready(tree.lease(range(9), 1)))  # 2 stay.
+  assert tree.lease(range(200, 221), 1) is None  # Asks for 6.
+  assert tree.evicted == 0
+  assert tree.lease(range(9), 1).hits == 8
+
+
 def test_a_reader_that_leaves_before_it_has_read_leaves_the_rest_to_others():
   tree = prefixes.Prefixes(20, P)
   first = tree.lease(range(12), 1)
