@@ -121,7 +121,9 @@ def test_a_forest_has_the_gradient_of_its_rows(depth):
     [
         # Forests cut over many packed rows, each with its prefix again.
         {'tokens': 24, 'rows_per_micro': 1, 'chunk': 4},
-        {'mesh': (2, 2, 2), 'rows_per_micro': 8},
+        pytest.param(
+            {'mesh': (2, 2, 2), 'rows_per_micro': 8}, marks=pytest.mark.slow
+        ),
         # Blocks of 8: attention over branches that begin and end within them.
         {'config': BLOCKS, 'mesh': (1, 2, 2), 'rows_per_micro': 4},
         *(

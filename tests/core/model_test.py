@@ -60,7 +60,13 @@ def _packed_inputs():
   )
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize(
+    'family',
+    [
+        'qwen2', 'qwen3', 'one_kv_head',
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ('llama', 'no_groups')),
+    ],
+)
 def test_forward_equals_the_float64_oracle(family):
   config, params = _make(**FAMILIES[family])
   inputs = _packed_inputs()

@@ -432,6 +432,7 @@ def test_recomputed_old_logprobs_make_ratios_one():
   assert int(state.step) == 1
 
 
+@pytest.mark.slow
 def test_bfloat16_activations_train_float32_parameters():
   config = dataclasses.replace(CONFIG, dtype='bfloat16', remat='full')
   fn = update.make_update_fn(config, PLAIN, SFT, _mesh())

@@ -715,6 +715,25 @@ def test_a_failing_call_fails_its_requests_and_no_others(
   assert own_engine.stats().failed == 1
 
 
+def test_a_stop_fn_that_panics_fails_only_its_own_request(own_engine):
+  class Panic(BaseException):
+    """As of a tokenizer in another language."""
+
+  def fail(unused_ids):
+    raise Panic
+
+  with pytest.raises(api.EngineError, match='Panic'):
+    _generate(own_engine, [_request(5, stop_fn=fail)])
+  assert len(_generate(own_engine, [_request(5)])[0].response_ids) == 8
+
+
+def test_a_top_k_beyond_the_vocabulary_keeps_all(own_engine):
+  request = _request(5, top_k=2**40, temperature=0.0)
+  plain = _request(5, temperature=0.0)
+  results = _generate(own_engine, [request, plain])
+  assert results[0].response_ids == results[1].response_ids
+
+
 def test_an_engine_without_room_for_new_pages_ends(own_engine, monkeypatch):
   def fail(*unused_args):
     raise RuntimeError('out of memory')

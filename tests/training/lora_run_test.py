@@ -35,6 +35,7 @@ def _bytes(params):
   return [np.asarray(x).tobytes() for x in jax.tree.leaves(params)]
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_and_exported_as_one_planner(tmp_path, monkeypatch):
   config = _config(tmp_path / 'in', alpha=64.0)
   config = dataclasses.replace(
