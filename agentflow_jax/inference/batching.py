@@ -311,9 +311,10 @@ class Programs:
     start = time.monotonic()
     params, pool = self._arrays
     of_pool = jax.tree.map(lambda x: x.sharding, pool)
-    # The pool comes back as it lies; the little that decode says, anywhere.
-    shardings = of_pool if name == 'prefill' else (of_pool, None)
-    program = jax.jit(function, donate_argnums=(1,), out_shardings=shardings)
+    # The pool comes back as it lies; the little that is said besides, anywhere.
+    program = jax.jit(
+        function, donate_argnums=(1,), out_shardings=(of_pool, None)
+    )
     program = program.lower(
         params, pool, jax.tree.map(_struct, example)
     ).compile()

@@ -69,7 +69,7 @@ def prefill(
     segments: Segments,
     *,
     model_config: model.ModelConfig,
-) -> pages_lib.Pool:
+) -> tuple[pages_lib.Pool, jax.Array]:
   """Reads pieces of prompts into their pages.
 
   Args:
@@ -79,17 +79,17 @@ def prefill(
     model_config: static.
 
   Returns:
-    The pool with the pieces' pages.
+    The pool with the pieces' pages, and bool [], whether all is finite.
   """
   cache = pages_lib.Cache(
       pool=pool, n_layers=model_config.n_layers, starts=segments.starts,
       tables=segments.tables, common=segments.common, writes=segments.writes,
   )
   positions = segments.starts[:, None] + jnp.arange(segments.ids.shape[1])
-  _, cache = model.hidden_states_cached(
+  hidden, cache = model.hidden_states_cached(
       model_config, params, segments.ids, positions, cache
   )
-  return cache.pool
+  return cache.pool, jnp.isfinite(hidden).all()
 
 
 def decode(

@@ -12,7 +12,6 @@ import asyncio
 import atexit
 import collections
 from collections.abc import Sequence
-import dataclasses
 import functools
 import threading
 import time
@@ -26,21 +25,7 @@ from agentflow_jax.core import model
 from agentflow_jax.inference import api
 from agentflow_jax.inference import batching
 from agentflow_jax.inference import pages as pages_lib
-from agentflow_jax.inference import prefixes
-
-
-@dataclasses.dataclass(eq=False)
-class _Pending:
-  """A request on its way through the engine."""
-
-  request: api.Request
-  loop: asyncio.AbstractEventLoop
-  future: asyncio.Future
-  submitted: float  # time.monotonic() [s]
-  started: float = 0.0  # When it got its slot.
-  row: batching.Row | None = None  # Once it has a slot.
-  abandoned: bool = False  # Its caller was cancelled.
-  settled: bool = False  # Result or error is on its way to the loop.
+from agentflow_jax.inference import scheduling
 
 
 class Engine:
@@ -103,14 +88,10 @@ class Engine:
     self._programs = batching.Programs(
         model_config, config, self._params, self._pool
     )
-    self._prefixes = prefixes.Prefixes(
-        config.pages, config.page_tokens, config.prefix_cache
-    )
     self._totals = collections.Counter()
     # Guards everything below, and the totals.
     self._wake = threading.Condition()
-    self._queue: collections.deque[_Pending] = collections.deque()
-    self._slots: list[_Pending | None] = [None] * config.slots
+    self._scheduler = scheduling.Scheduler(config)
     # What takes the place of the parameters as soon as no slot is used.
     self._next: tuple[Any, int] | None = None
     self._turn = 0  # Calls of prefill.
@@ -157,11 +138,13 @@ class Engine:
         max_positions=self._model_config.max_positions,
     )
     loop = asyncio.get_running_loop()
-    pending = _Pending(request, loop, loop.create_future(), time.monotonic())
+    pending = scheduling.Pending(
+        request, loop, loop.create_future(), time.monotonic()
+    )
     with self._wake:
       if self._closing:
         raise self._closed()
-      self._queue.append(pending)
+      self._scheduler.queue.append(pending)
       self._totals['requests'] += 1
       self._wake.notify()
     try:
@@ -202,10 +185,10 @@ class Engine:
 
   def _swap(self):
     """Takes new parameters if nobody needs the old ones; the lock is held."""
-    if self._next is None or any(self._slots):
+    if self._next is None or not self._scheduler.is_idle:
       return
     (self._params, self._version), self._next = self._next, None
-    self._prefixes.clear()
+    self._scheduler.prefixes.clear()
 
   def warmup(self, truncates: Sequence[bool] = (False, True)):
     """Compiles every program, so that no request waits for the compiler.
@@ -243,14 +226,13 @@ class Engine:
     """Totals since construction, at one moment."""
     with self._wake:
       return api.EngineStats(
-          queued=len(self._queue),
+          queued=len(self._scheduler.queue),
           running=sum(
-              p is not None and not (p.settled or p.abandoned)
-              for p in self._slots
+              not p.has_ended for p in self._scheduler.used.values()
           ),
           pages=self.config.pages - 1,
-          free_pages=self._prefixes.free,
-          evicted_pages=self._prefixes.evicted,
+          free_pages=self._scheduler.prefixes.free,
+          evicted_pages=self._scheduler.prefixes.evicted,
           compilations=self.compilations,
           **self._totals,
       )
@@ -279,12 +261,12 @@ class Engine:
   def _abandon(self, pending):
     """Forgets a request whose caller was cancelled."""
     with self._wake:
-      if pending.settled or pending.abandoned:
+      if pending.has_ended:
         return
       pending.abandoned = True
       self._totals['cancelled'] += 1
       if pending.row is None:
-        self._queue.remove(pending)
+        self._scheduler.queue.remove(pending)
 
   # Everything below runs in the device thread.
 
@@ -304,77 +286,53 @@ class Engine:
     finally:  # Whatever happens, nobody waits for an engine that has ended.
       with self._wake:
         self._closing = True
-        left = [*self._queue, *filter(None, self._slots)]
-        self._queue.clear()
+        left = self._scheduler.take_all()
         self._settle([(p, self._closed()) for p in left])
 
-  def _wait(self) -> dict[int, _Pending] | None:
+  def _wait(self) -> dict[int, scheduling.Pending] | None:
     """Returns what to work on, by slot; None to end."""
     with self._wake:
-      is_idle = not any(self._slots)
+      is_idle = self._scheduler.is_idle
       rows = self._next_rows()
       if is_idle:
         self._mark = time.monotonic()
       return rows
 
-  def _next_rows(self) -> dict[int, _Pending] | None:
+  def _next_rows(self) -> dict[int, scheduling.Pending] | None:
     """Does so; the lock is held.
 
     The first request of an idle engine waits a little for company.
     """
+    scheduler = self._scheduler
     while not self._closing:
-      self._free_slots()
-      if self._queue and not any(self._slots):
-        waited = time.monotonic() - self._queue[0].submitted
+      scheduler.free_slots()
+      if self._is_spoilt and scheduler.is_idle:
+        # Zero times what is not finite would reach whoever gets such a page.
+        self._pool, self._is_spoilt = None, False
+        self._pool = self._make_pool()
+        scheduler.prefixes.clear()
+      self._swap()
+      if scheduler.queue and scheduler.is_idle:
+        waited = time.monotonic() - scheduler.queue[0].submitted
         left = self.config.coalesce_seconds - waited
-        if len(self._queue) < self.config.slots and left > 0:
+        if len(scheduler.queue) < self.config.slots and left > 0:
           self._wake.wait(left)
           continue
-      self._fill_slots()
-      rows = {i: p for i, p in enumerate(self._slots) if p is not None}
-      if rows:
-        return rows
+      if self._next is None and not self._is_spoilt:
+        self._count_admitted(scheduler.fill_slots(self._turn))
+      if not scheduler.is_idle:
+        return scheduler.used
       self._wake.wait()
     return None
 
-  def _free_slots(self):
-    """Takes their slots and pages from requests that have ended."""
-    for slot, pending in enumerate(self._slots):
-      if pending is not None and (pending.settled or pending.abandoned):
-        self._prefixes.release(pending.row.lease)
-        self._slots[slot] = None
-    if self._is_spoilt and not any(self._slots):
-      # Zero times what is not finite would reach whoever gets such a page.
-      self._pool, self._is_spoilt = None, False
-      self._pool = self._make_pool()
-      self._prefixes.clear()
-    self._swap()
+  def _count_admitted(self, admitted: list[scheduling.Pending]):
+    self._totals.update(
+        prompt_tokens=sum(len(p.request.prompt_ids) for p in admitted),
+        hit_tokens=sum(p.row.lease.hits for p in admitted),
+        queue_seconds=sum(p.started - p.submitted for p in admitted),
+    )
 
-  def _fill_slots(self):
-    """Gives slots to those who wait, in the order in which they came."""
-    if self._next is not None or self._is_spoilt:
-      return
-    for slot, pending in enumerate(self._slots):
-      if not self._queue:
-        return
-      if pending is not None:
-        continue
-      pending = self._queue[0]
-      request = pending.request
-      lease = self._prefixes.lease(
-          request.prompt_ids, request.sampling.max_new_tokens
-      )
-      if lease is None:  # Some have to end first; nobody overtakes.
-        return
-      self._queue.popleft()
-      pending.row = batching.Row(request, lease, turn=self._turn)
-      pending.started = time.monotonic()
-      self._slots[slot] = pending
-      self._totals['prompt_tokens'] += len(request.prompt_ids)
-      self._totals['hit_tokens'] += lease.hits
-      self._totals['queue_seconds'] += pending.started - pending.submitted
-
-  def _advance(self, slots: dict[int, _Pending]):
+  def _advance(self, slots: dict[int, scheduling.Pending]):
     """Reads some pieces of prompts, and samples a chunk of what is read."""
     for calls in range(self.config.prefill_burst):
       unread = [
@@ -404,8 +362,8 @@ class Engine:
     segments = batching.pack_pieces(pieces, self.config)
     prefill = self._programs.prefill()
     start = time.monotonic()
-    self._pool = prefill(self._params, self._pool, segments)
-    jax.block_until_ready(self._pool)
+    self._pool, is_finite = prefill(self._params, self._pool, segments)
+    self._is_spoilt |= not is_finite  # Waits for the device.
     for row, _, nodes in pieces:
       row.turn = self._turn
       for node in nodes:
@@ -425,7 +383,7 @@ class Engine:
     self._mark = now
     return now
 
-  def _decode(self, slots: dict[int, _Pending], truncates: bool):
+  def _decode(self, slots: dict[int, scheduling.Pending], truncates: bool):
     """Samples a chunk, settling each request as soon as it is done."""
     rows = batching.pack_rows(
         ((slot, p.row) for slot, p in slots.items()), self.config
@@ -457,7 +415,7 @@ class Engine:
     self._settle(outcomes)
 
   def _look(
-      self, pending: _Pending, done: bool
+      self, pending: scheduling.Pending, done: bool
   ) -> api.Result | api.EngineError | None:
     """Returns how a row ended, or None while it goes on."""
     row = pending.row
@@ -484,7 +442,7 @@ class Engine:
     by_loop = collections.defaultdict(list)
     with self._wake:
       for pending, outcome in outcomes:
-        if pending.settled or pending.abandoned:
+        if pending.has_ended:
           continue
         pending.settled = True
         by_loop[pending.loop].append((pending.future, outcome))

@@ -216,14 +216,13 @@ class Cache:
     n_blocks = jnp.max(positions) // BLOCK + 1
     positions = jnp.tile(positions, (1, groups))[:, :, None]
     scale = 1 / math.sqrt(dim)
-    # As one row of all queries, of the first row's pages.
-    together = lambda x: x.reshape(heads, 1, -1, x.shape[-1])
 
-    def one(is_common, j, carry):
+    def one(tables, j, carry):
+      """Goes over block j: of all rows' tables, or of one that all share."""
       top, total, mixed = carry
-      tables = self.tables[:1] if is_common else self.tables
       keys, values = self._gathered(tables, first, j * BLOCK, BLOCK)
-      scores = product('kbge,kbse->kbgs', together(q) if is_common else q, keys)
+      by_table = lambda x: x.reshape(heads, len(tables), -1, x.shape[-1])
+      scores = product('kbge,kbse->kbgs', by_table(q), keys)
       seen = j * BLOCK + jnp.arange(BLOCK) <= positions
       scores = jnp.where(
           seen, scores.reshape(*lead, BLOCK) * scale, blocks.MASKED
@@ -234,9 +233,8 @@ class Cache:
       rescale = jnp.exp(top - new_top)
       weights = jnp.exp(scores - new_top)
       total = total * rescale + weights.sum(axis=3, keepdims=True)
-      weights = weights.astype(dtype)
       added = product(
-          'kbgs,kbse->kbge', together(weights) if is_common else weights, values
+          'kbgs,kbse->kbge', by_table(weights.astype(dtype)), values
       )
       return new_top, total, mixed * rescale + added.reshape(mixed.shape)
 
@@ -245,9 +243,11 @@ class Cache:
         jnp.zeros((*lead, 1), jnp.float32),
         jnp.zeros((*lead, dim), jnp.float32),
     )
-    carry = lax.fori_loop(0, self.common, functools.partial(one, True), carry)
-    _, total, mixed = lax.fori_loop(
-        self.common, n_blocks, functools.partial(one, False), carry
-    )
+    for tables, start, end in (
+        (self.tables[:1], 0, self.common),
+        (self.tables, self.common, n_blocks),
+    ):
+      carry = lax.fori_loop(start, end, functools.partial(one, tables), carry)
+    _, total, mixed = carry
     y = (mixed / total).reshape(heads, rows, groups, length, dim)
     return y.swapaxes(0, 1)

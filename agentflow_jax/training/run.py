@@ -55,6 +55,13 @@ class Compilations:
     del seconds
     self.count += event.endswith('backend_compile_duration')
 
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Counts nothing meanwhile."""
+    count = self.count
+    yield
+    self.count = count
+
 
 def train(config: config_lib.Config, workdir: str, quiet: bool = False) -> str:
   """Runs a config to its end, or goes on with the run in `workdir`.
@@ -137,7 +144,8 @@ async def _train(config, workdir, quiet) -> str:
       if not lines:
         await evaluations.start()
       loop = _Loop(
-          parts, trainer, saved, log, bar, clock, evaluations, inputs,
+          parts, trainer, saved, log, bar, clock, compilations, evaluations,
+          inputs,
           lambda: time.monotonic() - started,
       )
       await loop.run()
@@ -262,6 +270,7 @@ class _Loop:
   log: metrics_lib.MetricsLog
   bar: progress.Progress
   clock: Clock
+  compilations: Compilations
   evaluations: final.Evaluations
   inputs: dict[str, str]
   elapsed: Callable[[], float]
@@ -324,7 +333,8 @@ class _Loop:
     train = self.parts.config.train
     if done % train.checkpoint_every and done != train.steps:
       return
-    with self.clock('checkpoint'):
+    # Orbax cuts what is replicated over devices up by small programs.
+    with self.clock('checkpoint'), self.compilations.paused():
       await asyncio.to_thread(
           self.saved.save, done, self.trainer.state,
           {

@@ -785,6 +785,34 @@ def test_parameters_that_are_not_finite_are_an_error(own_engine):
   assert _generate(own_engine, [_request(5)])[0].params_version == 2
 
 
+def test_what_is_not_finite_reaches_nobody_after_its_caller_has_left(own_engine):
+  (expected,) = _generate(own_engine, [_request(5)])
+  own_engine.update_params(
+      jax.tree.map(lambda x: x * np.nan, _init(0)), 1
+  )
+  busy, release = threading.Event(), threading.Event()
+
+  def wait(unused_ids):
+    busy.set()
+    assert release.wait(60)
+
+  async def run():
+    task = asyncio.create_task(own_engine.generate(
+        _request(27, max_new_tokens=12, stop_fn=wait)
+    ))
+    assert await asyncio.to_thread(busy.wait, 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+      await task
+    own_engine.update_params(_init(0), 2)
+    release.set()
+    return await asyncio.gather(
+        *(own_engine.generate(_request(5)) for _ in range(6))
+    )
+
+  assert {_bits(r) for r in asyncio.run(run())} == {_bits(expected)}
+
+
 def test_a_cancelled_caller_drops_its_queued_request(own_engine):
   release = _hold(own_engine)
 

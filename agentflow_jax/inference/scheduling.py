@@ -1,0 +1,106 @@
+"""Who has a slot, and who waits for one or for pages."""
+
+import asyncio
+import collections
+import dataclasses
+import time
+
+from agentflow_jax.inference import api
+from agentflow_jax.inference import batching
+from agentflow_jax.inference import prefixes
+
+
+@dataclasses.dataclass(eq=False)
+class Pending:
+  """A request on its way through the engine.
+
+  Attributes:
+    request: what was asked.
+    loop: of the caller.
+    future: what the caller waits for.
+    submitted: time.monotonic() [s].
+    started: when it got its slot [s].
+    row: once it has a slot.
+    abandoned: its caller was cancelled.
+    settled: result or error is on its way to the loop.
+  """
+
+  request: api.Request
+  loop: asyncio.AbstractEventLoop
+  future: asyncio.Future
+  submitted: float
+  started: float = 0.0
+  row: batching.Row | None = None
+  abandoned: bool = False
+  settled: bool = False
+
+  @property
+  def has_ended(self) -> bool:
+    return self.settled or self.abandoned
+
+
+class Scheduler:
+  """The queue, the slots and the pages of an engine, under the engine's lock.
+
+  Attributes:
+    queue: requests without a slot, in the order in which they came.
+    prefixes: the pages.
+  """
+
+  def __init__(self, config: api.EngineConfig):
+    self.queue: collections.deque[Pending] = collections.deque()
+    self.prefixes = prefixes.Prefixes(
+        config.pages, config.page_tokens, config.prefix_cache
+    )
+    self._slots: list[Pending | None] = [None] * config.slots
+
+  @property
+  def is_idle(self) -> bool:
+    """Whether no slot is used."""
+    return not any(self._slots)
+
+  @property
+  def used(self) -> dict[int, Pending]:
+    """Requests by slot, of those that are used."""
+    return {i: p for i, p in enumerate(self._slots) if p is not None}
+
+  def free_slots(self) -> None:
+    """Takes their slots and pages from requests that have ended."""
+    for slot, pending in self.used.items():
+      if pending.has_ended:
+        self.prefixes.release(pending.row.lease)
+        self._slots[slot] = None
+
+  def fill_slots(self, turn: int) -> list[Pending]:
+    """Gives slots to those who wait, in the order in which they came.
+
+    Args:
+      turn: their first, see batching.Row.
+
+    Returns:
+      Who got one. Who finds no room waits, and nobody overtakes.
+    """
+    got = []
+    for slot, used in enumerate(self._slots):
+      if used is not None:
+        continue
+      if not self.queue:
+        break
+      pending = self.queue[0]
+      request = pending.request
+      lease = self.prefixes.lease(
+          request.prompt_ids, request.sampling.max_new_tokens
+      )
+      if lease is None:
+        break
+      self._slots[slot] = self.queue.popleft()
+      pending.row = batching.Row(request, lease, turn=turn)
+      pending.started = time.monotonic()
+      got.append(pending)
+    return got
+
+  def take_all(self) -> list[Pending]:
+    """Returns everyone, and empties the queue."""
+    everyone = [*self.queue, *self.used.values()]
+    self.queue.clear()
+    return everyone
