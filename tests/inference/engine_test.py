@@ -785,23 +785,27 @@ def test_parameters_that_are_not_finite_are_an_error(own_engine):
   assert _generate(own_engine, [_request(5)])[0].params_version == 2
 
 
-def test_what_is_not_finite_reaches_nobody_after_its_caller_has_left(own_engine):
+def test_what_is_not_finite_reaches_nobody_after_its_caller_has_left(
+    own_engine, monkeypatch
+):
   (expected,) = _generate(own_engine, [_request(5)])
   own_engine.update_params(
       jax.tree.map(lambda x: x * np.nan, _init(0)), 1
   )
-  busy, release = threading.Event(), threading.Event()
+  read, release = threading.Event(), threading.Event()
+  prefill = own_engine._prefill
 
-  def wait(unused_ids):
-    busy.set()
+  def prefill_and_wait(rows):
+    prefill(rows)
+    read.set()
     assert release.wait(60)
 
+  monkeypatch.setattr(own_engine, '_prefill', prefill_and_wait)
+
   async def run():
-    task = asyncio.create_task(own_engine.generate(
-        _request(27, max_new_tokens=12, stop_fn=wait)
-    ))
-    assert await asyncio.to_thread(busy.wait, 60)
-    task.cancel()
+    task = asyncio.create_task(own_engine.generate(_request(27)))
+    assert await asyncio.to_thread(read.wait, 60)
+    task.cancel()  # Read, and never sampled from.
     with pytest.raises(asyncio.CancelledError):
       await task
     own_engine.update_params(_init(0), 2)
