@@ -157,13 +157,8 @@ def test_the_gradient_is_that_of_the_merged_kernel_by_the_chain_rule():
       assert error <= 1e-5 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(
-    'axes',
-    [
-        (2, 2, 2),
-        *(pytest.param(a, marks=pytest.mark.slow) for a in ((2, 1, 1), (1, 2, 2))),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('axes', [(2, 2, 2), (2, 1, 1), (1, 2, 2)])
 def test_the_update_does_not_depend_on_the_mesh(axes):
   one, _ = _updated(_adapters())
   many, metrics = _updated(_adapters(), axes)

@@ -167,7 +167,10 @@ def test_gradient_does_not_depend_on_row_order():
             marks=pytest.mark.slow,
         ),
         {'tokens': 40, 'rows_per_micro': 2, 'max_micro': 4},
-        {'tokens': 16, 'rows_per_micro': 1, 'max_micro': 16},
+        pytest.param(
+            {'tokens': 16, 'rows_per_micro': 1, 'max_micro': 16},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_gradient_does_not_depend_on_packing(packing):

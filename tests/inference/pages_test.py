@@ -205,6 +205,7 @@ def test_rows_may_share_pages_and_go_on_behind_a_copy():
     np.testing.assert_allclose(got[:, 0], expected[:, at], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_what_all_rows_begin_with_may_be_read_once(_by_blocks):
   config, params = _make(head_dim=64, d_model=64, max_positions=400)
   rng = np.random.default_rng(5)

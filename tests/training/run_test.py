@@ -58,7 +58,13 @@ def test_everything_a_run_promises_is_there(whole):
   }
 
 
-@pytest.mark.parametrize('step', [0, 2, 3])
+@pytest.mark.parametrize(
+    'step',
+    [
+        pytest.param(0, marks=pytest.mark.slow), 2,
+        pytest.param(3, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_was_cut_off_ends_in_the_same_bits(
     whole, tmp_path, monkeypatch, step
 ):
