@@ -4,11 +4,19 @@
       [--config.a.b=value ...]
 
 The same command again resumes a run that was stopped.
+
+Several processes train together when each runs this command: on TPU pods (with
+--distributed=on), GKE and Slurm they find each other; elsewhere give each
+--coordinator, --num_processes and --process_id. They share --workdir.
+
+Exit codes: 0 done; 2 a mistake in flags or files; 3 the run stopped itself, or
+another process did; 70 a step hung; 75 told to stop (SIGTERM), with all that was
+done committed. After 70 and 75 the same command goes on.
 """
 
 import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from agentflow_jax.training import command
 
@@ -16,15 +24,50 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where the run keeps everything; a path or gs:// URL.'
 )
 _QUIET = flags.DEFINE_bool('quiet', False, 'No progress bar.')
+_DISTRIBUTED = flags.DEFINE_enum(
+    'distributed', 'auto', ['auto', 'on', 'off'],
+    'Whether this process is one of several; auto: where the flags below or the'
+    ' environment say so.',
+)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', 'host:port of process 0, where no cluster tells.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', 0, 'Processes of the run; 0: as the cluster says.',
+    lower_bound=0,
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', -1, 'Number of this one, from 0; -1: as the cluster says.',
+    lower_bound=-1,
+)
+_HEARTBEAT_SECONDS = flags.DEFINE_integer(
+    'heartbeat_seconds', 100,
+    'After so long without a sign of one process, the others end.',
+    lower_bound=1,
+)
+_STEP_SECONDS = flags.DEFINE_float(
+    'step_seconds', 0.0,
+    'A step that takes longer, its evaluation and commit included, ends the'
+    ' process; 0: any time.', lower_bound=0.0,
+)
 
 
 def main(argv):
   config = command.config_from_flags(argv)
   # Imported late: --help and config errors should not wait for JAX.
-  from agentflow_jax.training import run
+  from agentflow_jax.training import processes, run
 
+  processes.initialize(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+      _HEARTBEAT_SECONDS.value, _DISTRIBUTED.value,
+  )
   logging.info('config %s, algorithm %s', config.name, config.algorithm)
-  print(run.train(config, _WORKDIR.value, quiet=_QUIET.value))
+  table = run.train(
+      config, _WORKDIR.value, quiet=_QUIET.value,
+      step_seconds=_STEP_SECONDS.value,
+  )
+  if table:  # Process 0 has it.
+    print(table)
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import sharding as jax_sharding
+from jax.experimental import mesh_utils
 
 from agentflow_jax.core import model
 
@@ -73,11 +74,31 @@ def make_mesh(
     sizes[sizes.index(-1)] = len(devices) // known
   if math.prod(sizes) != len(devices):
     raise ValueError(f'mesh {asked} does not fit {len(devices)} devices')
+  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  if slices > 1:
+    return _over_slices(sizes, slices, devices)
   return jax.make_mesh(
       tuple(sizes),
       MESH_AXES,
       axis_types=(jax_sharding.AxisType.Auto,) * len(MESH_AXES),
       devices=devices,
+  )
+
+
+def _over_slices(sizes, slices, devices) -> jax_sharding.Mesh:
+  """Returns a mesh whose data axis alone crosses the network between slices."""
+  data, fsdp, tensor = sizes
+  if data % slices:
+    raise ValueError(
+        f'mesh.data {data} must be a multiple of the {slices} slices: fsdp and'
+        ' tensor stay within one'
+    )
+  return jax_sharding.Mesh(
+      mesh_utils.create_hybrid_device_mesh(
+          (data // slices, fsdp, tensor), (slices, 1, 1), devices
+      ),
+      MESH_AXES,
+      axis_types=(jax_sharding.AxisType.Auto,) * len(MESH_AXES),
   )
 
 
@@ -157,13 +178,25 @@ def make_constrain(mesh: jax_sharding.Mesh) -> model.Constrain:
   return _OnMesh(mesh)
 
 
+def put(value: Any, sharding: jax_sharding.Sharding) -> jax.Array:
+  """Puts a value that every process has on devices of any of them."""
+  value = np.asarray(value)
+  # Cut on the host: device_put would compile a program that cuts on a device.
+  return jax.make_array_from_callback(
+      value.shape, sharding, lambda index: value[index]
+  )
+
+
 def put_batch(batch: Any, mesh: jax_sharding.Mesh, row_axis: int = 1) -> Any:
-  """Puts host arrays on the mesh, split over rows; scalars on every device."""
+  """Puts host arrays on the mesh, split over rows; scalars on every device.
 
-  def put(x):
+  Every process has the whole batch, and sends its own devices their rows.
+  """
+
+  def put_one(x):
     if np.ndim(x) <= row_axis:
-      return jax.device_put(x, replicated(mesh))
+      return put(x, replicated(mesh))
     check_rows(mesh, x.shape[row_axis])
-    return jax.device_put(x, batch_sharding(mesh, row_axis))
+    return put(x, batch_sharding(mesh, row_axis))
 
-  return jax.tree.map(put, batch)
+  return jax.tree.map(put_one, batch)

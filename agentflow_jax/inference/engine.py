@@ -153,16 +153,17 @@ class Engine:
       self._abandon(pending)
       raise
 
-  def update_params(self, params: Any, version: int):
+  def update_params(self, params: Any, version: int, *, copy: bool = True):
     """Makes requests that get a slot from now on sample from `params`.
 
     Those that have one end with the parameters they started with; others wait
     for that. What was read is forgotten. The parameters are copied on the
-    device, so the caller may donate them afterwards.
+    device, so the caller may donate them afterwards; but see `copy`.
 
     Args:
       params: shapes and dtypes as at construction.
       version: names them in every result.
+      copy: as at construction.
 
     Raises:
       ValueError: the tree, a shape or a dtype differs from construction.
@@ -177,7 +178,7 @@ class Engine:
               if new.get(path) != old.get(path)
           )
       )
-    params = self._place(params)
+    params = self._place(params, copy)
     with self._wake:
       self._next = params, version
       self._swap()

@@ -1,4 +1,9 @@
-"""Runs the rollouts of many tasks at once, and keeps the finished ones."""
+"""Runs the rollouts of many tasks at once, and keeps the finished ones.
+
+The unit of work is a rollout, so that more processes than tasks all have work.
+Each process runs its share, then all of them know all rollouts: what follows is
+the same on any number of processes.
+"""
 
 import asyncio
 import dataclasses
@@ -9,16 +14,17 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.training import processes as processes_lib
 from agentflow_jax.training import rollout_files
 
 
 @dataclasses.dataclass(frozen=True)
 class Journal:
-  """Finished groups of unfinished steps, one object a group.
+  """Finished groups of unfinished steps, one object a process's part of a group.
 
-  A run that is killed finds them again. A name says the step and the group's
-  place in it; a group of another task, or sampled from other parameters than
-  those of the step, is not used.
+  A run that is killed finds them again. A name says the step, the group's place
+  in it, and the rollouts; a group of another task, or sampled from other
+  parameters than those of the step, is not used.
 
   Attributes:
     directory: below the workdir.
@@ -27,10 +33,10 @@ class Journal:
   directory: epath.Path
 
   def load(
-      self, step: int, place: int, task: records.Task
+      self, step: int, place: int, task: records.Task, rollouts: range
   ) -> records.Group | None:
     """Returns a finished group or None; a broken file is dropped."""
-    path = self._path(step, place)
+    path = self._path(step, place, rollouts)
     if not path.exists():
       return None
     try:
@@ -43,10 +49,14 @@ class Journal:
         for trajectory in group.trajectories
         for turn in trajectory.turns
     }
-    return group if group.task == task and versions <= {step} else None
+    found = [t.rollout for t in group.trajectories]
+    is_it = group.task == task and found == list(rollouts)
+    return group if is_it and versions <= {step} else None
 
-  def save(self, step: int, place: int, group: records.Group) -> None:
-    rollout_files.write(self._path(step, place), [group])
+  def save(
+      self, step: int, place: int, rollouts: range, group: records.Group
+  ) -> None:
+    rollout_files.write(self._path(step, place, rollouts), [group])
 
   def forget_before(self, step: int) -> None:
     """Removes the groups of steps that a commit now holds."""
@@ -57,8 +67,9 @@ class Journal:
       if not name.isdigit() or int(name) < step:
         path.unlink()
 
-  def _path(self, step, place):
-    return self.directory / f'{step:08d}-{place:06d}.jsonl.zst'
+  def _path(self, step, place, rollouts):
+    name = f'{step:08d}-{place:06d}-{rollouts.start}-{rollouts.stop}.jsonl.zst'
+    return self.directory / name
 
 
 async def groups(
@@ -68,22 +79,29 @@ async def groups(
     group_size: int,
     key: records.RequestKey,
     limit: asyncio.Semaphore,
+    processes: processes_lib.Processes,
     journal: Journal | None = None,
     on_done: Callable[[records.Trajectory], None] | None = None,
 ) -> list[records.Group]:
   """Runs `group_size` rollouts of each task, concurrently.
+
+  Every process has to call it, and each gets all groups.
 
   Args:
     agent: what runs them.
     tasks: one group each; a task that comes twice gets other randomness.
     group_size: G.
     key: seed, purpose and step; query and rollout are filled in.
-    limit: bounds the rollouts under way.
+    limit: bounds the rollouts under way in this process.
+    processes: who shares the work.
     journal: where finished groups are kept; None keeps none.
-    on_done: called with every trajectory as it ends (progress).
+    on_done: called with every trajectory of this process as it ends (progress).
 
   Returns:
     The groups in the order of `tasks`, rollouts in order.
+
+  Raises:
+    Preempted, ProcessFailed: see Processes.gathered.
   """
   seen: dict[str, int] = {}
   names = []
@@ -91,28 +109,74 @@ async def groups(
     times = seen[task.id] = seen.get(task.id, 0) + 1
     names.append(task.id if times == 1 else f'{task.id}@{times}')
 
-  async def group(place: int) -> records.Group:
+  async def group(place: int, rollouts: range) -> records.Group:
     task = tasks[place]
-    found = journal.load(key.step, place, task) if journal else None
-    if found is None or len(found.trajectories) != group_size:
+    found = journal.load(key.step, place, task, rollouts) if journal else None
+    if found is None:
       found = await _group(
-          agent, task, group_size,
+          agent, task, rollouts,
           dataclasses.replace(key, query=names[place]), limit, on_done,
       )
       if journal:
-        await asyncio.to_thread(journal.save, key.step, place, found)
+        await asyncio.to_thread(
+            journal.save, key.step, place, rollouts, found
+        )
     elif on_done:
       for trajectory in found.trajectories:
         on_done(trajectory)
     return found
 
-  async with asyncio.TaskGroup() as running:
-    started = [running.create_task(group(i)) for i in range(len(tasks))]
-  return [s.result() for s in started]
+  async def share() -> list[records.Group]:
+    units = processes.share(len(tasks) * group_size)
+    async with asyncio.TaskGroup() as running:
+      started = [
+          running.create_task(group(*part)) for part in _parts(units, group_size)
+      ]
+    return [s.result() for s in started]
+
+  mine: list[records.Group] = []
+
+  async def work() -> bytes:
+    mine.extend(await share())
+    if processes.count == 1:  # Nobody to tell.
+      return b''
+    return await asyncio.to_thread(rollout_files.to_bytes, mine)
+
+  everything = await processes.gathered(work())
+  if processes.count == 1:
+    return mine
+  parts = [
+      part
+      for i, data in enumerate(everything)
+      for part in rollout_files.from_bytes(data, f'what process {i} sent')
+  ]
+  return _joined(tasks, group_size, parts)
 
 
-async def _group(agent, task, group_size, key, limit, on_done):
-  """One task's rollouts; an analysis that fails ends all of them."""
+def _parts(units: range, group_size: int) -> list[tuple[int, range]]:
+  """Returns units of work as (place of the group, its rollouts)."""
+  parts, unit = [], units.start
+  while unit < units.stop:
+    place, first = divmod(unit, group_size)
+    last = min(group_size, first + units.stop - unit)
+    parts.append((place, range(first, last)))
+    unit += last - first
+  return parts
+
+
+def _joined(tasks, group_size, parts) -> list[records.Group]:
+  """Makes groups of parts that are in order."""
+  trajectories = [t for part in parts for t in part.trajectories]
+  return [
+      records.Group(
+          task, tuple(trajectories[i * group_size : (i + 1) * group_size])
+      )
+      for i, task in enumerate(tasks)
+  ]
+
+
+async def _group(agent, task, rollouts, key, limit, on_done):
+  """A task's rollouts; an analysis that fails ends all of them."""
 
   async def one(i: int, analysis: str) -> records.Trajectory:
     async with limit:
@@ -127,11 +191,9 @@ async def _group(agent, task, group_size, key, limit, on_done):
     analysis, failed = await rollout.analyse(agent, task, key)
   if failed is not None:
     ended = tuple(
-        dataclasses.replace(failed, rollout=i) for i in range(group_size)
+        dataclasses.replace(failed, rollout=i) for i in rollouts
     )
     return records.Group(task, ended)
   async with asyncio.TaskGroup() as running:
-    started = [
-        running.create_task(one(i, analysis)) for i in range(group_size)
-    ]
+    started = [running.create_task(one(i, analysis)) for i in rollouts]
   return records.Group(task, tuple(s.result() for s in started))

@@ -1,6 +1,7 @@
 """What the entry points share: flags to a config, errors to one clear line."""
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -71,7 +72,9 @@ def _parse_or_exit(argv):
 
 def _guarded(main):
   def call(argv):
-    from agentflow_jax.training import trainer
+    import jax
+
+    from agentflow_jax.training import processes, trainer
     from agentflow_jax.weights import parameters
 
     if not _asks_for_verbosity(sys.argv):
@@ -86,9 +89,17 @@ def _guarded(main):
         search.CorpusError,
     ) as e:
       sys.stderr.write(f'error: {e}\n')
-      sys.exit(2)
-    except trainer.RunStopped as e:
+      processes.leave(2)
+    except (trainer.RunStopped, processes.ProcessFailed) as e:
       sys.stderr.write(f'the run stopped: {e}\n')
-      sys.exit(3)
+      processes.leave(3)
+    except processes.Preempted as e:
+      sys.stderr.write(f'{e}\n')
+      processes.leave(processes.PREEMPTED_CODE)
+    except Exception:
+      if jax.distributed.is_initialized():
+        traceback.print_exc()
+        processes.leave(1)
+      raise
 
   return call

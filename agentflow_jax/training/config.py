@@ -201,11 +201,28 @@ class AgentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis of the mesh; -1 fills."""
+  """Devices along each axis of the mesh, over all processes; -1 fills.
+
+  Attributes:
+    data: rows are split, parameters are whole. The only axis that may lie
+      between slices.
+    fsdp: rows and parameters are split.
+    tensor: heads, MLP and vocabulary are split.
+    sampler_devices: of each process, that its samplers are split over: 1, or -1
+      for all it has.
+  """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  sampler_devices: int = 1
+
+  def __post_init__(self):
+    if self.sampler_devices not in (1, -1):
+      raise ConfigError(
+          'mesh.sampler_devices must be 1, or -1 for all that a process has:'
+          f' {self.sampler_devices}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

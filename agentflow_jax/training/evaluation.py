@@ -13,6 +13,7 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import modules, rollout
 from agentflow_jax.training import collect, intervals
+from agentflow_jax.training import processes as processes_lib
 
 # An evaluation has its own randomness: the seed of the run, purpose EVALUATE
 # and (item, trial); not the training step, so two evaluations of the same
@@ -124,6 +125,7 @@ async def evaluate(
     name: str,
     split: str,
     seed: int,
+    processes: processes_lib.Processes,
     trials: int = 1,
     greedy: bool = False,
     concurrent: int = 256,
@@ -137,6 +139,7 @@ async def evaluate(
     name: of the result.
     split: the split they are of.
     seed: the run's.
+    processes: who shares the work; each of them has to call it.
     trials: rollouts an item; more than one needs sampling.
     greedy: sample at temperature 0 instead of the planner's temperature.
     concurrent: rollouts under way at once.
@@ -162,6 +165,7 @@ async def evaluate(
       group_size=trials,
       key=records.RequestKey(seed, records.Purpose.EVALUATE, _STEP, '', 0),
       limit=asyncio.Semaphore(concurrent),
+      processes=processes,
       on_done=on_done,
   )
   seconds = time.monotonic() - start

@@ -51,6 +51,7 @@ class Evaluations:
             name='validation',
             split='validation',
             seed=parts.config.seed,
+            processes=parts.processes,
             greedy=greedy,
             concurrent=parts.config.train.concurrent_rollouts,
         )
@@ -88,11 +89,10 @@ class Evaluations:
         for name, script in scripts.items():
           agent = self._parts.with_script(script)
           await self._test(f'control_{name}_planner', agent=agent)
-        engine = self._parts.engine
-        version = engine.params_version
-        engine.update_params(start_params, 0)
+        version = self._parts.engine.params_version
+        self._parts.sample_from(start_params, 0)
         await self._test('control_frozen_planner')
-        engine.update_params(params, version)
+        self._parts.sample_from(params, version)
 
   async def _test(
       self,
@@ -107,11 +107,13 @@ class Evaluations:
         name=name,
         split='test',
         seed=parts.config.seed,
+        processes=parts.processes,
         trials=1 if greedy else parts.config.evaluation.trials,
         greedy=greedy,
         concurrent=parts.config.train.concurrent_rollouts,
     )
-    evaluation.save(self.workdir / _DIRECTORY, result)
+    if parts.processes.is_primary:
+      evaluation.save(self.workdir / _DIRECTORY, result)
     self._bar.note(
         f'{name}: {result.accuracy:.1%} of {len(result.scores)} test tasks'
         f' ({result.seconds:.0f} s)'

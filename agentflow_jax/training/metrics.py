@@ -24,6 +24,7 @@ class MetricsLog:
       workdir: epath.Path,
       lines: Sequence[Mapping[str, Any]] = (),
       tensorboard: bool = True,
+      writes: bool = True,
   ):
     """Begins, or goes on after the lines of a commit.
 
@@ -31,11 +32,13 @@ class MetricsLog:
       workdir: of the run.
       lines: of the steps that are done.
       tensorboard: whether event files are written (local workdirs only).
+      writes: False to keep the lines and write nothing: another process does.
     """
     self._path = workdir / FILE
     self.lines: list[dict[str, Any]] = [dict(l) for l in lines]
     self._writer = None
-    if tensorboard and '://' not in str(workdir):
+    self._writes = writes
+    if writes and tensorboard and '://' not in str(workdir):
       self._writer = tensorboardX.SummaryWriter(
           str(workdir / 'tensorboard'), purge_step=len(self.lines) + 1
       )
@@ -56,7 +59,9 @@ class MetricsLog:
         raise ValueError(f'metric {name} is {value} at step {step}')
       line[name] = int(value) if isinstance(value, int) else float(value)
     self.lines.append(line)
-    write_text(self._path, ''.join(json.dumps(l) + '\n' for l in self.lines))
+    if self._writes:
+      text = ''.join(json.dumps(l) + '\n' for l in self.lines)
+      write_text(self._path, text)
     if self._writer is not None:
       for name, value in line.items():
         if name != 'step':

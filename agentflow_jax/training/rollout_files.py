@@ -41,6 +41,19 @@ def write(
       record (the advantage, and the turns' weights).
     level: of zstd compression.
   """
+  data = to_bytes(groups, extras, level)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.parent / f'{path.name}.partial'
+  partial.write_bytes(data)
+  partial.replace(path)
+
+
+def to_bytes(
+    groups: Sequence[records.Group],
+    extras: Mapping[tuple[int, int], Mapping[str, Any]] | None = None,
+    level: int = 3,
+) -> bytes:
+  """Returns what `write` writes."""
   lines = [{'schema': SCHEMA}]
   for place, group in enumerate(groups):
     lines.append({'kind': 'group', 'task': dataclasses.asdict(group.task)})
@@ -51,13 +64,9 @@ def write(
       json.dumps(l, ensure_ascii=False, separators=(',', ':')) + '\n'
       for l in lines
   )
-  data = zstandard.ZstdCompressor(level=level).compress(
+  return zstandard.ZstdCompressor(level=level).compress(
       text.encode('utf-8', 'surrogatepass')
   )
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.parent / f'{path.name}.partial'
-  partial.write_bytes(data)
-  partial.replace(path)
 
 
 def read(path: epath.Path) -> list[records.Group]:
@@ -66,18 +75,27 @@ def read(path: epath.Path) -> list[records.Group]:
   Raises:
     RecordError: cut off, of another schema, or not such a file.
   """
+  return from_bytes(path.read_bytes(), str(path))
+
+
+def from_bytes(data: bytes, name: str) -> list[records.Group]:
+  """Returns what `to_bytes` was given.
+
+  Raises:
+    RecordError: cut off, of another schema, or not such bytes; gives the name.
+  """
   try:
-    return _decode(_lines(path)[1:])
+    return _decode(_lines(data, name)[1:])
   except RecordError:
     raise
   except (LookupError, ValueError, TypeError) as e:
-    raise RecordError(f'{path} is not a whole rollout file: {e}') from e
+    raise RecordError(f'{name} is not a whole rollout file: {e}') from e
 
 
-def _lines(path: epath.Path) -> list[dict[str, Any]]:
+def _lines(data: bytes, name: str) -> list[dict[str, Any]]:
   """Reads the records of a file, its header first."""
   try:
-    data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+    data = zstandard.ZstdDecompressor().decompress(data)
     lines = [
         json.loads(l)
         for l in data.decode('utf-8', 'surrogatepass').split('\n')
@@ -85,15 +103,18 @@ def _lines(path: epath.Path) -> list[dict[str, Any]]:
     ]
     schema = lines[0].get('schema')
   except (zstandard.ZstdError, LookupError, ValueError) as e:
-    raise RecordError(f'{path} is not a whole rollout file: {e}') from e
+    raise RecordError(f'{name} is not a whole rollout file: {e}') from e
   if schema != SCHEMA:
-    raise RecordError(f'{path} has schema {schema}, this reads {SCHEMA}')
+    raise RecordError(f'{name} has schema {schema}, this reads {SCHEMA}')
   return lines
 
 
 def digest(path: epath.Path) -> str:
   """SHA-256 of a file's records without what the clock wrote."""
-  lines = [json.dumps(_timeless(l), sort_keys=True) for l in _lines(path)]
+  lines = [
+      json.dumps(_timeless(l), sort_keys=True)
+      for l in _lines(path.read_bytes(), str(path))
+  ]
   return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
 

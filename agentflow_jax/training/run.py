@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import resource
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from agentflow_jax import records
 from agentflow_jax.training import checks, collect, config as config_lib
 from agentflow_jax.training import engine_rates, evaluation
 from agentflow_jax.training import metrics as metrics_lib, models
+from agentflow_jax.training import processes as processes_lib
 from agentflow_jax.training import progress, report, rollout_files, sources
 from agentflow_jax.training import final, system, trainer as trainer_lib
 from agentflow_jax.weights import checkpoints
@@ -63,26 +65,44 @@ class Compilations:
     self.count = count
 
 
-def train(config: config_lib.Config, workdir: str, quiet: bool = False) -> str:
+def train(
+    config: config_lib.Config,
+    workdir: str,
+    quiet: bool = False,
+    step_seconds: float = 0.0,
+) -> str:
   """Runs a config to its end, or goes on with the run in `workdir`.
+
+  In a job of several processes each of them calls it. They share `workdir`, and
+  process 0 writes there what is written once.
 
   Args:
     config: what to run.
     workdir: where everything of the run is kept.
     quiet: no progress bar.
+    step_seconds: a step that takes longer ends the process; 0: any time.
 
   Returns:
-    A short table of results for people; machines read summary.json.
+    A short table of results for people; machines read summary.json. '' in other
+    processes than 0.
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable: at start; name the remedy.
     RunStopped: an update was refused; everything committed stands.
+    ProcessFailed: another process did; likewise.
+    Preempted: told to stop (SIGTERM); all steps that were done are committed.
   """
   checks.check_trains(config)
   directory = epath.Path(workdir)
   directory.mkdir(parents=True, exist_ok=True)
-  _check_same_run(config, directory)
-  return asyncio.run(_train(config, directory, quiet))
+  processes = processes_lib.Processes.current()
+  _check_shared(directory, processes)
+  processes.together(lambda: _check_same_run(config, directory))
+  watchdog = processes_lib.Watchdog(
+      step_seconds, f'process {processes.index} of {processes.count}'
+  )
+  with contextlib.closing(watchdog):
+    return asyncio.run(_train(config, directory, quiet, processes, watchdog))
 
 
 def _flat(config: config_lib.Config) -> dict[str, Any]:
@@ -108,14 +128,16 @@ def _check_same_run(config: config_lib.Config, workdir: epath.Path) -> None:
     )
 
 
-async def _train(config, workdir, quiet) -> str:
+async def _train(config, workdir, quiet, processes, watchdog) -> str:
   """Build, resume, loop, evaluate, report."""
   compilations, clock = Compilations(), Clock()
+  primary = processes.is_primary
+  processes.listen()
   started = time.monotonic()
   _cache_compilations(workdir)
   logging.info('devices: %s', jax.devices())
   with clock('setup'):
-    parts = system.build(config, workdir, system.make_mesh(config))
+    parts = system.build(config, workdir, system.make_mesh(config), processes)
   saved = None
   try:
     if not parts.tasks.train:
@@ -124,10 +146,11 @@ async def _train(config, workdir, quiet) -> str:
       trainer = trainer_lib.Trainer(parts)
       parts.warmup()
     # From here on the workdir is this config's.
-    metrics_lib.write_text(
-        workdir / 'config.json',
-        json.dumps(_flat(config), indent=1, sort_keys=True),
-    )
+    if primary:
+      metrics_lib.write_text(
+          workdir / 'config.json',
+          json.dumps(_flat(config), indent=1, sort_keys=True),
+      )
     saved = checkpoints.Checkpoints(
         workdir / 'checkpoints', config.train.keep_checkpoints
     )
@@ -135,9 +158,11 @@ async def _train(config, workdir, quiet) -> str:
     lines, spent = _resume(trainer, parts, saved, inputs)
     started -= spent.pop('total', 0.0)
     clock.add(spent)
-    bar = progress.Progress(config.train.steps, len(lines), quiet=quiet)
+    bar = progress.Progress(
+        config.train.steps, len(lines), quiet=quiet or not primary
+    )
     bar.note(_held(trainer, parts))
-    log = metrics_lib.MetricsLog(workdir, lines)
+    log = metrics_lib.MetricsLog(workdir, lines, writes=primary)
     evaluations = final.Evaluations(parts, workdir, bar, clock)
     with contextlib.closing(bar), contextlib.closing(log):
       warm = compilations.count
@@ -147,35 +172,72 @@ async def _train(config, workdir, quiet) -> str:
           parts, trainer, saved, log, bar, clock, compilations, evaluations,
           inputs,
           lambda: time.monotonic() - started,
+          watchdog,
       )
       await loop.run()
+      watchdog.rest()
       params = trainer.params
-      parts.engine.update_params(params, config.train.steps)
+      parts.sample_from(params, config.train.steps)
       await evaluations.final(parts.params, params)
       compiled = compilations.count - warm
-    digest = trainer_lib.params_digest(params)
-    models.Model(
-        parts.model_config, params, parts.tokenizer,
-        parts.described,
-    ).save(str(workdir / 'planner'), parts.model_config.param_dtype)
-    clock.seconds['total'] = time.monotonic() - started
-    summary = final.write_summary(
-        config, workdir, log.lines, clock.seconds,
-        {
-            'params_digest': digest,
-            'compiles/after_warmup': compiled,
-            **parts.endpoint_usage(),
-        },
-    )
-    final.write_card(workdir / 'planner', summary)
-    page = report.write_report(str(workdir))
-    return f'{report.terminal_table(str(workdir))}\n\nReport: {page}'
+    params = trainer_lib.gather_to_host(params)
+    usage = _summed(processes, parts.endpoint_usage())
+
+    def write() -> str:
+      models.Model(
+          parts.model_config, params, parts.tokenizer,
+          parts.described,
+      ).save(str(workdir / 'planner'), parts.model_config.param_dtype)
+      clock.seconds['total'] = time.monotonic() - started
+      summary = final.write_summary(
+          config, workdir, log.lines, clock.seconds,
+          {
+              'params_digest': trainer_lib.params_digest(params),
+              'compiles/after_warmup': compiled,
+              **usage,
+          },
+      )
+      final.write_card(workdir / 'planner', summary)
+      page = report.write_report(str(workdir))
+      return f'{report.terminal_table(str(workdir))}\n\nReport: {page}'
+
+    return processes.alone(write) or ''
   finally:
+    processes.deafen()
     try:
       if saved is not None:
         saved.close()
     finally:
       await parts.close()
+
+
+def _check_shared(workdir: epath.Path, processes) -> None:
+  """Raises ConfigError where a process does not see what process 0 wrote."""
+  if processes.count == 1:
+    return
+  path, mark = workdir / 'processes.txt', secrets.token_hex(16)
+  (mark, *_) = processes.exchange(mark.encode())
+  processes.alone(lambda: metrics_lib.write_text(path, mark.decode()))
+
+  def look():
+    if not path.exists() or path.read_text().encode() != mark:
+      raise config_lib.ConfigError(
+          f'process {processes.index} does not see {path}, which process 0'
+          ' wrote: --workdir has to be one directory for all processes (a shared'
+          ' file system, or gs://)'
+      )
+
+  processes.together(look)
+
+
+def _summed(processes, usage: dict[str, float]) -> dict[str, float]:
+  """Adds up what the processes' endpoints came to."""
+  everything = [
+      json.loads(data)
+      for data in processes.exchange(json.dumps(usage).encode())
+  ]
+  names = sorted({name for one in everything for name in one})
+  return {n: sum(one.get(n, 0.0) for one in everything) for n in names}
 
 
 def _held(trainer: trainer_lib.Trainer, parts: system.System) -> str:
@@ -255,7 +317,7 @@ def _resume(
         f'the {" and ".join(changed)} that this run began with changed on disk;'
         ' restore them, or start in another --workdir'
     )
-  parts.engine.update_params(trainer.params, step)
+  parts.sample_from(trainer.params, step)
   logging.info('resuming after step %d', step)
   return run['metrics'], run['seconds']
 
@@ -274,6 +336,7 @@ class _Loop:
   evaluations: final.Evaluations
   inputs: dict[str, str]
   elapsed: Callable[[], float]
+  watchdog: processes_lib.Watchdog
 
   async def run(self) -> None:
     """Data, update, evaluation, records, metrics, commit: step by step."""
@@ -285,15 +348,21 @@ class _Loop:
       source = sources.TraceSource(self.parts, workdir)
     counter = _Counter(self.bar)
     before = dict(self.clock.seconds)
+    processes = self.parts.processes
     for step in range(len(self.log.lines), config.train.steps):
+      self.watchdog.begin(f'step {step + 1}')
       sampled = self.parts.engine.stats()
       with self.clock('rollout'):
-        data = await source.step(step, counter)
+        try:
+          data = await source.step(step, counter)
+        except processes_lib.Preempted:
+          await self._commit(step, journal, always=True)
+          raise
       engine = engine_rates.rates(sampled, self.parts.engine.stats())
       metrics = engine | await self._update(step, data)
       if _is_due(config, step + 1):
         metrics |= await self.evaluations.during()
-      if data.groups and config.train.rollout_records == 'all':
+      if processes.is_primary and data.groups and config.train.rollout_records == 'all':
         with self.clock('records'):
           path = workdir / 'rollouts' / f'step_{step + 1:06d}.p0.jsonl.zst'
           await asyncio.to_thread(
@@ -317,7 +386,9 @@ class _Loop:
       metrics = await asyncio.to_thread(self.trainer.step, data.mini_batches)
       config = self.parts.config
       if config.algorithm == 'flow_grpo' or _is_due(config, step + 1):
-        self.parts.engine.update_params(self.trainer.params, step + 1)
+        await asyncio.to_thread(
+            self.parts.sample_from, self.trainer.params, step + 1
+        )
     return metrics | data.metrics
 
   def _log(self, done, metrics, before, now) -> None:
@@ -329,9 +400,12 @@ class _Loop:
       )
     self.log.add(done, metrics)
 
-  async def _commit(self, done, journal) -> None:
+  async def _commit(self, done, journal, always=False) -> None:
     train = self.parts.config.train
-    if done % train.checkpoint_every and done != train.steps:
+    if always:
+      if done == (self.saved.latest or 0):
+        return
+    elif done % train.checkpoint_every and done != train.steps:
       return
     # Orbax cuts what is replicated over devices up by small programs.
     with self.clock('checkpoint'), self.compilations.paused():
@@ -344,7 +418,8 @@ class _Loop:
               'seconds': {**self.clock.seconds, 'total': self.elapsed()},
           },
       )
-      journal.forget_before(done)
+      if self.parts.processes.is_primary:
+        journal.forget_before(done)
 
 
 class _Counter:

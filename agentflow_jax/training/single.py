@@ -87,6 +87,7 @@ async def _evaluate(config, workdir, options) -> str:
           name=options.name,
           split=options.split,
           seed=config.seed,
+          processes=parts.processes,
           trials=options.trials,
           greedy=options.greedy,
           concurrent=config.train.concurrent_rollouts,

@@ -73,6 +73,7 @@ class RolloutSource:
             config.seed, records.Purpose.TRAIN, step, '', 0
         ),
         limit=asyncio.Semaphore(train.concurrent_rollouts),
+        processes=self._parts.processes,
         journal=self._journal,
         on_done=on_done,
     )
@@ -135,9 +136,11 @@ class TraceSource:
           group_size=1,
           key=records.RequestKey(config.seed, records.Purpose.SFT, 0, '', 0),
           limit=asyncio.Semaphore(config.train.concurrent_rollouts),
+          processes=self._parts.processes,
           on_done=on_done,
       )
-      await asyncio.to_thread(rollout_files.write, self._path, groups)
+      if self._parts.processes.is_primary:
+        await asyncio.to_thread(rollout_files.write, self._path, groups)
     return [
         turn for g in groups for t in g.trajectories for turn in t.turns
     ]

@@ -14,6 +14,7 @@ from agentflow_jax.agents import references, rollout
 from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools import base, generalist, python_tool, sandbox
 from agentflow_jax.agents.tools import search
+from agentflow_jax.core import handover as handover_lib
 from agentflow_jax.core import model, sharding
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import engine as engine_lib
@@ -21,6 +22,7 @@ from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import checks, controls, engine_model, knobs
 from agentflow_jax.training import task_sets
 from agentflow_jax.training import models as models_lib
+from agentflow_jax.training import processes as processes_lib
 
 
 # What a tokenizer trained for a run always keeps whole: the format of plans and
@@ -62,6 +64,10 @@ class System:
     planner: the planner, over `engine` or the endpoint.
     agent: the system that rollouts run.
     rewards: every reward that a task names.
+    clients: of endpoints.
+    processes: of the run; rollouts are shared between them.
+    handover: brings parameters from `mesh` to this process's sampler; None where
+      the engine's own copy does.
   """
 
   config: config_lib.Config
@@ -77,6 +83,20 @@ class System:
   agent: rollout.Agent
   rewards: registry.Rewards
   clients: tuple[endpoint.EndpointClient, ...] = ()
+  processes: processes_lib.Processes = dataclasses.field(
+      default_factory=processes_lib.Processes
+  )
+  handover: handover_lib.Handover | None = None
+
+  def sample_from(self, params: model.Params, version: int) -> None:
+    """Gives the planner's engine parameters that lie over `mesh`.
+
+    All processes have to call it. The caller may donate them afterwards.
+    """
+    if self.handover is None:
+      self.engine.update_params(params, version)
+    else:
+      self.engine.update_params(self.handover(params), version, copy=False)
 
   def with_script(self, script: controls.Script) -> rollout.Agent:
     """The same agent with a scripted planner in the planner's place."""
@@ -128,8 +148,10 @@ def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   Raises:
     ConfigError: it does not fit the devices.
   """
+  axes = dataclasses.asdict(config.mesh)
+  del axes['sampler_devices']
   try:
-    return sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    return sharding.make_mesh(**axes)
   except ValueError as e:
     raise config_lib.ConfigError(f'mesh: {e}') from e
 
@@ -138,6 +160,7 @@ def build(
     config: config_lib.Config,
     workdir: epath.Path,
     mesh: jax.sharding.Mesh | None = None,
+    processes: processes_lib.Processes | None = None,
 ) -> System:
   """Builds a run's parts. Whatever cannot work is an error here, at start.
 
@@ -146,17 +169,23 @@ def build(
     workdir: data sets and a tokenizer trained for the run go below it.
     mesh: what holds the parameters of a run that trains; None for one that
       does not: they are then on the device that samples, once.
+    processes: of a run that trains in several; each has to call it.
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable, CorpusError: name the remedy.
   """
   checks.check(config)
-  tasks = task_sets.load(config.task_set, str(workdir / 'data'))
+  processes = processes or processes_lib.Processes()
+  tasks = processes.first(
+      lambda: task_sets.load(config.task_set, str(workdir / 'data'))
+  )
   trains, loaded = mesh is not None, None
   if knobs.uses_engine(config):
     if mesh is None:
-      mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-    loaded = _start(config, tasks, workdir, mesh)
+      count = config.mesh.sampler_devices
+      devices = jax.local_devices()[: None if count == -1 else count]
+      mesh = sharding.make_mesh(data=1, fsdp=-1, devices=devices)
+    loaded = _start(config, tasks, workdir, mesh, processes)
   names = {t.reward for t in (*tasks.train, *tasks.validation, *tasks.test)}
   try:
     rewards = registry.Rewards(sorted(names))
@@ -168,18 +197,23 @@ def build(
   except ValueError as e:
     raise config_lib.ConfigError(str(e)) from e
   with contextlib.ExitStack() as stack:
-    engine = frozen = None
+    engine = frozen = handover = None
+    sampled, where, copy = loaded and loaded.params, None, trains
+    if loaded and (processes.count > 1 or config.mesh.sampler_devices == -1):
+      handover = _handover(config, loaded, mesh)
+      sampled, where = handover(loaded.params), handover.local
+      copy = False  # It is one.
     if config.planner.backend == 'engine':
       engine = stack.enter_context(
           engine_lib.Engine(
-              loaded.config, config.engine, loaded.params, copy=trains
+              loaded.config, config.engine, sampled, sharding=where, copy=copy
           )
       )
     if any(r.backend == 'frozen' for r in knobs.roles(config).values()):
       frozen = stack.enter_context(
           engine_lib.Engine(
-              loaded.config, config.engine, loaded.params, name='frozen',
-              copy=False,
+              loaded.config, config.engine, sampled, name='frozen',
+              sharding=where, copy=False,
           )
       )
     models = _models(config, loaded and loaded.tokenizer, engine, frozen)
@@ -204,12 +238,24 @@ def build(
         agent=agent,
         rewards=rewards,
         clients=(models['endpoint'],) if 'endpoint' in models else (),
+        processes=processes,
+        handover=handover,
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
 
 
-def _start(config, tasks, workdir, mesh) -> models_lib.Model:
+def _handover(config, loaded, mesh) -> handover_lib.Handover:
+  """Returns what brings parameters from the mesh to this process's devices."""
+  try:
+    return handover_lib.Handover(
+        loaded.config, mesh, split=config.mesh.sampler_devices == -1
+    )
+  except ValueError as e:
+    raise config_lib.ConfigError(f'mesh: {e}') from e
+
+
+def _start(config, tasks, workdir, mesh, processes) -> models_lib.Model:
   """Returns the model to start from, over the mesh."""
   planner = config.planner
 
@@ -235,18 +281,23 @@ def _start(config, tasks, workdir, mesh) -> models_lib.Model:
         ' planner.model is set, set it there'
     )
   path = workdir / tokenizers.FILE
-  if not path.exists():
-    logging.info('training a tokenizer for this run')
-    tokenizers.train_sentencepiece(
-        _texts(config, tasks), path, planner.vocab_size,
-        symbols=_FORMAT_SYMBOLS
-        + (_REFERENCE_SYMBOLS if config.agent.number_mentions else ()),
-    )
+
+  def make():
+    if not path.exists():
+      logging.info('training a tokenizer for this run')
+      tokenizers.train_sentencepiece(
+          _texts(config, tasks), path, planner.vocab_size,
+          symbols=_FORMAT_SYMBOLS
+          + (_REFERENCE_SYMBOLS if config.agent.number_mentions else ()),
+      )
+
+  processes.first(make)
   tokenizer = tokenizers.SentencePieceTokenizer(path)
   model_config = dataclasses.replace(
       planner.model, vocab_size=tokenizer.vocab_size
   )
-  params = jax.device_put(
+  params = jax.tree.map(
+      sharding.put,
       model.init_params(model_config, jax.random.key(config.seed)),
       place(model_config),
   )

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from agentflow_jax.core import batch, sharding, update
 from agentflow_jax.training import config as config_lib
@@ -39,6 +40,7 @@ class Trainer:
     network = dataclasses.replace(
         parts.model_config, lora=config.planner.lora
     )
+    self._mesh = mesh
     needs_reference = network.lora.rank or (
         is_policy and config.flow_grpo.kl_coef > 0
     )
@@ -121,7 +123,8 @@ class Trainer:
     metrics['batch/fill'] = sum(p.fill for _, p in packed) / len(packed)
     metrics['batch/tokens'] = sum(p.n_tokens for _, p in packed)
     metrics['batch/padding'] = sum(
-        b.token_ids[0].size * p.n_micro - p.n_tokens for b, p in packed
+        math.prod(b.token_ids.shape[1:]) * p.n_micro - p.n_tokens
+        for b, p in packed
     )
     # Times that an average token of a turn row is used; 1 where none is shared.
     metrics['batch/sharing'] = sum(p.n_row_tokens for _, p in packed) / max(
@@ -131,7 +134,7 @@ class Trainer:
 
   def _pack(self, rows, lengths=None):
     settings = self._config.batch
-    return batch.pack_tightest(
+    packed, packing = batch.pack_tightest(
         rows,
         lengths or (settings.tokens_per_row, *settings.shorter_rows),
         rows_per_micro=settings.rows_per_micro,
@@ -140,6 +143,7 @@ class Trainer:
         block=settings.block,
         pad_id=self._pad_id,
     )
+    return sharding.put_batch(packed, self._mesh), packing
 
   def _example(self, length: int) -> batch.TurnBatch:
     """Returns a batch of rows of that length that changes nothing."""
@@ -173,11 +177,23 @@ def _most_rows(config: config_lib.Config) -> int:
   return rollouts * config.agent.rollout.max_turns
 
 
+def gather_to_host(params: Any) -> Any:
+  """Returns parameters as NumPy arrays; all processes have to call it."""
+
+  def fetched(x):
+    if isinstance(x, jax.Array) and not (
+        x.is_fully_addressable or x.is_fully_replicated
+    ):
+      return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
+
+  return jax.tree.map(fetched, params)
+
+
 def params_digest(params: Any) -> str:
   """SHA-256 over the names, dtypes, shapes and bytes of all parameters."""
   digest = hashlib.sha256()
-  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
-  for path, leaf in leaves:
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gather_to_host(params)):
     array = np.ascontiguousarray(leaf)
     name = jax.tree_util.keystr(path)
     digest.update(f'{name} {array.dtype} {array.shape}'.encode())

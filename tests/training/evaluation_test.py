@@ -5,6 +5,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.training import evaluation
+from agentflow_jax.training import processes
 
 
 def _trajectory(reward, rollout=0, status=records.Status.ANSWERED, tools=()):
@@ -80,6 +81,7 @@ def test_several_greedy_trials_are_refused():
   with pytest.raises(ValueError, match='greedy trials are all the same'):
     asyncio.run(
         evaluation.evaluate(
-            None, [], name='x', split='test', seed=0, trials=2, greedy=True
+            None, [], name='x', split='test', seed=0,
+            processes=processes.Processes(), trials=2, greedy=True,
         )
     )

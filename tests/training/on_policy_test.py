@@ -31,6 +31,7 @@ def live(tmp_path_factory):
         group_size=4,
         key=records.RequestKey(0, records.Purpose.TRAIN, 0, '', 0),
         limit=asyncio.Semaphore(64),
+        processes=parts.processes,
     )
 
   groups = asyncio.run(collected())

@@ -1,0 +1,130 @@
+"""Hands parameters from a training mesh to the samplers of its processes.
+
+Training splits parameters over the whole mesh, and every process samples on its
+own devices alone. So each step's parameters go from the one layout to the other:
+one jitted program over the mesh, after which a process finds all it needs on its
+own devices. Nothing passes through a host.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import sharding as jax_sharding
+import numpy as np
+
+from agentflow_jax.core import model
+from agentflow_jax.core import sharding
+
+_TENSOR = 'tensor'
+
+
+class Handover:
+  """params over a mesh -> params over this process's devices.
+
+  Every process of the mesh has to call it, in the same order as its other
+  programs over the mesh.
+
+  Attributes:
+    local: a tree of this process's shardings, as the result has it.
+  """
+
+  def __init__(
+      self, config: model.ModelConfig, mesh: jax_sharding.Mesh, split: bool
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      config: the network.
+      mesh: from sharding.make_mesh.
+      split: whether a process's devices share the parameters (heads, MLP and
+        vocabulary, where they divide); otherwise its first one has them all.
+
+    Raises:
+      ValueError: a process's devices are no box of the mesh.
+    """
+    inner = _box(mesh)
+    names, shape = [], []
+    for axis, size in zip(sharding.MESH_AXES, inner, strict=True):
+      names += [f'{axis}_over_processes', axis]
+      shape += [mesh.shape[axis] // size, size]
+    # The same devices in the same order, so one program can have both layouts.
+    whole = jax_sharding.Mesh(mesh.devices.reshape(shape), names)
+    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    if not split:
+      mine = mine[:1]
+    self._mesh = jax_sharding.Mesh(np.array(mine), (_TENSOR,))
+    shapes = jax.eval_shape(
+        lambda: model.init_params(config, jax.random.key(0))
+    )
+    is_spec = lambda x: isinstance(x, jax_sharding.PartitionSpec)
+
+    def spec(axes):
+      def leaf(logical, shape):
+        return jax_sharding.PartitionSpec(*(
+            axes
+            if sharding.PARAM_RULES[name] == _TENSOR and not size % len(mine)
+            else None
+            for name, size in zip(logical, shape.shape, strict=True)
+        ))
+      return jax.tree.map(
+          leaf, model.logical_axes(config), shapes, is_leaf=is_spec
+      )
+
+    def placed(mesh, axes):
+      return jax.tree.map(
+          lambda s: jax_sharding.NamedSharding(mesh, s), spec(axes),
+          is_leaf=is_spec,
+      )
+
+    self.local = placed(self._mesh, _TENSOR)
+    self._laid_out = jax.jit(
+        # Copies: what comes unchanged would be the caller's own array.
+        lambda tree: jax.tree.map(jnp.copy, tree),
+        out_shardings=placed(whole, tuple(names[1::2]) if split else None),
+    )
+
+  def __call__(self, params: Any) -> Any:
+    """Returns the same values over this process's devices, in new arrays.
+
+    Args:
+      params: as sharding.param_shardings lays them out over the mesh.
+    """
+    mine = set(self._mesh.devices.flat)
+
+    def local(x, to):
+      shards = [s.data for s in x.addressable_shards if s.device in mine]
+      return jax.make_array_from_single_device_arrays(x.shape, to, shards)
+
+    return jax.tree.map(local, self._laid_out(params), self.local)
+
+
+def _box(mesh: jax_sharding.Mesh) -> tuple[int, ...]:
+  """Returns how many devices a process has along each axis of the mesh.
+
+  Raises:
+    ValueError: they are no box.
+  """
+  owners = np.vectorize(lambda d: d.process_index, otypes=[int])(mesh.devices)
+  places = np.argwhere(owners == jax.process_index())
+  inner = tuple(len(set(column)) for column in places.T)
+  first = places.min(axis=0)
+  # Every box of that size, at a multiple of it, has one owner then.
+  aligned = owners.reshape(
+      [n for size, i in zip(owners.shape, inner) for n in (size // i, i)]
+      if not any(size % i for size, i in zip(owners.shape, inner))
+      else [-1]
+  )
+  if (
+      aligned.ndim == 1
+      or math.prod(inner) != len(places)
+      or any(f % i for f, i in zip(first, inner))
+      or (aligned.max((1, 3, 5)) != aligned.min((1, 3, 5))).any()
+  ):
+    raise ValueError(
+        'the devices of a process have to be a box of the mesh'
+        f' {dict(mesh.shape)}: make mesh.tensor, or mesh.tensor x mesh.fsdp, a'
+        ' multiple or a divisor of the devices of a process'
+    )
+  return inner

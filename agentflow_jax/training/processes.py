@@ -1,0 +1,331 @@
+"""The processes of a run: how they come up, and what they tell each other.
+
+Every process runs the same program. What all of them decide from has to be the
+same bytes everywhere, so it goes through `Processes.exchange`: finished rollouts,
+errors, and whether somebody was told to stop.
+"""
+
+import asyncio
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from agentflow_jax.training import config as config_lib
+
+# What launchers take for "run me again": sysexits' EX_TEMPFAIL.
+PREEMPTED_CODE = 75
+# The program hangs; run again, too, but somebody should look.
+HUNG_CODE = 70
+_T = TypeVar('_T')
+
+# Bytes of a process that one collective carries: one program for all lengths.
+_CHUNK = 1 << 16
+_OK, _FAILED, _PREEMPTED = range(3)
+
+
+class ProcessFailed(RuntimeError):
+  """Another process of the run cannot go on; says which, and why."""
+
+
+class Preempted(RuntimeError):
+  """A process was told to stop (SIGTERM)."""
+
+
+def initialize(
+    coordinator: str = '',
+    count: int = 0,
+    index: int = -1,
+    heartbeat_seconds: int = 100,
+    distributed: str = 'auto',
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+  """Brings up jax.distributed where there is more than one process.
+
+  To be called before anything touches a device.
+
+  Args:
+    coordinator: host:port of process 0; '' where the cluster tells (TPU VMs,
+      GKE, Slurm, Open MPI).
+    count: processes; 0 likewise.
+    index: of this one; -1 likewise.
+    heartbeat_seconds: after so long without a sign of one process, the others
+      are ended.
+    distributed: 'on', 'off', or 'auto': on where an argument above or the
+      environment says that there are several processes.
+    environ: the environment.
+
+  Raises:
+    ConfigError: the arguments contradict each other, or nothing says where the
+      other processes are.
+  """
+  asked = bool(coordinator or count or index >= 0)
+  if distributed == 'off' or (
+      distributed == 'auto' and not (asked or _has_many(environ))
+  ):
+    if asked:
+      raise config_lib.ConfigError(
+          '--coordinator, --num_processes and --process_id are ignored with'
+          ' --distributed=off'
+      )
+    return
+  if asked and not (coordinator and count >= 1 and 0 <= index < count):
+    raise config_lib.ConfigError(
+        '--coordinator=HOST:PORT, --num_processes=N and --process_id=0..N-1'
+        f' belong together: {coordinator!r}, {count}, {index}'
+    )
+  try:
+    jax.distributed.initialize(
+        coordinator or None,
+        count or None,
+        index if index >= 0 else None,
+        heartbeat_timeout_seconds=heartbeat_seconds,
+    )
+  except (ValueError, RuntimeError) as e:
+    raise config_lib.ConfigError(
+        f'the processes of the run did not come together: {e}; give'
+        ' --coordinator, --num_processes and --process_id, or'
+        ' --distributed=off for a run of this process alone'
+    ) from e
+
+
+def _has_many(environ: Mapping[str, str]) -> bool:
+  """Says whether a launcher started this process as one of several."""
+  def number(name):
+    value = environ.get(name, '')
+    return int(value) if value.isdigit() else 0
+
+  return (
+      # srun sets the second, an interactive allocation does not.
+      (number('SLURM_NTASKS') > 1 and 'SLURM_STEP_ID' in environ)
+      or number('OMPI_COMM_WORLD_SIZE') > 1
+      or len(environ.get('TPU_WORKER_HOSTNAMES', '').split(',')) > 1
+      or number('MEGASCALE_NUM_SLICES') > 1
+  )
+
+
+class Processes:
+  """The processes of a run, as one of them sees it.
+
+  Attributes:
+    index: of this one.
+    count: of all.
+  """
+
+  def __init__(self, index: int = 0, count: int = 1):
+    self.index, self.count = index, count
+    self._stop = asyncio.Event()
+    self._loop: asyncio.AbstractEventLoop | None = None
+
+  @classmethod
+  def current(cls) -> 'Processes':
+    """Those of this job."""
+    return cls(jax.process_index(), jax.process_count())
+
+  @property
+  def is_primary(self) -> bool:
+    """Whether this is the one that writes what the run writes once."""
+    return not self.index
+
+  def share(self, total: int) -> range:
+    """Returns which of `total` pieces of work are this process's.
+
+    As even as can be, and together: pieces beside each other share prompts.
+    """
+    return range(
+        self.index * total // self.count, (self.index + 1) * total // self.count
+    )
+
+  def exchange(self, payload: bytes = b'') -> list[bytes]:
+    """Returns every process's payload, in order. Each has to call it."""
+    if self.count == 1:
+      return [payload]
+    sizes = multihost_utils.process_allgather(np.int64(len(payload)))
+    chunks = max(1, -(-int(sizes.max()) // _CHUNK))
+    data = np.zeros(chunks * _CHUNK, np.uint8)
+    data[: len(payload)] = np.frombuffer(payload, np.uint8)
+    parts = [
+        multihost_utils.process_allgather(part)
+        for part in data.reshape(chunks, _CHUNK)
+    ]
+    return [
+        b''.join(part[i].tobytes() for part in parts)[: int(size)]
+        for i, size in enumerate(sizes)
+    ]
+
+  def alone(self, function: Callable[[], _T]) -> _T | None:
+    """Calls a function in process 0; the others wait for it, and get None.
+
+    Raises:
+      Exception: whatever it raises, in process 0.
+      ProcessFailed: it did, in the others.
+    """
+    return self.together(function if self.is_primary else lambda: None)
+
+  def together(self, function: Callable[[], _T]) -> _T:
+    """Calls a function in every process, which all go on or none.
+
+    Raises:
+      Exception: whatever it raises here.
+      ProcessFailed: it raised elsewhere.
+    """
+    result, error = None, None
+    try:
+      result = function()
+    except Exception as e:  # Boundary: the others have to hear of it.
+      error = e
+    self._agree(_OK if error is None else _FAILED, str(error).encode(), error)
+    return result
+
+  def first(self, function: Callable[[], _T]) -> _T:
+    """Calls a function in process 0, then in the others.
+
+    For what writes a file where there is none yet, and reads it otherwise.
+
+    Raises:
+      Exception: whatever it raises here.
+      ProcessFailed: it raised elsewhere.
+    """
+    result = self.alone(function)
+    return self.together((lambda: result) if self.is_primary else function)
+
+  def _agree(
+      self, said: int, payload: bytes, error: BaseException | None
+  ) -> list[bytes]:
+    """Exchanges payloads, unless somebody has worse to say.
+
+    Raises:
+      BaseException: `error`, if there is one.
+      ProcessFailed: another process failed.
+      Preempted: one was told to stop.
+    """
+    everything = self.exchange(bytes([said]) + payload)
+    if error is not None:
+      raise error
+    for i, other in enumerate(everything):
+      if other[0] == _FAILED:
+        raise ProcessFailed(
+            f'process {i} of {self.count} failed:'
+            f' {other[1:].decode(errors="replace")}'
+        )
+    if any(other[0] == _PREEMPTED for other in everything):
+      raise Preempted(
+          'told to stop (SIGTERM); the same command goes on from here'
+      )
+    return [other[1:] for other in everything]
+
+  async def gathered(self, work: Awaitable[bytes]) -> list[bytes]:
+    """Awaits this process's work, then returns that of all, in order.
+
+    Work is cancelled as soon as this process is told to stop.
+
+    Raises:
+      Exception: what the work raised.
+      ProcessFailed: another process's work failed.
+      Preempted: some process was told to stop.
+    """
+    task = asyncio.ensure_future(work)
+    stop = asyncio.ensure_future(self._stop.wait())
+    said, payload, error = _OK, b'', None
+    try:
+      await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+      if stop.done():
+        said = _PREEMPTED
+      else:
+        payload = task.result()
+    except Exception as e:  # Boundary: the others have to hear of it.
+      said, payload, error = _FAILED, f'{type(e).__name__}: {e}'.encode(), e
+    finally:
+      for one in (task, stop):
+        one.cancel()
+      await asyncio.gather(task, stop, return_exceptions=True)
+    return await asyncio.to_thread(self._agree, said, payload, error)
+
+  def listen(self) -> None:
+    """Takes SIGTERM for a request to commit and stop; in a running loop."""
+    if threading.current_thread() is threading.main_thread():
+      self._loop = asyncio.get_running_loop()
+      self._loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+
+  def deafen(self) -> None:
+    """Ends what `listen` began."""
+    if self._loop is not None:
+      self._loop.remove_signal_handler(signal.SIGTERM)
+      self._loop = None
+
+
+def leave(code: int, seconds: float = 10.0) -> None:
+  """Exits, together with the other processes if they do, too.
+
+  Args:
+    code: the exit code.
+    seconds: that the others get. A proper exit waits minutes for those that
+      wait, in a collective, for this one; its absence ends them.
+  """
+  if jax.distributed.is_initialized():
+    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    parting.start()
+    parting.join(seconds)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
+class Watchdog:
+  """Ends this process when a step takes longer than it may.
+
+  A process that hangs inside a collective cannot raise; ended, its absence ends
+  the others.
+  """
+
+  def __init__(
+      self, seconds: float, name: str,
+      end: Callable[[int], None] = os._exit,
+  ):
+    """Watches from the first `begin` on.
+
+    Args:
+      seconds: that a step may take; 0: any time.
+      name: of this process, for the message.
+      end: called with the exit code.
+    """
+    self._seconds, self._name, self._end = seconds, name, end
+    self._what, self._since = '', math.inf
+    self._done = threading.Event()
+    if seconds:
+      threading.Thread(
+          target=self._watch, name='watchdog', daemon=True
+      ).start()
+
+  def begin(self, what: str) -> None:
+    """Says what is done from now on; its time starts."""
+    self._since, self._what = time.monotonic(), what
+
+  def rest(self) -> None:
+    """Lets what follows take any time."""
+    self._since = math.inf
+
+  def close(self) -> None:
+    """Ends watching."""
+    self._done.set()
+
+  def _watch(self):
+    while not self._done.wait(min(1.0, self._seconds / 10)):
+      if time.monotonic() - self._since > self._seconds:
+        sys.stderr.write(
+            f'{self._name} hangs: {self._what} has taken more than'
+            f' {self._seconds:g} s (--step_seconds); ending it. The same'
+            ' command goes on from the last commit\n'
+        )
+        sys.stderr.flush()
+        self._end(HUNG_CODE)
+        return

@@ -1,0 +1,88 @@
+"""Parameters from the training mesh to a process's samplers."""
+
+import jax
+import numpy as np
+import pytest
+
+from agentflow_jax.core import handover
+from agentflow_jax.core import model
+from agentflow_jax.core import sharding
+
+CONFIG = model.ModelConfig(
+    vocab_size=64, d_model=32, n_layers=2, n_heads=8, n_kv_heads=4, head_dim=8,
+    d_ff=48, max_positions=32,
+)
+
+
+class _Device:
+  """A device of another process, as far as shapes of meshes go."""
+
+  def __init__(self, process_index):
+    self.process_index = process_index
+
+
+def _placed(mesh):
+  params = jax.device_get(model.init_params(CONFIG, jax.random.key(0)))
+  return params, jax.tree.map(
+      sharding.put, params, sharding.param_shardings(CONFIG, mesh)
+  )
+
+
+@pytest.mark.parametrize('axes', [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize('split', [True, False])
+def test_values_are_the_same_on_this_process_s_devices(axes, split):
+  mesh = sharding.make_mesh(*axes)
+  params, placed = _placed(mesh)
+  give = handover.Handover(CONFIG, mesh, split)
+  got = give(placed)
+  jax.tree.map(np.testing.assert_array_equal, got, params)
+  for x, where in zip(
+      jax.tree.leaves(got), jax.tree.leaves(give.local), strict=True
+  ):
+    assert x.sharding == where
+    assert len(x.sharding.device_set) == (8 if split else 1)
+  if split:
+    parts = got['layers']['mlp']['down']['kernel'].addressable_shards
+    assert parts[0].data.size * 8 == params['layers']['mlp']['down']['kernel'].size
+
+
+def test_what_is_handed_over_outlives_what_it_was_made_from():
+  mesh = sharding.make_mesh(8, 1, 1)  # Whole on every device in both layouts.
+  params, placed = _placed(mesh)
+  got = handover.Handover(CONFIG, mesh, split=False)(placed)
+  for x in jax.tree.leaves(placed):
+    x.delete()
+  jax.tree.map(np.testing.assert_array_equal, got, params)
+
+
+def _owned(owners):
+  class Mesh:
+    devices = np.vectorize(_Device, otypes=[object])(np.array(owners))
+    shape = dict(zip(sharding.MESH_AXES, devices.shape))
+  return Mesh
+
+
+@pytest.mark.parametrize(
+    'owners, box',
+    [
+        ([[[0], [0], [1], [1]]], (1, 2, 1)),
+        ([[[0, 0], [0, 0]], [[1, 1], [1, 1]]], (1, 2, 2)),
+        ([[[0, 1], [0, 1]], [[2, 3], [2, 3]]], (1, 2, 1)),
+        ([[[0, 0]], [[1, 1]]], (1, 1, 2)),
+    ],
+)
+def test_a_process_s_part_of_the_mesh_is_found(owners, box):
+  assert handover._box(_owned(owners)) == box
+
+
+@pytest.mark.parametrize(
+    'owners',
+    [
+        [[[0], [1], [0], [1]]],  # Apart.
+        [[[0], [0], [0], [1], [1], [1], [1], [1]]],  # Uneven.
+        [[[1], [0], [0], [1]]],  # At no multiple of its size.
+    ],
+)
+def test_a_process_without_a_box_is_an_error_with_a_remedy(owners):
+  with pytest.raises(ValueError, match='make mesh.tensor'):
+    handover._box(_owned(owners))

@@ -1,0 +1,219 @@
+"""Runs of several processes: the same numbers, and what happens when one ends.
+
+Each process has its part of eight virtual CPU devices; they speak through gloo.
+"""
+
+import json
+import os
+import pickle
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from agentflow_jax.training import rollout_files
+from agentflow_jax.training import run
+from tests.training import mini
+
+_CONFIG = """
+import pickle
+
+def get_config():
+  with open({path!r}, 'rb') as f:
+    return pickle.load(f)
+"""
+
+
+class _Job:
+  """A run in several processes."""
+
+  def __init__(self, directory, workdir, processes, *flags, grace=20):
+    self.workdir = directory / workdir
+    self.log = directory / f'{workdir}.log'
+    with open(self.log, 'ab') as log:
+      self._launcher = subprocess.Popen(
+          [
+              sys.executable, 'launch/local.py', f'--processes={processes}',
+              f'--devices={8 // processes}', f'--grace={grace}', '--',
+              sys.executable, '-m', 'agentflow_jax.train', '--quiet',
+              f'--config={directory / "config.py"}',
+              f'--workdir={self.workdir}', *flags,
+          ],
+          cwd=mini.ROOT, stdout=log, stderr=subprocess.STDOUT,
+      )
+
+  def pids(self):
+    """Of the processes that this job has, once all have begun."""
+    found = re.findall(r'^process \d+ is (\d+)$', self.text(), re.MULTILINE)
+    return [int(pid) for pid in found]
+
+  def text(self):
+    return self.log.read_text()
+
+  def steps(self):
+    path = self.workdir / 'metrics.jsonl'
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+  def wait_for_step(self, step):
+    deadline = time.monotonic() + 300
+    while self.steps() < step:
+      assert self._launcher.poll() is None, self.text()
+      assert time.monotonic() < deadline, self.text()
+      time.sleep(0.05)
+
+  def terminate(self):
+    self._launcher.send_signal(signal.SIGTERM)
+
+  def wait(self):
+    try:
+      return self._launcher.wait(300)
+    except subprocess.TimeoutExpired:
+      self._launcher.kill()
+      raise
+
+
+def _lines(workdir):
+  """The metrics of a run without what depends on the clock."""
+  return [
+      {
+          k: v for k, v in json.loads(line).items()
+          if not k.startswith(('seconds/', 'rate/'))
+      }
+      for line in (workdir / 'metrics.jsonl').read_text().splitlines()
+  ]
+
+
+def _digest(workdir):
+  return json.loads((workdir / 'summary.json').read_text())['params_digest']
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """A run of this process alone, and the directory of its config."""
+  directory = tmp_path_factory.mktemp('processes')
+  config = mini.config(directory / 'in', steps=3, checkpoint_every=2)
+  (directory / 'config.pickle').write_bytes(pickle.dumps(config))
+  (directory / 'config.py').write_text(
+      _CONFIG.format(path=str(directory / 'config.pickle'))
+  )
+  run.train(config, str(directory / 'alone'), quiet=True)
+  return directory
+
+
+def _assert_same(workdir, alone):
+  got, expected = _lines(workdir), _lines(alone / 'alone')
+  assert len(got) == len(expected) == 3
+  for line, other in zip(got, expected):
+    assert line.keys() == other.keys()
+    for name, value in line.items():
+      assert value == pytest.approx(other[name], rel=1e-5, abs=1e-6), name
+  for path in (alone / 'alone' / 'rollouts').iterdir():
+    # Nine rollouts of three queries: uneven shares, and work for four.
+    ours, theirs = (
+        rollout_files.read(p)
+        for p in (workdir / 'rollouts' / path.name, path)
+    )
+    assert [g.task.query for g in ours] == [g.task.query for g in theirs]
+    assert [
+        t.completion.response_ids
+        for g in ours for r in g.trajectories for t in r.turns
+    ] == [
+        t.completion.response_ids
+        for g in theirs for r in g.trajectories for t in r.turns
+    ]
+
+
+@pytest.mark.parametrize(
+    'processes', [2, pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_a_run_is_the_same_on_any_number_of_processes(alone, processes):
+  job = _Job(alone, f'on_{processes}', processes)
+  assert job.wait() == 0, job.text()
+  _assert_same(job.workdir, alone)
+  assert (job.workdir / 'report.html').exists()
+  assert len(list((job.workdir / 'evaluations').iterdir())) == 4
+  summary = json.loads((job.workdir / 'summary.json').read_text())
+  assert summary['compiles/after_warmup'] == 0
+
+
+@pytest.mark.slow
+def test_told_to_stop_it_commits_and_goes_on_with_other_processes(alone):
+  job = _Job(alone, 'stopped', 4)
+  job.wait_for_step(1)  # Nothing is committed before the second.
+  job.terminate()
+  assert job.wait() == 75, job.text()
+  assert 'SIGTERM' in job.text()
+  assert job.steps() < 3
+  assert [p.name for p in (job.workdir / 'checkpoints').iterdir()]
+  again = _Job(alone, 'stopped', 2)
+  assert again.wait() == 0, again.text()
+  _assert_same(job.workdir, alone)
+
+
+@pytest.mark.slow
+def test_one_killed_at_any_moment_ends_all_and_loses_nothing(alone):
+  rng = random.Random(0)
+  commits = lambda job: max(
+      (
+          int(p.name) for p in (job.workdir / 'checkpoints').glob('*')
+          if p.name.isdigit()
+      ),
+      default=0,
+  )
+  kills, name = 0, 'killed'
+  while kills < 10:
+    job = _Job(alone, name, 2, '--heartbeat_seconds=10')
+    time.sleep(rng.uniform(2.0, 16.0))
+    committed, victim = commits(job), rng.choice(job.pids()[-2:])
+    try:
+      os.kill(victim, signal.SIGKILL)
+    except ProcessLookupError:  # It was done: another run.
+      assert job.wait() == 0, job.text()
+      _assert_same(job.workdir, alone)
+      name = f'killed_{kills}'
+      continue
+    start = time.monotonic()
+    code = job.wait()
+    assert time.monotonic() - start < 60, job.text()
+    if code == 0:  # Its work was done, and it was about to leave.
+      continue
+    kills += 1
+    assert 'was ended by SIGKILL' in job.text()
+    assert commits(job) >= committed
+  job = _Job(alone, name, 2)
+  assert job.wait() == 0, job.text()
+  _assert_same(job.workdir, alone)
+  assert _digest(job.workdir) == _digest(alone / 'alone')
+
+
+def test_a_workdir_that_is_not_shared_is_one_clear_error(alone, tmp_path):
+  flags = [f'--coordinator=127.0.0.1:{_free_port()}', '--num_processes=2']
+  both = [
+      subprocess.Popen(
+          [
+              sys.executable, '-m', 'agentflow_jax.train', '--quiet',
+              f'--config={alone / "config.py"}', f'--workdir={tmp_path / str(i)}',
+              f'--process_id={i}', *flags,
+          ],
+          cwd=mini.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+          text=True,
+          env=os.environ | {
+              'XLA_FLAGS': '--xla_force_host_platform_device_count=4'
+          },
+      )
+      for i in range(2)
+  ]
+  said = [p.communicate(timeout=200)[0] for p in both]
+  assert both[1].returncode == 2
+  assert 'has to be one directory for all processes' in said[1]
+
+
+def _free_port():
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
