@@ -1,15 +1,15 @@
 """Runs a training command as several processes of this machine.
 
-  python launch/local.py --processes=4 [--devices=2] [--grace=30] -- \
+  python launch/local.py --processes=4 [--devices=2] [--grace=60] -- \
       python -m agentflow_jax.train --config=experiments/X.py --workdir=DIR
 
 Each process gets --coordinator, --num_processes and --process_id; with --devices
 each has so many virtual CPU devices, to try a mesh without its hardware. Lines of
 output begin with the number of their process.
 
-As soon as one process ends with an error, by a signal, or not at all --grace
-seconds after the others, the rest are ended, too: SIGTERM, and SIGKILL --grace
-seconds later. The exit code is that of the first one that failed: 75 and 70 mean
+As soon as one process ends with an error or by a signal, the rest are ended, too:
+SIGTERM, and SIGKILL --grace seconds later. So is who has not ended --grace seconds
+after the first one, or after a signal that came from outside. The exit code is that of the first one that failed: 75 and 70 mean
 that the same command goes on, and so does 1 where a process was killed.
 """
 
@@ -29,7 +29,7 @@ def _arguments():
   )
   parser.add_argument('--processes', type=int, required=True)
   parser.add_argument('--devices', type=int, default=0)
-  parser.add_argument('--grace', type=float, default=30.0)
+  parser.add_argument('--grace', type=float, default=60.0)
   parser.add_argument('--dry_run', action='store_true')
   parser.add_argument('command', nargs=argparse.REMAINDER)
   args = parser.parse_args()
@@ -75,7 +75,7 @@ def _described(index, code):
 class _Job:
   """The processes."""
 
-  def __init__(self, commands, environment):
+  def __init__(self, commands, environment, grace):
     self.all = [
         subprocess.Popen(
             c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -90,36 +90,35 @@ class _Job:
     for i, (process, pump) in enumerate(zip(self.all, self.pumps)):
       print(f'process {i} is {process.pid}', flush=True)
       pump.start()
-    self.told = 0
+    self.told, self.deadline, self.grace = 0, None, grace
 
   def tell(self, number, unused_frame=None):
-    """Passes a signal on."""
+    """Passes a signal on; from now on the processes have so long to end."""
     self.told = number
+    self.deadline = time.monotonic() + self.grace
     for p in self.all:
       if p.poll() is None:
         p.send_signal(number)
 
-  def wait(self, grace):
+  def wait(self):
     """Returns the exit code of the job."""
-    failed, deadline = 0, None
+    failed = 0
     while any(p.poll() is None for p in self.all):
       codes = [p.poll() for p in self.all]
-      if deadline is None and any(c is not None for c in codes):
+      if self.deadline is None and any(c is not None for c in codes):
         # Together they end within moments, so who is late is lost.
-        deadline = time.monotonic() + grace
+        self.deadline = time.monotonic() + self.grace
       bad = [(i, c) for i, c in enumerate(codes) if c]
       if bad and not failed and not self.told:
         print(f'{_described(*bad[0])}: ending the others', flush=True)
         self.tell(signal.SIGTERM)
       if bad and not failed:
         failed = bad[0][1]
-        deadline = time.monotonic() + grace
-      if deadline is not None and time.monotonic() > deadline:
+      if self.deadline is not None and time.monotonic() > self.deadline:
         late = [i for i, p in enumerate(self.all) if p.poll() is None]
         print(f'processes {late} did not end: killing them', flush=True)
         self.tell(signal.SIGKILL)
         failed = failed or 1
-        deadline = None
       time.sleep(0.1)
     for pump in self.pumps:
       pump.join(timeout=5)
@@ -141,10 +140,10 @@ def main():
     for command in commands:
       print(' '.join(command))
     return 0
-  job = _Job(commands, _environment(args.devices))
+  job = _Job(commands, _environment(args.devices), args.grace)
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, job.tell)
-  return job.wait(args.grace)
+  return job.wait()
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ _ARROWS = {
 _THIRD_PARTY = {
     'records': set(),
     'core': {'jax', 'flax', 'optax', 'numpy'},
-    'launch': set(),
+    'launch': {'matplotlib'},  # The page of a sweep.
 }  # Rooms whose third-party imports the design lists.
 _NEVER = {'agents': {'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'}}
 # Options that launchers pass, and what must be installed to understand them.
@@ -110,7 +110,7 @@ def _room(path: str) -> str:
     return 'tests'
   if parts[0] != 'agentflow_jax':
     return 'benchmarks' if parts[1:2] == ['benchmarks'] else parts[0]
-  if parts[1:] == ['training', 'config.py']:
+  if parts[1:] in (['training', 'config.py'], ['training', 'sweep.py']):
     return 'config'
   if parts[-1] == '__init__.py' and len(parts) < 4:
     return ''  # Empty, and imported with every module of its package.
@@ -206,7 +206,7 @@ def requirement_problems(files: house_sources.Files) -> list[str]:
   problems += [
       f'{d} is in requirements.txt and in [{extra}]'
       for extra, names in extras.items()
-      for d in sorted(names & set(core) - {'jax'})
+      for d in sorted(names & set(core) - {'jax', 'etils'})  # Extras of theirs.
   ]
   lines = files['requirements.txt'].splitlines()
   for before, line in zip(['', *lines], lines):

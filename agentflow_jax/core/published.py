@@ -24,6 +24,10 @@ MODELS = {
         vocab_size=151936, d_model=1536, n_layers=28, n_heads=12, n_kv_heads=2,
         head_dim=128, d_ff=8960,
     ),
+    'qwen2.5-3b': _qwen(
+        vocab_size=151936, d_model=2048, n_layers=36, n_heads=16, n_kv_heads=2,
+        head_dim=128, d_ff=11008,
+    ),
     'qwen2.5-7b': _qwen(
         vocab_size=152064, d_model=3584, n_layers=28, n_heads=28, n_kv_heads=4,
         head_dim=128, d_ff=18944, tie_embeddings=False,

@@ -80,7 +80,7 @@ class Engine:
         functools.partial(
             pages_lib.make_pool, model_config, config.pages, config.page_tokens
         ),
-        out_shardings=_pool_sharding(
+        out_shardings=pages_lib.pool_sharding(
             jax.tree.leaves(self._params)[0].sharding, model_config
         ),
     )
@@ -462,19 +462,6 @@ class Engine:
             len(settled),
             e,
         )
-
-
-def _pool_sharding(
-    sharding: Any, model_config: model.ModelConfig
-) -> jax.sharding.Sharding:
-  """Returns where pages lie: split over 'tensor' where heads divide over it."""
-  if not isinstance(sharding, jax.sharding.NamedSharding):
-    return sharding
-  size = sharding.mesh.shape.get('tensor', 1)
-  heads = 'tensor' if size > 1 and not model_config.n_kv_heads % size else None
-  return jax.sharding.NamedSharding(
-      sharding.mesh, jax.sharding.PartitionSpec(heads)
-  )
 
 
 def _shapes(params: Any) -> dict[str, str]:

@@ -12,6 +12,7 @@ Layouts and the order of axes are chosen for XLA's CPU, by measurement.
 
 import functools
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -59,6 +60,24 @@ def make_pool(config: model.ModelConfig, pages: int, page_tokens: int) -> Pool:
   )
   return Pool(
       keys=jnp.zeros(shape, config.dtype), values=jnp.zeros(shape, config.dtype)
+  )
+
+
+def pool_sharding(
+    params_sharding: Any, config: model.ModelConfig
+) -> jax.sharding.Sharding:
+  """Returns where pages lie: split over 'tensor' where heads divide over it.
+
+  Args:
+    params_sharding: of any of the parameters.
+    config: the network.
+  """
+  if not isinstance(params_sharding, jax.sharding.NamedSharding):
+    return params_sharding
+  size = params_sharding.mesh.shape.get('tensor', 1)
+  heads = 'tensor' if size > 1 and not config.n_kv_heads % size else None
+  return jax.sharding.NamedSharding(
+      params_sharding.mesh, jax.sharding.PartitionSpec(heads)
   )
 
 

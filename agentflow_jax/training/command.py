@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from agentflow_jax.agents.tools import base, search
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import knobs
 
@@ -74,32 +73,22 @@ def _guarded(main):
   def call(argv):
     import jax
 
-    from agentflow_jax.training import processes, trainer
-    from agentflow_jax.weights import parameters
+    from agentflow_jax.training import processes
 
     if not _asks_for_verbosity(sys.argv):
       # Libraries tell each step of a commit; absl would show all of it.
       logging.set_verbosity(logging.WARNING)
     try:
       main(argv)
-    except (
-        config_lib.ConfigError,
-        parameters.CheckpointError,
-        base.ToolUnavailable,
-        search.CorpusError,
-    ) as e:
-      sys.stderr.write(f'error: {e}\n')
-      processes.leave(2)
-    except (trainer.RunStopped, processes.ProcessFailed) as e:
-      sys.stderr.write(f'the run stopped: {e}\n')
-      processes.leave(3)
-    except processes.Preempted as e:
-      sys.stderr.write(f'{e}\n')
-      processes.leave(processes.PREEMPTED_CODE)
-    except Exception:
-      if jax.distributed.is_initialized():
+    except Exception as e:
+      code = processes.code_of(e)
+      if code == 1:  # Nobody's mistake but ours.
+        if not jax.distributed.is_initialized():
+          raise
         traceback.print_exc()
-        processes.leave(1)
-      raise
+      else:
+        what = 'error' if code == 2 else 'the run stopped'
+        sys.stderr.write(f'{what}: {e}\n')
+      processes.leave(code)
 
   return call

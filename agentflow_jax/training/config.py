@@ -20,6 +20,7 @@ from agentflow_jax import records
 from agentflow_jax.agents import prompts, rollout
 from agentflow_jax.core import flow_grpo, losses, model, optimizer
 from agentflow_jax.inference import api
+from agentflow_jax.training import sweep as sweep_lib
 
 # What config files name of the rooms below; they import this module only.
 SamplingSpec = records.SamplingSpec
@@ -31,6 +32,7 @@ EngineConfig = api.EngineConfig
 FlowGrpoConfig = flow_grpo.FlowGrpoConfig
 OptimizerConfig = optimizer.OptimizerConfig
 SftLossConfig = losses.SftConfig
+sweep = sweep_lib
 
 
 class ConfigError(ValueError):

@@ -6,6 +6,8 @@ errors, and whether somebody was told to stop.
 """
 
 import asyncio
+import contextlib
+import hashlib
 import math
 import os
 import signal
@@ -16,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import jax
+from etils import epath
 from jax.experimental import multihost_utils
 import numpy as np
 
@@ -30,10 +33,20 @@ _T = TypeVar('_T')
 # Bytes of a process that one collective carries: one program for all lengths.
 _CHUNK = 1 << 16
 _OK, _FAILED, _PREEMPTED = range(3)
+_LOOK_SECONDS = 2.0  # Between two looks for a process that was told to stop.
 
 
 class ProcessFailed(RuntimeError):
-  """Another process of the run cannot go on; says which, and why."""
+  """Another process of the run cannot go on; says which, and why.
+
+  Attributes:
+    code: to exit with: 2 and 3 as that process does, PREEMPTED_CODE where the
+      same command may fare better.
+  """
+
+  def __init__(self, message: str, code: int = PREEMPTED_CODE):
+    super().__init__(message)
+    self.code = code
 
 
 class Preempted(RuntimeError):
@@ -66,6 +79,7 @@ def initialize(
   Raises:
     ConfigError: the arguments contradict each other, or nothing says where the
       other processes are.
+    ProcessFailed: some did not come in time.
   """
   asked = bool(coordinator or count or index >= 0)
   if distributed == 'off' or (
@@ -89,7 +103,9 @@ def initialize(
         index if index >= 0 else None,
         heartbeat_timeout_seconds=heartbeat_seconds,
     )
-  except (ValueError, RuntimeError) as e:
+  except RuntimeError as e:
+    raise ProcessFailed(f'the processes did not come together: {e}') from e
+  except ValueError as e:
     raise config_lib.ConfigError(
         f'the processes of the run did not come together: {e}; give'
         ' --coordinator, --num_processes and --process_id, or'
@@ -118,10 +134,13 @@ class Processes:
   Attributes:
     index: of this one.
     count: of all.
+    stop_file: tells the others that one was told to stop; None: nothing does
+      until the next exchange. Not to be there when a run begins.
   """
 
   def __init__(self, index: int = 0, count: int = 1):
     self.index, self.count = index, count
+    self.stop_file: epath.Path | None = None
     self._stop = asyncio.Event()
     self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -182,8 +201,20 @@ class Processes:
       result = function()
     except Exception as e:  # Boundary: the others have to hear of it.
       error = e
-    self._agree(_OK if error is None else _FAILED, str(error).encode(), error)
+    said = (_OK, b'') if error is None else (_FAILED, _described(error))
+    self._agree(*said, error)
     return result
+
+  def check_same(self, what: str, text: str) -> None:
+    """Raises ConfigError where `text` is not the same in all processes."""
+    digest = hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()
+    everything = self.exchange(digest.encode())
+    differ = [i for i, other in enumerate(everything) if other != everything[0]]
+    if differ:
+      raise config_lib.ConfigError(
+          f'{what} of process {", ".join(map(str, differ))} of {self.count} is not'
+          ' that of process 0: start all of them with the same command and files'
+      )
 
   def first(self, function: Callable[[], _T]) -> _T:
     """Calls a function in process 0, then in the others.
@@ -214,7 +245,8 @@ class Processes:
       if other[0] == _FAILED:
         raise ProcessFailed(
             f'process {i} of {self.count} failed:'
-            f' {other[1:].decode(errors="replace")}'
+            f' {other[2:].decode(errors="replace")}',
+            other[1],
         )
     if any(other[0] == _PREEMPTED for other in everything):
       raise Preempted(
@@ -225,7 +257,8 @@ class Processes:
   async def gathered(self, work: Awaitable[bytes]) -> list[bytes]:
     """Awaits this process's work, then returns that of all, in order.
 
-    Work is cancelled as soon as this process is told to stop.
+    Work is cancelled as soon as this process, or soon after another one, is
+    told to stop.
 
     Raises:
       Exception: what the work raised.
@@ -233,7 +266,7 @@ class Processes:
       Preempted: some process was told to stop.
     """
     task = asyncio.ensure_future(work)
-    stop = asyncio.ensure_future(self._stop.wait())
+    stop = asyncio.ensure_future(self._told_to_stop())
     said, payload, error = _OK, b'', None
     try:
       await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -242,12 +275,25 @@ class Processes:
       else:
         payload = task.result()
     except Exception as e:  # Boundary: the others have to hear of it.
-      said, payload, error = _FAILED, f'{type(e).__name__}: {e}'.encode(), e
+      said, payload, error = _FAILED, _described(e), e
     finally:
       for one in (task, stop):
         one.cancel()
       await asyncio.gather(task, stop, return_exceptions=True)
     return await asyncio.to_thread(self._agree, said, payload, error)
+
+  async def _told_to_stop(self) -> None:
+    """Returns when this process or another one was told to stop."""
+    if self.stop_file is None:
+      await self._stop.wait()
+      return
+    while not self._stop.is_set():
+      if await asyncio.to_thread(self.stop_file.exists):
+        self._stop.set()
+        return
+      with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(self._stop.wait(), _LOOK_SECONDS)
+    await asyncio.to_thread(self.stop_file.write_text, f'{self.index}\n')
 
   def listen(self) -> None:
     """Takes SIGTERM for a request to commit and stop; in a running loop."""
@@ -260,6 +306,35 @@ class Processes:
     if self._loop is not None:
       self._loop.remove_signal_handler(signal.SIGTERM)
       self._loop = None
+
+
+def code_of(error: BaseException) -> int:
+  """Returns the exit code of an error: 2 and 3 are final."""
+  # Imported late: the trainer is built upon this module.
+  from agentflow_jax.agents.tools import base, search
+  from agentflow_jax.training import trainer
+  from agentflow_jax.weights import parameters
+
+  if isinstance(
+      error,
+      (config_lib.ConfigError, parameters.CheckpointError, base.ToolUnavailable,
+       search.CorpusError),
+  ):
+    return 2
+  if isinstance(error, trainer.RunStopped):
+    return 3
+  if isinstance(error, ProcessFailed):
+    return error.code
+  return PREEMPTED_CODE if isinstance(error, Preempted) else 1
+
+
+def _described(error: BaseException) -> bytes:
+  """Says what went wrong, after the code that others exit with."""
+  while isinstance(error, BaseExceptionGroup):
+    error = error.exceptions[0]
+  code = code_of(error)
+  final = bytes([code if code in (2, 3) else PREEMPTED_CODE])
+  return final + f'{type(error).__name__}: {error}'.encode(errors='replace')
 
 
 def leave(code: int, seconds: float = 10.0) -> None:

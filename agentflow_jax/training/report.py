@@ -294,7 +294,39 @@ def _time(run: report_data.Run) -> list[str]:
           'Summed over all training rollouts. They run side by side, so these '
           'sums exceed the wall time.',
       ),
+      report_html.grid([
+          report_html.figure(
+              label,
+              report_plots.over_steps(
+                  run, f'rate/{name}', name.replace('_', '-'), label,
+                  percent=percent,
+              ),
+              note,
+          )
+          for name, label, percent, note in _ENGINE
+      ]),
   ]
+
+
+# What the sampler did: metric, label, whether it is a share, what it says.
+_ENGINE = (
+    (
+        'prefix_hits', 'Prompt tokens found in the cache', True,
+        'Of all prompt tokens of a step; they were read once before.',
+    ),
+    (
+        'device_idle', 'Device idle with work pending', True,
+        'Of the time in which the sampler had requests in its slots.',
+    ),
+    (
+        'tokens_per_decode_step', 'Slots that sampled', False,
+        'Tokens a decode step, mean over a training step; at most engine.slots.',
+    ),
+    (
+        'decode_tokens_per_second', 'Tokens sampled per second', False,
+        'Over the time that the device was decoding.',
+    ),
+)
 
 
 def _seconds(run: report_data.Run) -> dict[str, float]:

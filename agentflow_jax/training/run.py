@@ -96,6 +96,7 @@ def train(
   directory = epath.Path(workdir)
   directory.mkdir(parents=True, exist_ok=True)
   processes = processes_lib.Processes.current()
+  processes.check_same('the config', json.dumps(_flat(config), sort_keys=True))
   _check_shared(directory, processes)
   processes.together(lambda: _check_same_run(config, directory))
   watchdog = processes_lib.Watchdog(
@@ -132,12 +133,15 @@ async def _train(config, workdir, quiet, processes, watchdog) -> str:
   """Build, resume, loop, evaluate, report."""
   compilations, clock = Compilations(), Clock()
   primary = processes.is_primary
-  processes.listen()
   started = time.monotonic()
   _cache_compilations(workdir)
   logging.info('devices: %s', jax.devices())
   with clock('setup'):
-    parts = system.build(config, workdir, system.make_mesh(config), processes)
+    parts = processes.together(
+        lambda: system.build(
+            config, workdir, system.make_mesh(config), processes
+        )
+    )
   saved = None
   try:
     if not parts.tasks.train:
@@ -155,7 +159,8 @@ async def _train(config, workdir, quiet, processes, watchdog) -> str:
         workdir / 'checkpoints', config.train.keep_checkpoints
     )
     inputs = _inputs(parts)
-    lines, spent = _resume(trainer, parts, saved, inputs)
+    processes.check_same('the planner or the task set', repr(inputs))
+    lines, spent, pending = _resume(trainer, parts, saved, inputs)
     started -= spent.pop('total', 0.0)
     clock.add(spent)
     bar = progress.Progress(
@@ -166,13 +171,16 @@ async def _train(config, workdir, quiet, processes, watchdog) -> str:
     evaluations = final.Evaluations(parts, workdir, bar, clock)
     with contextlib.closing(bar), contextlib.closing(log):
       warm = compilations.count
-      if not lines:
+      # Until here a signal ends the process: nothing was done.
+      processes.listen()
+      if not lines and pending is None:
         await evaluations.start()
       loop = _Loop(
           parts, trainer, saved, log, bar, clock, compilations, evaluations,
           inputs,
           lambda: time.monotonic() - started,
           watchdog,
+          pending,
       )
       await loop.run()
       watchdog.rest()
@@ -217,7 +225,13 @@ def _check_shared(workdir: epath.Path, processes) -> None:
     return
   path, mark = workdir / 'processes.txt', secrets.token_hex(16)
   (mark, *_) = processes.exchange(mark.encode())
-  processes.alone(lambda: metrics_lib.write_text(path, mark.decode()))
+  processes.stop_file = workdir / 'stop.txt'
+
+  def begin():
+    processes.stop_file.unlink(missing_ok=True)
+    metrics_lib.write_text(path, mark.decode())
+
+  processes.alone(begin)
 
   def look():
     if not path.exists() or path.read_text().encode() != mark:
@@ -298,18 +312,19 @@ def _inputs(parts: system.System) -> dict[str, str]:
 
 def _resume(
     trainer, parts, saved, inputs
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
+) -> tuple[list[dict[str, Any]], dict[str, float], dict[str, float] | None]:
   """Restores the newest commit, if any.
 
   Returns:
-    The metrics of its steps, and the seconds that were spent up to it.
+    The metrics of its steps, the seconds that were spent up to it, and the
+    metrics of a step that was done but for its evaluation.
 
   Raises:
     ConfigError: the planner or the tasks that the run began with have changed.
   """
   step = saved.latest
   if step is None:
-    return [], {}
+    return [], {}, None
   trainer.state, run = saved.restore(step, trainer.state)
   changed = [k for k, v in inputs.items() if run['inputs'].get(k) != v]
   if changed:
@@ -319,7 +334,7 @@ def _resume(
     )
   parts.sample_from(trainer.params, step)
   logging.info('resuming after step %d', step)
-  return run['metrics'], run['seconds']
+  return run['metrics'], run['seconds'], run.get('pending')
 
 
 @dataclasses.dataclass
@@ -337,6 +352,7 @@ class _Loop:
   inputs: dict[str, str]
   elapsed: Callable[[], float]
   watchdog: processes_lib.Watchdog
+  pending: dict[str, float] | None = None
 
   async def run(self) -> None:
     """Data, update, evaluation, records, metrics, commit: step by step."""
@@ -351,23 +367,32 @@ class _Loop:
     processes = self.parts.processes
     for step in range(len(self.log.lines), config.train.steps):
       self.watchdog.begin(f'step {step + 1}')
-      sampled = self.parts.engine.stats()
-      with self.clock('rollout'):
-        try:
-          data = await source.step(step, counter)
-        except processes_lib.Preempted:
-          await self._commit(step, journal, always=True)
-          raise
-      engine = engine_rates.rates(sampled, self.parts.engine.stats())
-      metrics = engine | await self._update(step, data)
+      metrics, self.pending = self.pending, None
+      if metrics is None:
+        sampled = self.parts.engine.stats()
+        with self.clock('rollout'):
+          try:
+            data = await source.step(step, counter)
+          except processes_lib.Preempted:
+            await self._commit(step, journal, stops=True)
+            raise
+        engine = engine_rates.rates(sampled, self.parts.engine.stats())
+        metrics = engine | await self._update(step, data)
+        if (
+            processes.is_primary and data.groups
+            and config.train.rollout_records == 'all'
+        ):
+          with self.clock('records'):
+            path = workdir / 'rollouts' / f'step_{step + 1:06d}.p0.jsonl.zst'
+            await asyncio.to_thread(
+                rollout_files.write, path, data.groups, data.extras
+            )
       if _is_due(config, step + 1):
-        metrics |= await self.evaluations.during()
-      if processes.is_primary and data.groups and config.train.rollout_records == 'all':
-        with self.clock('records'):
-          path = workdir / 'rollouts' / f'step_{step + 1:06d}.p0.jsonl.zst'
-          await asyncio.to_thread(
-              rollout_files.write, path, data.groups, data.extras
-          )
+        try:
+          metrics |= await self.evaluations.during()
+        except processes_lib.Preempted:
+          await self._commit(step + 1, journal, stops=True, pending=metrics)
+          raise
       now = dict(self.clock.seconds)
       self._log(step + 1, metrics, before, now)
       before = now  # So a commit's seconds are in the next step's line.
@@ -394,18 +419,26 @@ class _Loop:
   def _log(self, done, metrics, before, now) -> None:
     spent = {k: v - before.get(k, 0.0) for k, v in now.items()}
     metrics |= {f'seconds/{k}': v for k, v in spent.items() if v > 0}
-    if 'rollouts/requested' in metrics:
+    # A step that was done before this process has its rates already.
+    if 'rollouts/requested' in metrics and spent.get('rollout'):
       metrics['rate/rollouts_per_second'] = (
           metrics['rollouts/requested'] / spent['rollout']
       )
     self.log.add(done, metrics)
 
-  async def _commit(self, done, journal, always=False) -> None:
+  async def _commit(self, done, journal, stops=False, pending=None) -> None:
+    """Commits if it is time to, or the run stops here.
+
+    Args:
+      done: updates made.
+      journal: of finished rollouts.
+      stops: whether the run does.
+      pending: metrics of the last step, if its evaluation is still to come.
+    """
     train = self.parts.config.train
-    if always:
-      if done == (self.saved.latest or 0):
-        return
-    elif done % train.checkpoint_every and done != train.steps:
+    if done == (self.saved.latest or 0):
+      return
+    if not stops and done % train.checkpoint_every and done != train.steps:
       return
     # Orbax cuts what is replicated over devices up by small programs.
     with self.clock('checkpoint'), self.compilations.paused():
@@ -413,6 +446,7 @@ class _Loop:
           self.saved.save, done, self.trainer.state,
           {
               'steps': done,
+              'pending': pending,
               'inputs': self.inputs,
               'metrics': self.log.lines,
               'seconds': {**self.clock.seconds, 'total': self.elapsed()},

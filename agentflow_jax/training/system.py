@@ -199,7 +199,7 @@ def build(
   with contextlib.ExitStack() as stack:
     engine = frozen = handover = None
     sampled, where, copy = loaded and loaded.params, None, trains
-    if loaded and (processes.count > 1 or config.mesh.sampler_devices == -1):
+    if loaded and hands_over(config, processes.count):
       handover = _handover(config, loaded, mesh)
       sampled, where = handover(loaded.params), handover.local
       copy = False  # It is one.
@@ -216,7 +216,9 @@ def build(
               sharding=where, copy=False,
           )
       )
-    models = _models(config, loaded and loaded.tokenizer, engine, frozen)
+    models = _models(
+        config, loaded and loaded.tokenizer, engine, frozen, processes.count
+    )
     planner = modules.ModelPlanner(
         model=models['planner'],
         sampling=config.planner.sampling,
@@ -243,6 +245,11 @@ def build(
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
+
+
+def hands_over(config: config_lib.Config, processes: int) -> bool:
+  """Says whether a Handover brings parameters to the sampler."""
+  return processes > 1 or config.mesh.sampler_devices == -1
 
 
 def _handover(config, loaded, mesh) -> handover_lib.Handover:
@@ -317,7 +324,7 @@ def _texts(config, tasks):
     yield from fixed
 
 
-def _models(config, tokenizer, engine, frozen):
+def _models(config, tokenizer, engine, frozen, processes):
   """Language models by backend; every role goes through the same protocol."""
   models = {}
   if engine is not None:
@@ -325,9 +332,16 @@ def _models(config, tokenizer, engine, frozen):
   if frozen is not None:
     models['frozen'] = engine_model.EngineModel(frozen, tokenizer)
   if checks.has_endpoint(config):
+    limits = config.agent.endpoint
+    limits = dataclasses.replace(  # Of all processes together.
+        limits,
+        concurrency=max(1, limits.concurrency // processes),
+        requests_per_minute=limits.requests_per_minute / processes,
+        tokens_per_minute=limits.tokens_per_minute / processes,
+    )
     try:
       models['endpoint'] = endpoint.EndpointClient(
-          providers.config(**dataclasses.asdict(config.agent.endpoint))
+          providers.config(**dataclasses.asdict(limits))
       )
     except ValueError as e:
       raise config_lib.ConfigError(f'agent.endpoint: {e}') from e

@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from agentflow_jax.core import batch, sharding, update
+from agentflow_jax.core import batch, model, sharding, update
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import system
 
@@ -28,6 +29,64 @@ class RunStopped(RuntimeError):
   """The run stopped itself; says why. Everything committed stands."""
 
 
+def network_of(
+    config: config_lib.Config, model_config: model.ModelConfig
+) -> model.ModelConfig:
+  """Returns the network that is trained: with the run's adapters, if any."""
+  return dataclasses.replace(model_config, lora=config.planner.lora)
+
+
+def loss_of(config: config_lib.Config) -> update.LossConfig:
+  """Returns the loss that the run's algorithm is."""
+  is_policy = config.algorithm == 'flow_grpo'
+  return config.flow_grpo if is_policy else config.sft.loss
+
+
+def needs_reference(config: config_lib.Config) -> bool:
+  """Says whether an update reads the parameters that the run started from."""
+  has_kl = config.algorithm == 'flow_grpo' and config.flow_grpo.kl_coef > 0
+  return bool(config.planner.lora.rank) or has_kl
+
+
+def row_lengths(config: config_lib.Config) -> tuple[int, ...]:
+  """Returns the lengths of packed rows, a program each."""
+  return (config.batch.tokens_per_row, *config.batch.shorter_rows)
+
+
+def pack(
+    config: config_lib.Config,
+    rows: Sequence[batch.TurnRow],
+    pad_id: int = 0,
+    lengths: tuple[int, ...] = (),
+) -> tuple[batch.TurnBatch, batch.Packing]:
+  """Packs turn rows as the run's updates take them.
+
+  Args:
+    config: the run's.
+    rows: of one optimizer update.
+    pad_id: a token.
+    lengths: to choose from; all of the run's where there are none.
+  """
+  settings = config.batch
+  return batch.pack_tightest(
+      rows,
+      lengths or row_lengths(config),
+      rows_per_micro=settings.rows_per_micro,
+      max_micro=-(-_most_rows(config) // settings.rows_per_micro),
+      layout=settings.layout,
+      block=settings.block,
+      pad_id=pad_id,
+  )
+
+
+def example_batch(
+    config: config_lib.Config, length: int, pad_id: int = 0
+) -> batch.TurnBatch:
+  """Returns a batch of rows of that length that changes nothing."""
+  row = batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)
+  return pack(config, [row], pad_id, (length,))[0]
+
+
 class Trainer:
   """The device side of a run: state, reference and the jitted update."""
 
@@ -35,22 +94,15 @@ class Trainer:
     """Copies the parameters and compiles the update before step 0."""
     config, mesh = parts.config, parts.mesh
     self._config = config
-    is_policy = config.algorithm == 'flow_grpo'
-    loss = config.flow_grpo if is_policy else config.sft.loss
-    network = dataclasses.replace(
-        parts.model_config, lora=config.planner.lora
-    )
+    network = network_of(config, parts.model_config)
     self._mesh = mesh
-    needs_reference = network.lora.rank or (
-        is_policy and config.flow_grpo.kl_coef > 0
-    )
     self.state = update.init_train_state(
         network, config.optimizer, mesh, jax.random.key(config.seed),
         parts.params,
     )
     self._merge = update.make_merge_fn(network, mesh)
     self._uses_lora = network.lora.rank > 0
-    self._reference = parts.params if needs_reference else None
+    self._reference = parts.params if needs_reference(config) else None
     self._pad_id = parts.tokenizer.pad_id
     shards = sharding.row_shards(mesh)
     if config.batch.rows_per_micro % shards:
@@ -58,10 +110,13 @@ class Trainer:
           f'batch.rows_per_micro {config.batch.rows_per_micro} must be a'
           f' multiple of data x fsdp = {shards}'
       )
-    self._max_micro = -(-_most_rows(config) // config.batch.rows_per_micro)
-    lengths = (config.batch.tokens_per_row, *config.batch.shorter_rows)
-    examples = {n: self._example(n) for n in lengths}
-    update_fn = update.make_update_fn(network, config.optimizer, loss, mesh)
+    examples = {
+        n: sharding.put_batch(example_batch(config, n, self._pad_id), mesh)
+        for n in row_lengths(config)
+    }
+    update_fn = update.make_update_fn(
+        network, config.optimizer, loss_of(config), mesh
+    )
     self._updates = {
         n: update_fn.lower(
             self.state, self._reference, example, np.float32(0)
@@ -70,7 +125,10 @@ class Trainer:
     }
     jax.block_until_ready(self.params)  # Compiles the merge, if there is one.
     self._score = None
-    if is_policy and config.flow_grpo.old_logprobs == 'recompute':
+    if (
+        config.algorithm == 'flow_grpo'
+        and config.flow_grpo.old_logprobs == 'recompute'
+    ):
       self._score = update.make_score_fn(parts.model_config, mesh)
       for example in examples.values():
         self._score(self.params, example)
@@ -132,23 +190,9 @@ class Trainer:
     )
     return metrics
 
-  def _pack(self, rows, lengths=None):
-    settings = self._config.batch
-    packed, packing = batch.pack_tightest(
-        rows,
-        lengths or (settings.tokens_per_row, *settings.shorter_rows),
-        rows_per_micro=settings.rows_per_micro,
-        max_micro=self._max_micro,
-        layout=settings.layout,
-        block=settings.block,
-        pad_id=self._pad_id,
-    )
+  def _pack(self, rows):
+    packed, packing = pack(self._config, rows, self._pad_id)
     return sharding.put_batch(packed, self._mesh), packing
-
-  def _example(self, length: int) -> batch.TurnBatch:
-    """Returns a batch of rows of that length that changes nothing."""
-    row = batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)
-    return self._pack([row], (length,))[0]
 
 
 def _summarised(results: list[dict[str, float]]) -> dict[str, float]:
@@ -181,11 +225,20 @@ def gather_to_host(params: Any) -> Any:
   """Returns parameters as NumPy arrays; all processes have to call it."""
 
   def fetched(x):
-    if isinstance(x, jax.Array) and not (
+    if not isinstance(x, jax.Array) or (
         x.is_fully_addressable or x.is_fully_replicated
     ):
+      return np.asarray(x)
+    if x.ndim < 3:
       return multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)
+    # Layer by layer: a device gets all of what is gathered.
+    whole = jax.jit(
+        lambda x, i: x[i],
+        out_shardings=jax.sharding.NamedSharding(
+            x.sharding.mesh, jax.sharding.PartitionSpec()
+        ),
+    )
+    return np.stack([np.asarray(whole(x, i)) for i in range(x.shape[0])])
 
   return jax.tree.map(fetched, params)
 

@@ -1,6 +1,9 @@
 """Parameters from the training mesh to a process's samplers."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,6 +56,23 @@ def test_what_is_handed_over_outlives_what_it_was_made_from():
   for x in jax.tree.leaves(placed):
     x.delete()
   jax.tree.map(np.testing.assert_array_equal, got, params)
+
+
+def test_what_is_rounded_samples_the_same_bits():
+  config = dataclasses.replace(CONFIG, dtype='bfloat16')
+  mesh = sharding.make_mesh(1, 8, 1)
+  params, placed = _placed(mesh)
+  got = handover.Handover(config, mesh, split=False)(placed)
+  assert got['embedding'].dtype == jnp.bfloat16
+  assert got['final_norm']['scale'].dtype == jnp.float32
+  ids = np.arange(24, dtype=np.int32).reshape(2, 12)
+  positions = np.broadcast_to(np.arange(12, dtype=np.int32), ids.shape)
+  ends = np.full((2, 12), 12, np.int32)
+  forward = jax.jit(model.forward, static_argnums=0)
+  np.testing.assert_array_equal(
+      np.asarray(forward(config, got, ids, positions, ends), np.float32),
+      np.asarray(forward(config, params, ids, positions, ends), np.float32),
+  )
 
 
 def _owned(owners):

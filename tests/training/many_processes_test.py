@@ -34,8 +34,8 @@ class _Job:
 
   def __init__(self, directory, workdir, processes, *flags, grace=20):
     self.workdir = directory / workdir
-    self.log = directory / f'{workdir}.log'
-    with open(self.log, 'ab') as log:
+    self.log = directory / f'{workdir}.{time.monotonic_ns()}.log'
+    with open(self.log, 'wb') as log:
       self._launcher = subprocess.Popen(
           [
               sys.executable, 'launch/local.py', f'--processes={processes}',

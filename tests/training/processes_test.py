@@ -6,9 +6,11 @@ import signal
 import time
 
 import pytest
+from etils import epath
 
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import processes as processes_lib
+from agentflow_jax.training import trainer
 
 Processes = processes_lib.Processes
 
@@ -47,11 +49,13 @@ def test_everybody_gets_what_everybody_has():
 
 
 def test_another_s_failure_ends_this_one_and_says_why():
-  processes = _Together([b'\0', b'\1no corpus'])
-  with pytest.raises(
-      processes_lib.ProcessFailed, match='process 2 of 3 failed: no corpus'
-  ):
-    asyncio.run(processes.gathered(_give(b'a')))
+  for code in (2, 75):
+    processes = _Together([b'\0', bytes([1, code]) + b'no corpus'])
+    with pytest.raises(
+        processes_lib.ProcessFailed, match='process 2 of 3 failed: no corpus'
+    ) as failed:
+      asyncio.run(processes.gathered(_give(b'a')))
+    assert processes_lib.code_of(failed.value) == code
 
 
 def test_the_others_hear_of_a_failure_which_is_raised_here():
@@ -61,7 +65,17 @@ def test_the_others_hear_of_a_failure_which_is_raised_here():
   processes = _Together([b'\0'])
   with pytest.raises(ValueError, match='mine'):
     asyncio.run(processes.gathered(fail()))
-  assert processes.said == [b'\1ValueError: mine']
+  # Nobody's mistake: the others exit so that they are run again.
+  assert processes.said == [b'\1\x4bValueError: mine']
+
+  async def fail_in_a_group():
+    async with asyncio.TaskGroup() as running:
+      running.create_task(fail())
+
+  processes = _Together([b'\0'])
+  with pytest.raises(ExceptionGroup):
+    asyncio.run(processes.gathered(fail_in_a_group()))
+  assert processes.said == [b'\1\x4bValueError: mine']
 
 
 def test_one_that_is_told_to_stop_cancels_its_work_and_stops_all():
@@ -112,9 +126,41 @@ def test_what_fails_in_the_first_fails_in_all():
   processes = _Together([b'\0'])
   with pytest.raises(config_lib.ConfigError, match='no such file'):
     processes.first(fail)
-  assert processes.said == [b'\1no such file']
+  assert processes.said == [b'\1\2ConfigError: no such file']
   with pytest.raises(processes_lib.ProcessFailed, match='no such file'):
-    _Together([b'\1no such file'], 1).first(lambda: 1)
+    _Together([b'\1\2no such file'], 1).first(lambda: 1)
+
+
+def test_another_s_stop_is_seen_and_one_s_own_is_shown(tmp_path):
+  async def work():
+    await asyncio.sleep(60)
+
+  for told in (True, False):
+    processes = _Together([b'\0'])
+    processes.stop_file = epath.Path(tmp_path / f'stop_{told}')
+    if told:
+      processes.stop_file.write_text('1')
+    else:
+      processes._stop.set()
+    with pytest.raises(processes_lib.Preempted):
+      asyncio.run(processes.gathered(work()))
+    assert processes.stop_file.exists()
+
+
+def test_what_differs_between_processes_is_an_error_that_names_them():
+  processes = Processes()
+  processes.check_same('the config', 'a')
+  same = _Together([lambda payload: payload])
+  same.check_same('the config', 'a')
+  with pytest.raises(config_lib.ConfigError, match='config of process 1 of 3'):
+    _Together([b'else', lambda payload: payload]).check_same('the config', 'a')
+
+
+def test_exit_codes_say_what_to_do():
+  assert processes_lib.code_of(config_lib.ConfigError('x')) == 2
+  assert processes_lib.code_of(trainer.RunStopped('x')) == 3
+  assert processes_lib.code_of(processes_lib.Preempted('x')) == 75
+  assert processes_lib.code_of(KeyError('x')) == 1
 
 
 @pytest.mark.parametrize(
@@ -174,9 +220,17 @@ def test_where_nobody_knows_the_others_the_error_says_what_to_give(monkeypatch):
   def refuse(*unused_a, **unused_k):
     raise ValueError('coordinator_address should be defined.')
 
+  def time_out(*unused_a, **unused_k):
+    raise RuntimeError('DEADLINE_EXCEEDED')
+
   monkeypatch.setattr(processes_lib.jax.distributed, 'initialize', refuse)
   with pytest.raises(config_lib.ConfigError, match='--distributed=off'):
     processes_lib.initialize(distributed='on', environ={})
+  # Who is late may come: run it again.
+  monkeypatch.setattr(processes_lib.jax.distributed, 'initialize', time_out)
+  with pytest.raises(processes_lib.ProcessFailed) as failed:
+    processes_lib.initialize(distributed='on', environ={})
+  assert processes_lib.code_of(failed.value) == 75
 
 
 def test_a_step_that_hangs_ends_the_process(capfd):

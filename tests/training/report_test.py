@@ -236,6 +236,23 @@ def _complete(tmp_path_factory):
   return run
 
 
+def test_what_the_sampler_did_is_shown(tmp_path):
+  run = write_complete(tmp_path / 'run')
+  path = run / 'metrics.jsonl'
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  path.write_text(''.join(
+      json.dumps(line | {'rate/prefix_hits': 0.9, 'rate/device_idle': 0.2}) + '\n'
+      for line in lines
+  ))
+  report.write_report(run)
+  _, page = _read(run / 'report.html')
+  labels = [v for k, v in page.attributes if k == 'aria-label']
+  assert labels[-2:] == [
+      'Prompt tokens found in the cache over steps',
+      'Device idle with work pending over steps',
+  ]
+
+
 def test_complete_run_shows_every_picture_and_three_examples(complete):
   source, page = _read(complete / 'report.html')
   labels = [v for k, v in page.attributes if k == 'aria-label']

@@ -8,6 +8,8 @@ import pathlib
 import pytest
 
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import final
+from agentflow_jax.training import processes
 from agentflow_jax.training import run
 from agentflow_jax.training import trainer
 from tests.training import mini
@@ -95,6 +97,32 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(
   assert rollout - 1e-6 <= summary['seconds/rollout'] <= summary['seconds/total']
   # Only the first process evaluated the start, if a commit says so.
   assert summary['seconds/evaluate_start'] > 0
+
+
+def test_stopped_in_an_evaluation_a_run_keeps_its_step(
+    whole, tmp_path, monkeypatch
+):
+  """Step 2 is done, its evaluation is not: it is made up for."""
+  config, workdir, _ = whole
+  broken = tmp_path / 'out'
+
+  async def stop(unused_self):
+    raise processes.Preempted('SIGTERM')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(final.Evaluations, 'during', stop)
+    with pytest.raises(processes.Preempted):
+      run.train(config, str(broken), quiet=True)
+  assert (broken / 'checkpoints' / '2').exists()
+  calls = []
+  original = trainer.Trainer.step
+  monkeypatch.setattr(
+      trainer.Trainer, 'step',
+      lambda self, rows: calls.append(1) or original(self, rows),
+  )
+  run.train(config, str(broken), quiet=True)
+  assert len(calls) == 2  # Steps 3 and 4.
+  assert acceptance.fingerprint(broken) == acceptance.fingerprint(workdir)
 
 
 def test_another_seed_is_another_run(whole, tmp_path):

@@ -1,0 +1,442 @@
+"""What a run needs of a topology: its programs, compiled without its chips.
+
+Memory and collectives are read off the compiled programs; FLOPs are counted from
+the shapes (core.flops), since XLA counts the body of a loop once. Seconds are
+what the published rates of the chips would allow, under assumptions that the
+report names: no measurement.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from agentflow_jax.core import batch, flops, handover, hlo, model
+from agentflow_jax.core import published, sharding, update
+from agentflow_jax.inference import batching, pages
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import checks, knobs, models, system, topologies
+from agentflow_jax.training import trainer as trainer_lib
+from agentflow_jax.weights import families, parameters
+
+_GIB = 1 << 30
+_EFFICIENCY = 0.4  # Of the peak, that products are assumed to reach.
+_REMEDIES = (
+    'more mesh.fsdp or mesh.tensor; shorter batch.tokens_per_row or fewer'
+    ' batch.rows_per_micro; planner.remat=full; planner.param_dtype=bfloat16,'
+    ' optimizer.mu_dtype=bfloat16 or planner.lora.rank;'
+    ' mesh.sampler_devices=-1; fewer engine.kv_tokens or engine.slots'
+)
+
+
+class DoesNotFit(RuntimeError):
+  """The run needs more memory than a chip has; says how much, and what helps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Forest:
+  """The rollouts that time and sharing are estimated from [tokens].
+
+  Attributes:
+    prompt: of a query's first turn.
+    memory: that a turn adds to the next prompt.
+    response: of a turn.
+  """
+
+  prompt: int
+  memory: int
+  response: int
+
+  @classmethod
+  def of(cls, config: config_lib.Config) -> 'Forest':
+    """Half the longest prompt, filled up by the turns; a quarter of the answer."""
+    longest = config.planner.max_prompt_tokens
+    turns = config.agent.rollout.max_turns
+    return cls(
+        prompt=max(longest // 2, 16),
+        memory=max(longest // 2 // turns, 1),
+        response=max(config.planner.sampling.max_new_tokens // 4, 1),
+    )
+
+
+def network(config: config_lib.Config, name: str = '') -> model.ModelConfig:
+  """Returns the planner's network, without its parameters.
+
+  Args:
+    config: the run's.
+    name: of core.published, for a planner.directory that is not here; '' reads
+      its config.json.
+
+  Raises:
+    ConfigError, CheckpointError: nothing says what the network is.
+  """
+  planner = config.planner
+  runtime = models.runtime_of(planner)
+  if name:
+    if name not in published.MODELS:
+      raise config_lib.ConfigError(
+          f'--model={name}: there are {", ".join(sorted(published.MODELS))}'
+      )
+    found = published.MODELS[name]
+  elif planner.model is not None:
+    found = dataclasses.replace(planner.model, vocab_size=planner.vocab_size)
+  elif (epath.Path(planner.directory) / parameters.CONFIG).exists():
+    found = parameters.load_config(planner.directory)
+  else:
+    raise config_lib.ConfigError(
+        f'planner.directory={planner.directory!r} has no config.json here; name'
+        f' the network: --model={" | ".join(sorted(published.MODELS))}'
+    )
+  try:
+    found = dataclasses.replace(found, **runtime)
+  except (ValueError, families.UnsupportedModel) as e:
+    raise config_lib.ConfigError(f'planner: {e}') from e
+  if config.engine.max_prompt_tokens > found.max_positions:
+    raise config_lib.ConfigError(
+        f'engine.max_prompt_tokens {config.engine.max_prompt_tokens} exceeds the'
+        f' network\'s context of {found.max_positions}'
+    )
+  return found
+
+
+def check(
+    config: config_lib.Config,
+    planner: model.ModelConfig,
+    topology: topologies.Topology,
+    slices: int = 1,
+    say=lambda text: None,
+) -> dict[str, Any]:
+  """Compiles every program of a run, and adds up what it needs.
+
+  Args:
+    config: the run's.
+    planner: its network.
+    topology: of a slice.
+    slices: number of slices.
+    say: told what is being compiled.
+
+  Returns:
+    The report, of JSON values; 'fits' says whether it does.
+
+  Raises:
+    ConfigError: mesh, rows or topology do not go together.
+    DoesNotFit: the compiler refused a program.
+  """
+  checks.check_trains(config)
+  checks.check(config)
+  devices = topologies.devices(topology, slices)
+  axes = dataclasses.asdict(config.mesh)
+  del axes['sampler_devices']
+  if topology.is_estimate and planner.attention == 'pallas':
+    planner = dataclasses.replace(planner, attention='blocks')
+  try:
+    mesh = sharding.make_mesh(**axes, devices=devices)
+    sharding.check_rows(mesh, config.batch.rows_per_micro)
+    programs, held, local = _lowered(config, planner, mesh)
+  except ValueError as e:
+    raise config_lib.ConfigError(f'mesh: {e}') from e
+  report: dict[str, Any] = {
+      'name': config.name,
+      'chips': len(devices),
+      'mesh': dict(mesh.shape),
+      'chips_of_a_process': local,
+      'is_estimate': topology.is_estimate,
+      'jax': jax.__version__,
+      'programs': {},
+  }
+  for name, lower in programs.items():
+    say(f'compiling {name} ...')
+    report['programs'][name] = _compiled(name, lower)
+  temporary = max(
+      p['temporary_bytes'] for p in report['programs'].values()
+  )
+  report['bytes_a_chip'] = {**held, 'temporaries of one program': temporary}
+  report['bytes_needed'] = sum(report['bytes_a_chip'].values())
+  report['bytes_there'] = topology.chip.memory
+  report['fits'] = report['bytes_needed'] <= topology.chip.memory
+  report['assumes'], report['estimate'] = _estimated(
+      config, planner, mesh, topology.chip, report, local
+  )
+  return report
+
+
+def _struct(tree, shardings):
+  return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s),
+      tree, shardings,
+  )
+
+
+def _bytes(tree) -> int:
+  """Bytes of the arrays on one device."""
+  return sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+  )
+
+
+def _lowered(config, planner, mesh):
+  """Returns name -> function that compiles, bytes held, chips of a process."""
+  trained = trainer_lib.network_of(config, planner)
+  key = jax.random.key(0)
+  state = _struct(
+      jax.eval_shape(
+          lambda key: update.init_train_state(
+              trained, config.optimizer, mesh, key
+          ),
+          key,
+      ),
+      update.state_shardings(trained, config.optimizer, mesh),
+  )
+  params = _struct(
+      jax.eval_shape(lambda: model.init_params(planner, key)),
+      sharding.param_shardings(planner, mesh),
+  )
+  reference = params if trainer_lib.needs_reference(config) else None
+  fn = update.make_update_fn(
+      trained, config.optimizer, trainer_lib.loss_of(config), mesh
+  )
+  rows = sharding.batch_sharding(mesh, row_axis=1)
+
+  def structs(example):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            np.shape(x), np.asarray(x).dtype,
+            sharding=rows if np.ndim(x) else sharding.replicated(mesh),
+        ),
+        example,
+    )
+
+  programs = {}
+  for length in trainer_lib.row_lengths(config):
+    taken = structs(trainer_lib.example_batch(config, length))
+    programs[f'update of rows of {length}'] = (
+        lambda taken=taken: fn.lower(
+            state, reference, taken, jax.ShapeDtypeStruct((), np.float32)
+        ).compile()
+    )
+    if (
+        config.algorithm == 'flow_grpo'
+        and config.flow_grpo.old_logprobs == 'recompute'
+    ):
+      score = update.make_score_fn(planner, mesh)
+      programs[f'old logprobs of rows of {length}'] = (
+          lambda taken=taken: score.lower(params, taken).compile()
+      )
+  process = mesh.devices.flat[0].process_index
+  local = sum(d.process_index == process for d in mesh.devices.flat)
+  if system.hands_over(config, mesh.size // local):
+    hand = handover.Handover(
+        planner, mesh, split=config.mesh.sampler_devices == -1
+    )
+    sampled = hand.shapes(params)
+    programs['handover to the sampler'] = lambda: hand.lower(params).compile()
+  else:  # The engine copies what it needs to one device.
+    one = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+    sampled = _struct(params, jax.tree.map(lambda _: one, params))
+  where = jax.tree.leaves(sampled)[0].sharding
+  pool = jax.eval_shape(
+      lambda: pages.make_pool(
+          planner, config.engine.pages, config.engine.page_tokens
+      )
+  )
+  pool = _struct(
+      pool, jax.tree.map(lambda _: pages.pool_sharding(where, planner), pool)
+  )
+  sampler = batching.Programs(planner, config.engine, sampled, pool)
+  programs['prefill'] = sampler.prefill
+  programs['decode'] = lambda: sampler.decode(False)
+  has_frozen = any(
+      role.backend == 'frozen' for role in knobs.roles(config).values()
+  )
+  held = {
+      'trained parameters': _bytes(state.params),
+      'optimizer state': _bytes(state.opt_state),
+      'where it starts from (reference, base)': _bytes(params),
+      'sampler: parameters, and the next ones': 2 * _bytes(sampled),
+      'sampler: keys and values': _bytes(pool),
+  }
+  if has_frozen:
+    held |= {
+        'frozen modules: parameters': _bytes(sampled),
+        'frozen modules: keys and values': _bytes(pool),
+    }
+  return programs, held, local
+
+
+def _compiled(name, compile_it) -> dict[str, Any]:
+  """Returns what is read off one program."""
+  start = time.monotonic()
+  try:
+    program = compile_it()
+  except jax.errors.JaxRuntimeError as e:
+    if 'RESOURCE_EXHAUSTED' not in str(e):
+      raise
+    said = ' '.join(str(e).split())[:400]
+    raise DoesNotFit(
+        f'{name} does not fit a chip by itself: {said}\nWhat may help:'
+        f' {_REMEDIES}'
+    ) from e
+  memory = program.memory_analysis()
+  # What is alive at the worst moment; temp_size would count places that are
+  # used one after the other. A CPU program does not say.
+  peak = memory.peak_memory_in_bytes or (
+      memory.argument_size_in_bytes + memory.temp_size_in_bytes
+  )
+  sent = hlo.collectives(program.as_text())
+  return {
+      'temporary_bytes': max(peak - memory.argument_size_in_bytes, 0),
+      'argument_bytes': memory.argument_size_in_bytes,
+      'collectives': {
+          kind: {'count': s.count, 'bytes': s.bytes} for kind, s in sent.items()
+      },
+      'compile_seconds': time.monotonic() - start,
+  }
+
+
+def _rollouts(config, forest: Forest):
+  """Returns the turn rows of a micro-batch's groups, and of how many groups."""
+  rng = np.random.default_rng(0)
+  draw = lambda n: rng.integers(0, 1000, n)
+  per_group = config.train.group_size * config.agent.rollout.max_turns
+  groups = max(1, config.batch.rows_per_micro)
+  groups = min(groups, config.train.queries_per_step)
+  rows = []
+  for _ in range(groups):
+    prompt, tail = draw(forest.prompt - 8), draw(8)
+    for _ in range(config.train.group_size):
+      memory = np.zeros(0, np.int64)
+      for _ in range(config.agent.rollout.max_turns):
+        rows.append(batch.TurnRow(
+            np.concatenate([prompt, memory, tail]), draw(forest.response), 1.0
+        ))
+        memory = np.concatenate([memory, draw(forest.memory)])
+  assert len(rows) == groups * per_group
+  return rows, groups
+
+
+def _estimated(config, planner, mesh, chip, report, local):
+  """Returns the assumptions, and what a step then comes to."""
+  forest = Forest.of(config)
+  train, turns = config.train, config.agent.rollout.max_turns
+  rollouts = train.queries_per_step * train.group_size
+  rows, groups = _rollouts(config, forest)
+  packed, packing = trainer_lib.pack(config, rows)
+  scale = train.queries_per_step / groups
+  length = packed.token_ids.shape[-1]
+  shape = dict(mesh.shape)
+  work = flops.done(
+      planner, packed, row_shards=shape['data'] * shape['fsdp'],
+      vocab_shards=shape['tensor'],
+  )
+  update_flops = scale * flops.update_done(
+      planner, work, length=length,
+      reference=trainer_lib.needs_reference(config),
+  )
+  micro = math.ceil(scale * packing.n_micro)
+  program = report['programs'][f'update of rows of {length}']
+  # An all-reduce sends its result about twice; the others are taken once.
+  sent = micro * sum(
+      c['bytes'] * (2 if kind == 'all-reduce' else 1)
+      for kind, c in program['collectives'].items()
+  )
+  products = update_flops / len(mesh.devices.flat) / chip.flops / _EFFICIENCY
+  links = sent / chip.links
+
+  processes = len(mesh.devices.flat) // local
+  sampling = local if config.mesh.sampler_devices == -1 else 1
+  per_token = flops.forward(planner, flops.Work(1, 0, 0))
+  read = scale * packing.n_tokens / processes
+  prefill = read * per_token / sampling / chip.flops / _EFFICIENCY
+  steps = math.ceil(
+      rollouts * turns * forest.response / processes
+      / min(config.engine.slots, math.ceil(rollouts / processes))
+  )
+  seen = forest.prompt + forest.memory * (turns - 1) / 2 + forest.response / 2
+  # Bytes of a token on one chip, however the pool is split.
+  kv = report['bytes_a_chip']['sampler: keys and values'] / (
+      config.engine.pages * config.engine.page_tokens
+  )
+  weights = report['programs']['decode']['argument_bytes']
+  weights -= report['bytes_a_chip']['sampler: keys and values']
+  decode = steps * (
+      weights + config.engine.slots * seen * kv
+  ) / chip.bandwidth
+  assumes = {
+      'prompt_tokens': forest.prompt,
+      'memory_tokens_a_turn': forest.memory,
+      'response_tokens': forest.response,
+      'turns': turns,
+      'share_of_peak': _EFFICIENCY,
+      'tools_seconds': 0.0,
+  }
+  return assumes, {
+      'update_flops_a_chip': update_flops / len(mesh.devices.flat),
+      'update_collective_bytes_a_chip': sent,
+      'micro_batches': micro,
+      'tokens_a_step': int(scale * packing.n_tokens),
+      'tokens_shared': packing.n_row_tokens / packing.n_tokens,
+      'fill': packing.fill,
+      'update_seconds': {'overlapped': max(products, links),
+                         'one after the other': products + links},
+      'prefill_seconds': prefill,
+      'decode_seconds': decode,
+  }
+
+
+def table(report: Mapping[str, Any]) -> str:
+  """Returns a report for people."""
+  lines = [
+      f'{report["name"]}: {report["chips"]} chips as {report["mesh"]},'
+      f' {report["chips_of_a_process"]} a process'
+      + (
+          ' -- AN ESTIMATE: compiled for virtual CPU devices in their stead'
+          if report['is_estimate'] else ''
+      ),
+      '',
+      'Memory of a chip [GiB]',
+  ]
+  lines += [
+      f'  {size / _GIB:9.2f}  {name}'
+      for name, size in report['bytes_a_chip'].items()
+  ]
+  lines += [
+      f'  {report["bytes_needed"] / _GIB:9.2f}  needed of'
+      f' {report["bytes_there"] / _GIB:.2f}',
+      '',
+      'Programs: temporaries [GiB], collectives of one pass [count, GiB],'
+      ' compiled in [s]',
+  ]
+  for name, program in report['programs'].items():
+    sent = ', '.join(
+        f'{kind} {c["count"]} {c["bytes"] / _GIB:.3g}'
+        for kind, c in program['collectives'].items()
+    )
+    lines.append(
+        f'  {program["temporary_bytes"] / _GIB:9.2f}  {name}:'
+        f' {sent or "no collectives"}; {program["compile_seconds"]:.0f}'
+    )
+  lines += ['', 'A step, if']
+  lines += [f'  {v:>9g}  {k}' for k, v in report['assumes'].items()]
+  lines += ['would come to']
+  for name, value in report['estimate'].items():
+    if isinstance(value, dict):
+      value = ' to '.join(f'{v:.3g}' for v in sorted(value.values()))
+    else:
+      value = f'{value:.4g}'
+    lines.append(f'  {value:>9}  {name}')
+  lines.append('')
+  if report['fits']:
+    lines.append('It fits.')
+  else:
+    over = (report['bytes_needed'] - report['bytes_there']) / _GIB
+    lines.append(
+        f'It does NOT fit: {over:.2f} GiB a chip too much. What may help:'
+        f' {_REMEDIES}'
+    )
+  return '\n'.join(lines)

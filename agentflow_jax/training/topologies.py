@@ -1,0 +1,149 @@
+"""Chips to compile for, whether they are there or not."""
+
+import dataclasses
+import os
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from agentflow_jax.training import config as config_lib
+
+_GIB = 1 << 30
+_STAND_INS = '--xla_force_host_platform_device_count'
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What one chip can do, as its vendor publishes it.
+
+  Attributes:
+    memory: that programs may use [bytes]: for TPUs what XLA refuses them beyond,
+      for GPUs the share of it that the launchers let JAX take (92%).
+    flops: bfloat16, dense [FLOP/s].
+    bandwidth: of its memory [bytes/s].
+    links: to the other chips of its slice or node, one way, all of them
+      together [bytes/s].
+  """
+
+  memory: float
+  flops: float
+  bandwidth: float
+  links: float
+
+
+CHIPS = {
+    'v5p': Chip(95.7 * _GIB, 459e12, 2765e9, 600e9),
+    'v5e': Chip(15.75 * _GIB, 197e12, 819e9, 200e9),
+    'v6e': Chip(31.25 * _GIB, 918e12, 1640e9, 448e9),
+    'h100': Chip(73 * _GIB, 989e12, 3350e9, 450e9),
+    'h200': Chip(129 * _GIB, 989e12, 4800e9, 450e9),
+    # No chip: to try the program. The figures are of nobody's machine.
+    'cpu': Chip(16 * _GIB, 1e11, 1e10, 1e10),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """What --topology names.
+
+  Attributes:
+    platform: 'tpu', 'gpu' or 'cpu'.
+    kind: of CHIPS.
+    shape: as the TPU runtime names it; '' elsewhere.
+    count: chips; 0 for TPUs, whose runtime says.
+  """
+
+  platform: str
+  kind: str
+  shape: str
+  count: int
+
+  @property
+  def chip(self) -> Chip:
+    return CHIPS[self.kind]
+
+  @property
+  def is_estimate(self) -> bool:
+    """Whether programs are compiled for something else in its stead."""
+    return self.platform == 'gpu'
+
+
+def parse(text: str) -> Topology:
+  """Parses 'v5p:4x4x4', 'gpu:h100:8' or 'cpu:8'.
+
+  Raises:
+    ConfigError: none of these.
+  """
+  kind, _, rest = text.partition(':')
+  platform = 'tpu'
+  if kind in ('gpu', 'cpu'):
+    platform = kind
+    if kind == 'gpu':
+      kind, _, rest = rest.partition(':')
+    most = 8 if platform == 'gpu' else 1 << 20  # Of one node, one process.
+    if kind in CHIPS and rest.isdigit() and 1 <= int(rest) <= most:
+      return Topology(platform, kind, '', int(rest))
+  elif kind in ('v5p', 'v5e', 'v6e') and all(
+      n.isdigit() and int(n) for n in rest.split('x')
+  ):
+    return Topology(platform, kind, rest, 0)
+  raise config_lib.ConfigError(
+      f'--topology={text}: give a TPU such as v5p:4x4x4, v5e:8x8 or v6e:4x4;'
+      ' gpu:h100:8 or gpu:h200:8 (one node) for an estimate; or cpu:8'
+  )
+
+
+def prepare(
+    topology: Topology, environ: MutableMapping[str, str] = os.environ
+) -> None:
+  """Sets what has to be set before jax touches a device: none is needed."""
+  import jax
+
+  # Both: the first is read when jax is imported.
+  environ['JAX_PLATFORMS'] = 'cpu'
+  jax.config.update('jax_platforms', 'cpu')
+  if topology.platform == 'tpu':  # libtpu must not look for a TPU.
+    environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+    environ.setdefault('TPU_ACCELERATOR_TYPE', 'none')
+    return
+  flags = [
+      f for f in environ.get('XLA_FLAGS', '').split()
+      if not f.startswith(_STAND_INS)
+  ]
+  environ['XLA_FLAGS'] = ' '.join([*flags, f'{_STAND_INS}={topology.count}'])
+
+
+def devices(topology: Topology, slices: int = 1) -> Sequence[Any]:
+  """Returns devices to compile for.
+
+  Args:
+    topology: of a slice.
+    slices: TPU slices of that shape.
+
+  Raises:
+    ConfigError: there is no such topology, or no compiler for it.
+  """
+  import jax
+  from jax.experimental import topologies
+
+  if topology.platform != 'tpu':
+    if slices > 1:
+      raise config_lib.ConfigError('--num_slices is of TPU topologies')
+    found = jax.devices('cpu')
+    if len(found) < topology.count:
+      raise config_lib.ConfigError(
+          f'--topology: {topology.count} virtual devices are wanted and'
+          f' {len(found)} are there: jax was up already'
+      )
+    return found[: topology.count]
+  name = f'{topology.kind}:{topology.shape}'
+  more = {'num_slices': slices} if slices > 1 else {}
+  try:
+    return topologies.get_topology_desc(
+        topology_name=name, platform='tpu', **more
+    ).devices
+  except (RuntimeError, ValueError, TypeError) as e:
+    raise config_lib.ConfigError(
+        f'--topology={name}: {e} (the compiler comes with pip install'
+        " 'agentflow-jax[preflight]')"
+    ) from e

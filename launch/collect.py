@@ -1,0 +1,184 @@
+"""One table and one page of all runs of a sweep.
+
+  python launch/collect.py --sweep=DIR [--metric=eval/accuracy_final] \
+      [--curve=reward/mean] [--out=DIR/sweep.html]
+
+Reads what runs leave below DIR: config.json, metrics.jsonl, summary.json. Runs that
+differ in the seed alone are pooled: the mean over seeds, and a 95% interval (Student's
+t over seeds; none where there is one). The page stands on its own: the table, and for
+every knob that varies the curves of all runs, coloured by its value.
+"""
+
+import argparse
+import collections
+import html
+import io
+import json
+import math
+import pathlib
+import statistics
+import sys
+
+import matplotlib
+
+matplotlib.use('svg')
+from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
+
+# Two-sided 95% points of Student's t, by degrees of freedom.
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201,
+    2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+)
+_SEED = 'seed'
+
+
+def _arguments():
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--sweep', required=True)
+  parser.add_argument('--metric', default='eval/accuracy_final')
+  parser.add_argument('--curve', default='reward/mean')
+  parser.add_argument('--out', default='')
+  return parser.parse_args()
+
+
+def _json_lines(path):
+  """Returns a file's objects; a last line that is torn is left out."""
+  found = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      found.append(json.loads(line))
+    except ValueError:
+      break
+  return found
+
+
+def _runs(directory):
+  """Returns the runs below a directory: (name, config, lines, summary)."""
+  runs = []
+  for path in sorted(directory.glob('*/config.json')):
+    run = path.parent
+    summary = run / 'summary.json'
+    runs.append((
+        run.name,
+        json.loads(path.read_text()),
+        _json_lines(run / 'metrics.jsonl'),
+        json.loads(summary.read_text()) if summary.exists() else None,
+    ))
+  return runs
+
+
+def _varied(runs):
+  """Returns the fields of the configs that are not the same in all runs."""
+  names = sorted({name for _, config, _, _ in runs for name in config})
+  text = lambda config, name: json.dumps(config.get(name))
+  return [
+      n for n in names if len({text(config, n) for _, config, _, _ in runs}) > 1
+  ]
+
+
+def _interval(values):
+  """Returns the mean, and half the width of its 95% interval or None."""
+  mean = statistics.fmean(values)
+  if len(values) < 2:
+    return mean, None
+  freedom = len(values) - 1
+  t = _T[min(freedom, len(_T)) - 1]  # Wider than it need be, beyond.
+  return mean, t * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _rows(runs, varied, metric):
+  """Returns the table: what varies, runs that are done, the metric."""
+  knobs = [name for name in varied if name != _SEED]
+  groups = collections.defaultdict(list)
+  for _, config, _, summary in runs:
+    groups[tuple(str(config.get(k)) for k in knobs)].append(summary)
+  rows = []
+  for key, summaries in groups.items():
+    done = [s for s in summaries if s is not None]
+    values = [s[metric] for s in done if metric in s]
+    row = [*key, f'{len(done)} of {len(summaries)}']
+    if values:
+      mean, half = _interval(values)
+      row += [f'{mean:.4g}', '' if half is None else f'± {half:.2g}']
+    else:
+      row += ['-', '']
+    rows.append(row)
+  return [*(knobs or []), 'runs done', metric, '95% over seeds'], rows
+
+
+def _text(header, rows):
+  widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
+  return '\n'.join(
+      '  '.join(c.ljust(w) for c, w in zip(row, widths)).rstrip()
+      for row in [header, *rows]
+  )
+
+
+def _picture(runs, knob, curve):
+  """Returns an SVG: the curve of every run, coloured by a knob's value."""
+  values = sorted({str(config.get(knob)) for _, config, _, _ in runs})
+  figure, axes = plt.subplots(figsize=(7, 3.6))
+  shown = set()
+  for _, config, lines, _ in runs:
+    value = str(config.get(knob))
+    points = [(l['step'], l[curve]) for l in lines if curve in l]
+    if not points:
+      continue
+    axes.plot(
+        *zip(*points), color=f'C{values.index(value) % 10}', alpha=0.8,
+        linewidth=1, label=None if value in shown else value,
+    )
+    shown.add(value)
+  axes.set_xlabel('step')
+  axes.set_ylabel(curve)
+  if shown:
+    axes.legend(title=knob, fontsize='small')
+  figure.tight_layout()
+  out = io.StringIO()
+  figure.savefig(out, format='svg')
+  plt.close(figure)
+  svg = out.getvalue()
+  return svg[svg.index('<svg'):]
+
+
+def _page(name, header, rows, pictures):
+  cells = lambda row, tag: ''.join(
+      f'<{tag}>{html.escape(c)}</{tag}>' for c in row
+  )
+  body = ''.join(f'<tr>{cells(row, "td")}</tr>\n' for row in rows)
+  figures = ''.join(
+      f'<h2>{html.escape(knob)}</h2>\n{svg}\n' for knob, svg in pictures
+  )
+  return (
+      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+      f'<title>{html.escape(name)}</title>\n<style>'
+      'body{font:15px sans-serif;margin:2em auto;max-width:60em}'
+      'table{border-collapse:collapse}'
+      'td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:left}'
+      f'</style></head>\n<body><h1>{html.escape(name)}</h1>\n'
+      f'<table><tr>{cells(header, "th")}</tr>\n{body}</table>\n{figures}'
+      '</body></html>\n'
+  )
+
+
+def main():
+  args = _arguments()
+  directory = pathlib.Path(args.sweep)
+  runs = _runs(directory) if directory.is_dir() else []
+  if not runs:
+    raise SystemExit(f'error: --sweep={args.sweep}: no run below it')
+  varied = _varied(runs)
+  header, rows = _rows(runs, varied, args.metric)
+  print(_text(header, rows))
+  # With one run, or none that differs, its curve is still worth a look.
+  pictures = [(k, _picture(runs, k, args.curve)) for k in varied or [_SEED]]
+  out = pathlib.Path(args.out or directory / 'sweep.html')
+  out.write_text(_page(directory.name, header, rows, pictures))
+  print(f'\n{out}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

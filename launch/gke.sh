@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice of a GKE cluster, as a JobSet.
+#
+#   bash launch/gke.sh run --name=N --image=IMAGE --accelerator=tpu-v5p-slice \
+#       --topology=2x2x4 [--slices=1] [--chips_a_host=4] -- FLAGS
+#   bash launch/gke.sh status|logs|delete --name=N
+#   bash launch/gke.sh build --image=IMAGE          docker build and push
+#
+# IMAGE comes of launch/Dockerfile. FLAGS go to python -m agentflow_jax.train and
+# name a --workdir=gs://BUCKET/RUN. The JobSet starts all hosts again when one
+# fails or is preempted, up to --restarts times (20); exit codes 2 and 3, a mistake
+# in flags and a run that stopped itself, are final. The cluster needs the JobSet
+# controller; kubectl points to it.
+#
+#   --secret=NAME   a Kubernetes Secret whose keys are environment variables
+#   --dry_run       print the manifest or the commands
+set -euo pipefail
+
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
+fail() {
+  echo "error: $1; see --help" >&2
+  exit 2
+}
+
+name='' image='' accelerator='' topology='' slices=1 chips=4 restarts=20
+secret='' dry_run=false action="${1:-}"
+case "$action" in
+  --help | -h | '')
+    usage
+    exit 0
+    ;;
+  run | status | logs | delete | build) shift ;;
+  *) fail "unknown action $action" ;;
+esac
+while (($#)); do
+  case "$1" in
+    --help | -h)
+      usage
+      exit 0
+      ;;
+    --name=*) name="${1#*=}" ;;
+    --image=*) image="${1#*=}" ;;
+    --accelerator=*) accelerator="${1#*=}" ;;
+    --topology=*) topology="${1#*=}" ;;
+    --slices=*) slices="${1#*=}" ;;
+    --chips_a_host=*) chips="${1#*=}" ;;
+    --restarts=*) restarts="${1#*=}" ;;
+    --secret=*) secret="${1#*=}" ;;
+    --dry_run) dry_run=true ;;
+    --)
+      shift
+      break
+      ;;
+    *) fail "unknown argument $1" ;;
+  esac
+  shift
+done
+
+do_() {
+  if "$dry_run"; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+quoted() { # As a YAML string.
+  local s="${1//\\/\\\\}"
+  printf '"%s"' "${s//\"/\\\"}"
+}
+
+manifest() {
+  local hosts=1 n
+  for n in ${topology//x/ }; do hosts=$((hosts * n)); done
+  hosts=$((hosts / chips))
+  cat <<EOF
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $name
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: $restarts
+    rules:
+    - action: FailJobSet
+      onJobFailureReasons: [PodFailurePolicy]
+  replicatedJobs:
+  - name: slice
+    replicas: $slices
+    template:
+      spec:
+        parallelism: $hosts
+        completions: $hosts
+        backoffLimit: 0
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onExitCodes:
+              containerName: train
+              operator: In
+              values: [2, 3]
+        template:
+          spec:
+            restartPolicy: Never
+            terminationGracePeriodSeconds: 300
+            nodeSelector:
+              cloud.google.com/gke-tpu-accelerator: $accelerator
+              cloud.google.com/gke-tpu-topology: $topology
+            containers:
+            - name: train
+              image: $image
+              command: [python, -m, agentflow_jax.train]
+              args:
+              - "--distributed=on"
+EOF
+  local flag
+  for flag in "$@"; do printf '              - %s\n' "$(quoted "$flag")"; done
+  if [[ -n "$secret" ]]; then
+    cat <<EOF
+              envFrom:
+              - secretRef:
+                  name: $secret
+EOF
+  fi
+  cat <<EOF
+              resources:
+                limits:
+                  google.com/tpu: $chips
+EOF
+}
+
+if [[ "$action" == build ]]; then
+  [[ -n "$image" ]] || fail "--image is missing"
+  root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+  do_ docker build --file="$root/launch/Dockerfile" --tag="$image" "$root"
+  do_ docker push "$image"
+  exit 0
+fi
+[[ -n "$name" ]] || fail "--name is missing"
+case "$action" in
+  run)
+    (($#)) || fail "the train program's flags are missing: give them after --"
+    for need in image accelerator topology; do
+      [[ -n "${!need}" ]] || fail "--$need is missing"
+    done
+    [[ "$topology" =~ ^[0-9]+(x[0-9]+)+$ ]] || fail "--topology is not like 2x2x4"
+    if "$dry_run"; then manifest "$@"; else manifest "$@" | kubectl apply -f -; fi
+    ;;
+  status) do_ kubectl get jobset "$name" ;;
+  logs)
+    do_ kubectl logs --follow --tail=100 \
+      --selector="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+    ;;
+  delete) do_ kubectl delete jobset "$name" ;;
+esac

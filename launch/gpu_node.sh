@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Trains on GPU nodes without a scheduler: run it on each of them.
+#
+#   bash launch/gpu_node.sh -- FLAGS                                     one node
+#   bash launch/gpu_node.sh --nodes=4 --node=0 --coordinator=HOST:PORT -- FLAGS
+#
+# Installs, then starts python -m agentflow_jax.train FLAGS, one process for all
+# GPUs of the node, again where that goes on with the run (launch/retry.sh).
+# HOST:PORT is of node 0; FLAGS name a --workdir that all nodes share. Keys of
+# endpoints come from the environment.
+#
+#   --dry_run   print the commands
+#
+# Environment: PYTHON, AGENTFLOW_VENV (see launch/install.sh)
+set -euo pipefail
+
+nodes=1 node=0 coordinator='' dry_run=false
+fail() {
+  echo "error: $1; see --help" >&2
+  exit 2
+}
+while (($#)); do
+  case "$1" in
+    --help | -h)
+      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+    --nodes=*) nodes="${1#*=}" ;;
+    --node=*) node="${1#*=}" ;;
+    --coordinator=*) coordinator="${1#*=}" ;;
+    --dry_run) dry_run=true ;;
+    --)
+      shift
+      break
+      ;;
+    *) fail "unknown argument $1" ;;
+  esac
+  shift
+done
+(($#)) || fail "the train program's flags are missing: give them after --"
+more=()
+if ((nodes > 1)); then
+  [[ -n "$coordinator" ]] || fail "--coordinator=HOST:PORT is missing"
+  more=(--coordinator="$coordinator" --num_processes="$nodes" --process_id="$node")
+fi
+
+do_() {
+  if "$dry_run"; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
+python="${AGENTFLOW_VENV:-$here/../.venv}/bin/python"
+do_ bash "$here/setup_host.sh" --accelerator=gpu
+export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
+cd "$here/.."
+do_ exec bash "$here/retry.sh" -- "$python" -m agentflow_jax.train \
+  ${more[@]+"${more[@]}"} "$@"

@@ -1,0 +1,116 @@
+"""Runs the runs of a config's get_sweep(): printed, in turn, or submitted.
+
+  python launch/sweep.py --config=experiments/X.py [--workdir=runs/sweeps/NAME] \
+      [--only=PATTERN] [--run | --submit='sbatch launch/slurm.sbatch'] [-- FLAGS]
+
+Prints each run's command. With --run they run here, one after the other; the ones
+that are done (WORKDIR/RUN/summary.json) are skipped, one that was interrupted goes
+on, and one that fails is tried again, --retries times. With --submit each run that
+is not done is handed to a launcher: the words, then the run's flags.
+
+FLAGS go to every run. A run's name is made of its overrides.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_FINAL = (2, 3)  # A mistake in flags or files; the run stopped itself.
+_LONGEST_NAME = 120
+
+
+def _arguments():
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--config', required=True)
+  parser.add_argument('--workdir', default='')
+  parser.add_argument('--only', default='', help='a regular expression')
+  how = parser.add_mutually_exclusive_group()
+  how.add_argument('--run', action='store_true')
+  how.add_argument('--submit', default='')
+  parser.add_argument('--retries', type=int, default=1)
+  parser.add_argument('flags', nargs='*')
+  return parser.parse_args()
+
+
+def _sweep(path):
+  """Returns a config file's overrides; it is trusted code."""
+  file = _ROOT / path
+  if not file.is_file():
+    raise SystemExit(f'error: --config: no file {path}')
+  sys.path.insert(0, str(_ROOT))
+  spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'get_sweep'):
+    raise SystemExit(f'error: --config: {path} has no get_sweep()')
+  return module.get_sweep()
+
+
+def _name(overrides):
+  """Returns a directory's name that says what a run varies."""
+  text = ','.join(f'{k}={v}' for k, v in overrides.items()) or 'base'
+  name = re.sub(r'[^A-Za-z0-9_.,=+-]', '_', text)
+  if name != text or len(name) > _LONGEST_NAME:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    name = f'{name[:_LONGEST_NAME]}-{digest}'
+  return name
+
+
+def main():
+  args = _arguments()
+  # Runs start in the checkout, this program anywhere.
+  args.config = str(pathlib.Path(args.config).resolve())
+  if args.config.startswith(f'{_ROOT}/'):
+    args.config = args.config.removeprefix(f'{_ROOT}/')
+  stem = pathlib.Path(args.config).stem
+  workdir = args.workdir.rstrip('/') or f'runs/sweeps/{stem}'
+  runs = {}
+  for overrides in _sweep(args.config):
+    name = _name(overrides)
+    if name in runs:
+      raise SystemExit(f'error: {args.config}: get_sweep() has {name} twice')
+    if re.search(args.only, name):
+      runs[name] = [
+          f'--config={args.config}', f'--workdir={workdir}/{name}',
+          *(f'--config.{k}={v}' for k, v in overrides.items()), *args.flags,
+      ]
+  if not runs:
+    raise SystemExit(f'error: no run of {args.config} matches {args.only!r}')
+  train = [sys.executable, '-m', 'agentflow_jax.train']
+  if not (args.run or args.submit):
+    for flags in runs.values():
+      print(shlex.join(['python', '-m', 'agentflow_jax.train', *flags]))
+    return 0
+  failed = []
+  for i, (name, flags) in enumerate(runs.items(), 1):
+    where = f'[{i}/{len(runs)}] {name}'
+    if '://' not in workdir and (
+        _ROOT / workdir / name / 'summary.json'
+    ).exists():
+      print(f'{where}: done before', flush=True)
+      continue
+    command = shlex.split(args.submit) if args.submit else train
+    attempts = 1 if args.submit else 1 + args.retries
+    for attempt in range(attempts):
+      print(f'{where}: {"submitting" if args.submit else "running"}', flush=True)
+      code = subprocess.run([*command, *flags], cwd=_ROOT, check=False).returncode
+      if code in (0, *_FINAL):
+        break
+      print(f'{where}: ended with {code}', flush=True)
+    if code:
+      failed.append(name)
+  if failed:
+    print(f'{len(failed)} of {len(runs)} failed: {"; ".join(failed)}')
+  return 1 if failed else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice (queued resources, every worker).
+#
+#   bash launch/tpu_vm.sh create --name=N --zone=Z --type=v5p-32 [--spot|--reserved]
+#   bash launch/tpu_vm.sh run    --name=N --zone=Z -- FLAGS
+#   bash launch/tpu_vm.sh status|logs|stop|delete --name=N --zone=Z
+#
+# run copies the commit that is checked out to all workers, installs it, and starts
+#   python -m agentflow_jax.train --distributed=on FLAGS
+# on each, again where that goes on with the run (launch/retry.sh); FLAGS name a
+# --workdir=gs://BUCKET/RUN. What is not committed in git is not sent.
+#
+#   --project=P     default: gcloud's own
+#   --runtime=R     TPU software version (default: by --type)
+#   --secret=NAME   an environment variable of the run, from the secret of that name
+#                   in Secret Manager; may be repeated
+#   --dry_run       print the commands
+set -euo pipefail
+
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
+fail() {
+  echo "error: $1; see --help" >&2
+  exit 2
+}
+
+name='' zone='' type='' project='' runtime='' provision='' dry_run=false
+secrets=() action="${1:-}"
+case "$action" in
+  --help | -h | '')
+    usage
+    exit 0
+    ;;
+  create | run | status | logs | stop | delete) shift ;;
+  *) fail "unknown action $action" ;;
+esac
+while (($#)); do
+  case "$1" in
+    --help | -h)
+      usage
+      exit 0
+      ;;
+    --name=*) name="${1#*=}" ;;
+    --zone=*) zone="${1#*=}" ;;
+    --type=*) type="${1#*=}" ;;
+    --project=*) project="${1#*=}" ;;
+    --runtime=*) runtime="${1#*=}" ;;
+    --secret=*) secrets+=("${1#*=}") ;;
+    --spot | --reserved) provision="$1" ;;
+    --dry_run) dry_run=true ;;
+    --)
+      shift
+      break
+      ;;
+    *) fail "unknown argument $1" ;;
+  esac
+  shift
+done
+[[ -n "$name" ]] || fail "--name is missing"
+[[ -n "$zone" ]] || fail "--zone is missing"
+
+where=(--zone="$zone")
+if [[ -n "$project" ]]; then where+=(--project="$project"); fi
+
+do_() {
+  if "$dry_run"; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+on_workers() { # WORKER COMMAND
+  do_ gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" --command="$2"
+}
+
+case "$action" in
+  create)
+    [[ -n "$type" ]] || fail "--type is missing"
+    if [[ -z "$runtime" ]]; then
+      case "$type" in
+        v5p-*) runtime=v2-alpha-tpuv5 ;;
+        v5litepod-* | v5e-*) runtime=v2-alpha-tpuv5-lite ;;
+        v6e-*) runtime=v2-alpha-tpuv6e ;;
+        *) fail "--runtime is missing: none is known for --type=$type" ;;
+      esac
+    fi
+    do_ gcloud compute tpus queued-resources create "$name" --node-id="$name" \
+      "${where[@]}" --accelerator-type="$type" --runtime-version="$runtime" \
+      ${provision:+"$provision"}
+    ;;
+  run)
+    (($#)) || fail "the train program's flags are missing: give them after --"
+    root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+    archive="$(mktemp -d)/agentflow_jax.tar.gz"
+    trap 'rm -rf "$(dirname "$archive")"' EXIT
+    do_ git -C "$root" archive --format=tar.gz --output="$archive" HEAD
+    do_ gcloud compute tpus tpu-vm scp "$archive" "$name:agentflow_jax.tar.gz" \
+      "${where[@]}" --worker=all
+    # Images with an older Python get one beside it.
+    on_workers all 'python3 -c "import sys; sys.exit(sys.version_info < (3, 11))" || { sudo apt-get update -qq && sudo apt-get install -y -qq python3.11 python3.11-venv; }'
+    # shellcheck disable=SC2016  # The worker's HOME.
+    on_workers all 'rm -rf agentflow_jax && mkdir agentflow_jax && tar -xzf agentflow_jax.tar.gz -C agentflow_jax && AGENTFLOW_VENV=$HOME/agentflow_venv bash agentflow_jax/launch/setup_host.sh --accelerator=tpu'
+    exports=''
+    for secret in ${secrets[@]+"${secrets[@]}"}; do
+      exports+="export $secret=\"\$(gcloud secrets versions access latest --secret=$secret)\" && "
+    done
+    on_workers all "${exports}cd agentflow_jax && { nohup setsid bash launch/retry.sh -- \$HOME/agentflow_venv/bin/python -m agentflow_jax.train --distributed=on $(printf '%q ' "$@")>\$HOME/train.log 2>&1 </dev/null & } && sleep 1"
+    ;;
+  status)
+    do_ gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
+      --format='value(state.state)'
+    ;;
+  logs) on_workers 0 'tail -n 100 -F train.log' ;;
+  stop) on_workers all 'pkill -TERM -f "[l]aunch/retry.sh" || true' ;;
+  delete)
+    do_ gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+    ;;
+esac

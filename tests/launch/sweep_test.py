@@ -1,0 +1,119 @@
+"""Sweeps: which runs, in which order, and the page that they end in."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+_ROOT = pathlib.Path(__file__).parents[2]
+# Stands for a launcher: does what the train program leaves, or fails.
+_LAUNCHER = """
+import json, pathlib, sys
+flags = dict(f.lstrip('-').split('=', 1) for f in sys.argv[1:])
+workdir = pathlib.Path(flags['workdir'])
+workdir.mkdir(parents=True, exist_ok=True)
+config = {k.removeprefix('config.'): v for k, v in flags.items() if '.' in k}
+(workdir / 'config.json').write_text(json.dumps(config))
+mark = workdir / 'tried'
+if flags.get('config.kl') == '1' and not mark.exists():
+  mark.touch()
+  sys.exit(75)
+score = int(config['seed']) / 10 + float(config['kl'])
+with open(workdir / 'metrics.jsonl', 'w') as f:
+  for step in (1, 2):
+    f.write(json.dumps({'step': step, 'reward/mean': score * step}) + '\\n')
+(workdir / 'summary.json').write_text(json.dumps({'eval/accuracy_final': score}))
+"""
+
+
+@pytest.fixture(name='config')
+def _config(tmp_path):
+  path = tmp_path / 'six.py'
+  path.write_text(
+      'from agentflow_jax.training import sweep\n'
+      'def get_sweep():\n'
+      "  return sweep.grid({'kl': [0, 1], 'seed': [0, 1, 2]})\n"
+  )
+  (tmp_path / 'launcher.py').write_text(_LAUNCHER)
+  return path
+
+
+def _launch(program, *flags):
+  return subprocess.run(
+      [sys.executable, str(_ROOT / 'launch' / program), *flags], cwd=_ROOT,
+      capture_output=True, text=True, check=False,
+  )
+
+
+def test_the_commands_are_printed(config):
+  done = _launch('sweep.py', f'--config={config}', '--', '--config.train.steps=3')
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  assert len(lines) == 6
+  assert lines[1] == (
+      f'python -m agentflow_jax.train --config={config}'
+      ' --workdir=runs/sweeps/six/kl=0,seed=1 --config.kl=0 --config.seed=1'
+      ' --config.train.steps=3'
+  )
+
+
+def test_what_is_done_is_skipped_and_what_failed_is_tried_again(config, tmp_path):
+  flags = (
+      f'--config={config}', f'--workdir={tmp_path}/out',
+      f'--submit={sys.executable} {tmp_path}/launcher.py',
+  )
+  first = _launch('sweep.py', *flags)
+  assert first.returncode == 1
+  assert '3 of 6 failed' in first.stdout
+  again = _launch('sweep.py', *flags)
+  assert again.returncode == 0
+  assert again.stdout.count('done before') == 3
+  assert again.stdout.count('submitting') == 3
+
+
+def test_one_table_and_one_page(config, tmp_path):
+  flags = (
+      f'--config={config}', f'--workdir={tmp_path}/out',
+      f'--submit={sys.executable} {tmp_path}/launcher.py',
+  )
+  _launch('sweep.py', *flags, '--only=kl=0|seed=0')
+  done = _launch('collect.py', f'--sweep={tmp_path}/out')
+  assert done.returncode == 0, done.stderr
+  rows = [re.split(r'  +', line) for line in done.stdout.splitlines()[:3]]
+  assert rows[0] == ['kl', 'runs done', 'eval/accuracy_final', '95% over seeds']
+  # 0, 0.1, 0.2: mean 0.1, sd 0.1, t of two degrees 4.303: 0.248 over sqrt(3).
+  assert rows[1] == ['0', '3 of 3', '0.1', '± 0.25']
+  assert rows[2] == ['1', '0 of 1', '-']
+  page = (tmp_path / 'out' / 'sweep.html').read_text()
+  assert page.count('<svg') == 2  # kl and seed.
+  assert 'http' not in re.sub(r'http://www\.w3\.org|http://purl\.org|https?://'
+                              r'creativecommons\.org|https://matplotlib\.org',
+                              '', page)
+
+
+@pytest.mark.parametrize(
+    'program, flags, message',
+    [
+        ('sweep.py', ['--config=none.py'], 'no file none.py'),
+        ('sweep.py', ['--config=launch/local.py'], 'has no get_sweep()'),
+        ('collect.py', ['--sweep=nowhere'], 'no run below it'),
+    ],
+)
+def test_a_mistake_is_one_clear_line(program, flags, message):
+  done = _launch(program, *flags)
+  assert done.returncode != 0
+  assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_json_of_a_torn_line_is_left_out(tmp_path):
+  run = tmp_path / 'sweep' / 'seed=0'
+  run.mkdir(parents=True)
+  (run / 'config.json').write_text(json.dumps({'seed': 0}))
+  (run / 'metrics.jsonl').write_text('{"step": 1, "reward/mean": 0.5}\n{"st')
+  done = _launch('collect.py', f'--sweep={tmp_path}/sweep')
+  assert done.returncode == 0, done.stderr
+  assert '0 of 1' in done.stdout

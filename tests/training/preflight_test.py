@@ -1,0 +1,172 @@
+"""Preflight: what it adds up, and what it refuses."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from agentflow_jax.core import model
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import preflight
+from agentflow_jax.training import topologies
+from tests.training import mini
+
+_GIB = 1 << 30
+_NETWORK = model.ModelConfig(
+    vocab_size=256, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2,
+    head_dim=16, d_ff=128, max_positions=256,
+)
+
+
+def _config(tmp_path, **mesh):
+  config = mini.config(tmp_path)
+  return dataclasses.replace(config, mesh=config_lib.MeshConfig(**mesh))
+
+
+@pytest.fixture(scope='module')
+def reports(tmp_path_factory):
+  """A report with parameters whole on each of eight devices, and split."""
+  directory = tmp_path_factory.mktemp('preflight')
+  topology = topologies.parse('cpu:8')
+  return {
+      name: preflight.check(_config(directory, **mesh), _NETWORK, topology)
+      for name, mesh in (
+          ('whole', {'data': 8}),
+          ('split', {'data': 1, 'fsdp': 8, 'sampler_devices': -1}),
+      )
+  }
+
+
+def test_bytes_are_those_of_the_arrays(reports):
+  shapes = jax.eval_shape(
+      lambda: model.init_params(_NETWORK, jax.random.key(0))
+  )
+  params = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+  whole = reports['whole']['bytes_a_chip']
+  assert whole['trained parameters'] == params
+  # Two moments, and a count or two.
+  assert 2 * params <= whole['optimizer state'] <= 2 * params + 64
+  assert whole['where it starts from (reference, base)'] == params
+  assert whole['sampler: parameters, and the next ones'] == 2 * params
+  split = reports['split']['bytes_a_chip']
+  norms = 4 * 64 * (2 * 2 + 1)  # Are whole everywhere.
+  assert split['trained parameters'] <= (params - norms) / 8 + norms
+  for report in reports.values():
+    assert report['bytes_needed'] == sum(report['bytes_a_chip'].values())
+    assert report['fits']
+
+
+def test_every_program_of_the_run_is_compiled(reports):
+  assert set(reports['whole']['programs']) == {
+      'update of rows of 192', 'prefill', 'decode'
+  }
+  assert set(reports['split']['programs']) == {
+      'update of rows of 192', 'handover to the sampler', 'prefill', 'decode'
+  }
+
+
+def test_parameters_that_are_split_are_sent_around(reports):
+  sent = {
+      name: report['programs']['update of rows of 192']['collectives']
+      for name, report in reports.items()
+  }
+  assert 'all-gather' in sent['split']
+  assert 'all-reduce' in sent['whole']
+  assert 'all-gather' in reports['split']['programs'][
+      'handover to the sampler']['collectives']
+
+
+def test_a_table_says_whether_it_fits(reports):
+  text = preflight.table(reports['split'])
+  assert text.endswith('It fits.') and 'AN ESTIMATE' not in text
+  report = dict(reports['split'], bytes_there=0, fits=False, is_estimate=True)
+  text = preflight.table(report)
+  over = reports['split']['bytes_needed'] / _GIB
+  assert f'{over:.2f} GiB a chip too much' in text and 'mesh.fsdp' in text
+  assert 'AN ESTIMATE' in text
+
+
+def test_a_mesh_that_does_not_go_with_the_chips_is_refused(tmp_path):
+  with pytest.raises(config_lib.ConfigError, match='does not fit 8 devices'):
+    preflight.check(
+        _config(tmp_path, data=3), _NETWORK, topologies.parse('cpu:8')
+    )
+  with pytest.raises(config_lib.ConfigError, match='do not divide over data'):
+    config = dataclasses.replace(
+        _config(tmp_path, data=8),
+        batch=config_lib.BatchConfig(tokens_per_row=192, rows_per_micro=3),
+    )
+    preflight.check(config, _NETWORK, topologies.parse('cpu:8'))
+
+
+@pytest.mark.parametrize(
+    'text, expected',
+    [
+        ('v5p:4x4x4', ('tpu', 'v5p', '4x4x4', 0)),
+        ('v5e:8x8', ('tpu', 'v5e', '8x8', 0)),
+        ('gpu:h100:8', ('gpu', 'h100', '', 8)),
+        ('cpu:8', ('cpu', 'cpu', '', 8)),
+    ],
+)
+def test_topologies_are_parsed(text, expected):
+  topology = topologies.parse(text)
+  assert dataclasses.astuple(topology) == expected
+  assert topology.is_estimate == (expected[0] == 'gpu')
+
+
+@pytest.mark.parametrize(
+    'text', ['', 'v5p', 'v5p:', 'v5p:4xx4', 'v9:2x2', 'gpu:8', 'gpu:h100:16', 'cpu:x']
+)
+def test_what_is_no_topology_is_an_error_with_examples(text):
+  with pytest.raises(config_lib.ConfigError, match='v5p:4x4x4'):
+    topologies.parse(text)
+
+
+def test_the_network_is_named_where_its_directory_is_not_here(tmp_path):
+  config = config_lib.load(
+      str(mini.ROOT / 'experiments' / 'flow_grpo_qwen2p5_7b.py')
+  )
+  with pytest.raises(config_lib.ConfigError, match='qwen2.5-7b'):
+    preflight.network(config)
+  with pytest.raises(config_lib.ConfigError, match='--model=llama'):
+    preflight.network(config, 'llama')
+  found = preflight.network(config, 'qwen2.5-7b')
+  assert (found.n_layers, found.dtype, found.remat) == (28, 'bfloat16', 'full')
+  # And read where it is.
+  assert preflight.network(mini.config(tmp_path)).d_model == 128
+
+
+def _preflight(*flags):
+  return subprocess.run(
+      [sys.executable, '-m', 'agentflow_jax.preflight', *flags], cwd=mini.ROOT,
+      capture_output=True, text=True, check=False,
+  )
+
+
+def test_the_command_prints_and_writes(tmp_path):
+  out = tmp_path / 'preflight.json'
+  done = _preflight(
+      '--config=experiments/quickstart.py', '--topology=gpu:h100:2',
+      f'--out={out}',
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'AN ESTIMATE' in done.stdout and 'It fits.' in done.stdout
+  assert json.loads(out.read_text())['chips'] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('topology, code', [('v5p:2x2x4', 0), ('v5e:2x2', 1)])
+def test_the_7b_config_fits_where_the_readme_says(topology, code):
+  done = _preflight(
+      '--config=experiments/flow_grpo_qwen2p5_7b.py', '--model=qwen2.5-7b',
+      f'--topology={topology}', *(
+          ['--config.batch.rows_per_micro=4'] if topology == 'v5e:2x2' else []
+      ),
+  )
+  if 'agentflow-jax[preflight]' in done.stderr:
+    pytest.skip('the TPU compiler is not installed: the extra `preflight`')
+  assert done.returncode == code, done.stderr + done.stdout

@@ -1,0 +1,60 @@
+"""Lists of overrides."""
+
+import random
+
+import pytest
+
+from agentflow_jax.training import checks
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import knobs
+from agentflow_jax.training import sweep
+from tests.training import mini
+
+
+def test_a_grid_is_every_combination():
+  assert sweep.grid({'a': [1, 2], 'b': [True, (3, 4)]}) == [
+      {'a': '1', 'b': 'true'}, {'a': '1', 'b': '3,4'},
+      {'a': '2', 'b': 'true'}, {'a': '2', 'b': '3,4'},
+  ]
+
+
+def test_zipped_fields_go_together():
+  assert sweep.zipped({'a': [1, 2], 'b': ['x', 'y']}) == [
+      {'a': '1', 'b': 'x'}, {'a': '2', 'b': 'y'}
+  ]
+  with pytest.raises(ValueError, match="{'a': 2, 'b': 1}"):
+    sweep.zipped({'a': [1, 2], 'b': ['x']})
+
+
+def test_chained_sweeps_have_each_run_once():
+  a, b = sweep.grid({'a': [1, 2]}), sweep.grid({'a': [2, 3]})
+  assert sweep.chain(a, b) == [{'a': '1'}, {'a': '2'}, {'a': '3'}]
+
+
+def test_a_product_joins_and_refuses_what_contradicts():
+  a, b = sweep.grid({'a': [1, 2]}), sweep.grid({'b': [3]})
+  assert sweep.product(a, b) == [{'a': '1', 'b': '3'}, {'a': '2', 'b': '3'}]
+  with pytest.raises(ValueError, match='two sweeps set a'):
+    sweep.product(a, a)
+
+
+def test_samples_are_the_same_for_a_seed_and_within_the_space():
+  space = {'lr': lambda rng: 10 ** rng.uniform(-5, -3), 'k': [1, 2, 3]}
+  runs = sweep.sample(space, 20, seed=1)
+  assert runs == sweep.sample(space, 20, seed=1)
+  assert runs != sweep.sample(space, 20, seed=2)
+  assert {r['k'] for r in runs} == {'1', '2', '3'}
+  assert all(1e-5 <= float(r['lr']) <= 1e-3 for r in runs)
+  expected = random.Random(1).uniform(-5, -3)
+  assert float(runs[0]['lr']) == 10 ** expected
+
+
+def test_the_paper_s_ablations_are_runs_of_configs_that_exist():
+  path = str(mini.ROOT / 'experiments' / 'ablations.py')
+  runs = config_lib.load_module(path).get_sweep()
+  assert len(runs) >= 20
+  for overrides in runs:
+    config = config_lib.load(path, tuple(overrides.items()))
+    checks.check_trains(config)
+    checks.check(config)
+    knobs.check_flags(config, list(overrides))
