@@ -10,7 +10,6 @@ norms: every product rounds its kernel to that anyway, so no bit of a sample
 changes, and a sampler reads half as much.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -48,7 +47,13 @@ class Handover:
     Raises:
       ValueError: a process's devices are no box of the mesh.
     """
-    inner = _box(mesh)
+    inner = sharding.process_box(mesh.devices, jax.process_index())
+    if inner is None:
+      raise ValueError(
+          'the devices of a process have to be a box of the mesh'
+          f' {dict(mesh.shape)}: make mesh.tensor, or mesh.tensor x mesh.fsdp, a'
+          ' multiple or a divisor of the devices of a process'
+      )
     names, shape = [], []
     for axis, size in zip(sharding.MESH_AXES, inner, strict=True):
       names += [f'{axis}_over_processes', axis]
@@ -119,33 +124,3 @@ class Handover:
       return jax.make_array_from_single_device_arrays(x.shape, to, shards)
 
     return jax.tree.map(local, self._laid_out(params), self.local)
-
-
-def _box(mesh: jax_sharding.Mesh) -> tuple[int, ...]:
-  """Returns how many devices a process has along each axis of the mesh.
-
-  Raises:
-    ValueError: they are no box.
-  """
-  owners = np.vectorize(lambda d: d.process_index, otypes=[int])(mesh.devices)
-  places = np.argwhere(owners == jax.process_index())
-  inner = tuple(len(set(column)) for column in places.T)
-  first = places.min(axis=0)
-  # Every box of that size, at a multiple of it, has one owner then.
-  aligned = owners.reshape(
-      [n for size, i in zip(owners.shape, inner) for n in (size // i, i)]
-      if not any(size % i for size, i in zip(owners.shape, inner))
-      else [-1]
-  )
-  if (
-      aligned.ndim == 1
-      or math.prod(inner) != len(places)
-      or any(f % i for f, i in zip(first, inner))
-      or (aligned.max((1, 3, 5)) != aligned.min((1, 3, 5))).any()
-  ):
-    raise ValueError(
-        'the devices of a process have to be a box of the mesh'
-        f' {dict(mesh.shape)}: make mesh.tensor, or mesh.tensor x mesh.fsdp, a'
-        ' multiple or a divisor of the devices of a process'
-    )
-  return inner

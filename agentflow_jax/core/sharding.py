@@ -5,6 +5,7 @@ know the mesh. Axes are of the Auto type: XLA propagates shardings from the
 parameters, the batch, and the few activations that the model pins.
 """
 
+import collections
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -74,9 +75,8 @@ def make_mesh(
     sizes[sizes.index(-1)] = len(devices) // known
   if math.prod(sizes) != len(devices):
     raise ValueError(f'mesh {asked} does not fit {len(devices)} devices')
-  slices = len({getattr(d, 'slice_index', 0) for d in devices})
-  if slices > 1:
-    return _over_slices(sizes, slices, devices)
+  if devices[0].platform == 'tpu':
+    return _of_tpus(sizes, devices)
   return jax.make_mesh(
       tuple(sizes),
       MESH_AXES,
@@ -85,21 +85,64 @@ def make_mesh(
   )
 
 
-def _over_slices(sizes, slices, devices) -> jax_sharding.Mesh:
-  """Returns a mesh whose data axis alone crosses the network between slices."""
+def _of_tpus(sizes, devices) -> jax_sharding.Mesh:
+  """Returns a mesh in which each process has a box, where that can be.
+
+  Its data axis alone crosses the network between slices.
+  """
   data, fsdp, tensor = sizes
+  slices = len({getattr(d, 'slice_index', 0) for d in devices})
   if data % slices:
     raise ValueError(
         f'mesh.data {data} must be a multiple of the {slices} slices: fsdp and'
         ' tensor stay within one'
     )
+  by_slice = collections.defaultdict(list)
+  for device in devices:
+    by_slice[getattr(device, 'slice_index', 0)].append(device)
+  shape = (data // slices, fsdp, tensor)
   return jax_sharding.Mesh(
-      mesh_utils.create_hybrid_device_mesh(
-          (data // slices, fsdp, tensor), (slices, 1, 1), devices
-      ),
+      np.concatenate([_of_slice(shape, by_slice[i]) for i in sorted(by_slice)]),
       MESH_AXES,
       axis_types=(jax_sharding.AxisType.Auto,) * len(MESH_AXES),
   )
+
+
+def _of_slice(shape, devices) -> np.ndarray:
+  """Lays a slice's devices out along its torus; process by process if need be."""
+  try:
+    made = mesh_utils.create_device_mesh(
+        shape, devices, contiguous_submeshes=True
+    )
+    if process_box(made, devices[0].process_index) is not None:
+      return made
+  except (ValueError, NotImplementedError):
+    pass
+  devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+  return np.array(devices).reshape(shape)
+
+
+def process_box(devices: np.ndarray, process: int) -> tuple[int, ...] | None:
+  """Returns how many devices a process has along each axis of a mesh.
+
+  Args:
+    devices: of the mesh, three axes.
+    process: index of one.
+
+  Returns:
+    None where its devices, or those of another process, are no box at a multiple
+    of its size.
+  """
+  owners = np.vectorize(lambda d: d.process_index, otypes=[int])(devices)
+  places = np.argwhere(owners == process)
+  inner = tuple(len(set(column)) for column in places.T)
+  sizes = list(zip(owners.shape, inner, strict=True))
+  if math.prod(inner) != len(places) or any(size % i for size, i in sizes):
+    return None
+  boxes = owners.reshape([n for size, i in sizes for n in (size // i, i)])
+  # Every box of that size, at a multiple of it, has one owner.
+  same = (boxes.max((1, 3, 5)) == boxes.min((1, 3, 5))).all()
+  return inner if same else None
 
 
 def replicated(mesh: jax_sharding.Mesh) -> NamedSharding:

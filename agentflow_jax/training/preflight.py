@@ -137,7 +137,7 @@ def check(
   try:
     mesh = sharding.make_mesh(**axes, devices=devices)
     sharding.check_rows(mesh, config.batch.rows_per_micro)
-    programs, held, local = _lowered(config, planner, mesh)
+    programs, held, local = _lowered(config, planner, mesh, topology)
   except ValueError as e:
     raise config_lib.ConfigError(f'mesh: {e}') from e
   report: dict[str, Any] = {
@@ -180,7 +180,23 @@ def _bytes(tree) -> int:
   )
 
 
-def _lowered(config, planner, mesh):
+def _alone(sampled, topology, local):
+  """Returns the same shapes over a host that is a topology of its own."""
+  host = np.array(topologies.devices(topologies.host_of(topology, local)))
+
+  def moved(x):
+    mesh = jax.sharding.Mesh(
+        host[: len(x.sharding.device_set)], x.sharding.mesh.axis_names
+    )
+    return jax.ShapeDtypeStruct(
+        x.shape, x.dtype,
+        sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec),
+    )
+
+  return jax.tree.map(moved, sampled)
+
+
+def _lowered(config, planner, mesh, topology):
   """Returns name -> function that compiles, bytes held, chips of a process."""
   trained = trainer_lib.network_of(config, planner)
   key = jax.random.key(0)
@@ -235,6 +251,8 @@ def _lowered(config, planner, mesh):
         planner, mesh, split=config.mesh.sampler_devices == -1
     )
     sampled = hand.shapes(params)
+    if topology.platform == 'tpu' and mesh.size > local:
+      sampled = _alone(sampled, topology, local)
     programs['handover to the sampler'] = lambda: hand.lower(params).compile()
   else:  # The engine copies what it needs to one device.
     one = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])

@@ -92,6 +92,27 @@ def parse(text: str) -> Topology:
   )
 
 
+def host_of(topology: Topology, chips: int) -> Topology:
+  """Returns what one host of a TPU topology is, alone.
+
+  A compiler takes the chips of a program for a topology of their own.
+
+  Args:
+    topology: of a slice.
+    chips: of the host.
+
+  Raises:
+    ConfigError: no host has so many.
+  """
+  shapes = {1: '1x1', 4: '2x2', 8: '2x4'}
+  if chips not in shapes:
+    raise config_lib.ConfigError(
+        f'--topology: a host of {chips} chips is none of {sorted(shapes)}'
+    )
+  shape = shapes[chips] + ('x1' if topology.kind == 'v5p' else '')
+  return dataclasses.replace(topology, shape=shape)
+
+
 def prepare(
     topology: Topology, environ: MutableMapping[str, str] = os.environ
 ) -> None:

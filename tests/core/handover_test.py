@@ -17,13 +17,6 @@ CONFIG = model.ModelConfig(
 )
 
 
-class _Device:
-  """A device of another process, as far as shapes of meshes go."""
-
-  def __init__(self, process_index):
-    self.process_index = process_index
-
-
 def _placed(mesh):
   params = jax.device_get(model.init_params(CONFIG, jax.random.key(0)))
   return params, jax.tree.map(
@@ -75,34 +68,7 @@ def test_what_is_rounded_samples_the_same_bits():
   )
 
 
-def _owned(owners):
-  class Mesh:
-    devices = np.vectorize(_Device, otypes=[object])(np.array(owners))
-    shape = dict(zip(sharding.MESH_AXES, devices.shape))
-  return Mesh
-
-
-@pytest.mark.parametrize(
-    'owners, box',
-    [
-        ([[[0], [0], [1], [1]]], (1, 2, 1)),
-        ([[[0, 0], [0, 0]], [[1, 1], [1, 1]]], (1, 2, 2)),
-        ([[[0, 1], [0, 1]], [[2, 3], [2, 3]]], (1, 2, 1)),
-        ([[[0, 0]], [[1, 1]]], (1, 1, 2)),
-    ],
-)
-def test_a_process_s_part_of_the_mesh_is_found(owners, box):
-  assert handover._box(_owned(owners)) == box
-
-
-@pytest.mark.parametrize(
-    'owners',
-    [
-        [[[0], [1], [0], [1]]],  # Apart.
-        [[[0], [0], [0], [1], [1], [1], [1], [1]]],  # Uneven.
-        [[[1], [0], [0], [1]]],  # At no multiple of its size.
-    ],
-)
-def test_a_process_without_a_box_is_an_error_with_a_remedy(owners):
+def test_a_process_without_a_box_is_an_error_with_a_remedy(monkeypatch):
+  monkeypatch.setattr(sharding, 'process_box', lambda *unused: None)
   with pytest.raises(ValueError, match='make mesh.tensor'):
-    handover._box(_owned(owners))
+    handover.Handover(CONFIG, sharding.make_mesh(1, 8, 1), split=True)

@@ -64,3 +64,39 @@ def test_rows_are_split_over_data_and_fsdp():
   assert put['n'].sharding.is_fully_replicated
   with pytest.raises(ValueError, match='6 rows'):
     sharding.check_rows(mesh, 6)
+
+
+class _Device:
+  """A device of another process, as far as shapes of meshes go."""
+
+  def __init__(self, process_index):
+    self.process_index = process_index
+
+
+def _owned(owners):
+  return np.vectorize(_Device, otypes=[object])(np.array(owners))
+
+
+@pytest.mark.parametrize(
+    'owners, box',
+    [
+        ([[[0], [0], [1], [1]]], (1, 2, 1)),
+        ([[[0, 0], [0, 0]], [[1, 1], [1, 1]]], (1, 2, 2)),
+        ([[[0, 1], [0, 1]], [[2, 3], [2, 3]]], (1, 2, 1)),
+        ([[[0, 0]], [[1, 1]]], (1, 1, 2)),
+    ],
+)
+def test_a_process_s_part_of_the_mesh_is_found(owners, box):
+  assert sharding.process_box(_owned(owners), 0) == box
+
+
+@pytest.mark.parametrize(
+    'owners',
+    [
+        [[[0], [1], [0], [1]]],  # Apart.
+        [[[0], [0], [0], [1], [1], [1], [1], [1]]],  # Uneven.
+        [[[1], [0], [0], [1]]],  # At no multiple of its size.
+    ],
+)
+def test_a_process_may_have_no_box(owners):
+  assert sharding.process_box(_owned(owners), 0) is None

@@ -126,6 +126,16 @@ def test_what_is_no_topology_is_an_error_with_examples(text):
     topologies.parse(text)
 
 
+def test_a_host_is_a_topology_of_its_own():
+  shape = lambda text, chips: topologies.host_of(
+      topologies.parse(text), chips
+  ).shape
+  assert shape('v5p:4x4x4', 4) == '2x2x1'
+  assert shape('v5e:8x8', 8) == '2x4' and shape('v6e:4x4', 4) == '2x2'
+  with pytest.raises(config_lib.ConfigError, match='a host of 3 chips'):
+    shape('v5e:8x8', 3)
+
+
 def test_the_network_is_named_where_its_directory_is_not_here(tmp_path):
   config = config_lib.load(
       str(mini.ROOT / 'experiments' / 'flow_grpo_qwen2p5_7b.py')
