@@ -75,8 +75,9 @@ def test_a_forward_pass_by_hand():
   assert more == 3 * expected + logits + scores + layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    'reference', [pytest.param(False, marks=pytest.mark.slow), True]
+    'reference', [False, True]
 )
 def test_xla_counts_the_same_where_nothing_loops_twice(reference):
   # One layer, one micro-batch, all logits at once: each loop has one pass.

@@ -127,6 +127,7 @@ def test_what_is_merged_is_what_is_trained(dtype):
   )
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_merged_kernel_by_the_chain_rule():
   adapters = _adapters()
   state, _ = _updated(adapters)

@@ -200,6 +200,7 @@ def test_bfloat16_activations_keep_float32_parameters_and_logits():
   assert 1e-4 < error < 0.05 * np.abs(expected[real]).max()
 
 
+@pytest.mark.slow
 def test_bfloat16_runs_on_cpu_at_real_sizes():
   # Beyond toy sizes XLA's CPU hands products to a library that has none of
   # bfloat16 operands with a float32 result.

@@ -240,6 +240,7 @@ def test_copies_are_of_every_layer_and_of_nothing_else():
     assert (x == np.array(expected).reshape(1, 10, 1, 1)).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near():
   config, params = _make(head_dim=64, d_model=128, n_layers=1)
   half = dataclasses.replace(config, dtype='bfloat16')

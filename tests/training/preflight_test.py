@@ -157,6 +157,7 @@ def _preflight(*flags):
   )
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(tmp_path):
   out = tmp_path / 'preflight.json'
   done = _preflight(

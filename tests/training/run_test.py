@@ -125,6 +125,7 @@ def test_stopped_in_an_evaluation_a_run_keeps_its_step(
   assert acceptance.fingerprint(broken) == acceptance.fingerprint(workdir)
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(whole, tmp_path):
   config, workdir, _ = whole
   other = dataclasses.replace(config, seed=1)
