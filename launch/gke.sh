@@ -16,14 +16,11 @@
 #   --dry_run       print the manifest or the commands
 set -euo pipefail
 
-usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
-fail() {
-  echo "error: $1; see --help" >&2
-  exit 2
-}
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name='' image='' accelerator='' topology='' slices=1 chips=4 restarts=20
-secret='' dry_run=false action="${1:-}"
+secret='' action="${1:-}"
 case "$action" in
   --help | -h | '')
     usage
@@ -56,14 +53,6 @@ while (($#)); do
   shift
 done
 
-do_() {
-  if "$dry_run"; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
 quoted() { # As a YAML string.
   local s="${1//\\/\\\\}"
   printf '"%s"' "${s//\"/\\\"}"

@@ -14,15 +14,14 @@
 # Environment: PYTHON, AGENTFLOW_VENV (see launch/install.sh)
 set -euo pipefail
 
-nodes=1 node=0 coordinator='' dry_run=false
-fail() {
-  echo "error: $1; see --help" >&2
-  exit 2
-}
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+nodes=1 node=0 coordinator=''
 while (($#)); do
   case "$1" in
     --help | -h)
-      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+      usage
       exit 0
       ;;
     --nodes=*) nodes="${1#*=}" ;;
@@ -44,14 +43,6 @@ if ((nodes > 1)); then
   more=(--coordinator="$coordinator" --num_processes="$nodes" --process_id="$node")
 fi
 
-do_() {
-  if "$dry_run"; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
 python="${AGENTFLOW_VENV:-$here/../.venv}/bin/python"
 do_ bash "$here/setup_host.sh" --accelerator=gpu

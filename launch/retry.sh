@@ -10,11 +10,14 @@
 # SIGINT go to the command, and end this program with its exit code.
 set -uo pipefail
 
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
 times=20 wait=30
 while (($#)); do
   case "$1" in
     --help | -h)
-      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+      usage
       exit 0
       ;;
     --times=*) times="${1#*=}" ;;
@@ -24,16 +27,12 @@ while (($#)); do
       break
       ;;
     *)
-      echo "error: unknown argument $1; the command comes after --" >&2
-      exit 2
+      fail "unknown argument $1: the command comes after --"
       ;;
   esac
   shift
 done
-if ((!$#)); then
-  echo "error: nothing to run; the command comes after --" >&2
-  exit 2
-fi
+(($#)) || fail "nothing to run: the command comes after --"
 
 child=0 told=false
 pass_on() {

@@ -9,11 +9,14 @@
 # Environment: PYTHON, AGENTFLOW_VENV (see launch/install.sh)
 set -euo pipefail
 
-accelerator=auto dry_run=false
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+accelerator=auto
 while (($#)); do
   case "$1" in
     --help | -h)
-      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+      usage
       exit 0
       ;;
     --accelerator=auto | --accelerator=tpu | --accelerator=gpu | --accelerator=cpu)
@@ -21,8 +24,7 @@ while (($#)); do
       ;;
     --dry_run) dry_run=true ;;
     *)
-      echo "error: unknown argument $1; see --help" >&2
-      exit 2
+      fail "unknown argument $1"
       ;;
   esac
   shift

@@ -17,13 +17,10 @@
 #   --dry_run       print the commands
 set -euo pipefail
 
-usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
-fail() {
-  echo "error: $1; see --help" >&2
-  exit 2
-}
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-name='' zone='' type='' project='' runtime='' provision='' dry_run=false
+name='' zone='' type='' project='' runtime='' provision=''
 secrets=() action="${1:-}"
 case "$action" in
   --help | -h | '')
@@ -61,14 +58,6 @@ done
 where=(--zone="$zone")
 if [[ -n "$project" ]]; then where+=(--project="$project"); fi
 
-do_() {
-  if "$dry_run"; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
 on_workers() { # WORKER COMMAND
   do_ gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" --command="$2"
 }
