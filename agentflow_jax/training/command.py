@@ -73,7 +73,7 @@ def _guarded(main):
   def call(argv):
     import jax
 
-    from agentflow_jax.training import processes
+    from agentflow_jax.training import exits
 
     if not _asks_for_verbosity(sys.argv):
       # Libraries tell each step of a commit; absl would show all of it.
@@ -81,7 +81,7 @@ def _guarded(main):
     try:
       main(argv)
     except Exception as e:
-      code = processes.code_of(e)
+      code = exits.code_of(e)
       if code == 1:  # Nobody's mistake but ours.
         if not jax.distributed.is_initialized():
           raise
@@ -89,6 +89,6 @@ def _guarded(main):
       else:
         what = 'error' if code == 2 else 'the run stopped'
         sys.stderr.write(f'{what}: {e}\n')
-      processes.leave(code)
+      exits.leave(code)
 
   return call

@@ -8,12 +8,9 @@ errors, and whether somebody was told to stop.
 import asyncio
 import contextlib
 import hashlib
-import math
 import os
 import signal
-import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -23,34 +20,14 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import exits
 
-# What launchers take for "run me again": sysexits' EX_TEMPFAIL.
-PREEMPTED_CODE = 75
-# The program hangs; run again, too, but somebody should look.
-HUNG_CODE = 70
 _T = TypeVar('_T')
 
 # Bytes of a process that one collective carries: one program for all lengths.
 _CHUNK = 1 << 16
 _OK, _FAILED, _PREEMPTED = range(3)
 _LOOK_SECONDS = 2.0  # Between two looks for a process that was told to stop.
-
-
-class ProcessFailed(RuntimeError):
-  """Another process of the run cannot go on; says which, and why.
-
-  Attributes:
-    code: to exit with: 2 and 3 as that process does, PREEMPTED_CODE where the
-      same command may fare better.
-  """
-
-  def __init__(self, message: str, code: int = PREEMPTED_CODE):
-    super().__init__(message)
-    self.code = code
-
-
-class Preempted(RuntimeError):
-  """A process was told to stop (SIGTERM)."""
 
 
 def initialize(
@@ -104,7 +81,7 @@ def initialize(
         heartbeat_timeout_seconds=heartbeat_seconds,
     )
   except RuntimeError as e:
-    raise ProcessFailed(f'the processes did not come together: {e}') from e
+    raise exits.ProcessFailed(f'the processes did not come together: {e}') from e
   except ValueError as e:
     raise config_lib.ConfigError(
         f'the processes of the run did not come together: {e}; give'
@@ -243,13 +220,13 @@ class Processes:
       raise error
     for i, other in enumerate(everything):
       if other[0] == _FAILED:
-        raise ProcessFailed(
+        raise exits.ProcessFailed(
             f'process {i} of {self.count} failed:'
             f' {other[2:].decode(errors="replace")}',
             other[1],
         )
     if any(other[0] == _PREEMPTED for other in everything):
-      raise Preempted(
+      raise exits.Preempted(
           'told to stop (SIGTERM); the same command goes on from here'
       )
     return [other[1:] for other in everything]
@@ -308,99 +285,10 @@ class Processes:
       self._loop = None
 
 
-def code_of(error: BaseException) -> int:
-  """Returns the exit code of an error: 2 and 3 are final."""
-  # Imported late: the trainer is built upon this module.
-  from agentflow_jax.agents.tools import base, search
-  from agentflow_jax.training import trainer
-  from agentflow_jax.weights import parameters
-
-  if isinstance(
-      error,
-      (config_lib.ConfigError, parameters.CheckpointError, base.ToolUnavailable,
-       search.CorpusError),
-  ):
-    return 2
-  if isinstance(error, trainer.RunStopped):
-    return 3
-  if isinstance(error, ProcessFailed):
-    return error.code
-  return PREEMPTED_CODE if isinstance(error, Preempted) else 1
-
-
 def _described(error: BaseException) -> bytes:
   """Says what went wrong, after the code that others exit with."""
   while isinstance(error, BaseExceptionGroup):
     error = error.exceptions[0]
-  code = code_of(error)
-  final = bytes([code if code in (2, 3) else PREEMPTED_CODE])
+  code = exits.code_of(error)
+  final = bytes([code if code in (2, 3) else exits.PREEMPTED_CODE])
   return final + f'{type(error).__name__}: {error}'.encode(errors='replace')
-
-
-def leave(code: int, seconds: float = 10.0) -> None:
-  """Exits, together with the other processes if they do, too.
-
-  Args:
-    code: the exit code.
-    seconds: that the others get. A proper exit waits minutes for those that
-      wait, in a collective, for this one; its absence ends them.
-  """
-  if jax.distributed.is_initialized():
-    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    parting.start()
-    parting.join(seconds)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-  sys.exit(code)
-
-
-class Watchdog:
-  """Ends this process when a step takes longer than it may.
-
-  A process that hangs inside a collective cannot raise; ended, its absence ends
-  the others.
-  """
-
-  def __init__(
-      self, seconds: float, name: str,
-      end: Callable[[int], None] = os._exit,
-  ):
-    """Watches from the first `begin` on.
-
-    Args:
-      seconds: that a step may take; 0: any time.
-      name: of this process, for the message.
-      end: called with the exit code.
-    """
-    self._seconds, self._name, self._end = seconds, name, end
-    self._what, self._since = '', math.inf
-    self._done = threading.Event()
-    if seconds:
-      threading.Thread(
-          target=self._watch, name='watchdog', daemon=True
-      ).start()
-
-  def begin(self, what: str) -> None:
-    """Says what is done from now on; its time starts."""
-    self._since, self._what = time.monotonic(), what
-
-  def rest(self) -> None:
-    """Lets what follows take any time."""
-    self._since = math.inf
-
-  def close(self) -> None:
-    """Ends watching."""
-    self._done.set()
-
-  def _watch(self):
-    while not self._done.wait(min(1.0, self._seconds / 10)):
-      if time.monotonic() - self._since > self._seconds:
-        sys.stderr.write(
-            f'{self._name} hangs: {self._what} has taken more than'
-            f' {self._seconds:g} s (--step_seconds); ending it. The same'
-            ' command goes on from the last commit\n'
-        )
-        sys.stderr.flush()
-        self._end(HUNG_CODE)
-        return

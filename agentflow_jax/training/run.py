@@ -18,7 +18,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.training import checks, collect, config as config_lib
-from agentflow_jax.training import engine_rates, evaluation
+from agentflow_jax.training import engine_rates, evaluation, exits
 from agentflow_jax.training import metrics as metrics_lib, models
 from agentflow_jax.training import processes as processes_lib
 from agentflow_jax.training import progress, report, rollout_files, sources
@@ -99,7 +99,7 @@ def train(
   processes.check_same('the config', json.dumps(_flat(config), sort_keys=True))
   _check_shared(directory, processes)
   processes.together(lambda: _check_same_run(config, directory))
-  watchdog = processes_lib.Watchdog(
+  watchdog = exits.Watchdog(
       step_seconds, f'process {processes.index} of {processes.count}'
   )
   with contextlib.closing(watchdog):
@@ -351,7 +351,7 @@ class _Loop:
   evaluations: final.Evaluations
   inputs: dict[str, str]
   elapsed: Callable[[], float]
-  watchdog: processes_lib.Watchdog
+  watchdog: exits.Watchdog
   pending: dict[str, float] | None = None
 
   async def run(self) -> None:
@@ -373,7 +373,7 @@ class _Loop:
         with self.clock('rollout'):
           try:
             data = await source.step(step, counter)
-          except processes_lib.Preempted:
+          except exits.Preempted:
             await self._commit(step, journal, stops=True)
             raise
         engine = engine_rates.rates(sampled, self.parts.engine.stats())
@@ -390,7 +390,7 @@ class _Loop:
       if _is_due(config, step + 1):
         try:
           metrics |= await self.evaluations.during()
-        except processes_lib.Preempted:
+        except exits.Preempted:
           await self._commit(step + 1, journal, stops=True, pending=metrics)
           raise
       now = dict(self.clock.seconds)
@@ -402,7 +402,7 @@ class _Loop:
   async def _update(self, step, data) -> dict[str, float]:
     """The optimizer updates of a step; the engine then samples from them."""
     if data.groups and not data.metrics['rollouts/scored']:
-      raise trainer_lib.RunStopped(
+      raise exits.RunStopped(
           f'none of the {data.metrics["rollouts/requested"]} rollouts of step'
           f' {step + 1} could be scored; the first says:'
           f' {data.groups[0].trajectories[0].detail}'

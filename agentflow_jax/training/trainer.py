@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from agentflow_jax.core import batch, model, sharding, update
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import exits
 from agentflow_jax.training import system
 
 _REASONS = {
@@ -23,10 +24,6 @@ _REASONS = {
     ),
     update.REFUSED_NONFINITE: 'the gradient or the loss is not finite',
 }
-
-
-class RunStopped(RuntimeError):
-  """The run stopped itself; says why. Everything committed stands."""
 
 
 def network_of(
@@ -170,7 +167,7 @@ class Trainer:
       refused = int(result.pop('refused'))
       if refused != update.ACCEPTED:
         gap = result.get('logprob_gap/max', 0.0)
-        raise RunStopped(_REASONS[refused].format(gap=gap, bound=bound))
+        raise exits.RunStopped(_REASONS[refused].format(gap=gap, bound=bound))
       results.append(result)
     if not results:
       return {'updates': 0}

@@ -11,7 +11,7 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.core import batch, sharding, update
 from agentflow_jax.inference import api, engine
-from agentflow_jax.training import batches, collect, system
+from agentflow_jax.training import batches, collect, exits, system
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import trainer as trainer_lib
 from tests.training import mini
@@ -122,7 +122,7 @@ def test_the_bound_is_what_stops_the_run(live):
   old = trainer._config
   trainer._config = dataclasses.replace(old, train=tight)
   try:
-    with pytest.raises(trainer_lib.RunStopped, match='max_logprob_gap'):
+    with pytest.raises(exits.RunStopped, match='max_logprob_gap'):
       _step(live, rows)
   finally:
     trainer._config = old
@@ -146,7 +146,7 @@ def _truncated(row):
 @pytest.mark.parametrize('mutation', [_temperature, _shifted, _truncated])
 def test_another_distribution_is_caught(live, mutation):
   _, rows, _, _ = live
-  with pytest.raises(trainer_lib.RunStopped, match='scores the sampled tokens'):
+  with pytest.raises(exits.RunStopped, match='scores the sampled tokens'):
     _step(live, [mutation(row) for row in rows])
 
 
@@ -154,12 +154,12 @@ def test_a_stale_parameter_version_is_caught(live):
   _, rows, trainer, state = live
   _step(live, rows)
   newer = jax.tree.map(lambda x: x.copy(), trainer.state.params)
-  with pytest.raises(trainer_lib.RunStopped, match='scores the sampled tokens'):
+  with pytest.raises(exits.RunStopped, match='scores the sampled tokens'):
     _step(live, rows, params=newer)
 
 
 def test_a_refused_update_leaves_the_state(live):
   _, rows, trainer, state = live
-  with pytest.raises(trainer_lib.RunStopped):
+  with pytest.raises(exits.RunStopped):
     _step(live, [_temperature(row) for row in rows])
   jax.tree.map(np.testing.assert_array_equal, trainer.state, state)

@@ -9,8 +9,8 @@ import pytest
 from etils import epath
 
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import exits
 from agentflow_jax.training import processes as processes_lib
-from agentflow_jax.training import trainer
 
 Processes = processes_lib.Processes
 
@@ -52,10 +52,10 @@ def test_another_s_failure_ends_this_one_and_says_why():
   for code in (2, 75):
     processes = _Together([b'\0', bytes([1, code]) + b'no corpus'])
     with pytest.raises(
-        processes_lib.ProcessFailed, match='process 2 of 3 failed: no corpus'
+        exits.ProcessFailed, match='process 2 of 3 failed: no corpus'
     ) as failed:
       asyncio.run(processes.gathered(_give(b'a')))
-    assert processes_lib.code_of(failed.value) == code
+    assert exits.code_of(failed.value) == code
 
 
 def test_the_others_hear_of_a_failure_which_is_raised_here():
@@ -100,13 +100,13 @@ def test_one_that_is_told_to_stop_cancels_its_work_and_stops_all():
 
   start = time.monotonic()
   processes = _Together([b'\0'])
-  with pytest.raises(processes_lib.Preempted):
+  with pytest.raises(exits.Preempted):
     asyncio.run(run(processes))
   assert cancelled and processes.said == [b'\2']
   assert time.monotonic() - start < 30  # It did not wait for the work.
-  with pytest.raises(processes_lib.Preempted):
+  with pytest.raises(exits.Preempted):
     asyncio.run(_Together([b'\2']).gathered(_give(b'a')))
-  with pytest.raises(processes_lib.Preempted):
+  with pytest.raises(exits.Preempted):
     asyncio.run(run(Processes()))
 
 
@@ -127,7 +127,7 @@ def test_what_fails_in_the_first_fails_in_all():
   with pytest.raises(config_lib.ConfigError, match='no such file'):
     processes.first(fail)
   assert processes.said == [b'\1\2ConfigError: no such file']
-  with pytest.raises(processes_lib.ProcessFailed, match='no such file'):
+  with pytest.raises(exits.ProcessFailed, match='no such file'):
     _Together([b'\1\2no such file'], 1).first(lambda: 1)
 
 
@@ -142,7 +142,7 @@ def test_another_s_stop_is_seen_and_one_s_own_is_shown(tmp_path):
       processes.stop_file.write_text('1')
     else:
       processes._stop.set()
-    with pytest.raises(processes_lib.Preempted):
+    with pytest.raises(exits.Preempted):
       asyncio.run(processes.gathered(work()))
     assert processes.stop_file.exists()
 
@@ -157,10 +157,10 @@ def test_what_differs_between_processes_is_an_error_that_names_them():
 
 
 def test_exit_codes_say_what_to_do():
-  assert processes_lib.code_of(config_lib.ConfigError('x')) == 2
-  assert processes_lib.code_of(trainer.RunStopped('x')) == 3
-  assert processes_lib.code_of(processes_lib.Preempted('x')) == 75
-  assert processes_lib.code_of(KeyError('x')) == 1
+  assert exits.code_of(config_lib.ConfigError('x')) == 2
+  assert exits.code_of(exits.RunStopped('x')) == 3
+  assert exits.code_of(exits.Preempted('x')) == 75
+  assert exits.code_of(KeyError('x')) == 1
 
 
 @pytest.mark.parametrize(
@@ -228,26 +228,26 @@ def test_where_nobody_knows_the_others_the_error_says_what_to_give(monkeypatch):
     processes_lib.initialize(distributed='on', environ={})
   # Who is late may come: run it again.
   monkeypatch.setattr(processes_lib.jax.distributed, 'initialize', time_out)
-  with pytest.raises(processes_lib.ProcessFailed) as failed:
+  with pytest.raises(exits.ProcessFailed) as failed:
     processes_lib.initialize(distributed='on', environ={})
-  assert processes_lib.code_of(failed.value) == 75
+  assert exits.code_of(failed.value) == 75
 
 
 def test_a_step_that_hangs_ends_the_process(capfd):
   ended = []
-  dog = processes_lib.Watchdog(0.2, 'process 1 of 2', ended.append)
+  dog = exits.Watchdog(0.2, 'process 1 of 2', ended.append)
   time.sleep(0.5)
   assert not ended  # Nothing has begun.
   dog.begin('step 3')
   while not ended:
     time.sleep(0.01)
-  assert ended == [processes_lib.HUNG_CODE]
+  assert ended == [exits.HUNG_CODE]
   assert 'process 1 of 2 hangs: step 3' in capfd.readouterr().err
 
 
 def test_steps_in_time_end_nothing():
   ended = []
-  dog = processes_lib.Watchdog(0.6, 'process 0 of 1', ended.append)
+  dog = exits.Watchdog(0.6, 'process 0 of 1', ended.append)
   for i in range(8):
     dog.begin(f'step {i}')
     time.sleep(0.15)

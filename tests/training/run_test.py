@@ -8,8 +8,8 @@ import pathlib
 import pytest
 
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import exits
 from agentflow_jax.training import final
-from agentflow_jax.training import processes
 from agentflow_jax.training import run
 from agentflow_jax.training import trainer
 from tests.training import mini
@@ -107,11 +107,11 @@ def test_stopped_in_an_evaluation_a_run_keeps_its_step(
   broken = tmp_path / 'out'
 
   async def stop(unused_self):
-    raise processes.Preempted('SIGTERM')
+    raise exits.Preempted('SIGTERM')
 
   with monkeypatch.context() as patch:
     patch.setattr(final.Evaluations, 'during', stop)
-    with pytest.raises(processes.Preempted):
+    with pytest.raises(exits.Preempted):
       run.train(config, str(broken), quiet=True)
   assert (broken / 'checkpoints' / '2').exists()
   calls = []
