@@ -13,7 +13,6 @@ changes, and a sampler reads half as much.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import sharding as jax_sharding
 import numpy as np
 
@@ -91,9 +90,8 @@ class Handover:
 
     def rounded(path, x):
       if path[-1].key == 'scale' or config.dtype != 'bfloat16':
-        # A copy: what comes unchanged would be the caller's own array.
-        return jnp.copy(x)
-      return jnp.array(x, config.dtype, copy=True)
+        return x
+      return x.astype(config.dtype)
 
     self._laid_out = jax.jit(
         lambda tree: jax.tree_util.tree_map_with_path(rounded, tree),
