@@ -16,6 +16,7 @@ import jax
 from jax import sharding as jax_sharding
 import numpy as np
 
+from agentflow_jax.core import launches
 from agentflow_jax.core import model
 from agentflow_jax.core import sharding
 
@@ -121,4 +122,6 @@ class Handover:
       shards = [s.data for s in x.addressable_shards if s.device in mine]
       return jax.make_array_from_single_device_arrays(x.shape, to, shards)
 
-    return jax.tree.map(local, self._laid_out(params), self.local)
+    with launches.in_turn(params):
+      laid_out = self._laid_out(params)
+    return jax.tree.map(local, laid_out, self.local)

@@ -21,6 +21,7 @@ from absl import logging
 import jax
 import numpy as np
 
+from agentflow_jax.core import launches
 from agentflow_jax.core import model
 from agentflow_jax.inference import api
 from agentflow_jax.inference import batching
@@ -74,6 +75,8 @@ class Engine:
     self._sharding = sharding or jax.sharding.SingleDeviceSharding(
         jax.local_devices()[0]
     )
+    where, *_ = jax.tree.leaves(self._sharding)
+    self._devices = len(where.device_set)
     self._params = self._place(params, copy)
     self._version = version
     self._make_pool = jax.jit(
@@ -84,7 +87,7 @@ class Engine:
             jax.tree.leaves(self._params)[0].sharding, model_config
         ),
     )
-    self._pool = self._make_pool()
+    self._pool = self._new_pool()
     self._programs = batching.Programs(
         model_config, config, self._params, self._pool
     )
@@ -250,9 +253,13 @@ class Engine:
     atexit.unregister(self.close)
 
   def _place(self, params, copy=True):
-    return jax.block_until_ready(
-        jax.device_put(params, self._sharding, may_alias=not copy)
-    )
+    with launches.over(self._devices):
+      placed = jax.device_put(params, self._sharding, may_alias=not copy)
+    return jax.block_until_ready(placed)
+
+  def _new_pool(self) -> pages_lib.Pool:
+    with launches.over(self._devices):
+      return self._make_pool()
 
   def _closed(self):
     error = api.EngineClosed(f'engine {self.name} is closed')
@@ -310,7 +317,7 @@ class Engine:
       if self._is_spoilt and scheduler.is_idle:
         # Zero times what is not finite would reach whoever gets such a page.
         self._pool, self._is_spoilt = None, False
-        self._pool = self._make_pool()
+        self._pool = self._new_pool()
         scheduler.prefixes.clear()
       self._swap()
       if scheduler.queue and scheduler.is_idle:
@@ -363,7 +370,8 @@ class Engine:
     segments = batching.pack_pieces(pieces, self.config)
     prefill = self._programs.prefill()
     start = time.monotonic()
-    self._pool, is_finite = prefill(self._params, self._pool, segments)
+    with launches.over(self._devices):
+      self._pool, is_finite = prefill(self._params, self._pool, segments)
     self._is_spoilt |= not is_finite  # Waits for the device.
     for row, _, nodes in pieces:
       row.turn = self._turn
@@ -391,7 +399,8 @@ class Engine:
     )
     decode = self._programs.decode(truncates)
     start = time.monotonic()
-    self._pool, sampled = decode(self._params, self._pool, rows)
+    with launches.over(self._devices):
+      self._pool, sampled = decode(self._params, self._pool, rows)
     host = jax.device_get(sampled)  # The only wait for the device.
     # Seen at once, and in rows whose callers have left, too.
     self._is_spoilt |= not np.isfinite(host.logprobs).all()

@@ -19,6 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 import numpy as np
 
+from agentflow_jax.core import launches
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import exits
 
@@ -144,14 +145,11 @@ class Processes:
     """Returns every process's payload, in order. Each has to call it."""
     if self.count == 1:
       return [payload]
-    sizes = multihost_utils.process_allgather(np.int64(len(payload)))
+    sizes = _gathered(np.int64(len(payload)))
     chunks = max(1, -(-int(sizes.max()) // _CHUNK))
     data = np.zeros(chunks * _CHUNK, np.uint8)
     data[: len(payload)] = np.frombuffer(payload, np.uint8)
-    parts = [
-        multihost_utils.process_allgather(part)
-        for part in data.reshape(chunks, _CHUNK)
-    ]
+    parts = [_gathered(part) for part in data.reshape(chunks, _CHUNK)]
     return [
         b''.join(part[i].tobytes() for part in parts)[: int(size)]
         for i, size in enumerate(sizes)
@@ -292,3 +290,9 @@ def _described(error: BaseException) -> bytes:
   code = exits.code_of(error)
   final = bytes([code if code in (2, 3) else exits.PREEMPTED_CODE])
   return final + f'{type(error).__name__}: {error}'.encode(errors='replace')
+
+
+def _gathered(x) -> np.ndarray:
+  """Returns [processes, ...]: a program over all devices of the job."""
+  with launches.over(jax.device_count()):
+    return multihost_utils.process_allgather(x)

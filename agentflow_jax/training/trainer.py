@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from agentflow_jax.core import batch, model, sharding, update
+from agentflow_jax.core import batch, launches, model, sharding, update
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import exits
 from agentflow_jax.training import system
@@ -135,7 +135,8 @@ class Trainer:
     """The planner's parameters now; with LoRA, merged anew at every call."""
     if not self._uses_lora:
       return self.state.params
-    return self._merge(self._reference, self.state.params)
+    with self._in_turn():
+      return self._merge(self._reference, self.state.params)
 
   def step(
       self, mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
@@ -152,17 +153,19 @@ class Trainer:
     if self._score is not None:
       # All before the first update: pi_old is the policy that sampled.
       params = self.params
-      packed = [
-          (b.replace(old_logprobs=self._score(params, b)), p)
-          for b, p in packed
-      ]
+      with self._in_turn():
+        packed = [
+            (b.replace(old_logprobs=self._score(params, b)), p)
+            for b, p in packed
+        ]
     results = []
     for i, (turn_batch, _) in enumerate(packed):
       bound = self._config.train.max_logprob_gap if i == 0 else math.inf
       update_fn = self._updates[turn_batch.token_ids.shape[-1]]
-      self.state, device_metrics = update_fn(
-          self.state, self._reference, turn_batch, np.float32(bound)
-      )
+      with self._in_turn():
+        self.state, device_metrics = update_fn(
+            self.state, self._reference, turn_batch, np.float32(bound)
+        )
       result = {k: float(v) for k, v in device_metrics.items()}
       refused = int(result.pop('refused'))
       if refused != update.ACCEPTED:
@@ -186,6 +189,9 @@ class Trainer:
         metrics['batch/tokens'], 1
     )
     return metrics
+
+  def _in_turn(self):
+    return launches.over(self._mesh.devices.size)
 
   def _pack(self, rows):
     packed, packing = pack(self._config, rows, self._pad_id)
@@ -227,7 +233,8 @@ def gather_to_host(params: Any) -> Any:
     ):
       return np.asarray(x)
     if x.ndim < 3:
-      return multihost_utils.process_allgather(x, tiled=True)
+      with launches.in_turn(x):
+        return multihost_utils.process_allgather(x, tiled=True)
     # Layer by layer: a device gets all of what is gathered.
     whole = jax.jit(
         lambda x, i: x[i],
@@ -235,7 +242,12 @@ def gather_to_host(params: Any) -> Any:
             x.sharding.mesh, jax.sharding.PartitionSpec()
         ),
     )
-    return np.stack([np.asarray(whole(x, i)) for i in range(x.shape[0])])
+    layers = []
+    for i in range(x.shape[0]):
+      with launches.in_turn(x):
+        layer = whole(x, i)
+      layers.append(np.asarray(layer))
+    return np.stack(layers)
 
   return jax.tree.map(fetched, params)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from agentflow_jax.core import launches
 from agentflow_jax.core import model
 from agentflow_jax.core import sharding
 from agentflow_jax.inference import api
@@ -652,6 +653,30 @@ def test_parameters_over_a_mesh_sample_alike(engine, params):
   for a, b in zip(results, _generate(engine, requests), strict=True):
     assert a.response_ids == b.response_ids
     np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+def test_programs_over_several_devices_are_launched_one_at_a_time(
+    engine, params
+):
+  mesh = sharding.make_mesh(data=1, fsdp=1, tensor=2, devices=jax.devices()[:2])
+  where = sharding.param_shardings(_MODEL, mesh)
+  with engine_lib.Engine(_MODEL, _CONFIG, params, sharding=where) as other:
+    other.warmup(truncates=[False])
+
+    async def main():
+      with launches.over(2):  # As while another thread launches.
+        waits = asyncio.create_task(other.generate(_request()))
+        goes_on = await engine.generate(_request())  # On one device.
+        await asyncio.sleep(0.2)
+        assert not waits.done()
+        with pytest.raises(TimeoutError):
+          await asyncio.wait_for(
+              asyncio.to_thread(other.update_params, params, 1), 0.2
+          )
+      return goes_on, await waits
+
+    alone, over_two = asyncio.run(main())
+  assert alone.response_ids == over_two.response_ids
 
 
 def test_prompts_beyond_the_context_are_refused(params):
