@@ -125,6 +125,10 @@ class EngineConfig:
     kv_tokens: room for keys and values [tokens]; 0: enough for every slot at
       full length. Less is enough where prompts share much: requests then wait
       for room. What is over keeps the prompts of requests that are done.
+    kv_dtype: 'int8' keeps keys and values in a byte each and a float32 a token
+      and head, at a cost in exactness: what is sampled is scored as it was
+      sampled, but is further from what the trainer computes. '' keeps them as the
+      network computes.
     prefix_cache: whether prompts share pages at all.
     read_common_once: whether blocks of 128 tokens that all rows of a call begin
       with, such as tool cards, are read once for all of them. Decoding is then
@@ -147,6 +151,7 @@ class EngineConfig:
   max_new_tokens: int = 64
   page_tokens: int = 16
   kv_tokens: int = 0
+  kv_dtype: str = ''
   prefix_cache: bool = True
   read_common_once: bool = False
   prefill_pieces: int = 8
@@ -185,6 +190,8 @@ class EngineConfig:
           f' {self.max_prompt_tokens} + {self.max_new_tokens} tokens; 0 is'
           ' enough for all slots'
       )
+    if self.kv_dtype not in ('', 'int8'):
+      raise ValueError(f"kv_dtype must be '' or 'int8': {self.kv_dtype!r}")
     if self.coalesce_seconds < 0:
       raise ValueError(
           f'coalesce_seconds must be >= 0: {self.coalesce_seconds}'

@@ -81,7 +81,8 @@ class Engine:
     self._version = version
     self._make_pool = jax.jit(
         functools.partial(
-            pages_lib.make_pool, model_config, config.pages, config.page_tokens
+            pages_lib.make_pool, model_config, config.pages, config.page_tokens,
+            config.kv_dtype,
         ),
         out_shardings=pages_lib.pool_sharding(
             jax.tree.leaves(self._params)[0].sharding, model_config

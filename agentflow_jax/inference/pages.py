@@ -39,28 +39,49 @@ class Pool:
   """Pages of P tokens; a page of every layer, L * N in all.
 
   Attributes:
-    keys: dtype[K, L * N, P, E], rotated.
+    keys: dtype[K, L * N, P, E], rotated; int8 where there are scales.
     values: likewise.
+    key_scales: float32[K, L * N, P, 1], what a token's int8 count times, or None.
+    value_scales: likewise.
   """
 
   keys: Array
   values: Array
+  key_scales: Array | None = None
+  value_scales: Array | None = None
 
 
-def make_pool(config: model.ModelConfig, pages: int, page_tokens: int) -> Pool:
+def make_pool(
+    config: model.ModelConfig, pages: int, page_tokens: int, kv_dtype: str = ''
+) -> Pool:
   """Returns an empty pool.
 
   Args:
     config: the network.
     pages: N, of each layer; the first is SCRATCH.
     page_tokens: P.
+    kv_dtype: 'int8', or '' for the network's.
   """
   shape = (
       config.n_kv_heads, config.n_layers * pages, page_tokens, config.head_dim
   )
-  return Pool(
-      keys=jnp.zeros(shape, config.dtype), values=jnp.zeros(shape, config.dtype)
-  )
+  zeros = lambda: jnp.zeros(shape, kv_dtype or config.dtype)
+  if not kv_dtype:
+    return Pool(zeros(), zeros())
+  scales = lambda: jnp.zeros((*shape[:3], 1), jnp.float32)
+  return Pool(zeros(), zeros(), scales(), scales())
+
+
+def _as_int8(x: Array) -> tuple[Array, Array]:
+  """Returns int8 [..., E] and float32 scales [..., 1]; x is about their product.
+
+  Symmetric, a scale a token and head: off by half a scale, 1/254 of the largest,
+  at most. What is not finite makes a scale that is not.
+  """
+  x = x.astype(jnp.float32)
+  scale = jnp.abs(x).max(axis=-1, keepdims=True) / 127
+  # Zeros are zeros, whatever they are divided by.
+  return jnp.round(x / jnp.where(scale == 0, 1, scale)).astype(jnp.int8), scale
 
 
 def pool_sharding(
@@ -143,7 +164,12 @@ class Cache:
     width = k.shape[-1] // pages
     offsets = self.starts % page_tokens if width < page_tokens else None
 
-    new = Pool(keys=k.transpose(1, 0, 3, 2), values=v.swapaxes(0, 1))
+    k, v = k.transpose(1, 0, 3, 2), v.swapaxes(0, 1)
+    if self.pool.key_scales is None:
+      new = Pool(k, v)
+    else:
+      (k, k_scales), (v, v_scales) = _as_int8(k), _as_int8(v)
+      new = Pool(k, v, k_scales, v_scales)
 
     def write(n, pool):
       row, page = n // pages, n % pages
@@ -179,7 +205,7 @@ class Cache:
     """
     rows, heads, groups, length, dim = q.shape
     q = q.swapaxes(0, 1).reshape(heads, rows, groups * length, dim)
-    keys, values = self._gathered(self.tables, first, 0, slots)
+    keys, values = self._gathered(dtype, self.tables, first, 0, slots)
     product = functools.partial(primitives.float32_product, dtype)
     scores = product('kbge,kbse->kbgs', q, keys) * (1 / math.sqrt(dim))
     seen = jnp.arange(slots) <= jnp.tile(positions, (1, groups))[:, :, None]
@@ -200,19 +226,30 @@ class Cache:
     return y.reshape(heads, rows, groups, length, dim).swapaxes(0, 1)
 
   def _gathered(
-      self, tables: Array, first: Array, start: Array | int, slots: int
+      self,
+      dtype: str,
+      tables: Array,
+      first: Array,
+      start: Array | int,
+      slots: int,
   ) -> tuple[Array, Array]:
     """Returns keys and values [K, B, S, E] of some slots of the tables' rows."""
     pool = self.pool
-    heads, _, page_tokens, dim = pool.keys.shape
+    heads, _, page_tokens, _ = pool.keys.shape
     count = slots // page_tokens
     some = first + lax.dynamic_slice_in_dim(
         tables, start // page_tokens, count, 1
     )
-    shape = (heads, tables.shape[0], slots, dim)
+    take = lambda x: x.at[:, some].get(mode='promise_in_bounds').reshape(
+        heads, tables.shape[0], slots, x.shape[-1]
+    )
+    if pool.key_scales is None:
+      return take(pool.keys), take(pool.values)
     return tuple(
-        x.at[:, some].get(mode='promise_in_bounds').reshape(shape)
-        for x in (pool.keys, pool.values)
+        (take(x).astype(jnp.float32) * take(scales)).astype(dtype)
+        for x, scales in (
+            (pool.keys, pool.key_scales), (pool.values, pool.value_scales)
+        )
     )
 
   def _by_blocks(
@@ -239,7 +276,7 @@ class Cache:
     def one(tables, j, carry):
       """Goes over block j: of all rows' tables, or of one that all share."""
       top, total, mixed = carry
-      keys, values = self._gathered(tables, first, j * BLOCK, BLOCK)
+      keys, values = self._gathered(dtype, tables, first, j * BLOCK, BLOCK)
       by_table = lambda x: x.reshape(heads, len(tables), -1, x.shape[-1])
       scores = product('kbge,kbse->kbgs', by_table(q), keys)
       seen = j * BLOCK + jnp.arange(BLOCK) <= positions

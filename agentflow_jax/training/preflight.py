@@ -260,7 +260,8 @@ def _lowered(config, planner, mesh, topology):
   where = jax.tree.leaves(sampled)[0].sharding
   pool = jax.eval_shape(
       lambda: pages.make_pool(
-          planner, config.engine.pages, config.engine.page_tokens
+          planner, config.engine.pages, config.engine.page_tokens,
+          config.engine.kv_dtype,
       )
   )
   pool = _struct(

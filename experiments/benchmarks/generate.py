@@ -15,7 +15,9 @@ and nothing else.
 
 Writes JSON: seconds, rollouts a minute, tokens prefilled against unique ones,
 rates of prefill and decode, as shares of the fastest product and of the memory
-bandwidth that this process measured, and which of the two binds.
+bandwidth that this process measured, and which of the two binds. --score=N adds
+how far the log probabilities that the paged engine recorded for N responses are
+from those of a plain forward pass [nats], such as with --kv_dtype=int8.
 """
 
 import argparse
@@ -72,6 +74,8 @@ def _arguments():
   ):
     parser.add_argument(f'--{name}', type=int, default=value)
   parser.add_argument('--read_common_once', action='store_true')
+  parser.add_argument('--kv_dtype', choices=('', 'int8'), default='')
+  parser.add_argument('--score', type=int, default=0)
   parser.add_argument('--tool_latency', type=_latency, default='exp:1.0')
   parser.add_argument(
       '--dtype', choices=('float32', 'bfloat16'), default='float32'
@@ -195,13 +199,48 @@ def _limits(dtype):
 
 
 async def _run(sampler, rollouts, latencies):
+  """Returns (turn, result) of all turns."""
+
   async def one(i):
+    found = []
     for turn, new in enumerate(rollouts[i]):
-      await sampler.generate(_request(i, turn, new))
+      found.append((new, await sampler.generate(_request(i, turn, new))))
       if turn < len(latencies[i]):
         await asyncio.sleep(latencies[i][turn])
+    return found
 
-  await asyncio.gather(*map(one, range(len(rollouts))))
+  found = await asyncio.gather(*map(one, range(len(rollouts))))
+  return [x for some in found for x in some]
+
+
+def _gaps(args, config, params, done):
+  """Returns |engine's - a forward pass's| log probabilities of some responses."""
+  every = max(len(done) // args.score, 1)
+  some = done[::every][: args.score]
+  longest = max(len(t.prompt_ids) + len(r.response_ids) for t, r in some)
+
+  @jax.jit
+  def score(params, ids, size):
+    at = jnp.arange(longest)[None]
+    logits = model.forward(config, params, ids[None], at, jnp.full_like(at, size))
+    # The logits of a place are of the token that follows it.
+    return jnp.take_along_axis(
+        jax.nn.log_softmax(logits[0, :-1]), ids[1:, None], axis=1
+    )[:, 0]
+
+  gaps = []
+  for turn, result in some:
+    ids = np.array(turn.prompt_ids + result.response_ids, np.int32)
+    scores = score(params, np.pad(ids, (0, longest - len(ids))), len(ids))
+    first = len(turn.prompt_ids) - 1
+    gaps.append(np.abs(
+        np.asarray(scores)[first : len(ids) - 1] - np.array(result.logprobs)
+    ))
+  gaps = np.concatenate(gaps)
+  return {
+      'tokens': len(gaps), 'mean': gaps.mean().item(),
+      'p99': np.quantile(gaps, 0.99).item(), 'max': gaps.max().item(),
+  }
 
 
 def _shapes(args, rollouts):
@@ -213,7 +252,7 @@ def _shapes(args, rollouts):
         max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
         prefill_pieces=args.prefill_pieces, piece_tokens=args.piece_tokens,
         decode_chunk=args.decode_chunk, kv_tokens=args.kv_tokens,
-        read_common_once=args.read_common_once,
+        read_common_once=args.read_common_once, kv_dtype=args.kv_dtype,
     )
   except ValueError as e:
     raise SystemExit(str(e)) from None
@@ -229,7 +268,7 @@ def _paged(args, config, params, rollouts, latencies, limits):
     sampler.update_params(params, 1)  # Forgets what was read.
     before = sampler.stats()
     start = time.perf_counter()
-    asyncio.run(_run(sampler, rollouts, latencies))
+    done = asyncio.run(_run(sampler, rollouts, latencies))
     seconds = time.perf_counter() - start
     time.sleep(0.1)  # The thread adds up its last turn.
     after = sampler.stats()
@@ -244,7 +283,8 @@ def _paged(args, config, params, rollouts, latencies, limits):
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
   slots = np.mean([len(t.prompt_ids) + t.new_tokens / 2
                    for r in rollouts for t in r])
-  kv = 2 * config.n_layers * config.n_kv_heads * config.head_dim * size
+  of_head = config.head_dim + 4 if args.kv_dtype else config.head_dim * size
+  kv = 2 * config.n_layers * config.n_kv_heads * of_head
   step_bytes = weights + (args.slots * (slots - common) + common) * kv
   step = flops.forward(
       config, flops.Work(args.slots, int(args.slots * slots), args.slots)
@@ -288,7 +328,7 @@ def _paged(args, config, params, rollouts, latencies, limits):
           spent['first_token_seconds'] / spent['requests']
       ),
       'compilations': spent['compilations'],
-  }
+  } | ({'logprob_gap': _gaps(args, config, params, done)} if args.score else {})
 
 
 def _simple(args, config, params, rollouts, latencies, limits):
@@ -332,6 +372,8 @@ def _simple(args, config, params, rollouts, latencies, limits):
 
 def main():
   args = _arguments()
+  if args.score < 0:
+    raise SystemExit('--score must not be negative')
   if not args.trace and args.prompt_len < args.shared_prefix + 8:
     raise SystemExit('--prompt_len must exceed --shared_prefix by 8 or more')
   if args.weights:

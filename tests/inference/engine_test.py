@@ -319,6 +319,20 @@ def _prefixed(count, seed):
   return out
 
 
+def test_pages_of_int8_give_the_same_bits_to_all_as_well(engine, params):
+  requests = _prefixed(60, seed=32)
+  config = dataclasses.replace(_CONFIG, kv_dtype='int8')
+  found = []
+  for order, prefix_cache in ((1, True), (-1, True), (1, False)):
+    changed = dataclasses.replace(config, prefix_cache=prefix_cache)
+    with engine_lib.Engine(_MODEL, changed, params) as other:
+      results = _generate(other, requests[::order])[::order]
+      assert bool(other.stats().hit_tokens) == prefix_cache
+    found.append([_bits(r) for r in results])
+  assert found[0] == found[1] == found[2]
+  assert found[0] != [_bits(r) for r in _generate(engine, requests)]
+
+
 def test_same_bits_with_the_cache_and_without(engine, params):
   requests = _prefixed(150, seed=31)
   before = engine.stats()

@@ -255,3 +255,44 @@ def test_bfloat16_is_near():
   # 8 bits of mantissa, a few roundings in a row.
   error = np.linalg.norm(logits - expected)
   assert 1e-4 < error / np.linalg.norm(expected) < 0.02
+
+
+def test_int8_is_off_by_half_a_step_at_most():
+  config, params = _make(n_layers=1)
+  rng = np.random.default_rng(5)
+  ids = rng.integers(0, 61, (2, 64), np.int32)
+  tables = _tables(2, np.arange(1, 65))
+  expected, plain = _read(
+      config, params, pages.make_pool(config, 70, P), ids, tables, [64, 64]
+  )
+  logits, pool = _read(
+      config, params, pages.make_pool(config, 70, P, 'int8'), ids, tables,
+      [64, 64],
+  )
+  assert pool.keys.dtype == pool.values.dtype == jnp.int8
+  for got, scales, exact in (
+      (pool.keys, pool.key_scales, plain.keys),
+      (pool.values, pool.value_scales, plain.values),
+  ):
+    used = np.asarray(exact, np.float64)[:, tables[:, :8]]
+    scales = np.asarray(scales, np.float64)[:, tables[:, :8]]
+    got = np.asarray(got, np.float64)[:, tables[:, :8]] * scales
+    largest = np.abs(used).max(axis=-1, keepdims=True)
+    assert (largest > 0).all()
+    np.testing.assert_allclose(scales * 127, largest, rtol=1e-6)
+    error = np.abs(got - used)
+    assert (error <= largest / 254 * 1.001).all()
+    assert error.max() > (largest / 254).min() / 2  # As coarse as a byte is.
+  error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
+  assert 1e-4 < error < 0.02
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_int8_does_not_hide_what_is_not_finite(bad):
+  config, params = _make(n_layers=1)
+  params['layers']['attention']['v']['kernel'] *= bad
+  logits, _ = _read(
+      config, params, pages.make_pool(config, 70, P, 'int8'),
+      np.ones((1, 16), np.int32), _tables(1, np.arange(1, 33)), [16],
+  )
+  assert not np.isfinite(logits).any()
