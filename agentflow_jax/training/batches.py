@@ -108,6 +108,12 @@ def sft_rows(
   )
 
 
+def has_variance(group: records.Group) -> bool:
+  """Whether a group's scored rollouts have different rewards."""
+  rewards = {t.reward for t in group.trajectories if t.reward is not None}
+  return len(rewards) > 1
+
+
 def collected(groups: Sequence[records.Group]) -> dict[str, float]:
   """Metrics of the rollouts of a step; every denominator is in its name.
 
@@ -116,9 +122,6 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
   """
   trajectories = [t for g in groups for t in g.trajectories]
   rewards = [t.reward for t in trajectories if t.reward is not None]
-  flat = [
-      [r.reward for r in g.trajectories if r.reward is not None] for g in groups
-  ]
   metrics: dict[str, float] = {
       'rollouts/requested': len(trajectories),
       'rollouts/scored': len(rewards),
@@ -126,7 +129,7 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
       'rollouts/turns_mean': sum(len(t.turns) for t in trajectories)
       / len(trajectories),
       'groups/requested': len(groups),
-      'groups/no_variance': sum(len(set(r)) < 2 for r in flat),
+      'groups/no_variance': sum(not has_variance(g) for g in groups),
       'memory/shortened': sum(
           turn.shortened for t in trajectories for turn in t.turns
       ),

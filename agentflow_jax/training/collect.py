@@ -82,6 +82,7 @@ async def groups(
     processes: processes_lib.Processes,
     journal: Journal | None = None,
     on_done: Callable[[records.Trajectory], None] | None = None,
+    before: Sequence[records.Task] = (),
 ) -> list[records.Group]:
   """Runs `group_size` rollouts of each task, concurrently.
 
@@ -96,6 +97,8 @@ async def groups(
     processes: who shares the work.
     journal: where finished groups are kept; None keeps none.
     on_done: called with every trajectory of this process as it ends (progress).
+    before: tasks of earlier calls with this key; one that comes again gets
+      other randomness.
 
   Returns:
     The groups in the order of `tasks`, rollouts in order.
@@ -105,17 +108,19 @@ async def groups(
   """
   seen: dict[str, int] = {}
   names = []
-  for task in tasks:
+  for task in (*before, *tasks):
     times = seen[task.id] = seen.get(task.id, 0) + 1
     names.append(task.id if times == 1 else f'{task.id}@{times}')
+  names = names[len(before) :]
 
   async def group(place: int, rollouts: range) -> records.Group:
-    task = tasks[place]
+    task, name = tasks[place], names[place]
+    place += len(before)
     found = journal.load(key.step, place, task, rollouts) if journal else None
     if found is None:
       found = await _group(
           agent, task, rollouts,
-          dataclasses.replace(key, query=names[place]), limit, on_done,
+          dataclasses.replace(key, query=name), limit, on_done,
       )
       if journal:
         await asyncio.to_thread(

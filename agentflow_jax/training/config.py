@@ -275,6 +275,9 @@ class TrainConfig:
     queries_per_step: Q, groups a step.
     group_size: G, rollouts a query.
     mini_batches: optimizer updates a step, each over whole groups.
+    refill_rounds: how often, at most, a step draws other queries for groups whose
+      rewards are all equal and so teach nothing. What is still missing then is
+      made up by such groups. All that was sampled is in the metrics and records.
     max_logprob_gap: the largest |logprob - behavior_logprob| before the first
       update of a step; beyond it the run stops.
     concurrent_rollouts: rollouts under way at once.
@@ -287,6 +290,7 @@ class TrainConfig:
   queries_per_step: int = 32
   group_size: int = 8
   mini_batches: int = 1
+  refill_rounds: int = 0
   max_logprob_gap: float = 1e-5
   concurrent_rollouts: int = 256
   checkpoint_every: int = 5
@@ -298,6 +302,8 @@ class TrainConfig:
                  'concurrent_rollouts', 'checkpoint_every', 'keep_checkpoints'):
       if getattr(self, name) < 1:
         raise ConfigError(f'train.{name} must be at least 1')
+    if self.refill_rounds < 0:
+      raise ConfigError('train.refill_rounds must not be negative')
     if self.queries_per_step % self.mini_batches:
       raise ConfigError(
           f'train.mini_batches {self.mini_batches} must divide'

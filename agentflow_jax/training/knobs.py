@@ -100,8 +100,8 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
   else:
     yield 'flow_grpo', 'algorithm=flow_grpo'
     for name in (
-        'queries_per_step', 'group_size', 'mini_batches', 'max_logprob_gap',
-        'rollout_records',
+        'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds',
+        'max_logprob_gap', 'rollout_records',
     ):
       yield f'train.{name}', 'algorithm=flow_grpo'
   tools = config.agent.tools

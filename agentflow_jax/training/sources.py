@@ -27,7 +27,8 @@ class StepData:
   Attributes:
     mini_batches: the turn rows of each optimizer update; whole groups.
     metrics: of how they were collected.
-    groups: the rollouts themselves; empty where there were none.
+    groups: the rollouts themselves, those that are trained on first; empty
+      where there were none.
     extras: (place of the group, rollout) -> fields for its record.
   """
 
@@ -56,27 +57,19 @@ class RolloutSource:
   async def step(self, step, on_done):
     config = self._parts.config
     train = config.train
-    tasks = [
-        self._parts.tasks.train[i]
-        for i in epoch_indices(
-            len(self._parts.tasks.train),
-            config.seed,
-            step,
-            train.queries_per_step,
-        )
-    ]
-    groups = await collect.groups(
-        self._parts.agent,
-        tasks,
-        group_size=train.group_size,
-        key=records.RequestKey(
-            config.seed, records.Purpose.TRAIN, step, '', 0
-        ),
-        limit=asyncio.Semaphore(train.concurrent_rollouts),
-        processes=self._parts.processes,
-        journal=self._journal,
-        on_done=on_done,
-    )
+    tasks = self._tasks(config.seed, step)
+    found = await self._groups(step, tasks, on_done, before=[])
+    for i in range(train.refill_rounds):
+      missing = train.queries_per_step - sum(map(batches.has_variance, found))
+      if not missing:
+        break
+      # A sequence of its own: what later steps ask stays what it would be.
+      more = self._tasks(
+          f'{config.seed} refill', step * train.refill_rounds + i
+      )[:missing]
+      found += await self._groups(step, more, on_done, before=tasks)
+      tasks += more
+    groups, dropped = _kept(found, train.queries_per_step)
     size = len(groups) // train.mini_batches
     parts = [
         batches.flow_grpo_rows(groups[i : i + size], config.flow_grpo)
@@ -89,9 +82,30 @@ class RolloutSource:
     }
     return StepData(
         mini_batches=tuple(p.rows for p in parts),
-        metrics=_metrics(groups),
-        groups=tuple(groups),
+        metrics=_metrics(found) | {'groups/dropped': len(dropped)},
+        groups=(*groups, *dropped),
         extras=extras,
+    )
+
+  def _tasks(self, seed, step) -> list[records.Task]:
+    tasks = self._parts.tasks.train
+    count = self._parts.config.train.queries_per_step
+    return [tasks[i] for i in epoch_indices(len(tasks), seed, step, count)]
+
+  async def _groups(self, step, tasks, on_done, before):
+    config = self._parts.config
+    return await collect.groups(
+        self._parts.agent,
+        tasks,
+        group_size=config.train.group_size,
+        key=records.RequestKey(
+            config.seed, records.Purpose.TRAIN, step, '', 0
+        ),
+        limit=asyncio.Semaphore(config.train.concurrent_rollouts),
+        processes=self._parts.processes,
+        journal=self._journal,
+        on_done=on_done,
+        before=before,
     )
 
 
@@ -146,14 +160,16 @@ class TraceSource:
     ]
 
 
-def epoch_indices(total: int, seed: int, step: int, count: int) -> list[int]:
+def epoch_indices(
+    total: int, seed: int | str, step: int, count: int
+) -> list[int]:
   """Indices of one step's items: each epoch is a new permutation of all.
 
   A pure function of its arguments, so a data cursor is the step number.
 
   Args:
     total: items in an epoch.
-    seed: the run's.
+    seed: the run's, or what names another sequence of it.
     step: from 0.
     count: items a step.
   """
@@ -165,6 +181,18 @@ def epoch_indices(total: int, seed: int, step: int, count: int) -> list[int]:
     high = min(first + count - epoch * total, total)
     chosen += [order[i] for i in range(low, high)]
   return chosen
+
+
+def _kept(
+    groups: Sequence[records.Group], count: int
+) -> tuple[list[records.Group], list[records.Group]]:
+  """Returns what is trained on, and the rest: the last ones without variance."""
+  idle = [i for i, g in enumerate(groups) if not batches.has_variance(g)]
+  dropped = idle[len(idle) - (len(groups) - count) :]
+  return (
+      [g for i, g in enumerate(groups) if i not in dropped],
+      [groups[i] for i in dropped],
+  )
 
 
 def _metrics(groups: Sequence[records.Group]) -> dict[str, float]:

@@ -99,6 +99,30 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(
   assert summary['seconds/evaluate_start'] > 0
 
 
+@pytest.mark.slow
+def test_refilled_groups_end_in_the_same_bits_as_well(tmp_path, monkeypatch):
+  config = mini.config(tmp_path / 'in', steps=2, refill_rounds=2)
+  run.train(config, str(tmp_path / 'whole'), quiet=True)
+  lines = (tmp_path / 'whole' / 'metrics.jsonl').read_text().splitlines()
+  assert sum(json.loads(line)['groups/dropped'] for line in lines) > 0
+  calls, original = [], trainer.Trainer.step
+
+  def cut(self, mini_batches):
+    calls.append(None)
+    if len(calls) == 2:
+      raise _Killed
+    return original(self, mini_batches)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(trainer.Trainer, 'step', cut)
+    with pytest.raises(_Killed):
+      run.train(config, str(tmp_path / 'cut'), quiet=True)
+  run.train(config, str(tmp_path / 'cut'), quiet=True)
+  assert acceptance.fingerprint(tmp_path / 'cut') == acceptance.fingerprint(
+      tmp_path / 'whole'
+  )
+
+
 def test_stopped_in_an_evaluation_a_run_keeps_its_step(
     whole, tmp_path, monkeypatch
 ):
