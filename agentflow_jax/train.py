@@ -50,13 +50,19 @@ _STEP_SECONDS = flags.DEFINE_float(
     'A step that takes longer, its evaluation and commit included, ends the'
     ' process; 0: any time.', lower_bound=0.0,
 )
+_PROFILE_STEPS = flags.DEFINE_string(
+    'profile_steps', '',
+    'Steps to trace, FIRST:LAST from 1 on, such as 10:12; TensorBoard and xprof'
+    ' show them from WORKDIR/tensorboard.'
+)
 
 
 def main(argv):
   config = command.config_from_flags(argv)
   # Imported late: --help and config errors should not wait for JAX.
-  from agentflow_jax.training import processes, run
+  from agentflow_jax.training import processes, profiling, run
 
+  profiled = profiling.Steps.parse(_PROFILE_STEPS.value)
   processes.initialize(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
       _HEARTBEAT_SECONDS.value, _DISTRIBUTED.value,
@@ -64,7 +70,7 @@ def main(argv):
   logging.info('config %s, algorithm %s', config.name, config.algorithm)
   table = run.train(
       config, _WORKDIR.value, quiet=_QUIET.value,
-      step_seconds=_STEP_SECONDS.value,
+      step_seconds=_STEP_SECONDS.value, profiled=profiled,
   )
   if table:  # Process 0 has it.
     print(table)

@@ -6,6 +6,9 @@ from agentflow_jax.inference import api
 def rates(before: api.EngineStats, after: api.EngineStats) -> dict[str, float]:
   """Returns a step's rates from the engine's totals before and after it.
 
+  'seconds/engine' is what the device took to sample: of 'seconds/rollout', the
+  rest is tools and the host.
+
   Tokens a second are over the time that the device was busy with them; shares
   lie in [0, 1]; what nothing was divided by is left out.
   """
@@ -29,6 +32,7 @@ def rates(before: api.EngineStats, after: api.EngineStats) -> dict[str, float]:
   if spent('pending_seconds') > 0:
     idle = 1 - device / spent('pending_seconds')
     out['rate/device_idle'] = max(idle, 0.0)
+    out['seconds/engine'] = device
   if after.pages:
     out['rate/pages_used'] = 1 - after.free_pages / after.pages
   return out

@@ -21,7 +21,8 @@ from agentflow_jax.training import checks, collect, config as config_lib
 from agentflow_jax.training import engine_rates, evaluation, exits
 from agentflow_jax.training import metrics as metrics_lib, models
 from agentflow_jax.training import processes as processes_lib
-from agentflow_jax.training import progress, report, rollout_files, sources
+from agentflow_jax.training import profiling, progress, report
+from agentflow_jax.training import rollout_files, sources
 from agentflow_jax.training import final, system, trainer as trainer_lib
 from agentflow_jax.weights import checkpoints
 
@@ -70,6 +71,7 @@ def train(
     workdir: str,
     quiet: bool = False,
     step_seconds: float = 0.0,
+    profiled: profiling.Steps = profiling.Steps(),
 ) -> str:
   """Runs a config to its end, or goes on with the run in `workdir`.
 
@@ -81,6 +83,7 @@ def train(
     workdir: where everything of the run is kept.
     quiet: no progress bar.
     step_seconds: a step that takes longer ends the process; 0: any time.
+    profiled: steps to trace.
 
   Returns:
     A short table of results for people; machines read summary.json. '' in other
@@ -103,7 +106,12 @@ def train(
       step_seconds, f'process {processes.index} of {processes.count}'
   )
   with contextlib.closing(watchdog):
-    return asyncio.run(_train(config, directory, quiet, processes, watchdog))
+    profiler = profiling.Profiler(
+        profiled, directory / 'tensorboard', processes.index
+    )
+    return asyncio.run(
+        _train(config, directory, quiet, processes, watchdog, profiler)
+    )
 
 
 def _flat(config: config_lib.Config) -> dict[str, Any]:
@@ -129,7 +137,9 @@ def _check_same_run(config: config_lib.Config, workdir: epath.Path) -> None:
     )
 
 
-async def _train(config, workdir, quiet, processes, watchdog) -> str:
+async def _train(
+    config, workdir, quiet, processes, watchdog, profiler
+) -> str:
   """Build, resume, loop, evaluate, report."""
   compilations, clock = Compilations(), Clock()
   primary = processes.is_primary
@@ -180,9 +190,11 @@ async def _train(config, workdir, quiet, processes, watchdog) -> str:
           inputs,
           lambda: time.monotonic() - started,
           watchdog,
+          profiler,
           pending,
       )
-      await loop.run()
+      with profiler.running():
+        await loop.run()
       watchdog.rest()
       params = trainer.params
       parts.sample_from(params, config.train.steps)
@@ -352,6 +364,7 @@ class _Loop:
   inputs: dict[str, str]
   elapsed: Callable[[], float]
   watchdog: exits.Watchdog
+  profiler: profiling.Profiler
   pending: dict[str, float] | None = None
 
   async def run(self) -> None:
@@ -367,6 +380,7 @@ class _Loop:
     processes = self.parts.processes
     for step in range(len(self.log.lines), config.train.steps):
       self.watchdog.begin(f'step {step + 1}')
+      self.profiler.begin(step + 1)
       metrics, self.pending = self.pending, None
       if metrics is None:
         sampled = self.parts.engine.stats()
@@ -397,6 +411,7 @@ class _Loop:
       self._log(step + 1, metrics, before, now)
       before = now  # So a commit's seconds are in the next step's line.
       await self._commit(step + 1, journal)
+      self.profiler.end(step + 1)
       self.bar.update(step + 1, metrics)
 
   async def _update(self, step, data) -> dict[str, float]:
@@ -408,13 +423,17 @@ class _Loop:
           f' {data.groups[0].trajectories[0].detail}'
       )
     with self.clock('update'):
-      metrics = await asyncio.to_thread(self.trainer.step, data.mini_batches)
+      metrics = await asyncio.to_thread(self._traced_update, step + 1, data)
       config = self.parts.config
       if config.algorithm == 'flow_grpo' or _is_due(config, step + 1):
         await asyncio.to_thread(
             self.parts.sample_from, self.trainer.params, step + 1
         )
     return metrics | data.metrics
+
+  def _traced_update(self, number, data) -> dict[str, float]:
+    with jax.profiler.StepTraceAnnotation('update', step_num=number):
+      return self.trainer.step(data.mini_batches)
 
   def _log(self, done, metrics, before, now) -> None:
     spent = {k: v - before.get(k, 0.0) for k, v in now.items()}

@@ -28,6 +28,7 @@ def test_rates_are_of_the_step_alone():
       'rate/first_token_seconds_per_request': 1.5,
       'rate/device_idle': 0.375,
       'rate/pages_used': 0.75,
+      'seconds/engine': 2.5,
   }
 
 
