@@ -1,10 +1,13 @@
 """Sweeps: which runs, in which order, and the page that they end in."""
 
 import json
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -117,3 +120,59 @@ def test_json_of_a_torn_line_is_left_out(tmp_path):
   done = _launch('collect.py', f'--sweep={tmp_path}/sweep')
   assert done.returncode == 0, done.stderr
   assert '0 of 1' in done.stdout
+
+
+_SMALL = """
+import dataclasses, pathlib
+from agentflow_jax.training import config as c
+
+def get_config():
+  base = c.load_module('experiments/quickstart.py').get_config()
+  return dataclasses.replace(
+      base,
+      task_set=dataclasses.replace(
+          base.task_set, validation_items=8, test_items=8
+      ),
+      train=c.TrainConfig(
+          steps=3, queries_per_step=3, group_size=3, checkpoint_every=1
+      ),
+      evaluation=c.EvaluationConfig(every=0, controls=False),
+  )
+
+def get_sweep():
+  return c.sweep.grid({'flow_grpo.kl_coef': [0, 0.01], 'seed': [0, 1, 2]})
+"""
+
+
+@pytest.mark.slow
+def test_six_real_runs_killed_in_the_second_and_started_again(tmp_path):
+  (tmp_path / 'small.py').write_text(_SMALL)
+  out = tmp_path / 'out'
+  flags = [
+      sys.executable, str(_ROOT / 'launch' / 'sweep.py'),
+      f'--config={tmp_path / "small.py"}', f'--workdir={out}', '--run', '--',
+      '--quiet',
+  ]
+  second = out / 'flow_grpo.kl_coef=0,seed=1'
+  with open(tmp_path / 'log', 'wb') as log:
+    sweep = subprocess.Popen(
+        flags, cwd=_ROOT, stdout=log, stderr=log, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while not (second / 'checkpoints' / '1').exists():
+      assert time.monotonic() < deadline and sweep.poll() is None
+      time.sleep(0.05)
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.wait()
+  assert not (second / 'summary.json').exists()
+  again = subprocess.run(
+      flags, cwd=_ROOT, capture_output=True, text=True, check=False
+  )
+  assert again.returncode == 0, again.stderr
+  assert again.stdout.count('done before') == 1
+  done = _launch('collect.py', f'--sweep={out}')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count('3 of 3') == 2
+  lines = (second / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines] == [1, 2, 3]
+  assert (out / 'sweep.html').read_text().count('<svg') == 2

@@ -1,0 +1,31 @@
+"""Flow-GRPO of Qwen2.5-1.5B-Instruct: flow_grpo_qwen2p5_7b.py with a smaller model.
+
+  python -m agentflow_jax.train --config=experiments/flow_grpo_qwen2p5_1p5b.py \
+      --workdir=gs://BUCKET/RUN --distributed=on \
+      --config.planner.directory=DIR --config.task_set.train=FILE \
+      --config.task_set.evaluation=FILE --config.agent.tools.corpus=DIR
+
+All values are that file's but for the room for keys and values. Not run by us: no
+such machine was at hand.
+
+@@
+"""
+
+import dataclasses
+import pathlib
+
+from agentflow_jax.training import config as c
+
+_HERE = pathlib.Path(__file__).parent
+
+
+def get_config() -> c.Config:
+  larger = c.load_module(str(_HERE / 'flow_grpo_qwen2p5_7b.py')).get_config()
+  return dataclasses.replace(
+      larger,
+      name='flow_grpo_qwen2p5_1p5b',
+      planner=dataclasses.replace(
+          larger.planner, directory='weights/Qwen2.5-1.5B-Instruct'
+      ),
+      engine=dataclasses.replace(larger.engine, kv_tokens=262_144),
+  )
