@@ -93,7 +93,8 @@ def attend_blocks(
     *,
     blocks: Blocks,
     dtype: str,
-    mesh: jax_sharding.Mesh | None = None,
+    mesh: jax_sharding.Mesh | jax_sharding.AbstractMesh | None = None,
+    rows: tuple[str, ...] = ('data', 'fsdp'),
 ) -> Array:
   """softmax(q k / sqrt(E)) v over what each token sees.
 
@@ -104,8 +105,9 @@ def attend_blocks(
     subtree_end: int32[B, T]; 0 is padding, which nothing sees.
     blocks: how rows are cut, and by what; they are padded to whole blocks.
     dtype: of the activations, see primitives.float32_product.
-    mesh: over which rows (data, fsdp) and heads (tensor) are spread; None where
-      everything is on one device.
+    mesh: over which rows and heads (tensor) are spread; None where everything is
+      on one device.
+    rows: its axes that rows are spread over.
 
   Returns:
     float32[B, K, H/K, T, E]; 0 for a token that sees nothing.
@@ -128,11 +130,12 @@ def attend_blocks(
 
   if mesh is not None and mesh.size > 1:
     spec = jax_sharding.PartitionSpec
-    rows, heads = ('data', 'fsdp'), 'tensor'
+    heads = 'tensor'
     local = jax.shard_map(
         local, mesh=mesh,
         in_specs=(*[spec(rows, heads)] * 3, spec(rows)),
-        out_specs=spec(rows, heads), check_vma=False,
+        out_specs=spec(rows, heads), axis_names={*rows, heads},
+        check_vma=False,
     )
   return local(*arrays)[:, :, :, :length]
 

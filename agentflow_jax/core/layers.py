@@ -24,15 +24,27 @@ class Constrain:
   """Pins activations to a mesh; this one knows none and leaves them alone.
 
   Attributes:
-    mesh: the mesh, or None.
+    mesh: the mesh, or None; within a shard_map over some of its axes, the
+      abstract one.
+    rows: its axes over which rows are split; within such a shard_map, those that
+      are left.
   """
 
-  mesh: jax_sharding.Mesh | None = None
+  mesh: jax_sharding.Mesh | jax_sharding.AbstractMesh | None = None
+  rows: tuple[str, ...] = ('data', 'fsdp')
 
   def __call__(self, x: Array, axes: tuple[str | None, ...]) -> Array:
     """Returns an activation of those logical axes, constrained."""
     del axes
     return x
+
+  def lookup(self, table: Array, ids: Array) -> Array:
+    """Returns table[ids], NaN where an id is outside: [V, D], [B, T] to [B, T, D]."""
+    return jnp.take(table, ids, axis=0, mode='fill')
+
+  def pick(self, x: Array, places: Array) -> Array:
+    """Returns x at places of its axis 1: [B, T, D], [B, N] to [B, N, D]."""
+    return jnp.take_along_axis(x, places[..., None], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +295,7 @@ class _Attention(nn.Module):
           q, k, v, context.subtree_end,
           blocks=blocks_lib.blocks_of(length, config.attention),
           dtype=config.dtype,
-          mesh=self.constrain.mesh,
+          mesh=self.constrain.mesh, rows=self.constrain.rows,
       )
     y = y.astype(config.dtype)
     y = y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)

@@ -120,6 +120,15 @@ def add_sums(a: Sums, b: Sums) -> Sums:
   return total.replace(policy=total.policy.replace(extremes=extremes))
 
 
+def sums_over(sums: Sums, axis_name: str) -> Sums:
+  """Returns the sums over a mesh axis, within a shard_map over it."""
+  total = jax.lax.psum(sums, axis_name)
+  if sums.policy is None:
+    return total
+  extremes = jax.lax.pmax(sums.policy.extremes, axis_name)
+  return total.replace(policy=total.policy.replace(extremes=extremes))
+
+
 def sft_loss(
     config: SftConfig, scores: Scores, micro: batch_lib.TurnBatch
 ) -> tuple[Array, Sums]:

@@ -80,7 +80,7 @@ class Transformer(nn.Module):
         mask=mask,
         subtree_end=subtree_end,
     )
-    x = jnp.take(self.embedding, token_ids, axis=0, mode='fill')
+    x = self.constrain.lookup(self.embedding, token_ids)
     x = x.astype(self.config.dtype)
     x = self.constrain(x, ('batch', 'stream', None))
     of_layer = None if cache is None else jnp.arange(self.config.n_layers)

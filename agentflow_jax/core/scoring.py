@@ -5,6 +5,7 @@ Logits are formed for targets alone, and only so many at a time that no array of
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,6 @@ from agentflow_jax.core import primitives
 
 Array = jax.Array
 _Spec = jax_sharding.PartitionSpec
-_ROWS = _Spec(('data', 'fsdp'))
 
 # Logits that a device may hold at one time: 128 MiB in float32.
 _MAX_LOGITS = 1 << 25
@@ -52,17 +52,17 @@ def score_micro(
       config, params, micro.token_ids, micro.positions, micro.subtree_end,
       constrain,
   )
-  hidden = jnp.take_along_axis(hidden, micro.parents[..., None], axis=1)
+  hidden = constrain.pick(hidden, micro.parents)
   kernel = model.output_kernel(config, params)
   if not config.tie_embeddings:
     kernel = kernel.T
   mesh = constrain.mesh
   rows, length = micro.targets.shape
   vocab_size = kernel.shape[0]
-  if mesh is not None and mesh.size == 1:
-    mesh = None
-  elif mesh is not None:
-    rows //= mesh.shape['data'] * mesh.shape['fsdp']
+  spread = None
+  if mesh is not None and mesh.size > 1:
+    spread = (mesh, constrain.rows)
+    rows //= math.prod(mesh.shape[axis] for axis in constrain.rows)
     vocab_size //= mesh.shape['tensor']
   chunk = chunk_of(rows, length, vocab_size, logits_chunk)
   arrays = (hidden, micro.targets, micro.temperature, micro.responses > 0)
@@ -72,7 +72,7 @@ def score_micro(
         jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
         for x in arrays
     ]
-  scores = _score(config, mesh, chunk, kernel, *arrays)
+  scores = _score(config, spread, chunk, kernel, *arrays)
   return jax.tree.map(lambda x: x[:, :length], scores)
 
 
@@ -99,22 +99,34 @@ def chunk_of(
   return min(logits_chunk, length)
 
 
-def _mapped(f, mesh, in_specs, out_specs):
-  """Returns f of every device's part; f itself where there is one device."""
-  if mesh is None:
+def _mapped(f, spread, takes, gives):
+  """Returns f of every device's part; f itself where there is one device.
+
+  Args:
+    f: the function.
+    spread: the mesh and its axes that rows are split over, or None.
+    takes: PartitionSpecs of what it takes; 'rows' stands for those axes.
+    gives: of what it gives, likewise.
+  """
+  if spread is None:
     return f
+  mesh, rows = spread
+  of_rows = lambda x: _Spec(rows) if x == 'rows' else x
   return jax.shard_map(
-      f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+      f, mesh=mesh, in_specs=tuple(map(of_rows, takes)),
+      out_specs=tuple(map(of_rows, gives)) if isinstance(gives, list)
+      else of_rows(gives),
+      axis_names={*rows, 'tensor'}, check_vma=False,
   )
 
 
-# Of the kernel, the states, and four arrays of targets.
-_IN_SPECS = (_Spec('tensor'), *[_ROWS] * 4)
+# Of the kernel, the states, and three arrays of targets.
+_TAKES = [_Spec('tensor'), *['rows'] * 4]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _score(
-    config, mesh, chunk, kernel, hidden, targets, temperature, is_target
+    config, spread, chunk, kernel, hidden, targets, temperature, is_target
 ) -> losses.Scores:
   """Scores targets[B, N] by the states hidden[B, N, D] of their parents.
 
@@ -130,24 +142,24 @@ def _score(
       logits = _logits(config, kernel, _slice(hidden, start, chunk))
       piece = losses.Scores(*logprobs.statistics(
           logits, _slice(targets, start, chunk),
-          _slice(temperature, start, chunk), mesh and 'tensor',
+          _slice(temperature, start, chunk), spread and 'tensor',
       ))
       return jax.tree.map(functools.partial(_write, start=start), scores, piece)
 
     zeros = jnp.zeros(targets.shape, jnp.float32)
     return jax.lax.fori_loop(0, count, body, losses.Scores(zeros, zeros, zeros))
 
-  return _mapped(local, mesh, _IN_SPECS, _ROWS)(
+  return _mapped(local, spread, _TAKES, 'rows')(
       kernel, hidden, targets, temperature, is_target
   )
 
 
-def _forward(config, mesh, chunk, *arrays):
-  scores = _score(config, mesh, chunk, *arrays)
+def _forward(config, spread, chunk, *arrays):
+  scores = _score(config, spread, chunk, *arrays)
   return scores, (arrays, scores.log_normalizer)
 
 
-def _backward(config, mesh, chunk, saved, cotangents):
+def _backward(config, spread, chunk, saved, cotangents):
   """The gradients of the kernel and of the states, each added up in float32.
 
   d logits = (d logprob (1[target] - p) + d log_normalizer p) / temperature.
@@ -160,7 +172,7 @@ def _backward(config, mesh, chunk, saved, cotangents):
   ):
     which, count = _chunks_in_use(is_target, chunk)
     ids = jnp.arange(kernel.shape[0])
-    if mesh is not None:
+    if spread is not None:
       ids += jax.lax.axis_index('tensor') * kernel.shape[0]
     product = functools.partial(primitives.float32_product, config.dtype)
 
@@ -193,9 +205,10 @@ def _backward(config, mesh, chunk, saved, cotangents):
             jnp.zeros(hidden.shape, jnp.float32),
         ),
     )
-    if mesh is not None:
-      # Once an update, not once a chunk.
-      d_kernel = jax.lax.psum(d_kernel, 'data')
+    if spread is not None:
+      # Once a micro-batch, not once a chunk.
+      if 'data' in spread[1]:
+        d_kernel = jax.lax.psum(d_kernel, 'data')
       d_kernel = jax.lax.psum_scatter(
           d_kernel, 'fsdp', scatter_dimension=0, tiled=True
       )
@@ -203,8 +216,8 @@ def _backward(config, mesh, chunk, saved, cotangents):
     return d_kernel.T.astype(kernel.dtype), d_hidden.astype(hidden.dtype)
 
   d_kernel, d_hidden = _mapped(
-      local, mesh, (*_IN_SPECS, *[_ROWS] * 3),
-      (_Spec('tensor', 'fsdp'), _ROWS),
+      local, spread, [*_TAKES, *['rows'] * 3],
+      [_Spec('tensor', 'fsdp'), 'rows'],
   )(*arrays, log_normalizer, cotangents.logprobs, cotangents.log_normalizer)
   return d_kernel, d_hidden, None, None, None
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import sharding as jax_sharding
 from jax.experimental import mesh_utils
@@ -207,7 +208,8 @@ class _OnMesh(model.Constrain):
   """Pins activations by ACTIVATION_RULES."""
 
   def __call__(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    spec = [None if name is None else ACTIVATION_RULES[name] for name in axes]
+    rules = ACTIVATION_RULES | {'batch': self.rows}
+    spec = [None if name is None else rules[name] for name in axes]
     for i, name in enumerate(axes):
       if name == 'stream' and x.shape[i] % self.mesh.shape['tensor']:
         spec[i] = None
@@ -219,6 +221,45 @@ class _OnMesh(model.Constrain):
 def make_constrain(mesh: jax_sharding.Mesh) -> model.Constrain:
   """Returns what pins activations to the mesh, for model.hidden_states."""
   return _OnMesh(mesh)
+
+
+class _WithinData(_OnMesh):
+  """The same within a shard_map over 'data'.
+
+  XLA's partitioner (JAX 0.10.2) aborts at gathers of what the other axes split,
+  so these are written out.
+  """
+
+  def _mapped(self, f, takes):
+    rows = PartitionSpec(self.rows)
+    return jax.shard_map(
+        f, mesh=self.mesh, in_specs=(takes, rows), out_specs=rows,
+        axis_names={*self.rows, 'tensor'}, check_vma=False,
+    )
+
+  def lookup(self, table, ids):
+    size = table.shape[0]
+
+    def local(table, ids):
+      table = jax.lax.all_gather(table, 'fsdp', axis=1, tiled=True)
+      at = ids - jax.lax.axis_index('tensor') * len(table)
+      is_here = (at >= 0) & (at < len(table))
+      found = jnp.take(table, at, axis=0, mode='clip')
+      found = jax.lax.psum(
+          jnp.where(is_here[..., None], found, 0), 'tensor'
+      )
+      return jnp.where(((ids >= 0) & (ids < size))[..., None], found, jnp.nan)
+
+    return self._mapped(local, PartitionSpec('tensor', 'fsdp'))(table, ids)
+
+  def pick(self, x, places):
+    local = super().pick
+    return self._mapped(local, PartitionSpec(self.rows))(x, places)
+
+
+def constrain_within_data() -> model.Constrain:
+  """Returns what pins activations to the other axes, in a shard_map over 'data'."""
+  return _WithinData(jax.sharding.get_abstract_mesh(), ('fsdp',))
 
 
 def put(value: Any, sharding: jax_sharding.Sharding) -> jax.Array:

@@ -259,30 +259,14 @@ def make_update_fn(
   has_reference = getattr(loss_config, 'kl_coef', 0.0) > 0
   needs_ref = has_reference or config.lora.rank > 0
   base_shardings = sharding.param_shardings(base_of(config), mesh)
-  micro_gradient = _make_micro_gradient(config, loss_config, mesh, logits_chunk)
+  gradient = _make_gradient(config, loss_config, mesh, logits_chunk)
 
   def update(state, ref_params, batch, gap_bound):
     if needs_ref != (ref_params is not None):
       raise ValueError(
           'ref_params are ' + ('missing' if needs_ref else 'given but unused')
       )
-    def body(index, carry):
-      grads, sums = micro_gradient(
-          state.params, ref_params, batch.micro(index)
-      )
-      return (
-          jax.tree.map(jnp.add, carry[0], grads),
-          losses.add_sums(carry[1], sums),
-      )
-
-    zeros = jax.lax.with_sharding_constraint(
-        jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params),
-        shardings.params,
-    )
-    is_policy = isinstance(loss_config, flow_grpo.FlowGrpoConfig)
-    grads, sums = jax.lax.fori_loop(
-        0, batch.n_micro, body, (zeros, losses.zero_sums(is_policy))
-    )
+    grads, sums = gradient(state.params, ref_params, batch)
     metrics = losses.metrics_of(sums)
     metrics['grad_norm'] = _norm(grads)
     metrics['lr'] = schedule(state.step)
@@ -308,10 +292,63 @@ def make_update_fn(
   )
 
 
-def _make_micro_gradient(config, loss_config, mesh, logits_chunk):
+def _make_gradient(config, loss_config, mesh, logits_chunk):
+  """Returns (params, ref_params, batch) -> (float32 gradients, Sums)."""
+  specs = jax.tree.map(
+      lambda s: s.spec, _trained(config, sharding.param_shardings(config, mesh))
+  )
+  is_policy = isinstance(loss_config, flow_grpo.FlowGrpoConfig)
+
+  def gradient(params, ref_params, batch, constrain):
+    shardings = jax.tree.map(
+        lambda spec: jax_sharding.NamedSharding(constrain.mesh, spec), specs
+    )
+    micro_gradient = _make_micro_gradient(
+        config, loss_config, constrain, shardings, logits_chunk
+    )
+
+    def body(index, carry):
+      grads, sums = micro_gradient(params, ref_params, batch.micro(index))
+      return (
+          jax.tree.map(jnp.add, carry[0], grads),
+          losses.add_sums(carry[1], sums),
+      )
+
+    zeros = jax.lax.with_sharding_constraint(
+        jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),
+        shardings,
+    )
+    return jax.lax.fori_loop(
+        0, batch.n_micro, body, (zeros, losses.zero_sums(is_policy))
+    )
+
+  def of_part(params, ref_params, batch):
+    grads, sums = gradient(
+        params, ref_params, batch, sharding.constrain_within_data()
+    )
+    return jax.lax.psum(grads, 'data'), losses.sums_over(sums, 'data')
+
+  if mesh.shape['data'] == 1:
+    constrain = sharding.make_constrain(mesh)
+    return lambda *arrays: gradient(*arrays, constrain)
+  # Each part of 'data' adds up its own micro-batches, and what crosses the
+  # network between slices is the sum, once an update, as parameters are split.
+  # XLA would add up whole kernels' gradients over data x fsdp each time.
+  spec = jax_sharding.PartitionSpec
+  rows = dict.fromkeys(
+      batch_lib.TurnBatch.__dataclass_fields__, spec(None, 'data')
+  )
+  return jax.shard_map(
+      of_part, mesh=mesh,
+      in_specs=(spec(), spec(), batch_lib.TurnBatch(**rows | {'n_micro': spec()})),
+      out_specs=spec(), axis_names={'data'}, check_vma=False,
+  )
+
+
+def _make_micro_gradient(
+    config, loss_config, constrain, shardings, logits_chunk
+):
   """Returns (params, ref_params, micro) -> (float32 gradients, Sums)."""
-  constrain = sharding.make_constrain(mesh)
-  shardings = _trained(config, sharding.param_shardings(config, mesh))
   has_reference = getattr(loss_config, 'kl_coef', 0.0) > 0
 
   def loss_fn(params, ref_params, micro):
