@@ -339,25 +339,45 @@ def _rollouts(config, forest: Forest):
   return rows, groups
 
 
+def _part(rows: int, shards: int) -> int:
+  """Returns into how many equal parts a micro-batch is cut, to pack but one.
+
+  Some rows say enough of them all; those of a thousand chips would take a
+  host's whole memory.
+  """
+  part = 1
+  while rows // part > 64 and not (rows % (2 * part) or shards % (2 * part)):
+    part *= 2
+  return part
+
+
 def _estimated(config, planner, mesh, chip, report, local):
   """Returns the assumptions, and what a step then comes to."""
   forest = Forest.of(config)
   train, turns = config.train, config.agent.rollout.max_turns
   rollouts = train.queries_per_step * train.group_size
+  shape = dict(mesh.shape)
+  shards = shape['data'] * shape['fsdp']
+  part = _part(config.batch.rows_per_micro, shards)
+  config = dataclasses.replace(
+      config,
+      batch=dataclasses.replace(
+          config.batch, rows_per_micro=config.batch.rows_per_micro // part
+      ),
+  )
   rows, groups = _rollouts(config, forest)
   packed, packing = trainer_lib.pack(config, rows)
   scale = train.queries_per_step / groups
   length = packed.token_ids.shape[-1]
-  shape = dict(mesh.shape)
   work = flops.done(
-      planner, packed, row_shards=shape['data'] * shape['fsdp'],
+      planner, packed, row_shards=shards // part,
       vocab_shards=shape['tensor'],
   )
   update_flops = scale * flops.update_done(
       planner, work, length=length,
       reference=trainer_lib.needs_reference(config),
   )
-  micro = math.ceil(scale * packing.n_micro)
+  micro = math.ceil(scale * packing.n_micro / part)
   program = report['programs'][f'update of rows of {length}']
   # An all-reduce sends its result about twice; the others are taken once.
   sent = micro * sum(

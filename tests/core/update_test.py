@@ -1,7 +1,9 @@
 """The jitted update: invariance, the guard, donation, accumulation."""
 
+import collections
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -239,6 +241,25 @@ def test_gradient_does_not_depend_on_the_mesh(mesh):
     np.testing.assert_allclose(
         metrics[name], value, rtol=2e-5, atol=1e-6, err_msg=name
     )
+
+
+def test_what_crosses_data_does_so_once_an_update():
+  """Not in the loops over micro-batches and layers: slices are far apart."""
+  mesh = (4, 1, 1)
+  batch, _ = _pack(_rows())
+  text = _update_fn(LOSS, mesh, PLAIN, None).lower(
+      _state(mesh), _host_params(1), batch, INF
+  ).compile().as_text()
+  found = collections.Counter()
+  for line in text.splitlines():
+    if line.startswith(('ENTRY ', '%')):
+      where = line.split()[0]
+    sent = re.search(
+        r' (all-\w+|reduce-scatter|collective-permute)(?:-start)?\(', line
+    )
+    if sent and 'replica_groups={{0},{1},{2},{3}}' not in line:
+      found[where, sent[1]] += 1
+  assert set(found) == {('ENTRY', 'all-reduce')}  # Once an update.
 
 
 @pytest.mark.slow
