@@ -42,8 +42,7 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 _HEARTBEAT_SECONDS = flags.DEFINE_integer(
     'heartbeat_seconds', 100,
-    'After so long without a sign of one process, the others end.',
-    lower_bound=1,
+    'After so long without a sign of one process, the others end.', lower_bound=1,
 )
 _STEP_SECONDS = flags.DEFINE_float(
     'step_seconds', 0.0,
@@ -52,8 +51,7 @@ _STEP_SECONDS = flags.DEFINE_float(
 )
 _PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', '',
-    'Steps to trace, FIRST:LAST from 1 on, such as 10:12; TensorBoard and xprof'
-    ' show them from WORKDIR/tensorboard.'
+    'Steps to trace, such as 10:12; TensorBoard shows WORKDIR/tensorboard.',
 )
 
 

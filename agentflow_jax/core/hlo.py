@@ -25,6 +25,10 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)"?\}')
+# Three ways to write them: each device; [groups, size] of an iota; axes of a mesh.
+_LONE = re.compile(r'replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\]<=)')
+_MESH_GROUPS = re.compile(r'replica_groups=mesh\[(.*?)\] ?\{(.*?)\}')
+_MESH_AXIS = re.compile(r"'(\w+)'=(\d+)")
 _CONSTANT = re.compile(r'= s32\[\]\S* constant\((\d+)\)')
 
 
@@ -64,8 +68,8 @@ def collectives(text: str) -> Mapping[str, Sent]:
   """Returns what a program's collectives come to, by kind.
 
   A loop whose trip count is data (micro-batches, chunks of logits) counts once:
-  the figures are of one micro-batch. Both branches of
-  a condition count.
+  the figures are of one micro-batch. Both branches of a condition count. One
+  among groups of a single device sends nothing, and counts as none.
 
   Args:
     text: `compiled.as_text()`.
@@ -97,6 +101,19 @@ def collectives(text: str) -> Mapping[str, Sent]:
   }
 
 
+def sent_by(line: str) -> str | None:
+  """Returns which of KINDS an instruction is, if it sends anything."""
+  instruction = _INSTRUCTION.match(line)
+  kind = instruction[2].removesuffix('-start') if instruction else None
+  if kind not in KINDS or _LONE.search(line):
+    return None
+  if by_mesh := _MESH_GROUPS.search(line):
+    sizes = dict(_MESH_AXIS.findall(by_mesh[1]))
+    if all(sizes[axis] == '1' for axis in re.findall(r"'(\w+)'", by_mesh[2])):
+      return None
+  return kind
+
+
 def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
   """Returns every computation by name, and the entry's name."""
   found, entry, current = {}, None, None
@@ -111,9 +128,9 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
       continue
     current.constants += [int(n) for n in _CONSTANT.findall(line)]
     shape, op = instruction[1], instruction[2]
-    kind = op.removesuffix('-start')
-    if kind in KINDS:
-      current.sent.append((kind, _size(shape, op)))
+    if op.removesuffix('-start') in KINDS:
+      if kind := sent_by(line):
+        current.sent.append((kind, _size(shape, op)))
       continue  # What it applies is an addition.
     roles, trips = dict(_CALLED.findall(line)), 1
     if op == 'while':

@@ -72,6 +72,31 @@ ENTRY %main (p: f32[8]) -> f32[32] {
   }
 
 
+@pytest.mark.parametrize(
+    'groups, sends',
+    [
+        ('{{0},{1},{2},{3}}', False),
+        ('{{0,1},{2,3}}', True),
+        ('{}', True),  # All devices.
+        ('[4,1]<=[4]', False),
+        ('[2,2]<=[4]', True),
+        ('[1,4]<=[4]', True),
+        ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'tensor'}", False),
+        ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'fsdp','tensor'}", False),
+        ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'data'}", True),
+        ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'tensor','data'}", True),
+    ],
+)
+def test_groups_of_one_device_send_nothing(groups, sends):
+  line = (
+      f'  %psum.1 = f32[2,16]{{1,0}} all-reduce(%x), replica_groups={groups},'
+      ' use_global_device_ids=true, to_apply=%add'
+  )
+  assert hlo.sent_by(line) == ('all-reduce' if sends else None)
+  text = f'ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n'
+  assert bool(hlo.collectives(text)) == sends
+
+
 def test_a_loop_that_only_its_condition_counts():
   text = """
 HloModule m

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import pytest
 
 from agentflow_jax.core import batch as batch_lib
 from agentflow_jax.core import flow_grpo
+from agentflow_jax.core import hlo
 from agentflow_jax.core import losses
 from agentflow_jax.core import model
 from agentflow_jax.core import optimizer
@@ -254,11 +254,8 @@ def test_what_crosses_data_does_so_once_an_update():
   for line in text.splitlines():
     if line.startswith(('ENTRY ', '%')):
       where = line.split()[0]
-    sent = re.search(
-        r' (all-\w+|reduce-scatter|collective-permute)(?:-start)?\(', line
-    )
-    if sent and 'replica_groups={{0},{1},{2},{3}}' not in line:
-      found[where, sent[1]] += 1
+    if kind := hlo.sent_by(line):
+      found[where, kind] += 1
   assert set(found) == {('ENTRY', 'all-reduce')}  # Once an update.
 
 
