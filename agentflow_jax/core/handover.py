@@ -10,6 +10,7 @@ norms: every product rounds its kernel to that anyway, so no bit of a sample
 changes, and a sampler reads half as much.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ from agentflow_jax.core import launches
 from agentflow_jax.core import model
 from agentflow_jax.core import sharding
 
-_TENSOR = 'tensor'
+# Of a process's own mesh.
+LOCAL_AXES = ('kv_heads', 'groups')
 
 
 class Handover:
@@ -43,6 +45,7 @@ class Handover:
       mesh: from sharding.make_mesh.
       split: whether a process's devices share the parameters (heads, MLP and
         vocabulary, where they divide); otherwise its first one has them all.
+        Where there are more devices than key heads, several have each of these.
 
     Raises:
       ValueError: a process's devices are no box of the mesh.
@@ -54,40 +57,58 @@ class Handover:
           f' {dict(mesh.shape)}: make mesh.tensor, or mesh.tensor x mesh.fsdp, a'
           ' multiple or a divisor of the devices of a process'
       )
-    names, shape = [], []
+    if not split:
+      inner = (1,) * len(inner)
+    # A key head goes to as many devices as there are for each; its query heads,
+    # the MLP and the vocabulary are split over those as well.
+    kv_heads = math.gcd(config.n_kv_heads, math.prod(inner))
+    names, shape, left = [], [], kv_heads
     for axis, size in zip(sharding.MESH_AXES, inner, strict=True):
-      names += [f'{axis}_over_processes', axis]
-      shape += [mesh.shape[axis] // size, size]
+      of_heads = math.gcd(left, size)
+      left //= of_heads
+      names += [f'{axis}_over_processes', f'{axis}_kv_heads', f'{axis}_groups']
+      shape += [mesh.shape[axis] // size, of_heads, size // of_heads]
     # The same devices in the same order, so one program can have both layouts.
     whole = jax_sharding.Mesh(mesh.devices.reshape(shape), names)
-    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    if not split:
-      mine = mine[:1]
-    self._mesh = jax_sharding.Mesh(np.array(mine), (_TENSOR,))
+    first, *_ = np.argwhere(
+        np.vectorize(lambda d: d.process_index)(mesh.devices)
+        == jax.process_index()
+    )
+    mine = mesh.devices[
+        tuple(slice(at, at + size) for at, size in zip(first, inner, strict=True))
+    ]
+    mine = mine.reshape([n for i, n in enumerate(shape) if i % 3])
+    self._mesh = jax_sharding.Mesh(
+        mine.transpose(0, 2, 4, 1, 3, 5).reshape(kv_heads, -1), LOCAL_AXES
+    )
     shapes = jax.eval_shape(
         lambda: model.init_params(config, jax.random.key(0))
     )
     is_spec = lambda x: isinstance(x, jax_sharding.PartitionSpec)
+    groups = config.n_heads // config.n_kv_heads
 
-    def spec(axes):
-      def leaf(logical, shape):
-        return jax_sharding.PartitionSpec(*(
-            axes
-            if sharding.PARAM_RULES[name] == _TENSOR and not size % len(mine)
-            else None
-            for name, size in zip(logical, shape.shape, strict=True)
-        ))
+    def placed(mesh, of_heads, of_groups):
+      """Returns shardings over a mesh, some of whose axes split what divides."""
+      n_groups = self._mesh.shape[LOCAL_AXES[1]]
+
+      def axes(name, size):
+        if sharding.PARAM_RULES[name] != 'tensor':
+          return None
+        divides = {
+            'heads': not groups % n_groups, 'kv_heads': False,
+        }.get(name, not size % self._mesh.size)
+        if divides:
+          return (*of_heads, *of_groups)
+        return None if size % kv_heads else of_heads
+
       return jax.tree.map(
-          leaf, model.logical_axes(config), shapes, is_leaf=is_spec
+          lambda logical, shape: jax_sharding.NamedSharding(
+              mesh, jax_sharding.PartitionSpec(*map(axes, logical, shape.shape))
+          ),
+          model.logical_axes(config), shapes, is_leaf=is_spec,
       )
 
-    def placed(mesh, axes):
-      return jax.tree.map(
-          lambda s: jax_sharding.NamedSharding(mesh, s), spec(axes),
-          is_leaf=is_spec,
-      )
-
-    self.local = placed(self._mesh, _TENSOR)
+    self.local = placed(self._mesh, LOCAL_AXES[:1], LOCAL_AXES[1:])
 
     def rounded(path, x):
       if path[-1].key == 'scale' or config.dtype != 'bfloat16':
@@ -96,7 +117,7 @@ class Handover:
 
     self._laid_out = jax.jit(
         lambda tree: jax.tree_util.tree_map_with_path(rounded, tree),
-        out_shardings=placed(whole, tuple(names[1::2]) if split else None),
+        out_shardings=placed(whole, tuple(names[1::3]), tuple(names[2::3])),
     )
 
   def lower(self, params: Any) -> Any:

@@ -84,9 +84,7 @@ class Engine:
             pages_lib.make_pool, model_config, config.pages, config.page_tokens,
             config.kv_dtype,
         ),
-        out_shardings=pages_lib.pool_sharding(
-            jax.tree.leaves(self._params)[0].sharding, model_config
-        ),
+        out_shardings=pages_lib.pool_sharding(self._params),
     )
     self._pool = self._new_pool()
     self._programs = batching.Programs(

@@ -84,21 +84,18 @@ def _as_int8(x: Array) -> tuple[Array, Array]:
   return jnp.round(x / jnp.where(scale == 0, 1, scale)).astype(jnp.int8), scale
 
 
-def pool_sharding(
-    params_sharding: Any, config: model.ModelConfig
-) -> jax.sharding.Sharding:
-  """Returns where pages lie: split over 'tensor' where heads divide over it.
+def pool_sharding(params: Any) -> jax.sharding.Sharding:
+  """Returns where pages lie: split over what splits the heads of keys.
 
   Args:
-    params_sharding: of any of the parameters.
-    config: the network.
+    params: the network's parameters, or their shapes with shardings.
   """
-  if not isinstance(params_sharding, jax.sharding.NamedSharding):
-    return params_sharding
-  size = params_sharding.mesh.shape.get('tensor', 1)
-  heads = 'tensor' if size > 1 and not config.n_kv_heads % size else None
+  kernel = params['layers']['attention']['k']['kernel'].sharding
+  if not isinstance(kernel, jax.sharding.NamedSharding):
+    return kernel
+  heads = (*kernel.spec, *[None] * 4)[2]  # Of [layers, embed, kv_heads, head_dim].
   return jax.sharding.NamedSharding(
-      params_sharding.mesh, jax.sharding.PartitionSpec(heads)
+      kernel.mesh, jax.sharding.PartitionSpec(heads)
   )
 
 
@@ -273,37 +270,36 @@ class Cache:
     positions = jnp.tile(positions, (1, groups))[:, :, None]
     scale = 1 / math.sqrt(dim)
 
-    def one(tables, j, carry):
-      """Goes over block j: of all rows' tables, or of one that all share."""
+    def one(is_common, j, carry):
+      """Goes over block j: of each row's own slots, or of those all share."""
       top, total, mixed = carry
-      keys, values = self._gathered(dtype, tables, first, j * BLOCK, BLOCK)
-      by_table = lambda x: x.reshape(heads, len(tables), -1, x.shape[-1])
-      scores = product('kbge,kbse->kbgs', by_table(q), keys)
+      tables = self.tables[:1] if is_common else self.tables
+      read = self._gathered(dtype, tables, first, j * BLOCK, BLOCK)
+      of = 'kse' if is_common else 'kbse'
+      keys, values = (x[:, 0] for x in read) if is_common else read
+      scores = product(f'kbge,{of}->kbgs', q, keys)
       seen = j * BLOCK + jnp.arange(BLOCK) <= positions
-      scores = jnp.where(
-          seen, scores.reshape(*lead, BLOCK) * scale, blocks.MASKED
-      )
+      scores = jnp.where(seen, scores * scale, blocks.MASKED)
       # Blocks beyond a row's slots change nothing: its top stays, times exp(0),
       # and exp(MASKED - top) is 0.
       new_top = jnp.maximum(top, scores.max(axis=3, keepdims=True))
       rescale = jnp.exp(top - new_top)
       weights = jnp.exp(scores - new_top)
       total = total * rescale + weights.sum(axis=3, keepdims=True)
-      added = product(
-          'kbgs,kbse->kbge', by_table(weights.astype(dtype)), values
-      )
-      return new_top, total, mixed * rescale + added.reshape(mixed.shape)
+      added = product(f'kbgs,{of}->kbge', weights.astype(dtype), values)
+      return new_top, total, mixed * rescale + added
 
     carry = (
         jnp.full((*lead, 1), blocks.MASKED, jnp.float32),
         jnp.zeros((*lead, 1), jnp.float32),
         jnp.zeros((*lead, dim), jnp.float32),
     )
-    for tables, start, end in (
-        (self.tables[:1], 0, self.common),
-        (self.tables, self.common, n_blocks),
+    for is_common, start, end in (
+        (True, 0, self.common), (False, self.common, n_blocks),
     ):
-      carry = lax.fori_loop(start, end, functools.partial(one, tables), carry)
+      carry = lax.fori_loop(
+          start, end, functools.partial(one, is_common), carry
+      )
     _, total, mixed = carry
     y = (mixed / total).reshape(heads, rows, groups, length, dim)
     return y.swapaxes(0, 1)

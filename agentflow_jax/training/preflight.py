@@ -185,8 +185,9 @@ def _alone(sampled, topology, local):
   host = np.array(topologies.devices(topologies.host_of(topology, local)))
 
   def moved(x):
+    of_run = x.sharding.mesh
     mesh = jax.sharding.Mesh(
-        host[: len(x.sharding.device_set)], x.sharding.mesh.axis_names
+        host[: of_run.size].reshape(of_run.devices.shape), of_run.axis_names
     )
     return jax.ShapeDtypeStruct(
         x.shape, x.dtype,
@@ -257,16 +258,13 @@ def _lowered(config, planner, mesh, topology):
   else:  # The engine copies what it needs to one device.
     one = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
     sampled = _struct(params, jax.tree.map(lambda _: one, params))
-  where = jax.tree.leaves(sampled)[0].sharding
   pool = jax.eval_shape(
       lambda: pages.make_pool(
           planner, config.engine.pages, config.engine.page_tokens,
           config.engine.kv_dtype,
       )
   )
-  pool = _struct(
-      pool, jax.tree.map(lambda _: pages.pool_sharding(where, planner), pool)
-  )
+  pool = _struct(pool, jax.tree.map(lambda _: pages.pool_sharding(sampled), pool))
   sampler = batching.Programs(planner, config.engine, sampled, pool)
   programs['prefill'] = sampler.prefill
   programs['decode'] = lambda: sampler.decode(False)

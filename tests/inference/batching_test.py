@@ -6,9 +6,14 @@ import random
 import jax
 import pytest
 
+from agentflow_jax.core import handover
+from agentflow_jax.core import hlo
+from agentflow_jax.core import model
+from agentflow_jax.core import sharding
 from agentflow_jax.inference import api
 from agentflow_jax.inference import batching
 from agentflow_jax.inference import decoding
+from agentflow_jax.inference import pages
 from agentflow_jax.inference import prefixes
 
 _CONFIG = api.EngineConfig(
@@ -214,6 +219,42 @@ def test_shapes_do_not_depend_on_how_many_wait():
     return jax.tree.map(lambda x: (x.shape, x.dtype), packed)
 
   assert shapes(0) == shapes(1) == shapes(4)
+
+
+def test_more_devices_than_key_heads_send_no_keys_or_values():
+  """Nor queries: each attends to what it has; layers send their sums alone."""
+  model_config = model.ModelConfig(
+      vocab_size=64, d_model=32, n_layers=2, n_heads=8, n_kv_heads=2,
+      head_dim=8, d_ff=48, max_positions=2048,
+  )
+  config = api.EngineConfig(
+      slots=4, max_prompt_tokens=1000, max_new_tokens=24, kv_tokens=8192,
+  )
+  mesh = sharding.make_mesh(1, 4, 1, jax.devices()[:4])
+  placed = jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      jax.eval_shape(lambda: model.init_params(model_config, jax.random.key(0))),
+      sharding.param_shardings(model_config, mesh),
+  )
+  params = handover.Handover(model_config, mesh, split=True).shapes(placed)
+  where = pages.pool_sharding(params)
+  pool = jax.eval_shape(
+      lambda: pages.make_pool(model_config, config.pages, config.page_tokens)
+  )
+  assert where.shard_shape(pool.keys.shape)[0] == 1  # Of 2.
+  pool = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), pool
+  )
+  programs = batching.Programs(model_config, config, params, pool)
+  for program, rows, tokens in (
+      (programs.decode(False), 4, 1),
+      (programs.prefill(), config.prefill_pieces, config.piece_tokens),
+  ):
+    sent = hlo.collectives(program.as_text())
+    # An embedding, then twice a layer; besides, the little that is sampled from.
+    streams = 5 * rows * tokens * model_config.d_model * 4
+    assert streams <= sent.pop('all-reduce').bytes < streams + 500
+    assert sum(s.bytes for s in sent.values()) < 500
 
 
 def _finish(ids, done, logprobs=None, **kwargs):

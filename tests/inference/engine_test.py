@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from agentflow_jax.core import handover
 from agentflow_jax.core import launches
 from agentflow_jax.core import model
 from agentflow_jax.core import sharding
@@ -649,19 +650,17 @@ def test_parameters_of_another_shape_are_refused(own_engine):
   assert own_engine.params_version == 0
 
 
-def test_parameters_over_a_mesh_sample_alike(engine, params):
-  if len(jax.devices()) < 2:
-    pytest.skip('needs two devices')
-  mesh = sharding.make_mesh(
-      data=1, fsdp=1, tensor=2, devices=jax.devices()[:2]
-  )
+@pytest.mark.parametrize('devices', [2, 4])  # 2 key heads, 4 of queries.
+def test_parameters_over_devices_sample_alike(engine, params, devices):
+  mesh = sharding.make_mesh(1, devices, 1, jax.devices()[:devices])
+  hand = handover.Handover(_MODEL, mesh, split=True)
+  there = hand(jax.tree.map(
+      sharding.put, params, sharding.param_shardings(_MODEL, mesh)
+  ))
   requests = [r for r in _mixed(60, seed=21) if _is_cheap(r)]
   assert len(requests) > 10
   with engine_lib.Engine(
-      _MODEL,
-      _CONFIG,
-      params,
-      sharding=sharding.param_shardings(_MODEL, mesh),
+      _MODEL, _CONFIG, there, sharding=hand.local, copy=False
   ) as other:
     results = _generate(other, requests)
   for a, b in zip(results, _generate(engine, requests), strict=True):
