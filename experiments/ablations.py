@@ -5,10 +5,11 @@
   python launch/collect.py --sweep=runs/sweeps/ablations
 
 What plans are trained by (Flow-GRPO, or more of the teacher; the frozen planner is
-a control in every run), turns at most, KL, clip-higher and how targets are
-weighted; two seeds each.
+a control in every run), turns at most, KL, clip-higher, what advantages are
+normalised over (rollouts, or rows as in some peers) and how targets are weighted;
+two seeds each.
 
-Cost: 24 runs of five minutes on 2 CPU cores. It reproduces the questions, not the
+Cost: 28 runs of five minutes on 2 CPU cores. It reproduces the questions, not the
 paper's figures: the planner has 0.5M parameters and its task is synthetic.
 """
 
@@ -31,6 +32,7 @@ def get_sweep() -> list[dict[str, str]]:
       c.sweep.grid({'agent.rollout.max_turns': [3, 5, 7, 10]}),
       c.sweep.grid({'flow_grpo.kl_coef': [0, 1e-2]}),
       c.sweep.grid({'flow_grpo.clip_high': [0.2, 0.5]}),
+      c.sweep.grid({'flow_grpo.advantage_over': ['rollouts', 'rows']}),
       c.sweep.grid({'flow_grpo.weighting': ['token_mean', 'sequence_mean']}),
   )
   return c.sweep.product(one_at_a_time, c.sweep.grid({'seed': [0, 1]}))

@@ -35,6 +35,10 @@ class FlowGrpoConfig:
       which needs it; no other weighting takes it.
     advantage: 'std' divides by the group's standard deviation, 'no_std' does
       not.
+    advantage_over: what mean and standard deviation are taken over: the group's
+      'rollouts', or its 'rows' (turns), where a reward counts once a turn. The
+      second is for comparison: it tilts the baseline to long rollouts, and the
+      advantages of a group's rollouts no longer sum to 0.
     ratio_level: 'token', or 'sequence' (GSPO, arXiv 2507.18071): one ratio a
       turn's response, the geometric mean of its token ratios.
     old_logprobs: where log pi_old comes from: 'behavior', as recorded by the
@@ -50,6 +54,7 @@ class FlowGrpoConfig:
   weighting: Weighting = 'turn_mean'
   dr_grpo_length: int | None = None
   advantage: Literal['std', 'no_std'] = 'std'
+  advantage_over: Literal['rollouts', 'rows'] = 'rollouts'
   ratio_level: Literal['token', 'sequence'] = 'token'
   old_logprobs: Literal['behavior', 'recompute'] = 'behavior'
   importance_cap: float | None = None
@@ -61,6 +66,7 @@ class FlowGrpoConfig:
     for name, choices in (
         ('weighting', _WEIGHTINGS),
         ('advantage', ('std', 'no_std')),
+        ('advantage_over', ('rollouts', 'rows')),
         ('ratio_level', ('token', 'sequence')),
         ('old_logprobs', ('behavior', 'recompute')),
     ):
@@ -95,7 +101,9 @@ def _check_dr_grpo(weighting: str, length: int | None) -> None:
 
 
 def advantages(
-    rewards: Sequence[float | None], use_std: bool = True
+    rewards: Sequence[float | None],
+    use_std: bool = True,
+    counts: Sequence[int] | None = None,
 ) -> np.ndarray:
   """Returns A_i of one group's rollouts.
 
@@ -105,10 +113,12 @@ def advantages(
   Args:
     rewards: one outcome reward a rollout; None where it could not be scored.
     use_std: whether to divide.
+    counts: how often each reward is in the sample that mean and deviation are
+      of, such as once a turn; once where None.
 
   Returns:
-    float64[G]. 0 for an unscored rollout; exactly 0 for every rollout when
-    fewer than two are scored or all scored rewards are equal.
+    float64[G]. 0 for an unscored rollout; exactly 0 for every rollout when the
+    sample has fewer than two rewards or all of them are equal.
 
   Raises:
     ValueError: a reward is not finite.
@@ -118,11 +128,14 @@ def advantages(
   if not np.isfinite(values).all():
     raise ValueError(f'rewards must be finite or None: {list(rewards)}')
   result = np.zeros(len(rewards), np.float64)
-  if len(values) < 2 or values.max() == values.min():
+  sample = values
+  if counts is not None:
+    sample = np.repeat(values, np.asarray(counts)[scored])
+  if len(sample) < 2 or sample.max() == sample.min():
     return result
-  centered = values - values.mean()
+  centered = values - sample.mean()
   if use_std:
-    centered = centered / (values.std(ddof=1) + _EPSILON)
+    centered = centered / (sample.std(ddof=1) + _EPSILON)
   result[scored] = centered
   return result
 

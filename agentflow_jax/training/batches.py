@@ -52,8 +52,11 @@ def flow_grpo_rows(
   )
   rows, found = [], {}
   for place, group in enumerate(groups):
+    turns = [len(r.turns) for r in group.trajectories]
     advantages = flow_grpo.advantages(
-        [r.reward for r in group.trajectories], config.advantage == 'std'
+        [r.reward for r in group.trajectories],
+        config.advantage == 'std',
+        turns if config.advantage_over == 'rows' else None,
     )
     for i, trajectory in enumerate(group.trajectories):
       found[place, i] = {

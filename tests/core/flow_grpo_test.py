@@ -31,6 +31,19 @@ def test_advantages_against_the_standard_library():
   )
 
 
+def test_advantages_over_counted_rewards_against_the_standard_library():
+  rewards, counts = [0.3, None, -1.25, 7.0], [2, 5, 1, 0]
+  sample = [0.3, 0.3, -1.25]
+  mean, std = statistics.fmean(sample), statistics.stdev(sample)
+  expected = [0.0 if r is None else (r - mean) / (std + 1e-6) for r in rewards]
+  np.testing.assert_allclose(
+      flow_grpo.advantages(rewards, counts=counts), expected, atol=1e-12
+  )
+  # One row, or equal ones: nothing to compare.
+  for counts in ([1, 5, 0, 0], [3, 5, 0, 0]):
+    assert not flow_grpo.advantages(rewards, counts=counts).any()
+
+
 @pytest.mark.parametrize(
     'rewards',
     [[], [None], [5.0], [5.0, None], [0.1] * 8, [0.1, None, 0.1], [1 / 3] * 7],
@@ -119,6 +132,7 @@ def test_weights_refuse_arguments_that_disagree():
     [
         ({'weighting': 'mean'}, 'weighting'),
         ({'advantage': 'rank'}, 'advantage'),
+        ({'advantage_over': 'turns'}, 'advantage_over'),
         ({'ratio_level': 'turn'}, 'ratio_level'),
         ({'old_logprobs': 'given'}, 'old_logprobs'),
         ({'importance_cap': 2.0}, 'recompute'),

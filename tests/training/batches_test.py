@@ -35,8 +35,7 @@ def _group(rewards, lengths):
 
 
 def test_four_one_turn_wins_and_four_three_turn_losses():
-  # mean 0.5, sample std sqrt(8 * 0.25 / 7) = 0.534522; 0.5 / 0.534522 = 0.9354
-  # (over turn rows it would have been +1.68 / -0.56).
+  # mean 0.5, sample std sqrt(8 * 0.25 / 7) = 0.534522; 0.5 / 0.534522 = 0.9354.
   group = _group([1.0] * 4 + [0.0] * 4, [[5]] * 4 + [[5, 5, 5]] * 4)
   rows = batches.flow_grpo_rows([group], _CONFIG)
   assert len(rows.rows) == 4 + 12
@@ -46,6 +45,11 @@ def test_four_one_turn_wins_and_four_three_turn_losses():
   assert extra['advantage'] == pytest.approx(-0.93541, abs=1e-5)
   # 1 / (1 group * 8 rollouts * 3 turns * 5 tokens) for each of three turns.
   assert extra['weights'] == pytest.approx([1 / 120] * 3)
+  # Over rows 4 of 16 rewards are 1: mean 0.25, sample std
+  # sqrt((4 * 0.75^2 + 12 * 0.25^2) / 15) = 0.447214; 0.75 / 0.447214 = 1.6771.
+  config = dataclasses.replace(_CONFIG, advantage_over='rows')
+  found = [r.advantage for r in batches.flow_grpo_rows([group], config).rows]
+  np.testing.assert_allclose(found, [1.67705] * 4 + [-0.55902] * 12, atol=1e-5)
 
 
 def test_weights_are_over_groups_rollouts_turns_and_tokens():
