@@ -14,6 +14,9 @@ JSONL of {"query", "answer"}. Not run by us: no such machine was at hand.
 Preflight (python -m agentflow_jax.preflight --config=... --model=qwen2.5-7b):
 v5p:2x2x4 needs 49.1 GiB a chip of 95.7; v6e:4x4 29.8 of 31.25 with mesh.fsdp=4,
 mesh.tensor=4, batch.rows_per_micro=4 and engine.kv_tokens=131072.
+
+Its sweep is two of the paper's ablations at their size, over models and over turns
+at most; ablations.py has the others, small.
 """
 
 from agentflow_jax.training import config as c
@@ -64,4 +67,15 @@ def get_config() -> c.Config:
           max_logprob_gap=1.0,
       ),
       evaluation=c.EvaluationConfig(every=10, controls=False, trials=3),
+  )
+
+
+def get_sweep() -> list[dict[str, str]]:
+  return c.sweep.chain(
+      c.sweep.grid({
+          'planner.directory': [
+              f'weights/Qwen2.5-{size}-Instruct' for size in ('7B', '3B', '1.5B')
+          ]
+      }),
+      c.sweep.grid({'agent.rollout.max_turns': [3, 5, 7, 10]}),
   )

@@ -101,7 +101,11 @@ def main():
     attempts = 1 if args.submit else 1 + args.retries
     for attempt in range(attempts):
       print(f'{where}: {"submitting" if args.submit else "running"}', flush=True)
-      code = subprocess.run([*command, *flags], cwd=_ROOT, check=False).returncode
+      try:
+        done = subprocess.run([*command, *flags], cwd=_ROOT, check=False)
+      except OSError as e:
+        raise SystemExit(f'error: cannot run {command[0]}: {e.strerror}') from e
+      code = done.returncode
       if code in (0, *_FINAL):
         break
       print(f'{where}: ended with {code}', flush=True)

@@ -103,6 +103,11 @@ def test_one_table_and_one_page(config, tmp_path):
     [
         ('sweep.py', ['--config=none.py'], 'no file none.py'),
         ('sweep.py', ['--config=launch/local.py'], 'has no get_sweep()'),
+        (
+            'sweep.py',
+            ['--config=experiments/ablations.py', '--submit=no_such_launcher'],
+            'cannot run no_such_launcher',
+        ),
         ('collect.py', ['--sweep=nowhere'], 'no run below it'),
     ],
 )

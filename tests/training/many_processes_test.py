@@ -16,6 +16,7 @@ import time
 
 import pytest
 
+from agentflow_jax.training import exits
 from agentflow_jax.training import rollout_files
 from agentflow_jax.training import run
 from tests.training import mini
@@ -32,7 +33,9 @@ def get_config():
 class _Job:
   """A run in several processes."""
 
-  def __init__(self, directory, workdir, processes, *flags, grace=20):
+  def __init__(
+      self, directory, workdir, processes, *flags, grace=20, config='config.py'
+  ):
     self.workdir = directory / workdir
     self.log = directory / f'{workdir}.{time.monotonic_ns()}.log'
     with open(self.log, 'wb') as log:
@@ -41,7 +44,7 @@ class _Job:
               sys.executable, 'launch/local.py', f'--processes={processes}',
               f'--devices={8 // processes}', f'--grace={grace}', '--',
               sys.executable, '-m', 'agentflow_jax.train', '--quiet',
-              f'--config={directory / "config.py"}',
+              f'--config={directory / config}',
               f'--workdir={self.workdir}', *flags,
           ],
           cwd=mini.ROOT, stdout=log, stderr=subprocess.STDOUT,
@@ -201,6 +204,75 @@ def test_one_killed_at_any_moment_ends_all_and_loses_nothing(alone):
   assert job.wait() == 0, job.text()
   _assert_same(job.workdir, alone)
   assert _digest(job.workdir) == _digest(alone / 'alone')
+
+
+_HANGING = """
+import asyncio, dataclasses, pathlib, pickle, time
+import jax
+from agentflow_jax.agents.tools import search
+
+WORKDIR, BLOCKS = pathlib.Path({workdir!r}), {blocks}
+make = search.make
+
+def hanging(*args, **kwargs):
+  tool = make(*args, **kwargs)
+
+  async def call(arguments):
+    # Once, so that the same command goes on; after the commit of step 2.
+    begun = WORKDIR / 'hung.txt'
+    if (
+        jax.process_index() == 1 and not begun.exists()
+        and (WORKDIR / 'checkpoints' / '2').exists()
+    ):
+      begun.touch()
+      if BLOCKS:
+        time.sleep(1e6)
+      await asyncio.Event().wait()
+    return await tool.call(arguments)
+
+  return dataclasses.replace(tool, call=call, timeout=2.0)
+
+search.make = hanging
+
+def get_config():
+  with open({path!r}, 'rb') as f:
+    return pickle.load(f)
+"""
+
+
+@pytest.mark.slow
+def test_a_tool_that_blocks_for_ever_ends_all_within_the_step_s_time(alone):
+  job = _hanging_job(alone, 'blocked', blocks=True)
+  assert job.wait() == exits.HUNG_CODE, job.text()
+  assert 'process 1 of 2 hangs: step 3 has taken more than 20 s' in job.text()
+  assert (job.workdir / 'hung.txt').exists()
+  assert job.steps() == 2
+  again = _hanging_job(alone, 'blocked', blocks=True)
+  assert again.wait() == 0, again.text()
+  _assert_same(job.workdir, alone)
+  assert _digest(job.workdir) == _digest(alone / 'alone')
+
+
+@pytest.mark.slow
+def test_a_tool_that_awaits_for_ever_costs_its_rollout_alone(alone):
+  job = _hanging_job(alone, 'awaited', blocks=False)
+  assert job.wait() == 0, job.text()
+  *_, last = _lines(job.workdir)
+  assert (last['step'], last['rollouts/requested']) == (3, 9)
+  assert last['rollouts/status/tool_unreachable'] == 1
+  assert last['rollouts/scored'] == 8
+
+
+def _hanging_job(alone, name, blocks):
+  (alone / f'{name}.py').write_text(
+      _HANGING.format(
+          workdir=str(alone / name), blocks=blocks,
+          path=str(alone / 'config.pickle'),
+      )
+  )
+  return _Job(
+      alone, name, 2, '--step_seconds=20', config=f'{name}.py'
+  )
 
 
 def test_a_workdir_that_is_not_shared_is_one_clear_error(alone, tmp_path):

@@ -49,10 +49,13 @@ def test_samples_are_the_same_for_a_seed_and_within_the_space():
   assert float(runs[0]['lr']) == 10 ** expected
 
 
-def test_the_paper_s_ablations_are_runs_of_configs_that_exist():
-  path = str(mini.ROOT / 'experiments' / 'ablations.py')
+@pytest.mark.parametrize(
+    'name, count', [('ablations', 28), ('flow_grpo_qwen2p5_7b', 7)]
+)
+def test_the_paper_s_ablations_are_runs_of_configs_that_exist(name, count):
+  path = str(mini.ROOT / 'experiments' / f'{name}.py')
   runs = config_lib.load_module(path).get_sweep()
-  assert len(runs) >= 20
+  assert len(runs) == count
   for overrides in runs:
     config = config_lib.load(path, tuple(overrides.items()))
     checks.check_trains(config)
