@@ -10,7 +10,8 @@ such machine was at hand.
 
 Preflight (python -m agentflow_jax.preflight --config=... --model=qwen2.5-1.5b):
 v5p:2x2x1 needs 22.3 GiB a chip of 95.7 with batch.rows_per_micro=4; v5e:4x4 14.1 of
-15.75 with mesh.fsdp=8, mesh.tensor=2 and batch.rows_per_micro=8.
+15.75 with mesh.fsdp=8, mesh.tensor=2 and batch.rows_per_micro=8; two slices of it
+(--num_slices=2) 14.4 with mesh.data=2 and batch.rows_per_micro=16.
 """
 
 import dataclasses
