@@ -1,10 +1,12 @@
 """Evaluates a planner on held-out tasks.
 
   python -m agentflow_jax.evaluate --config=experiments/X.py --workdir=DIR \
-      [--planner=DIR] [--split=test] [--limit=N] [--trials=N | --greedy]
+      [--planner=DIR] [--split=test] [--limit=N] [--trials=N | --greedy] \
+      [--benchmark=NAME --benchmark_data=PATH]
 
-Evaluates the planner that a run in --workdir ended with, or --planner. Writes
-evaluations/NAME.json below the workdir and prints the accuracy.
+Evaluates the planner that a run in --workdir ended with, or --planner, on the
+config's own tasks or on a published benchmark. Writes evaluations/NAME.json below
+the workdir and prints the accuracy.
 """
 
 import sys
@@ -27,7 +29,17 @@ _LIMIT = flags.DEFINE_integer(
 )
 _TRIALS = flags.DEFINE_integer('trials', 1, 'Sampled rollouts a task.')
 _GREEDY = flags.DEFINE_bool('greedy', False, 'Temperature 0 instead.')
-_NAME = flags.DEFINE_string('name', 'evaluation', 'Name of the result file.')
+_NAME = flags.DEFINE_string(
+    'name', '', "Of the result file; '' for the benchmark's, or 'evaluation'."
+)
+_BENCHMARK = flags.DEFINE_string(
+    'benchmark', '',
+    'Asks a benchmark instead: 2wiki, aime24, amc23, bamboogle, gaia, gameof24,'
+    ' gpqa, hotpotqa, medqa or musique.',
+)
+_BENCHMARK_DATA = flags.DEFINE_string(
+    'benchmark_data', '', 'Its JSON file, or a directory of NAME/data.json.'
+)
 
 
 def main(argv):
@@ -42,6 +54,8 @@ def main(argv):
       trials=_TRIALS.value,
       greedy=_GREEDY.value,
       name=_NAME.value,
+      benchmark=_BENCHMARK.value,
+      benchmark_data=_BENCHMARK_DATA.value,
   )
   print(single.evaluate(config, _WORKDIR.value, options))
 

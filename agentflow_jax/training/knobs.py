@@ -35,12 +35,15 @@ def check_values(config: config_lib.Config) -> None:
   """
   agent, default = config.agent, config_lib.Config(name='')
   asks = uses_endpoint(config)
-  jsonl = config.task_set.kind == 'jsonl'
+  files = config.task_set.kind != 'geohop'
   unread = {
-      'task_set.train': (config.task_set.train, '', jsonl),
-      'task_set.evaluation': (config.task_set.evaluation, '', jsonl),
+      'task_set.train': (config.task_set.train, '', files),
+      'task_set.evaluation': (config.task_set.evaluation, '', files),
       'task_set.reward': (
-          config.task_set.reward, default.task_set.reward, jsonl
+          config.task_set.reward, default.task_set.reward, files
+      ),
+      'task_set.benchmark': (
+          config.task_set.benchmark, '', config.task_set.kind == 'benchmark'
       ),
       'planner.model.lora': (
           config.planner.model and config.planner.model.lora,
@@ -63,7 +66,7 @@ def check_values(config: config_lib.Config) -> None:
     raise config_lib.ConfigError(
         f'agent.executor_templates: no tool {sorted(templates)} is enabled'
     )
-  if config.algorithm == 'sft' and jsonl:
+  if config.algorithm == 'sft' and files:
     raise config_lib.ConfigError(
         'algorithm=sft learns from the scripted teacher of GeoHop:'
         ' task_set.kind must be geohop'

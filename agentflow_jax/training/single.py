@@ -25,7 +25,9 @@ class EvaluateOptions:
     limit: tasks at most; 0 for all, None for as many as the config says.
     trials: sampled rollouts a task.
     greedy: temperature 0 instead.
-    name: of the result file.
+    name: of the result file; '' for the benchmark's, or 'evaluation'.
+    benchmark: of data/benchmarks.py; '' for the config's own tasks.
+    benchmark_data: its file, or a directory of NAME/data.json.
   """
 
   planner: str = ''
@@ -33,7 +35,14 @@ class EvaluateOptions:
   limit: int | None = None
   trials: int = 1
   greedy: bool = False
-  name: str = 'evaluation'
+  name: str = ''
+  benchmark: str = ''
+  benchmark_data: str = ''
+
+  @property
+  def result_name(self) -> str:
+    """Of the result file."""
+    return self.name or self.benchmark or 'evaluation'
 
 
 def evaluate(
@@ -49,6 +58,20 @@ def evaluate(
   """
   if options.greedy and options.trials > 1:
     raise config_lib.ConfigError('--greedy trials are all the same: --trials=1')
+  if options.benchmark:
+    if options.split != 'test':
+      raise config_lib.ConfigError('--benchmark has one split: --split=test')
+    config = dataclasses.replace(
+        config,
+        task_set=config_lib.TaskSetConfig(
+            kind='benchmark',
+            benchmark=options.benchmark,
+            evaluation=options.benchmark_data,
+            test_items=0,
+        ),
+    )
+  elif options.benchmark_data:
+    raise config_lib.ConfigError('--benchmark_data needs --benchmark')
   if options.limit is not None:
     if options.limit < 0:
       raise config_lib.ConfigError(f'--limit must be >= 0: {options.limit}')
@@ -84,7 +107,7 @@ async def _evaluate(config, workdir, options) -> str:
       result = await evaluation.evaluate(
           parts.agent,
           tasks,
-          name=options.name,
+          name=options.result_name,
           split=options.split,
           seed=config.seed,
           processes=parts.processes,
@@ -94,17 +117,23 @@ async def _evaluate(config, workdir, options) -> str:
           on_done=count,
       )
     value = evaluation.save(
-        workdir / 'evaluations', result, parts.endpoint_usage()
+        workdir / 'evaluations', result,
+        {**parts.endpoint_usage(), 'items_left_out': parts.tasks.left_out},
     )
   finally:
     await parts.close()
+  left_out = ''
+  if parts.tasks.left_out:
+    left_out = f' ({parts.tasks.left_out} left out: they need more than text)'
+  ended = ', '.join(f'{k} {n}' for k, n in value['status'].items())
   return (
-      f'{options.name}: accuracy {result.accuracy:.1%}'
+      f'{options.result_name}: accuracy {result.accuracy:.1%}'
       f' [{value["ci_low"]:.1%}, {value["ci_high"]:.1%}] over'
-      f' {value["items_scored"]} scored of {value["items_requested"]} tasks;'
+      f' {value["items_scored"]} scored of {value["items_requested"]} tasks'
+      f'{left_out};'
       f' {value["turns_mean"]:.2f} turns,'
-      f' {value["tool_error_rate"]:.1%} tool-call errors\n'
-      f'{workdir / "evaluations" / (options.name + ".json")}'
+      f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}\n'
+      f'{workdir / "evaluations" / (options.result_name + ".json")}'
   )
 
 

@@ -1,4 +1,4 @@
-"""The tasks of a run: GeoHop, or a user's own JSONL files."""
+"""The tasks of a run: GeoHop, a benchmark, or a user's own JSONL files."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.data import geohop
+from agentflow_jax.data import benchmarks, geohop
 from agentflow_jax.training import config as config_lib
 
 
@@ -19,12 +19,14 @@ class TaskSet:
     validation: what evaluations during training ask.
     test: what evaluations before and after training ask.
     corpus: what search reads; '' where the set brings none.
+    left_out: items of a benchmark that need more than text.
   """
 
   train: tuple[records.Task, ...]
   validation: tuple[records.Task, ...]
   test: tuple[records.Task, ...]
   corpus: str = ''
+  left_out: int = 0
 
 
 def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
@@ -33,14 +35,25 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
   Raises:
     ConfigError: a missing or malformed file; names the line.
   """
+  left_out = 0
   if config.kind == 'geohop':
     corpus = geohop.prepare(data_dir)
     splits = {s: geohop.load(data_dir, s) for s in _SPLITS}
   else:
     corpus = ''
     if not config.evaluation:
-      raise config_lib.ConfigError('task_set.evaluation: give a JSONL file')
-    held_out = read_jsonl(config.evaluation, config.reward)
+      raise config_lib.ConfigError(
+          f'task_set.evaluation: give the file of task_set.kind={config.kind}'
+      )
+    if config.kind == 'benchmark':
+      try:
+        held_out, left_out = benchmarks.load(
+            data_dir, config.evaluation, config.benchmark
+        )
+      except benchmarks.MalformedItem as e:
+        raise config_lib.ConfigError(f'task_set: {e}') from e
+    else:
+      held_out = read_jsonl(config.evaluation, config.reward)
     train = read_jsonl(config.train, config.reward) if config.train else []
     splits = {'train': train, 'validation': held_out, 'test': held_out}
   validation = splits['validation'][: config.validation_items or None]
@@ -50,6 +63,7 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
       validation=tuple(validation),
       test=tuple(test),
       corpus=str(corpus),
+      left_out=left_out,
   )
 
 
@@ -81,21 +95,15 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
       raise config_lib.ConfigError(f'{where}: not JSON: {e}') from e
     if not isinstance(row, dict) or not isinstance(row.get('query'), str):
       raise config_lib.ConfigError(f'{where}: needs a text field "query"')
-    answers = row.get('answer')
-    answers = answers if isinstance(answers, list) else [answers]
-    if not answers or any(
-        isinstance(a, bool) or not isinstance(a, (str, int, float))
-        for a in answers
-    ):
-      raise config_lib.ConfigError(
-          f'{where}: "answer" must be text, a number, or a list of them'
-      )
+    try:
+      answers = benchmarks.answers(row.get('answer'))
+    except ValueError as e:
+      raise config_lib.ConfigError(f'{where}: {e}') from e
     task_id = str(row.get('id', f'{file.stem}/{number:06d}'))
     if task_id in seen:
       raise config_lib.ConfigError(f'{where}: the id {task_id!r} came before')
     seen.add(task_id)
-    texts = tuple(str(a) for a in answers)
-    tasks.append(records.Task(task_id, row['query'], texts, reward))
+    tasks.append(records.Task(task_id, row['query'], answers, reward))
   if not tasks:
     raise config_lib.ConfigError(f'{path} holds no task')
   return tasks

@@ -31,12 +31,43 @@ def test_limits_count_tasks_and_may_exceed_the_configs(tmp_path):
     [
         ({'limit': -1}, '--limit must be >= 0'),
         ({'greedy': True, 'trials': 2}, 'greedy trials'),
+        ({'benchmark_data': 'x'}, 'needs --benchmark'),
+        ({'benchmark': 'gaia', 'split': 'validation'}, '--split=test'),
+        ({'benchmark': 'gaia'}, 'task_set.evaluation: give'),
+        (
+            {'benchmark': 'gaia', 'benchmark_data': '/nowhere'},
+            'gaia: no file /nowhere',
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, changes, message):
   options = dataclasses.replace(single.EvaluateOptions(), **changes)
   with pytest.raises(config_lib.ConfigError, match=message):
     single.evaluate(mini.config(tmp_path), str(tmp_path), options)
+
+
+def test_a_benchmark_is_asked_with_its_own_rule(tmp_path):
+  config = mini.config(tmp_path / 'in')
+  (tmp_path / 'gaia').mkdir()
+  (tmp_path / 'gaia' / 'data.json').write_text(
+      json.dumps([
+          {'query': 'What is 7 times 8?', 'answer': 56, 'file_name': ''},
+          {'query': 'What is on it?', 'answer': 'a', 'file_name': 'x.png'},
+          {'query': 'What is 12 plus 30?', 'answer': '42'},
+      ])
+  )
+  options = single.EvaluateOptions(
+      planner=config.planner.directory, greedy=True, benchmark='gaia',
+      benchmark_data=str(tmp_path),
+  )
+  line = single.evaluate(config, str(tmp_path / 'out'), options)
+  assert 'gaia: accuracy' in line
+  assert 'of 2 tasks (1 left out: they need more than text)' in line
+  path = tmp_path / 'out' / 'evaluations' / 'gaia.json'
+  result = json.loads(path.read_text())
+  assert result['items_left_out'] == 1 and result['items_requested'] == 2
+  assert [i['id'] for i in result['items']] == ['gaia/000000', 'gaia/000002']
+  assert [i['gold'] for i in result['items']] == ['56', '42']
 
 
 _PLAN = 'Sub-Goal: answer capital\nContext: Portugal\nTool Name: search'

@@ -1,0 +1,247 @@
+"""The benchmarks that AgentFlow is measured on, as TFDS data sets of local files.
+
+A file is JSON, a list of items with "query" and "answer". Answers differ between
+benchmarks, and so does what a right one is:
+
+  bamboogle, hotpotqa       a list of acceptable texts
+  2wiki, musique            a text
+  aime24, amc23             an integer
+  gameof24                  a list of solutions; the numbers are what counts
+  medqa                     the content of one of the options in the query
+  gaia                      a text or a number; items with a file to look at
+                            ("file_name") are left out, and counted
+  gpqa                      one of "choices" ("A. ..."), which the query holds;
+                            where "answer_idx" is a letter it has to agree
+
+Written as array_record, so neither building nor reading it needs TensorFlow.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from agentflow_jax import records
+
+# Name -> the reward that scores it (agents.rewards).
+REWARDS: Mapping[str, str] = {
+    '2wiki': 'match_or_number',
+    'aime24': 'exact_number',
+    'amc23': 'exact_number',
+    'bamboogle': 'match_or_number',
+    'gaia': 'match_or_number',
+    'gameof24': 'game24',
+    'gpqa': 'choice',
+    'hotpotqa': 'match_or_number',
+    'medqa': 'choice',
+    'musique': 'match_or_number',
+}
+
+
+class MalformedItem(ValueError):
+  """A file or an item of it is not what its benchmark's are; names it."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class BenchmarkConfig(tfds.core.BuilderConfig):
+  """One benchmark's file: `name` holds its digest, so another one is built anew.
+
+  Attributes:
+    benchmark: a name in REWARDS.
+    path: of the file.
+  """
+
+  benchmark: str = ''
+  path: str = ''
+
+
+class Benchmark(tfds.core.GeneratorBasedBuilder):
+  """A benchmark: one split, 'test', in the order of its file."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'First release.'}
+  BUILDER_CONFIGS: list[BenchmarkConfig] = []
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return self.dataset_info_from_configs(
+        description='Questions with short answers that a rule can check.',
+        features=tfds.features.FeaturesDict({
+            'id': tfds.features.Text(),
+            'query': tfds.features.Text(),
+            'answers': tfds.features.Sequence(tfds.features.Text()),
+            'tags': tfds.features.Text(),  # JSON: names and texts.
+        }),
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager  # The file is on disk.
+    return {'test': self._generate_examples()}
+
+  def _generate_examples(self):
+    config = self.builder_config
+    for task in read(config.path, config.benchmark)[0]:
+      yield task.id, {
+          'id': task.id,
+          'query': task.query,
+          'answers': list(task.answers),
+          'tags': json.dumps(dict(task.tags)),
+      }
+
+
+def locate(path: str, benchmark: str) -> epath.Path:
+  """Returns the file: `path`, or PATH/BENCHMARK/data.json of a directory.
+
+  Raises:
+    MalformedItem: no such benchmark, or no such file.
+  """
+  if benchmark not in REWARDS:
+    raise MalformedItem(
+        f'no benchmark {benchmark!r}; there are {", ".join(REWARDS)}'
+    )
+  file = epath.Path(path)
+  if file.is_dir():
+    file = file / benchmark / 'data.json'
+  if not file.exists():
+    raise MalformedItem(f'{benchmark}: no file {file}')
+  return file
+
+
+def load(
+    data_dir: str | os.PathLike[str], path: str, benchmark: str
+) -> tuple[Sequence[records.Task], int]:
+  """Reads a benchmark, in the order of its file; writes it below `data_dir` first.
+
+  Args:
+    data_dir: where the data set is kept, by its file's digest.
+    path: the file, or a directory that holds BENCHMARK/data.json.
+    benchmark: a name in REWARDS.
+
+  Returns:
+    The tasks, and how many items were left out.
+
+  Raises:
+    MalformedItem: names the file and the item's index.
+  """
+  file = locate(path, benchmark)
+  # Read here too: a malformed item is an error of ours, not one amid TFDS's.
+  _, left_out = read(str(file), benchmark)
+  digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+  config = BenchmarkConfig(
+      name=f'{benchmark}_{digest}', benchmark=benchmark, path=str(file)
+  )
+  builder = Benchmark(
+      data_dir=os.fspath(data_dir), config=config, file_format='array_record'
+  )
+  tfds.disable_progress_bar()
+  builder.download_and_prepare(file_format='array_record')
+  tasks = [
+      records.Task(
+          id=row['id'].decode(),
+          query=row['query'].decode(),
+          answers=tuple(answer.decode() for answer in row['answers']),
+          reward=REWARDS[benchmark],
+          tags=json.loads(row['tags']),
+      )
+      for row in builder.as_data_source(split='test')
+  ]
+  return sorted(tasks, key=lambda t: t.id), left_out
+
+
+def read(path: str, benchmark: str) -> tuple[list[records.Task], int]:
+  """Reads a benchmark's file.
+
+  Args:
+    path: of the file.
+    benchmark: a name in REWARDS.
+
+  Returns:
+    The tasks, and how many items were left out: their indices, which are the
+    ids' numbers, are missing.
+
+  Raises:
+    MalformedItem: names the file and the item's index.
+  """
+  try:
+    items = json.loads(epath.Path(path).read_text())
+  except ValueError as e:  # Not JSON, or not UTF-8.
+    raise MalformedItem(f'{path}: not JSON: {e}') from e
+  if not isinstance(items, list) or not items:
+    raise MalformedItem(f'{path}: needs a list of items')
+  tasks = []
+  for i, item in enumerate(items):
+    try:
+      task = _task(item, f'{benchmark}/{i:06d}', benchmark)
+    except ValueError as e:
+      raise MalformedItem(f'{path}: item {i}: {e}') from e
+    if task is not None:
+      tasks.append(task)
+  if not tasks:
+    raise MalformedItem(f'{path}: every item needs a file to look at')
+  return tasks, len(items) - len(tasks)
+
+
+def answers(value: Any) -> tuple[str, ...]:
+  """Returns the acceptable answers that a text, a number or a list says.
+
+  Raises:
+    ValueError: it is none of them.
+  """
+  values = value if isinstance(value, list) else [value]
+  if not values or any(
+      isinstance(v, bool) or not isinstance(v, (str, int, float))
+      for v in values
+  ):
+    raise ValueError('"answer" must be text, a number, or a list of them')
+  return tuple(map(str, values))
+
+
+def _task(item: Any, name: str, benchmark: str) -> records.Task | None:
+  """Returns an item's task, or None where it is left out; raises ValueError."""
+  if not isinstance(item, dict):
+    raise ValueError('not an object with "query" and "answer"')
+  query = item.get('query')
+  if not isinstance(query, str) or not query.strip():
+    raise ValueError('"query" must be a text')
+  if benchmark == 'gaia' and item.get('file_name'):
+    return None
+  if benchmark == 'gpqa':
+    right = (_choice(item),)
+  else:
+    right = answers(item.get('answer'))
+  tags = {
+      tag: str(item[field])
+      for field, tag in (('pid', 'pid'), ('Level', 'level'))
+      if isinstance(item.get(field), (str, int))
+  }
+  return records.Task(name, query, right, REWARDS[benchmark], tags)
+
+
+def _choice(item: Mapping[str, Any]) -> str:
+  """Returns the letter of the right choice."""
+  choices, answer = item.get('choices'), item.get('answer')
+  letters = string.ascii_uppercase
+  if (
+      not isinstance(choices, list)
+      or not 2 <= len(choices) <= len(letters)
+      or not all(
+          isinstance(c, str) and c.startswith(f'{x}. ')
+          for c, x in zip(choices, letters)
+      )
+  ):
+    raise ValueError('"choices" must be texts "A. ...", "B. ...", and so on')
+  if answer not in choices:
+    raise ValueError(f'"answer" {answer!r} is none of "choices"')
+  letter = letters[choices.index(answer)]
+  given = item.get('answer_idx')
+  # A number may count from 0 or from 1.
+  if isinstance(given, str) and given.isalpha() and given != letter:
+    raise ValueError(
+        f'"answer_idx" {given!r} and "answer" {answer!r} are different choices'
+    )
+  return letter
