@@ -2,11 +2,11 @@
 
   python -m agentflow_jax.evaluate --config=experiments/X.py --workdir=DIR \
       [--planner=DIR] [--split=test] [--limit=N] [--trials=N | --greedy] \
-      [--benchmark=NAME --benchmark_data=PATH]
+      [--protocol=paper] [--benchmark=NAME --data_dir=PATH]
 
 Evaluates the planner that a run in --workdir ended with, or --planner, on the
 config's own tasks or on a published benchmark. Writes evaluations/NAME.json below
-the workdir and prints the accuracy.
+the workdir and prints the accuracy. Cut off, the same command goes on.
 """
 
 import sys
@@ -27,7 +27,13 @@ _SPLIT = flags.DEFINE_enum(
 _LIMIT = flags.DEFINE_integer(
     'limit', None, "Tasks at most, instead of the config's; 0 for all."
 )
-_TRIALS = flags.DEFINE_integer('trials', 1, 'Sampled rollouts a task.')
+_TRIALS = flags.DEFINE_integer(
+    'trials', None, "Sampled rollouts a task; the protocol's, or 1."
+)
+_PROTOCOL = flags.DEFINE_enum(
+    'protocol', 'config', ['config', 'paper'],
+    'paper: at most 10 turns, temperature 0.7, three trials.',
+)
 _GREEDY = flags.DEFINE_bool('greedy', False, 'Temperature 0 instead.')
 _NAME = flags.DEFINE_string(
     'name', '', "Of the result file; '' for the benchmark's, or 'evaluation'."
@@ -37,8 +43,8 @@ _BENCHMARK = flags.DEFINE_string(
     'Asks a benchmark instead: 2wiki, aime24, amc23, bamboogle, gaia, gameof24,'
     ' gpqa, hotpotqa, medqa or musique.',
 )
-_BENCHMARK_DATA = flags.DEFINE_string(
-    'benchmark_data', '', 'Its JSON file, or a directory of NAME/data.json.'
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', '', 'Its JSON file, or a directory of NAME/data.json.'
 )
 
 
@@ -53,9 +59,10 @@ def main(argv):
       limit=_LIMIT.value,
       trials=_TRIALS.value,
       greedy=_GREEDY.value,
+      protocol=_PROTOCOL.value,
       name=_NAME.value,
       benchmark=_BENCHMARK.value,
-      benchmark_data=_BENCHMARK_DATA.value,
+      data_dir=_DATA_DIR.value,
   )
   print(single.evaluate(config, _WORKDIR.value, options))
 

@@ -28,9 +28,12 @@ class Journal:
 
   Attributes:
     directory: below the workdir.
+    keeps_unscored: whether groups with a rollout that has no reward (a host was
+      unreachable) are kept too, or tried again.
   """
 
   directory: epath.Path
+  keeps_unscored: bool = True
 
   def load(
       self, step: int, place: int, task: records.Task, rollouts: range
@@ -56,7 +59,9 @@ class Journal:
   def save(
       self, step: int, place: int, rollouts: range, group: records.Group
   ) -> None:
-    rollout_files.write(self._path(step, place, rollouts), [group])
+    scored = all(t.reward is not None for t in group.trajectories)
+    if scored or self.keeps_unscored:
+      rollout_files.write(self._path(step, place, rollouts), [group])
 
   def forget_before(self, step: int) -> None:
     """Removes the groups of steps that a commit now holds."""

@@ -129,6 +129,7 @@ async def evaluate(
     trials: int = 1,
     greedy: bool = False,
     concurrent: int = 256,
+    journal: collect.Journal | None = None,
     on_done: Callable[[records.Trajectory], None] | None = None,
 ) -> Evaluation:
   """Runs every task `trials` times.
@@ -143,6 +144,7 @@ async def evaluate(
     trials: rollouts an item; more than one needs sampling.
     greedy: sample at temperature 0 instead of the planner's temperature.
     concurrent: rollouts under way at once.
+    journal: where items that are done are kept and found again; None: nowhere.
     on_done: called with every trajectory as it ends.
 
   Raises:
@@ -166,6 +168,7 @@ async def evaluate(
       key=records.RequestKey(seed, records.Purpose.EVALUATE, _STEP, '', 0),
       limit=asyncio.Semaphore(concurrent),
       processes=processes,
+      journal=journal,
       on_done=on_done,
   )
   seconds = time.monotonic() - start

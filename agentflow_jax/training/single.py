@@ -2,14 +2,18 @@
 
 import asyncio
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
+from typing import Literal
 
 from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import evaluation, knobs, progress, system
+from agentflow_jax.training import collect, evaluation, knobs, progress
+from agentflow_jax.training import system, trainer
 
 
 _MOST_SHOWN = 1000
@@ -23,21 +27,24 @@ class EvaluateOptions:
     planner: a planner directory; '' for the one below the workdir.
     split: 'validation' or 'test'.
     limit: tasks at most; 0 for all, None for as many as the config says.
-    trials: sampled rollouts a task.
+    trials: sampled rollouts a task; None for the protocol's, or 1.
     greedy: temperature 0 instead.
+    protocol: 'config', or 'paper' for what AgentFlow reports: at most 10 turns,
+      temperature 0.7, three trials (arXiv 2510.05592).
     name: of the result file; '' for the benchmark's, or 'evaluation'.
     benchmark: of data/benchmarks.py; '' for the config's own tasks.
-    benchmark_data: its file, or a directory of NAME/data.json.
+    data_dir: its file, or a directory of NAME/data.json.
   """
 
   planner: str = ''
   split: str = 'test'
   limit: int | None = None
-  trials: int = 1
+  trials: int | None = None
   greedy: bool = False
+  protocol: Literal['config', 'paper'] = 'config'
   name: str = ''
   benchmark: str = ''
-  benchmark_data: str = ''
+  data_dir: str = ''
 
   @property
   def result_name(self) -> str:
@@ -56,6 +63,7 @@ def evaluate(
   Raises:
     ConfigError, CheckpointError, ToolUnavailable: name the remedy.
   """
+  config, options = _by_protocol(config, options)
   if options.greedy and options.trials > 1:
     raise config_lib.ConfigError('--greedy trials are all the same: --trials=1')
   if options.benchmark:
@@ -66,12 +74,12 @@ def evaluate(
         task_set=config_lib.TaskSetConfig(
             kind='benchmark',
             benchmark=options.benchmark,
-            evaluation=options.benchmark_data,
+            evaluation=options.data_dir,
             test_items=0,
         ),
     )
-  elif options.benchmark_data:
-    raise config_lib.ConfigError('--benchmark_data needs --benchmark')
+  elif options.data_dir:
+    raise config_lib.ConfigError('--data_dir needs --benchmark')
   if options.limit is not None:
     if options.limit < 0:
       raise config_lib.ConfigError(f'--limit must be >= 0: {options.limit}')
@@ -91,9 +99,39 @@ def evaluate(
   return asyncio.run(_evaluate(config, directory, options))
 
 
+def _by_protocol(
+    config: config_lib.Config, options: EvaluateOptions
+) -> tuple[config_lib.Config, EvaluateOptions]:
+  """Returns both with what the protocol fixes, and a number of trials."""
+  if options.trials is not None and options.trials < 1:
+    raise config_lib.ConfigError(f'--trials must be >= 1: {options.trials}')
+  if options.protocol == 'config':
+    return config, dataclasses.replace(options, trials=options.trials or 1)
+  if options.greedy:
+    raise config_lib.ConfigError('--protocol=paper samples: leave out --greedy')
+  config = config_lib.override(config, (
+      ('agent.rollout.max_turns', '10'),
+      ('planner.sampling.temperature', '0.7'),
+  ))
+  return config, dataclasses.replace(options, trials=options.trials or 3)
+
+
+def _journal(parts, workdir, options) -> collect.Journal:
+  """Where an evaluation's items are kept until it is done: one of the same kind."""
+  same = [config_lib.flatten(parts.config), dataclasses.asdict(options)]
+  if parts.params is not None:
+    same.append(trainer.params_digest(parts.params))
+  text = json.dumps(same, sort_keys=True, default=str)
+  name = f'{options.result_name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}'
+  return collect.Journal(
+      workdir / 'evaluations' / 'journal' / name, keeps_unscored=False
+  )
+
+
 async def _evaluate(config, workdir, options) -> str:
   parts = system.build(config, workdir)
   try:
+    journal = _journal(parts, workdir, options)
     tasks = getattr(parts.tasks, options.split)
     done = 0
     with progress.Progress(len(tasks) * options.trials) as bar:
@@ -114,12 +152,19 @@ async def _evaluate(config, workdir, options) -> str:
           trials=options.trials,
           greedy=options.greedy,
           concurrent=config.train.concurrent_rollouts,
+          journal=journal,
           on_done=count,
       )
     value = evaluation.save(
         workdir / 'evaluations', result,
-        {**parts.endpoint_usage(), 'items_left_out': parts.tasks.left_out},
+        {
+            **parts.endpoint_usage(),
+            'items_left_out': parts.tasks.left_out,
+            'protocol': options.protocol,
+            'trials': options.trials,
+        },
     )
+    journal.directory.rmtree(missing_ok=True)
   finally:
     await parts.close()
   left_out = ''

@@ -4,10 +4,15 @@ import dataclasses
 import json
 
 import pytest
+from etils import epath
 
+from agentflow_jax import records
+from agentflow_jax.agents import rollout
+from agentflow_jax.training import collect
 from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import single
 from agentflow_jax.training import run
+from agentflow_jax.training import single
+from agentflow_jax.training import system
 from tests.agents import http_server
 from tests.training import mini
 
@@ -31,11 +36,13 @@ def test_limits_count_tasks_and_may_exceed_the_configs(tmp_path):
     [
         ({'limit': -1}, '--limit must be >= 0'),
         ({'greedy': True, 'trials': 2}, 'greedy trials'),
-        ({'benchmark_data': 'x'}, 'needs --benchmark'),
+        ({'trials': 0}, '--trials must be >= 1'),
+        ({'greedy': True, 'protocol': 'paper'}, 'paper samples'),
+        ({'data_dir': 'x'}, 'needs --benchmark'),
         ({'benchmark': 'gaia', 'split': 'validation'}, '--split=test'),
         ({'benchmark': 'gaia'}, 'task_set.evaluation: give'),
         (
-            {'benchmark': 'gaia', 'benchmark_data': '/nowhere'},
+            {'benchmark': 'gaia', 'data_dir': '/nowhere'},
             'gaia: no file /nowhere',
         ),
     ],
@@ -58,7 +65,7 @@ def test_a_benchmark_is_asked_with_its_own_rule(tmp_path):
   )
   options = single.EvaluateOptions(
       planner=config.planner.directory, greedy=True, benchmark='gaia',
-      benchmark_data=str(tmp_path),
+      data_dir=str(tmp_path),
   )
   line = single.evaluate(config, str(tmp_path / 'out'), options)
   assert 'gaia: accuracy' in line
@@ -68,6 +75,93 @@ def test_a_benchmark_is_asked_with_its_own_rule(tmp_path):
   assert result['items_left_out'] == 1 and result['items_requested'] == 2
   assert [i['id'] for i in result['items']] == ['gaia/000000', 'gaia/000002']
   assert [i['gold'] for i in result['items']] == ['56', '42']
+
+
+def test_the_paper_s_protocol(tmp_path):
+  config = mini.config(tmp_path / 'in')
+  seen = []
+  build = system.build
+
+  def spy(config, *args, **kwargs):
+    seen.append(config)
+    return build(config, *args, **kwargs)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(system, 'build', spy)
+    line = single.evaluate(
+        config, str(tmp_path / 'out'),
+        single.EvaluateOptions(
+            planner=config.planner.directory, limit=2, protocol='paper'
+        ),
+    )
+  assert 'of 2 tasks' in line
+  assert seen[0].agent.rollout.max_turns == 10
+  path = tmp_path / 'out' / 'evaluations' / 'evaluation.json'
+  result = json.loads(path.read_text())
+  assert (result['temperature'], result['trials']) == (0.7, 3)
+  assert [i['trial'] for i in result['items']] == [0, 1, 2] * 2
+
+
+def test_what_was_done_before_an_interruption_is_not_done_again(
+    tmp_path, monkeypatch
+):
+  base = mini.config(tmp_path / 'in', concurrent_rollouts=1)
+  options = single.EvaluateOptions(
+      planner=base.planner.directory, limit=0, trials=2
+  )
+  whole = _items(base, tmp_path / 'whole', options)
+  run_one, ran = rollout.rollout, []
+
+  async def counted(agent, task, key, analysis):
+    if len(ran) == 9:
+      raise RuntimeError('cut off')
+    found = await run_one(agent, task, key, analysis)
+    ran.append((task.id, key.rollout))
+    return found
+
+  monkeypatch.setattr(rollout, 'rollout', counted)
+  out = tmp_path / 'out'
+  with pytest.raises(BaseExceptionGroup):
+    single.evaluate(base, str(out), options)
+  assert not (out / 'evaluations' / 'evaluation.json').exists()
+  kept = len(list((out / 'evaluations' / 'journal').rglob('*.zst')))
+  assert kept >= 1
+  ran.clear()
+  monkeypatch.setattr(rollout, 'rollout', run_one)
+  # Of another kind: nothing of it is used.
+  other = dataclasses.replace(options, limit=2, trials=1)
+  assert len(_items(base, out, other)) == 2
+
+  async def listed(agent, task, key, analysis):
+    ran.append((task.id, key.rollout))
+    return await run_one(agent, task, key, analysis)
+
+  monkeypatch.setattr(rollout, 'rollout', listed)
+  assert _items(base, out, options) == whole
+  assert len(ran) == 2 * (8 - kept)
+  assert not list((out / 'evaluations' / 'journal').iterdir())
+
+
+def _items(config, workdir, options):
+  single.evaluate(config, str(workdir), options)
+  path = workdir / 'evaluations' / 'evaluation.json'
+  return [
+      {k: v for k, v in item.items() if k != 'seconds'}
+      for item in json.loads(path.read_text())['items']
+  ]
+
+
+def test_an_item_whose_host_was_unreachable_is_asked_again(tmp_path):
+  journal = collect.Journal(epath.Path(tmp_path / 'j'), keeps_unscored=False)
+  task = records.Task('t', 'q', ('a',), 'f1')
+  group = lambda reward: records.Group(
+      task,
+      (records.Trajectory('t', 0, records.Status.ANSWERED, (), reward=reward),),
+  )
+  journal.save(0, 0, range(1), group(None))
+  assert journal.load(0, 0, task, range(1)) is None
+  journal.save(0, 0, range(1), group(0.0))
+  assert journal.load(0, 0, task, range(1)) == group(0.0)
 
 
 _PLAN = 'Sub-Goal: answer capital\nContext: Portugal\nTool Name: search'
