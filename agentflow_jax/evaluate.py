@@ -41,7 +41,7 @@ _NAME = flags.DEFINE_string(
 _BENCHMARK = flags.DEFINE_string(
     'benchmark', '',
     'Asks a benchmark instead: 2wiki, aime24, amc23, bamboogle, gaia, gameof24,'
-    ' gpqa, hotpotqa, medqa or musique.',
+    ' gpqa, hotpotqa, medqa, musique, several by commas, or all.',
 )
 _DATA_DIR = flags.DEFINE_string(
     'data_dir', '', 'Its JSON file, or a directory of NAME/data.json.'

@@ -112,6 +112,32 @@ def locate(path: str, benchmark: str) -> epath.Path:
   return file
 
 
+def chosen(path: str, said: str) -> list[str]:
+  """Returns the benchmarks that a comma list names; 'all': those PATH holds.
+
+  Args:
+    path: of a file or a directory, as for `locate`.
+    said: the list.
+
+  Raises:
+    MalformedItem: a name that there is not or twice, several of one file, or
+      none.
+  """
+  directory = epath.Path(path)
+  names = said.split(',')
+  if said == 'all':
+    names = [n for n in REWARDS if (directory / n / 'data.json').exists()]
+    if not names:
+      raise MalformedItem(f'all: no NAME/data.json of a benchmark in {path}')
+  for name in names:
+    locate(path, name)
+  if len(names) > 1 and not directory.is_dir():
+    raise MalformedItem(f'{said}: {path} is one file, and these are several')
+  if len(set(names)) < len(names):
+    raise MalformedItem(f'{said}: a name comes twice')
+  return names
+
+
 def load(
     data_dir: str | os.PathLike[str], path: str, benchmark: str
 ) -> tuple[Sequence[records.Task], int]:
@@ -219,6 +245,7 @@ def _task(item: Any, name: str, benchmark: str) -> records.Task | None:
       for field, tag in (('pid', 'pid'), ('Level', 'level'))
       if isinstance(item.get(field), (str, int))
   }
+  tags['benchmark'] = benchmark
   return records.Task(name, query, right, REWARDS[benchmark], tags)
 
 

@@ -47,14 +47,16 @@ class TaskSetConfig:
     kind: 'geohop', or 'jsonl' for a user's own tasks: a row is {"query": ...,
       "answer": a string or a list of alternatives}, and optionally "id"; or
       'benchmark' for held-out tasks of a published one.
-    benchmark: for 'benchmark', its name (agentflow_jax.data.benchmarks).
+    benchmark: for 'benchmark', its name, a comma list of them, or 'all' of the
+      directory (agentflow_jax.data.benchmarks).
     train: but for 'geohop', the path of the training tasks, as for 'jsonl'.
     evaluation: but for 'geohop', the path of held-out tasks; for 'benchmark'
       its file, or a directory of NAME/data.json.
     reward: but for 'geohop', the reward's name (agentflow_jax.agents.rewards);
       a benchmark's own tasks have theirs.
-    validation_items: tasks of the evaluations during training; 0 for all.
-    test_items: tasks of the evaluations before and after; 0 for all.
+    validation_items: tasks of the evaluations during training, of each
+      benchmark; 0 for all.
+    test_items: tasks of the evaluations before and after; likewise.
   """
 
   kind: Literal['geohop', 'jsonl', 'benchmark'] = 'geohop'

@@ -205,7 +205,7 @@ def terminal(run: report_data.Run) -> str:
     cells.append([row.label, str(row.sampled), str(row.greedy), rollouts])
   lines = []
   if len(cells) > 1:
-    lines += _columns(cells)
+    lines += columns(cells)
     lines.append('accuracy with its 95% interval over questions')
   found = gain(run)
   if found:
@@ -226,7 +226,8 @@ def gain_text(found: Gain) -> str:
   )
 
 
-def _columns(cells: Sequence[Sequence[str]]) -> list[str]:
+def columns(cells: Sequence[Sequence[str]]) -> list[str]:
+  """Returns aligned lines; the first row is the header."""
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   lines = []
   for i, row in enumerate(cells):

@@ -12,6 +12,7 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import benchmark_table
 from agentflow_jax.training import collect, evaluation, knobs, progress
 from agentflow_jax.training import system, trainer
 
@@ -32,7 +33,8 @@ class EvaluateOptions:
     protocol: 'config', or 'paper' for what AgentFlow reports: at most 10 turns,
       temperature 0.7, three trials (arXiv 2510.05592).
     name: of the result file; '' for the benchmark's, or 'evaluation'.
-    benchmark: of data/benchmarks.py; '' for the config's own tasks.
+    benchmark: of data/benchmarks.py, several by commas, or 'all' of a directory;
+      '' for the config's own tasks.
     data_dir: its file, or a directory of NAME/data.json.
   """
 
@@ -49,7 +51,7 @@ class EvaluateOptions:
   @property
   def result_name(self) -> str:
     """Of the result file."""
-    return self.name or self.benchmark or 'evaluation'
+    return self.name or self.benchmark.replace(',', '_') or 'evaluation'
 
 
 def evaluate(
@@ -155,31 +157,53 @@ async def _evaluate(config, workdir, options) -> str:
           journal=journal,
           on_done=count,
       )
-    value = evaluation.save(
-        workdir / 'evaluations', result,
-        {
-            **parts.endpoint_usage(),
-            'items_left_out': parts.tasks.left_out,
-            'protocol': options.protocol,
-            'trials': options.trials,
-        },
-    )
+    shared = {
+        **parts.endpoint_usage(),
+        'protocol': options.protocol,
+        'trials': options.trials,
+    }
+    text = _save(workdir, options, result, parts.tasks.left_out, shared)
     journal.directory.rmtree(missing_ok=True)
   finally:
     await parts.close()
-  left_out = ''
-  if parts.tasks.left_out:
-    left_out = f' ({parts.tasks.left_out} left out: they need more than text)'
-  ended = ', '.join(f'{k} {n}' for k, n in value['status'].items())
-  return (
-      f'{options.result_name}: accuracy {result.accuracy:.1%}'
-      f' [{value["ci_low"]:.1%}, {value["ci_high"]:.1%}] over'
-      f' {value["items_scored"]} scored of {value["items_requested"]} tasks'
-      f'{left_out};'
-      f' {value["turns_mean"]:.2f} turns,'
-      f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}\n'
-      f'{workdir / "evaluations" / (options.result_name + ".json")}'
+  return text
+
+
+def _save(workdir, options, result, left_out, shared) -> str:
+  """Writes the files of an evaluation, or one each benchmark and their table."""
+  directory = workdir / 'evaluations'
+  if len(left_out) <= 1:
+    lacks = sum(left_out.values())
+    value = evaluation.save(
+        directory, result, {**shared, 'items_left_out': lacks}
+    )
+    lacking = f' ({lacks} left out: they need more than text)' if lacks else ''
+    ended = ', '.join(f'{k} {n}' for k, n in value['status'].items())
+    return (
+        f'{result.name}: accuracy {result.accuracy:.1%}'
+        f' [{value["ci_low"]:.1%}, {value["ci_high"]:.1%}] over'
+        f' {value["items_scored"]} scored of {value["items_requested"]} tasks'
+        f'{lacking};'
+        f' {value["turns_mean"]:.2f} turns,'
+        f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}\n'
+        f'{directory / (result.name + ".json")}'
+    )
+  values = {}
+  for name, lacks in left_out.items():
+    groups = tuple(g for g in result.groups if g.task.tags['benchmark'] == name)
+    of_it = dataclasses.replace(
+        result, groups=groups,
+        name=f'{options.name}_{name}' if options.name else name,
+    )
+    # Seconds and requests are those of all together.
+    values[name] = evaluation.save(
+        directory, of_it, {**shared, 'items_left_out': lacks}
+    )
+  table = benchmark_table.write(
+      workdir, options.name or 'benchmarks', values,
+      {**shared, 'seconds': result.seconds},
   )
+  return f'{table}\n{workdir / (options.name or "benchmarks")}.html'
 
 
 def solve(

@@ -186,6 +186,11 @@ def build(
       devices = jax.local_devices()[: None if count == -1 else count]
       mesh = sharding.make_mesh(data=1, fsdp=-1, devices=devices)
     loaded = _start(config, tasks, workdir, mesh, processes)
+    if config.engine.max_prompt_tokens > loaded.config.max_positions:
+      raise config_lib.ConfigError(
+          f'engine.max_prompt_tokens {config.engine.max_prompt_tokens}: the'
+          f' model reads {loaded.config.max_positions} tokens at most'
+      )
   names = {t.reward for t in (*tasks.train, *tasks.validation, *tasks.test)}
   try:
     rewards = registry.Rewards(sorted(names))

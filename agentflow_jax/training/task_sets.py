@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -19,14 +20,14 @@ class TaskSet:
     validation: what evaluations during training ask.
     test: what evaluations before and after training ask.
     corpus: what search reads; '' where the set brings none.
-    left_out: items of a benchmark that need more than text.
+    left_out: benchmark -> its items that need more than text.
   """
 
   train: tuple[records.Task, ...]
   validation: tuple[records.Task, ...]
   test: tuple[records.Task, ...]
   corpus: str = ''
-  left_out: int = 0
+  left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
@@ -35,10 +36,11 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
   Raises:
     ConfigError: a missing or malformed file; names the line.
   """
-  left_out = 0
+  left_out = {}
   if config.kind == 'geohop':
     corpus = geohop.prepare(data_dir)
     splits = {s: geohop.load(data_dir, s) for s in _SPLITS}
+    splits |= {s: [splits[s]] for s in ('validation', 'test')}
   else:
     corpus = ''
     if not config.evaluation:
@@ -46,18 +48,13 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
           f'task_set.evaluation: give the file of task_set.kind={config.kind}'
       )
     if config.kind == 'benchmark':
-      try:
-        held_out, left_out = benchmarks.load(
-            data_dir, config.evaluation, config.benchmark
-        )
-      except benchmarks.MalformedItem as e:
-        raise config_lib.ConfigError(f'task_set: {e}') from e
+      held_out, left_out = _benchmarks(config, data_dir)
     else:
-      held_out = read_jsonl(config.evaluation, config.reward)
+      held_out = [read_jsonl(config.evaluation, config.reward)]
     train = read_jsonl(config.train, config.reward) if config.train else []
     splits = {'train': train, 'validation': held_out, 'test': held_out}
-  validation = splits['validation'][: config.validation_items or None]
-  test = splits['test'][: config.test_items or None]
+  validation = _some(splits['validation'], config.validation_items)
+  test = _some(splits['test'], config.test_items)
   return TaskSet(
       train=tuple(splits['train']),
       validation=tuple(validation),
@@ -68,6 +65,25 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
 
 
 _SPLITS = ('train', 'validation', 'test')
+
+
+def _some(
+    parts: Sequence[Sequence[records.Task]], items: int
+) -> list[records.Task]:
+  """Returns the first items of every part; 0: all."""
+  return [task for part in parts for task in part[: items or None]]
+
+
+def _benchmarks(config, data_dir):
+  """Returns each benchmark's tasks, and how many of its items are left out."""
+  parts, left_out = [], {}
+  try:
+    for name in benchmarks.chosen(config.evaluation, config.benchmark):
+      tasks, left_out[name] = benchmarks.load(data_dir, config.evaluation, name)
+      parts.append(tasks)
+  except benchmarks.MalformedItem as e:
+    raise config_lib.ConfigError(f'task_set: {e}') from e
+  return parts, left_out
 
 
 def read_jsonl(path: str, reward: str) -> list[records.Task]:

@@ -31,7 +31,7 @@ def test_answers_of_each_type(tmp_path, name, answer, expected):
   path = _write(tmp_path, [{'query': 'q\n', 'answer': answer, 'pid': 7}])
   (task,), left_out = benchmarks.read(path, name)
   assert task.answers == expected and task.query == 'q\n' and left_out == 0
-  assert task.id == f'{name}/000000' and task.tags == {'pid': '7'}
+  assert task.id == f'{name}/000000' and task.tags == {'pid': '7', 'benchmark': name}
   assert task.reward == benchmarks.REWARDS[name]
 
 
@@ -46,7 +46,8 @@ def test_gaia_leaves_out_what_needs_a_file(tmp_path):
   )
   (task,), left_out = benchmarks.read(path, 'gaia')
   assert left_out == 2
-  assert task.id == 'gaia/000001' and task.tags == {'level': '3'}
+  assert task.id == 'gaia/000001'
+  assert task.tags == {'level': '3', 'benchmark': 'gaia'}
 
 
 _CHOICES = ['A. one', 'B. two', 'C. three']
@@ -114,6 +115,24 @@ def test_a_benchmark_or_file_that_is_not_there_is_named(tmp_path):
     benchmarks.load(tmp_path, str(tmp_path), 'aime25')
   with pytest.raises(benchmarks.MalformedItem, match='no file .*gpqa/data.json'):
     benchmarks.load(tmp_path, str(tmp_path), 'gpqa')
+
+
+def test_a_list_of_benchmarks(tmp_path):
+  for name in ('medqa', 'aime24'):
+    (tmp_path / name).mkdir()
+    file = _write(tmp_path / name, [{'query': 'q', 'answer': 1}])
+  assert benchmarks.chosen(str(tmp_path), 'all') == ['aime24', 'medqa']
+  assert benchmarks.chosen(str(tmp_path), 'medqa,aime24') == ['medqa', 'aime24']
+  assert benchmarks.chosen(file, 'gaia') == ['gaia']
+  for said, path, message in (
+      ('medqa,gpqa', tmp_path, 'gpqa: no file'),
+      ('medqa,', tmp_path, "no benchmark ''"),
+      ('medqa,medqa', tmp_path, 'twice'),
+      ('medqa,aime24', file, 'is one file'),
+      ('all', tmp_path / 'medqa', 'all: no NAME/data.json'),
+  ):
+    with pytest.raises(benchmarks.MalformedItem, match=message):
+      benchmarks.chosen(str(path), said)
 
 
 def test_a_data_set_is_built_once_a_file_and_anew_when_it_changes(tmp_path):

@@ -53,6 +53,18 @@ def test_what_makes_no_sense_is_refused(tmp_path, changes, message):
     single.evaluate(mini.config(tmp_path), str(tmp_path), options)
 
 
+def test_prompts_longer_than_the_model_reads_are_refused(tmp_path):
+  base = mini.config(tmp_path)
+  config = dataclasses.replace(
+      base, engine=dataclasses.replace(base.engine, max_prompt_tokens=1024)
+  )
+  options = single.EvaluateOptions(planner=base.planner.directory)
+  with pytest.raises(
+      config_lib.ConfigError, match='max_prompt_tokens 1024: the model reads 256'
+  ):
+    single.evaluate(config, str(tmp_path), options)
+
+
 def test_a_benchmark_is_asked_with_its_own_rule(tmp_path):
   config = mini.config(tmp_path / 'in')
   (tmp_path / 'gaia').mkdir()
@@ -75,6 +87,41 @@ def test_a_benchmark_is_asked_with_its_own_rule(tmp_path):
   assert result['items_left_out'] == 1 and result['items_requested'] == 2
   assert [i['id'] for i in result['items']] == ['gaia/000000', 'gaia/000002']
   assert [i['gold'] for i in result['items']] == ['56', '42']
+
+
+def test_several_benchmarks_make_one_table(tmp_path):
+  config = mini.config(tmp_path / 'in')
+  for name, answers in (('aime24', (56, 0, 0)), ('2wiki', ('56', '56', '0'))):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'data.json').write_text(
+        json.dumps([
+            {'query': 'What is 7 times 8?', 'answer': a} for a in answers
+        ])
+    )
+  options = single.EvaluateOptions(
+      planner=config.planner.directory, greedy=True, benchmark='all', limit=2,
+      data_dir=str(tmp_path),
+  )
+  out = tmp_path / 'out'
+  lines = single.evaluate(config, str(out), options).splitlines()
+  # The scripted modules make the planner's greedy plan: the same answer each.
+  rates = {
+      name: json.loads((out / 'evaluations' / f'{name}.json').read_text())
+      for name in ('2wiki', 'aime24')
+  }
+  assert [len(r['items']) for r in rates.values()] == [2, 2]
+  right = rates['2wiki']['accuracy']
+  assert right == 1.0
+  assert rates['aime24']['accuracy'] == right / 2
+  two, aime = (line.split() for line in lines[2:4])
+  assert two[:2] == ['2wiki', f'{100 * right:.1f}']
+  assert two[-2:] == ['77.2', '60.0']
+  assert aime[:2] == ['aime24', f'{50 * right:.1f}']
+  table = json.loads((out / 'benchmarks.json').read_text())
+  assert table['benchmarks']['aime24']['paper'] == 40.0
+  assert 'items' not in table['benchmarks']['2wiki']
+  page = (out / 'benchmarks.html').read_text()
+  assert '<td>aime24</td>' in page and '<td>77.2</td>' in page
 
 
 def test_the_paper_s_protocol(tmp_path):

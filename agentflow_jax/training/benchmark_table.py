@@ -1,0 +1,95 @@
+"""Several benchmarks' accuracies in one table, beside those that the paper reports."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from agentflow_jax.training import metrics
+from agentflow_jax.training import report_html
+from agentflow_jax.training import report_tables
+
+# Accuracy [%] of AgentFlow with Qwen2.5-7B, arXiv 2510.05592, tables 1 and 2:
+# with Flow-GRPO, and before it. Scored by a language model as the judge, with web
+# search; ours are scored by rule.
+PAPER: Mapping[str, tuple[float, float]] = {
+    'bamboogle': (69.6, 58.4),
+    '2wiki': (77.2, 60.0),
+    'hotpotqa': (57.0, 51.3),
+    'musique': (25.3, 19.2),
+    'gaia': (33.1, 17.2),
+    'aime24': (40.0, 16.7),
+    'amc23': (61.5, 47.4),
+    'gameof24': (53.0, 31.0),
+    'gpqa': (47.0, 37.0),
+    'medqa': (80.0, 76.0),
+}
+_HEADER = (
+    'benchmark', 'accuracy', '95% interval', 'scored', 'of', 'left out', 'turns',
+    'tool calls', 'tool errors', 'paper', 'paper, untrained',
+)
+_NOTE = (
+    'Accuracy by rule, with its 95% bootstrap interval over items. The paper: 7B,'
+    ' with web search, scored by a language model, so the columns are not the same'
+    ' measurement.'
+)
+
+
+def write(
+    directory: epath.Path,
+    name: str,
+    values: Mapping[str, Mapping[str, Any]],
+    more: Mapping[str, Any],
+) -> str:
+  """Writes NAME.json and NAME.html and returns the table as text.
+
+  Args:
+    directory: where both go.
+    name: of the files.
+    values: benchmark -> what its evaluation's file holds.
+    more: what the JSON says besides: protocol, seconds, cost.
+  """
+  rows = [_row(benchmark, value) for benchmark, value in values.items()]
+  kept = {
+      benchmark: {k: v for k, v in value.items() if k != 'items'}
+      | {'paper': PAPER[benchmark][0], 'paper_untrained': PAPER[benchmark][1]}
+      for benchmark, value in values.items()
+  }
+  metrics.write_text(
+      directory / f'{name}.json',
+      json.dumps({'benchmarks': kept, **more}, indent=1),
+  )
+  told = [(key, value) for key, value in more.items()]
+  page = report_html.page(
+      name,
+      [
+          f'<h1>{report_html.text(name)}</h1>',
+          report_html.table(_HEADER, [list(map(report_html.text, r)) for r in rows]),
+          f'<p class="note">{report_html.text(_NOTE)}</p>',
+          report_html.section('The evaluation', report_html.facts(told)),
+      ],
+  )
+  metrics.write_text(directory / f'{name}.html', page)
+  lines = report_tables.columns([_HEADER, *rows])
+  return '\n'.join([*lines, _NOTE])
+
+
+def _row(benchmark: str, value: Mapping[str, Any]) -> Sequence[str]:
+  percent = lambda share: f'{100 * share:.1f}'
+  is_scored = value['items_scored'] > 0
+  paper, untrained = PAPER[benchmark]
+  return (
+      benchmark,
+      percent(value['accuracy']) if is_scored else '-',
+      f'{percent(value["ci_low"])} to {percent(value["ci_high"])}'
+      if is_scored else '-',
+      str(value['items_scored']),
+      str(value['items_requested']),
+      str(value['items_left_out']),
+      f'{value["turns_mean"]:.2f}',
+      str(sum(value['tools'].values())),
+      percent(value['tool_error_rate']),
+      f'{paper:.1f}',
+      f'{untrained:.1f}',
+  )
