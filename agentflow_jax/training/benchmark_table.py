@@ -12,7 +12,7 @@ from agentflow_jax.training import report_tables
 
 # Accuracy [%] of AgentFlow with Qwen2.5-7B, arXiv 2510.05592, tables 1 and 2:
 # with Flow-GRPO, and before it. Scored by a language model as the judge, with web
-# search; ours are scored by rule.
+# search.
 PAPER: Mapping[str, tuple[float, float]] = {
     'bamboogle': (69.6, 58.4),
     '2wiki': (77.2, 60.0),
@@ -26,13 +26,13 @@ PAPER: Mapping[str, tuple[float, float]] = {
     'medqa': (80.0, 76.0),
 }
 _HEADER = (
-    'benchmark', 'accuracy', '95% interval', 'scored', 'of', 'left out', 'turns',
-    'tool calls', 'tool errors', 'paper', 'paper, untrained',
+    'benchmark', 'accuracy', '95% interval', 'judge', 'scored', 'of', 'left out',
+    'turns', 'tool calls', 'tool errors', 'paper', 'paper, untrained',
 )
 _NOTE = (
-    'Accuracy by rule, with its 95% bootstrap interval over items. The paper: 7B,'
-    ' with web search, scored by a language model, so the columns are not the same'
-    ' measurement.'
+    'Accuracy by rule, with its 95% bootstrap interval over items, and by a judge'
+    ' where there is one. The paper: 7B, with web search, scored by a language'
+    ' model, so its columns are not the same measurement.'
 )
 
 
@@ -77,6 +77,7 @@ def write(
 
 def _row(benchmark: str, value: Mapping[str, Any]) -> Sequence[str]:
   percent = lambda share: f'{100 * share:.1f}'
+  judged = value.get('judge_accuracy')
   is_scored = value['items_scored'] > 0
   paper, untrained = PAPER[benchmark]
   return (
@@ -84,6 +85,7 @@ def _row(benchmark: str, value: Mapping[str, Any]) -> Sequence[str]:
       percent(value['accuracy']) if is_scored else '-',
       f'{percent(value["ci_low"])} to {percent(value["ci_high"])}'
       if is_scored else '-',
+      '-' if judged is None else percent(judged),
       str(value['items_scored']),
       str(value['items_requested']),
       str(value['items_left_out']),

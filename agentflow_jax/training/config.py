@@ -371,12 +371,15 @@ class EvaluationConfig:
     start_and_final: evaluate the test tasks before and after.
     controls: the oracle, empty, random and frozen planners on the test tasks.
     trials: rollouts an item when sampling.
+    judge: a language model that the command `evaluate` has grade the answers
+      too, beside the rule; none unless it says where it is.
   """
 
   every: int = 10
   start_and_final: bool = True
   controls: bool = True
   trials: int = 1
+  judge: EndpointConfig = EndpointConfig()
 
 
 @dataclasses.dataclass(frozen=True)

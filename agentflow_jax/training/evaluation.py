@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.agents import judge as judge_lib
 from agentflow_jax.agents import modules, rollout
 from agentflow_jax.training import collect, intervals
 from agentflow_jax.training import processes as processes_lib
@@ -31,6 +32,8 @@ class Evaluation:
     temperature: of the planner's sampling.
     groups: a group an item, a rollout a trial.
     seconds: wall time.
+    verdicts: (task id, trial) -> what a judge said of a rollout that the rule
+      scored; None where none was asked.
   """
 
   name: str
@@ -38,6 +41,7 @@ class Evaluation:
   temperature: float
   groups: tuple[records.Group, ...]
   seconds: float
+  verdicts: Mapping[tuple[str, int], judge_lib.Verdict] | None = None
 
   @property
   def scores(self) -> list[float]:
@@ -86,9 +90,51 @@ class Evaluation:
         'turns_mean': sum(len(t.turns) for t in trajectories)
         / max(len(trajectories), 1),
         'seconds': self.seconds,
+        **self._judged(),
         'items': [
-            _item(g.task, t) for g in self.groups for t in g.trajectories
+            _item(g.task, t) | self._verdict(g.task, t)
+            for g in self.groups for t in g.trajectories
         ],
+    }
+
+  def _judged(self) -> dict[str, Any]:
+    """The judge's accuracy over what it said something of, beside the rule's."""
+    if self.verdicts is None:
+      return {}
+    scores, unknown, differ = [], 0, []
+    for group in self.groups:
+      found = []
+      for trajectory in group.trajectories:
+        verdict = self.verdicts.get((group.task.id, trajectory.rollout))
+        if verdict is None:  # The rule had nothing to score either.
+          continue
+        if verdict.correct is None:
+          unknown += 1
+          continue
+        found.append(float(verdict.correct))
+        if verdict.correct != (trajectory.reward == 1.0):
+          differ.append([group.task.id, trajectory.rollout])
+      if found:
+        scores.append(sum(found) / len(found))
+    low, high = 0.0, 1.0
+    if scores:
+      low, high = intervals.bootstrap_interval(scores, seed=0)
+    return {
+        'judge_accuracy': sum(scores) / len(scores) if scores else None,
+        'judge_ci_low': low,
+        'judge_ci_high': high,
+        'judge_items': len(scores),
+        'judge_unknown': unknown,
+        'judge_differs_from_rule': differ,
+    }
+
+  def _verdict(self, task, trajectory) -> dict[str, Any]:
+    if self.verdicts is None:
+      return {}
+    verdict = self.verdicts.get((task.id, trajectory.rollout))
+    return {
+        'judge': verdict.correct if verdict else None,
+        'judge_analysis': verdict.analysis if verdict else '',
     }
 
   def _by(self, tag: str) -> dict[str, dict[str, float]]:
@@ -173,6 +219,48 @@ async def evaluate(
   )
   seconds = time.monotonic() - start
   return Evaluation(name, split, temperature, tuple(groups), seconds)
+
+
+async def judge(
+    asked: judge_lib.Judge,
+    groups: Sequence[records.Group],
+    seed: int,
+    concurrent: int = 256,
+) -> dict[tuple[str, int], judge_lib.Verdict]:
+  """Has a judge grade every rollout that was scored; the same answer once.
+
+  Args:
+    asked: the judge.
+    groups: what to grade.
+    seed: the run's.
+    concurrent: answers being graded at once.
+
+  Returns:
+    (task id, trial) -> verdict.
+  """
+  limit = asyncio.Semaphore(concurrent)
+
+  async def one(task, answer, trial):
+    key = records.RequestKey(
+        seed, records.Purpose.EVALUATE, _STEP, task.id, trial
+    )
+    async with limit:
+      return await asked(task, answer, key)
+
+  running: dict[tuple[str, str], asyncio.Task] = {}
+  wanted = {}
+  async with asyncio.TaskGroup() as group:
+    for item in groups:
+      for trajectory in item.trajectories:
+        if trajectory.reward is None:
+          continue
+        name = item.task.id, trajectory.answer
+        if name not in running:
+          running[name] = group.create_task(
+              one(item.task, trajectory.answer, trajectory.rollout)
+          )
+        wanted[item.task.id, trajectory.rollout] = running[name]
+  return {name: task.result() for name, task in wanted.items()}
 
 
 def save(

@@ -61,6 +61,12 @@ def check_values(config: config_lib.Config) -> None:
       raise config_lib.ConfigError(
           f'{name} is set, and nothing in this config reads it'
       )
+  judge = config.evaluation.judge
+  if judge != type(judge)() and not (judge.base_url or judge.preset):
+    raise config_lib.ConfigError(
+        'evaluation.judge: say where it is: evaluation.judge.base_url, or'
+        ' evaluation.judge.preset'
+    )
   templates = set(agent.executor_templates) - set(agent.tools.enabled)
   if templates and templates - {'search', 'python', 'generalist'}:
     raise config_lib.ConfigError(

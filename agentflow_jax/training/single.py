@@ -10,7 +10,9 @@ from typing import Literal
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.agents import rollout
+from agentflow_jax.agents import endpoint
+from agentflow_jax.agents import judge as judge_lib
+from agentflow_jax.agents import providers, rollout
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import benchmark_table
 from agentflow_jax.training import collect, evaluation, knobs, progress
@@ -130,9 +132,24 @@ def _journal(parts, workdir, options) -> collect.Journal:
   )
 
 
-async def _evaluate(config, workdir, options) -> str:
-  parts = system.build(config, workdir)
+def _judge(config: config_lib.Config) -> endpoint.EndpointClient | None:
+  """Connects to the judge, where the config has one."""
+  judge = config.evaluation.judge
+  if not (judge.base_url or judge.preset):
+    return None
   try:
+    return endpoint.EndpointClient(
+        providers.config(**dataclasses.asdict(judge))
+    )
+  except ValueError as e:
+    raise config_lib.ConfigError(f'evaluation.judge: {e}') from e
+
+
+async def _evaluate(config, workdir, options) -> str:
+  client = _judge(config)
+  parts = None
+  try:
+    parts = system.build(config, workdir)
     journal = _journal(parts, workdir, options)
     tasks = getattr(parts.tasks, options.split)
     done = 0
@@ -157,15 +174,25 @@ async def _evaluate(config, workdir, options) -> str:
           journal=journal,
           on_done=count,
       )
-    shared = {
-        **parts.endpoint_usage(),
+    shared = parts.endpoint_usage()
+    if client is not None:
+      verdicts = await evaluation.judge(
+          judge_lib.Judge(client), result.groups, config.seed,
+          config.evaluation.judge.concurrency,
+      )
+      result = dataclasses.replace(result, verdicts=verdicts)
+      shared |= system.usage(client)
+    shared |= {
         'protocol': options.protocol,
         'trials': options.trials,
     }
     text = _save(workdir, options, result, parts.tasks.left_out, shared)
     journal.directory.rmtree(missing_ok=True)
   finally:
-    await parts.close()
+    if parts is not None:
+      await parts.close()
+    if client is not None:
+      await client.aclose()
   return text
 
 
@@ -185,7 +212,8 @@ def _save(workdir, options, result, left_out, shared) -> str:
         f' {value["items_scored"]} scored of {value["items_requested"]} tasks'
         f'{lacking};'
         f' {value["turns_mean"]:.2f} turns,'
-        f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}\n'
+        f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}'
+        f'{_judged(value)}\n'
         f'{directory / (result.name + ".json")}'
     )
   values = {}
@@ -204,6 +232,28 @@ def _save(workdir, options, result, left_out, shared) -> str:
       {**shared, 'seconds': result.seconds},
   )
   return f'{table}\n{workdir / (options.name or "benchmarks")}.html'
+
+
+def _judged(value) -> str:
+  """What a judge said, and why it said nothing of some."""
+  if 'judge_accuracy' not in value:
+    return ''
+  said = '; the judge says'
+  if value['judge_accuracy'] is None:
+    said += ' nothing'
+  else:
+    said += (
+        f' {value["judge_accuracy"]:.1%} [{value["judge_ci_low"]:.1%},'
+        f' {value["judge_ci_high"]:.1%}] over {value["judge_items"]} tasks, and'
+        f' differs from the rule in {len(value["judge_differs_from_rule"])}'
+    )
+  if value['judge_unknown']:
+    why = next(
+        i['judge_analysis'] for i in value['items']
+        if i['judge'] is None and i['judge_analysis']
+    )
+    said += f'; {value["judge_unknown"]} not judged, the first: {why[:300]}'
+  return said
 
 
 def solve(

@@ -112,10 +112,9 @@ class System:
   def endpoint_usage(self) -> dict[str, float]:
     """Returns what the endpoint's requests of this process came to, flat."""
     return {
-        f'endpoint/{module}/{name}': value
+        name: value
         for client in self.clients
-        for module, usage in sorted(client.usage.items())
-        for name, value in dataclasses.asdict(usage).items()
+        for name, value in usage(client).items()
     }
 
   def warmup(self) -> None:
@@ -250,6 +249,15 @@ def build(
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
+
+
+def usage(client: endpoint.EndpointClient) -> dict[str, float]:
+  """Returns what an endpoint's requests came to, by module, flat."""
+  return {
+      f'endpoint/{module}/{name}': value
+      for module, used in sorted(client.usage.items())
+      for name, value in dataclasses.asdict(used).items()
+  }
 
 
 def hands_over(config: config_lib.Config, processes: int) -> bool:

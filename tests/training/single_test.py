@@ -89,6 +89,49 @@ def test_a_benchmark_is_asked_with_its_own_rule(tmp_path):
   assert [i['gold'] for i in result['items']] == ['56', '42']
 
 
+def test_a_judge_s_verdicts_stand_beside_the_rule_s(tmp_path):
+  base = mini.config(tmp_path / 'in')
+  (tmp_path / 'data.json').write_text(
+      json.dumps([
+          {'query': 'What is 7 times 8?', 'answer': answer}
+          for answer in ('fifty-six', '56', '57')
+      ])
+  )
+  said = lambda correct: http_server.Reply(
+      body=http_server.completion(json.dumps({'analysis': 'x', 'correct': correct}))
+  )
+  options = single.EvaluateOptions(
+      planner=base.planner.directory, greedy=True, benchmark='2wiki',
+      data_dir=str(tmp_path / 'data.json'),
+  )
+  # One at a time, so in the order of the items.
+  replies = [said(True), said(True), http_server.Reply(status=400)]
+  with http_server.Server(*replies) as server:
+    config = dataclasses.replace(
+        base,
+        evaluation=dataclasses.replace(
+            base.evaluation,
+            judge=config_lib.EndpointConfig(
+                base_url=server.url, model='m', concurrency=1,
+                cache=str(tmp_path / 'verdicts.sqlite'),
+            ),
+        ),
+    )
+    line = single.evaluate(config, str(tmp_path / 'out'), options)
+    again = single.evaluate(config, str(tmp_path / 'out'), options)
+    assert len(server.requests) == 4  # What was said is kept, an error is not.
+  assert 'the judge says 100.0% ' in line and 'the rule in 1; 1 not' in line
+  assert 'the first: Refused: POST' in line and 'status 400' in line
+  assert line == again
+  path = tmp_path / 'out' / 'evaluations' / '2wiki.json'
+  result = json.loads(path.read_text())
+  assert [i['judge'] for i in result['items']] == [True, True, None]
+  assert [i['reward'] for i in result['items']] == [0.0, 1.0, 0.0]
+  assert result['judge_items'] == 2 and result['judge_unknown'] == 1
+  assert result['judge_differs_from_rule'] == [['2wiki/000000', 0]]
+  assert result['endpoint/judge/cached'] == 2
+
+
 def test_several_benchmarks_make_one_table(tmp_path):
   config = mini.config(tmp_path / 'in')
   for name, answers in (('aime24', (56, 0, 0)), ('2wiki', ('56', '56', '0'))):
