@@ -16,7 +16,6 @@ benchmarks, and so does what a right one is:
 Written as array_record, so neither building nor reading it needs TensorFlow.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -48,25 +47,22 @@ class MalformedItem(ValueError):
   """A file or an item of it is not what its benchmark's are; names it."""
 
 
-@dataclasses.dataclass(kw_only=True)
-class BenchmarkConfig(tfds.core.BuilderConfig):
-  """One benchmark's file: `name` holds its digest, so another one is built anew.
-
-  Attributes:
-    benchmark: a name in REWARDS.
-    path: of the file.
-  """
-
-  benchmark: str = ''
-  path: str = ''
-
-
 class Benchmark(tfds.core.GeneratorBasedBuilder):
   """A benchmark: one split, 'test', in the order of its file."""
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First release.'}
-  BUILDER_CONFIGS: list[BenchmarkConfig] = []
+
+  def __init__(self, *, benchmark: str, file: str, **kwargs):
+    """Reads nothing yet.
+
+    Args:
+      benchmark: a name in REWARDS.
+      file: its file.
+      **kwargs: of a TFDS builder.
+    """
+    self._benchmark, self._file = benchmark, file
+    super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
@@ -84,8 +80,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder):
     return {'test': self._generate_examples()}
 
   def _generate_examples(self):
-    config = self.builder_config
-    for task in read(config.path, config.benchmark)[0]:
+    for task in read(self._file, self._benchmark)[0]:
       yield task.id, {
           'id': task.id,
           'query': task.query,
@@ -158,11 +153,12 @@ def load(
   # Read here too: a malformed item is an error of ours, not one amid TFDS's.
   _, left_out = read(str(file), benchmark)
   digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-  config = BenchmarkConfig(
-      name=f'{benchmark}_{digest}', benchmark=benchmark, path=str(file)
-  )
+  # By digest, so that another file of that name is built anew.
   builder = Benchmark(
-      data_dir=os.fspath(data_dir), config=config, file_format='array_record'
+      benchmark=benchmark,
+      file=str(file),
+      data_dir=os.path.join(data_dir, f'{benchmark}_{digest}'),
+      file_format='array_record',
   )
   tfds.disable_progress_bar()
   builder.download_and_prepare(file_format='array_record')
