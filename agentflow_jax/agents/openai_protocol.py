@@ -6,10 +6,14 @@ import datetime
 import email.utils
 import json
 import math
+import re
 from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.agents import endpoint_config
+
+
+_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 class BadAnswer(Exception):
@@ -76,13 +80,18 @@ def body(
 
 
 def messages(prompt: tuple[records.Segment, ...]) -> list[dict[str, str]]:
-  """Joins neighbouring segments of one role; chat servers want them to vary."""
+  """Joins neighbouring segments of one role; chat servers want them to vary.
+
+  A lone surrogate, which a model's JSON may bring and UTF-8 has none of, becomes
+  U+FFFD.
+  """
   joined: list[dict[str, str]] = []
   for segment in prompt:
+    text = _SURROGATE.sub('\ufffd', segment.text)
     if joined and joined[-1]['role'] == segment.role:
-      joined[-1]['content'] += segment.text
+      joined[-1]['content'] += text
     else:
-      joined.append({'role': segment.role, 'content': segment.text})
+      joined.append({'role': segment.role, 'content': text})
   return joined
 
 

@@ -88,6 +88,13 @@ def test_a_request_and_its_completion():
   }
 
 
+def test_what_utf_8_cannot_say_is_replaced():
+  with Server(Reply()) as server:
+    generate(config(server.url), (records.Segment('user', 'a\ud800b \U0001f600'),))
+    ((_, _, body),) = server.requests
+  assert body['messages'][-1]['content'] == 'a\ufffdb \U0001f600'
+
+
 def test_tokens_are_counted_by_module_and_priced():
   answer = json.loads(completion())
   replies = []
