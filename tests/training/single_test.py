@@ -8,6 +8,8 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.data import benchmarks
+from agentflow_jax.training import benchmark_table
 from agentflow_jax.training import collect
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import run
@@ -130,6 +132,21 @@ def test_a_judge_s_verdicts_stand_beside_the_rule_s(tmp_path):
   assert result['judge_items'] == 2 and result['judge_unknown'] == 1
   assert result['judge_differs_from_rule'] == [['2wiki/000000', 0]]
   assert result['endpoint/judge/cached'] == 2
+
+
+def test_the_paper_s_figures_have_the_gains_that_it_prints():
+  paper = benchmark_table.PAPER
+  assert set(paper) == set(benchmarks.REWARDS)
+  for names, gain in (
+      (('bamboogle', '2wiki', 'hotpotqa', 'musique'), 10.1),
+      (('gaia',), 15.9),
+      (('aime24', 'amc23', 'gameof24'), 19.8),
+      (('gpqa', 'medqa'), 7.0),
+  ):
+    after, before = (
+        sum(paper[n][i] for n in names) / len(names) for i in (0, 1)
+    )
+    assert after - before == pytest.approx(gain, abs=0.051)
 
 
 def test_several_benchmarks_make_one_table(tmp_path):
