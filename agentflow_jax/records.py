@@ -180,11 +180,20 @@ class ToolErrorKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class ToolResult:
-  """What a tool returned; on an error, text says what to do differently."""
+  """What a tool returned; on an error, text says what to do differently.
+
+  Attributes:
+    text: for the model.
+    error: who caused an error; None where there was none.
+    seconds: wall time of the call.
+    counts: what the call met on the way that reports show, by name (hosts that
+      are blocked, results that quote the query).
+  """
 
   text: str
   error: ToolErrorKind | None = None
   seconds: float = 0.0
+  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Status(enum.Enum):

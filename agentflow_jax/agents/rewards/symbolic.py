@@ -2,24 +2,17 @@
 
 math-verify stops itself with a signal, which works in the main thread only,
 and its arithmetic can hang or take all memory. So it runs in a child with its
-own limits (`symbolic_worker`), started when it is first needed and started
-again when it has been killed.
+own limits (`symbolic_worker`).
 """
 
-import asyncio
-import contextlib
 import dataclasses
 import importlib.util
-import json
 import os
-import signal
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import logging
 
-from agentflow_jax.agents import language_model
+from agentflow_jax.agents import child
 from agentflow_jax.agents.rewards import text
 
 _WORKER = os.path.join(
@@ -28,28 +21,14 @@ _WORKER = os.path.join(
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class Limits(child.Limits):
   """What one check may cost.
 
   Attributes:
-    cpu_seconds: CPU time of a check, rounded up to the kernel's whole seconds;
-      an answer that takes more is wrong.
-    wall_seconds: time until a check is given up. Only a starved or stopped
-      machine gets here, so this is no verdict on the answer.
-    start_seconds: time until a new child must be ready.
     characters: longer answers are wrong.
-    requests: checks after which the child is replaced (sympy's caches grow).
   """
 
-  cpu_seconds: float = 5.0
-  wall_seconds: float = 60.0
-  start_seconds: float = 60.0
   characters: int = 2000
-  requests: int = 1000
-
-
-class _Died(Exception):
-  """The child ended during a check; carries its exit status."""
 
 
 class Checker:
@@ -72,14 +51,12 @@ class Checker:
           'pip install "math-verify[antlr4_13_2]"'
       )
     self._limits = limits
-    self._lock = asyncio.Lock()
-    self._process: asyncio.subprocess.Process | None = None
-    self._served = 0
+    self._child = child.Child(_WORKER, limits)
 
   @property
   def pid(self) -> int | None:
     """The child's process id, or None while there is no child."""
-    return self._process.pid if self._process else None
+    return self._child.pid
 
   async def equal(self, golds: Sequence[str], answer: str) -> bool:
     """Whether a response is equivalent to an acceptable answer.
@@ -103,98 +80,15 @@ class Checker:
     # The common case costs no process.
     if ''.join(said.split()) in {''.join(g.split()) for g in golds}:
       return True
-    request = {
-        'golds': list(golds),
-        'answer': said,
-        'cpu_seconds': self._limits.cpu_seconds,
-    }
-    async with self._lock:
-      reply = await self._ask(request)
+    try:
+      reply = await self._child.ask({'golds': list(golds), 'answer': said})
+    except child.Broken as error:
+      logging.warning('symbolic check: %s: scored as wrong', error)
+      return False
     if 'error' in reply:
       raise ValueError(reply['error'])
     return reply['equal']
 
   async def aclose(self) -> None:
     """Ends the child, if there is one; the checker can be used again."""
-    async with self._lock:
-      await self._kill()
-
-  async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-    """Returns the reply, from a second child if the first one failed."""
-    for attempt in range(2):
-      if self._process is None or self._served >= self._limits.requests:
-        await self._kill()
-        await self._start()
-      try:
-        return await self._exchange(request, self._limits.wall_seconds)
-      except _Died as error:
-        status = error.args[0]
-        if status == -signal.SIGXCPU or attempt:
-          logging.warning(
-              'symbolic check ended with status %s: scored as wrong', status
-          )
-          return {'equal': False}
-      except TimeoutError as error:
-        if attempt:
-          raise language_model.Unreachable(
-              f'no symbolic verdict within {self._limits.wall_seconds} s, twice'
-          ) from error
-    raise AssertionError('unreachable')
-
-  async def _exchange(
-      self, request: dict[str, Any] | None, seconds: float
-  ) -> dict[str, Any]:
-    """Sends a line, if any, and reads one; kills the child on any failure.
-
-    Raises:
-      _Died: the child ended instead of replying.
-      TimeoutError: it did not reply in time.
-    """
-    process = self._process
-    done = False
-    try:
-      async with asyncio.timeout(seconds):
-        if request is not None:
-          # A child that is gone shows at the read below.
-          with contextlib.suppress(ConnectionError):
-            process.stdin.write(json.dumps(request).encode() + b'\n')
-            await process.stdin.drain()
-        line = await process.stdout.readline()
-        if not line.endswith(b'\n'):
-          raise _Died(await process.wait())
-      self._served += 1
-      done = True
-      return json.loads(line)
-    finally:
-      if not done:
-        await self._kill()
-
-  async def _start(self) -> None:
-    try:
-      self._process = await asyncio.create_subprocess_exec(
-          sys.executable,
-          *('-s', '-P', _WORKER),
-          json.dumps([p for p in sys.path if p]),
-          stdin=asyncio.subprocess.PIPE,
-          stdout=asyncio.subprocess.PIPE,
-          stderr=asyncio.subprocess.DEVNULL,
-          # Sets iterate in the same order in every child.
-          env={'PYTHONHASHSEED': '0', 'PYTHONUTF8': '1'},
-          cwd=os.sep,
-          start_new_session=True,
-      )
-      await self._exchange(None, self._limits.start_seconds)
-      self._served = 0
-    except (OSError, TimeoutError, _Died) as error:
-      raise language_model.Unreachable(
-          f'the symbolic checker does not start: {error!r}'
-      ) from error
-
-  async def _kill(self) -> None:
-    process, self._process = self._process, None
-    if process is None:
-      return
-    with contextlib.suppress(ProcessLookupError):
-      process.kill()
-    process.stdin.close()
-    await process.wait()
+    await self._child.aclose()

@@ -1,8 +1,9 @@
 """What a tool is: a card for the planner and an asynchronous call."""
 
+import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from agentflow_jax import records
@@ -11,6 +12,10 @@ from agentflow_jax import records
 # it. A tool that samples derives its own randomness from this (contract 4).
 request_key: contextvars.ContextVar[records.RequestKey | None] = (
     contextvars.ContextVar('request_key', default=None)
+)
+# What the call under way counts, for reports; set likewise.
+_counts: contextvars.ContextVar[dict[str, int] | None] = (
+    contextvars.ContextVar('counts', default=None)
 )
 
 
@@ -24,6 +29,24 @@ class ToolUnreachable(Exception):
 
 class ToolUnavailable(Exception):
   """The tool cannot work on this machine; names the remedy. At start only."""
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[dict[str, int]]:
+  """Yields what tool calls inside `count`, by name."""
+  counts: dict[str, int] = {}
+  token = _counts.set(counts)
+  try:
+    yield counts
+  finally:
+    _counts.reset(token)
+
+
+def count(name: str, times: int = 1) -> None:
+  """Counts something of the call under way that reports should show."""
+  counts = _counts.get()
+  if counts is not None and times:
+    counts[name] = counts.get(name, 0) + times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +92,8 @@ class Tool:
     arguments_set_time: True where a call that runs out of time does so because
       of its arguments (a program that loops), so that the policy answers for
       it; False where the time is the host's.
+    version: what a result depends on besides the arguments (settings, the
+      collection that is searched): part of the name of a recorded call.
   """
 
   card: Card
@@ -76,6 +101,7 @@ class Tool:
   timeout: float = 30.0
   close: Callable[[], Awaitable[None]] | None = None
   arguments_set_time: bool = False
+  version: str = ''
 
 
 def check_arguments(card: Card, arguments: Mapping[str, Any]) -> None:

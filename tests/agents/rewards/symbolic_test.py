@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from agentflow_jax.agents import child_server
 from agentflow_jax.agents import language_model
 from agentflow_jax.agents.rewards import symbolic
 
@@ -157,13 +158,13 @@ def test_cancelling_a_check_never_gives_its_reply_to_another():
 def test_a_stopped_child_is_infrastructure_not_a_verdict():
   async def run():
     checker = symbolic.Checker(symbolic.Limits(wall_seconds=0.5))
-    original = checker._start
+    original = checker._child._start
 
     async def start_and_stop():
       await original()
       os.kill(checker.pid, signal.SIGSTOP)
 
-    checker._start = start_and_stop
+    checker._child._start = start_and_stop
     try:
       with pytest.raises(language_model.Unreachable, match='twice'):
         await checker.equal(['1/2'], '0.5')
@@ -278,7 +279,8 @@ def test_the_armed_guard_closes_every_door():
       'print(json.dumps(found))\n'
   )
   done = subprocess.run(
-      [sys.executable, '-c', program, symbolic._WORKER, json.dumps(ESCAPES)],
+      [sys.executable, '-c', program, child_server.__file__,
+       json.dumps(ESCAPES)],
       capture_output=True, check=True, text=True, timeout=60,
   )
   outcomes = dict(zip(ESCAPES, json.loads(done.stdout), strict=True))
