@@ -172,10 +172,14 @@ class ToolCall:
 
 
 class ToolErrorKind(enum.Enum):
-  """Who caused a tool's error: the call's arguments, or the tool's host."""
+  """Who caused a tool's error: the call's arguments, or a host.
+
+  The tool's own, or that of a language model behind it.
+  """
 
   ARGUMENTS = 'arguments'
   UNREACHABLE = 'unreachable'
+  MODEL_UNREACHABLE = 'model_unreachable'
 
 
 @dataclasses.dataclass(frozen=True)

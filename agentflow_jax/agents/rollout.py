@@ -1,9 +1,11 @@
 """One rollout: the live multi-turn loop, ending in exactly one named status."""
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -13,11 +15,15 @@ from agentflow_jax import records
 from agentflow_jax.agents import language_model, memory as memory_lib
 from agentflow_jax.agents import modules
 from agentflow_jax.agents import plan as plan_lib
+from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents import references as references_lib
 from agentflow_jax.agents.tools import base
 
 Status = records.Status
 _DETAIL_CHARACTERS = 500
+# Shorter queries stand in pages that know nothing of them.
+_SHORTEST_QUOTE = 40
+_WORD = re.compile(r'\w+')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Agent:
     config: the limits.
     analyst: writes the query analysis; None for none.
     gazetteer: names that plans may refer to by number; None for none.
+    recording: of tools' results, made or replayed; None for neither.
     on_step: called with the name of a module or tool and what it said, as soon
       as it has (to show it).
   """
@@ -72,6 +79,7 @@ class Agent:
   config: RolloutConfig = RolloutConfig()
   analyst: modules.ModelAnalyst | None = None
   gazetteer: references_lib.Gazetteer | None = None
+  recording: recording_lib.Recording | None = None
   on_step: Callable[[str, str], None] | None = None
 
   @property
@@ -161,6 +169,8 @@ async def rollout(
   except _End as end:
     status, detail = end.status, end.detail
     reward = 0.0 if status.is_policy else None
+  except recording_lib.Miss:
+    raise  # No fault of this rollout: what is replayed is another run.
   except Exception as e:  # Our own bug, or text that no tokenizer takes.
     logging.exception('rollout %d of %s failed', key.rollout, task.id)
     status, reward = Status.MODULE_FAILED, None
@@ -340,15 +350,25 @@ async def _execute(agent, view, plan, progress):
     )
     agent.show('executor', f'{call.tool} {dict(call.arguments)}')
     base.check_arguments(tool.card, call.arguments)
-    start = time.monotonic()
-    text = await _call(tool, call, view.key, progress)
-    error = None
+    result = await _call(agent, tool, call, view.key, progress)
   except (base.BadArguments, references_lib.UnknownReference) as e:
-    text, error = str(e), records.ToolErrorKind.ARGUMENTS
     said = dataclasses.replace(said, prompts=tuple(asked))
-  seconds = time.monotonic() - start
-  text = memory_lib.bounded(text)
-  return call, said, records.ToolResult(text, error, seconds)
+    result = records.ToolResult(
+        memory_lib.bounded(str(e)), records.ToolErrorKind.ARGUMENTS,
+        time.monotonic() - start,
+    )
+  if _quotes(result.text, view.memory.unmarked().query):
+    counts = {**result.counts, 'quotes_query': 1}
+    result = dataclasses.replace(result, counts=counts)
+  return call, said, result
+
+
+def _quotes(text: str, query: str) -> bool:
+  """Says whether a result holds the whole query: perhaps a benchmark's page."""
+  plain = ' '.join(_WORD.findall(query.casefold()))
+  return len(plain) >= _SHORTEST_QUOTE and plain in ' '.join(
+      _WORD.findall(text.casefold())
+  )
 
 
 def _worth_keeping(said: records.ModuleCall) -> tuple[records.ModuleCall, ...]:
@@ -356,35 +376,60 @@ def _worth_keeping(said: records.ModuleCall) -> tuple[records.ModuleCall, ...]:
   return (said,) if said.output or said.prompts else ()
 
 
-async def _call(tool, call, key, progress) -> str:
-  """Calls a tool within its timeout; whose fault an overrun is, it knows."""
+async def _call(agent, tool, call, key, progress) -> records.ToolResult:
+  """Calls a tool, or finds the call in a recording.
+
+  What a host causes ends the rollout.
+  """
   name = tool.card.name
+  key = dataclasses.replace(key, module=f'tool/{name}')
+  with progress.timed(f'tool/{name}', tool.arguments_set_time):
+    if agent.recording is None:
+      result = await _attempt(tool, call, key)
+    else:
+      result = await agent.recording.tool_result(
+          key, call, tool.version, lambda: _attempt(tool, call, key)
+      )
+  if result.error is records.ToolErrorKind.UNREACHABLE:
+    raise _End(Status.TOOL_UNREACHABLE, result.text)
+  if result.error is records.ToolErrorKind.MODEL_UNREACHABLE:
+    raise _End(Status.MODEL_UNREACHABLE, result.text)
+  return result
+
+
+async def _attempt(tool, call, key) -> records.ToolResult:
+  """Calls a tool within its timeout; whose fault an overrun is, it knows."""
+  name, kinds = tool.card.name, records.ToolErrorKind
   limit = asyncio.timeout(tool.timeout)
-  token = base.request_key.set(dataclasses.replace(key, module=f'tool/{name}'))
+  token = base.request_key.set(key)
+  start, error = time.monotonic(), None
   try:
-    with progress.timed(f'tool/{name}', tool.arguments_set_time):
+    with base.counting() as counts:
       async with limit:
         text = await tool.call(call.arguments)
         if not isinstance(text, str):
           raise TypeError(f'{type(text).__name__} is no text')
-        return text
-  except base.BadArguments:
+  except recording_lib.Miss:
     raise
+  except base.BadArguments as e:
+    text, error = str(e), kinds.ARGUMENTS
   except base.ToolUnreachable as e:
-    raise _End(Status.TOOL_UNREACHABLE, f'{name}: {e}') from e
+    text, error = f'{name}: {e}', kinds.UNREACHABLE
   except language_model.Unreachable as e:
-    raise _End(Status.MODEL_UNREACHABLE, f'{name}: {e}') from e
+    text, error = f'{name}: {e}', kinds.MODEL_UNREACHABLE
   except (Exception, asyncio.CancelledError) as e:
     # A tool's bug ends this rollout, not the run.
     _raise_if_cancelled(e)
-    message = f'{name} raised {type(e).__name__}: {e}'
+    text, error = f'{name} raised {type(e).__name__}: {e}', kinds.UNREACHABLE
     if isinstance(e, TimeoutError) and limit.expired():
-      message = f'{name} took longer than {tool.timeout} s'
+      text = f'{name} took longer than {tool.timeout} s'
       if tool.arguments_set_time:
-        raise base.BadArguments(message) from e
-    raise _End(Status.TOOL_UNREACHABLE, message) from e
+        error = kinds.ARGUMENTS
   finally:
     base.request_key.reset(token)
+  return records.ToolResult(
+      memory_lib.bounded(text), error, time.monotonic() - start, dict(counts)
+  )
 
 
 def _raise_if_cancelled(error: BaseException) -> None:
@@ -430,6 +475,8 @@ def _module(name: str, progress: _Progress):
       raise _End(status, f'{name}: {e}') from e
     except language_model.Unreachable as e:
       raise _End(Status.MODEL_UNREACHABLE, f'{name}: {e}') from e
+    except recording_lib.Miss:
+      raise
     except (Exception, asyncio.CancelledError) as e:
       # The boundary: a module's bug, one rollout lost.
       _raise_if_cancelled(e)
@@ -437,6 +484,18 @@ def _module(name: str, progress: _Progress):
         raise
       detail = f'{name} raised {type(e).__name__}: {e}'
       raise _End(Status.MODULE_FAILED, detail) from e
+
+
+def tool_counts(
+    trajectories: Sequence[records.Trajectory],
+) -> dict[str, int]:
+  """Adds up what tool calls counted, by name."""
+  counts: collections.Counter[str] = collections.Counter()
+  for trajectory in trajectories:
+    for turn in trajectory.turns:
+      if turn.result is not None:
+        counts.update(turn.result.counts)
+  return dict(sorted(counts.items()))
 
 
 def tool_errors(trajectories: Sequence[records.Trajectory]) -> tuple[int, int]:

@@ -12,6 +12,15 @@ from agentflow_jax.training import knobs
 _CONFIG = flags.DEFINE_string(
     'config', None, 'A Python file with get_config(), such as experiments/X.py.'
 )
+_TOOL_CACHE = flags.DEFINE_enum(
+    'tool_cache', None, ['record', 'replay', 'off'],
+    'record: keep what every tool and endpoint answers; replay: answer from there'
+    ' and ask nobody. --config.agent.tool_cache.',
+)
+_TOOL_CACHE_DIRECTORY = flags.DEFINE_string(
+    'tool_cache_directory', None,
+    'Where; WORKDIR/tool_cache by default. --config.agent.tool_cache_directory.',
+)
 _overrides: list[tuple[str, str]] = []
 
 
@@ -23,8 +32,12 @@ def config_from_flags(argv: Sequence[str]) -> config_lib.Config:
       nothing would read.
   """
   no_arguments(argv)
-  config = config_lib.load(_CONFIG.value, _overrides)
-  knobs.check_flags(config, [name for name, _ in _overrides])
+  overrides = [*_overrides]
+  for flag in (_TOOL_CACHE, _TOOL_CACHE_DIRECTORY):
+    if flag.value is not None:
+      overrides.append((f'agent.{flag.name}', flag.value))
+  config = config_lib.load(_CONFIG.value, overrides)
+  knobs.check_flags(config, [name for name, _ in overrides])
   return config
 
 
@@ -81,6 +94,7 @@ def _guarded(main):
     try:
       main(argv)
     except Exception as e:
+      e = exits.cause(e)
       code = exits.code_of(e)
       if code == 1:  # Nobody's mistake but ours.
         if not jax.distributed.is_initialized():

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from agentflow_jax import records
 from agentflow_jax.agents import prompts, rollout
+from agentflow_jax.agents.tools import web_client
 from agentflow_jax.core import flow_grpo, losses, model, optimizer
 from agentflow_jax.inference import api
 from agentflow_jax.training import sweep as sweep_lib
@@ -26,6 +27,7 @@ from agentflow_jax.training import sweep as sweep_lib
 SamplingSpec = records.SamplingSpec
 PromptConfig = prompts.PromptConfig
 RolloutConfig = rollout.RolloutConfig
+WebConfig = web_client.WebConfig
 ModelConfig = model.ModelConfig
 LoraConfig = model.LoraConfig
 EngineConfig = api.EngineConfig
@@ -159,7 +161,7 @@ class ToolsConfig:
 
   Attributes:
     enabled: names, in the order of their cards: 'search', 'python',
-      'generalist'.
+      'generalist', 'wikipedia', 'web_page', 'web_search'.
     corpus: what search reads: a directory or a JSONL file; '' for the task
       set's own corpus.
     search_results: passages a search returns.
@@ -167,6 +169,12 @@ class ToolsConfig:
     python_seconds: wall time of one program.
     python_concurrency: programs at once; 0 for one a core.
     generalist: who answers as the generalist; 'none' where it is not enabled.
+    web: what the web's tools may reach, and how politely.
+    web_results: passages or sources that a call of theirs returns.
+    wikipedia_url: of a MediaWiki.
+    web_search_engine: see agents.tools.web_providers.
+    web_search_key_variable, web_search_url, web_search_model: '' for the
+      engine's usual ones.
   """
 
   enabled: tuple[str, ...] = ('search', 'python')
@@ -176,6 +184,13 @@ class ToolsConfig:
   python_seconds: float = 5.0
   python_concurrency: int = 0
   generalist: ModuleConfig = ModuleConfig(backend='none')
+  web: WebConfig = WebConfig()
+  web_results: int = 3
+  wikipedia_url: str = 'https://en.wikipedia.org'
+  web_search_engine: Literal['gemini', 'brave'] = 'gemini'
+  web_search_key_variable: str = ''
+  web_search_url: str = ''
+  web_search_model: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +207,9 @@ class AgentConfig:
     rollout: limits of a rollout.
     tools: the tools.
     endpoint: for modules that use one.
+    tool_cache: 'record' keeps what every tool and endpoint answers, 'replay'
+      answers from there and asks nobody; --tool_cache says the same.
+    tool_cache_directory: where; '' for tool_cache in the workdir.
   """
 
   executor: ModuleConfig = ModuleConfig()
@@ -206,6 +224,8 @@ class AgentConfig:
   rollout: RolloutConfig = RolloutConfig()
   tools: ToolsConfig = ToolsConfig()
   endpoint: EndpointConfig = EndpointConfig()
+  tool_cache: Literal['off', 'record', 'replay'] = 'off'
+  tool_cache_directory: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib
-from agentflow_jax.agents import modules, rollout
+from agentflow_jax.agents import modules, recording, rollout
 from agentflow_jax.training import collect, intervals
 from agentflow_jax.training import processes as processes_lib
 
@@ -87,6 +87,7 @@ class Evaluation:
         'by_kind': self._by('kind'),
         'tools': tool_calls(trajectories),
         'tool_error_rate': failed / max(called, 1),
+        'tool_counts': rollout.tool_counts(trajectories),
         'turns_mean': sum(len(t.turns) for t in trajectories)
         / max(len(trajectories), 1),
         'seconds': self.seconds,
@@ -207,16 +208,17 @@ async def evaluate(
     planner = dataclasses.replace(agent.planner, sampling=sampling)
     agent = dataclasses.replace(agent, planner=planner)
   start = time.monotonic()
-  groups = await collect.groups(
-      agent,
-      tasks,
-      group_size=trials,
-      key=records.RequestKey(seed, records.Purpose.EVALUATE, _STEP, '', 0),
-      limit=asyncio.Semaphore(concurrent),
-      processes=processes,
-      journal=journal,
-      on_done=on_done,
-  )
+  with recording.during(f'{name}, temperature {temperature:g}'):
+    groups = await collect.groups(
+        agent,
+        tasks,
+        group_size=trials,
+        key=records.RequestKey(seed, records.Purpose.EVALUATE, _STEP, '', 0),
+        limit=asyncio.Semaphore(concurrent),
+        processes=processes,
+        journal=journal,
+        on_done=on_done,
+    )
   seconds = time.monotonic() - start
   return Evaluation(name, split, temperature, tuple(groups), seconds)
 

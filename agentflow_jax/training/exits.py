@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 
+from agentflow_jax.agents import recording
 from agentflow_jax.agents.tools import base, search
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.weights import parameters
@@ -40,12 +41,22 @@ class Preempted(RuntimeError):
   """A process was told to stop (SIGTERM)."""
 
 
+def cause(error: Exception) -> Exception:
+  """Returns a user's mistake that a group of errors holds; else the error."""
+  if isinstance(error, ExceptionGroup):
+    for one in error.exceptions:
+      found = cause(one)
+      if code_of(found) != 1:
+        return found
+  return error
+
+
 def code_of(error: BaseException) -> int:
   """Returns the exit code of an error: 2 and 3 are final."""
   if isinstance(
       error,
       (config_lib.ConfigError, parameters.CheckpointError, base.ToolUnavailable,
-       search.CorpusError),
+       recording.Miss, search.CorpusError),
   ):
     return 2
   if isinstance(error, RunStopped):

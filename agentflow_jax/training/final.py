@@ -48,7 +48,7 @@ class Evaluations:
         result = await evaluation.evaluate(
             parts.agent,
             parts.tasks.validation,
-            name='validation',
+            name=f'validation_{parts.engine.params_version}',
             split='validation',
             seed=parts.config.seed,
             processes=parts.processes,

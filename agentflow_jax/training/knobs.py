@@ -121,6 +121,16 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
       yield f'agent.tools.python_{name}', 'the tool python'
   if 'generalist' not in tools.enabled:
     yield 'agent.tools.generalist', 'the tool generalist'
+  if not {'wikipedia', 'web_page', 'web_search'} & set(tools.enabled):
+    for name in ('web', 'web_results'):
+      yield f'agent.tools.{name}', 'the tools wikipedia, web_page, web_search'
+  if 'wikipedia' not in tools.enabled:
+    yield 'agent.tools.wikipedia_url', 'the tool wikipedia'
+  if 'web_search' not in tools.enabled:
+    for name in ('engine', 'key_variable', 'url', 'model'):
+      yield f'agent.tools.web_search_{name}', 'the tool web_search'
+  if config.agent.tool_cache == 'off':
+    yield 'agent.tool_cache_directory', '--tool_cache=record or replay'
   found = roles(config)
   for name, role in found.items():
     if role.backend in ('rule', 'none'):

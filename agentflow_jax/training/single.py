@@ -10,9 +10,8 @@ from typing import Literal
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint
 from agentflow_jax.agents import judge as judge_lib
-from agentflow_jax.agents import providers, rollout
+from agentflow_jax.agents import recording, rollout
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import benchmark_table
 from agentflow_jax.training import collect, evaluation, knobs, progress
@@ -132,24 +131,19 @@ def _journal(parts, workdir, options) -> collect.Journal:
   )
 
 
-def _judge(config: config_lib.Config) -> endpoint.EndpointClient | None:
-  """Connects to the judge, where the config has one."""
+def _has_judge(config: config_lib.Config) -> bool:
   judge = config.evaluation.judge
-  if not (judge.base_url or judge.preset):
-    return None
-  try:
-    return endpoint.EndpointClient(
-        providers.config(**dataclasses.asdict(judge))
-    )
-  except ValueError as e:
-    raise config_lib.ConfigError(f'evaluation.judge: {e}') from e
+  return bool(judge.base_url or judge.preset)
 
 
 async def _evaluate(config, workdir, options) -> str:
-  client = _judge(config)
-  parts = None
+  parts = client = None
   try:
     parts = system.build(config, workdir)
+    if _has_judge(config):
+      client = system.make_client(
+          config.evaluation.judge, 'evaluation.judge', parts.agent.recording
+      )
     journal = _journal(parts, workdir, options)
     tasks = getattr(parts.tasks, options.split)
     done = 0
@@ -176,10 +170,11 @@ async def _evaluate(config, workdir, options) -> str:
       )
     shared = parts.endpoint_usage()
     if client is not None:
-      verdicts = await evaluation.judge(
-          judge_lib.Judge(client), result.groups, config.seed,
-          config.evaluation.judge.concurrency,
-      )
+      with recording.during(f'judging {result.name}'):
+        verdicts = await evaluation.judge(
+            judge_lib.Judge(client), result.groups, config.seed,
+            config.evaluation.judge.concurrency,
+        )
       result = dataclasses.replace(result, verdicts=verdicts)
       shared |= system.usage(client)
     shared |= {

@@ -203,6 +203,8 @@ def _metrics(groups: Sequence[records.Group]) -> dict[str, float]:
   metrics['rollouts/tool_error_rate'] = failed / max(called, 1)
   for tool, calls in evaluation.tool_calls(trajectories).items():
     metrics[f'tools/{tool}'] = calls
+  for name, times in rollout.tool_counts(trajectories).items():
+    metrics[f'tool_counts/{name}'] = times
   means = [
       sum(scored) / len(scored)
       for g in groups

@@ -12,7 +12,7 @@ from etils import epath
 from agentflow_jax.agents import endpoint, language_model, modules, providers
 from agentflow_jax.agents import references, rollout
 from agentflow_jax.agents.rewards import registry
-from agentflow_jax.agents.tools import base, generalist, python_tool, sandbox
+from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents.tools import search
 from agentflow_jax.core import handover as handover_lib
 from agentflow_jax.core import model, sharding
@@ -20,7 +20,7 @@ from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import checks, controls, engine_model, knobs
-from agentflow_jax.training import task_sets
+from agentflow_jax.training import task_sets, toolbox
 from agentflow_jax.training import models as models_lib
 from agentflow_jax.training import processes as processes_lib
 
@@ -136,6 +136,8 @@ class System:
     for client in self.clients:
       await client.aclose()
     await self.rewards.aclose()
+    if self.agent.recording is not None:
+      self.agent.recording.close()
     for engine in (self.engine, self.frozen_engine):
       if engine is not None:
         engine.close()
@@ -220,8 +222,12 @@ def build(
               sharding=where, copy=False,
           )
       )
+    recording = _recording(config, workdir, processes)
+    if recording is not None:
+      stack.callback(recording.close)
     models = _models(
-        config, loaded and loaded.tokenizer, engine, frozen, processes.count
+        config, loaded and loaded.tokenizer, engine, frozen, recording,
+        processes.count,
     )
     planner = modules.ModelPlanner(
         model=models['planner'],
@@ -229,7 +235,9 @@ def build(
         prompt=config.planner.prompt,
         max_prompt_tokens=config.planner.max_prompt_tokens,
     )
-    agent = _agent(config, tasks, planner, models, rewards)
+    agent = _agent(
+        config, tasks, planner, models, rewards, recording, processes.count
+    )
     system = System(
         config=config,
         model_config=loaded and loaded.config,
@@ -337,7 +345,56 @@ def _texts(config, tasks):
     yield from fixed
 
 
-def _models(config, tokenizer, engine, frozen, processes):
+def _recording(
+    config, workdir, processes
+) -> recording_lib.Recording | None:
+  """Opens the recording of tools' and endpoints' answers, if there is one."""
+  mode = config.agent.tool_cache
+  if mode == 'off':
+    return None
+  directory = config.agent.tool_cache_directory or str(workdir / 'tool_cache')
+  if '://' in directory:
+    raise config_lib.ConfigError(
+        f'--tool_cache: {directory} is not local: name a directory of this'
+        ' machine with --tool_cache_directory'
+    )
+  try:
+    return recording_lib.Recording(
+        directory, replays=mode == 'replay', process=processes.index
+    )
+  except recording_lib.RecordingError as e:
+    raise config_lib.ConfigError(f'--tool_cache={mode}: {e}') from e
+
+
+def make_client(
+    config: config_lib.EndpointConfig,
+    name: str,
+    recording: recording_lib.Recording | None,
+) -> endpoint.EndpointClient | recording_lib.RecordedModel:
+  """Connects to an endpoint, recorded where there is a recording.
+
+  Args:
+    config: of the endpoint.
+    name: of its field, for errors.
+    recording: of answers; one that replays needs no key.
+
+  Raises:
+    ConfigError: it cannot be asked.
+  """
+  try:
+    found = providers.config(**dataclasses.asdict(config))
+    if recording is None:
+      return endpoint.EndpointClient(found)
+    if recording.replays:
+      found = dataclasses.replace(found, api_key_variable='', cache='')
+    return recording.model(
+        endpoint.EndpointClient(found), f'{found.base_url} {found.model}'
+    )
+  except ValueError as e:
+    raise config_lib.ConfigError(f'{name}: {e}') from e
+
+
+def _models(config, tokenizer, engine, frozen, recording, processes):
   """Language models by backend; every role goes through the same protocol."""
   models = {}
   if engine is not None:
@@ -352,21 +409,22 @@ def _models(config, tokenizer, engine, frozen, processes):
         requests_per_minute=limits.requests_per_minute / processes,
         tokens_per_minute=limits.tokens_per_minute / processes,
     )
-    try:
-      models['endpoint'] = endpoint.EndpointClient(
-          providers.config(**dataclasses.asdict(limits))
-      )
-    except ValueError as e:
-      raise config_lib.ConfigError(f'agent.endpoint: {e}') from e
+    models['endpoint'] = make_client(limits, 'agent.endpoint', recording)
   if engine is None:
     models['planner'] = models['endpoint']
   return models
 
 
-def _agent(config, tasks, planner, models, rewards) -> rollout.Agent:
+def _agent(
+    config, tasks, planner, models, rewards, recording, processes
+) -> rollout.Agent:
   """Composes the agent from its config."""
   agent = config.agent
-  tools, corpus = _tools(config, tasks, models)
+  box = toolbox.Toolbox(
+      agent.tools, tasks, models, processes,
+      replays=recording is not None and recording.replays,
+  )
+  tools = box.make()
 
   def backed(role: config_lib.ModuleConfig, rule, modelled):
     if role.backend == 'rule':
@@ -380,7 +438,7 @@ def _agent(config, tasks, planner, models, rewards) -> rollout.Agent:
     )
   gazetteer = None
   if agent.number_mentions:
-    gazetteer = references.Gazetteer(corpus.titles if corpus else ())
+    gazetteer = references.Gazetteer(box.corpus.titles if box.corpus else ())
   return rollout.Agent(
       planner=planner,
       executor=backed(
@@ -402,40 +460,5 @@ def _agent(config, tasks, planner, models, rewards) -> rollout.Agent:
       config=agent.rollout,
       analyst=analyst,
       gazetteer=gazetteer,
+      recording=recording,
   )
-
-
-def _tools(
-    config, tasks, models
-) -> tuple[Mapping[str, base.Tool], search.Corpus | None]:
-  """Makes the enabled tools, in order, and returns search's corpus."""
-  settings = config.agent.tools
-  corpus = None
-  made = {}
-  for name in settings.enabled:
-    if name == 'search':
-      path = settings.corpus or tasks.corpus
-      if not path:
-        raise config_lib.ConfigError(
-            'agent.tools: search needs agent.tools.corpus (a directory or a'
-            ' JSONL file)'
-        )
-      corpus = search.load_corpus(path)
-      made[name] = search.make(corpus, top_k=settings.search_results)
-    elif name == 'python':
-      made[name] = python_tool.make(
-          settings.python_backend,
-          sandbox.Limits(wall_seconds=settings.python_seconds),
-          concurrency=settings.python_concurrency or None,
-      )
-    elif name == 'generalist':
-      role = settings.generalist
-      made[name] = generalist.make(models[role.backend], role.sampling)
-    else:
-      raise config_lib.ConfigError(
-          f'agent.tools.enabled: unknown tool {name!r}; there are search,'
-          ' python and generalist'
-      )
-  if not made:
-    raise config_lib.ConfigError('agent.tools.enabled is empty')
-  return made, corpus

@@ -7,15 +7,18 @@ import pytest
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.agents import recording
 from agentflow_jax.agents import rollout
 from agentflow_jax.data import benchmarks
 from agentflow_jax.training import benchmark_table
 from agentflow_jax.training import collect
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import exits
 from agentflow_jax.training import run
 from agentflow_jax.training import single
 from agentflow_jax.training import system
 from tests.agents import http_server
+from tests.agents.tools import web_server
 from tests.training import mini
 
 
@@ -333,6 +336,77 @@ def test_solve_shows_each_step_of_modules_behind_an_endpoint(
   # As they happen: each was shown before the next one was asked.
   asked = [sum(n in order for n in names[: i + 1]) for i in range(len(names))]
   assert [n for _, n in shown] == asked
+
+
+def test_a_recorded_evaluation_is_replayed_without_hosts_or_keys(
+    tmp_path, monkeypatch
+):
+  """Planner, tool and judge are asked once; then nobody is there any more."""
+  monkeypatch.setenv('THE_KEY', 'k')
+  base = mini.config(tmp_path / 'in')
+  text = {'pageid': 1, 'title': 'Portugal', 'extract': 'Its capital is Lisbon.'}
+  wiki = {
+      '/w/api.php': lambda asked: web_server.Said(
+          json.dumps({'query': {'search': [text], 'pages': [text]}}).encode()
+      )
+  }
+  plan = _PLAN.replace('search', 'wikipedia')
+  judged = json.dumps({'analysis': 'x', 'correct': True})
+  planner = http_server.Server(http_server.Reply(
+      body=http_server.completion(plan)
+  ))
+  judge = http_server.Server(http_server.Reply(
+      body=http_server.completion(judged)
+  ))
+  with planner, judge, web_server.Server(wiki) as web:
+    config = _behind_an_endpoint(base, planner.url, 'endpoint')
+    rule = config_lib.ModuleConfig()
+    config = dataclasses.replace(
+        config,
+        agent=dataclasses.replace(
+            config.agent,
+            executor=rule, verifier=rule, generator=rule,
+            analyst=base.agent.analyst,
+            executor_templates={},
+            tool_cache='record',
+            endpoint=dataclasses.replace(
+                config.agent.endpoint, api_key_variable='THE_KEY'
+            ),
+            tools=config_lib.ToolsConfig(
+                enabled=('wikipedia',), wikipedia_url=web.url,
+                web=config_lib.WebConfig(
+                    allow=(web.host,), requests_per_minute=0
+                ),
+            ),
+        ),
+        evaluation=dataclasses.replace(
+            base.evaluation,
+            judge=config_lib.EndpointConfig(
+                base_url=judge.url, model='m', api_key_variable='THE_KEY'
+            ),
+        ),
+    )
+    options = single.EvaluateOptions(limit=2, trials=2)
+    made = _items(config, tmp_path / 'made', options)
+    assert len(planner.requests) == 4 and len(judge.requests) == 2
+    assert len(web.asked) == 8
+  assert 'Lisbon' in made[0]['turns'][0]['result']
+  assert {i['judge'] for i in made} == {True}
+  monkeypatch.delenv('THE_KEY')
+  config = dataclasses.replace(
+      config,
+      agent=dataclasses.replace(
+          config.agent, tool_cache='replay',
+          tool_cache_directory=str(tmp_path / 'made' / 'tool_cache'),
+      ),
+  )
+  assert _items(config, tmp_path / 'again', options) == made
+  # An item more than was recorded.
+  with pytest.raises(BaseExceptionGroup) as failed:
+    _items(config, tmp_path / 'more', dataclasses.replace(options, limit=3))
+  missed = exits.cause(failed.value)
+  assert isinstance(missed, recording.Miss) and exits.code_of(missed) == 2
+  assert 'tasks/000003' in str(missed)
 
 
 def test_a_planner_behind_an_endpoint_is_evaluated_and_never_trained(tmp_path):

@@ -1,0 +1,281 @@
+"""Records what tools and endpoints answered, and replays it without them.
+
+An answer is named by all that it depends on: what was asked, of which version of
+the tool, the request key (contract 4), the occasion (which evaluation), and how
+often that was asked before. A run that records asks nothing twice under one name,
+so one that is killed and goes on sees the same answers, too.
+
+Answers lie as JSON lines in one file a process and start; a torn last line is
+dropped.
+"""
+
+import asyncio
+import collections
+import contextlib
+import contextvars
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+from agentflow_jax import records
+from agentflow_jax.agents import endpoint, language_model
+
+# Part of every name: raise it when the meaning of a request or answer changes.
+_SCHEMA = 1
+_ERRORS: Mapping[str, type[Exception]] = {
+    'PromptTooLong': language_model.PromptTooLong,
+    'Refused': endpoint.Refused,
+    'Unreachable': language_model.Unreachable,
+}
+_SHOWN = 300
+
+_occasion: contextvars.ContextVar[str] = contextvars.ContextVar(
+    'occasion', default=''
+)
+
+
+class Miss(Exception):
+  """A replayed run asks what was not recorded; names the call."""
+
+
+class RecordingError(ValueError):
+  """A directory that holds no recording, or cannot; names it."""
+
+
+@contextlib.contextmanager
+def during(occasion: str) -> Iterator[None]:
+  """Names what is asked inside: evaluations have their request keys in common."""
+  outer = _occasion.get()
+  token = _occasion.set(f'{outer}: {occasion}' if outer else occasion)
+  try:
+    yield
+  finally:
+    _occasion.reset(token)
+
+
+class Recording:
+  """Answers in a directory, recorded or replayed.
+
+  Use it from one event loop.
+
+  Args:
+    directory: of the files; made where absent, when recording.
+    replays: whether answers come from there only.
+    process: of a run in several; each writes a file of its own.
+
+  Raises:
+    RecordingError: the directory cannot be written, or holds nothing to replay.
+  """
+
+  def __init__(self, directory: str, *, replays: bool, process: int = 0):
+    self.replays = replays
+    self._directory = pathlib.Path(directory)
+    self._asked: collections.Counter[str] = collections.Counter()
+    self._file = None
+    # Name -> (path, offset, length): answers themselves stay on disk.
+    self._index: dict[str, tuple[pathlib.Path, int, int]] = {}
+    try:
+      if not replays:
+        self._directory.mkdir(parents=True, exist_ok=True)
+      paths = sorted(self._directory.glob('*.jsonl'))
+      for path in paths:
+        self._index.update(_read(path))
+      if replays and not paths:
+        raise RecordingError(
+            f'nothing to replay in {directory}: record a run with'
+            ' --tool_cache=record first, and name its directory'
+        )
+      if not replays:
+        self._path = self._directory / f'{len(paths):04d}.{process}.jsonl'
+        self._file = self._path.open('xb')
+    except OSError as e:
+      raise RecordingError(
+          f'{directory} cannot hold a recording: {e}; it has to be a local'
+          ' directory'
+      ) from e
+
+  def __len__(self) -> int:
+    return len(self._index)
+
+  async def tool_result(
+      self,
+      key: records.RequestKey,
+      call: records.ToolCall,
+      version: str,
+      make: Callable[[], Awaitable[records.ToolResult]],
+  ) -> records.ToolResult:
+    """Returns a call's recorded result, or makes it, where that is allowed.
+
+    Args:
+      key: of the call.
+      call: the tool and its arguments.
+      version: of the tool.
+      make: makes the call.
+
+    Raises:
+      Miss: it is not recorded, and this is a replay.
+    """
+    asked = {
+        'tool': call.tool,
+        'arguments': dict(call.arguments),
+        'version': version,
+    }
+    name, found = self._find(asked, key)
+    if found is not None:
+      error = found['error'] and records.ToolErrorKind(found['error'])
+      # Who records tries again what failed for a reason of the host's.
+      if self.replays or error is not records.ToolErrorKind.UNREACHABLE:
+        return records.ToolResult(**(found | {'error': error}))
+    result = await make()
+    value = dataclasses.asdict(result)
+    value['error'] = result.error and result.error.value
+    self._write(name, asked, key, value)
+    return result
+
+  def model(
+      self, model: language_model.LanguageModel, version: str
+  ) -> 'RecordedModel':
+    """Returns a language model whose answers are recorded, or replayed.
+
+    Args:
+      model: is asked where an answer is not recorded; in replay only counts
+        tokens.
+      version: what its answers depend on besides what it is asked.
+    """
+    return RecordedModel(self, model, version)
+
+  def close(self) -> None:
+    """Closes the file; one with no answer in it is removed."""
+    if self._file is not None:
+      is_empty = not self._file.tell()
+      self._file.close()
+      self._file = None
+      if is_empty:
+        self._path.unlink(missing_ok=True)
+
+  def _find(
+      self, asked: Mapping[str, Any], key: records.RequestKey
+  ) -> tuple[str, dict[str, Any] | None]:
+    """Returns a request's name, and its answer if there is one."""
+    what = [_SCHEMA, asked, _plain(key), _occasion.get()]
+    base = _digest(what)
+    times = self._asked[base]
+    self._asked[base] += 1
+    name = _digest([base, times])
+    place = self._index.get(name)
+    if place is not None:
+      path, offset, length = place
+      with path.open('rb') as file:
+        return name, json.loads(os.pread(file.fileno(), length, offset))['value']
+    if self.replays:
+      shown = json.dumps(asked, ensure_ascii=False, default=str)
+      raise Miss(
+          f'not in the recording {self._directory}: {shown[:_SHOWN]}, asked'
+          f' {times + 1} time(s) by {key.module} in turn {key.turn} of rollout'
+          f' {key.rollout} of {key.query!r} ({key.purpose.value}, step'
+          f' {key.step}{", " + _occasion.get() if _occasion.get() else ""});'
+          ' replay the same command that was recorded, or record it anew with'
+          ' --tool_cache=record'
+      )
+    return name, None
+
+  def _write(self, name, asked, key, value) -> None:
+    line = {
+        'name': name, 'asked': asked, 'key': _plain(key),
+        'occasion': _occasion.get(), 'value': value,
+    }
+    data = json.dumps(line).encode() + b'\n'
+    offset = self._file.tell()
+    self._file.write(data)
+    self._file.flush()
+    self._index[name] = self._path, offset, len(data)
+
+
+class RecordedModel:
+  """A language model behind a `Recording`; see `Recording.model`."""
+
+  def __init__(self, recording, model, version):
+    self._recording, self._model = recording, model
+    self._version = version
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._model, name)  # usage, aclose
+
+  def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
+    """Estimates tokens, as the model behind it does."""
+    return self._model.count_tokens(prompt)
+
+  async def generate(
+      self,
+      prompt: tuple[records.Segment, ...],
+      sampling: records.SamplingSpec,
+      request_key: records.RequestKey,
+  ) -> records.Completion:
+    """Returns the recorded completion, or asks; raises what the model raises.
+
+    Raises:
+      Miss: it is not recorded, and this is a replay.
+    """
+    recording = self._recording
+    asked = {
+        'model': self._version,
+        'prompt': [[s.role, s.text] for s in prompt],
+        'sampling': dataclasses.asdict(sampling),
+    }
+    name, found = recording._find(asked, request_key)
+    if found is not None:
+      error = found.get('error')
+      if not error:
+        return records.Completion(**found)
+      if recording.replays or error != 'Unreachable':
+        raise _ERRORS[error](found['message'])
+    try:
+      completion = await self._model.generate(prompt, sampling, request_key)
+    except tuple(_ERRORS.values()) as e:
+      value = {'error': type(e).__name__, 'message': str(e)}
+      recording._write(name, asked, request_key, value)
+      raise
+    recording._write(
+        name, asked, request_key, {
+            'text': completion.text,
+            'finish_reason': completion.finish_reason,
+        },
+    )
+    return completion
+
+
+def _read(path: pathlib.Path) -> dict[str, tuple[pathlib.Path, int, int]]:
+  """Returns where a file's answers lie; what follows a torn line is dropped.
+
+  Raises:
+    RecordingError: a line in its midst is no answer.
+  """
+  index, offset = {}, 0
+  with path.open('rb') as file:
+    for number, line in enumerate(file, 1):
+      if not line.endswith(b'\n'):
+        break
+      try:
+        name = json.loads(line)['name']
+      except (ValueError, LookupError, TypeError):
+        raise RecordingError(
+            f'{path}, line {number}: not a recorded answer; delete the file, or'
+            ' restore it'
+        ) from None
+      index[name] = path, offset, len(line)
+      offset += len(line)
+  return index
+
+
+def _plain(key: records.RequestKey) -> dict[str, Any]:
+  return dataclasses.asdict(key) | {'purpose': key.purpose.value}
+
+
+def _digest(value: Any) -> str:
+  # ASCII: a lone surrogate of a model's has a digest, too.
+  text = json.dumps(value, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:32]

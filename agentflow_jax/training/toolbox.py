@@ -1,0 +1,136 @@
+"""Makes a run's tools from its config."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from agentflow_jax.agents import language_model
+from agentflow_jax.agents.tools import base, generalist, python_tool, sandbox
+from agentflow_jax.agents.tools import search, web_client, web_page
+from agentflow_jax.agents.tools import web_providers, web_search, web_text
+from agentflow_jax.agents.tools import wikipedia
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import task_sets
+
+
+@dataclasses.dataclass
+class Toolbox:
+  """Tools in the making.
+
+  Attributes:
+    settings: of the tools.
+    tasks: may bring a corpus.
+    models: by backend.
+    processes: that share the limits of a host.
+    replays: nothing is going to be asked: no key is needed.
+    corpus: that `search` reads, once it is made.
+  """
+
+  settings: config_lib.ToolsConfig
+  tasks: task_sets.TaskSet
+  models: Mapping[str, language_model.LanguageModel]
+  processes: int = 1
+  replays: bool = False
+  corpus: search.Corpus | None = None
+  _client: web_client.WebClient | None = None
+
+  def make(self) -> Mapping[str, base.Tool]:
+    """Returns the enabled tools by name, in order.
+
+    Raises:
+      ConfigError, CorpusError, ToolUnavailable: name the remedy.
+    """
+    kinds: Mapping[str, Callable[[], base.Tool]] = {
+        'search': self._search,
+        'python': self._python,
+        'generalist': self._generalist,
+        'wikipedia': self._wikipedia,
+        'web_page': self._web_page,
+        'web_search': self._web_search,
+    }
+    made = {}
+    for name in self.settings.enabled:
+      if name not in kinds:
+        raise config_lib.ConfigError(
+            f'agent.tools.enabled: unknown tool {name!r}; there are'
+            f' {", ".join(kinds)}'
+        )
+      made[name] = kinds[name]()
+    if not made:
+      raise config_lib.ConfigError('agent.tools.enabled is empty')
+    return made
+
+  def _search(self) -> base.Tool:
+    path = self.settings.corpus or self.tasks.corpus
+    if not path:
+      raise config_lib.ConfigError(
+          'agent.tools: search needs agent.tools.corpus (a directory or a'
+          ' JSONL file)'
+      )
+    self.corpus = search.load_corpus(path)
+    return search.make(self.corpus, top_k=self.settings.search_results)
+
+  def _python(self) -> base.Tool:
+    return python_tool.make(
+        self.settings.python_backend,
+        sandbox.Limits(wall_seconds=self.settings.python_seconds),
+        concurrency=self.settings.python_concurrency or None,
+    )
+
+  def _generalist(self) -> base.Tool:
+    role = self.settings.generalist
+    return generalist.make(self.models[role.backend], role.sampling)
+
+  def _wikipedia(self) -> base.Tool:
+    return self._closing(
+        wikipedia.make(
+            self._web(),
+            base_url=self.settings.wikipedia_url,
+            top_k=self.settings.web_results,
+        )
+    )
+
+  def _web_page(self) -> base.Tool:
+    return self._closing(
+        web_page.make(
+            self._web(), web_text.Reader(), top_k=self.settings.web_results
+        )
+    )
+
+  def _web_search(self) -> base.Tool:
+    settings = self.settings
+    provider = web_providers.make(
+        settings.web_search_engine,
+        key_variable=settings.web_search_key_variable,
+        base_url=settings.web_search_url,
+        model=settings.web_search_model,
+        needs_key=not self.replays,
+    )
+    return self._closing(
+        web_search.make(self._web(), provider, top_k=settings.web_results)
+    )
+
+  def _web(self) -> web_client.WebClient:
+    """One client for all: a host's limits are those of all tools together."""
+    if self._client is None:
+      web = self.settings.web
+      self._client = web_client.WebClient(
+          dataclasses.replace(
+              web,
+              concurrency=max(1, web.concurrency // self.processes),
+              requests_per_minute=web.requests_per_minute / self.processes,
+          )
+      )
+    return self._client
+
+  def _closing(self, tool: base.Tool) -> base.Tool:
+    """Closes the client with any tool that uses it; twice is no harm."""
+    client = self._web()
+
+    async def close():
+      async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(client.aclose)
+        if tool.close is not None:
+          await tool.close()
+
+    return dataclasses.replace(tool, close=close)

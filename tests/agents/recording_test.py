@@ -1,0 +1,204 @@
+import asyncio
+import dataclasses
+
+import pytest
+
+from agentflow_jax import records
+from agentflow_jax.agents import endpoint
+from agentflow_jax.agents import fakes
+from agentflow_jax.agents import language_model
+from agentflow_jax.agents import recording
+
+_KEY = records.RequestKey(
+    0, records.Purpose.EVALUATE, 0, 'q', 0, module='tool/search'
+)
+_CALL = records.ToolCall('search', {'query': 'a \udc80 lone surrogate'})
+_KINDS = records.ToolErrorKind
+
+
+def results(directory, replays, *asked, made=None):
+  """Asks for results, each made as its number in order."""
+
+  async def run():
+    kept = recording.Recording(str(directory), replays=replays)
+    number = 0
+    found = []
+
+    async def make():
+      nonlocal number
+      number += 1
+      if made is not None:
+        return made.pop(0)
+      return records.ToolResult(str(number), None, 0.5, {'web/fetched': number})
+
+    try:
+      for key, call, version in asked:
+        found.append(await kept.tool_result(key, call, version, make))
+    finally:
+      kept.close()
+    return found
+
+  return asyncio.run(run())
+
+
+def test_a_replay_gives_what_was_recorded_for_each_name(tmp_path):
+  other = records.ToolCall('search', {'query': 'b'})
+  asked = [
+      (_KEY, _CALL, 'v'), (_KEY, _CALL, 'v'),  # Repeated: an ordinal apart.
+      (_KEY, other, 'v'), (_KEY, _CALL, 'w'),
+      (dataclasses.replace(_KEY, rollout=1), _CALL, 'v'),
+      (dataclasses.replace(_KEY, turn=1), _CALL, 'v'),
+      (dataclasses.replace(_KEY, query='r'), _CALL, 'v'),
+  ]
+  made = results(tmp_path, False, *asked)
+  assert [r.text for r in made] == list('1234567')
+  assert made[0].counts == {'web/fetched': 1}
+  # In another order, but for what is asked twice.
+  mixed = [0, 6, 1, 5, 2, 4, 3]
+  played = results(tmp_path, True, *(asked[i] for i in mixed))
+  assert played == [made[i] for i in mixed]
+
+
+def test_a_miss_names_the_call(tmp_path):
+  results(tmp_path, False, (_KEY, _CALL, 'v'))
+  for key, call, version in (
+      (_KEY, records.ToolCall('search', {'query': 'unheard'}), 'v'),
+      (dataclasses.replace(_KEY, seed=1), _CALL, 'v'),
+      (dataclasses.replace(_KEY, purpose=records.Purpose.TRAIN), _CALL, 'v'),
+      (_KEY, _CALL, 'w'),
+  ):
+    with pytest.raises(recording.Miss) as missed:
+      results(tmp_path, True, (key, call, version))
+    text = str(missed.value)
+    assert '"search"' in text and "rollout 0 of 'q'" in text
+    assert '--tool_cache=record' in text
+  with pytest.raises(recording.Miss, match=r'2 time\(s\)'):
+    results(tmp_path, True, (_KEY, _CALL, 'v'), (_KEY, _CALL, 'v'))
+
+
+def test_who_records_asks_nothing_twice_but_what_failed(tmp_path):
+  bad = records.ToolResult('no', _KINDS.ARGUMENTS)
+  down = records.ToolResult('down', _KINDS.UNREACHABLE)
+  good = records.ToolResult('yes')
+  other = dataclasses.replace(_KEY, rollout=1)
+  asked = [(_KEY, _CALL, ''), (other, _CALL, '')]
+  assert results(tmp_path, False, *asked, made=[bad, down]) == [bad, down]
+  # Cut off and begun again: the host is well now.
+  assert results(tmp_path, False, *asked, made=[good]) == [bad, good]
+  assert results(tmp_path, True, *asked) == [bad, good]
+
+
+def test_occasions_are_apart(tmp_path):
+  async def run(replays):
+    kept = recording.Recording(str(tmp_path), replays=replays)
+    texts = iter('ab')
+
+    async def make():
+      return records.ToolResult(next(texts))
+
+    found = []
+    for occasion in ('first', 'second')[:: -1 if replays else 1]:
+      with recording.during('outer'), recording.during(occasion):
+        result = await kept.tool_result(_KEY, _CALL, '', make)
+        found.append((occasion, result.text))
+    kept.close()
+    return dict(found)
+
+  assert asyncio.run(run(False)) == asyncio.run(run(True))
+
+
+def test_torn_and_broken_files(tmp_path):
+  results(tmp_path, False, (_KEY, _CALL, ''))
+  (path,) = tmp_path.iterdir()
+  whole = path.read_bytes()
+  path.write_bytes(whole + whole[: len(whole) // 2])
+  assert results(tmp_path, True, (_KEY, _CALL, ''))[0].text == '1'
+  path.write_bytes(b'{"a": 1}\n' + whole)
+  with pytest.raises(recording.RecordingError, match='line 1: not a recorded'):
+    recording.Recording(str(tmp_path), replays=True)
+
+
+def test_directories_that_hold_none(tmp_path):
+  with pytest.raises(recording.RecordingError, match='nothing to replay'):
+    recording.Recording(str(tmp_path / 'none'), replays=True)
+  (tmp_path / 'file').touch()
+  with pytest.raises(recording.RecordingError, match='local directory'):
+    recording.Recording(str(tmp_path / 'file'), replays=False)
+  # A run that asked nothing leaves nothing.
+  recording.Recording(str(tmp_path / 'd'), replays=False).close()
+  assert not list((tmp_path / 'd').iterdir())
+
+
+def test_processes_write_files_of_their_own(tmp_path):
+  made = [
+      recording.Recording(str(tmp_path), replays=False, process=i)
+      for i in range(2)
+  ]
+
+  async def write(i):
+    async def make():
+      return records.ToolResult(str(i))
+
+    key = dataclasses.replace(_KEY, rollout=i)
+    await made[i].tool_result(key, _CALL, '', make)
+
+  for i in range(2):
+    asyncio.run(write(i))
+    made[i].close()
+  both = recording.Recording(str(tmp_path), replays=True)
+  assert len(both) == 2
+
+
+class _Failing:
+
+  def __init__(self, error):
+    self.error = error
+
+  async def generate(self, prompt, sampling, request_key):
+    raise self.error
+
+
+@pytest.mark.parametrize(
+    'error',
+    [language_model.PromptTooLong, language_model.Unreachable, endpoint.Refused],
+)
+def test_a_model_s_errors_are_replayed(tmp_path, error):
+  prompt = (records.Segment('user', 'hello', trusted=False),)
+  sampling = records.SamplingSpec()
+
+  def ask(model, replays):
+    kept = recording.Recording(str(tmp_path), replays=replays)
+    try:
+      asyncio.run(kept.model(model, 'm').generate(prompt, sampling, _KEY))
+    finally:
+      kept.close()
+
+  for replays in (False, True):
+    with pytest.raises(error, match='because'):
+      ask(_Failing(error('because')), replays)
+
+
+def test_a_model_s_answers_are_replayed(tmp_path):
+  sampling = records.SamplingSpec(temperature=0.5)
+  prompt = (records.Segment('user', 'a', trusted=False),)
+
+  def ask(replays, version='m'):
+    kept = recording.Recording(str(tmp_path), replays=replays)
+    fake = fakes.FakeLanguageModel({_KEY.module: ['one', 'two']})
+    model = kept.model(fake, version)
+    try:
+      return [
+          asyncio.run(
+              model.generate(
+                  prompt, sampling, dataclasses.replace(_KEY, turn=turn)
+              )
+          ).text
+          for turn in range(2)
+      ], len(fake.requests)
+    finally:
+      kept.close()
+
+  assert ask(False) == (['one', 'two'], 2)
+  assert ask(True) == (['one', 'two'], 0)
+  with pytest.raises(recording.Miss):
+    ask(True, 'another')
