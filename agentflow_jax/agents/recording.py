@@ -149,13 +149,10 @@ class Recording:
     return RecordedModel(self, model, version)
 
   def close(self) -> None:
-    """Closes the file; one with no answer in it is removed."""
+    """Closes the file."""
     if self._file is not None:
-      is_empty = not self._file.tell()
       self._file.close()
       self._file = None
-      if is_empty:
-        self._path.unlink(missing_ok=True)
 
   def _find(
       self, asked: Mapping[str, Any], key: records.RequestKey
