@@ -2,7 +2,7 @@
 
   python -m agentflow_jax.evaluate --config=experiments/X.py --workdir=DIR \
       [--planner=DIR] [--split=test] [--limit=N] [--trials=N | --greedy] \
-      [--protocol=paper] [--benchmark=NAME --data_dir=PATH]
+      [--protocol=paper] [--controls] [--benchmark=NAME --data_dir=PATH]
 
 Evaluates the planner that a run in --workdir ended with, or --planner, on the
 config's own tasks or on a published benchmark. Writes evaluations/NAME.json below
@@ -46,6 +46,10 @@ _BENCHMARK = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     'data_dir', '', 'Its JSON file, or a directory of NAME/data.json.'
 )
+_CONTROLS = flags.DEFINE_bool(
+    'controls', False,
+    'Evaluates the planner before training and a random one, too.',
+)
 
 
 def main(argv):
@@ -63,6 +67,7 @@ def main(argv):
       name=_NAME.value,
       benchmark=_BENCHMARK.value,
       data_dir=_DATA_DIR.value,
+      controls=_CONTROLS.value,
   )
   print(single.evaluate(config, _WORKDIR.value, options))
 

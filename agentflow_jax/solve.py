@@ -24,9 +24,9 @@ _GREEDY = flags.DEFINE_bool('greedy', True, 'Temperature 0.')
 def main(argv):
   config = command.config_from_flags(argv)
   # Imported late: --help and config errors should not wait for JAX.
-  from agentflow_jax.training import single
+  from agentflow_jax.training import solving
 
-  single.solve(
+  solving.solve(
       config,
       _QUERY.value,
       workdir=_WORKDIR.value,

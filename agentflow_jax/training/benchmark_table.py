@@ -28,12 +28,15 @@ PAPER: Mapping[str, tuple[float, float]] = {
 }
 _HEADER = (
     'benchmark', 'accuracy', '95% interval', 'judge', 'scored', 'of', 'left out',
-    'turns', 'tool calls', 'tool errors', 'paper', 'paper, untrained',
+    'turns', 'tool calls', 'tool errors', 'tokens', 'seconds', 'random', 'frozen',
+    'paper', 'paper, untrained',
 )
 _NOTE = (
     'Accuracy by rule, with its 95% bootstrap interval over items, and by a judge'
     ' where there is one. The paper: 7B, with web search, scored by a language'
-    ' model, so its columns are not the same measurement.'
+    ' model, so its columns are not the same measurement. Tokens (the planner\'s'
+    ' responses) and seconds are of a mean rollout; random and frozen are the'
+    ' accuracies of a planner that picks any tool, and of the one before training.'
 )
 
 
@@ -41,6 +44,7 @@ def write(
     directory: epath.Path,
     name: str,
     values: Mapping[str, Mapping[str, Any]],
+    controls: Mapping[str, Mapping[str, Mapping[str, Any]]],
     more: Mapping[str, Any],
 ) -> str:
   """Writes NAME.json and NAME.html and returns the table as text.
@@ -49,11 +53,23 @@ def write(
     directory: where both go.
     name: of the files.
     values: benchmark -> what its evaluation's file holds.
+    controls: 'random' and 'frozen' -> the same of these planners, where asked.
     more: what the JSON says besides: protocol, seconds, cost.
   """
-  rows = [_row(benchmark, value) for benchmark, value in values.items()]
+  rows = [
+      _row(
+          benchmark, value,
+          {name: found[benchmark] for name, found in controls.items()},
+      )
+      for benchmark, value in values.items()
+  ]
+  left_out = {'items', 'config', *more}
   kept = {
-      benchmark: {k: v for k, v in value.items() if k != 'items'}
+      benchmark: {k: v for k, v in value.items() if k not in left_out}
+      | {
+          f'{name}_planner': found[benchmark]['accuracy']
+          for name, found in controls.items()
+      }
       | {'paper': PAPER[benchmark][0], 'paper_untrained': PAPER[benchmark][1]}
       for benchmark, value in values.items()
   }
@@ -76,7 +92,11 @@ def write(
   return '\n'.join([*lines, _NOTE])
 
 
-def _row(benchmark: str, value: Mapping[str, Any]) -> Sequence[str]:
+def _row(
+    benchmark: str,
+    value: Mapping[str, Any],
+    controls: Mapping[str, Mapping[str, Any]],
+) -> Sequence[str]:
   percent = lambda share: f'{100 * share:.1f}'
   judged = value.get('judge_accuracy')
   is_scored = value['items_scored'] > 0
@@ -93,6 +113,13 @@ def _row(benchmark: str, value: Mapping[str, Any]) -> Sequence[str]:
       f'{value["turns_mean"]:.2f}',
       str(sum(value['tools'].values())),
       percent(value['tool_error_rate']),
+      f'{value["planner_tokens_mean"]:.0f}',
+      f'{value["rollout_seconds_mean"]:.1f}',
+      *(
+          percent(controls[name]['accuracy'])
+          if name in controls and controls[name]['items_scored'] else '-'
+          for name in ('random', 'frozen')
+      ),
       f'{paper:.1f}',
       f'{untrained:.1f}',
   )

@@ -52,6 +52,29 @@ class ScriptedPlanner:
     return completion, self.planner.sampling
 
 
+@dataclasses.dataclass(frozen=True)
+class RandomPlanner:
+  """A planner for any task: a uniform tool, on the query as it stands.
+
+  Attributes:
+    planner: the planner that it stands in for.
+    verbs: of which a uniform one begins the sub-goal: rule verifiers stop at the
+      last of them.
+  """
+
+  planner: modules.ModelPlanner
+  verbs: Sequence[str]
+
+  async def plan(self, view):
+    rng = random.Random(repr(view.key_of('script').words()))
+    query = ' '.join(view.memory.unmarked().query.split())
+    plan = plan_lib.Plan(
+        f'{rng.choice(self.verbs)} {query}', query,
+        rng.choice([c.name for c in view.cards]),
+    )
+    return records.Completion(plan.render()), self.planner.sampling
+
+
 def solutions_of(
     tasks: Sequence[records.Task],
 ) -> dict[str, Sequence[Step]]:

@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -88,8 +88,14 @@ class Evaluation:
         'tools': tool_calls(trajectories),
         'tool_error_rate': failed / max(called, 1),
         'tool_counts': rollout.tool_counts(trajectories),
-        'turns_mean': sum(len(t.turns) for t in trajectories)
-        / max(len(trajectories), 1),
+        'turns_mean': _mean(len(t.turns) for t in trajectories),
+        'planner_tokens_mean': _mean(
+            sum(len(turn.completion.response_ids) for turn in t.turns)
+            for t in trajectories
+        ),
+        'rollout_seconds_mean': _mean(
+            t.seconds.get('total', 0.0) for t in trajectories
+        ),
         'seconds': self.seconds,
         **self._judged(),
         'items': [
@@ -149,6 +155,12 @@ class Evaluation:
         value: {'items': len(s), 'accuracy': sum(s) / len(s)}
         for value, s in sorted(found.items())
     }
+
+
+def _mean(values: Iterable[float]) -> float:
+  """The mean; 0 of nothing."""
+  found = list(values)
+  return sum(found) / max(len(found), 1)
 
 
 def tool_calls(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:

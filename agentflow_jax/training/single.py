@@ -1,24 +1,23 @@
-"""One evaluation, or one query solved step by step."""
+"""One evaluation, as the command asks for it."""
 
 import asyncio
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib
-from agentflow_jax.agents import recording, rollout
+from agentflow_jax.agents import recording
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import benchmark_table
-from agentflow_jax.training import collect, evaluation, knobs, progress
+from agentflow_jax.training import collect
+from agentflow_jax.training import controls as controls_lib
+from agentflow_jax.training import evaluation, knobs, progress
 from agentflow_jax.training import system, trainer
-
-
-_MOST_SHOWN = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +36,8 @@ class EvaluateOptions:
     benchmark: of data/benchmarks.py, several by commas, or 'all' of a directory;
       '' for the config's own tasks.
     data_dir: its file, or a directory of NAME/data.json.
+    controls: whether the planner before training and a random one are evaluated
+      on the same tasks, too.
   """
 
   planner: str = ''
@@ -48,6 +49,7 @@ class EvaluateOptions:
   name: str = ''
   benchmark: str = ''
   data_dir: str = ''
+  controls: bool = False
 
   @property
   def result_name(self) -> str:
@@ -94,12 +96,13 @@ def evaluate(
             test_items=options.limit,
         ),
     )
-  directory = epath.Path(workdir)
+  directory, before = epath.Path(workdir), None
   if options.planner or knobs.uses_engine(config):
-    config = _with_planner(
-        config, options.planner or str(directory / 'planner')
-    )
-  return asyncio.run(_evaluate(config, directory, options))
+    evaluated = options.planner or str(directory / 'planner')
+    if config.planner.directory not in ('', evaluated):
+      before = config
+    config = with_planner(config, evaluated)
+  return asyncio.run(_evaluate(config, before, directory, options))
 
 
 def _by_protocol(
@@ -119,13 +122,13 @@ def _by_protocol(
   return config, dataclasses.replace(options, trials=options.trials or 3)
 
 
-def _journal(parts, workdir, options) -> collect.Journal:
+def _journal(parts, workdir, options, result_name) -> collect.Journal:
   """Where an evaluation's items are kept until it is done: one of the same kind."""
   same = [config_lib.flatten(parts.config), dataclasses.asdict(options)]
   if parts.params is not None:
     same.append(trainer.params_digest(parts.params))
   text = json.dumps(same, sort_keys=True, default=str)
-  name = f'{options.result_name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}'
+  name = f'{result_name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}'
   return collect.Journal(
       workdir / 'evaluations' / 'journal' / name, keeps_unscored=False
   )
@@ -136,97 +139,170 @@ def _has_judge(config: config_lib.Config) -> bool:
   return bool(judge.base_url or judge.preset)
 
 
-async def _evaluate(config, workdir, options) -> str:
+async def _evaluate(config, before, workdir, options) -> str:
+  """Evaluates a planner, and the controls that are asked for.
+
+  Args:
+    config: with the planner to evaluate.
+    before: with the planner before training; None where that is the same, or
+      unknown.
+    workdir: where results go.
+    options: what is asked for.
+  """
+  values, more = await _variant(config, workdir, options, '')
+  controls = {}
+  if options.controls:
+    controls['random'], _ = await _variant(
+        config, workdir, options, 'random_planner'
+    )
+    # The same planner samples the same again: it need not be asked.
+    controls['frozen'] = values
+    if before is not None:
+      controls['frozen'], _ = await _variant(
+          before, workdir, options, 'frozen_planner'
+      )
+  if len(values) > 1:
+    table = benchmark_table.write(
+        workdir, options.name or 'benchmarks', values, controls, more
+    )
+    return f'{table}\n{workdir / (options.name or "benchmarks")}.html'
+  (value,) = values.values()
+  lines = [_line(value)]
+  for name, found in controls.items():
+    (of_it,) = found.values()
+    lines.append(
+        f'{name} planner: {of_it["accuracy"]:.1%} [{of_it["ci_low"]:.1%},'
+        f' {of_it["ci_high"]:.1%}] over {of_it["items_scored"]} tasks'
+        + (' (the same planner)' if of_it is value else '')
+    )
+  return '\n'.join([*lines, f'{workdir / "evaluations" / value["name"]}.json'])
+
+
+async def _variant(
+    config, workdir, options, control: str
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
+  """Evaluates one planner and saves what came of it.
+
+  Returns:
+    Benchmark ('' for other tasks) -> what its file holds, and what is of all of
+    them together.
+  """
   parts = client = None
+  name = '_'.join(filter(None, (options.result_name, control)))
   try:
     parts = system.build(config, workdir)
     if _has_judge(config):
       client = system.make_client(
           config.evaluation.judge, 'evaluation.judge', parts.agent.recording
       )
-    journal = _journal(parts, workdir, options)
-    tasks = getattr(parts.tasks, options.split)
-    done = 0
-    with progress.Progress(len(tasks) * options.trials) as bar:
-
-      def count(trajectory: records.Trajectory) -> None:
-        nonlocal done
-        del trajectory
-        done += 1
-        bar.update(done, {})
-
-      result = await evaluation.evaluate(
-          parts.agent,
-          tasks,
-          name=options.result_name,
-          split=options.split,
-          seed=config.seed,
-          processes=parts.processes,
-          trials=options.trials,
-          greedy=options.greedy,
-          concurrent=config.train.concurrent_rollouts,
-          journal=journal,
-          on_done=count,
-      )
-    shared = parts.endpoint_usage()
+    journal = _journal(parts, workdir, options, name)
+    result = await _ask(parts, options, name, control, journal)
+    more = parts.endpoint_usage()
     if client is not None:
-      with recording.during(f'judging {result.name}'):
+      with recording.during(f'judging {name}'):
         verdicts = await evaluation.judge(
             judge_lib.Judge(client), result.groups, config.seed,
             config.evaluation.judge.concurrency,
         )
       result = dataclasses.replace(result, verdicts=verdicts)
-      shared |= system.usage(client)
-    shared |= {
+      more |= system.usage(client)
+    more |= {
         'protocol': options.protocol,
         'trials': options.trials,
+        'cost': sum(v for k, v in more.items() if k.endswith('/cost')),
+        'web_allowed': list(config.agent.tools.web.allow),
     }
-    text = _save(workdir, options, result, parts.tasks.left_out, shared)
+    values = _save(
+        workdir, options, result, parts.tasks.left_out, control,
+        more | {'config': config_lib.flatten(config)},
+    )
     journal.directory.rmtree(missing_ok=True)
   finally:
     if parts is not None:
       await parts.close()
     if client is not None:
       await client.aclose()
-  return text
+  return values, more | {'seconds': result.seconds}
 
 
-def _save(workdir, options, result, left_out, shared) -> str:
-  """Writes the files of an evaluation, or one each benchmark and their table."""
+async def _ask(parts, options, name, control, journal) -> evaluation.Evaluation:
+  """Runs the rollouts of one planner."""
+  tasks = getattr(parts.tasks, options.split)
+  agent = parts.agent
+  if control == 'random_planner':
+    planner = controls_lib.RandomPlanner(
+        parts.planner, parts.config.agent.verbs
+    )
+    agent = dataclasses.replace(agent, planner=planner)
+    if parts.tasks.train and parts.config.task_set.kind == 'geohop':
+      # What a random plan may say is known there.
+      agent = parts.with_script(controls_lib.uniform)
+  done = 0
+  with progress.Progress(len(tasks) * options.trials) as bar:
+
+    def count(trajectory: records.Trajectory) -> None:
+      nonlocal done
+      del trajectory
+      done += 1
+      bar.update(done, {})
+
+    return await evaluation.evaluate(
+        agent,
+        tasks,
+        name=name,
+        split=options.split,
+        seed=parts.config.seed,
+        processes=parts.processes,
+        trials=options.trials,
+        greedy=options.greedy,
+        concurrent=parts.config.train.concurrent_rollouts,
+        journal=journal,
+        on_done=count,
+    )
+
+
+def _save(
+    workdir, options, result, left_out, control, more
+) -> dict[str, Mapping[str, Any]]:
+  """Writes the file of an evaluation, or one each benchmark; returns them."""
   directory = workdir / 'evaluations'
   if len(left_out) <= 1:
     lacks = sum(left_out.values())
-    value = evaluation.save(
-        directory, result, {**shared, 'items_left_out': lacks}
+    saved = evaluation.save(
+        directory, result, {**more, 'items_left_out': lacks}
     )
-    lacking = f' ({lacks} left out: they need more than text)' if lacks else ''
-    ended = ', '.join(f'{k} {n}' for k, n in value['status'].items())
-    return (
-        f'{result.name}: accuracy {result.accuracy:.1%}'
-        f' [{value["ci_low"]:.1%}, {value["ci_high"]:.1%}] over'
-        f' {value["items_scored"]} scored of {value["items_requested"]} tasks'
-        f'{lacking};'
-        f' {value["turns_mean"]:.2f} turns,'
-        f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}'
-        f'{_judged(value)}\n'
-        f'{directory / (result.name + ".json")}'
-    )
+    return {next(iter(left_out), ''): saved}
   values = {}
-  for name, lacks in left_out.items():
-    groups = tuple(g for g in result.groups if g.task.tags['benchmark'] == name)
+  for benchmark, lacks in left_out.items():
+    groups = tuple(
+        g for g in result.groups if g.task.tags['benchmark'] == benchmark
+    )
     of_it = dataclasses.replace(
         result, groups=groups,
-        name=f'{options.name}_{name}' if options.name else name,
+        name='_'.join(filter(None, (options.name, benchmark, control))),
     )
     # Seconds and requests are those of all together.
-    values[name] = evaluation.save(
-        directory, of_it, {**shared, 'items_left_out': lacks}
+    values[benchmark] = evaluation.save(
+        directory, of_it, {**more, 'items_left_out': lacks}
     )
-  table = benchmark_table.write(
-      workdir, options.name or 'benchmarks', values,
-      {**shared, 'seconds': result.seconds},
+  return values
+
+
+def _line(value: Mapping[str, Any]) -> str:
+  """Says what one evaluation came to."""
+  lacks = value['items_left_out']
+  lacking = f' ({lacks} left out: they need more than text)' if lacks else ''
+  ended = ', '.join(f'{k} {n}' for k, n in value['status'].items())
+  met = ', '.join(f'{k} {n}' for k, n in value['tool_counts'].items())
+  return (
+      f'{value["name"]}: accuracy {value["accuracy"]:.1%}'
+      f' [{value["ci_low"]:.1%}, {value["ci_high"]:.1%}] over'
+      f' {value["items_scored"]} scored of {value["items_requested"]} tasks'
+      f'{lacking};'
+      f' {value["turns_mean"]:.2f} turns,'
+      f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}'
+      f'{"; tools met: " + met if met else ""}{_judged(value)}'
   )
-  return f'{table}\n{workdir / (options.name or "benchmarks")}.html'
 
 
 def _judged(value) -> str:
@@ -251,85 +327,14 @@ def _judged(value) -> str:
   return said
 
 
-def solve(
-    config: config_lib.Config,
-    query: str,
-    *,
-    workdir: str,
-    planner: str = '',
-    greedy: bool = True,
-    emit: Callable[[str], None],
-) -> records.Trajectory:
-  """Solves one query.
-
-  Args:
-    config: the system.
-    query: what to ask.
-    workdir: where data sets are kept.
-    planner: a planner directory; '' for the config's own.
-    greedy: temperature 0.
-    emit: called with a line or more for people as each module or tool ends.
-
-  Raises:
-    ConfigError, CheckpointError, ToolUnavailable: name the remedy.
-  """
-  if planner:
-    config = _with_planner(config, planner)
-  return asyncio.run(_solve(config, query, epath.Path(workdir), greedy, emit))
-
-
-async def _solve(config, query, workdir, greedy, emit) -> records.Trajectory:
-  parts = system.build(config, workdir)
-  try:
-    planner = parts.planner
-    if greedy:
-      sampling = dataclasses.replace(planner.sampling, temperature=0.0)
-      planner = dataclasses.replace(planner, sampling=sampling)
-    # There is no right answer to check: the reward is left out.
-    agent = dataclasses.replace(
-        parts.agent,
-        planner=planner,
-        reward=_no_reward,
-        on_step=lambda name, text: emit(f'{name}: {_shown(text)}'),
-    )
-    task = records.Task('solve', query, (), '')
-    key = records.RequestKey(
-        config.seed, records.Purpose.SOLVE, 0, task.id, 0
-    )
-    emit(f'Query: {query}')
-    analysis, failed = await rollout.analyse(agent, task, key)
-    if analysis:
-      emit(f'analyst: {_shown(analysis)}')
-    trajectory = failed or await rollout.rollout(agent, task, key, analysis)
-    usage = parts.endpoint_usage()
-  finally:
-    await parts.close()
-  emit(f'Answer: {trajectory.answer or "none"}  ({trajectory.status.value})')
-  if trajectory.detail:
-    emit(trajectory.detail)
-  for name, value in usage.items():
-    if value:
-      emit(f'{name}: {value:g}')
-  return trajectory
-
-
-async def _no_reward(task: records.Task, answer: str) -> float:
-  del task, answer
-  return 0.0
-
-
-def _shown(text: str) -> str:
-  """A text for people: further lines below the first, and not all of a book."""
-  text = text.strip()
-  if len(text) > _MOST_SHOWN:
-    text = f'{text[:_MOST_SHOWN]} ... ({len(text):,} characters)'
-  return text.replace('\n', '\n  ')
-
-
-def _with_planner(
+def with_planner(
     config: config_lib.Config, directory: str
 ) -> config_lib.Config:
-  """The config with the weights of a directory."""
+  """Returns the config with the weights of a directory.
+
+  Raises:
+    ConfigError: nothing would read them.
+  """
   if not knobs.uses_engine(config):
     raise config_lib.ConfigError(
         '--planner names weights, and no module of this config reads any'

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from etils import epath
@@ -16,6 +17,7 @@ from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import exits
 from agentflow_jax.training import run
 from agentflow_jax.training import single
+from agentflow_jax.training import solving
 from agentflow_jax.training import system
 from tests.agents import http_server
 from tests.agents.tools import web_server
@@ -187,6 +189,57 @@ def test_several_benchmarks_make_one_table(tmp_path):
   assert '<td>aime24</td>' in page and '<td>77.2</td>' in page
 
 
+def test_controls_stand_beside_the_planner(tmp_path):
+  config = mini.config(tmp_path / 'in')
+  for name in ('aime24', '2wiki'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'data.json').write_text(
+        json.dumps([
+            {'query': 'What is 7 times 8?', 'answer': 56},
+            {'query': 'What is the capital of Portugal?', 'answer': 0},
+        ])
+    )
+  trained = tmp_path / 'trained'
+  shutil.copytree(config.planner.directory, trained)
+  options = single.EvaluateOptions(
+      planner=str(trained), benchmark='all', data_dir=str(tmp_path),
+      controls=True, trials=4,
+  )
+  out = tmp_path / 'out'
+  text = single.evaluate(config, str(out), options)
+  table = json.loads((out / 'benchmarks.json').read_text())['benchmarks']
+  for name, row in table.items():
+    kept = {
+        control: json.loads(
+            (out / 'evaluations' / f'{name}{control}.json').read_text()
+        )
+        for control in ('', '_random_planner', '_frozen_planner')
+    }
+    # The weights are the same, and so is what is sampled from them.
+    assert [i['turns'] for i in kept['']['items']] == [
+        i['turns'] for i in kept['_frozen_planner']['items']
+    ]
+    assert row['frozen_planner'] == row['accuracy'] == kept['']['accuracy']
+    assert row['random_planner'] == kept['_random_planner']['accuracy']
+    tools = {
+        turn['tool']
+        for item in kept['_random_planner']['items'] for turn in item['turns']
+    }
+    assert tools == {'search', 'python'}
+    (line,) = (l for l in text.splitlines() if l.startswith(name))
+    assert line.split()[-4:-2] == [
+        f'{100 * row[f"{c}_planner"]:.1f}' for c in ('random', 'frozen')
+    ]
+    tokens = kept['']['planner_tokens_mean']
+    assert 1 < tokens < 100 and f' {tokens:.0f} ' in line
+  one = dataclasses.replace(
+      options, planner=config.planner.directory, benchmark='aime24'
+  )
+  lines = single.evaluate(config, str(out), one).splitlines()
+  assert lines[1].startswith('random planner: ')
+  assert lines[2].endswith('over 2 tasks (the same planner)')
+
+
 def test_the_paper_s_protocol(tmp_path):
   config = mini.config(tmp_path / 'in')
   seen = []
@@ -315,7 +368,7 @@ def test_solve_shows_each_step_of_modules_behind_an_endpoint(
     config = _behind_an_endpoint(
         mini.config(tmp_path / 'in'), server.url, planner, top_p=1.0
     )
-    done = single.solve(
+    done = solving.solve(
         config, 'What is the capital of Portugal?', workdir=str(tmp_path),
         emit=lambda text: shown.append((text, len(server.requests))),
     )

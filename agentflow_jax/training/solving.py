@@ -1,0 +1,89 @@
+"""One query solved, step by step."""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.agents import rollout
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import single, system
+
+_MOST_SHOWN = 1000
+
+
+def solve(
+    config: config_lib.Config,
+    query: str,
+    *,
+    workdir: str,
+    planner: str = '',
+    greedy: bool = True,
+    emit: Callable[[str], None],
+) -> records.Trajectory:
+  """Solves one query.
+
+  Args:
+    config: the system.
+    query: what to ask.
+    workdir: where data sets are kept.
+    planner: a planner directory; '' for the config's own.
+    greedy: temperature 0.
+    emit: called with a line or more for people as each module or tool ends.
+
+  Raises:
+    ConfigError, CheckpointError, ToolUnavailable: name the remedy.
+  """
+  if planner:
+    config = single.with_planner(config, planner)
+  return asyncio.run(_solve(config, query, epath.Path(workdir), greedy, emit))
+
+
+async def _solve(config, query, workdir, greedy, emit) -> records.Trajectory:
+  parts = system.build(config, workdir)
+  try:
+    planner = parts.planner
+    if greedy:
+      sampling = dataclasses.replace(planner.sampling, temperature=0.0)
+      planner = dataclasses.replace(planner, sampling=sampling)
+    # There is no right answer to check: the reward is left out.
+    agent = dataclasses.replace(
+        parts.agent,
+        planner=planner,
+        reward=_no_reward,
+        on_step=lambda name, text: emit(f'{name}: {_shown(text)}'),
+    )
+    task = records.Task('solve', query, (), '')
+    key = records.RequestKey(
+        config.seed, records.Purpose.SOLVE, 0, task.id, 0
+    )
+    emit(f'Query: {query}')
+    analysis, failed = await rollout.analyse(agent, task, key)
+    if analysis:
+      emit(f'analyst: {_shown(analysis)}')
+    trajectory = failed or await rollout.rollout(agent, task, key, analysis)
+    usage = parts.endpoint_usage()
+  finally:
+    await parts.close()
+  emit(f'Answer: {trajectory.answer or "none"}  ({trajectory.status.value})')
+  if trajectory.detail:
+    emit(trajectory.detail)
+  for name, value in usage.items():
+    if value:
+      emit(f'{name}: {value:g}')
+  return trajectory
+
+
+async def _no_reward(task: records.Task, answer: str) -> float:
+  del task, answer
+  return 0.0
+
+
+def _shown(text: str) -> str:
+  """A text for people: further lines below the first, and not all of a book."""
+  text = text.strip()
+  if len(text) > _MOST_SHOWN:
+    text = f'{text[:_MOST_SHOWN]} ... ({len(text):,} characters)'
+  return text.replace('\n', '\n  ')
