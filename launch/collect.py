@@ -1,12 +1,15 @@
 """One table and one page of all runs of a sweep.
 
-  python launch/collect.py --sweep=DIR [--metric=eval/accuracy_final] \
-      [--curve=reward/mean] [--out=DIR/sweep.html]
+  python launch/collect.py --sweep=DIR [--metric=NAME] [--curve=reward/mean] \
+      [--out=DIR/sweep.html]
 
 Reads what runs leave below DIR: config.json, metrics.jsonl, summary.json. Runs that
 differ in the seed alone are pooled: the mean over seeds, and a 95% interval (Student's
 t over seeds; none where there is one). The page stands on its own: the table, and for
 every knob that varies the curves of all runs, coloured by its value.
+
+Of a sweep of evaluations it reads what lies below RUN/evaluations; then the pictures
+are of accuracy and turns over each knob.
 """
 
 import argparse
@@ -30,6 +33,7 @@ _T = (
     2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
 )
 _SEED = 'seed'
+_EVALUATION = 'evaluation'
 
 
 def _arguments():
@@ -37,7 +41,10 @@ def _arguments():
       description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--sweep', required=True)
-  parser.add_argument('--metric', default='eval/accuracy_final')
+  parser.add_argument(
+      '--metric', default='',
+      help='of the table: eval/accuracy_final, or accuracy of evaluations',
+  )
   parser.add_argument('--curve', default='reward/mean')
   parser.add_argument('--out', default='')
   return parser.parse_args()
@@ -66,6 +73,16 @@ def _runs(directory):
         _json_lines(run / 'metrics.jsonl'),
         json.loads(summary.read_text()) if summary.exists() else None,
     ))
+  return runs
+
+
+def _evaluations(directory):
+  """Returns the same of evaluations: a result is its own summary."""
+  runs = []
+  for path in sorted(directory.glob('*/evaluations/*.json')):
+    value = json.loads(path.read_text())
+    config = value.get('config', {}) | {_EVALUATION: path.stem}
+    runs.append((path.parts[-3], config, [], value))
   return runs
 
 
@@ -135,6 +152,48 @@ def _picture(runs, knob, curve):
   axes.set_ylabel(curve)
   if shown:
     axes.legend(title=knob, fontsize='small')
+  return _svg(figure)
+
+
+def _scaling(runs, knob):
+  """Returns an SVG: accuracy, with its interval, and turns over a knob."""
+  number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+  key = lambda v: (0, v, '') if number(v) else (1, 0, str(v))
+  values = sorted({config.get(knob) for _, config, _, _ in runs}, key=key)
+  is_numeric = all(map(number, values))
+  place = {v: v if is_numeric else i for i, v in enumerate(values)}
+  figure, (above, below) = plt.subplots(
+      2, 1, figsize=(7, 5), sharex=True, height_ratios=[3, 2]
+  )
+  for name in sorted({config[_EVALUATION] for _, config, _, _ in runs}):
+    found = sorted(
+        (
+            (place[config.get(knob)], value)
+            for _, config, _, value in runs
+            if config[_EVALUATION] == name and value['items_scored']
+        ),
+        key=lambda pair: pair[0],
+    )
+    if not found:
+      continue
+    x = [p for p, _ in found]
+    y = [v['accuracy'] for _, v in found]
+    spread = [
+        [a - v['ci_low'] for a, (_, v) in zip(y, found)],
+        [v['ci_high'] - a for a, (_, v) in zip(y, found)],
+    ]
+    above.errorbar(x, y, spread, marker='o', capsize=3, label=name)
+    below.plot(x, [v['turns_mean'] for _, v in found], marker='o')
+  above.set_ylabel('accuracy')
+  above.set_ylim(-0.02, 1.02)
+  above.legend(fontsize='small')
+  below.set_ylabel('mean turns')
+  below.set_xlabel(knob)
+  below.set_xticks([place[v] for v in values], [str(v) for v in values])
+  return _svg(figure)
+
+
+def _svg(figure):
   figure.tight_layout()
   out = io.StringIO()
   figure.savefig(out, format='svg')
@@ -167,13 +226,21 @@ def main():
   args = _arguments()
   directory = pathlib.Path(args.sweep)
   runs = _runs(directory) if directory.is_dir() else []
+  metric, picture = 'eval/accuracy_final', None
+  if not runs:
+    runs = _evaluations(directory)
+    metric, picture = 'accuracy', _scaling
   if not runs:
     raise SystemExit(f'error: --sweep={args.sweep}: no run below it')
   varied = _varied(runs)
-  header, rows = _rows(runs, varied, args.metric)
+  header, rows = _rows(runs, varied, args.metric or metric)
   print(_text(header, rows))
   # With one run, or none that differs, its curve is still worth a look.
-  pictures = [(k, _picture(runs, k, args.curve)) for k in varied or [_SEED]]
+  pictures = [
+      (k, picture(runs, k) if picture else _picture(runs, k, args.curve))
+      for k in varied or [_SEED]
+      if k != _EVALUATION
+  ]
   out = pathlib.Path(args.out or directory / 'sweep.html')
   out.write_text(_page(directory.name, header, rows, pictures))
   print(f'\n{out}')

@@ -1,12 +1,14 @@
 """Runs the runs of a config's get_sweep(): printed, in turn, or submitted.
 
   python launch/sweep.py --config=experiments/X.py [--workdir=runs/sweeps/NAME] \
-      [--only=PATTERN] [--run | --submit='sbatch launch/slurm.sbatch'] [-- FLAGS]
+      [--program=evaluate] [--only=PATTERN] \
+      [--run | --submit='sbatch launch/slurm.sbatch'] [-- FLAGS]
 
 Prints each run's command. With --run they run here, one after the other; the ones
-that are done (WORKDIR/RUN/summary.json) are skipped, one that was interrupted goes
-on, and one that fails is tried again, --retries times. With --submit each run that
-is not done is handed to a launcher: the words, then the run's flags.
+that are done (WORKDIR/RUN/summary.json; of --program=evaluate, results below
+WORKDIR/RUN/evaluations) are skipped, one that was interrupted goes on, and one that
+fails is tried again, --retries times. With --submit each run that is not done is
+handed to a launcher: the words, then the run's flags.
 
 FLAGS go to every run. A run's name is made of its overrides.
 """
@@ -31,6 +33,9 @@ def _arguments():
   )
   parser.add_argument('--config', required=True)
   parser.add_argument('--workdir', default='')
+  parser.add_argument(
+      '--program', default='train', choices=['train', 'evaluate']
+  )
   parser.add_argument('--only', default='', help='a regular expression')
   how = parser.add_mutually_exclusive_group()
   how.add_argument('--run', action='store_true')
@@ -64,6 +69,15 @@ def _name(overrides):
   return name
 
 
+def _is_done(run, program):
+  """Says whether a run has nothing left to do."""
+  if program == 'train':
+    return (run / 'summary.json').exists()
+  # One that was cut off keeps a journal.
+  results = run / 'evaluations'
+  return any(results.glob('*.json')) and not any(results.glob('journal/*'))
+
+
 def main():
   args = _arguments()
   # Runs start in the checkout, this program anywhere.
@@ -84,20 +98,23 @@ def main():
       ]
   if not runs:
     raise SystemExit(f'error: no run of {args.config} matches {args.only!r}')
-  train = [sys.executable, '-m', 'agentflow_jax.train']
+  module = f'agentflow_jax.{args.program}'
   if not (args.run or args.submit):
     for flags in runs.values():
-      print(shlex.join(['python', '-m', 'agentflow_jax.train', *flags]))
+      print(shlex.join(['python', '-m', module, *flags]))
     return 0
   failed = []
   for i, (name, flags) in enumerate(runs.items(), 1):
     where = f'[{i}/{len(runs)}] {name}'
-    if '://' not in workdir and (
-        _ROOT / workdir / name / 'summary.json'
-    ).exists():
+    if '://' not in workdir and _is_done(
+        _ROOT / workdir / name, args.program
+    ):
       print(f'{where}: done before', flush=True)
       continue
-    command = shlex.split(args.submit) if args.submit else train
+    command = (
+        shlex.split(args.submit)
+        if args.submit else [sys.executable, '-m', module]
+    )
     attempts = 1 if args.submit else 1 + args.retries
     for attempt in range(attempts):
       print(f'{where}: {"submitting" if args.submit else "running"}', flush=True)

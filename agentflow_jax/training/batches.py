@@ -147,6 +147,9 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
           for turn in t.turns
       ),
   }
+  turns = int(metrics['rollouts/turns'])
+  if turns:
+    metrics['tokens/response_mean'] = metrics['tokens/response'] / turns
   if rewards:
     metrics['reward/mean'] = sum(rewards) / len(rewards)
   for status in records.Status:

@@ -169,6 +169,9 @@ def write_summary(
   if config.task_set.kind == 'geohop':
     for field, value in config_lib.flatten(config.teacher).items():
       summary[f'teacher/{field}'] = value
+  allowed = config.agent.tools.web.allow
+  if allowed:  # What its tools could reach that is not public.
+    summary['config/agent.tools.web.allow'] = ', '.join(allowed)
   summary |= more
   text = json.dumps(summary, indent=1, sort_keys=True)
   metrics_lib.write_text(workdir / SUMMARY, text + '\n')

@@ -235,12 +235,21 @@ def _training(run: report_data.Run) -> list[str]:
               'Planner turns, mean over a training step.',
           ),
           report_html.figure(
+              'Response length',
+              report_plots.over_steps(
+                  run, 'tokens/response_mean', 'response-length',
+                  'Tokens a response',
+              ),
+              'The planner’s tokens a turn, mean over a training step.',
+          ),
+          report_html.figure(
               'How rollouts ended',
               report_plots.statuses(run),
               'Shares of the rollouts that a step asked for.',
           ),
       ]),
       _status_table(run),
+      _met(run),
       report_html.figure(
           'The optimizer’s own figures', report_plots.update_health(run)
       ),
@@ -270,6 +279,20 @@ def _status_table(run: report_data.Run) -> str:
       ['status', *counts], rows, key_row=len(rows) - 1, full=False
   )
   return f'<details open><summary>Rollouts by status</summary>{table}</details>'
+
+
+def _met(run: report_data.Run) -> str:
+  """What tool calls met in training that a reader should know of."""
+  counts = run.totals('tool_counts/')
+  if not counts:
+    return ''
+  rows = [[report_html.text(n), f'{c:,.0f}'] for n, c in sorted(counts.items())]
+  table = report_html.table(['tool calls met', 'times'], rows, full=False)
+  return (
+      '<details open><summary>What tool calls met: hosts that are blocked,'
+      ' results that quote the whole query</summary>'
+      f'{table}</details>'
+  )
 
 
 def _time(run: report_data.Run) -> list[str]:

@@ -29,7 +29,7 @@ def results(directory, replays, *asked, made=None):
       number += 1
       if made is not None:
         return made.pop(0)
-      return records.ToolResult(str(number), None, 0.5, {'web/fetched': number})
+      return records.ToolResult(str(number), None, 0.5, {'web_fetched': number})
 
     try:
       for key, call, version in asked:
@@ -52,7 +52,7 @@ def test_a_replay_gives_what_was_recorded_for_each_name(tmp_path):
   ]
   made = results(tmp_path, False, *asked)
   assert [r.text for r in made] == list('1234567')
-  assert made[0].counts == {'web/fetched': 1}
+  assert made[0].counts == {'web_fetched': 1}
   # In another order, but for what is asked twice.
   mixed = [0, 6, 1, 5, 2, 4, 3]
   played = results(tmp_path, True, *(asked[i] for i in mixed))

@@ -181,3 +181,53 @@ def test_six_real_runs_killed_in_the_second_and_started_again(tmp_path):
   lines = (second / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['step'] for line in lines] == [1, 2, 3]
   assert (out / 'sweep.html').read_text().count('<svg') == 2
+
+
+# Stands for agentflow_jax.evaluate: leaves a result, or is cut off once.
+_EVALUATE = """
+import json, pathlib, sys
+flags = dict(f.lstrip('-').split('=', 1) for f in sys.argv[1:])
+turns = int(flags['config.turns'])
+results = pathlib.Path(flags['workdir']) / 'evaluations'
+journal = results / 'journal' / 'x'
+(results / '..' / 'starts').open('a').write('.') if results.exists() else None
+journal.mkdir(parents=True, exist_ok=True)
+if turns == 5 and not (results / 'cut').exists():
+  (results / 'cut').touch()
+  sys.exit(75)
+for name in ('aime24', '2wiki'):
+  (results / f'{name}.json').write_text(json.dumps({
+      'config': {'turns': turns, 'kind': 'x'}, 'accuracy': turns / 10,
+      'ci_low': turns / 10 - 0.1, 'ci_high': turns / 10 + 0.1,
+      'items_scored': 4, 'turns_mean': turns / 2}))
+journal.rmdir()
+"""
+
+
+def test_a_sweep_of_evaluations_ends_in_a_table_and_pictures(tmp_path):
+  config = tmp_path / 'turns.py'
+  config.write_text(
+      'from agentflow_jax.training import sweep\n'
+      'def get_sweep():\n'
+      "  return sweep.grid({'turns': [3, 5, 10]})\n"
+  )
+  (tmp_path / 'evaluate.py').write_text(_EVALUATE)
+  flags = [
+      f'--config={config}', f'--workdir={tmp_path}/out', '--program=evaluate'
+  ]
+  done = _launch('sweep.py', *flags)
+  assert 'python -m agentflow_jax.evaluate --config=' in done.stdout
+  submit = f'--submit={sys.executable} {tmp_path}/evaluate.py'
+  first = _launch('sweep.py', *flags, submit)
+  assert first.returncode == 1 and 'turns=5' in first.stdout.splitlines()[-1]
+  second = _launch('sweep.py', *flags, submit)
+  assert second.returncode == 0
+  assert second.stdout.count('done before') == 2  # The one cut off goes on.
+  page = _launch('collect.py', f'--sweep={tmp_path}/out')
+  assert page.returncode == 0, page.stderr
+  rows = [line.split() for line in page.stdout.splitlines()]
+  assert rows[0][:2] == ['evaluation', 'turns']
+  assert ['aime24', '5', '1', 'of', '1', '0.5'] in rows
+  assert ['2wiki', '10', '1', 'of', '1', '1'] in rows
+  html = (tmp_path / 'out' / 'sweep.html').read_text()
+  assert html.count('<svg') == 1 and '<h2>turns</h2>' in html

@@ -116,6 +116,8 @@ def _metrics():
         'rollouts/status/model_unreachable': 1,
         'rollouts/status/deadline': 0,
         'rollouts/turns_mean': 2.8 - 0.03 * step,
+        'tokens/response_mean': 12.5 - 0.1 * step,
+        'tool_counts/web_blocked_host': 2,
         'rollouts/tool_error_rate': 0.3 * math.exp(-step / 6),
         'tools/search': 300,
         'tools/python': 10 * step,
@@ -262,12 +264,13 @@ def test_complete_run_shows_every_picture_and_three_examples(complete):
       'Tool usage, before and after',
       'Tool-call error rate over steps',
       'Turns per rollout over steps',
+      'Tokens a response over steps',
       'How rollouts ended',
       'Optimizer metrics over steps',
       'Where the time went',
       'What rollouts waited for',
   ]
-  assert page.tags.count('svg') == 9
+  assert page.tags.count('svg') == 10
   assert source.count('class="example"') == 3
   assert sorted(re.findall(r'hops: (\d)', source)) == ['1', '2', '3']
   text = ''.join(page.text)
@@ -277,6 +280,9 @@ def test_complete_run_shows_every_picture_and_three_examples(complete):
   assert 'everything else' in text and '90.5 s  21%' in text
   assert '>deadline<' not in source  # No rollout ended so.
   assert '>out_of_turns<' in source
+  assert f'<td>web_blocked_host</td><td>{2 * STEPS}</td>' in re.sub(
+      r'\s*\n\s*', '', re.sub(r'<td[^>]*>', '<td>', source)
+  )
   assert 'before training = frozen planner' in text
   assert text.count('holds') == 8
   assert 'wrong tool' in text and '50.0%' in text and '4000' in text

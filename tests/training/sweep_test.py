@@ -50,7 +50,11 @@ def test_samples_are_the_same_for_a_seed_and_within_the_space():
 
 
 @pytest.mark.parametrize(
-    'name, count', [('ablations', 28), ('flow_grpo_qwen2p5_7b', 7)]
+    'name, count',
+    [
+        ('ablations', 28), ('flow_grpo_qwen2p5_7b', 7), ('turn_scaling', 4),
+        ('tool_ablation', 6),
+    ],
 )
 def test_the_paper_s_ablations_are_runs_of_configs_that_exist(name, count):
   path = str(mini.ROOT / 'experiments' / f'{name}.py')

@@ -218,16 +218,16 @@ class WebClient:
     except (httpx.InvalidURL, ValueError) as error:
       raise base.BadArguments(f'not a URL: {error}') from None
     if parsed.scheme not in ('http', 'https') or not host:
-      base.count('web/blocked_url')
+      base.count('web_blocked_url')
       raise Blocked('blocked: a URL has to begin with http:// or https://')
     if parsed.userinfo:
-      base.count('web/blocked_url')
+      base.count('web_blocked_url')
       raise Blocked('blocked: a URL must not hold a user name or password')
     if self.is_blocked(host):
-      base.count('web/blocked_host')
+      base.count('web_blocked_host')
       raise Blocked(f'blocked: {host} is on the list of hosts not to be asked')
     if port not in (80, 443) and not self._is_allowed(host, port):
-      base.count('web/blocked_url')
+      base.count('web_blocked_url')
       raise Blocked(f'blocked: port {port}; only 80 and 443 are open')
     return parsed
 
@@ -276,7 +276,7 @@ class WebClient:
     for i in range(self._config.max_attempts):
       if reason is not None:
         pause = max(self._backoff * 2**(i - 1), reason.after or 0.0)
-        base.count('web/retries')
+        base.count('web_retries')
         await asyncio.sleep(min(pause, self._config.timeout_seconds))
       try:
         response = await attempt()
@@ -352,7 +352,7 @@ class WebClient:
           f'{url.host} gave status {response.status_code}',
           openai_protocol.retry_after(response.headers.get('Retry-After')),
       )
-    base.count('web/fetched')
+    base.count('web_fetched')
     return Response(
         str(url), response.status_code,
         {k.lower(): v for k, v in response.headers.items()}, content,
@@ -398,7 +398,7 @@ class WebClient:
     if not self._is_allowed(host, port) and not all(
         map(web_addresses.is_public, found)
     ):
-      base.count('web/blocked_address')
+      base.count('web_blocked_address')
       raise Blocked(f'blocked: {host} is not on the public internet')
     return found[:_ADDRESSES_TRIED]
 

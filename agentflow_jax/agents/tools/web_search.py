@@ -92,11 +92,11 @@ def _render(client, found: Found, top_k: int, max_chars: int) -> str:
       # Grounding gives a page's host as its title.
       if client.is_blocked(_host(hit.url)) or client.is_blocked(hit.title)
   }
-  base.count('web/blocked_hits', len(blocked))
+  base.count('web_blocked_hits', len(blocked))
   pieces: list[str] = []
   for text, sources in found.answer:
     if blocked.intersection(sources):
-      base.count('web/blocked_pieces')
+      base.count('web_blocked_pieces')
     else:
       pieces.append(text)
   shown: list[tuple[str, str]] = []

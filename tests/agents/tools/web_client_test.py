@@ -162,7 +162,7 @@ def test_redirects_to_what_is_closed_end_there(status, target):
       )
     assert len(outer.asked) == 1
     assert isinstance(error, web_client.Blocked)
-    assert sum(v for k, v in counts.items() if k.startswith('web/blocked')) == 1
+    assert sum(v for k, v in counts.items() if k.startswith('web_blocked')) == 1
     assert not inner.asked
 
 
@@ -170,7 +170,7 @@ def test_a_host_with_one_private_address_is_not_asked():
   resolve, _ = to_loopback({'two.example': ['8.8.8.8', '127.0.0.1']})
   error, counts = fetch('http://two.example/', resolve)
   assert isinstance(error, web_client.Blocked)
-  assert counts == {'web/blocked_address': 1}
+  assert counts == {'web_blocked_address': 1}
 
 
 def test_a_name_is_resolved_once_and_that_address_is_asked():
@@ -196,7 +196,7 @@ def test_the_system_resolver_is_the_default():
     config = web_client.WebConfig(allow=(f'localhost:{server.port}',))
     response, counts = fetch(f'http://localhost:{server.port}/', config=config)
   assert response.content == b'hello'
-  assert counts == {'web/fetched': 1}
+  assert counts == {'web_fetched': 1}
 
 
 def test_redirects_are_followed_and_bounded():
@@ -234,7 +234,7 @@ def test_a_busy_host_is_asked_again(status):
     server.pages['/'] = lambda asked: said.pop(0)
     response, counts = fetch(f'{server.url}/', config=open_to(server))
   assert response.content == b'hello'
-  assert counts == {'web/retries': 1, 'web/fetched': 1}
+  assert counts == {'web_retries': 1, 'web_fetched': 1}
 
 
 @pytest.mark.parametrize(

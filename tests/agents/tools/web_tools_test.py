@@ -80,7 +80,7 @@ def test_a_page_is_read_for_what_is_asked():
   assert f'[1] Kyoto city ({server.url}/kyoto): ' in asked
   assert '1,463,723' in asked
   assert 'SCRIPT' not in asked and 'color' not in asked
-  assert counts == {'web/fetched': 1}
+  assert counts == {'web_fetched': 1}
   # Without a query, or without its words, a page begins at its beginning.
   assert 'seat of the emperors' in start
   assert nowhere == start
@@ -207,7 +207,7 @@ def test_wikipedia_searches_and_ranks_passages():
         ' the Plaza, at 117 metres.'
     )
     assert len(lines) == 3
-    assert counts == {'web/fetched': 3}
+    assert counts == {'web_fetched': 3}
     assert nothing == 'No article has any of these words.'
     assert server.asked[0].headers['user-agent'].startswith('agentflow_jax/')
 
@@ -321,8 +321,8 @@ def test_what_rests_on_a_blocked_page_is_left_out():
     )
   assert 'many' not in result and 'huggingface' not in result
   assert '[1] the search engine: Bars are few. Nobody knows.' in result
-  assert counts['web/blocked_hits'] == 1
-  assert counts['web/blocked_pieces'] == 1
+  assert counts['web_blocked_hits'] == 1
+  assert counts['web_blocked_pieces'] == 1
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_brave_lists_pages():
       '[1] A & B (https://a.org/): 1 < 2, and more',
       f'[2] C (https://c.org/): {"c" * 36} ...',
   ])
-  assert counts == {'web/fetched': 1, 'web/blocked_hits': 1}
+  assert counts == {'web_fetched': 1, 'web_blocked_hits': 1}
 
 
 @pytest.mark.parametrize(
