@@ -213,9 +213,9 @@ class WebClient:
       raise base.BadArguments(f'a URL of {len(url)} characters is too long')
     try:
       parsed = httpx.URL(url.strip())
-      host = parsed.host
+      host = host_of(parsed)
       port = parsed.port or {'http': 80, 'https': 443}.get(parsed.scheme, 0)
-    except (httpx.InvalidURL, ValueError) as error:
+    except (httpx.InvalidURL, ValueError) as error:  # UnicodeError is one.
       raise base.BadArguments(f'not a URL: {error}') from None
     if parsed.scheme not in ('http', 'https') or not host:
       base.count('web_blocked_url')
@@ -307,7 +307,7 @@ class WebClient:
 
   async def _hop(self, method, url: httpx.URL, headers, body) -> Response:
     """Sends one request; waiting for its turn does not count as its time."""
-    slots, pace = self._hosts[url.host.lower()]
+    slots, pace = self._hosts[host_of(url)]
     async with slots:
       await pace.wait()
       try:
@@ -328,7 +328,7 @@ class WebClient:
           headers={**headers, 'Host': url.netloc.decode('ascii')},
           json=body,
           # The certificate has to be the name's, not the address's.
-          extensions={'sni_hostname': url.host},
+          extensions={'sni_hostname': host_of(url)},
       )
       try:
         return await self._send(request, url)
@@ -383,7 +383,7 @@ class WebClient:
 
   async def _addresses(self, url: httpx.URL) -> Sequence[str]:
     """Returns addresses of a host to try, all of them checked."""
-    host = url.host
+    host = host_of(url)
     port = url.port or {'http': 80, 'https': 443}[url.scheme]
     try:
       found = await self._resolve(host, port)
@@ -403,4 +403,13 @@ class WebClient:
     return found[:_ADDRESSES_TRIED]
 
   def _is_allowed(self, host: str, port: int) -> bool:
-    return f'{host.lower()}:{port}' in self._config.allow
+    return f'{host}:{port}' in self._config.allow
+
+
+def host_of(url: httpx.URL) -> str:
+  """Returns a URL's host as it is asked for: ASCII, in lower case.
+
+  Not `url.host`: what that decodes, the system's resolver may encode to another
+  name than the one that was looked up in a list.
+  """
+  return url.raw_host.decode('ascii').strip('[]').lower()

@@ -98,12 +98,14 @@ class Gemini:
   async def _page(self, client: web_client.WebClient, url: str) -> str:
     """Returns the address that a link of Google's stands for."""
     try:
-      if httpx.URL(url).host != self._redirecting:
+      if web_client.host_of(httpx.URL(url)) != self._redirecting:
         return url
       response = await client.get(url, follow=False)
       target = response.headers.get('location', '')
       return str(httpx.URL(url).join(target)) if target else url
-    except (httpx.InvalidURL, web_client.FetchFailed, base.BadArguments):
+    except (
+        httpx.InvalidURL, ValueError, web_client.FetchFailed, base.BadArguments
+    ):
       return url  # A source whose address is not known is still a source.
 
 

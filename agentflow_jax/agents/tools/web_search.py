@@ -111,8 +111,8 @@ def _render(client, found: Found, top_k: int, max_chars: int) -> str:
 
 def _host(url: str) -> str:
   try:
-    return httpx.URL(url).host
-  except httpx.InvalidURL:
+    return web_client.host_of(httpx.URL(url))
+  except (httpx.InvalidURL, ValueError):
     return ''
 
 

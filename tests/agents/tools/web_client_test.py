@@ -115,7 +115,9 @@ _HOSTILE = (
     '127.0.0.1:{port}', 'http:///', 'http://', '', 'http://[::1', 'http://a b/',
     'http://127.0.0.1:99999/', 'http://127.0.0.1:{port}/\r\nX-Header: 1',
     'http://huggingface.co/datasets/x', 'https://a.b.huggingface.co/',
-    'https://HUGGINGFACE.CO./', 'http://example.com:22/', 'http://' + 'a' * 5000,
+    'https://HUGGINGFACE.CO./', 'http://\uff48uggingface.co/',
+    'http://huggingface\u3002co/', 'http://hugging\u00adface.co/',
+    'http://%68uggingface.co/', 'http://example.com:22/', 'http://' + 'a' * 5000,
 )
 
 

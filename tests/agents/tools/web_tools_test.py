@@ -148,14 +148,34 @@ def test_the_reader_of_pages_is_closed_with_the_tool():
   async def run():
     reader = web_text.Reader()
     page = await reader.read(b'<p>Hello there.</p>')
-    pid = reader._child.pid
+    pids = [c.pid for c in reader._children]
+    pages = await asyncio.gather(
+        *(reader.read(f'<p>Page {i}.</p>'.encode()) for i in range(5))
+    )
+    pids += [c.pid for c in reader._children]
     await reader.aclose()
-    return page, pid
+    return page, pages, pids
 
-  page, pid = asyncio.run(run())
+  page, pages, (idle, first, *both) = asyncio.run(run())
   assert page.text.strip() == 'Hello there.'
-  with pytest.raises(ProcessLookupError):
-    os.kill(pid, 0)
+  assert [p.text.strip() for p in pages] == [f'Page {i}.' for i in range(5)]
+  assert idle is None and first in both and len(set(both)) == 2
+  for pid in both:
+    with pytest.raises(ProcessLookupError):
+      os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ('charset', 'text'),
+    [
+        ('', 'h\u00e9'), ('UTF-8', 'h\u00e9'), ('latin-1', 'h\u00c3\u00a9'),
+        ('windows-1252', 'h\u00c3\u00a9'), ('punycode', 'h\u00e9'),
+        ('zip', 'h\u00e9'), ('no such', 'h\u00e9'), ('a\0b', 'h\u00e9'),
+        ('unicode_escape', 'h\u00e9'), ('utf-16', '\uc368\ufffd'),
+    ],
+)
+def test_charsets(charset, text):
+  assert web_text.decode('h\u00e9'.encode(), charset) == text
 
 
 # --- wikipedia
