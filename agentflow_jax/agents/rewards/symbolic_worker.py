@@ -39,7 +39,7 @@ _HARMLESS = frozenset({
 })
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 # What has to be read as it stands; other bare text is arithmetic.
-_HAS_DELIMITERS = re.compile(r'\$|\\\(|\\\[|\\boxed|\\begin')
+_HAS_DELIMITERS = re.compile(r'\$|\\\(|\\\[|\\boxed|\\begin\{(?!\w*matrix)')
 _PROSE = re.compile(r'(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}')
 
 
@@ -97,7 +97,11 @@ def _answer(golds: Sequence[str], answer: str) -> dict[str, Any]:
     return {'error': f'no mathematics can be read in {golds!r}'}
   said = _parse(answer)
   equal = bool(said) and any(
-      math_verify.verify(g, said, timeout_seconds=None) for g in readable
+      # x < 3 is the interval that it stands for, whichever of them is said.
+      math_verify.verify(
+          g, said, timeout_seconds=None, allow_set_relation_comp=True
+      )
+      for g in readable
   )
   return {'equal': equal}
 
