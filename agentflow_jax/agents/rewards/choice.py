@@ -35,10 +35,11 @@ _DENIALS = frozenset({'not', 'isnt', 'cannot', 'rather than', 'instead of'})
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-  """One option: its letter and its normalised content."""
+  """One option: its letter, its normalised content and what is written."""
 
   label: str
   content: str
+  written: str
 
 
 def options(query: str) -> tuple[Option, ...]:
@@ -54,7 +55,7 @@ def options(query: str) -> tuple[Option, ...]:
   run: list[Option] = []
   best: list[Option] = []
   for match in _OPTION.finditer(query):
-    option = Option(match[1], text.normalise(match[2]))
+    option = Option(match[1], text.normalise(match[2]), match[2])
     if match[1] == 'A':
       run = [option]
     elif run and ord(match[1]) == ord(run[-1].label) + 1:
@@ -130,6 +131,12 @@ def chosen(found: tuple[Option, ...], answer: str) -> str | None:
 
 def _by_content(found: tuple[Option, ...], said: str) -> str | None:
   normal = text.normalise(said)
+  label = _LEADING.match(said)
+  if label and label[1] in ('A', None) and label[2] in ('A', None) and label[3]:
+    # The label of "A. Oral ulcers" is no article that normalising may drop;
+    # that of "A. baumannii" can be written in an option itself.
+    same = said.strip().casefold()
+    return next((o.label for o in found if o.written.casefold() == same), None)
   return next((o.label for o in found if o.content == normal), None)
 
 
