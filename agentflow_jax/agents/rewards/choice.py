@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import unicodedata
 
 from agentflow_jax import records
 from agentflow_jax.agents.rewards import text
@@ -17,20 +18,28 @@ _LEADING = re.compile(
 _BARE = re.compile(r'\(?\s*([A-Za-z])\s*[.):]?')
 # "the answer is C", "option (c)"; a capital before prose can be an article.
 _NAMED = re.compile(
-    r'\b(?:[Aa]nswer(?:\s+is)?|[Oo]ption|[Cc]hoice)\s*:?\s*[*`"]*'
-    r'(?:\(\s*([A-Za-z])\s*\)|([A-Z])(?=[*`"]*(?:[.,;:)\n]|\s*$)))'
+    r'\b(?:(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice)(?:\s+is)?'
+    r'|(?:choose|chose|pick|select|go\s+with))[\s:*`"]*'
+    r'(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])'
+    r'(?=[*`"]*(?:[.,;:)\n]|\s*$|\s+(?:because|since)\b)))'
+)
+# "C is the correct answer".
+_CALLED_RIGHT = re.compile(
+    r'(?<![\w-])\(?([A-Z])[)*`"]*\s+is\s+(?:the\s+)?'
+    r'(?:correct|right|best|most\s+likely)\b'
 )
 # "A, B or C": naming several is naming none.
 _SEVERAL = re.compile(r'(?:[\s,/&().:;*]|and|or|\b[A-Z]\b)+')
-_LATEX_TEXT = re.compile(r'\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}')
+_DENIALS = frozenset({'not', 'isnt', 'cannot', 'rather than', 'instead of'})
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-  """One option: its letter and its normalised content."""
+  """One option: its letter, its normalised content and what is written."""
 
   label: str
   content: str
+  written: str
 
 
 def options(query: str) -> tuple[Option, ...]:
@@ -46,7 +55,7 @@ def options(query: str) -> tuple[Option, ...]:
   run: list[Option] = []
   best: list[Option] = []
   for match in _OPTION.finditer(query):
-    option = Option(match[1], text.normalise(match[2]))
+    option = Option(match[1], text.normalise(match[2]), match[2])
     if match[1] == 'A':
       run = [option]
     elif run and ord(match[1]) == ord(run[-1].label) + 1:
@@ -90,13 +99,14 @@ def chosen(found: tuple[Option, ...], answer: str) -> str | None:
   nothing else; a number n and nothing else (the n-th option); a leading label
   ("C. ..."), which the content behind it must not contradict; phrases such as
   "the answer is C" that all name the same letter; the content of exactly one
-  option among other words.
+  option among other words, where content right behind "not" is not counted.
 
   Args:
     found: the options of the query.
     answer: the response; `text.extract` says which part of it counts.
   """
-  said = _LATEX_TEXT.sub(r'\1', text.extract(answer))
+  # Full-width letters and digits are those that an option is labelled with.
+  said = unicodedata.normalize('NFKC', text.unwrap(text.extract(answer)))
   known = {o.label for o in found}
   alone = (
       _by_content(found, said)
@@ -113,6 +123,7 @@ def chosen(found: tuple[Option, ...], answer: str) -> str | None:
     several = behind.strip() and _SEVERAL.fullmatch(behind)
     return None if several or (mentioned and label not in mentioned) else label
   named = {(a or b).upper() for a, b in _NAMED.findall(said)} & known
+  named |= set(_CALLED_RIGHT.findall(said)) & known
   if not named:
     named = _mentioned(found, said)
   return named.pop() if len(named) == 1 else None
@@ -120,6 +131,12 @@ def chosen(found: tuple[Option, ...], answer: str) -> str | None:
 
 def _by_content(found: tuple[Option, ...], said: str) -> str | None:
   normal = text.normalise(said)
+  label = _LEADING.match(said)
+  if label and label[1] in ('A', None) and label[2] in ('A', None) and label[3]:
+    # The label of "A. Oral ulcers" is no article that normalising may drop;
+    # that of "A. baumannii" can be written in an option itself.
+    same = said.strip().casefold()
+    return next((o.label for o in found if o.written.casefold() == same), None)
   return next((o.label for o in found if o.content == normal), None)
 
 
@@ -137,13 +154,16 @@ def _by_position(found: tuple[Option, ...], said: str) -> str | None:
 
 
 def _mentioned(found: tuple[Option, ...], said: str) -> set[str]:
-  """Options whose content occurs; not where it is part of a longer one's."""
+  """Options whose content occurs; not where denied or in a longer one's."""
   rest = f' {text.normalise(said)} '
   labels = set()
   for option in sorted(found, key=lambda o: -len(o.content)):
     content = f' {option.content} '
     if content in rest:
-      labels.add(option.label)
+      for before in rest.split(content)[:-1]:
+        last = before.split()
+        if not _DENIALS & {' '.join(last[-1:]), ' '.join(last[-2:])}:
+          labels.add(option.label)
       rest = rest.replace(content, ' | ')
   return labels
 

@@ -19,15 +19,19 @@ _MAX_CHARACTERS = 200  # of an expression
 _MAX_RESPONSE = 4000  # of the part of a response that counts
 _LATEX = (
     (re.compile(r'\\(?:left|right|,|;|!|quad)'), ''),
-    (re.compile(r'\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}'), r'((\1)/(\2))'),
     (re.compile(r'\\(?:times|cdot|ast)'), '*'),
     (re.compile(r'\\div'), '/'),
     (re.compile(r'(?<=[\d)])\s*[xX]\s*(?=[\d(])'), '*'),
 )
+_FRACTION = re.compile(r'\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}')
+_MAX_FRACTIONS = 8  # one in another
 _SYMBOLS = str.maketrans({
-    **dict.fromkeys('×∗·⋅', '*'),
-    **dict.fromkeys('÷∕⁄', '/'),
-    **dict.fromkeys('−–', '-'),
+    **{chr(ord('０') + digit): str(digit) for digit in range(10)},
+    **dict.fromkeys('×∗·⋅＊', '*'),
+    **dict.fromkeys('÷∕⁄／', '/'),
+    **dict.fromkeys('−–－', '-'),
+    '＋': '+',
+    '＝': '=',
     **dict.fromkeys('[（', '('),
     **dict.fromkeys(']）', ')'),
 })
@@ -110,20 +114,37 @@ def read(answer: str) -> str | None:
 
   Returns:
     The expression with ASCII operators, or None unless there is exactly one
-    (repetitions aside): steps like "1+1=2, 2+1=3" are not an answer.
+    (repetitions aside): steps like "1+1=2, 2+1=3" are not an answer. What is
+    said to equal the expression before it, and does ("8*(1+1+1) = 8*3"), is
+    that expression worked out and not another one.
   """
   said = text.extract(answer)
-  for pattern, replacement in _LATEX:
-    said = pattern.sub(replacement, said)
-  said = _BULLET.sub('', said.translate(_SYMBOLS))
   if len(said) > _MAX_RESPONSE:
     return None
-  found = {
-      _SPACES.sub(r'\1', match.rstrip(' .-+*/'))
-      for match in _EXPRESSION.findall(said)
-      if _OPERATOR.search(match)
-  }
+  for pattern, replacement in _LATEX:
+    said = pattern.sub(replacement, said)
+  for _ in range(_MAX_FRACTIONS):  # From the innermost outwards.
+    said = _FRACTION.sub(r'((\1)/(\2))', said)
+  said = _BULLET.sub('', said.translate(_SYMBOLS))
+  found = set()
+  before = None
+  for match in _EXPRESSION.finditer(said):
+    if not _OPERATOR.search(match[0]):
+      continue
+    expression = _SPACES.sub(r'\1', match[0].rstrip(' .-+*/'))
+    is_result = before and said[before[1] : match.start()].strip() == '='
+    if not (is_result and _same_value(before[0], expression)):
+      found.add(expression)
+    before = expression, match.end()
   return found.pop() if len(found) == 1 else None
+
+
+def _same_value(first: str, second: str) -> bool:
+  try:
+    value, other = evaluate(first)[0], evaluate(second)[0]
+  except NotAnExpression:
+    return False
+  return value is not None and value == other
 
 
 def given(task: records.Task) -> list[int]:

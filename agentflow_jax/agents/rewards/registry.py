@@ -8,6 +8,7 @@ from agentflow_jax import records
 from agentflow_jax.agents.rewards import choice
 from agentflow_jax.agents.rewards import game24
 from agentflow_jax.agents.rewards import numeric
+from agentflow_jax.agents.rewards import short_answer
 from agentflow_jax.agents.rewards import symbolic
 from agentflow_jax.agents.rewards import text
 
@@ -80,12 +81,6 @@ def _exact_number(answers: Sequence[str], answer: str) -> float:
   return numeric.number(answers, text.extract(answer), tolerance=0.0)
 
 
-def _match_or_number(answers: Sequence[str], answer: str) -> float:
-  """Numbers within the tolerance, every other acceptable answer by match."""
-  names = [a for a in answers if numeric.parse(a) is None]
-  return max(_number(answers, answer), text.exact_match(names, answer))
-
-
 def _symbolic() -> Reward:
   checker = symbolic.Checker()
 
@@ -124,7 +119,7 @@ _MAKERS: dict[str, Callable[[], Reward]] = {
         'exact_number', _exact_number, _check_numbers
     ),
     'match_or_number': lambda: _reward_from(
-        'match_or_number', _match_or_number, _check_answers
+        'match_or_number', short_answer.short_answer, _check_answers
     ),
     'symbolic': _symbolic,
     'choice': lambda: _reward_of_task(

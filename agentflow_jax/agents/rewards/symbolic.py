@@ -8,16 +8,74 @@ own limits (`symbolic_worker`).
 import dataclasses
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 
 from absl import logging
 
 from agentflow_jax.agents import child
+from agentflow_jax.agents.rewards import numeric
 from agentflow_jax.agents.rewards import text
 
 _WORKER = os.path.join(
     os.path.dirname(os.path.abspath(__file__)), 'symbolic_worker.py'
 )
+
+# What math-verify does not read, in a form that it does; in this order.
+_SPELLINGS = (
+    (re.compile(r'\\\$'), ''),
+    (
+        re.compile(
+            r'(?<![\w)\]}*])\*\*(?=\S)([^*]+)(?<=\S)\*\*(?![\w(\[{*])'
+        ),
+        r'\1',
+    ),
+    (re.compile(r'(?<=[\w)])(?:\*\*|\^)\s*(-?\d+)'), r'^{\1}'),
+    # Not "3–5", which is a range.
+    (
+        re.compile(r'(?<![\w)\]}])[\u2010-\u2013\ufe63\uff0d]\s?(?=[\d\\(.])'),
+        '-',
+    ),
+    (
+        re.compile(r'(?<=\d)(?:[\u00a0\u2009\u202f]|\\[,!])(?=\d{3}(?!\d))'),
+        '',
+    ),
+    (
+        re.compile(r'(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?!\w)'),
+        r'\1 \\times 10^{\2}',
+    ),
+    (
+        re.compile(r'(?<![\w.,/])(\d+)\s+(\d+)/(\d+)(?![\w/])'),
+        r'\1\\frac{\2}{\3}',
+    ),
+    (re.compile(r'√\s*(\d+|[a-z]\b)'), r'\\sqrt{\1}'),
+    (re.compile(r'√\s*\(([^()]*)\)'), r'\\sqrt{\1}'),
+)
+_FULL_WIDTH = str.maketrans(
+    '０１２３４５６７８９（）［］，．／＝＋', '0123456789()[],./=+'
+)
+_MATHEMATICS = re.compile(r'\$[^$]*\$|\\\(.*?\\\)|-?[\d.,]*\d(?:/\d+)?')
+
+
+def spell(said: str) -> str:
+  """Rewrites what a person reads and math-verify does not.
+
+  Full-width digits, typographers' minus signs and spaces, scientific notation
+  ("1e3"), mixed numbers ("1 1/2"), roots ("√3"), Markdown's bold, dollar signs
+  that are a currency, number words that stand alone ("three"); and what is
+  denied ("not 5") goes, or it would be read as said.
+
+  Args:
+    said: a gold, or the part of a response that counts.
+  """
+  if (value := numeric.parse(said)) is not None and said.strip().isalpha():
+    return str(value)
+  said = said.translate(_FULL_WIDTH)
+  for pattern, replacement in _SPELLINGS:
+    said = pattern.sub(replacement, said)
+  return _MATHEMATICS.sub(
+      lambda m: '' if text.is_denied(said, m.start()) else m[0], said
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +138,9 @@ class Checker:
     # The common case costs no process.
     if ''.join(said.split()) in {''.join(g.split()) for g in golds}:
       return True
+    request = {'golds': [spell(g) for g in golds], 'answer': spell(said)}
     try:
-      reply = await self._child.ask({'golds': list(golds), 'answer': said})
+      reply = await self._child.ask(request)
     except child.Broken as error:
       logging.warning('symbolic check: %s: scored as wrong', error)
       return False

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 # What has to be read as it stands; other bare text is arithmetic.
-_HAS_DELIMITERS = re.compile(r'\$|\\\(|\\\[|\\boxed|\\begin')
+_HAS_DELIMITERS = re.compile(r'\$|\\\(|\\\[|\\boxed|\\begin\{(?!\w*matrix)')
 _PROSE = re.compile(r'(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}')
 
 
@@ -31,7 +31,11 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     return {'error': f'no mathematics can be read in {golds!r}'}
   said = _parse(request['answer'])
   equal = bool(said) and any(
-      math_verify.verify(g, said, timeout_seconds=None) for g in readable
+      # x < 3 is the interval that it stands for, whichever of them is said.
+      math_verify.verify(
+          g, said, timeout_seconds=None, allow_set_relation_comp=True
+      )
+      for g in readable
   )
   return {'equal': equal}
 

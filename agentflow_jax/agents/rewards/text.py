@@ -21,6 +21,14 @@ _POINT_OR_MINUS = re.compile(
     r'(?:(?<=\d)|(?<![\w.]))\.(?=\d)|(?<![\w.])-(?=\.?\d)'
 )
 _BOXED = re.compile(r'\\boxed\s*\{')
+_LATEX_TEXT = re.compile(r'\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}')
+# What stands right before a thing that is said NOT to be the answer.
+_DENIAL = re.compile(
+    r"(?:\b(?:not|rather than|instead of)|\bcannot|n['’]?t)\s+"
+    r'(?:(?:in|on|at|be|the|equal to)\s+)*[^\w\s]*$',
+    re.IGNORECASE,
+)
+_DENIAL_CHARACTERS = 60  # of the text before that are looked at
 
 
 def extract(answer: str) -> str:
@@ -66,6 +74,16 @@ def _closing_brace(text: str, start: int) -> int | None:
       if depth == 0:
         return index
   return None
+
+
+def unwrap(text: str) -> str:
+  """Returns text without LaTeX's marks of text: "\\text{Paris}" is Paris."""
+  return _LATEX_TEXT.sub(r'\1', text)
+
+
+def is_denied(text: str, start: int) -> bool:
+  """Whether what starts at an index is denied: "not 7", "isn't in 1959"."""
+  return bool(_DENIAL.search(text[max(0, start - _DENIAL_CHARACTERS) : start]))
 
 
 def words(text: str) -> list[str]:

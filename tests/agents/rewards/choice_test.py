@@ -61,6 +61,14 @@ def test_an_option_inside_a_longer_one_is_not_mentioned():
   assert choice.chosen(choice.options(QUERY), 'likely a cancer') == 'D'
 
 
+def test_a_label_is_no_article():
+  found = choice.options('Which?\nA. E. coli\nB. A. baumannii\nC. the liver')
+  assert choice.chosen(found, 'A. baumannii') == 'B'
+  assert choice.chosen(found, 'A. The liver') is None
+  assert choice.chosen(found, 'A. E. coli') == 'A'
+  assert choice.chosen(found, 'a liver') == 'C'
+
+
 def test_numeric_contents_win_over_positions():
   query = 'How many?\nA. 3\nB. 1\nC. 2'
   assert choice.choice(task(['3'], query), '3') == 1

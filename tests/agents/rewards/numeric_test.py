@@ -110,7 +110,8 @@ def test_every_format_of_random_numbers_reads_back_exactly():
         ('0.001', '0.0010005', 1),
         ('0.001', '0', 0),
         ('83,000,000', 'about 83 million people', 1),
-        ('7', 'seven', 0),
+        ('7', 'seven', 1),
+        ('7', 'the seven of us', 0),
         ('7', '', 0),
         # THE number: candidates beside it are worth nothing.
         ('7', '6 or 7', 0),
