@@ -27,6 +27,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.data import builders
 
 # Name -> the reward that scores it (agents.rewards).
 REWARDS: Mapping[str, str] = {
@@ -160,8 +161,7 @@ def load(
       data_dir=os.path.join(data_dir, f'{benchmark}_{digest}'),
       file_format='array_record',
   )
-  tfds.disable_progress_bar()
-  builder.download_and_prepare(file_format='array_record')
+  builders.prepare(builder)
   tasks = [
       records.Task(
           id=row['id'].decode(),

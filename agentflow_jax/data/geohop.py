@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.data import geohop_facts, geohop_questions
+from agentflow_jax.data import builders, geohop_facts, geohop_questions
 
 
 class Geohop(tfds.core.GeneratorBasedBuilder):
@@ -68,8 +68,7 @@ def prepare(data_dir: str | os.PathLike[str]) -> epath.Path:
   Returns:
     The corpus: a JSONL file of {'id', 'title', 'text'} passages.
   """
-  tfds.disable_progress_bar()  # It takes seconds, and a run has its own bar.
-  _builder(data_dir).download_and_prepare(file_format='array_record')
+  builders.prepare(_builder(data_dir))
   corpus = epath.Path(data_dir) / 'geohop_corpus.jsonl'
   if not corpus.exists():
     rows = geohop_facts.articles(geohop_facts.load_entities())
