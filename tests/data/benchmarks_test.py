@@ -27,13 +27,6 @@ def _write(tmp_path, items, name='data.json'):
         ('gaia', 3.5, ('3.5',)),
     ],
 )
-def test_writing_a_data_set_prints_nothing(tmp_path, capfd):
-  file = tmp_path / 'data.json'
-  file.write_text('[{"query": "q", "answer": "a"}]')
-  benchmarks.load(str(tmp_path / 'out'), str(file), '2wiki')
-  assert capfd.readouterr().out == ''
-
-
 def test_answers_of_each_type(tmp_path, name, answer, expected):
   path = _write(tmp_path, [{'query': 'q\n', 'answer': answer, 'pid': 7}])
   (task,), left_out = benchmarks.read(path, name)
@@ -168,3 +161,10 @@ def test_the_published_files_load(tmp_path, name, count):
   tasks, left_out = benchmarks.load(tmp_path, str(_SHARED), name)
   assert len(tasks) == count and left_out == 0
   assert len({t.id for t in tasks}) == count
+
+
+def test_writing_a_data_set_prints_nothing(tmp_path, capfd):
+  file = tmp_path / 'data.json'
+  file.write_text('[{"query": "q", "answer": "a"}]')
+  benchmarks.load(str(tmp_path / 'out'), str(file), '2wiki')
+  assert capfd.readouterr().out == ''
