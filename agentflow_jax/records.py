@@ -217,6 +217,8 @@ class Status(enum.Enum):
   JUDGE_UNREACHABLE = 'judge_unreachable'
   MODULE_FAILED = 'module_failed'
   DEADLINE_INFRASTRUCTURE = 'deadline_infrastructure'
+  # Neither did anything wrong: enough others of its group were done before.
+  ABORTED_LATE = 'aborted_late'
 
   @property
   def is_policy(self) -> bool:

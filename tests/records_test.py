@@ -41,7 +41,7 @@ def test_statuses_are_policy_or_infrastructure():
   }
   assert {s.value for s in records.Status} - policy == {
       'model_unreachable', 'tool_unreachable', 'judge_unreachable',
-      'module_failed', 'deadline_infrastructure',
+      'module_failed', 'deadline_infrastructure', 'aborted_late',
   }
 
 

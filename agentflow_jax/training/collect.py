@@ -7,7 +7,8 @@ the same on any number of processes.
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 from absl import logging
 from etils import epath
@@ -88,6 +89,7 @@ async def groups(
     journal: Journal | None = None,
     on_done: Callable[[records.Trajectory], None] | None = None,
     before: Sequence[records.Task] = (),
+    extra: int = 0,
 ) -> list[records.Group]:
   """Runs `group_size` rollouts of each task, concurrently.
 
@@ -104,6 +106,9 @@ async def groups(
     on_done: called with every trajectory of this process as it ends (progress).
     before: tasks of earlier calls with this key; one that comes again gets
       other randomness.
+    extra: rollouts that each group starts beyond G; once G are scored the rest
+      are aborted. A group of several processes keeps of each one's part its
+      share, rounded up.
 
   Returns:
     The groups in the order of `tasks`, rollouts in order.
@@ -117,6 +122,7 @@ async def groups(
     times = seen[task.id] = seen.get(task.id, 0) + 1
     names.append(task.id if times == 1 else f'{task.id}@{times}')
   names = names[len(before) :]
+  size = group_size + extra
 
   async def group(place: int, rollouts: range) -> records.Group:
     task, name = tasks[place], names[place]
@@ -126,6 +132,7 @@ async def groups(
       found = await _group(
           agent, task, rollouts,
           dataclasses.replace(key, query=name), limit, on_done,
+          math.ceil(len(rollouts) * group_size / size),
       )
       if journal:
         await asyncio.to_thread(
@@ -137,10 +144,10 @@ async def groups(
     return found
 
   async def share() -> list[records.Group]:
-    units = processes.share(len(tasks) * group_size)
+    units = processes.share(len(tasks) * size)
     async with asyncio.TaskGroup() as running:
       started = [
-          running.create_task(group(*part)) for part in _parts(units, group_size)
+          running.create_task(group(*part)) for part in _parts(units, size)
       ]
     return [s.result() for s in started]
 
@@ -160,7 +167,7 @@ async def groups(
       for i, data in enumerate(everything)
       for part in rollout_files.from_bytes(data, f'what process {i} sent')
   ]
-  return _joined(tasks, group_size, parts)
+  return _joined(tasks, size, parts)
 
 
 def _parts(units: range, group_size: int) -> list[tuple[int, range]]:
@@ -185,8 +192,13 @@ def _joined(tasks, group_size, parts) -> list[records.Group]:
   ]
 
 
-async def _group(agent, task, rollouts, key, limit, on_done):
-  """A task's rollouts; an analysis that fails ends all of them."""
+async def _group(agent, task, rollouts, key, limit, on_done, enough):
+  """A task's rollouts; an analysis that fails ends all of them.
+
+  Args:
+    agent, task, rollouts, key, limit, on_done: as in `groups`.
+    enough: when so many are scored, the others are aborted.
+  """
 
   async def one(i: int, analysis: str) -> records.Trajectory:
     async with limit:
@@ -205,5 +217,37 @@ async def _group(agent, task, rollouts, key, limit, on_done):
     )
     return records.Group(task, ended)
   async with asyncio.TaskGroup() as running:
-    started = [running.create_task(one(i, analysis)) for i in rollouts]
-  return records.Group(task, tuple(s.result() for s in started))
+    started = {i: running.create_task(one(i, analysis)) for i in rollouts}
+    if enough < len(rollouts):
+      await _abort_late(started.values(), enough)
+  found, scored = [], 0
+  for i, done in started.items():
+    trajectory = None if done.cancelled() else done.result()
+    if trajectory is not None and trajectory.reward is not None:
+      scored += 1
+    # Several may end at once.
+    if trajectory is None or (scored > enough and trajectory.reward is not None):
+      trajectory = records.Trajectory(
+          task.id, i, records.Status.ABORTED_LATE, (), analysis=analysis,
+          detail=f'{enough} of its group were scored before',
+      )
+      if done.cancelled() and on_done:
+        on_done(trajectory)
+    found.append(trajectory)
+  return records.Group(task, tuple(found))
+
+
+async def _abort_late(
+    started: Iterable[asyncio.Task], enough: int
+) -> None:
+  """Cancels what still runs when enough are scored."""
+  running, scored = set(started), 0
+  while running and scored < enough:
+    done, running = await asyncio.wait(
+        running, return_when=asyncio.FIRST_COMPLETED
+    )
+    if any(t.cancelled() or t.exception() for t in done):
+      return  # The group of tasks ends the rest, and says why.
+    scored += sum(t.result().reward is not None for t in done)
+  for task in running:
+    task.cancel()

@@ -301,6 +301,10 @@ class TrainConfig:
     steps: optimizer batches (flow_grpo: each with its own rollouts).
     queries_per_step: Q, groups a step.
     group_size: G, rollouts a query.
+    extra_rollouts: that each group starts beyond G. When G are scored the others
+      are aborted: they have no reward and count as 'aborted_late'. Which ones
+      these are is the clock's choice, so that such a run is not the same again
+      (contract 4), and learns from what is quick.
     mini_batches: optimizer updates a step, each over whole groups.
     refill_rounds: how often, at most, a step draws other queries for groups whose
       rewards are all equal and so teach nothing. What is still missing then is
@@ -316,6 +320,7 @@ class TrainConfig:
   steps: int = 40
   queries_per_step: int = 32
   group_size: int = 8
+  extra_rollouts: int = 0
   mini_batches: int = 1
   refill_rounds: int = 0
   max_logprob_gap: float = 1e-5
@@ -329,8 +334,9 @@ class TrainConfig:
                  'concurrent_rollouts', 'checkpoint_every', 'keep_checkpoints'):
       if getattr(self, name) < 1:
         raise ConfigError(f'train.{name} must be at least 1')
-    if self.refill_rounds < 0:
-      raise ConfigError('train.refill_rounds must not be negative')
+    for name in ('refill_rounds', 'extra_rollouts'):
+      if getattr(self, name) < 0:
+        raise ConfigError(f'train.{name} must not be negative')
     if self.queries_per_step % self.mini_batches:
       raise ConfigError(
           f'train.mini_batches {self.mini_batches} must divide'

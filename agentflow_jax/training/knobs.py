@@ -109,7 +109,7 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
   else:
     yield 'flow_grpo', 'algorithm=flow_grpo'
     for name in (
-        'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds',
+        'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds', 'extra_rollouts',
         'max_logprob_gap', 'rollout_records',
     ):
       yield f'train.{name}', 'algorithm=flow_grpo'

@@ -177,6 +177,11 @@ async def _train(
         config.train.steps, len(lines), quiet=quiet or not primary
     )
     bar.note(_held(trainer, parts))
+    if config.train.extra_rollouts:
+      bar.note(
+          f'train.extra_rollouts={config.train.extra_rollouts}: late rollouts'
+          ' are aborted, by the clock: this run will not be the same again'
+      )
     log = metrics_lib.MetricsLog(workdir, lines, writes=primary)
     evaluations = final.Evaluations(parts, workdir, bar, clock)
     with contextlib.closing(bar), contextlib.closing(log):

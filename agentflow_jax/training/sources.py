@@ -98,6 +98,7 @@ class RolloutSource:
         self._parts.agent,
         tasks,
         group_size=config.train.group_size,
+        extra=config.train.extra_rollouts,
         key=records.RequestKey(
             config.seed, records.Purpose.TRAIN, step, '', 0
         ),

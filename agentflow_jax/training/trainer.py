@@ -220,7 +220,9 @@ def _most_rows(config: config_lib.Config) -> int:
   if config.algorithm == 'sft':
     return config.sft.rows_per_step
   train = config.train
-  rollouts = train.queries_per_step // train.mini_batches * train.group_size
+  # Parts of a group keep their shares of G rounded up: never more than began.
+  started = train.group_size + train.extra_rollouts
+  rollouts = train.queries_per_step // train.mini_batches * started
   return rollouts * config.agent.rollout.max_turns
 
 

@@ -1,10 +1,16 @@
 """How rollouts are shared between processes, and put together again."""
 
+import asyncio
+import json
+
 import pytest
 
 from agentflow_jax import records
+from agentflow_jax.agents import rollout
 from agentflow_jax.training import collect
 from agentflow_jax.training import processes
+from agentflow_jax.training import run
+from tests.training import mini
 
 
 @pytest.mark.parametrize('count', [1, 2, 4, 7, 30])
@@ -44,3 +50,95 @@ def test_groups_are_whole_again():
   assert [[(t.task_id, t.rollout) for t in g.trajectories] for g in joined] == [
       [(f't{i}', r) for r in range(3)] for i in range(2)
   ]
+
+
+def _run_groups(monkeypatch, ends, **options):
+  """Runs one group whose rollouts end as `ends` says: a reward, or not at all."""
+  cancelled = []
+
+  async def analyse(agent, task, key):
+    return '', None
+
+  async def one(agent, task, key, analysis):
+    if ends[key.rollout] == 'never':
+      try:
+        await asyncio.Event().wait()
+      except asyncio.CancelledError:
+        cancelled.append(key.rollout)
+        raise
+    if isinstance(ends[key.rollout], Exception):
+      raise ends[key.rollout]
+    await asyncio.sleep(0)
+    reward = ends[key.rollout]
+    status = records.Status.ANSWERED
+    if reward is None:
+      status = records.Status.TOOL_UNREACHABLE
+    return records.Trajectory(task.id, key.rollout, status, (), reward=reward)
+
+  monkeypatch.setattr(rollout, 'analyse', analyse)
+  monkeypatch.setattr(rollout, 'rollout', one)
+  seen = []
+  (group,) = asyncio.run(
+      asyncio.wait_for(
+          collect.groups(
+              None,
+              [records.Task('t', 'q', ('a',), 'r')],
+              key=records.RequestKey(0, records.Purpose.TRAIN, 0, '', 0),
+              limit=asyncio.Semaphore(8),
+              processes=processes.Processes(),
+              on_done=seen.append,
+              **options,
+          ),
+          10,
+      )
+  )
+  assert sorted(t.rollout for t in seen) == list(range(len(ends)))
+  return group, cancelled
+
+
+def test_late_rollouts_are_aborted_when_enough_are_scored(monkeypatch):
+  group, cancelled = _run_groups(
+      monkeypatch, [None, 1.0, 'never', 0.0, 'never'], group_size=2, extra=3
+  )
+  # One without a reward is not one of the two.
+  assert sorted(cancelled) == [2, 4]
+  assert [t.reward for t in group.trajectories] == [None, 1.0, None, 0.0, None]
+  assert [t.status.value for t in group.trajectories] == [
+      'tool_unreachable', 'answered', 'aborted_late', 'answered', 'aborted_late'
+  ]
+
+
+def test_of_those_that_end_at_once_no_more_than_enough_count(monkeypatch):
+  group, cancelled = _run_groups(
+      monkeypatch, [1.0, 0.0, 1.0, 0.0], group_size=2, extra=2
+  )
+  assert not cancelled
+  assert [t.reward for t in group.trajectories] == [1.0, 0.0, None, None]
+
+
+def test_without_extra_rollouts_all_are_waited_for(monkeypatch):
+  group, _ = _run_groups(monkeypatch, [1.0, None, 0.0], group_size=3)
+  assert [t.reward for t in group.trajectories] == [1.0, None, 0.0]
+
+
+def test_an_error_ends_a_group_that_waits(monkeypatch):
+  with pytest.raises(BaseExceptionGroup) as failed:
+    _run_groups(
+        monkeypatch, ['never', RuntimeError('a bug'), 1.0], group_size=2, extra=1
+    )
+  assert failed.group_contains(RuntimeError, match='a bug')
+
+
+def test_a_run_with_extra_rollouts_accounts_for_all_of_them(tmp_path):
+  config = mini.config(tmp_path / 'in', steps=2, extra_rollouts=2)
+  run.train(config, str(tmp_path / 'out'), quiet=True)
+  lines = [
+      json.loads(l)
+      for l in (tmp_path / 'out' / 'metrics.jsonl').read_text().splitlines()
+  ]
+  for line in lines:
+    assert line['rollouts/requested'] == 3 * (3 + 2)
+    assert line['rollouts/scored'] == 3 * 3
+    assert line['rollouts/status/aborted_late'] == 3 * 2
+    statuses = [v for k, v in line.items() if k.startswith('rollouts/status/')]
+    assert sum(statuses) == 15
