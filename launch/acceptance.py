@@ -240,7 +240,7 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
   found |= dict(line.split('\t') for line in text.splitlines())
   for path in sorted((workdir / 'evaluations').glob('*.json')):
     value = json.loads(path.read_text())
-    del value['seconds']
+    value = {k: v for k, v in value.items() if not k.startswith('seconds')}
     text = json.dumps(value, sort_keys=True)
     found[path.name] = hashlib.sha256(text.encode()).hexdigest()
   return found

@@ -114,7 +114,7 @@ def _row(
       str(sum(value['tools'].values())),
       percent(value['tool_error_rate']),
       f'{value["planner_tokens_mean"]:.0f}',
-      f'{value["rollout_seconds_mean"]:.1f}',
+      f'{value["seconds_a_rollout"]:.1f}',
       *(
           percent(controls[name]['accuracy'])
           if name in controls and controls[name]['items_scored'] else '-'

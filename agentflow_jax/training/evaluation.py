@@ -93,7 +93,7 @@ class Evaluation:
             sum(len(turn.completion.response_ids) for turn in t.turns)
             for t in trajectories
         ),
-        'rollout_seconds_mean': _mean(
+        'seconds_a_rollout': _mean(
             t.seconds.get('total', 0.0) for t in trajectories
         ),
         'seconds': self.seconds,

@@ -101,7 +101,7 @@ def test_a_judge_s_verdicts_stand_beside_the_rule_s(tmp_path):
   (tmp_path / 'data.json').write_text(
       json.dumps([
           {'query': 'What is 7 times 8?', 'answer': answer}
-          for answer in ('fifty-six', '56', '57')
+          for answer in ('seven eights', '56', '57')
       ])
   )
   said = lambda correct: http_server.Reply(
