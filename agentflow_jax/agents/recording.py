@@ -136,6 +136,29 @@ class Recording:
     self._write(name, asked, key, value)
     return result
 
+  def fact(self, what: str, make: Callable[[], Any]) -> Any:
+    """Returns something that a run finds out at its start, recorded by its name.
+
+    Args:
+      what: its name.
+      make: finds it out; JSON. Called by whoever records, each time.
+
+    Raises:
+      Miss: it is not recorded, and this is a replay.
+    """
+    asked = {'fact': what}
+    name = _digest([_SCHEMA, asked])
+    if not self.replays:
+      value = make()
+      self._write(name, asked, None, value)
+      return value
+    if name not in self._index:
+      raise Miss(
+          f'not in the recording {self._directory}: {what}; replay the same'
+          ' command that was recorded'
+      )
+    return self._value(name)
+
   def model(
       self, model: language_model.LanguageModel, version: str
   ) -> 'RecordedModel':
@@ -163,11 +186,8 @@ class Recording:
     times = self._asked[base]
     self._asked[base] += 1
     name = _digest([base, times])
-    place = self._index.get(name)
-    if place is not None:
-      path, offset, length = place
-      with path.open('rb') as file:
-        return name, json.loads(os.pread(file.fileno(), length, offset))['value']
+    if name in self._index:
+      return name, self._value(name)
     if self.replays:
       shown = json.dumps(asked, ensure_ascii=False, default=str)
       raise Miss(
@@ -180,9 +200,14 @@ class Recording:
       )
     return name, None
 
+  def _value(self, name: str) -> Any:
+    path, offset, length = self._index[name]
+    with path.open('rb') as file:
+      return json.loads(os.pread(file.fileno(), length, offset))['value']
+
   def _write(self, name, asked, key, value) -> None:
     line = {
-        'name': name, 'asked': asked, 'key': _plain(key),
+        'name': name, 'asked': asked, 'key': key and _plain(key),
         'occasion': _occasion.get(), 'value': value,
     }
     data = json.dumps(line).encode() + b'\n'

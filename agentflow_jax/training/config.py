@@ -175,6 +175,11 @@ class ToolsConfig:
     web_search_engine: see agents.tools.web_providers.
     web_search_key_variable, web_search_url, web_search_model: '' for the
       engine's usual ones.
+    mcp: MCP servers whose tools are added: 'NAME=URL' or 'NAME=COMMAND LINE'.
+    mcp_tools: the ones of them that are wanted, as NAME_TOOL; empty for all.
+    mcp_environment: variables of this environment that started servers get.
+    mcp_token_variable: of this environment, with the bearer token of URLs.
+    mcp_seconds: of one call.
   """
 
   enabled: tuple[str, ...] = ('search', 'python')
@@ -191,6 +196,11 @@ class ToolsConfig:
   web_search_key_variable: str = ''
   web_search_url: str = ''
   web_search_model: str = ''
+  mcp: tuple[str, ...] = ()
+  mcp_tools: tuple[str, ...] = ()
+  mcp_environment: tuple[str, ...] = ()
+  mcp_token_variable: str = ''
+  mcp_seconds: float = 60.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,6 +129,9 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
   if 'web_search' not in tools.enabled:
     for name in ('engine', 'key_variable', 'url', 'model'):
       yield f'agent.tools.web_search_{name}', 'the tool web_search'
+  if not tools.mcp:
+    for name in ('tools', 'environment', 'token_variable', 'seconds'):
+      yield f'agent.tools.mcp_{name}', 'agent.tools.mcp'
   if config.agent.tool_cache == 'off':
     yield 'agent.tool_cache_directory', '--tool_cache=record or replay'
   found = roles(config)

@@ -421,8 +421,7 @@ def _agent(
   """Composes the agent from its config."""
   agent = config.agent
   box = toolbox.Toolbox(
-      agent.tools, tasks, models, processes,
-      replays=recording is not None and recording.replays,
+      agent.tools, tasks, models, processes, recording
   )
   tools = box.make()
 

@@ -5,7 +5,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from agentflow_jax.agents import language_model
-from agentflow_jax.agents.tools import base, generalist, python_tool, sandbox
+from agentflow_jax.agents import recording as recording_lib
+from agentflow_jax.agents.tools import base, generalist, mcp_servers
+from agentflow_jax.agents.tools import python_tool, sandbox
 from agentflow_jax.agents.tools import search, web_client, web_page
 from agentflow_jax.agents.tools import web_providers, web_search, web_text
 from agentflow_jax.agents.tools import wikipedia
@@ -22,7 +24,7 @@ class Toolbox:
     tasks: may bring a corpus.
     models: by backend.
     processes: that share the limits of a host.
-    replays: nothing is going to be asked: no key is needed.
+    recording: of what tools answer; one that replays asks nobody.
     corpus: that `search` reads, once it is made.
   """
 
@@ -30,7 +32,7 @@ class Toolbox:
   tasks: task_sets.TaskSet
   models: Mapping[str, language_model.LanguageModel]
   processes: int = 1
-  replays: bool = False
+  recording: recording_lib.Recording | None = None
   corpus: search.Corpus | None = None
   _client: web_client.WebClient | None = None
 
@@ -56,6 +58,8 @@ class Toolbox:
             f' {", ".join(kinds)}'
         )
       made[name] = kinds[name]()
+    for said in self.settings.mcp:
+      made |= self._mcp(said, taken=made)
     if not made:
       raise config_lib.ConfigError('agent.tools.enabled is empty')
     return made
@@ -104,11 +108,41 @@ class Toolbox:
         key_variable=settings.web_search_key_variable,
         base_url=settings.web_search_url,
         model=settings.web_search_model,
-        needs_key=not self.replays,
+        needs_key=self.recording is None or not self.recording.replays,
     )
     return self._closing(
         web_search.make(self._web(), provider, top_k=settings.web_results)
     )
+
+  def _mcp(
+      self, said: str, taken: Mapping[str, base.Tool]
+  ) -> Mapping[str, base.Tool]:
+    """Returns the tools of an MCP server that are asked for."""
+    settings = self.settings
+    server = mcp_servers.parse(
+        said, settings.mcp_environment, settings.mcp_token_variable
+    )
+    if self.recording is None:
+      described = mcp_servers.describe(server)
+    else:
+      described = self.recording.fact(
+          f'tools of {said}', lambda: mcp_servers.describe(server)
+      )
+    tools = {
+        tool.card.name: tool
+        for tool in mcp_servers.make(
+            server, described, timeout=settings.mcp_seconds
+        )
+    }
+    if settings.mcp_tools:
+      tools = {n: t for n, t in tools.items() if n in settings.mcp_tools}
+    if not tools or taken.keys() & tools.keys():
+      there = ', '.join(d['name'] for d in described) or 'none'
+      raise config_lib.ConfigError(
+          f'agent.tools.mcp: {server.name} adds no tool, or one whose name there'
+          f' is: it has {there}; agent.tools.mcp_tools takes NAME_TOOL'
+      )
+    return tools
 
   def _web(self) -> web_client.WebClient:
     """One client for all: a host's limits are those of all tools together."""

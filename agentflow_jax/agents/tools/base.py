@@ -55,7 +55,8 @@ class Argument:
 
   name: str
   description: str
-  type: str = 'string'  # 'string', 'number', 'integer', 'boolean'
+  # 'string', 'number', 'integer', 'boolean', 'array', 'object' or 'any'.
+  type: str = 'string'
   required: bool = True
 
 
@@ -127,4 +128,7 @@ _TYPES = {
     'number': (int, float),
     'integer': int,
     'boolean': bool,
+    'array': list,
+    'object': dict,
+    'any': object,
 }

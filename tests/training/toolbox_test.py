@@ -1,0 +1,84 @@
+"""Tools by name, and what cannot be made."""
+
+import shlex
+import sys
+
+import pytest
+
+from agentflow_jax.agents import recording
+from agentflow_jax.agents.tools import base
+from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import task_sets
+from agentflow_jax.training import toolbox
+from tests.agents.tools import mcp_demo
+
+_DEMO = f'demo={shlex.join([sys.executable, mcp_demo.__file__])}'
+
+
+def _make(recorded=None, **settings):
+  box = toolbox.Toolbox(
+      config_lib.ToolsConfig(**settings), task_sets.TaskSet((), (), ()), {},
+      recording=recorded,
+  )
+  return box.make()
+
+
+def test_tools_stand_in_the_order_of_the_config():
+  made = _make(enabled=('web_page', 'wikipedia', 'python'))
+  assert list(made) == ['web_page', 'wikipedia', 'python']
+
+
+def test_tools_of_mcp_servers_come_after_them():
+  made = _make(
+      enabled=('wikipedia',), mcp=(_DEMO,), mcp_tools=('demo_add', 'demo_pid'),
+      mcp_seconds=7.0,
+  )
+  assert list(made) == ['wikipedia', 'demo_add', 'demo_pid']
+  assert made['demo_add'].timeout == 7.0
+
+
+@pytest.mark.parametrize(
+    ('settings', 'match'),
+    [
+        ({'enabled': ('serach',)}, 'unknown tool .serach.; there are search, '),
+        ({'enabled': ()}, 'enabled is empty'),
+        ({'enabled': ('search',)}, 'search needs agent.tools.corpus'),
+        ({'mcp': (_DEMO,), 'mcp_tools': ('demo_ad',)}, 'it has add, join, '),
+        ({'mcp': (_DEMO, _DEMO)}, 'one whose name there is'),
+    ],
+)
+def test_what_cannot_be_made_is_said(settings, match):
+  with pytest.raises(config_lib.ConfigError, match=match):
+    _make(**({'enabled': ('python',)} | settings))
+
+
+def test_a_search_engine_needs_its_key_unless_nobody_is_asked(
+    tmp_path, monkeypatch
+):
+  monkeypatch.delenv('BRAVE_API_KEY', raising=False)
+  settings = {'enabled': ('web_search',), 'web_search_engine': 'brave'}
+  with pytest.raises(base.ToolUnavailable, match='BRAVE_API_KEY'):
+    _make(**settings)
+  recording.Recording(str(tmp_path), replays=False).close()
+  replayed = recording.Recording(str(tmp_path), replays=True)
+  assert list(_make(replayed, **settings)) == ['web_search']
+
+
+def test_a_replay_knows_the_tools_of_servers_that_are_gone(
+    tmp_path, monkeypatch
+):
+  settings = {'enabled': ('wikipedia',), 'mcp': (_DEMO,)}
+  kept = recording.Recording(str(tmp_path), replays=False)
+  made = _make(kept, **settings)
+  kept.close()
+
+  def gone(server):
+    raise AssertionError(server)
+
+  monkeypatch.setattr(toolbox.mcp_servers, 'describe', gone)
+  replayed = recording.Recording(str(tmp_path), replays=True)
+  again = _make(replayed, **settings)
+  assert [t.card for t in again.values()] == [t.card for t in made.values()]
+  other = settings | {'mcp': (_DEMO.replace('demo=', 'other=', 1),)}
+  with pytest.raises(recording.Miss, match='tools of other='):
+    _make(replayed, **other)
