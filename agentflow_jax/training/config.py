@@ -165,6 +165,8 @@ class ToolsConfig:
     corpus: what search reads: a directory or a JSONL file; '' for the task
       set's own corpus.
     search_results: passages a search returns.
+    search_index: a directory where the index of a large JSONL corpus is kept,
+      and mapped into memory from; '' to make one in memory at each start.
     python_backend: 'bubblewrap', 'monty', or 'auto' for the first that works.
     python_seconds: wall time of one program.
     python_concurrency: programs at once; 0 for one a core.
@@ -185,6 +187,7 @@ class ToolsConfig:
   enabled: tuple[str, ...] = ('search', 'python')
   corpus: str = ''
   search_results: int = 1
+  search_index: str = ''
   python_backend: Literal['auto', 'bubblewrap', 'monty'] = 'auto'
   python_seconds: float = 5.0
   python_concurrency: int = 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 
 from agentflow_jax.agents import recording
-from agentflow_jax.agents.tools import base, search
+from agentflow_jax.agents.tools import base, passages
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.weights import parameters
 
@@ -56,7 +56,7 @@ def code_of(error: BaseException) -> int:
   if isinstance(
       error,
       (config_lib.ConfigError, parameters.CheckpointError, base.ToolUnavailable,
-       recording.Miss, search.CorpusError),
+       recording.Miss, passages.CorpusError),
   ):
     return 2
   if isinstance(error, RunStopped):

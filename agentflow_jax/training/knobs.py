@@ -115,7 +115,8 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
       yield f'train.{name}', 'algorithm=flow_grpo'
   tools = config.agent.tools
   if 'search' not in tools.enabled:
-    yield 'agent.tools.search_results', 'the tool search'
+    for name in ('results', 'index'):
+      yield f'agent.tools.search_{name}', 'the tool search'
   if 'python' not in tools.enabled:
     for name in ('backend', 'seconds', 'concurrency'):
       yield f'agent.tools.python_{name}', 'the tool python'

@@ -13,7 +13,7 @@ from agentflow_jax.agents import endpoint, language_model, modules, providers
 from agentflow_jax.agents import references, rollout
 from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents import recording as recording_lib
-from agentflow_jax.agents.tools import search
+from agentflow_jax.agents.tools import passages
 from agentflow_jax.core import handover as handover_lib
 from agentflow_jax.core import model, sharding
 from agentflow_jax.data import tokenizers
@@ -335,7 +335,7 @@ def _start(config, tasks, workdir, mesh, processes) -> models_lib.Model:
 def _texts(config, tasks):
   """What a tokenizer is trained on: passages, training queries, prompts."""
   if tasks.corpus:
-    for passage in search.load_corpus(tasks.corpus).passages:
+    for passage in passages.load_corpus(tasks.corpus).passages:
       yield passage.text
   for task in tasks.train:
     yield task.query

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from agentflow_jax.agents import language_model
 from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents.tools import base, generalist, mcp_servers
-from agentflow_jax.agents.tools import python_tool, sandbox
+from agentflow_jax.agents.tools import passages, python_tool, sandbox
 from agentflow_jax.agents.tools import search, web_client, web_page
 from agentflow_jax.agents.tools import web_providers, web_search, web_text
 from agentflow_jax.agents.tools import wikipedia
@@ -33,7 +33,7 @@ class Toolbox:
   models: Mapping[str, language_model.LanguageModel]
   processes: int = 1
   recording: recording_lib.Recording | None = None
-  corpus: search.Corpus | None = None
+  corpus: passages.Corpus | None = None
   _client: web_client.WebClient | None = None
 
   def make(self) -> Mapping[str, base.Tool]:
@@ -71,8 +71,13 @@ class Toolbox:
           'agent.tools: search needs agent.tools.corpus (a directory or a'
           ' JSONL file)'
       )
-    self.corpus = search.load_corpus(path)
-    return search.make(self.corpus, top_k=self.settings.search_results)
+    kept = self.settings.search_index
+    if not kept:
+      self.corpus = passages.load_corpus(path)
+    return search.make(
+        self.corpus or path, top_k=self.settings.search_results,
+        index_directory=kept,
+    )
 
   def _python(self) -> base.Tool:
     return python_tool.make(

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 
 from agentflow_jax.agents import child
-from agentflow_jax.agents.tools import base, search
+from agentflow_jax.agents.tools import base, bm25_index, passages
 
 _WORKER = os.path.join(
     os.path.dirname(os.path.abspath(__file__)), 'web_text_worker.py'
@@ -119,18 +119,18 @@ def best_parts(
     max_chars: of one part.
   """
   text = '\n\n'.join(text[:_MOST_CHARACTERS].splitlines())
-  parts = list(search._split(text, max_chars))
+  parts = list(passages.split(text, max_chars))
   return rank(parts, query, top_k) or parts[:top_k]
 
 
 def rank(parts: Sequence[str], query: str, top_k: int) -> list[str]:
   """Returns the texts that match a query best (BM25), best first."""
-  if not any(map(search.tokenize, parts)):
+  if not any(map(bm25_index.tokenize, parts)):
     return []
-  corpus = search.Corpus(
-      tuple(search.Passage(str(i), '', p) for i, p in enumerate(parts))
+  corpus = passages.Corpus(
+      tuple(passages.Passage(str(i), '', p) for i, p in enumerate(parts))
   )
-  return [p.text for p in search.Index(corpus).search(query, top_k)]
+  return [p.text for p in bm25_index.Index(corpus).search(query, top_k)]
 
 
 def render(parts: Sequence[tuple[str, str]]) -> str:

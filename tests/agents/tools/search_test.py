@@ -10,13 +10,15 @@ import sys
 import pytest
 
 from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools import bm25_index
+from agentflow_jax.agents.tools import passages
 from agentflow_jax.agents.tools import search
 
-_TOWNS = search.Corpus((
-    search.Passage('1', 'Lyon', 'Lyon is a city in France on the Rhone.'),
-    search.Passage('2', 'Geneva', 'Geneva is a city in Switzerland.'),
-    search.Passage('3', 'Rhone', 'The Rhone flows from Switzerland to France.'),
-    search.Passage('4', 'Oslo', 'Oslo lies in Norway.'),
+_TOWNS = passages.Corpus((
+    passages.Passage('1', 'Lyon', 'Lyon is a city in France on the Rhone.'),
+    passages.Passage('2', 'Geneva', 'Geneva is a city in Switzerland.'),
+    passages.Passage('3', 'Rhone', 'The Rhone flows from Switzerland to France.'),
+    passages.Passage('4', 'Oslo', 'Oslo lies in Norway.'),
 ))
 
 
@@ -24,15 +26,15 @@ def _ask(tool: base.Tool, query: str) -> str:
   return asyncio.run(tool.call({'query': query}))
 
 
-def _oracle(corpus: search.Corpus, query: str, k1: float, b: float):
+def _oracle(corpus: passages.Corpus, query: str, k1: float, b: float):
   """BM25 in Lucene's form, straight from the formula, best first."""
-  documents = [search.tokenize(f'{p.title} {p.text}') for p in corpus.passages]
+  documents = [bm25_index.tokenize(f'{p.title} {p.text}') for p in corpus.passages]
   average = sum(map(len, documents)) / len(documents)
   scores = []
   for words in documents:
     counts = collections.Counter(words)
     score = 0.0
-    for word in search.tokenize(query):
+    for word in bm25_index.tokenize(query):
       holding = sum(word in d for d in documents)
       if not holding:
         continue
@@ -50,18 +52,18 @@ def _oracle(corpus: search.Corpus, query: str, k1: float, b: float):
 )
 @pytest.mark.parametrize('k1, b', [(1.5, 0.75), (0.5, 0.0)])
 def test_ranking_follows_the_bm25_formula(query, k1, b):
-  index = search.Index(_TOWNS, k1=k1, b=b)
+  index = bm25_index.Index(_TOWNS, k1=k1, b=b)
   assert index.search(query, top_k=4) == _oracle(_TOWNS, query, k1, b)
 
 
 def test_many_passages_match_the_oracle():
   words = ['red', 'green', 'blue', 'town', 'river', 'hill', 'sea']
-  corpus = search.Corpus(tuple(
-      search.Passage(str(i), words[i % 7], ' '.join(
+  corpus = passages.Corpus(tuple(
+      passages.Passage(str(i), words[i % 7], ' '.join(
           words[(i * j * j + i // 7) % 7] for j in range(1, 3 + i % 11)))
       for i in range(300)
   ))
-  index = search.Index(corpus)
+  index = bm25_index.Index(corpus)
   for query in ('red', 'green sea', 'hill hill town'):
     # float32 against float64: only an order of equal scores could differ, and
     # equal scores keep the corpus's order in both.
@@ -69,10 +71,10 @@ def test_many_passages_match_the_oracle():
 
 
 def test_ties_keep_the_order_of_the_corpus():
-  same = search.Corpus(
-      tuple(search.Passage(str(i), 'x', 'alpha beta') for i in range(50))
+  same = passages.Corpus(
+      tuple(passages.Passage(str(i), 'x', 'alpha beta') for i in range(50))
   )
-  index = search.Index(same)
+  index = bm25_index.Index(same)
   for k in (1, 3, 50):
     found = index.search('beta', k)
     assert [p.id for p in found] == [str(i) for i in range(k)]
@@ -98,18 +100,18 @@ def test_no_match_is_a_result_and_no_word_is_an_error():
 
 
 def test_result_is_cut_and_kept_on_one_line():
-  corpus = search.Corpus((search.Passage('1', 't', 'alpha\n' + 'b ' * 100),))
+  corpus = passages.Corpus((passages.Passage('1', 't', 'alpha\n' + 'b ' * 100),))
   assert _ask(search.make(corpus, max_chars=20), 'alpha') == (
       'alpha b b b b b  ...'
   )
 
 
 def test_words_are_folded_but_not_stemmed():
-  assert search.tokenize('STRASSE straße') == ['strasse', 'strasse']
-  assert search.tokenize('Åland (ÉTÉ)') == ['åland', 'été']
+  assert bm25_index.tokenize('STRASSE straße') == ['strasse', 'strasse']
+  assert bm25_index.tokenize('Åland (ÉTÉ)') == ['åland', 'été']
   # A letter and a combining accent is the same word as the accented letter.
-  assert search.tokenize('e\u0301te') == search.tokenize('éte')
-  assert search.tokenize('the cities') == ['the', 'cities']
+  assert bm25_index.tokenize('e\u0301te') == bm25_index.tokenize('éte')
+  assert bm25_index.tokenize('the cities') == ['the', 'cities']
 
 
 def test_large_searches_leave_the_event_loop(monkeypatch):
@@ -119,7 +121,7 @@ def test_large_searches_leave_the_event_loop(monkeypatch):
 
 def test_postings_count_what_a_search_touches():
   # 4 scores, 'rhone' in passages 1 and 3, 'city' in 1 and 2.
-  assert search.Index(_TOWNS).postings('rhone city zanzibar') == 4 + 2 + 2
+  assert bm25_index.Index(_TOWNS).postings('rhone city zanzibar') == 4 + 2 + 2
 
 
 def test_reads_a_directory_in_order_and_cuts_files(tmp_path):
@@ -127,7 +129,7 @@ def test_reads_a_directory_in_order_and_cuts_files(tmp_path):
   (tmp_path / 'b.txt').write_text('bee ' * 10 + '\n\n' + 'hive ' * 10)
   (tmp_path / 'sub' / 'a.md').write_text('ant')
   (tmp_path / 'skipped.bin').write_bytes(b'\xff')
-  corpus = search.load_corpus(tmp_path, passage_chars=60)
+  corpus = passages.load_corpus(tmp_path, passage_chars=60)
   assert [(p.id, p.title) for p in corpus.passages] == [
       ('b.txt#0', 'b'), ('b.txt#1', 'b'), ('sub/a.md#0', 'a'),
   ]  # fmt: skip
@@ -138,7 +140,7 @@ def test_reads_a_directory_in_order_and_cuts_files(tmp_path):
 def test_long_paragraphs_lose_no_word(tmp_path):
   words = [f'w{i}' for i in range(500)]
   (tmp_path / 'a.txt').write_text(' '.join(words) + '\n\n' + 'x' * 100)
-  corpus = search.load_corpus(tmp_path, passage_chars=64)
+  corpus = passages.load_corpus(tmp_path, passage_chars=64)
   texts = [p.text for p in corpus.passages]
   assert max(map(len, texts)) <= 64
   assert ' '.join(texts).split()[:500] == words
@@ -149,8 +151,8 @@ def test_reads_jsonl(tmp_path):
   path = tmp_path / 'corpus.jsonl'
   rows = [{'id': 7, 'title': 'A', 'text': 'one'}, {'title': 'B', 'text': 'two'}]
   path.write_text('\n'.join(map(json.dumps, rows)) + '\n\n')
-  assert search.load_corpus(path).passages == (
-      search.Passage('7', 'A', 'one'), search.Passage('2', 'B', 'two'),
+  assert passages.load_corpus(path).passages == (
+      passages.Passage('7', 'A', 'one'), passages.Passage('2', 'B', 'two'),
   )  # fmt: skip
 
 
@@ -168,21 +170,21 @@ def test_reads_jsonl(tmp_path):
 def test_malformed_jsonl_names_file_and_line(tmp_path, content, message):
   path = tmp_path / 'corpus.jsonl'
   path.write_bytes(content)
-  with pytest.raises(search.CorpusError, match=message) as caught:
-    search.load_corpus(path)
+  with pytest.raises(passages.CorpusError, match=message) as caught:
+    passages.load_corpus(path)
   assert str(path) in str(caught.value)
 
 
 def test_missing_or_empty_corpus(tmp_path):
-  with pytest.raises(search.CorpusError, match='no corpus at'):
-    search.load_corpus(tmp_path / 'nowhere')
-  with pytest.raises(search.CorpusError, match='.txt or .md'):
-    search.load_corpus(tmp_path)
+  with pytest.raises(passages.CorpusError, match='no corpus at'):
+    passages.load_corpus(tmp_path / 'nowhere')
+  with pytest.raises(passages.CorpusError, match='.txt or .md'):
+    passages.load_corpus(tmp_path)
   (tmp_path / 'a.txt').write_bytes(b'\xff\xfe')
-  with pytest.raises(search.CorpusError, match='a.txt'):
-    search.load_corpus(tmp_path)
-  with pytest.raises(search.CorpusError, match='no passage .* word'):
-    search.Index(search.Corpus((search.Passage('1', '', '...'),)))
+  with pytest.raises(passages.CorpusError, match='a.txt'):
+    passages.load_corpus(tmp_path)
+  with pytest.raises(passages.CorpusError, match='no passage .* word'):
+    bm25_index.Index(passages.Corpus((passages.Passage('1', '', '...'),)))
 
 
 @pytest.mark.parametrize('bounds', [{'top_k': 0}, {'max_chars': 0}])
@@ -193,8 +195,10 @@ def test_bounds_are_checked(bounds):
 
 _ALONE = """
 import sys
+from agentflow_jax.agents.tools import bm25_index
+from agentflow_jax.agents.tools import passages
 from agentflow_jax.agents.tools import search
-corpus = search.Corpus((search.Passage('1', 'a', 'alpha'),))
+corpus = passages.Corpus((passages.Passage('1', 'a', 'alpha'),))
 assert search.make(corpus).card.name == 'search'
 assert not [m for m in sys.modules if m.split('.')[0] in ('jax', 'jaxlib')]
 assert 'bm25s' in sys.modules
@@ -204,8 +208,10 @@ _BESIDE_JAX = """
 import sys
 import jax, jax.lax
 before = sys.modules['jax'], sys.modules['jax.lax']
+from agentflow_jax.agents.tools import bm25_index
+from agentflow_jax.agents.tools import passages
 from agentflow_jax.agents.tools import search
-corpus = search.Corpus((search.Passage('1', 'a', 'alpha'),))
+corpus = passages.Corpus((passages.Passage('1', 'a', 'alpha'),))
 search.make(corpus)
 import bm25s.selection
 assert not bm25s.selection.JAX_IS_AVAILABLE
