@@ -21,8 +21,10 @@ def _says_the_same(name, gold, other):
   """Whether two golds are one answer, by a definition apart from the rules'."""
   if name == 'gameof24':  # What is given is what counts, in any order.
     return sorted(re.findall(r'\d+', gold)) == sorted(re.findall(r'\d+', other))
-  if re.fullmatch(r'\d{4}', gold):  # A year, and it or a day of it.
-    days = rf'(\w+ \d+, |\d+ [A-Z][a-z]+ )?{gold}'
+  if re.fullmatch(r'-?\d+', gold) and re.fullmatch(r'-?\d+', other):
+    return int(gold) == int(other)
+  if re.fullmatch(r'\d{4}', gold):  # A year, and a month or a day of it.
+    days = rf'(\w+ \d+, |(\d+ )?[A-Z][a-z]+ )?{gold}'
     return re.fullmatch(days, other) is not None
   plain, other_plain = (
       ''.join(c for c in said.casefold() if c.isalnum())
@@ -49,9 +51,9 @@ def test_a_gold_scores_under_its_own_rule_and_others_only_if_the_same(name):
     missed = [(t.id, a) for t in tasks for a in t.answers
               if await reward(t, a) != 1]
     disputed = []
-    for _ in range(5):
-      others = rng.sample(tasks, len(tasks))
-      for task, other in zip(tasks, others, strict=True):
+    for task in tasks:
+      # All of 200 tasks or fewer, or neighbouring years might never meet.
+      for other in rng.sample(tasks, len(tasks) if len(tasks) <= 200 else 20):
         for said in other.answers:
           same = any(_says_the_same(name, g, said) for g in task.answers)
           if await reward(task, said) != same:
