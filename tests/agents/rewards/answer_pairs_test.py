@@ -1,6 +1,6 @@
 """Pairs of a gold and an answer, scored by hand as a careful person would.
 
-Each reward has a table of (golds, answer, score, why). The scores were written
+Each reward has a table of (golds, answer, score, why). Most scores were written
 before the rules were asked. Where a rule cannot follow a person, the pair is in
 KNOWN_LIMITS, with what the rule says.
 """
