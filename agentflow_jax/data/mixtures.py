@@ -26,6 +26,7 @@ from agentflow_jax.data import rows
 _TEXT = re.compile(r'\$?\\text\{([^{}\\$]*)\}\$?')
 _PROSE = re.compile(r"[A-Za-z][A-Za-z'-]*(?:[ ,;.]+[A-Za-z][A-Za-z'-]*)+[.]?")
 _SPLIT = 'train'
+_CHUNK = 1024  # Stored rows that are asked for at once: nine times as fast.
 
 
 def _natural_questions(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
@@ -76,8 +77,13 @@ class MixtureSource(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
         description='Questions with short answers that a rule can check.',
-        # One text a row: TFDS decodes a sequence ten times slower.
-        features=tfds.features.FeaturesDict({'task': tfds.features.Text()}),
+        features=tfds.features.FeaturesDict({
+            'id': tfds.features.Text(),
+            'query': tfds.features.Text(),
+            'answers': tfds.features.Sequence(tfds.features.Text()),
+            'reward': tfds.features.Text(),
+            'tags': tfds.features.Text(),  # JSON: names and texts.
+        }),
     )
 
   def _split_generators(self, dl_manager):
@@ -87,9 +93,11 @@ class MixtureSource(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self):
     for task in read(self._path, self._source):
       yield task.id, {
-          'task': json.dumps(
-              [task.id, task.query, task.answers, task.reward, task.tags]
-          )
+          'id': task.id,
+          'query': task.query,
+          'answers': list(task.answers),
+          'reward': task.reward,
+          'tags': json.dumps(dict(task.tags)),
       }
 
 
@@ -152,8 +160,18 @@ def load(
   )
   tfds.disable_progress_bar()
   builder.download_and_prepare(file_format='array_record')
-  tasks = []
-  for row in builder.as_data_source(split=_SPLIT):
-    task_id, query, answers, reward, tags = json.loads(row['task'])
-    tasks.append(records.Task(task_id, query, tuple(answers), reward, tags))
+  stored, tasks = builder.as_data_source(split=_SPLIT), []
+  for first in range(0, len(stored), _CHUNK):
+    places = range(first, min(first + _CHUNK, len(stored)))
+    tasks += map(_task, stored.__getitems__(list(places)))
   return sorted(tasks, key=lambda t: t.id)
+
+
+def _task(row) -> records.Task:
+  return records.Task(
+      id=row['id'].decode(),
+      query=row['query'].decode(),
+      answers=tuple(answer.decode() for answer in row['answers']),
+      reward=row['reward'].decode(),
+      tags=json.loads(row['tags']),
+  )

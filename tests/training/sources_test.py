@@ -9,6 +9,7 @@ from agentflow_jax.training import collect
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import processes
 from agentflow_jax.training import sources
+from agentflow_jax.training import task_sets
 from tests.training import mini
 
 
@@ -58,6 +59,10 @@ def _asked(monkeypatch):
   return asked
 
 
+def _task_set(tasks):
+  return task_sets.TaskSet(train=tuple(tasks), validation=(), test=())
+
+
 def _step(directory, asked, rounds, step=0, mini_batches=1):
   config = mini.config(
       directory, refill_rounds=rounds, queries_per_step=4,
@@ -65,7 +70,7 @@ def _step(directory, asked, rounds, step=0, mini_batches=1):
   )
   tasks = [records.Task(f't{i}', 'q', ('a',), 'r') for i in range(20)]
   parts = types.SimpleNamespace(
-      config=config, tasks=types.SimpleNamespace(train=tasks), agent=None,
+      config=config, tasks=_task_set(tasks), agent=None,
       processes=processes.Processes(),
   )
   return asyncio.run(sources.RolloutSource(parts, None).step(step, None))
