@@ -34,9 +34,9 @@ while (($#)); do
 done
 (($#)) || fail "nothing to run: the command comes after --"
 
-child=0 told=false
+child=0 told=false heard=0
 pass_on() {
-  told=true
+  told=true heard=$((heard + 1))
   if ((child)); then kill -TERM "$child" 2>/dev/null; fi
 }
 trap pass_on TERM INT
@@ -44,11 +44,12 @@ trap pass_on TERM INT
 for ((attempt = 0; ; attempt++)); do
   "$@" &
   child=$!
-  wait "$child"
-  code=$?
-  while kill -0 "$child" 2>/dev/null; do # A signal ended the wait, not the child.
+  while :; do
+    before=$heard
     wait "$child"
     code=$?
+    # Otherwise a signal ended the wait, and the child has a code of its own.
+    ((heard == before)) && break
   done
   if "$told" || ((code == 0 || code == 2 || code == 3)); then exit "$code"; fi
   if ((attempt >= times)); then

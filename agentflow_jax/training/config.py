@@ -42,28 +42,67 @@ class ConfigError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class SourceConfig:
+  """One source of a mix.
+
+  Attributes:
+    path: JSONL or parquet: a file, a directory of shards, a pattern, or a comma
+      list of these (agentflow_jax.data.rows).
+    weight: its share of the queries is weight / sum of weights; 0 leaves it out.
+    items: its first rows that are used; 0 for all.
+  """
+
+  path: str = ''
+  weight: int = 0
+  items: int = 0
+
+  def __post_init__(self):
+    for name in ('weight', 'items'):
+      if getattr(self, name) < 0:
+        raise ConfigError(f'task_set.mixture: {name} must not be negative')
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig:
+  """What is trained on at once (agentflow_jax.data.mixtures says the formats).
+
+  Attributes:
+    natural_questions: Natural Questions, as FlashRAG writes it.
+    deepmath: DeepMath-103K.
+  """
+
+  natural_questions: SourceConfig = SourceConfig()
+  deepmath: SourceConfig = SourceConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskSetConfig:
   """Where queries come from.
 
   Attributes:
     kind: 'geohop', or 'jsonl' for a user's own tasks: a row is {"query": ...,
       "answer": a string or a list of alternatives}, and optionally "id"; or
-      'benchmark' for held-out tasks of a published one.
-    benchmark: for 'benchmark', its name, a comma list of them, or 'all' of the
-      directory (agentflow_jax.data.benchmarks).
-    train: but for 'geohop', the path of the training tasks, as for 'jsonl'.
-    evaluation: but for 'geohop', the path of held-out tasks; for 'benchmark'
-      its file, or a directory of NAME/data.json.
-    reward: but for 'geohop', the reward's name (agentflow_jax.agents.rewards);
-      a benchmark's own tasks have theirs.
+      'benchmark' for held-out tasks of a published one; or 'mixture' to train on
+      several data sets at once, with such held-out tasks.
+    benchmark: for 'benchmark' and 'mixture', its name, a comma list of them, or
+      'all' of the directory (agentflow_jax.data.benchmarks).
+    train: for 'jsonl' and 'benchmark', the path of the training tasks, as for
+      'jsonl'.
+    mixture: for 'mixture', what is trained on.
+    evaluation: but for 'geohop', the path of held-out tasks; where `benchmark`
+      names them its file, or a directory of NAME/data.json.
+    reward: for 'jsonl' and 'benchmark', the reward's name
+      (agentflow_jax.agents.rewards); a benchmark's and a mixture's own tasks
+      have theirs.
     validation_items: tasks of the evaluations during training, of each
       benchmark; 0 for all.
     test_items: tasks of the evaluations before and after; likewise.
   """
 
-  kind: Literal['geohop', 'jsonl', 'benchmark'] = 'geohop'
+  kind: Literal['geohop', 'jsonl', 'benchmark', 'mixture'] = 'geohop'
   benchmark: str = ''
   train: str = ''
+  mixture: MixtureConfig = MixtureConfig()
   evaluation: str = ''
   reward: str = 'match_or_number'
   validation_items: int = 100

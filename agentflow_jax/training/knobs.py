@@ -35,15 +35,19 @@ def check_values(config: config_lib.Config) -> None:
   """
   agent, default = config.agent, config_lib.Config(name='')
   asks = uses_endpoint(config)
-  files = config.task_set.kind != 'geohop'
+  kind = config.task_set.kind
+  files, one_file = kind != 'geohop', kind in ('jsonl', 'benchmark')
   unread = {
-      'task_set.train': (config.task_set.train, '', files),
+      'task_set.train': (config.task_set.train, '', one_file),
       'task_set.evaluation': (config.task_set.evaluation, '', files),
       'task_set.reward': (
-          config.task_set.reward, default.task_set.reward, files
+          config.task_set.reward, default.task_set.reward, one_file
       ),
       'task_set.benchmark': (
-          config.task_set.benchmark, '', config.task_set.kind == 'benchmark'
+          config.task_set.benchmark, '', kind in ('benchmark', 'mixture')
+      ),
+      'task_set.mixture': (
+          config.task_set.mixture, default.task_set.mixture, kind == 'mixture'
       ),
       'planner.model.lora': (
           config.planner.model and config.planner.model.lora,

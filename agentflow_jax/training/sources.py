@@ -2,6 +2,9 @@
 
 import asyncio
 import dataclasses
+import fractions
+import functools
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -15,7 +18,7 @@ from agentflow_jax.core import batch
 from agentflow_jax.training import batches, collect
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import controls, evaluation
-from agentflow_jax.training import intervals, rollout_files, system
+from agentflow_jax.training import intervals, rollout_files, system, task_sets
 
 OnDone = Callable[[records.Trajectory], None]
 
@@ -64,9 +67,7 @@ class RolloutSource:
       if not missing:
         break
       # A sequence of its own: what later steps ask stays what it would be.
-      more = self._tasks(
-          f'{config.seed} refill', step * train.refill_rounds + i
-      )[:missing]
+      more = self._refill(step * train.refill_rounds + i)[:missing]
       found += await self._groups(step, more, on_done, before=tasks)
       tasks += more
     groups, dropped = _kept(found, train.queries_per_step)
@@ -87,10 +88,24 @@ class RolloutSource:
         extras=extras,
     )
 
+  def _refill(self, step) -> list[records.Task]:
+    seed = f'{self._parts.config.seed} refill'
+    tasks = self._tasks(seed, step)
+    if self._parts.tasks.mixture:
+      # Only the first are asked: were it always the same places of the sources'
+      # turns, one source would get more than its weight.
+      start = random.Random(f'{seed}/{step}').randrange(len(tasks))
+      tasks = tasks[start:] + tasks[:start]
+    return tasks
+
   def _tasks(self, seed, step) -> list[records.Task]:
-    tasks = self._parts.tasks.train
+    tasks, mixture = self._parts.tasks.train, self._parts.tasks.mixture
     count = self._parts.config.train.queries_per_step
-    return [tasks[i] for i in epoch_indices(len(tasks), seed, step, count)]
+    if mixture:
+      chosen = mixture_indices(mixture, seed, step, count)
+    else:
+      chosen = epoch_indices(len(tasks), seed, step, count)
+    return [tasks[i] for i in chosen]
 
   async def _groups(self, step, tasks, on_done, before):
     config = self._parts.config
@@ -174,14 +189,88 @@ def epoch_indices(
     step: from 0.
     count: items a step.
   """
-  first, chosen = step * count, []
-  for epoch in range(first // total, (first + count - 1) // total + 1):
-    order = list(range(total))
-    random.Random(f'{seed}/epoch/{epoch}').shuffle(order)
-    low = max(first - epoch * total, 0)
-    high = min(first + count - epoch * total, total)
-    chosen += [order[i] for i in range(low, high)]
+  places = range(step * count, (step + 1) * count)
+  return [_order(total, seed, p // total)[p % total] for p in places]
+
+
+@functools.lru_cache(maxsize=8)  # Of 100,000 items each takes 4 MiB, 50 ms.
+def _order(total: int, seed: int | str, epoch: int) -> tuple[int, ...]:
+  """The permutation of an epoch."""
+  order = list(range(total))
+  random.Random(f'{seed}/epoch/{epoch}').shuffle(order)
+  return tuple(order)
+
+
+def mixture_indices(
+    parts: Sequence[task_sets.Part], seed: int | str, step: int, count: int
+) -> list[int]:
+  """Indices of one step's items, of several sources by their weights.
+
+  Sources take turns as `turns` says, over all steps as if they were one; each
+  goes through epochs of its own, so that a small one starts its next while a
+  large one is in its first. A pure function of its arguments, as epoch_indices.
+
+  Args:
+    parts: the sources, in the order in which their items lie.
+    seed: the run's, or what names another sequence of it.
+    step: from 0.
+    count: items a step.
+  """
+  common = math.gcd(*(p.weight for p in parts))
+  weights = tuple(p.weight // common for p in parts)
+  period = turns(weights)
+  rounds, start = divmod(step * count, len(period))
+  # Of each source: what it gave before this step, and where its items start.
+  given = [
+      rounds * w + period[:start].count(i) for i, w in enumerate(weights)
+  ]
+  offsets = [sum(p.items for p in parts[:i]) for i in range(len(parts))]
+  chosen = []
+  for place in range(start, start + count):
+    i = period[place % len(period)]
+    part = parts[i]
+    epoch, at = divmod(given[i], part.items)
+    order = _order(part.items, f'{seed}/{part.source}', epoch)
+    chosen.append(offsets[i] + order[at])
+    given[i] += 1
   return chosen
+
+
+@functools.lru_cache(maxsize=8)
+def turns(weights: tuple[int, ...]) -> tuple[int, ...]:
+  """Which source comes when, for one period of sum(weights) places.
+
+  Tijdeman's chairman assignment (Discrete Math. 32, 1980): after any n places
+  of k sources, the count of each is within 1 - 1/(2k - 2) of its share of n, and
+  no order does better for all weights. Of two sources every window holds its
+  share rounded up or down.
+
+  At place n the sources whose deficit n w / W - given is at least 1/(2k - 2) may
+  come, and the one comes whose deficit will be the first to reach the bound.
+  All is times (2k - 2) W here, so that it is exact.
+
+  Args:
+    weights: of each source, positive and without a common divisor.
+  """
+  total, k = sum(weights), len(weights)
+  if k == 1:
+    return (0,) * total
+  scale = 2 * k - 2
+  given, order = [0] * k, []
+  for n in range(1, total + 1):
+    deficits = [
+        scale * (n * w - total * x) for w, x in zip(weights, given)
+    ]
+    due = [i for i in range(k) if deficits[i] >= total]
+    chosen = min(
+        due,
+        key=lambda i: fractions.Fraction(
+            (scale - 1) * total - deficits[i], weights[i]
+        ),
+    )
+    given[chosen] += 1
+    order.append(chosen)
+  return tuple(order)
 
 
 def _kept(
@@ -206,14 +295,22 @@ def _metrics(groups: Sequence[records.Group]) -> dict[str, float]:
     metrics[f'tools/{tool}'] = calls
   for name, times in rollout.tool_counts(trajectories).items():
     metrics[f'tool_counts/{name}'] = times
-  means = [
-      sum(scored) / len(scored)
-      for g in groups
-      if (scored := [t.reward for t in g.trajectories if t.reward is not None])
-  ]
+  means, by_source = [], {}
+  for g in groups:
+    source = g.task.tags.get('source')
+    if source is not None:
+      name = f'sources/{source}/groups'
+      metrics[name] = metrics.get(name, 0) + 1
+    scored = [t.reward for t in g.trajectories if t.reward is not None]
+    if scored:
+      means.append(sum(scored) / len(scored))
+      by_source.setdefault(source, []).append(means[-1])
   if means:
     low, high = intervals.bootstrap_interval(means)
     metrics |= {'reward/ci_low': low, 'reward/ci_high': high}
+  for source, values in by_source.items():
+    if source is not None:
+      metrics[f'sources/{source}/reward'] = sum(values) / len(values)
   for what in {k for t in trajectories for k in t.seconds}:
     total = sum(t.seconds.get(what, 0.0) for t in trajectories)
     metrics[f'seconds/rollout_sum/{what}'] = total

@@ -1,4 +1,4 @@
-"""The tasks of a run: GeoHop, a benchmark, or a user's own JSONL files."""
+"""The tasks of a run: GeoHop, a benchmark, a mix, or a user's own JSONL files."""
 
 import dataclasses
 import json
@@ -7,8 +7,23 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.data import benchmarks, geohop
+from agentflow_jax.data import benchmarks, geohop, mixtures, rows
 from agentflow_jax.training import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Consecutive training tasks that are one source of a mix.
+
+  Attributes:
+    source: its name.
+    items: how many tasks it has.
+    weight: its share of the queries is weight / sum of weights.
+  """
+
+  source: str
+  items: int
+  weight: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +36,7 @@ class TaskSet:
     test: what evaluations before and after training ask.
     corpus: what search reads; '' where the set brings none.
     left_out: benchmark -> its items that need more than text.
+    mixture: what `train` consists of, in its order; empty where it is no mix.
   """
 
   train: tuple[records.Task, ...]
@@ -28,6 +44,7 @@ class TaskSet:
   test: tuple[records.Task, ...]
   corpus: str = ''
   left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  mixture: tuple[Part, ...] = ()
 
 
 def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
@@ -36,7 +53,7 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
   Raises:
     ConfigError: a missing or malformed file; names the line.
   """
-  left_out = {}
+  left_out, parts = {}, ()
   if config.kind == 'geohop':
     corpus = geohop.prepare(data_dir)
     splits = {s: geohop.load(data_dir, s) for s in _SPLITS}
@@ -47,11 +64,14 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
       raise config_lib.ConfigError(
           f'task_set.evaluation: give the file of task_set.kind={config.kind}'
       )
-    if config.kind == 'benchmark':
-      held_out, left_out = _benchmarks(config, data_dir)
-    else:
+    if config.kind == 'jsonl':
       held_out = [read_jsonl(config.evaluation, config.reward)]
-    train = read_jsonl(config.train, config.reward) if config.train else []
+    else:
+      held_out, left_out = _benchmarks(config, data_dir)
+    if config.kind == 'mixture':
+      train, parts = _mixture(config.mixture, data_dir)
+    else:
+      train = read_jsonl(config.train, config.reward) if config.train else []
     splits = {'train': train, 'validation': held_out, 'test': held_out}
   validation = _some(splits['validation'], config.validation_items)
   test = _some(splits['test'], config.test_items)
@@ -61,6 +81,7 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
       test=tuple(test),
       corpus=str(corpus),
       left_out=left_out,
+      mixture=parts,
   )
 
 
@@ -84,6 +105,34 @@ def _benchmarks(config, data_dir):
   except benchmarks.MalformedItem as e:
     raise config_lib.ConfigError(f'task_set: {e}') from e
   return parts, left_out
+
+
+def _mixture(
+    config: config_lib.MixtureConfig, data_dir: str
+) -> tuple[list[records.Task], tuple[Part, ...]]:
+  """Returns the tasks of all sources that have a weight, and what they are."""
+  train, parts = [], []
+  for field in dataclasses.fields(config):
+    source, where = getattr(config, field.name), f'task_set.mixture.{field.name}'
+    if bool(source.path) != bool(source.weight):
+      raise config_lib.ConfigError(
+          f'{where}: give path and weight, or neither: {source}'
+      )
+    if not source.weight:
+      continue
+    try:
+      tasks = mixtures.load(data_dir, source.path, field.name)
+    except rows.MalformedRow as e:
+      raise config_lib.ConfigError(f'{where}: {e}') from e
+    tasks = tasks[: source.items or None]
+    train += tasks
+    parts.append(Part(field.name, len(tasks), source.weight))
+  if not parts:
+    raise config_lib.ConfigError(
+        'task_set.mixture: no source has a weight; set'
+        ' task_set.mixture.SOURCE.path and .weight'
+    )
+  return train, tuple(parts)
 
 
 def read_jsonl(path: str, reward: str) -> list[records.Task]:

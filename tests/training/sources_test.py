@@ -1,7 +1,9 @@
 import asyncio
 import collections
+import dataclasses
 import types
 
+import numpy as np
 import pytest
 
 from agentflow_jax import records
@@ -9,6 +11,7 @@ from agentflow_jax.training import collect
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import processes
 from agentflow_jax.training import sources
+from agentflow_jax.training import task_sets
 from tests.training import mini
 
 
@@ -58,6 +61,10 @@ def _asked(monkeypatch):
   return asked
 
 
+def _task_set(tasks):
+  return task_sets.TaskSet(train=tuple(tasks), validation=(), test=())
+
+
 def _step(directory, asked, rounds, step=0, mini_batches=1):
   config = mini.config(
       directory, refill_rounds=rounds, queries_per_step=4,
@@ -65,7 +72,7 @@ def _step(directory, asked, rounds, step=0, mini_batches=1):
   )
   tasks = [records.Task(f't{i}', 'q', ('a',), 'r') for i in range(20)]
   parts = types.SimpleNamespace(
-      config=config, tasks=types.SimpleNamespace(train=tasks), agent=None,
+      config=config, tasks=_task_set(tasks), agent=None,
       processes=processes.Processes(),
   )
   return asyncio.run(sources.RolloutSource(parts, None).step(step, None))
@@ -121,3 +128,119 @@ def test_refills_are_a_function_of_the_step_and_leave_the_queries_as_they_are(
 def test_a_negative_number_of_rounds_is_refused():
   with pytest.raises(config_lib.ConfigError, match='refill_rounds'):
     config_lib.TrainConfig(refill_rounds=-1)
+
+
+_PARTS = (
+    task_sets.Part('large', 100, 3), task_sets.Part('small', 7, 1)
+)  # Items 0 to 99, and 100 to 106.
+
+
+def _mixed(seed, steps, count, parts=_PARTS):
+  return [
+      i
+      for step in steps
+      for i in sources.mixture_indices(parts, seed, step, count)
+  ]
+
+
+def test_any_window_of_two_sources_holds_their_shares():
+  is_large = np.array(_mixed(0, range(60), 5)) < 100
+  before = np.concatenate([[0], np.cumsum(is_large)])
+  for length in range(1, 41):
+    counts = before[length:] - before[:-length]
+    share = length * 3 / 4
+    assert counts.min() >= np.floor(share) and counts.max() <= np.ceil(share)
+
+
+@pytest.mark.parametrize('weights', [(10, 13), (5, 3, 2), (1, 1, 1, 7), (6, 4)])
+def test_no_prefix_is_further_from_the_weights_than_it_must_be(weights):
+  # Tijdeman's bound: 1/2 for two sources, 3/4 for three, 5/6 for four.
+  bound = 1 - 1 / (2 * len(weights) - 2)
+  parts = [task_sets.Part(f's{i}', 50, w) for i, w in enumerate(weights)]
+  which = np.array(_mixed(0, range(40), 7, parts)) // 50
+  counts = np.cumsum(which[:, None] == np.arange(len(weights)), axis=0)
+  places = np.arange(1, len(which) + 1)[:, None]
+  shares = places * np.array(weights) / sum(weights)
+  assert np.abs(counts - shares).max() <= bound + 1e-9
+
+
+def test_steps_of_another_length_are_the_same_order():
+  # So that a step says where it is: 12 steps of 5 are 5 steps of 12.
+  whole = _mixed(3, range(12), 5)
+  assert whole == _mixed(3, range(5), 12) == _mixed(3, [0], 60)
+  sources._order.cache_clear()  # A resume knows nothing of before.
+  assert _mixed(3, range(7, 12), 5) == whole[35:]
+
+
+def test_every_source_has_epochs_of_its_own():
+  # 160 places: 120 of the large source, 40 of the small one.
+  chosen = _mixed(0, range(20), 8)
+  large = [i for i in chosen if i < 100]
+  small = [i for i in chosen if i >= 100]
+  assert len(large) == 120 and len(small) == 40
+  assert sorted(large[:100]) == list(range(100))
+  assert len(set(large[100:])) == 20
+  epochs = [tuple(small[i : i + 7]) for i in range(0, 35, 7)]
+  assert all(sorted(e) == list(range(100, 107)) for e in epochs)
+  assert len(set(epochs)) > 1
+
+
+def test_seeds_and_sources_of_one_size_differ():
+  assert _mixed(0, [0], 60) != _mixed(1, [0], 60)
+  twins = [task_sets.Part('a', 50, 1), task_sets.Part('b', 50, 1)]
+  chosen = _mixed(0, [0], 100, twins)
+  assert [i for i in chosen if i < 50] != [i - 50 for i in chosen if i >= 50]
+
+
+def test_one_source_alone_and_weights_with_a_common_divisor():
+  alone = _mixed(0, range(4), 3, [task_sets.Part('a', 6, 5)])
+  assert sorted(alone[:6]) == sorted(alone[6:]) == list(range(6))
+  doubled = [task_sets.Part(p.source, p.items, 2 * p.weight) for p in _PARTS]
+  assert _mixed(0, range(4), 9, doubled) == _mixed(0, range(4), 9)
+
+
+def _mixed_source(directory, tags=True):
+  tasks = [
+      records.Task(
+          f't{i}', 'q', ('a',), 'r',
+          {'source': 'large' if i < 100 else 'small'} if tags else {},
+      )
+      for i in range(107)
+  ]
+  parts = types.SimpleNamespace(
+      config=mini.config(directory, queries_per_step=8, refill_rounds=1),
+      tasks=dataclasses.replace(_task_set(tasks), mixture=_PARTS),
+      agent=None, processes=processes.Processes(),
+  )
+  return sources.RolloutSource(parts, None)
+
+
+def test_a_step_of_a_mix_asks_it_and_says_how_each_source_did(asked, tmp_path):
+  # All groups of the first asking teach but the last.
+  asked.rewards |= {i: [0.0, 1.0, 0.0] for i in range(7)}
+  source = _mixed_source(tmp_path)
+  data = asyncio.run(source.step(5, None))
+  (_, first, _), (_, second, _) = asked.calls
+  assert first == [f't{i}' for i in _mixed(0, [5], 8)] and len(second) == 1
+  small = sum(int(n[1:]) >= 100 for n in first + second)
+  assert data.metrics['sources/small/groups'] == small
+  assert data.metrics['sources/large/groups'] == 9 - small
+  rewards = {True: [], False: []}
+  for place, name in enumerate(first + second):
+    rewards[int(name[1:]) >= 100].append(1 / 3 if place < 7 else 1.0)
+  for is_small, name in ((True, 'small'), (False, 'large')):
+    assert data.metrics[f'sources/{name}/reward'] == pytest.approx(
+        np.mean(rewards[is_small])
+    )
+
+
+def test_refills_of_one_query_take_from_every_source(asked, tmp_path):
+  # A step's 8 places begin with the same source every time.
+  asked.rewards |= {i: [0.0, 1.0, 0.0] for i in range(7)}
+  source = _mixed_source(tmp_path)
+  for step in range(80):
+    asyncio.run(source.step(step, None))
+  refills = [int(name[1:]) for _, (name, *_), _ in asked.calls[1::2]]
+  assert len(refills) == 80
+  # Binomial(80, 1/4): 20 on average, 3.9 its deviation.
+  assert 8 <= sum(i >= 100 for i in refills) <= 32

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from agentflow_jax.training import config as config_lib
@@ -48,3 +50,84 @@ def test_a_malformed_row_names_its_file_and_line(tmp_path, text, message):
 def test_a_missing_file_is_named(tmp_path):
   with pytest.raises(config_lib.ConfigError, match='no task file .*gone'):
     task_sets.read_jsonl(str(tmp_path / 'gone.jsonl'), 'f1')
+
+
+def _mixture(tmp_path, **changes):
+  nq, math = tmp_path / 'nq.jsonl', tmp_path / 'math.jsonl'
+  nq.write_text(
+      ''.join(
+          json.dumps({'question': f'n{i}', 'golden_answers': [f'a{i}']}) + '\n'
+          for i in range(6)
+      )
+  )
+  math.write_text(
+      ''.join(
+          json.dumps({'question': f'm{i}', 'final_answer': str(i)}) + '\n'
+          for i in range(6)
+      )
+  )
+  aime = tmp_path / 'aime.json'
+  aime.write_text(json.dumps([{'query': 'x', 'answer': 33}] * 3))
+  pairs = {
+      'kind': 'mixture', 'benchmark': 'aime24', 'evaluation': aime,
+      'mixture.natural_questions.path': nq,
+      'mixture.natural_questions.weight': 3,
+      'mixture.deepmath.path': math,
+      'mixture.deepmath.weight': 1,
+  } | changes
+  return config_lib.override(
+      config_lib.TaskSetConfig(), [(k, str(v)) for k, v in pairs.items()]
+  )
+
+
+def test_a_mix_holds_its_sources_and_a_benchmark_is_held_out(tmp_path):
+  changes = {'mixture.deepmath.items': 4, 'test_items': 2}
+  tasks = task_sets.load(_mixture(tmp_path, **changes), str(tmp_path / 'data'))
+  assert [t.query for t in tasks.train] == [
+      'n0', 'n1', 'n2', 'n3', 'n4', 'n5', 'm0', 'm1', 'm2', 'm3'
+  ]
+  assert tasks.mixture == (
+      task_sets.Part('natural_questions', 6, 3),
+      task_sets.Part('deepmath', 4, 1),
+  )
+  assert [t.tags['source'] for t in tasks.train[5:7]] == [
+      'natural_questions', 'deepmath'
+  ]
+  assert [t.id for t in tasks.validation] == [
+      f'aime24/{i:06d}' for i in range(3)
+  ]
+  assert len(tasks.test) == 2 and tasks.test[0].answers == ('33',)
+
+
+def test_a_source_without_a_weight_is_left_out(tmp_path):
+  changes = {'mixture.deepmath.path': '', 'mixture.deepmath.weight': 0}
+  tasks = task_sets.load(_mixture(tmp_path, **changes), str(tmp_path / 'data'))
+  assert tasks.mixture == (task_sets.Part('natural_questions', 6, 3),)
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'mixture.deepmath.weight': 0}, 'mixture.deepmath: give path and weight'),
+        ({'mixture.deepmath.path': ''}, 'mixture.deepmath: give path and weight'),
+        (
+            {'mixture.deepmath.path': 'gone.jsonl'},
+            'task_set.mixture.deepmath: no file gone.jsonl',
+        ),
+        (
+            {
+                f'mixture.{s}.{f}': v
+                for s in ('deepmath', 'natural_questions')
+                for f, v in (('path', ''), ('weight', 0))
+            },
+            'no source has a weight',
+        ),
+        ({'benchmark': ''}, "no benchmark ''"),
+        ({'evaluation': ''}, 'task_set.evaluation: give the file'),
+        ({'mixture.deepmath.weight': -1}, 'weight must not be negative'),
+        ({'mixture.deep_math.weight': 1}, "did you mean 'deepmath'"),
+    ],
+)
+def test_a_mix_that_cannot_be_is_refused(tmp_path, changes, message):
+  with pytest.raises(config_lib.ConfigError, match=message):
+    task_sets.load(_mixture(tmp_path, **changes), str(tmp_path / 'data'))

@@ -1,0 +1,145 @@
+"""Rows of JSONL and parquet files, in order, without holding a file in memory."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+SUFFIXES = ('.jsonl', '.parquet')
+_BATCH = 1024  # Rows of a parquet file that are held at once.
+
+
+class MalformedRow(ValueError):
+  """A file or a row of it cannot be read; names it."""
+
+
+def locate(path: str) -> list[epath.Path]:
+  """Returns the files that a path means, in the order in which they are read.
+
+  Args:
+    path: a file, a directory of shards, a pattern (`dir/train-*.parquet`), or a
+      comma list of these. Shards are sorted by name within each.
+
+  Raises:
+    MalformedRow: nothing is there, a file of another suffix, a directory of
+      both, or a file twice.
+  """
+  files: list[epath.Path] = []
+  for part in path.split(','):
+    files += _shards(part)
+  for i, file in enumerate(files):
+    if file in files[:i]:
+      raise MalformedRow(f'{file}: comes twice in {path}')
+    if not file.exists():
+      raise MalformedRow(f'no file {file}')
+    if file.is_dir() or file.suffix not in SUFFIXES:
+      raise MalformedRow(f'{file}: needs a file {" or ".join(SUFFIXES)}')
+  return files
+
+
+def _shards(part: str) -> list[epath.Path]:
+  """Returns the files of one part of a path."""
+  place = epath.Path(part)
+  if not part.strip():
+    raise MalformedRow('a path of rows is empty')
+  if any(c in part for c in '*?['):
+    # A pattern in the last part only: what lies above may be a URL.
+    found = sorted(place.parent.glob(place.name), key=str)
+    if not found:
+      raise MalformedRow(f'no file matches {part}')
+    return found
+  if not place.is_dir():
+    return [place]
+  found = [f for f in place.iterdir() if f.suffix in SUFFIXES]
+  if not found:
+    raise MalformedRow(f'{part}: no {" or ".join(SUFFIXES)} in this directory')
+  if len({f.suffix for f in found}) > 1:
+    # Most likely the same rows twice.
+    raise MalformedRow(f'{part}: holds {" and ".join(SUFFIXES)}; name a pattern')
+  return sorted(found, key=str)
+
+
+def digest(files: Sequence[epath.Path]) -> str:
+  """Returns 16 hex digits of what files hold, one after the other."""
+  total = hashlib.sha256()
+  for file in files:
+    with file.open('rb') as f:
+      total.update(hashlib.file_digest(f, 'sha256').digest())
+    # The same bytes are other rows by another suffix.
+    total.update(file.suffix.encode())
+  return total.hexdigest()[:16]
+
+
+def read(
+    file: epath.Path, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (where, row) of a file; `where` names the file and the row.
+
+  Args:
+    file: JSONL, whose rows are counted as lines, from 1, and whose blank lines
+      are skipped; or parquet, whose rows are counted from 1.
+    columns: fields that every row has.
+    optional: fields that are read where they are there; no other is.
+
+  Raises:
+    MalformedRow: not of its format, a column or field is missing, or no row.
+  """
+  of_format = _parquet if file.suffix == '.parquet' else _jsonl
+  count = 0
+  for where, row in of_format(file, [*columns, *optional], columns):
+    count += 1
+    yield where, row
+  if not count:
+    raise MalformedRow(f'{file}: holds no row')
+
+
+def _jsonl(file, wanted, columns):
+  with file.open('rb') as lines:
+    # By '\n' alone: a text may hold the other characters that end a line.
+    for number, line in enumerate(lines, 1):
+      if not line.strip():
+        continue
+      where = f'{file}:{number}'
+      try:
+        row = json.loads(line)
+      except ValueError as e:  # Not JSON, or not UTF-8.
+        raise MalformedRow(f'{where}: not JSON: {e}') from e
+      if not isinstance(row, dict):
+        raise MalformedRow(f'{where}: not an object')
+      for column in columns:
+        if column not in row:
+          raise MalformedRow(f'{where}: no field "{column}"')
+      yield where, {k: row[k] for k in wanted if k in row}
+
+
+def _parquet(file, wanted, columns):
+  try:
+    import pyarrow  # pylint: disable=g-import-not-at-top
+    from pyarrow import parquet  # pylint: disable=g-import-not-at-top
+  except ImportError as e:
+    raise MalformedRow(
+        f"{file}: parquet needs pyarrow: pip install 'agentflow-jax[parquet]'"
+    ) from e
+  number = 0
+  with file.open('rb') as f:
+    try:
+      table = parquet.ParquetFile(f)
+      names = table.schema_arrow.names
+      for column in columns:
+        if column not in names:
+          raise MalformedRow(
+              f'{file}: no column "{column}"; there are {", ".join(names)}'
+          )
+      batches = table.iter_batches(
+          batch_size=_BATCH, columns=[n for n in wanted if n in names]
+      )
+      for batch in batches:
+        for row in batch.to_pylist():
+          number += 1
+          yield f'{file}:{number}', row
+    except (pyarrow.ArrowException, OSError) as e:
+      raise MalformedRow(
+          f'{file}: not parquet, or cut off after row {number}: {e}'
+      ) from e
