@@ -31,16 +31,16 @@ from agentflow_jax.data import builders
 
 # Name -> the reward that scores it (agents.rewards).
 REWARDS: Mapping[str, str] = {
-    '2wiki': 'match_or_number',
+    '2wiki': 'short_answer',
     'aime24': 'exact_number',
     'amc23': 'exact_number',
-    'bamboogle': 'match_or_number',
-    'gaia': 'match_or_number',
+    'bamboogle': 'short_answer',
+    'gaia': 'short_answer',
     'gameof24': 'game24',
     'gpqa': 'choice',
-    'hotpotqa': 'match_or_number',
+    'hotpotqa': 'short_answer',
     'medqa': 'choice',
-    'musique': 'match_or_number',
+    'musique': 'short_answer',
 }
 
 

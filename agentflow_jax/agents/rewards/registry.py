@@ -81,6 +81,16 @@ def _exact_number(answers: Sequence[str], answer: str) -> float:
   return numeric.number(answers, text.extract(answer), tolerance=0.0)
 
 
+def _match_or_number(answers: Sequence[str], answer: str) -> float:
+  """Numbers within the tolerance, every other acceptable answer by match.
+
+  For measurements and what is computed from them. Where whole numbers are counts
+  and years, `short_answer` wants them exactly.
+  """
+  names = [a for a in answers if numeric.parse(a) is None]
+  return max(_number(answers, answer), text.exact_match(names, answer))
+
+
 def _symbolic() -> Reward:
   checker = symbolic.Checker()
 
@@ -119,7 +129,10 @@ _MAKERS: dict[str, Callable[[], Reward]] = {
         'exact_number', _exact_number, _check_numbers
     ),
     'match_or_number': lambda: _reward_from(
-        'match_or_number', short_answer.short_answer, _check_answers
+        'match_or_number', _match_or_number, _check_answers
+    ),
+    'short_answer': lambda: _reward_from(
+        'short_answer', short_answer.short_answer, _check_answers
     ),
     'symbolic': _symbolic,
     'choice': lambda: _reward_of_task(

@@ -317,22 +317,35 @@ GAME24 = [
 # Here a person says 1 - score. No rule without knowledge of the world, or of
 # language, gets them right; the benchmarks' judge beside the rule does.
 KNOWN_LIMITS = [
-    ('match_or_number', 'Paris', 'Paris, France', 0,
+    ('short_answer', 'Paris', 'Paris, France', 0,
      'where a place lies takes knowledge'),
-    ('match_or_number', 'Paris', 'It was in Paris that he died.', 0,
+    ('short_answer', 'Paris', 'It was in Paris that he died.', 0,
      'free sentences: else every name in one could be hidden'),
-    ('match_or_number', '320 km/h', '320 kilometers per hour', 0,
+    ('short_answer', '320 km/h', '320 kilometers per hour', 0,
      'units are compared as words'),
-    ('match_or_number', '22', '22 Jump Street', 1,
+    ('short_answer', '22', '22 Jump Street', 1,
      'a number at the head of a name'),
     ('exact_match', 'Paris', 'The answer is Paris', 0,
-     "SQuAD's definition; match_or_number reads it"),
+     "SQuAD's definition; short_answer reads it"),
     ('game24', '1 1 1 8', '8(1+1+1)', 0,
      'the question asks for written operators'),
 ]
 
+# For measurements: whole numbers have the tolerance, too.
+MATCH_OR_NUMBER = [
+    ('2.5', 'by a factor of 2.501', 1, 'within 0.1%'),
+    ('2.5', '2.51', 0, 'beyond 0.1%'),
+    ('324220', '324,219 km2', 1, 'an area, rounded otherwise'),
+    ('324220', '324 thousand', 1, 'an area in round figures'),
+    ('324220', '323 thousand', 0, 'beyond 0.1%'),
+    ('Lisbon', 'lisbon.', 1, 'a name, spelled otherwise'),
+    ('Lisbon', 'Lisbon or Porto', 0, 'two names'),
+    ('Lisbon', '', 0, 'nothing'),
+]
+
 TABLES = {
-    'match_or_number': SHORT_ANSWER,
+    'short_answer': SHORT_ANSWER,
+    'match_or_number': MATCH_OR_NUMBER,
     'exact_match': EXACT_MATCH,
     'f1': F1,
     'number': NUMBER,
@@ -359,7 +372,7 @@ def _score():
         pytest.skip('math-verify is not installed')
       query = _QUERY if reward == 'choice' else ''
       # Only short answers have alternatives: | is mathematics too.
-      short = reward == 'match_or_number'
+      short = reward == 'short_answer'
       golds = tuple(golds.split('|')) if short else (golds,)
       task = records.Task('t', query, golds, reward)
       return runner.run(rewards(task, answer))

@@ -35,7 +35,7 @@ def score(reward, answers, answer, query='q'):
 def test_the_names():
   assert registry.names() == (
       'choice', 'exact_match', 'exact_number', 'f1', 'game24',
-      'match_or_number', 'number', 'symbolic',
+      'match_or_number', 'number', 'short_answer', 'symbolic',
   )
   # What is used in other files by name says the name back.
   for name in registry.names():
@@ -72,6 +72,9 @@ def test_an_unknown_name_is_an_error_with_a_hint(name, hint):
         ('match_or_number', ['U2'], 'u2', 1),
         ('match_or_number', ['U2'], '2', 0),
         ('match_or_number', ['Paris'], '', 0),
+        ('match_or_number', ['1999'], '1998', 1),
+        ('short_answer', ['1999'], '1998', 0),
+        ('short_answer', ['19.99'], '19.98', 1),
         ('number', ['1000'], '1000.9', 1),
         ('number', ['1000'], '<answer>1000</answer> of 3000', 1),
         ('exact_number', ['1000'], '1000.9', 0),
@@ -189,8 +192,8 @@ def benchmark(name, reward):
         ('bamboogle', 'exact_match', 0.02),
         ('hotpotqa', 'exact_match', 0.05),  # yes and no recur
         ('musique', 'f1', 0.05),
-        ('musique', 'match_or_number', 0.03),
-        ('2wiki', 'match_or_number', 0.10),  # yes and no recur
+        ('musique', 'short_answer', 0.03),
+        ('2wiki', 'short_answer', 0.10),  # yes and no recur
         ('medqa', 'choice', 0.03),
         ('aime24', 'exact_number', 0.05),
         ('amc23', 'exact_number', 0.10),
