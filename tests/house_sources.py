@@ -31,6 +31,8 @@ _LOADS = {
     'agentflow_jax/data/geohop.py': {'array-record', 'importlib-resources'},
     # Programs in the sandbox may import it.
     'agentflow_jax/agents/tools/bubblewrap.py': {'sympy'},
+    # trafilatura does.
+    'agentflow_jax/agents/tools/web_text_worker.py': {'lxml-html-clean'},
 }  # What a file needs when it runs without an import that says so.
 # What programs that write goldens (make_*.py) compare with, and what single
 # tests and configs ask for by name: no dependencies of the project, nor of its

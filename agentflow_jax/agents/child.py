@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from typing import Any
 
 from agentflow_jax.agents import language_model
@@ -128,26 +129,30 @@ class Child:
         await self._kill()
 
   async def _start(self) -> None:
-    try:
-      self._process = await asyncio.create_subprocess_exec(
-          sys.executable,
-          *('-s', '-P', self._program),
-          json.dumps([p for p in sys.path if p]),
-          stdin=asyncio.subprocess.PIPE,
-          stdout=asyncio.subprocess.PIPE,
-          stderr=asyncio.subprocess.DEVNULL,
-          # Sets iterate in the same order in every child.
-          env={'PYTHONHASHSEED': '0', 'PYTHONUTF8': '1'},
-          cwd=os.sep,
-          start_new_session=True,
-          limit=_LONGEST_REPLY,
-      )
-      await self._exchange(None, self._limits.start_seconds)
-      self._served = 0
-    except (OSError, TimeoutError, _Died) as error:
-      raise language_model.Unreachable(
-          f'{self._name} does not start: {error!r}'
-      ) from error
+    # A file, not a pipe: nobody would empty it while the child is in use.
+    with tempfile.TemporaryFile() as errors:
+      try:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *('-s', '-P', self._program),
+            json.dumps([p for p in sys.path if p]),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            # Sets iterate in the same order in every child.
+            env={'PYTHONHASHSEED': '0', 'PYTHONUTF8': '1'},
+            cwd=os.sep,
+            start_new_session=True,
+            limit=_LONGEST_REPLY,
+        )
+        await self._exchange(None, self._limits.start_seconds)
+        self._served = 0
+      except (OSError, TimeoutError, _Died) as error:
+        errors.seek(0)
+        last = errors.read().decode(errors='replace').strip().rpartition('\n')
+        raise language_model.Unreachable(
+            f'{self._name} does not start: {last[2] or repr(error)}'
+        ) from error
 
   async def _kill(self) -> None:
     process, self._process = self._process, None

@@ -167,7 +167,9 @@ def test_every_end_has_its_status_and_reward(status, agent):
 
 def test_every_status_is_reached_above():
   (mark,) = test_every_end_has_its_status_and_reward.pytestmark
-  assert {case[0] for case in mark.args[1]} == set(Status)
+  reached = {case[0] for case in mark.args[1]}
+  # Whoever ends a step early gives this one (tests/training/collect_test.py).
+  assert reached == set(Status) - {Status.ABORTED_LATE}
 
 
 def test_policy_failures_score_0_and_a_late_answer_is_scored():

@@ -177,9 +177,10 @@ def test_a_stopped_child_is_infrastructure_not_a_verdict():
 
 def test_a_child_that_cannot_start_is_unreachable(monkeypatch, tmp_path):
   broken = tmp_path / 'broken.py'
-  broken.write_text('raise SystemExit(3)')
+  broken.write_text('import nowhere_to_be_found')
   monkeypatch.setattr(symbolic, '_WORKER', str(broken))
-  with pytest.raises(language_model.Unreachable, match='does not start'):
+  said = "broken.py does not start: .*No module named 'nowhere_to_be_found'"
+  with pytest.raises(language_model.Unreachable, match=said):
     check(('1/2', '0.5'))
 
 
