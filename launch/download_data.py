@@ -3,12 +3,14 @@
   python launch/download_data.py --dir=data [--only=nq|deepmath] [--dry_run] \
       [--base_url=https://huggingface.co] [--max_gib=8]
 
-Leaves DIR/nq/train.jsonl and DIR/deepmath/train-0000N-of-00010.parquet. A file that
-is there is not asked for again; one that was cut off (.partial) goes on where it
-stopped when the same command is given. Needs a network; nothing else here does.
+Leaves DIR/nq/train.jsonl and DIR/deepmath/train-0000N-of-00010.parquet. A file
+that is there is not asked for again; one that was cut off (.partial) goes on
+where it stopped when the same command is given. Needs a network; nothing else
+here does.
 """
 
 import argparse
+import http.client
 import pathlib
 import sys
 import urllib.error
@@ -32,6 +34,7 @@ _FILES = {
     },
 }
 _CHUNK = 1 << 20
+_TOLD = 64 << 20  # Bytes from one line of progress to the next.
 _SECONDS = 60  # Without a byte.
 
 
@@ -65,7 +68,7 @@ def _open(url, start):
         return None
       raise _Failed(f'{url}: smaller than its .partial; delete that') from e
     raise _Failed(f'{url}: {e.code} {e.reason}; has it moved?') from e
-  except (urllib.error.URLError, OSError) as e:
+  except (OSError, http.client.HTTPException) as e:
     reason = getattr(e, 'reason', e)
     raise _Failed(
         f'{url}: {reason}. No network? Download it where there is one'
@@ -105,8 +108,13 @@ def _download(url, path, limit):
           if done > limit:
             raise _Failed(f'{url}: more bytes than --max_gib allows')
           f.write(chunk)
-      except OSError as e:
-        raise _Failed(f'{url}: cut off at byte {done}: {e}; again') from e
+          if done // _TOLD > (done - len(chunk)) // _TOLD:
+            of = f' of {size >> 20}' if size else ''
+            print(f'  {done >> 20}{of} MiB', flush=True)
+      except (OSError, http.client.HTTPException) as e:
+        raise _Failed(
+            f'{url}: cut off at byte {done}: {e}; the same command goes on'
+        ) from e
   if size is not None and done != size:
     raise _Failed(
         f'{url}: cut off at byte {done} of {size}; the same command goes on'
