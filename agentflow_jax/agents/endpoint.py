@@ -11,11 +11,12 @@ import os
 import time
 import urllib.parse
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 import httpx
+import numpy as np
 
 from agentflow_jax import records
 from agentflow_jax.agents import endpoint_config, language_model
@@ -76,6 +77,23 @@ class _Retry(Exception):
     self.retry_after, self.is_outage = retry_after, is_outage
 
 
+@dataclasses.dataclass(frozen=True)
+class _Request:
+  """What is sent, and how a success is read.
+
+  Attributes:
+    url: where to.
+    body: JSON.
+    parse: content -> answer; raises `openai_protocol.BadAnswer`.
+    tokens: read and written, estimated, for the limit of tokens a minute.
+  """
+
+  url: str
+  body: Mapping[str, Any]
+  parse: Callable[[bytes], Any]
+  tokens: int
+
+
 class EndpointClient:
   """Implements `language_model.LanguageModel` over HTTP.
 
@@ -96,13 +114,7 @@ class EndpointClient:
   def __init__(self, config: endpoint_config.EndpointConfig):
     self._config = config
     url = httpx.URL(config.base_url)
-    self._url = str(url).rstrip('/')
-    if config.azure_api_version:
-      deployment = urllib.parse.quote(config.model, safe='')
-      self._url += f'/openai/deployments/{deployment}/{_PATHS[config.api]}'
-      self._url += f'?api-version={config.azure_api_version}'
-    else:
-      self._url += f'/{_PATHS[config.api]}'
+    self._url = _url_of(config, _PATHS[config.api])
     self._key = _read_key(config.api_key_variable)
     headers = {}
     if self._key and config.azure_api_version:
@@ -135,6 +147,11 @@ class EndpointClient:
         trust_env=url.host not in _LOOPBACK,
     )
 
+  @property
+  def name(self) -> str:
+    """Which model at which address."""
+    return f'{self._config.base_url} {self._config.model}'
+
   async def generate(
       self,
       prompt: tuple[records.Segment, ...],
@@ -164,8 +181,12 @@ class EndpointClient:
     """
     body = openai_protocol.body(self._config, prompt, sampling, request_key)
     began = time.monotonic()
+    request = _Request(
+        self._url, body, openai_protocol.parse,
+        self.count_tokens(prompt) + sampling.max_new_tokens,
+    )
     if self._cache is None:
-      answer, sent = await self._ask(body, prompt, sampling, request_key)
+      answer, sent = await self._ask(request, request_key)
     else:
       name = response_cache.key(self._url, body, request_key)
       # Whoever asks the same meanwhile waits for the one answer to it.
@@ -174,7 +195,7 @@ class EndpointClient:
         if answer is not None:
           self._usage_of(request_key).cached += 1
         else:
-          answer, sent = await self._ask(body, prompt, sampling, request_key)
+          answer, sent = await self._ask(request, request_key)
           if answer.is_whole:
             await self._cache.put(name, answer)
     return records.Completion(
@@ -184,9 +205,36 @@ class EndpointClient:
         model_seconds=time.monotonic() - sent,
     )
 
+  async def embed(
+      self, texts: Sequence[str], request_key: records.RequestKey
+  ) -> np.ndarray:
+    """Returns an embedding of each text; the model has to be one that makes them.
+
+    Nothing of it is kept in `cache`.
+
+    Args:
+      texts: one or more.
+      request_key: names the request; spreads its retries.
+
+    Returns:
+      float32 [N, D].
+
+    Raises:
+      language_model.PromptTooLong, language_model.Unreachable, Refused: as
+        `generate`.
+    """
+    request = _Request(
+        _url_of(self._config, 'embeddings'),
+        openai_protocol.embedding_body(self._config, texts),
+        lambda content: openai_protocol.parse_embeddings(content, len(texts)),
+        math.ceil(sum(map(len, texts)) / _CHARACTERS_PER_TOKEN),
+    )
+    answer, _ = await self._ask(request, request_key)
+    return answer.vectors
+
   async def _ask(
-      self, body, prompt, sampling, request_key
-  ) -> tuple[openai_protocol.Answer, float]:
+      self, request: _Request, request_key: records.RequestKey
+  ) -> tuple[Any, float]:
     """Asks until it is answered; returns the answer and when it was asked."""
     # In [0.5, 1): spreads the retries of a burst without a global generator.
     jitter = 0.5 + request_key.words()[1] / 2**33
@@ -198,16 +246,14 @@ class EndpointClient:
         self._breaker.check()  # Before it takes a slot and its share.
         async with self._slots:
           await self._requests.wait()
-          await self._tokens.wait(
-              self.count_tokens(prompt) + sampling.max_new_tokens
-          )
+          await self._tokens.wait(request.tokens)
           sent = time.monotonic()
-          answer = await self._attempt(body)
+          answer = await self._attempt(request)
       except _Retry as error:
         reason = str(error)
         pause = self._pause(attempt, jitter, error.retry_after)
         attempt += 1
-        logging.warning('%s: attempt %d: %s', self._url, attempt, reason)
+        logging.warning('%s: attempt %d: %s', request.url, attempt, reason)
         continue
       except pacing.CircuitOpen as error:
         reason, pause = f'counts as down: {error}', 0.0
@@ -225,7 +271,7 @@ class EndpointClient:
       ) / 1e6
       return answer, sent
     raise language_model.Unreachable(
-        f'{self._url}: {self._config.max_attempts} attempts failed, the last '
+        f'{request.url}: {self._config.max_attempts} attempts failed, the last '
         f'one with: {reason}'
     )
 
@@ -250,11 +296,11 @@ class EndpointClient:
   def _usage_of(self, request_key: records.RequestKey) -> Usage:
     return self.usage.setdefault(request_key.module, Usage())
 
-  async def _attempt(self, body: Mapping[str, Any]) -> openai_protocol.Answer:
+  async def _attempt(self, request: _Request) -> Any:
     """Makes one attempt, if the breaker allows it, and tells it how it went."""
     self._breaker.enter()
     try:
-      answer = await self._post(body)
+      answer = await self._post(request)
     except _Retry as error:
       if error.is_outage:
         self._breaker.failed(str(error))
@@ -267,7 +313,7 @@ class EndpointClient:
     self._breaker.succeeded()
     return answer
 
-  async def _post(self, body: Mapping[str, Any]) -> openai_protocol.Answer:
+  async def _post(self, request: _Request) -> Any:
     """Sends a request once.
 
     Raises:
@@ -277,7 +323,7 @@ class EndpointClient:
     try:
       async with asyncio.timeout(self._config.timeout_seconds):
         async with self._client.stream(
-            'POST', self._url, json=body
+            'POST', request.url, json=request.body
         ) as response:
           content = await _read(response)
     except (httpx.TransportError, httpx.DecodingError) as error:
@@ -294,15 +340,15 @@ class EndpointClient:
           is_outage=status not in _BUSY,
       )
     if not response.is_success:
-      raise self._refusal(status, content)
+      raise self._refusal(request.url, status, content)
     try:
-      return openai_protocol.parse(content)
+      return request.parse(content)
     except openai_protocol.BadAnswer as error:
       raise _Retry(str(error)) from None
 
-  def _refusal(self, status: int, content: bytes) -> Exception:
+  def _refusal(self, url: str, status: int, content: bytes) -> Exception:
     """Makes the error for a status that another attempt would repeat."""
-    where = f'POST {self._url} gave status {status}'
+    where = f'POST {url} gave status {status}'
     if status in _UNAUTHORISED:
       # Servers like to repeat the key, or half of it, in this message.
       variable = self._config.api_key_variable
@@ -331,6 +377,18 @@ class EndpointClient:
     if retry_after is not None:
       pause = max(pause, retry_after)
     return min(pause, self._config.max_backoff_seconds)
+
+
+def _url_of(config: endpoint_config.EndpointConfig, path: str) -> str:
+  """Returns where an interface of the endpoint is."""
+  url = str(httpx.URL(config.base_url)).rstrip('/')
+  if not config.azure_api_version:
+    return f'{url}/{path}'
+  deployment = urllib.parse.quote(config.model, safe='')
+  return (
+      f'{url}/openai/deployments/{deployment}/{path}'
+      f'?api-version={config.azure_api_version}'
+  )
 
 
 def _read_key(variable: str) -> str:

@@ -7,7 +7,10 @@ import email.utils
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from agentflow_jax import records
 from agentflow_jax.agents import endpoint_config
@@ -113,6 +116,61 @@ def parse(content: bytes) -> Answer:
   end = 'length' if finish_reason == 'length' else 'stop'
   is_whole = bool(text) and finish_reason in ('stop', 'length', None)
   return Answer(text or '', end, *_tokens(answer.get('usage')), is_whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+  """Vectors as the endpoint gave them.
+
+  Attributes:
+    vectors: float32 [N, D], in the order of the texts.
+    prompt_tokens, completion_tokens: as the endpoint counted.
+  """
+
+  vectors: np.ndarray
+  prompt_tokens: int = 0
+  completion_tokens: int = 0
+
+
+def embedding_body(
+    config: endpoint_config.EndpointConfig, texts: Sequence[str]
+) -> dict[str, Any]:
+  """Returns the JSON of a request for embeddings."""
+  return {
+      'model': config.model,
+      'input': [_SURROGATE.sub('\ufffd', text) for text in texts],
+      'encoding_format': 'float',
+  }
+
+
+def parse_embeddings(content: bytes, count: int) -> Embeddings:
+  """Reads a success of the embeddings interface.
+
+  Args:
+    content: of the response.
+    count: vectors that were asked for.
+
+  Raises:
+    BadAnswer: it is anything else than so many vectors of one length.
+  """
+  try:
+    answer = json.loads(content)
+    found = {row['index']: row['embedding'] for row in answer['data']}
+    rows = [found[i] for i in range(count)]
+    # Lists of numbers only: NumPy would read numbers out of strings.
+    if not all(
+        type(x) in (int, float) for row in rows for x in row
+    ) or len(answer['data']) != count:
+      raise ValueError
+    vectors = np.asarray(rows, np.float32)
+  except (
+      ValueError, LookupError, TypeError, AttributeError, RecursionError,
+      OverflowError,
+  ):
+    raise BadAnswer(f'a success that is not {count} embeddings') from None
+  if vectors.ndim != 2 or not vectors.size or not np.isfinite(vectors).all():
+    raise BadAnswer('embeddings that are no finite vectors of one length')
+  return Embeddings(vectors, *_tokens(answer.get('usage')))
 
 
 def _tokens(usage: Any) -> tuple[int, int]:

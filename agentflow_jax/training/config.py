@@ -206,6 +206,11 @@ class ToolsConfig:
     search_results: passages a search returns.
     search_index: a directory where the index of a large JSONL corpus is kept,
       and mapped into memory from; '' to make one in memory at each start.
+    search_embeddings: an endpoint with /embeddings that orders by meaning what
+      search finds by words; unset for none. Its `api` and `cache` are not read.
+    search_candidates: passages that it orders.
+    search_query_prefix, search_passage_prefix: put before each, as the model of
+      the embeddings wants it.
     python_backend: 'bubblewrap', 'monty', or 'auto' for the first that works.
     python_seconds: wall time of one program.
     python_concurrency: programs at once; 0 for one a core.
@@ -227,6 +232,10 @@ class ToolsConfig:
   corpus: str = ''
   search_results: int = 1
   search_index: str = ''
+  search_embeddings: EndpointConfig = EndpointConfig()
+  search_candidates: int = 32
+  search_query_prefix: str = ''
+  search_passage_prefix: str = ''
   python_backend: Literal['auto', 'bubblewrap', 'monty'] = 'auto'
   python_seconds: float = 5.0
   python_concurrency: int = 0

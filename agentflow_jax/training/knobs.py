@@ -65,12 +65,14 @@ def check_values(config: config_lib.Config) -> None:
       raise config_lib.ConfigError(
           f'{name} is set, and nothing in this config reads it'
       )
-  judge = config.evaluation.judge
-  if judge != type(judge)() and not (judge.base_url or judge.preset):
-    raise config_lib.ConfigError(
-        'evaluation.judge: say where it is: evaluation.judge.base_url, or'
-        ' evaluation.judge.preset'
-    )
+  for name, one in (
+      ('evaluation.judge', config.evaluation.judge),
+      ('agent.tools.search_embeddings', agent.tools.search_embeddings),
+  ):
+    if one != type(one)() and not (one.base_url or one.preset):
+      raise config_lib.ConfigError(
+          f'{name}: say where it is: {name}.base_url, or {name}.preset'
+      )
   templates = set(agent.executor_templates) - set(agent.tools.enabled)
   if templates and templates - {'search', 'python', 'generalist'}:
     raise config_lib.ConfigError(
@@ -113,14 +115,22 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
   else:
     yield 'flow_grpo', 'algorithm=flow_grpo'
     for name in (
-        'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds', 'extra_rollouts',
-        'max_logprob_gap', 'rollout_records',
+        'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds',
+        'extra_rollouts', 'max_logprob_gap', 'rollout_records',
     ):
       yield f'train.{name}', 'algorithm=flow_grpo'
   tools = config.agent.tools
   if 'search' not in tools.enabled:
-    for name in ('results', 'index'):
+    for name in (
+        'results', 'index', 'embeddings', 'candidates', 'query_prefix',
+        'passage_prefix',
+    ):
       yield f'agent.tools.search_{name}', 'the tool search'
+  for name in ('api', 'cache', 'completion_price'):
+    yield f'agent.tools.search_embeddings.{name}', 'models that write text'
+  if not (tools.search_embeddings.base_url or tools.search_embeddings.preset):
+    for name in ('candidates', 'query_prefix', 'passage_prefix'):
+      yield f'agent.tools.search_{name}', 'agent.tools.search_embeddings'
   if 'python' not in tools.enabled:
     for name in ('backend', 'seconds', 'concurrency'):
       yield f'agent.tools.python_{name}', 'the tool python'

@@ -13,7 +13,7 @@ from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib
 from agentflow_jax.agents import recording
 from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import benchmark_table
+from agentflow_jax.training import benchmark_table, clients
 from agentflow_jax.training import collect
 from agentflow_jax.training import controls as controls_lib
 from agentflow_jax.training import evaluation, knobs, progress
@@ -192,7 +192,7 @@ async def _variant(
   try:
     parts = system.build(config, workdir)
     if _has_judge(config):
-      client = system.make_client(
+      client = clients.connect(
           config.evaluation.judge, 'evaluation.judge', parts.agent.recording
       )
     journal = _journal(parts, workdir, options, name)
@@ -205,7 +205,7 @@ async def _variant(
             config.evaluation.judge.concurrency,
         )
       result = dataclasses.replace(result, verdicts=verdicts)
-      more |= system.usage(client)
+      more |= clients.usage(client)
     more |= {
         'protocol': options.protocol,
         'trials': options.trials,

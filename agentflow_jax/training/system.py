@@ -9,7 +9,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from agentflow_jax.agents import endpoint, language_model, modules, providers
+from agentflow_jax.agents import endpoint, language_model, modules
 from agentflow_jax.agents import references, rollout
 from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents import recording as recording_lib
@@ -19,7 +19,8 @@ from agentflow_jax.core import model, sharding
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import checks, controls, engine_model, knobs
+from agentflow_jax.training import checks, clients, controls, engine_model
+from agentflow_jax.training import knobs
 from agentflow_jax.training import task_sets, toolbox
 from agentflow_jax.training import models as models_lib
 from agentflow_jax.training import processes as processes_lib
@@ -114,7 +115,7 @@ class System:
     return {
         name: value
         for client in self.clients
-        for name, value in usage(client).items()
+        for name, value in clients.usage(client).items()
     }
 
   def warmup(self) -> None:
@@ -235,9 +236,10 @@ def build(
         prompt=config.planner.prompt,
         max_prompt_tokens=config.planner.max_prompt_tokens,
     )
-    agent = _agent(
-        config, tasks, planner, models, rewards, recording, processes.count
+    box = toolbox.Toolbox(
+        config.agent.tools, tasks, models, processes.count, recording
     )
+    agent = _agent(config, planner, models, box, rewards)
     system = System(
         config=config,
         model_config=loaded and loaded.config,
@@ -251,21 +253,15 @@ def build(
         planner=planner,
         agent=agent,
         rewards=rewards,
-        clients=(models['endpoint'],) if 'endpoint' in models else (),
+        clients=(
+            *((models['endpoint'],) if 'endpoint' in models else ()),
+            *box.clients,
+        ),
         processes=processes,
         handover=handover,
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
-
-
-def usage(client: endpoint.EndpointClient) -> dict[str, float]:
-  """Returns what an endpoint's requests came to, by module, flat."""
-  return {
-      f'endpoint/{module}/{name}': value
-      for module, used in sorted(client.usage.items())
-      for name, value in dataclasses.asdict(used).items()
-  }
 
 
 def hands_over(config: config_lib.Config, processes: int) -> bool:
@@ -366,34 +362,6 @@ def _recording(
     raise config_lib.ConfigError(f'--tool_cache={mode}: {e}') from e
 
 
-def make_client(
-    config: config_lib.EndpointConfig,
-    name: str,
-    recording: recording_lib.Recording | None,
-) -> endpoint.EndpointClient | recording_lib.RecordedModel:
-  """Connects to an endpoint, recorded where there is a recording.
-
-  Args:
-    config: of the endpoint.
-    name: of its field, for errors.
-    recording: of answers; one that replays needs no key.
-
-  Raises:
-    ConfigError: it cannot be asked.
-  """
-  try:
-    found = providers.config(**dataclasses.asdict(config))
-    if recording is None:
-      return endpoint.EndpointClient(found)
-    if recording.replays:
-      found = dataclasses.replace(found, api_key_variable='', cache='')
-    return recording.model(
-        endpoint.EndpointClient(found), f'{found.base_url} {found.model}'
-    )
-  except ValueError as e:
-    raise config_lib.ConfigError(f'{name}: {e}') from e
-
-
 def _models(config, tokenizer, engine, frozen, recording, processes):
   """Language models by backend; every role goes through the same protocol."""
   models = {}
@@ -402,28 +370,17 @@ def _models(config, tokenizer, engine, frozen, recording, processes):
   if frozen is not None:
     models['frozen'] = engine_model.EngineModel(frozen, tokenizer)
   if checks.has_endpoint(config):
-    limits = config.agent.endpoint
-    limits = dataclasses.replace(  # Of all processes together.
-        limits,
-        concurrency=max(1, limits.concurrency // processes),
-        requests_per_minute=limits.requests_per_minute / processes,
-        tokens_per_minute=limits.tokens_per_minute / processes,
+    models['endpoint'] = clients.connect(
+        config.agent.endpoint, 'agent.endpoint', recording, processes
     )
-    models['endpoint'] = make_client(limits, 'agent.endpoint', recording)
   if engine is None:
     models['planner'] = models['endpoint']
   return models
 
 
-def _agent(
-    config, tasks, planner, models, rewards, recording, processes
-) -> rollout.Agent:
+def _agent(config, planner, models, box, rewards) -> rollout.Agent:
   """Composes the agent from its config."""
-  agent = config.agent
-  box = toolbox.Toolbox(
-      agent.tools, tasks, models, processes, recording
-  )
-  tools = box.make()
+  agent, tools = config.agent, box.make()
 
   def backed(role: config_lib.ModuleConfig, rule, modelled):
     if role.backend == 'rule':
@@ -459,5 +416,5 @@ def _agent(
       config=agent.rollout,
       analyst=analyst,
       gazetteer=gazetteer,
-      recording=recording,
+      recording=box.recording,
   )

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from agentflow_jax.agents import language_model
+from agentflow_jax.agents import endpoint, language_model
 from agentflow_jax.agents import recording as recording_lib
-from agentflow_jax.agents.tools import base, generalist, mcp_servers
+from agentflow_jax.agents.tools import base, dense, generalist, mcp_servers
 from agentflow_jax.agents.tools import passages, python_tool, sandbox
 from agentflow_jax.agents.tools import search, web_client, web_page
 from agentflow_jax.agents.tools import web_providers, web_search, web_text
 from agentflow_jax.agents.tools import wikipedia
+from agentflow_jax.training import clients
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import task_sets
 
@@ -26,6 +27,7 @@ class Toolbox:
     processes: that share the limits of a host.
     recording: of what tools answer; one that replays asks nobody.
     corpus: that `search` reads, once it is made.
+    clients: of endpoints that tools ask and their maker has to close.
   """
 
   settings: config_lib.ToolsConfig
@@ -34,6 +36,9 @@ class Toolbox:
   processes: int = 1
   recording: recording_lib.Recording | None = None
   corpus: passages.Corpus | None = None
+  clients: list[endpoint.EndpointClient] = dataclasses.field(
+      default_factory=list
+  )
   _client: web_client.WebClient | None = None
 
   def make(self) -> Mapping[str, base.Tool]:
@@ -74,9 +79,30 @@ class Toolbox:
     kept = self.settings.search_index
     if not kept:
       self.corpus = passages.load_corpus(path)
-    return search.make(
-        self.corpus or path, top_k=self.settings.search_results,
-        index_directory=kept,
+    try:
+      return search.make(
+          self.corpus or path, top_k=self.settings.search_results,
+          index_directory=kept, ranker=self._ranker(),
+          candidates=self.settings.search_candidates,
+      )
+    except passages.CorpusError:
+      raise
+    except ValueError as e:
+      raise config_lib.ConfigError(f'agent.tools.search: {e}') from e
+
+  def _ranker(self) -> dense.Ranker | None:
+    settings = self.settings
+    where = settings.search_embeddings
+    if not (where.base_url or where.preset):
+      return None
+    client = clients.connect_unrecorded(
+        where, 'agent.tools.search_embeddings',
+        self.recording is not None and self.recording.replays, self.processes,
+    )
+    self.clients.append(client)
+    return dense.Ranker(
+        client, query_prefix=settings.search_query_prefix,
+        passage_prefix=settings.search_passage_prefix,
     )
 
   def _python(self) -> base.Tool:

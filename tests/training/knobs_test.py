@@ -33,6 +33,13 @@ def _check(path, *pairs):
             [('agent.tools.python_seconds', '3'),
              ('agent.tools.enabled', 'search')],
         ),
+        (_QUICKSTART, [('agent.tools.search_candidates', '9')]),
+        (_QUICKSTART, [('agent.tools.search_query_prefix', 'query: ')]),
+        (
+            _QUICKSTART,
+            [('agent.tools.search_embeddings.cache', 'x'),
+             ('agent.tools.search_embeddings.base_url', 'http://a/v1')],
+        ),
         (_QUICKSTART, [('agent.tools.generalist.backend', 'frozen')]),
         (_QUICKSTART, [('agent.verifier.sampling.temperature', '1')]),
         (

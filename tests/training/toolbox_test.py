@@ -64,6 +64,49 @@ def test_a_search_engine_needs_its_key_unless_nobody_is_asked(
   assert list(_make(replayed, **settings)) == ['web_search']
 
 
+def _corpus(tmp_path):
+  path = tmp_path / 'corpus.jsonl'
+  path.write_text('{"title": "Oslo", "text": "Oslo lies in Norway."}\n')
+  return {'enabled': ('search',), 'corpus': str(path)}
+
+
+@pytest.mark.parametrize(
+    ('where', 'settings', 'match'),
+    [
+        ({'base_url': 'ftp://a'}, {}, 'search_embeddings: base_url must be http'),
+        ({'api_key_variable': 'AGENTFLOW_NO_KEY'}, {}, 'AGENTFLOW_NO_KEY'),
+        ({}, {'search_candidates': 2, 'search_results': 3}, 'candidates must be'),
+    ],
+)
+def test_embeddings_that_cannot_be_asked_for(
+    tmp_path, where, settings, match
+):
+  at = {'base_url': 'http://127.0.0.1:1/v1', 'model': 'm'}
+  with pytest.raises(config_lib.ConfigError, match=match):
+    _make(
+        **_corpus(tmp_path), **settings,
+        search_embeddings=config_lib.EndpointConfig(**(at | where)),
+    )
+
+
+def test_embeddings_are_part_of_the_version_and_replayed_without_a_key(tmp_path):
+  recording.Recording(str(tmp_path / 'r'), replays=False).close()
+  replayed = recording.Recording(str(tmp_path / 'r'), replays=True)
+  where = config_lib.EndpointConfig(
+      base_url='http://127.0.0.1:1/v1', model='m',
+      api_key_variable='AGENTFLOW_NO_KEY',
+  )
+  plain = _make(**_corpus(tmp_path))['search']
+  dense = _make(replayed, **_corpus(tmp_path), search_embeddings=where)['search']
+  prefixed = _make(
+      replayed, **_corpus(tmp_path), search_embeddings=where,
+      search_passage_prefix='passage: ',
+  )['search']
+  assert len({plain.version, dense.version, prefixed.version}) == 3
+  assert 'meaning come first' in dense.card.limits
+  assert 'not meaning' in plain.card.limits
+
+
 def test_a_replay_knows_the_tools_of_servers_that_are_gone(
     tmp_path, monkeypatch
 ):

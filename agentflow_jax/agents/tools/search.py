@@ -1,4 +1,4 @@
-"""The `search` tool: BM25 over a local collection of passages."""
+"""The `search` tool: BM25 over local passages, then perhaps an order by meaning."""
 
 import asyncio
 import pathlib
@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import logging
 
-from agentflow_jax.agents.tools import base, bm25_index, passages
+from agentflow_jax.agents.tools import base, bm25_index, dense, passages
 
 # Above this many postings a query takes more than about 2 ms, which the event
 # loop should not wait for.
@@ -23,6 +23,8 @@ def make(
     k1: float = 1.5,
     b: float = 0.75,
     index_directory: str = '',
+    ranker: dense.Ranker | None = None,
+    candidates: int = 32,
 ) -> base.Tool:
   """Makes the search tool.
 
@@ -34,6 +36,8 @@ def make(
     b: BM25's length discount.
     index_directory: where the index of a JSONL file is kept and mapped from; ''
       for one in memory, made at each start.
+    ranker: orders what BM25 finds, by meaning; None for BM25's own order.
+    candidates: passages that it orders.
 
   Returns:
     A tool whose result is the passages' texts, best first, one a line.
@@ -41,10 +45,13 @@ def make(
   Raises:
     passages.CorpusError: the corpus is missing, empty or malformed.
     base.ToolUnavailable: bm25s is not installed.
-    ValueError: top_k or max_chars below 1.
+    ValueError: top_k or max_chars below 1, or fewer candidates than top_k.
   """
   if top_k < 1 or max_chars < 1:
     raise ValueError(f'top_k and max_chars must be >= 1: {top_k}, {max_chars}')
+  if ranker is not None and candidates < top_k:
+    raise ValueError(f'candidates must be >= top_k: {candidates}, {top_k}')
+  count = top_k if ranker is None else candidates
   if index_directory:
     index = bm25_index.Index.kept(corpus, index_directory, k1=k1, b=b)
   else:
@@ -62,18 +69,24 @@ def make(
     if not bm25_index.tokenize(query):
       raise base.BadArguments('the query has no word in it')
     if index.postings(query) <= _INLINE_POSTINGS:
-      found = index.search(query, top_k)
+      found = index.search(query, count)
     else:
-      found = await asyncio.to_thread(index.search, query, top_k)
+      found = await asyncio.to_thread(index.search, query, count)
     if not found:
       return 'No passage has any of these words.'
+    if ranker is not None:
+      order = await ranker.order(query, [f'{p.title}\n{p.text}' for p in found])
+      found = [found[i] for i in order[:top_k]]
     return '\n'.join(_shorten(p.text, max_chars) for p in found)
 
   version = f'search 1 {index.corpus.digest} {k1} {b} {top_k} {max_chars}'
-  return base.Tool(card=_card(top_k, max_chars), call=call, version=version)
+  if ranker is not None:
+    version += f' dense 1 {candidates} {ranker.version}'
+  card = _card(top_k, max_chars, by_meaning=ranker is not None)
+  return base.Tool(card=card, call=call, version=version)
 
 
-def _card(top_k: int, max_chars: int) -> base.Card:
+def _card(top_k: int, max_chars: int, by_meaning: bool) -> base.Card:
   results = 'passage' if top_k == 1 else f'{top_k} passages'
   return base.Card(
       name='search',
@@ -86,7 +99,13 @@ def _card(top_k: int, max_chars: int) -> base.Card:
       ),
       examples=('execution = tool.execute(query="Lake Victoria")',),
       limits=(
-          'It matches words, not meaning, and cannot reach the internet. '
+          (
+              'A passage has to share a word with the query; of these the closest '
+              'in meaning come first. It '
+              if by_meaning
+              else 'It matches words, not meaning, and '
+          )
+          + 'cannot reach the internet. '
           f'Results are cut at {max_chars} characters.'
       ),
   )

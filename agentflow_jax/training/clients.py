@@ -1,0 +1,69 @@
+"""Connects to the endpoints that a config names."""
+
+import dataclasses
+
+from agentflow_jax.agents import endpoint, providers
+from agentflow_jax.agents import recording as recording_lib
+from agentflow_jax.training import config as config_lib
+
+
+def connect(
+    config: config_lib.EndpointConfig,
+    name: str,
+    recording: recording_lib.Recording | None,
+    processes: int = 1,
+) -> endpoint.EndpointClient | recording_lib.RecordedModel:
+  """Connects to a language model, recorded where there is a recording.
+
+  Args:
+    config: of the endpoint; its limits are those of all processes together.
+    name: of its field, for errors.
+    recording: of answers; one that replays needs no key.
+    processes: that ask it.
+
+  Raises:
+    ConfigError: it cannot be asked.
+  """
+  replays = recording is not None and recording.replays
+  client = connect_unrecorded(config, name, replays, processes)
+  return client if recording is None else recording.model(client, client.name)
+
+
+def connect_unrecorded(
+    config: config_lib.EndpointConfig,
+    name: str,
+    replays: bool,
+    processes: int = 1,
+) -> endpoint.EndpointClient:
+  """Connects to an endpoint; as `connect`, but whoever asks records, if at all.
+
+  Args:
+    config, name, processes: as there.
+    replays: it will not be asked: no key is needed.
+
+  Raises:
+    ConfigError: it cannot be asked.
+  """
+  try:
+    found = providers.config(**dataclasses.asdict(config))
+    if replays:
+      found = dataclasses.replace(found, api_key_variable='', cache='')
+    return endpoint.EndpointClient(
+        dataclasses.replace(
+            found,
+            concurrency=max(1, found.concurrency // processes),
+            requests_per_minute=found.requests_per_minute / processes,
+            tokens_per_minute=found.tokens_per_minute / processes,
+        )
+    )
+  except ValueError as e:
+    raise config_lib.ConfigError(f'{name}: {e}') from e
+
+
+def usage(client: endpoint.EndpointClient) -> dict[str, float]:
+  """Returns what an endpoint's requests came to, by module, flat."""
+  return {
+      f'endpoint/{module}/{name}': value
+      for module, used in sorted(client.usage.items())
+      for name, value in dataclasses.asdict(used).items()
+  }
