@@ -5,6 +5,7 @@ role and never a trained one.
 """
 
 import asyncio
+import collections
 import dataclasses
 import math
 import os
@@ -102,6 +103,7 @@ class EndpointClient:
 
   Attributes:
     usage: module -> what its requests came to so far.
+    costs: query, as request keys name it -> the cost of its requests.
 
   Args:
     config: where the endpoint is.
@@ -122,6 +124,7 @@ class EndpointClient:
     elif self._key:
       headers['Authorization'] = f'Bearer {self._key}'
     self.usage: dict[str, Usage] = {}
+    self.costs: collections.Counter[str] = collections.Counter()
     self._slots = asyncio.Semaphore(config.concurrency)
     self._requests = pacing.Pacer(config.requests_per_minute)
     self._tokens = pacing.Pacer(config.tokens_per_minute)
@@ -265,10 +268,13 @@ class EndpointClient:
       usage.requests += 1
       usage.prompt_tokens += answer.prompt_tokens
       usage.completion_tokens += answer.completion_tokens
-      usage.cost += (
+      cost = (
           answer.prompt_tokens * self._config.prompt_price
           + answer.completion_tokens * self._config.completion_price
       ) / 1e6
+      usage.cost += cost
+      if cost:
+        self.costs[request_key.query] += cost
       return answer, sent
     raise language_model.Unreachable(
         f'{request.url}: {self._config.max_attempts} attempts failed, the last '

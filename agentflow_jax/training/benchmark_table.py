@@ -28,15 +28,16 @@ PAPER: Mapping[str, tuple[float, float]] = {
 }
 _HEADER = (
     'benchmark', 'accuracy', '95% interval', 'judge', 'scored', 'of', 'left out',
-    'turns', 'tool calls', 'tool errors', 'tokens', 'seconds', 'random', 'frozen',
-    'paper', 'paper, untrained',
+    'turns', 'tool calls', 'tool errors', 'tokens', 'seconds', 'cost', 'random',
+    'frozen', 'paper', 'paper, untrained',
 )
 _NOTE = (
     'Accuracy by rule, with its 95% bootstrap interval over items, and by a judge'
     ' where there is one. The paper: 7B, with web search, scored by a language'
     ' model, so its columns are not the same measurement. Tokens (the planner\'s'
-    ' responses) and seconds are of a mean rollout; random and frozen are the'
-    ' accuracies of a planner that picks any tool, and of the one before training.'
+    ' responses) and seconds are of a mean rollout; cost is of all requests to'
+    ' endpoints, by the prices in the config; random and frozen are the accuracies'
+    ' of a planner that picks any tool, and of the one before training.'
 )
 
 
@@ -63,7 +64,7 @@ def write(
       )
       for benchmark, value in values.items()
   ]
-  left_out = {'items', 'config', *more}
+  left_out = {'items', 'config', *more} - {'cost'}
   kept = {
       benchmark: {k: v for k, v in value.items() if k not in left_out}
       | {
@@ -115,6 +116,7 @@ def _row(
       percent(value['tool_error_rate']),
       f'{value["planner_tokens_mean"]:.0f}',
       f'{value["seconds_a_rollout"]:.1f}',
+      f'{value["cost"]:.4g}',
       *(
           percent(controls[name]['accuracy'])
           if name in controls and controls[name]['items_scored'] else '-'

@@ -1,6 +1,7 @@
 """One evaluation, as the command asks for it."""
 
 import asyncio
+import collections
 import dataclasses
 import hashlib
 import json
@@ -206,6 +207,9 @@ async def _variant(
         )
       result = dataclasses.replace(result, verdicts=verdicts)
       more |= clients.usage(client)
+    costs = collections.Counter()
+    for one in filter(None, (*parts.clients, client)):
+      costs.update(one.costs)
     more |= {
         'protocol': options.protocol,
         'trials': options.trials,
@@ -213,7 +217,7 @@ async def _variant(
         'web_allowed': list(config.agent.tools.web.allow),
     }
     values = _save(
-        workdir, options, result, parts.tasks.left_out, control,
+        workdir, options, result, parts.tasks.left_out, control, costs,
         more | {'config': config_lib.flatten(config)},
     )
     journal.directory.rmtree(missing_ok=True)
@@ -262,7 +266,7 @@ async def _ask(parts, options, name, control, journal) -> evaluation.Evaluation:
 
 
 def _save(
-    workdir, options, result, left_out, control, more
+    workdir, options, result, left_out, control, costs, more
 ) -> dict[str, Mapping[str, Any]]:
   """Writes the file of an evaluation, or one each benchmark; returns them."""
   directory = workdir / 'evaluations'
@@ -282,8 +286,9 @@ def _save(
         name='_'.join(filter(None, (options.name, benchmark, control))),
     )
     # Seconds and requests are those of all together.
+    cost = sum(costs[g.task.id] for g in groups)
     values[benchmark] = evaluation.save(
-        directory, of_it, {**more, 'items_left_out': lacks}
+        directory, of_it, {**more, 'items_left_out': lacks, 'cost': cost}
     )
   return values
 

@@ -462,6 +462,53 @@ def test_a_recorded_evaluation_is_replayed_without_hosts_or_keys(
   assert 'tasks/000003' in str(missed)
 
 
+def test_each_benchmark_has_the_cost_of_its_own_requests(tmp_path):
+  def replies(text):
+    said = json.loads(http_server.completion(text))
+    said['usage'] = {'prompt_tokens': 100, 'completion_tokens': 10}
+    return http_server.Reply(body=json.dumps(said).encode())
+
+  base = mini.config(tmp_path / 'in')
+  for name, items in (('aime24', 1), ('2wiki', 3)):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'data.json').write_text(
+        json.dumps([
+            {'query': f'What is {i} times 8?', 'answer': 56}
+            for i in range(items)
+        ])
+    )
+  planner = http_server.Server(replies(_PLAN))
+  judge = http_server.Server(
+      replies(json.dumps({'analysis': 'x', 'correct': True}))
+  )
+  with planner, judge:
+    where = lambda server, price: config_lib.EndpointConfig(
+        base_url=server.url, model='m', prompt_price=price,
+        completion_price=5.0,
+    )
+    config = dataclasses.replace(
+        base,
+        planner=dataclasses.replace(base.planner, backend='endpoint'),
+        agent=dataclasses.replace(base.agent, endpoint=where(planner, 1.0)),
+        evaluation=dataclasses.replace(
+            base.evaluation, judge=where(judge, 2.0)
+        ),
+    )
+    options = single.EvaluateOptions(
+        greedy=True, benchmark='all', data_dir=str(tmp_path)
+    )
+    text = single.evaluate(config, str(tmp_path / 'out'), options)
+    # One plan an item, and one verdict: 4 of each.
+    assert len(planner.requests) == len(judge.requests) == 4
+  item = (100 * 1.0 + 10 * 5.0 + 100 * 2.0 + 10 * 5.0) / 1e6
+  table = json.loads((tmp_path / 'out' / 'benchmarks.json').read_text())
+  costs = {n: v['cost'] for n, v in table['benchmarks'].items()}
+  assert costs == pytest.approx({'aime24': item, '2wiki': 3 * item})
+  assert table['cost'] == pytest.approx(4 * item)
+  (line,) = (l for l in text.splitlines() if l.startswith('2wiki'))
+  assert ' 0.0012 ' in line
+
+
 def test_a_planner_behind_an_endpoint_is_evaluated_and_never_trained(tmp_path):
   body = http_server.completion(_PLAN)
   with http_server.Server(http_server.Reply(body=body)) as server:
