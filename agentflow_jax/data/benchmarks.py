@@ -12,10 +12,9 @@ benchmarks, and so does what a right one is:
                             ("file_name") are left out, and counted
   gpqa                      one of "choices" ("A. ..."), which the query holds;
                             where "answer_idx" is a letter it has to agree
-
-Written as array_record, so neither building nor reading it needs TensorFlow.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,7 +22,6 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tensorflow_datasets as tfds
 from etils import epath
 
 from agentflow_jax import records
@@ -46,48 +44,6 @@ REWARDS: Mapping[str, str] = {
 
 class MalformedItem(ValueError):
   """A file or an item of it is not what its benchmark's are; names it."""
-
-
-class Benchmark(tfds.core.GeneratorBasedBuilder):
-  """A benchmark: one split, 'test', in the order of its file."""
-
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First release.'}
-
-  def __init__(self, *, benchmark: str, file: str, **kwargs):
-    """Reads nothing yet.
-
-    Args:
-      benchmark: a name in REWARDS.
-      file: its file.
-      **kwargs: of a TFDS builder.
-    """
-    self._benchmark, self._file = benchmark, file
-    super().__init__(**kwargs)
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(
-        description='Questions with short answers that a rule can check.',
-        features=tfds.features.FeaturesDict({
-            'id': tfds.features.Text(),
-            'query': tfds.features.Text(),
-            'answers': tfds.features.Sequence(tfds.features.Text()),
-            'tags': tfds.features.Text(),  # JSON: names and texts.
-        }),
-    )
-
-  def _split_generators(self, dl_manager):
-    del dl_manager  # The file is on disk.
-    return {'test': self._generate_examples()}
-
-  def _generate_examples(self):
-    for task in read(self._file, self._benchmark)[0]:
-      yield task.id, {
-          'id': task.id,
-          'query': task.query,
-          'answers': list(task.answers),
-          'tags': json.dumps(dict(task.tags)),
-      }
 
 
 def locate(path: str, benchmark: str) -> epath.Path:
@@ -155,24 +111,14 @@ def load(
   _, left_out = read(str(file), benchmark)
   digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
   # By digest, so that another file of that name is built anew.
-  builder = Benchmark(
-      benchmark=benchmark,
-      file=str(file),
-      data_dir=os.path.join(data_dir, f'{benchmark}_{digest}'),
-      file_format='array_record',
+  stored = builders.load(
+      os.path.join(data_dir, f'{benchmark}_{digest}'),
+      lambda: read(str(file), benchmark)[0],
   )
-  builders.prepare(builder)
-  tasks = [
-      records.Task(
-          id=row['id'].decode(),
-          query=row['query'].decode(),
-          answers=tuple(answer.decode() for answer in row['answers']),
-          reward=REWARDS[benchmark],
-          tags=json.loads(row['tags']),
-      )
-      for row in builder.as_data_source(split='test')
-  ]
-  return sorted(tasks, key=lambda t: t.id), left_out
+  # The rule is this program's, and not that of the one that stored them.
+  return [
+      dataclasses.replace(t, reward=REWARDS[benchmark]) for t in stored
+  ], left_out
 
 
 def read(path: str, benchmark: str) -> tuple[list[records.Task], int]:

@@ -143,6 +143,10 @@ def test_a_data_set_is_built_once_a_file_and_anew_when_it_changes(tmp_path):
   assert tasks == benchmarks.read(path, 'aime24')[0] and left_out == 0
   assert benchmarks.load(data, path, 'aime24')[0] == tasks
   assert len(list(data.iterdir())) == 1
+  with pytest.MonkeyPatch.context() as patch:  # A program with another rule.
+    patch.setitem(benchmarks.REWARDS, 'aime24', 'f1')
+    assert {t.reward for t in benchmarks.load(data, path, 'aime24')[0]} == {'f1'}
+  assert len(list(data.iterdir())) == 1
   _write(tmp_path, [{'query': 'other', 'answer': 1}])
   (task,), _ = benchmarks.load(data, path, 'aime24')
   assert task.query == 'other'

@@ -100,6 +100,12 @@ def test_a_data_set_is_in_order_beyond_a_chunk_and_built_anew(tmp_path):
   assert [t.answers[0] for t in tasks] == [str(i) for i in range(2500)]
   assert mixtures.load(tmp_path / 'data', path, 'deepmath') == tasks
   assert len(list((tmp_path / 'data').iterdir())) == 1
+  with pytest.MonkeyPatch.context() as patch:  # A program that reads otherwise.
+    column, _ = mixtures.SOURCES['deepmath']
+    patch.setitem(mixtures.SOURCES, 'deepmath', (column, lambda row: (('x',), 'f1')))
+    patch.setattr(mixtures, '_VERSION', 0)
+    assert mixtures.load(tmp_path / 'data', path, 'deepmath')[0].reward == 'f1'
+  assert mixtures.load(tmp_path / 'data', path, 'deepmath') == tasks
   _jsonl(tmp_path / 'a.jsonl', items[:1])
   assert len(mixtures.load(tmp_path / 'data', path, 'deepmath')) == 1
 
