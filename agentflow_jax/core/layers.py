@@ -332,7 +332,7 @@ class _MLP(nn.Module):
     )(y)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
   """One layer, in the form that nn.scan wants: (carry, ...) -> (carry, y)."""
 
   config: ModelConfig
@@ -359,7 +359,7 @@ def scanned_block(config: ModelConfig) -> type[nn.Module]:
   It is made as (config, constrain) and called as ((x, cache), layers, context),
   where `layers` counts them, int32[L], if there is a cache: None without.
   """
-  block = _Block
+  block = Block
   if config.remat != 'none':
     policy = None
     if config.remat == 'dots':

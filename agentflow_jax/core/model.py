@@ -9,6 +9,8 @@ of them. `hidden_states` (training) and `hidden_states_cached` (sampling) run th
 very same layers: a cache only adds older keys and values to what may be attended.
 """
 
+from collections.abc import Callable
+import functools
 import math
 from typing import Any
 
@@ -33,10 +35,17 @@ Cache = layers.Cache
 
 
 class Transformer(nn.Module):
-  """The network as a linen module; most callers want the functions below."""
+  """The network as a linen module; most callers want the functions below.
+
+  Attributes:
+    config: the network.
+    constrain: pins activations to a mesh.
+    unrolled: one layer after the other, of parameters as `unrolled` gives them.
+  """
 
   config: ModelConfig
   constrain: Constrain = Constrain()
+  unrolled: bool = False
 
   def setup(self):
     config = self.config
@@ -54,7 +63,12 @@ class Transformer(nn.Module):
           (config.d_model, config.vocab_size),
           config.param_dtype,
       )
-    self.layers = layers.scanned_block(config)(config, self.constrain)
+    if self.unrolled:
+      self.layers = [
+          layers.Block(config, self.constrain) for _ in range(config.n_layers)
+      ]
+    else:
+      self.layers = layers.scanned_block(config)(config, self.constrain)
     self.final_norm = layers.RMSNorm(config, 'norm')
 
   def __call__(
@@ -83,9 +97,60 @@ class Transformer(nn.Module):
     x = self.constrain.lookup(self.embedding, token_ids)
     x = x.astype(self.config.dtype)
     x = self.constrain(x, ('batch', 'stream', None))
-    of_layer = None if cache is None else jnp.arange(self.config.n_layers)
-    (x, cache), _ = self.layers((x, cache), of_layer, context)
+    if self.unrolled:
+      for i, layer in enumerate(self.layers):
+        (x, cache), _ = layer((x, cache), i, context)
+    else:
+      numbers = None if cache is None else jnp.arange(self.config.n_layers)
+      (x, cache), _ = self.layers((x, cache), numbers, context)
     return self.final_norm(x), cache
+
+
+def unrolled(config: ModelConfig, params: Params) -> Params:
+  """Returns the parameters with every layer's apart, for the functions below.
+
+  A scan over stacked layers copies each layer's parameters out of the stack, on
+  CPU and GPU, whenever it gets there; who goes over them often has them apart.
+
+  Args:
+    config: the network.
+    params: as init_params gives them, or a tree like it.
+  """
+  apart = {k: v for k, v in params.items() if k != 'layers'}
+  for i in range(config.n_layers):
+    apart[f'layers_{i}'] = jax.tree.map(
+        lambda x, i=i: x[i], params['layers']
+    )
+  return apart
+
+
+def make_unrolled_fn(
+    config: ModelConfig, params: Params
+) -> Callable[[Params], Params]:
+  """Returns `unrolled` as a program that leaves everything where it is.
+
+  Args:
+    config: the network.
+    params: like those it will take; shapes and shardings count.
+  """
+
+  def inner(x):
+    if not isinstance(x.sharding, jax.sharding.NamedSharding):
+      return x.sharding
+    return jax.sharding.NamedSharding(
+        x.sharding.mesh, jax.sharding.PartitionSpec(*x.sharding.spec[1:])
+    )
+
+  where = {
+      name: jax.tree.map(inner if name == 'layers' else lambda x: x.sharding, x)
+      for name, x in params.items()
+  }
+  layers_apart = {k: v for k, v in where.items() if k != 'layers'} | {
+      f'layers_{i}': where['layers'] for i in range(config.n_layers)
+  }
+  return jax.jit(
+      functools.partial(unrolled, config), out_shardings=layers_apart
+  )
 
 
 def output_kernel(config: ModelConfig, params: Params) -> Array:
@@ -192,7 +257,7 @@ def hidden_states_cached(
 
   Args:
     config: the network.
-    params: its parameters.
+    params: its parameters, or those of `unrolled`.
     token_ids: int32[B, T].
     positions: int32[B, T].
     cache: holds the rows' older tokens, and has room for the new ones.
@@ -200,6 +265,5 @@ def hidden_states_cached(
   Returns:
     dtype[B, T, D], what `unembed` takes, and the cache with the new tokens.
   """
-  return Transformer(config).apply(
-      {'params': params}, token_ids, positions, cache=cache
-  )
+  network = Transformer(config, unrolled='layers' not in params)
+  return network.apply({'params': params}, token_ids, positions, cache=cache)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from agentflow_jax.core import attention
 
@@ -130,11 +131,10 @@ class EngineConfig:
       sampled, but is further from what the trainer computes. '' keeps them as the
       network computes.
     prefix_cache: whether prompts share pages at all.
-    read_common_once: whether blocks of 128 tokens that all rows of a call begin
-      with, such as tool cards, are read once for all of them. Decoding is then
-      faster over long prompts (more than 512 slots a row; shorter ones do not
-      change), but a row's last bits may depend on what it shares with the
-      others: outside contract 4.
+    attention: how decoding reads pages. 'gathered': once a chunk of decoding,
+      into one piece a row, which takes room for the slots once more. 'kernel':
+      where they lie, by a kernel for TPUs or CUDA GPUs, in bfloat16 (it runs on
+      CPU for tests alone). 'auto': by a kernel where there is one.
     prefill_pieces: pieces of prompts that are read at a time.
     piece_tokens: tokens of a piece, a multiple of page_tokens.
     prefill_burst: calls of prefill at most between two chunks of decoding, while
@@ -153,7 +153,7 @@ class EngineConfig:
   kv_tokens: int = 0
   kv_dtype: str = ''
   prefix_cache: bool = True
-  read_common_once: bool = False
+  attention: Literal['auto', 'gathered', 'kernel'] = 'auto'
   prefill_pieces: int = 8
   piece_tokens: int = 32
   prefill_burst: int = 8
@@ -190,6 +190,8 @@ class EngineConfig:
           f' {self.max_prompt_tokens} + {self.max_new_tokens} tokens; 0 is'
           ' enough for all slots'
       )
+    if self.attention not in ('auto', 'gathered', 'kernel'):
+      raise ValueError(f'attention: unknown {self.attention!r}')
     if self.kv_dtype not in ('', 'int8'):
       raise ValueError(f"kv_dtype must be '' or 'int8': {self.kv_dtype!r}")
     if self.coalesce_seconds < 0:

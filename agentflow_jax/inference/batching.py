@@ -14,6 +14,8 @@ import numpy as np
 from agentflow_jax.core import model
 from agentflow_jax.inference import api
 from agentflow_jax.inference import decoding
+from agentflow_jax.inference import gathered
+from agentflow_jax.inference import kernels
 from agentflow_jax.inference import pages as pages_lib
 from agentflow_jax.inference import prefixes
 from agentflow_jax.inference import sampling
@@ -31,6 +33,7 @@ class Row:
     ids: sampled so far.
     logprobs: of them [nats].
     is_copied: whether the lease's tail was copied to a page of its own.
+    kept: number of the gathered.Kept that has its tokens.
   """
 
   request: api.Request
@@ -40,6 +43,7 @@ class Row:
   ids: list[int] = dataclasses.field(default_factory=list)
   logprobs: list[float] = dataclasses.field(default_factory=list)
   is_copied: bool = False
+  kept: int = 0
 
   def is_read(self) -> bool:
     """Says whether all of the prompt but its last token is in its pages."""
@@ -94,31 +98,6 @@ def next_pieces(rows: Sequence[Row], config: api.EngineConfig) -> list[Piece]:
   return pieces
 
 
-def _common(
-    tables: np.ndarray, used: Sequence[int], first_slot: int,
-    config: api.EngineConfig,
-) -> int:
-  """Returns the blocks that the used rows of tables begin with, all alike.
-
-  Unused rows get the pages of those blocks, too.
-
-  Args:
-    tables: int32 [rows, M]; changed.
-    used: of the rows.
-    first_slot: the least that a row writes to: blocks end before it.
-    config: the shapes.
-  """
-  if not used:
-    return 0
-  alike = (tables[used] == tables[used[0]]).all(axis=0)
-  pages = len(alike) if alike.all() else int(np.argmin(alike))
-  slots = min(pages * config.page_tokens, first_slot)
-  blocks = slots // pages_lib.BLOCK
-  pages = blocks * pages_lib.BLOCK // config.page_tokens
-  tables[:, :pages] = tables[used[0], :pages]
-  return blocks
-
-
 def pack_pieces(
     pieces: Sequence[Piece], config: api.EngineConfig
 ) -> decoding.Segments:
@@ -128,7 +107,6 @@ def pack_pieces(
       ids=np.zeros((size, config.piece_tokens), np.int32),
       starts=np.zeros((size,), np.int32),
       tables=np.full((size, config.table_pages), pages_lib.SCRATCH, np.int32),
-      common=np.zeros((), np.int32),
       writes=np.full(
           (size, config.piece_tokens // page), pages_lib.SCRATCH, np.int32
       ),
@@ -140,21 +118,22 @@ def pack_pieces(
     before = [node.page for node in row.lease.nodes[: start + len(nodes)]]
     segments.tables[i, : len(before)] = before
     segments.writes[i, : len(nodes)] = before[start:]
-  if not (config.read_common_once and pieces):
-    return segments
-  used = range(len(pieces))
-  first_slot = int(segments.starts[: len(pieces)].min())
-  return segments.replace(
-      common=np.int32(_common(segments.tables, used, first_slot, config))
-  )
+  return segments
 
 
 def pack_rows(
-    rows: Iterable[tuple[int, Row]], config: api.EngineConfig
+    rows: Iterable[tuple[int, Row]], config: api.EngineConfig,
+    table_pages: int, kept: int = 0,
 ) -> decoding.Rows:
   """Lays rows out as host arrays, each in its slot; the others are unused.
 
-  A row whose tail is not copied yet is told to be.
+  A row whose tail is not copied, or that is not gathered yet, is told to be.
+
+  Args:
+    rows: by slot.
+    config: the shapes.
+    table_pages: of a row's table, see `table_slots`.
+    kept: number of the gathered.Kept that the rows are to be in; 0 for none.
   """
   slots = config.slots
 
@@ -166,8 +145,7 @@ def pack_rows(
       positions=column(0, np.int32),
       sampled=column(0, np.int32),
       left=column(0, np.int32),
-      tables=column(pages_lib.SCRATCH, np.int32, config.table_pages),
-      common=np.zeros((), np.int32),
+      tables=column(pages_lib.SCRATCH, np.int32, table_pages),
       stop_ids=column(decoding.NO_STOP, np.int32, config.max_stop_ids),
       sampling=sampling.RowSampling(
           temperature=column(0, np.float32),
@@ -178,16 +156,17 @@ def pack_rows(
       ),
       copies=column(pages_lib.SCRATCH, np.int32, 2),
       n_copies=np.zeros((), np.int32),
+      fresh=column(0, np.int32),
+      n_fresh=np.zeros((), np.int32),
   )
-  n_copies, used = 0, []
+  n_copies, n_fresh = 0, 0
   for slot, row in rows:
-    used.append(slot)
     request, spec = row.request, row.request.sampling
     out.last[slot] = row.ids[-1] if row.ids else request.prompt_ids[-1]
     out.positions[slot] = len(request.prompt_ids) - 1 + len(row.ids)
     out.sampled[slot] = len(row.ids)
     out.left[slot] = spec.max_new_tokens - len(row.ids)
-    table = row.lease.table()
+    table = row.lease.table()[:table_pages]
     out.tables[slot, : len(table)] = table
     out.stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
     for name in ('temperature', 'top_p', 'min_p'):
@@ -198,13 +177,47 @@ def pack_rows(
     if not row.is_copied and row.lease.tail is not None:
       out.copies[n_copies] = row.lease.tail.page, row.lease.own[0]
       n_copies += 1
-  out = out.replace(n_copies=np.int32(n_copies))
-  if not (config.read_common_once and used):
-    return out
-  first_slot = int(out.positions[used].min())
-  return out.replace(
-      common=np.int32(_common(out.tables, used, first_slot, config))
-  )
+    if row.kept != kept:
+      out.fresh[n_fresh] = slot
+      n_fresh += 1
+  return out.replace(n_copies=np.int32(n_copies), n_fresh=np.int32(n_fresh))
+
+
+def table_slots(
+    rows: Iterable[Row], config: api.EngineConfig, reading: pages_lib.Reading
+) -> int:
+  """Returns the slots of the shortest tables that a chunk of decoding can take.
+
+  Args:
+    rows: that are sampled.
+    config: the shapes.
+    reading: how pages are read.
+  """
+  most = 0
+  for row in rows:
+    prompt = len(row.request.prompt_ids)
+    last = prompt - 1 + min(
+        len(row.ids) + config.decode_chunk,
+        row.request.sampling.max_new_tokens,
+    )
+    most = max(most, last + 1)
+  return min(n for n in all_table_slots(config, reading) if n >= most)
+
+
+def all_table_slots(
+    config: api.EngineConfig, reading: pages_lib.Reading
+) -> tuple[int, ...]:
+  """Returns the lengths of tables that decoding has programs for.
+
+  What is gathered is gone over whole, so there is a length for about every half.
+  A row's bits are the same in all of them, so none is as short as those rows
+  that are added up otherwise.
+  """
+  slots = [config.table_pages * config.page_tokens]
+  while not reading.in_place and slots[-1] > 2 * pages_lib.MAX_DENSE:
+    half = -(-slots[-1] // 2 // pages_lib.BLOCK) * pages_lib.BLOCK
+    slots.append(half)
+  return tuple(slots)
 
 
 def finish(row: Row, done: bool) -> tuple[int, str] | None:
@@ -247,6 +260,7 @@ class Programs:
   rather than a silent compilation.
 
   Attributes:
+    reading: how decoding reads pages.
     compilations: programs that were compiled because this object asked first.
   """
 
@@ -256,6 +270,7 @@ class Programs:
       config: api.EngineConfig,
       params: Any,
       pool: pages_lib.Pool,
+      reading: pages_lib.Reading,
   ):
     """Compiles nothing yet.
 
@@ -264,7 +279,9 @@ class Programs:
       config: the shapes.
       params: parameters on their devices; shapes, dtypes and shardings count.
       pool: the pages, likewise.
+      reading: how decoding reads them; if unrolled, so are the parameters.
     """
+    self.reading = reading
     self._model_config, self._config = model_config, config
     self._arrays = jax.tree.map(_struct, (params, pool))
     leaves, treedef = jax.tree.flatten(self._arrays)
@@ -278,49 +295,124 @@ class Programs:
 
   def prefill(self) -> Callable:
     """Returns what takes (params, pool, segments), and consumes the pool."""
-    config = self._config
+    params, pool = self._arrays
     return self._get(
         'prefill',
         functools.partial(decoding.prefill, model_config=self._model_config),
-        pack_pieces([], config),
+        (params, pool, pack_pieces([], self._config)), (1,),
+        (_shardings(pool), None),
     )
 
-  def decode(self, truncates: bool) -> Callable:
-    """Returns what takes (params, pool, rows), and consumes the pool.
+  def decode(self, truncates: bool, slots: int) -> Callable:
+    """Returns what takes (params, pool, kept, rows), and consumes two of them.
 
     Args:
       truncates: whether a row may set top_k, top_p or min_p.
+      slots: of tables, one of all_table_slots.
     """
+    config, (params, pool) = self._config, self._arrays
+    kept = self._kept(slots)
+    rows = pack_rows([], config, slots // config.page_tokens)
     return self._get(
-        f'decode, truncates: {truncates}',
+        f'decode over {slots} slots, truncates: {truncates}',
         functools.partial(
-            decoding.decode, model_config=self._model_config,
-            config=self._config, truncates=truncates,
+            decoding.decode, model_config=self._model_config, config=config,
+            truncates=truncates, reading=self.reading,
         ),
-        pack_rows([], self._config),
+        (params, pool, kept, rows), (1, 2),
+        (_shardings(pool), _shardings(kept), None),
     )
 
-  def _get(self, name: str, function: Callable, example: Any) -> Callable:
+  def all_decode(self, truncates: bool) -> list[Callable]:
+    """Returns `decode` for all lengths of tables, and `make_kept` for each."""
+    slots = all_table_slots(self._config, self.reading)
+    for n in slots:
+      self.make_kept(n)
+    return [self.decode(truncates, n) for n in slots]
+
+  def make_kept(self, slots: int) -> Callable:
+    """Returns what takes nothing and gives `decode` its first kept."""
+    if self.reading.in_place:
+      return lambda: None
+    return self._get(
+        f'room for rows of {slots} slots', self._empty(slots), (), (),
+        _shardings(self._kept(slots)),
+    )
+
+  def _empty(self, slots: int) -> Callable[[], gathered.Kept]:
+    return functools.partial(
+        gathered.make_kept, self._model_config, self._config.slots, slots
+    )
+
+  def _kept(self, slots: int) -> gathered.Kept | None:
+    """Returns the shapes of what is kept, split as the pages are."""
+    if self.reading.in_place:
+      return None
+    where = self._arrays[1].keys.sharding
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        jax.eval_shape(self._empty(slots)),
+    )
+
+  def _get(
+      self, name: str, function: Callable, arrays: Sequence[Any],
+      donated: Sequence[int], where: Any,
+  ) -> Callable:
+    """Returns a function compiled for arrays, or their shapes, and kept.
+
+    Args:
+      name: that no other function has.
+      function: of the arrays.
+      arrays: what it takes.
+      donated: which of them it consumes.
+      where: shardings of what it returns; None for anywhere.
+    """
     key = (*self._key, name)
     with _COMPILING:
       if key not in _COMPILED:
-        _COMPILED[key] = self._compile(name, function, example)
+        start = time.monotonic()
+        program = jax.jit(
+            function, donate_argnums=donated, out_shardings=where
+        )
+        _COMPILED[key] = program.lower(
+            *(jax.tree.map(_struct, x) for x in arrays)
+        ).compile()
+        self.compilations += 1
+        logging.info('Compiled %s in %.1f s.', name, time.monotonic() - start)
       return _COMPILED[key]
 
-  def _compile(self, name, function, example) -> Callable:
-    start = time.monotonic()
-    params, pool = self._arrays
-    of_pool = jax.tree.map(lambda x: x.sharding, pool)
-    # The pool comes back as it lies; the little that is said besides, anywhere.
-    program = jax.jit(
-        function, donate_argnums=(1,), out_shardings=(of_pool, None)
-    )
-    program = program.lower(
-        params, pool, jax.tree.map(_struct, example)
-    ).compile()
-    self.compilations += 1
-    logging.info('Compiled %s in %.1f s.', name, time.monotonic() - start)
-    return program
+
+def reading_of(
+    model_config: model.ModelConfig,
+    config: api.EngineConfig,
+    sharding: jax.sharding.Sharding,
+) -> pages_lib.Reading:
+  """Returns how pages that lie so are read.
+
+  Raises:
+    ValueError: config.attention asks for a kernel that there is not.
+  """
+  device = next(iter(sharding.device_set))
+  why_not = kernels.lacks(
+      device.platform, model_config.dtype, config.kv_dtype,
+      model_config.head_dim,
+  )
+  if config.attention == 'kernel' and why_not:
+    raise ValueError(f"engine.attention='kernel': {why_not}; take 'gathered'")
+  in_place = config.attention == 'kernel' or (
+      config.attention == 'auto' and not why_not and device.platform != 'cpu'
+  )
+  mesh = getattr(sharding, 'mesh', None)
+  return pages_lib.Reading(
+      in_place=in_place,
+      # A TPU's products read a stack where it lies, and compile once a layer.
+      unrolled=not in_place or device.platform != 'tpu',
+      mesh=mesh if in_place and mesh is not None and mesh.size > 1 else None,
+  )
+
+
+def _shardings(arrays: Any) -> Any:
+  return jax.tree.map(lambda x: x.sharding, arrays)
 
 
 def _struct(x) -> jax.ShapeDtypeStruct:

@@ -15,6 +15,7 @@ from jax import lax
 
 from agentflow_jax.core import model
 from agentflow_jax.inference import api
+from agentflow_jax.inference import gathered
 from agentflow_jax.inference import pages as pages_lib
 from agentflow_jax.inference import sampling
 
@@ -32,7 +33,6 @@ class Segments:
   ids: jax.Array  # int32 [R, C]; padded on the right.
   starts: jax.Array  # int32 [R]; slot of the first token.
   tables: jax.Array  # int32 [R, M]; see pages.Cache.
-  common: jax.Array  # int32 []; likewise.
   writes: jax.Array  # int32 [R, C / P]; likewise.
 
 
@@ -45,11 +45,12 @@ class Rows:
   sampled: jax.Array  # int32 [B]; tokens of the response so far.
   left: jax.Array  # int32 [B]; tokens that may still come.
   tables: jax.Array  # int32 [B, M]; see pages.Cache.
-  common: jax.Array  # int32 []; likewise.
   stop_ids: jax.Array  # int32 [B, max_stop_ids]; padded with NO_STOP.
   sampling: sampling.RowSampling
   copies: jax.Array  # int32 [B, 2]; pages to copy first, from and to.
   n_copies: jax.Array  # int32 [].
+  fresh: jax.Array  # int32 [B]; rows to gather, see gathered.Kept.
+  n_fresh: jax.Array  # int32 [].
 
 
 @flax.struct.dataclass
@@ -83,7 +84,7 @@ def prefill(
   """
   cache = pages_lib.Cache(
       pool=pool, n_layers=model_config.n_layers, starts=segments.starts,
-      tables=segments.tables, common=segments.common, writes=segments.writes,
+      tables=segments.tables, writes=segments.writes,
   )
   positions = segments.starts[:, None] + jnp.arange(segments.ids.shape[1])
   hidden, cache = model.hidden_states_cached(
@@ -95,28 +96,42 @@ def prefill(
 def decode(
     params: Any,
     pool: pages_lib.Pool,
+    kept: gathered.Kept | None,
     rows: Rows,
     *,
     model_config: model.ModelConfig,
     config: api.EngineConfig,
     truncates: bool,
-) -> tuple[pages_lib.Pool, Sampled]:
+    reading: pages_lib.Reading,
+) -> tuple[pages_lib.Pool, gathered.Kept | None, Sampled]:
   """Samples up to `decode_chunk` tokens of every row that is used.
 
+  No row may get to a slot beyond its table in this chunk.
+
   Args:
-    params: the model's parameters.
+    params: the model's parameters, best unrolled where `reading` says so.
     pool: the pages, with all but the last token of every row.
+    kept: what they hold of the rows, but for those that are to be gathered; None
+      where a kernel reads pages.
     rows: the requests.
     model_config: static.
     config: static.
     truncates: static; whether any row truncates.
+    reading: static; how pages are read.
 
   Returns:
-    The pool, and what was sampled: sooner when all rows are done.
+    The pool, what is kept now, and what was sampled: sooner when all rows are
+    done.
   """
   pool = pages_lib.copy_pages(
       pool, model_config.n_layers, rows.copies, rows.n_copies
   )
+  if reading.unrolled and 'layers' in params:
+    params = model.unrolled(model_config, params)
+  if kept is not None:
+    kept = gathered.gather(
+        model_config.dtype, kept, pool, rows.tables, rows.fresh, rows.n_fresh
+    )
   size = (config.slots, config.decode_chunk)
   sampled = Sampled(
       step=jnp.int32(0),
@@ -127,22 +142,27 @@ def decode(
   )
 
   def is_running(carry):
-    _, sampled, _ = carry
+    _, _, sampled, _ = carry
     return (sampled.step < config.decode_chunk) & ~jnp.all(sampled.done)
 
   def body(carry):
-    pool, sampled, last = carry
+    pool, kept, sampled, last = carry
     live = ~sampled.done
     # A row that is done stays where it is, and writes nowhere.
     starts = rows.positions + sampled.lengths
     page = jnp.take_along_axis(
         rows.tables, (starts // config.page_tokens)[:, None], axis=1
     )
-    cache = pages_lib.Cache(
-        pool=pool, n_layers=model_config.n_layers, starts=starts,
-        tables=rows.tables, common=rows.common,
-        writes=jnp.where(live[:, None], page, pages_lib.SCRATCH),
-    )
+    writes = jnp.where(live[:, None], page, pages_lib.SCRATCH)
+    if kept is None:
+      cache = pages_lib.Cache(
+          pool=pool, n_layers=model_config.n_layers, starts=starts,
+          tables=rows.tables, writes=writes, reading=reading,
+      )
+    else:
+      cache = gathered.Cache(
+          pool=pool, kept=kept, starts=starts, live=live, writes=writes
+      )
     hidden, cache = model.hidden_states_cached(
         model_config, params, last[:, None], starts[:, None], cache
     )
@@ -166,9 +186,9 @@ def decode(
         lengths=lengths,
         done=done,
     )
-    return cache.pool, sampled, jnp.where(live, tokens, last)
+    return cache.pool, getattr(cache, 'kept', None), sampled, jnp.where(live, tokens, last)
 
-  pool, sampled, _ = lax.while_loop(
-      is_running, body, (pool, sampled, rows.last)
+  pool, kept, sampled, _ = lax.while_loop(
+      is_running, body, (pool, kept, sampled, rows.last)
   )
-  return pool, sampled
+  return pool, kept, sampled

@@ -77,19 +77,27 @@ class Engine:
     )
     where, *_ = jax.tree.leaves(self._sharding)
     self._devices = len(where.device_set)
-    self._params = self._place(params, copy)
+    self._shapes = _shapes(params)
+    placed = self._place(params, copy)
     self._version = version
     self._make_pool = jax.jit(
         functools.partial(
             pages_lib.make_pool, model_config, config.pages, config.page_tokens,
             config.kv_dtype,
         ),
-        out_shardings=pages_lib.pool_sharding(self._params),
+        out_shardings=pages_lib.pool_sharding(placed),
     )
     self._pool = self._new_pool()
+    reading = batching.reading_of(model_config, config, self._pool.keys.sharding)
+    self._unroll = None
+    if reading.unrolled:
+      self._unroll = model.make_unrolled_fn(model_config, placed)
+    self._params = self._unrolled(placed)
     self._programs = batching.Programs(
-        model_config, config, self._params, self._pool
+        model_config, config, self._params, self._pool, reading
     )
+    # What decoding reads instead of pages, its slots, and how often it was made.
+    self._kept, self._kept_slots, self._kept_number = None, 0, 0
     self._totals = collections.Counter()
     # Guards everything below, and the totals.
     self._wake = threading.Condition()
@@ -170,7 +178,7 @@ class Engine:
     Raises:
       ValueError: the tree, a shape or a dtype differs from construction.
     """
-    new, old = _shapes(params), _shapes(self._params)
+    new, old = _shapes(params), self._shapes
     if new != old:
       raise ValueError(
           'params differ from the engine\'s: '
@@ -180,7 +188,7 @@ class Engine:
               if new.get(path) != old.get(path)
           )
       )
-    params = self._place(params, copy)
+    params = self._unrolled(self._place(params, copy))
     with self._wake:
       self._next = params, version
       self._swap()
@@ -203,7 +211,7 @@ class Engine:
     """
     self._programs.prefill()
     for value in truncates:
-      self._programs.decode(value)
+      self._programs.all_decode(value)
 
   @property
   def compilations(self) -> int:
@@ -215,7 +223,10 @@ class Engine:
 
   @property
   def params(self) -> Any:
-    """What the next request will sample from; not to be donated."""
+    """What the next request will sample from; not to be donated.
+
+    With layers as core.model.unrolled has them, but where they are scanned.
+    """
     with self._wake:
       return self._next[0] if self._next else self._params
 
@@ -255,6 +266,12 @@ class Engine:
     with launches.over(self._devices):
       placed = jax.device_put(params, self._sharding, may_alias=not copy)
     return jax.block_until_ready(placed)
+
+  def _unrolled(self, params):
+    if self._unroll is None:
+      return params
+    with launches.over(self._devices):
+      return jax.block_until_ready(self._unroll(params))
 
   def _new_pool(self) -> pages_lib.Pool:
     with launches.over(self._devices):
@@ -316,6 +333,7 @@ class Engine:
       if self._is_spoilt and scheduler.is_idle:
         # Zero times what is not finite would reach whoever gets such a page.
         self._pool, self._is_spoilt = None, False
+        self._kept, self._kept_slots = None, 0
         self._pool = self._new_pool()
         scheduler.prefixes.clear()
       self._swap()
@@ -357,6 +375,8 @@ class Engine:
       if pending.row.is_read() and not pending.abandoned:
         kind = pending.request.sampling.truncates
         by_kind[kind][slot] = pending
+    if by_kind:
+      self._make_room([p.row for some in by_kind.values() for p in some.values()])
     # Apart, so that who else samples does not choose a request's program.
     for truncates, some in by_kind.items():
       self._decode(some, truncates)
@@ -391,15 +411,35 @@ class Engine:
     self._mark = now
     return now
 
+  def _make_room(self, rows: list[batching.Row]):
+    """Has tables for the longest of the rows that are sampled.
+
+    Shorter ones only where most rows are to be gathered anyway.
+    """
+    needed = batching.table_slots(rows, self.config, self._programs.reading)
+    fresh = sum(row.kept != self._kept_number for row in rows)
+    if needed == self._kept_slots or (
+        needed < self._kept_slots and 2 * fresh < len(rows)
+    ):
+      return
+    self._kept = None  # Before there is another one.
+    with launches.over(self._devices):
+      self._kept = self._programs.make_kept(needed)()
+    self._kept_slots = needed
+    self._kept_number += 1
+
   def _decode(self, slots: dict[int, scheduling.Pending], truncates: bool):
     """Samples a chunk, settling each request as soon as it is done."""
     rows = batching.pack_rows(
-        ((slot, p.row) for slot, p in slots.items()), self.config
+        ((slot, p.row) for slot, p in slots.items()), self.config,
+        self._kept_slots // self.config.page_tokens, self._kept_number,
     )
-    decode = self._programs.decode(truncates)
+    decode = self._programs.decode(truncates, self._kept_slots)
     start = time.monotonic()
     with launches.over(self._devices):
-      self._pool, sampled = decode(self._params, self._pool, rows)
+      self._pool, self._kept, sampled = decode(
+          self._params, self._pool, self._kept, rows
+      )
     host = jax.device_get(sampled)  # The only wait for the device.
     # Seen at once, and in rows whose callers have left, too.
     self._is_spoilt |= not np.isfinite(host.logprobs).all()
@@ -413,7 +453,7 @@ class Engine:
     outcomes = []
     for slot, pending in slots.items():
       row, length = pending.row, int(host.lengths[slot])
-      row.is_copied = True
+      row.is_copied, row.kept = True, self._kept_number
       row.ids += host.tokens[slot, :length].tolist()
       row.logprobs += host.logprobs[slot, :length].tolist()
       if pending.abandoned or self._closing:

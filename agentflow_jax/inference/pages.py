@@ -1,15 +1,16 @@
 """Keys and values in pages, and attention over them.
 
 A row's slots lie in pages anywhere in a pool, by a table, so rows with a common
-prefix read the same pages and nothing is copied. Short tables are gathered whole
-and attended to as the trainer attends to short rows, to the bit. Long ones are
-gone over in blocks of 128 slots, in order, from slot 0: what is added up, and in
-which order, depends on the row alone, and not on where its pages lie, on how
-long other rows are, or on who wrote the pages.
+prefix have the same pages. Short tables are gathered whole and attended to as the
+trainer attends to short rows, to the bit. Long ones are gone over in blocks of
+128 slots, in order, from slot 0: what is added up, and in which order, depends on
+the row alone, and not on where its pages lie, on how long other rows are, or on
+who wrote the pages. Decoding reads pages through `gathered` or `kernels`.
 
 Layouts and the order of axes are chosen for XLA's CPU, by measurement.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -23,13 +24,14 @@ from agentflow_jax.core import attention
 from agentflow_jax.core import blocks
 from agentflow_jax.core import model
 from agentflow_jax.core import primitives
+from agentflow_jax.inference import kernels
 
 Array = jax.Array
 
 # Slots that a block of attention holds; a multiple of a page.
 BLOCK = attention.SLOT_BLOCK
-# Tables of more slots are gone over by blocks.
-_MAX_DENSE = 512
+# Rows of more slots are added up otherwise than short rows of the trainer.
+MAX_DENSE = 512
 # Where whatever nobody will read is written.
 SCRATCH = 0
 
@@ -121,56 +123,76 @@ def copy_pages(pool: Pool, n_layers: int, pairs: Array, count: Array) -> Pool:
   )
 
 
-@flax.struct.dataclass
-class Cache:
-  """A pool as rows of a batch see it: a core.model.Cache.
+def take(pool: Pool, tables: Array) -> Pool:
+  """Returns the pages of rows, [K, B, S, E] each, in order.
 
-  Attributes:
+  Args:
     pool: the pages.
-    n_layers: L; static.
-    starts: int32[B], the slot of a row's first new token.
-    tables: int32[B, M], the pages of a row's slots, in order; what lies beyond
-      its slots counts 0 times, so it has to be finite. M pages are whole blocks.
-    common: int32[], blocks that all rows begin with, in the same pages. They
-      are read once, for all rows, whose last bits may change by that. 0: none.
-    writes: int32[B, W], the pages that new tokens are written to: one, from
-      slot `starts` on, where a row has one new token; otherwise T is W whole
-      pages. SCRATCH where they are not to be kept.
+    tables: int32[B, n], which ones; S is n * P.
   """
+  rows, count = tables.shape
+  return jax.tree.map(
+      lambda x: x.at[:, tables].get(mode='promise_in_bounds').reshape(
+          x.shape[0], rows, count * x.shape[2], x.shape[3]
+      ),
+      pool,
+  )
 
-  pool: Pool
-  n_layers: int = flax.struct.field(pytree_node=False)
-  starts: Array
-  tables: Array
-  common: Array
-  writes: Array
 
-  def attend(
-      self, dtype: str, layer: Array, q: Array, k: Array, v: Array
-  ) -> tuple[Array, 'Cache']:
-    """See core.layers.Cache."""
-    first = layer * (self.pool.keys.shape[1] // self.n_layers)
-    pool = self._written(first, k, v)
-    cache = self.replace(pool=pool)
-    return cache._attended(dtype, first, q), cache
+def first_page(pool: Pool, n_layers: int, layer: Array | int) -> Array | int:
+  """Returns a layer's first page."""
+  return layer * (pool.keys.shape[1] // n_layers)
 
-  def _written(self, first: Array, k: Array, v: Array) -> Pool:
-    """Writes a layer's new tokens, before anything is read."""
-    page_tokens = self.pool.values.shape[2]
-    rows, pages = self.writes.shape
-    width = k.shape[-1] // pages
-    offsets = self.starts % page_tokens if width < page_tokens else None
 
-    k, v = k.transpose(1, 0, 3, 2), v.swapaxes(0, 1)
-    if self.pool.key_scales is None:
-      new = Pool(k, v)
-    else:
-      (k, k_scales), (v, v_scales) = _as_int8(k), _as_int8(v)
-      new = Pool(k, v, k_scales, v_scales)
+def new_tokens(pool: Pool, k: Array, v: Array) -> Pool:
+  """Returns new tokens [K, B, T, E] as pages keep them.
 
-    def write(n, pool):
+  Args:
+    pool: says whether pages are int8.
+    k: [B, K, E, T], rotated.
+    v: [B, K, T, E].
+  """
+  k, v = k.transpose(1, 0, 3, 2), v.swapaxes(0, 1)
+  if pool.key_scales is None:
+    return Pool(k, v)
+  (k, k_scales), (v, v_scales) = _as_int8(k), _as_int8(v)
+  return Pool(k, v, k_scales, v_scales)
+
+
+def plain(dtype: str, some: Pool) -> tuple[Array, Array]:
+  """Returns keys and values of what a pool, or a part of one, holds."""
+  if some.key_scales is None:
+    return some.keys, some.values
+  return tuple(
+      (x.astype(jnp.float32) * scales).astype(dtype)
+      for x, scales in (
+          (some.keys, some.key_scales), (some.values, some.value_scales)
+      )
+  )
+
+
+def write(
+    pool: Pool, new: Pool, first: Array | int, starts: Array, writes: Array
+) -> Pool:
+  """Returns the pool with a layer's new tokens.
+
+  Args:
+    pool: the pages.
+    new: [K, B, T, E] each, see new_tokens.
+    first: the layer's first page.
+    starts: int32[B], the slot of a row's first new token.
+    writes: int32[B, W], see Cache.
+  """
+  page_tokens = pool.values.shape[2]
+  rows, pages = writes.shape
+  width = new.values.shape[2] // pages
+  offsets = starts % page_tokens if width < page_tokens else None
+
+  def in_turn(pool, new, first, writes, offsets):
+
+    def one(n, pool):
       row, page = n // pages, n % pages
-      to = first + self.writes[row, page]
+      to = first + writes[row, page]
       offset = 0 if offsets is None else offsets[row]
 
       def put(x, new):
@@ -182,79 +204,142 @@ class Cache:
 
       return jax.tree.map(put, pool, new)
 
-    # A loop of in-place slices: XLA's CPU scatter takes twenty times as long.
-    return lax.fori_loop(0, rows * pages, write, self.pool)
+    return lax.fori_loop(0, rows * pages, one, pool)
+
+  def at_once(pool, new, first, writes, offsets):
+
+    def put(x, new):
+      heads, _, _, dim = new.shape
+      if offsets is None:
+        some = new.reshape(heads, rows * pages, width, dim)
+        return x.at[:, first + writes.reshape(-1)].set(some)
+      return x.at[:, first + writes[:, 0], offsets].set(new[:, :, 0])
+
+    return jax.tree.map(put, pool, new)
+
+  # XLA's CPU scatters whole pages twenty times as slowly as it puts slices.
+  return lax.platform_dependent(
+      pool, new, first, writes, offsets, cpu=in_turn, default=at_once
+  )
+
+
+def attend_whole(
+    dtype: str, q: Array, keys: Array, values: Array, positions: Array
+) -> Array:
+  """Attends as core.attention.attend_dense does, in the order that is fastest.
+
+  In float32 on CPU it is the same to the bit.
+
+  Args:
+    dtype: of the activations.
+    q: [B, K, H/K, T, E].
+    keys: [K, B, S, E]; whole blocks.
+    values: likewise.
+    positions: int32[B, T], the slots up to which the queries see.
+
+  Returns:
+    float32[B, K, H/K, T, E].
+  """
+  rows, heads, groups, length, dim = q.shape
+  slots = keys.shape[2]
+  q = q.swapaxes(0, 1).reshape(heads, rows, groups * length, dim)
+  product = functools.partial(primitives.float32_product, dtype)
+  scores = product('kbge,kbse->kbgs', q, keys) * (1 / math.sqrt(dim))
+  seen = jnp.arange(slots) <= jnp.tile(positions, (1, groups))[:, :, None]
+  scores = jnp.where(seen, scores, blocks.MASKED)
+  weights = jnp.exp(scores - scores.max(axis=3, keepdims=True))
+  n = slots // BLOCK
+  weights = weights.reshape(*weights.shape[:3], n, BLOCK).swapaxes(2, 3)
+  values = values.reshape(heads, rows, n, BLOCK, dim)
+  mixed = product(
+      'kbngs,kbnse->kbnge', weights.astype(dtype), values
+  ).sum(axis=2)
+  # Ones: a single column would do, and is rounded otherwise. They are made
+  # from what is not known ahead, since XLA's CPU (JAX 0.10.2) reads beside a
+  # constant that it hands to a library together with its product and sum.
+  ones = (values == values).astype(jnp.float32)
+  total = product('kbngs,kbnse->kbnge', weights, ones).sum(axis=2)
+  y = mixed / total[..., :1]
+  return y.reshape(heads, rows, groups, length, dim).swapaxes(0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How the pages of rows with one new token each are read.
+
+  Attributes:
+    in_place: by a kernel, where they lie; otherwise see `gathered`.
+    unrolled: layers apart rather than scanned; without a kernel they have to be.
+    mesh: over whose axes (kv_heads, groups) heads are split, see core.handover;
+      None on one device.
+  """
+
+  in_place: bool = False
+  unrolled: bool = True
+  mesh: jax.sharding.Mesh | None = None
+
+
+@flax.struct.dataclass
+class Cache:
+  """A pool as rows of a batch see it: a core.model.Cache.
+
+  Attributes:
+    pool: the pages.
+    n_layers: L; static.
+    starts: int32[B], the slot of a row's first new token.
+    tables: int32[B, M], the pages of a row's slots, in order; what lies beyond
+      its slots counts 0 times, so it has to be finite. M pages are whole blocks.
+    writes: int32[B, W], the pages that new tokens are written to: one, from
+      slot `starts` on, where a row has one new token; otherwise T is W whole
+      pages. SCRATCH where they are not to be kept.
+    reading: `in_place` takes a kernel, for rows of one new token; static.
+  """
+
+  pool: Pool
+  n_layers: int = flax.struct.field(pytree_node=False)
+  starts: Array
+  tables: Array
+  writes: Array
+  reading: Reading = flax.struct.field(pytree_node=False, default=Reading())
+
+  def attend(
+      self, dtype: str, layer: Array | int, q: Array, k: Array, v: Array
+  ) -> tuple[Array, 'Cache']:
+    """See core.layers.Cache."""
+    first = first_page(self.pool, self.n_layers, layer)
+    pool = write(
+        self.pool, new_tokens(self.pool, k, v), first, self.starts, self.writes
+    )
+    cache = self.replace(pool=pool)
+    return cache._attended(dtype, first, q), cache
 
   def _attended(self, dtype: str, first: Array, q: Array) -> Array:
     """softmax(q k / sqrt(E)) v over each row's slots, its new ones included."""
+    if self.reading.in_place:
+      return kernels.attend(
+          q, self.pool, first + self.tables, self.starts, self.reading.mesh
+      )
     slots = self.tables.shape[1] * self.pool.values.shape[2]
     positions = self.starts[:, None] + jnp.arange(q.shape[3])
-    if slots > _MAX_DENSE:
+    if slots > MAX_DENSE:
       return self._by_blocks(dtype, first, q, positions)
-    return self._whole(dtype, first, q, positions, slots)
-
-  def _whole(
-      self, dtype: str, first: Array, q: Array, positions: Array, slots: int
-  ) -> Array:
-    """Attends as attend_dense does, in the order that is fastest.
-
-    In float32 on CPU it is the same to the bit.
-    """
-    rows, heads, groups, length, dim = q.shape
-    q = q.swapaxes(0, 1).reshape(heads, rows, groups * length, dim)
-    keys, values = self._gathered(dtype, self.tables, first, 0, slots)
-    product = functools.partial(primitives.float32_product, dtype)
-    scores = product('kbge,kbse->kbgs', q, keys) * (1 / math.sqrt(dim))
-    seen = jnp.arange(slots) <= jnp.tile(positions, (1, groups))[:, :, None]
-    scores = jnp.where(seen, scores, blocks.MASKED)
-    weights = jnp.exp(scores - scores.max(axis=3, keepdims=True))
-    n = slots // BLOCK
-    weights = weights.reshape(*weights.shape[:3], n, BLOCK).swapaxes(2, 3)
-    values = values.reshape(heads, rows, n, BLOCK, dim)
-    mixed = product(
-        'kbngs,kbnse->kbnge', weights.astype(dtype), values
-    ).sum(axis=2)
-    # Ones: a single column would do, and is rounded otherwise. They are made
-    # from what is not known ahead, since XLA's CPU (JAX 0.10.2) reads beside a
-    # constant that it hands to a library together with its product and sum.
-    ones = (values == values).astype(jnp.float32)
-    total = product('kbngs,kbnse->kbnge', weights, ones).sum(axis=2)
-    y = mixed / total[..., :1]
-    return y.reshape(heads, rows, groups, length, dim).swapaxes(0, 1)
+    keys, values = self._gathered(dtype, first, 0, slots)
+    return attend_whole(dtype, q, keys, values, positions)
 
   def _gathered(
-      self,
-      dtype: str,
-      tables: Array,
-      first: Array,
-      start: Array | int,
-      slots: int,
+      self, dtype: str, first: Array, start: Array | int, slots: int
   ) -> tuple[Array, Array]:
     """Returns keys and values [K, B, S, E] of some slots of the tables' rows."""
-    pool = self.pool
-    heads, _, page_tokens, _ = pool.keys.shape
-    count = slots // page_tokens
+    count = slots // self.pool.keys.shape[2]
     some = first + lax.dynamic_slice_in_dim(
-        tables, start // page_tokens, count, 1
+        self.tables, start // self.pool.keys.shape[2], count, 1
     )
-    take = lambda x: x.at[:, some].get(mode='promise_in_bounds').reshape(
-        heads, tables.shape[0], slots, x.shape[-1]
-    )
-    if pool.key_scales is None:
-      return take(pool.keys), take(pool.values)
-    return tuple(
-        (take(x).astype(jnp.float32) * take(scales)).astype(dtype)
-        for x, scales in (
-            (pool.keys, pool.key_scales), (pool.values, pool.value_scales)
-        )
-    )
+    return plain(dtype, take(self.pool, some))
 
   def _by_blocks(
       self, dtype: str, first: Array, q: Array, positions: Array
   ) -> Array:
     """Goes over as many blocks as the longest row has.
-
-    Those that all rows have in common are read once, for all queries.
 
     Args:
       dtype: of the activations.
@@ -270,14 +355,10 @@ class Cache:
     positions = jnp.tile(positions, (1, groups))[:, :, None]
     scale = 1 / math.sqrt(dim)
 
-    def one(is_common, j, carry):
-      """Goes over block j: of each row's own slots, or of those all share."""
+    def one(j, carry):
       top, total, mixed = carry
-      tables = self.tables[:1] if is_common else self.tables
-      read = self._gathered(dtype, tables, first, j * BLOCK, BLOCK)
-      of = 'kse' if is_common else 'kbse'
-      keys, values = (x[:, 0] for x in read) if is_common else read
-      scores = product(f'kbge,{of}->kbgs', q, keys)
+      keys, values = self._gathered(dtype, first, j * BLOCK, BLOCK)
+      scores = product('kbge,kbse->kbgs', q, keys)
       seen = j * BLOCK + jnp.arange(BLOCK) <= positions
       scores = jnp.where(seen, scores * scale, blocks.MASKED)
       # Blocks beyond a row's slots change nothing: its top stays, times exp(0),
@@ -286,20 +367,16 @@ class Cache:
       rescale = jnp.exp(top - new_top)
       weights = jnp.exp(scores - new_top)
       total = total * rescale + weights.sum(axis=3, keepdims=True)
-      added = product(f'kbgs,{of}->kbge', weights.astype(dtype), values)
+      added = product('kbgs,kbse->kbge', weights.astype(dtype), values)
       return new_top, total, mixed * rescale + added
 
-    carry = (
-        jnp.full((*lead, 1), blocks.MASKED, jnp.float32),
-        jnp.zeros((*lead, 1), jnp.float32),
-        jnp.zeros((*lead, dim), jnp.float32),
+    _, total, mixed = lax.fori_loop(
+        0, n_blocks, one,
+        (
+            jnp.full((*lead, 1), blocks.MASKED, jnp.float32),
+            jnp.zeros((*lead, 1), jnp.float32),
+            jnp.zeros((*lead, dim), jnp.float32),
+        ),
     )
-    for is_common, start, end in (
-        (True, 0, self.common), (False, self.common, n_blocks),
-    ):
-      carry = lax.fori_loop(
-          start, end, functools.partial(one, is_common), carry
-      )
-    _, total, mixed = carry
     y = (mixed / total).reshape(heads, rows, groups, length, dim)
     return y.swapaxes(0, 1)

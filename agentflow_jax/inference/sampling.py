@@ -1,10 +1,14 @@
 """Draws one token a row, and scores it as the trainer will."""
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from agentflow_jax.core import logprobs
+
+_BLOCK = 128  # Tokens that `_argmax` looks at at a time.
 
 
 @flax.struct.dataclass
@@ -55,8 +59,29 @@ def sample(
       rows.key_words, index, logits.shape[-1]
   )
   noise = jnp.where(rows.temperature[:, None] == 0.0, 0.0, noise)
-  tokens = jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
+  tokens = _argmax(scaled + noise)
   return tokens, logprobs.log_prob_of(logits, tokens, rows.temperature, keep)
+
+
+def _argmax(x: jax.Array) -> jax.Array:
+  """Returns int32[B], the first of the largest of each row of [B, V].
+
+  XLA's CPU fuses what makes x into a search of a whole row, an element at a time;
+  it takes a third of the time to find a block of them first.
+  """
+
+  def by_blocks(x):
+    x = jax.lax.optimization_barrier(x).reshape(len(x), -1, _BLOCK)
+    block = jnp.argmax(x.max(axis=2), axis=1)
+    row = jnp.take_along_axis(x, block[:, None, None], axis=1)[:, 0]
+    return block * _BLOCK + jnp.argmax(row, axis=1)
+
+  whole = functools.partial(jnp.argmax, axis=1)
+  if x.shape[1] % _BLOCK:
+    found = whole(x)
+  else:
+    found = jax.lax.platform_dependent(x, cpu=by_blocks, default=whole)
+  return found.astype(jnp.int32)
 
 
 def _gumbel(key_words: jax.Array, index: jax.Array, size: int) -> jax.Array:

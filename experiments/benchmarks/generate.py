@@ -73,7 +73,9 @@ def _arguments():
       ('decode_chunk', 4), ('kv_tokens', 0),
   ):
     parser.add_argument(f'--{name}', type=int, default=value)
-  parser.add_argument('--read_common_once', action='store_true')
+  parser.add_argument(
+      '--attention', choices=('auto', 'gathered', 'kernel'), default='auto'
+  )
   parser.add_argument('--kv_dtype', choices=('', 'int8'), default='')
   parser.add_argument('--score', type=int, default=0)
   parser.add_argument('--tool_latency', type=_latency, default='exp:1.0')
@@ -147,17 +149,6 @@ def _unique_tokens(rollouts):
           pairs += depth
         node = node[token]
   return count, pairs
-
-
-def _common_tokens(rollouts):
-  """Returns how many tokens all prompts begin with, in whole blocks of 128."""
-  prompts = [turn.prompt_ids for turns in rollouts for turn in turns]
-  count = 0
-  for column in zip(*prompts):
-    if len(set(column)) > 1:
-      break
-    count += 1
-  return count // 128 * 128
 
 
 def _request(i, turn, new):
@@ -252,7 +243,7 @@ def _shapes(args, rollouts):
         max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
         prefill_pieces=args.prefill_pieces, piece_tokens=args.piece_tokens,
         decode_chunk=args.decode_chunk, kv_tokens=args.kv_tokens,
-        read_common_once=args.read_common_once, kv_dtype=args.kv_dtype,
+        attention=args.attention, kv_dtype=args.kv_dtype,
     )
   except ValueError as e:
     raise SystemExit(str(e)) from None
@@ -278,14 +269,13 @@ def _paged(args, config, params, rollouts, latencies, limits):
   }
   flop_limit, byte_limit = limits
   unique, pairs = _unique_tokens(rollouts)
-  common = _common_tokens(rollouts) if args.read_common_once else 0
   size = jnp.dtype(config.dtype).itemsize
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
   slots = np.mean([len(t.prompt_ids) + t.new_tokens / 2
                    for r in rollouts for t in r])
   of_head = config.head_dim + 4 if args.kv_dtype else config.head_dim * size
   kv = 2 * config.n_layers * config.n_kv_heads * of_head
-  step_bytes = weights + (args.slots * (slots - common) + common) * kv
+  step_bytes = weights + args.slots * slots * kv
   step = flops.forward(
       config, flops.Work(args.slots, int(args.slots * slots), args.slots)
   )

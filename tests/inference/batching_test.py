@@ -145,7 +145,9 @@ def test_how_rows_are_laid_out():
       temperature=0.5,
   )
   second.ids = [8, 9]
-  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG)
+  rows = batching.pack_rows(
+      [(2, first), (0, second)], _CONFIG, _CONFIG.table_pages
+  )
   assert rows.last.tolist() == [9, 0, 19, 0]
   assert rows.positions.tolist() == [2, 0, 9, 0]
   assert rows.sampled.tolist() == [2, 0, 0, 0]
@@ -167,46 +169,48 @@ def test_how_rows_are_laid_out():
   assert spec.min_p.tolist() == [0.0, 0.0, 0.25, 0.0]
   assert spec.key_words.tolist() == [[10, 11], [0, 0], [30, 31], [0, 0]]
   first.is_copied = True
-  assert batching.pack_rows([(2, first)], _CONFIG).n_copies == 0
+  rows = batching.pack_rows([(2, first)], _CONFIG, _CONFIG.table_pages)
+  assert rows.n_copies == 0
 
 
-def test_what_all_rows_begin_with_is_counted_in_whole_blocks():
+def test_rows_that_are_not_kept_yet_are_gathered():
+  first, second = _rows(range(10, 20), [5])
+  second.kept = 4
+  pages_ = _CONFIG.table_pages
+  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG, pages_, 4)
+  assert rows.n_fresh == 1 and rows.fresh.tolist() == [2, 0, 0, 0]
+  # In another array nothing is kept yet.
+  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG, pages_, 5)
+  assert rows.n_fresh == 2 and rows.fresh.tolist() == [2, 0, 0, 0]
+
+
+def test_tables_are_as_long_as_a_chunk_may_need():
   config = api.EngineConfig(
-      slots=4, max_prompt_tokens=600, max_new_tokens=5, prefill_pieces=3,
-      read_common_once=True,
+      slots=4, max_prompt_tokens=2000, max_new_tokens=40, decode_chunk=8
   )
   tree = prefixes.Prefixes(config.pages, config.page_tokens)
+  gather = pages.Reading()
+  # Of 2,048 and half of it; 512 would be added up as short rows are.
+  assert batching.all_table_slots(config, gather) == (2048, 1024)
+  kernel = pages.Reading(in_place=True)
+  assert batching.all_table_slots(config, kernel) == (2048,)
+  short = dataclasses.replace(config, max_prompt_tokens=300)
+  assert batching.all_table_slots(short, gather) == (384,)
+  long = dataclasses.replace(config, max_prompt_tokens=2600)
+  assert batching.all_table_slots(long, gather) == (2688, 1408, 768)
 
-  def rows(*prompts):
-    return [
-        batching.Row(_request(p), tree.lease(tuple(p), 5)) for p in prompts
-    ]
+  def needs(prompt, new, sampled=0):
+    ids = tuple(range(prompt))
+    row = batching.Row(_request(ids, max_new_tokens=new), tree.lease(ids, new))
+    row.ids = [1] * sampled
+    return batching.table_slots([row], config, gather)
 
-  common = list(range(300))
-  some = rows([*common, *range(500, 590)], [*common, *range(600, 640)])
-  packed = batching.pack_rows(zip((1, 3), some), config)
-  assert packed.common == 2  # 18 pages of 16, of which 16 are two blocks.
-  # Rows that are not used have them too: the first row's are read.
-  assert (packed.tables[:, :16] == packed.tables[1, :16]).all()
-  assert packed.tables[0, 16:].tolist() == [0] * 24
-  apart = dataclasses.replace(config, read_common_once=False)
-  assert batching.pack_rows(zip((1, 3), some), apart).common == 0
-  # One that writes into the second block: that is not common.
-  short = rows(common[:200])
-  packed = batching.pack_rows(enumerate(some + short), config)
-  assert packed.common == 1
-  other = rows([7, *common])
-  packed = batching.pack_rows(enumerate(some + other), config)
-  assert packed.common == 0
-  assert batching.pack_rows([], config).common == 0
-  pieces = batching.next_pieces(some, config)
-  assert batching.pack_pieces(pieces, config).common == 0
-  _read(pieces)
-  while any(not row.is_read() for row in some):
-    pieces = batching.next_pieces(some, config)
-    packed = batching.pack_pieces(pieces, config)
-    _read(pieces)
-  assert packed.common == 2  # The last pieces begin behind 256.
+  # Its last token is in slot 1,015, and eight more at most.
+  assert needs(1016, 40) == 1024
+  assert needs(1017, 40) == 2048
+  assert needs(1017, 7) == 1024  # Seven more.
+  assert needs(1000, 40, sampled=16) == 1024
+  assert needs(1000, 40, sampled=17) == 2048
 
 
 def test_shapes_do_not_depend_on_how_many_wait():
@@ -214,7 +218,7 @@ def test_shapes_do_not_depend_on_how_many_wait():
     rows = _rows(*([i, i + 1] for i in range(n)))
     packed = (
         batching.pack_pieces(batching.next_pieces(rows, _CONFIG), _CONFIG),
-        batching.pack_rows(enumerate(rows), _CONFIG),
+        batching.pack_rows(enumerate(rows), _CONFIG, _CONFIG.table_pages),
     )
     return jax.tree.map(lambda x: (x.shape, x.dtype), packed)
 
@@ -245,9 +249,10 @@ def test_more_devices_than_key_heads_send_no_keys_or_values():
   pool = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), pool
   )
-  programs = batching.Programs(model_config, config, params, pool)
+  reading = batching.reading_of(model_config, config, where)
+  programs = batching.Programs(model_config, config, params, pool, reading)
   for program, rows, tokens in (
-      (programs.decode(False), 4, 1),
+      (programs.decode(False, 1024), 4, 1),
       (programs.prefill(), config.prefill_pieces, config.piece_tokens),
   ):
     sent = hlo.collectives(program.as_text())

@@ -26,11 +26,11 @@ _COPY = jax.jit(pages.copy_pages, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _call(config, params, pool, ids, starts, tables, writes, common=0):
+def _call(config, params, pool, ids, starts, tables, writes):
   """Returns logits [B, T, V] and the pool with the new tokens."""
   cache = pages.Cache(
       pool=pool, n_layers=config.n_layers, starts=starts, tables=tables,
-      common=common, writes=writes,
+      writes=writes,
   )
   positions = starts[:, None] + jnp.arange(ids.shape[1])
   hidden, cache = model.hidden_states_cached(
@@ -63,7 +63,7 @@ def _whole(config, params, ids):
 @pytest.fixture(name='_by_blocks')
 def _by_blocks_fixture(monkeypatch):
   """Tables of 256 slots are short enough to be gathered whole; now they're not."""
-  monkeypatch.setattr(pages, '_MAX_DENSE', 0)
+  monkeypatch.setattr(pages, 'MAX_DENSE', 0)
   jax.clear_caches()  # Of what was traced the other way.
   yield
   jax.clear_caches()
@@ -203,26 +203,6 @@ def test_rows_may_share_pages_and_go_on_behind_a_copy():
         tables, tables[rows, at // P][:, None],
     )
     np.testing.assert_allclose(got[:, 0], expected[:, at], atol=2e-5)
-
-
-@pytest.mark.slow
-def test_what_all_rows_begin_with_may_be_read_once(_by_blocks):
-  config, params = _make(head_dim=64, d_model=64, max_positions=400)
-  rng = np.random.default_rng(5)
-  ids = rng.integers(0, 61, (3, 200), np.int32)
-  ids[:, :140] = ids[0, :140]
-  expected = _whole(config, params, ids)
-  tables = _tables(3, np.arange(1, 97))
-  tables[1:, :16] = tables[0, :16]  # A block of 128.
-  _, pool = _read(
-      config, params, _spoilt_pool(config, 97), ids, tables, [199] * 3
-  )
-  at = np.full(3, 199, np.int32)
-  rest = ids[:, 199:], at, tables, tables[:, 24:25]
-  # What the other rows' tables have there is not looked at.
-  tables[1:, :16] = 0
-  together, _ = _call(config, params, pool, *rest, np.int32(1))
-  np.testing.assert_allclose(together[:, 0], expected[:, 199], atol=2e-5)
 
 
 def test_copies_are_of_every_layer_and_of_nothing_else():

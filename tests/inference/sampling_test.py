@@ -153,3 +153,13 @@ def test_rows_of_different_specs_do_not_mix():
     here = slice(i * n, (i + 1) * n)
     assert (tokens[here] == alone).all(), names[i]
     np.testing.assert_allclose(logprobs[here], alone_logprobs, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [7, 128, 640])
+def test_the_first_of_the_largest_is_found(size):
+  rng = np.random.default_rng(size)
+  x = rng.integers(0, 20, (40, size)).astype(np.float32)  # Many are equal.
+  x[3], x[4, size // 2:], x[5, -1] = -np.inf, -np.inf, 99
+  got = jax.jit(sampling._argmax)(x)
+  assert got.dtype == np.int32
+  assert got.tolist() == x.argmax(axis=1).tolist()
