@@ -131,10 +131,12 @@ class EngineConfig:
       sampled, but is further from what the trainer computes. '' keeps them as the
       network computes.
     prefix_cache: whether prompts share pages at all.
-    attention: how decoding reads pages. 'gathered': once a chunk of decoding,
-      into one piece a row, which takes room for the slots once more. 'kernel':
-      where they lie, by a kernel for TPUs or CUDA GPUs, in bfloat16 (it runs on
-      CPU for tests alone). 'auto': by a kernel where there is one.
+    attention: how decoding reads pages. 'blocks': where they lie, 128 slots at a
+      time, as far as the longest row goes. 'kernel': likewise, by a kernel for
+      TPUs or CUDA GPUs, in bfloat16 (on CPU it runs for tests alone).
+      'gathered': once a request, into one piece of the longest row's room; that
+      takes room for all slots once more, and is fastest on CPU. 'auto': by a
+      kernel where there is one; on CPU gathered, up to 4,096 slots a row.
     prefill_pieces: pieces of prompts that are read at a time.
     piece_tokens: tokens of a piece, a multiple of page_tokens.
     prefill_burst: calls of prefill at most between two chunks of decoding, while
@@ -153,7 +155,7 @@ class EngineConfig:
   kv_tokens: int = 0
   kv_dtype: str = ''
   prefix_cache: bool = True
-  attention: Literal['auto', 'gathered', 'kernel'] = 'auto'
+  attention: Literal['auto', 'blocks', 'kernel', 'gathered'] = 'auto'
   prefill_pieces: int = 8
   piece_tokens: int = 32
   prefill_burst: int = 8
@@ -190,7 +192,7 @@ class EngineConfig:
           f' {self.max_prompt_tokens} + {self.max_new_tokens} tokens; 0 is'
           ' enough for all slots'
       )
-    if self.attention not in ('auto', 'gathered', 'kernel'):
+    if self.attention not in ('auto', 'blocks', 'kernel', 'gathered'):
       raise ValueError(f'attention: unknown {self.attention!r}')
     if self.kv_dtype not in ('', 'int8'):
       raise ValueError(f"kv_dtype must be '' or 'int8': {self.kv_dtype!r}")

@@ -33,7 +33,7 @@ class Row:
     ids: sampled so far.
     logprobs: of them [nats].
     is_copied: whether the lease's tail was copied to a page of its own.
-    kept: number of the gathered.Kept that has its tokens.
+    is_kept: whether gathered.Kept has its tokens.
   """
 
   request: api.Request
@@ -43,7 +43,7 @@ class Row:
   ids: list[int] = dataclasses.field(default_factory=list)
   logprobs: list[float] = dataclasses.field(default_factory=list)
   is_copied: bool = False
-  kept: int = 0
+  is_kept: bool = False
 
   def is_read(self) -> bool:
     """Says whether all of the prompt but its last token is in its pages."""
@@ -54,6 +54,9 @@ class Row:
 
 
 Piece = tuple[Row, int, list[prefixes.Node]]
+
+# Slots of rows that are gone over whole, and not as far as the longest one is.
+_MAX_GATHERED = 4096
 
 
 def next_pieces(rows: Sequence[Row], config: api.EngineConfig) -> list[Piece]:
@@ -122,18 +125,11 @@ def pack_pieces(
 
 
 def pack_rows(
-    rows: Iterable[tuple[int, Row]], config: api.EngineConfig,
-    table_pages: int, kept: int = 0,
+    rows: Iterable[tuple[int, Row]], config: api.EngineConfig
 ) -> decoding.Rows:
   """Lays rows out as host arrays, each in its slot; the others are unused.
 
   A row whose tail is not copied, or that is not gathered yet, is told to be.
-
-  Args:
-    rows: by slot.
-    config: the shapes.
-    table_pages: of a row's table, see `table_slots`.
-    kept: number of the gathered.Kept that the rows are to be in; 0 for none.
   """
   slots = config.slots
 
@@ -145,7 +141,7 @@ def pack_rows(
       positions=column(0, np.int32),
       sampled=column(0, np.int32),
       left=column(0, np.int32),
-      tables=column(pages_lib.SCRATCH, np.int32, table_pages),
+      tables=column(pages_lib.SCRATCH, np.int32, config.table_pages),
       stop_ids=column(decoding.NO_STOP, np.int32, config.max_stop_ids),
       sampling=sampling.RowSampling(
           temperature=column(0, np.float32),
@@ -166,7 +162,7 @@ def pack_rows(
     out.positions[slot] = len(request.prompt_ids) - 1 + len(row.ids)
     out.sampled[slot] = len(row.ids)
     out.left[slot] = spec.max_new_tokens - len(row.ids)
-    table = row.lease.table()[:table_pages]
+    table = row.lease.table()
     out.tables[slot, : len(table)] = table
     out.stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
     for name in ('temperature', 'top_p', 'min_p'):
@@ -177,47 +173,10 @@ def pack_rows(
     if not row.is_copied and row.lease.tail is not None:
       out.copies[n_copies] = row.lease.tail.page, row.lease.own[0]
       n_copies += 1
-    if row.kept != kept:
+    if not row.is_kept:
       out.fresh[n_fresh] = slot
       n_fresh += 1
   return out.replace(n_copies=np.int32(n_copies), n_fresh=np.int32(n_fresh))
-
-
-def table_slots(
-    rows: Iterable[Row], config: api.EngineConfig, reading: pages_lib.Reading
-) -> int:
-  """Returns the slots of the shortest tables that a chunk of decoding can take.
-
-  Args:
-    rows: that are sampled.
-    config: the shapes.
-    reading: how pages are read.
-  """
-  most = 0
-  for row in rows:
-    prompt = len(row.request.prompt_ids)
-    last = prompt - 1 + min(
-        len(row.ids) + config.decode_chunk,
-        row.request.sampling.max_new_tokens,
-    )
-    most = max(most, last + 1)
-  return min(n for n in all_table_slots(config, reading) if n >= most)
-
-
-def all_table_slots(
-    config: api.EngineConfig, reading: pages_lib.Reading
-) -> tuple[int, ...]:
-  """Returns the lengths of tables that decoding has programs for.
-
-  What is gathered is gone over whole, so there is a length for about every half.
-  A row's bits are the same in all of them, so none is as short as those rows
-  that are added up otherwise.
-  """
-  slots = [config.table_pages * config.page_tokens]
-  while not reading.in_place and slots[-1] > 2 * pages_lib.MAX_DENSE:
-    half = -(-slots[-1] // 2 // pages_lib.BLOCK) * pages_lib.BLOCK
-    slots.append(half)
-  return tuple(slots)
 
 
 def finish(row: Row, done: bool) -> tuple[int, str] | None:
@@ -303,55 +262,46 @@ class Programs:
         (_shardings(pool), None),
     )
 
-  def decode(self, truncates: bool, slots: int) -> Callable:
+  def decode(self, truncates: bool) -> Callable:
     """Returns what takes (params, pool, kept, rows), and consumes two of them.
 
     Args:
       truncates: whether a row may set top_k, top_p or min_p.
-      slots: of tables, one of all_table_slots.
     """
-    config, (params, pool) = self._config, self._arrays
-    kept = self._kept(slots)
-    rows = pack_rows([], config, slots // config.page_tokens)
+    (params, pool), kept = self._arrays, self._kept()
     return self._get(
-        f'decode over {slots} slots, truncates: {truncates}',
+        f'decode, truncates: {truncates}',
         functools.partial(
-            decoding.decode, model_config=self._model_config, config=config,
-            truncates=truncates, reading=self.reading,
+            decoding.decode, model_config=self._model_config,
+            config=self._config, truncates=truncates, reading=self.reading,
         ),
-        (params, pool, kept, rows), (1, 2),
+        (params, pool, kept, pack_rows([], self._config)), (1, 2),
         (_shardings(pool), _shardings(kept), None),
     )
 
-  def all_decode(self, truncates: bool) -> list[Callable]:
-    """Returns `decode` for all lengths of tables, and `make_kept` for each."""
-    slots = all_table_slots(self._config, self.reading)
-    for n in slots:
-      self.make_kept(n)
-    return [self.decode(truncates, n) for n in slots]
-
-  def make_kept(self, slots: int) -> Callable:
-    """Returns what takes nothing and gives `decode` its first kept."""
-    if self.reading.in_place:
-      return lambda: None
+  def make_kept(self) -> gathered.Kept | None:
+    """Returns what `decode` takes for its kept at first."""
+    if self.reading.way != 'gathered':
+      return None
     return self._get(
-        f'room for rows of {slots} slots', self._empty(slots), (), (),
-        _shardings(self._kept(slots)),
-    )
+        'room for rows', self._empty(), (), (), _shardings(self._kept())
+    )()
 
-  def _empty(self, slots: int) -> Callable[[], gathered.Kept]:
+  def _empty(self) -> Callable[[], gathered.Kept]:
+    config = self._config
     return functools.partial(
-        gathered.make_kept, self._model_config, self._config.slots, slots
+        gathered.make_kept, self._model_config, config.slots,
+        config.table_pages * config.page_tokens,
     )
 
-  def _kept(self, slots: int) -> gathered.Kept | None:
+  def _kept(self) -> gathered.Kept | None:
     """Returns the shapes of what is kept, split as the pages are."""
-    if self.reading.in_place:
+    if self.reading.way != 'gathered':
       return None
     where = self._arrays[1].keys.sharding
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        jax.eval_shape(self._empty(slots)),
+        jax.eval_shape(self._empty()),
     )
 
   def _get(
@@ -397,17 +347,21 @@ def reading_of(
       device.platform, model_config.dtype, config.kv_dtype,
       model_config.head_dim,
   )
-  if config.attention == 'kernel' and why_not:
-    raise ValueError(f"engine.attention='kernel': {why_not}; take 'gathered'")
-  in_place = config.attention == 'kernel' or (
-      config.attention == 'auto' and not why_not and device.platform != 'cpu'
-  )
+  way = config.attention
+  if way == 'kernel' and why_not:
+    raise ValueError(f"engine.attention='kernel': {why_not}; take 'blocks'")
+  if way == 'auto':
+    slots = config.table_pages * config.page_tokens
+    if device.platform != 'cpu':
+      way = 'blocks' if why_not else 'kernel'
+    else:
+      way = 'gathered' if slots <= _MAX_GATHERED else 'blocks'
   mesh = getattr(sharding, 'mesh', None)
   return pages_lib.Reading(
-      in_place=in_place,
-      # A TPU's products read a stack where it lies, and compile once a layer.
-      unrolled=not in_place or device.platform != 'tpu',
-      mesh=mesh if in_place and mesh is not None and mesh.size > 1 else None,
+      way=way,
+      # A TPU's products read a stack where it lies, and it compiles once.
+      unrolled=way == 'gathered' or device.platform != 'tpu',
+      mesh=mesh if mesh is not None and mesh.size > 1 else None,
   )
 
 

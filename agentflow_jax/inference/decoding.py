@@ -106,13 +106,11 @@ def decode(
 ) -> tuple[pages_lib.Pool, gathered.Kept | None, Sampled]:
   """Samples up to `decode_chunk` tokens of every row that is used.
 
-  No row may get to a slot beyond its table in this chunk.
-
   Args:
     params: the model's parameters, best unrolled where `reading` says so.
     pool: the pages, with all but the last token of every row.
     kept: what they hold of the rows, but for those that are to be gathered; None
-      where a kernel reads pages.
+      where they are read where they lie.
     rows: the requests.
     model_config: static.
     config: static.

@@ -96,8 +96,7 @@ class Engine:
     self._programs = batching.Programs(
         model_config, config, self._params, self._pool, reading
     )
-    # What decoding reads instead of pages, its slots, and how often it was made.
-    self._kept, self._kept_slots, self._kept_number = None, 0, 0
+    self._kept = self._programs.make_kept()  # Read instead of pages, if not None.
     self._totals = collections.Counter()
     # Guards everything below, and the totals.
     self._wake = threading.Condition()
@@ -211,7 +210,7 @@ class Engine:
     """
     self._programs.prefill()
     for value in truncates:
-      self._programs.all_decode(value)
+      self._programs.decode(value)
 
   @property
   def compilations(self) -> int:
@@ -332,9 +331,8 @@ class Engine:
       scheduler.free_slots()
       if self._is_spoilt and scheduler.is_idle:
         # Zero times what is not finite would reach whoever gets such a page.
-        self._pool, self._is_spoilt = None, False
-        self._kept, self._kept_slots = None, 0
-        self._pool = self._new_pool()
+        self._pool, self._kept, self._is_spoilt = None, None, False
+        self._pool, self._kept = self._new_pool(), self._programs.make_kept()
         scheduler.prefixes.clear()
       self._swap()
       if scheduler.queue and scheduler.is_idle:
@@ -375,8 +373,6 @@ class Engine:
       if pending.row.is_read() and not pending.abandoned:
         kind = pending.request.sampling.truncates
         by_kind[kind][slot] = pending
-    if by_kind:
-      self._make_room([p.row for some in by_kind.values() for p in some.values()])
     # Apart, so that who else samples does not choose a request's program.
     for truncates, some in by_kind.items():
       self._decode(some, truncates)
@@ -411,30 +407,12 @@ class Engine:
     self._mark = now
     return now
 
-  def _make_room(self, rows: list[batching.Row]):
-    """Has tables for the longest of the rows that are sampled.
-
-    Shorter ones only where most rows are to be gathered anyway.
-    """
-    needed = batching.table_slots(rows, self.config, self._programs.reading)
-    fresh = sum(row.kept != self._kept_number for row in rows)
-    if needed == self._kept_slots or (
-        needed < self._kept_slots and 2 * fresh < len(rows)
-    ):
-      return
-    self._kept = None  # Before there is another one.
-    with launches.over(self._devices):
-      self._kept = self._programs.make_kept(needed)()
-    self._kept_slots = needed
-    self._kept_number += 1
-
   def _decode(self, slots: dict[int, scheduling.Pending], truncates: bool):
     """Samples a chunk, settling each request as soon as it is done."""
     rows = batching.pack_rows(
-        ((slot, p.row) for slot, p in slots.items()), self.config,
-        self._kept_slots // self.config.page_tokens, self._kept_number,
+        ((slot, p.row) for slot, p in slots.items()), self.config
     )
-    decode = self._programs.decode(truncates, self._kept_slots)
+    decode = self._programs.decode(truncates)
     start = time.monotonic()
     with launches.over(self._devices):
       self._pool, self._kept, sampled = decode(
@@ -453,7 +431,7 @@ class Engine:
     outcomes = []
     for slot, pending in slots.items():
       row, length = pending.row, int(host.lengths[slot])
-      row.is_copied, row.kept = True, self._kept_number
+      row.is_copied = row.is_kept = True
       row.ids += host.tokens[slot, :length].tolist()
       row.logprobs += host.logprobs[slot, :length].tolist()
       if pending.abandoned or self._closing:

@@ -18,8 +18,9 @@ from agentflow_jax.core import attention
 
 Array = jax.Array
 
-# Blocks that are gone over at the same time, for rows with few heads and slots.
-_MOST_SPLITS = 16
+# A row's blocks are split among programs until there are two or so for each
+# multiprocessor of a GPU; more cost more to add up (measured on an H100).
+_PROGRAMS, _MOST_SPLITS = 256, 16
 
 
 def lacks(
@@ -107,8 +108,10 @@ def _cuda(
     from jax.experimental.pallas.ops.gpu import paged_attention
 
   of_block = attention.SLOT_BLOCK // pool.values.shape[2]
+  splits = _PROGRAMS // (len(q) * pool.values.shape[0])
+  splits = max(1, min(splits, _MOST_SPLITS))
   # A split has whole blocks; what a table lacks for that is scratch.
-  per_split = -(-tables.shape[1] // of_block // _MOST_SPLITS) * of_block
+  per_split = -(-tables.shape[1] // of_block // splits) * of_block
   short = -tables.shape[1] % per_split
   tables = jnp.pad(tables, ((0, 0), (0, short)))
   scales = {}
@@ -120,5 +123,6 @@ def _cuda(
   return paged_attention.paged_attention(
       q, pool.keys, pool.values, tables, lengths, **scales,
       pages_per_compute_block=of_block,
-      k_splits=tables.shape[1] // per_split, interpret=interpret,
+      k_splits=tables.shape[1] // per_split, num_warps=4, num_stages=2,
+      interpret=interpret,
   )

@@ -13,7 +13,7 @@ Layouts and the order of axes are chosen for XLA's CPU, by measurement.
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -268,14 +268,15 @@ class Reading:
   """How the pages of rows with one new token each are read.
 
   Attributes:
-    in_place: by a kernel, where they lie; otherwise see `gathered`.
-    unrolled: layers apart rather than scanned; without a kernel they have to be.
+    way: 'blocks' reads them where they lie, a block of slots at a time; 'kernel'
+      does so by a kernel; 'gathered' see there.
+    unrolled: layers apart rather than scanned; 'gathered' wants that.
     mesh: over whose axes (kv_heads, groups) heads are split, see core.handover;
       None on one device.
   """
 
-  in_place: bool = False
-  unrolled: bool = True
+  way: Literal['blocks', 'kernel', 'gathered'] = 'blocks'
+  unrolled: bool = False
   mesh: jax.sharding.Mesh | None = None
 
 
@@ -292,7 +293,7 @@ class Cache:
     writes: int32[B, W], the pages that new tokens are written to: one, from
       slot `starts` on, where a row has one new token; otherwise T is W whole
       pages. SCRATCH where they are not to be kept.
-    reading: `in_place` takes a kernel, for rows of one new token; static.
+    reading: by a kernel, for rows of one new token, or not; static.
   """
 
   pool: Pool
@@ -315,7 +316,7 @@ class Cache:
 
   def _attended(self, dtype: str, first: Array, q: Array) -> Array:
     """softmax(q k / sqrt(E)) v over each row's slots, its new ones included."""
-    if self.reading.in_place:
+    if self.reading.way == 'kernel':
       return kernels.attend(
           q, self.pool, first + self.tables, self.starts, self.reading.mesh
       )

@@ -74,7 +74,7 @@ def _arguments():
   ):
     parser.add_argument(f'--{name}', type=int, default=value)
   parser.add_argument(
-      '--attention', choices=('auto', 'gathered', 'kernel'), default='auto'
+      '--attention', choices=('auto', 'blocks', 'kernel', 'gathered'), default='auto'
   )
   parser.add_argument('--kv_dtype', choices=('', 'int8'), default='')
   parser.add_argument('--score', type=int, default=0)

@@ -145,9 +145,7 @@ def test_how_rows_are_laid_out():
       temperature=0.5,
   )
   second.ids = [8, 9]
-  rows = batching.pack_rows(
-      [(2, first), (0, second)], _CONFIG, _CONFIG.table_pages
-  )
+  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG)
   assert rows.last.tolist() == [9, 0, 19, 0]
   assert rows.positions.tolist() == [2, 0, 9, 0]
   assert rows.sampled.tolist() == [2, 0, 0, 0]
@@ -169,48 +167,36 @@ def test_how_rows_are_laid_out():
   assert spec.min_p.tolist() == [0.0, 0.0, 0.25, 0.0]
   assert spec.key_words.tolist() == [[10, 11], [0, 0], [30, 31], [0, 0]]
   first.is_copied = True
-  rows = batching.pack_rows([(2, first)], _CONFIG, _CONFIG.table_pages)
+  rows = batching.pack_rows([(2, first)], _CONFIG)
   assert rows.n_copies == 0
 
 
 def test_rows_that_are_not_kept_yet_are_gathered():
   first, second = _rows(range(10, 20), [5])
-  second.kept = 4
-  pages_ = _CONFIG.table_pages
-  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG, pages_, 4)
+  second.is_kept = True
+  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG)
   assert rows.n_fresh == 1 and rows.fresh.tolist() == [2, 0, 0, 0]
-  # In another array nothing is kept yet.
-  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG, pages_, 5)
+  second.is_kept = False
+  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG)
   assert rows.n_fresh == 2 and rows.fresh.tolist() == [2, 0, 0, 0]
 
 
-def test_tables_are_as_long_as_a_chunk_may_need():
-  config = api.EngineConfig(
-      slots=4, max_prompt_tokens=2000, max_new_tokens=40, decode_chunk=8
+def test_how_pages_are_read():
+  model_config = model.ModelConfig(
+      vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2,
+      head_dim=8, d_ff=48, max_positions=9000,
   )
-  tree = prefixes.Prefixes(config.pages, config.page_tokens)
-  gather = pages.Reading()
-  # Of 2,048 and half of it; 512 would be added up as short rows are.
-  assert batching.all_table_slots(config, gather) == (2048, 1024)
-  kernel = pages.Reading(in_place=True)
-  assert batching.all_table_slots(config, kernel) == (2048,)
-  short = dataclasses.replace(config, max_prompt_tokens=300)
-  assert batching.all_table_slots(short, gather) == (384,)
-  long = dataclasses.replace(config, max_prompt_tokens=2600)
-  assert batching.all_table_slots(long, gather) == (2688, 1408, 768)
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-  def needs(prompt, new, sampled=0):
-    ids = tuple(range(prompt))
-    row = batching.Row(_request(ids, max_new_tokens=new), tree.lease(ids, new))
-    row.ids = [1] * sampled
-    return batching.table_slots([row], config, gather)
+  def way(max_prompt_tokens=1000, **changes):
+    config = api.EngineConfig(max_prompt_tokens=max_prompt_tokens, **changes)
+    return batching.reading_of(model_config, config, here).way
 
-  # Its last token is in slot 1,015, and eight more at most.
-  assert needs(1016, 40) == 1024
-  assert needs(1017, 40) == 2048
-  assert needs(1017, 7) == 1024  # Seven more.
-  assert needs(1000, 40, sampled=16) == 1024
-  assert needs(1000, 40, sampled=17) == 2048
+  assert way() == 'gathered'  # On CPU.
+  assert way(max_prompt_tokens=5000) == 'blocks'
+  assert way(max_prompt_tokens=5000, attention='gathered') == 'gathered'
+  with pytest.raises(ValueError, match='round to bfloat16'):
+    way(attention='kernel')
 
 
 def test_shapes_do_not_depend_on_how_many_wait():
@@ -218,7 +204,7 @@ def test_shapes_do_not_depend_on_how_many_wait():
     rows = _rows(*([i, i + 1] for i in range(n)))
     packed = (
         batching.pack_pieces(batching.next_pieces(rows, _CONFIG), _CONFIG),
-        batching.pack_rows(enumerate(rows), _CONFIG, _CONFIG.table_pages),
+        batching.pack_rows(enumerate(rows), _CONFIG),
     )
     return jax.tree.map(lambda x: (x.shape, x.dtype), packed)
 
@@ -252,7 +238,7 @@ def test_more_devices_than_key_heads_send_no_keys_or_values():
   reading = batching.reading_of(model_config, config, where)
   programs = batching.Programs(model_config, config, params, pool, reading)
   for program, rows, tokens in (
-      (programs.decode(False, 1024), 4, 1),
+      (programs.decode(False), 4, 1),
       (programs.prefill(), config.prefill_pieces, config.piece_tokens),
   ):
     sent = hlo.collectives(program.as_text())
