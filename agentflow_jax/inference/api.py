@@ -140,8 +140,10 @@ class EngineConfig:
     prefill_pieces: pieces of prompts that are read at a time.
     piece_tokens: tokens of a piece, a multiple of page_tokens.
     prefill_burst: calls of prefill at most between two chunks of decoding, while
-      fewer than half of the requests in slots have been read; one otherwise.
-      A chunk costs the same for one row as for all, so it should not be thin.
+      fewer than `read_share` of the requests in slots have been read; one
+      otherwise.
+    read_share: in (0, 1]. A chunk costs the same for one row as for all, so it
+      should not be thin: more is more throughput, less a sooner first token.
     decode_chunk: tokens between two looks of the host (stop_fn, finished rows).
     max_stop_ids: stop ids at most in one request.
     coalesce_seconds: how long the first request of an idle engine waits for
@@ -158,7 +160,8 @@ class EngineConfig:
   attention: Literal['auto', 'blocks', 'kernel', 'gathered'] = 'auto'
   prefill_pieces: int = 8
   piece_tokens: int = 32
-  prefill_burst: int = 8
+  prefill_burst: int = 16
+  read_share: float = 0.5
   decode_chunk: int = 8
   max_stop_ids: int = 8
   coalesce_seconds: float = 0.002
@@ -192,6 +195,8 @@ class EngineConfig:
           f' {self.max_prompt_tokens} + {self.max_new_tokens} tokens; 0 is'
           ' enough for all slots'
       )
+    if not 0 < self.read_share <= 1:
+      raise ValueError(f'read_share must lie in (0, 1]: {self.read_share}')
     if self.attention not in ('auto', 'blocks', 'kernel', 'gathered'):
       raise ValueError(f'attention: unknown {self.attention!r}')
     if self.kv_dtype not in ('', 'int8'):

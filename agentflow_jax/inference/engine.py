@@ -362,7 +362,7 @@ class Engine:
           p.row for p in slots.values()
           if not (p.abandoned or p.row.is_read())
       ]
-      is_thin = 2 * len(unread) > len(slots)
+      is_thin = len(slots) - len(unread) < self.config.read_share * len(slots)
       if not unread or (calls and not is_thin):
         break
       if self._closing or any(p.abandoned for p in slots.values()):

@@ -69,13 +69,14 @@ def _arguments():
   for name, value in (
       ('requests', 32), ('group_size', 8), ('turns', 3), ('prompt_len', 1024),
       ('shared_prefix', 768), ('memory_len', 96), ('new_tokens', 64),
-      ('slots', 32), ('prefill_pieces', 16), ('piece_tokens', 32),
-      ('decode_chunk', 4), ('kv_tokens', 0),
+      ('slots', 32), ('prefill_pieces', 8), ('piece_tokens', 64),
+      ('decode_chunk', 8), ('prefill_burst', 16), ('kv_tokens', 0),
   ):
     parser.add_argument(f'--{name}', type=int, default=value)
   parser.add_argument(
       '--attention', choices=('auto', 'blocks', 'kernel', 'gathered'), default='auto'
   )
+  parser.add_argument('--read_share', type=float, default=0.5)
   parser.add_argument('--kv_dtype', choices=('', 'int8'), default='')
   parser.add_argument('--score', type=int, default=0)
   parser.add_argument('--tool_latency', type=_latency, default='exp:1.0')
@@ -243,6 +244,7 @@ def _shapes(args, rollouts):
         max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
         prefill_pieces=args.prefill_pieces, piece_tokens=args.piece_tokens,
         decode_chunk=args.decode_chunk, kv_tokens=args.kv_tokens,
+        prefill_burst=args.prefill_burst, read_share=args.read_share,
         attention=args.attention, kv_dtype=args.kv_dtype,
     )
   except ValueError as e:
@@ -287,6 +289,10 @@ def _paged(args, config, params, rollouts, latencies, limits):
       'rollouts_per_minute': 60 * len(rollouts) / seconds,
       'prefill_tokens': spent['prefill_tokens'],
       'unique_prompt_tokens': unique,
+      'prefill_calls': spent['prefill_calls'],
+      'prefill_seconds': spent['prefill_seconds'],
+      'decode_steps': spent['decode_steps'],
+      'decode_seconds': spent['decode_seconds'],
       'prefill_over_unique': spent['prefill_tokens'] / unique,
       'prefix_hit_rate': spent['hit_tokens'] / max(spent['prompt_tokens'], 1),
       'prefill_tokens_per_second': (
