@@ -30,6 +30,7 @@ class Row:
     turn: number of the call of prefill that read a piece of it last.
     ids: sampled so far.
     logprobs: of them [nats].
+    kept: what each of them was drawn from, where that is recorded.
     is_copied: whether the lease's tail was copied to a page of its own.
   """
 
@@ -39,6 +40,7 @@ class Row:
   turn: int = 0
   ids: list[int] = dataclasses.field(default_factory=list)
   logprobs: list[float] = dataclasses.field(default_factory=list)
+  kept: list[np.ndarray] = dataclasses.field(default_factory=list)
   is_copied: bool = False
 
   def is_read(self) -> bool:
@@ -270,7 +272,8 @@ class Programs:
     leaves, treedef = jax.tree.flatten(self._arrays)
     self._key = (
         model_config,
-        config,
+        # Of the one program that reads it, in its name.
+        dataclasses.replace(config, max_kept=0),
         treedef,
         tuple((x.shape, x.dtype, x.sharding) for x in leaves),
     )
@@ -291,8 +294,11 @@ class Programs:
     Args:
       truncates: whether a row may set top_k, top_p or min_p.
     """
+    name = f'decode, truncates: {truncates}'
+    if truncates and self._config.max_kept:
+      name += f', sets of {self._config.max_kept}'
     return self._get(
-        f'decode, truncates: {truncates}',
+        name,
         functools.partial(
             decoding.decode, model_config=self._model_config,
             config=self._config, truncates=truncates,

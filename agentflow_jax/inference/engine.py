@@ -69,6 +69,11 @@ class Engine:
           f'max_prompt_tokens {config.max_prompt_tokens} exceeds the model\'s'
           f' context of {model_config.max_positions}'
       )
+    if config.max_kept > model_config.vocab_size:
+      raise ValueError(
+          f'max_kept {config.max_kept} exceeds the model\'s vocabulary of'
+          f' {model_config.vocab_size}'
+      )
     self.name = name
     self.config = config
     self._model_config = model_config
@@ -416,6 +421,8 @@ class Engine:
       row.is_copied = True
       row.ids += host.tokens[slot, :length].tolist()
       row.logprobs += host.logprobs[slot, :length].tolist()
+      if host.kept is not None:
+        row.kept += [ids[ids >= 0] for ids in host.kept[slot, :length]]
       if pending.abandoned or self._closing:
         continue
       outcome = self._look(pending, bool(host.done[slot]))
@@ -444,6 +451,7 @@ class Engine:
         params_version=self._version,
         queue_seconds=pending.started - pending.submitted,
         model_seconds=time.monotonic() - pending.started,
+        kept=tuple(row.kept[:keep]) if row.kept else None,
     )
 
   def _settle(self, outcomes):
