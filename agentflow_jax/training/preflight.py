@@ -101,6 +101,11 @@ def network(config: config_lib.Config, name: str = '') -> model.ModelConfig:
         f'engine.max_prompt_tokens {config.engine.max_prompt_tokens} exceeds the'
         f' network\'s context of {found.max_positions}'
     )
+  if config.engine.max_kept > found.vocab_size:
+    raise config_lib.ConfigError(
+        f'engine.max_kept {config.engine.max_kept} exceeds the network\'s'
+        f' vocabulary of {found.vocab_size}'
+    )
   return found
 
 
@@ -267,7 +272,9 @@ def _lowered(config, planner, mesh, topology):
   pool = _struct(pool, jax.tree.map(lambda _: pages.pool_sharding(sampled), pool))
   sampler = batching.Programs(planner, config.engine, sampled, pool)
   programs['prefill'] = sampler.prefill
-  programs['decode'] = lambda: sampler.decode(False)
+  programs['decode'] = lambda: sampler.decode(
+      config.planner.sampling.truncates
+  )
   has_frozen = any(
       role.backend == 'frozen' for role in knobs.roles(config).values()
   )
