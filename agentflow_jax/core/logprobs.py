@@ -82,16 +82,14 @@ def statistics(
   """
   scaled = scale(logits, temperature)
   size = scaled.shape[-1]
-  offset = 0
-  if axis_name is not None:
-    offset = jax.lax.axis_index(axis_name) * size
   keep = None
   if kept is not None:
-    keep = mask_of(kept, size, offset)
+    keep = mask_of(kept, size, first_id(axis_name, size))
     scaled = jnp.where(keep, scaled, -jnp.inf)
   top = scaled.max(axis=-1)
   if axis_name is not None:
     top = jax.lax.pmax(top, axis_name)
+  offset = first_id(axis_name, size)
   weights = jnp.exp(scaled - top[..., None])
   # Weight 0 times -inf would be NaN.
   finite = scaled if keep is None else jnp.where(keep, scaled, 0.0)
@@ -108,6 +106,11 @@ def statistics(
     sums = jax.lax.psum(sums, axis_name)
   normaliser = top + jnp.log(sums[0])
   return sums[2] - normaliser, normaliser - sums[1] / sums[0], normaliser
+
+
+def first_id(axis_name: str | None, size: int) -> Array | int:
+  """Returns the first of the `size` ids of V that are here, in a shard_map."""
+  return 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
 
 
 def _total(x: Array) -> Array:

@@ -176,10 +176,10 @@ def _backward(config, spread, chunk, saved, cotangents):
       d_logprob, d_normalizer,
   ):
     which, count = _chunks_in_use(is_target, chunk)
-    offset = 0
+    ids = jnp.arange(kernel.shape[0])
+    first = logprobs.first_id(spread and 'tensor', kernel.shape[0])
     if spread is not None:
-      offset = jax.lax.axis_index('tensor') * kernel.shape[0]
-    ids = jnp.arange(kernel.shape[0]) + offset
+      ids += first
     product = functools.partial(primitives.float32_product, config.dtype)
 
     def body(i, carry):
@@ -192,7 +192,7 @@ def _backward(config, spread, chunk, saved, cotangents):
       )
       probs = jnp.exp(scaled - piece(log_normalizer)[..., None])
       if kept is not None:
-        keep = logprobs.mask_of(piece(kept), kernel.shape[0], offset)
+        keep = logprobs.mask_of(piece(kept), kernel.shape[0], first)
         probs = jnp.where(keep, probs, 0.0)
       d_chosen = jnp.where(
           ids == piece(targets)[..., None], piece(d_logprob)[..., None], 0.0

@@ -3,9 +3,9 @@
 A file holds JSON lines: for each rollout a 'rollout' record and then its 'turn'
 records. A turn's prompt ids are written as a difference to the turn before:
 [how many leading ids are the same, the rest], because a prompt repeats the one
-before it up to the last memory entry. The sets that sampling left of each
-distribution, where they were recorded, are their sizes and their ids. Floats are written so that they read back
-to the same bits.
+before it up to the last memory entry. Where sampling truncated and that was
+recorded, the sets are written as the size of each and the ids of all. Floats
+are written so that they read back to the same bits.
 """
 
 import dataclasses
