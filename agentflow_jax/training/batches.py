@@ -78,7 +78,8 @@ def _row(
   completion, sampling = turn.completion, turn.sampling
   if sampling.temperature == 0:
     raise ValueError(f'a turn sampled with {sampling} cannot be trained on')
-  if sampling.truncates and completion.kept is None:
+  is_known = completion.kept is not None or not completion.response_ids
+  if sampling.truncates and not is_known:
     raise ValueError(
         f'a turn sampled with {sampling} cannot be trained on: what it was drawn'
         ' from was not recorded (engine.max_kept)'
