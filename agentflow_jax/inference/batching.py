@@ -30,7 +30,7 @@ class Row:
     turn: number of the call of prefill that read a piece of it last.
     ids: sampled so far.
     logprobs: of them [nats].
-    kept: what each of them was drawn from, where that is recorded.
+    sets: what each of them was drawn from, where that is recorded.
     is_copied: whether the lease's tail was copied to a page of its own.
   """
 
@@ -40,7 +40,7 @@ class Row:
   turn: int = 0
   ids: list[int] = dataclasses.field(default_factory=list)
   logprobs: list[float] = dataclasses.field(default_factory=list)
-  kept: list[np.ndarray] = dataclasses.field(default_factory=list)
+  sets: list[np.ndarray] = dataclasses.field(default_factory=list)
   is_copied: bool = False
 
   def is_read(self) -> bool:

@@ -62,7 +62,7 @@ class Sampled:
   lengths: jax.Array  # int32 [B].
   done: jax.Array  # bool [B]; at a stop id, or nothing left.
   # int32 [B, decode_chunk, max_kept], see sampling.sample; if that is recorded.
-  kept: jax.Array | None = None
+  sets: jax.Array | None = None
 
 
 def prefill(
@@ -126,7 +126,7 @@ def decode(
       logprobs=jnp.zeros(size, jnp.float32),
       lengths=jnp.zeros((config.slots,), jnp.int32),
       done=rows.left < 1,
-      kept=jnp.full((*size, config.max_kept), -1, jnp.int32)
+      sets=jnp.full((*size, config.max_kept), -1, jnp.int32)
       if truncates and config.max_kept else None,
   )
 
@@ -151,7 +151,7 @@ def decode(
         model_config, params, last[:, None], starts[:, None], cache
     )
     logits = model.unembed(model_config, params, hidden[:, 0])
-    tokens, logprobs, kept = sampling.sample(
+    tokens, logprobs, sets = sampling.sample(
         logits, rows.sampling, rows.sampled + sampled.lengths,
         truncates=truncates, max_kept=config.max_kept,
     )
@@ -169,8 +169,8 @@ def decode(
         logprobs=appended(sampled.logprobs, logprobs),
         lengths=lengths,
         done=done,
-        kept=None if kept is None else lax.dynamic_update_slice(
-            sampled.kept, kept[:, None], (0, sampled.step, 0)
+        sets=None if sets is None else lax.dynamic_update_slice(
+            sampled.sets, sets[:, None], (0, sampled.step, 0)
         ),
     )
     return cache.pool, sampled, jnp.where(live, tokens, last)

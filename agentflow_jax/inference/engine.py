@@ -421,8 +421,8 @@ class Engine:
       row.is_copied = True
       row.ids += host.tokens[slot, :length].tolist()
       row.logprobs += host.logprobs[slot, :length].tolist()
-      if host.kept is not None:
-        row.kept += [ids[ids >= 0] for ids in host.kept[slot, :length]]
+      if host.sets is not None:
+        row.sets += [ids[ids >= 0] for ids in host.sets[slot, :length]]
       if pending.abandoned or self._closing:
         continue
       outcome = self._look(pending, bool(host.done[slot]))
@@ -451,7 +451,7 @@ class Engine:
         params_version=self._version,
         queue_seconds=pending.started - pending.submitted,
         model_seconds=time.monotonic() - pending.started,
-        kept=tuple(row.kept[:keep]) if row.kept else None,
+        kept=tuple(row.sets[:keep]) if row.sets else None,
     )
 
   def _settle(self, outcomes):
