@@ -9,7 +9,7 @@ import dataclasses
 import enum
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -120,6 +120,42 @@ class RequestKey:
 
 
 @dataclasses.dataclass(frozen=True)
+class KeptSets:
+  """What each token of a response was drawn from, where sampling truncated.
+
+  In bytes, because there may be many: 4 a number, little-endian.
+
+  Attributes:
+    counts: int32, the size of each token's set.
+    ids: int32, the token ids of all sets, one set after the other, the most
+      likely first.
+  """
+
+  counts: bytes
+  ids: bytes
+
+  def __post_init__(self):
+    if min(self._numbers(self.counts), default=1) < 1:
+      raise ValueError('kept: a set is empty')
+    total = sum(self._numbers(self.counts))
+    if 4 * total != len(self.ids):
+      raise ValueError(f'kept: sets of {total} ids, {len(self.ids)} bytes')
+
+  @classmethod
+  def of(cls, counts: Sequence[int], ids: Sequence[int]) -> 'KeptSets':
+    """Returns what says the same as sequences of numbers."""
+    return cls(*(struct.pack(f'<{len(x)}i', *x) for x in (counts, ids)))
+
+  def numbers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns counts and ids, see `of`."""
+    return self._numbers(self.counts), self._numbers(self.ids)
+
+  @staticmethod
+  def _numbers(data: bytes) -> tuple[int, ...]:
+    return struct.unpack(f'<{len(data) // 4}i', data)
+
+
+@dataclasses.dataclass(frozen=True)
 class Completion:
   """What a language model returned for one request.
 
@@ -132,6 +168,8 @@ class Completion:
     params_version: optimizer step of the parameters that sampled it.
     queue_seconds: time the request waited before the device took it.
     model_seconds: time from then until the completion was there.
+    kept: what each response id was drawn from; None for all of the vocabulary,
+      and where that is not recorded.
   """
 
   text: str
@@ -142,6 +180,7 @@ class Completion:
   params_version: int = 0
   queue_seconds: float = 0.0
   model_seconds: float = 0.0
+  kept: KeptSets | None = None
 
 
 @dataclasses.dataclass(frozen=True)

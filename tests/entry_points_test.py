@@ -101,7 +101,7 @@ def test_export_writes_the_shipped_planner(tmp_path):
                 f'--config={_QUICKSTART}', '--workdir=x',
                 '--config.planner.sampling.top_k=5',
             ],
-            'top_k, top_p and min_p must be off',
+            'set engine.max_kept',
         ),
         (
             [

@@ -65,3 +65,20 @@ def test_sampling_refuses_what_has_no_meaning(field, value):
 )
 def test_truncates(fields, truncates):
   assert records.SamplingSpec(**fields).truncates is truncates
+
+
+def test_kept_sets_are_four_bytes_a_number_and_read_back():
+  kept = records.KeptSets.of((2, 1), (151_000, 3, 7))
+  assert kept.counts == b'\x02\0\0\0\x01\0\0\0'
+  assert len(kept.ids) == 12
+  assert kept.numbers() == ((2, 1), (151_000, 3, 7))
+  assert kept == records.KeptSets(kept.counts, kept.ids)
+  assert records.KeptSets.of((), ()).numbers() == ((), ())
+
+
+@pytest.mark.parametrize(
+    'counts, ids', [((2, 1), (1, 2)), ((1,), (1, 2)), ((1, 0), (1,)), ((), (1,))]
+)
+def test_kept_sets_that_do_not_add_up_are_refused(counts, ids):
+  with pytest.raises(ValueError, match='kept: '):
+    records.KeptSets.of(counts, ids)

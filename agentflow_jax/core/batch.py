@@ -34,6 +34,8 @@ class TurnRow:
     advantage: A_i of the rollout.
     temperature: what the response was sampled at, > 0.
     prompt_weight: weight of each prompt token but the first (SFT); 0 for RL.
+    kept: int[A, <= S], the ids that each response token was drawn from, itself
+      among them, padded with -1 at the end; None for the whole vocabulary.
   """
 
   prompt_ids: np.ndarray
@@ -44,11 +46,12 @@ class TurnRow:
   advantage: float = 0.0
   temperature: float = 1.0
   prompt_weight: float = 0.0
+  kept: np.ndarray | None = None
 
   def __post_init__(self):
     if not len(self.prompt_ids):
       raise ValueError('a turn row needs a prompt: its first token is unscored')
-    for name in ('behavior_logprobs', 'old_logprobs'):
+    for name in ('behavior_logprobs', 'old_logprobs', 'kept'):
       value = getattr(self, name)
       if value is not None and len(value) != len(self.response_ids):
         raise ValueError(
@@ -63,6 +66,15 @@ class TurnRow:
         raise ValueError(f'{name} must be >= 0: {getattr(self, name)}')
     if not np.isfinite(self.advantage):
       raise ValueError(f'advantage must be finite: {self.advantage}')
+    if self.kept is not None:
+      is_in = (self.kept == self.response_ids[:, None]).any(axis=-1)
+      is_in &= (self.kept[:, :1] >= 0).all(axis=-1)
+      if not is_in.all():
+        first = int(np.argmin(is_in))
+        raise ValueError(
+            f'kept: response token {first}, {self.response_ids[first]}, is not'
+            f' in the set that it was drawn from: {self.kept[first].tolist()}'
+        )
 
   @property
   def places(self) -> int:
@@ -100,6 +112,9 @@ class TurnBatch:
   old_logprobs: Array  # float32[M, B, N]
   temperature: Array  # float32[M, B, N]
   n_micro: Array  # int32[], micro-batches in use; the others are skipped
+  # int32[M, B, N, S], the ids that a target was drawn from, -1 for none; where
+  # the first is -1, and if this is None, that is the whole vocabulary.
+  kept: Array | None = None
 
   def micro(self, index) -> 'TurnBatch':
     """Returns micro-batch `index`: the same fields without their axis M."""
@@ -165,6 +180,7 @@ def pack(
     layout: Literal['rows', 'forest'] = 'rows',
     block: int | None = None,
     pad_id: int = 0,
+    max_kept: int = 0,
 ) -> tuple[TurnBatch, Packing]:
   """Packs turn rows; deterministic; drops nothing.
 
@@ -185,13 +201,15 @@ def pack(
       target is put where its parent is. None packs rows tighter, and targets
       one after the other, so that fewer chunks of logits are formed.
     pad_id: token id put where nothing is; any id does.
+    max_kept: S, which holds every row's sets, so that shapes do not depend on
+      them; 0 for rows without, and a batch without.
 
   Returns:
     The batch, as host arrays, and where every row went.
 
   Raises:
-    ValueError: a row is longer than T + 1 tokens, or the rows need more
-      than max_micro micro-batches, or there are no rows.
+    ValueError: a row is longer than T + 1 tokens, or a set of it larger than S,
+      or the rows need more than max_micro micro-batches, or there are no rows.
   """
   if not rows:
     raise ValueError('no rows to pack')
@@ -201,6 +219,11 @@ def pack(
           f'row {index}: {len(row.prompt_ids)} prompt and '
           f'{len(row.response_ids)} response tokens do not fit '
           f'tokens_per_row={tokens_per_row} (+ 1)'
+      )
+    if row.kept is not None and row.kept.shape[1] > max_kept:
+      raise ValueError(
+          f'row {index}: sets of {row.kept.shape[1]} ids do not fit'
+          f' max_kept={max_kept}'
       )
   if block is not None and (block < 1 or layout == 'forest'):
     raise ValueError(f'block must be at least 1, in layout rows: {block}')
@@ -214,7 +237,8 @@ def pack(
         f'{tokens_per_row} tokens; max_micro is {max_micro}'
     )
   shape = (max_micro, rows_per_micro, tokens_per_row)
-  batch, places = _fill(rows, plan, shape, block is not None, pad_id, n_micro)
+  batch = _empty(shape, pad_id, n_micro, max_kept)
+  places = _fill(batch, rows, plan, block is not None)
   n_tokens = int((batch.subtree_end > 0).sum())
   packing = Packing(
       places=places,
@@ -315,24 +339,20 @@ def _first_block(
 
 
 def _fill(
+    batch: TurnBatch,
     rows: Sequence[TurnRow],
     plan: forest.Plan,
-    shape: tuple[int, int, int],
     at_parents: bool,
-    pad_id: int,
-    n_micro: int,
-) -> tuple[TurnBatch, tuple[Place, ...]]:
-  """Returns the arrays, and where every row went.
+) -> tuple[Place, ...]:
+  """Writes rows into a batch that is all padding; returns where they went.
 
   Args:
+    batch: host arrays; changed.
     rows: the turn rows.
     plan: where their tokens go.
-    shape: M, B, T.
     at_parents: put a target where its parent is, rather than after the last.
-    pad_id: see pack.
-    n_micro: see TurnBatch.
   """
-  batch = _empty(shape, pad_id, n_micro)
+  shape = batch.token_ids.shape
   if at_parents:
     batch.parents[:] = np.arange(shape[2], dtype=np.int32)
   ends = batch.subtree_end.reshape(-1, shape[2])
@@ -369,6 +389,8 @@ def _fill(
     batch.weights[here][response] = row.target_weight
     batch.advantages[here][response] = row.advantage
     batch.temperature[here][slots] = row.temperature
+    if row.kept is not None and len(response):
+      batch.kept[here][response, : row.kept.shape[1]] = row.kept
     if row.behavior_logprobs is not None:
       batch.behavior_logprobs[here][response] = row.behavior_logprobs
     old = row.old_logprobs
@@ -376,11 +398,11 @@ def _fill(
       old = row.behavior_logprobs
     if old is not None:
       batch.old_logprobs[here][response] = old
-  return batch, tuple(places)
+  return tuple(places)
 
 
 def _empty(
-    shape: tuple[int, int, int], pad_id: int, n_micro: int
+    shape: tuple[int, int, int], pad_id: int, n_micro: int, max_kept: int
 ) -> TurnBatch:
   """Returns a batch that is all padding."""
   return TurnBatch(
@@ -396,6 +418,7 @@ def _empty(
       old_logprobs=np.zeros(shape, np.float32),
       temperature=np.ones(shape, np.float32),
       n_micro=np.int32(n_micro),
+      kept=np.full((*shape, max_kept), -1, np.int32) if max_kept else None,
   )
 
 

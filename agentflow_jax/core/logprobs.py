@@ -63,40 +63,54 @@ def statistics(
     targets: Array,
     temperature: Array,
     axis_name: str | None = None,
+    kept: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-  """What log_prob_of says of all of V, and its entropy, in one pass over it.
+  """What log_prob_of says, and the entropy, in one pass over V.
 
   Args:
     logits: float32[..., V], or a mesh axis's part of it.
     targets: int32[...].
     temperature: float32[...].
     axis_name: of the mesh axis that V is split over, inside a shard_map.
+    kept: int32[..., S], the sets that were sampled from, see `mask_of`, by
+      their ids in all of V; None for all of V.
 
   Returns:
-    float32[...] each, in nats: log probabilities, entropies, and the logarithm
-    of the sum of exp(logits / temperature).
+    float32[...] each, in nats, over the kept set: log probabilities, entropies,
+    and the logarithm of the sum of exp(logits / temperature). Of a target
+    outside its set the first is -inf.
   """
   scaled = scale(logits, temperature)
   size = scaled.shape[-1]
+  keep = None
+  if kept is not None:
+    keep = mask_of(kept, size, first_id(axis_name, size))
+    scaled = jnp.where(keep, scaled, -jnp.inf)
   top = scaled.max(axis=-1)
-  offset = 0
   if axis_name is not None:
     top = jax.lax.pmax(top, axis_name)
-    offset = jax.lax.axis_index(axis_name) * size
+  offset = first_id(axis_name, size)
   weights = jnp.exp(scaled - top[..., None])
+  # Weight 0 times -inf would be NaN.
+  finite = scaled if keep is None else jnp.where(keep, scaled, 0.0)
   local = targets - offset
   picked = jnp.take_along_axis(
       scaled, jnp.clip(local, 0, size - 1)[..., None], axis=-1
   )[..., 0]
   sums = jnp.stack([
       _total(weights),
-      _total(weights * scaled),
+      _total(weights * finite),
       jnp.where((local >= 0) & (local < size), picked, 0.0),
   ])
   if axis_name is not None:
     sums = jax.lax.psum(sums, axis_name)
   normaliser = top + jnp.log(sums[0])
   return sums[2] - normaliser, normaliser - sums[1] / sums[0], normaliser
+
+
+def first_id(axis_name: str | None, size: int) -> Array | int:
+  """Returns the first of the `size` ids of V that are here, in a shard_map."""
+  return 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
 
 
 def _total(x: Array) -> Array:
@@ -110,6 +124,28 @@ def _total(x: Array) -> Array:
       ),
       default=lambda x: x.sum(axis=-1),
   )
+
+
+def mask_of(kept: Array, size: int, offset: Array | int = 0) -> Array:
+  """Returns sets of ids as a mask.
+
+  Args:
+    kept: int32[..., S], the ids of each set; -1 is no id. A set that begins
+      with -1 is all of V.
+    size: V, or of the part of it that begins at `offset`; other ids are left
+      out.
+    offset: the part's first id.
+
+  Returns:
+    bool[..., size].
+  """
+  local = kept.reshape(-1, kept.shape[-1]) - offset
+  is_here = (local >= 0) & (local < size)
+  mask = jnp.zeros((len(local), size), bool)
+  mask = mask.at[
+      jnp.arange(len(local))[:, None], jnp.where(is_here, local, size)
+  ].set(True, mode='drop')
+  return mask.reshape(*kept.shape[:-1], size) | (kept[..., :1] < 0)
 
 
 def truncation_mask(
@@ -137,12 +173,47 @@ def truncation_mask(
   order = jnp.argsort(-scaled, axis=-1, stable=True)
   ordered = jnp.take_along_axis(scaled, order, axis=-1)
   probs = jax.nn.softmax(ordered, axis=-1)
-  rank = jnp.arange(logits.shape[-1])
+  keep = _criteria(probs, top_k, top_p, min_p)
+  inverse = jnp.argsort(order, axis=-1)
+  return jnp.take_along_axis(keep, inverse, axis=-1)
+
+
+def _criteria(
+    probs: Array, top_k: Array, top_p: Array, min_p: Array
+) -> Array:
+  """Returns which of probs[B, n], the n most likely first, are kept."""
+  rank = jnp.arange(probs.shape[-1])
   keep = (top_k[:, None] == 0) | (rank < top_k[:, None])
   # The mass before a token decides: the token that crosses top_p is kept.
   before = jnp.cumsum(probs, axis=-1) - probs
   keep &= (top_p[:, None] >= 1) | (before < top_p[:, None])
   keep &= probs >= min_p[:, None] * probs[:, :1]
-  keep |= rank == 0
-  inverse = jnp.argsort(order, axis=-1)
-  return jnp.take_along_axis(keep, inverse, axis=-1)
+  return keep | (rank == 0)
+
+
+def kept_ids(
+    logits: Array,
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
+    min_p: Array,
+    size: int,
+) -> Array:
+  """Returns the set of `truncation_mask`, but of the `size` most likely alone.
+
+  Nothing of V is sorted.
+
+  Args:
+    logits: float[B, V].
+    temperature, top_k, top_p, min_p: as in `truncation_mask`.
+    size: ids at most, from 1 to V. Probabilities are those over all of V: what
+      top_p and min_p say does not depend on it.
+
+  Returns:
+    int32[B, size], the most likely first; -1 where nothing is kept.
+  """
+  scaled = scale(logits, temperature)
+  # XLA's top_k puts 0.0 before -0.0; a sort, and who compares, does not.
+  values, ids = jax.lax.top_k(jnp.where(scaled == 0, 0.0, scaled), size)
+  probs = jnp.exp(values - _log_normaliser(scaled)[:, None])
+  return jnp.where(_criteria(probs, top_k, top_p, min_p), ids, -1)

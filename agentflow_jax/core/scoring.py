@@ -65,13 +65,15 @@ def score_micro(
     rows //= math.prod(mesh.shape[axis] for axis in constrain.rows)
     vocab_size //= mesh.shape['tensor']
   chunk = chunk_of(rows, length, vocab_size, logits_chunk)
-  arrays = (hidden, micro.targets, micro.temperature, micro.responses > 0)
+  arrays = (
+      hidden, micro.targets, micro.temperature, micro.responses > 0, micro.kept
+  )
   short = -length % chunk
   if short:
-    arrays = [
-        jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
-        for x in arrays
-    ]
+    arrays = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2)),
+        arrays,
+    )
   scores = _score(config, spread, chunk, kernel, *arrays)
   return jax.tree.map(lambda x: x[:, :length], scores)
 
@@ -120,21 +122,22 @@ def _mapped(f, spread, takes, gives):
   )
 
 
-# Of the kernel, the states, and three arrays of targets.
-_TAKES = [_Spec('tensor'), *['rows'] * 4]
+# Of the kernel, the states, and four arrays of targets.
+_TAKES = [_Spec('tensor'), *['rows'] * 5]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _score(
-    config, spread, chunk, kernel, hidden, targets, temperature, is_target
+    config, spread, chunk, kernel, hidden, targets, temperature, is_target, kept
 ) -> losses.Scores:
   """Scores targets[B, N] by the states hidden[B, N, D] of their parents.
 
   The kernel is [V, D]; V is split over 'tensor'. Every device goes over its own
   rows and its own part of V; the kernel's other axis is gathered once before.
+  kept[B, N, S] are sets as logprobs.mask_of takes them, or None.
   """
 
-  def local(kernel, hidden, targets, temperature, is_target):
+  def local(kernel, hidden, targets, temperature, is_target, kept):
     which, count = _chunks_in_use(is_target, chunk)
 
     def body(i, scores):
@@ -143,6 +146,7 @@ def _score(
       piece = losses.Scores(*logprobs.statistics(
           logits, _slice(targets, start, chunk),
           _slice(temperature, start, chunk), spread and 'tensor',
+          None if kept is None else _slice(kept, start, chunk),
       ))
       return jax.tree.map(functools.partial(_write, start=start), scores, piece)
 
@@ -150,7 +154,7 @@ def _score(
     return jax.lax.fori_loop(0, count, body, losses.Scores(zeros, zeros, zeros))
 
   return _mapped(local, spread, _TAKES, 'rows')(
-      kernel, hidden, targets, temperature, is_target
+      kernel, hidden, targets, temperature, is_target, kept
   )
 
 
@@ -162,18 +166,20 @@ def _forward(config, spread, chunk, *arrays):
 def _backward(config, spread, chunk, saved, cotangents):
   """The gradients of the kernel and of the states, each added up in float32.
 
-  d logits = (d logprob (1[target] - p) + d log_normalizer p) / temperature.
+  d logits = (d logprob (1[target] - p) + d log_normalizer p) / temperature,
+  where p is 0 outside the kept set.
   """
   arrays, log_normalizer = saved
 
   def local(
-      kernel, hidden, targets, temperature, is_target, log_normalizer, d_logprob,
-      d_normalizer,
+      kernel, hidden, targets, temperature, is_target, kept, log_normalizer,
+      d_logprob, d_normalizer,
   ):
     which, count = _chunks_in_use(is_target, chunk)
     ids = jnp.arange(kernel.shape[0])
+    first = logprobs.first_id(spread and 'tensor', kernel.shape[0])
     if spread is not None:
-      ids += jax.lax.axis_index('tensor') * kernel.shape[0]
+      ids += first
     product = functools.partial(primitives.float32_product, config.dtype)
 
     def body(i, carry):
@@ -185,6 +191,9 @@ def _backward(config, spread, chunk, saved, cotangents):
           _logits(config, kernel, states), piece(temperature)
       )
       probs = jnp.exp(scaled - piece(log_normalizer)[..., None])
+      if kept is not None:
+        keep = logprobs.mask_of(piece(kept), kernel.shape[0], first)
+        probs = jnp.where(keep, probs, 0.0)
       d_chosen = jnp.where(
           ids == piece(targets)[..., None], piece(d_logprob)[..., None], 0.0
       )
@@ -219,7 +228,7 @@ def _backward(config, spread, chunk, saved, cotangents):
       local, spread, [*_TAKES, *['rows'] * 3],
       [_Spec('tensor', 'fsdp'), 'rows'],
   )(*arrays, log_normalizer, cotangents.logprobs, cotangents.log_normalizer)
-  return d_kernel, d_hidden, None, None, None
+  return d_kernel, d_hidden, None, None, None, None
 
 
 _score.defvjp(_forward, _backward)

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
+
 from agentflow_jax.core import attention
 
 # Reads the ids sampled so far and returns how many of them to keep, up to and
@@ -99,6 +101,9 @@ class Result:
     params_version: of the parameters that sampled every token of it.
     queue_seconds: from the call until the request got a slot.
     model_seconds: from then until the response was complete.
+    kept: int32[n] for each id: those that it was drawn from, itself among them,
+      the most likely first. None where the request truncates nothing, or the
+      engine does not record (see EngineConfig.max_kept).
   """
 
   response_ids: tuple[int, ...]
@@ -107,6 +112,7 @@ class Result:
   params_version: int
   queue_seconds: float
   model_seconds: float
+  kept: tuple[np.ndarray, ...] | None = None
 
 
 # table_pages covers whole blocks of slots.
@@ -148,6 +154,10 @@ class EngineConfig:
     max_stop_ids: stop ids at most in one request.
     coalesce_seconds: how long the first request of an idle engine waits for
       more.
+    max_kept: ids that are recorded with each token of a request that truncates:
+      those that it was drawn from. Such a request then keeps so many of each
+      distribution at most, the most likely ones, beyond what it asks for itself.
+      0 records none, and bounds none.
   """
 
   slots: int = 32
@@ -165,6 +175,7 @@ class EngineConfig:
   decode_chunk: int = 8
   max_stop_ids: int = 8
   coalesce_seconds: float = 0.002
+  max_kept: int = 0
 
   def __post_init__(self):
     for name in (
@@ -205,6 +216,8 @@ class EngineConfig:
       raise ValueError(
           f'coalesce_seconds must be >= 0: {self.coalesce_seconds}'
       )
+    if self.max_kept < 0:
+      raise ValueError(f'max_kept must be >= 0: {self.max_kept}')
 
   @property
   def _longest_pages(self) -> int:

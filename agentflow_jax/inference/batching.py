@@ -32,6 +32,7 @@ class Row:
     turn: number of the call of prefill that read a piece of it last.
     ids: sampled so far.
     logprobs: of them [nats].
+    sets: what each of them was drawn from, where that is recorded.
     is_copied: whether the lease's tail was copied to a page of its own.
     is_kept: whether gathered.Kept has its tokens.
   """
@@ -42,6 +43,7 @@ class Row:
   turn: int = 0
   ids: list[int] = dataclasses.field(default_factory=list)
   logprobs: list[float] = dataclasses.field(default_factory=list)
+  sets: list[np.ndarray] = dataclasses.field(default_factory=list)
   is_copied: bool = False
   is_kept: bool = False
 
@@ -246,7 +248,8 @@ class Programs:
     leaves, treedef = jax.tree.flatten(self._arrays)
     self._key = (
         model_config,
-        config,
+        # Of the one program that reads it, in its name.
+        dataclasses.replace(config, max_kept=0),
         treedef,
         tuple((x.shape, x.dtype, x.sharding) for x in leaves),
     )
@@ -268,9 +271,12 @@ class Programs:
     Args:
       truncates: whether a row may set top_k, top_p or min_p.
     """
-    (params, pool), kept = self._arrays, self._kept()
+    (params, pool), kept = self._arrays, self.kept_shapes()
+    name = f'decode, truncates: {truncates}'
+    if truncates and self._config.max_kept:
+      name += f', sets of {self._config.max_kept}'
     return self._get(
-        f'decode, truncates: {truncates}',
+        name,
         functools.partial(
             decoding.decode, model_config=self._model_config,
             config=self._config, truncates=truncates, reading=self.reading,
@@ -284,7 +290,7 @@ class Programs:
     if self.reading.way != 'gathered':
       return None
     return self._get(
-        'room for rows', self._empty(), (), (), _shardings(self._kept())
+        'room for rows', self._empty(), (), (), _shardings(self.kept_shapes())
     )()
 
   def _empty(self) -> Callable[[], gathered.Kept]:
@@ -294,7 +300,7 @@ class Programs:
         config.table_pages * config.page_tokens,
     )
 
-  def _kept(self) -> gathered.Kept | None:
+  def kept_shapes(self) -> gathered.Kept | None:
     """Returns the shapes of what is kept, split as the pages are."""
     if self.reading.way != 'gathered':
       return None

@@ -62,6 +62,8 @@ class Sampled:
   logprobs: jax.Array  # float32 [B, decode_chunk] [nats]; likewise.
   lengths: jax.Array  # int32 [B].
   done: jax.Array  # bool [B]; at a stop id, or nothing left.
+  # int32 [B, decode_chunk, max_kept], see sampling.sample; if that is recorded.
+  sets: jax.Array | None = None
 
 
 def prefill(
@@ -137,6 +139,8 @@ def decode(
       logprobs=jnp.zeros(size, jnp.float32),
       lengths=jnp.zeros((config.slots,), jnp.int32),
       done=rows.left < 1,
+      sets=jnp.full((*size, config.max_kept), -1, jnp.int32)
+      if truncates and config.max_kept else None,
   )
 
   def is_running(carry):
@@ -165,9 +169,9 @@ def decode(
         model_config, params, last[:, None], starts[:, None], cache
     )
     logits = model.unembed(model_config, params, hidden[:, 0])
-    tokens, logprobs = sampling.sample(
+    tokens, logprobs, sets = sampling.sample(
         logits, rows.sampling, rows.sampled + sampled.lengths,
-        truncates=truncates,
+        truncates=truncates, max_kept=config.max_kept,
     )
     lengths = sampled.lengths + live
     at_stop = jnp.any(tokens[:, None] == rows.stop_ids, axis=1)
@@ -183,6 +187,9 @@ def decode(
         logprobs=appended(sampled.logprobs, logprobs),
         lengths=lengths,
         done=done,
+        sets=None if sets is None else lax.dynamic_update_slice(
+            sampled.sets, sets[:, None], (0, sampled.step, 0)
+        ),
     )
     return cache.pool, getattr(cache, 'kept', None), sampled, jnp.where(live, tokens, last)
 

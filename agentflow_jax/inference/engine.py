@@ -69,6 +69,11 @@ class Engine:
           f'max_prompt_tokens {config.max_prompt_tokens} exceeds the model\'s'
           f' context of {model_config.max_positions}'
       )
+    if config.max_kept > model_config.vocab_size:
+      raise ValueError(
+          f'max_kept {config.max_kept} exceeds the model\'s vocabulary of'
+          f' {model_config.vocab_size}'
+      )
     self.name = name
     self.config = config
     self._model_config = model_config
@@ -434,6 +439,8 @@ class Engine:
       row.is_copied = row.is_kept = True
       row.ids += host.tokens[slot, :length].tolist()
       row.logprobs += host.logprobs[slot, :length].tolist()
+      if host.sets is not None:
+        row.sets += [ids[ids >= 0] for ids in host.sets[slot, :length]]
       if pending.abandoned or self._closing:
         continue
       outcome = self._look(pending, bool(host.done[slot]))
@@ -462,6 +469,7 @@ class Engine:
         params_version=self._version,
         queue_seconds=pending.started - pending.submitted,
         model_seconds=time.monotonic() - pending.started,
+        kept=tuple(row.sets[:keep]) if row.sets else None,
     )
 
   def _settle(self, outcomes):

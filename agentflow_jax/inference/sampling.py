@@ -28,7 +28,8 @@ def sample(
     index: jax.Array,
     *,
     truncates: bool,
-) -> tuple[jax.Array, jax.Array]:
+    max_kept: int = 0,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   """Draws token number `index` of every row's response.
 
   The Gumbel-max draw argmax_v (logits_v / temperature + g_v), g_v independent,
@@ -40,27 +41,38 @@ def sample(
     rows: the rows' distributions.
     index: int32 [B]; tokens that each response already holds.
     truncates: whether any row sets top_k, top_p or min_p. Static: only then is
-      the vocabulary sorted. The draw of a row that truncates nothing does not
-      depend on it.
+      anything of the vocabulary sorted. The draw of a row that truncates nothing
+      does not depend on it.
+    max_kept: static; how many ids a row that truncates keeps at most, the most
+      likely ones, and returns. 0: as many as its spec keeps, and returns none.
 
   Returns:
     tokens int32 [B] and their log probabilities float32 [B] [nats], as
     `core.logprobs` scores them: at the row's temperature (1 where greedy), over
-    the kept tokens.
+    the kept tokens. And those, int32 [B, max_kept], the most likely first, then
+    -1 (which alone is there in a row that truncates nothing); None where
+    nothing truncates or max_kept is 0.
   """
   scaled = logprobs.scale(logits, rows.temperature)
-  keep = None
+  keep = kept = None
   if truncates:
-    keep = logprobs.truncation_mask(
-        logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p
-    )
+    spec = rows.temperature, rows.top_k, rows.top_p, rows.min_p
+    if max_kept:
+      some = (rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0)
+      kept = logprobs.kept_ids(logits, *spec, max_kept)
+      kept = jnp.where(some[:, None], kept, -1)
+      # From the ids, as the trainer does it.
+      keep = logprobs.mask_of(kept, logits.shape[-1])
+    else:
+      keep = logprobs.truncation_mask(logits, *spec)
     scaled = jnp.where(keep, scaled, -jnp.inf)
   noise = jax.vmap(_gumbel, in_axes=(0, 0, None))(
       rows.key_words, index, logits.shape[-1]
   )
   noise = jnp.where(rows.temperature[:, None] == 0.0, 0.0, noise)
   tokens = _argmax(scaled + noise)
-  return tokens, logprobs.log_prob_of(logits, tokens, rows.temperature, keep)
+  scores = logprobs.log_prob_of(logits, tokens, rows.temperature, keep)
+  return tokens, scores, kept
 
 
 def _argmax(x: jax.Array) -> jax.Array:

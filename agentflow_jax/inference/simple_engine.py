@@ -128,7 +128,7 @@ class SimpleEngine:
         self._config, params, last[:, None], cache.lengths[:, None], cache
     )
     logits = model.unembed(self._config, params, hidden[:, 0])
-    tokens, logprobs = sampling.sample(
+    tokens, logprobs, _ = sampling.sample(
         logits, rows, jnp.full(last.shape, index), truncates=truncates
     )
     return cache.replace(lengths=cache.lengths + 1), tokens, logprobs

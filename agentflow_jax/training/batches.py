@@ -33,11 +33,12 @@ def flow_grpo_rows(
   are in the order (group, rollout, turn).
 
   Args:
-    groups: the rollouts; every response carries ids and logprobs.
+    groups: the rollouts; every response carries ids and logprobs, and where it
+      was truncated the sets that it was drawn from.
     config: weighting and advantage.
 
   Raises:
-    ValueError: a turn was sampled greedily, truncated, or without ids.
+    ValueError: a turn was sampled greedily, or lacks ids, logprobs or sets.
   """
   lengths = [
       [
@@ -75,8 +76,14 @@ def _row(
     turn: records.Turn, weight: float, advantage: float
 ) -> batch.TurnRow:
   completion, sampling = turn.completion, turn.sampling
-  if sampling.temperature == 0 or sampling.truncates:
+  if sampling.temperature == 0:
     raise ValueError(f'a turn sampled with {sampling} cannot be trained on')
+  is_known = completion.kept is not None or not completion.response_ids
+  if sampling.truncates and not is_known:
+    raise ValueError(
+        f'a turn sampled with {sampling} cannot be trained on: what it was drawn'
+        ' from was not recorded (engine.max_kept)'
+    )
   if len(completion.logprobs) != len(completion.response_ids):
     raise ValueError('a turn without recorded logprobs cannot be trained on')
   return batch.TurnRow(
@@ -86,7 +93,17 @@ def _row(
       behavior_logprobs=np.asarray(completion.logprobs, np.float32),
       advantage=advantage,
       temperature=sampling.temperature,
+      kept=None if completion.kept is None else _padded(completion.kept),
   )
+
+
+def _padded(kept: records.KeptSets) -> np.ndarray:
+  """Returns sets as int32[A, the largest one's size], padded with -1."""
+  counts = np.frombuffer(kept.counts, '<i4')
+  padded = np.full((len(counts), counts.max(initial=0)), -1, np.int32)
+  place = np.arange(padded.shape[1])
+  padded[place < counts[:, None]] = np.frombuffer(kept.ids, '<i4')
+  return padded
 
 
 def sft_rows(
@@ -121,7 +138,8 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
   """Metrics of the rollouts of a step; every denominator is in its name.
 
   'reward/mean' is over scored rollouts, and absent where there are none;
-  status counts add up to requested.
+  status counts add up to requested. 'kept/mean' and 'kept/max' are of the sets
+  that response tokens were drawn from, where those are recorded.
   """
   trajectories = [t for g in groups for t in g.trajectories]
   rewards = [t.reward for t in trajectories if t.reward is not None]
@@ -147,6 +165,15 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
           for turn in t.turns
       ),
   }
+  sizes = np.concatenate([np.zeros(0, np.int32)] + [
+      np.frombuffer(turn.completion.kept.counts, '<i4')
+      for t in trajectories
+      for turn in t.turns
+      if turn.completion.kept is not None
+  ])
+  if len(sizes):
+    metrics['kept/mean'] = float(sizes.mean())
+    metrics['kept/max'] = int(sizes.max())
   turns = int(metrics['rollouts/turns'])
   if turns:
     metrics['tokens/response_mean'] = metrics['tokens/response'] / turns

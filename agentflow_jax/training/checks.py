@@ -38,10 +38,18 @@ def check_trains(config: config_lib.Config) -> None:
 def _check_training(config: config_lib.Config) -> None:
   """Refuses sampling and groups that nothing could be learned from."""
   sampling, train = config.planner.sampling, config.train
-  if sampling.truncates:
+  kept = config.engine.max_kept
+  if config.algorithm == 'flow_grpo' and sampling.truncates and not kept:
     raise config_lib.ConfigError(
-        'planner.sampling: top_k, top_p and min_p must be off: the trainer'
-        ' scores the whole distribution'
+        'planner.sampling: top_k, top_p or min_p truncates, and the trainer has'
+        ' to know what each token was drawn from: set engine.max_kept, the ids'
+        ' that are recorded with each (such as 64), or turn top_k, top_p and'
+        ' min_p off'
+    )
+  if kept and sampling.top_k > kept:
+    raise config_lib.ConfigError(
+        f'planner.sampling.top_k {sampling.top_k} exceeds engine.max_kept,'
+        f' {kept}, which is how many tokens a request that truncates keeps'
     )
   if config.algorithm == 'flow_grpo' and sampling.temperature == 0:
     raise config_lib.ConfigError(

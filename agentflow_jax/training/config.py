@@ -126,7 +126,9 @@ class PlannerConfig:
     model: the network to initialise where there is no directory; its vocabulary
       is that of the tokenizer, which is trained on the task set's texts.
     vocab_size: of that tokenizer.
-    sampling: how the planner is sampled in training and sampled evaluation.
+    sampling: how the planner is sampled in training and sampled evaluation. With
+      top_k, top_p or min_p it trains over the sets that tokens were drawn from,
+      which engine.max_kept records.
     max_prompt_tokens: longer prompts shorten old memory entries, then fail.
     prompt: how prompts are written.
   """

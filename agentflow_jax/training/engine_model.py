@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from agentflow_jax import records
 from agentflow_jax.agents import language_model
 from agentflow_jax.data import tokenizers
@@ -88,10 +90,17 @@ class EngineModel:
         params_version=result.params_version,
         queue_seconds=result.queue_seconds,
         model_seconds=result.model_seconds,
+        kept=None if result.kept is None else _as_record(result.kept),
     )
 
   def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
     return len(self.tokenizer.render(prompt))
+
+
+def _as_record(kept: Sequence[np.ndarray]) -> records.KeptSets:
+  counts = np.array([len(ids) for ids in kept], '<i4')
+  ids = np.concatenate(kept).astype('<i4')
+  return records.KeptSets(counts.tobytes(), ids.tobytes())
 
 
 def _watch(tokenizer, strings, on_ids, ids: list[int]) -> int | None:

@@ -167,6 +167,12 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
     ):
       yield f'planner.{name}', 'a model in this process'
     yield 'engine', 'a model in this process'
+  elif config.planner.backend != 'engine' or (
+      not config.planner.sampling.truncates
+  ):
+    yield 'engine.max_kept', (
+        'a planner with sampling.top_k, sampling.top_p or sampling.min_p'
+    )
   if not config.planner.lora.rank:
     for name in ('alpha', 'targets'):
       yield f'planner.lora.{name}', 'planner.lora.rank > 0'

@@ -101,6 +101,11 @@ def network(config: config_lib.Config, name: str = '') -> model.ModelConfig:
         f'engine.max_prompt_tokens {config.engine.max_prompt_tokens} exceeds the'
         f' network\'s context of {found.max_positions}'
     )
+  if config.engine.max_kept > found.vocab_size:
+    raise config_lib.ConfigError(
+        f'engine.max_kept {config.engine.max_kept} exceeds the network\'s'
+        f' vocabulary of {found.vocab_size}'
+    )
   return found
 
 
@@ -264,10 +269,16 @@ def _lowered(config, planner, mesh, topology):
           config.engine.kv_dtype,
       )
   )
-  pool = _struct(pool, jax.tree.map(lambda _: pages.pool_sharding(sampled), pool))
-  sampler = batching.Programs(planner, config.engine, sampled, pool)
+  where = pages.pool_sharding(sampled)
+  pool = _struct(pool, jax.tree.map(lambda _: where, pool))
+  sampler = batching.Programs(
+      planner, config.engine, sampled, pool,
+      batching.reading_of(planner, config.engine, where),
+  )
   programs['prefill'] = sampler.prefill
-  programs['decode'] = lambda: sampler.decode(False)
+  programs['decode'] = lambda: sampler.decode(
+      config.planner.sampling.truncates
+  )
   has_frozen = any(
       role.backend == 'frozen' for role in knobs.roles(config).values()
   )
@@ -276,12 +287,14 @@ def _lowered(config, planner, mesh, topology):
       'optimizer state': _bytes(state.opt_state),
       'where it starts from (reference, base)': _bytes(params),
       'sampler: parameters, and the next ones': 2 * _bytes(sampled),
-      'sampler: keys and values': _bytes(pool),
+      'sampler: keys and values': (
+          _bytes(pool) + _bytes(sampler.kept_shapes())
+      ),
   }
   if has_frozen:
     held |= {
         'frozen modules: parameters': _bytes(sampled),
-        'frozen modules: keys and values': _bytes(pool),
+        'frozen modules: keys and values': held['sampler: keys and values'],
     }
   return programs, held, local
 

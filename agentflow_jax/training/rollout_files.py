@@ -3,13 +3,15 @@
 A file holds JSON lines: for each rollout a 'rollout' record and then its 'turn'
 records. A turn's prompt ids are written as a difference to the turn before:
 [how many leading ids are the same, the rest], because a prompt repeats the one
-before it up to the last memory entry. Floats are written so that they read back
-to the same bits.
+before it up to the last memory entry. Where sampling truncated and that was
+recorded, the sets are written as the size of each and the ids of all. Floats
+are written so that they read back to the same bits.
 """
 
 import dataclasses
 import hashlib
 import json
+import struct
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -88,7 +90,7 @@ def from_bytes(data: bytes, name: str) -> list[records.Group]:
     return _decode(_lines(data, name)[1:])
   except RecordError:
     raise
-  except (LookupError, ValueError, TypeError) as e:
+  except (LookupError, ValueError, TypeError, struct.error) as e:
     raise RecordError(f'{name} is not a whole rollout file: {e}') from e
 
 
@@ -139,6 +141,10 @@ def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
     ids = turn.completion.prompt_ids
     same = _common(before, ids)
     row['completion']['prompt_ids'] = [same, *ids[same:]]
+    del row['completion']['kept']
+    if turn.completion.kept is not None:
+      counts, kept = turn.completion.kept.numbers()
+      row['completion']['kept'] = {'counts': counts, 'ids': kept}
     before = ids
     yield {'kind': 'turn', 'turn': i, **row}
 
@@ -199,6 +205,8 @@ def _turn(row, prompt_ids) -> records.Turn:
   completion = row['completion'] | {'prompt_ids': prompt_ids}
   for name in ('response_ids', 'logprobs'):
     completion[name] = tuple(completion[name])
+  if 'kept' in completion:
+    completion['kept'] = records.KeptSets.of(**completion['kept'])
   sampling = row['sampling'] | {'stop': tuple(row['sampling']['stop'])}
   result = row['result']
   if result is not None:

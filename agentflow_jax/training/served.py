@@ -1,6 +1,7 @@
 """A model that answers requests of others, without a run around it."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import jax
@@ -18,7 +19,8 @@ def opened(
   """Loads a model, compiles its shapes, and yields it.
 
   Args:
-    config: `engine` and the dtypes of `planner` are read.
+    config: `engine` and the dtypes of `planner` are read; but nothing is trained
+      on, so that requests keep what they ask for, whatever engine.max_kept says.
     directory: the model, as in `planner.directory`.
 
   Raises:
@@ -32,7 +34,8 @@ def opened(
   )
   try:
     engine = engine_lib.Engine(
-        loaded.config, config.engine, loaded.params, copy=False
+        loaded.config, dataclasses.replace(config.engine, max_kept=0),
+        loaded.params, copy=False,
     )
   except ValueError as e:
     raise config_lib.ConfigError(f'engine: {e}') from e

@@ -120,7 +120,7 @@ class System:
 
   def warmup(self) -> None:
     """Compiles what the planner's and the frozen modules' requests need."""
-    self.engine.warmup(truncates=(False,))
+    self.engine.warmup(truncates=(self.config.planner.sampling.truncates,))
     if self.frozen_engine is not None:
       roles = knobs.roles(self.config).values()
       self.frozen_engine.warmup(
@@ -193,6 +193,11 @@ def build(
           f'engine.max_prompt_tokens {config.engine.max_prompt_tokens}: the'
           f' model reads {loaded.config.max_positions} tokens at most'
       )
+    if config.engine.max_kept > loaded.config.vocab_size:
+      raise config_lib.ConfigError(
+          f'engine.max_kept {config.engine.max_kept}: the vocabulary has'
+          f' {loaded.config.vocab_size} tokens'
+      )
   names = {t.reward for t in (*tasks.train, *tasks.validation, *tasks.test)}
   try:
     rewards = registry.Rewards(sorted(names))
@@ -219,8 +224,10 @@ def build(
     if any(r.backend == 'frozen' for r in knobs.roles(config).values()):
       frozen = stack.enter_context(
           engine_lib.Engine(
-              loaded.config, config.engine, sampled, name='frozen',
-              sharding=where, copy=False,
+              loaded.config,
+              # Nothing of it is trained on: it keeps what its roles ask for.
+              dataclasses.replace(config.engine, max_kept=0),
+              sampled, name='frozen', sharding=where, copy=False,
           )
       )
     recording = _recording(config, workdir, processes)

@@ -45,6 +45,13 @@ def needs_reference(config: config_lib.Config) -> bool:
   return bool(config.planner.lora.rank) or has_kl
 
 
+def max_kept(config: config_lib.Config) -> int:
+  """Returns how many ids of each target's set an update takes; 0 without sets."""
+  is_policy = config.algorithm == 'flow_grpo'
+  truncates = is_policy and config.planner.sampling.truncates
+  return config.engine.max_kept if truncates else 0
+
+
 def row_lengths(config: config_lib.Config) -> tuple[int, ...]:
   """Returns the lengths of packed rows, a program each."""
   return (config.batch.tokens_per_row, *config.batch.shorter_rows)
@@ -73,6 +80,7 @@ def pack(
       layout=settings.layout,
       block=settings.block,
       pad_id=pad_id,
+      max_kept=max_kept(config),
   )
 
 

@@ -87,6 +87,46 @@ def test_a_forest_by_hand():
   assert packing.n_tokens == 6 + 3 and more.n_micro == 2
 
 
+@pytest.mark.parametrize('layout', ['rows', 'forest'])
+def test_sets_lie_where_their_targets_do(layout):
+  rows = [
+      batch_lib.TurnRow(
+          np.array([5, 6]), np.array([8, 9]), 1.0,
+          kept=np.array([[8, 2, -1], [1, 3, 9]]),
+      ),
+      batch_lib.TurnRow(np.array([5, 6]), np.array([7]), 1.0, prompt_weight=1.0),
+      batch_lib.TurnRow(
+          np.array([5, 6]), np.zeros(0, int), 1.0, kept=np.zeros((0, 0), int)
+      ),
+  ]
+  batch, packing = batch_lib.pack(
+      rows, tokens_per_row=8, rows_per_micro=1, layout=layout, max_kept=4
+  )
+  assert batch.kept.shape == (1, 1, 8, 4) and batch.kept.dtype == np.int32
+  first, second, _ = batch_lib.unpack(packing, batch.kept)
+  assert first.tolist() == [[8, 2, -1, -1], [1, 3, 9, -1]]
+  assert second.tolist() == [[-1] * 4]
+  assert (batch.kept >= 0).sum() == 5
+  np.testing.assert_array_equal(
+      (batch.kept == batch.targets[..., None]).any(-1).sum(), 2
+  )
+  # Shapes do not depend on what rows have; without sets there is no array.
+  none, _ = batch_lib.pack(
+      rows[1:], tokens_per_row=8, rows_per_micro=1, layout=layout, max_kept=4
+  )
+  assert none.kept.shape == batch.kept.shape and (none.kept == -1).all()
+  none, _ = batch_lib.pack(
+      rows[1:], tokens_per_row=8, rows_per_micro=1, layout=layout
+  )
+  assert none.kept is None
+  for most in (0, 2):
+    with pytest.raises(ValueError, match=f'row 0.*3 ids.*max_kept={most}'):
+      batch_lib.pack(
+          rows, tokens_per_row=8, rows_per_micro=1, layout=layout,
+          max_kept=most,
+      )
+
+
 def test_prompt_weight_scores_the_prompt_but_its_first_token():
   row = _row(3, 2, prompt_weight=0.1)
   for layout in ('rows', 'forest'):
@@ -264,6 +304,9 @@ def test_rows_without_any_target_still_make_a_batch():
         ({'advantage': float('inf')}, 'advantage'),
         ({'behavior_logprobs': np.zeros(3, np.float32)}, 'behavior_logprobs'),
         ({'old_logprobs': np.zeros(1, np.float32)}, 'old_logprobs'),
+        ({'kept': np.zeros((1, 3), int)}, 'kept: 1 for 2'),
+        ({'kept': np.full((2, 3), 50)}, 'response token 0.*not in the set'),
+        ({'kept': np.zeros((2, 0), int)}, 'not in the set'),
     ],
 )
 def test_bad_rows_are_refused(fields, message):
@@ -271,6 +314,14 @@ def test_bad_rows_are_refused(fields, message):
     _row(4, 2, **fields)
   with pytest.raises(ValueError, match='prompt'):
     _row(0, 2)
+
+
+def test_a_set_that_begins_with_padding_is_refused():
+  # It would be read as all of the vocabulary.
+  with pytest.raises(ValueError, match='not in the set'):
+    batch_lib.TurnRow(
+        np.array([1]), np.array([2]), 1.0, kept=np.array([[-1, 2]])
+    )
 
 
 def test_the_row_length_that_pads_least_is_taken():

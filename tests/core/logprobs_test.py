@@ -109,6 +109,117 @@ def test_ties_keep_the_lower_ids():
   assert np.flatnonzero(keep[0]).tolist() == [0, 1]
 
 
+_SPECS = [
+    (0, 1.0, 0.0), (3, 1.0, 0.0), (0, 0.5, 0.0), (0, 0.95, 0.0),
+    (0, 1.0, 0.1), (7, 0.8, 0.02), (0, 1e-6, 0.0), (200, 1.0, 1.0),
+]
+
+
+@pytest.mark.parametrize('size', [1, 3, 40])
+@pytest.mark.parametrize('ties', [False, True])
+def test_kept_ids_are_the_most_likely_of_the_mask(ties, size):
+  logits = np.array(_logits((len(_SPECS) * 20, 40)))
+  if ties:  # Whole numbers, and a 0 of either sign.
+    logits = np.round(logits / 4)
+    assert np.signbit(logits[logits == 0]).any()
+    assert not np.signbit(logits[logits == 0]).all()
+  temperature = np.resize(np.array([1, 0.6, 0, 2], np.float32), len(logits))
+  top_k, top_p, min_p = (
+      np.repeat(np.array(x, kind), 20)
+      for x, kind in zip(
+          zip(*_SPECS), (np.int32, np.float32, np.float32), strict=True
+      )
+  )
+  spec = temperature, top_k, top_p, min_p
+  mask = np.asarray(logprobs.truncation_mask(logits, *spec))
+  got = np.asarray(logprobs.kept_ids(logits, *spec, size))
+  assert got.shape == (len(logits), size) and got.dtype == np.int32
+  for row, ids, kept in zip(logits, got, mask, strict=True):
+    order = sorted(range(40), key=lambda i: (-row[i], i))
+    expected = [i for i in order if kept[i]][:size]
+    assert ids.tolist() == expected + [-1] * (size - len(expected))
+
+
+def test_mass_is_counted_over_all_of_the_vocabulary():
+  # 0.4 < 0.45 of all: 1 and 3. Of those two alone 1 would have 0.62.
+  got = logprobs.kept_ids(
+      jnp.log(PROBS)[None], np.ones(1), np.zeros(1, int), np.full(1, 0.45),
+      np.zeros(1), 2,
+  )
+  assert got.tolist() == [[1, 3]]
+
+
+def test_sets_of_ids_as_masks():
+  kept = np.array([[[2, 0, -1], [-1, -1, -1]], [[5, -1, 1], [3, 3, 3]]])
+  mask = logprobs.mask_of(kept, 6)
+  assert mask.shape == (2, 2, 6)
+  assert np.flatnonzero(mask[0, 0]).tolist() == [0, 2]
+  assert mask[0, 1].all()
+  assert np.flatnonzero(mask[1, 0]).tolist() == [1, 5]
+  assert np.flatnonzero(mask[1, 1]).tolist() == [3]
+  # Parts of the vocabulary side by side are the whole of it.
+  parts = [logprobs.mask_of(kept, 2, offset) for offset in (0, 2, 4)]
+  np.testing.assert_array_equal(np.concatenate(parts, axis=-1), mask)
+
+
+def _sets(shape, targets, size, seed=0):
+  """Sets of up to `size` of 64 ids with their target, a few of them all ids."""
+  rng = np.random.default_rng(seed)
+  kept = np.full((*shape, size), -1, np.int32)
+  keep = np.ones((*shape, 64), bool)
+  for at in np.ndindex(*shape):
+    if rng.random() < 0.2:
+      continue
+    others = rng.permutation(np.delete(np.arange(64), targets[at]))
+    ids = rng.permutation([targets[at], *others[: rng.integers(0, size)]])
+    kept[at][: len(ids)] = ids
+    keep[at] = np.isin(np.arange(64), ids)
+  return kept, keep
+
+
+@pytest.mark.parametrize('shards', [1, 4])
+def test_statistics_over_kept_sets(shards):
+  logits, temperature = 30 * _logits((5, 9, 64)), np.full((5, 9), 0.7)
+  targets = np.random.default_rng(0).integers(0, 64, (5, 9))
+  kept, keep = _sets((5, 9), targets, 6)
+  # Some shard holds nothing of some set.
+  assert not keep.reshape(5, 9, 4, 16).any(-1).all()
+  spec = jax.sharding.PartitionSpec
+  got = jax.shard_map(
+      lambda x: logprobs.statistics(x, targets, temperature, 'v', kept),
+      mesh=jax.sharding.Mesh(np.array(jax.devices()[:shards]), ('v',)),
+      in_specs=spec(None, None, 'v'), out_specs=spec(), check_vma=False,
+  )(logits)
+  masked = np.where(keep, np.asarray(logits, np.float64), -np.inf)
+  top = (masked / 0.7).max(axis=-1)
+  expected = (
+      oracle.log_prob_of(logits, targets, temperature, keep),
+      oracle.entropy_of(masked, temperature),
+      top + np.log(np.exp(masked / 0.7 - top[..., None]).sum(axis=-1)),
+  )
+  for x, y in zip(got, expected, strict=True):
+    np.testing.assert_allclose(x, y, rtol=2e-6, atol=3e-5)
+
+
+def test_sampler_and_trainer_round_alike_over_kept_sets():
+  logits, temperature = _logits((64, 64)), np.full(64, 0.7, np.float32)
+  targets = np.random.default_rng(0).integers(0, 64, 64)
+  kept, keep = _sets((64,), targets, 6)
+  np.testing.assert_array_equal(
+      jax.jit(logprobs.statistics)(
+          logits, targets, temperature, kept=kept
+      )[0],
+      jax.jit(logprobs.log_prob_of)(logits, targets, temperature, keep),
+  )
+
+
+def test_a_target_outside_its_set_is_impossible():
+  got = logprobs.statistics(
+      jnp.zeros((1, 4)), np.array([2]), np.ones(1), kept=np.array([[0, 1]])
+  )
+  assert np.isneginf(got[0]).all()
+
+
 @pytest.mark.parametrize('shards', [1, 4])
 def test_statistics_are_those_of_the_one_definition(shards):
   logits, temperature = 30 * _logits((3, 5, 64)), np.full((3, 5), 0.7)

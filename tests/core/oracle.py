@@ -100,7 +100,7 @@ def _take(tree, index):
 def entropy_of(logits, temperature):
   """The entropy, in nats, of softmax(logits / temperature)."""
   z = np.asarray(logits, np.float64) / np.asarray(temperature)[..., None]
-  z -= z.max(axis=-1, keepdims=True)
+  z = z - z.max(axis=-1, keepdims=True)
   p = np.exp(z)
   p /= p.sum(axis=-1, keepdims=True)
   return -np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0), axis=-1)

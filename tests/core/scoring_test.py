@@ -1,5 +1,6 @@
 """Chunked target logits against the whole [tokens, vocabulary] array."""
 
+import dataclasses
 import functools
 
 import jax
@@ -22,7 +23,17 @@ def _config(tied=True):
   )
 
 
-def _micro(rows=8, seed=0):
+def _sets(rng, responses):
+  """Up to 5 ids for each token, itself among them."""
+  kept = np.full((len(responses), 5), -1)
+  for row, token in zip(kept, responses, strict=True):
+    others = rng.permutation(np.delete(np.arange(64), token))
+    ids = [token, *others[: rng.integers(0, 5)]]
+    row[: len(ids)] = rng.permutation(ids)
+  return kept
+
+
+def _micro(rows=8, seed=0, truncated=False):
   rng = np.random.default_rng(seed)
   turns = [
       batch_lib.TurnRow(
@@ -31,24 +42,48 @@ def _micro(rows=8, seed=0):
       )
       for n in rng.integers(0, 12, rows)
   ]
+  if truncated:  # But for one, whose prompt is scored, too.
+    turns[1:] = [
+        dataclasses.replace(t, kept=_sets(rng, t.response_ids))
+        for t in turns[1:]
+    ]
+    turns[0] = dataclasses.replace(turns[0], prompt_weight=1.0)
   batch, _ = batch_lib.pack(
       turns, tokens_per_row=18, rows_per_micro=rows, max_micro=1,
-      layout='forest',
+      layout='forest', max_kept=6 if truncated else 0,
   )
   return batch.micro(0)
 
 
+def _keep(micro):
+  """bool[B, N, V] by plain loops; None where there are no sets."""
+  if micro.kept is None:
+    return None
+  keep = np.ones((*micro.targets.shape, 64), bool)
+  for at in np.ndindex(*micro.targets.shape):
+    ids = [i for i in np.asarray(micro.kept)[at] if i >= 0]
+    if ids:
+      keep[at] = np.isin(np.arange(64), ids)
+  return keep
+
+
 def _whole(config, params, micro):
   """logprobs, log normaliser and entropy by way of all logits."""
+  keep = _keep(micro)
   logits = model.forward(
       config, params, micro.token_ids, micro.positions, micro.subtree_end
   )
   logits = jnp.take_along_axis(logits, micro.parents[..., None], axis=1)
   scaled = logprobs.scale(logits, micro.temperature)
+  terms = jax.nn.softmax(scaled) * jax.nn.log_softmax(scaled)
+  if keep is not None:
+    scaled = jnp.where(keep, scaled, -1e30)
+    terms = jax.nn.softmax(scaled) * jax.nn.log_softmax(scaled)
+    terms = jnp.where(keep, terms, 0.0)
   return (
-      logprobs.log_prob_of(logits, micro.targets, micro.temperature),
+      logprobs.log_prob_of(logits, micro.targets, micro.temperature, keep),
       jax.nn.logsumexp(scaled, axis=-1),
-      -jnp.sum(jax.nn.softmax(scaled) * jax.nn.log_softmax(scaled), axis=-1),
+      -jnp.sum(terms, axis=-1),
   )
 
 
@@ -80,8 +115,11 @@ def _value_and_gradient(score, params, micro):
 @pytest.mark.parametrize(
     'tied', [True, pytest.param(False, marks=pytest.mark.slow)]
 )
-def test_scores_and_gradients_equal_those_of_all_logits(axes, tied, chunk):
-  config, micro = _config(tied), _micro()
+@pytest.mark.parametrize('truncated', [False, True])
+def test_scores_and_gradients_equal_those_of_all_logits(
+    axes, truncated, tied, chunk
+):
+  config, micro = _config(tied), _micro(truncated=truncated)
   mesh = sharding.make_mesh(*axes, jax.devices()[: int(np.prod(axes))])
   params = model.init_params(config, jax.random.key(0))
 
@@ -103,6 +141,29 @@ def test_scores_and_gradients_equal_those_of_all_logits(axes, tied, chunk):
       jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True
   ):
     assert np.linalg.norm(x - y) <= 2e-6 * np.linalg.norm(y)
+
+
+def test_the_gradient_of_logits_stays_in_the_kept_set():
+  # An untied output kernel's row is one id's: what no set holds gets nothing.
+  config, micro = _config(False), _micro(truncated=True)
+  whole = micro.replace(kept=np.full_like(micro.kept, -1))
+  sets = micro.replace(kept=np.where(
+      np.asarray(micro.kept[..., :1]) < 0, [7, 8, 9, -1, -1, -1], micro.kept
+  ), targets=np.where(np.asarray(micro.kept[..., 0]) < 0, 7, micro.targets))
+  params = model.init_params(config, jax.random.key(0))
+
+  def touched(micro):
+    grads = jax.grad(lambda p: jnp.sum(jnp.where(
+        micro.responses > 0,
+        scoring.score_micro(config, p, micro, model.Constrain()).logprobs, 0.0,
+    )))(params)
+    return set(np.flatnonzero(np.abs(grads['head']).max(axis=0)))
+
+  kept = np.asarray(sets.kept)[np.asarray(micro.responses) > 0]
+  # Who is alone in its set is certain, whatever the logits.
+  kept = kept[(kept >= 0).sum(axis=-1) > 1]
+  assert touched(whole) == set(range(64))
+  assert touched(sets) == set(kept.ravel()) - {-1} < set(range(64))
 
 
 def test_a_chunk_without_a_target_is_left_out():

@@ -184,11 +184,15 @@ def _logits(params, ids):
   return np.asarray(logits, np.float64)[: len(ids)]
 
 
-def _oracle_logprobs(params, request, response_ids):
-  """Scores a response in float64, with the kept set by plain loops."""
+def _oracle(params, request, response_ids, max_kept=_V):
+  """Scores a response in float64, with the kept sets by plain loops.
+
+  Returns:
+    Log probabilities, and the sets, the most likely first.
+  """
   spec, prompt = request.sampling, request.prompt_ids
   logits = _logits(params, prompt + response_ids)[len(prompt) - 1 : -1]
-  out = []
+  out, sets = [], []
   for row, token in zip(logits, response_ids, strict=True):
     row = row / (spec.temperature or 1.0)
     probs = np.exp(row - row.max())
@@ -202,9 +206,12 @@ def _oracle_logprobs(params, request, response_ids):
         and (rank == 0 or spec.top_p == 1 or mass[rank - 1] < spec.top_p)
         and probs[token] >= spec.min_p * probs.max()
     ]
+    if spec.truncates:
+      keep = keep[:max_kept]
     out.append(np.log(probs[token] / probs[keep].sum()))
+    sets.append(keep)
     assert token in keep
-  return np.array(out)
+  return np.array(out), sets
 
 
 def _check_logprobs(config, params, request, bits, atol=1e-5):
@@ -245,8 +252,69 @@ def test_recorded_logprobs_are_those_of_a_forward_pass(engine, params):
   for request, result in zip(
       requests, _generate(engine, requests), strict=True
   ):
-    expected = _oracle_logprobs(params, request, result.response_ids)
+    expected, _ = _oracle(params, request, result.response_ids)
     np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
+    assert result.kept is None
+
+
+@pytest.fixture(scope='module', name='recording')
+def _recording(engine, params):
+  """An engine that records sets, made after one that does not."""
+  del engine
+  config = dataclasses.replace(_CONFIG, max_kept=7)
+  with engine_lib.Engine(_MODEL, config, params, name='recording') as recording:
+    recording.warmup()
+    yield recording
+
+
+def test_recorded_sets_are_what_was_drawn_from(recording, params):
+  requests = _mixed(120, seed=2)
+  results = _generate(recording, requests)
+  sizes, cut = [], 0
+  for request, result in zip(requests, results, strict=True):
+    expected, sets = _oracle(params, request, result.response_ids, max_kept=7)
+    np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
+    if not request.sampling.truncates:
+      assert result.kept is None
+      continue
+    assert [ids.tolist() for ids in result.kept] == sets
+    assert all(ids.dtype == np.int32 for ids in result.kept)
+    sizes += map(len, sets)
+    cut += (
+        request.stop_fn is not None and result.finish_reason == 'stop'
+        and len(sets) % _CONFIG.decode_chunk != 0
+    )
+  assert min(sizes) < 3 and max(sizes) == 7
+  assert cut > 3  # Sets of what stop_fn dropped were dropped.
+
+
+def test_recording_changes_one_program_alone(recording, engine):
+  # The others are those of an engine that does not record.
+  assert recording.compilations == 1
+  requests = [r for r in _mixed(60, seed=3) if _is_cheap(r)]
+  assert len(requests) > 10
+  for a, b in zip(
+      _generate(recording, requests), _generate(engine, requests), strict=True
+  ):
+    assert _bits(a) == _bits(b)
+  _generate(recording, _mixed(60, seed=4))
+  assert recording.compilations == 1
+
+
+def test_sets_do_not_depend_on_the_crowd(recording):
+  requests = [r for r in _mixed(40, seed=5) if r.sampling.truncates]
+  together = _generate(recording, requests)
+  for request, crowded in zip(requests[:8], together, strict=False):
+    (alone,) = _generate(recording, [request])
+    assert _bits(alone) == _bits(crowded)
+    for a, b in zip(alone.kept, crowded.kept, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_more_ids_than_the_vocabulary_has_are_refused(params):
+  config = dataclasses.replace(_CONFIG, max_kept=_V + 1)
+  with pytest.raises(ValueError, match=f'max_kept {_V + 1}.*{_V}'):
+    engine_lib.Engine(_MODEL, config, params)
 
 
 @pytest.mark.parametrize(
@@ -616,7 +684,7 @@ def test_new_parameters_take_effect_and_are_named(own_engine):
   assert old.response_ids != new.response_ids
   np.testing.assert_allclose(
       new.logprobs,
-      _oracle_logprobs(new_params, request, new.response_ids),
+      _oracle(new_params, request, new.response_ids)[0],
       atol=1e-5,
   )
 

@@ -51,15 +51,23 @@ def _rows(n, seed=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
   )
 
 
-def _sample(rows, index=0, truncates=True, logits=_LOGITS):
+def _sampled(rows, index=0, truncates=True, logits=_LOGITS, max_kept=0):
   n = rows.temperature.shape[0]
-  tokens, logprobs = jax.jit(sampling.sample, static_argnames='truncates')(
-      jnp.broadcast_to(logits, (n, logits.shape[-1])),
-      rows,
-      jnp.full(n, index, jnp.int32),
-      truncates=truncates,
+  return jax.device_get(
+      jax.jit(
+          sampling.sample, static_argnames=('truncates', 'max_kept')
+      )(
+          jnp.broadcast_to(logits, (n, logits.shape[-1])),
+          rows,
+          jnp.full(n, index, jnp.int32),
+          truncates=truncates,
+          max_kept=max_kept,
+      )
   )
-  return np.asarray(tokens), np.asarray(logprobs)
+
+
+def _sample(rows, **kwargs):
+  return _sampled(rows, **kwargs)[:2]
 
 
 def _p_value(tokens, exact):
@@ -133,10 +141,45 @@ def test_both_key_words_matter_and_equal_ones_draw_alike():
   assert len(set(drawn)) == 4
 
 
-def test_a_row_that_truncates_nothing_draws_alike_in_both_programs():
+@pytest.mark.parametrize('name', _SPECS)
+def test_the_set_that_is_returned_is_what_was_drawn_from(name):
+  spec = _SPECS[name]
+  tokens, logprobs, kept = _sampled(_rows(20000, **spec), max_kept=5)
+  exact = _exact(_LOGITS, **spec)
+  ids = [i for i in np.argsort(-exact, kind='stable') if exact[i]]
+  if name in ('plain', 'cold', 'hot'):  # Nothing is truncated, nor cut.
+    assert (kept == -1).all()
+  else:
+    ids = ids[:5]
+    assert (kept == ids + [-1] * (5 - len(ids))).all()
+    outside = np.setdiff1d(np.arange(_V), ids)
+    exact[outside] = 0
+    exact /= exact.sum()
+  assert _p_value(tokens, exact) > 1e-3
+  np.testing.assert_allclose(logprobs, np.log(exact[tokens]), atol=1e-5)
+
+
+def test_nothing_is_returned_where_nothing_is_recorded_or_truncates():
+  assert _sampled(_rows(4, top_k=2))[2] is None
+  assert _sampled(_rows(4), truncates=False, max_kept=5)[2] is None
+
+
+def test_greedy_takes_the_argmax_of_its_set():
+  tokens, logprobs, kept = _sampled(
+      _rows(4, temperature=0.0, top_k=3), max_kept=5
+  )
+  best = np.argsort(-_LOGITS)[:3]
+  assert tokens.tolist() == [best[0]] * 4
+  assert kept[0].tolist() == [*best, -1, -1]
+  exact = _exact(_LOGITS, top_k=3)
+  np.testing.assert_allclose(logprobs, np.log(exact[best[0]]), atol=1e-6)
+
+
+@pytest.mark.parametrize('max_kept', [0, 12])
+def test_a_row_that_truncates_nothing_draws_alike_in_both_programs(max_kept):
   rows = _rows(500, temperature=0.9)
   plain, plain_logprobs = _sample(rows, truncates=False)
-  tokens, logprobs = _sample(rows, truncates=True)
+  tokens, logprobs = _sample(rows, truncates=True, max_kept=max_kept)
   assert (plain == tokens).all()
   np.testing.assert_allclose(plain_logprobs, logprobs, atol=1e-6)
 

@@ -70,9 +70,15 @@ def test_weights_are_over_groups_rollouts_turns_and_tokens():
 
 @pytest.mark.parametrize(
     'sampling',
-    [records.SamplingSpec(temperature=0.0), records.SamplingSpec(top_k=5)],
+    [
+        records.SamplingSpec(temperature=0.0),
+        *(
+            records.SamplingSpec(**fields)
+            for fields in ({'top_k': 5}, {'top_p': 0.9}, {'min_p': 0.1})
+        ),
+    ],
 )
-def test_what_was_not_sampled_from_the_whole_policy_never_trains(sampling):
+def test_what_was_not_sampled_from_a_known_policy_never_trains(sampling):
   group = _group([1.0, 0.0], [[1], [1]])
   bad = dataclasses.replace(
       group.trajectories[0], turns=(_turn(2, sampling),)
@@ -80,6 +86,42 @@ def test_what_was_not_sampled_from_the_whole_policy_never_trains(sampling):
   group = records.Group(group.task, (bad, group.trajectories[1]))
   with pytest.raises(ValueError, match='cannot be trained on'):
     batches.flow_grpo_rows([group], _CONFIG)
+
+
+def test_sets_become_rows_as_they_were_recorded():
+  kept = records.KeptSets.of((2, 1, 3), (3, 9, 4, 7, 5, 6))
+  turn = _turn(3, records.SamplingSpec(top_p=0.9))
+  turn = dataclasses.replace(
+      turn, completion=dataclasses.replace(turn.completion, kept=kept)
+  )
+  group = _group([1.0, 0.0], [[3], [1]])
+  truncated = dataclasses.replace(group.trajectories[0], turns=(turn,))
+  group = records.Group(group.task, (truncated, group.trajectories[1]))
+  first, second = batches.flow_grpo_rows([group], _CONFIG).rows
+  # Of responses 3, 4, 5.
+  assert first.kept.tolist() == [[3, 9, -1], [4, -1, -1], [7, 5, 6]]
+  assert second.kept is None
+  metrics = batches.collected([group])
+  assert metrics['kept/mean'] == 2.0 and metrics['kept/max'] == 3
+  assert 'kept/mean' not in batches.collected([_group([1.0], [[3]])])
+
+
+def test_sets_of_another_response_never_train():
+  turn = _turn(2, records.SamplingSpec(top_p=0.9))
+  group = _group([1.0, 0.0], [[1], [1]])
+  for counts, ids, message in (
+      ((1,), (3,), 'kept: 1 for 2'), ((1, 1), (3, 9), 'token 1, 4, is not in'),
+  ):
+    kept = records.KeptSets.of(counts, ids)
+    completion = dataclasses.replace(turn.completion, kept=kept)
+    bad = dataclasses.replace(
+        group.trajectories[0],
+        turns=(dataclasses.replace(turn, completion=completion),),
+    )
+    with pytest.raises(ValueError, match=message):
+      batches.flow_grpo_rows(
+          [records.Group(group.task, (bad, group.trajectories[1]))], _CONFIG
+      )
 
 
 def test_a_turn_without_logprobs_never_trains():

@@ -1,5 +1,7 @@
 import asyncio
+import dataclasses
 
+import numpy as np
 import pytest
 
 from agentflow_jax import records
@@ -56,6 +58,19 @@ def test_ids_and_logprobs_are_passed_on_as_sampled(tokenizer):
   assert engine.request.key_words == _KEY.words()
   assert engine.request.stop_ids == tokenizer.stop_ids
   assert engine.request.stop_fn is None
+
+
+def test_sets_are_passed_on_as_recorded(tokenizer):
+  sets = tuple(np.array(ids, np.int32) for ids in ([5, 70_000], [6], [1, 2, 3]))
+  result = api.Result((5, 6, 2), (-0.1,) * 3, 'length', 0, 0.0, 0.0, sets)
+  completion = _generate(
+      _Engine(result), tokenizer, records.SamplingSpec(top_p=0.9)
+  )
+  assert completion.kept == records.KeptSets.of(
+      (2, 1, 3), (5, 70_000, 6, 1, 2, 3)
+  )
+  result = dataclasses.replace(result, kept=None)
+  assert _generate(_Engine(result), tokenizer).kept is None
 
 
 def test_a_stop_string_across_tokens_keeps_the_ids_that_complete_it(tokenizer):

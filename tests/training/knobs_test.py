@@ -54,6 +54,13 @@ def _check(path, *pairs):
         ),
         (_QUICKSTART, [('agent.endpoint.model', 'm')]),
         (_QUICKSTART, [('planner.vocab_size', '500')]),
+        (_QUICKSTART, [('engine.max_kept', '64')]),
+        (
+            _QUICKSTART,
+            [('engine.max_kept', '64'), ('planner.backend', 'endpoint'),
+             ('planner.sampling.top_p', '0.9'),
+             ('agent.verifier.backend', 'frozen')],
+        ),
         (
             _QUICKSTART,
             [('engine.slots', '32'), ('planner.backend', 'endpoint')],
@@ -76,6 +83,10 @@ def test_an_idle_flag_is_named(path, pairs):
         (_WARM, [('sft.traces', '5'), ('teacher.wrong_what', '0.1')]),
         (_WARM, [('planner.vocab_size', '500'), ('train.steps', '3')]),
         (_QUICKSTART, [('flow_grpo.kl_coef', '0'), ('train.group_size', '4')]),
+        (
+            _QUICKSTART,
+            [('planner.sampling.min_p', '0.1'), ('engine.max_kept', '64')],
+        ),
         (
             _QUICKSTART,
             [('planner.backend', 'endpoint'), ('agent.endpoint.model', 'm'),

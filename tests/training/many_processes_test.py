@@ -157,6 +157,31 @@ def test_samplers_split_over_a_process_s_devices_sample_the_same(alone):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('split', [1, -1])
+def test_sets_that_processes_recorded_are_told_to_all(alone, split):
+  flags = (
+      '--config.planner.sampling.top_p=0.9', '--config.engine.max_kept=8',
+      '--config.train.steps=2', f'--config.mesh.sampler_devices={split}',
+  )
+  found = []
+  for processes in (1, 2):
+    job = _Job(alone, f'kept_{split}_on_{processes}', processes, *flags)
+    assert job.wait() == 0, job.text()
+    summary = json.loads((job.workdir / 'summary.json').read_text())
+    assert summary['compiles/after_warmup'] == 0
+    lines = (job.workdir / 'metrics.jsonl').read_text().splitlines()
+    assert all(json.loads(l)['update/logprob_gap/max'] <= 1e-5 for l in lines)
+    found.append([
+        (t.completion.response_ids, t.completion.kept)
+        for path in sorted((job.workdir / 'rollouts').iterdir())
+        for g in rollout_files.read(path)
+        for r in g.trajectories for t in r.turns
+    ])
+  assert found[0] == found[1]
+  assert len(found[0]) > 10 and all(kept for _, kept in found[0])
+
+
+@pytest.mark.slow
 def test_told_to_stop_it_commits_and_goes_on_with_other_processes(alone):
   job = _Job(alone, 'stopped', 4)
   job.wait_for_step(1)  # Nothing is committed before the second.

@@ -11,8 +11,10 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.core import batch, sharding, update
 from agentflow_jax.inference import api, engine
-from agentflow_jax.training import batches, collect, exits, system
+from agentflow_jax.training import batches, collect, exits, rollout_files
+from agentflow_jax.training import system
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import processes as processes_lib
 from agentflow_jax.training import trainer as trainer_lib
 from tests.training import mini
 
@@ -39,6 +41,87 @@ def live(tmp_path_factory):
   trainer = trainer_lib.Trainer(parts)
   yield parts, rows, trainer, trainer.state
   asyncio.run(parts.close())
+
+
+@pytest.fixture(scope='module')
+def truncated(tmp_path_factory):
+  """As `live`, of a planner that truncates: what rolls out, and a trainer."""
+  directory = tmp_path_factory.mktemp('truncated')
+  config = config_lib.override(mini.config(directory), [
+      ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8'),
+  ])
+  parts = system.build(config, epath.Path(directory), system.make_mesh(config))
+  parts.warmup()
+  trainer = trainer_lib.Trainer(parts)
+  yield parts, trainer, trainer.state
+  asyncio.run(parts.close())
+
+
+def _truncated_rows(parts, **sampling):
+  """Rollouts of the planner, sampled so, as they are read from a journal."""
+  planner = parts.agent.planner
+  spec = dataclasses.replace(planner.sampling, **sampling)
+  planner = dataclasses.replace(planner, sampling=spec)
+  groups = asyncio.run(collect.groups(
+      dataclasses.replace(parts.agent, planner=planner),
+      parts.tasks.train,
+      group_size=4,
+      key=records.RequestKey(0, records.Purpose.TRAIN, 0, '', 0),
+      limit=asyncio.Semaphore(64),
+      processes=processes_lib.Processes(),  # One an event loop.,
+  ))
+  data = rollout_files.to_bytes(groups)
+  assert rollout_files.from_bytes(data, 'journal') == groups
+  return batches.flow_grpo_rows(
+      rollout_files.from_bytes(data, 'journal'), parts.config.flow_grpo
+  ).rows
+
+
+@pytest.mark.parametrize(
+    'spec, most',
+    [
+        ({'top_p': 0.9}, None), ({'top_p': 1.0, 'top_k': 5}, 5),
+        ({'top_p': 1.0, 'min_p': 0.05}, None),
+        # So much mass takes more than max_kept.
+        ({'top_p': 0.99999, 'temperature': 3.0}, 8),
+    ],
+)
+def test_truncated_rollouts_are_on_policy_within_1e_5(truncated, spec, most):
+  parts, trainer, state = truncated
+  compiled = parts.engine.compilations
+  rows = _truncated_rows(parts, **spec)
+  assert parts.engine.compilations == compiled
+  sizes = np.concatenate([(row.kept >= 0).sum(axis=1) for row in rows])
+  assert sizes.max() == most if most else 1 < sizes.max() < 8
+  metrics = _step((parts, rows, trainer, state), rows)
+  assert metrics['update/logprob_gap/max'] <= 1e-5
+  # One mini-batch: the policy is the one that sampled.
+  for name in ('ratio_mean', 'ratio_min', 'ratio_max'):
+    assert abs(metrics[f'update/{name}'] - 1) <= 1e-5
+  assert metrics['update/n_targets'] == sum(len(r.response_ids) for r in rows)
+
+
+def test_a_trainer_that_ignores_the_sets_is_stopped(truncated):
+  parts, trainer, state = truncated
+  rows = _truncated_rows(parts)
+  ignorant = [dataclasses.replace(row, kept=None) for row in rows]
+  with pytest.raises(exits.RunStopped, match='scores the sampled tokens'):
+    _step((parts, rows, trainer, state), ignorant)
+
+
+def test_sets_that_lack_an_id_are_caught(truncated):
+  parts, trainer, state = truncated
+  rows = _truncated_rows(parts)
+
+  def narrower(row):
+    kept = np.full_like(row.kept, -1)
+    for to, ids, token in zip(kept, row.kept, row.response_ids, strict=True):
+      others = ids[(ids >= 0) & (ids != token)][:-1]
+      to[: len(others) + 1] = [token, *others]
+    return dataclasses.replace(row, kept=kept)
+
+  with pytest.raises(exits.RunStopped, match='scores the sampled tokens'):
+    _step((parts, rows, trainer, state), [narrower(row) for row in rows])
 
 
 def _step(live, rows, params=None):

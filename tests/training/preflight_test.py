@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from agentflow_jax.core import model
+from agentflow_jax.inference import batching
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import preflight
 from agentflow_jax.training import topologies
@@ -67,6 +68,34 @@ def test_every_program_of_the_run_is_compiled(reports):
   assert set(reports['split']['programs']) == {
       'update of rows of 192', 'handover to the sampler', 'prefill', 'decode'
   }
+
+
+def test_a_planner_that_truncates_has_programs_of_its_own(tmp_path, monkeypatch):
+  config = config_lib.override(_config(tmp_path, data=8), [
+      ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8'),
+      ('flow_grpo.old_logprobs', 'recompute'),
+  ])
+  asked = []
+  original = batching.Programs.decode
+  monkeypatch.setattr(
+      batching.Programs, 'decode',
+      lambda self, truncates: asked.append(truncates)
+      or original(self, truncates),
+  )
+  report = preflight.check(config, _NETWORK, topologies.parse('cpu:8'))
+  assert asked == [True]
+  assert set(report['programs']) == {
+      'update of rows of 192', 'old logprobs of rows of 192', 'prefill',
+      'decode',
+  }
+  config = config_lib.override(config, [('engine.max_kept', '300')])
+  with pytest.raises(config_lib.ConfigError, match='max_kept 300.*256'):
+    preflight.network(dataclasses.replace(
+        config,
+        planner=dataclasses.replace(
+            config.planner, directory='', model=_NETWORK, vocab_size=256
+        ),
+    ))
 
 
 def test_parameters_that_are_split_are_sent_around(reports):

@@ -76,6 +76,55 @@ def test_a_prompt_is_written_as_the_difference_to_the_turn_before(tmp_path):
   assert '"advantage":0.75' in text
 
 
+def _truncated(kept):
+  turn = _turn((1, 2))
+  return dataclasses.replace(
+      turn, sampling=records.SamplingSpec(top_p=0.9),
+      completion=dataclasses.replace(turn.completion, kept=kept),
+  )
+
+
+def test_sets_are_written_and_read_back_and_files_without_stay_the_same():
+  kept = records.KeptSets.of((1, 3), (5, 9, 6, 151_000))
+  first, second = _group().trajectories
+  group = records.Group(
+      _group().task,
+      (
+          dataclasses.replace(
+              first, turns=(_truncated(kept), _turn((1, 2)), _truncated(kept))
+          ),
+          second,
+      ),
+  )
+  data = rollout_files.to_bytes([group])
+  assert rollout_files.from_bytes(data, 'x') == [group]
+  text = zstandard.ZstdDecompressor().decompress(data).decode(
+      'utf-8', 'surrogatepass'
+  )
+  line = '"kept":{"counts":[1,3],"ids":[5,9,6,151000]}'
+  assert text.count(line) == 2 and text.count('kept') == 2
+
+
+@pytest.mark.parametrize('change', [
+    ('"counts":[1,1]', '"counts":[1,2]'), ('"counts":[1,1],', ''),
+    ('"ids":[5,6]', '"ids":[5,"6"]'), ('"ids":[5,6]', '"ids":[5,99999999999]'),
+])
+def test_sets_that_do_not_add_up_are_one_clear_error(change):
+  kept = records.KeptSets.of((1, 1), (5, 6))
+  group = records.Group(_group().task, (
+      dataclasses.replace(_group().trajectories[0], turns=(_truncated(kept),)),
+  ))
+  text = zstandard.ZstdDecompressor().decompress(
+      rollout_files.to_bytes([group])
+  )
+  broken = text.replace(*(part.encode() for part in change))
+  assert broken != text
+  with pytest.raises(rollout_files.RecordError, match='what x sent'):
+    rollout_files.from_bytes(
+        zstandard.ZstdCompressor().compress(broken), 'what x sent'
+    )
+
+
 @pytest.mark.parametrize('damage', ['cut', 'garbage', 'schema', 'empty'])
 def test_a_broken_file_is_one_clear_error(tmp_path, damage):
   path = epath.Path(tmp_path) / 'x.zst'

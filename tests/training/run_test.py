@@ -102,9 +102,31 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(
 @pytest.mark.slow
 def test_refilled_groups_end_in_the_same_bits_as_well(tmp_path, monkeypatch):
   config = mini.config(tmp_path / 'in', steps=2, refill_rounds=2)
+  lines = _whole_and_cut(config, tmp_path, monkeypatch)
+  assert sum(line['groups/dropped'] for line in lines) > 0
+
+
+def test_a_planner_that_truncates_ends_in_the_same_bits_as_well(
+    tmp_path, monkeypatch
+):
+  config = mini.config(tmp_path / 'in', steps=2)
+  config = config_lib.override(config, [
+      ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8'),
+      ('flow_grpo.old_logprobs', 'recompute'),
+  ])
+  lines = _whole_and_cut(config, tmp_path, monkeypatch)
+  for line in lines:
+    assert 1 < line['kept/mean'] < line['kept/max'] <= 8
+    assert line['update/logprob_gap/max'] <= 1e-5
+  summary = json.loads((tmp_path / 'whole' / 'summary.json').read_text())
+  # Rollouts, and evaluations sampled and greedy.
+  assert summary['compiles/after_warmup'] == 0
+
+
+def _whole_and_cut(config, tmp_path, monkeypatch):
+  """Holds a run against one cut off in its second step; returns its metrics."""
   run.train(config, str(tmp_path / 'whole'), quiet=True)
   lines = (tmp_path / 'whole' / 'metrics.jsonl').read_text().splitlines()
-  assert sum(json.loads(line)['groups/dropped'] for line in lines) > 0
   calls, original = [], trainer.Trainer.step
 
   def cut(self, mini_batches):
@@ -117,10 +139,12 @@ def test_refilled_groups_end_in_the_same_bits_as_well(tmp_path, monkeypatch):
     patch.setattr(trainer.Trainer, 'step', cut)
     with pytest.raises(_Killed):
       run.train(config, str(tmp_path / 'cut'), quiet=True)
+  assert list((tmp_path / 'cut' / 'journal').iterdir())
   run.train(config, str(tmp_path / 'cut'), quiet=True)
   assert acceptance.fingerprint(tmp_path / 'cut') == acceptance.fingerprint(
       tmp_path / 'whole'
   )
+  return [json.loads(line) for line in lines]
 
 
 def test_stopped_in_an_evaluation_a_run_keeps_its_step(

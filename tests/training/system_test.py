@@ -40,7 +40,12 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
 @pytest.mark.parametrize(
     'overrides, message',
     [
-        ({'planner.sampling.top_p': '0.9'}, 'must be off'),
+        ({'planner.sampling.top_p': '0.9'}, 'set engine.max_kept'),
+        ({'planner.sampling.min_p': '0.1'}, 'turn top_k, top_p and min_p off'),
+        (
+            {'planner.sampling.top_k': '9', 'engine.max_kept': '8'},
+            'top_k 9 exceeds engine.max_kept, 8',
+        ),
         ({'planner.sampling.temperature': '0'}, 'greedy responses'),
         ({'train.group_size': '1'}, 'no advantage'),
         (
@@ -76,6 +81,26 @@ def test_what_cannot_work_or_is_not_read_is_refused(overrides, message):
   with pytest.raises(config_lib.ConfigError) as error:
     checks.check(config)
   assert message in str(error.value)
+
+
+def test_truncation_is_taken_where_sets_are_recorded_or_nothing_needs_them():
+  for name, value in (('top_k', '8'), ('top_p', '0.9'), ('min_p', '0.1')):
+    checks.check(config_lib.override(_BASE, [
+        (f'planner.sampling.{name}', value), ('engine.max_kept', '8'),
+    ]))
+  warm = config_lib.load(
+      str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
+  )
+  # The teacher's turns are trained on; evaluation alone samples.
+  checks.check(config_lib.override(warm, [('planner.sampling.top_p', '0.9')]))
+
+
+def test_more_ids_than_the_vocabulary_are_an_error_at_start(tmp_path):
+  config = config_lib.override(mini.config(tmp_path), [
+      ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '5000'),
+  ])
+  with pytest.raises(config_lib.ConfigError, match='engine.max_kept 5000'):
+    system.build(config, epath.Path(tmp_path))
 
 
 def test_a_warm_start_needs_the_teacher_s_tasks(tmp_path):
