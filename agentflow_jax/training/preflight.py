@@ -287,14 +287,15 @@ def _lowered(config, planner, mesh, topology):
       'optimizer state': _bytes(state.opt_state),
       'where it starts from (reference, base)': _bytes(params),
       'sampler: parameters, and the next ones': 2 * _bytes(sampled),
-      'sampler: keys and values': (
-          _bytes(pool) + _bytes(sampler.kept_shapes())
-      ),
+      'sampler: keys and values': _bytes(pool),
+      'sampler: rows gathered of them': _bytes(sampler.kept_shapes()),
   }
   if has_frozen:
     held |= {
         'frozen modules: parameters': _bytes(sampled),
-        'frozen modules: keys and values': held['sampler: keys and values'],
+        'frozen modules: keys and values': (
+            _bytes(pool) + _bytes(sampler.kept_shapes())
+        ),
     }
   return programs, held, local
 
@@ -413,7 +414,10 @@ def _estimated(config, planner, mesh, chip, report, local):
       config.engine.pages * config.engine.page_tokens
   )
   weights = report['programs']['decode']['argument_bytes']
-  weights -= report['bytes_a_chip']['sampler: keys and values']
+  weights -= sum(
+      report['bytes_a_chip'][f'sampler: {name}']
+      for name in ('keys and values', 'rows gathered of them')
+  )
   decode = steps * (
       weights + config.engine.slots * seen * kv
   ) / chip.bandwidth

@@ -167,23 +167,29 @@ def _latencies(args, rollouts):
   return [[draw() for _ in turns[1:]] for turns in rollouts]
 
 
+def _is_cpu():
+  return jax.default_backend() == 'cpu'
+
+
 def _limits(dtype):
   """Returns this process's fastest product [FLOP/s] and reading [bytes/s]."""
   flop = bandwidth = 0.0
-  a = jnp.ones((2048, 2048), dtype)
+  # Large enough that a launch does not count.
+  width, size = (2048, 2**26) if _is_cpu() else (8192, 2**30)
+  a = jax.random.normal(jax.random.key(0), (width, width), dtype)
   product = jax.jit(
       lambda a: jnp.matmul(
           a, a, precision='highest' if dtype == 'float32' else None
       )
   )
-  x = jnp.ones(64 * 2**20, jnp.float32)
+  x = jnp.ones(size, jnp.float32)
   read = jax.jit(lambda x: x.reshape(64, -1).max(axis=1))
   for f, array in ((product, a), (read, x)):
     jax.block_until_ready(f(array))
   for _ in range(5):
     start = time.perf_counter()
     jax.block_until_ready(product(a))
-    flop = max(flop, 2 * 2048**3 / (time.perf_counter() - start))
+    flop = max(flop, 2 * width**3 / (time.perf_counter() - start))
     start = time.perf_counter()
     jax.block_until_ready(read(x))
     bandwidth = max(bandwidth, x.nbytes / (time.perf_counter() - start))

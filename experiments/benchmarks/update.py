@@ -68,6 +68,10 @@ def _arguments():
   parser.add_argument(
       '--remat', choices=('none', 'dots', 'full'), default='none'
   )
+  parser.add_argument(
+      '--attention', choices=('auto', 'dense', 'blocks', 'pallas'),
+      default='auto',
+  )
   parser.add_argument('--kl_coef', type=float, default=1e-3)
   parser.add_argument('--out', default='')
   return parser.parse_args()
@@ -244,7 +248,8 @@ def _measure(args, config, rows, length):
 def main():
   args = _arguments()
   config = dataclasses.replace(
-      MODELS[args.model], dtype=args.dtype, remat=args.remat
+      MODELS[args.model], dtype=args.dtype, remat=args.remat,
+      attention=args.attention,
   )
   rows = _read(args, config.vocab_size)
   length = args.micro_tokens or _row_length(rows, args.layout)
