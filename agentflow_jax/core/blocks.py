@@ -18,6 +18,8 @@ _QUERIES, _KEYS = 256, 128
 # Blocks of a kernel are multiples of what a TPU's registers hold in a row.
 _LANES = 128
 _MIN_BLOCK = 8
+# What kernels have been written for.
+KERNEL_HEADS = (64, 128, 256)
 # Below this the dense product is faster than a loop over blocks.
 _MIN_BLOCKED = 1024
 
@@ -48,15 +50,22 @@ class Blocks:
       )
 
 
-def blocks_of(length: int, choice: str = 'auto') -> Blocks | None:
+def blocks_of(
+    length: int, choice: str = 'auto', head_dim: int = 0
+) -> Blocks | None:
   """Returns how rows of T tokens are cut; None for dense rows.
 
   Args:
     length: T.
     choice: see ModelConfig.attention.
+    head_dim: E, which decides whether there is a kernel; 0 for none.
   """
   if choice == 'auto':
     choice = 'blocks' if length >= _MIN_BLOCKED else 'dense'
+    # The kernel for TPUs has run on none yet.
+    is_gpu = jax.default_backend() == 'gpu'
+    if choice == 'blocks' and is_gpu and head_dim in KERNEL_HEADS:
+      choice = 'pallas'
   if choice == 'dense':
     return None
   if choice == 'pallas':

@@ -61,7 +61,7 @@ def done(
   n_micro = int(batch.n_micro)
   ends = np.asarray(batch.subtree_end)[:n_micro]
   _, rows, length = ends.shape
-  blocks = blocks_lib.blocks_of(length, config.attention)
+  blocks = blocks_lib.blocks_of(length, config.attention, config.head_dim)
   if blocks is None:
     pairs = ends.size * length
   else:
@@ -128,7 +128,7 @@ def update_done(
   attends = forward(config, Work(0, work.pairs, 0))
   total = update_needed(config, work, reference=reference)
   total += forward(config, Work(0, 0, work.targets))
-  blocks = blocks_lib.blocks_of(length, config.attention)
+  blocks = blocks_lib.blocks_of(length, config.attention, config.head_dim)
   if blocks is not None:
     total += attends // 2  # Of the two products of a pair, that of the scores.
     if blocks.kernel == 'pallas':  # dQ and dK are kernels apart: two twice.

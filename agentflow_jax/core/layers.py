@@ -73,9 +73,9 @@ class ModelConfig:
       'dots' (all but the matrix products).
     attention: in training: 'dense' forms all scores of a row, 'blocks' those of
       two blocks at a time and none of blocks that do not see each other;
-      'pallas' is a kernel for TPUs and CUDA GPUs (interpreted, slowly, on CPU)
-      that has not run on either yet; 'auto' takes blocks for rows of 1,024
-      tokens and more.
+      'pallas' is a kernel for TPUs, where it has not run yet, and CUDA GPUs
+      (interpreted, slowly, on CPU); 'auto' takes blocks for rows of 1,024 tokens
+      and more, and on GPUs the kernel for them.
     lora: the adapters that parameters hold besides, if any.
   """
 
@@ -123,7 +123,9 @@ class ModelConfig:
       raise ValueError(f'remat: unknown {self.remat!r}')
     if self.attention not in ('auto', 'dense', 'blocks', 'pallas'):
       raise ValueError(f'attention: unknown {self.attention!r}')
-    if self.attention == 'pallas' and self.head_dim not in (64, 128, 256):
+    if self.attention == 'pallas' and self.head_dim not in (
+        blocks_lib.KERNEL_HEADS
+    ):
       raise ValueError(
           "attention='pallas' needs a head_dim of 64, 128 or 256:"
           f" {self.head_dim}; take 'blocks'"
@@ -293,7 +295,9 @@ class _Attention(nn.Module):
     else:
       y = attention.attend_blocks(
           q, k, v, context.subtree_end,
-          blocks=blocks_lib.blocks_of(length, config.attention),
+          blocks=blocks_lib.blocks_of(
+              length, config.attention, config.head_dim
+          ),
           dtype=config.dtype,
           mesh=self.constrain.mesh, rows=self.constrain.rows,
       )

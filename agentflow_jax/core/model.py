@@ -216,7 +216,9 @@ def hidden_states(
   Returns:
     dtype[B, T, D], what `unembed` takes.
   """
-  if blocks_lib.blocks_of(token_ids.shape[1], config.attention) is None:
+  if blocks_lib.blocks_of(
+      token_ids.shape[1], config.attention, config.head_dim
+  ) is None:
     mask, ends = attention.visible(subtree_end), None
   else:
     mask, ends = None, subtree_end

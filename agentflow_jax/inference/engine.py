@@ -111,6 +111,8 @@ class Engine:
     self._turn = 0  # Calls of prefill.
     self._mark = 0.0  # Up to when pending_seconds is counted.
     self._cause: BaseException | None = None  # Of an end that nobody asked for.
+    # Of the last call of prefill: whether all is finite, and when it was made.
+    self._reading: tuple[jax.Array, float] | None = None
     self._is_spoilt = False  # Pages may hold what is not finite.
     self._closing = False
     self._thread = threading.Thread(
@@ -307,7 +309,7 @@ class Engine:
         except Exception as e:  # Boundary: its requests get an EngineError.
           logging.exception('Engine %s lost %d requests.', self.name, len(rows))
           self._settle([(p, _failure(self.name, e)) for p in rows.values()])
-          self._is_spoilt = True  # The call took the pool with it.
+          self._is_spoilt, self._reading = True, None  # It took the pool.
     except BaseException as e:  # Such as no room for a new pool.
       logging.exception('Engine %s ends.', self.name)
       self._cause = e
@@ -320,11 +322,7 @@ class Engine:
   def _wait(self) -> dict[int, scheduling.Pending] | None:
     """Returns what to work on, by slot; None to end."""
     with self._wake:
-      is_idle = self._scheduler.is_idle
-      rows = self._next_rows()
-      if is_idle:
-        self._mark = time.monotonic()
-      return rows
+      return self._next_rows()
 
   def _next_rows(self) -> dict[int, scheduling.Pending] | None:
     """Does so; the lock is held.
@@ -332,6 +330,11 @@ class Engine:
     The first request of an idle engine waits a little for company.
     """
     scheduler = self._scheduler
+
+    def wait(seconds=None):
+      self._wake.wait(seconds)
+      self._mark = time.monotonic()  # Nothing was pending.
+
     while not self._closing:
       scheduler.free_slots()
       if self._is_spoilt and scheduler.is_idle:
@@ -344,13 +347,13 @@ class Engine:
         waited = time.monotonic() - scheduler.queue[0].submitted
         left = self.config.coalesce_seconds - waited
         if len(scheduler.queue) < self.config.slots and left > 0:
-          self._wake.wait(left)
+          wait(left)
           continue
       if self._next is None and not self._is_spoilt:
         self._count_admitted(scheduler.fill_slots(self._turn))
       if not scheduler.is_idle:
         return scheduler.used
-      self._wake.wait()
+      wait()
     return None
 
   def _count_admitted(self, admitted: list[scheduling.Pending]):
@@ -381,6 +384,7 @@ class Engine:
     # Apart, so that who else samples does not choose a request's program.
     for truncates, some in by_kind.items():
       self._decode(some, truncates)
+    self._finish_prefill()  # Before anybody gets its pages.
 
   def _prefill(self, rows: list[batching.Row]):
     """Reads a call's worth of pieces; the row that waited longest is first."""
@@ -392,22 +396,37 @@ class Engine:
     start = time.monotonic()
     with launches.over(self._devices):
       self._pool, is_finite = prefill(self._params, self._pool, segments)
-    self._is_spoilt |= not is_finite  # Waits for the device.
+    # So that the device has this one when it is done with the one before.
+    self._finish_prefill()
+    self._reading = is_finite, start
     for row, _, nodes in pieces:
       row.turn = self._turn
       for node in nodes:
-        node.ready = True
+        node.ready = True  # For who is given to the device behind it.
     with self._wake:
       self._totals['prefill_calls'] += 1
       self._totals['prefill_tokens'] += sum(
           len(node.ids) for _, _, nodes in pieces for node in nodes
       )
+
+  def _finish_prefill(self):
+    """Waits for the last call of prefill, if nobody has yet."""
+    if self._reading is None:
+      return
+    (is_finite, start), self._reading = self._reading, None
+    self._is_spoilt |= not is_finite
+    with self._wake:
       self._count('prefill_seconds', start)
 
   def _count(self, name: str, start: float) -> float:
-    """Adds up a call's seconds and those since the last one; returns now."""
+    """Adds up seconds of the device, and all since the last time; returns now.
+
+    Args:
+      name: of which total.
+      start: when it was given the call, maybe behind another one.
+    """
     now = time.monotonic()
-    self._totals[name] += now - start
+    self._totals[name] += now - max(start, self._mark)
     self._totals['pending_seconds'] += now - self._mark
     self._mark = now
     return now
@@ -418,12 +437,13 @@ class Engine:
         ((slot, p.row) for slot, p in slots.items()), self.config
     )
     decode = self._programs.decode(truncates)
+    self._finish_prefill()
     start = time.monotonic()
     with launches.over(self._devices):
       self._pool, self._kept, sampled = decode(
           self._params, self._pool, self._kept, rows
       )
-    host = jax.device_get(sampled)  # The only wait for the device.
+    host = jax.device_get(sampled)
     # Seen at once, and in rows whose callers have left, too.
     self._is_spoilt |= not np.isfinite(host.logprobs).all()
     with self._wake:

@@ -269,3 +269,12 @@ def test_which_rows_are_cut_into_which_blocks():
     blocks_lib.Blocks(256, 128, 'pallas')
   with pytest.raises(ValueError, match='multiple'):
     blocks_lib.Blocks(12, 8)
+
+
+def test_rows_on_a_gpu_are_gone_over_by_the_kernel(monkeypatch):
+  assert blocks_lib.blocks_of(4096, head_dim=64).kernel == 'xla'
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert blocks_lib.blocks_of(4096, head_dim=64).kernel == 'pallas'
+  assert blocks_lib.blocks_of(1000, head_dim=64) is None
+  assert blocks_lib.blocks_of(4096, head_dim=32).kernel == 'xla'
+  assert blocks_lib.blocks_of(4096, 'blocks', head_dim=64).kernel == 'xla'

@@ -4,6 +4,8 @@ import asyncio
 import dataclasses
 import random
 import threading
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -671,6 +673,23 @@ def test_requests_join_as_others_leave(own_engine):
 
 
 # Parameters.
+
+
+def test_time_without_requests_is_not_time_that_the_device_stands_idle(
+    own_engine, monkeypatch
+):
+  ahead = [0.0]
+  clock = lambda: time.monotonic() + ahead[0]
+  monkeypatch.setattr(
+      engine_lib, 'time', types.SimpleNamespace(monotonic=clock)
+  )
+  _generate(own_engine, [_request(5)])
+  before = own_engine.stats().pending_seconds
+  ahead[0] = 1000.0  # Since nobody asked for anything.
+  _generate(own_engine, [_request(6)])
+  now = own_engine.stats()
+  assert now.decode_seconds + now.prefill_seconds <= now.pending_seconds
+  assert now.pending_seconds - before < 900
 
 
 def test_new_parameters_take_effect_and_are_named(own_engine):
