@@ -183,44 +183,55 @@ def write(
     starts: int32[B], the slot of a row's first new token.
     writes: int32[B, W], see Cache.
   """
+  # XLA's CPU scatters whole pages twenty times as slowly as it puts slices.
+  return lax.platform_dependent(
+      pool, new, first, starts, writes, cpu=_write_in_turn,
+      default=_write_at_once,
+  )
+
+
+def _offsets(pool: Pool, new: Pool, starts: Array, writes: Array):
+  """Returns where in its page a row's one token goes; None for whole pages."""
   page_tokens = pool.values.shape[2]
+  width = new.values.shape[2] // writes.shape[1]
+  return starts % page_tokens if width < page_tokens else None
+
+
+def _write_in_turn(pool, new, first, starts, writes) -> Pool:
   rows, pages = writes.shape
+  offsets = _offsets(pool, new, starts, writes)
   width = new.values.shape[2] // pages
-  offsets = starts % page_tokens if width < page_tokens else None
 
-  def in_turn(pool, new, first, writes, offsets):
-
-    def one(n, pool):
-      row, page = n // pages, n % pages
-      to = first + writes[row, page]
-      offset = 0 if offsets is None else offsets[row]
-
-      def put(x, new):
-        some = lax.dynamic_slice(
-            new, (0, row, page * width, 0),
-            (new.shape[0], 1, width, new.shape[3]),
-        )
-        return lax.dynamic_update_slice(x, some, (0, to, offset, 0))
-
-      return jax.tree.map(put, pool, new)
-
-    return lax.fori_loop(0, rows * pages, one, pool)
-
-  def at_once(pool, new, first, writes, offsets):
+  def one(n, pool):
+    row, page = n // pages, n % pages
+    to = first + writes[row, page]
+    offset = 0 if offsets is None else offsets[row]
 
     def put(x, new):
-      heads, _, _, dim = new.shape
-      if offsets is None:
-        some = new.reshape(heads, rows * pages, width, dim)
-        return x.at[:, first + writes.reshape(-1)].set(some)
-      return x.at[:, first + writes[:, 0], offsets].set(new[:, :, 0])
+      some = lax.dynamic_slice(
+          new, (0, row, page * width, 0),
+          (new.shape[0], 1, width, new.shape[3]),
+      )
+      return lax.dynamic_update_slice(x, some, (0, to, offset, 0))
 
     return jax.tree.map(put, pool, new)
 
-  # XLA's CPU scatters whole pages twenty times as slowly as it puts slices.
-  return lax.platform_dependent(
-      pool, new, first, writes, offsets, cpu=in_turn, default=at_once
-  )
+  return lax.fori_loop(0, rows * pages, one, pool)
+
+
+def _write_at_once(pool, new, first, starts, writes) -> Pool:
+  offsets = _offsets(pool, new, starts, writes)
+
+  def put(x, new):
+    heads, _, _, dim = new.shape
+    # Heads one by one: else a TPU lays the whole pool out anew for it.
+    head = jnp.arange(heads)[:, None]
+    if offsets is None:
+      some = new.reshape(heads, writes.size, -1, dim)
+      return x.at[head, first + writes.reshape(1, -1)].set(some)
+    return x.at[head, first + writes[:, 0], offsets].set(new[:, :, 0])
+
+  return jax.tree.map(put, pool, new)
 
 
 def attend_whole(

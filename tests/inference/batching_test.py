@@ -4,6 +4,7 @@ import dataclasses
 import random
 
 import jax
+from jax.experimental import topologies
 import pytest
 
 from agentflow_jax.core import handover
@@ -246,6 +247,40 @@ def test_more_devices_than_key_heads_send_no_keys_or_values():
     streams = 5 * rows * tokens * model_config.d_model * 4
     assert streams <= sent.pop('all-reduce').bytes < streams + 500
     assert sum(s.bytes for s in sent.values()) < 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['prefill', 'decode'])
+def test_a_tpu_reads_and_writes_pages_where_they_lie(name, monkeypatch):
+  """No copy of the pool, which its scatter and its kernel might lay out apart."""
+  pytest.importorskip('libtpu')
+  monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
+  found = topologies.get_topology_desc(topology_name='v5e:2x2', platform='tpu')
+  here = jax.sharding.SingleDeviceSharding(found.devices[0])
+  model_config = model.ModelConfig(
+      vocab_size=512, d_model=256, n_layers=2, n_heads=8, n_kv_heads=2,
+      head_dim=128, d_ff=256, max_positions=4096, dtype='bfloat16',
+  )
+  config = api.EngineConfig(
+      slots=16, max_prompt_tokens=1000, max_new_tokens=24, kv_tokens=2**18,
+      piece_tokens=128,
+  )
+  there = lambda tree: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree
+  )
+  params = there(
+      jax.eval_shape(lambda: model.init_params(model_config, jax.random.key(0)))
+  )
+  pool = there(jax.eval_shape(
+      lambda: pages.make_pool(model_config, config.pages, config.page_tokens)
+  ))
+  reading = batching.reading_of(model_config, config, here)
+  assert reading.way == 'kernel' and not reading.unrolled
+  programs = batching.Programs(model_config, config, params, pool, reading)
+  program = programs.prefill() if name == 'prefill' else programs.decode(False)
+  assert ('tpu_custom_call' in program.as_text()) == (name == 'decode')
+  of_pool = 2 * pool.keys.size * 2
+  assert program.memory_analysis().temp_size_in_bytes < of_pool / 10
 
 
 def _finish(ids, done, logprobs=None, **kwargs):

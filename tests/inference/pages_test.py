@@ -205,6 +205,31 @@ def test_rows_may_share_pages_and_go_on_behind_a_copy():
     np.testing.assert_allclose(got[:, 0], expected[:, at], atol=2e-5)
 
 
+@pytest.mark.parametrize('kv_dtype', ['', 'int8'])
+@pytest.mark.parametrize('length', [1, 2 * P])
+def test_pages_are_written_alike_in_turn_and_at_once(length, kv_dtype):
+  config, _ = _make()
+  rng = np.random.default_rng(8)
+  pool = pages.make_pool(config, 20, P, kv_dtype)
+  pool = jax.tree.map(
+      lambda x: jnp.asarray(rng.integers(-9, 9, x.shape), x.dtype), pool
+  )
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  new = pages.new_tokens(pool, draw(3, 2, 8, length), draw(3, 2, length, 8))
+  writes = np.array([[4, 5], [9, 3], [7, 2]], np.int32)[:, : max(length // P, 1)]
+  starts = jnp.array([3, 13, 24], jnp.int32)
+  arrays = pool, new, 20, starts, jnp.asarray(writes)
+  one, other = pages._write_in_turn(*arrays), pages._write_at_once(*arrays)
+  for x, y, before in zip(*map(jax.tree.leaves, (one, other, pool))):
+    assert (x == y).all()
+    # Of the second layer alone, and a token or two pages of each row.
+    changed = np.argwhere(np.asarray(x != before).any(axis=(0, 3)))
+    if length == 1:
+      assert changed.tolist() == [[24, 3], [27, 0], [29, 5]]
+    else:
+      assert {page - 20 for page, _ in changed} == {2, 3, 4, 5, 7, 9}
+
+
 def test_copies_are_of_every_layer_and_of_nothing_else():
   config, _ = _make()
   pool = pages.make_pool(config, 5, P)
