@@ -434,7 +434,10 @@ def test_same_bits_with_the_cache_and_without(engine, params):
   assert cached == again == plain
 
 
-def test_same_bits_over_long_prompts():
+@pytest.mark.parametrize(
+    'attention', ['gathered', pytest.param('blocks', marks=pytest.mark.slow)]
+)
+def test_same_bits_over_long_prompts(attention):
   config = dataclasses.replace(
       _MODEL, d_model=64, head_dim=64, max_positions=700
   )
@@ -454,20 +457,19 @@ def test_same_bits_over_long_prompts():
     requests.append(dataclasses.replace(
         _request(1, key=i, max_new_tokens=12), prompt_ids=ids
     ))
-  for attention in ('gathered', 'blocks'):
-    results = []
-    for order, changes in ((1, {}), (-1, {}), (1, {'prefix_cache': False})):
-      with engine_lib.Engine(
-          config,
-          dataclasses.replace(shapes, attention=attention, **changes), params,
-      ) as engine:
-        found = _generate(engine, requests[::order])[::order]
-        found += _generate(engine, requests[3:4])
-      results.append([_bits(r) for r in found])
-    assert results[0] == results[1] == results[2]
-    assert results[0][-1] == results[0][3]
-    for i in (6, 12):
-      _check_logprobs(config, params, requests[i], results[0][i])
+  results = []
+  for order, changes in ((1, {}), (-1, {}), (1, {'prefix_cache': False})):
+    with engine_lib.Engine(
+        config,
+        dataclasses.replace(shapes, attention=attention, **changes), params,
+    ) as engine:
+      found = _generate(engine, requests[::order])[::order]
+      found += _generate(engine, requests[3:4])
+    results.append([_bits(r) for r in found])
+  assert results[0] == results[1] == results[2]
+  assert results[0][-1] == results[0][3]
+  for i in (6, 12):
+    _check_logprobs(config, params, requests[i], results[0][i])
 
 
 def test_a_kernel_reads_pages_where_they_lie():

@@ -1,11 +1,14 @@
 """JAX's kernels over our pages, against float64; and through the engine."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 import numpy as np
 import pytest
 
+from agentflow_jax.core import handover
 from agentflow_jax.inference import kernels
 from agentflow_jax.inference import pages
 
@@ -73,6 +76,20 @@ def test_the_kernel_for_gpus_reads_pages_of_int8():
       q, pool, tables, np.array(lengths, np.int32) - 1
   )
   assert 1e-3 < _error(got, expected) < 2e-2
+
+
+@pytest.mark.parametrize('heads', [8, 6])
+def test_heads_may_be_split_over_devices(heads):
+  """Key heads over two, and the query heads of each where they divide."""
+  lengths = [40, 129]
+  q, pool, tables, expected = _case(heads, 2, 16, lengths, 2)
+  mesh = jax.sharding.Mesh(
+      np.array(jax.devices()[:4]).reshape(2, 2), handover.LOCAL_AXES
+  )
+  attend = jax.jit(functools.partial(kernels.attend, mesh=mesh))
+  got = attend(q, pool, tables, np.array(lengths, np.int32) - 1)
+  assert len(got.sharding.device_set) == 4
+  assert _error(got, expected) < 6e-3
 
 
 def test_the_kernel_for_tpus_equals_float64():
