@@ -50,6 +50,13 @@ class Blocks:
       )
 
 
+def platform_of(device: jax.Device) -> str:
+  """Returns 'cpu', 'tpu', 'cuda' or 'rocm': to JAX the last two are both 'gpu'."""
+  if device.platform != 'gpu':
+    return device.platform
+  return 'rocm' if 'rocm' in device.client.platform_version else 'cuda'
+
+
 def blocks_of(
     length: int, choice: str = 'auto', head_dim: int = 0
 ) -> Blocks | None:
@@ -62,9 +69,11 @@ def blocks_of(
   """
   if choice == 'auto':
     choice = 'blocks' if length >= _MIN_BLOCKED else 'dense'
-    # The kernel for TPUs has run on none yet.
-    is_gpu = jax.default_backend() == 'gpu'
-    if choice == 'blocks' and is_gpu and head_dim in KERNEL_HEADS:
+    # The kernel for TPUs has run on none yet, and that for GPUs on CUDA's alone.
+    has_kernel = head_dim in KERNEL_HEADS
+    if choice == 'blocks' and has_kernel and (
+        platform_of(jax.devices()[0]) == 'cuda'
+    ):
       choice = 'pallas'
   if choice == 'dense':
     return None

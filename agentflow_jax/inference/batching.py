@@ -11,6 +11,7 @@ from absl import logging
 import jax
 import numpy as np
 
+from agentflow_jax.core import blocks
 from agentflow_jax.core import model
 from agentflow_jax.inference import api
 from agentflow_jax.inference import decoding
@@ -350,7 +351,7 @@ def reading_of(
   """
   device = next(iter(sharding.device_set))
   why_not = kernels.lacks(
-      device.platform, model_config.dtype, config.kv_dtype,
+      blocks.platform_of(device), model_config.dtype, config.kv_dtype,
       model_config.head_dim,
   )
   way = config.attention

@@ -29,11 +29,13 @@ def lacks(
   """Says why there is no kernel; '' where there is one.
 
   Args:
-    platform: of the device.
+    platform: of the device, see core.blocks.platform_of.
     dtype: of the activations.
     kv_dtype: of pages, '' for that of the activations.
     head_dim: E.
   """
+  if platform == 'rocm':
+    return 'the kernel for GPUs has run on CUDA\'s alone'
   if dtype != 'bfloat16':
     return f'kernels round to bfloat16, and activations are {dtype}'
   if platform == 'tpu' and kv_dtype:

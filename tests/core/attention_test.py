@@ -1,5 +1,7 @@
 """Block attention against a dense NumPy float64 oracle."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,7 +275,15 @@ def test_which_rows_are_cut_into_which_blocks():
 
 def test_rows_on_a_gpu_are_gone_over_by_the_kernel(monkeypatch):
   assert blocks_lib.blocks_of(4096, head_dim=64).kernel == 'xla'
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+
+  def have(version):
+    client = types.SimpleNamespace(platform_version=f'PJRT C API\n{version}')
+    device = types.SimpleNamespace(platform='gpu', client=client)
+    monkeypatch.setattr(jax, 'devices', lambda: [device])
+
+  have('rocm 60300')
+  assert blocks_lib.blocks_of(4096, head_dim=64).kernel == 'xla'
+  have('cuda 12090')
   assert blocks_lib.blocks_of(4096, head_dim=64).kernel == 'pallas'
   assert blocks_lib.blocks_of(1000, head_dim=64) is None
   assert blocks_lib.blocks_of(4096, head_dim=32).kernel == 'xla'

@@ -121,6 +121,7 @@ def test_the_kernels_lower_for_their_platform(platform):
     ('tpu', 'bfloat16', 'int8', 128, 'int8'),
     ('tpu', 'bfloat16', '', 64, '128'),
     ('cuda', 'bfloat16', '', 96, 'power of two'),
+    ('rocm', 'bfloat16', '', 64, 'CUDA'),
 ])
 def test_where_there_is_no_kernel_it_says_why(
     platform, dtype, kv_dtype, dim, says
