@@ -44,13 +44,11 @@ def _make(**changes):
   params = jax.jit(model.init_params, static_argnums=0)(
       config, jax.random.key(0)
   )
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  leaves = [
-      (x + 0.2 * jax.random.normal(key, x.shape)).astype(x.dtype)
-      for x, key in zip(leaves, keys, strict=True)
-  ]
-  return config, jax.tree.unflatten(treedef, leaves)
+  rng = np.random.default_rng(1)
+  return config, jax.tree.map(
+      lambda x: jnp.asarray(x + 0.2 * rng.standard_normal(x.shape), x.dtype),
+      params,
+  )
 
 
 def _whole(config, params, ids):
