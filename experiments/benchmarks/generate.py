@@ -23,8 +23,10 @@ from those of a plain forward pass [nats], such as with --kv_dtype=int8.
 import argparse
 import asyncio
 import collections
+from concurrent import futures
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import time
@@ -173,27 +175,35 @@ def _is_cpu():
 
 def _limits(dtype):
   """Returns this process's fastest product [FLOP/s] and reading [bytes/s]."""
-  flop = bandwidth = 0.0
   # Large enough that a launch does not count.
-  width, size = (2048, 2**26) if _is_cpu() else (8192, 2**30)
+  width, size = (2048, 2**27) if _is_cpu() else (8192, 2**30)
   a = jax.random.normal(jax.random.key(0), (width, width), dtype)
   product = jax.jit(
       lambda a: jnp.matmul(
           a, a, precision='highest' if dtype == 'float32' else None
       )
   )
-  x = jnp.ones(size, jnp.float32)
-  read = jax.jit(lambda x: x.reshape(64, -1).max(axis=1))
-  for f, array in ((product, a), (read, x)):
-    jax.block_until_ready(f(array))
-  for _ in range(5):
+  flop = 2 * width**3 / _fastest(lambda: jax.block_until_ready(product(a)))
+  if not _is_cpu():
+    x = jnp.ones(size, jnp.float32)
+    read = jax.jit(lambda x: x.reshape(64, -1).max(axis=1))
+    seconds = _fastest(lambda: jax.block_until_ready(read(x)))
+    return flop, x.nbytes / seconds
+  # XLA reads an array with one core, NumPy with as many as there are threads.
+  x = np.ones((os.cpu_count() or 1, size), np.float32)
+  with futures.ThreadPoolExecutor(len(x)) as threads:
+    seconds = _fastest(lambda: list(threads.map(np.max, x)))
+  return flop, x.nbytes / seconds
+
+
+def _fastest(call):
+  """Returns the seconds of the fastest of six calls."""
+  seconds = []
+  for _ in range(6):
     start = time.perf_counter()
-    jax.block_until_ready(product(a))
-    flop = max(flop, 2 * width**3 / (time.perf_counter() - start))
-    start = time.perf_counter()
-    jax.block_until_ready(read(x))
-    bandwidth = max(bandwidth, x.nbytes / (time.perf_counter() - start))
-  return flop, bandwidth
+    call()
+    seconds.append(time.perf_counter() - start)
+  return min(seconds)
 
 
 async def _run(sampler, rollouts, latencies):
