@@ -6,6 +6,11 @@
 # for example: -- tests/core -x     or, the slow ones: -- -m slow
 # The tests run in a process a core, four at most; -- -n 0 runs them in one.
 #
+# Without arguments of pytest, those of tests/core and tests/weights come first,
+# with programs that XLA hardly optimises: they compile hundreds, run each for
+# milliseconds, and compare with references within tolerances. What says that bits
+# are equal, and all that arguments name, runs as it does in use.
+#
 # Environment: PYTHON, AGENTFLOW_VENV (see launch/install.sh)
 set -euo pipefail
 
@@ -33,5 +38,23 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 install_agentflow test
 if "$install_only"; then exit 0; fi
 cd "$ROOT"
-exec "$VENV_PYTHON" -m pytest --numprocesses=logical --maxprocesses=4 \
-  --dist=loadfile "$@"
+run_pytest() {
+  "$VENV_PYTHON" -m pytest --numprocesses=logical --maxprocesses=4 \
+    --dist=loadfile "$@"
+}
+if (($#)); then
+  run_pytest "$@"
+  exit
+fi
+quick="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+quick="${XLA_FLAGS:-} $quick"
+# XLA ends a process over a flag that it does not know (any more).
+if ! JAX_PLATFORMS=cpu XLA_FLAGS="$quick" "$VENV_PYTHON" -c \
+  'import jax; jax.devices()' >/dev/null 2>&1; then
+  run_pytest
+  exit
+fi
+status=0
+XLA_FLAGS="$quick" run_pytest tests/core tests/weights || status=$?
+run_pytest --ignore=tests/core --ignore=tests/weights || status=$?
+exit "$status"
