@@ -6,10 +6,9 @@
 # for example: -- tests/core -x     or, the slow ones: -- -m slow
 # The tests run in a process a core, four at most; -- -n 0 runs them in one.
 #
-# Without arguments of pytest, those of tests/core, tests/weights and a few files
-# come first, with programs that XLA hardly optimises: they compile hundreds, run
-# each for milliseconds, and compare with references within tolerances. What says
-# that the bits of runs are equal, and all that arguments name, runs as in use.
+# Without arguments of pytest, tests that compile much and compare within tolerances
+# come first, with programs that XLA hardly optimises (see tests/conftest.py). All
+# others, and whatever arguments name, run with programs as they are in use.
 #
 # Environment: PYTHON, AGENTFLOW_VENV (see launch/install.sh)
 set -euo pipefail
@@ -54,11 +53,7 @@ if ! JAX_PLATFORMS=cpu XLA_FLAGS="$quick" "$VENV_PYTHON" -c \
   run_pytest
   exit
 fi
-first=(
-  tests/core tests/weights tests/inference/kernels_test.py
-  tests/inference/pages_test.py tests/training/preflight_test.py
-)
 status=0
-XLA_FLAGS="$quick" run_pytest "${first[@]}" || status=$?
-run_pytest "${first[@]/#/--ignore=}" || status=$?
+XLA_FLAGS="$quick" run_pytest -m "quick and not slow" || status=$?
+run_pytest -m "not quick and not slow" || status=$?
 exit "$status"

@@ -2,8 +2,26 @@
 
 import os
 
+import pytest
+
+# Whose programs launch/test.sh has compiled fast: there are hundreds, each runs for
+# milliseconds, and what comes out is compared within tolerances, or only moved. A
+# test that says that two programs give equal bits is marked `exact`.
+_QUICK = (
+    'tests/core/', 'tests/weights/', 'tests/inference/kernels_test.py',
+    'tests/inference/pages_test.py', 'tests/training/preflight_test.py',
+)
+
 _DEVICES = '--xla_force_host_platform_device_count=8'
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}"
+
+
+@pytest.hookimpl(tryfirst=True)  # Before -m chooses.
+def pytest_collection_modifyitems(config, items):
+  for item in items:
+    where = item.path.relative_to(config.rootpath).as_posix()
+    if where.startswith(_QUICK) and not item.get_closest_marker('exact'):
+      item.add_marker('quick')

@@ -51,6 +51,7 @@ def test_what_is_handed_over_outlives_what_it_was_made_from():
   jax.tree.map(np.testing.assert_array_equal, got, params)
 
 
+@pytest.mark.exact
 def test_what_is_rounded_samples_the_same_bits():
   config = dataclasses.replace(CONFIG, dtype='bfloat16')
   mesh = sharding.make_mesh(1, 8, 1)

@@ -96,6 +96,7 @@ def test_adapters_begin_as_nothing():
     np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize(
     'dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow)]
 )

@@ -409,6 +409,7 @@ def test_sft_gradient_equals_autodiff_of_the_plain_loss():
   _assert_same(grads, expected)
 
 
+@pytest.mark.exact
 def test_state_is_born_sharded_and_the_same_on_every_mesh():
   tx = optimizer.OptimizerConfig(1e-3, weight_decay=0.1)
   states = [

@@ -136,10 +136,12 @@ def _check_reading_and_decoding(family):
     np.testing.assert_allclose(got[:, 0], expected[rows, at], atol=2e-5)
 
 
+@pytest.mark.exact
 def test_where_pages_lie_and_what_lies_about_never_shows():
   _check_where_pages_lie()
 
 
+@pytest.mark.exact
 @pytest.mark.slow
 def test_nor_does_it_where_blocks_are_gone_over(_by_blocks):
   _check_where_pages_lie()
