@@ -143,6 +143,10 @@ class EngineConfig:
       'gathered': once a request, into one piece of the longest row's room; that
       takes room for all slots once more, and is fastest on CPU. 'auto': by a
       kernel where there is one; on CPU gathered, up to 4,096 slots a row.
+    lanes: where rows are gathered, on one device, slots are decoded in so many
+      groups side by side, a thread each; elsewhere this does not count. XLA's CPU
+      computes the small products of attention on one core, so two lanes are
+      faster on two cores. It divides slots.
     prefill_pieces: pieces of prompts that are read at a time.
     piece_tokens: tokens of a piece, a multiple of page_tokens.
     prefill_burst: calls of prefill at most between two chunks of decoding, while
@@ -168,6 +172,7 @@ class EngineConfig:
   kv_dtype: str = ''
   prefix_cache: bool = True
   attention: Literal['auto', 'blocks', 'kernel', 'gathered'] = 'auto'
+  lanes: int = 1
   prefill_pieces: int = 8
   piece_tokens: int = 32
   prefill_burst: int = 16
@@ -183,6 +188,7 @@ class EngineConfig:
         'max_prompt_tokens',
         'max_new_tokens',
         'page_tokens',
+        'lanes',
         'prefill_pieces',
         'piece_tokens',
         'prefill_burst',
@@ -191,6 +197,10 @@ class EngineConfig:
     ):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be >= 1: {getattr(self, name)}')
+    if self.slots % self.lanes:
+      raise ValueError(
+          f'lanes must divide slots {self.slots}: {self.lanes}'
+      )
     if self.page_tokens < 2 or _BLOCK % self.page_tokens:
       raise ValueError(
           f'page_tokens must divide {_BLOCK}, and not be 1: {self.page_tokens}'
@@ -262,11 +272,12 @@ class EngineStats:
       of stop_fn, is of running requests, or was of requests that failed or whose
       callers left.
     prefill_calls: of the device.
-    decode_steps: a token each for all slots.
-    prefill_seconds: the device thread waited for prefill.
-    decode_seconds: likewise for decode.
-    pending_seconds: the device thread had requests in slots. What is not of the
-      two above is time that the device stood idle while work was there.
+    decode_steps: a token each for all slots of a lane.
+    prefill_seconds: in which prompts were read.
+    decode_seconds: in which tokens were sampled, in any lane.
+    busy_seconds: in which any of the two was done; both may be at a time.
+    pending_seconds: in which requests were in slots. What is not of busy_seconds
+      is time that the device stood idle while work was there.
     queue_seconds: between a request and its slot, over all that got one.
     first_token_seconds: between a request and the look that found its first
       token, over all that came so far.
@@ -291,6 +302,7 @@ class EngineStats:
   decode_steps: int = 0
   prefill_seconds: float = 0.0
   decode_seconds: float = 0.0
+  busy_seconds: float = 0.0
   pending_seconds: float = 0.0
   queue_seconds: float = 0.0
   first_token_seconds: float = 0.0

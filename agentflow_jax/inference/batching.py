@@ -35,7 +35,7 @@ class Row:
     logprobs: of them [nats].
     sets: what each of them was drawn from, where that is recorded.
     is_copied: whether the lease's tail was copied to a page of its own.
-    is_kept: whether gathered.Kept has its tokens.
+    is_kept: whether gathered.Kept has its prompt.
   """
 
   request: api.Request
@@ -128,16 +128,24 @@ def pack_pieces(
 
 
 def pack_rows(
-    rows: Iterable[tuple[int, Row]], config: api.EngineConfig
+    rows: Iterable[tuple[int, Row]],
+    config: api.EngineConfig,
+    reading: pages_lib.Reading = pages_lib.Reading(),
 ) -> decoding.Rows:
-  """Lays rows out as host arrays, each in its slot; the others are unused.
+  """Lays rows out as host arrays, each in its place; the others are unused.
 
-  A row whose tail is not copied, or that is not gathered yet, is told to be.
+  Where pages are read, a row whose tail is not copied is told to be.
+
+  Args:
+    rows: of a lane, and their places in it.
+    config: the shapes.
+    reading: says what they are decoded from, and how many lanes there are.
   """
-  slots = config.slots
+  rows = list(rows)
+  places = config.slots // reading.lanes
 
   def column(fill, dtype, *shape):
-    return np.full((slots, *shape), fill, dtype)
+    return np.full((places, *shape), fill, dtype)
 
   out = decoding.Rows(
       last=column(0, np.int32),
@@ -155,31 +163,69 @@ def pack_rows(
       ),
       copies=column(pages_lib.SCRATCH, np.int32, 2),
       n_copies=np.zeros((), np.int32),
-      fresh=column(0, np.int32),
-      n_fresh=np.zeros((), np.int32),
+      common=np.zeros((), np.int32),
+      common_row=np.zeros((), np.int32),
   )
-  n_copies, n_fresh = 0, 0
-  for slot, row in rows:
+  n_copies = 0
+  for place, row in rows:
     request, spec = row.request, row.request.sampling
-    out.last[slot] = row.ids[-1] if row.ids else request.prompt_ids[-1]
-    out.positions[slot] = len(request.prompt_ids) - 1 + len(row.ids)
-    out.sampled[slot] = len(row.ids)
-    out.left[slot] = spec.max_new_tokens - len(row.ids)
-    table = row.lease.table()
-    out.tables[slot, : len(table)] = table
-    out.stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
+    out.last[place] = row.ids[-1] if row.ids else request.prompt_ids[-1]
+    out.positions[place] = len(request.prompt_ids) - 1 + len(row.ids)
+    out.sampled[place] = len(row.ids)
+    out.left[place] = spec.max_new_tokens - len(row.ids)
+    out.stop_ids[place, : len(request.stop_ids)] = request.stop_ids
     for name in ('temperature', 'top_p', 'min_p'):
-      getattr(out.sampling, name)[slot] = getattr(spec, name)
+      getattr(out.sampling, name)[place] = getattr(spec, name)
     # More than any vocabulary has keeps all.
-    out.sampling.top_k[slot] = min(spec.top_k, np.iinfo(np.int32).max)
-    out.sampling.key_words[slot] = request.key_words
+    out.sampling.top_k[place] = min(spec.top_k, np.iinfo(np.int32).max)
+    out.sampling.key_words[place] = request.key_words
+    if reading.way == 'gathered':
+      continue
+    table = row.lease.table()
+    out.tables[place, : len(table)] = table
     if not row.is_copied and row.lease.tail is not None:
       out.copies[n_copies] = row.lease.tail.page, row.lease.own[0]
       n_copies += 1
-    if not row.is_kept:
-      out.fresh[n_fresh] = slot
-      n_fresh += 1
-  return out.replace(n_copies=np.int32(n_copies), n_fresh=np.int32(n_fresh))
+  out = out.replace(n_copies=np.int32(n_copies))
+  if not (rows and reading.shares):
+    return out
+  return out.replace(
+      common=np.int32(_common_parts([row for _, row in rows], config)),
+      common_row=np.int32(rows[0][0]),
+  )
+
+
+def _common_parts(rows: Sequence[Row], config: api.EngineConfig) -> int:
+  """Returns how many parts, see gathered, all rows have in common."""
+  size = gathered.PART // config.page_tokens
+  # A part that takes new tokens is no row's but its own.
+  most = min(len(row.request.prompt_ids) - 1 for row in rows) // gathered.PART
+  first = rows[0].lease.nodes
+  for j in range(most * size):
+    if any(row.lease.nodes[j] is not first[j] for row in rows):
+      return j // size
+  return most
+
+
+def pack_fresh(
+    rows: Iterable[tuple[int, Row]],
+    config: api.EngineConfig,
+    reading: pages_lib.Reading,
+) -> gathered.Fresh:
+  """Lays out the pages of rows of a lane that are to be gathered."""
+  places = config.slots // reading.lanes
+  fresh = gathered.Fresh(
+      tables=np.full((places, config.table_pages), pages_lib.SCRATCH, np.int32),
+      rows=np.zeros((places,), np.int32),
+      count=np.zeros((), np.int32),
+  )
+  count = 0
+  for place, row in rows:
+    table = [node.page for node in row.lease.nodes]
+    fresh.tables[place, : len(table)] = table
+    fresh.rows[count] = place
+    count += 1
+  return fresh.replace(count=np.int32(count))
 
 
 def finish(row: Row, done: bool) -> tuple[int, str] | None:
@@ -267,12 +313,13 @@ class Programs:
     )
 
   def decode(self, truncates: bool) -> Callable:
-    """Returns what takes (params, pool, kept, rows), and consumes two of them.
+    """Returns what takes (params, store, rows), and consumes the store.
 
     Args:
       truncates: whether a row may set top_k, top_p or min_p.
     """
     (params, pool), kept = self._arrays, self.kept_shapes()
+    store = pool if kept is None else kept
     name = f'decode, truncates: {truncates}'
     if truncates and self._config.max_kept:
       name += f', sets of {self._config.max_kept}'
@@ -282,14 +329,22 @@ class Programs:
             decoding.decode, model_config=self._model_config,
             config=self._config, truncates=truncates, reading=self.reading,
         ),
-        (params, pool, kept, pack_rows([], self._config)), (1, 2),
-        (_shardings(pool), _shardings(kept), None),
+        (params, store, pack_rows([], self._config, self.reading)), (1,),
+        (_shardings(store), None),
     )
 
-  def make_kept(self) -> gathered.Kept | None:
-    """Returns what `decode` takes for its kept at first."""
-    if self.reading.way != 'gathered':
-      return None
+  def gather(self) -> Callable:
+    """Returns what takes (kept, pool, fresh), and consumes what was kept."""
+    kept = self.kept_shapes()
+    return self._get(
+        'gather',
+        functools.partial(gathered.gather, dtype=self._model_config.dtype),
+        (kept, self._arrays[1], pack_fresh([], self._config, self.reading)),
+        (0,), _shardings(kept),
+    )
+
+  def make_kept(self) -> gathered.Kept:
+    """Returns what a lane keeps at first."""
     return self._get(
         'room for rows', self._empty(), (), (), _shardings(self.kept_shapes())
     )()
@@ -297,12 +352,16 @@ class Programs:
   def _empty(self) -> Callable[[], gathered.Kept]:
     config = self._config
     return functools.partial(
-        gathered.make_kept, self._model_config, config.slots,
+        gathered.make_kept, self._model_config,
+        config.slots // self.reading.lanes,
         config.table_pages * config.page_tokens,
     )
 
   def kept_shapes(self) -> gathered.Kept | None:
-    """Returns the shapes of what is kept, split as the pages are."""
+    """Returns the shapes of what a lane keeps, split as the pages are.
+
+    None where pages are read where they lie.
+    """
     if self.reading.way != 'gathered':
       return None
     where = self._arrays[1].keys.sharding
@@ -364,11 +423,23 @@ def reading_of(
     else:
       way = 'gathered' if slots <= _MAX_GATHERED else 'blocks'
   mesh = getattr(sharding, 'mesh', None)
+  alone = len(sharding.device_set) == 1
   return pages_lib.Reading(
       way=way,
       # A TPU's products read a stack where it lies, and it compiles once.
       unrolled=way == 'gathered' or device.platform != 'tpu',
+      lanes=config.lanes if way == 'gathered' and alone else 1,
+      shares=way == 'gathered' and alone and _shares(model_config, config),
       mesh=mesh if mesh is not None and mesh.size > 1 else None,
+  )
+
+
+def _shares(model_config: model.ModelConfig, config: api.EngineConfig) -> bool:
+  slots = config.table_pages * config.page_tokens
+  return slots > pages_lib.MAX_DENSE and gathered.shares_bits(
+      model_config.dtype, config.slots // config.lanes,
+      model_config.n_kv_heads, model_config.n_heads // model_config.n_kv_heads,
+      model_config.head_dim, slots,
   )
 
 

@@ -49,8 +49,8 @@ class Rows:
   sampling: sampling.RowSampling
   copies: jax.Array  # int32 [B, 2]; pages to copy first, from and to.
   n_copies: jax.Array  # int32 [].
-  fresh: jax.Array  # int32 [B]; rows to gather, see gathered.Kept.
-  n_fresh: jax.Array  # int32 [].
+  common: jax.Array  # int32 []; see gathered.Cache.
+  common_row: jax.Array  # int32 []; likewise.
 
 
 @flax.struct.dataclass
@@ -97,76 +97,79 @@ def prefill(
 
 def decode(
     params: Any,
-    pool: pages_lib.Pool,
-    kept: gathered.Kept | None,
+    store: pages_lib.Pool | gathered.Kept,
     rows: Rows,
     *,
     model_config: model.ModelConfig,
     config: api.EngineConfig,
     truncates: bool,
     reading: pages_lib.Reading,
-) -> tuple[pages_lib.Pool, gathered.Kept | None, Sampled]:
+) -> tuple[pages_lib.Pool | gathered.Kept, Sampled]:
   """Samples up to `decode_chunk` tokens of every row that is used.
 
   Args:
     params: the model's parameters, best unrolled where `reading` says so.
-    pool: the pages, with all but the last token of every row.
-    kept: what they hold of the rows, but for those that are to be gathered; None
-      where they are read where they lie.
-    rows: the requests.
+    store: all but the last token of every row: the pages, or, where `reading`
+      gathers, what is kept of them.
+    rows: the requests; tables and copies count for pages, common for what is kept.
     model_config: static.
     config: static.
     truncates: static; whether any row truncates.
     reading: static; how pages are read.
 
   Returns:
-    The pool, what is kept now, and what was sampled: sooner when all rows are
+    The store with what was read, and what was sampled: sooner when all rows are
     done.
   """
-  pool = pages_lib.copy_pages(
-      pool, model_config.n_layers, rows.copies, rows.n_copies
-  )
+  if isinstance(store, pages_lib.Pool):
+    store = pages_lib.copy_pages(
+        store, model_config.n_layers, rows.copies, rows.n_copies
+    )
   if reading.unrolled and 'layers' in params:
     params = model.unrolled(model_config, params)
-  if kept is not None:
-    kept = gathered.gather(
-        model_config.dtype, kept, pool, rows.tables, rows.fresh, rows.n_fresh
-    )
-  size = (config.slots, config.decode_chunk)
+  n_rows, = rows.last.shape
+  size = (n_rows, config.decode_chunk)
   sampled = Sampled(
       step=jnp.int32(0),
       tokens=jnp.zeros(size, jnp.int32),
       logprobs=jnp.zeros(size, jnp.float32),
-      lengths=jnp.zeros((config.slots,), jnp.int32),
+      lengths=jnp.zeros((n_rows,), jnp.int32),
       done=rows.left < 1,
       sets=jnp.full((*size, config.max_kept), -1, jnp.int32)
       if truncates and config.max_kept else None,
   )
 
-  def is_running(carry):
-    _, _, sampled, _ = carry
-    return (sampled.step < config.decode_chunk) & ~jnp.all(sampled.done)
+  is_kept = isinstance(store, gathered.Kept)
 
-  def body(carry):
-    pool, kept, sampled, last = carry
-    live = ~sampled.done
-    # A row that is done stays where it is, and writes nowhere.
-    starts = rows.positions + sampled.lengths
+  def cache_of(store, starts, live):
+    if is_kept:
+      return gathered.Cache(
+          kept=store, starts=starts, live=live,
+          common=rows.common if reading.shares else None,
+          row=rows.common_row, kv_dtype=config.kv_dtype,
+      )
     page = jnp.take_along_axis(
         rows.tables, (starts // config.page_tokens)[:, None], axis=1
     )
-    writes = jnp.where(live[:, None], page, pages_lib.SCRATCH)
-    if kept is None:
-      cache = pages_lib.Cache(
-          pool=pool, n_layers=model_config.n_layers, starts=starts,
-          tables=rows.tables, writes=writes, reading=reading,
-      )
-    else:
-      cache = gathered.Cache(
-          pool=pool, kept=kept, starts=starts, live=live, writes=writes
-      )
+    return pages_lib.Cache(
+        pool=store, n_layers=model_config.n_layers, starts=starts,
+        tables=rows.tables,
+        writes=jnp.where(live[:, None], page, pages_lib.SCRATCH),
+        reading=reading,
+    )
+
+  def is_running(carry):
+    _, sampled, _ = carry
+    return (sampled.step < config.decode_chunk) & ~jnp.all(sampled.done)
+
+  def body(carry):
+    store, sampled, last = carry
+    live = ~sampled.done
+    # A row that is done stays where it is, and writes nowhere.
+    starts = rows.positions + sampled.lengths
     hidden, cache = model.hidden_states_cached(
-        model_config, params, last[:, None], starts[:, None], cache
+        model_config, params, last[:, None], starts[:, None],
+        cache_of(store, starts, live),
     )
     logits = model.unembed(model_config, params, hidden[:, 0])
     tokens, logprobs, sets = sampling.sample(
@@ -191,9 +194,10 @@ def decode(
             sampled.sets, sets[:, None], (0, sampled.step, 0)
         ),
     )
-    return cache.pool, getattr(cache, 'kept', None), sampled, jnp.where(live, tokens, last)
+    store = cache.kept if is_kept else cache.pool
+    return store, sampled, jnp.where(live, tokens, last)
 
-  pool, kept, sampled, _ = lax.while_loop(
-      is_running, body, (pool, kept, sampled, rows.last)
+  store, sampled, _ = lax.while_loop(
+      is_running, body, (store, sampled, rows.last)
   )
-  return pool, kept, sampled
+  return store, sampled

@@ -3,7 +3,12 @@
 Every step of decoding reads all keys and values of all rows. Where no kernel
 reads them in their pages a row's are gathered once, when it is first sampled, and
 not in every step; and every layer's lie in arrays of their own, which products
-read without a copy. That takes room for the rows once more.
+read without a copy. That takes room for the rows once more. New tokens are kept
+here alone: nobody else reads them, so decoding needs no pages.
+
+Slots of long rows are divided into parts. A part that all rows have in common
+(tool cards; a query) is read once for all of them, by one product. Whether that
+gives the bits that it gives a row alone is up to a library; `shares_bits` asks it.
 """
 
 import functools
@@ -13,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+import numpy as np
 
 from agentflow_jax.core import blocks
 from agentflow_jax.core import model
@@ -20,98 +26,139 @@ from agentflow_jax.core import primitives
 from agentflow_jax.inference import pages
 
 Array = jax.Array
-# Slots that values are added up over at a time.
-BLOCK = pages.BLOCK
+# Slots of a part, but of the last one: whole blocks. XLA's CPU takes products of
+# fewer at half the speed.
+PART = 2 * pages.BLOCK
 
 
 @flax.struct.dataclass
 class Kept:
-  """Keys and values of B rows of S slots, a layer after the other.
+  """Keys and values of B rows, a layer after the other, and a part in each.
+
+  Rows of up to pages.MAX_DENSE slots are one part, as the trainer attends.
 
   Attributes:
-    keys: of each layer dtype[K, B, S, E], or [K, B, E, S] where S is beyond
-      pages.MAX_DENSE; what lies beyond a row's slots is finite.
-    values: of each layer dtype[K, B, S, E].
+    keys: of each layer and part dtype[K, B, E, S], or [K, B, S, E] of short rows;
+      what lies beyond a row's slots is finite.
+    values: of each layer and part dtype[K, B, S, E].
   """
 
-  keys: tuple[Array, ...]
-  values: tuple[Array, ...]
+  keys: tuple[tuple[Array, ...], ...]
+  values: tuple[tuple[Array, ...], ...]
 
   @property
   def slots(self) -> int:
-    """S."""
-    return self.values[0].shape[2]
+    """Of a row."""
+    return sum(x.shape[2] for x in self.values[0])
+
+  @property
+  def is_short(self) -> bool:
+    return self.slots <= pages.MAX_DENSE
 
   def put(
-      self, layer: int, keys: Array, values: Array, rows: Array, starts: Array
+      self, layer: int, keys: Array, values: Array, starts: Array, live: Array
   ) -> 'Kept':
-    """Returns these with some slots of a layer replaced.
+    """Returns these with a new slot a row in one layer.
 
     Args:
       layer: which one.
-      keys: [K, B, E], a slot a row.
+      keys: [K, B, E].
       values: likewise.
-      rows: int32[B], which ones.
-      starts: int32[B], the slots; none where that is S.
+      starts: int32[B], the slots.
+      live: bool[B], the rows that have one.
     """
-    old = self.keys[layer]
-    if self.slots <= pages.MAX_DENSE:
-      new = old.at[:, rows, starts].set(keys, mode='drop')
-    else:
-      # Places apart from each other: their axis comes first.
-      new = old.at[:, rows, :, starts].set(keys.swapaxes(0, 1), mode='drop')
-    return self._with(
-        layer, new,
-        self.values[layer].at[:, rows, starts].set(values, mode='drop'),
-    )
+    axis = 2 if self.is_short else 3
+    new_keys, new_values, first = [], [], 0
+    for k, v in zip(self.keys[layer], self.values[layer], strict=True):
+      at = starts - first
+      here = live & (at >= 0) & (at < v.shape[2])
+      new_keys.append(_put(k, keys, here, at, axis))
+      new_values.append(_put(v, values, here, at, 2))
+      first += v.shape[2]
+    return self._with(layer, new_keys, new_values)
 
-  def _with(self, layer: int, keys: Array, values: Array) -> 'Kept':
-    one = lambda old, new: (*old[:layer], new, *old[layer + 1 :])
+  def _with(self, layer, keys, values) -> 'Kept':
+    one = lambda old, new: (*old[:layer], tuple(new), *old[layer + 1 :])
     return Kept(one(self.keys, keys), one(self.values, values))
+
+
+def _put(x: Array, new: Array, here: Array, at: Array, axis: int) -> Array:
+  """Returns x with new [K, B, E] in slots `at` of the rows that are `here`."""
+  # As many turns as rows: a scatter would take B in every part.
+  order = jnp.argsort(~here)
+
+  def one(i, x):
+    row = order[i]
+    some = jnp.expand_dims(lax.dynamic_slice_in_dim(new, row, 1, 1), axis)
+    start = [0, row, 0, 0]
+    start[axis] = at[row]
+    return lax.dynamic_update_slice(x, some, start)
+
+  return lax.fori_loop(0, here.sum(), one, x)
+
+
+def parts(slots: int) -> tuple[int, ...]:
+  """Returns the slots of each part of rows of so many, whole blocks."""
+  if slots <= pages.MAX_DENSE:
+    return (slots,)
+  return tuple(min(PART, slots - i) for i in range(0, slots, PART))
 
 
 def make_kept(config: model.ModelConfig, rows: int, slots: int) -> Kept:
   """Returns what holds nothing, of B rows of S slots."""
-  shape = (config.n_kv_heads, rows, slots, config.head_dim)
-  zeros = lambda shape: tuple(
-      jnp.zeros(shape, config.dtype) for _ in range(config.n_layers)
-  )
+  lead, dim = (config.n_kv_heads, rows), config.head_dim
   is_short = slots <= pages.MAX_DENSE
-  of_keys = shape if is_short else (*shape[:2], shape[3], shape[2])
-  return Kept(zeros(of_keys), zeros(shape))
+  keys = lambda n: (*lead, n, dim) if is_short else (*lead, dim, n)
+  every = lambda shape: tuple(
+      tuple(jnp.zeros(shape(n), config.dtype) for n in parts(slots))
+      for _ in range(config.n_layers)
+  )
+  return Kept(every(keys), every(lambda n: (*lead, n, dim)))
+
+
+@flax.struct.dataclass
+class Fresh:
+  """Rows to gather."""
+
+  tables: Array  # int32 [B, M]; the pages of a row's prompt, in order.
+  rows: Array  # int32 [B]; which ones.
+  count: Array  # int32 []; how many of them.
 
 
 def gather(
-    dtype: str, kept: Kept, pool: pages.Pool, tables: Array, rows: Array,
-    count: Array,
+    kept: Kept, pool: pages.Pool, fresh: Fresh, *, dtype: str
 ) -> Kept:
   """Returns what is kept with some rows gathered from their pages.
 
   Args:
-    dtype: of the activations.
     kept: of B rows.
     pool: the pages.
-    tables: int32[B, M], the rows' pages, in order; whole blocks.
-    rows: int32[B], which rows.
-    count: int32[], how many of them.
+    fresh: the rows.
+    dtype: of the activations.
   """
-  n_layers = len(kept.keys)
+  n_layers, page_tokens = len(kept.keys), pool.keys.shape[2]
 
   def one(i, kept):
-    row = rows[i]
-    table = lax.dynamic_slice_in_dim(tables, row, 1)
+    row = fresh.rows[i]
+    table = lax.dynamic_slice_in_dim(fresh.tables, row, 1)
+    put = lambda x, new: lax.dynamic_update_slice_in_dim(x, new, row, 1)
     for layer in range(n_layers):
       first = pages.first_page(pool, n_layers, layer)
-      k, v = pages.plain(dtype, pages.take(pool, first + table))
-      if kept.slots > pages.MAX_DENSE:
-        k = k.swapaxes(2, 3)
-      put = lambda x, new: lax.dynamic_update_slice_in_dim(x, new, row, 1)  # pylint: disable=cell-var-from-loop
-      kept = kept._with(
-          layer, put(kept.keys[layer], k), put(kept.values[layer], v)
-      )
+      keys, values, start = [], [], 0
+      for k, v in zip(kept.keys[layer], kept.values[layer], strict=True):
+        end = start + v.shape[2] // page_tokens
+        new_k, new_v = pages.plain(
+            dtype, pages.take(pool, first + table[:, start:end])
+        )
+        if not kept.is_short:
+          new_k = new_k.swapaxes(2, 3)
+        keys.append(put(k, new_k))
+        values.append(put(v, new_v))
+        start = end
+      kept = kept._with(layer, keys, values)
     return kept
 
-  return lax.fori_loop(0, count, one, kept)
+  return lax.fori_loop(0, fresh.count, one, kept)
 
 
 @flax.struct.dataclass
@@ -119,67 +166,125 @@ class Cache:
   """Rows of one new token each: a core.model.Cache for unrolled layers.
 
   Attributes:
-    pool: the pages; new tokens are written there, too.
-    kept: what they hold.
+    kept: what is there.
     starts: int32[B], the slot of a row's new token.
     live: bool[B], whether it is kept.
-    writes: int32[B, 1], the page that it is written to, see pages.Cache.
+    common: int32[], parts, the first ones, that are the same in all rows that
+      anybody looks at; none of them takes a new token. None: all are apart.
+    row: int32[], one of these rows.
+    kv_dtype: as api.EngineConfig; static.
   """
 
-  pool: pages.Pool
   kept: Kept
   starts: Array
   live: Array
-  writes: Array
+  common: Array | None
+  row: Array
+  kv_dtype: str = flax.struct.field(pytree_node=False)
 
   def attend(
       self, dtype: str, layer: int, q: Array, k: Array, v: Array
   ) -> tuple[Array, 'Cache']:
     """See core.layers.Cache; one new token a row, and `layer` is static."""
-    new = pages.new_tokens(self.pool, k, v)
-    first = pages.first_page(self.pool, len(self.kept.keys), layer)
-    pool = pages.write(self.pool, new, first, self.starts, self.writes)
-    # As others will read them.
-    key, value = (x[:, :, 0] for x in pages.plain(dtype, new))
-    kept = self.kept.put(
-        layer, key, value, jnp.arange(len(self.starts)),
-        jnp.where(self.live, self.starts, self.kept.slots),
+    # Rounded as pages are.
+    key, value = (
+        x[:, :, 0] for x in pages.plain(dtype, pages.new_tokens(self.kv_dtype, k, v))
     )
-    if kept.slots <= pages.MAX_DENSE:
+    kept = self.kept.put(layer, key, value, self.starts, self.live)
+    keys, values = kept.keys[layer], kept.values[layer]
+    if kept.is_short:
       y = pages.attend_whole(
-          dtype, q, kept.keys[layer], kept.values[layer], self.starts[:, None]
+          dtype, q, keys[0], values[0], self.starts[:, None]
       )
     else:
-      y = _attend(
-          dtype, q, kept.keys[layer], kept.values[layer], self.starts
+      y = attend(
+          dtype, q, keys, values, self.starts, self.common, self.row
       )
-    return y, self.replace(pool=pool, kept=kept)
+    return y, self.replace(kept=kept)
 
 
-def _attend(
-    dtype: str, q: Array, keys: Array, values: Array, starts: Array
+def attend(
+    dtype: str, q: Array, keys: tuple[Array, ...], values: tuple[Array, ...],
+    starts: Array, common: Array | None, row: Array,
 ) -> Array:
   """softmax(q k / sqrt(E)) v, whatever there is beyond a row's slots.
 
   Args:
     dtype: of the activations.
     q: [B, K, H/K, 1, E].
-    keys: [K, B, E, S].
-    values: [K, B, S, E].
+    keys: of each part [K, B, E, S].
+    values: of each part [K, B, S, E].
     starts: int32[B], the last slot that is seen.
+    common: see Cache.
+    row: see Cache.
+
+  Returns:
+    float32[B, K, H/K, 1, E].
   """
-  heads, rows, slots, dim = values.shape
-  product = functools.partial(primitives.float32_product, dtype)
+  n_rows, heads, groups, _, dim = q.shape
   q = q[:, :, :, 0].swapaxes(0, 1)
-  scores = product('kbge,kbes->kbgs', q, keys) * (1 / math.sqrt(dim))
-  seen = jnp.arange(slots) <= starts[:, None, None]
-  scores = jnp.where(seen, scores, blocks.MASKED)
-  weights = jnp.exp(scores - scores.max(axis=3, keepdims=True))
-  total = weights.sum(axis=3)
-  # In blocks: XLA's CPU is faster at short sums.
-  weights = weights.reshape(heads, rows, -1, slots // BLOCK, BLOCK)
-  mixed = product(
-      'kbngs,kbnse->kbnge', weights.swapaxes(2, 3).astype(dtype),
-      values.reshape(heads, rows, -1, BLOCK, dim),
-  ).sum(axis=2)
-  return (mixed / total[..., None]).swapaxes(0, 1)[:, :, :, None]
+  product = functools.partial(primitives.float32_product, dtype)
+  scale, scores, first = 1 / math.sqrt(dim), [], 0
+  one = lambda x: lax.dynamic_index_in_dim(x, row, 1, keepdims=False)
+  all_rows = lambda x: x.reshape(heads, n_rows * groups, x.shape[3])
+  by_row = lambda x: x.reshape(heads, n_rows, groups, x.shape[2])
+
+  def either(j, apart, at_once, x, kept):
+    if common is None:
+      return product(apart, x, kept)
+    return lax.cond(
+        j < common,
+        lambda x, kept: by_row(product(at_once, all_rows(x), one(kept))),
+        lambda x, kept: product(apart, x, kept),
+        x, kept,
+    )
+
+  for j, k in enumerate(keys):
+    some = either(j, 'kbge,kbes->kbgs', 'kqe,kes->kqs', q, k) * scale
+    seen = first + jnp.arange(k.shape[3]) <= starts[:, None, None]
+    scores.append(jnp.where(seen, some, blocks.MASKED))
+    first += k.shape[3]
+  top = functools.reduce(
+      jnp.maximum, [x.max(axis=3, keepdims=True) for x in scores]
+  )
+  weights = [jnp.exp(x - top) for x in scores]
+  total = sum(x.sum(axis=3, keepdims=True) for x in weights)
+  mixed = sum(
+      either(j, 'kbgs,kbse->kbge', 'kqs,kse->kqe', w.astype(dtype), v)
+      for j, (w, v) in enumerate(zip(weights, values, strict=True))
+  )
+  return (mixed / total).swapaxes(0, 1)[:, :, :, None]
+
+
+@functools.cache
+def shares_bits(
+    dtype: str, rows: int, heads: int, groups: int, dim: int, slots: int
+) -> bool:
+  """Says whether reading a part once for all rows changes no bit.
+
+  A product of more rows may be added up in another order. Whether this one is, by
+  the library that runs it on this machine, is found by trying.
+
+  Args:
+    dtype: of the activations.
+    rows: B.
+    heads: K.
+    groups: H / K.
+    dim: E.
+    slots: of a row, more than pages.MAX_DENSE.
+  """
+  sizes = (PART, PART, parts(slots)[-1])  # More would be more of the same.
+  slots = sum(sizes)
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)
+  q = draw(rows, heads, groups, 1, dim)
+  repeat = lambda x: jnp.tile(x, (1, rows, 1, 1))
+  keys = tuple(repeat(draw(heads, 1, dim, n)) for n in sizes)
+  values = tuple(repeat(draw(heads, 1, n, dim)) for n in sizes)
+  starts = jnp.asarray(rng.integers(slots - sizes[-1], slots, rows), jnp.int32)
+  attended = jax.jit(functools.partial(attend, dtype))
+  apart, at_once = (
+      np.asarray(attended(q, keys, values, starts, common, 0))
+      for common in (0, len(sizes) - 1)
+  )
+  return apart.tobytes() == at_once.tobytes()

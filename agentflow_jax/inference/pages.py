@@ -144,16 +144,16 @@ def first_page(pool: Pool, n_layers: int, layer: Array | int) -> Array | int:
   return layer * (pool.keys.shape[1] // n_layers)
 
 
-def new_tokens(pool: Pool, k: Array, v: Array) -> Pool:
+def new_tokens(kv_dtype: str, k: Array, v: Array) -> Pool:
   """Returns new tokens [K, B, T, E] as pages keep them.
 
   Args:
-    pool: says whether pages are int8.
+    kv_dtype: of the pages, see make_pool.
     k: [B, K, E, T], rotated.
     v: [B, K, T, E].
   """
   k, v = k.transpose(1, 0, 3, 2), v.swapaxes(0, 1)
-  if pool.key_scales is None:
+  if not kv_dtype:
     return Pool(k, v)
   (k, k_scales), (v, v_scales) = _as_int8(k), _as_int8(v)
   return Pool(k, v, k_scales, v_scales)
@@ -282,12 +282,17 @@ class Reading:
     way: 'blocks' reads them where they lie, a block of slots at a time; 'kernel'
       does so by a kernel; 'gathered' see there.
     unrolled: layers apart rather than scanned; 'gathered' wants that.
+    lanes: groups of rows that are decoded side by side; more than 1 where rows are
+      gathered.
+    shares: whether parts that rows have in common are read once, see gathered.
     mesh: over whose axes (kv_heads, groups) heads are split, see core.handover;
       None on one device.
   """
 
   way: Literal['blocks', 'kernel', 'gathered'] = 'blocks'
   unrolled: bool = False
+  lanes: int = 1
+  shares: bool = False
   mesh: jax.sharding.Mesh | None = None
 
 
@@ -319,8 +324,9 @@ class Cache:
   ) -> tuple[Array, 'Cache']:
     """See core.layers.Cache."""
     first = first_page(self.pool, self.n_layers, layer)
+    kv_dtype = '' if self.pool.key_scales is None else 'int8'
     pool = write(
-        self.pool, new_tokens(self.pool, k, v), first, self.starts, self.writes
+        self.pool, new_tokens(kv_dtype, k, v), first, self.starts, self.writes
     )
     cache = self.replace(pool=pool)
     return cache._attended(dtype, first, q), cache

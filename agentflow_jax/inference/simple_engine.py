@@ -3,12 +3,16 @@
 Tests and experiments/benchmarks/generate.py compare `engine` with it.
 
 It is what a first engine is, done well: equal prompts of a batch are read once,
-prompts in blocks of a few rows by the trainer's attention over blocks, and then
-every row is decoded until the last one ends. Nothing outlives a batch.
+in blocks of a few rows by the trainer's attention over blocks, as long as the
+longest of the batch and as many at a time as there are cores (XLA's CPU computes
+attention on one); and then every row is decoded until the last one ends. Nothing
+outlives a batch.
 """
 
+from concurrent import futures
 import functools
 import math
+import os
 import time
 
 import flax.struct
@@ -23,6 +27,14 @@ from agentflow_jax.core import model
 from agentflow_jax.core import primitives
 from agentflow_jax.inference import api
 from agentflow_jax.inference import sampling
+
+
+# Prompts are padded to multiples of it: what attention's blocks hold.
+_BUCKET = 256
+
+
+def _padded(length: int) -> int:
+  return -(-length // _BUCKET) * _BUCKET
 
 
 @flax.struct.dataclass
@@ -94,12 +106,12 @@ class SimpleEngine:
       slots: int,
       max_prompt_tokens: int,
       max_new_tokens: int,
-      prefill_rows: int = 4,
+      prefill_rows: int = 2,
   ):
-    """Compiles when it is first used; `max_prompt_tokens` is the one bucket."""
+    """Compiles when it is first used, and for every multiple of 256 tokens."""
     self._config, self._params = config, params
-    self._slots, self._bucket = slots, max_prompt_tokens
-    self._new, self._rows = max_new_tokens, prefill_rows
+    self._slots, self._rows = slots, prefill_rows
+    self._length = _padded(max_prompt_tokens) + max_new_tokens  # Of a row.
     self.read_tokens, self.read_seconds = 0, 0.0
     self._prefill = jax.jit(self._read_block)
     self._decode = jax.jit(
@@ -140,24 +152,26 @@ class SimpleEngine:
       places.setdefault(request.prompt_ids, len(places))
     prompts = list(places)
     prompts += [(0,)] * (-len(prompts) % self._rows)
-    ids = np.zeros((len(prompts), self._bucket), np.int32)
+    longest = max(map(len, prompts))
+    ids = np.zeros((len(prompts), _padded(longest)), np.int32)
     for i, prompt in enumerate(prompts):
       ids[i, : len(prompt)] = prompt
     lengths = np.array([len(p) - 1 for p in prompts], np.int32)
-    parts = [
-        self._prefill(self._params, ids[i : i + self._rows],
-                      lengths[i : i + self._rows])
-        for i in range(0, len(prompts), self._rows)
-    ]
+    with futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+      parts = list(threads.map(
+          lambda i: jax.block_until_ready(self._prefill(
+              self._params, ids[i : i + self._rows],
+              lengths[i : i + self._rows],
+          )),
+          range(0, len(prompts), self._rows),
+      ))
     keys, values = (jnp.concatenate(x, axis=2) for x in zip(*parts))
     place = np.zeros(self._slots, np.int32)
     place[: len(requests)] = [places[r.prompt_ids] for r in requests]
-    room = [(0, 0)] * 5
+    none, room = (0, 0), (0, self._length - ids.shape[1])
     cache = _Cache(
-        keys=jnp.pad(keys[:, :, place], room[:4] + [(0, self._new)]),
-        values=jnp.pad(
-            values[:, :, place], room[:3] + [(0, self._new), (0, 0)]
-        ),
+        keys=jnp.pad(keys[:, :, place], [none] * 4 + [room]),
+        values=jnp.pad(values[:, :, place], [none] * 3 + [room, none]),
         lengths=jnp.asarray(lengths[place]),
     )
     jax.block_until_ready(cache)

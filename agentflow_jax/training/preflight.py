@@ -276,6 +276,9 @@ def _lowered(config, planner, mesh, topology):
       batching.reading_of(planner, config.engine, where),
   )
   programs['prefill'] = sampler.prefill
+  gathered = sampler.reading.lanes * _bytes(sampler.kept_shapes())
+  if gathered:
+    programs['gather'] = sampler.gather
   programs['decode'] = lambda: sampler.decode(
       config.planner.sampling.truncates
   )
@@ -288,14 +291,12 @@ def _lowered(config, planner, mesh, topology):
       'where it starts from (reference, base)': _bytes(params),
       'sampler: parameters, and the next ones': 2 * _bytes(sampled),
       'sampler: keys and values': _bytes(pool),
-      'sampler: rows gathered of them': _bytes(sampler.kept_shapes()),
+      'sampler: rows gathered of them': gathered,
   }
   if has_frozen:
     held |= {
         'frozen modules: parameters': _bytes(sampled),
-        'frozen modules: keys and values': (
-            _bytes(pool) + _bytes(sampler.kept_shapes())
-        ),
+        'frozen modules: keys and values': _bytes(pool) + gathered,
     }
   return programs, held, local
 

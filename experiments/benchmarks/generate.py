@@ -73,6 +73,7 @@ def _arguments():
       ('shared_prefix', 768), ('memory_len', 96), ('new_tokens', 64),
       ('slots', 32), ('prefill_pieces', 8), ('piece_tokens', 64),
       ('decode_chunk', 8), ('prefill_burst', 16), ('kv_tokens', 0),
+      ('lanes', 1),
   ):
     parser.add_argument(f'--{name}', type=int, default=value)
   parser.add_argument(
@@ -261,7 +262,7 @@ def _shapes(args, rollouts):
         prefill_pieces=args.prefill_pieces, piece_tokens=args.piece_tokens,
         decode_chunk=args.decode_chunk, kv_tokens=args.kv_tokens,
         prefill_burst=args.prefill_burst, read_share=args.read_share,
-        attention=args.attention, kv_dtype=args.kv_dtype,
+        attention=args.attention, kv_dtype=args.kv_dtype, lanes=args.lanes,
     )
   except ValueError as e:
     raise SystemExit(str(e)) from None
@@ -297,7 +298,8 @@ def _paged(args, config, params, rollouts, latencies, limits):
   step = flops.forward(
       config, flops.Work(args.slots, int(args.slots * slots), args.slots)
   )
-  step_seconds = spent['decode_seconds'] / spent['decode_steps']
+  steps = spent['decode_steps'] / args.lanes
+  step_seconds = spent['decode_seconds'] / steps
   read = flops.forward(config, flops.Work(unique, pairs, 0))
   bound = max(step / flop_limit, step_bytes / byte_limit)
   return {
@@ -307,8 +309,9 @@ def _paged(args, config, params, rollouts, latencies, limits):
       'unique_prompt_tokens': unique,
       'prefill_calls': spent['prefill_calls'],
       'prefill_seconds': spent['prefill_seconds'],
-      'decode_steps': spent['decode_steps'],
+      'decode_steps': steps,
       'decode_seconds': spent['decode_seconds'],
+      'busy_seconds': spent['busy_seconds'],
       'prefill_over_unique': spent['prefill_tokens'] / unique,
       'prefix_hit_rate': spent['hit_tokens'] / max(spent['prompt_tokens'], 1),
       'prefill_tokens_per_second': (
@@ -328,14 +331,12 @@ def _paged(args, config, params, rollouts, latencies, limits):
           'bandwidth' if step_bytes / byte_limit == bound else 'matmul'
       ),
       'slot_occupancy': (
-          spent['sampled_tokens'] / spent['decode_steps'] / args.slots
+          spent['sampled_tokens'] / steps / args.slots
       ),
-      'device_idle_share': 1 - (
-          spent['prefill_seconds'] + spent['decode_seconds']
-      ) / spent['pending_seconds'],
-      'seconds_over_device': seconds / (
-          spent['prefill_seconds'] + spent['decode_seconds']
+      'device_idle_share': (
+          1 - spent['busy_seconds'] / spent['pending_seconds']
       ),
+      'seconds_over_device': seconds / spent['busy_seconds'],
       'first_token_seconds': (
           spent['first_token_seconds'] / spent['requests']
       ),
@@ -346,12 +347,11 @@ def _paged(args, config, params, rollouts, latencies, limits):
 def _simple(args, config, params, rollouts, latencies, limits):
   longest = max(len(t.prompt_ids) for r in rollouts for t in r)
   sampler = simple_engine.SimpleEngine(
-      config, params, slots=args.slots,
-      # Blocks of attention are whole then.
-      max_prompt_tokens=-(-longest // 256) * 256,
+      config, params, slots=args.slots, max_prompt_tokens=longest,
       max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
   )
-  sampler.generate([_request(0, 0, _Turn((0,) * 9, 2))] * args.slots)
+  for length in {len(t.prompt_ids) for r in rollouts for t in r}:
+    sampler.generate([_request(0, 0, _Turn((0,) * length, 2))] * args.slots)
   sampler.read_tokens, sampler.read_seconds, steps = 0, 0.0, 0
   start = time.perf_counter()
   for first in range(0, len(rollouts), args.slots):
@@ -377,6 +377,7 @@ def _simple(args, config, params, rollouts, latencies, limits):
       'rollouts_per_minute': 60 * len(rollouts) / seconds,
       'prefill_tokens': tokens,
       'prefill_tokens_per_second': tokens / spent,
+      'prefill_seconds': spent,
       'prefill_share_of_matmul_peak': read / spent / limits[0],
       'decode_steps': steps,
   }

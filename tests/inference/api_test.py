@@ -98,6 +98,8 @@ def test_what_truncates(change, truncates):
         (dict(slots=0), 'slots'),
         (dict(max_new_tokens=0), 'max_new_tokens'),
         (dict(decode_chunk=0), 'decode_chunk'),
+        (dict(lanes=0), 'lanes'),
+        (dict(slots=8, lanes=3), 'lanes must divide slots 8'),
         (dict(max_prompt_tokens=0), 'max_prompt_tokens'),
         (dict(page_tokens=12), 'page_tokens.*divide 128.*12'),
         (dict(page_tokens=1, piece_tokens=32), 'page_tokens.*1'),

@@ -172,14 +172,53 @@ def test_how_rows_are_laid_out():
   assert rows.n_copies == 0
 
 
-def test_rows_that_are_not_kept_yet_are_gathered():
+def test_how_rows_of_a_lane_are_laid_out():
+  reading = pages.Reading('gathered', unrolled=True, lanes=2)
   first, second = _rows(range(10, 20), [5])
-  second.is_kept = True
-  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG)
-  assert rows.n_fresh == 1 and rows.fresh.tolist() == [2, 0, 0, 0]
-  second.is_kept = False
-  rows = batching.pack_rows([(2, first), (0, second)], _CONFIG)
-  assert rows.n_fresh == 2 and rows.fresh.tolist() == [2, 0, 0, 0]
+  rows = batching.pack_rows([(1, first), (0, second)], _CONFIG, reading)
+  assert rows.last.tolist() == [5, 19]
+  # It is decoded from what is kept of the prompt, its tail among it.
+  assert not rows.tables.any() and rows.n_copies == 0
+  fresh = batching.pack_fresh([(1, first)], _CONFIG, reading)
+  table = [node.page for node in first.lease.nodes]
+  assert first.lease.tail is not None and len(table) == 3
+  assert fresh.tables.tolist() == [[0] * 32, table + [0] * 29]
+  assert fresh.rows.tolist() == [1, 0] and fresh.count == 1
+
+
+def test_which_parts_rows_have_in_common():
+  config = api.EngineConfig(
+      slots=8, lanes=2, max_prompt_tokens=1300, max_new_tokens=64
+  )
+  tree = prefixes.Prefixes(config.pages, config.page_tokens)
+  reading = pages.Reading('gathered', lanes=2, shares=True)
+  stem = tuple(range(1000))
+
+  def row(ids):
+    request = _request(ids, max_new_tokens=64)
+    return batching.Row(request, tree.lease(ids, 64))
+
+  def common(rows, reading=reading):
+    packed = batching.pack_rows(enumerate(rows, 1), config, reading)
+    return int(packed.common), int(packed.common_row)
+
+  # Parts of 256 slots, and decode reads a prompt's last token.
+  whole, cards = row(stem + (1,) * 300), row(stem[:800] + (2,) * 300)
+  exact, more = row(stem[:768]), row(stem[:769])
+  assert common([whole]) == (5, 1)
+  assert common([whole, cards]) == (3, 1)
+  assert common([more, whole]) == (3, 1)
+  assert common([exact, whole]) == (2, 1)
+  assert common([whole, cards, row((3,) * 900)]) == (0, 1)
+  assert common([]) == (0, 0)
+  assert common([whole, cards], pages.Reading('gathered', lanes=2)) == (0, 0)
+  # Equal tokens in pages of their own are not known to be equal.
+  alone = prefixes.Prefixes(config.pages, config.page_tokens, share=False)
+  apart = [
+      batching.Row(_request(stem, max_new_tokens=64), alone.lease(stem, 64))
+      for _ in range(2)
+  ]
+  assert common(apart) == (0, 1)
 
 
 def test_how_pages_are_read():
@@ -196,6 +235,10 @@ def test_how_pages_are_read():
   assert way() == 'gathered'  # On CPU.
   assert way(max_prompt_tokens=5000) == 'blocks'
   assert way(max_prompt_tokens=5000, attention='gathered') == 'gathered'
+  lanes = lambda **changes: batching.reading_of(
+      model_config, api.EngineConfig(lanes=2, **changes), here
+  ).lanes
+  assert lanes() == 2 and lanes(attention='blocks') == 1
   with pytest.raises(ValueError, match='round to bfloat16'):
     way(attention='kernel')
 
@@ -237,7 +280,9 @@ def test_more_devices_than_key_heads_send_no_keys_or_values():
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), pool
   )
   reading = batching.reading_of(model_config, config, where)
+  assert reading.way == 'gathered' and not reading.shares
   programs = batching.Programs(model_config, config, params, pool, reading)
+  assert not hlo.collectives(programs.gather().as_text())
   for program, rows, tokens in (
       (programs.decode(False), 4, 1),
       (programs.prefill(), config.prefill_pieces, config.piece_tokens),

@@ -18,7 +18,9 @@ from agentflow_jax.core import launches
 from agentflow_jax.core import model
 from agentflow_jax.core import sharding
 from agentflow_jax.inference import api
+from agentflow_jax.inference import batching
 from agentflow_jax.inference import engine as engine_lib
+from agentflow_jax.inference import gathered
 from agentflow_jax.inference import simple_engine
 
 _V = 56
@@ -434,10 +436,11 @@ def test_same_bits_with_the_cache_and_without(engine, params):
   assert cached == again == plain
 
 
-@pytest.mark.parametrize(
-    'attention', ['gathered', pytest.param('blocks', marks=pytest.mark.slow)]
-)
-def test_same_bits_over_long_prompts(attention):
+@pytest.mark.parametrize('attention, lanes', [
+    ('gathered', 1), ('gathered', 2),
+    pytest.param('blocks', 1, marks=pytest.mark.slow),
+])
+def test_same_bits_over_long_prompts(attention, lanes, monkeypatch):
   config = dataclasses.replace(
       _MODEL, d_model=64, head_dim=64, max_positions=700
   )
@@ -445,8 +448,18 @@ def test_same_bits_over_long_prompts(attention):
       config, jax.random.key(3)
   )
   shapes = api.EngineConfig(
-      slots=8, max_prompt_tokens=600, max_new_tokens=12, decode_chunk=4
+      slots=8, max_prompt_tokens=600, max_new_tokens=12, decode_chunk=4,
+      lanes=lanes,
   )
+  common = []
+  pack_rows = batching.pack_rows
+
+  def packed(*args):
+    rows = pack_rows(*args)
+    common.append((int(rows.common), int((rows.left > 0).sum())))
+    return rows
+
+  monkeypatch.setattr(batching, 'pack_rows', packed)
   rng = random.Random(6)
   draw = lambda n: tuple(rng.randrange(_V) for _ in range(n))
   cards, requests = draw(400), []
@@ -465,11 +478,133 @@ def test_same_bits_over_long_prompts(attention):
     ) as engine:
       found = _generate(engine, requests[::order])[::order]
       found += _generate(engine, requests[3:4])
+    # Rows read the cards once, or some apart; and then all apart.
+    if attention == 'gathered' and gathered.shares_bits(
+        'float32', 8 // lanes, 2, 2, 64, 640
+    ):
+      shared = {n for n, rows in common if rows > 1}
+      assert shared == ({0} if changes else {0, 1})
+    common.clear()
     results.append([_bits(r) for r in found])
   assert results[0] == results[1] == results[2]
   assert results[0][-1] == results[0][3]
   for i in (6, 12):
     _check_logprobs(config, params, requests[i], results[0][i])
+
+
+@pytest.fixture(scope='module', name='of_lanes')
+def _of_lanes(params):
+  config = dataclasses.replace(_CONFIG, lanes=2)
+  with engine_lib.Engine(_MODEL, config, params, name='lanes') as engine:
+    engine.warmup()
+    yield engine
+
+
+def test_lanes_do_not_show(of_lanes, engine):
+  requests = _mixed(60, seed=41)
+  crowd = [_bits(r) for r in _together(of_lanes, requests)]
+  assert [_bits(r) for r in _together(of_lanes, requests[::-1])] == crowd[::-1]
+  for request, bits in zip(requests[:10], crowd):
+    (alone,) = _generate(of_lanes, [request])
+    assert _bits(alone) == bits
+  # Products of three rows and of six may be added up otherwise.
+  for result, (ids, logprobs, _) in zip(
+      _generate(engine, requests), crowd, strict=True
+  ):
+    assert result.response_ids == ids
+    np.testing.assert_allclose(
+        result.logprobs, np.frombuffer(logprobs, np.float32), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize('what', ['lane', 'reading'])
+def test_a_call_that_fails_beside_others_waits_for_them(
+    of_lanes, monkeypatch, what
+):
+  """And leaves an engine that goes on."""
+  requests = [_request(n, key=n, max_new_tokens=12) for n in (5, 6, 28)]
+  expected = [_bits(r) for r in _generate(of_lanes, requests)]
+  of_lanes.update_params(_init(0), 1)  # Forgets what was read.
+  before, reads, done = of_lanes.stats(), [], []
+  sample, prefill = of_lanes._sample, of_lanes._prefill
+
+  def sample_late(lane, decode, rows):
+    if what == 'lane' and lane is of_lanes._lanes[0]:
+      raise RuntimeError('device lost')
+    time.sleep(0.3)
+    done.append(lane)
+    return sample(lane, decode, rows)
+
+  def prefill_once(rows):
+    reads.append(rows)
+    if what == 'reading' and len(reads) > 1:
+      raise RuntimeError('device lost')
+    prefill(rows)
+
+  async def run():
+    return await asyncio.gather(
+        *map(of_lanes.generate, requests), return_exceptions=True
+    )
+
+  with monkeypatch.context() as patch:
+    patch.setattr(of_lanes, '_sample', sample_late)
+    patch.setattr(of_lanes, '_prefill', prefill_once)
+    errors = asyncio.run(run())
+    assert done
+  assert {str(e) for e in errors} == {'engine lanes: RuntimeError: device lost'}
+  assert [_bits(r) for r in _generate(of_lanes, requests)] == expected
+  now = of_lanes.stats()
+  assert now.failed - before.failed == 3 and now.running == 0
+
+
+def test_prompts_are_read_beside_decoding(own_engine, monkeypatch):
+  """A chunk that does not end before more was read ends all the same."""
+  sample, read = own_engine._sample, []
+
+  def wait(lane, decode, rows):
+    deadline = time.monotonic() + 60
+    calls = lambda: own_engine.stats().prefill_calls
+    while len(read) < 2 and calls() < 2 and time.monotonic() < deadline:
+      time.sleep(0.01)
+    read.append(calls())
+    return sample(lane, decode, rows)
+
+  monkeypatch.setattr(own_engine, '_sample', wait)
+  # One call reads the first one's prompt, and two pieces of the other's four.
+  requests = [_request(5, key=1), _request(28, key=2)]
+  results = _generate(own_engine, requests)
+  assert read[0] == 2
+  monkeypatch.undo()
+  for request, result in zip(requests, results):
+    (alone,) = _generate(own_engine, [request])
+    assert _bits(alone) == _bits(result)
+
+
+def test_seconds_of_both_at_a_time_count_once(own_engine, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(
+      engine_lib, 'time', types.SimpleNamespace(monotonic=lambda: now[0])
+  )
+  with own_engine._wake:
+    own_engine._counted.clear()
+    own_engine._counted['pending_seconds'] = 10.0
+    for name, start, end, at in (
+        ('prefill_seconds', 10.0, 12.0, 12.0),
+        # Behind another one, which is counted.
+        ('prefill_seconds', 11.0, 13.0, 13.0),
+        ('decode_seconds', 12.5, 15.0, 16.0),
+        ('decode_seconds', 12.5, 14.0, 16.0),  # In another lane.
+        ('prefill_seconds', 18.0, 19.0, 20.0),
+    ):
+      now[0] = at
+      own_engine._count(name, start, end)
+    totals = {
+        name: own_engine._totals[name] for name in own_engine._counted
+    }
+  assert totals == {
+      'prefill_seconds': 4.0, 'decode_seconds': 2.5, 'busy_seconds': 6.0,
+      'pending_seconds': 10.0,
+  }
 
 
 def test_a_kernel_reads_pages_where_they_lie():
@@ -639,8 +774,8 @@ def test_nothing_compiles_after_warmup(engine):
       events.append(name)
 
   compiled = engine.compilations
-  # Prefill, decode truncating or not, and room for its rows.
-  assert compiled == 4
+  # Prefill, decode truncating or not, room for its rows, and what fills it.
+  assert compiled == 5
   _generate(engine, _mixed(8, seed=11))
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
@@ -655,7 +790,7 @@ def test_nothing_compiles_after_warmup(engine):
 
 
 def test_engines_of_equal_shapes_share_their_programs(engine, own_engine):
-  assert engine.compilations == 4
+  assert engine.compilations == 5
   _generate(own_engine, _mixed(20))
   assert own_engine.compilations == 0
 
@@ -690,7 +825,8 @@ def test_time_without_requests_is_not_time_that_the_device_stands_idle(
   ahead[0] = 1000.0  # Since nobody asked for anything.
   _generate(own_engine, [_request(6)])
   now = own_engine.stats()
-  assert now.decode_seconds + now.prefill_seconds <= now.pending_seconds
+  assert now.busy_seconds <= now.pending_seconds
+  assert now.busy_seconds <= now.decode_seconds + now.prefill_seconds
   assert now.pending_seconds - before < 900
 
 

@@ -215,7 +215,9 @@ def test_pages_are_written_alike_in_turn_and_at_once(length, kv_dtype):
       lambda x: jnp.asarray(rng.integers(-9, 9, x.shape), x.dtype), pool
   )
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-  new = pages.new_tokens(pool, draw(3, 2, 8, length), draw(3, 2, length, 8))
+  new = pages.new_tokens(
+      kv_dtype, draw(3, 2, 8, length), draw(3, 2, length, 8)
+  )
   writes = np.array([[4, 5], [9, 3], [7, 2]], np.int32)[:, : max(length // P, 1)]
   starts = jnp.array([3, 13, 24], jnp.int32)
   arrays = pool, new, 20, starts, jnp.asarray(writes)
