@@ -131,7 +131,8 @@ class EngineConfig:
     page_tokens: tokens of a page, which is what prompts share [tokens].
     kv_tokens: room for keys and values [tokens]; 0: enough for every slot at
       full length. Less is enough where prompts share much: requests then wait
-      for room. What is over keeps the prompts of requests that are done.
+      for room. What is over keeps the prompts of requests that are done. Rows that
+      are gathered need it for their prompts alone.
     kv_dtype: 'int8' keeps keys and values in a byte each and a float32 a token
       and head, at a cost in exactness: what is sampled is scored as it was
       sampled, but is further from what the trainer computes. '' keeps them as the

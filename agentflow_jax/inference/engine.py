@@ -121,7 +121,9 @@ class Engine:
     self._counted = collections.Counter()  # Up to when totals of seconds are.
     # Guards everything below, and the totals.
     self._wake = threading.Condition()
-    self._scheduler = scheduling.Scheduler(config)
+    self._scheduler = scheduling.Scheduler(
+        config, new_in_pages=not self._lanes
+    )
     # What takes the place of the parameters as soon as no slot is used.
     self._next: tuple[Any, int] | None = None
     self._turn = 0  # Calls of prefill.

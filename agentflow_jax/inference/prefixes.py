@@ -100,17 +100,21 @@ class Prefixes:
     """Pages that hold nothing."""
     return len(self._free)
 
-  def _own(self, read: int, new_tokens: int) -> int:
+  def _own(self, read: int, new_tokens: int | None) -> int:
+    if new_tokens is None:
+      return 0
     # The last new token is never read, so it has no slot.
     slots = read + new_tokens - read // self._page_tokens * self._page_tokens
     return -(-slots // self._page_tokens)
 
-  def lease(self, prompt: Sequence[int], new_tokens: int) -> Lease | None:
+  def lease(
+      self, prompt: Sequence[int], new_tokens: int | None
+  ) -> Lease | None:
     """Finds or reserves every page that a request may need.
 
     Args:
       prompt: its ids; the last is not read ahead, and no part of a node.
-      new_tokens: that it may sample at most.
+      new_tokens: that it may sample at most; None where they are kept elsewhere.
 
     Returns:
       None where there is no room now.

@@ -47,7 +47,14 @@ class Scheduler:
     prefixes: the pages.
   """
 
-  def __init__(self, config: api.EngineConfig):
+  def __init__(self, config: api.EngineConfig, new_in_pages: bool = True):
+    """Nobody waits.
+
+    Args:
+      config: how many slots and pages there are.
+      new_in_pages: whether pages take the tokens that are sampled, too.
+    """
+    self._new_in_pages = new_in_pages
     self.queue: collections.deque[Pending] = collections.deque()
     self.prefixes = prefixes.Prefixes(
         config.pages, config.page_tokens, config.prefix_cache
@@ -88,8 +95,9 @@ class Scheduler:
         break
       pending = self.queue[0]
       request = pending.request
+      new_tokens = request.sampling.max_new_tokens
       lease = self.prefixes.lease(
-          request.prompt_ids, request.sampling.max_new_tokens
+          request.prompt_ids, new_tokens if self._new_in_pages else None
       )
       if lease is None:
         break

@@ -39,6 +39,14 @@ def test_a_prompt_is_cut_into_pages_before_its_last_token():
   assert lease.table() == lease.own
 
 
+def test_new_tokens_that_are_kept_elsewhere_take_no_page():
+  tree = prefixes.Prefixes(4, P)
+  lease = tree.lease(range(12), None)  # Of which 11 are read.
+  assert _shape(lease) == ([4, 4, 3], 0, 0) and tree.free == 0
+  tree.release(lease)
+  assert tree.lease(range(12), 1) is None
+
+
 def test_prompts_share_the_pages_that_they_begin_with():
   tree = prefixes.Prefixes(30, P)
   first = tree.lease(range(10), 1)
