@@ -274,11 +274,10 @@ class EngineStats:
       callers left.
     prefill_calls: of the device.
     decode_steps: a token each for all slots of a lane.
-    prefill_seconds: in which prompts were read.
-    decode_seconds: in which tokens were sampled, in any lane.
-    busy_seconds: in which any of the two was done; both may be at a time.
-    pending_seconds: in which requests were in slots. What is not of busy_seconds
-      is time that the device stood idle while work was there.
+    prefill_seconds: the device thread waited for prefill.
+    decode_seconds: likewise for decode, in all lanes.
+    pending_seconds: the device thread had requests in slots. What is not of the
+      two above is time that the device stood idle while work was there.
     queue_seconds: between a request and its slot, over all that got one.
     first_token_seconds: between a request and the look that found its first
       token, over all that came so far.
@@ -303,7 +302,6 @@ class EngineStats:
   decode_steps: int = 0
   prefill_seconds: float = 0.0
   decode_seconds: float = 0.0
-  busy_seconds: float = 0.0
   pending_seconds: float = 0.0
   queue_seconds: float = 0.0
   first_token_seconds: float = 0.0

@@ -313,13 +313,21 @@ class Programs:
     )
 
   def decode(self, truncates: bool) -> Callable:
-    """Returns what takes (params, store, rows), and consumes the store.
+    """Returns what samples a chunk, see decoding.decode; it consumes the store.
+
+    It takes (params, pool, rows), or, where rows are gathered,
+    (params, kept, rows, pool, fresh).
 
     Args:
       truncates: whether a row may set top_k, top_p or min_p.
     """
     (params, pool), kept = self._arrays, self.kept_shapes()
-    store = pool if kept is None else kept
+    rows = pack_rows([], self._config, self.reading)
+    if kept is None:
+      arrays, where = (params, pool, rows), _shardings(pool)
+    else:
+      fresh = pack_fresh([], self._config, self.reading)
+      arrays, where = (params, kept, rows, pool, fresh), _shardings(kept)
     name = f'decode, truncates: {truncates}'
     if truncates and self._config.max_kept:
       name += f', sets of {self._config.max_kept}'
@@ -329,18 +337,7 @@ class Programs:
             decoding.decode, model_config=self._model_config,
             config=self._config, truncates=truncates, reading=self.reading,
         ),
-        (params, store, pack_rows([], self._config, self.reading)), (1,),
-        (_shardings(store), None),
-    )
-
-  def gather(self) -> Callable:
-    """Returns what takes (kept, pool, fresh), and consumes what was kept."""
-    kept = self.kept_shapes()
-    return self._get(
-        'gather',
-        functools.partial(gathered.gather, dtype=self._model_config.dtype),
-        (kept, self._arrays[1], pack_fresh([], self._config, self.reading)),
-        (0,), _shardings(kept),
+        arrays, (1,), (where, None),
     )
 
   def make_kept(self) -> gathered.Kept:

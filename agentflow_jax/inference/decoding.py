@@ -99,6 +99,8 @@ def decode(
     params: Any,
     store: pages_lib.Pool | gathered.Kept,
     rows: Rows,
+    pool: pages_lib.Pool | None = None,
+    fresh: gathered.Fresh | None = None,
     *,
     model_config: model.ModelConfig,
     config: api.EngineConfig,
@@ -112,6 +114,8 @@ def decode(
     store: all but the last token of every row: the pages, or, where `reading`
       gathers, what is kept of them.
     rows: the requests; tables and copies count for pages, common for what is kept.
+    pool: the pages, where the store is what is kept of them; it stays as it is.
+    fresh: which rows are to be gathered from it first.
     model_config: static.
     config: static.
     truncates: static; whether any row truncates.
@@ -121,7 +125,10 @@ def decode(
     The store with what was read, and what was sampled: sooner when all rows are
     done.
   """
-  if isinstance(store, pages_lib.Pool):
+  is_kept = isinstance(store, gathered.Kept)
+  if is_kept:
+    store = gathered.gather(store, pool, fresh, dtype=model_config.dtype)
+  else:
     store = pages_lib.copy_pages(
         store, model_config.n_layers, rows.copies, rows.n_copies
     )
@@ -138,8 +145,6 @@ def decode(
       sets=jnp.full((*size, config.max_kept), -1, jnp.int32)
       if truncates and config.max_kept else None,
   )
-
-  is_kept = isinstance(store, gathered.Kept)
 
   def cache_of(store, starts, live):
     if is_kept:

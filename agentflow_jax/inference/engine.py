@@ -1,8 +1,8 @@
 """An engine that samples for many coroutines from one thread of its own.
 
 Requests join a fixed number of slots as they come and leave as they end. Prompts
-are read in pieces between chunks of decoding, or beside them where decoding needs no
-pages, and what two of them share is read once. The event loop never waits on the device: it only appends to a queue, and
+are read in pieces between chunks of decoding, and what two of them share is read
+once. The event loop never waits on the device: it only appends to a queue, and
 the device thread hands results back to the loop that asked. What a request
 samples is a function of the request and the parameters; when it came, who came
 with it and what was read before never show.
@@ -30,14 +30,6 @@ from agentflow_jax.inference import decoding
 from agentflow_jax.inference import gathered
 from agentflow_jax.inference import pages as pages_lib
 from agentflow_jax.inference import scheduling
-
-
-class _Lane:
-  """A thread, and what is kept of the rows that are decoded in it."""
-
-  def __init__(self, name: str):
-    self.thread = futures.ThreadPoolExecutor(1, thread_name_prefix=name)
-    self.kept: gathered.Kept | None = None
 
 
 class Engine:
@@ -113,20 +105,22 @@ class Engine:
     self._programs = batching.Programs(
         model_config, config, self._params, self._pool, reading
     )
-    self._lanes = [
-        _Lane(f'engine-{name}-{i}') for i in range(reading.lanes)
-    ] if reading.way == 'gathered' else []  # Else there are pages alone.
+    # Of each lane what it reads instead of pages, or None.
+    self._kept: list[gathered.Kept] | None = None
     self._make_room()
+    self._threads = futures.ThreadPoolExecutor(  # Beside this engine's own.
+        reading.lanes, thread_name_prefix=f'engine-{name}-lane'
+    )
     self._totals = collections.Counter()
-    self._counted = collections.Counter()  # Up to when totals of seconds are.
     # Guards everything below, and the totals.
     self._wake = threading.Condition()
     self._scheduler = scheduling.Scheduler(
-        config, new_in_pages=not self._lanes
+        config, new_in_pages=self._kept is None
     )
     # What takes the place of the parameters as soon as no slot is used.
     self._next: tuple[Any, int] | None = None
     self._turn = 0  # Calls of prefill.
+    self._mark = 0.0  # Up to when pending_seconds is counted.
     self._cause: BaseException | None = None  # Of an end that nobody asked for.
     # Of the last call of prefill: whether all is finite, and when it was made.
     self._reading: tuple[jax.Array, float] | None = None
@@ -233,8 +227,6 @@ class Engine:
         first request needs it.
     """
     self._programs.prefill()
-    if self._lanes:
-      self._programs.gather()
     for value in truncates:
       self._programs.decode(value)
 
@@ -285,8 +277,7 @@ class Engine:
       self._closing = True
       self._wake.notify()
     self._thread.join()
-    for lane in self._lanes:
-      lane.thread.shutdown()
+    self._threads.shutdown()
     atexit.unregister(self.close)
 
   def _place(self, params, copy=True):
@@ -305,9 +296,11 @@ class Engine:
       return self._make_pool()
 
   def _make_room(self):
-    for lane in self._lanes:
-      lane.kept = None  # First, so that there is room.
-      lane.kept = self._programs.make_kept()
+    self._kept = None  # First, so that there is room.
+    if self._reads.way == 'gathered':
+      self._kept = [
+          self._programs.make_kept() for _ in range(self._reads.lanes)
+      ]
 
   def _closed(self):
     error = api.EngineClosed(f'engine {self.name} is closed')
@@ -359,8 +352,7 @@ class Engine:
 
     def wait(seconds=None):
       self._wake.wait(seconds)
-      # Nothing was pending.
-      self._counted['pending_seconds'] = time.monotonic()
+      self._mark = time.monotonic()  # Nothing was pending.
 
     while not self._closing:
       scheduler.free_slots()
@@ -377,17 +369,14 @@ class Engine:
         if len(scheduler.queue) < self.config.slots and left > 0:
           wait(left)
           continue
-      self._admit()
+      if self._next is None and not self._is_spoilt:
+        self._count_admitted(scheduler.fill_slots(self._turn))
       if not scheduler.is_idle:
         return scheduler.used
       wait()
     return None
 
-  def _admit(self):
-    """Gives slots to those who wait, if they may have some; the lock is held."""
-    if self._next is not None or self._is_spoilt:
-      return
-    admitted = self._scheduler.fill_slots(self._turn)
+  def _count_admitted(self, admitted: list[scheduling.Pending]):
     self._totals.update(
         prompt_tokens=sum(len(p.request.prompt_ids) for p in admitted),
         hit_tokens=sum(p.row.lease.hits for p in admitted),
@@ -397,29 +386,24 @@ class Engine:
   def _advance(self, slots: dict[int, scheduling.Pending]):
     """Reads some pieces of prompts, and samples a chunk of what is read."""
     for calls in range(self.config.prefill_burst):
-      unread = self._unread(slots)
+      unread = [
+          p.row for p in slots.values()
+          if not (p.abandoned or p.row.is_read())
+      ]
       is_thin = len(slots) - len(unread) < self.config.read_share * len(slots)
       if not unread or (calls and not is_thin):
         break
+      if self._closing or any(p.abandoned for p in slots.values()):
+        break  # Slots are freed first.
       self._prefill(unread)
-    # Apart, so that who else samples does not choose a request's program.
-    chunks = collections.defaultdict(dict)
+    lanes = collections.defaultdict(lambda: collections.defaultdict(dict))
     for slot, pending in slots.items():
       if pending.row.is_read() and not pending.abandoned:
         truncates = pending.request.sampling.truncates
-        chunks[slot % self._reads.lanes, truncates][slot] = pending
-    if self._lanes:
-      self._decode_beside(chunks)
-    else:
-      for (_, truncates), some in chunks.items():
-        self._decode(some, truncates)
+        lanes[slot % self._reads.lanes][truncates][slot] = pending
+    if lanes:
+      self._decode(lanes)
     self._finish_prefill()  # Before anybody gets its pages.
-
-  def _unread(self, slots: dict[int, scheduling.Pending]) -> list[batching.Row]:
-    """Returns whose prompts are to be read; none where slots are freed first."""
-    if self._closing or any(p.abandoned for p in slots.values()):
-      return []
-    return [p.row for p in slots.values() if not p.row.is_read()]
 
   def _prefill(self, rows: list[batching.Row]):
     """Reads a call's worth of pieces; the row that waited longest is first."""
@@ -453,117 +437,83 @@ class Engine:
     with self._wake:
       self._count('prefill_seconds', start)
 
-  def _count(self, name: str, start: float, end: float | None = None):
-    """Adds up seconds of the device, each once; the lock is held.
+  def _count(self, name: str, start: float) -> float:
+    """Adds up seconds of the device, and all since the last time; returns now.
 
     Args:
       name: of which total.
       start: when it was given the call, maybe behind another one.
-      end: when it was done, if that is not now.
     """
     now = time.monotonic()
-    for total, since, until in (
-        (name, start, end or now), ('busy_seconds', start, end or now),
-        ('pending_seconds', 0.0, now),
-    ):
-      since = max(since, self._counted[total])
-      if until > since:
-        self._totals[total] += until - since
-        self._counted[total] = until
+    self._totals[name] += now - max(start, self._mark)
+    self._totals['pending_seconds'] += now - self._mark
+    self._mark = now
+    return now
 
-  def _decode(self, slots: dict[int, scheduling.Pending], truncates: bool):
-    """Samples a chunk from pages."""
-    rows = batching.pack_rows(
-        ((slot, p.row) for slot, p in slots.items()), self.config, self._reads
-    )
-    decode = self._programs.decode(truncates)
-    self._finish_prefill()
-    start = time.monotonic()
-    with launches.over(self._devices):
-      self._pool, sampled = decode(self._params, self._pool, rows)
-    host = jax.device_get(sampled)
-    self._take(slots, host, start, time.monotonic())
-
-  def _decode_beside(
-      self, chunks: dict[tuple[int, bool], dict[int, scheduling.Pending]]
-  ):
-    """Samples chunks from what lanes keep, and goes on reading meanwhile.
+  def _decode(self, lanes: dict[int, dict[bool, dict[int, scheduling.Pending]]]):
+    """Samples a chunk, settling each request as soon as it is done.
 
     Args:
-      chunks: by lane and whether they truncate, the requests of the chunk.
+      lanes: requests by their slots, those that truncate apart, so that who else
+        samples does not choose a request's program; by lane.
     """
-    packed = []
-    for (index, truncates), some in chunks.items():
-      lane = self._lanes[index]
-      in_lane = [(slot // len(self._lanes), p.row) for slot, p in some.items()]
-      fresh = [(place, row) for place, row in in_lane if not row.is_kept]
-      if fresh:
-        gather = self._programs.gather()
-        with launches.over(self._devices):
-          lane.kept = gather(
-              lane.kept, self._pool,
-              batching.pack_fresh(fresh, self.config, self._reads),
-          )
-      rows = batching.pack_rows(in_lane, self.config, self._reads)
-      packed.append((some, lane, self._programs.decode(truncates), rows))
+    packed = [
+        (lane, [self._packed(*kind) for kind in kinds.items()])
+        for lane, kinds in lanes.items()
+    ]
+    self._finish_prefill()
     start = time.monotonic()
-    calls = []
+    own, *others = packed
+    calls = [self._threads.submit(self._sample, *call) for call in others]
     try:
-      for some, lane, decode, rows in packed:
-        call = lane.thread.submit(self._sample, lane, decode, rows)
-        call.add_done_callback(self._notify)
-        calls.append((some, call))
-      self._finish_prefill()
-      # Over several devices it would wait for its turn.
-      while self._devices == 1 and (unread := self._unread_before(calls)):
-        self._prefill(unread)
-        self._finish_prefill()
+      sampled = self._sample(*own)
     finally:
-      # They have the lanes, whatever happened here.
-      futures.wait([call for _, call in calls])
-    for some, call in calls:
-      host, end = call.result()
-      self._take(some, host, start, end)
-
-  def _notify(self, unused_call):
+      futures.wait(calls)  # They have their lanes, whatever happened here.
+    for call in calls:
+      sampled += call.result()
     with self._wake:
-      self._wake.notify()
+      now = self._count('decode_seconds', start)
+      for slots, host in sampled:
+        self._totals['decode_steps'] += int(host.step)
+        self._totals['sampled_tokens'] += int(host.lengths.sum())
+        self._totals['first_token_seconds'] += sum(
+            now - p.submitted for p in slots.values() if not p.row.ids
+        )
+    for slots, host in sampled:
+      self._take(slots, host)
 
-  def _unread_before(self, calls) -> list[batching.Row]:
-    """Returns whose prompts are to be read, once there are some.
+  def _packed(self, truncates: bool, slots: dict[int, scheduling.Pending]):
+    """Returns requests of a lane by slot, their program, and its host arrays."""
+    rows = [(slot // self._reads.lanes, p.row) for slot, p in slots.items()]
+    arrays = [batching.pack_rows(rows, self.config, self._reads)]
+    if self._kept is not None:
+      fresh = [(place, row) for place, row in rows if not row.is_kept]
+      arrays.append(batching.pack_fresh(fresh, self.config, self._reads))
+    return slots, self._programs.decode(truncates), arrays
 
-    None when all calls are done, if that is sooner. Who comes in the meantime gets
-    a slot, and is read.
-    """
-    with self._wake:
-      while not all(call.done() for _, call in calls):
-        self._admit()
-        unread = self._unread(self._scheduler.used)
-        if unread:
-          return unread
-        self._wake.wait()
-    return []
-
-  def _sample(self, lane, decode, rows) -> tuple[decoding.Sampled, float]:
-    """Runs a chunk, in its lane's thread; returns it and when it was done."""
-    with launches.over(self._devices):
-      lane.kept, sampled = decode(self._params, lane.kept, rows)
-    return jax.device_get(sampled), time.monotonic()
+  def _sample(
+      self, lane: int, chunks: list[Any]
+  ) -> list[tuple[dict[int, scheduling.Pending], decoding.Sampled]]:
+    """Runs a lane's part of a chunk, see _packed; several do so at a time."""
+    out = []
+    for slots, decode, arrays in chunks:
+      with launches.over(self._devices):
+        if self._kept is None:
+          self._pool, sampled = decode(self._params, self._pool, *arrays)
+        else:
+          rows, fresh = arrays
+          self._kept[lane], sampled = decode(
+              self._params, self._kept[lane], rows, self._pool, fresh
+          )
+      out.append((slots, jax.device_get(sampled)))
+    return out
 
   def _take(
-      self, slots: dict[int, scheduling.Pending], host: decoding.Sampled,
-      start: float, end: float,
+      self, slots: dict[int, scheduling.Pending], host: decoding.Sampled
   ):
-    """Takes what a chunk gave, settling each request as soon as it is done."""
+    """Adds to rows what was sampled."""
     # Seen at once, and in rows whose callers have left, too.
     self._is_spoilt |= not np.isfinite(host.logprobs).all()
-    with self._wake:
-      self._totals['decode_steps'] += int(host.step)
-      self._count('decode_seconds', start, end)
-      self._totals['sampled_tokens'] += int(host.lengths.sum())
-      self._totals['first_token_seconds'] += sum(
-          end - p.submitted for p in slots.values() if not p.row.ids
-      )
     outcomes = []
     for slot, pending in slots.items():
       row, place = pending.row, slot // self._reads.lanes

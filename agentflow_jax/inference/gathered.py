@@ -4,7 +4,7 @@ Every step of decoding reads all keys and values of all rows. Where no kernel
 reads them in their pages a row's are gathered once, when it is first sampled, and
 not in every step; and every layer's lie in arrays of their own, which products
 read without a copy. That takes room for the rows once more. New tokens are kept
-here alone: nobody else reads them, so decoding needs no pages.
+here alone: nobody else reads them, so decoding writes no pages.
 
 Slots of long rows are divided into parts. A part that all rows have in common
 (tool cards; a query) is read once for all of them, by one product. Whether that
@@ -67,12 +67,19 @@ class Kept:
       starts: int32[B], the slots.
       live: bool[B], the rows that have one.
     """
-    axis = 2 if self.is_short else 3
+    if self.is_short:  # Most are a step's only part: one scatter is faster.
+      rows = jnp.arange(len(starts))
+      at = jnp.where(live, starts, self.slots)
+      put = lambda x, new: x.at[:, rows, at].set(new, mode='drop')
+      return self._with(
+          layer, [put(self.keys[layer][0], keys)],
+          [put(self.values[layer][0], values)],
+      )
     new_keys, new_values, first = [], [], 0
     for k, v in zip(self.keys[layer], self.values[layer], strict=True):
       at = starts - first
       here = live & (at >= 0) & (at < v.shape[2])
-      new_keys.append(_put(k, keys, here, at, axis))
+      new_keys.append(_put(k, keys, here, at, 3))
       new_values.append(_put(v, values, here, at, 2))
       first += v.shape[2]
     return self._with(layer, new_keys, new_values)

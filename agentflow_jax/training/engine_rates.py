@@ -16,7 +16,7 @@ def rates(before: api.EngineStats, after: api.EngineStats) -> dict[str, float]:
   def spent(name):
     return getattr(after, name) - getattr(before, name)
 
-  device = spent('busy_seconds')
+  device = spent('prefill_seconds') + spent('decode_seconds')
   found = {
       'prefill_tokens_per_second': ('prefill_tokens', 'prefill_seconds'),
       'decode_tokens_per_second': ('sampled_tokens', 'decode_seconds'),

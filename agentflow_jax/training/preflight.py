@@ -277,8 +277,6 @@ def _lowered(config, planner, mesh, topology):
   )
   programs['prefill'] = sampler.prefill
   gathered = sampler.reading.lanes * _bytes(sampler.kept_shapes())
-  if gathered:
-    programs['gather'] = sampler.gather
   programs['decode'] = lambda: sampler.decode(
       config.planner.sampling.truncates
   )

@@ -311,7 +311,6 @@ def _paged(args, config, params, rollouts, latencies, limits):
       'prefill_seconds': spent['prefill_seconds'],
       'decode_steps': steps,
       'decode_seconds': spent['decode_seconds'],
-      'busy_seconds': spent['busy_seconds'],
       'prefill_over_unique': spent['prefill_tokens'] / unique,
       'prefix_hit_rate': spent['hit_tokens'] / max(spent['prompt_tokens'], 1),
       'prefill_tokens_per_second': (
@@ -333,10 +332,12 @@ def _paged(args, config, params, rollouts, latencies, limits):
       'slot_occupancy': (
           spent['sampled_tokens'] / steps / args.slots
       ),
-      'device_idle_share': (
-          1 - spent['busy_seconds'] / spent['pending_seconds']
+      'device_idle_share': 1 - (
+          spent['prefill_seconds'] + spent['decode_seconds']
+      ) / spent['pending_seconds'],
+      'seconds_over_device': seconds / (
+          spent['prefill_seconds'] + spent['decode_seconds']
       ),
-      'seconds_over_device': seconds / spent['busy_seconds'],
       'first_token_seconds': (
           spent['first_token_seconds'] / spent['requests']
       ),

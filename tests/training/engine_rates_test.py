@@ -10,15 +10,14 @@ def test_rates_are_of_the_step_alone():
   before = api.EngineStats(
       requests=10, prompt_tokens=500, hit_tokens=400, prefill_tokens=90,
       sampled_tokens=100, decode_steps=50, prefill_seconds=1.0,
-      decode_seconds=2.0, busy_seconds=2.5, pending_seconds=4.0,
-      queue_seconds=5.0,
+      decode_seconds=2.0, pending_seconds=4.0, queue_seconds=5.0,
       first_token_seconds=6.0, pages=8, free_pages=8,
   )
   after = dataclasses.replace(
       before, requests=14, prompt_tokens=700, hit_tokens=550,
       prefill_tokens=140, sampled_tokens=180, decode_steps=60,
-      prefill_seconds=1.5, decode_seconds=4.0, busy_seconds=4.5,
-      pending_seconds=8.0, queue_seconds=7.0, first_token_seconds=12.0, free_pages=2,
+      prefill_seconds=1.5, decode_seconds=4.0, pending_seconds=8.0,
+      queue_seconds=7.0, first_token_seconds=12.0, free_pages=2,
   )
   assert engine_rates.rates(before, after) == {
       'rate/prefill_tokens_per_second': 100.0,
@@ -27,9 +26,9 @@ def test_rates_are_of_the_step_alone():
       'rate/tokens_per_decode_step': 8.0,
       'rate/queue_seconds_per_request': 0.5,
       'rate/first_token_seconds_per_request': 1.5,
-      'rate/device_idle': 0.5,
+      'rate/device_idle': 0.375,
       'rate/pages_used': 0.75,
-      'seconds/engine': 2.0,
+      'seconds/engine': 2.5,
   }
 
 

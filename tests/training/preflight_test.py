@@ -63,11 +63,10 @@ def test_bytes_are_those_of_the_arrays(reports):
 
 def test_every_program_of_the_run_is_compiled(reports):
   assert set(reports['whole']['programs']) == {
-      'update of rows of 192', 'prefill', 'gather', 'decode'
+      'update of rows of 192', 'prefill', 'decode'
   }
   assert set(reports['split']['programs']) == {
-      'update of rows of 192', 'handover to the sampler', 'prefill', 'gather',
-      'decode',
+      'update of rows of 192', 'handover to the sampler', 'prefill', 'decode'
   }
 
 
@@ -87,7 +86,7 @@ def test_a_planner_that_truncates_has_programs_of_its_own(tmp_path, monkeypatch)
   assert asked == [True]
   assert set(report['programs']) == {
       'update of rows of 192', 'old logprobs of rows of 192', 'prefill',
-      'gather', 'decode',
+      'decode',
   }
   config = config_lib.override(config, [('engine.max_kept', '300')])
   with pytest.raises(config_lib.ConfigError, match='max_kept 300.*256'):
