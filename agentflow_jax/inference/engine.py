@@ -239,6 +239,11 @@ class Engine:
     return self._programs.compilations
 
   @property
+  def lanes(self) -> int:
+    """Groups of slots that are decoded side by side, see EngineConfig."""
+    return self._reads.lanes
+
+  @property
   def params(self) -> Any:
     """What the next request will sample from; not to be donated.
 

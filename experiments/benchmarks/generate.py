@@ -298,7 +298,7 @@ def _paged(args, config, params, rollouts, latencies, limits):
   step = flops.forward(
       config, flops.Work(args.slots, int(args.slots * slots), args.slots)
   )
-  steps = spent['decode_steps'] / args.lanes
+  steps = spent['decode_steps'] / sampler.lanes
   step_seconds = spent['decode_seconds'] / steps
   read = flops.forward(config, flops.Work(unique, pairs, 0))
   bound = max(step / flop_limit, step_bytes / byte_limit)

@@ -547,6 +547,7 @@ def test_a_lane_that_fails_waits_for_the_others(of_lanes, monkeypatch):
 
 def test_lanes_sample_side_by_side(of_lanes, monkeypatch):
   """Each waits for the other, which one after the other they could not."""
+  assert of_lanes.lanes == 2
   both, sample, names = threading.Barrier(2), of_lanes._sample, set()
 
   def meet(lane, kinds):
