@@ -426,7 +426,8 @@ def reading_of(
       # A TPU's products read a stack where it lies, and it compiles once.
       unrolled=way == 'gathered' or device.platform != 'tpu',
       lanes=config.lanes if way == 'gathered' and alone else 1,
-      shares=way == 'gathered' and alone and _shares(model_config, config),
+      shares=way == 'gathered' and alone and device.platform == 'cpu'
+      and _shares(model_config, config),
       mesh=mesh if mesh is not None and mesh.size > 1 else None,
   )
 

@@ -492,6 +492,28 @@ def test_same_bits_over_long_prompts(attention, lanes, monkeypatch):
     _check_logprobs(config, params, requests[i], results[0][i])
 
 
+def test_a_kernel_reads_pages_where_they_lie():
+  """That for GPUs, interpreted: same bits in a crowd, scores of a forward pass."""
+  config = dataclasses.replace(_MODEL, dtype='bfloat16', head_dim=16)
+  params = jax.jit(model.init_params, static_argnums=0)(
+      config, jax.random.key(3)
+  )
+  shapes = dataclasses.replace(_CONFIG, attention='kernel', slots=3)
+  requests = [
+      _request(n, key=i, max_new_tokens=10)
+      for i, n in enumerate((3, 30, 17, 30, 9))
+  ]
+  with engine_lib.Engine(config, shapes, params) as engine:
+    engine.warmup((False,))
+    assert engine.compilations == 2  # There is no room for gathered rows.
+    alone = [_bits(_generate(engine, [r])[0]) for r in requests]
+    assert [_bits(r) for r in _generate(engine, requests)] == alone
+  for request, bits in zip(requests, alone, strict=True):
+    _check_logprobs(config, params, request, bits, atol=0.05)
+  with pytest.raises(ValueError, match='round to bfloat16'):
+    engine_lib.Engine(_MODEL, shapes, params)
+
+
 @pytest.fixture(scope='module', name='of_lanes')
 def _of_lanes(params):
   config = dataclasses.replace(_CONFIG, lanes=2)
