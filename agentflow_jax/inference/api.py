@@ -151,8 +151,8 @@ class EngineConfig:
     prefill_pieces: pieces of prompts that are read at a time.
     piece_tokens: tokens of a piece, a multiple of page_tokens.
     prefill_burst: calls of prefill at most between two chunks of decoding, while
-      fewer than `read_share` of the requests in slots have been read; one
-      otherwise.
+      fewer than `read_share` of the requests in slots, or about to get one, have
+      been read; one otherwise.
     read_share: in (0, 1]. A chunk costs the same for one row as for all, so it
       should not be thin: more is more throughput, less a sooner first token.
     decode_chunk: tokens between two looks of the host (stop_fn, finished rows).

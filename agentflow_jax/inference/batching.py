@@ -301,16 +301,22 @@ class Programs:
         tuple((x.shape, x.dtype, x.sharding) for x in leaves),
     )
     self.compilations = 0
+    self._found: dict[str, Callable] = {}
 
   def prefill(self) -> Callable:
     """Returns what takes (params, pool, segments), and consumes the pool."""
-    params, pool = self._arrays
-    return self._get(
-        'prefill',
-        functools.partial(decoding.prefill, model_config=self._model_config),
-        (params, pool, pack_pieces([], self._config)), (1,),
-        (_shardings(pool), None),
-    )
+    def program():
+      params, pool = self._arrays
+      function = functools.partial(
+          decoding.prefill, model_config=self._model_config
+      )
+      segments = pack_pieces([], self._config)
+      jitted = jax.jit(
+          function, donate_argnums=1, out_shardings=(_shardings(pool), None)
+      )
+      return jitted, (params, pool, segments)
+
+    return self._get('prefill', program)
 
   def decode(self, truncates: bool) -> Callable:
     """Returns what samples a chunk, see decoding.decode; it consumes the store.
@@ -321,30 +327,35 @@ class Programs:
     Args:
       truncates: whether a row may set top_k, top_p or min_p.
     """
-    (params, pool), kept = self._arrays, self.kept_shapes()
-    rows = pack_rows([], self._config, self.reading)
-    if kept is None:
-      arrays, where = (params, pool, rows), _shardings(pool)
-    else:
-      fresh = pack_fresh([], self._config, self.reading)
-      arrays, where = (params, kept, rows, pool, fresh), _shardings(kept)
+    def program():
+      (params, pool), kept = self._arrays, self.kept_shapes()
+      rows = pack_rows([], self._config, self.reading)
+      if kept is None:
+        arrays, where = (params, pool, rows), _shardings(pool)
+      else:
+        fresh = pack_fresh([], self._config, self.reading)
+        arrays, where = (params, kept, rows, pool, fresh), _shardings(kept)
+      function = functools.partial(
+          decoding.decode, model_config=self._model_config,
+          config=self._config, truncates=truncates, reading=self.reading,
+      )
+      jitted = jax.jit(
+          function, donate_argnums=1, out_shardings=(where, None)
+      )
+      return jitted, arrays
+
     name = f'decode, truncates: {truncates}'
     if truncates and self._config.max_kept:
       name += f', sets of {self._config.max_kept}'
-    return self._get(
-        name,
-        functools.partial(
-            decoding.decode, model_config=self._model_config,
-            config=self._config, truncates=truncates, reading=self.reading,
-        ),
-        arrays, (1,), (where, None),
-    )
+    return self._get(name, program)
 
   def make_kept(self) -> gathered.Kept:
     """Returns what a lane keeps at first."""
-    return self._get(
-        'room for rows', self._empty(), (), (), _shardings(self.kept_shapes())
-    )()
+    def program():
+      where = _shardings(self.kept_shapes())
+      return jax.jit(self._empty(), out_shardings=where), ()
+
+    return self._get('room for rows', program)()
 
   def _empty(self) -> Callable[[], gathered.Kept]:
     config = self._config
@@ -368,31 +379,29 @@ class Programs:
     )
 
   def _get(
-      self, name: str, function: Callable, arrays: Sequence[Any],
-      donated: Sequence[int], where: Any,
+      self, name: str, program: Callable[[], tuple[Callable, Sequence[Any]]]
   ) -> Callable:
-    """Returns a function compiled for arrays, or their shapes, and kept.
+    """Returns a compiled function; cheap from the second time on.
 
     Args:
       name: that no other function has.
-      function: of the arrays.
-      arrays: what it takes.
-      donated: which of them it consumes.
-      where: shardings of what it returns; None for anywhere.
+      program: returns it jitted, and the arrays, or their shapes, that it takes.
     """
-    key = (*self._key, name)
-    with _COMPILING:
-      if key not in _COMPILED:
-        start = time.monotonic()
-        program = jax.jit(
-            function, donate_argnums=donated, out_shardings=where
-        )
-        _COMPILED[key] = program.lower(
-            *(jax.tree.map(_struct, x) for x in arrays)
-        ).compile()
-        self.compilations += 1
-        logging.info('Compiled %s in %.1f s.', name, time.monotonic() - start)
-      return _COMPILED[key]
+    if name not in self._found:
+      key = (*self._key, name)
+      with _COMPILING:
+        if key not in _COMPILED:
+          start = time.monotonic()
+          function, arrays = program()
+          _COMPILED[key] = function.lower(
+              *(jax.tree.map(_struct, x) for x in arrays)
+          ).compile()
+          self.compilations += 1
+          logging.info(
+              'Compiled %s in %.1f s.', name, time.monotonic() - start
+          )
+        self._found[name] = _COMPILED[key]
+    return self._found[name]
 
 
 def reading_of(

@@ -120,6 +120,9 @@ class Engine:
     # What takes the place of the parameters as soon as no slot is used.
     self._next: tuple[Any, int] | None = None
     self._turn = 0  # Calls of prefill.
+    # Since the last chunk of decoding: calls, and slots that were used when it was
+    # put off last.
+    self._calls = self._held = 0
     self._mark = 0.0  # Up to when pending_seconds is counted.
     self._cause: BaseException | None = None  # Of an end that nobody asked for.
     # Of the last call of prefill: whether all is finite, and when it was made.
@@ -389,26 +392,59 @@ class Engine:
     )
 
   def _advance(self, slots: dict[int, scheduling.Pending]):
-    """Reads some pieces of prompts, and samples a chunk of what is read."""
-    for calls in range(self.config.prefill_burst):
-      unread = [
-          p.row for p in slots.values()
-          if not (p.abandoned or p.row.is_read())
-      ]
-      is_thin = len(slots) - len(unread) < self.config.read_share * len(slots)
-      if not unread or (calls and not is_thin):
+    """Reads some pieces of prompts, and samples a chunk of what is read.
+
+    Not yet where too few would be in it because more have come meanwhile.
+    """
+    unread = [
+        p.row for p in slots.values() if not (p.abandoned or p.row.is_read())
+    ]
+    while unread and self._calls < self.config.prefill_burst:
+      if self._calls and not self._is_thin(len(slots) - len(unread), len(slots)):
         break
       if self._closing or any(p.abandoned for p in slots.values()):
         break  # Slots are freed first.
       self._prefill(unread)
+      self._calls += 1
+      unread = [row for row in unread if not row.is_read()]
     lanes = collections.defaultdict(lambda: collections.defaultdict(dict))
     for slot, pending in slots.items():
       if pending.row.is_read() and not pending.abandoned:
         truncates = pending.request.sampling.truncates
         lanes[slot % self._reads.lanes][truncates][slot] = pending
-    if lanes:
-      self._decode(lanes)
+    # Those that truncate are apart, so that who else samples does not choose a
+    # request's program.
+    packed = [
+        (lane, [self._packed(*kind) for kind in kinds.items()])
+        for lane, kinds in lanes.items()
+    ]
     self._finish_prefill()  # Before anybody gets its pages.
+    if packed and self._has_company(slots, len(slots) - len(unread)):
+      return
+    self._calls = self._held = 0
+    if packed:
+      self._decode(packed)
+
+  def _is_thin(self, n_read: int, n_used: int) -> bool:
+    return n_read < self.config.read_share * n_used
+
+  def _has_company(
+      self, slots: dict[int, scheduling.Pending], n_read: int
+  ) -> bool:
+    """Says whether a chunk of those that are read had better wait for others."""
+    with self._wake:
+      came = min(len(self._scheduler.queue), self.config.slots - len(slots))
+      if self._next is not None or self._is_spoilt or self._closing:
+        return False  # Nobody is let in.
+    if (
+        # Who was waited for and did not get in, for want of pages, may not soon.
+        len(slots) <= self._held or not came
+        or self._calls >= self.config.prefill_burst
+        or not self._is_thin(n_read, len(slots) + came)
+    ):
+      return False
+    self._held = len(slots)
+    return True
 
   def _prefill(self, rows: list[batching.Row]):
     """Reads a call's worth of pieces; the row that waited longest is first."""
@@ -455,18 +491,12 @@ class Engine:
     self._mark = now
     return now
 
-  def _decode(self, lanes: dict[int, dict[bool, dict[int, scheduling.Pending]]]):
+  def _decode(self, packed: list[tuple[int, list[Any]]]):
     """Samples a chunk, settling each request as soon as it is done.
 
     Args:
-      lanes: requests by their slots, those that truncate apart, so that who else
-        samples does not choose a request's program; by lane.
+      packed: of each lane that is used its number and what _packed gave.
     """
-    packed = [
-        (lane, [self._packed(*kind) for kind in kinds.items()])
-        for lane, kinds in lanes.items()
-    ]
-    self._finish_prefill()
     start = time.monotonic()
     own, *others = packed
     calls = [self._threads.submit(self._sample, *call) for call in others]

@@ -274,6 +274,74 @@ def attend_whole(
   return y.reshape(heads, rows, groups, length, dim).swapaxes(0, 1)
 
 
+def _parts(rows: int) -> int:
+  """Returns in how many equal parts XLA's CPU attends to rows.
+
+  It computes a product of this size on one core, and what does not depend on one
+  another on several cores only where more than eight operations are ready. Each
+  part has several; more than eight parts are no faster, and compile for longer.
+  Equal, since the bits of a row may depend on how many are beside it.
+  """
+  return max(n for n in range(1, 9) if rows % n == 0)
+
+
+def _attend_blocks(
+    dtype: str, pool: Pool, tables: Array, q: Array, positions: Array,
+    parts: int = 1,
+) -> Array:
+  """Goes over as many blocks of slots as the longest row has.
+
+  Args:
+    dtype: of the activations.
+    pool: the pages.
+    tables: int32[B, M], pages of a layer.
+    q: [B, K, H/K, T, E].
+    positions: int32[B, T], slots of the new tokens.
+    parts: B is divided into; the rows of each are computed apart.
+
+  Returns:
+    float32[B, K, H/K, T, E].
+  """
+  rows, heads, groups, length, dim = q.shape
+  product = functools.partial(primitives.float32_product, dtype)
+  n_blocks = jnp.max(positions) // BLOCK + 1
+  scale = 1 / math.sqrt(dim)
+  block_pages = BLOCK // pool.values.shape[2]
+  q = q.swapaxes(0, 1).reshape(heads, rows, groups * length, dim)
+  positions = jnp.tile(positions, (1, groups))[:, :, None]
+  qs = jnp.split(q, parts, axis=1)
+  apart = list(zip(
+      jnp.split(tables, parts), qs, jnp.split(positions, parts), strict=True
+  ))
+
+  def one(j, tables, q, positions, top, total, mixed):
+    some = lax.dynamic_slice_in_dim(tables, j * block_pages, block_pages, 1)
+    keys, values = plain(dtype, take(pool, some))
+    scores = product('kbge,kbse->kbgs', q, keys)
+    seen = j * BLOCK + jnp.arange(BLOCK) <= positions
+    scores = jnp.where(seen, scores * scale, blocks.MASKED)
+    # Blocks beyond a row's slots change nothing: its top stays, times exp(0),
+    # and exp(MASKED - top) is 0.
+    new_top = jnp.maximum(top, scores.max(axis=3, keepdims=True))
+    rescale = jnp.exp(top - new_top)
+    weights = jnp.exp(scores - new_top)
+    total = total * rescale + weights.sum(axis=3, keepdims=True)
+    added = product('kbgs,kbse->kbge', weights.astype(dtype), values)
+    return new_top, total, mixed * rescale + added
+
+  def start(q):
+    column = lambda value: jnp.full((*q.shape[:3], 1), value, jnp.float32)
+    return column(blocks.MASKED), column(0), jnp.zeros(q.shape, jnp.float32)
+
+  out = lax.fori_loop(
+      0, n_blocks,
+      lambda j, carry: [one(j, *x, *y) for x, y in zip(apart, carry)],
+      [start(q) for q in qs],
+  )
+  y = jnp.concatenate([mixed / total for _, total, mixed in out], axis=1)
+  return y.reshape(heads, rows, groups, length, dim).swapaxes(0, 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
   """How the pages of rows with one new token each are read.
@@ -340,61 +408,10 @@ class Cache:
     slots = self.tables.shape[1] * self.pool.values.shape[2]
     positions = self.starts[:, None] + jnp.arange(q.shape[3])
     if slots > MAX_DENSE:
-      return self._by_blocks(dtype, first, q, positions)
-    keys, values = self._gathered(dtype, first, 0, slots)
+      attend = functools.partial(_attend_blocks, dtype)
+      return lax.platform_dependent(
+          self.pool, first + self.tables, q, positions,
+          cpu=functools.partial(attend, parts=_parts(len(q))), default=attend,
+      )
+    keys, values = plain(dtype, take(self.pool, first + self.tables))
     return attend_whole(dtype, q, keys, values, positions)
-
-  def _gathered(
-      self, dtype: str, first: Array, start: Array | int, slots: int
-  ) -> tuple[Array, Array]:
-    """Returns keys and values [K, B, S, E] of some slots of the tables' rows."""
-    count = slots // self.pool.keys.shape[2]
-    some = first + lax.dynamic_slice_in_dim(
-        self.tables, start // self.pool.keys.shape[2], count, 1
-    )
-    return plain(dtype, take(self.pool, some))
-
-  def _by_blocks(
-      self, dtype: str, first: Array, q: Array, positions: Array
-  ) -> Array:
-    """Goes over as many blocks as the longest row has.
-
-    Args:
-      dtype: of the activations.
-      first: int32[], the layer's first page.
-      q: [B, K, H/K, T, E].
-      positions: int32[B, T], slots of the new tokens.
-    """
-    rows, heads, groups, length, dim = q.shape
-    lead = (heads, rows, groups * length)
-    q = q.swapaxes(0, 1).reshape(*lead, dim)
-    product = functools.partial(primitives.float32_product, dtype)
-    n_blocks = jnp.max(positions) // BLOCK + 1
-    positions = jnp.tile(positions, (1, groups))[:, :, None]
-    scale = 1 / math.sqrt(dim)
-
-    def one(j, carry):
-      top, total, mixed = carry
-      keys, values = self._gathered(dtype, first, j * BLOCK, BLOCK)
-      scores = product('kbge,kbse->kbgs', q, keys)
-      seen = j * BLOCK + jnp.arange(BLOCK) <= positions
-      scores = jnp.where(seen, scores * scale, blocks.MASKED)
-      # Blocks beyond a row's slots change nothing: its top stays, times exp(0),
-      # and exp(MASKED - top) is 0.
-      new_top = jnp.maximum(top, scores.max(axis=3, keepdims=True))
-      rescale = jnp.exp(top - new_top)
-      weights = jnp.exp(scores - new_top)
-      total = total * rescale + weights.sum(axis=3, keepdims=True)
-      added = product('kbgs,kbse->kbge', weights.astype(dtype), values)
-      return new_top, total, mixed * rescale + added
-
-    _, total, mixed = lax.fori_loop(
-        0, n_blocks, one,
-        (
-            jnp.full((*lead, 1), blocks.MASKED, jnp.float32),
-            jnp.zeros((*lead, 1), jnp.float32),
-            jnp.zeros((*lead, dim), jnp.float32),
-        ),
-    )
-    y = (mixed / total).reshape(heads, rows, groups, length, dim)
-    return y.swapaxes(0, 1)

@@ -1,6 +1,7 @@
 """The engine against plain forward passes, and alone against in a crowd."""
 
 import asyncio
+from concurrent import futures
 import dataclasses
 import random
 import threading
@@ -719,7 +720,7 @@ def test_many_coroutines_of_two_event_loops(engine):
   assert after.queued == after.running == after.failed == 0
 
 
-def test_nothing_compiles_after_warmup(engine):
+def test_nothing_compiles_after_warmup(engine, monkeypatch):
   events = []
 
   def listen(name, unused_seconds, **unused_kwargs):
@@ -730,6 +731,8 @@ def test_nothing_compiles_after_warmup(engine):
   # Prefill, decode truncating or not, and room for its rows.
   assert compiled == 4
   _generate(engine, _mixed(8, seed=11))
+  # A chunk of decoding is soon over: describing its program anew takes as long.
+  monkeypatch.setattr(jax, 'eval_shape', None)
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     jax.jit(lambda x: x * 3 + 1)(1.0)
@@ -760,6 +763,41 @@ def test_requests_join_as_others_leave(own_engine):
   assert now.decode_steps == 5 + 5 + 5
   assert now.sampled_tokens == 5 + 10 + 7 * 5
   assert all(r.queue_seconds > 0 and r.model_seconds > 0 for r in results)
+
+
+@pytest.mark.parametrize(
+    'kv_tokens, steps',
+    # Pages for one of them at a time: waiting for the other would be for ever.
+    [(0, 8), (48, 16)],
+)
+def test_a_chunk_waits_for_who_came_while_prompts_were_read(
+    params, engine, kv_tokens, steps
+):
+  requests = [_request(27, seed=i, key=i) for i in range(2)]
+  expected = [_bits(_generate(engine, [r])[0]) for r in requests]
+  config = dataclasses.replace(
+      _CONFIG, kv_tokens=kv_tokens, read_share=1.0, coalesce_seconds=0.0
+  )
+  others = []
+  with (
+      engine_lib.Engine(_MODEL, config, params) as other,
+      futures.ThreadPoolExecutor(1) as threads,
+  ):
+    read = other._prefill
+
+    def prefill(rows):
+      read(rows)
+      if not others:  # The device has the first piece; now the second one comes.
+        others.append(threads.submit(_generate, other, requests[1:]))
+        while not other.stats().queued:
+          time.sleep(0.01)
+          assert not others[0].done()
+
+    other._prefill = prefill
+    first, = _generate(other, requests[:1])
+    second, = others[0].result(60)
+    assert other.stats().decode_steps == steps
+  assert [_bits(first), _bits(second)] == expected
 
 
 # Parameters.
