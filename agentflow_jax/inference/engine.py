@@ -120,9 +120,7 @@ class Engine:
     # What takes the place of the parameters as soon as no slot is used.
     self._next: tuple[Any, int] | None = None
     self._turn = 0  # Calls of prefill.
-    # Since the last chunk of decoding: calls, and slots that were used when it was
-    # put off last.
-    self._calls = self._held = 0
+    self._calls = 0  # Of them, and of waiting, since decoding had its turn.
     self._mark = 0.0  # Up to when pending_seconds is counted.
     self._cause: BaseException | None = None  # Of an end that nobody asked for.
     # Of the last call of prefill: whether all is finite, and when it was made.
@@ -337,6 +335,7 @@ class Engine:
           logging.exception('Engine %s lost %d requests.', self.name, len(rows))
           self._settle([(p, _failure(self.name, e)) for p in rows.values()])
           self._is_spoilt, self._reading = True, None  # It took the pool.
+          self._calls = 0
     except BaseException as e:  # Such as no room for a new pool.
       logging.exception('Engine %s ends.', self.name)
       self._cause = e
@@ -420,8 +419,9 @@ class Engine:
     ]
     self._finish_prefill()  # Before anybody gets its pages.
     if packed and self._has_company(slots, len(slots) - len(unread)):
+      self._calls += 1  # There is an end to waiting, too.
       return
-    self._calls = self._held = 0
+    self._calls = 0
     if packed:
       self._decode(packed)
 
@@ -433,18 +433,16 @@ class Engine:
   ) -> bool:
     """Says whether a chunk of those that are read had better wait for others."""
     with self._wake:
-      came = min(len(self._scheduler.queue), self.config.slots - len(slots))
+      scheduler = self._scheduler
+      came = min(len(scheduler.queue), self.config.slots - len(slots))
       if self._next is not None or self._is_spoilt or self._closing:
         return False  # Nobody is let in.
-    if (
-        # Who was waited for and did not get in, for want of pages, may not soon.
-        len(slots) <= self._held or not came
-        or self._calls >= self.config.prefill_burst
-        or not self._is_thin(n_read, len(slots) + came)
-    ):
-      return False
-    self._held = len(slots)
-    return True
+      if scheduler.lacks_pages:
+        return False  # Nor is who is next.
+    return (
+        came > 0 and self._calls < self.config.prefill_burst
+        and self._is_thin(n_read, len(slots) + came)
+    )
 
   def _prefill(self, rows: list[batching.Row]):
     """Reads a call's worth of pieces; the row that waited longest is first."""

@@ -275,7 +275,7 @@ def attend_whole(
 
 
 def _parts(rows: int) -> int:
-  """Returns in how many equal parts XLA's CPU attends to rows.
+  """Returns in how many equal parts XLA's CPU attends to pieces of prompts.
 
   It computes a product of this size on one core, and what does not depend on one
   another on several cores only where more than eight operations are ready. Each
@@ -409,9 +409,10 @@ class Cache:
     positions = self.starts[:, None] + jnp.arange(q.shape[3])
     if slots > MAX_DENSE:
       attend = functools.partial(_attend_blocks, dtype)
+      apart = functools.partial(attend, parts=_parts(len(q)))
       return lax.platform_dependent(
           self.pool, first + self.tables, q, positions,
-          cpu=functools.partial(attend, parts=_parts(len(q))), default=attend,
+          cpu=apart if q.shape[3] > 1 else attend, default=attend,
       )
     keys, values = plain(dtype, take(self.pool, first + self.tables))
     return attend_whole(dtype, q, keys, values, positions)

@@ -45,6 +45,7 @@ class Scheduler:
   Attributes:
     queue: requests without a slot, in the order in which they came.
     prefixes: the pages.
+    lacks_pages: whether there were too few for who was next.
   """
 
   def __init__(self, config: api.EngineConfig, new_in_pages: bool = True):
@@ -55,6 +56,7 @@ class Scheduler:
       new_in_pages: whether pages take the tokens that are sampled, too.
     """
     self._new_in_pages = new_in_pages
+    self.lacks_pages = False
     self.queue: collections.deque[Pending] = collections.deque()
     self.prefixes = prefixes.Prefixes(
         config.pages, config.page_tokens, config.prefix_cache
@@ -88,6 +90,7 @@ class Scheduler:
       Who got one. Who finds no room waits, and nobody overtakes.
     """
     got = []
+    self.lacks_pages = False
     for slot, used in enumerate(self._slots):
       if used is not None:
         continue
@@ -100,6 +103,7 @@ class Scheduler:
           request.prompt_ids, new_tokens if self._new_in_pages else None
       )
       if lease is None:
+        self.lacks_pages = True
         break
       self._slots[slot] = self.queue.popleft()
       pending.row = batching.Row(request, lease, turn=turn)

@@ -431,8 +431,8 @@ def main():
   limits = [_limits(args.dtype)]
   for name in names:
     result[name] = runs[name](args, config, params, rollouts, latencies)
-    limits.append(_limits(args.dtype))
     print(name, json.dumps(result[name], indent=1), file=sys.stderr)
+    limits.append(_limits(args.dtype))
   # A machine that is shared has slow minutes: the best of all counts.
   flop_limit, byte_limit = map(max, zip(*limits))
   result |= {
