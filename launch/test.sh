@@ -39,7 +39,7 @@ if "$install_only"; then exit 0; fi
 cd "$ROOT"
 run_pytest() {
   "$VENV_PYTHON" -m pytest --numprocesses=logical --maxprocesses=4 \
-    --dist=loadfile --no-loadscope-reorder "$@"
+    --dist=loadfile "$@"
 }
 if (($#)); then
   run_pytest "$@"
