@@ -133,7 +133,11 @@ class ModelConfig:
 
 
 class _Linear(nn.Module):
-  """y = einsum(x, kernel) + bias, in the activation dtype."""
+  """y = einsum(x, kernel) + bias, in the activation dtype.
+
+  Axes that are summed together have names in the order in which they lie: einsum
+  takes them by name, and XLA's CPU would lay the kernel out anew for it each time.
+  """
 
   config: ModelConfig
   equation: str
@@ -262,7 +266,7 @@ class _Attention(nn.Module):
   def _project(self, name: str, heads: int, head_axis: str) -> _Linear:
     config = self.config
     return _Linear(
-        config, 'btd,dhe->bthe', (config.d_model, heads, config.head_dim),
+        config, 'btd,dhk->bthk', (config.d_model, heads, config.head_dim),
         ('embed', head_axis, 'head_dim'), config.d_model, name=name,
         bias_axes=(head_axis, 'head_dim') if config.qkv_bias else None,
     )
@@ -304,7 +308,7 @@ class _Attention(nn.Module):
     y = y.astype(config.dtype)
     y = y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
     out = _Linear(
-        config, 'bthe,hed->btd', (heads, dim, config.d_model),
+        config, 'bthk,hkd->btd', (heads, dim, config.d_model),
         ('heads', 'head_dim', 'embed'), heads * dim, name='o',
         scale=1 / math.sqrt(2 * config.n_layers),
     )(y)

@@ -157,8 +157,10 @@ class EngineConfig:
       should not be thin: more is more throughput, less a sooner first token.
     decode_chunk: tokens between two looks of the host (stop_fn, finished rows).
     max_stop_ids: stop ids at most in one request.
-    coalesce_seconds: how long the first request of an idle engine waits for
-      more.
+    coalesce_share: how long the first request of an idle engine waits for more,
+      while there are fewer than `prefill_pieces` of them, as a share of what a
+      call of prefill has taken: a call for one piece takes as long as one for
+      all. Before the first call it is 2 ms; 0 waits for nobody.
     max_kept: ids that are recorded with each token of a request that truncates:
       those that it was drawn from. Such a request then keeps so many of each
       distribution at most, the most likely ones, beyond what it asks for itself.
@@ -180,7 +182,7 @@ class EngineConfig:
   read_share: float = 0.5
   decode_chunk: int = 8
   max_stop_ids: int = 8
-  coalesce_seconds: float = 0.002
+  coalesce_share: float = 0.25
   max_kept: int = 0
 
   def __post_init__(self):
@@ -223,9 +225,9 @@ class EngineConfig:
       raise ValueError(f'attention: unknown {self.attention!r}')
     if self.kv_dtype not in ('', 'int8'):
       raise ValueError(f"kv_dtype must be '' or 'int8': {self.kv_dtype!r}")
-    if self.coalesce_seconds < 0:
+    if not 0 <= self.coalesce_share <= 1:
       raise ValueError(
-          f'coalesce_seconds must be >= 0: {self.coalesce_seconds}'
+          f'coalesce_share must lie in [0, 1]: {self.coalesce_share}'
       )
     if self.max_kept < 0:
       raise ValueError(f'max_kept must be >= 0: {self.max_kept}')

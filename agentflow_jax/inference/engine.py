@@ -31,6 +31,9 @@ from agentflow_jax.inference import gathered
 from agentflow_jax.inference import pages as pages_lib
 from agentflow_jax.inference import scheduling
 
+# How long an idle engine waits for company before it knows what a call takes [s].
+_FIRST_PATIENCE = 0.002
+
 
 class Engine:
   """Samples responses from the current parameters.
@@ -356,11 +359,6 @@ class Engine:
     The first request of an idle engine waits a little for company.
     """
     scheduler = self._scheduler
-
-    def wait(seconds=None):
-      self._wake.wait(seconds)
-      self._mark = time.monotonic()  # Nothing was pending.
-
     while not self._closing:
       scheduler.free_slots()
       if self._is_spoilt and scheduler.is_idle:
@@ -371,17 +369,29 @@ class Engine:
         scheduler.prefixes.clear()
       self._swap()
       if scheduler.queue and scheduler.is_idle:
-        waited = time.monotonic() - scheduler.queue[0].submitted
-        left = self.config.coalesce_seconds - waited
-        if len(scheduler.queue) < self.config.slots and left > 0:
-          wait(left)
+        first = scheduler.queue[0].submitted
+        self._mark = max(self._mark, first)  # Before, nothing was pending.
+        waited = time.monotonic() - first
+        left = self._patience() - waited
+        full = min(self.config.slots, self.config.prefill_pieces)
+        if len(scheduler.queue) < full and left > 0:
+          self._wake.wait(left)
           continue
       if self._next is None and not self._is_spoilt:
         self._count_admitted(scheduler.fill_slots(self._turn))
       if not scheduler.is_idle:
         return scheduler.used
-      wait()
+      self._wake.wait()
     return None
+
+  def _patience(self) -> float:
+    """Returns how long an idle engine waits for company [s]."""
+    share, calls = self.config.coalesce_share, self._totals['prefill_calls']
+    if not share:
+      return 0.0
+    if not calls:
+      return _FIRST_PATIENCE
+    return share * self._totals['prefill_seconds'] / calls
 
   def _count_admitted(self, admitted: list[scheduling.Pending]):
     self._totals.update(

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from agentflow_jax.core import logprobs
 
-_BLOCK = 128  # Tokens that `_argmax` looks at at a time.
+# That a vocabulary is looked at in. A power of 2: devices that share a vocabulary
+# have whole ones each.
+_BLOCKS = 128
 
 
 @flax.struct.dataclass
@@ -32,9 +34,9 @@ def sample(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   """Draws token number `index` of every row's response.
 
-  The Gumbel-max draw argmax_v (logits_v / temperature + g_v), g_v independent,
-  is a sample of the softmax; without noise it is the greedy token. The noise is
-  a function of the row's key words and `index` alone.
+  A row is drawn from with two uniform numbers, which are a function of its key
+  words and `index` alone, see `_draw`; at temperature 0 the first of the most
+  likely tokens is taken.
 
   Args:
     logits: float32 [B, V].
@@ -66,11 +68,10 @@ def sample(
     else:
       keep = logprobs.truncation_mask(logits, *spec)
     scaled = jnp.where(keep, scaled, -jnp.inf)
-  noise = jax.vmap(_gumbel, in_axes=(0, 0, None))(
-      rows.key_words, index, logits.shape[-1]
+  uniform = jax.vmap(_uniform)(rows.key_words, index)
+  tokens = jnp.where(
+      rows.temperature == 0.0, _argmax(scaled), _draw(scaled, uniform)
   )
-  noise = jnp.where(rows.temperature[:, None] == 0.0, 0.0, noise)
-  tokens = _argmax(scaled + noise)
   scores = logprobs.log_prob_of(logits, tokens, rows.temperature, keep)
   return tokens, scores, kept
 
@@ -83,22 +84,58 @@ def _argmax(x: jax.Array) -> jax.Array:
   """
 
   def by_blocks(x):
-    x = jax.lax.optimization_barrier(x).reshape(len(x), -1, _BLOCK)
+    x = _in_blocks(jax.lax.optimization_barrier(x))
     block = jnp.argmax(x.max(axis=2), axis=1)
     row = jnp.take_along_axis(x, block[:, None, None], axis=1)[:, 0]
-    return block * _BLOCK + jnp.argmax(row, axis=1)
+    return block * x.shape[2] + jnp.argmax(row, axis=1)
 
   whole = functools.partial(jnp.argmax, axis=1)
-  if x.shape[1] % _BLOCK:
-    found = whole(x)
-  else:
-    found = jax.lax.platform_dependent(x, cpu=by_blocks, default=whole)
+  found = jax.lax.platform_dependent(x, cpu=by_blocks, default=whole)
   return found.astype(jnp.int32)
 
 
-def _gumbel(key_words: jax.Array, index: jax.Array, size: int) -> jax.Array:
-  """Standard Gumbel noise float32 [size] of one row and token index."""
+def _in_blocks(x: jax.Array) -> jax.Array:
+  """Returns [B, _BLOCKS, n] of [B, V]; what is beyond V is -inf."""
+  size = -(-x.shape[1] // _BLOCKS)
+  room = ((0, 0), (0, _BLOCKS * size - x.shape[1]))
+  x = jnp.pad(x, room, constant_values=-jnp.inf)
+  return x.reshape(len(x), _BLOCKS, size)
+
+
+def _draw(scaled: jax.Array, uniform: jax.Array) -> jax.Array:
+  """Samples softmax(scaled) by inverting its distribution function.
+
+  In two steps, a block of the vocabulary and then a token of it, each of which
+  is exact to the 2^-23 that a uniform number resolves. Noise for every token
+  (Gumbel's) would be a sample, too; hashing so many numbers took a tenth of a
+  step of a model of 135M parameters on CPU.
+
+  Args:
+    scaled: float32 [B, V]; -inf is never drawn.
+    uniform: float32 [B, 2], in [0, 1).
+
+  Returns:
+    int32 [B].
+  """
+  blocks = _in_blocks(scaled)
+  top = scaled.max(axis=1)[:, None, None]
+  block = _first_beyond(jnp.exp(blocks - top).sum(axis=2), uniform[:, 0])
+  row = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+  row = jnp.exp(row - row.max(axis=1, keepdims=True))
+  return block * blocks.shape[2] + _first_beyond(row, uniform[:, 1])
+
+
+def _first_beyond(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+  """Returns int32 [B], where a share `uniform` of weights [B, n] is passed.
+
+  It is never where a weight is 0, though sums may be rounded.
+  """
+  sums = jnp.where(weights > 0, jnp.cumsum(weights, axis=1), 0.0)
+  passed = sums > uniform[:, None] * sums.max(axis=1, keepdims=True)
+  return jnp.argmax(passed, axis=1).astype(jnp.int32)
+
+
+def _uniform(key_words: jax.Array, index: jax.Array) -> jax.Array:
+  """Returns float32 [2] in [0, 1) of one row and token index."""
   key = jax.random.wrap_key_data(key_words, impl='threefry2x32')
-  return jax.random.gumbel(
-      jax.random.fold_in(key, index), (size,), jnp.float32
-  )
+  return jax.random.uniform(jax.random.fold_in(key, index), (2,), jnp.float32)

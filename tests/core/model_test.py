@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,21 @@ def test_remat_changes_no_gradient(remat):
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
       got, expected,
   )
+
+
+def test_no_product_wants_a_kernel_laid_out_anew():
+  _, params = _make()
+  inputs = _packed_inputs()
+  loss = lambda p: model.forward(
+      CONFIG, p, *inputs[:2], oracle.ends(inputs[2])
+  ).sum()
+  jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
+  summed = re.findall(
+      r'dimension_numbers=\(\(\[([\d, ]*)\], \[([\d, ]*)\]\)', jaxpr
+  )
+  sides = [[int(n) for n in re.findall(r'\d+', x)] for y in summed for x in y]
+  assert max(map(len, sides)) > 1  # Heads and their dimensions.
+  assert all(axes == sorted(axes) for axes in sides), summed
 
 
 def test_remat_dots_makes_attentions_products_again_alone():

@@ -106,7 +106,7 @@ def test_what_truncates(change, truncates):
         (dict(page_tokens=16, piece_tokens=40), 'multiple.*16'),
         # 256 + 64 - 1 slots are 20 pages; the prompt's last is held twice.
         (dict(kv_tokens=335), 'kv_tokens 335.*256.*64'),
-        (dict(coalesce_seconds=-1.0), 'coalesce_seconds'),
+        (dict(coalesce_share=-1.0), 'coalesce_share'),
         (dict(max_kept=-1), 'max_kept must be >= 0'),
         (dict(kv_dtype='int4'), "kv_dtype.*'int8'.*int4"),
     ],

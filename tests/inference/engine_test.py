@@ -776,7 +776,7 @@ def test_a_chunk_waits_for_who_came_while_prompts_were_read(
   requests = [_request(27, seed=i, key=i) for i in range(2)]
   expected = [_bits(_generate(engine, [r])[0]) for r in requests]
   config = dataclasses.replace(
-      _CONFIG, kv_tokens=kv_tokens, read_share=1.0, coalesce_seconds=0.0
+      _CONFIG, kv_tokens=kv_tokens, read_share=1.0, coalesce_share=0.0
   )
   others = []
   with (
@@ -798,6 +798,24 @@ def test_a_chunk_waits_for_who_came_while_prompts_were_read(
     second, = others[0].result(60)
     assert other.stats().decode_steps == steps
   assert [_bits(first), _bits(second)] == expected
+
+
+def test_the_first_request_of_an_idle_engine_waits_for_company(params, engine):
+  requests = [_request(27, seed=i, key=i) for i in range(2)]
+  expected = [_bits(_generate(engine, [r])[0]) for r in requests]
+  config = dataclasses.replace(_CONFIG, prefill_pieces=2, coalesce_share=1.0)
+  with (
+      engine_lib.Engine(_MODEL, config, params) as other,
+      futures.ThreadPoolExecutor(2) as threads,
+  ):
+    other._totals.update(prefill_calls=1, prefill_seconds=1e6)  # As if so slow.
+    found = [threads.submit(_generate, other, requests[:1])]
+    time.sleep(0.3)
+    now = other.stats()
+    assert (now.queued, now.running, now.completed) == (1, 0, 0)
+    found.append(threads.submit(_generate, other, requests[1:]))
+    assert [_bits(*one.result(60)) for one in found] == expected
+    assert other.stats().decode_steps == 8
 
 
 # Parameters.

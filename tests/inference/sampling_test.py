@@ -88,6 +88,43 @@ def test_draws_follow_the_exact_distribution(name):
   assert _p_value(tokens, _exact(_LOGITS, **spec)) > 1e-3
 
 
+@pytest.mark.parametrize('size', [128, 300, 1024])
+def test_draws_from_a_vocabulary_of_many_blocks_are_exact(size):
+  rng = np.random.default_rng(size)
+  logits = (rng.normal(size=size) * 2).astype(np.float32)
+  logits[rng.choice(size, size // 3, replace=False)] = -np.inf
+  tokens, logprobs = _sample(_rows(50000), truncates=False, logits=logits)
+  exact = _exact(logits)
+  np.testing.assert_allclose(logprobs, np.log(exact[tokens]), atol=1e-5)
+  # Tokens that are rarely seen are counted together.
+  common = exact * len(tokens) > 20
+  bins = np.where(common, np.arange(size), size)
+  bins[exact == 0] = size + 1
+  pooled = np.bincount(bins, exact, minlength=size + 2)
+  assert common.sum() > 30
+  assert _p_value(bins[tokens], pooled) > 1e-3
+
+
+@pytest.mark.parametrize('uniform', [0.0, 0.3, 0.5, 1 - 2**-24])
+def test_what_has_no_weight_is_never_drawn(uniform):
+  rng = np.random.default_rng(1)
+  weights = rng.uniform(size=(400, 257)).astype(np.float32)
+  weights[rng.uniform(size=weights.shape) < 0.5] = 0
+  weights[:, -3:] = 0
+  weights[:50, 1:] = 0
+  weights[:50, 0] = 1e-30
+  got = jax.jit(sampling._first_beyond)(
+      weights, np.full(len(weights), uniform, np.float32)
+  )
+  assert (weights[np.arange(len(weights)), got] > 0).all()
+  sums = np.cumsum(weights.astype(np.float64), axis=1)
+  share = sums / sums[:, -1:]
+  rows = np.arange(len(weights))
+  assert (share[rows, got] > uniform - 1e-5).all()
+  before = np.where(got > 0, share[rows, np.maximum(got - 1, 0)], 0)
+  assert (before < uniform + 1e-5).all()
+
+
 def test_the_chi_square_notices_a_wrong_temperature():
   tokens, _ = _sample(_rows(20000, temperature=1.1))
   assert _p_value(tokens, _exact(_LOGITS)) < 1e-6
