@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from agentflow_jax.core import hlo
 from agentflow_jax.inference import sampling
 
 _V = 12
@@ -123,6 +124,15 @@ def test_what_has_no_weight_is_never_drawn(uniform):
   assert (share[rows, got] > uniform - 1e-5).all()
   before = np.where(got > 0, share[rows, np.maximum(got - 1, 0)], 0)
   assert (before < uniform + 1e-5).all()
+
+
+def test_sums_that_are_rounded_apart_draw_nothing_without_weight(monkeypatch):
+  sums = np.array([[1, 1 + 2**-23, 2, 2 + 2**-22]], np.float32)
+  monkeypatch.setattr(jnp, 'cumsum', lambda *_, **__: jnp.asarray(sums))
+  weights = np.array([[1, 0, 1, 0]], np.float32)
+  for uniform, expected in ((0.5, 2), (1 - 2**-24, 2), (0.0, 0)):
+    got = sampling._first_beyond(weights, np.array([uniform], np.float32))
+    assert got.tolist() == [expected]
 
 
 def test_the_chi_square_notices_a_wrong_temperature():
@@ -243,3 +253,25 @@ def test_the_first_of_the_largest_is_found(size):
   got = jax.jit(sampling._argmax)(x)
   assert got.dtype == np.int32
   assert got.tolist() == x.argmax(axis=1).tolist()
+
+
+def test_devices_that_share_a_vocabulary_draw_alike_and_send_no_logits():
+  n, size = 6, 128 * 24
+  logits = np.random.default_rng(0).normal(size=(n, size)).astype(np.float32)
+  rows = _rows(n).replace(temperature=np.array([0, 1] * 3, np.float32))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ('tensor',))
+  shared = jax.device_put(
+      logits,
+      jax.sharding.NamedSharding(
+          mesh, jax.sharding.PartitionSpec(None, 'tensor')
+      ),
+  )
+  index = np.arange(n, dtype=np.int32)
+  sample = jax.jit(sampling.sample, static_argnames='truncates')
+  compiled = sample.lower(shared, rows, index, truncates=False).compile()
+  tokens, logprobs, _ = compiled(shared, rows, index)
+  alone, alone_logprobs, _ = sample(logits, rows, index, truncates=False)
+  assert tokens.tolist() == alone.tolist()
+  np.testing.assert_allclose(logprobs, alone_logprobs, atol=1e-6)
+  sent = hlo.collectives(compiled.as_text())
+  assert sent and sum(kind.bytes for kind in sent.values()) < logits.nbytes / 8
