@@ -106,6 +106,7 @@ def test_refilled_groups_end_in_the_same_bits_as_well(tmp_path, monkeypatch):
   assert sum(line['groups/dropped'] for line in lines) > 0
 
 
+@pytest.mark.slow
 def test_a_planner_that_truncates_ends_in_the_same_bits_as_well(
     tmp_path, monkeypatch
 ):
