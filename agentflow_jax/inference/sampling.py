@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from agentflow_jax.core import logprobs
 
-# That a vocabulary is looked at in. A power of 2: devices that share a vocabulary
-# have whole ones each.
+# Into how many blocks a vocabulary is divided. A power of 2: devices that share a
+# vocabulary have whole ones each.
 _BLOCKS = 128
 
 

@@ -16,6 +16,7 @@ from agentflow_jax.inference import batching
 from agentflow_jax.inference import decoding
 from agentflow_jax.inference import pages
 from agentflow_jax.inference import prefixes
+from agentflow_jax.inference import sampling
 
 _CONFIG = api.EngineConfig(
     slots=4,
@@ -283,11 +284,12 @@ def test_more_devices_than_key_heads_send_no_keys_or_values():
   assert reading.way == 'gathered' and not reading.shares
   programs = batching.Programs(model_config, config, params, pool, reading)
   for program, rows, tokens, drawn in (
-      (programs.decode(False), 4, 1, 4 * 128 * 4),  # Of each block its sum.
+      (programs.decode(False), 4, 1, 4 * sampling._BLOCKS * 4),
       (programs.prefill(), config.prefill_pieces, config.piece_tokens, 0),
   ):
     sent = hlo.collectives(program.as_text())
-    # An embedding, then twice a layer; besides, the little that is sampled from.
+    # An embedding, then twice a layer; besides, what is sampled from: the sum of
+    # each block of a row's vocabulary, and little more.
     streams = 5 * rows * tokens * model_config.d_model * 4
     assert streams <= sent.pop('all-reduce').bytes < streams + 500
     assert drawn <= sum(s.bytes for s in sent.values()) < drawn + 500

@@ -810,7 +810,9 @@ def test_the_first_request_of_an_idle_engine_waits_for_company(params, engine):
   ):
     other._totals.update(prefill_calls=1, prefill_seconds=1e6)  # As if so slow.
     found = [threads.submit(_generate, other, requests[:1])]
-    time.sleep(0.3)
+    while not other.stats().requests:
+      time.sleep(0.01)
+    time.sleep(0.2)  # In which it would be done.
     now = other.stats()
     assert (now.queued, now.running, now.completed) == (1, 0, 0)
     found.append(threads.submit(_generate, other, requests[1:]))
