@@ -30,7 +30,7 @@ from agentflow_jax.inference import sampling
 
 
 # Prompts are padded to multiples of it: what attention's blocks hold.
-_BUCKET = 256
+_BUCKET = 128
 
 
 def _padded(length: int) -> int:
@@ -108,12 +108,14 @@ class SimpleEngine:
       max_new_tokens: int,
       prefill_rows: int = 2,
   ):
-    """Compiles when it is first used, and for every multiple of 256 tokens."""
+    """Compiles when it is first used, and for every multiple of 128 tokens."""
     self._config, self._params = config, params
     self._slots, self._rows = slots, prefill_rows
     self._length = _padded(max_prompt_tokens) + max_new_tokens  # Of a row.
     self.read_tokens, self.read_seconds = 0, 0.0
     self._prefill = jax.jit(self._read_block)
+    self._put = jax.jit(self._put_rows, donate_argnums=0)
+    self._cache: _Cache | None = None  # Of the batch before, to be overwritten.
     self._decode = jax.jit(
         self._step, static_argnames='truncates', donate_argnums=1
     )
@@ -133,7 +135,24 @@ class SimpleEngine:
     _, cache = model.hidden_states_cached(
         self._config, params, ids, positions, cache
     )
-    return cache.keys, cache.values
+    return cache
+
+  def _put_rows(self, cache, part, places, count):
+    """Returns the cache with rows of another: int32[B, 2], from and to."""
+
+    def one(i, cache):
+      old, new = places[i]
+      put = lambda axis, x, y: lax.dynamic_update_slice(
+          x, lax.dynamic_slice_in_dim(y, old, 1, axis),
+          [new if a == axis else 0 for a in range(x.ndim)],
+      )
+      return _Cache(
+          keys=put(2, cache.keys, part.keys),
+          values=put(2, cache.values, part.values),
+          lengths=put(0, cache.lengths, part.lengths),
+      )
+
+    return lax.fori_loop(0, count, one, cache)
 
   def _step(self, params, cache, last, rows, index, *, truncates):
     hidden, cache = model.hidden_states_cached(
@@ -147,35 +166,40 @@ class SimpleEngine:
 
   def _read(self, requests: list[api.Request]) -> _Cache:
     """Reads all prompts but their last tokens."""
-    start, places = time.perf_counter(), {}
-    for request in requests:
-      places.setdefault(request.prompt_ids, len(places))
-    prompts = list(places)
+    start, rows = time.perf_counter(), {}  # Of each prompt.
+    for row, request in enumerate(requests):
+      rows.setdefault(request.prompt_ids, []).append(row)
+    prompts = list(rows)
     prompts += [(0,)] * (-len(prompts) % self._rows)
     longest = max(map(len, prompts))
     ids = np.zeros((len(prompts), _padded(longest)), np.int32)
     for i, prompt in enumerate(prompts):
       ids[i, : len(prompt)] = prompt
     lengths = np.array([len(p) - 1 for p in prompts], np.int32)
+
+    def read(i):
+      block = slice(i, i + self._rows)
+      return jax.block_until_ready(
+          self._prefill(self._params, ids[block], lengths[block])
+      )
+
+    cache, self._cache = self._cache, None
+    if cache is None:
+      cache = self._empty(self._slots, self._length)
+    firsts = range(0, len(prompts), self._rows)
     with futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-      parts = list(threads.map(
-          lambda i: jax.block_until_ready(self._prefill(
-              self._params, ids[i : i + self._rows],
-              lengths[i : i + self._rows],
-          )),
-          range(0, len(prompts), self._rows),
-      ))
-    keys, values = (jnp.concatenate(x, axis=2) for x in zip(*parts))
-    place = np.zeros(self._slots, np.int32)
-    place[: len(requests)] = [places[r.prompt_ids] for r in requests]
-    none, room = (0, 0), (0, self._length - ids.shape[1])
-    cache = _Cache(
-        keys=jnp.pad(keys[:, :, place], [none] * 4 + [room]),
-        values=jnp.pad(values[:, :, place], [none] * 3 + [room, none]),
-        lengths=jnp.asarray(lengths[place]),
-    )
-    jax.block_until_ready(cache)
-    self.read_tokens += sum(map(len, places))
+      for first, part in zip(firsts, threads.map(read, firsts)):
+        pairs = [
+            (i, row)
+            for i, prompt in enumerate(prompts[first : first + self._rows])
+            for row in rows.get(prompt, ())
+        ]
+        places = np.zeros((self._slots, 2), np.int32)
+        places[: len(pairs)] = pairs
+        cache = jax.block_until_ready(
+            self._put(cache, part, places, len(pairs))
+        )
+    self.read_tokens += sum(map(len, rows))
     self.read_seconds += time.perf_counter() - start
     return cache
 
@@ -219,4 +243,5 @@ class SimpleEngine:
           open_rows.remove(i)
       if not open_rows:
         break
+    self._cache = cache
     return [(tuple(ids), tuple(scores)) for ids, scores in found]
