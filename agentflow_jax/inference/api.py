@@ -144,11 +144,12 @@ class EngineConfig:
       'gathered': once a request, into one piece of the longest row's room; that
       takes room for all slots once more, and is fastest on CPU. 'auto': by a
       kernel where there is one; on CPU gathered, up to 4,096 slots a row.
-    lanes: where rows are gathered, on one device, slots are decoded in so many
-      groups side by side, a thread each; elsewhere this does not count. XLA's CPU
-      computes the small products of attention on one core, so two lanes are
-      faster on two cores. It divides slots.
-    prefill_pieces: pieces of prompts that are read at a time.
+    lanes: where rows are gathered, on one device, slots are decoded and pieces of
+      prompts read in so many groups side by side, a thread each; elsewhere this
+      does not count. XLA's CPU computes the small products of attention on one
+      core, so two lanes are faster on two cores. It divides slots and
+      prefill_pieces.
+    prefill_pieces: pieces of prompts that are read at a time, in all lanes.
     piece_tokens: tokens of a piece, a multiple of page_tokens.
     prefill_burst: calls of prefill at most between two chunks of decoding, while
       fewer than `read_share` of the requests in slots, or about to get one, have
@@ -200,10 +201,11 @@ class EngineConfig:
     ):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be >= 1: {getattr(self, name)}')
-    if self.slots % self.lanes:
-      raise ValueError(
-          f'lanes must divide slots {self.slots}: {self.lanes}'
-      )
+    for name in ('slots', 'prefill_pieces'):
+      if getattr(self, name) % self.lanes:
+        raise ValueError(
+            f'lanes must divide {name} {getattr(self, name)}: {self.lanes}'
+        )
     if self.page_tokens < 2 or _BLOCK % self.page_tokens:
       raise ValueError(
           f'page_tokens must divide {_BLOCK}, and not be 1: {self.page_tokens}'

@@ -62,7 +62,9 @@ Piece = tuple[Row, int, list[prefixes.Node]]
 _MAX_GATHERED = 4096
 
 
-def next_pieces(rows: Sequence[Row], config: api.EngineConfig) -> list[Piece]:
+def next_pieces(
+    rows: Sequence[Row], config: api.EngineConfig, lanes: int = 1
+) -> list[list[Piece]]:
   """Chooses what the next call of prefill reads.
 
   Rows take turns, a piece each, so that a long prompt does not hold up short
@@ -72,43 +74,48 @@ def next_pieces(rows: Sequence[Row], config: api.EngineConfig) -> list[Piece]:
   Args:
     rows: in the order of their turns.
     config: the shapes.
+    lanes: that read side by side: none sees what another one reads.
 
   Returns:
-    Up to `prefill_pieces` of (row, index of its first node, nodes).
+    Of each lane up to its part of `prefill_pieces` of (row, index of its first
+    node, nodes).
   """
-  pieces, taken = [], set()
+  pieces = [[] for _ in range(lanes)]
+  room = config.prefill_pieces // lanes
+  taken: dict[prefixes.Node, list[Piece]] = {}  # And the lane that has it.
   most = config.piece_tokens // config.page_tokens
   cursors = {row: row.cursor for row in rows}
+  is_open = lambda node: not (node.ready or node in taken)
   progress = True
-  while progress and len(pieces) < config.prefill_pieces:
+  while progress:
     progress = False
     for row in rows:
       nodes, start = row.lease.nodes, cursors[row]
-      while start < len(nodes) and (nodes[start].ready or nodes[start] in taken):
+      while start < len(nodes) and not is_open(nodes[start]):
         start += 1
       end = start
-      while (
-          end < min(len(nodes), start + most)
-          and not nodes[end].ready
-          and nodes[end] not in taken
-      ):
+      while end < min(len(nodes), start + most) and is_open(nodes[end]):
         end += 1
-      cursors[row] = end
       if start == end:
         continue
-      taken.update(nodes[start:end])
-      pieces.append((row, start, nodes[start:end]))
+      # What comes before it in this call is in one lane: each piece of it went
+      # behind the one before.
+      behind = [taken[node] for node in nodes[:start] if node in taken]
+      lane = min(behind or pieces, key=len)
+      if len(lane) == room:
+        continue
+      cursors[row] = end
+      taken.update(dict.fromkeys(nodes[start:end], lane))
+      lane.append((row, start, nodes[start:end]))
       progress = True
-      if len(pieces) == config.prefill_pieces:
-        break
   return pieces
 
 
 def pack_pieces(
-    pieces: Sequence[Piece], config: api.EngineConfig
+    pieces: Sequence[Piece], config: api.EngineConfig, lanes: int = 1
 ) -> decoding.Segments:
-  """Lays pieces out as host arrays, then unused ones."""
-  size, page = config.prefill_pieces, config.page_tokens
+  """Lays a lane's pieces out as host arrays, then unused ones."""
+  size, page = config.prefill_pieces // lanes, config.page_tokens
   segments = decoding.Segments(
       ids=np.zeros((size, config.piece_tokens), np.int32),
       starts=np.zeros((size,), np.int32),
@@ -125,6 +132,39 @@ def pack_pieces(
     segments.tables[i, : len(before)] = before
     segments.writes[i, : len(nodes)] = before[start:]
   return segments
+
+
+def pack_apart(
+    pieces: Sequence[Piece], config: api.EngineConfig, lanes: int
+) -> tuple[pages_lib.Copies, decoding.Segments, pages_lib.Copies]:
+  """Lays a lane's pieces out for decoding.prefill_apart.
+
+  Returns:
+    The pages that are copied to its desk, the pieces with pages of the desk, and
+    the pages that are copied from there.
+  """
+  segments = pack_pieces(pieces, config, lanes)
+  # A page's place on the desk.
+  places = {pages_lib.SCRATCH: pages_lib.SCRATCH}
+  for page in segments.tables.flat:
+    places.setdefault(int(page), len(places))
+  new = set(segments.writes.flat) - {pages_lib.SCRATCH}
+  old = places.keys() - new - {pages_lib.SCRATCH}
+  moved = np.vectorize(places.__getitem__, otypes=[np.int32])
+  return (
+      _copies([(x, places[x]) for x in sorted(old)], segments.tables.size),
+      segments.replace(
+          tables=moved(segments.tables), writes=moved(segments.writes)
+      ),
+      _copies([(places[x], x) for x in sorted(new)], segments.writes.size),
+  )
+
+
+def _copies(pairs: Sequence[tuple[int, int]], most: int) -> pages_lib.Copies:
+  """Lays pairs of pages out as host arrays, then unused ones."""
+  out = np.full((most, 2), pages_lib.SCRATCH, np.int32)
+  out[: len(pairs)] = np.reshape(pairs, (-1, 2))
+  return pages_lib.Copies(out, np.int32(len(pairs)))
 
 
 def pack_rows(
@@ -161,12 +201,11 @@ def pack_rows(
           min_p=column(0, np.float32),
           key_words=column(0, np.uint32, 2),
       ),
-      copies=column(pages_lib.SCRATCH, np.int32, 2),
-      n_copies=np.zeros((), np.int32),
+      copies=_copies([], places),
       common=np.zeros((), np.int32),
       common_row=np.zeros((), np.int32),
   )
-  n_copies = 0
+  copies = []
   for place, row in rows:
     request, spec = row.request, row.request.sampling
     out.last[place] = row.ids[-1] if row.ids else request.prompt_ids[-1]
@@ -184,9 +223,8 @@ def pack_rows(
     table = row.lease.table()
     out.tables[place, : len(table)] = table
     if not row.is_copied and row.lease.tail is not None:
-      out.copies[n_copies] = row.lease.tail.page, row.lease.own[0]
-      n_copies += 1
-  out = out.replace(n_copies=np.int32(n_copies))
+      copies.append((row.lease.tail.page, row.lease.own[0]))
+  out = out.replace(copies=_copies(copies, places))
   if not (rows and reading.shares):
     return out
   return out.replace(
@@ -304,19 +342,67 @@ class Programs:
     self._found: dict[str, Callable] = {}
 
   def prefill(self) -> Callable:
-    """Returns what takes (params, pool, segments), and consumes the pool."""
+    """Returns what reads pieces of prompts, and consumes where it writes.
+
+    It takes (params, pool, segments), or, in one of several lanes,
+    (params, desk, pool, loads, segments), see decoding.prefill_apart.
+    """
     def program():
-      params, pool = self._arrays
-      function = functools.partial(
-          decoding.prefill, model_config=self._model_config
-      )
-      segments = pack_pieces([], self._config)
+      (params, pool), lanes = self._arrays, self.reading.lanes
+      if lanes == 1:
+        function = decoding.prefill
+        arrays = params, pool, pack_pieces([], self._config)
+      else:
+        function = decoding.prefill_apart
+        loads, segments, _ = pack_apart([], self._config, lanes)
+        arrays = params, self.desk_shapes(), pool, loads, segments
       jitted = jax.jit(
-          function, donate_argnums=1, out_shardings=(_shardings(pool), None)
+          functools.partial(function, model_config=self._model_config),
+          donate_argnums=1, out_shardings=(_shardings(arrays[1]), None),
       )
-      return jitted, (params, pool, segments)
+      return jitted, arrays
 
     return self._get('prefill', program)
+
+  def file_pages(self) -> Callable:
+    """Returns what takes (pool, desks, copies), and consumes the pool.
+
+    See decoding.file_pages.
+    """
+    def program():
+      (_, pool), lanes = self._arrays, self.reading.lanes
+      _, _, copies = pack_apart([], self._config, lanes)
+      jitted = jax.jit(
+          functools.partial(
+              decoding.file_pages, model_config=self._model_config
+          ),
+          donate_argnums=0, out_shardings=_shardings(pool),
+      )
+      return jitted, (pool, (self.desk_shapes(),) * lanes, (copies,) * lanes)
+
+    return self._get('pages from desks', program)
+
+  def make_desk(self) -> pages_lib.Pool:
+    """Returns pages for a lane to read pieces into."""
+    def program():
+      where = _shardings(self.desk_shapes())
+      return jax.jit(self._empty_desk(), out_shardings=where), ()
+
+    return self._get('desk', program)()
+
+  def _empty_desk(self) -> Callable[[], pages_lib.Pool]:
+    config = self._config
+    pieces = config.prefill_pieces // self.reading.lanes
+    return functools.partial(
+        pages_lib.make_pool, self._model_config,
+        1 + pieces * config.table_pages, config.page_tokens, config.kv_dtype,
+    )
+
+  def desk_shapes(self) -> pages_lib.Pool | None:
+    """Returns the shapes of a lane's desk; None where there is one lane."""
+    return None if self.reading.lanes == 1 else self._like_pool(
+        self._empty_desk()
+    )
 
   def decode(self, truncates: bool) -> Callable:
     """Returns what samples a chunk, see decoding.decode; it consumes the store.
@@ -372,10 +458,14 @@ class Programs:
     """
     if self.reading.way != 'gathered':
       return None
+    return self._like_pool(self._empty())
+
+  def _like_pool(self, make: Callable[[], Any]) -> Any:
+    """Returns the shapes of what `make` makes, split as the pages are."""
     where = self._arrays[1].keys.sharding
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        jax.eval_shape(self._empty()),
+        jax.eval_shape(make),
     )
 
   def _get(

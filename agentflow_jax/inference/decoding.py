@@ -47,8 +47,7 @@ class Rows:
   tables: jax.Array  # int32 [B, M]; see pages.Cache.
   stop_ids: jax.Array  # int32 [B, max_stop_ids]; padded with NO_STOP.
   sampling: sampling.RowSampling
-  copies: jax.Array  # int32 [B, 2]; pages to copy first, from and to.
-  n_copies: jax.Array  # int32 [].
+  copies: pages_lib.Copies  # Up to B pages to copy first.
   common: jax.Array  # int32 []; see gathered.Cache.
   common_row: jax.Array  # int32 []; likewise.
 
@@ -95,6 +94,45 @@ def prefill(
   return cache.pool, jnp.isfinite(hidden).all()
 
 
+def prefill_apart(
+    params: Any,
+    desk: pages_lib.Pool,
+    pool: pages_lib.Pool,
+    loads: pages_lib.Copies,
+    segments: Segments,
+    *,
+    model_config: model.ModelConfig,
+) -> tuple[pages_lib.Pool, jax.Array]:
+  """Reads pieces of prompts into pages of a lane's own, beside other lanes.
+
+  Args:
+    params: the model's parameters.
+    desk: pages of the lane; what they held does not count.
+    pool: the pages, which stay as they are; `file_pages` takes the new ones there.
+    loads: from the pool to the desk, what the pieces see that is there already.
+    segments: the pieces, and where on the desk their pages are.
+    model_config: static.
+
+  Returns:
+    The desk with the pieces' pages, and bool [], whether all is finite.
+  """
+  desk = pages_lib.copy_pages(desk, model_config.n_layers, loads, pool)
+  return prefill(params, desk, segments, model_config=model_config)
+
+
+def file_pages(
+    pool: pages_lib.Pool,
+    desks: tuple[pages_lib.Pool, ...],
+    copies: tuple[pages_lib.Copies, ...],
+    *,
+    model_config: model.ModelConfig,
+) -> pages_lib.Pool:
+  """Returns the pool with pages from the lanes' desks, see prefill_apart."""
+  for desk, some in zip(desks, copies, strict=True):
+    pool = pages_lib.copy_pages(pool, model_config.n_layers, some, desk)
+  return pool
+
+
 def decode(
     params: Any,
     store: pages_lib.Pool | gathered.Kept,
@@ -130,7 +168,7 @@ def decode(
     store = gathered.gather(store, pool, fresh, dtype=model_config.dtype)
   else:
     store = pages_lib.copy_pages(
-        store, model_config.n_layers, rows.copies, rows.n_copies
+        store, model_config.n_layers, rows.copies
     )
   if reading.unrolled and 'layers' in params:
     params = model.unrolled(model_config, params)

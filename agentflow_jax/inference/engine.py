@@ -108,8 +108,10 @@ class Engine:
     self._programs = batching.Programs(
         model_config, config, self._params, self._pool, reading
     )
-    # Of each lane what it reads instead of pages, or None.
+    # Of each lane what it reads instead of pages, or None; and the pages that
+    # it reads pieces into, where there are several.
     self._kept: list[gathered.Kept] | None = None
+    self._desks: list[pages_lib.Pool] = []
     self._make_room()
     self._threads = futures.ThreadPoolExecutor(  # Beside this engine's own.
         reading.lanes, thread_name_prefix=f'engine-{name}-lane'
@@ -126,8 +128,9 @@ class Engine:
     self._calls = 0  # Of them, and of waiting, since decoding had its turn.
     self._mark = 0.0  # Up to when pending_seconds is counted.
     self._cause: BaseException | None = None  # Of an end that nobody asked for.
-    # Of the last call of prefill: whether all is finite, and when it was made.
-    self._reading: tuple[jax.Array, float] | None = None
+    # Of the last call of prefill: whether all is finite in each lane, and when
+    # it was made.
+    self._reading: tuple[list[jax.Array], float] | None = None
     self._is_spoilt = False  # Pages may hold what is not finite.
     self._closing = False
     self._thread = threading.Thread(
@@ -231,6 +234,8 @@ class Engine:
         first request needs it.
     """
     self._programs.prefill()
+    if self.lanes > 1:
+      self._programs.file_pages()
     for value in truncates:
       self._programs.decode(value)
 
@@ -305,11 +310,12 @@ class Engine:
       return self._make_pool()
 
   def _make_room(self):
-    self._kept = None  # First, so that there is room.
+    self._kept, self._desks = None, []  # First, so that there is room.
+    lanes = range(self._reads.lanes)
     if self._reads.way == 'gathered':
-      self._kept = [
-          self._programs.make_kept() for _ in range(self._reads.lanes)
-      ]
+      self._kept = [self._programs.make_kept() for _ in lanes]
+    if len(lanes) > 1:
+      self._desks = [self._programs.make_desk() for _ in lanes]
 
   def _closed(self):
     error = api.EngineClosed(f'engine {self.name} is closed')
@@ -457,16 +463,14 @@ class Engine:
   def _prefill(self, rows: list[batching.Row]):
     """Reads a call's worth of pieces; the row that waited longest is first."""
     rows.sort(key=lambda row: row.turn)
-    pieces = batching.next_pieces(rows, self.config)
+    lanes = batching.next_pieces(rows, self.config, self._reads.lanes)
     self._turn += 1
-    segments = batching.pack_pieces(pieces, self.config)
-    prefill = self._programs.prefill()
     start = time.monotonic()
-    with launches.over(self._devices):
-      self._pool, is_finite = prefill(self._params, self._pool, segments)
+    is_finite = self._read_apart(lanes) if self._desks else self._read(*lanes)
     # So that the device has this one when it is done with the one before.
     self._finish_prefill()
     self._reading = is_finite, start
+    pieces = [piece for lane in lanes for piece in lane]
     for row, _, nodes in pieces:
       row.turn = self._turn
       for node in nodes:
@@ -477,12 +481,41 @@ class Engine:
           len(node.ids) for _, _, nodes in pieces for node in nodes
       )
 
+  def _read(self, pieces: list[batching.Piece]) -> list[jax.Array]:
+    """Gives pieces to the device; returns whether all will be finite."""
+    segments = batching.pack_pieces(pieces, self.config)
+    prefill = self._programs.prefill()
+    with launches.over(self._devices):
+      self._pool, is_finite = prefill(self._params, self._pool, segments)
+    return [is_finite]
+
+  def _read_apart(self, lanes: list[list[batching.Piece]]) -> list[jax.Array]:
+    """Does so in lanes side by side, and waits for them."""
+    prefill, file_pages = self._programs.prefill(), self._programs.file_pages()
+    loads, segments, copies = zip(*(
+        batching.pack_apart(pieces, self.config, len(lanes)) for pieces in lanes
+    ))
+
+    def read(lane):
+      with launches.over(self._devices):
+        self._desks[lane], is_finite = prefill(
+            self._params, self._desks[lane], self._pool, loads[lane],
+            segments[lane],
+        )
+      return jax.block_until_ready(is_finite)
+
+    used = [(lane,) for lane, pieces in enumerate(lanes) if pieces]
+    is_finite = self._side_by_side(read, used)
+    with launches.over(self._devices):
+      self._pool = file_pages(self._pool, tuple(self._desks), copies)
+    return is_finite
+
   def _finish_prefill(self):
     """Waits for the last call of prefill, if nobody has yet."""
     if self._reading is None:
       return
     (is_finite, start), self._reading = self._reading, None
-    self._is_spoilt |= not is_finite
+    self._is_spoilt |= not all(is_finite)
     with self._wake:
       self._count('prefill_seconds', start)
 
@@ -506,14 +539,7 @@ class Engine:
       packed: of each lane that is used its number and what _packed gave.
     """
     start = time.monotonic()
-    own, *others = packed
-    calls = [self._threads.submit(self._sample, *call) for call in others]
-    try:
-      sampled = self._sample(*own)
-    finally:
-      futures.wait(calls)  # They have their lanes, whatever happened here.
-    for call in calls:
-      sampled += call.result()
+    sampled = sum(self._side_by_side(self._sample, packed), [])
     with self._wake:
       now = self._count('decode_seconds', start)
       for slots, host in sampled:
@@ -524,6 +550,16 @@ class Engine:
         )
     for slots, host in sampled:
       self._take(slots, host)
+
+  def _side_by_side(self, function: Any, calls: Sequence[Any]) -> list[Any]:
+    """Calls a function, a thread each; this one makes the first call."""
+    own, *others = calls
+    waits = [self._threads.submit(function, *call) for call in others]
+    try:
+      out = [function(*own)]
+    finally:
+      futures.wait(waits)  # They have their lanes, whatever happened here.
+    return out + [wait.result() for wait in waits]
 
   def _packed(self, truncates: bool, slots: dict[int, scheduling.Pending]):
     """Returns requests of a lane by slot, their program, and its host arrays."""

@@ -53,6 +53,19 @@ class Pool:
   value_scales: Array | None = None
 
 
+@flax.struct.dataclass
+class Copies:
+  """Pages to be copied; NumPy or JAX arrays.
+
+  Attributes:
+    pairs: int32[n, 2], from which page to which.
+    count: int32[], how many of the pairs count.
+  """
+
+  pairs: Array
+  count: Array
+
+
 def make_pool(
     config: model.ModelConfig, pages: int, page_tokens: int, kv_dtype: str = ''
 ) -> Pool:
@@ -101,26 +114,31 @@ def pool_sharding(params: Any) -> jax.sharding.Sharding:
   )
 
 
-def copy_pages(pool: Pool, n_layers: int, pairs: Array, count: Array) -> Pool:
+def copy_pages(
+    pool: Pool, n_layers: int, copies: Copies, source: Pool | None = None
+) -> Pool:
   """Returns the pool with pages copied, in every layer.
 
   Args:
     pool: the pages.
     n_layers: L.
-    pairs: int32[n, 2], from which page to which.
-    count: int32[], how many of the pairs.
+    copies: from which page to which.
+    source: whose pages are copied, if not the pool's own.
   """
 
-  def copy(i, x):
-    y = x.reshape(x.shape[0], n_layers, -1, *x.shape[2:])
-    page = lax.dynamic_slice_in_dim(y, pairs[i, 0], 1, axis=2)
-    y = lax.dynamic_update_slice_in_dim(y, page, pairs[i, 1], axis=2)
+  def copy(i, x, source):
+    by_layer = lambda x: x.reshape(x.shape[0], n_layers, -1, *x.shape[2:])
+    old, new = copies.pairs[i]
+    page = lax.dynamic_slice_in_dim(by_layer(source), old, 1, axis=2)
+    y = lax.dynamic_update_slice_in_dim(by_layer(x), page, new, axis=2)
     return y.reshape(x.shape)
 
-  return lax.fori_loop(
-      0, count, lambda i, pool: jax.tree.map(functools.partial(copy, i), pool),
-      pool,
-  )
+  def one(i, pool):
+    return jax.tree.map(
+        functools.partial(copy, i), pool, pool if source is None else source
+    )
+
+  return lax.fori_loop(0, copies.count, one, pool)
 
 
 def take(pool: Pool, tables: Array) -> Pool:

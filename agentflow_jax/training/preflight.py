@@ -277,6 +277,7 @@ def _lowered(config, planner, mesh, topology):
   )
   programs['prefill'] = sampler.prefill
   gathered = sampler.reading.lanes * _bytes(sampler.kept_shapes())
+  desks = sampler.reading.lanes * _bytes(sampler.desk_shapes())
   programs['decode'] = lambda: sampler.decode(
       config.planner.sampling.truncates
   )
@@ -290,11 +291,12 @@ def _lowered(config, planner, mesh, topology):
       'sampler: parameters, and the next ones': 2 * _bytes(sampled),
       'sampler: keys and values': _bytes(pool),
       'sampler: rows gathered of them': gathered,
+      'sampler: pages that lanes read into': desks,
   }
   if has_frozen:
     held |= {
         'frozen modules: parameters': _bytes(sampled),
-        'frozen modules: keys and values': _bytes(pool) + gathered,
+        'frozen modules: keys and values': _bytes(pool) + gathered + desks,
     }
   return programs, held, local
 

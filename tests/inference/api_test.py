@@ -100,6 +100,7 @@ def test_what_truncates(change, truncates):
         (dict(decode_chunk=0), 'decode_chunk'),
         (dict(lanes=0), 'lanes'),
         (dict(slots=8, lanes=3), 'lanes must divide slots 8'),
+        (dict(prefill_pieces=3, lanes=2), 'lanes must divide prefill_pieces 3'),
         (dict(max_prompt_tokens=0), 'max_prompt_tokens'),
         (dict(page_tokens=12), 'page_tokens.*divide 128.*12'),
         (dict(page_tokens=1, piece_tokens=32), 'page_tokens.*1'),

@@ -61,30 +61,30 @@ def _read(pieces):
 
 def test_rows_take_turns():
   long, short = _rows(range(40), range(100, 105))
-  pieces = batching.next_pieces([long, short], _CONFIG)
+  (pieces,) = batching.next_pieces([long, short], _CONFIG)
   assert [piece[0] for piece in pieces] == [long, short, long]
   assert _read(pieces) == [(0, 8), (0, 4), (2, 8)]
   assert short.is_read() and not long.is_read()
-  pieces = batching.next_pieces([long], _CONFIG)
+  (pieces,) = batching.next_pieces([long], _CONFIG)
   assert _read(pieces) == [(4, 8), (6, 8), (8, 7)]  # 39 in all.
   assert long.is_read()
-  assert batching.next_pieces([long, short], _CONFIG) == []
+  assert batching.next_pieces([long, short], _CONFIG) == [[]]
 
 
 def test_what_rows_share_is_read_for_one_of_them():
   # Sixteen tokens in common, then 3 of the one and 7 of the other.
   first, second = _rows(range(20), [*range(16), *range(50, 58)])
-  pieces = batching.next_pieces([first, second], _CONFIG)
+  (pieces,) = batching.next_pieces([first, second], _CONFIG)
   # The second goes on where the first one's piece ends.
   assert [piece[0] for piece in pieces] == [first, second, first]
   assert _read(pieces) == [(0, 8), (2, 8), (4, 3)]
   assert first.is_read() and not second.is_read()
-  assert _read(batching.next_pieces([second], _CONFIG)) == [(4, 7)]
+  assert _read(*batching.next_pieces([second], _CONFIG)) == [(4, 7)]
 
 
 def test_twins_are_read_once():
   first, second = _rows(range(12), range(12))
-  assert _read(batching.next_pieces([first, second], _CONFIG)) == [
+  assert _read(*batching.next_pieces([first, second], _CONFIG)) == [
       (0, 8), (2, 3),
   ]
   assert first.is_read() and second.is_read()
@@ -93,7 +93,7 @@ def test_twins_are_read_once():
 def test_a_row_of_one_token_needs_no_reading():
   (row,) = _rows([7])
   assert row.is_read()
-  assert batching.next_pieces([row], _CONFIG) == []
+  assert batching.next_pieces([row], _CONFIG) == [[]]
 
 
 def test_a_group_s_turns_read_little_more_than_what_is_new():
@@ -113,8 +113,8 @@ def test_a_group_s_turns_read_little_more_than_what_is_new():
     for ids in prompts:
       request = _request(ids, max_new_tokens=64)
       rows.append(batching.Row(request, tree.lease(ids, 64)))
-    while pieces := batching.next_pieces(rows, config):
-      read += sum(n for _, n in _read(pieces))
+    while any(lanes := batching.next_pieces(rows, config)):
+      read += sum(n for _, n in _read(*lanes))
     for row in rows:
       tree.release(row.lease)
     memories = [memory + draw(96) for memory in memories]
@@ -125,7 +125,7 @@ def test_a_group_s_turns_read_little_more_than_what_is_new():
 
 def test_how_pieces_are_laid_out():
   (row,) = _rows(range(1, 15))
-  pieces = batching.next_pieces([row], _CONFIG)
+  (pieces,) = batching.next_pieces([row], _CONFIG)
   segments = batching.pack_pieces(pieces, _CONFIG)
   assert segments.ids.tolist() == [
       [*range(1, 9)], [9, 10, 11, 12, 13, 0, 0, 0], [0] * 8,
@@ -138,6 +138,50 @@ def test_how_pieces_are_laid_out():
   assert segments.tables[0].tolist() == pages[:2] + [0] * 30
   assert segments.tables[1].tolist() == pages + [0] * 28
   assert not segments.tables[2].any()
+
+
+def test_lanes_read_what_does_not_depend_on_each_other():
+  config = dataclasses.replace(_CONFIG, slots=6, prefill_pieces=4, lanes=2)
+  # Sixteen tokens in common; then 8 of the first, 4 and 8 of the second. The
+  # third is alone.
+  first, second, third = rows = _rows(
+      range(25), [*range(16), *range(50, 54), *range(60, 69)], range(70, 80)
+  )
+  lanes = batching.next_pieces(rows, config, 2)
+  # The second goes on behind the first, so it is in its lane; and then that one
+  # is full.
+  assert [[row for row, *_ in lane] for lane in lanes] == [
+      [first, second], [third, third]
+  ]
+  assert list(map(_read, lanes)) == [[(0, 8), (2, 8)], [(0, 8), (2, 1)]]
+  lanes = batching.next_pieces([first, second], config, 2)
+  # What they have in common was read before.
+  assert list(map(_read, lanes)) == [[(4, 8)], [(4, 8), (6, 4)]]
+  assert all(row.is_read() for row in rows)
+  assert batching.next_pieces(rows, config, 2) == [[], []]
+
+
+def test_a_lane_reads_on_a_desk_of_its_own():
+  config = dataclasses.replace(_CONFIG, slots=6, prefill_pieces=4, lanes=2)
+  (row,) = _rows(range(1, 34))
+  pages_of_row = [node.page for node in row.lease.nodes]
+  _read(*batching.next_pieces([row], _CONFIG)[:1])
+  ((piece,), _) = batching.next_pieces([row], config, 2)
+  loads, segments, copies = batching.pack_apart([piece], config, 2)
+  plain = batching.pack_pieces([piece], config, 2)
+  assert (segments.ids == plain.ids).all()
+  assert (segments.starts == plain.starts).all()
+  old, new = pages_of_row[:6], pages_of_row[6:]
+  assert plain.writes.tolist() == [new, [0, 0]]
+  # Six older pages are copied there, and two come back.
+  there = {x: y for x, y in loads.pairs[: loads.count].tolist()}
+  back = {y: x for x, y in copies.pairs[: copies.count].tolist()}
+  assert sorted(there) == sorted(old) and sorted(back) == sorted(new)
+  places = {0: 0} | there | back
+  assert sorted(places.values()) == list(range(len(places)))
+  at = lambda table: [[places[page] for page in row] for row in table.tolist()]
+  assert segments.tables.tolist() == at(plain.tables)
+  assert segments.writes.tolist() == at(plain.writes)
 
 
 def test_how_rows_are_laid_out():
@@ -160,8 +204,8 @@ def test_how_rows_are_laid_out():
   # Its tail is copied to the first page of its own, which takes its place.
   table = [nodes[0].page, nodes[1].page, *own]
   assert rows.tables[2].tolist() == table + [0] * (32 - len(table))
-  assert rows.n_copies == 1
-  assert rows.copies.tolist() == [[nodes[2].page, own[0]]] + [[0, 0]] * 3
+  assert rows.copies.count == 1
+  assert rows.copies.pairs.tolist() == [[nodes[2].page, own[0]]] + [[0, 0]] * 3
   spec = rows.sampling
   assert spec.temperature.tolist() == [1.0, 0.0, 0.5, 0.0]
   assert spec.top_k.tolist() == [0, 0, 5, 0]
@@ -170,7 +214,7 @@ def test_how_rows_are_laid_out():
   assert spec.key_words.tolist() == [[10, 11], [0, 0], [30, 31], [0, 0]]
   first.is_copied = True
   rows = batching.pack_rows([(2, first)], _CONFIG)
-  assert rows.n_copies == 0
+  assert rows.copies.count == 0
 
 
 def test_how_rows_of_a_lane_are_laid_out():
@@ -179,7 +223,7 @@ def test_how_rows_of_a_lane_are_laid_out():
   rows = batching.pack_rows([(1, first), (0, second)], _CONFIG, reading)
   assert rows.last.tolist() == [5, 19]
   # It is decoded from what is kept of the prompt, its tail among it.
-  assert not rows.tables.any() and rows.n_copies == 0
+  assert not rows.tables.any() and rows.copies.count == 0
   fresh = batching.pack_fresh([(1, first)], _CONFIG, reading)
   table = [node.page for node in first.lease.nodes]
   assert first.lease.tail is not None and len(table) == 3
@@ -248,7 +292,7 @@ def test_shapes_do_not_depend_on_how_many_wait():
   def shapes(n):
     rows = _rows(*([i, i + 1] for i in range(n)))
     packed = (
-        batching.pack_pieces(batching.next_pieces(rows, _CONFIG), _CONFIG),
+        batching.pack_pieces(*batching.next_pieces(rows, _CONFIG), _CONFIG),
         batching.pack_rows(enumerate(rows), _CONFIG),
     )
     return jax.tree.map(lambda x: (x.shape, x.dtype), packed)

@@ -517,7 +517,7 @@ def test_a_kernel_reads_pages_where_they_lie():
 
 @pytest.fixture(scope='module', name='of_lanes')
 def _of_lanes(params):
-  config = dataclasses.replace(_CONFIG, lanes=2)
+  config = dataclasses.replace(_CONFIG, lanes=2, prefill_pieces=4)
   with engine_lib.Engine(_MODEL, config, params, name='lanes') as engine:
     engine.warmup()
     yield engine
@@ -581,6 +581,57 @@ def test_lanes_sample_side_by_side(of_lanes, monkeypatch):
   monkeypatch.setattr(of_lanes, '_sample', meet)
   _generate(of_lanes, [_request(5, key=i, max_new_tokens=5) for i in range(2)])
   assert names == {(0, 'engine-lanes'), (1, 'engine-lanes-lane_0')}
+
+
+def test_lanes_read_side_by_side(of_lanes, monkeypatch):
+  """Each waits for the other, as above."""
+  both, names = threading.Barrier(2), set()
+  prefill, read_apart = of_lanes._programs.prefill(), of_lanes._read_apart
+
+  def meet(*args):
+    both.wait(60)
+    names.add(threading.current_thread().name)
+    return prefill(*args)
+
+  def read(lanes):
+    with monkeypatch.context() as patch:
+      if all(lanes):
+        patch.setattr(of_lanes._programs, 'prefill', lambda: meet)
+      return read_apart(lanes)
+
+  monkeypatch.setattr(of_lanes, '_read_apart', read)
+  requests = [
+      dataclasses.replace(_request(1, max_new_tokens=1), prompt_ids=(i,) * 30)
+      for i in range(6)
+  ]
+  _generate(of_lanes, requests)
+  assert names == {'engine-lanes', 'engine-lanes-lane_0'}
+
+
+def test_a_lane_that_fails_to_read(of_lanes, params, monkeypatch):
+  """The engine goes on with pages, and a desk, that are new."""
+  requests = [
+      dataclasses.replace(_request(1, key=i), prompt_ids=(7, i) * 10)
+      for i in range(6)
+  ]
+  expected = [_bits(r) for r in _generate(of_lanes, requests)]
+  of_lanes.update_params(params, 0)  # Forgets what was read.
+  prefill = of_lanes._programs.prefill()
+
+  def fail(*args):
+    prefill(*args)
+    raise RuntimeError('device lost')
+
+  async def run():
+    return await asyncio.gather(
+        *map(of_lanes.generate, requests), return_exceptions=True
+    )
+
+  with monkeypatch.context() as patch:
+    patch.setattr(of_lanes._programs, 'prefill', lambda: fail)
+    errors = asyncio.run(run())
+  assert {str(e) for e in errors} == {'engine lanes: RuntimeError: device lost'}
+  assert [_bits(r) for r in _generate(of_lanes, requests)] == expected
 
 
 def test_same_bits_where_room_is_short(engine, params):

@@ -195,7 +195,7 @@ def test_rows_may_share_pages_and_go_on_behind_a_copy():
   tables = np.repeat(table, 2, axis=0)
   tables[0, 6:8], tables[1, 6:8] = [40, 41], [50, 51]
   pairs = np.array([[7, 40], [7, 50], [1, 2]], np.int32)
-  pool = _COPY(pool, config.n_layers, pairs, np.int32(2))
+  pool = _COPY(pool, config.n_layers, pages.Copies(pairs, np.int32(2)))
   rows = np.arange(2)
   for at in range(52, 60):
     got, pool = _call(
@@ -238,13 +238,23 @@ def test_copies_are_of_every_layer_and_of_nothing_else():
   pool = jax.tree.map(
       lambda x: x + jnp.arange(10).reshape(1, 10, 1, 1), pool
   )
-  got = _COPY(
-      pool, 2, np.array([[4, 1], [1, 2], [3, 0]], np.int32), np.int32(2)
-  )
+  pairs = np.array([[4, 1], [1, 2], [3, 0]], np.int32)
+  copies = pages.Copies(pairs, np.int32(2))
   # One after the other: 4 to 1, and that to 2.
-  expected = [0, 4, 4, 3, 4, 5, 9, 9, 8, 9]
-  for x in jax.tree.leaves(got):
-    assert (x == np.array(expected).reshape(1, 10, 1, 1)).all()
+  _check_pages(_COPY(pool, 2, copies), [0, 4, 4, 3, 4, 5, 9, 9, 8, 9])
+  # From a pool of more pages, which stays as it is: 4 to 1, and 1 to 2.
+  other = pages.make_pool(config, 6, P)
+  other = jax.tree.map(
+      lambda x: x - jnp.arange(12).reshape(1, 12, 1, 1), other
+  )
+  _check_pages(
+      _COPY(pool, 2, copies, other), [0, -4, -1, 3, 4, 5, -10, -7, 8, 9]
+  )
+
+
+def _check_pages(pool, expected):
+  for x in jax.tree.leaves(pool):
+    assert (x == np.array(expected).reshape(1, -1, 1, 1)).all()
 
 
 @pytest.mark.slow
