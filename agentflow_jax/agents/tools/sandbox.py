@@ -117,17 +117,25 @@ async def run_process(
   Raises:
     base.ToolUnreachable: the process could not be started.
   """
+  starting = asyncio.ensure_future(
+      asyncio.create_subprocess_exec(
+          *command,
+          stdin=stdin,
+          stdout=asyncio.subprocess.PIPE,
+          stderr=asyncio.subprocess.PIPE,
+          env=dict(environment),
+          cwd='/',
+          start_new_session=True,
+          pass_fds=tuple(pass_fds),
+      )
+  )
   try:
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=stdin,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=dict(environment),
-        cwd='/',
-        start_new_session=True,
-        pass_fds=tuple(pass_fds),
-    )
+    # Cancelled itself, it kills the process and not its group, and then waits for
+    # pipes that the group may hold open.
+    process = await asyncio.shield(starting)
+  except asyncio.CancelledError:
+    await asyncio.shield(_end(starting))
+    raise
   except OSError as error:
     raise base.ToolUnreachable(f'cannot start {command[0]}: {error}') from error
   stdout, stderr = bytearray(), bytearray()
@@ -180,6 +188,14 @@ def _kill(process: asyncio.subprocess.Process) -> None:
     # because it was started in a session of its own.
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _end(starting: asyncio.Task) -> None:
+  """Ends a process that is being started, once it is."""
+  with contextlib.suppress(OSError):
+    process = await starting
+    _kill(process)
+    await _reap(process)
 
 
 async def _reap(process: asyncio.subprocess.Process) -> None:

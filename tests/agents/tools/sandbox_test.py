@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -144,6 +145,37 @@ def test_cancellation_kills_and_reaps():
 
   asyncio.run(main())
   assert not os.path.exists(f'/proc/{started["pid"]}')
+
+
+def test_cancelled_while_it_starts_a_group_is_killed_as_well(tmp_path):
+  """asyncio itself would wait for the pipes, which a grandchild has, too."""
+  file = tmp_path / 'pid'
+  program = f'sleep 60 & echo $! > {file}; wait'
+
+  async def main():
+    before = _children()
+    task = asyncio.create_task(
+        sandbox.run_process(
+            ['sh', '-c', program], _LIMITS,
+            environment={'PATH': os.environ['PATH']},
+        )
+    )
+    while not _children() - before:  # Then its pipes are not connected yet.
+      await asyncio.sleep(0)
+    deadline = time.monotonic() + 10
+    while not (file.exists() and file.read_text().endswith('\n')):
+      assert time.monotonic() < deadline
+      time.sleep(0.01)  # The loop stands still.
+    task.cancel()
+    await asyncio.wait([task], timeout=10)
+    ended = task.done()
+    if not ended:
+      os.kill(int(file.read_text()), signal.SIGKILL)
+    with pytest.raises(asyncio.CancelledError):
+      await task
+    assert ended
+
+  asyncio.run(main())
 
 
 def test_nothing_is_left_over():
