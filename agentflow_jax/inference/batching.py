@@ -296,6 +296,11 @@ def finish(row: Row, done: bool) -> tuple[int, str] | None:
 # Shared, so that engines of equal shapes (a planner, its frozen copy) compile
 # once. The key holds everything that a program is made from.
 _COMPILED: dict[Any, Callable] = {}
+# Fields that no program is made from, or that are in the name of the one that is.
+_OF_NO_PROGRAM = {
+    'prefix_cache': True, 'prefill_burst': 1, 'read_share': 1.0,
+    'coalesce_share': 0.0, 'max_kept': 0,
+}
 _COMPILING = threading.Lock()
 
 
@@ -333,8 +338,7 @@ class Programs:
     leaves, treedef = jax.tree.flatten(self._arrays)
     self._key = (
         model_config,
-        # Of the one program that reads it, in its name.
-        dataclasses.replace(config, max_kept=0),
+        dataclasses.replace(config, **_OF_NO_PROGRAM),
         treedef,
         tuple((x.shape, x.dtype, x.sharding) for x in leaves),
     )
