@@ -148,7 +148,8 @@ class EngineConfig:
       prompts read in so many groups side by side, a thread each; elsewhere this
       does not count. XLA's CPU computes the small products of attention on one
       core, so two lanes are faster on two cores. It divides slots and
-      prefill_pieces.
+      prefill_pieces; more than one take room for as many of the longest rows as
+      there are pieces.
     prefill_pieces: pieces of prompts that are read at a time, in all lanes.
     piece_tokens: tokens of a piece, a multiple of page_tokens.
     prefill_burst: calls of prefill at most between two chunks of decoding, while

@@ -81,13 +81,13 @@ def next_pieces(
     node, nodes).
   """
   pieces = [[] for _ in range(lanes)]
-  room = config.prefill_pieces // lanes
+  room, left = config.prefill_pieces // lanes, config.prefill_pieces
   taken: dict[prefixes.Node, list[Piece]] = {}  # And the lane that has it.
   most = config.piece_tokens // config.page_tokens
   cursors = {row: row.cursor for row in rows}
   is_open = lambda node: not (node.ready or node in taken)
   progress = True
-  while progress:
+  while progress and left:
     progress = False
     for row in rows:
       nodes, start = row.lease.nodes, cursors[row]
@@ -107,7 +107,9 @@ def next_pieces(
       cursors[row] = end
       taken.update(dict.fromkeys(nodes[start:end], lane))
       lane.append((row, start, nodes[start:end]))
-      progress = True
+      progress, left = True, left - 1
+      if not left:
+        break
   return pieces
 
 
