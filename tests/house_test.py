@@ -238,6 +238,20 @@ def test_each_check_can_fail(name, change, problem):
   assert any(problem in p for p in problems), problems
 
 
+def test_nothing_else_lies_at_the_top():
+  """Such as a wheel that somebody downloaded here: it is no text to read."""
+  listed = subprocess.run(
+      ['git', 'ls-files'], cwd=_ROOT, capture_output=True, text=True, check=False
+  )
+  if listed.returncode:
+    pytest.skip('no checkout of git')
+  assert {path.partition('/')[0] for path in listed.stdout.splitlines()} == {
+      '.ci', '.dockerignore', '.gitignore', 'BUILD', 'LICENSE', 'MODULE.bazel',
+      'README.md', 'agentflow_jax', 'experiments', 'launch', 'pyproject.toml',
+      'requirements.txt', 'requirements_lock.txt', 'tests',
+  }
+
+
 def test_globs_stay_in_their_directory():
   build = 'py_library(name = "a", srcs = glob(["a/*.py", "b/**/*.py"]))'
   paths = ['a/x.py', 'a/c/y.py', 'b/x.py', 'b/c/d/y.py', 'a/x.pyc', 'ba/x.py']

@@ -165,7 +165,7 @@ def test_a_lane_reads_on_a_desk_of_its_own():
   config = dataclasses.replace(_CONFIG, slots=6, prefill_pieces=4, lanes=2)
   (row,) = _rows(range(1, 34))
   pages_of_row = [node.page for node in row.lease.nodes]
-  _read(*batching.next_pieces([row], _CONFIG)[:1])
+  _read(*batching.next_pieces([row], _CONFIG))
   ((piece,), _) = batching.next_pieces([row], config, 2)
   loads, segments, copies = batching.pack_apart([piece], config, 2)
   plain = batching.pack_pieces([piece], config, 2)

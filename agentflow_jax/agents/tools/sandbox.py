@@ -11,7 +11,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from agentflow_jax.agents.tools import base
 
@@ -117,27 +117,16 @@ async def run_process(
   Raises:
     base.ToolUnreachable: the process could not be started.
   """
-  starting = asyncio.ensure_future(
-      asyncio.create_subprocess_exec(
-          *command,
-          stdin=stdin,
-          stdout=asyncio.subprocess.PIPE,
-          stderr=asyncio.subprocess.PIPE,
-          env=dict(environment),
-          cwd='/',
-          start_new_session=True,
-          pass_fds=tuple(pass_fds),
-      )
+  process = await _start(
+      command,
+      stdin=stdin,
+      stdout=asyncio.subprocess.PIPE,
+      stderr=asyncio.subprocess.PIPE,
+      env=dict(environment),
+      cwd='/',
+      start_new_session=True,
+      pass_fds=tuple(pass_fds),
   )
-  try:
-    # Cancelled itself, it kills the process and not its group, and then waits for
-    # pipes that the group may hold open.
-    process = await asyncio.shield(starting)
-  except asyncio.CancelledError:
-    await asyncio.shield(_end(starting))
-    raise
-  except OSError as error:
-    raise base.ToolUnreachable(f'cannot start {command[0]}: {error}') from error
   stdout, stderr = bytearray(), bytearray()
   stopped = ''
   try:
@@ -157,6 +146,32 @@ async def run_process(
     _kill(process)
     await asyncio.shield(_reap(process))
   return Finished(process.returncode, bytes(stdout), bytes(stderr), stopped)
+
+
+async def _start(
+    command: Sequence[str], **options: Any
+) -> asyncio.subprocess.Process:
+  """Starts a process, or, cancelled, ends it and its group once it is started.
+
+  Args:
+    command: the program and its arguments.
+    **options: of asyncio.create_subprocess_exec.
+
+  Raises:
+    base.ToolUnreachable: the process could not be started.
+  """
+  starting = asyncio.ensure_future(
+      asyncio.create_subprocess_exec(*command, **options)
+  )
+  try:
+    # Cancelled itself, it kills the process and not its group, and then waits for
+    # pipes that the group may hold open.
+    return await asyncio.shield(starting)
+  except asyncio.CancelledError:
+    await asyncio.shield(_end(starting))
+    raise
+  except OSError as error:
+    raise base.ToolUnreachable(f'cannot start {command[0]}: {error}') from error
 
 
 async def _read(
