@@ -10,7 +10,7 @@ import enum
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ class SamplingSpec:
     min_p: keep tokens with at least this fraction of the top probability.
     max_new_tokens: tokens at most.
     stop: strings that end the response (they stay in it).
+    stop_after: 'plan' ends it with the line that completes a plan, see
+      agents.plan.end_of; '' goes on until the model ends it.
   """
 
   temperature: float = 1.0
@@ -49,6 +51,7 @@ class SamplingSpec:
   min_p: float = 0.0
   max_new_tokens: int = 256
   stop: tuple[str, ...] = ()
+  stop_after: Literal['', 'plan'] = ''
 
   def __post_init__(self):
     if not 0.0 <= self.temperature < float('inf'):
@@ -63,10 +66,14 @@ class SamplingSpec:
       raise ValueError(f'min_p must lie in [0, 1]: {self.min_p}')
     if self.max_new_tokens < 1:
       raise ValueError(f'max_new_tokens must be >= 1: {self.max_new_tokens}')
+    if self.stop_after not in ('', 'plan'):
+      raise ValueError(f"stop_after must be '' or 'plan': {self.stop_after!r}")
 
   @property
   def truncates(self) -> bool:
-    return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+    # What is nearer to keeping all than that is no truncation in float32.
+    top_p, min_p = self.top_p < 1 - 2**-25, self.min_p >= 2**-126
+    return self.top_k > 0 or top_p or min_p
 
 
 class Purpose(enum.Enum):

@@ -1,6 +1,7 @@
 """What the engine takes and returns. Token ids only, no text."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -25,6 +26,15 @@ class EngineClosed(EngineError):
 
 class PromptTooLong(ValueError):
   """A prompt exceeds what the engine takes, or the model's context."""
+
+
+def _check_integers(name: str, values: Sequence[int]) -> None:
+  # What they are is checked here, once: the engine's thread serves everybody.
+  if not isinstance(values, tuple):
+    raise ValueError(f'{name} must be a tuple: {type(values).__name__}')
+  for kind in set(map(type, values)):
+    if not issubclass(kind, numbers.Integral):
+      raise ValueError(f'{name} must be integers, not {kind.__name__}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +65,7 @@ class SamplingParams:
       raise ValueError(
           f'temperature must be 0 or at least 1e-6: {self.temperature}'
       )
+    _check_integers('top_k, max_new_tokens', (self.top_k, self.max_new_tokens))
     if self.top_k < 0:
       raise ValueError(f'top_k must be >= 0 (0 keeps all): {self.top_k}')
     if not 0.0 < self.top_p <= 1.0:
@@ -66,7 +77,9 @@ class SamplingParams:
 
   @property
   def truncates(self) -> bool:
-    return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+    # What is nearer to keeping all than that is no truncation in float32.
+    top_p, min_p = self.top_p < 1 - 2**-25, self.min_p >= 2**-126
+    return self.top_k > 0 or top_p or min_p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +157,9 @@ class EngineConfig:
       'gathered': once a request, into one piece of the longest row's room; that
       takes room for all slots once more, and is fastest on CPU. 'auto': by a
       kernel where there is one; on CPU gathered, up to 4,096 slots a row.
-    lanes: where rows are gathered, on one device, slots are decoded and pieces of
-      prompts read in so many groups side by side, a thread each; elsewhere this
-      does not count. XLA's CPU computes the small products of attention on one
+    lanes: slots are decoded and pieces of prompts read in so many groups side by
+      side, a thread each; more than one only where rows are gathered, on one
+      device. XLA's CPU computes the small products of attention on one
       core, so two lanes are faster on two cores. It divides slots and
       prefill_pieces; more than one take room for as many of the longest rows as
       there are pieces.
@@ -264,7 +277,7 @@ class EngineStats:
 
   Attributes:
     requests: accepted.
-    completed: delivered a result.
+    completed: have a result.
     failed: ended in an EngineError (closing included).
     cancelled: given up by their caller before they were done.
     queued: waiting for a slot, or for room, now.
@@ -273,12 +286,13 @@ class EngineStats:
     hit_tokens: of those, what was in pages already, or on its way there.
     prefill_tokens: read into pages. A prompt's last token is none of them nor
       of the hits: decode reads it.
-    response_tokens: delivered.
+    response_tokens: of results.
     sampled_tokens: on the device; above response_tokens by what lay past a stop
       of stop_fn, is of running requests, or was of requests that failed or whose
       callers left.
     prefill_calls: of the device.
-    decode_steps: a token each for all slots of a lane.
+    decode_steps: a token each for all slots of a lane, of those requests in it
+      that truncate, or of the others.
     prefill_seconds: the device thread waited for prefill.
     decode_seconds: likewise for decode, in all lanes.
     pending_seconds: the device thread had requests in slots. What is not of the
@@ -286,6 +300,9 @@ class EngineStats:
     queue_seconds: between a request and its slot, over all that got one.
     first_token_seconds: between a request and the look that found its first
       token, over all that came so far.
+    slot_seconds: of pending_seconds, over all slots, those in which each was used.
+    page_seconds: likewise over all pages, those in which a request needed each.
+    slots: that there are.
     pages: that requests may use.
     free_pages: that hold nothing now.
     evicted_pages: whose tokens were forgotten to make room.
@@ -310,6 +327,9 @@ class EngineStats:
   pending_seconds: float = 0.0
   queue_seconds: float = 0.0
   first_token_seconds: float = 0.0
+  slot_seconds: float = 0.0
+  page_seconds: float = 0.0
+  slots: int = 0
   pages: int = 0
   free_pages: int = 0
   evicted_pages: int = 0
@@ -335,6 +355,8 @@ def check_request(
     PromptTooLong: prompt and response do not fit.
     ValueError: anything else that is wrong with the request.
   """
+  for name in ('prompt_ids', 'key_words', 'stop_ids'):
+    _check_integers(name, getattr(request, name))
   ids, asked = request.prompt_ids, request.sampling.max_new_tokens
   if not ids:
     raise ValueError('prompt_ids is empty: there is nothing to condition on')

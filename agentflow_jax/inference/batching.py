@@ -284,13 +284,18 @@ def finish(row: Row, done: bool) -> tuple[int, str] | None:
     Exception: whatever stop_fn raises.
   """
   request, ids = row.request, row.ids
-  keep = None if request.stop_fn is None else request.stop_fn(list(ids))
+  is_finite = np.isfinite(row.logprobs)
+  if not is_finite.all():  # Nobody is shown what was drawn from there on.
+    ids, done = ids[: is_finite.argmin()], False
+  keep = None
+  if request.stop_fn is not None and ids:
+    keep = request.stop_fn(list(ids))
   if keep is not None and not 1 <= keep <= len(ids):
     raise ValueError(f'stop_fn keeps {keep} of {len(ids)} ids')
+  if keep is None and not is_finite.all():
+    raise FloatingPointError('log probabilities are not finite')
   if keep is None and not done:
     return None
-  if not np.isfinite(row.logprobs[:keep]).all():
-    raise FloatingPointError('log probabilities are not finite')
   at_stop = keep is not None or ids[-1] in request.stop_ids
   return keep or len(ids), 'stop' if at_stop else 'length'
 
@@ -508,7 +513,8 @@ def reading_of(
   """Returns how pages that lie so are read.
 
   Raises:
-    ValueError: config.attention asks for a kernel that there is not.
+    ValueError: config.attention asks for a kernel that there is not, or
+      config.lanes for lanes.
   """
   device = next(iter(sharding.device_set))
   why_not = kernels.lacks(
@@ -517,7 +523,7 @@ def reading_of(
   )
   way = config.attention
   if way == 'kernel' and why_not:
-    raise ValueError(f"engine.attention='kernel': {why_not}; take 'blocks'")
+    raise ValueError(f"attention='kernel': {why_not}; take 'blocks'")
   if way == 'auto':
     slots = config.table_pages * config.page_tokens
     if device.platform != 'cpu':
@@ -526,11 +532,17 @@ def reading_of(
       way = 'gathered' if slots <= _MAX_GATHERED else 'blocks'
   mesh = getattr(sharding, 'mesh', None)
   alone = len(sharding.device_set) == 1
+  if config.lanes > 1 and not (way == 'gathered' and alone):
+    raise ValueError(
+        f'lanes={config.lanes}: only on one device and where rows are'
+        f" gathered; here {len(sharding.device_set)} device(s) read by '{way}':"
+        ' take 1'
+    )
   return pages_lib.Reading(
       way=way,
       # A TPU's products read a stack where it lies, and it compiles once.
       unrolled=way == 'gathered' or device.platform != 'tpu',
-      lanes=config.lanes if way == 'gathered' and alone else 1,
+      lanes=config.lanes,
       shares=way == 'gathered' and alone and device.platform == 'cpu'
       and _shares(model_config, config),
       mesh=mesh if mesh is not None and mesh.size > 1 else None,

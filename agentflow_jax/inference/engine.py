@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from agentflow_jax.core import launches
@@ -275,6 +276,7 @@ class Engine:
           running=sum(
               not p.has_ended for p in self._scheduler.used.values()
           ),
+          slots=self.config.slots,
           pages=self.config.pages - 1,
           free_pages=self._scheduler.prefixes.free,
           evicted_pages=self._scheduler.prefixes.evicted,
@@ -296,7 +298,9 @@ class Engine:
 
   def _place(self, params, copy=True):
     with launches.over(self._devices):
-      placed = jax.device_put(params, self._sharding, may_alias=not copy)
+      placed = jax.device_put(params, self._sharding)
+      if copy:  # device_put alone may alias a device's part of an array.
+        placed = jax.tree.map(jnp.copy, placed)
     return jax.block_until_ready(placed)
 
   def _unrolled(self, params):
@@ -356,11 +360,22 @@ class Engine:
 
   def _wait(self) -> dict[int, scheduling.Pending] | None:
     """Returns what to work on, by slot; None to end."""
-    with self._wake:
-      return self._next_rows()
+    while True:
+      with self._wake:
+        rows = self._next_rows()
+      if rows != {}:
+        return rows
+      # Zero times what is not finite would reach whoever gets such a page. Not
+      # under the lock: the event loop wants it, and this waits for the device.
+      self._pool = None
+      self._pool = self._new_pool()
+      self._make_room()
+      with self._wake:
+        self._scheduler.prefixes.clear()
+        self._is_spoilt = False
 
   def _next_rows(self) -> dict[int, scheduling.Pending] | None:
-    """Does so; the lock is held.
+    """Does so; the lock is held. None are there where all is to be made anew.
 
     The first request of an idle engine waits a little for company.
     """
@@ -368,11 +383,7 @@ class Engine:
     while not self._closing:
       scheduler.free_slots()
       if self._is_spoilt and scheduler.is_idle:
-        # Zero times what is not finite would reach whoever gets such a page.
-        self._pool, self._is_spoilt = None, False
-        self._pool = self._new_pool()
-        self._make_room()
-        scheduler.prefixes.clear()
+        return {}
       self._swap()
       if scheduler.queue and scheduler.is_idle:
         first = scheduler.queue[0].submitted
@@ -411,6 +422,12 @@ class Engine:
 
     Not yet where too few would be in it because more have come meanwhile.
     """
+    # What was not compiled yet is now, while no time of the device is counted.
+    self._programs.prefill()
+    if self.lanes > 1:
+      self._programs.file_pages()
+    for truncates in {p.request.sampling.truncates for p in slots.values()}:
+      self._programs.decode(truncates)
     unread = [
         p.row for p in slots.values() if not (p.abandoned or p.row.is_read())
     ]
@@ -528,7 +545,10 @@ class Engine:
     """
     now = time.monotonic()
     self._totals[name] += now - max(start, self._mark)
-    self._totals['pending_seconds'] += now - self._mark
+    pending = now - self._mark
+    self._totals['pending_seconds'] += pending
+    self._totals['slot_seconds'] += pending * len(self._scheduler.used)
+    self._totals['page_seconds'] += pending * self._scheduler.prefixes.held
     self._mark = now
     return now
 

@@ -201,6 +201,11 @@ def write(
     starts: int32[B], the slot of a row's first new token.
     writes: int32[B, W], see Cache.
   """
+  # SCRATCH is in everybody's table, with weight 0: what is not finite in one row
+  # must not get there.
+  count = new.values.shape[2] // writes.shape[1]
+  goes = jnp.repeat(writes != SCRATCH, count, axis=1)[None, :, :, None]
+  new = jax.tree.map(lambda x: jnp.where(goes, x, 0), new)
   # XLA's CPU scatters whole pages twenty times as slowly as it puts slices.
   return lax.platform_dependent(
       pool, new, first, starts, writes, cpu=_write_in_turn,

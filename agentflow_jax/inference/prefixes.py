@@ -100,6 +100,11 @@ class Prefixes:
     """Pages that hold nothing."""
     return len(self._free)
 
+  @property
+  def held(self) -> int:
+    """Pages that leases need; what is neither these nor free is kept in case."""
+    return self._held
+
   def _own(self, read: int, new_tokens: int | None) -> int:
     if new_tokens is None:
       return 0

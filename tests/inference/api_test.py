@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from agentflow_jax.inference import api
@@ -52,6 +53,11 @@ def test_prompt_too_long_names_the_lengths():
         (dict(key_words=(1, 2**32)), 'uint32'),
         (dict(key_words=(1, -1)), 'uint32'),
         (dict(key_words=(1, 2, 3)), 'two'),
+        # One of these in the engine's thread would fail everybody.
+        (dict(prompt_ids=[1, 2]), 'prompt_ids must be a tuple: list'),
+        (dict(prompt_ids=(1, 2.0)), 'prompt_ids must be integers, not float'),
+        (dict(stop_ids={3}), 'stop_ids must be a tuple: set'),
+        (dict(key_words=(1.5, 2)), 'key_words must be integers, not float'),
     ],
 )
 def test_malformed_requests_are_refused(change, words):
@@ -71,11 +77,23 @@ def test_malformed_requests_are_refused(change, words):
         dict(min_p=-0.1),
         dict(min_p=1.1),
         dict(max_new_tokens=0),
+        dict(max_new_tokens=8.0),
+        dict(top_k=2.5),
     ],
 )
 def test_impossible_sampling_is_refused(change):
   with pytest.raises(ValueError, match=next(iter(change))):
     api.SamplingParams(**change)
+
+
+def test_what_keeps_all_in_float32_does_not_truncate():
+  truncates = lambda **spec: api.SamplingParams(**spec).truncates
+  for top_p in (1 - 1e-9, 1 - 2**-25, 1 - 2**-24, 1 - 3e-8, 1 - 1e-7, 1.0):
+    assert truncates(top_p=top_p) == (np.float32(top_p) < 1)
+  # Nor what is smaller than all that a device may not flush to 0.
+  tiny = float(np.finfo(np.float32).tiny)
+  for min_p in (0.0, 1e-60, 1e-46, np.nextafter(tiny, 0), tiny, 1e-30):
+    assert truncates(min_p=min_p) == (min_p >= tiny)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import random
 
 import jax
 from jax.experimental import topologies
+import numpy as np
 import pytest
 
 from agentflow_jax.core import handover
@@ -280,10 +281,15 @@ def test_how_pages_are_read():
   assert way() == 'gathered'  # On CPU.
   assert way(max_prompt_tokens=5000) == 'blocks'
   assert way(max_prompt_tokens=5000, attention='gathered') == 'gathered'
-  lanes = lambda **changes: batching.reading_of(
-      model_config, api.EngineConfig(lanes=2, **changes), here
+  lanes = lambda where, **changes: batching.reading_of(
+      model_config, api.EngineConfig(lanes=2, **changes), where
   ).lanes
-  assert lanes() == 2 and lanes(attention='blocks') == 1
+  assert lanes(here) == 2
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('kv_heads',))
+  spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  for where, changes in ((here, {'attention': 'blocks'}), (spread, {})):
+    with pytest.raises(ValueError, match='lanes=2: only on one device'):
+      lanes(where, **changes)
   with pytest.raises(ValueError, match='round to bfloat16'):
     way(attention='kernel')
 
@@ -402,3 +408,11 @@ def test_only_kept_log_probabilities_must_be_finite():
   with pytest.raises(FloatingPointError):
     _finish([5, 6], True, logprobs)
   assert _finish([5, 6], True, logprobs, stop_fn=lambda ids: 1) == (1, 'stop')
+  # Nor is anybody shown it, or waits for the end of it.
+  seen = []
+  with pytest.raises(FloatingPointError):
+    _finish([5, 6, 7], False, [-1.0, np.nan, -1.0], stop_fn=seen.append)
+  assert seen == [[5]]
+  with pytest.raises(FloatingPointError):
+    _finish([5, 6], False, [np.nan, -1.0], stop_fn=seen.append)
+  assert len(seen) == 1

@@ -3,6 +3,7 @@
 import asyncio
 from concurrent import futures
 import dataclasses
+import itertools
 import random
 import threading
 import time
@@ -666,6 +667,11 @@ def test_greedy_equals_the_simple_engine(engine, params):
     for result, (ids, logprobs) in zip(results[start:], part):
       assert result.response_ids == ids
       np.testing.assert_allclose(result.logprobs, logprobs, atol=1e-5)
+  # And what no cache was needed for: a whole forward pass a request.
+  for request, result in zip(requests, results, strict=True):
+    prompt, ids = request.prompt_ids, result.response_ids
+    logits = _logits(params, prompt + ids)[len(prompt) - 1 : -1]
+    assert ids == tuple(logits.argmax(axis=1)), request
 
 
 @pytest.mark.slow
@@ -821,6 +827,9 @@ def test_requests_join_as_others_leave(own_engine):
   # Five steps for the one that held the engine, and five others; it leaves, and
   # so do they, and the last two join the first one's second five.
   now = own_engine.stats()
+  assert 0 < now.first_token_seconds / 9 < now.pending_seconds
+  assert 0 < now.slot_seconds <= 6 * now.pending_seconds
+  assert 0 < now.page_seconds < now.pages * now.pending_seconds
   assert now.decode_steps == 5 + 5 + 5
   assert now.sampled_tokens == 5 + 10 + 7 * 5
   assert all(r.queue_seconds > 0 and r.model_seconds > 0 for r in results)
@@ -881,7 +890,82 @@ def test_the_first_request_of_an_idle_engine_waits_for_company(params, engine):
     assert other.stats().decode_steps == 8
 
 
+@pytest.mark.parametrize(
+    'burst, share, most',
+    # Two thirds have been read: not thin, or thin and as patient as that.
+    [(4, 0.5, 1), (1, 1.0, 1), (2, 1.0, 2)],
+)
+def test_long_prompts_do_not_hold_up_who_decodes(
+    params, engine, burst, share, most
+):
+  # A prompt's last token is not read ahead.
+  short = [_request(1, seed=i, key=i, max_new_tokens=12) for i in range(4)]
+  long = [_request(27, seed=i, key=9 + i) for i in range(2)]  # 8 pieces.
+  expected = [_bits(r) for r in _generate(engine, short + long)]
+  config = dataclasses.replace(
+      _CONFIG, prefill_pieces=2, decode_chunk=1, prefill_burst=burst,
+      read_share=share,
+  )
+  busy, release, calls = threading.Event(), threading.Event(), []
+
+  def wait(ids):
+    busy.set()
+    assert release.wait(60)
+    calls.append(('decode', len(ids)))
+
+  short[0] = dataclasses.replace(short[0], stop_fn=wait)
+
+  async def run(other):
+    tasks = [asyncio.create_task(other.generate(r)) for r in short]
+    assert await asyncio.to_thread(busy.wait, 60)
+    tasks += [asyncio.create_task(other.generate(r)) for r in long]
+    await _until(lambda: other.stats().queued == 2)
+    calls.clear()
+    release.set()
+    return await asyncio.gather(*tasks)
+
+  with engine_lib.Engine(_MODEL, config, params) as other:
+    read = other._prefill
+    other._prefill = lambda rows: (calls.append('read'), read(rows))
+    assert [_bits(r) for r in asyncio.run(run(other))] == expected
+  runs = [list(same) for kind, same in itertools.groupby(calls, type)]
+  reads = [len(run) for run in runs if run[0] == 'read']
+  assert sum(reads) == 4 and max(reads) == most
+  # A token each of the others in between.
+  assert [len(run) for run in runs[1:-1] if run[0] != 'read'] == (
+      [1] * (len(reads) - 1)
+  )
+
+
 # Parameters.
+
+
+def test_time_to_compile_is_no_time_of_the_device(own_engine, monkeypatch):
+  ahead = [0.0]
+  clock = lambda: time.monotonic() + ahead[0]
+  monkeypatch.setattr(
+      engine_lib, 'time', types.SimpleNamespace(monotonic=clock)
+  )
+  programs, found = own_engine._programs, set()
+
+  def slow(name):
+    get = getattr(programs, name)
+
+    def compiles(*args):
+      if (name, *args) not in found:
+        found.add((name, *args))
+        ahead[0] += 1000.0
+      return get(*args)
+
+    monkeypatch.setattr(programs, name, compiles)
+
+  slow('prefill')
+  slow('decode')
+  _generate(own_engine, [_request(20)])
+  _generate(own_engine, [_request(20, seed=1), _request(20, seed=2, top_k=3)])
+  assert len(found) == 3
+  now = own_engine.stats()
+  assert 0 < now.prefill_seconds + now.decode_seconds < 900
 
 
 def test_time_without_requests_is_not_time_that_the_device_stands_idle(
@@ -970,6 +1054,18 @@ def test_the_caller_may_donate_its_parameters():
     jax.block_until_ready(consume(again))
     (second,) = _generate(engine, [request])
   assert _bits(first) == _bits(second)
+
+
+def test_parameters_that_lie_on_several_devices_may_be_donated_too(own_engine):
+  params = _init(2)
+  expected = jax.tree.map(np.asarray, params)
+  everywhere = sharding.make_mesh(data=2, devices=jax.devices()[:2])
+  params = jax.tree.map(
+      sharding.put, params, sharding.param_shardings(_MODEL, everywhere)
+  )
+  placed = own_engine._place(params)
+  jax.tree.map(lambda x: x.delete(), params)
+  jax.tree.map(np.testing.assert_array_equal, placed, expected)
 
 
 def test_parameters_of_another_shape_are_refused(own_engine):
@@ -1151,6 +1247,47 @@ def test_parameters_that_are_not_finite_are_an_error(own_engine):
     _generate(own_engine, [_request(5)])
   own_engine.update_params(good, 2)
   assert _generate(own_engine, [_request(5)])[0].params_version == 2
+
+
+def test_one_request_that_is_not_finite_fails_alone(own_engine, params):
+  good = [_request(n) for n in (27, 9, 20)]
+  expected = [_bits(r) for r in _generate(own_engine, good)]
+  met = {i for r in good for i in r.prompt_ids} | {i for e in expected for i in e[0]}
+  # As a token that was added to the vocabulary and never trained.
+  broken = min(set(range(_V)) - met)
+  bad = dataclasses.replace(
+      _request(3, stop_fn=lambda ids: pytest.fail('was shown what it drew')),
+      prompt_ids=(broken, 2, 3),
+  )
+  own_engine.update_params(
+      dict(params, embedding=params['embedding'].at[broken].set(np.nan)), 1
+  )
+
+  async def run():
+    return await asyncio.gather(
+        *(own_engine.generate(r) for r in (bad, *good)), return_exceptions=True
+    )
+
+  error, *results = asyncio.run(run())
+  assert isinstance(error, api.EngineError) and 'not finite' in str(error)
+  assert [_bits(r) for r in results] == expected
+
+
+def test_pages_are_made_anew_while_others_may_ask(own_engine, monkeypatch):
+  make, seen = own_engine._new_pool, []
+
+  def slowly():
+    with futures.ThreadPoolExecutor(1) as threads:
+      seen.append(threads.submit(own_engine.stats).result(60))
+    return make()
+
+  monkeypatch.setattr(own_engine, '_new_pool', slowly)
+  own_engine.update_params(jax.tree.map(lambda x: x * np.nan, _init(0)), 1)
+  with pytest.raises(api.EngineError, match='not finite'):
+    _generate(own_engine, [_request(5)])
+  own_engine.update_params(_init(0), 2)
+  assert _generate(own_engine, [_request(5)])[0].params_version == 2
+  assert [now.failed for now in seen] == [1]
 
 
 def test_what_is_not_finite_reaches_nobody_after_its_caller_has_left(

@@ -252,6 +252,20 @@ def test_copies_are_of_every_layer_and_of_nothing_else():
   )
 
 
+@pytest.mark.parametrize('tokens', [P, 1])  # Read, or decoded.
+def test_what_is_not_finite_is_not_left_where_all_look(tokens):
+  config, _ = _make()
+  pool = pages.make_pool(config, 5, P)
+  new = jax.tree.map(
+      lambda x: jnp.ones((x.shape[0], 2, tokens, x.shape[3]), x.dtype), pool
+  )
+  new = jax.tree.map(lambda x: x.at[:, 1].set(jnp.nan), new)
+  writes = np.array([[3], [pages.SCRATCH]])
+  got = jax.jit(pages.write)(pool, new, 5, np.zeros(2, np.int32), writes)
+  for x in jax.tree.leaves(got):
+    assert (x[:, 5 + 3, :tokens] == 1).all() and x.sum() == x[:, 8].sum()
+
+
 def _check_pages(pool, expected):
   for x in jax.tree.leaves(pool):
     assert (x == np.array(expected).reshape(1, -1, 1, 1)).all()
