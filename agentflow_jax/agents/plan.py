@@ -101,6 +101,33 @@ def parse(text: str, tools: Sequence[str]) -> Plan:
   )
 
 
+def end_of(text: str) -> int | None:
+  """Finds where a response that is still being written has said its plan.
+
+  Args:
+    text: what there is of it so far.
+
+  Returns:
+    The length of the text up to and with the end of the first line by which both
+    a sub-goal and a tool's name were given, in any of the forms that `parse` takes
+    but JSON; None while there is none. More text never changes it.
+  """
+  given, field, end = set(), '', 0
+  for line in text[:_MAX_CHARACTERS].split('\n')[:-1]:
+    end += len(line) + 1
+    header = _HEADER.match(line)
+    if header:
+      field = _canonical(header['name'])
+      line = line[header.end() :]
+    elif not field and '{' in line:
+      return None  # An object, whose fields may come in any order.
+    if _FENCE.sub('', line).strip(_DECORATION):
+      given.add(field)
+    if {'sub_goal', 'tool'} <= given:
+      return end
+  return None
+
+
 def _from_json(text: str) -> dict[str, str]:
   """The fields of a plan that is a JSON object; none if there is none."""
   found = lenient_json.find(text, {'sub_goal', 'subgoal'}, last=True) or {}

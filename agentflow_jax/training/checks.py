@@ -110,6 +110,15 @@ def _check_modules(config: config_lib.Config) -> None:
     )
   roles['agent.tools.generalist'] = (agent.tools.generalist, modelled)
   limits = {}
+  ending = {name: role.sampling.stop_after for name, (role, _) in roles.items()}
+  if config.planner.backend != 'engine':
+    ending['planner'] = sampling.stop_after
+  for name, stop_after in ending.items():
+    if stop_after:
+      raise config_lib.ConfigError(
+          f'{name}.sampling.stop_after: only a planner writes plans, and only'
+          ' where planner.backend=engine is its end looked for; leave it empty'
+      )
   if config.planner.backend == 'engine':
     limits['planner'] = sampling.max_new_tokens
   elif not has_endpoint(config):

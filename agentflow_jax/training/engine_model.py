@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from agentflow_jax import records
-from agentflow_jax.agents import language_model
+from agentflow_jax.agents import language_model, plan
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import api, engine as engine_lib
 
@@ -51,17 +51,15 @@ class EngineModel:
       sampling: as in `generate`.
       request_key: as in `generate`.
       on_ids: called on the engine's thread now and then, with all ids sampled
-        so far; what follows a stop string is among them.
+        so far; what follows a stop string or a plan is among them.
 
     Raises:
       PromptTooLong, Unreachable: as in `generate`.
     """
     ids = tuple(prompt_ids)
     stop_fn = None
-    if sampling.stop or on_ids is not None:
-      stop_fn = functools.partial(
-          _watch, self.tokenizer, sampling.stop, on_ids
-      )
+    if sampling.stop or sampling.stop_after or on_ids is not None:
+      stop_fn = functools.partial(_watch, self.tokenizer, sampling, on_ids)
     request = api.Request(
         prompt_ids=ids,
         key_words=request_key.words(),
@@ -103,25 +101,33 @@ def _as_record(kept: Sequence[np.ndarray]) -> records.KeptSets:
   return records.KeptSets(counts.tobytes(), ids.tobytes())
 
 
-def _watch(tokenizer, strings, on_ids, ids: list[int]) -> int | None:
+def _watch(tokenizer, sampling, on_ids, ids: list[int]) -> int | None:
   if on_ids is not None:
     on_ids(ids)
-  return _stop(tokenizer, strings, ids) if strings else None
+  if not (sampling.stop or sampling.stop_after):
+    return None
+  return _stop(tokenizer, sampling, ids)
 
 
 def _stop(
     tokenizer: tokenizers.Tokenizer,
-    strings: Sequence[str],
+    sampling: records.SamplingSpec,
     ids: Sequence[int],
 ) -> int | None:
-  """How many ids to keep: up to the one that completes a stop string."""
-  if not any(s in tokenizer.decode(ids) for s in strings):
+  """How many ids to keep: up to the one that completes a stop string or a plan."""
+
+  def has_ended(count):
+    text = tokenizer.decode(ids[:count])
+    if any(s in text for s in sampling.stop):
+      return True
+    return sampling.stop_after == 'plan' and plan.end_of(text) is not None
+
+  if not has_ended(len(ids)):
     return None
   low, high = 1, len(ids)
-  while low < high:  # Once complete, a stop string stays complete.
+  while low < high:  # Once complete, either stays complete.
     middle = (low + high) // 2
-    text = tokenizer.decode(ids[:middle])
-    if any(s in text for s in strings):
+    if has_ended(middle):
       high = middle
     else:
       low = middle + 1

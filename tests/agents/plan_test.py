@@ -165,6 +165,37 @@ def test_reads_what_it_renders(plan):
   assert plan_lib.parse(plan.render(), TOOLS) == plan
 
 
+@pytest.mark.parametrize('text', [
+    'Justification: it is asked\nSub-Goal: find the capital\n'
+    'Context: France\nTool Name: search\n',
+    '1. Justification: it is asked\n2. Sub-Goal: find the capital\n'
+    '3. Context: France\n4.\nTool Name: search\n',
+    '```\nJustification: it is asked\nSub-Goal: find the capital\n'
+    'Context: France\nTool Name: search\n',
+    '**Justification:** it is asked\n**Sub-Goal:** find the capital\n'
+    '**Context:** France\n**Tool Name:** search\n',
+    '### Justification\nit is asked\n\n### Sub-Goal\nfind the capital\n\n'
+    '### Context\nFrance\n\n### Tool Name\n```text\nsearch\n',
+    'Justification: it is asked\r\nSub-Goal: find the capital\r\n'
+    'Context: France\r\nTool Name:\r\nsearch\r\n',
+])
+def test_the_end_of_a_plan_is_that_of_its_last_field(text):
+  for after in ('', 'This will find it.', '\n```\n', 'Sub-Goal: more\n'):
+    assert plan_lib.end_of(text + after) == len(text)
+  for count in range(len(text)):
+    assert plan_lib.end_of(text[:count]) is None
+  assert plan_lib.parse(text, TOOLS) == EXPECTED
+
+
+def test_an_object_has_no_end_of_this_kind():
+  text = (
+      '{"justification": "it is asked",\n"sub_goal": "find the capital",\n'
+      '"tool_name": "search",\n"context": "France"}\n'
+  )
+  assert plan_lib.end_of(text) is None
+  assert plan_lib.parse(text, TOOLS) == EXPECTED
+
+
 _pieces = st.sampled_from([
     'Sub-Goal', 'Context', 'Tool Name', 'Justification', ':', '：', '\n', '**',
     '`', '```', '#', '1.', '(2)', ' ', '"', "'", 'search', 'python', '-', '\0',
@@ -183,6 +214,16 @@ def test_any_text_is_a_plan_or_a_plan_error(text):
     assert plan.tool in TOOLS and plan.sub_goal.strip()
 
 
+@hypothesis.given(st.lists(_pieces, max_size=40).map(''.join))
+@hypothesis.settings(deadline=None, max_examples=400)
+def test_more_text_never_moves_the_end_of_a_plan(text):
+  ends = [plan_lib.end_of(text[:count]) for count in range(len(text) + 1)]
+  found = {end for end in ends if end is not None}
+  assert len(found) <= 1
+  for end in found:
+    assert ends == [None] * end + [end] * (len(text) + 1 - end)
+
+
 @pytest.mark.parametrize(
     'piece',
     ['\n', ' ', '*', '`', '# ', '"', '1.\n', '1. ', '\n ', '```\n', '> -',
@@ -198,8 +239,10 @@ def test_takes_time_in_proportion_to_the_text(piece):
   signal.setitimer(signal.ITIMER_PROF, 1.0)  # of this process's own CPU time
   try:
     for text in (piece, 'Context:' + piece, '1.' + piece, 'Tool' + piece):
+      whole = (text + piece * 100_000)[:100_000]
       with pytest.raises(plan_lib.PlanError):
-        plan_lib.parse((text + piece * 100_000)[:100_000], TOOLS)
+        plan_lib.parse(whole, TOOLS)
+      assert plan_lib.end_of(whole) is None
   finally:
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.signal(signal.SIGPROF, before)

@@ -60,6 +60,16 @@ def test_ids_and_logprobs_are_passed_on_as_sampled(tokenizer):
   assert engine.request.stop_fn is None
 
 
+@pytest.mark.parametrize(
+    'spec',
+    [dict(), dict(top_k=1), dict(top_p=0.5), dict(top_p=1 - 1e-9),
+     dict(top_p=1 - 1e-7), dict(min_p=0.1), dict(min_p=1e-40)],
+)
+def test_trainer_and_engine_agree_on_what_truncates(spec):
+  trained = records.SamplingSpec(**spec).truncates
+  assert trained == api.SamplingParams(**spec).truncates
+
+
 def test_sets_are_passed_on_as_recorded(tokenizer):
   sets = tuple(np.array(ids, np.int32) for ids in ([5, 70_000], [6], [1, 2, 3]))
   result = api.Result((5, 6, 2), (-0.1,) * 3, 'length', 0, 0.0, 0.0, sets)
@@ -85,6 +95,26 @@ def test_a_stop_string_across_tokens_keeps_the_ids_that_complete_it(tokenizer):
   assert stop_fn(ids[: kept - 1]) is None
   # The first stop counts, however late it is looked for.
   assert stop_fn(ids + ids) == kept
+
+
+def test_a_plan_ends_with_its_last_line(tokenizer):
+  text = 'Sub-Goal: city\nContext: Paris\nTool Name: city\nParis is a city\n'
+  ids = tokenizer.encode(text)
+  engine = _Engine(api.Result((1,), (0.0,), 'stop', 0, 0.0, 0.0))
+  _generate(engine, tokenizer, records.SamplingSpec(stop_after='plan'))
+  stop_fn = engine.request.stop_fn
+  kept = stop_fn(ids)
+  assert tokenizer.decode(ids[:kept]).splitlines()[-1] == 'Tool Name: city'
+  assert tokenizer.decode(ids[:kept]).endswith('\n')
+  # The same however late it is looked for, and none before.
+  for count in range(len(ids) + 1):
+    assert stop_fn(ids[:count]) == (kept if count >= kept else None)
+  # Whichever comes first.
+  _generate(
+      engine, tokenizer,
+      records.SamplingSpec(stop_after='plan', stop=('Tool', 'is a')),
+  )
+  assert tokenizer.decode(ids[: engine.request.stop_fn(ids)]).endswith('Tool')
 
 
 @pytest.mark.parametrize(

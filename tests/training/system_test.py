@@ -60,6 +60,15 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
         ),
         ({'batch.tokens_per_row': '64'}, 'cannot hold'),
         ({'planner.max_prompt_tokens': '225'}, 'exceeds engine.max_prompt_tokens'),
+        (
+            {'planner.backend': 'endpoint', 'agent.endpoint.base_url': 'http://x',
+             'planner.sampling.stop_after': 'plan'},
+            'planner.sampling.stop_after: only',
+        ),
+        (
+            {'agent.generator.sampling.stop_after': 'plan'},
+            'agent.generator.sampling.stop_after: only',
+        ),
         ({'planner.sampling.max_new_tokens': '33'}, 'engine.max_new_tokens'),
         ({'agent.verifier.backend': 'frozen'}, 'agent.verifier.sampling'),
         ({'agent.verifier.backend': 'endpoint'}, 'set agent.endpoint.base_url'),
