@@ -138,17 +138,22 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
   """Metrics of the rollouts of a step; every denominator is in its name.
 
   'reward/mean' is over scored rollouts, and absent where there are none;
-  status counts add up to requested. 'kept/mean' and 'kept/max' are of the sets
+  status counts add up to requested; 'rollouts/turns_mean' is over those that were
+  not aborted as late. 'kept/mean' and 'kept/max' are of the sets
   that response tokens were drawn from, where those are recorded.
   """
   trajectories = [t for g in groups for t in g.trajectories]
   rewards = [t.reward for t in trajectories if t.reward is not None]
+  on_time = [
+      t for t in trajectories if t.status is not records.Status.ABORTED_LATE
+  ]
   metrics: dict[str, float] = {
       'rollouts/requested': len(trajectories),
       'rollouts/scored': len(rewards),
       'rollouts/turns': sum(len(t.turns) for t in trajectories),
-      'rollouts/turns_mean': sum(len(t.turns) for t in trajectories)
-      / len(trajectories),
+      'rollouts/turns_mean': (
+          sum(len(t.turns) for t in on_time) / max(len(on_time), 1)
+      ),
       'groups/requested': len(groups),
       'groups/no_variance': sum(not has_variance(g) for g in groups),
       'memory/shortened': sum(

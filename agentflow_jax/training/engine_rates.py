@@ -1,22 +1,30 @@
-"""What the engine did in a step, as rates: they depend on the clock."""
+"""What an engine did in a step, as rates: they depend on the clock."""
 
 from agentflow_jax.inference import api
 
 
-def rates(before: api.EngineStats, after: api.EngineStats) -> dict[str, float]:
-  """Returns a step's rates from the engine's totals before and after it.
+def rates(
+    before: api.EngineStats, after: api.EngineStats, name: str = ''
+) -> dict[str, float]:
+  """Returns a step's rates from an engine's totals before and after it.
 
-  'seconds/engine' is what the device took to sample: of 'seconds/rollout', the
-  rest is tools and the host.
+  'seconds/rollout/engine' is what the device took to sample: of
+  'seconds/rollout', the rest is tools and the host.
 
-  Tokens a second are over the time that the device was busy with them; shares
-  lie in [0, 1]; what nothing was divided by is left out.
+  Tokens a second are over the time that the device was busy with them; slots and
+  pages are shares of all that there are, over the time in which requests had
+  some; shares lie in [0, 1]; what nothing was divided by is left out.
+
+  Args:
+    before: the totals.
+    after: likewise.
+    name: of the engine: 'rate/<name>/...'; '' for the planner's, 'rate/...'.
   """
 
-  def spent(name):
-    return getattr(after, name) - getattr(before, name)
+  def spent(total):
+    return getattr(after, total) - getattr(before, total)
 
-  device = spent('prefill_seconds') + spent('decode_seconds')
+  prefix = f'rate/{name}/' if name else 'rate/'
   found = {
       'prefill_tokens_per_second': ('prefill_tokens', 'prefill_seconds'),
       'decode_tokens_per_second': ('sampled_tokens', 'decode_seconds'),
@@ -26,13 +34,14 @@ def rates(before: api.EngineStats, after: api.EngineStats) -> dict[str, float]:
       'first_token_seconds_per_request': ('first_token_seconds', 'requests'),
   }
   out = {
-      f'rate/{name}': spent(part) / spent(whole)
-      for name, (part, whole) in found.items() if spent(whole) > 0
+      prefix + rate: spent(part) / spent(whole)
+      for rate, (part, whole) in found.items() if spent(whole) > 0
   }
-  if spent('pending_seconds') > 0:
-    idle = 1 - device / spent('pending_seconds')
-    out['rate/device_idle'] = max(idle, 0.0)
-    out['seconds/engine'] = device
-  if after.pages:
-    out['rate/pages_used'] = 1 - after.free_pages / after.pages
+  pending = spent('pending_seconds')
+  if pending > 0:
+    device = spent('prefill_seconds') + spent('decode_seconds')
+    out[f'{prefix}device_idle'] = max(1 - device / pending, 0.0)
+    out[f'{prefix}slots_used'] = spent('slot_seconds') / pending / after.slots
+    out[f'{prefix}pages_used'] = spent('page_seconds') / pending / after.pages
+    out[f'seconds/rollout/{name and name + "_"}engine'] = device
   return out

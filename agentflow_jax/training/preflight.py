@@ -143,6 +143,8 @@ def check(
     mesh = sharding.make_mesh(**axes, devices=devices)
     sharding.check_rows(mesh, config.batch.rows_per_micro)
     programs, held, local = _lowered(config, planner, mesh, topology)
+  except config_lib.ConfigError:
+    raise
   except ValueError as e:
     raise config_lib.ConfigError(f'mesh: {e}') from e
   report: dict[str, Any] = {
@@ -252,7 +254,7 @@ def _lowered(config, planner, mesh, topology):
       )
   process = mesh.devices.flat[0].process_index
   local = sum(d.process_index == process for d in mesh.devices.flat)
-  if system.hands_over(config, mesh.size // local):
+  if system.hands_over(config, mesh):
     hand = handover.Handover(
         planner, mesh, split=config.mesh.sampler_devices == -1
     )
@@ -271,10 +273,11 @@ def _lowered(config, planner, mesh, topology):
   )
   where = pages.pool_sharding(sampled)
   pool = _struct(pool, jax.tree.map(lambda _: where, pool))
-  sampler = batching.Programs(
-      planner, config.engine, sampled, pool,
-      batching.reading_of(planner, config.engine, where),
-  )
+  try:
+    reading = batching.reading_of(planner, config.engine, where)
+  except ValueError as e:
+    raise config_lib.ConfigError(f'engine: {e}') from e
+  sampler = batching.Programs(planner, config.engine, sampled, pool, reading)
   programs['prefill'] = sampler.prefill
   gathered = sampler.reading.lanes * _bytes(sampler.kept_shapes())
   desks = sampler.reading.lanes * _bytes(sampler.desk_shapes())

@@ -312,7 +312,7 @@ def _time(run: report_data.Run) -> list[str]:
           report_plots.time_spent(
               'rollout-time',
               'What rollouts waited for',
-              run.totals('seconds/rollout_sum/'),
+              _rollout_seconds(run),
           ),
           'Summed over all training rollouts. They run side by side, so these '
           'sums exceed the wall time.',
@@ -342,12 +342,28 @@ _ENGINE = (
         'Of the time in which the sampler had requests in its slots.',
     ),
     (
-        'tokens_per_decode_step', 'Slots that sampled', False,
-        'Tokens a decode step, mean over a training step; at most engine.slots.',
+        'slots_used', 'Slots used', True,
+        'Of engine.slots, over the time in which any was.',
+    ),
+    (
+        'pages_used', 'Pages used', True,
+        'Of the room for keys and values, what requests needed, over that time.',
     ),
     (
         'decode_tokens_per_second', 'Tokens sampled per second', False,
         'Over the time that the device was decoding.',
+    ),
+    (
+        'prefill_tokens_per_second', 'Prompt tokens read per second', False,
+        'Over the time that the device was reading; those in the cache are none.',
+    ),
+    (
+        'queue_seconds_per_request', 'Seconds until a request had a slot', False,
+        'Mean over the requests of a step.',
+    ),
+    (
+        'first_token_seconds_per_request', 'Seconds until its first token', False,
+        'Likewise; the wait for the slot is a part of it.',
     ),
 )
 
@@ -362,11 +378,18 @@ def _seconds(run: report_data.Run) -> dict[str, float]:
   }
   found = found or run.totals('seconds/')
   # What the parts are of, where that was measured too.
-  step, total = found.pop('step', 0.0), found.pop('total', 0.0)
-  rest = max(step, total) - sum(found.values())
-  if rest > 0:
-    found['everything else'] = rest
-  return found
+  return _with_rest(found, max(found.pop('step', 0.0), found.pop('total', 0.0)))
+
+
+def _rollout_seconds(run: report_data.Run) -> dict[str, float]:
+  """Likewise what rollouts took, summed over all of them."""
+  found = run.totals('seconds/rollout_sum/', nested=True)
+  return _with_rest(found, found.pop('total', 0.0))
+
+
+def _with_rest(parts: dict[str, float], whole: float) -> dict[str, float]:
+  rest = whole - sum(parts.values())
+  return parts | {'everything else': rest} if rest > 0 else parts
 
 
 def _examples(run: report_data.Run) -> list[str]:

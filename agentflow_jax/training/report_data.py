@@ -105,16 +105,21 @@ class Run:
     pairs = [(step, value) for step, value in pairs if math.isfinite(value)]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
-  def totals(self, prefix: str) -> dict[str, float]:
+  def totals(self, prefix: str, nested: bool = False) -> dict[str, float]:
     """Sums over all steps of the metrics '<prefix><name>', by name.
 
-    A name that holds a further '/' is a part of another and is left out.
+    Args:
+      prefix: of the metrics' names.
+      nested: whether names that hold a further '/' count; otherwise they are
+        parts of others and left out.
     """
     sums = collections.Counter()
     for line in self.metrics:
       for key, value in line.items():
         name = key.removeprefix(prefix)
-        if name != key and '/' not in name and math.isfinite(number(value)):
+        if name == key or ('/' in name and not nested):
+          continue
+        if math.isfinite(number(value)):
           sums[name] += number(value)
     return dict(sums)
 

@@ -17,6 +17,7 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.inference import api
 from agentflow_jax.training import checks, collect, config as config_lib
 from agentflow_jax.training import engine_rates, evaluation, exits
 from agentflow_jax.training import metrics as metrics_lib, models
@@ -388,15 +389,17 @@ class _Loop:
       self.profiler.begin(step + 1)
       metrics, self.pending = self.pending, None
       if metrics is None:
-        sampled = self.parts.engine.stats()
+        sampled = self._sampled()
         with self.clock('rollout'):
           try:
             data = await source.step(step, counter)
           except exits.Preempted:
             await self._commit(step, journal, stops=True)
             raise
-        engine = engine_rates.rates(sampled, self.parts.engine.stats())
-        metrics = engine | await self._update(step, data)
+        rates = {}
+        for name, now in self._sampled().items():
+          rates |= engine_rates.rates(sampled[name], now, name)
+        metrics = rates | await self._update(step, data)
         if (
             processes.is_primary and data.groups
             and config.train.rollout_records == 'all'
@@ -418,6 +421,11 @@ class _Loop:
       await self._commit(step + 1, journal)
       self.profiler.end(step + 1)
       self.bar.update(step + 1, metrics)
+
+  def _sampled(self) -> dict[str, api.EngineStats]:
+    """What the engines have done so far, see engine_rates."""
+    engines = {'': self.parts.engine, 'frozen': self.parts.frozen_engine}
+    return {k: engine.stats() for k, engine in engines.items() if engine}
 
   async def _update(self, step, data) -> dict[str, float]:
     """The optimizer updates of a step; the engine then samples from them."""

@@ -211,23 +211,20 @@ def build(
   with contextlib.ExitStack() as stack:
     engine = frozen = handover = None
     sampled, where, copy = loaded and loaded.params, None, trains
-    if loaded and hands_over(config, processes.count):
+    if loaded and hands_over(config, mesh):
       handover = _handover(config, loaded, mesh)
       sampled, where = handover(loaded.params), handover.local
       copy = False  # It is one.
     if config.planner.backend == 'engine':
       engine = stack.enter_context(
-          engine_lib.Engine(
-              loaded.config, config.engine, sampled, sharding=where, copy=copy
-          )
+          _engine(loaded, config.engine, sampled, sharding=where, copy=copy)
       )
     if any(r.backend == 'frozen' for r in knobs.roles(config).values()):
+      # Nothing of it is trained on: it keeps what its roles ask for.
+      shapes = dataclasses.replace(config.engine, max_kept=0)
       frozen = stack.enter_context(
-          engine_lib.Engine(
-              loaded.config,
-              # Nothing of it is trained on: it keeps what its roles ask for.
-              dataclasses.replace(config.engine, max_kept=0),
-              sampled, name='frozen', sharding=where, copy=False,
+          _engine(
+              loaded, shapes, sampled, name='frozen', sharding=where, copy=False
           )
       )
     recording = _recording(config, workdir, processes)
@@ -271,9 +268,20 @@ def build(
   return system
 
 
-def hands_over(config: config_lib.Config, processes: int) -> bool:
-  """Says whether a Handover brings parameters to the sampler."""
-  return processes > 1 or config.mesh.sampler_devices == -1
+def hands_over(config: config_lib.Config, mesh: jax.sharding.Mesh) -> bool:
+  """Says whether a Handover brings parameters to the sampler.
+
+  Where it does not, mesh and sampler are one device. From several to one
+  jax.device_put would go through the host.
+  """
+  return mesh.size > 1 or config.mesh.sampler_devices == -1
+
+
+def _engine(loaded, config, params, **kwargs) -> engine_lib.Engine:
+  try:
+    return engine_lib.Engine(loaded.config, config, params, **kwargs)
+  except ValueError as e:
+    raise config_lib.ConfigError(f'engine: {e}') from e
 
 
 def _handover(config, loaded, mesh) -> handover_lib.Handover:

@@ -159,4 +159,13 @@ def test_statuses_add_up_and_denominators_say_what_they_hold():
       v for k, v in metrics.items() if k.startswith('rollouts/status/')
   ) == 3
   assert metrics['rollouts/turns'] == 3
+  assert metrics['rollouts/turns_mean'] == 1.0
   assert metrics['groups/no_variance'] == 0
+  # One that was stopped because enough were done says nothing of their length.
+  late = dataclasses.replace(
+      lost, rollout=3, status=records.Status.ABORTED_LATE
+  )
+  group = records.Group(group.task, group.trajectories + (late,))
+  metrics = batches.collected([group])
+  assert metrics['rollouts/requested'] == 4
+  assert metrics['rollouts/turns_mean'] == 1.0

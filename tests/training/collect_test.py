@@ -1,8 +1,10 @@
 """How rollouts are shared between processes, and put together again."""
 
 import asyncio
+import dataclasses
 import json
 
+from etils import epath
 import pytest
 
 from agentflow_jax import records
@@ -127,6 +129,71 @@ def test_an_error_ends_a_group_that_waits(monkeypatch):
         monkeypatch, ['never', RuntimeError('a bug'), 1.0], group_size=2, extra=1
     )
   assert failed.group_contains(RuntimeError, match='a bug')
+
+
+def _keys(monkeypatch, tasks, before):
+  """The keys of two rollouts of each task, in order."""
+  keys = []
+
+  async def analyse(agent, task, key):
+    return '', None
+
+  async def one(agent, task, key, analysis):
+    keys.append(key)
+    return records.Trajectory(
+        task.id, key.rollout, records.Status.ANSWERED, (), reward=1.0
+    )
+
+  monkeypatch.setattr(rollout, 'analyse', analyse)
+  monkeypatch.setattr(rollout, 'rollout', one)
+  task = lambda name: records.Task(name, 'q', ('a',), 'r')
+  asyncio.run(collect.groups(
+      None, [task(n) for n in tasks], group_size=2,
+      key=records.RequestKey(5, records.Purpose.TRAIN, 7, '', 0),
+      limit=asyncio.Semaphore(8), processes=processes.Processes(),
+      before=[task(n) for n in before],
+  ))
+  return keys
+
+
+def test_a_task_that_is_asked_again_in_a_step_draws_anew(monkeypatch):
+  first = _keys(monkeypatch, ['a', 'b', 'a'], before=[])
+  assert [(k.query, k.rollout) for k in first] == [
+      ('a', 0), ('a', 1), ('b', 0), ('b', 1), ('a@2', 0), ('a@2', 1)
+  ]
+  # In a refill, too; and only there does it depend on what came before.
+  again = _keys(monkeypatch, ['c', 'b', 'a'], before=['a', 'b', 'a'])
+  assert [k.query for k in again[::2]] == ['c', 'b@2', 'a@3']
+  assert len({k.words() for k in first + again}) == 12
+  assert {(k.seed, k.step) for k in first} == {(5, 7)}
+
+
+def test_a_journal_gives_back_what_the_step_s_parameters_sampled(tmp_path):
+  task = records.Task('t', 'q', ('a',), 'r')
+
+  def group(*versions):
+    return records.Group(task, tuple(
+        records.Trajectory(
+            't', i, records.Status.ANSWERED, reward=1.0,
+            turns=(records.Turn(
+                records.Completion('x', params_version=version),
+                records.SamplingSpec(),
+            ),),
+        )
+        for i, version in enumerate(versions)
+    ))
+
+  journal = collect.Journal(epath.Path(tmp_path))
+  for step, (versions, is_kept) in enumerate([
+      ((0, 0), True), ((0, 1), False), ((2, 2), True), ((2, 2), False)
+  ]):
+    journal.save(step, 0, range(2), group(*versions))
+    found = journal.load(step, 0, task, range(2))
+    assert (found is not None) == is_kept
+  # Nor what was sampled for another query, or for others of its rollouts.
+  other = dataclasses.replace(task, query='another')
+  assert journal.load(0, 0, other, range(2)) is None
+  assert journal.load(0, 0, task, range(1, 3)) is None
 
 
 def test_a_run_with_extra_rollouts_accounts_for_all_of_them(tmp_path):

@@ -1,9 +1,11 @@
 import asyncio
+import dataclasses
 
 import pytest
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.agents import fakes
 from agentflow_jax.training import evaluation
 from agentflow_jax.training import processes
 
@@ -75,6 +77,29 @@ def test_a_result_file_survives_any_text_and_tells_no_solution(tmp_path):
   text = (tmp_path / 'final.json').read_text()
   assert '\\ud800 plan' in text and 'secret' not in text
   assert [p.name for p in tmp_path.iterdir()] == ['final.json']
+
+
+@pytest.mark.parametrize('greedy, temperature', [(True, 0.0), (False, 0.7)])
+def test_greedy_is_temperature_0_in_every_request(greedy, temperature):
+  # AgentFlow's evaluation never was: its planner sampled at 0.7.
+  model = fakes.FakeLanguageModel(
+      {'planner': ['Sub-Goal: find x\nTool Name: search']}
+  )
+  agent = fakes.make_agent(model, [fakes.make_tool(fakes.echo)])
+  sampling = records.SamplingSpec(temperature=0.7, top_p=0.9)
+  agent = dataclasses.replace(
+      agent, planner=dataclasses.replace(agent.planner, sampling=sampling)
+  )
+  result = asyncio.run(evaluation.evaluate(
+      agent, [records.Task('t', 'q', ('a',), 'r')], name='n', split='test',
+      seed=0, processes=processes.Processes(), greedy=greedy,
+  ))
+  asked = [spec for _, spec, _ in model.requests]
+  assert asked and {spec.temperature for spec in asked} == {temperature}
+  assert {spec.top_p for spec in asked} == {0.9}
+  turns = [u for g in result.groups for t in g.trajectories for u in t.turns]
+  assert {turn.sampling.temperature for turn in turns} == {temperature}
+  assert result.to_json()['temperature'] == temperature
 
 
 def test_several_greedy_trials_are_refused():

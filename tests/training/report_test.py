@@ -132,7 +132,9 @@ def _metrics():
         'seconds/checkpoint': 0.4,
         'seconds/evaluate': 2.0 if step % 4 == 0 else 0.0,
         'seconds/rollout_sum/planner': 500.0,
-        'seconds/rollout_sum/python': 90.0,
+        'seconds/rollout_sum/tool/python': 90.0,
+        'seconds/rollout_sum/total': 600.0,
+        'seconds/rollout/engine': 5.0,
         'seconds/step': 10.0 if step % 4 else 12.0,
         'rate/rollouts_per_second': 42.0,
     }
@@ -186,6 +188,7 @@ def write_complete(workdir, hostile=False):
       'seconds/evaluate': 12.0,
       'seconds/evaluate_final': 60.1,
       'seconds/rollout_sum/planner': 12000.0,
+      'seconds/rollout/engine': 120.0,
       'compiles/after_warmup': 0,
       'params_digest': 'b2:0123456789abcdef',
       'teacher/wrong_tool': 0.5,
@@ -253,6 +256,21 @@ def test_what_the_sampler_did_is_shown(tmp_path):
       'Prompt tokens found in the cache over steps',
       'Device idle with work pending over steps',
   ]
+
+
+def test_where_the_time_went_is_the_whole_of_it(tmp_path):
+  run = report_data.load(write_complete(tmp_path / 'run'))
+  spent = report._seconds(run)
+  assert 'engine' not in spent  # It is a part of the rollouts.
+  assert sum(spent.values()) == pytest.approx(431.2)
+  assert spent['everything else'] == pytest.approx(
+      431.2 - 12.0 - 31.0 - 144.0 - 72.0 - 9.6 - 12.0 - 60.1
+  )
+  # Tools are there, and the whole is no bar beside its parts.
+  assert report._rollout_seconds(run) == pytest.approx({
+      'planner': 500.0 * STEPS, 'tool/python': 90.0 * STEPS,
+      'everything else': 10.0 * STEPS,
+  })
 
 
 def test_complete_run_shows_every_picture_and_three_examples(complete):

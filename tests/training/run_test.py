@@ -51,6 +51,19 @@ def test_everything_a_run_promises_is_there(whole):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(l)['step'] for l in lines] == [1, 2, 3, 4]
   assert all(json.loads(l)['update/logprob_gap/max'] <= 1e-5 for l in lines)
+  for line in map(json.loads, lines):
+    for name in ('prefix_hits', 'device_idle', 'slots_used', 'pages_used'):
+      assert 0 <= line[f'rate/{name}'] <= 1
+    for name in (
+        'prefill_tokens_per_second', 'decode_tokens_per_second',
+        'tokens_per_decode_step', 'queue_seconds_per_request',
+        'first_token_seconds_per_request',
+    ):
+      assert line[f'rate/{name}'] > 0
+    assert 0 < line['seconds/rollout/engine'] <= line['seconds/rollout']
+  for path in (workdir / 'evaluations').iterdir():
+    temperature = json.loads(path.read_text())['temperature']
+    assert temperature == (0.0 if 'greedy' in path.name else 1.0)
   assert len(list((workdir / 'rollouts').iterdir())) == 4
   assert (workdir / 'report.html').exists() and 'greedy' in table
   # What a user takes away stands on its own.
