@@ -142,6 +142,7 @@ def test_solve_shows_the_steps_and_the_answer(tmp_path):
   assert 'Query: What is the capital of Spain?' in done.stdout
   assert 'Sub-Goal:' in done.stdout and 'Answer: ' in done.stdout
   assert 'passages indexed' not in done.stderr  # Only --verbosity=0 tells.
+  assert list((tmp_path / 'xla_cache').iterdir())  # The next start is quick.
 
 
 def test_evaluate_writes_what_it_prints(tmp_path):

@@ -145,7 +145,6 @@ async def _train(
   compilations, clock = Compilations(), Clock()
   primary = processes.is_primary
   started = time.monotonic()
-  _cache_compilations(workdir)
   logging.info('devices: %s', jax.devices())
   with clock('setup'):
     parts = processes.together(
@@ -307,13 +306,6 @@ def _bytes(tree: Any) -> int:
       for leaf in jax.tree.leaves(tree)
       for shard in leaf.addressable_shards
   )
-
-
-def _cache_compilations(workdir: epath.Path) -> None:
-  """Keeps compiled programs in the workdir, so that a resume starts quickly."""
-  if jax.config.jax_compilation_cache_dir is None and '://' not in str(workdir):
-    jax.config.update('jax_compilation_cache_dir', str(workdir / 'xla_cache'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
 def _inputs(parts: system.System) -> dict[str, str]:

@@ -192,6 +192,7 @@ async def _variant(
   name = '_'.join(filter(None, (options.result_name, control)))
   try:
     parts = system.build(config, workdir)
+    parts.warmup()
     if _has_judge(config):
       client = clients.connect(
           config.evaluation.judge, 'evaluation.judge', parts.agent.recording

@@ -44,6 +44,7 @@ def solve(
 async def _solve(config, query, workdir, greedy, emit) -> records.Trajectory:
   parts = system.build(config, workdir)
   try:
+    parts.warmup()
     planner = parts.planner
     if greedy:
       sampling = dataclasses.replace(planner.sampling, temperature=0.0)

@@ -119,8 +119,12 @@ class System:
     }
 
   def warmup(self) -> None:
-    """Compiles what the planner's and the frozen modules' requests need."""
-    self.engine.warmup(truncates=(self.config.planner.sampling.truncates,))
+    """Compiles what the planner's and the frozen modules' requests need.
+
+    Otherwise a rollout would wait for the compiler, within its deadline.
+    """
+    if self.engine is not None:
+      self.engine.warmup(truncates=(self.config.planner.sampling.truncates,))
     if self.frozen_engine is not None:
       roles = knobs.roles(self.config).values()
       self.frozen_engine.warmup(
@@ -177,6 +181,7 @@ def build(
     ConfigError, CheckpointError, ToolUnavailable, CorpusError: name the remedy.
   """
   checks.check(config)
+  _cache_compilations(workdir)
   processes = processes or processes_lib.Processes()
   tasks = processes.first(
       lambda: task_sets.load(config.task_set, str(workdir / 'data'))
@@ -266,6 +271,13 @@ def build(
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
+
+
+def _cache_compilations(workdir: epath.Path) -> None:
+  """Keeps compiled programs in the workdir: the next start from it is quick."""
+  if jax.config.jax_compilation_cache_dir is None and '://' not in str(workdir):
+    jax.config.update('jax_compilation_cache_dir', str(workdir / 'xla_cache'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
 def hands_over(config: config_lib.Config, mesh: jax.sharding.Mesh) -> bool:

@@ -51,6 +51,24 @@ def test_what_is_handed_over_outlives_what_it_was_made_from():
   jax.tree.map(np.testing.assert_array_equal, got, params)
 
 
+def test_nothing_passes_through_the_host(monkeypatch):
+  mesh = sharding.make_mesh(2, 4, 1)
+  _, placed = _placed(mesh)
+  give = handover.Handover(CONFIG, mesh, split=False)
+  read = []
+  array = type(placed['embedding'])
+  value = array._value
+  monkeypatch.setattr(
+      array, '_value', property(lambda x: read.append(x) or value.__get__(x))
+  )
+  jax.block_until_ready(give(placed))
+  assert not read
+  # What it is there for: from several devices to one jax goes that way.
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  jax.block_until_ready(jax.device_put(placed, one))
+  assert read
+
+
 @pytest.mark.exact
 def test_what_is_rounded_samples_the_same_bits():
   config = dataclasses.replace(CONFIG, dtype='bfloat16')

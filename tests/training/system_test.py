@@ -183,6 +183,35 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
   assert said.output == done.answer
 
 
+@pytest.mark.parametrize('axes, count, hands_over', [
+    ({}, 1, False), ({'data': 2}, 2, True), ({'fsdp': 4, 'data': 1}, 4, True),
+    ({'sampler_devices': -1}, 1, True),
+])
+def test_parameters_of_several_devices_go_to_the_sampler_on_devices(
+    axes, count, hands_over
+):
+  config = dataclasses.replace(_BASE, mesh=config_lib.MeshConfig(**axes))
+  found = {k: v for k, v in axes.items() if k != 'sampler_devices'}
+  mesh = sharding.make_mesh(**found, devices=jax.devices()[:count])
+  assert system.hands_over(config, mesh) == hands_over
+
+
+def test_compiled_programs_are_kept_in_a_workdir(tmp_path):
+  name = 'jax_compilation_cache_dir'
+  before, found = getattr(jax.config, name), []
+  try:
+    for given, workdir in (
+        (None, epath.Path(tmp_path)), (None, epath.Path('gs://bucket/run')),
+        ('/elsewhere', epath.Path(tmp_path)),
+    ):
+      jax.config.update(name, given)
+      system._cache_compilations(workdir)
+      found.append(getattr(jax.config, name))
+  finally:
+    jax.config.update(name, before)
+  assert found == [str(tmp_path / 'xla_cache'), None, '/elsewhere']
+
+
 @pytest.mark.slow
 def test_one_copy_serves_all_who_only_read_it(tmp_path):
   """The frozen modules sample from the very arrays that training starts from."""
