@@ -3,8 +3,9 @@
   python -m agentflow_jax.serve --config=experiments/quickstart.py \
       --planner=runs/quickstart/planner --port=8000
 
-Of the config, `engine` (shapes) and the dtypes of `planner` are read. It listens
-on this machine alone unless --host says otherwise.
+Of the config, `engine` (shapes), `planner.directory` and the dtypes of `planner`
+are read; a flag for anything else is an error. It listens on this machine alone
+unless --host says otherwise.
 """
 
 import sys
@@ -26,7 +27,7 @@ _KEY = flags.DEFINE_string(
 
 
 def main(argv):
-  config = command.config_from_flags(argv)
+  config = command.config_from_flags(argv, serves=True)
   # Imported late: --help and config errors should not wait for JAX.
   from agentflow_jax.serving import server
 

@@ -55,6 +55,10 @@ def test_serve_answers_until_it_is_interrupted():
     refused = _run('serve', f'--config={_QUICKSTART}', f'--port={port}')
     assert refused.returncode == 2
     assert f'cannot listen on 127.0.0.1 port {port}' in refused.stderr
+    flags.append('--config.mesh.fsdp=2')
+    refused = _run('serve', *flags)
+    assert refused.returncode == 2
+    assert '--config.mesh.fsdp: serving does not read it' in refused.stderr
     server.send_signal(signal.SIGINT)
     assert server.wait(30) in (0, 1, -signal.SIGINT)
     assert 'Traceback' not in server.stderr.read()
@@ -63,6 +67,41 @@ def test_serve_answers_until_it_is_interrupted():
     server.wait()
     server.stdout.close()
     server.stderr.close()
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_sampling_measures_both_engines(tmp_path):
+  out = tmp_path / 'out.json'
+  done = subprocess.run(
+      [sys.executable, 'experiments/benchmarks/generate.py', '--model=tiny',
+       '--requests=4', '--group_size=2', '--turns=2', '--prompt_len=64',
+       '--shared_prefix=32', '--memory_len=16', '--new_tokens=4', '--slots=4',
+       '--piece_tokens=16', '--tool_latency=fixed:0', '--score=2',
+       f'--out={out}'],
+      cwd=mini.ROOT, capture_output=True, text=True, check=True,
+  )
+  found = json.loads(out.read_text())
+  assert json.loads(done.stdout) == found
+  paged, simple = found['paged'], found['simple']
+  # Cards, two queries, the tail behind them, and memory and tail of each rollout.
+  assert paged['unique_prompt_tokens'] == 32 + 2 * (24 + 8) + 4 * (16 + 8)
+  assert paged['prefill_tokens'] < simple['prefill_tokens'] / 2
+  assert paged['compilations'] == 0 < paged['decode_steps']
+  assert paged['logprob_gap']['max'] < 1e-4
+  for name in (
+      'prefix_hit_rate', 'slots_used', 'pages_used', 'device_idle_share',
+      'prefill_share_of_matmul_peak', 'prefill_share_of_bandwidth',
+      'decode_share_of_matmul_peak', 'decode_share_of_bandwidth',
+  ):
+    assert 0 <= paged[name] <= 1
+  for name in ('queue_seconds', 'first_token_seconds', 'seconds_over_unique'):
+    assert paged[name] > 0
+  assert {paged['prefill_limit'], paged['decode_limit']} <= {
+      'matmul_peak', 'bandwidth'
+  }
+  assert found['times_the_rollouts_per_minute'] == pytest.approx(
+      simple['seconds'] / paged['seconds']
+  )
 
 
 def test_export_writes_the_shipped_planner(tmp_path):

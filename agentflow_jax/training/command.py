@@ -24,8 +24,14 @@ _TOOL_CACHE_DIRECTORY = flags.DEFINE_string(
 _overrides: list[tuple[str, str]] = []
 
 
-def config_from_flags(argv: Sequence[str]) -> config_lib.Config:
+def config_from_flags(
+    argv: Sequence[str], serves: bool = False
+) -> config_lib.Config:
   """Returns the config of --config and its --config.a.b=v overrides.
+
+  Args:
+    argv: the command line without flags.
+    serves: whether the model of the config is all that is wanted.
 
   Raises:
     ConfigError: a stray argument, what `config.load` raises, or a flag that
@@ -37,7 +43,10 @@ def config_from_flags(argv: Sequence[str]) -> config_lib.Config:
     if flag.value is not None:
       overrides.append((f'agent.{flag.name}', flag.value))
   config = config_lib.load(_CONFIG.value, overrides)
-  knobs.check_flags(config, [name for name, _ in overrides])
+  names = [name for name, _ in overrides]
+  knobs.check_flags(config, names)
+  if serves:
+    knobs.check_serves(names)
   return config
 
 

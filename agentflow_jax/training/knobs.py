@@ -107,6 +107,30 @@ def check_flags(config: config_lib.Config, names: Iterable[str]) -> None:
         )
 
 
+_SERVED = (
+    'engine', 'planner.directory', 'planner.dtype', 'planner.param_dtype',
+    'planner.attention',
+)
+
+
+def check_serves(names: Iterable[str]) -> None:
+  """Refuses flags that are nothing to a model without a run around it.
+
+  Args:
+    names: as in `check_flags`.
+
+  Raises:
+    ConfigError: names the flag.
+  """
+  for name in names:
+    is_read = any(name == f or name.startswith(f'{f}.') for f in _SERVED)
+    if not is_read or name == 'engine.max_kept':  # That is for the trainer.
+      raise config_lib.ConfigError(
+          f'--config.{name}: serving does not read it, only'
+          f' {", ".join(_SERVED)}'
+      )
+
+
 def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
   """Yields fields (and all below them) that are idle, and what reads them."""
   if config.algorithm == 'flow_grpo':

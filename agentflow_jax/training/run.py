@@ -178,9 +178,9 @@ async def _train(
     )
     bar.note(_held(trainer, parts))
     if config.train.extra_rollouts:
-      bar.note(
-          f'train.extra_rollouts={config.train.extra_rollouts}: late rollouts'
-          ' are aborted, by the clock: this run will not be the same again'
+      logging.warning(
+          'train.extra_rollouts=%d: late rollouts are aborted, by the clock: this'
+          ' run will not be the same again', config.train.extra_rollouts,
       )
     log = metrics_lib.MetricsLog(workdir, lines, writes=primary)
     evaluations = final.Evaluations(parts, workdir, bar, clock)

@@ -15,8 +15,9 @@ and nothing else.
 
 Writes JSON: seconds, rollouts a minute, tokens prefilled against unique ones,
 rates of prefill and decode, as shares of the fastest product and of the memory
-bandwidth that this process measured before and after each engine, and which of
-the two binds; how many times the simple engine's rollouts a minute that makes, as
+bandwidth (of reading weights, once a program; decode, keys and values, too) that this
+process measured before and after each engine, and which of the two is nearer; how
+many times the simple engine's rollouts a minute that makes, as
 it is, and were its prefill as fast as 60% of the fastest product. --score=N adds
 how far the log probabilities that the paged engine recorded for N responses are
 from those of a plain forward pass [nats], such as with --kv_dtype=int8.
@@ -311,6 +312,10 @@ def _paged(args, config, params, rollouts, latencies):
       'decode_steps': steps,
       'decode_seconds': spent['decode_seconds'],
       'prefill_over_unique': spent['prefill_tokens'] / unique,
+      'prefill_bytes_per_second': (
+          weights * spent['prefill_calls'] * sampler.lanes
+          / max(spent['prefill_seconds'], 1e-9)
+      ),
       'prefix_hit_rate': spent['hit_tokens'] / max(spent['prompt_tokens'], 1),
       'prefill_tokens_per_second': (
           spent['prefill_tokens'] / max(spent['prefill_seconds'], 1e-9)
@@ -328,12 +333,22 @@ def _paged(args, config, params, rollouts, latencies):
       'slot_occupancy': (
           spent['sampled_tokens'] / steps / args.slots
       ),
+      'slots_used': spent['slot_seconds'] / spent['pending_seconds'] / args.slots,
+      'pages_used': (
+          spent['page_seconds'] / spent['pending_seconds'] / after.pages
+      ),
       'device_idle_share': 1 - (
           spent['prefill_seconds'] + spent['decode_seconds']
       ) / spent['pending_seconds'],
       'seconds_over_device': seconds / (
           spent['prefill_seconds'] + spent['decode_seconds']
       ),
+      # As if each token had been read once, as fast as they were.
+      'seconds_over_unique': seconds / (
+          spent['prefill_seconds'] * unique / max(spent['prefill_tokens'], 1)
+          + spent['decode_seconds']
+      ),
+      'queue_seconds': spent['queue_seconds'] / spent['requests'],
       'first_token_seconds': (
           spent['first_token_seconds'] / spent['requests']
       ),
@@ -381,20 +396,16 @@ def _simple(args, config, params, rollouts, latencies):
 
 
 def _shares(rates, flop_limit, byte_limit):
-  """Returns an engine's rates as shares of the limits, and which one binds."""
-  shares = {
-      'prefill_share_of_matmul_peak': (
-          rates['prefill_flops_per_second'] / flop_limit
-      ),
-  }
-  if 'decode_bytes_per_second' in rates:
-    of_products = rates['decode_flops_per_second'] / flop_limit
-    of_bytes = rates['decode_bytes_per_second'] / byte_limit
-    shares |= {
-        'decode_share_of_matmul_peak': of_products,
-        'decode_share_of_bandwidth': of_bytes,
-        'decode_limit': 'bandwidth' if of_bytes > of_products else 'matmul',
+  """Returns an engine's rates as shares of the limits, and which one is nearer."""
+  shares = {}
+  for what in ('prefill', 'decode'):
+    found = {
+        'matmul_peak': rates.get(f'{what}_flops_per_second', 0) / flop_limit,
+        'bandwidth': rates.get(f'{what}_bytes_per_second', 0) / byte_limit,
     }
+    shares |= {f'{what}_share_of_{k}': v for k, v in found.items() if v}
+    if all(found.values()):
+      shares[f'{what}_limit'] = max(found, key=found.get)
   return shares
 
 

@@ -92,8 +92,17 @@ def test_soak():
     engine.warmup()
     asyncio.run(_Soak(engine, params, 5).run())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    soak = _Soak(engine, params, seconds)
-    asyncio.run(soak.run())
+    soak, compiled = _Soak(engine, params, seconds), []
+
+    def listen(name, unused_seconds, **unused_kwargs):
+      if 'backend_compile' in name:
+        compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+      asyncio.run(soak.run())
+    finally:
+      jax.monitoring.unregister_event_duration_listener(listen)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     engine.update_params(params[0], 0)  # Forgets what was read.
     asyncio.run(engine.generate(_request(random.Random(0), [[1] * 80])))
@@ -105,6 +114,7 @@ def test_soak():
   assert now.queued == now.running == now.failed == 0
   assert now.requests == now.completed + now.cancelled
   assert now.free_pages == now.pages
+  assert not compiled
   # Prefill, decode truncating or not, and what lanes keep, read on and file.
   assert now.compilations == 6
   # Samples and counters of this test are a part of it.

@@ -124,3 +124,16 @@ def test_every_idle_name_is_a_field():
     names = set(config_lib.flatten(config))
     for prefix, _ in knobs._unread(config):
       assert any(n == prefix or n.startswith(f'{prefix}.') for n in names)
+
+
+def test_serving_reads_shapes_and_dtypes_alone():
+  knobs.check_serves(['engine.slots', 'planner.directory', 'planner.dtype'])
+  for name in (
+      'mesh.fsdp', 'train.steps', 'planner.sampling.top_p', 'planner.remat',
+      'engine.max_kept', 'agent.tool_cache',
+  ):
+    with pytest.raises(config_lib.ConfigError, match=f'--config.{name}: serving'):
+      knobs.check_serves([name])
+  names = config_lib.flatten(config_lib.load(_QUICKSTART))
+  for prefix in knobs._SERVED:
+    assert any(n == prefix or n.startswith(f'{prefix}.') for n in names)
