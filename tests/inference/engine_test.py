@@ -962,7 +962,8 @@ def test_time_to_compile_is_no_time_of_the_device(own_engine, monkeypatch):
   slow('prefill')
   slow('decode')
   _generate(own_engine, [_request(20)])
-  _generate(own_engine, [_request(20, seed=1), _request(20, seed=2, top_k=3)])
+  more = [_request(20, seed=1), _request(20, seed=2, top_k=3)]
+  _generate(own_engine, more * 2)  # None of whom waits for company.
   assert len(found) == 3
   now = own_engine.stats()
   assert 0 < now.prefill_seconds + now.decode_seconds < 900
@@ -1275,10 +1276,10 @@ def test_one_request_that_is_not_finite_fails_alone(own_engine, params):
 
 def test_pages_are_made_anew_while_others_may_ask(own_engine, monkeypatch):
   make, seen = own_engine._new_pool, []
+  threads = futures.ThreadPoolExecutor(1)
 
   def slowly():
-    with futures.ThreadPoolExecutor(1) as threads:
-      seen.append(threads.submit(own_engine.stats).result(60))
+    seen.append(threads.submit(own_engine.stats).result(10))
     return make()
 
   monkeypatch.setattr(own_engine, '_new_pool', slowly)
@@ -1288,6 +1289,7 @@ def test_pages_are_made_anew_while_others_may_ask(own_engine, monkeypatch):
   own_engine.update_params(_init(0), 2)
   assert _generate(own_engine, [_request(5)])[0].params_version == 2
   assert [now.failed for now in seen] == [1]
+  threads.shutdown()
 
 
 def test_what_is_not_finite_reaches_nobody_after_its_caller_has_left(
