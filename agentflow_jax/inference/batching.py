@@ -1,6 +1,7 @@
 """What calls of prefill and decode are made of, their programs, and how rows end."""
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +34,7 @@ class Row:
     turn: number of the call of prefill that read a piece of it last.
     ids: sampled so far.
     logprobs: of them [nats].
+    finite: how many of these are known to be finite, in order.
     sets: what each of them was drawn from, where that is recorded.
     is_copied: whether the lease's tail was copied to a page of its own.
     is_kept: whether gathered.Kept has its prompt.
@@ -44,6 +46,7 @@ class Row:
   turn: int = 0
   ids: list[int] = dataclasses.field(default_factory=list)
   logprobs: list[float] = dataclasses.field(default_factory=list)
+  finite: int = 0
   sets: list[np.ndarray] = dataclasses.field(default_factory=list)
   is_copied: bool = False
   is_kept: bool = False
@@ -284,15 +287,16 @@ def finish(row: Row, done: bool) -> tuple[int, str] | None:
     Exception: whatever stop_fn raises.
   """
   request, ids = row.request, row.ids
-  is_finite = np.isfinite(row.logprobs)
-  if not is_finite.all():  # Nobody is shown what was drawn from there on.
-    ids, done = ids[: is_finite.argmin()], False
+  while row.finite < len(ids) and math.isfinite(row.logprobs[row.finite]):
+    row.finite += 1
+  is_finite = row.finite == len(ids)
+  ids = ids[: row.finite]  # Nobody is shown what was drawn from there on.
   keep = None
   if request.stop_fn is not None and ids:
-    keep = request.stop_fn(list(ids))
+    keep = request.stop_fn(ids)
   if keep is not None and not 1 <= keep <= len(ids):
     raise ValueError(f'stop_fn keeps {keep} of {len(ids)} ids')
-  if keep is None and not is_finite.all():
+  if keep is None and not is_finite:
     raise FloatingPointError('log probabilities are not finite')
   if keep is None and not done:
     return None
