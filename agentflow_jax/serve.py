@@ -3,7 +3,7 @@
   python -m agentflow_jax.serve --config=experiments/quickstart.py \
       --planner=runs/quickstart/planner --port=8000
 
-Of the config, `engine` (shapes), `planner.directory` and the dtypes of `planner`
+Of the config, `engine` (shapes) and of `planner` the directory, dtypes and attention
 are read; a flag for anything else is an error. It listens on this machine alone
 unless --host says otherwise.
 """
@@ -27,7 +27,7 @@ _KEY = flags.DEFINE_string(
 
 
 def main(argv):
-  config = command.config_from_flags(argv, serves=True)
+  config = command.config_from_flags(argv, serves=_PLANNER.value)
   # Imported late: --help and config errors should not wait for JAX.
   from agentflow_jax.serving import server
 

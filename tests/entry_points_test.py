@@ -78,7 +78,7 @@ def test_the_benchmark_of_sampling_measures_both_engines(tmp_path):
        '--shared_prefix=32', '--memory_len=16', '--new_tokens=4', '--slots=4',
        '--piece_tokens=16', '--tool_latency=fixed:0', '--score=2',
        f'--out={out}'],
-      cwd=mini.ROOT, capture_output=True, text=True, check=True,
+      cwd=mini.ROOT, capture_output=True, text=True, check=True, timeout=300,
   )
   found = json.loads(out.read_text())
   assert json.loads(done.stdout) == found
@@ -181,7 +181,6 @@ def test_solve_shows_the_steps_and_the_answer(tmp_path):
   assert 'Query: What is the capital of Spain?' in done.stdout
   assert 'Sub-Goal:' in done.stdout and 'Answer: ' in done.stdout
   assert 'passages indexed' not in done.stderr  # Only --verbosity=0 tells.
-  assert list((tmp_path / 'xla_cache').iterdir())  # The next start is quick.
 
 
 def test_evaluate_writes_what_it_prints(tmp_path):

@@ -104,27 +104,42 @@ def parse(text: str, tools: Sequence[str]) -> Plan:
 def end_of(text: str) -> int | None:
   """Finds where a response that is still being written has said its plan.
 
+  That is the line that names a tool, in the field 'Tool Name', where sub-goal and
+  context came before it, as the instructions ask for. The first such line counts
+  (`parse` reads the last field of each name). Where in doubt there is none: an
+  object before it may be a plan as JSON, or be quoted; thoughts are no plan.
+
   Args:
     text: what there is of it so far.
 
   Returns:
-    The length of the text up to and with the end of the first line by which both
-    a sub-goal and a tool's name were given, in any of the forms that `parse` takes
-    but JSON; None while there is none. More text never changes it.
+    The length of the text up to and with the end of that line; None while there
+    is none. More text never changes it.
   """
-  given, field, end = set(), '', 0
+  given, field, end, thinks = set(), '', 0, False
   for line in text[:_MAX_CHARACTERS].split('\n')[:-1]:
     end += len(line) + 1
+    if '{' in line:
+      return None
+    thinks = '</think>' not in line and (thinks or '<think>' in line)
+    if thinks:
+      continue
     header = _HEADER.match(line)
     if header:
       field = _canonical(header['name'])
       line = line[header.end() :]
-    elif not field and '{' in line:
-      return None  # An object, whose fields may come in any order.
-    if _FENCE.sub('', line).strip(_DECORATION):
-      given.add(field)
-    if {'sub_goal', 'tool'} <= given:
-      return end
+      if field == 'context':
+        given.add(field)  # It may be empty.
+      elif field == 'tool' and 'name' not in header['name'].lower():
+        field = ''  # As a list of things may say.
+    words = _FENCE.sub('', line).strip(_DECORATION + '.')
+    if not words:
+      continue
+    if field == 'tool':
+      if {'sub_goal', 'context'} <= given and _TOOL_WORD.fullmatch(words):
+        return end
+      field = ''  # Its first line names it, or it does not.
+    given.add(field)
   return None
 
 

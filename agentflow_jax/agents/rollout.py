@@ -217,7 +217,7 @@ async def analyse(
         turns=(),
         reward=0.0 if end.status.is_policy else None,
         detail=f'analysis: {end.detail}',
-        seconds=dict(progress.seconds),
+        seconds=progress.seconds | {'total': sum(progress.seconds.values())},
     )
 
 

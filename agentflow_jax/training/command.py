@@ -25,13 +25,13 @@ _overrides: list[tuple[str, str]] = []
 
 
 def config_from_flags(
-    argv: Sequence[str], serves: bool = False
+    argv: Sequence[str], serves: str | None = None
 ) -> config_lib.Config:
   """Returns the config of --config and its --config.a.b=v overrides.
 
   Args:
     argv: the command line without flags.
-    serves: whether the model of the config is all that is wanted.
+    serves: where a model is all that is wanted, which one; '' for the config's.
 
   Raises:
     ConfigError: a stray argument, what `config.load` raises, or a flag that
@@ -45,8 +45,8 @@ def config_from_flags(
   config = config_lib.load(_CONFIG.value, overrides)
   names = [name for name, _ in overrides]
   knobs.check_flags(config, names)
-  if serves:
-    knobs.check_serves(names)
+  if serves is not None:
+    knobs.check_serves(names, serves)
   return config
 
 

@@ -8,8 +8,9 @@ def rates(
 ) -> dict[str, float]:
   """Returns a step's rates from an engine's totals before and after it.
 
-  'seconds/rollout/engine' is what the device took to sample: of
-  'seconds/rollout', the rest is tools and the host.
+  'seconds/rollout/<name>_engine' is what this engine's thread waited for the
+  device, a part of 'seconds/rollout'. Engines that share a device wait for each
+  other, too: their seconds overlap.
 
   Tokens a second are over the time that the device was busy with them; slots and
   pages are shares of all that there are, over the time in which requests had

@@ -113,21 +113,29 @@ _SERVED = (
 )
 
 
-def check_serves(names: Iterable[str]) -> None:
+def check_serves(names: Iterable[str], planner: str = '') -> None:
   """Refuses flags that are nothing to a model without a run around it.
 
   Args:
     names: as in `check_flags`.
+    planner: what is served instead of the config's own, if anything.
 
   Raises:
     ConfigError: names the flag.
   """
   for name in names:
-    is_read = any(name == f or name.startswith(f'{f}.') for f in _SERVED)
-    if not is_read or name == 'engine.max_kept':  # That is for the trainer.
+    if not any(name == f or name.startswith(f'{f}.') for f in _SERVED):
       raise config_lib.ConfigError(
           f'--config.{name}: serving does not read it, only'
           f' {", ".join(_SERVED)}'
+      )
+    if name == 'engine.max_kept':
+      raise config_lib.ConfigError(
+          f'--config.{name}: serving does not read it; it is for training'
+      )
+    if name == 'planner.directory' and planner:
+      raise config_lib.ConfigError(
+          f'--config.{name}: serving does not read it beside --planner'
       )
 
 

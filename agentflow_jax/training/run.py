@@ -173,15 +173,15 @@ async def _train(
     lines, spent, pending = _resume(trainer, parts, saved, inputs)
     started -= spent.pop('total', 0.0)
     clock.add(spent)
-    bar = progress.Progress(
-        config.train.steps, len(lines), quiet=quiet or not primary
-    )
-    bar.note(_held(trainer, parts))
-    if config.train.extra_rollouts:
+    if config.train.extra_rollouts and primary:
       logging.warning(
           'train.extra_rollouts=%d: late rollouts are aborted, by the clock: this'
           ' run will not be the same again', config.train.extra_rollouts,
       )
+    bar = progress.Progress(
+        config.train.steps, len(lines), quiet=quiet or not primary
+    )
+    bar.note(_held(trainer, parts))
     log = metrics_lib.MetricsLog(workdir, lines, writes=primary)
     evaluations = final.Evaluations(parts, workdir, bar, clock)
     with contextlib.closing(bar), contextlib.closing(log):

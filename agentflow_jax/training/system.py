@@ -274,10 +274,12 @@ def build(
 
 
 def _cache_compilations(workdir: epath.Path) -> None:
-  """Keeps compiled programs in the workdir: the next start from it is quick."""
+  """Keeps programs that took a second to compile in a workdir of this machine.
+
+  The next start from it is quick.
+  """
   if jax.config.jax_compilation_cache_dir is None and '://' not in str(workdir):
     jax.config.update('jax_compilation_cache_dir', str(workdir / 'xla_cache'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
 def hands_over(config: config_lib.Config, mesh: jax.sharding.Mesh) -> bool:

@@ -15,7 +15,7 @@ and nothing else.
 
 Writes JSON: seconds, rollouts a minute, tokens prefilled against unique ones,
 rates of prefill and decode, as shares of the fastest product and of the memory
-bandwidth (of reading weights, once a program; decode, keys and values, too) that this
+bandwidth (of reading weights, in each lane; decode, keys and values, too) that this
 process measured before and after each engine, and which of the two is nearer; how
 many times the simple engine's rollouts a minute that makes, as
 it is, and were its prefill as fast as 60% of the fastest product. --score=N adds
@@ -194,7 +194,8 @@ def _limits(dtype):
     seconds = _fastest(lambda: jax.block_until_ready(read(x)))
     return flop, x.nbytes / seconds
   # XLA reads an array with one core, NumPy with as many as there are threads.
-  x = np.ones((os.cpu_count() or 1, size), np.float32)
+  cores = os.cpu_count() or 1
+  x = np.ones((cores, min(size, 2**29 // cores)), np.float32)
   with futures.ThreadPoolExecutor(len(x)) as threads:
     seconds = _fastest(lambda: list(threads.map(np.max, x)))
   return flop, x.nbytes / seconds
@@ -313,7 +314,8 @@ def _paged(args, config, params, rollouts, latencies):
       'decode_seconds': spent['decode_seconds'],
       'prefill_over_unique': spent['prefill_tokens'] / unique,
       'prefill_bytes_per_second': (
-          weights * spent['prefill_calls'] * sampler.lanes
+          sum(x.nbytes for x in jax.tree.leaves(params['layers']))
+          * spent['prefill_calls'] * sampler.lanes
           / max(spent['prefill_seconds'], 1e-9)
       ),
       'prefix_hit_rate': spent['hit_tokens'] / max(spent['prompt_tokens'], 1),

@@ -187,13 +187,42 @@ def test_the_end_of_a_plan_is_that_of_its_last_field(text):
   assert plan_lib.parse(text, TOOLS) == EXPECTED
 
 
-def test_an_object_has_no_end_of_this_kind():
-  text = (
-      '{"justification": "it is asked",\n"sub_goal": "find the capital",\n'
-      '"tool_name": "search",\n"context": "France"}\n'
-  )
+@pytest.mark.parametrize('text', [
+    '{"justification": "it is asked",\n"sub_goal": "find the capital",\n'
+    '"tool_name": "search",\n"context": "France"}\n',
+    # Another order: the context is still to come.
+    'Sub-Goal: find the capital\nTool Name: search\nContext: France\n'
+    'Justification: it is asked\n',
+    # No tool of its own line: its end is not known before the model's.
+    'Justification: it is asked\nSub-Goal: find the capital\nContext: France\n'
+    'Tool Name: I would use the search tool\n',
+])
+def test_where_the_end_of_a_plan_is_in_doubt_there_is_none(text):
   assert plan_lib.end_of(text) is None
   assert plan_lib.parse(text, TOOLS) == EXPECTED
+
+
+@pytest.mark.parametrize('context', [
+    'the last result was\n{\n  "tool": "python",\n  "output": 3\n}',
+    'catalogue:\n- Tool: hammer\n- Tool: saw',
+    'code:\n```python\nprint(1)\n```',
+    '\n\n- a\n- b',
+    '',
+])
+def test_what_is_cut_at_the_end_reads_as_the_whole(context):
+  text = f'Sub-Goal: s\nContext: {context}\nTool Name: search\n'
+  end = plan_lib.end_of(text + 'It knows facts.\n')
+  assert end in (None, len(text))
+  assert (end is None) == ('{' in context)
+  assert plan_lib.parse(text[:end], TOOLS).tool == 'search'
+  for before in (
+      '<think>\nSub-Goal: hm\nContext: c\nTool Name: python\n</think>\n',
+      # The instructions, repeated.
+      'Sub-Goal: what to find out\nContext: all\nTool Name: the name of one\n',
+  ):
+    whole = before + text
+    end = plan_lib.end_of(whole)
+    assert end in (None, len(whole))
 
 
 _pieces = st.sampled_from([

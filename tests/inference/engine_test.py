@@ -916,7 +916,10 @@ def test_long_prompts_do_not_hold_up_who_decodes(
   short[0] = dataclasses.replace(short[0], stop_fn=wait)
 
   async def run(other):
+    held = _hold(other)
     tasks = [asyncio.create_task(other.generate(r)) for r in short]
+    await _until(lambda: other.stats().queued == 4)
+    held.set()  # So that they get their slots together.
     assert await asyncio.to_thread(busy.wait, 60)
     tasks += [asyncio.create_task(other.generate(r)) for r in long]
     await _until(lambda: other.stats().queued == 2)

@@ -134,6 +134,8 @@ def test_serving_reads_shapes_and_dtypes_alone():
   ):
     with pytest.raises(config_lib.ConfigError, match=f'--config.{name}: serving'):
       knobs.check_serves([name])
+  with pytest.raises(config_lib.ConfigError, match='beside --planner'):
+    knobs.check_serves(['planner.directory'], 'runs/mine/planner')
   names = config_lib.flatten(config_lib.load(_QUICKSTART))
   for prefix in knobs._SERVED:
     assert any(n == prefix or n.startswith(f'{prefix}.') for n in names)

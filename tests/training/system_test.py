@@ -196,6 +196,20 @@ def test_parameters_of_several_devices_go_to_the_sampler_on_devices(
   assert system.hands_over(config, mesh) == hands_over
 
 
+def test_a_mesh_of_two_devices_hands_over_to_one(tmp_path):
+  config = mini.config(tmp_path)
+  mesh = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
+  parts = system.build(config, epath.Path(tmp_path), mesh)
+  try:
+    assert parts.handover is not None
+    parts.sample_from(parts.params, 1)
+    assert parts.engine.params_version == 1
+    for x in jax.tree.leaves(parts.engine.params):
+      assert x.devices() == {jax.devices()[0]}
+  finally:
+    asyncio.run(parts.close())
+
+
 def test_compiled_programs_are_kept_in_a_workdir(tmp_path):
   name = 'jax_compilation_cache_dir'
   before, found = getattr(jax.config, name), []
