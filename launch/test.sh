@@ -8,9 +8,11 @@
 #
 # Without arguments of pytest, tests that compile much and compare within tolerances
 # come first, with programs that XLA hardly optimises (see tests/conftest.py). All
-# others, and whatever arguments name, run with programs as they are in use.
+# others, and whatever arguments name, run with programs as they are in use. What
+# compiles for 0.3 s or more is compiled once for all processes of one call.
 #
-# Environment: PYTHON, AGENTFLOW_VENV (see launch/install.sh)
+# Environment: PYTHON, AGENTFLOW_VENV (see launch/install.sh);
+#   JAX_COMPILATION_CACHE_DIR keeps compiled programs for later calls, too
 set -euo pipefail
 
 install_only=false
@@ -37,6 +39,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 install_agentflow test
 if "$install_only"; then exit 0; fi
 cd "$ROOT"
+if [[ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]]; then
+  JAX_COMPILATION_CACHE_DIR="$(mktemp -d)"
+  trap 'rm -rf "$JAX_COMPILATION_CACHE_DIR"' EXIT
+fi
+export JAX_COMPILATION_CACHE_DIR
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 run_pytest() {
   "$VENV_PYTHON" -m pytest --numprocesses=logical --maxprocesses=4 \
     --dist=loadfile "$@"
