@@ -393,6 +393,7 @@ def test_an_analyst_that_fails_ends_the_rollouts_of_its_group(reply, status):
   agent = _agent(analyst=modules.ModelAnalyst(model), config=_LATE)
   analysis, ended = asyncio.run(rollout.analyse(agent, TASK, KEY))
   assert (analysis, ended.status) == ('', status)
+  assert ended.seconds['total'] == ended.seconds['analyst'] > 0
   assert (ended.reward is None) == (not status.is_policy)
 
 
