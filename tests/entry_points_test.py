@@ -60,7 +60,7 @@ def test_serve_answers_until_it_is_interrupted():
     assert refused.returncode == 2
     assert '--config.mesh.fsdp: serving does not read it' in refused.stderr
     server.send_signal(signal.SIGINT)
-    assert server.wait(30) in (0, 1, -signal.SIGINT)
+    assert server.wait(30) == 0
     assert 'Traceback' not in server.stderr.read()
   finally:
     server.kill()

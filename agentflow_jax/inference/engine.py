@@ -254,6 +254,12 @@ class Engine:
     return self._reads.lanes
 
   @property
+  def is_closed(self) -> bool:
+    """Whether it takes no more requests: it was closed, or could not go on."""
+    with self._wake:
+      return self._closing
+
+  @property
   def params(self) -> Any:
     """What the next request will sample from; not to be donated.
 

@@ -23,7 +23,7 @@ from agentflow_jax.serving import requests
 from agentflow_jax.serving import writing
 from agentflow_jax.training import engine_model
 
-_MAX_BODY_BYTES = 16 << 20
+_MAX_BODY_BYTES = 4 << 20
 _DONE = 'data: [DONE]\n\n'
 _T = TypeVar('_T')
 
@@ -50,7 +50,7 @@ class Service:
 def make(service: Service) -> applications.Starlette:
   """Returns the ASGI application."""
   routes = [
-      routing.Route('/health', _health),
+      routing.Route('/health', functools.partial(_health, service)),
       routing.Route('/v1/models', functools.partial(_models, service)),
       routing.Route(
           '/v1/models/{name:path}', functools.partial(_model, service)
@@ -74,6 +74,8 @@ def make(service: Service) -> applications.Starlette:
           engine_model.PromptTooLong: _too_long,
           engine_model.Unreachable: _unavailable,
           _GoneError: _nobody,
+          http.ClientDisconnect: _nobody,
+          Exception: _broken,
       },
   )
 
@@ -109,7 +111,14 @@ async def _unavailable(unused_request, error):
   return _error(str(error), 503, 'server_error')
 
 
-async def _health(unused_request):
+async def _broken(unused_request, unused_error):
+  # The server logs it; what it says may be nobody's business.
+  return _error('internal error', 500, 'server_error')
+
+
+async def _health(service, unused_request):
+  if service.model.is_closed:  # For good: who watches should restart it.
+    return _error('the engine has ended', 503, 'server_error')
   return responses.JSONResponse({'status': 'ok'})
 
 
@@ -159,7 +168,16 @@ async def _answer(service: Service, kind: str, request: http.Request):
         service.model.tokenizer.vocab_size,
     )
   tokenizer = service.model.tokenizer
-  prompts = [_ids(tokenizer, p) for p in ask.prompts]
+  # Not on the event loop, and refused before there are `n` requests of each.
+  prompts = await asyncio.to_thread(
+      lambda: [_ids(tokenizer, p) for p in ask.prompts]
+  )
+  longest = max(map(len, prompts))
+  most = service.model.max_prompt_tokens
+  if longest > most:
+    raise engine_model.PromptTooLong(
+        f'a prompt of {longest} tokens exceeds the {most} that are read'
+    )
   prefix = 'chatcmpl' if is_chat else 'cmpl'
   head = {
       'id': f'{prefix}-{secrets.token_hex(12)}',
@@ -167,7 +185,7 @@ async def _answer(service: Service, kind: str, request: http.Request):
       'created': int(time.time()),
       'model': service.name,
   }
-  writer = writing.Writer(tokenizer, ask, is_chat, head)
+  writer = writing.Writer(tokenizer, ask, is_chat, head, prompts)
   if ask.stream:
     pieces = _stream(service, ask, prompts, writer)
     # What fails before the first token still has a status of its own.
@@ -191,7 +209,10 @@ async def _answer(service: Service, kind: str, request: http.Request):
           'choices': [writer.choice(i, c) for i, c in enumerate(done)],
           'usage': _usage(prompts, done),
       }
-      | ({'prompt_token_ids': prompts[0]} if ask.token_ids else {})
+      | (
+          {'prompt_token_ids': prompts[0]}
+          if ask.token_ids and len(prompts) == 1 else {}
+      )
   )
 
 

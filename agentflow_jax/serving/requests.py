@@ -106,7 +106,11 @@ def chat(body: Any, model: str, max_new_tokens: int) -> Ask:
   if not isinstance(messages, list) or not messages:
     raise BadRequest('messages must be a list of at least one', 'messages')
   segments = tuple(_segment(m, i) for i, m in enumerate(messages))
-  limit = body.get('max_completion_tokens', body.get('max_tokens'))
+  limits = [body.get('max_completion_tokens'), body.get('max_tokens')]
+  limits = [limit for limit in limits if limit is not None]
+  if len(limits) > 1 and limits[0] != limits[1]:
+    raise BadRequest('max_completion_tokens and max_tokens differ', 'max_tokens')
+  limit = limits[0] if limits else None
   wanted = _typed(body, 'logprobs', bool, False)
   return _ask(body, (segments,), limit, max_new_tokens, wanted)
 
@@ -115,7 +119,7 @@ def _segment(message, index: int) -> records.Segment:
   where = f'messages[{index}]'
   if not isinstance(message, dict) or message.get('role') not in _ROLES:
     raise BadRequest(f'{where}.role must be one of {list(_ROLES)}', where)
-  others = {k for k, v in message.items() if v} - {'role', 'content', 'name'}
+  others = {k for k, v in message.items() if v} - {'role', 'content'}
   if others:
     raise BadRequest(f'{where}: {sorted(others)} are not supported', where)
   content = message.get('content')
@@ -128,6 +132,7 @@ def _segment(message, index: int) -> records.Segment:
     content = ''.join(parts) if all(isinstance(p, str) for p in parts) else None
   if not isinstance(content, str):
     raise BadRequest(f'{where}.content must be text', where)
+  _check_text(content, where)
   return records.Segment(message['role'], content, trusted=False)
 
 
@@ -160,19 +165,28 @@ def completion(
         'logprobs',
     )
   wanted = logprobs is not None and logprobs is not False
-  # OpenAI's own default.
-  limit = body.get('max_tokens', min(16, max_new_tokens))
+  limit = body.get('max_tokens')
+  if limit is None:  # OpenAI's own default.
+    limit = min(16, max_new_tokens)
   return _ask(body, read, limit, max_new_tokens, wanted)
 
 
 def _prompt(prompt, vocab_size: int) -> tuple[int, ...] | str:
   if isinstance(prompt, str) and prompt:
+    _check_text(prompt, 'prompt')
     return prompt
   if isinstance(prompt, list) and prompt and all(_is_int(i) for i in prompt):
     if all(0 <= i < vocab_size for i in prompt):
       return tuple(prompt)
     raise BadRequest(f'prompt: an id leaves [0, {vocab_size})', 'prompt')
   raise BadRequest('prompt must be text, or token ids; not empty', 'prompt')
+
+
+def _check_text(text: str, name: str) -> None:
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:  # Half of a pair, such as of an emoji cut in two.
+    raise BadRequest(f'{name} is no text: {e}', name) from e
 
 
 def _check_fields(body, model: str, known: frozenset[str]) -> None:
@@ -197,7 +211,9 @@ def _ask(body, prompts, limit, most: int, logprobs: bool) -> Ask:
   if not _is_int(limit) or not 1 <= limit <= most:
     raise BadRequest(f'max_tokens must be 1 to {most}', 'max_tokens')
   stop = body.get('stop')
-  stop = [stop] if isinstance(stop, str) else stop or []
+  if stop is None:
+    stop = []
+  stop = [stop] if isinstance(stop, str) else stop
   if (
       not isinstance(stop, list) or len(stop) > _MAX_STOPS
       or not all(isinstance(s, str) and s for s in stop)
@@ -259,6 +275,10 @@ def _number(body, name: str, default: float) -> float:
     return default
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise BadRequest(f'{name} must be a number', name)
+  try:
+    value = float(value)
+  except OverflowError:  # A whole number of hundreds of digits.
+    value = math.inf
   if not math.isfinite(value):
     raise BadRequest(f'{name} must be finite', name)
-  return float(value)
+  return value

@@ -1,5 +1,6 @@
 """Loads a model and listens for clients."""
 
+import contextlib
 import ipaddress
 import os
 import socket
@@ -64,12 +65,14 @@ def serve(
           'warning: anyone who reaches this machine can use the model; set'
           ' --api_key_variable', flush=True,
       )
-    uvicorn.Server(
+    server = uvicorn.Server(
         uvicorn.Config(
             app.make(service), log_level='warning', access_log=False,
             timeout_graceful_shutdown=5,
         )
-    ).run(sockets=[listener])
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # It is how to end it.
+      server.run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,6 +8,10 @@ from agentflow_jax import records
 from agentflow_jax.serving import requests
 
 
+# Bytes of a character in UTF-8.
+_MOST_PARTS = 4
+
+
 def event(value) -> str:
   return f'data: {json.dumps(value, ensure_ascii=False)}\n\n'
 
@@ -15,9 +19,12 @@ def event(value) -> str:
 class Writer:
   """Writes completions in OpenAI's words, whole or in pieces."""
 
-  def __init__(self, tokenizer, ask: requests.Ask, is_chat: bool, head):
+  def __init__(
+      self, tokenizer, ask: requests.Ask, is_chat: bool, head,
+      prompts: Sequence[Sequence[int]],
+  ):
     self._tokenizer, self._ask, self._is_chat = tokenizer, ask, is_chat
-    self._head = head
+    self._head, self._prompts = head, prompts
     self._sent: dict[int, str] = {}
 
   def choice(self, index: int, done: records.Completion) -> dict[str, Any]:
@@ -33,7 +40,10 @@ class Writer:
     else:
       choice['text'] = text
     if self._ask.token_ids:
-      choice['token_ids'] = list(done.response_ids)
+      prompt = self._prompts[index // self._ask.choices]
+      choice |= {
+          'prompt_token_ids': list(prompt), 'token_ids': list(done.response_ids),
+      }
     return choice
 
   def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,20 +95,33 @@ class Writer:
           'content': [
               {
                   'token': token, 'logprob': logprob,
-                  'bytes': list(token.encode('utf-8', 'replace')),
+                  # A part of a character is none that can be told from its text.
+                  'bytes': None if '\ufffd' in token else list(token.encode()),
                   'top_logprobs': [],
               }
               for token, logprob in zip(tokens, done.logprobs, strict=True)
           ]
       }
-    offsets, end = [], 0
-    for token in tokens:
-      offsets.append(end)
-      end += len(token)
     return {
         'tokens': tokens, 'token_logprobs': list(done.logprobs),
-        'top_logprobs': None, 'text_offset': offsets,
+        'top_logprobs': None, 'text_offset': self._offsets(done.response_ids),
     }
+
+  def _offsets(self, ids: Sequence[int]) -> list[int]:
+    """Returns where each token is in the text; parts of a character are all at it."""
+    offsets, end, parts, before = [], 0, [], ''
+    for i in ids:
+      text = self._tokenizer.decode([*parts, i])
+      if parts and text == before + self._tokenizer.decode([i]):
+        # So what came before was no part of one, but U+FFFD or broken itself.
+        end, parts, text = end + len(before), [], text[len(before) :]
+      offsets.append(end)
+      parts.append(i)
+      if text.endswith('\ufffd') and len(parts) < _MOST_PARTS:
+        before = text
+      else:
+        end, parts = end + len(text), []
+    return offsets
 
 
 def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -109,11 +132,13 @@ def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 def _unsure(text: str, stops: Sequence[str]) -> int:
   """How many characters at the end may yet change or turn out to be a stop."""
-  # Bytes of a character that is not whole decode to U+FFFD.
-  held = len(text) - len(text.rstrip('\ufffd'))
+  # Bytes of a character that is not whole decode to U+FFFD. It may become the next
+  # one of a stop string, too.
+  whole = text.rstrip('\ufffd')
+  begun = 0
   for stop in stops:
-    for n in range(min(len(stop) - 1, len(text)), held, -1):
-      if text.endswith(stop[:n]):
-        held = n
+    for n in range(min(len(stop) - 1, len(whole)), begun, -1):
+      if whole.endswith(stop[:n]):
+        begun = n
         break
-  return held
+  return len(text) - len(whole) + begun

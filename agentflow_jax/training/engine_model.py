@@ -28,6 +28,16 @@ class EngineModel:
     self.engine = engine
     self.tokenizer = tokenizer
 
+  @property
+  def max_prompt_tokens(self) -> int:
+    """The longest prompt that is read."""
+    return self.engine.config.max_prompt_tokens
+
+  @property
+  def is_closed(self) -> bool:
+    """Whether nothing will be sampled any more."""
+    return self.engine.is_closed
+
   async def generate(
       self,
       prompt: tuple[records.Segment, ...],

@@ -237,6 +237,19 @@ def test_no_text_of_a_client_becomes_a_control_token(client, model):
         ({'tools': [{'type': 'function'}]}, 400, 'tools'),
         ({'top_logprobs': 5}, 400, 'top_logprobs'),
         ({'temprature': 1}, 400, 'temprature'),
+        ({'temperature': 10**400}, 400, 'temperature'),
+        ({'max_tokens': 3, 'max_completion_tokens': 4}, 400, 'max_tokens'),
+        ({'stop': 0}, 400, 'stop'),
+        ({'stop': {}}, 400, 'stop'),
+        # Half an emoji.
+        (
+            {'messages': [{'role': 'user', 'content': 'x\ud83d'}]},
+            400, 'messages[0]',
+        ),
+        (
+            {'messages': [{'role': 'user', 'content': 'x', 'name': 'Bo'}]},
+            400, 'messages[0]',
+        ),
         (
             {'messages': [{'role': 'user', 'content': 'a b ' * 200}]},
             400, 'messages',
@@ -248,11 +261,54 @@ def test_what_cannot_be_answered_is_refused(
     client, change, status, param, stream
 ):
   response = client.post(
-      '/chat/completions', json=_CHAT | {'stream': stream} | change
+      '/chat/completions',
+      content=json.dumps(_CHAT | {'stream': stream} | change),
   )
   assert response.status_code == status, response.text
   error = response.json()['error']
   assert error['param'] == param and error['message']
+
+
+def test_null_is_as_if_it_were_not_there(client):
+  ask = {'temperature': 0, 'return_token_ids': True}
+  (choice,) = _post(
+      client, '/chat/completions', **_CHAT, **ask, max_tokens=3,
+      max_completion_tokens=None,
+  )['choices']
+  assert len(choice['token_ids']) == 3
+  ask |= {'model': 'geo', 'prompt': 'Query: '}
+  plain = _post(client, '/completions', **ask)
+  null = _post(client, '/completions', **ask, max_tokens=None, stop=None)
+  assert null['choices'] == plain['choices']
+
+
+def test_every_choice_says_what_it_is_conditioned_on(client):
+  prompts = [[5, 6, 7], [8, 9]]
+  ask = {
+      'model': 'geo', 'prompt': prompts, 'n': 2, 'max_tokens': 2,
+      'return_token_ids': True, 'seed': 1,
+  }
+  whole = _post(client, '/completions', **ask)
+  of = [prompts[0]] * 2 + [prompts[1]] * 2
+  assert [c['prompt_token_ids'] for c in whole['choices']] == of
+  assert 'prompt_token_ids' not in whole  # It would be one of two.
+  choices = [e['choices'][0] for e in _events(client, '/completions', **ask)]
+  last = {c['index']: c for c in choices if c['finish_reason']}
+  for i, choice in enumerate(whole['choices']):
+    for name in ('prompt_token_ids', 'token_ids'):
+      assert last[i][name] == choice[name]
+
+
+def test_a_prompt_that_is_too_long_is_refused_once(model):
+  endless = _Endless(model.tokenizer, False)
+  with _listening(app.make(app.Service(endless, 'geo', 32))) as base:
+    response = httpx.post(
+        f'{base}/v1/completions',
+        json={'model': 'geo', 'prompt': [5] * 97, 'n': 64},
+    )
+  assert response.status_code == 400 and '97' in response.text
+  assert response.json()['error']['code'] == 'context_length_exceeded'
+  assert not endless.entered
 
 
 def test_a_body_that_is_no_json_or_too_large_is_refused(client, monkeypatch):
@@ -272,14 +328,41 @@ def test_a_key_is_asked_for(url):
   assert httpx.get(url.replace('/v1', '/health')).status_code == 200
 
 
-def test_a_stream_sends_nothing_that_it_would_take_back():
-  class Bytes:
-    def decode(self, ids):
-      return bytes(ids).decode('utf-8', errors='replace')
+class Bytes:
+  """A tokenizer of a byte a token."""
 
+  def decode(self, ids):
+    return bytes(ids).decode('utf-8', errors='replace')
+
+
+def test_tokens_that_are_parts_of_a_character_are_where_it_is():
+  text = 'a é🙂b\ufffdc'
+  ids = tuple(text.encode()) + (0x80, *b'xyz')  # No character at all.
+  done = records.Completion(
+      '', response_ids=ids, logprobs=(-0.5,) * len(ids)
+  )
+  body = {'model': 'm', 'prompt': 'x', 'logprobs': 1}
+  ask = requests.completion(body, 'm', 99, 256)
+  head = {'object': 'text_completion'}
+  found = writing.Writer(Bytes(), ask, False, head, [[]]).choice(0, done)
+  whole = Bytes().decode(ids)
+  offsets = found['logprobs']['text_offset']
+  assert offsets[:14] == [0, 1, 2, 2, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7]
+  assert whole[offsets[12]] == 'c'
+  ask = requests.chat(
+      {'model': 'm', 'messages': [{'role': 'user', 'content': 'x'}],
+       'logprobs': True}, 'm', 99,
+  )
+  head = {'object': 'chat.completion'}
+  found = writing.Writer(Bytes(), ask, True, head, [[]]).choice(0, done)
+  told = [t['bytes'] for t in found['logprobs']['content']]
+  assert told[:5] == [[97], [32], None, None, None]
+
+
+def test_a_stream_sends_nothing_that_it_would_take_back():
   body = {
       'model': 'm', 'messages': [{'role': 'user', 'content': 'x'}],
-      'stop': ['END', 'é!'],
+      'stop': ['END', 'é!', 'Ené!'],
   }
   ask = requests.chat(body, 'm', 99)
   for text, wanted in (
@@ -287,9 +370,12 @@ def test_a_stream_sends_nothing_that_it_would_take_back():
       ('añENDx', 'añ'),
       ('EEENDx', 'EE'),
       ('naé!y', 'na'),
+      ('anbEné!y', 'anb'),  # A stop whose last letters are cut in two.
   ):
     ids = list(text.encode())
-    writer = writing.Writer(Bytes(), ask, True, {'object': 'chat.completion'})
+    writer = writing.Writer(
+        Bytes(), ask, True, {'object': 'chat.completion'}, [[]]
+    )
     pieces = [writer.piece(0, ids[:n]) for n in range(1, len(ids) + 1)]
     end = writer.last(0, records.Completion(text, response_ids=tuple(ids)))
     sent = [
@@ -302,7 +388,7 @@ def test_a_stream_sends_nothing_that_it_would_take_back():
 
 def test_an_engine_that_fails_is_the_servers_error(model):
   class Broken:
-    tokenizer = model.tokenizer
+    tokenizer, max_prompt_tokens, is_closed = model.tokenizer, 96, True
 
     async def sample(self, *_):
       raise app.engine_model.Unreachable('the device is gone')
@@ -314,6 +400,21 @@ def test_an_engine_that_fails_is_the_servers_error(model):
       )
       assert response.status_code == 503
       assert 'gone' in response.json()['error']['message']
+    assert httpx.get(f'{base}/health').status_code == 503
+
+
+def test_a_bug_is_an_error_that_clients_can_read(model):
+  class Buggy:
+    tokenizer, max_prompt_tokens, is_closed = model.tokenizer, 96, False
+
+    async def sample(self, *_):
+      raise KeyError('a secret of ours')
+
+  with _listening(app.make(app.Service(Buggy(), 'geo', 32))) as base:
+    response = httpx.post(f'{base}/v1/chat/completions', json=_CHAT)
+  assert response.status_code == 500
+  assert response.json()['error']['type'] == 'server_error'
+  assert 'secret' not in response.text
 
 
 class _Endless:
@@ -321,6 +422,7 @@ class _Endless:
 
   def __init__(self, tokenizer, says):
     self.tokenizer, self._says = tokenizer, says
+    self.max_prompt_tokens = 96
     self.entered, self.cancelled = 0, 0
 
   async def sample(self, prompt, sampling, key, on_ids=None):
