@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import math
 import os
+import re
 import time
 import urllib.parse
 import weakref
@@ -32,6 +33,12 @@ _LOOPBACK = frozenset({'localhost', '127.0.0.1', '::1'})
 _PATHS = {'chat': 'chat/completions', 'completions': 'completions'}
 _MAX_RESPONSE_BYTES = 16 << 20
 _MAX_ERROR_CHARACTERS = 300
+# How servers say that a prompt does not fit, for want of a common code.
+_TOO_LONG = re.compile(
+    r'context_length_exceeded|context (?:length|size|window)|prompt is too long'
+    r'|input length should be|input token count|inputs`? tokens',
+    re.IGNORECASE,
+)
 # English text in common tokenizers; a message's own template tokens.
 _CHARACTERS_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
@@ -95,6 +102,24 @@ class _Request:
   tokens: int
 
 
+_LASTING = (language_model.Unreachable, language_model.PromptTooLong, Refused)
+
+
+class _Flight:
+  """A question that several ask at once, and how it ended last."""
+
+  def __init__(self):
+    self.lock = asyncio.Lock()
+    self.ended = 0
+    self.answer: openai_protocol.Answer | None = None
+    self.error: Exception | None = None
+
+  def end(self, answer=None, error=None) -> None:
+    """Tells those who wait."""
+    self.ended += 1
+    self.answer, self.error = answer, error
+
+
 class EndpointClient:
   """Implements `language_model.LanguageModel` over HTTP.
 
@@ -131,7 +156,7 @@ class EndpointClient:
     self._breaker = pacing.Breaker(
         config.breaker_failures, config.breaker_seconds
     )
-    self._asking: weakref.WeakValueDictionary[str, asyncio.Lock] = (
+    self._asking: weakref.WeakValueDictionary[str, _Flight] = (
         weakref.WeakValueDictionary()
     )
     self._cache = (
@@ -193,12 +218,25 @@ class EndpointClient:
     else:
       name = response_cache.key(self._url, body, request_key)
       # Whoever asks the same meanwhile waits for the one answer to it.
-      async with self._asking.setdefault(name, asyncio.Lock()):
-        answer, sent = await self._cache.get(name), time.monotonic()
+      flight = self._asking.setdefault(name, _Flight())
+      ended = flight.ended
+      async with flight.lock:
+        sent = time.monotonic()
+        if flight.ended > ended:
+          if flight.error is not None:
+            raise type(flight.error)(*flight.error.args)
+          answer = flight.answer
+        else:
+          answer = await self._cache.get(name)
         if answer is not None:
           self._usage_of(request_key).cached += 1
         else:
-          answer, sent = await self._ask(request, request_key)
+          try:
+            answer, sent = await self._ask(request, request_key)
+          except _LASTING as e:
+            flight.end(error=e)
+            raise
+          flight.end(answer=answer)
           if answer.is_whole:
             await self._cache.put(name, answer)
     return records.Completion(
@@ -364,8 +402,7 @@ class EndpointClient:
           else f'{where}: it wants a key, and api_key_variable is empty'
       )
     said = self._redact(content.decode('utf-8', errors='replace'))
-    too_long = 'context_length_exceeded' in said or 'context length' in said
-    if status == 413 or (status == 400 and too_long):
+    if status == 413 or (status in (400, 422) and _TOO_LONG.search(said)):
       return language_model.PromptTooLong(
           f'{where}: {said[:_MAX_ERROR_CHARACTERS]}'
       )

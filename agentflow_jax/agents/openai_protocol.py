@@ -178,8 +178,8 @@ def _tokens(usage: Any) -> tuple[int, int]:
   if not isinstance(usage, dict):
     return 0, 0
   counts = (usage.get(f'{n}_tokens') for n in ('prompt', 'completion'))
-  # A bool is an int, too; a count below 0 is none.
-  return tuple(c if type(c) is int and c > 0 else 0 for c in counts)
+  # A bool is an int, too; a count below 0, or that no float holds, is none.
+  return tuple(c if type(c) is int and 0 < c < 2**53 else 0 for c in counts)
 
 
 def retry_after(header: str | None) -> float | None:
@@ -189,7 +189,7 @@ def retry_after(header: str | None) -> float | None:
   with contextlib.suppress(ValueError):
     seconds = float(header)
     return max(seconds, 0.0) if math.isfinite(seconds) else None
-  with contextlib.suppress(ValueError):
+  with contextlib.suppress(ValueError, OverflowError):
     date = email.utils.parsedate_to_datetime(header)
     if date.tzinfo is None:
       date = date.replace(tzinfo=datetime.timezone.utc)

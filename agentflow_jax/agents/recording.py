@@ -32,6 +32,8 @@ _ERRORS: Mapping[str, type[Exception]] = {
     'Unreachable': language_model.Unreachable,
 }
 _SHOWN = 300
+# Of a call whose caller was cancelled before it was answered.
+_CANCELLED = {'cancelled': True}
 
 _occasion: contextvars.ContextVar[str] = contextvars.ContextVar(
     'occasion', default=''
@@ -124,13 +126,14 @@ class Recording:
         'arguments': dict(call.arguments),
         'version': version,
     }
-    name, found = self._find(asked, key)
+    name, found = await self._find(asked, key)
     if found is not None:
       error = found['error'] and records.ToolErrorKind(found['error'])
       # Who records tries again what failed for a reason of the host's.
       if self.replays or error is not records.ToolErrorKind.UNREACHABLE:
         return records.ToolResult(**(found | {'error': error}))
-    result = await make()
+    with self._noting_cancellation(name, asked, key):
+      result = await make()
     value = dataclasses.asdict(result)
     value['error'] = result.error and result.error.value
     self._write(name, asked, key, value)
@@ -177,17 +180,34 @@ class Recording:
       self._file.close()
       self._file = None
 
-  def _find(
+  @contextlib.contextmanager
+  def _noting_cancellation(self, name, asked, key) -> Iterator[None]:
+    try:
+      yield
+    except asyncio.CancelledError:
+      if self._file is not None:
+        self._write(name, asked, key, _CANCELLED)
+      raise
+
+  async def _find(
       self, asked: Mapping[str, Any], key: records.RequestKey
   ) -> tuple[str, dict[str, Any] | None]:
-    """Returns a request's name, and its answer if there is one."""
+    """Returns a request's name, and its answer if there is one.
+
+    One that was cancelled is asked again by who records, and in a replay waits for
+    what cancelled it then: it never returns.
+    """
     what = [_SCHEMA, asked, _plain(key), _occasion.get()]
     base = _digest(what)
     times = self._asked[base]
     self._asked[base] += 1
     name = _digest([base, times])
     if name in self._index:
-      return name, self._value(name)
+      value = self._value(name)
+      if value != _CANCELLED:
+        return name, value
+      if self.replays:
+        await asyncio.Event().wait()
     if self.replays:
       shown = json.dumps(asked, ensure_ascii=False, default=str)
       raise Miss(
@@ -248,15 +268,17 @@ class RecordedModel:
         'prompt': [[s.role, s.text] for s in prompt],
         'sampling': dataclasses.asdict(sampling),
     }
-    name, found = recording._find(asked, request_key)
+    name, found = await recording._find(asked, request_key)
     if found is not None:
       error = found.get('error')
       if not error:
         return records.Completion(**found)
-      if recording.replays or error != 'Unreachable':
+      # Another key, or a server that was mended, may answer who records.
+      if recording.replays or error == 'PromptTooLong':
         raise _ERRORS[error](found['message'])
     try:
-      completion = await self._model.generate(prompt, sampling, request_key)
+      with recording._noting_cancellation(name, asked, request_key):
+        completion = await self._model.generate(prompt, sampling, request_key)
     except tuple(_ERRORS.values()) as e:
       value = {'error': type(e).__name__, 'message': str(e)}
       recording._write(name, asked, request_key, value)

@@ -7,6 +7,7 @@ import json
 import pathlib
 import sqlite3
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from agentflow_jax.agents import openai_protocol
 
 # Part of every key: raise it when the meaning of a request or answer changes.
 _SCHEMA = 1
+# Between tries to open a file that others open, too [s].
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 def key(
@@ -61,13 +64,7 @@ class ResponseCache:
           path, timeout=30, isolation_level=None, check_same_thread=False
       )
       try:
-        # A crash loses the last answers at worst, and breaks nothing.
-        self._db.execute('PRAGMA journal_mode=WAL')
-        self._db.execute('PRAGMA synchronous=NORMAL')
-        self._db.execute(
-            'CREATE TABLE IF NOT EXISTS answers'
-            ' (key TEXT PRIMARY KEY, answer TEXT NOT NULL)'
-        )
+        self._prepare()
       except sqlite3.Error:
         self._db.close()
         raise
@@ -76,6 +73,23 @@ class ResponseCache:
           f'cache: {path} cannot hold answers ({e}); delete it, or name another'
           ' local file'
       ) from e
+
+  def _prepare(self) -> None:
+    for pause in (*_PAUSES, None):
+      try:
+        # A crash loses the last answers at worst, and breaks nothing.
+        self._db.execute('PRAGMA journal_mode=WAL')
+        break
+      except sqlite3.OperationalError as e:
+        # Who else makes the file just now: SQLite does not wait for that.
+        if pause is None or 'locked' not in str(e):
+          raise
+        time.sleep(pause)
+    self._db.execute('PRAGMA synchronous=NORMAL')
+    self._db.execute(
+        'CREATE TABLE IF NOT EXISTS answers'
+        ' (key TEXT PRIMARY KEY, answer TEXT NOT NULL)'
+    )
 
   async def get(self, name: str) -> openai_protocol.Answer | None:
     """Returns the answer to the request of that name, if there is one."""

@@ -7,6 +7,7 @@ import email.utils
 import json
 import logging
 import socket
+import sqlite3
 import time
 import traceback
 import types
@@ -15,7 +16,7 @@ import pytest
 
 from agentflow_jax import records
 from agentflow_jax.agents import endpoint, endpoint_config
-from agentflow_jax.agents import language_model, openai_protocol
+from agentflow_jax.agents import language_model, openai_protocol, response_cache
 from tests.agents import http_server
 
 Reply, Server = http_server.Reply, http_server.Server
@@ -255,6 +256,52 @@ def test_who_asks_the_same_at_once_is_answered_the_same(tmp_path):
   assert [f.text for f in found] == ['a'] * 4 and len(server.requests) == 1
 
 
+def test_who_asks_the_same_at_once_fails_with_it(tmp_path):
+  greedy = records.SamplingSpec(temperature=0.0, max_new_tokens=7)
+
+  async def ask(where, times):
+    client = endpoint.EndpointClient(where)
+    try:
+      return await asyncio.gather(*(
+          client.generate(PROMPT, greedy, request_key(i)) for i in range(times)
+      ), return_exceptions=True)
+    finally:
+      await client.aclose()
+
+  with Server(Reply(503, b'')) as server:
+    where = config(server.url, cache=str(tmp_path / 'a'))
+    found = asyncio.run(ask(where, 8))
+    assert {type(e) for e in found} == {language_model.Unreachable}
+    assert len(server.requests) == 3  # Attempts of one of them.
+    server.replies = [Reply(body=completion(''))]  # It is not kept, but is theirs.
+    found = asyncio.run(ask(where, 8))
+    assert {c.text for c in found} == {''} and len(server.requests) == 4
+    server.replies = [Reply()]
+    assert asyncio.run(ask(where, 1))[0].text == 'Because.'
+
+
+def test_who_waits_for_one_that_is_cancelled_asks_itself(tmp_path):
+  greedy = records.SamplingSpec(temperature=0.0, max_new_tokens=7)
+
+  async def ask(where):
+    client = endpoint.EndpointClient(where)
+    try:
+      first, second = (
+          asyncio.create_task(client.generate(PROMPT, greedy, request_key(i)))
+          for i in range(2)
+      )
+      await asyncio.sleep(0)  # Both have begun; one waits for the other.
+      await asyncio.sleep(0)
+      first.cancel()
+      return await second
+    finally:
+      await client.aclose()
+
+  with Server(Reply()) as server:
+    where = config(server.url, cache=str(tmp_path / 'a'))
+    assert asyncio.run(ask(where)).text == 'Because.'
+
+
 def test_what_a_filter_ended_is_not_kept(tmp_path):
   bad = completion('half', 'content_filter'), completion(None), completion('')
   for i, body in enumerate(bad):
@@ -271,6 +318,32 @@ def test_a_cache_that_cannot_be_one_is_an_error_at_start(tmp_path):
     with pytest.raises(ValueError, match='cache: .* delete it, or name'):
       endpoint.EndpointClient(config('http://127.0.0.1:1/v1', cache=str(bad)))
   assert path.read_text().startswith('no database')
+
+
+def test_several_may_make_a_cache_at_once(tmp_path, monkeypatch):
+  connect, refused = sqlite3.connect, []
+
+  class Busy:
+    """As SQLite is at times, in spite of its own timeout."""
+
+    def __init__(self, db):
+      self._db = db
+
+    def __getattr__(self, name):
+      return getattr(self._db, name)
+
+    def execute(self, statement, *values):
+      if 'WAL' in statement and len(refused) < 2:
+        refused.append(statement)
+        raise sqlite3.OperationalError('database is locked')
+      return self._db.execute(statement, *values)
+
+  monkeypatch.setattr(
+      sqlite3, 'connect', lambda *args, **options: Busy(connect(*args, **options))
+  )
+  kept = response_cache.ResponseCache(str(tmp_path / 'answers'))
+  assert len(refused) == 2 and asyncio.run(kept.get('nothing')) is None
+  kept.close()
 
 
 def test_a_cache_that_breaks_later_ends_nothing(tmp_path, caplog):
@@ -431,6 +504,11 @@ def test_a_final_status_is_refused_at_once(status):
         Reply(413, b''),
         Reply(400, b'{"error": {"code": "context_length_exceeded"}}'),
         Reply(400, b"This model's maximum context length is 4096 tokens."),
+        Reply(400, b'Range of input length should be [1, 30720]'),
+        Reply(400, b'The input token count (9) exceeds the maximum number'),
+        Reply(400, b'the request exceeds the available context size'),
+        Reply(422, b'`inputs` tokens + `max_new_tokens` must be <= 4097'),
+        Reply(400, b'prompt is too long: 9 tokens > 8 maximum'),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_named_so(reply):
@@ -453,6 +531,8 @@ def test_retry_after_is_honoured_within_the_longest_pause():
   for header in (None, 'soon', 'nan', 'inf', '-'):
     assert openai_protocol.retry_after(header) is None
   assert openai_protocol.retry_after('-5') == 0
+  far = 'Mon, 01 Jan 99999999999999999999 00:00:00 GMT'
+  assert openai_protocol.retry_after(far) is None
 
 
 def test_pauses_double_up_to_the_longest(monkeypatch):

@@ -181,6 +181,58 @@ def test_a_model_s_errors_are_replayed(tmp_path, error):
       ask(_Failing(error('because')), replays)
 
 
+@pytest.mark.parametrize('error', [language_model.Unreachable, endpoint.Refused])
+def test_who_goes_on_recording_asks_again_what_was_refused(tmp_path, error):
+  def ask(model, replays=False):
+    kept = recording.Recording(str(tmp_path), replays=replays)
+    try:
+      return asyncio.run(kept.model(model, 'm').generate(
+          (records.Segment('user', 'a'),), records.SamplingSpec(), _KEY
+      )).text
+    finally:
+      kept.close()
+
+  with pytest.raises(error):
+    ask(_Failing(error('a wrong key')))
+  mended = fakes.FakeLanguageModel({_KEY.module: ['yes']})
+  assert ask(mended) == 'yes'
+  assert ask(_Failing(error('nobody asks')), replays=True) == 'yes'
+
+
+def test_what_a_deadline_cut_off_is_cut_off_again(tmp_path):
+  async def ask(replays, hangs):
+    kept = recording.Recording(str(tmp_path), replays=replays)
+    reply = fakes.hang if hangs else 'late'
+    model = kept.model(
+        fakes.FakeLanguageModel({_KEY.module: [reply]}), 'm'
+    )
+
+    async def make():
+      if hangs:
+        await asyncio.Event().wait()
+      return records.ToolResult('late')
+
+    found = []
+    for call in (
+        lambda: model.generate(
+            (records.Segment('user', 'a'),), records.SamplingSpec(), _KEY
+        ),
+        lambda: kept.tool_result(_KEY, _CALL, '', make),
+    ):
+      try:
+        found.append((await asyncio.wait_for(call(), 0.2)).text)
+      except TimeoutError:
+        found.append('timeout')
+    kept.close()
+    return found
+
+  assert asyncio.run(ask(False, hangs=True)) == ['timeout'] * 2
+  assert asyncio.run(ask(True, hangs=False)) == ['timeout'] * 2
+  # Who goes on recording asks again.
+  assert asyncio.run(ask(False, hangs=False)) == ['late'] * 2
+  assert asyncio.run(ask(True, hangs=True)) == ['late'] * 2
+
+
 def test_a_model_s_answers_are_replayed(tmp_path):
   sampling = records.SamplingSpec(temperature=0.5)
   prompt = (records.Segment('user', 'a', trusted=False),)
