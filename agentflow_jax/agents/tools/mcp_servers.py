@@ -197,6 +197,7 @@ class Connection:
     self._loop: asyncio.AbstractEventLoop | None = None
     self._lock: asyncio.Lock | None = None
     self._used = 0.0
+    self._calls = 0  # Under way: one that is slow says nothing of the session.
 
   async def client(self) -> Any:
     """Returns the session's client, opened where there is none that answers.
@@ -208,10 +209,11 @@ class Connection:
     if self._loop is not loop:  # What an ended loop held is gone with it.
       self._loop, self._lock = loop, asyncio.Lock()
       self._owner = self._client = None
+      self._calls = 0
     async with self._lock:
       if self._owner is not None and self._owner.done():
         self._owner = self._client = None
-      if self._client is not None and (
+      if self._client is not None and not self._calls and (
           time.monotonic() - self._used > _IDLE_SECONDS
       ):
         await self._check()
@@ -236,6 +238,7 @@ class Connection:
       raise base.ToolUnreachable(
           f'MCP server {self._server.name}: {_reason(error)}'
       ) from error
+    self._calls += 1
     try:
       result = await client.call_tool(name, arguments)
     except error_type as error:
@@ -246,11 +249,19 @@ class Connection:
       raise base.ToolUnreachable(
           f'MCP server {self._server.name}: {_reason(error)}'
       ) from error
+    # An answer that is none, such as of another shape than the tool's own schema
+    # has: one call's affair.
+    except (RuntimeError, ValueError) as error:
+      raise base.ToolUnreachable(
+          f'MCP server {self._server.name}: {_reason(error)}'
+      ) from error
     except Exception as error:  # Of the transport below: the session is over.
       await self._drop(client)
       raise base.ToolUnreachable(
           f'MCP server {self._server.name}: {_reason(error)}'
       ) from error
+    finally:
+      self._calls -= 1
     self._used = time.monotonic()
     return result
 

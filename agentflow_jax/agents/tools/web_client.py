@@ -9,6 +9,7 @@ resolve names themselves.
 import asyncio
 import collections
 import dataclasses
+import http.cookiejar
 import json as json_lib
 import socket
 import zlib
@@ -23,6 +24,7 @@ from agentflow_jax.agents.tools import base, web_addresses
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _ADDRESSES_TRIED = 3
+_UNCONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 _LONGEST_URL = 4096
 # Of resolving a name: what says that there is none.
 _NO_NAME = frozenset({socket.EAI_NONAME, getattr(socket, 'EAI_NODATA', -5)})
@@ -191,7 +193,16 @@ class WebClient:
             # What `_read` unpacks itself, within its bound.
             'Accept-Encoding': 'gzip, deflate',
         },
-        timeout=config.timeout_seconds,
+        # An address that does not answer leaves time for the next one.
+        timeout=httpx.Timeout(
+            config.timeout_seconds,
+            connect=config.timeout_seconds / _ADDRESSES_TRIED,
+        ),
+        # They would be the address's, whatever names it has, and would make a fetch
+        # depend on those before it.
+        cookies=http.cookiejar.CookieJar(
+            http.cookiejar.DefaultCookiePolicy(allowed_domains=[])
+        ),
         # A connection is to an address: kept, it might serve another name.
         limits=httpx.Limits(max_keepalive_connections=0),
         follow_redirects=False,
@@ -332,7 +343,7 @@ class WebClient:
       )
       try:
         return await self._send(request, url)
-      except httpx.ConnectError as error:
+      except _UNCONNECTED as error:
         reason = error
     raise _Retry(f'{url.host} cannot be reached: {reason}')
 
@@ -340,10 +351,12 @@ class WebClient:
     try:
       response = await self._client.send(request, stream=True)
       try:
-        content = await self._read(response)
+        moved = response.status_code in _REDIRECTS and response.has_redirect_location
+        is_read = not moved and response.status_code not in _RETRIED
+        content = await self._read(response) if is_read else b''
       finally:
         await response.aclose()
-    except httpx.ConnectError:
+    except _UNCONNECTED:
       raise
     except httpx.TransportError as error:
       raise _Retry(f'{url.host}: {type(error).__name__}: {error}') from None
@@ -367,17 +380,21 @@ class WebClient:
       unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     elif coding not in ('identity', ''):
       raise FetchFailed(f'{response.url.host}: content encoding {coding!r}')
-    content = bytearray()
+    content, received = bytearray(), 0
     async for chunk in response.aiter_raw():
+      received += len(chunk)
       if unpack is not None:
         try:
           chunk = unpack.decompress(chunk, most + 1 - len(content))
         except zlib.error as error:
           raise FetchFailed(f'a body that does not unpack: {error}') from None
       content += chunk
-      if len(content) > most:
+      is_over = unpack is not None and unpack.eof
+      if len(content) > most or (received > most and not is_over):
         raise FetchFailed(f'a response of more than {most:,} bytes')
-    if unpack is not None and not unpack.eof:
+      if is_over:
+        break  # What follows is no part of it, and without end, maybe.
+    if unpack is not None and received and not unpack.eof:
       raise FetchFailed('a body that does not unpack: it is cut off')
     return bytes(content)
 

@@ -147,6 +147,50 @@ def test_calls_share_a_session_and_do_not_wait_for_each_other(said, described):
   assert len(pids) == 1
 
 
+class _Fake(mcp_servers.Connection):
+  """A connection whose sessions are this test's."""
+
+  opened = 0
+
+  async def _open(self):
+    self.opened += 1
+    self._stop = asyncio.Event()
+    self._owner = asyncio.create_task(self._stop.wait())
+    return self
+
+  async def list_tools(self, **unused):
+    await asyncio.Event().wait()
+
+  async def call_tool(self, name, arguments):
+    if name == 'odd':
+      raise RuntimeError('the result does not match the schema')
+    await asyncio.sleep(arguments['seconds'])
+    return name
+
+
+def test_one_call_does_not_end_the_session_of_others(monkeypatch):
+  monkeypatch.setattr(mcp_servers, '_IDLE_SECONDS', 0.05)
+  monkeypatch.setattr(mcp_servers, '_CHECK_SECONDS', 0.05)
+
+  async def main():
+    connection = _Fake(mcp_servers.parse(f'demo={_COMMAND}'))
+    slow = asyncio.create_task(connection.call('slow', {'seconds': 0.5}))
+    await asyncio.sleep(0.2)
+    # The server is busy: it would not answer whether it is there.
+    assert await connection.call('quick', {'seconds': 0}) == 'quick'
+    with pytest.raises(base.ToolUnreachable, match='does not match'):
+      await connection.call('odd', {})
+    assert await slow == 'slow'
+    opened = connection.opened
+    # Where nobody is waiting it is asked, and counts as gone.
+    await asyncio.sleep(0.1)
+    await connection.call('quick', {'seconds': 0})
+    await connection.aclose()
+    return opened, connection.opened
+
+  assert asyncio.run(asyncio.wait_for(main(), 60)) == (1, 2)
+
+
 def test_a_lost_server_is_started_again():
   said = f'demo={_COMMAND}'
   described = mcp_servers.describe(mcp_servers.parse(said))

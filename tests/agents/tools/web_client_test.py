@@ -3,6 +3,7 @@ import gzip
 import socket
 import zlib
 
+import httpx
 import pytest
 
 from agentflow_jax.agents.tools import base
@@ -269,6 +270,76 @@ def test_packed_bodies(pack):
   with web_server.Server({'/': said}) as server:
     response, _ = fetch(f'{server.url}/', config=open_to(server, max_bytes=900))
   assert response.content == b'x' * 900
+
+
+def test_what_follows_a_packed_body_is_not_read():
+  packed = gzip.compress(b'hi')
+  coding = {'Content-Encoding': 'gzip'}
+  # More than would be taken, were it a part.
+  said = Said([packed, *(b'x' * 1000 for _ in range(100))], 200, coding)
+  with web_server.Server({'/': said}) as server:
+    response, _ = fetch(f'{server.url}/', config=open_to(server, max_bytes=5000))
+    assert response.content == b'hi'
+    # Packed bytes count, too, where nothing comes of them.
+    empty = zlib.compressobj(wbits=31)
+    blocks = [empty.compress(b'')] + [empty.flush(zlib.Z_FULL_FLUSH)] * 2000
+    server.pages['/'] = Said(blocks, 200, coding)
+    error, _ = fetch(f'{server.url}/', config=open_to(server, max_bytes=5000))
+    assert 'more than 5,000 bytes' in str(error)
+
+
+def test_a_body_that_says_nothing_need_not_unpack():
+  coding = {'Content-Encoding': 'gzip'}
+  with web_server.Server({
+      '/': Said(b'', 302, coding | {'Location': '/a'}), '/a': Said(b'there'),
+      '/empty': Said(b'', 200, coding),
+  }) as server:
+    assert fetch(f'{server.url}/', config=open_to(server))[0].content == b'there'
+    found, _ = fetch(f'{server.url}/empty', config=open_to(server))
+    assert found.content == b''
+    said = [Said(b'x', 503, {'Content-Encoding': 'br'}), Said(b'well')]
+    server.pages['/busy'] = lambda asked: said.pop(0)
+    found, _ = fetch(f'{server.url}/busy', config=open_to(server))
+    assert found.content == b'well'
+
+
+def test_no_cookie_comes_back():
+  with web_server.Server({
+      '/': Said(b'x', 200, {'Set-Cookie': 'id=1; Path=/'}),
+  }) as server:
+
+    async def run():
+      client = web_client.WebClient(open_to(server, 'a.example', 'b.example'),
+                                    resolve=resolve)
+      try:
+        for host in ('a.example', 'a.example', 'b.example'):
+          await client.get(f'http://{host}:{server.port}/')
+      finally:
+        await client.aclose()
+
+    resolve, _ = to_loopback({h: ['127.0.0.1'] for h in ('a.example', 'b.example')})
+    asyncio.run(run())
+  assert len(server.asked) == 3
+  assert not any('cookie' in asked.headers for asked in server.asked)
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch):
+  with web_server.Server({'/': Said(b'hello')}) as server:
+    send = httpx.AsyncClient.send
+
+    async def silent(self, request, **options):
+      if request.url.host == '127.0.0.9':
+        await asyncio.sleep(request.extensions['timeout']['connect'])
+        raise httpx.ConnectTimeout('no answer')
+      return await send(self, request, **options)
+
+    monkeypatch.setattr(httpx.AsyncClient, 'send', silent)
+    resolve, _ = to_loopback({'two.example': ['127.0.0.9', '127.0.0.1']})
+    response, counts = fetch(
+        f'http://two.example:{server.port}/', resolve,
+        open_to(server, 'two.example', timeout_seconds=3.0),
+    )
+  assert response.content == b'hello' and counts == {'web_fetched': 1}
 
 
 def test_a_closed_port_and_an_unknown_host():
