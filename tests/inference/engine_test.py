@@ -1080,7 +1080,9 @@ def test_parameters_of_another_shape_are_refused(own_engine):
   assert own_engine.params_version == 0
 
 
-@pytest.mark.parametrize('devices', [2, 4])  # 2 key heads, 4 of queries.
+@pytest.mark.parametrize(  # 2 key heads, 4 of queries.
+    'devices', [pytest.param(2, marks=pytest.mark.slow), 4]
+)
 def test_parameters_over_devices_sample_alike(engine, params, devices):
   mesh = sharding.make_mesh(1, devices, 1, jax.devices()[:devices])
   hand = handover.Handover(_MODEL, mesh, split=True)

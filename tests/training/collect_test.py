@@ -196,6 +196,7 @@ def test_a_journal_gives_back_what_the_step_s_parameters_sampled(tmp_path):
   assert journal.load(0, 0, task, range(1, 3)) is None
 
 
+@pytest.mark.slow
 def test_a_run_with_extra_rollouts_accounts_for_all_of_them(tmp_path):
   config = mini.config(tmp_path / 'in', steps=2, extra_rollouts=2)
   run.train(config, str(tmp_path / 'out'), quiet=True)
