@@ -180,6 +180,7 @@ def test_one_call_does_not_end_the_session_of_others(monkeypatch):
     assert await connection.call('quick', {'seconds': 0}) == 'quick'
     with pytest.raises(base.ToolUnreachable, match='does not match'):
       await connection.call('odd', {})
+    assert await connection.call('quick', {'seconds': 0}) == 'quick'
     assert await slow == 'slow'
     opened = connection.opened
     # Where nobody is waiting it is asked, and counts as gone.
