@@ -217,34 +217,44 @@ class EndpointClient:
       answer, sent = await self._ask(request, request_key)
     else:
       name = response_cache.key(self._url, body, request_key)
-      # Whoever asks the same meanwhile waits for the one answer to it.
-      flight = self._asking.setdefault(name, _Flight())
-      ended = flight.ended
-      async with flight.lock:
-        sent = time.monotonic()
-        if flight.ended > ended:
-          if flight.error is not None:
-            raise type(flight.error)(*flight.error.args)
-          answer = flight.answer
-        else:
-          answer = await self._cache.get(name)
-        if answer is not None:
-          self._usage_of(request_key).cached += 1
-        else:
-          try:
-            answer, sent = await self._ask(request, request_key)
-          except _LASTING as e:
-            flight.end(error=e)
-            raise
-          flight.end(answer=answer)
-          if answer.is_whole:
-            await self._cache.put(name, answer)
+      answer, sent = await self._asked_once(name, request, request_key)
     return records.Completion(
         text=answer.text,
         finish_reason=answer.finish_reason,
         queue_seconds=sent - began,
         model_seconds=time.monotonic() - sent,
     )
+
+  async def _asked_once(
+      self, name: str, request: _Request, request_key: records.RequestKey
+  ) -> tuple[openai_protocol.Answer, float]:
+    """Returns what `_ask` does, from the cache where it is there.
+
+    Whoever asks the same meanwhile waits for the one answer to it, and has its
+    failure, too; where it was cancelled the next one asks.
+    """
+    flight = self._asking.setdefault(name, _Flight())
+    ended = flight.ended
+    async with flight.lock:
+      sent = time.monotonic()
+      if flight.ended == ended:
+        answer = await self._cache.get(name)
+      elif flight.error is None:
+        answer = flight.answer
+      else:
+        raise type(flight.error)(*flight.error.args)
+      if answer is not None:
+        self._usage_of(request_key).cached += 1
+        return answer, sent
+      try:
+        answer, sent = await self._ask(request, request_key)
+      except _LASTING as e:
+        flight.end(error=e)
+        raise
+      flight.end(answer=answer)
+      if answer.is_whole:
+        await self._cache.put(name, answer)
+      return answer, sent
 
   async def embed(
       self, texts: Sequence[str], request_key: records.RequestKey
