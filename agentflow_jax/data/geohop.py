@@ -17,8 +17,16 @@ from agentflow_jax.data import builders, geohop_facts, geohop_questions
 class Geohop(tfds.core.GeneratorBasedBuilder):
   """GeoHop, split by region so that no evaluation entity was trained on."""
 
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First release.'}
+  VERSION = tfds.core.Version('2.0.0')
+  RELEASE_NOTES = {
+      '1.0.0': 'First release.',
+      '2.0.0': (
+          'Questions that a wrong plan would answer, too, are left out: one whose'
+          ' answer is also the value of an earlier step, another fact of an'
+          ' entity on the path, or another operation on the same numbers, all'
+          ' within the tolerance of the reward.'
+      ),
+  }
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(

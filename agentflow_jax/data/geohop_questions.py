@@ -6,6 +6,7 @@ question for the oracle and the teacher, and no module of the system reads them.
 """
 
 import dataclasses
+import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,11 @@ _OPERATORS = {
     '*': lambda a, b: a * b,
     '/': lambda a, b: a / b,
 }
+
+# Two numbers closer than this, relative to the right one, count as the same
+# answer here. Twice what the reward allows (agents.rewards.numeric), so that no
+# rounding of a wrong value can earn the reward.
+_SAME_NUMBER = 2e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +279,8 @@ def generate(
 ) -> list[Question]:
   """Generates the questions of a split, without repeats.
 
+  A question that a wrong plan would answer, too, is left out (`_is_forgiving`).
+
   Args:
     split: 'train', 'validation' or 'test'.
     entities: all entities; only those of the split are used.
@@ -338,7 +346,57 @@ def _build(rng, kind, a, b, entities) -> Question | None:
         Step('python', kind.operator, (value_a, value_b), repr(number))
     ]
   text = rng.choice(kind.texts).format(a=a, b=b)
+  if _is_forgiving(steps, [n for n in (a, b) if n], entities):
+    return None
   return Question(kind.name, text, steps[-1].value, tuple(steps))
+
+
+def _is_forgiving(
+    steps: Sequence[Step],
+    asked: Sequence[str],
+    entities: Mapping[str, geohop_facts.Entity],
+) -> bool:
+  """Whether a wrong plan would end with the right answer, or close to it.
+
+  Wrong plans end with an entity or number of the question, with the value of a
+  step before the last, with another fact of an entity on the path, or with
+  another operation on the same two numbers.
+
+  Args:
+    steps: steps of a perfect planner; the last one finds the answer.
+    asked: entities and numbers that the question names.
+    entities: all entities.
+  """
+  last = steps[-1]
+  wrong = [*asked, *(s.value for s in steps[:-1])]
+  for name in dict.fromkeys(itertools.chain(asked, (s.value for s in steps))):
+    if name in entities:
+      wrong += [
+          value
+          for attribute, value in entities[name].facts.items()
+          if (name, attribute) != (last.arguments[0], last.what)
+      ]
+  if last.tool == 'python':
+    a, b = map(int, last.arguments)
+    right = _OPERATORS[last.what]
+    for operator in _OPERATORS.values():
+      for x, y in ((a, b), (b, a)):
+        # The same numbers in another order may be the same operation.
+        if not (operator is right and right(x, y) == right(a, b)):
+          wrong.append(repr(operator(x, y)))
+  return any(_same(last.value, value) for value in wrong)
+
+
+def _same(right: str, other: str) -> bool:
+  """Whether two values are one answer: as numbers nearly, as names but for case.
+
+  Every value is the name of an entity, or a number as Python writes it.
+  """
+  try:
+    number, said = float(right), float(other)
+  except ValueError:
+    return geohop_facts.fold(right) == geohop_facts.fold(other)
+  return abs(number - said) <= _SAME_NUMBER * abs(number)
 
 
 def _follow(
