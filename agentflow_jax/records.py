@@ -8,9 +8,13 @@ function, so a record on disk never disagrees with itself.
 import dataclasses
 import enum
 import hashlib
+import numbers
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+# Logits that are divided by less do not stay finite in float32.
+_LEAST_TEMPERATURE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +38,8 @@ class SamplingSpec:
   """How a response is sampled, and the distribution its log probs are of.
 
   Attributes:
-    temperature: 0 is greedy (log probs are then those at temperature 1, and
-      such a response never trains).
+    temperature: divisor of the logits, at least 1e-6; 0 is greedy (log probs
+      are then those at temperature 1, and such a response never trains).
     top_k: keep the k most likely tokens; 0 keeps all.
     top_p: keep the smallest set with at least this mass; 1 keeps all.
     min_p: keep tokens with at least this fraction of the top probability.
@@ -58,6 +62,17 @@ class SamplingSpec:
       raise ValueError(
           f'temperature must be finite and >= 0: {self.temperature}'
       )
+    if 0.0 < self.temperature < _LEAST_TEMPERATURE:
+      raise ValueError(
+          f'temperature must be 0 (greedy) or at least {_LEAST_TEMPERATURE}:'
+          f' {self.temperature}'
+      )
+    for name in ('top_k', 'max_new_tokens'):
+      value = getattr(self, name)
+      if not isinstance(value, numbers.Integral):
+        raise ValueError(
+            f'{name} must be an integer, not {type(value).__name__}: {value!r}'
+        )
     if self.top_k < 0:
       raise ValueError(f'top_k must be >= 0 (0 keeps all): {self.top_k}')
     if not 0.0 < self.top_p <= 1.0:

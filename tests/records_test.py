@@ -1,6 +1,8 @@
 """Tests of records."""
 
 import dataclasses
+import math
+import struct
 
 import pytest
 
@@ -49,8 +51,9 @@ def test_statuses_are_policy_or_infrastructure():
     'field, value',
     [
         ('temperature', -0.1), ('temperature', float('nan')),
-        ('temperature', float('inf')), ('top_k', -1), ('top_p', 0.0),
-        ('top_p', 1.1), ('min_p', -0.1), ('min_p', 1.1), ('max_new_tokens', 0),
+        ('temperature', float('inf')), ('temperature', 1e-7), ('top_k', -1),
+        ('top_k', 2.5), ('top_p', 0.0), ('top_p', 1.1), ('min_p', -0.1),
+        ('min_p', 1.1), ('max_new_tokens', 0), ('max_new_tokens', 8.0),
     ],
 )
 def test_sampling_refuses_what_has_no_meaning(field, value):
@@ -65,6 +68,18 @@ def test_sampling_refuses_what_has_no_meaning(field, value):
 )
 def test_truncates(fields, truncates):
   assert records.SamplingSpec(**fields).truncates is truncates
+
+
+def test_what_keeps_all_in_float32_does_not_truncate():
+  truncates = lambda **spec: records.SamplingSpec(**spec).truncates
+  for top_p in (1 - 1e-9, 1 - 2**-25, 1 - 2**-24, 1 - 3e-8, 1 - 1e-7, 1.0):
+    (single,) = struct.unpack('<f', struct.pack('<f', top_p))
+    assert truncates(top_p=top_p) == (single < 1)
+  # Nor what is smaller than all that a device may not flush to 0: the least
+  # normal float32.
+  tiny = 2.0**-126
+  for min_p in (0.0, 1e-60, 1e-46, math.nextafter(tiny, 0), tiny, 1e-30):
+    assert truncates(min_p=min_p) == (min_p >= tiny)
 
 
 def test_kept_sets_are_four_bytes_a_number_and_read_back():

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from agentflow_jax import records
 from agentflow_jax.core import attention
 
 # Reads the ids sampled so far and returns how many of them to keep, up to and
@@ -29,57 +30,12 @@ class PromptTooLong(ValueError):
 
 
 def _check_integers(name: str, values: Sequence[int]) -> None:
-  # What they are is checked here, once: the engine's thread serves everybody.
+  # Checked before the engine's thread sees it, where it would fail all requests.
   if not isinstance(values, tuple):
     raise ValueError(f'{name} must be a tuple: {type(values).__name__}')
   for kind in set(map(type, values)):
     if not issubclass(kind, numbers.Integral):
       raise ValueError(f'{name} must be integers, not {kind.__name__}')
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingParams:
-  """The distribution that tokens are drawn from.
-
-  Attributes:
-    temperature: divides the logits; 0 is greedy, scored at temperature 1;
-      otherwise at least 1e-6.
-    top_k: keep the k most likely tokens; 0 keeps all.
-    top_p: keep the smallest set with at least this mass; 1 keeps all.
-    min_p: keep tokens with at least this fraction of the top probability.
-    max_new_tokens: tokens at most, the stop included.
-  """
-
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  min_p: float = 0.0
-  max_new_tokens: int = 256
-
-  def __post_init__(self):
-    if not 0.0 <= self.temperature < float('inf'):
-      raise ValueError(
-          f'temperature must be finite and >= 0: {self.temperature}'
-      )
-    if 0.0 < self.temperature < 1e-6:  # Logits would not stay finite.
-      raise ValueError(
-          f'temperature must be 0 or at least 1e-6: {self.temperature}'
-      )
-    _check_integers('top_k, max_new_tokens', (self.top_k, self.max_new_tokens))
-    if self.top_k < 0:
-      raise ValueError(f'top_k must be >= 0 (0 keeps all): {self.top_k}')
-    if not 0.0 < self.top_p <= 1.0:
-      raise ValueError(f'top_p must lie in (0, 1]: {self.top_p}')
-    if not 0.0 <= self.min_p <= 1.0:
-      raise ValueError(f'min_p must lie in [0, 1]: {self.min_p}')
-    if self.max_new_tokens < 1:
-      raise ValueError(f'max_new_tokens must be >= 1: {self.max_new_tokens}')
-
-  @property
-  def truncates(self) -> bool:
-    # What is nearer to keeping all than that is no truncation in float32.
-    top_p, min_p = self.top_p < 1 - 2**-25, self.min_p >= 2**-126
-    return self.top_k > 0 or top_p or min_p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +45,8 @@ class Request:
   Attributes:
     prompt_ids: token ids to condition on; at least one.
     key_words: two uint32 words, the only source of the request's randomness.
-    sampling: the distribution.
+    sampling: temperature, truncation and token limit; its stops are read by
+      `stop_fn`, which has to be there where it names any.
     stop_ids: token ids that end the response; they stay in it.
     stop_fn: called on the engine's thread every `decode_chunk` tokens with all
       ids sampled so far. What it does not keep is dropped; because it must find
@@ -98,7 +55,7 @@ class Request:
 
   prompt_ids: tuple[int, ...]
   key_words: tuple[int, int]
-  sampling: SamplingParams = SamplingParams()
+  sampling: records.SamplingSpec = records.SamplingSpec()
   stop_ids: tuple[int, ...] = ()
   stop_fn: StopFn | None = None
 
@@ -358,6 +315,10 @@ def check_request(
   for name in ('prompt_ids', 'key_words', 'stop_ids'):
     _check_integers(name, getattr(request, name))
   ids, asked = request.prompt_ids, request.sampling.max_new_tokens
+  stops = request.sampling.stop or request.sampling.stop_after
+  if stops and request.stop_fn is None:
+    # The engine knows no text, and would go on behind the stop.
+    raise ValueError(f'sampling stops at {stops!r}, and there is no stop_fn')
   if not ids:
     raise ValueError('prompt_ids is empty: there is nothing to condition on')
   if min(ids) < 0 or max(ids) >= vocab_size:

@@ -73,13 +73,7 @@ class EngineModel:
     request = api.Request(
         prompt_ids=ids,
         key_words=request_key.words(),
-        sampling=api.SamplingParams(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            max_new_tokens=sampling.max_new_tokens,
-        ),
+        sampling=sampling,
         stop_ids=self.tokenizer.stop_ids,
         stop_fn=stop_fn,
     )

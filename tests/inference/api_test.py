@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
+from agentflow_jax import records
 from agentflow_jax.inference import api
 
 _CONFIG = api.EngineConfig(
@@ -19,7 +19,7 @@ def _request(n=5, new=6, **kwargs):
   return api.Request(
       prompt_ids=tuple(range(n)),
       key_words=(1, 2),
-      sampling=api.SamplingParams(max_new_tokens=new),
+      sampling=records.SamplingSpec(max_new_tokens=new),
       **kwargs,
   )
 
@@ -46,7 +46,7 @@ def test_prompt_too_long_names_the_lengths():
         (dict(prompt_ids=()), 'empty'),
         (dict(prompt_ids=(3, 30)), r'\[3, 30\]'),
         (dict(prompt_ids=(-1, 3)), r'\[-1, 3\]'),
-        (dict(sampling=api.SamplingParams(max_new_tokens=7)), '7.*6'),
+        (dict(sampling=records.SamplingSpec(max_new_tokens=7)), '7.*6'),
         (dict(stop_ids=(1, 2, 3)), '3 stop_ids.*2'),
         (dict(stop_ids=(30,)), '30'),
         (dict(stop_ids=(-1,)), '-1'),
@@ -65,49 +65,14 @@ def test_malformed_requests_are_refused(change, words):
     _check(dataclasses.replace(_request(), **change))
 
 
-@pytest.mark.parametrize(
-    'change',
-    [
-        dict(temperature=-0.1),
-        dict(temperature=float('inf')),
-        dict(temperature=float('nan')),
-        dict(top_k=-1),
-        dict(top_p=0.0),
-        dict(top_p=1.01),
-        dict(min_p=-0.1),
-        dict(min_p=1.1),
-        dict(max_new_tokens=0),
-        dict(max_new_tokens=8.0),
-        dict(top_k=2.5),
-    ],
-)
-def test_impossible_sampling_is_refused(change):
-  with pytest.raises(ValueError, match=next(iter(change))):
-    api.SamplingParams(**change)
-
-
-def test_what_keeps_all_in_float32_does_not_truncate():
-  truncates = lambda **spec: api.SamplingParams(**spec).truncates
-  for top_p in (1 - 1e-9, 1 - 2**-25, 1 - 2**-24, 1 - 3e-8, 1 - 1e-7, 1.0):
-    assert truncates(top_p=top_p) == (np.float32(top_p) < 1)
-  # Nor what is smaller than all that a device may not flush to 0.
-  tiny = float(np.finfo(np.float32).tiny)
-  for min_p in (0.0, 1e-60, 1e-46, np.nextafter(tiny, 0), tiny, 1e-30):
-    assert truncates(min_p=min_p) == (min_p >= tiny)
-
-
-@pytest.mark.parametrize(
-    'change,truncates',
-    [
-        (dict(), False),
-        (dict(temperature=0.0), False),
-        (dict(top_k=3), True),
-        (dict(top_p=0.9), True),
-        (dict(min_p=0.1), True),
-    ],
-)
-def test_what_truncates(change, truncates):
-  assert api.SamplingParams(**change).truncates == truncates
+def test_stops_that_no_function_looks_for_are_refused():
+  """The engine samples ids and knows no text: it would go on behind them."""
+  for stops in (dict(stop=('x',)), dict(stop_after='plan')):
+    spec = records.SamplingSpec(max_new_tokens=4, **stops)
+    request = dataclasses.replace(_request(), sampling=spec)
+    with pytest.raises(ValueError, match='stop_fn'):
+      _check(request)
+    _check(dataclasses.replace(request, stop_fn=lambda ids: None))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from jax.experimental import topologies
 import numpy as np
 import pytest
 
+from agentflow_jax import records
 from agentflow_jax.core import handover
 from agentflow_jax.core import hlo
 from agentflow_jax.core import model
@@ -35,7 +36,7 @@ def _request(prompt_ids, key=0, stop_ids=(), stop_fn=None, **sampling):
   return api.Request(
       prompt_ids=tuple(prompt_ids),
       key_words=(key, key + 1),
-      sampling=api.SamplingParams(**sampling),
+      sampling=records.SamplingSpec(**sampling),
       stop_ids=stop_ids,
       stop_fn=stop_fn,
   )

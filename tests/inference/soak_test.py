@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from agentflow_jax import records
 from agentflow_jax.core import model
 from agentflow_jax.inference import api
 from agentflow_jax.inference import engine as engine_lib
@@ -34,7 +35,7 @@ def _request(rng, stems):
   ids = stem + [rng.randrange(56) for _ in range(rng.randrange(1, 10))]
   return api.Request(
       prompt_ids=tuple(ids), key_words=(rng.randrange(2**32), 1),
-      sampling=api.SamplingParams(
+      sampling=records.SamplingSpec(
           temperature=rng.choice((0.0, 0.7, 1.0)),
           top_k=rng.choice((0, 0, 5)),
           max_new_tokens=rng.randrange(1, 17),

@@ -54,20 +54,10 @@ def test_ids_and_logprobs_are_passed_on_as_sampled(tokenizer):
   assert completion.params_version == 7
   assert completion.prompt_ids == tuple(tokenizer.render(_PROMPT))
   # Every knob reaches the engine (a temperature that does not is a pitfall).
-  assert engine.request.sampling == api.SamplingParams(0.5, 3, 0.9, 0.1, 9)
+  assert engine.request.sampling == records.SamplingSpec(0.5, 3, 0.9, 0.1, 9)
   assert engine.request.key_words == _KEY.words()
   assert engine.request.stop_ids == tokenizer.stop_ids
   assert engine.request.stop_fn is None
-
-
-@pytest.mark.parametrize(
-    'spec',
-    [dict(), dict(top_k=1), dict(top_p=0.5), dict(top_p=1 - 1e-9),
-     dict(top_p=1 - 1e-7), dict(min_p=0.1), dict(min_p=1e-40)],
-)
-def test_trainer_and_engine_agree_on_what_truncates(spec):
-  trained = records.SamplingSpec(**spec).truncates
-  assert trained == api.SamplingParams(**spec).truncates
 
 
 def test_sets_are_passed_on_as_recorded(tokenizer):

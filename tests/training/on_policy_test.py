@@ -158,7 +158,7 @@ def test_shapes_of_the_main_job_are_on_policy_to_the_bit(live):
       api.Request(
           prompt_ids=tuple(ids[start : start + length].tolist()),
           key_words=(i, 7),
-          sampling=api.SamplingParams(
+          sampling=records.SamplingSpec(
               max_new_tokens=config.planner.sampling.max_new_tokens
           ),
       )
