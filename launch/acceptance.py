@@ -25,6 +25,8 @@ import subprocess
 import sys
 import time
 
+from agentflow_jax.files import reading, writing
+
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _CONFIG = _ROOT / 'experiments' / 'quickstart.py'
 _SHORT = (
@@ -79,16 +81,14 @@ class Figures:
 
   def __init__(self, path: pathlib.Path):
     self._path = path
-    self.values = json.loads(path.read_text()) if path.exists() else {}
+    self.values = reading.read_json(path) if path.exists() else {}
 
   def done(self, name: str) -> bool:
     return self.values.get(name, {}).get('holds', False)
 
   def set(self, name: str, holds: bool, **figures) -> None:
     self.values[name] = {'holds': bool(holds), **figures}
-    partial = self._path.with_suffix('.partial')
-    partial.write_text(json.dumps(self.values, indent=1))
-    partial.replace(self._path)
+    writing.write_whole(self._path, json.dumps(self.values, indent=1))
     print(f'{name}: {self.values[name]}', flush=True)
 
 
@@ -120,7 +120,7 @@ def _seeds(workdir, figures, seeds) -> None:
         _command(run, f'--config.seed={seed}'), check=True, cwd=_ROOT
     )
     seconds = time.monotonic() - start
-    s = json.loads((run / 'summary.json').read_text())
+    s = reading.read_json(run / 'summary.json')
     best_start = max(s['eval/accuracy_start'], s['eval/accuracy_start_greedy'])
     final, low = s['eval/accuracy_final'], s['eval/accuracy_final/ci_low']
     apart = all(
@@ -220,13 +220,12 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
     file and every evaluation, with what the clock wrote taken out.
   """
   found = {}
-  summary = json.loads((workdir / 'summary.json').read_text())
+  summary = reading.read_json(workdir / 'summary.json')
   found['params_digest'] = summary['params_digest']
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  for i, line in enumerate(lines):
+  for i, line in enumerate(reading.json_lines(workdir / 'metrics.jsonl')):
     kept = {
         k: v
-        for k, v in json.loads(line).items()
+        for k, v in line.value.items()
         if not k.startswith(('seconds/', 'rate/'))
     }
     found[f'metrics/{i}'] = json.dumps(kept, sort_keys=True)
@@ -239,7 +238,7 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
   ).stdout
   found |= dict(line.split('\t') for line in text.splitlines())
   for path in sorted((workdir / 'evaluations').glob('*.json')):
-    value = json.loads(path.read_text())
+    value = reading.read_json(path, allows_nan=True)
     value = {k: v for k, v in value.items() if not k.startswith('seconds')}
     text = json.dumps(value, sort_keys=True)
     found[path.name] = hashlib.sha256(text.encode()).hexdigest()

@@ -24,6 +24,8 @@ import sys
 
 import matplotlib
 
+from agentflow_jax.files import reading, writing
+
 matplotlib.use('svg')
 from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
 
@@ -52,13 +54,10 @@ def _arguments():
 
 def _json_lines(path):
   """Returns a file's objects; a last line that is torn is left out."""
-  found = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      found.append(json.loads(line))
-    except ValueError:
-      break
-  return found
+  if not path.exists():
+    return []
+  lines = reading.json_lines(path, may_be_torn=True, allows_nan=True)
+  return [line.value for line in lines]
 
 
 def _runs(directory):
@@ -69,9 +68,10 @@ def _runs(directory):
     summary = run / 'summary.json'
     runs.append((
         run.name,
-        json.loads(path.read_text()),
+        reading.read_json(path, allows_nan=True),
         _json_lines(run / 'metrics.jsonl'),
-        json.loads(summary.read_text()) if summary.exists() else None,
+        reading.read_json(summary, allows_nan=True)
+        if summary.exists() else None,
     ))
   return runs
 
@@ -80,7 +80,7 @@ def _evaluations(directory):
   """Returns the same of evaluations: a result is its own summary."""
   runs = []
   for path in sorted(directory.glob('*/evaluations/*.json')):
-    value = json.loads(path.read_text())
+    value = reading.read_json(path, allows_nan=True)
     config = value.get('config', {}) | {_EVALUATION: path.stem}
     runs.append((path.parts[-3], config, [], value))
   return runs
@@ -242,7 +242,7 @@ def main():
       if k != _EVALUATION
   ]
   out = pathlib.Path(args.out or directory / 'sweep.html')
-  out.write_text(_page(directory.name, header, rows, pictures))
+  writing.write_whole(out, _page(directory.name, header, rows, pictures))
   print(f'\n{out}')
   return 0
 

@@ -15,23 +15,27 @@ from packaging import utils
 from tests import house_sources
 
 # The arrows of design.md, section 4. A room may import itself.
-_BELOW_TRAINING = {'records', 'core', 'inference', 'agents', 'weights', 'data'}
+_BELOW_TRAINING = {
+    'files', 'records', 'core', 'inference', 'agents', 'weights', 'data',
+}
 _ARROWS = {
+    'files': set(),
     'records': set(),
     'core': set(),
-    'inference': {'core'},
-    'agents': {'records'},
-    'weights': {'core'},
-    'data': {'records'},
+    'inference': {'core', 'records'},
+    'agents': {'files', 'records'},
+    'weights': {'core', 'files'},
+    'data': {'files', 'records'},
     'config': _BELOW_TRAINING,
     'training': _BELOW_TRAINING | {'config'},
     'serving': {'records', 'training', 'config'},
     'entry points': {'records', 'training', 'config', 'serving'},
     'experiments': {'config'},
     'benchmarks': _BELOW_TRAINING | {'config', 'training', 'serving'},
-    'launch': set(),
+    'launch': {'files'},
 }
 _THIRD_PARTY = {
+    'files': {'etils'},
     'records': set(),
     'core': {'jax', 'flax', 'optax', 'numpy'},
     'launch': {'matplotlib'},  # The page of a sweep.

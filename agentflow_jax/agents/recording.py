@@ -23,6 +23,7 @@ from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.agents import endpoint, language_model
+from agentflow_jax.files import reading
 
 # Part of every name: raise it when the meaning of a request or answer changes.
 _SCHEMA = 1
@@ -298,20 +299,16 @@ def _read(path: pathlib.Path) -> dict[str, tuple[pathlib.Path, int, int]]:
   Raises:
     RecordingError: a line in its midst is no answer.
   """
-  index, offset = {}, 0
-  with path.open('rb') as file:
-    for number, line in enumerate(file, 1):
-      if not line.endswith(b'\n'):
-        break
-      try:
-        name = json.loads(line)['name']
-      except (ValueError, LookupError, TypeError):
-        raise RecordingError(
-            f'{path}, line {number}: not a recorded answer; delete the file, or'
-            ' restore it'
-        ) from None
-      index[name] = path, offset, len(line)
-      offset += len(line)
+  index = {}
+  try:
+    for line in reading.json_lines(path, may_be_torn=True, allows_nan=True):
+      if not isinstance(line.value, dict) or 'name' not in line.value:
+        raise reading.FileError(f'{line.where}: no object with a name')
+      index[line.value['name']] = path, line.start, line.length
+  except reading.FileError as e:
+    raise RecordingError(
+        f'{e}; this is not a recorded answer: delete the file, or restore it'
+    ) from e
   return index
 
 

@@ -16,7 +16,6 @@ benchmarks, and so does what a right one is:
 
 import dataclasses
 import hashlib
-import json
 import os
 import string
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,8 @@ from typing import Any
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.data import builders
+from agentflow_jax.data import builders, task_checks
+from agentflow_jax.files import reading
 
 # Name -> the reward that scores it (agents.rewards).
 REWARDS: Mapping[str, str] = {
@@ -136,9 +136,9 @@ def read(path: str, benchmark: str) -> tuple[list[records.Task], int]:
     MalformedItem: names the file and the item's index.
   """
   try:
-    items = json.loads(epath.Path(path).read_text())
-  except ValueError as e:  # Not JSON, or not UTF-8.
-    raise MalformedItem(f'{path}: not JSON: {e}') from e
+    items = reading.read_json(path)
+  except reading.FileError as e:
+    raise MalformedItem(str(e)) from e
   if not isinstance(items, list) or not items:
     raise MalformedItem(f'{path}: needs a list of items')
   tasks = []
@@ -188,7 +188,9 @@ def _task(item: Any, name: str, benchmark: str) -> records.Task | None:
       if isinstance(item.get(field), (str, int))
   }
   tags['benchmark'] = benchmark
-  return records.Task(name, query, right, REWARDS[benchmark], tags)
+  return task_checks.checked(
+      records.Task(name, query, right, REWARDS[benchmark], tags)
+  )
 
 
 def _choice(item: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.data import builders, geohop_facts, geohop_questions
+from agentflow_jax.files import writing
 
 
 class Geohop(tfds.core.GeneratorBasedBuilder):
@@ -80,11 +81,8 @@ def prepare(data_dir: str | os.PathLike[str]) -> epath.Path:
   corpus = epath.Path(data_dir) / 'geohop_corpus.jsonl'
   if not corpus.exists():
     rows = geohop_facts.articles(geohop_facts.load_entities())
-    partial = corpus.with_suffix('.partial')
-    partial.write_text(
-        ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
-    )
-    partial.rename(corpus)
+    text = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
+    writing.write_whole(corpus, text)
   return corpus
 
 

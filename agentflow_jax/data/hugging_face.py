@@ -9,6 +9,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.data import chat
+from agentflow_jax.files import reading, writing
 
 TOKENIZER = 'tokenizer.json'
 # What a directory may hold beside it; an export copies them all.
@@ -125,7 +126,8 @@ class HuggingFaceTokenizer:
     if self._directory is not None:
       for name in FILES:
         if (self._directory / name).exists():
-          (path / name).write_bytes((self._directory / name).read_bytes())
+          data = (self._directory / name).read_bytes()
+          writing.write_whole(path / name, data)
       return
     config = self._variables | {
         'tokenizer_class': 'PreTrainedTokenizerFast',
@@ -140,7 +142,8 @@ class HuggingFaceTokenizer:
         ('tokenizer_config.json', config),
         ('generation_config.json', generation),
     ):
-      (path / name).write_text(json.dumps(value, ensure_ascii=False, indent=1))
+      text = json.dumps(value, ensure_ascii=False, indent=1)
+      writing.write_whole(path / name, text)
 
   def encode(self, text):
     return self._plain.encode(text, add_special_tokens=False).ids
@@ -229,12 +232,12 @@ def _spelling(token: Any) -> str:
 
 
 def _json(path: epath.Path) -> Any:
-  if not path.exists():
-    return None
   try:
-    return json.loads(path.read_text())
-  except ValueError as e:
-    raise TokenizerError(f'{path} is not JSON: {e}') from e
+    return reading.read_json(path)
+  except FileNotFoundError:
+    return None
+  except reading.FileError as e:
+    raise TokenizerError(str(e)) from e
 
 
 def from_gguf(path: str | os.PathLike[str]) -> HuggingFaceTokenizer:

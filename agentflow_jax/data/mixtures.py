@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentflow_jax import records
-from agentflow_jax.data import builders, rows
+from agentflow_jax.data import builders, rows, task_checks
 
 _TEXT = re.compile(r'\$?\\text\{([^{}\\$]*)\}\$?')
 _PROSE = re.compile(r"[A-Za-z][A-Za-z'-]*(?:[ ,;.]+[A-Za-z][A-Za-z'-]*)+[.]?")
@@ -70,13 +70,17 @@ def read(path: str, source: str) -> Iterator[records.Task]:
         if not isinstance(query, str) or not query.strip():
           raise ValueError('"question" must be a text')
         answers, reward = convert(row)
+        tags = {'source': source}
+        if isinstance(row.get('id'), (str, int)):
+          tags['id'] = str(row['id'])
+        # By place, since nothing says that the rows' own ids differ.
+        name = f'{source}/{index:07d}'
+        task = task_checks.checked(
+            records.Task(name, query, answers, reward, tags)
+        )
       except ValueError as e:
         raise rows.MalformedRow(f'{where}: {e}') from e
-      tags = {'source': source}
-      if isinstance(row.get('id'), (str, int)):
-        tags['id'] = str(row['id'])
-      # By place, since nothing says that the rows' own ids differ.
-      yield records.Task(f'{source}/{index:07d}', query, answers, reward, tags)
+      yield task
       index += 1
 
 

@@ -1,11 +1,12 @@
 """Rows of JSONL and parquet files, in order, without holding a file in memory."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
+
+from agentflow_jax.files import reading
 
 SUFFIXES = ('.jsonl', '.parquet')
 _BATCH = 1024  # Rows of a parquet file that are held at once.
@@ -96,22 +97,17 @@ def read(
 
 
 def _jsonl(file, wanted, columns):
-  with file.open('rb') as lines:
-    # By '\n' alone: a text may hold the other characters that end a line.
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      where = f'{file}:{number}'
-      try:
-        row = json.loads(line)
-      except ValueError as e:  # Not JSON, or not UTF-8.
-        raise MalformedRow(f'{where}: not JSON: {e}') from e
+  try:
+    for line in reading.json_lines(file):
+      row = line.value
       if not isinstance(row, dict):
-        raise MalformedRow(f'{where}: not an object')
+        raise MalformedRow(f'{line.where}: not an object')
       for column in columns:
         if column not in row:
-          raise MalformedRow(f'{where}: no field "{column}"')
-      yield where, {k: row[k] for k in wanted if k in row}
+          raise MalformedRow(f'{line.where}: no field "{column}"')
+      yield line.where, {k: row[k] for k in wanted if k in row}
+  except reading.FileError as e:
+    raise MalformedRow(str(e)) from e
 
 
 def _parquet(file, wanted, columns):

@@ -9,6 +9,7 @@ import sentencepiece
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.files import writing
 
 _ROLES = ('system', 'user', 'assistant')
 _ROLE_PIECES = tuple(f'<|{role}|>' for role in _ROLES)
@@ -74,7 +75,7 @@ class SentencePieceTokenizer:
     self.stop_ids = (ids[END_PIECE],)
 
   def save(self, directory):
-    (epath.Path(directory) / FILE).write_bytes(self._serialized)
+    writing.write_whole(epath.Path(directory) / FILE, self._serialized)
 
   def encode(self, text):
     return self._model.encode(text)
@@ -136,7 +137,4 @@ def train_sentencepiece(
       minloglevel=2,
   )
   # Whole or not at all: a run that is killed here trains it again.
-  target = epath.Path(path)
-  partial = target.parent / f'{target.name}.partial'
-  partial.write_bytes(model.getvalue())
-  partial.replace(target)
+  writing.write_whole(path, model.getvalue())

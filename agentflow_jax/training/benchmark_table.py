@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from agentflow_jax.training import metrics
+from agentflow_jax.files import writing
 from agentflow_jax.training import report_html
 from agentflow_jax.training import report_tables
 
@@ -74,7 +74,7 @@ def write(
       | {'paper': PAPER[benchmark][0], 'paper_untrained': PAPER[benchmark][1]}
       for benchmark, value in values.items()
   }
-  metrics.write_text(
+  writing.write_whole(
       directory / f'{name}.json',
       json.dumps({'benchmarks': kept, **more}, indent=1),
   )
@@ -88,7 +88,7 @@ def write(
           report_html.section('The evaluation', report_html.facts(told)),
       ],
   )
-  metrics.write_text(directory / f'{name}.html', page)
+  writing.write_whole(directory / f'{name}.html', page)
   lines = report_tables.columns([_HEADER, *rows])
   return '\n'.join([*lines, _NOTE])
 

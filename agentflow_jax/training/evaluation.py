@@ -13,6 +13,7 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib
 from agentflow_jax.agents import modules, recording, rollout
+from agentflow_jax.files import writing
 from agentflow_jax.training import collect, intervals
 from agentflow_jax.training import processes as processes_lib
 
@@ -289,12 +290,9 @@ def save(
     evaluation: what to write.
     others: what to write besides.
   """
-  directory.mkdir(parents=True, exist_ok=True)
   value = evaluation.to_json() | dict(others or {})
   path = directory / f'{evaluation.name}.json'
-  partial = directory / f'{evaluation.name}.partial'
-  partial.write_text(json.dumps(value, indent=1))
-  partial.replace(path)
+  writing.write_whole(path, json.dumps(value, indent=1))
   return value
 
 

@@ -8,9 +8,9 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.files import reading, writing
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import controls, evaluation
-from agentflow_jax.training import metrics as metrics_lib
 from agentflow_jax.training import progress, system
 
 SUMMARY = 'summary.json'
@@ -146,7 +146,7 @@ def write_summary(
       'steps': len(lines),
   }
   for name, path in _evaluation_files(workdir):
-    value = json.loads(path.read_text())
+    value = reading.read_json(path, allows_nan=True)
     key = (
         f'control/{name.removeprefix("control_")}'
         if name.startswith('control_')
@@ -174,7 +174,7 @@ def write_summary(
     summary['config/agent.tools.web.allow'] = ', '.join(allowed)
   summary |= more
   text = json.dumps(summary, indent=1, sort_keys=True)
-  metrics_lib.write_text(workdir / SUMMARY, text + '\n')
+  writing.write_whole(workdir / SUMMARY, text + '\n')
   return summary
 
 
@@ -183,7 +183,7 @@ def write_card(directory: epath.Path, summary: Mapping[str, Any]) -> None:
   kept = ('config/', 'control/', 'eval/', 'teacher/', 'params_digest', 'steps')
   card = {k: v for k, v in summary.items() if k.startswith(kept)}
   text = json.dumps(card, indent=1, sort_keys=True)
-  metrics_lib.write_text(directory / 'accuracy.json', text + '\n')
+  writing.write_whole(directory / 'accuracy.json', text + '\n')
 
 
 def _evaluation_files(workdir: epath.Path):

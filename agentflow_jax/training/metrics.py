@@ -12,6 +12,8 @@ from typing import Any
 import tensorboardX
 from etils import epath
 
+from agentflow_jax.files import writing
+
 FILE = 'metrics.jsonl'
 CLOCK_PREFIXES = ('seconds/', 'rate/')
 
@@ -61,7 +63,7 @@ class MetricsLog:
     self.lines.append(line)
     if self._writes:
       text = ''.join(json.dumps(l) + '\n' for l in self.lines)
-      write_text(self._path, text)
+      writing.write_whole(self._path, text)
     if self._writer is not None:
       for name, value in line.items():
         if name != 'step':
@@ -70,11 +72,3 @@ class MetricsLog:
   def close(self) -> None:
     if self._writer is not None:
       self._writer.close()
-
-
-def write_text(path: epath.Path, text: str) -> None:
-  """Writes a file so that a reader finds the old text or the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.parent / f'{path.name}.partial'
-  partial.write_text(text)
-  partial.replace(path)

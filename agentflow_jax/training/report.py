@@ -8,6 +8,7 @@ import math
 
 from etils import epath
 
+from agentflow_jax.files import writing
 from agentflow_jax.training import report_data
 from agentflow_jax.training import report_examples
 from agentflow_jax.training import report_html
@@ -66,7 +67,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     report_data.ReportError: there is nothing to report, or a file is broken.
   """
   path = epath.Path(workdir) / 'report.html'
-  path.write_bytes(render(report_data.load(workdir)).encode('utf-8'))
+  writing.write_whole(path, render(report_data.load(workdir)))
   return path
 
 

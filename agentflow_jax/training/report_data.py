@@ -7,12 +7,13 @@ there but cannot be read is an error that names it.
 
 import collections
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+
+from agentflow_jax.files import reading
 
 
 class ReportError(ValueError):
@@ -166,18 +167,14 @@ def _load_metrics(path: epath.Path) -> tuple[Mapping[str, Any], ...]:
   if not path.exists():
     return ()
   by_step = {}
-  lines = path.read_bytes().split(b'\n')
-  for i, line in enumerate(lines):
-    if not line.strip():
-      continue
-    try:
-      entry = json.loads(line)
-    except ValueError as e:
-      if i == len(lines) - 1:  # No newline after it: the write was cut short.
-        break
-      raise ReportError(f'{path}, line {i + 1}: not JSON: {e}') from e
+  try:
+    lines = list(reading.json_lines(path, may_be_torn=True, allows_nan=True))
+  except reading.FileError as e:
+    raise ReportError(str(e)) from e
+  for line in lines:
+    entry = line.value
     if not isinstance(entry, dict) or not isinstance(entry.get('step'), int):
-      raise ReportError(f'{path}, line {i + 1}: no object with an integer step')
+      raise ReportError(f'{line.where}: no object with an integer step')
     # A step counts once: lines of one step (its evaluation's, or those of a
     # second try after a resume) are merged, and the later value holds.
     by_step.setdefault(entry['step'], {}).update(entry)
@@ -201,9 +198,10 @@ def _load_object(path: epath.Path) -> dict[str, Any]:
   if not path.exists():
     return {}
   try:
-    value = json.loads(path.read_bytes())
-  except ValueError as e:
-    raise ReportError(f'{path}: not JSON: {e}') from e
+    # Python writes NaN where nothing was scored.
+    value = reading.read_json(path, allows_nan=True)
+  except reading.FileError as e:
+    raise ReportError(str(e)) from e
   if not isinstance(value, dict):
     raise ReportError(f'{path}: not a JSON object')
   return value

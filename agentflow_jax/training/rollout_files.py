@@ -20,6 +20,7 @@ import zstandard
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.files import writing
 
 SCHEMA = 1
 
@@ -43,11 +44,7 @@ def write(
       record (the advantage, and the turns' weights).
     level: of zstd compression.
   """
-  data = to_bytes(groups, extras, level)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.parent / f'{path.name}.partial'
-  partial.write_bytes(data)
-  partial.replace(path)
+  writing.write_whole(path, to_bytes(groups, extras, level))
 
 
 def to_bytes(

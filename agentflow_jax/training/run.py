@@ -17,9 +17,10 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.files import reading, writing
 from agentflow_jax.inference import api
 from agentflow_jax.training import checks, collect, config as config_lib
-from agentflow_jax.training import engine_rates, evaluation, exits
+from agentflow_jax.training import engine_rates, exits
 from agentflow_jax.training import metrics as metrics_lib, models
 from agentflow_jax.training import processes as processes_lib
 from agentflow_jax.training import profiling, progress, report
@@ -124,7 +125,7 @@ def _check_same_run(config: config_lib.Config, workdir: epath.Path) -> None:
   path = workdir / 'config.json'
   if not path.exists():
     return
-  flat, before = _flat(config), json.loads(path.read_text())
+  flat, before = _flat(config), reading.read_json(path, allows_nan=True)
   names = sorted(set(flat) | set(before))
   differs = [n for n in names if flat.get(n) != before.get(n)]
   if differs:
@@ -161,7 +162,7 @@ async def _train(
       parts.warmup()
     # From here on the workdir is this config's.
     if primary:
-      metrics_lib.write_text(
+      writing.write_whole(
           workdir / 'config.json',
           json.dumps(_flat(config), indent=1, sort_keys=True),
       )
@@ -246,7 +247,7 @@ def _check_shared(workdir: epath.Path, processes) -> None:
 
   def begin():
     processes.stop_file.unlink(missing_ok=True)
-    metrics_lib.write_text(path, mark.decode())
+    writing.write_whole(path, mark.decode())
 
   processes.alone(begin)
 

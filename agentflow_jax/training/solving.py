@@ -8,6 +8,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.data import task_checks
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import single, system
 
@@ -38,10 +39,14 @@ def solve(
   """
   if planner:
     config = single.with_planner(config, planner)
-  return asyncio.run(_solve(config, query, epath.Path(workdir), greedy, emit))
+  try:
+    task = task_checks.checked(records.Task('solve', query, (), ''))
+  except ValueError as e:
+    raise config_lib.ConfigError(f'--query: {e}') from e
+  return asyncio.run(_solve(config, task, epath.Path(workdir), greedy, emit))
 
 
-async def _solve(config, query, workdir, greedy, emit) -> records.Trajectory:
+async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
   parts = system.build(config, workdir)
   try:
     parts.warmup()
@@ -56,11 +61,10 @@ async def _solve(config, query, workdir, greedy, emit) -> records.Trajectory:
         reward=_no_reward,
         on_step=lambda name, text: emit(f'{name}: {_shown(text)}'),
     )
-    task = records.Task('solve', query, (), '')
     key = records.RequestKey(
         config.seed, records.Purpose.SOLVE, 0, task.id, 0
     )
-    emit(f'Query: {query}')
+    emit(f'Query: {task.query}')
     analysis, failed = await rollout.analyse(agent, task, key)
     if analysis:
       emit(f'analyst: {_shown(analysis)}')

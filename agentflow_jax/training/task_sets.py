@@ -1,13 +1,15 @@
 """The tasks of a run: GeoHop, a benchmark, a mix, or a user's own JSONL files."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 
+from absl import logging
 from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.data import benchmarks, geohop, mixtures, rows
+from agentflow_jax.data import task_checks
+from agentflow_jax.files import reading
 from agentflow_jax.training import config as config_lib
 
 
@@ -72,6 +74,7 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
       train, parts = _mixture(config.mixture, data_dir)
     else:
       train = read_jsonl(config.train, config.reward) if config.train else []
+    _check_overlap(train, held_out, config)
     splits = {'train': train, 'validation': held_out, 'test': held_out}
   validation = _some(splits['validation'], config.validation_items)
   test = _some(splits['test'], config.test_items)
@@ -86,6 +89,35 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
 
 
 _SPLITS = ('train', 'validation', 'test')
+
+
+def _check_overlap(
+    train: Sequence[records.Task],
+    held_out: Sequence[Sequence[records.Task]],
+    config: config_lib.TaskSetConfig,
+) -> None:
+  """Says which evaluation tasks are trained on.
+
+  Raises:
+    ConfigError: there are some, and they are a benchmark's, whose accuracy
+      could not be compared with anybody else's.
+  """
+  tasks = [task for part in held_out for task in part]
+  pairs = task_checks.overlap(train, tasks)
+  if not pairs:
+    return
+  trained, asked = pairs[0]
+  said = (
+      f'task_set: {len(pairs)} of {len(tasks)} evaluation tasks have the query'
+      f' of a training task (the first: {asked.id!r} has that of'
+      f' {trained.id!r}: {asked.query[:80]!r})'
+  )
+  if config.kind != 'jsonl':
+    raise config_lib.ConfigError(
+        f'{said}; take them out of the training tasks: a benchmark has to be'
+        ' held out'
+    )
+  logging.warning('%s: their accuracy says nothing of unseen tasks', said)
 
 
 def _some(
@@ -146,29 +178,30 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
   Raises:
     ConfigError: missing, not JSON, or a row without its fields; names the line.
   """
-  file = epath.Path(path)
-  if not file.exists():
-    raise config_lib.ConfigError(f'no task file {path}')
-  tasks, seen = [], set()
-  for number, line in enumerate(file.read_text().splitlines(), 1):
-    if not line.strip():
-      continue
-    where = f'{path}:{number}'
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as e:
-      raise config_lib.ConfigError(f'{where}: not JSON: {e}') from e
+  try:
+    lines = list(reading.json_lines(path))
+  except FileNotFoundError:
+    raise config_lib.ConfigError(f'no task file {path}') from None
+  except reading.FileError as e:
+    raise config_lib.ConfigError(str(e)) from e
+  tasks, seen, stem = [], set(), epath.Path(path).stem
+  for line in lines:
+    where, row = line.where, line.value
     if not isinstance(row, dict) or not isinstance(row.get('query'), str):
       raise config_lib.ConfigError(f'{where}: needs a text field "query"')
+    task_id = str(row.get('id', f'{stem}/{line.number:06d}'))
     try:
       answers = benchmarks.answers(row.get('answer'))
+      tasks.append(
+          task_checks.checked(
+              records.Task(task_id, row['query'], answers, reward)
+          )
+      )
     except ValueError as e:
       raise config_lib.ConfigError(f'{where}: {e}') from e
-    task_id = str(row.get('id', f'{file.stem}/{number:06d}'))
     if task_id in seen:
       raise config_lib.ConfigError(f'{where}: the id {task_id!r} came before')
     seen.add(task_id)
-    tasks.append(records.Task(task_id, row['query'], answers, reward))
   if not tasks:
     raise config_lib.ConfigError(f'{path} holds no task')
   return tasks

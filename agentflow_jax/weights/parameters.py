@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from agentflow_jax.core import model
+from agentflow_jax.files import reading, writing
 from agentflow_jax.weights import families, tensors
 
 CONFIG = 'config.json'
@@ -39,7 +40,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
   """
   path = epath.Path(directory) / CONFIG
   try:
-    return dict(json.loads(path.read_text()))
+    return dict(reading.read_json(path))
   except FileNotFoundError as e:
     raise CheckpointError(
         f'{path} does not exist; a model directory holds {CONFIG},'
@@ -156,7 +157,7 @@ def save(
   for ours, leaf in _leaves(config).items():
     outputs += leaf.outputs(flat[ours])
   tensors.write(path, outputs, _DTYPES[dtype], shard_bytes)
-  (path / CONFIG).write_text(text + '\n')
+  writing.write_whole(path / CONFIG, text + '\n')
 
 
 @dataclasses.dataclass(frozen=True)

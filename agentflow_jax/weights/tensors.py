@@ -17,6 +17,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from agentflow_jax.files import reading, writing
+
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 _DTYPES = {
@@ -102,7 +104,7 @@ def _read_index(path: epath.Path) -> dict[str, set[str]]:
   """Returns file -> its tensors."""
   files = collections.defaultdict(set)
   try:
-    for tensor, file in json.loads(path.read_text())['weight_map'].items():
+    for tensor, file in reading.read_json(path)['weight_map'].items():
       if '/' in file or file in ('', '.', '..'):
         raise ValueError(f'{file!r} is not a file of the directory')
       files[file].add(tensor)
@@ -227,7 +229,8 @@ def write(
         math.prod(o.shape) * dtype.itemsize for shard in shards for o in shard
     )
     index = {'metadata': {'total_size': total}, 'weight_map': where}
-    (path / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
+    text = json.dumps(index, indent=2, sort_keys=True)
+    writing.write_whole(path / INDEX, text)
 
 
 def _write_file(
@@ -245,12 +248,10 @@ def _write_file(
     offset = end
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)  # So that the data is aligned.
-  partial = path.parent / f'{path.name}.partial'
-  with partial.open('wb') as file:
+  with writing.whole_file(path) as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for output in outputs:
       array = np.ascontiguousarray(output.make().astype(dtype))
       if array.shape != output.shape:
         raise ValueError(f'{output.name}: {array.shape} for {output.shape}')
       file.write(array.tobytes())
-  partial.replace(path)

@@ -38,7 +38,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agentflow_jax import records
 from agentflow_jax.core import flops, model, published
+from agentflow_jax.files import reading
 from agentflow_jax.inference import api, engine, simple_engine
 from agentflow_jax.training import models
 from agentflow_jax.weights import parameters
@@ -121,17 +123,18 @@ def _made_up(args, vocab_size):
 def _traced(path):
   """Returns the rollouts of a trace."""
   rollouts = collections.defaultdict(list)
-  for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
-    if not line.strip():
-      continue
-    try:
-      turn = json.loads(line)
-      rollouts[turn['group'], turn['rollout']].append((
-          turn['turn'],
-          _Turn(tuple(turn['prompt_ids']), max(len(turn['response_ids']), 1)),
-      ))
-    except (ValueError, KeyError, TypeError) as e:
-      raise SystemExit(f'{path}:{number}: no turn: {e!r}') from None
+  try:
+    for line in reading.json_lines(path):
+      turn = line.value
+      try:
+        rollouts[turn['group'], turn['rollout']].append((
+            turn['turn'],
+            _Turn(tuple(turn['prompt_ids']), max(len(turn['response_ids']), 1)),
+        ))
+      except (KeyError, TypeError) as e:
+        raise SystemExit(f'{line.where}: no turn: {e!r}') from None
+  except reading.FileError as e:
+    raise SystemExit(str(e)) from None
   if not rollouts:
     raise SystemExit(f'{path}: holds no turn')
   return [
@@ -161,7 +164,7 @@ def _unique_tokens(rollouts):
 def _request(i, turn, new):
   return api.Request(
       prompt_ids=new.prompt_ids, key_words=(i, turn),
-      sampling=api.SamplingParams(max_new_tokens=new.new_tokens),
+      sampling=records.SamplingSpec(max_new_tokens=new.new_tokens),
   )
 
 

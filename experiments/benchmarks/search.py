@@ -25,6 +25,7 @@ import time
 import numpy as np
 
 from agentflow_jax.agents.tools import bm25_index
+from agentflow_jax.files import writing
 
 _VOCABULARY = 500_000
 _BLOCK = 20_000  # passages written at once
@@ -58,11 +59,11 @@ def _corpus(path: pathlib.Path, passages: int, words: int) -> np.ndarray:
       for start in range(0, passages, _BLOCK)
   ]).reshape(passages, words)
   if not path.exists():
-    with path.with_suffix('.partial').open('w') as file:
+    with writing.whole_file(path) as file:
       for i, row in enumerate(drawn.tolist()):
         text = ' '.join(f'w{w}' for w in row)
-        file.write(f'{{"id": "{i}", "title": "", "text": "{text}"}}\n')
-    path.with_suffix('.partial').rename(path)
+        line = f'{{"id": "{i}", "title": "", "text": "{text}"}}\n'
+        file.write(line.encode())
   return drawn
 
 

@@ -29,6 +29,7 @@ import optax
 
 from agentflow_jax.core import batch, flops, flow_grpo, model
 from agentflow_jax.core import optimizer, published, sharding, update
+from agentflow_jax.files import reading
 
 MODELS = published.MODELS | {
     'tiny': model.ModelConfig(
@@ -184,18 +185,15 @@ def _read(args, vocab_size):
   if not args.trace:
     return _turn_rows(list(_made_up(args, vocab_size)))
   lines = []
-  for number, line in enumerate(
-      pathlib.Path(args.trace).read_text().splitlines(), 1
-  ):
-    if not line.strip():
-      continue
-    try:
-      lines.append(json.loads(line))
-      missing = _FIELDS - lines[-1].keys()
-    except (ValueError, AttributeError) as e:
-      raise SystemExit(f'{args.trace}:{number}: no JSON object: {e}') from None
-    if missing:
-      raise SystemExit(f'{args.trace}:{number}: lacks {sorted(missing)}')
+  try:
+    for line in reading.json_lines(args.trace):
+      if not isinstance(line.value, dict):
+        raise SystemExit(f'{line.where}: no JSON object')
+      if missing := _FIELDS - line.value.keys():
+        raise SystemExit(f'{line.where}: lacks {sorted(missing)}')
+      lines.append(line.value)
+  except reading.FileError as e:
+    raise SystemExit(str(e)) from None
   if not lines:
     raise SystemExit(f'{args.trace}: holds no turn')
   return _turn_rows(lines)

@@ -114,7 +114,7 @@ def test_torn_and_broken_files(tmp_path):
   path.write_bytes(whole + whole[: len(whole) // 2])
   assert results(tmp_path, True, (_KEY, _CALL, ''))[0].text == '1'
   path.write_bytes(b'{"a": 1}\n' + whole)
-  with pytest.raises(recording.RecordingError, match='line 1: not a recorded'):
+  with pytest.raises(recording.RecordingError, match=r'jsonl:1: .*not a recorded'):
     recording.Recording(str(tmp_path), replays=True)
 
 

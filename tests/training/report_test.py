@@ -441,8 +441,8 @@ def test_nothing_to_report_says_so(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'content', 'message'),
     [
-        ('metrics.jsonl', '{"step": 1}\n{"s\n{"step": 3}', 'line 2: not JSON'),
-        ('metrics.jsonl', '{"reward/mean": 1}\n', 'line 1: no object with'),
+        ('metrics.jsonl', '{"step": 1}\n{"s\n{"step": 3}', 'metrics.jsonl:2: not JSON'),
+        ('metrics.jsonl', '{"reward/mean": 1}\n', 'metrics.jsonl:1: no object with'),
         ('summary.json', '{', 'summary.json: not JSON'),
         ('summary.json', '[]', 'summary.json: not a JSON object'),
         ('evaluations/final.json', '{"items"', 'final.json: not JSON'),

@@ -39,12 +39,62 @@ def test_a_user_s_tasks_need_no_code(tmp_path):
             "mine.jsonl:2: the id 'x' came before",
         ),
         ('\n', 'holds no task'),
+        (
+            '{"id": "x", "query": "a\\ud83d", "answer": "b"}\n',
+            'mine.jsonl:1: the query of task x holds a lone surrogate (U+D83D,'
+            ' at character 2)',
+        ),
+        ('{"query": "a", "answer": ["b", "\\udc00"]}\n', 'the answer 2 of task'),
+        ('{"query": "a", "answer": NaN}\n', 'mine.jsonl:1: not JSON: NaN'),
     ],
 )
 def test_a_malformed_row_names_its_file_and_line(tmp_path, text, message):
   with pytest.raises(config_lib.ConfigError) as error:
     task_sets.read_jsonl(_write(tmp_path, text), 'f1')
   assert message in str(error.value)
+
+
+def test_characters_that_end_no_line_and_a_byte_order_mark_are_read(tmp_path):
+  text = '\ufeff{"query": "a\u2028b\u0085c", "answer": "x"}\r\n'
+  (tmp_path / 'mine.jsonl').write_bytes(text.encode('utf-8'))
+  (task,) = task_sets.read_jsonl(str(tmp_path / 'mine.jsonl'), 'f1')
+  assert task.query == 'a\u2028b\u0085c'
+
+
+def _jsonl(tmp_path, train, evaluation):
+  for name, queries in (('train', train), ('test', evaluation)):
+    (tmp_path / f'{name}.jsonl').write_text(
+        ''.join(json.dumps({'query': q, 'answer': 'x'}) + '\n' for q in queries)
+    )
+  return config_lib.TaskSetConfig(
+      kind='jsonl', train=str(tmp_path / 'train.jsonl'),
+      evaluation=str(tmp_path / 'test.jsonl'), reward='f1',
+  )
+
+
+def test_evaluation_tasks_that_are_trained_on_are_counted(tmp_path, caplog):
+  config = _jsonl(
+      tmp_path, ['Who?', 'What  is\nÉric?', 'a', 'b'],
+      ['other', 'what is éric?', 'A', '-a'],
+  )
+  task_sets.load(config, str(tmp_path / 'data'))
+  (record,) = caplog.records
+  said = record.getMessage()
+  assert '2 of 4 evaluation tasks' in said and "'test/000002'" in said
+  caplog.clear()
+  task_sets.load(_jsonl(tmp_path, ['a'], ['b']), str(tmp_path / 'data'))
+  assert not caplog.records
+
+
+def test_a_benchmark_that_is_trained_on_is_an_error(tmp_path):
+  config = _mixture(tmp_path)
+  (tmp_path / 'aime.json').write_text(
+      json.dumps([{'query': 'N3', 'answer': 33}, {'query': 'x', 'answer': 1}])
+  )
+  with pytest.raises(config_lib.ConfigError) as error:
+    task_sets.load(config, str(tmp_path / 'data'))
+  assert '1 of 2 evaluation tasks' in str(error.value)
+  assert "'natural_questions/0000003'" in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -23,6 +23,7 @@ from absl import logging
 import numpy as np
 
 from agentflow_jax.agents.tools import base, passages
+from agentflow_jax.files import reading
 
 _WORD = re.compile(r'\w+')
 # Part of a kept index's name: raise it when its files or words change.
@@ -156,7 +157,7 @@ def _build(found: Iterable[passages.Passage], k1: float, b: float):
 def _is_whole(place: pathlib.Path) -> bool:
   """Says whether an index is there, and each of its files as long as it was."""
   try:
-    sizes = json.loads((place / _SIZES).read_text())
+    sizes = reading.read_json(place / _SIZES)
     return all((place / n).stat().st_size == size for n, size in sizes.items())
   except (OSError, ValueError, AttributeError):
     return False

@@ -8,13 +8,14 @@ the title on the first line.
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from agentflow_jax.files import reading
 
 _SUFFIXES = ('.txt', '.md')
 
@@ -78,7 +79,7 @@ class FilePassages(Sequence[Passage]):
     with self._path.open('rb') as file:
       file.seek(int(self._starts[i]))
       line = file.read(int(self._lengths[i]))
-    return _passage(json.loads(line), i + 1)
+    return _passage(reading.parse(line), i + 1)
 
 
 def file_digest(path: pathlib.Path) -> str:
@@ -163,16 +164,15 @@ def lines_of(path: pathlib.Path) -> Iterator[tuple[int, int, Passage]]:
   Raises:
     CorpusError: names the line that is no passage.
   """
-  start = 0
-  with path.open('rb') as lines:
-    for number, line in enumerate(lines, start=1):
-      if line.strip():
-        try:
-          passage = _passage(json.loads(line.decode('utf-8')), number)
-        except ValueError as error:  # also UnicodeDecodeError, JSONDecodeError
-          raise CorpusError(f'{path}, line {number}: {error}') from error
-        yield start, len(line), passage
-      start += len(line)
+  try:
+    for line in reading.json_lines(path):
+      try:
+        passage = _passage(line.value, line.number)
+      except ValueError as error:
+        raise CorpusError(f'{line.where}: {error}') from error
+      yield line.start, line.length, passage
+  except reading.FileError as error:
+    raise CorpusError(str(error)) from error
 
 
 def _passage(fields: Any, number: int) -> Passage:

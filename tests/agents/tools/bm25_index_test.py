@@ -149,7 +149,7 @@ def test_what_cannot_be_kept_is_said(tmp_path):
     bm25_index.Index.kept(tmp_path, tmp_path / 'index')
   path = tmp_path / 'corpus.jsonl'
   path.write_text('{"title": 1}\n')
-  with pytest.raises(passages.CorpusError, match='line 1'):
+  with pytest.raises(passages.CorpusError, match=':1: '):
     bm25_index.Index.kept(path, tmp_path / 'index')
   _write(path)
   (tmp_path / 'file').touch()

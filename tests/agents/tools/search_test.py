@@ -159,11 +159,11 @@ def test_reads_jsonl(tmp_path):
 @pytest.mark.parametrize(
     'content, message',
     [
-        (b'{"title": "a", "text": "b"}\n{"title": ', 'line 2'),
-        (b'["a"]\n', 'line 1: a passage must be an object'),
+        (b'{"title": "a", "text": "b"}\n{"title": ', ':2: not JSON'),
+        (b'["a"]\n', ':1: a passage must be an object'),
         (b'{"title": "a"}\n', '"text" must be there'),
         (b'{"title": 3, "text": "b"}\n', '"title" must be there'),
-        (b'{"title": "\xff", "text": "b"}\n', 'line 1'),
+        (b'{"title": "\xff", "text": "b"}\n', ':1: not UTF-8'),
         (b'\n', 'holds no passage'),
     ],
 )

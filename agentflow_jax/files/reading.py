@@ -1,0 +1,140 @@
+r"""JSON and JSON lines, read the same way everywhere.
+
+JSON is what RFC 8259 says: UTF-8, where a byte order mark is accepted at the
+start, and without NaN and Infinity, which Python's own reader accepts. A line of
+a JSON lines file ends at "\n" and nowhere else: a text may hold U+2028, U+0085
+and the other characters at which `str.splitlines` would cut it.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+_BYTE_ORDER_MARK = b'\xef\xbb\xbf'
+
+
+class FileError(ValueError):
+  """A file that cannot be read as JSON; names the file, and the line if any."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """One line of a JSON lines file that is not blank.
+
+  Attributes:
+    where: file and line number, such as 'tasks.jsonl:3', for error messages.
+    number: line number, from 1; blank lines count.
+    start: offset of the line in the file [bytes].
+    length: length of the line, with its line end [bytes].
+    value: parsed JSON value.
+  """
+
+  where: str
+  number: int
+  start: int
+  length: int
+  value: Any
+
+
+def parse(data: bytes, *, allows_nan: bool = False) -> Any:
+  """Parses one JSON text.
+
+  Args:
+    data: UTF-8 text; a byte order mark at its start is skipped.
+    allows_nan: whether NaN, Infinity and -Infinity are read as floats, as in
+      files that Python's `json` wrote.
+
+  Raises:
+    ValueError: the bytes are not UTF-8, or not JSON.
+  """
+  try:
+    text = data.removeprefix(_BYTE_ORDER_MARK).decode('utf-8')
+  except UnicodeDecodeError as e:
+    raise ValueError(
+        f'not UTF-8 text: byte {data[e.start]:#04x} at offset {e.start}; save'
+        ' the file as UTF-8'
+    ) from e
+  try:
+    return json.loads(text, parse_constant=None if allows_nan else _refuse)
+  except RecursionError as e:
+    raise ValueError('not JSON that can be read: nested too deeply') from e
+  except json.JSONDecodeError as e:
+    raise ValueError(f'not JSON: {e}') from e
+
+
+def read_json(path: str | os.PathLike[str], *, allows_nan: bool = False) -> Any:
+  """Reads a file that holds one JSON value.
+
+  Args:
+    path: local file, or gs:// object.
+    allows_nan: see `parse`.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    FileError: the file cannot be read, or is not JSON; names it.
+  """
+  path = epath.Path(path)
+  try:
+    return parse(path.read_bytes(), allows_nan=allows_nan)
+  except FileNotFoundError:
+    raise
+  except (OSError, ValueError) as e:
+    raise FileError(f'{path}: {_reason(e)}') from e
+
+
+def json_lines(
+    path: str | os.PathLike[str],
+    *,
+    may_be_torn: bool = False,
+    allows_nan: bool = False,
+) -> Iterator[Line]:
+  """Reads a JSON lines file, one line at a time; blank lines are skipped.
+
+  Args:
+    path: local file, or gs:// object.
+    may_be_torn: whether a last line without a line end is left out where it is
+      not JSON, because the program that wrote it may have been killed.
+    allows_nan: see `parse`.
+
+  Yields:
+    The lines, in order.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    FileError: the file cannot be read, or a line is not JSON; names the line.
+  """
+  path, start, number = epath.Path(path), 0, 0
+  try:
+    with path.open('rb') as lines:
+      for number, data in enumerate(lines, 1):
+        if data.removeprefix(_BYTE_ORDER_MARK).strip():
+          where = f'{path}:{number}'
+          try:
+            value = parse(data, allows_nan=allows_nan)
+          except ValueError as e:
+            if may_be_torn and not data.endswith(b'\n'):
+              return
+            raise FileError(f'{where}: {e}') from e
+          yield Line(where, number, start, len(data), value)
+        start += len(data)
+  except FileNotFoundError:
+    raise
+  except OSError as e:
+    raise FileError(f'{path}: {_reason(e)}') from e
+
+
+def _refuse(name: str):
+  raise ValueError(
+      f'not JSON: {name} is no JSON number; leave the field out, or write null'
+  )
+
+
+def _reason(error: Exception) -> str:
+  """Says why, without the path that an OSError repeats."""
+  if isinstance(error, OSError):
+    return f'cannot be read: {error.strerror or error}'
+  return str(error)
