@@ -645,3 +645,31 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
     else:
       flat[name] = value
   return flat
+
+
+def defaults(config: Any, default: Any = None, prefix: str = '') -> dict[str, Any]:
+  """Returns dotted name -> default, for the names that `flatten` returns.
+
+  A field without a default is left out.
+
+  Args:
+    config: config whose nested parts say which fields there are.
+    default: config that the default is read from; None for the fields' own.
+    prefix: what the names begin with.
+  """
+  flat = {}
+  for field in dataclasses.fields(config):
+    name = f'{prefix}{field.name}'
+    if default is not None:
+      value = getattr(default, field.name)
+    elif field.default_factory is not dataclasses.MISSING:
+      value = field.default_factory()
+    else:
+      value = field.default
+    part = getattr(config, field.name)
+    if dataclasses.is_dataclass(part):
+      same = value if isinstance(value, type(part)) else None
+      flat.update(defaults(part, same, f'{name}.'))
+    elif value is not dataclasses.MISSING:
+      flat[name] = value
+  return flat

@@ -103,7 +103,7 @@ def train(
   processes = processes_lib.Processes.current()
   processes.check_same('the config', json.dumps(_flat(config), sort_keys=True))
   _check_shared(directory, processes)
-  processes.together(lambda: _check_same_run(config, directory))
+  processes.together(lambda: check_same_run(config, directory))
   watchdog = exits.Watchdog(
       step_seconds, f'process {processes.index} of {processes.count}'
   )
@@ -117,15 +117,24 @@ def train(
 
 
 def _flat(config: config_lib.Config) -> dict[str, Any]:
-  return json.loads(json.dumps(config_lib.flatten(config), default=str))
+  return _plain(config_lib.flatten(config))
 
 
-def _check_same_run(config: config_lib.Config, workdir: epath.Path) -> None:
-  """A workdir belongs to one config; a different one is an error, not a mix."""
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+  return json.loads(json.dumps(values, default=str))
+
+
+def check_same_run(config: config_lib.Config, workdir: epath.Path) -> None:
+  """A workdir belongs to one config; a different one is an error, not a mix.
+
+  A field that the workdir's config.json lacks came with a later version of this
+  program, and counts as its default there.
+  """
   path = workdir / 'config.json'
   if not path.exists():
     return
   flat, before = _flat(config), reading.read_json(path, allows_nan=True)
+  before = _plain(config_lib.defaults(config)) | before
   names = sorted(set(flat) | set(before))
   differs = [n for n in names if flat.get(n) != before.get(n)]
   if differs:

@@ -117,3 +117,14 @@ def test_every_field_of_every_config_can_be_flattened_and_is_frozen():
   assert not any(dataclasses.is_dataclass(v) for v in flat.values())
   with pytest.raises(dataclasses.FrozenInstanceError):
     _CONFIG.train.steps = 3
+
+
+def test_defaults_are_what_a_config_has_that_sets_nothing():
+  plain = config_lib.Config(name='x')
+  flat = config_lib.flatten(plain)
+  assert config_lib.defaults(plain) == {
+      k: v for k, v in flat.items() if k != 'name'
+  }
+  # Also where this config sets something, and below a part that it adds.
+  found = config_lib.defaults(_set('train.group_size', '4'))
+  assert found['train.group_size'] == flat['train.group_size'] == 8

@@ -199,6 +199,23 @@ def test_another_seed_is_another_run(whole, tmp_path):
   assert got['step_000001.p0.jsonl.zst'] != wanted['step_000001.p0.jsonl.zst']
 
 
+def test_a_workdir_whose_config_lacks_newer_fields_goes_on(tmp_path):
+  """A field that came later counts as its default, and as nothing else."""
+  path = mini.ROOT / 'experiments' / 'quickstart.py'
+  config = config_lib.load(str(path))
+  flat = json.loads(json.dumps(config_lib.flatten(config), default=str))
+  for missing in ('train.keep_checkpoints', 'planner.lora.rank',
+                  'agent.tools.generalist.backend'):
+    older = {k: v for k, v in flat.items() if k != missing}
+    (tmp_path / 'config.json').write_text(json.dumps(older))
+    run.check_same_run(config, tmp_path)
+  changed = config_lib.override(
+      config, [('agent.tools.generalist.backend', 'endpoint')]
+  )
+  with pytest.raises(config_lib.ConfigError, match="'none' there, 'endpoint' now"):
+    run.check_same_run(changed, tmp_path)
+
+
 def test_a_workdir_of_another_config_is_refused(whole):
   config, workdir, _ = whole
   other = dataclasses.replace(config, seed=9)
