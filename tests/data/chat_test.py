@@ -71,6 +71,31 @@ def test_a_template_reads_no_clock():
   assert template.text(_user('x')) == 'fixed'
 
 
+def test_a_date_that_a_template_insists_on_is_always_the_same():
+  template = _template("{{ strftime_now('%d %B %Y') }}")
+  assert template.text(_user('x')) == '01 January 2025'
+
+
+def test_what_transformers_offers_a_template_is_there():
+  template = _template(
+      '{% for m in messages %}{% if m.role == "system" %}{% continue %}'
+      '{% endif %}{% generation %}{% set x = m.content %}[{{ x }}]'
+      '{% endgeneration %}{% if m.content == "b" %}{% break %}{% endif %}'
+      '{% endfor %}\n'
+      '  {% if true %}\n'  # Blocks take their indentation and line's end.
+      '{{ tools is none and documents is none and x is not defined }}\n'
+      '  {% endif %}\n'
+      '{{ {"b": 1, "a": "<"} | tojson(sort_keys=true, indent=1) }}'
+  )
+  prompt = [
+      records.Segment(role, text)
+      for role, text in zip(('system', 'user', 'assistant', 'user'), 'sabc')
+  ]
+  assert template.text(prompt) == (
+      '[a][b]True\n{\n "a": "<",\n "b": 1\n}'
+  )
+
+
 def test_json_is_written_as_transformers_writes_it():
   template = _template('{{ messages | tojson }}')
   assert template.text(_user('é<')) == '[{"role": "user", "content": "é<"}]'
