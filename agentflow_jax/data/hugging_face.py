@@ -2,15 +2,16 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.data import chat
+from agentflow_jax.data import chat, gguf_vocabularies
 from agentflow_jax.files import reading, writing
 
+TokenizerError = gguf_vocabularies.TokenizerError
 TOKENIZER = 'tokenizer.json'
 # What a directory may hold beside it; an export copies them all.
 FILES = (
@@ -23,26 +24,6 @@ FILES = (
     'vocab.json',
     'merges.txt',
 )
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s|"
-    r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-)
-# How llama.cpp's names split a text before byte-pair encoding.
-_SPLITS = {
-    'smollm': [
-        {'type': 'Digits', 'individual_digits': True},
-        {
-            'type': 'ByteLevel', 'add_prefix_space': False,
-            'trim_offsets': True, 'use_regex': True,
-        },
-    ],
-    'qwen2': [_WORDS % r'\p{N}'],
-    'llama-bpe': [_WORDS % r'\p{N}{1,3}'],
-}
-
-
-class TokenizerError(ValueError):
-  """A tokenizer that is missing, broken, or not supported."""
 
 
 class HuggingFaceTokenizer:
@@ -61,6 +42,8 @@ class HuggingFaceTokenizer:
       stop: Sequence[str | int],
       pad: str | int | None = None,
       directory: epath.Path | None = None,
+      thinking: chat.Thinking = 'auto',
+      ends: Collection[str] = (),
   ):
     """Builds a tokenizer.
 
@@ -71,10 +54,12 @@ class HuggingFaceTokenizer:
       stop: added tokens, by spelling or id, that end a response; at least one.
       pad: likewise, what fills rows; None for the first stop.
       directory: where it was read from, if from files that `save` may copy.
+      thinking: whether the template is told to let the model think.
+      ends: added tokens that end a response, too, where the template uses them.
 
     Raises:
       TokenizerError: the definition is broken, or lacks one of those tokens.
-      TemplateError: the template does not compile.
+      TemplateError: the template does not compile, or cannot switch thinking.
       ModuleNotFoundError: tokenizers or jinja2 is not installed.
     """
     tokenizers = _tokenizers()
@@ -103,10 +88,16 @@ class HuggingFaceTokenizer:
     self._variables, self._source = dict(variables), template
     self._ids = {t.content: t.id for t in added}
     self._special = {t.id for t in added if t.special}
-    self.template = chat.ChatTemplate(template, added, variables)
+    self.template = chat.ChatTemplate(template, added, variables, thinking)
+    self.opens_thought = self.template.opens_thought
     size = whole.get_vocab_size(with_added_tokens=True)
     self.vocab_size = max([size, *(t.id + 1 for t in added)])
-    self.stop_ids = tuple(dict.fromkeys(self._id(s) for s in stop))
+    behind = self.template.ends_of_turn() if ends else set()
+    used = [
+        i for t, i in self._ids.items()
+        if t in ends and (t in template or i in behind)
+    ]
+    self.stop_ids = tuple(dict.fromkeys([*map(self._id, stop), *used]))
     if not self.stop_ids:
       raise TokenizerError('no token is known to end a response')
     self.pad_id = self.stop_ids[0] if pad is None else self._id(pad)
@@ -183,12 +174,19 @@ def _without_added(
   )
 
 
-def from_directory(directory: str | os.PathLike[str]) -> HuggingFaceTokenizer:
+def from_directory(
+    directory: str | os.PathLike[str], thinking: chat.Thinking = 'auto'
+) -> HuggingFaceTokenizer:
   """Reads a released model's tokenizer.
+
+  Args:
+    directory: the model's files.
+    thinking: whether the template is told to let the model think.
 
   Raises:
     TokenizerError: a file is missing or broken; names it.
-    TemplateError: there is no chat template, or it does not compile.
+    TemplateError: there is no chat template, it does not compile, or it cannot
+      switch thinking.
     ModuleNotFoundError: tokenizers or jinja2 is not installed.
   """
   path = epath.Path(directory)
@@ -196,13 +194,22 @@ def from_directory(directory: str | os.PathLike[str]) -> HuggingFaceTokenizer:
   if definition is None:
     raise TokenizerError(f'{path / TOKENIZER} does not exist')
   config = _json(path / 'tokenizer_config.json') or {}
+  # Tokens that older releases name there alone.
+  config = (_json(path / 'special_tokens_map.json') or {}) | config
   template = config.get('chat_template')
   if (path / 'chat_template.jinja').exists():
     template = (path / 'chat_template.jinja').read_text()
   elif (path / 'chat_template.json').exists():
     template = _json(path / 'chat_template.json').get('chat_template')
   if isinstance(template, list):  # Several, by name.
-    template = {t['name']: t['template'] for t in template}.get('default')
+    template = {t['name']: t['template'] for t in template}
+  if isinstance(template, dict):
+    if 'default' not in template:
+      raise chat.TemplateError(
+          f'{path} has the chat templates {sorted(template)}, and none is called'
+          " 'default': name one of them so"
+      )
+    template = template['default']
   if not isinstance(template, str):
     raise chat.TemplateError(
         f'{path} has no chat template (chat_template of tokenizer_config.json,'
@@ -210,21 +217,28 @@ def from_directory(directory: str | os.PathLike[str]) -> HuggingFaceTokenizer:
     )
   variables = {
       k: _spelling(config[k])
-      for k in ('bos_token', 'eos_token', 'pad_token', 'unk_token')
-      if config.get(k) is not None
+      for k in config
+      if k.endswith('_token') and isinstance(config[k], (str, dict))
   }
-  generation = _json(path / 'generation_config.json') or {}
-  stop = generation.get('eos_token_id', [])
-  stop = [stop] if isinstance(stop, int) else list(stop or [])
+  stop = _stops(path)
   if 'eos_token' in variables:
     stop.append(variables['eos_token'])
   try:
     return HuggingFaceTokenizer(
         definition, template=template, variables=variables, stop=stop,
-        pad=variables.get('pad_token'), directory=path,
+        pad=variables.get('pad_token'), directory=path, thinking=thinking,
     )
   except TokenizerError as e:
     raise TokenizerError(f'{path}: {e}') from e
+
+
+def _stops(path: epath.Path) -> list[int]:
+  """Returns eos_token_id, of config.json where no generation config has it."""
+  for name in ('generation_config.json', 'config.json'):
+    stop = (_json(path / name) or {}).get('eos_token_id')
+    if stop is not None:
+      return [stop] if isinstance(stop, int) else list(stop)
+  return []
 
 
 def _spelling(token: Any) -> str:
@@ -240,109 +254,27 @@ def _json(path: epath.Path) -> Any:
     raise TokenizerError(str(e)) from e
 
 
-def from_gguf(path: str | os.PathLike[str]) -> HuggingFaceTokenizer:
+def from_gguf(
+    path: str | os.PathLike[str], thinking: chat.Thinking = 'auto'
+) -> HuggingFaceTokenizer:
   """Builds the tokenizer that a GGUF file's metadata describes.
+
+  Args:
+    path: the GGUF file.
+    thinking: whether the template is told to let the model think.
 
   Raises:
     TokenizerError: not byte-pair encoding, or a split that we lack.
-    TemplateError: no chat template, or one that does not compile.
+    TemplateError: no chat template, one that does not compile, or one that
+      cannot switch thinking.
     ModuleNotFoundError: gguf, tokenizers or jinja2 is not installed.
   """
-  fields = _gguf_fields(path)
-  kind, split = fields.get('ggml.model'), fields.get('ggml.pre')
-  if kind != 'gpt2' or split not in _SPLITS:
-    raise TokenizerError(
-        f'{path}: a tokenizer of model {kind!r} and split {split!r} is not'
-        f' supported; there are gpt2 with {sorted(_SPLITS)}'
-    )
-  if 'chat_template' not in fields:
-    raise chat.TemplateError(f'{path} has no chat template')
-  tokens, kinds = fields['ggml.tokens'], fields['ggml.token_type']
-  added = [
-      # 3 is a control token, 4 one that users defined.
-      {
-          'id': i, 'content': token, 'special': kind == 3, 'lstrip': False,
-          'rstrip': False, 'single_word': False, 'normalized': False,
-      }
-      for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-      if kind in (3, 4)
-  ]
-  definition = {
-      'version': '1.0',
-      'truncation': None,
-      'padding': None,
-      'added_tokens': added,
-      'normalizer': {'type': 'NFC'} if split == 'qwen2' else None,
-      'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': _steps(split)},
-      'post_processor': None,
-      'decoder': {
-          'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': True,
-          'use_regex': True,
-      },
-      'model': {
-          'type': 'BPE',
-          # All of them: else the package numbers added tokens anew.
-          'vocab': {t: i for i, t in enumerate(tokens)},
-          'merges': [m.split(' ', 1) for m in fields['ggml.merges']],
-          'ignore_merges': split == 'llama-bpe',
-          'dropout': None, 'unk_token': None, 'byte_fallback': False,
-          'continuing_subword_prefix': None, 'end_of_word_suffix': None,
-          'fuse_unk': False,
-      },
-  }
-
-  def spelled(name):
-    found = fields.get(f'ggml.{name}_token_id')
-    return None if found is None else tokens[found]
-
-  variables = {f'{n}_token': spelled(n) for n in ('bos', 'eos')}
+  found = gguf_vocabularies.read(path)
   return HuggingFaceTokenizer(
-      definition,
-      template=fields['chat_template'],
-      variables={k: v for k, v in variables.items() if v is not None},
-      stop=[fields['ggml.eos_token_id']] if variables['eos_token'] else [],
-      pad=fields.get('ggml.padding_token_id'),
+      found.definition, template=found.template, variables=found.variables,
+      stop=found.stop, pad=found.pad, thinking=thinking,
+      ends=gguf_vocabularies.ENDS,
   )
-
-
-def _steps(split: str) -> list[dict[str, Any]]:
-  steps = []
-  for step in _SPLITS[split]:
-    if isinstance(step, dict):
-      steps.append(step)
-      continue
-    steps += [
-        {
-            'type': 'Split', 'pattern': {'Regex': step},
-            'behavior': 'Isolated', 'invert': False,
-        },
-        {
-            'type': 'ByteLevel', 'add_prefix_space': False,
-            'trim_offsets': False, 'use_regex': False,
-        },
-    ]
-  return steps
-
-
-def _gguf_fields(path) -> dict[str, Any]:
-  """Returns the metadata about the tokenizer, without its common prefix."""
-  try:
-    import gguf
-  except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "GGUF files need the package gguf: pip install 'agentflow-jax[models]'"
-    ) from e
-  if not os.path.isfile(path):
-    raise TokenizerError(f'{path} does not exist')
-  try:
-    reader = gguf.GGUFReader(os.fspath(path))
-    return {
-        k.removeprefix('tokenizer.'): f.contents()
-        for k, f in reader.fields.items()
-        if k.startswith('tokenizer.')
-    }
-  except (ValueError, IndexError, KeyError, OSError) as e:
-    raise TokenizerError(f'{path} is not a whole GGUF file: {e}') from e
 
 
 def _tokenizers():

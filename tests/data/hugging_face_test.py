@@ -5,8 +5,10 @@ import json
 import pathlib
 import zlib
 
+import gguf
 import pytest
 import tokenizers
+from tokenizers import pre_tokenizers
 
 from agentflow_jax import records
 from agentflow_jax.data import chat, hugging_face
@@ -141,6 +143,79 @@ def test_every_token_that_ends_a_generation_stops(directory):
   assert {3, 259} < {*tokenizer.stop_ids}
 
 
+@pytest.mark.parametrize(
+    'generation, config, stops',
+    [
+        (None, {'eos_token_id': [261, 263]}, (261, 263)),
+        (None, {'eos_token_id': 262}, (262, 263)),
+        ({'eos_token_id': 262}, {'eos_token_id': 261}, (262, 263)),
+        ({'eos_token_id': [262, 261]}, {}, (262, 261, 263)),
+        ({'temperature': 0.6}, {'eos_token_id': 261}, (261, 263)),
+        ({'eos_token_id': None}, {'eos_token_id': None}, (263,)),
+        (None, None, (263,)),
+    ],
+)
+def test_stop_ids_are_those_of_the_generation_or_else_the_config(
+    directory, generation, config, stops
+):
+  for name, content in (
+      ('generation_config.json', generation), ('config.json', config)
+  ):
+    if content is not None:
+      (directory / name).write_text(json.dumps(content))
+  # The tokenizer's own eos_token, <|im_end|>, is 263.
+  assert hugging_face.from_directory(directory).stop_ids == stops
+
+
+def test_tokens_that_only_the_special_tokens_map_names_are_read(directory):
+  config = json.loads((directory / 'tokenizer_config.json').read_text())
+  for name in ('bos_token', 'eos_token'):
+    del config[name]
+  config['chat_template'] = '{{ bos_token }}{{ messages[0].content }}{{ sep_token }}'
+  (directory / 'tokenizer_config.json').write_text(json.dumps(config))
+  (directory / 'special_tokens_map.json').write_text(json.dumps({
+      'bos_token': '<|endoftext|>', 'eos_token': {'content': '<|im_end|>'},
+      'sep_token': '<|im_start|>',
+  }))
+  tokenizer = hugging_face.from_directory(directory)
+  assert tokenizer.stop_ids == (263,)
+  assert tokenizer.template.pieces(_user('x')) == [261, 'x', 262]
+
+
+def test_several_templates_need_a_default(directory):
+  config = json.loads((directory / 'tokenizer_config.json').read_text())
+  config['chat_template'] = {'rag': 'r', 'tool_use': 't'}
+  (directory / 'tokenizer_config.json').write_text(json.dumps(config))
+  with pytest.raises(chat.TemplateError, match="'rag', 'tool_use'.*'default'"):
+    hugging_face.from_directory(directory)
+  config['chat_template']['default'] = 'd'
+  (directory / 'tokenizer_config.json').write_text(json.dumps(config))
+  assert hugging_face.from_directory(directory).template.text(_user('')) == 'd'
+
+
+def test_earlier_thoughts_are_dropped_where_think_is_an_added_token(directory):
+  definition = byte_tokenizer.definition()
+  definition['added_tokens'] += [
+      dict(definition['added_tokens'][-1], id=265 + i, content=content)
+      for i, content in enumerate(('<think>', '</think>'))
+  ]
+  (directory / 'tokenizer.json').write_text(json.dumps(definition))
+  (directory / 'chat_template.jinja').write_text(
+      "{% for m in messages %}{{ m.role[0] }}:"
+      "{{ m.content.split('</think>')[-1].strip() }};{% endfor %}<think>"
+  )
+  tokenizer = hugging_face.from_directory(directory)
+  prompt = (
+      *_user('2+2?'),
+      records.Segment('assistant', '<think>\nsum\n</think>\n\n4', False),
+      *_user('say <think>'),
+  )
+  assert tokenizer.template.text(prompt) == 'u:2+2?;a:4;u:say <think>;<think>'
+  ids = tokenizer.render(prompt)
+  assert ids.count(265) == 1 and ids.count(266) == 0
+  assert tokenizer.opens_thought
+
+
 def test_the_template_may_be_a_file_or_one_of_several(directory):
   config = json.loads((directory / 'tokenizer_config.json').read_text())
   config['chat_template'] = [
@@ -153,6 +228,16 @@ def test_the_template_may_be_a_file_or_one_of_several(directory):
   (directory / 'chat_template.jinja').write_text('F{{ messages[0].content }}')
   second = hugging_face.from_directory(directory)
   assert second.template.text(_user('x')) == 'Fx'
+
+
+def test_a_tokenizer_says_whether_its_prompts_open_a_thought(directory):
+  assert not hugging_face.from_directory(directory).opens_thought
+  (directory / 'chat_template.jinja').write_text(
+      '{{ messages[0].content }}<think>{% if enable_thinking == false %}'
+      '</think>{% endif %}'
+  )
+  assert hugging_face.from_directory(directory).opens_thought
+  assert not hugging_face.from_directory(directory, 'off').opens_thought
 
 
 @pytest.mark.parametrize(
@@ -219,3 +304,83 @@ def test_smollm2_reads_as_transformers_reads_it():
 
 def _digest(ids):
   return zlib.crc32(' '.join(map(str, ids)).encode())
+
+
+_LLAMA = (
+    '<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>',
+    '<|end_header_id|>', '<|eot_id|>', '<|eom_id|>', '<|end|>',
+)
+_LLAMA_TEMPLATE = (
+    '{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}'
+    '<|end_header_id|>\n\n{{ m.content | trim }}END{% endfor %}'
+    '{% if add_generation_prompt %}<|start_header_id|>assistant'
+    '<|end_header_id|>\n\n{% endif %}'
+)
+
+
+def _llama_gguf(path, end="<|eot_id|>", kind=3, pre='llama-bpe', **named):
+  """Writes a vocabulary without a network, as converters write Llama 3's."""
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  tokens = [*alphabet, 'he', *_LLAMA]
+  kinds = [1] * (len(alphabet) + 1) + [3] * len(_LLAMA)
+  kinds[tokens.index('<|eot_id|>')] = kind
+  writer = gguf.GGUFWriter(path, 'llama')
+  writer.add_tokenizer_model('gpt2')
+  writer.add_tokenizer_pre(pre)
+  writer.add_token_list(tokens)
+  writer.add_token_types(kinds)
+  writer.add_token_merges(['h e'])
+  for name, token in named.items():
+    writer.add_uint32(f'tokenizer.ggml.{name}_token_id', tokens.index(token))
+  writer.add_chat_template(_LLAMA_TEMPLATE.replace('END', end))
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return path, tokens
+
+
+@pytest.mark.parametrize(
+    'end, named, stops',
+    [
+        ('<|eot_id|>', {'eos': '<|eot_id|>'}, ['<|eot_id|>']),
+        # What the template ends a turn with, though no metadata says so.
+        (
+            '<|eot_id|>', {'eos': '<|end_of_text|>'},
+            ['<|end_of_text|>', '<|eot_id|>'],
+        ),
+        (
+            "{{ '<|' ~ 'eot_id' ~ '|>' }}", {'eos': '<|end_of_text|>'},
+            ['<|end_of_text|>', '<|eot_id|>'],
+        ),
+        (
+            '<|eot_id|>',
+            {'eos': '<|end_of_text|>', 'eot': '<|eot_id|>', 'eom': '<|eom_id|>'},
+            ['<|end_of_text|>', '<|eot_id|>', '<|eom_id|>'],
+        ),
+        # As Llama 3.1's template writes it behind some calls.
+        (
+            "{{ '<|eom_id|>' if m.calls else '<|eot_id|>' }}",
+            {'eos': '<|eot_id|>'}, ['<|eot_id|>', '<|eom_id|>'],
+        ),
+        # A known spelling that the template does not use is left alone.
+        ('\n', {'eos': '<|end_of_text|>'}, ['<|end_of_text|>']),
+    ],
+)
+def test_what_ends_a_turn_of_a_gguf_file_stops(tmp_path, end, named, stops):
+  path, tokens = _llama_gguf(
+      tmp_path / 'x.gguf', end, bos='<|begin_of_text|>', **named
+  )
+  tokenizer = hugging_face.from_gguf(path)
+  assert [tokens[i] for i in tokenizer.stop_ids] == stops
+
+
+def test_a_gguf_files_end_of_turn_is_a_token_though_it_says_text(tmp_path):
+  path, tokens = _llama_gguf(
+      tmp_path / 'x.gguf', kind=1, pre='llama3', eos='<|end_of_text|>'
+  )
+  tokenizer = hugging_face.from_gguf(path)
+  end = tokens.index('<|eot_id|>')
+  assert tokenizer.stop_ids == (tokens.index('<|end_of_text|>'), end)
+  assert tokenizer.render(_user('a<|eot_id|>b')).count(end) == 1
+  assert tokenizer.decode([end]) == ''

@@ -1,0 +1,119 @@
+"""The jinja environment of chat templates: what transformers offers them.
+
+Beside jinja's own: `{% generation %}`, `{% break %}`, `{% continue %}`,
+raise_exception, and a tojson that escapes no HTML. The text of messages keeps
+its author through `~`, join, macros and blocks, see message_text.
+"""
+
+import datetime
+import json
+import re
+from typing import Any
+
+import jinja2
+from absl import logging
+from jinja2 import compiler, ext, filters, meta, nodes, sandbox
+
+from agentflow_jax.data import message_text
+
+# With a clock, the same seed would give another run tomorrow.
+_TODAY = datetime.datetime(2025, 1, 1)
+# All but ASCII and the characters that may mark the text of messages.
+_ESCAPED = re.compile('[^\0-\x7f\ufdd0-\ufdef\U000f0000-\U000fffff]')
+
+
+def compile_template(source: str) -> jinja2.Template:
+  """Compiles a chat template.
+
+  A template that writes today's date (strftime_now) without a date of its own
+  for where there is no clock is given a fixed one, and a warning says so.
+  """
+  environment = _Environment()
+  tree = environment.parse(source)
+  dated = 'strftime_now' in meta.find_undeclared_variables(tree) and not any(
+      test.name == 'defined' and getattr(test.node, 'name', '') == 'strftime_now'
+      for test in tree.find_all(nodes.Test)
+  )
+  if dated:
+    logging.warning(
+        "the chat template writes today's date; so that the same seed gives the"
+        ' same run, every prompt says %s', _TODAY.date()
+    )
+  clock = {'strftime_now': _TODAY.strftime} if dated else {}
+  return environment.from_string(source, globals=clock)
+
+
+def variables_of(source: str) -> set[str]:
+  """Returns the names of the variables that a template reads."""
+  return meta.find_undeclared_variables(_Environment().parse(source))
+
+
+class _CodeGenerator(compiler.CodeGenerator):
+  """Compiles `a ~ b` so that the text of messages keeps its author."""
+
+  def visit_Concat(self, node, frame):
+    self.write('concat(map(str, (')
+    for part in node.nodes:
+      self.visit(part, frame)
+      self.write(', ')
+    self.write(')))')
+
+
+class _Generation(ext.Extension):
+  """The tag that says what of a rendered chat is trained on; writes its body."""
+
+  tags = {'generation'}
+
+  def parse(self, parser):
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    return nodes.Scope(body, lineno=line)
+
+
+class _Environment(sandbox.ImmutableSandboxedEnvironment):
+  """A sandbox in which texts keep their authors."""
+
+  code_generator_class = _CodeGenerator
+  concat = staticmethod(message_text.concat)
+
+  def __init__(self):
+    super().__init__(
+        trim_blocks=True, lstrip_blocks=True,
+        extensions=[ext.loopcontrols, _Generation],
+    )
+    self.globals['raise_exception'] = _raise_exception
+    self.filters['tojson'] = _tojson
+    self.filters['join'] = _join
+
+  def call(self, context, callee, /, *args, **kwargs):
+    text = getattr(callee, '__self__', None)
+    if isinstance(text, str) and callee.__name__ == 'join':
+      return message_text.join(text, *map(list, args))
+    return super().call(context, callee, *args, **kwargs)
+
+
+def _raise_exception(message: str):
+  raise jinja2.TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+  text = json.dumps(
+      value, ensure_ascii=False, indent=indent, separators=separators,
+      sort_keys=sort_keys,
+  )
+  if ensure_ascii:
+    text = _ESCAPED.sub(lambda m: json.dumps(m.group())[1:-1], text)
+  return text
+
+
+@jinja2.pass_environment
+def _join(environment, value, d='', attribute=None) -> str:
+  if attribute is not None:
+    value = map(filters.make_attrgetter(environment, attribute), value)
+  return message_text.join(str(d), [str(part) for part in value])
