@@ -13,9 +13,18 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from agentflow_jax import records
+
+
+# Whether a chat template is told to let the model think; 'auto' leaves that to
+# the template.
+Thinking = Literal['auto', 'on', 'off']
+# The variables by which released templates are told: enable_thinking of Qwen3,
+# SmolLM3 and GLM; thinking of DeepSeek-V3.1 and Granite.
+_THINKING_VARIABLES = ('enable_thinking', 'thinking')
+_OPEN_THOUGHT = re.compile(r'<(?:think|thinking|reasoning)>\s*\Z')
 
 
 class TemplateError(ValueError):
@@ -42,13 +51,19 @@ class AddedToken:
 
 
 class ChatTemplate:
-  """A model's own chat template over its own added tokens."""
+  """A model's own chat template over its own added tokens.
+
+  Attributes:
+    opens_thought: whether a prompt ends inside a thought that the template
+      opened, so that a response begins with the rest of that thought.
+  """
 
   def __init__(
       self,
       source: str,
       added: Sequence[AddedToken],
       variables: Mapping[str, Any],
+      thinking: Thinking = 'auto',
   ):
     """Compiles a template, in jinja's sandbox.
 
@@ -56,17 +71,19 @@ class ChatTemplate:
       source: the template.
       added: every added token, special or not.
       variables: what the template may read beside the messages: bos_token, ...
+      thinking: value of the template's variable that switches thinking.
 
     Raises:
       TemplateError: it does not compile, or an added token has one character,
-        which no other could break.
+        which no other could break; or `thinking` is not 'auto' and the template
+        has no such variable.
       ModuleNotFoundError: the package jinja2 is not installed.
     """
     for token in added:
       if len(token.content) < 2:
         raise TemplateError(f'added token {token.content!r} is one character')
     self._template = _compile(source)
-    self._variables = dict(variables)
+    self._variables = dict(variables) | _switched(source, thinking)
     self._added = {t.content: t for t in added}
     # Longest first, as the tokenizers package matches them.
     spelled = sorted(self._added, key=lambda c: (-len(c), c))
@@ -77,6 +94,18 @@ class ChatTemplate:
     self._own = re.compile(
         '|'.join(_with_spaces(self._added[c]) for c in spelled) or '(?!)'
     )
+    self.opens_thought = self._opens_thought()
+
+  def _opens_thought(self) -> bool:
+    """Renders a probe and reads the text behind its last message."""
+    user = records.Segment('user', 'probe', False)
+    for prompt in ((user,), (records.Segment('system', 'probe'), user)):
+      try:
+        text = self.text(prompt)
+      except TemplateError:  # Some templates insist on a system message.
+        continue
+      return bool(_OPEN_THOUGHT.search(text.rpartition('probe')[2]))
+    return False
 
   def text(self, prompt: Sequence[records.Segment]) -> str:
     """Renders a prompt as text, up to where the assistant begins to speak.
@@ -178,3 +207,20 @@ def _compile(source: str):
     return environment.from_string(source)
   except Exception as e:
     raise TemplateError(f'the chat template does not compile: {e}') from e
+
+
+def _switched(source: str, thinking: Thinking) -> dict[str, bool]:
+  """Returns the variables that switch a template's thinking on or off."""
+  if thinking == 'auto':
+    return {}
+  from jinja2 import meta
+
+  read = meta.find_undeclared_variables(_environment().parse(source))
+  found = {v: thinking == 'on' for v in _THINKING_VARIABLES if v in read}
+  if not found:
+    raise TemplateError(
+        f'thinking is {thinking!r}, and the chat template reads neither'
+        f' {" nor ".join(_THINKING_VARIABLES)}: it cannot switch thinking; set'
+        " thinking to 'auto'"
+    )
+  return found

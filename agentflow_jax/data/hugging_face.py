@@ -60,6 +60,7 @@ class HuggingFaceTokenizer:
       stop: Sequence[str | int],
       pad: str | int | None = None,
       directory: epath.Path | None = None,
+      thinking: chat.Thinking = 'auto',
   ):
     """Builds a tokenizer.
 
@@ -70,10 +71,11 @@ class HuggingFaceTokenizer:
       stop: added tokens, by spelling or id, that end a response; at least one.
       pad: likewise, what fills rows; None for the first stop.
       directory: where it was read from, if from files that `save` may copy.
+      thinking: whether the template is told to let the model think.
 
     Raises:
       TokenizerError: the definition is broken, or lacks one of those tokens.
-      TemplateError: the template does not compile.
+      TemplateError: the template does not compile, or cannot switch thinking.
       ModuleNotFoundError: tokenizers or jinja2 is not installed.
     """
     tokenizers = _tokenizers()
@@ -102,7 +104,8 @@ class HuggingFaceTokenizer:
     self._variables, self._source = dict(variables), template
     self._ids = {t.content: t.id for t in added}
     self._special = {t.id for t in added if t.special}
-    self.template = chat.ChatTemplate(template, added, variables)
+    self.template = chat.ChatTemplate(template, added, variables, thinking)
+    self.opens_thought = self.template.opens_thought
     size = whole.get_vocab_size(with_added_tokens=True)
     self.vocab_size = max([size, *(t.id + 1 for t in added)])
     self.stop_ids = tuple(dict.fromkeys(self._id(s) for s in stop))
@@ -180,12 +183,19 @@ def _without_added(
   )
 
 
-def from_directory(directory: str | os.PathLike[str]) -> HuggingFaceTokenizer:
+def from_directory(
+    directory: str | os.PathLike[str], thinking: chat.Thinking = 'auto'
+) -> HuggingFaceTokenizer:
   """Reads a released model's tokenizer.
+
+  Args:
+    directory: the model's files.
+    thinking: whether the template is told to let the model think.
 
   Raises:
     TokenizerError: a file is missing or broken; names it.
-    TemplateError: there is no chat template, or it does not compile.
+    TemplateError: there is no chat template, it does not compile, or it cannot
+      switch thinking.
     ModuleNotFoundError: tokenizers or jinja2 is not installed.
   """
   path = epath.Path(directory)
@@ -218,7 +228,7 @@ def from_directory(directory: str | os.PathLike[str]) -> HuggingFaceTokenizer:
   try:
     return HuggingFaceTokenizer(
         definition, template=template, variables=variables, stop=stop,
-        pad=variables.get('pad_token'), directory=path,
+        pad=variables.get('pad_token'), directory=path, thinking=thinking,
     )
   except TokenizerError as e:
     raise TokenizerError(f'{path}: {e}') from e
@@ -237,12 +247,19 @@ def _json(path: epath.Path) -> Any:
     raise TokenizerError(f'{path} is not JSON: {e}') from e
 
 
-def from_gguf(path: str | os.PathLike[str]) -> HuggingFaceTokenizer:
+def from_gguf(
+    path: str | os.PathLike[str], thinking: chat.Thinking = 'auto'
+) -> HuggingFaceTokenizer:
   """Builds the tokenizer that a GGUF file's metadata describes.
+
+  Args:
+    path: the GGUF file.
+    thinking: whether the template is told to let the model think.
 
   Raises:
     TokenizerError: not byte-pair encoding, or a split that we lack.
-    TemplateError: no chat template, or one that does not compile.
+    TemplateError: no chat template, one that does not compile, or one that
+      cannot switch thinking.
     ModuleNotFoundError: gguf, tokenizers or jinja2 is not installed.
   """
   fields = _gguf_fields(path)
@@ -299,6 +316,7 @@ def from_gguf(path: str | os.PathLike[str]) -> HuggingFaceTokenizer:
       variables={k: v for k, v in variables.items() if v is not None},
       stop=[fields['ggml.eos_token_id']] if variables['eos_token'] else [],
       pad=fields.get('ggml.padding_token_id'),
+      thinking=thinking,
   )
 
 

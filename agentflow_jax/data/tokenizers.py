@@ -23,11 +23,15 @@ class Tokenizer(Protocol):
     vocab_size: ids lie in [0, vocab_size).
     pad_id: fills rows; masks never look at it.
     stop_ids: ids that end a response.
+    opens_thought: whether a rendered prompt ends inside a thought that the
+      chat template opened (`<think>`, `<thinking>` or `<reasoning>`), so that a
+      response holds only the end of that thought.
   """
 
   vocab_size: int
   pad_id: int
   stop_ids: tuple[int, ...]
+  opens_thought: bool
 
   def encode(self, text: str) -> list[int]:
     """Encodes text; never gives a control token, whatever the text holds."""
@@ -49,6 +53,8 @@ class SentencePieceTokenizer:
   spells '<|end|>' stays text. A prompt is, for every run of segments of one
   role, the role's id and the run's text encoded as one piece.
   """
+
+  opens_thought = False  # There is no chat template.
 
   def __init__(self, path: str | os.PathLike[str]):
     """Loads a model.

@@ -131,6 +131,8 @@ class PlannerConfig:
       which engine.max_kept records.
     max_prompt_tokens: longer prompts shorten old memory entries, then fail.
     prompt: how prompts are written.
+    thinking: whether the directory's chat template is told to let the model
+      think before it answers ('on', 'off'); 'auto' leaves that to the template.
   """
 
   backend: Literal['engine', 'endpoint'] = 'engine'
@@ -145,6 +147,7 @@ class PlannerConfig:
   sampling: SamplingSpec = SamplingSpec()
   max_prompt_tokens: int = 256
   prompt: PromptConfig = PromptConfig()
+  thinking: Literal['auto', 'on', 'off'] = 'auto'
 
 
 @dataclasses.dataclass(frozen=True)

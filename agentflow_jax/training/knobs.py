@@ -54,6 +54,11 @@ def check_values(config: config_lib.Config) -> None:
           config.planner.model and config_lib.LoraConfig(),
           False,  # It is planner.lora that is read.
       ),
+      'planner.thinking': (
+          config.planner.thinking, 'auto',
+          # The chat template of a model in this process.
+          uses_engine(config) and bool(config.planner.directory),
+      ),
       'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
       'agent.endpoint.preset': (agent.endpoint.preset, '', asks),
       'agent.tools.corpus': (
@@ -109,7 +114,7 @@ def check_flags(config: config_lib.Config, names: Iterable[str]) -> None:
 
 _SERVED = (
     'engine', 'planner.directory', 'planner.dtype', 'planner.param_dtype',
-    'planner.attention',
+    'planner.attention', 'planner.thinking',
 )
 
 
@@ -195,7 +200,7 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
   if not uses_engine(config):
     for name in (
         'directory', 'dtype', 'param_dtype', 'remat', 'attention', 'lora',
-        'model', 'vocab_size',
+        'model', 'vocab_size', 'thinking',
     ):
       yield f'planner.{name}', 'a model in this process'
     yield 'engine', 'a model in this process'

@@ -62,7 +62,12 @@ def on_host(config: model.ModelConfig) -> None:
   del config
 
 
-def load(source: str, place: Place = on_host, **runtime: Any) -> Model:
+def load(
+    source: str,
+    place: Place = on_host,
+    thinking: chat.Thinking = 'auto',
+    **runtime: Any,
+) -> Model:
   """Loads a model and its tokenizer.
 
   Args:
@@ -71,16 +76,18 @@ def load(source: str, place: Place = on_host, **runtime: Any) -> Model:
       template); or the path of a GGUF file.
     place: says where the parameters go, once the network is known; what a
       device holds is read straight from the file.
+    thinking: whether the model's chat template is told to let it think.
     **runtime: fields of the network's config that a file does not decide:
       dtype, param_dtype, remat, attention.
 
   Raises:
     CheckpointError: missing, broken, of an architecture that we lack, of a
-      vocabulary that the tokenizer leaves, or an optional package is missing.
+      vocabulary that the tokenizer leaves, without the switch of thinking that
+      is asked for, or an optional package is missing.
   """
   try:
     loaded = (_from_gguf if source.endswith('.gguf') else _from_directory)(
-        source, place, runtime
+        source, place, thinking, runtime
     )
   except parameters.CheckpointError:
     raise
@@ -107,7 +114,7 @@ def _with_runtime(config, runtime) -> model.ModelConfig:
     raise parameters.CheckpointError(f'planner: {e}') from e
 
 
-def _from_directory(source, place, runtime) -> Model:
+def _from_directory(source, place, thinking, runtime) -> Model:
   # The small files first: what is wrong with them should not cost a long read.
   config = _with_runtime(parameters.load_config(source), runtime)
   described = parameters.read_config(source)
@@ -115,12 +122,17 @@ def _from_directory(source, place, runtime) -> Model:
   if (path / tokenizers.FILE).exists() and not (
       path / hugging_face.TOKENIZER
   ).exists():
+    if thinking != 'auto':
+      raise parameters.CheckpointError(
+          f'{path} has no chat template, so thinking cannot be {thinking!r}: set'
+          " planner.thinking to 'auto'"
+      )
     try:
       tokenizer = tokenizers.SentencePieceTokenizer(path / tokenizers.FILE)
     except ValueError as e:
       raise parameters.CheckpointError(str(e)) from e
   elif (path / hugging_face.TOKENIZER).exists():
-    tokenizer = hugging_face.from_directory(path)
+    tokenizer = hugging_face.from_directory(path, thinking)
   else:
     raise parameters.CheckpointError(
         f'{path} holds neither {tokenizers.FILE} nor {hugging_face.TOKENIZER}'
@@ -133,10 +145,10 @@ def _from_directory(source, place, runtime) -> Model:
   )
 
 
-def _from_gguf(source, place, runtime) -> Model:
+def _from_gguf(source, place, thinking, runtime) -> Model:
   file = gguf_files.GGUFFile(source)
   config = _with_runtime(file.config, runtime)
-  tokenizer = hugging_face.from_gguf(source)
+  tokenizer = hugging_face.from_gguf(source, thinking)
   described = {
       'eos_token_id': tokenizer.stop_ids[0], 'pad_token_id': tokenizer.pad_id
   }

@@ -19,8 +19,9 @@ def opened(
   """Loads a model, compiles its shapes, and yields it.
 
   Args:
-    config: `engine` and the dtypes of `planner` are read; but nothing is trained
-      on, so that requests keep what they ask for, whatever engine.max_kept says.
+    config: `engine`, and the dtypes and `thinking` of `planner`, are read; but
+      nothing is trained on, so that requests keep what they ask for, whatever
+      engine.max_kept says.
     directory: the model, as in `planner.directory`.
 
   Raises:
@@ -30,6 +31,7 @@ def opened(
   loaded = models.load(
       directory,
       lambda network: sharding.param_shardings(network, mesh),
+      config.planner.thinking,
       **models.runtime_of(config.planner),
   )
   try:

@@ -325,7 +325,9 @@ def _start(config, tasks, workdir, mesh, processes) -> models_lib.Model:
           'planner.model is ignored where planner.directory is set: the'
           ' directory says which network it holds'
       )
-    return models_lib.load(planner.directory, place, **runtime)
+    return models_lib.load(
+        planner.directory, place, planner.thinking, **runtime
+    )
   if planner.model is None:
     raise config_lib.ConfigError('planner: set directory, or model')
   if runtime:

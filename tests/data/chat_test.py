@@ -81,3 +81,79 @@ def test_what_cannot_be_told_from_text_is_refused():
     _template('x', (chat.AddedToken(1, '@'),))
   with pytest.raises(chat.TemplateError, match='does not compile'):
     _template('{% for %}')
+
+
+_TAIL = (
+    '{% for m in messages %}[{{ m.content }}]{% endfor %}'
+    '{% if add_generation_prompt %}bot:REPLY{% endif %}'
+)
+
+
+@pytest.mark.parametrize(
+    'reply, opens',
+    [
+        ('', False),
+        ('<think>', True),
+        ('<think>\n', True),
+        ('<thinking> \n\n', True),
+        ('<reasoning>', True),
+        ('<think>\n\n</think>\n\n', False),
+        ('<think>\nOkay', False),  # Not an opener alone.
+        ('</think>', False),
+        ('<thought>', False),
+    ],
+)
+def test_an_opener_at_the_end_of_a_prompt_is_known(reply, opens):
+  added = (_END, chat.AddedToken(8, '<think>'), chat.AddedToken(9, '</think>'))
+  for tokens in ((), added):
+    template = _template(_TAIL.replace('REPLY', reply), tokens)
+    assert template.opens_thought is opens
+
+
+def test_an_opener_of_a_template_that_wants_a_system_message_is_known():
+  wants = (
+      "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}"
+      '{% endif %}'
+  )
+  template = _template(wants + _TAIL.replace('REPLY', '<think>'))
+  assert template.opens_thought
+  assert not _template("{{ raise_exception('no') }}").opens_thought
+  # An opener in the messages is not one behind them.
+  assert not _template('<think>{{ messages[0].content }}').opens_thought
+
+
+# As Qwen3's, DeepSeek-V3.1's, Granite's and SmolLM3's templates switch.
+_SWITCHES = {
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    '<think>\n\n</think>{% endif %}': (False, False, False),
+    '{% if not thinking is defined %}{% set thinking = false %}{% endif %}'
+    '{% if thinking %}<think>{% else %}</think>{% endif %}':
+        (False, True, False),
+    '{% if thinking %}<think>{% endif %}': (False, True, False),
+    '{% if enable_thinking is not defined %}{% set enable_thinking = true %}'
+    '{% endif %}{{ "<think>" if enable_thinking else "<think></think>" }}':
+        (True, True, False),
+}
+
+
+@pytest.mark.parametrize('source, opens', _SWITCHES.items())
+def test_thinking_is_switched_by_the_templates_own_variable(source, opens):
+  whole = '{{ messages[0].content }}' + source
+  texts = []
+  for thinking, wanted in zip(('auto', 'on', 'off'), opens, strict=True):
+    template = chat.ChatTemplate(whole, (), {}, thinking)
+    assert template.opens_thought is wanted, thinking
+    texts.append(template.text(_user('x')))
+  assert texts[1] != texts[2] and texts[0] in texts[1:]
+
+
+@pytest.mark.parametrize(
+    'source',
+    ['x', '{% set enable_thinking = 1 %}{{ enable_thinking }}',
+     '{{ messages[0].thinking }}'],
+)
+def test_a_switch_that_the_template_does_not_read_is_refused(source):
+  for thinking in ('on', 'off'):
+    with pytest.raises(chat.TemplateError, match="set thinking to 'auto'"):
+      chat.ChatTemplate(source, (), {}, thinking)
+  chat.ChatTemplate(source, (), {}, 'auto')

@@ -155,6 +155,16 @@ def test_the_template_may_be_a_file_or_one_of_several(directory):
   assert second.template.text(_user('x')) == 'Fx'
 
 
+def test_a_tokenizer_says_whether_its_prompts_open_a_thought(directory):
+  assert not hugging_face.from_directory(directory).opens_thought
+  (directory / 'chat_template.jinja').write_text(
+      '{{ messages[0].content }}<think>{% if enable_thinking == false %}'
+      '</think>{% endif %}'
+  )
+  assert hugging_face.from_directory(directory).opens_thought
+  assert not hugging_face.from_directory(directory, 'off').opens_thought
+
+
 @pytest.mark.parametrize(
     'name, content, error, message',
     [

@@ -31,6 +31,7 @@ def tokenizer(tmp_path_factory):
 )
 def test_any_text_comes_back_as_it_was(tokenizer, text):
   assert tokenizer.decode(tokenizer.encode(text)) == text
+  assert not tokenizer.opens_thought
 
 
 @pytest.mark.parametrize('role', ['system', 'user', 'assistant'])

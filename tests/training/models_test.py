@@ -99,6 +99,34 @@ def test_its_prompts_are_its_own_chat(tmp_path, released):
   assert text.endswith('<|im_end|>\n<|im_start|>assistant\n')
 
 
+def test_thinking_is_switched_where_the_template_can(tmp_path, released):
+  with pytest.raises(
+      parameters.CheckpointError, match="set thinking to 'auto'"
+  ):
+    models.load(str(released), thinking='on')
+  (released / 'chat_template.jinja').write_text(
+      '{{ messages[-1].content }}'
+      '{% if enable_thinking %}<think>{% endif %}'
+  )
+  config = _config(tmp_path / 'in', released)
+  for thinking, opens in (('auto', False), ('on', True), ('off', False)):
+    parts = system.build(
+        config_lib.override(config, [('planner.thinking', thinking)]),
+        epath.Path(tmp_path),
+    )
+    try:
+      assert parts.tokenizer.opens_thought is opens
+    finally:
+      asyncio.run(parts.close())
+
+
+def test_thinking_of_a_model_without_a_chat_template_is_refused():
+  with pytest.raises(
+      parameters.CheckpointError, match="planner.thinking to 'auto'"
+  ):
+    models.load(str(mini.ROOT / 'experiments' / 'geohop_planner'), thinking='on')
+
+
 def test_dtypes_are_the_callers(released):
   loaded = models.load(str(released), dtype='bfloat16', param_dtype='bfloat16')
   assert loaded.config.dtype == loaded.config.param_dtype == 'bfloat16'

@@ -77,6 +77,15 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
         ({'agent.tools.enabled': 'search,generalist'}, 'a language model'),
         ({'agent.verbs': 'find'}, 'name two'),
         ({'agent.endpoint.base_url': 'http://x/v1'}, 'nothing in this config'),
+        (
+            {'planner.thinking': 'on', 'planner.directory': ''},
+            'planner.thinking is set, and nothing in this config reads it',
+        ),
+        (
+            {'planner.thinking': 'off', 'planner.backend': 'endpoint',
+             'planner.directory': 'x', 'agent.endpoint.base_url': 'http://x'},
+            'planner.thinking is set, and nothing in this config reads it',
+        ),
         ({'task_set.train': 'x.jsonl'}, 'nothing in this config reads it'),
         ({'task_set.reward': 'f1'}, 'nothing in this config reads it'),
         (
