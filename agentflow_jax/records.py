@@ -192,6 +192,10 @@ class Completion:
     model_seconds: time from then until the completion was there.
     kept: what each response id was drawn from; None for all of the vocabulary,
       and where that is not recorded.
+    thoughts: reasoning that a server returned apart from its text. Thoughts
+      inside the text stay there; agents.thoughts reads what stands behind them.
+    thinking: whether the prompt ended inside an open thought, so that the text
+      begins with the rest of that thought.
   """
 
   text: str
@@ -203,6 +207,8 @@ class Completion:
   queue_seconds: float = 0.0
   model_seconds: float = 0.0
   kept: KeptSets | None = None
+  thoughts: str = ''
+  thinking: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +309,9 @@ class ModuleCall:
 
   Attributes:
     module: 'executor', 'verifier' or 'generator'.
-    output: its text, as the module's protocol returns it.
+    output: its text, as the module's protocol returns it: the executor's whole
+      text, with its thoughts; the verifier's verdict and the generator's answer,
+      without theirs.
     seconds: wall time.
     prompts: what the model behind it was asked, an attempt each. Empty for a
       rule, which reads the turn's plan and the memory.

@@ -23,11 +23,14 @@ import numpy as np
 from agentflow_jax import records
 from agentflow_jax.agents import endpoint_config, language_model
 from agentflow_jax.agents import openai_protocol, pacing, response_cache
+from agentflow_jax.agents import thoughts
 
 # Statuses worth another try besides 5xx: timeout, conflict, too early, busy.
 _RETRIED = frozenset({408, 409, 425, 429})
 # Of these, what a server that is well says to one that asks too much.
 _BUSY = frozenset({409, 425, 429})
+# Statuses of a request that is refused for what it holds.
+_REFUSING = frozenset({400, 422})
 _UNAUTHORISED = frozenset({401, 403, 407})
 _LOOPBACK = frozenset({'localhost', '127.0.0.1', '::1'})
 _PATHS = {'chat': 'chat/completions', 'completions': 'completions'}
@@ -35,8 +38,21 @@ _MAX_RESPONSE_BYTES = 16 << 20
 _MAX_ERROR_CHARACTERS = 300
 # How servers say that a prompt does not fit, for want of a common code.
 _TOO_LONG = re.compile(
-    r'context_length_exceeded|context (?:length|size|window)|prompt is too long'
-    r'|input length should be|input token count|inputs`? tokens',
+    # Codes: OpenAI, llama.cpp, OpenAI's longest string, Mistral.
+    r'context_length_exceeded|exceed_context_size|string_above_max_length'
+    r'|prompt_too_long'
+    # Names of the limit.
+    r'|context (?:length|size|window|limit)'
+    r'|max(?:imum)? (?:model|prompt|input|sequence|allowed) (?:token )?length'
+    r'|max_(?:model|input|seq|prompt|context)_len'
+    # What there is too much of.
+    r'|(?:prompt|inputs?|messages?|conversation)`? (?:is |are )?too long'
+    r'|(?:prompt|input) (?:is |are )?too large'
+    r'|(?:prompt|input)`? (?:token count|length|tokens)\b[^.\n]{0,60}'
+    r'(?:exceed|longer|greater|larger|should be|must be|at most)'
+    r'|inputs`? (?:tokens|must have less than)|input token count'
+    r'|too many (?:input |prompt )?tokens'
+    r'|reduce the length of (?:the|your) (?:messages|prompt|input)',
     re.IGNORECASE,
 )
 # English text in common tokenizers; a message's own template tokens.
@@ -177,8 +193,10 @@ class EndpointClient:
 
   @property
   def name(self) -> str:
-    """Which model at which address."""
-    return f'{self._config.base_url} {self._config.model}'
+    """Which model at which address, and how its thinking is switched."""
+    name = f'{self._config.base_url} {self._config.model}'
+    thinking = self._config.thinking
+    return name if thinking == 'auto' else f'{name} thinking={thinking}'
 
   async def generate(
       self,
@@ -223,6 +241,29 @@ class EndpointClient:
         finish_reason=answer.finish_reason,
         queue_seconds=sent - began,
         model_seconds=time.monotonic() - sent,
+        thoughts=answer.thoughts,
+        thinking=self._ends_inside_a_thought(answer),
+    )
+
+  def _ends_inside_a_thought(self, answer: openai_protocol.Answer) -> bool:
+    """Returns whether a text is the beginning of thoughts that it never ends.
+
+    A server whose chat template opens the thought returns the text behind the
+    opening tag. So thinking that was switched on, and that reached its length
+    without a tag, is such a text.
+    """
+    if answer.thoughts and not answer.text:
+      logging.log_first_n(
+          logging.WARNING,
+          '%s: a completion of thoughts alone, without an answer (finish reason'
+          ' %s): allow more new tokens, or set thinking to off',
+          3, self.name, answer.finish_reason,
+      )
+    return (
+        self._config.thinking == 'on'
+        and answer.finish_reason == 'length'
+        and not answer.thoughts
+        and not thoughts.has_tag(answer.text)
     )
 
   async def _asked_once(
@@ -398,7 +439,10 @@ class EndpointClient:
     try:
       return request.parse(content)
     except openai_protocol.BadAnswer as error:
-      raise _Retry(str(error)) from None
+      reason = self._redact(str(error))
+      if _TOO_LONG.search(error.said):
+        raise language_model.PromptTooLong(f'{request.url}: {reason}') from None
+      raise _Retry(reason) from None
 
   def _refusal(self, url: str, status: int, content: bytes) -> Exception:
     """Makes the error for a status that another attempt would repeat."""
@@ -412,7 +456,7 @@ class EndpointClient:
           else f'{where}: it wants a key, and api_key_variable is empty'
       )
     said = self._redact(content.decode('utf-8', errors='replace'))
-    if status == 413 or (status in (400, 422) and _TOO_LONG.search(said)):
+    if status == 413 or (status in _REFUSING and _TOO_LONG.search(said)):
       return language_model.PromptTooLong(
           f'{where}: {said[:_MAX_ERROR_CHARACTERS]}'
       )

@@ -31,6 +31,11 @@ class EndpointConfig:
       wants the newer name.
     azure_api_version: if given, the URL and the header of the key are Azure's:
       base_url is the resource's, and model the name of a deployment.
+    thinking: 'on' or 'off' tells the server whether the model is to think before
+      it answers; 'auto' tells it nothing. A model that cannot switch ignores it.
+    thinking_field: request field that carries that: 'chat_template_kwargs'
+      (vLLM, SGLang, llama.cpp), 'enable_thinking' (DashScope), or '' for a
+      provider that has none.
     prompt_price: of a million tokens read [any currency].
     completion_price: of a million tokens written.
     requests_per_minute: attempts at most; 0 for as many as there are.
@@ -60,6 +65,10 @@ class EndpointConfig:
   send_seed: bool = True
   token_limit_field: str = 'max_tokens'
   azure_api_version: str = ''
+  thinking: Literal['auto', 'on', 'off'] = 'auto'
+  thinking_field: Literal['', 'chat_template_kwargs', 'enable_thinking'] = (
+      'chat_template_kwargs'
+  )
   prompt_price: float = 0.0
   completion_price: float = 0.0
   requests_per_minute: float = 0.0
@@ -96,8 +105,35 @@ class EndpointConfig:
         raise ValueError(f'{name} must be finite and >= 0: {value}')
     if self.api not in ('chat', 'completions'):
       raise ValueError(f"api must be 'chat' or 'completions': {self.api!r}")
+    self._check_thinking()
     if self.token_limit_field not in ('max_tokens', 'max_completion_tokens'):
       raise ValueError(
           "token_limit_field must be 'max_tokens' or 'max_completion_tokens': "
           f'{self.token_limit_field!r}'
+      )
+
+  def _check_thinking(self) -> None:
+    """Refuses a switch of thinking that the server would never read."""
+    if self.thinking not in ('auto', 'on', 'off'):
+      raise ValueError(
+          f"thinking must be 'auto', 'on' or 'off': {self.thinking!r}"
+      )
+    fields = ('', 'chat_template_kwargs', 'enable_thinking')
+    if self.thinking_field not in fields:
+      raise ValueError(
+          f'thinking_field must be one of {fields}: {self.thinking_field!r}'
+      )
+    if self.thinking == 'auto':
+      return
+    if self.api == 'completions':
+      raise ValueError(
+          f'thinking={self.thinking!r} needs a chat template, and'
+          " api='completions' uses none: set thinking to 'auto', or api to 'chat'"
+      )
+    if not self.thinking_field:
+      raise ValueError(
+          f'thinking={self.thinking!r}: requests to this provider have no field'
+          " for it; set thinking to 'auto', and choose a model that does or does"
+          ' not think (a server of agentflow_jax is told at its start:'
+          ' --config.planner.thinking)'
       )

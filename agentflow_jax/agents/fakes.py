@@ -27,11 +27,13 @@ class FakeLanguageModel:
   Attributes:
     script: module -> its replies, one a turn; the last one is repeated.
     finish_reason: of every completion.
+    thinking: whether its prompts end inside an open thought.
     requests: (prompt, sampling, key) of each request so far, in order.
   """
 
   script: Mapping[str, Sequence[Reply]]
   finish_reason: str = 'stop'
+  thinking: bool = False
   requests: list[tuple] = dataclasses.field(default_factory=list)
 
   async def generate(self, prompt, sampling, request_key):
@@ -41,7 +43,9 @@ class FakeLanguageModel:
     if isinstance(reply, Exception):
       raise reply
     text = reply if isinstance(reply, str) else await reply(request_key)
-    return records.Completion(text, finish_reason=self.finish_reason)
+    return records.Completion(
+        text, finish_reason=self.finish_reason, thinking=self.thinking
+    )
 
   def count_tokens(self, prompt):
     return count_words(prompt)

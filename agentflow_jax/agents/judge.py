@@ -11,6 +11,7 @@ import json
 from agentflow_jax import records
 from agentflow_jax.agents import endpoint
 from agentflow_jax.agents import language_model
+from agentflow_jax.agents import thoughts
 
 # A change of it changes every request, so that no cached verdict outlives it.
 _INSTRUCTION = """\
@@ -59,9 +60,11 @@ class Judge:
 
     Args:
       task: the question and its acceptable answers.
-      answer: what is graded; a blank one is wrong, and nobody is asked.
+      answer: text to grade. What stands behind its thoughts counts; a blank
+        one is wrong, and the judge is not asked.
       key: names the request.
     """
+    answer = thoughts.said(answer)
     if not answer.strip():
       return Verdict(False, 'no answer')
     question = json.dumps(
@@ -88,7 +91,7 @@ class Judge:
         language_model.Unreachable,
     ) as e:
       return Verdict(None, f'{type(e).__name__}: {e}')
-    return _read(completion.text)
+    return _read(thoughts.said_by(completion))
 
 
 def _read(text: str) -> Verdict:
@@ -99,5 +102,5 @@ def _read(text: str) -> Verdict:
   except (ValueError, RecursionError):
     said = None
   if not isinstance(said, dict) or not isinstance(said.get('correct'), bool):
-    return Verdict(None, f'not a verdict: {text[:200]}')
+    return Verdict(None, f'not a verdict: {text[:200] or "no text"}')
   return Verdict(said['correct'], str(said.get('analysis', '')))

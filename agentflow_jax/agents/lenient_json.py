@@ -7,8 +7,9 @@ from typing import Any
 
 import json_repair
 
-# The event loop waits. What repairs is quadratic at worst, so it gets less.
-_MAX_CHARACTERS = 16_000
+# The event loop waits, so a text has this many characters at most. The repair of
+# broken JSON takes quadratic time at worst, so it gets less.
+MAX_CHARACTERS = 20_000
 _MAX_REPAIRED = 2_000
 _MAX_STARTS = 8
 _WHOLE = re.compile(
@@ -34,9 +35,17 @@ def find(
   Returns:
     The object, its own fields named like `names` are ('Stop Signal' is
     stop_signal); None where there is none.
+
+  Raises:
+    ValueError: the text has more than `MAX_CHARACTERS` characters; half of it
+      could hold another object than the one that was meant.
   """
+  if len(text) > MAX_CHARACTERS:
+    raise ValueError(
+        f'a text of {len(text):,} characters; {MAX_CHARACTERS:,} at most'
+    )
   found = None
-  for value in _objects(text[:_MAX_CHARACTERS]):
+  for value in _objects(text):
     if found is not None and not last:
       break
     found = _with_names(value, names) or found

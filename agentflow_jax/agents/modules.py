@@ -17,6 +17,7 @@ from agentflow_jax.agents import language_model
 from agentflow_jax.agents import memory as memory_lib
 from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.agents import prompts
+from agentflow_jax.agents import thoughts
 from agentflow_jax.agents import verdict as verdict_lib
 from agentflow_jax.agents.tools import base, calls
 
@@ -216,7 +217,9 @@ class ModelExecutor:
           dataclasses.replace(key, attempt=attempt),
       )
       try:
-        _, arguments = calls.parse_command(completion.text, card)
+        _, arguments = calls.parse_command(
+            completion.text, card, completion.thinking
+        )
         base.check_arguments(card, arguments)
         return records.ToolCall(card.name, arguments), completion.text
       except base.BadArguments as e:
@@ -284,7 +287,7 @@ class ModelVerifier:
         if not note:
           raise
         break  # No room to say it once more.
-      stop, verdict = verdict_lib.parse(completion.text)
+      stop, verdict = verdict_lib.parse(completion.text, completion.thinking)
       if stop is not None:
         break
       note = _NO_CONCLUSION
@@ -322,7 +325,7 @@ class ModelGenerator:
         self.sampling,
         view.key_of('generator'),
     )
-    return completion.text.strip()
+    return thoughts.said_by(completion).strip()
 
 
 ANALYST_SYSTEM = """\
@@ -347,4 +350,4 @@ class ModelAnalyst:
     )
     key = dataclasses.replace(view.key_of('analysis'), rollout=0, turn=0)
     completion = await self.model.generate(segments, sampling, key)
-    return completion.text.strip()
+    return thoughts.said_by(completion).strip()

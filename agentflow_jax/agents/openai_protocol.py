@@ -17,10 +17,42 @@ from agentflow_jax.agents import endpoint_config
 
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
+_MAX_ERROR_CHARACTERS = 300
+# Why a completion ended, in the words of the servers that are known.
+_STOPS = frozenset({
+    '', 'stop', 'eos', 'eos_token', 'end', 'end_turn', 'stop_sequence',
+    'stop_string', 'stop_token', 'complete', 'completed', 'finished',
+})
+_LENGTHS = frozenset({
+    'length', 'max_tokens', 'max_output_tokens', 'max_completion_tokens',
+    'model_length', 'max_length', 'model_context_window_exceeded',
+})
+# The text is there and may be half of an answer.
+_CUT_SHORT = frozenset({
+    'content_filter', 'content_filtered', 'safety', 'recitation', 'blocklist',
+    'prohibited_content', 'spii', 'refusal', 'sensitive', 'tool_calls',
+    'tool_call', 'tool_use', 'function_call', 'guardrail_intervened',
+})
+_FIELDS = frozenset({
+    'content', 'reasoning_content', 'reasoning', 'refusal', 'tool_calls',
+    'function_call', 'role',
+})
+_TEXT_PARTS = frozenset({'text', 'output_text'})
+_THOUGHT_PARTS = frozenset({'thinking', 'reasoning', 'reasoning_text'})
+# Parts that say nothing: a citation's number, encrypted thoughts, a refusal.
+_SILENT_PARTS = frozenset({'reference', 'redacted_thinking', 'refusal'})
 
 
 class BadAnswer(Exception):
-  """A success whose body is no completion."""
+  """A success whose body is no completion.
+
+  Attributes:
+    said: the server's own error message, if the body holds one.
+  """
+
+  def __init__(self, reason: str, said: str = ''):
+    super().__init__(f'{reason}: {said}' if said else reason)
+    self.said = said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +60,12 @@ class Answer:
   """A completion as the endpoint gave it.
 
   Attributes:
-    text: what was written, without the stop string.
+    text: text of the answer, without the stop string.
     finish_reason: 'stop' or 'length'.
     prompt_tokens, completion_tokens: as the endpoint counted; 0 where it does
       not say.
     is_whole: there is text, and no filter or fault ended it.
+    thoughts: reasoning that the server returned apart from the text.
   """
 
   text: str
@@ -40,6 +73,7 @@ class Answer:
   prompt_tokens: int = 0
   completion_tokens: int = 0
   is_whole: bool = True
+  thoughts: str = ''
 
 
 def body(
@@ -65,6 +99,7 @@ def body(
   }
   if config.api == 'chat':
     asked['messages'] = said
+    asked |= _switch(config)
   else:
     asked['prompt'] = '\n\n'.join(m['content'] for m in said)
   if sampling.stop:
@@ -80,6 +115,18 @@ def body(
       )
     asked[name] = value
   return asked
+
+
+def _switch(config: endpoint_config.EndpointConfig) -> dict[str, Any]:
+  """Returns the field that switches thinking on or off, if it is switched."""
+  if config.thinking == 'auto':
+    return {}
+  on = config.thinking == 'on'
+  if config.thinking_field == 'enable_thinking':
+    return {'enable_thinking': on}
+  # Templates read one of the two: Qwen3 and GLM the first one, DeepSeek-V3.1 and
+  # Granite the second one.
+  return {'chat_template_kwargs': {'enable_thinking': on, 'thinking': on}}
 
 
 def messages(prompt: tuple[records.Segment, ...]) -> list[dict[str, str]]:
@@ -101,21 +148,91 @@ def messages(prompt: tuple[records.Segment, ...]) -> list[dict[str, str]]:
 def parse(content: bytes) -> Answer:
   """Reads a success, of either interface.
 
+  The content is text, or parts whose texts are joined. Thoughts are parts of
+  their own (Mistral), or a field beside the content: reasoning_content
+  (DeepSeek, SGLang) or reasoning (OpenRouter, newer vLLM). A completion of
+  thoughts alone has no text.
+
   Raises:
-    BadAnswer: it is anything else than a completion.
+    BadAnswer: it is anything else than a completion, or the completion ended
+      for a reason that is not known here; names it.
   """
   try:
     answer = json.loads(content)
+    _raise_error(answer)
     choice = answer['choices'][0]
-    text = choice['text'] if 'text' in choice else choice['message']['content']
-    finish_reason = choice.get('finish_reason')
+    _raise_error(choice)
+    message = choice if 'text' in choice else choice['message']
+    if 'text' in choice:
+      text, thoughts = _read_parts(choice['text'])
+    elif message.keys() & _FIELDS:
+      text, thoughts = _read_parts(message.get('content'))
+    else:
+      raise LookupError('an empty message')
+    thoughts = thoughts or _reasoning(message)
+    reason = choice.get('finish_reason')
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     raise BadAnswer('a success that is no completion') from None
-  if text is not None and not isinstance(text, str):
+  end, is_whole = _read_end(reason)
+  return Answer(
+      text, end, *_tokens(answer.get('usage')), is_whole and bool(text), thoughts
+  )
+
+
+def _raise_error(value: dict[str, Any]) -> None:
+  """Raises BadAnswer if a body, or a choice, holds an error."""
+  error = value.get('error')
+  if error:
+    said = error.get('message') if isinstance(error, dict) else error
+    raise BadAnswer(
+        'a success that holds an error', str(said or error)[:_MAX_ERROR_CHARACTERS]
+    )
+
+
+def _read_parts(content: Any) -> tuple[str, str]:
+  """Returns the text and the thoughts of a message's content."""
+  if content is None or isinstance(content, str):
+    return content or '', ''
+  if not isinstance(content, list):
     raise BadAnswer('a completion whose content is no text')
-  end = 'length' if finish_reason == 'length' else 'stop'
-  is_whole = bool(text) and finish_reason in ('stop', 'length', None)
-  return Answer(text or '', end, *_tokens(answer.get('usage')), is_whole)
+  texts, thoughts = [], []
+  for part in content:
+    kind = 'text' if isinstance(part, str) else part.get('type')
+    if isinstance(part, str):
+      texts.append(part)
+    elif kind in _TEXT_PARTS and isinstance(part.get('text'), str):
+      texts.append(part['text'])
+    elif kind in _THOUGHT_PARTS:
+      inner = part.get('thinking', part.get('reasoning', part.get('text')))
+      thoughts += _read_parts(inner)
+    elif kind not in _SILENT_PARTS:
+      raise BadAnswer(f'a completion whose content has a part of type {kind!r}')
+  return ''.join(texts), ''.join(thoughts)
+
+
+def _reasoning(message: dict[str, Any]) -> str:
+  """Returns the thoughts that stand in a field of their own."""
+  for name in ('reasoning_content', 'reasoning'):
+    value = message.get(name)
+    if isinstance(value, str) and value:
+      return value
+    if isinstance(value, list):
+      return ''.join(_read_parts(value))
+  return ''
+
+
+def _read_end(reason: Any) -> tuple[str, bool]:
+  """Returns 'stop' or 'length', and whether the completion ended by itself."""
+  if isinstance(reason, dict):  # {'type': 'stop', ...}
+    reason = reason.get('type')
+  word = '' if reason is None else str(reason).lower()
+  if word in _STOPS:
+    return 'stop', True
+  if word in _LENGTHS:
+    return 'length', True
+  if word in _CUT_SHORT:
+    return 'stop', False
+  raise BadAnswer(f'a completion that ended with finish_reason {reason!r:.80}')
 
 
 @dataclasses.dataclass(frozen=True)

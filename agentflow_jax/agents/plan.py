@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from agentflow_jax.agents import lenient_json
+from agentflow_jax.agents import lenient_json, thoughts, tool_naming
 
 # A field may be numbered, bulleted, bold, a heading or in back-ticks, in any
 # case: '3. **Tool Name:** `search`'. Its text runs to the next field. A colon
@@ -23,7 +23,6 @@ _FENCE = re.compile(r'```\w*[ \t]*$', re.MULTILINE)
 _DECORATION = ' \t\r\n*_`"\''
 _TOOL_WORD = re.compile(r'[\w.-]+')
 _MARKS = ('**', '*', '`', '"', "'")
-_MAX_CHARACTERS = 20_000
 
 
 class PlanError(Exception):
@@ -59,24 +58,27 @@ class Plan:
     return '\n'.join(lines)
 
 
-def parse(text: str, tools: Sequence[str]) -> Plan:
+def parse(text: str, tools: Sequence[str], thinking: bool = False) -> Plan:
   """Reads a plan from a planner's response.
 
   Where a field stands more than once the last one counts (models think aloud
   first). A JSON object of the fields is a plan, too, where it stands for itself
-  and is not quoted in a field.
+  and is not quoted in a field. Thoughts are not read (agents.thoughts).
 
   Args:
     text: the response; anything at all.
     tools: the names of the tools that there are.
+    thinking: whether the prompt ended inside an open thought.
 
   Returns:
     The plan, its tool spelled as in `tools`.
 
   Raises:
-    PlanError: a field is missing or empty, or the tool is unknown or not one.
+    PlanError: the response is too long, a field is missing or empty, or the
+      tool is unknown or is not exactly one.
   """
-  text = _FENCE.sub('', text[:_MAX_CHARACTERS])
+  text = _said(text, thinking)
+  text = _FENCE.sub('', text)
   headers = list(_HEADER.finditer(text))
   fields = {}
   for i, header in enumerate(headers):
@@ -101,29 +103,32 @@ def parse(text: str, tools: Sequence[str]) -> Plan:
   )
 
 
-def end_of(text: str) -> int | None:
+def end_of(text: str, thinking: bool = False) -> int | None:
   """Finds where a response that is still being written has said its plan.
 
   That is the line that names a tool, in the field 'Tool Name', where sub-goal and
   context came before it, as the instructions ask for. The first such line counts
   (`parse` reads the last field of each name). Where in doubt there is none: an
-  object before it may be a plan as JSON, or be quoted; thoughts are no plan.
+  object before it may be a plan as JSON, or be quoted; thoughts are no plan, and
+  a tag of thoughts behind them may begin or end others.
 
   Args:
     text: what there is of it so far.
+    thinking: whether the prompt ended inside an open thought.
 
   Returns:
     The length of the text up to and with the end of that line; None while there
     is none. More text never changes it.
   """
-  given, field, end, thinks = set(), '', 0, False
-  for line in text[:_MAX_CHARACTERS].split('\n')[:-1]:
+  text = text[: text.rfind('\n') + 1]  # Whole lines.
+  end = thoughts.begin(text, thinking, settled=True)
+  if end is None:
+    return None
+  given, field = set(), ''
+  for line in text[end : end + lenient_json.MAX_CHARACTERS].split('\n')[:-1]:
     end += len(line) + 1
-    if '{' in line:
+    if '{' in line or thoughts.has_tag(line):
       return None
-    thinks = '</think>' not in line and (thinks or '<think>' in line)
-    if thinks:
-      continue
     header = _HEADER.match(line)
     if header:
       field = _canonical(header['name'])
@@ -141,6 +146,19 @@ def end_of(text: str) -> int | None:
       field = ''  # Its first line names it, or it does not.
     given.add(field)
   return None
+
+
+def _said(text: str, thinking: bool) -> str:
+  """Returns the text behind the thoughts, if there is any and it is not long."""
+  said = thoughts.said(text, thinking)
+  if text.strip() and not said.strip():
+    raise PlanError('the response holds thoughts and nothing behind them')
+  if len(said) > lenient_json.MAX_CHARACTERS:
+    raise PlanError(
+        f'the response has {len(said):,} characters; a plan has'
+        f' {lenient_json.MAX_CHARACTERS:,} at most: write a shorter context'
+    )
+  return said
 
 
 def _from_json(text: str) -> dict[str, str]:
@@ -177,19 +195,8 @@ def _undecorated(text: str) -> str:
 
 
 def _tool(text: str, tools: Sequence[str]) -> str:
-  """Finds the one tool that a field's text names."""
-  folded = {name.lower(): name for name in tools}
-  first_line = next((l for l in text.splitlines() if l.strip(_DECORATION)), '')
-  plain = first_line.strip(_DECORATION + '.,;:[](){}<>').lower()
-  if plain in folded:
-    return folded[plain]
-  words = [w.strip('.-').lower() for w in _TOOL_WORD.findall(first_line)]
-  named = [folded[w] for w in dict.fromkeys(words) if w in folded]
-  if words and words[0] in folded:
-    return folded[words[0]]
-  if len(named) == 1:
-    return named[0]
-  shown = first_line.strip()[:60]
-  if named:
-    raise PlanError(f'the plan names several tools: {shown!r}')
-  raise PlanError(f'unknown tool {shown!r}; the tools are {sorted(tools)}')
+  """Returns the one tool that a field's text names."""
+  try:
+    return tool_naming.read(text, tools)
+  except ValueError as e:
+    raise PlanError(str(e)) from e

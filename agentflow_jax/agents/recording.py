@@ -284,12 +284,12 @@ class RecordedModel:
       value = {'error': type(e).__name__, 'message': str(e)}
       recording._write(name, asked, request_key, value)
       raise
-    recording._write(
-        name, asked, request_key, {
-            'text': completion.text,
-            'finish_reason': completion.finish_reason,
-        },
-    )
+    value = {
+        'text': completion.text, 'finish_reason': completion.finish_reason
+    }
+    value |= {'thoughts': completion.thoughts} if completion.thoughts else {}
+    value |= {'thinking': True} if completion.thinking else {}
+    recording._write(name, asked, request_key, value)
     return completion
 
 

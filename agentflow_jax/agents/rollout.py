@@ -268,7 +268,9 @@ async def _turn(
         f'the response reached {sampling.max_new_tokens} tokens',
     )
   try:
-    plan = plan_lib.parse(completion.text, tuple(agent.tools))
+    plan = plan_lib.parse(
+        completion.text, tuple(agent.tools), completion.thinking
+    )
   except plan_lib.PlanError as e:
     progress.turns[-1] = dataclasses.replace(turn, parse_error=str(e))
     raise _End(Status.UNPARSEABLE_PLAN, str(e)) from e

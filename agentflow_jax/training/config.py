@@ -174,6 +174,9 @@ class EndpointConfig:
     base_url: up to and including '/v1'.
     model: the model's name there.
     api: 'chat', or 'completions' for a model without a chat template.
+    thinking: whether the server is told to let the model think before it answers
+      ('on', 'off'); 'auto' tells it nothing. An error where the preset's
+      provider, or api='completions', cannot be told.
     api_key_variable: environment variable that holds the key; '' for the
       preset's, or none.
     timeout_seconds: of one request.
@@ -188,6 +191,7 @@ class EndpointConfig:
   base_url: str = ''
   model: str = ''
   api: Literal['chat', 'completions'] = 'chat'
+  thinking: Literal['auto', 'on', 'off'] = 'auto'
   api_key_variable: str = ''
   timeout_seconds: float = 120.0
   concurrency: int = 16

@@ -45,7 +45,9 @@ class EngineModel:
       request_key: records.RequestKey,
   ) -> records.Completion:
     ids = self.tokenizer.render(prompt)
-    return await self.sample(ids, sampling, request_key)
+    return await self.sample(
+        ids, sampling, request_key, thinking=self.tokenizer.opens_thought
+    )
 
   async def sample(
       self,
@@ -53,6 +55,7 @@ class EngineModel:
       sampling: records.SamplingSpec,
       request_key: records.RequestKey,
       on_ids: Callable[[list[int]], None] | None = None,
+      thinking: bool = False,
   ) -> records.Completion:
     """Like `generate`, from ids.
 
@@ -62,6 +65,7 @@ class EngineModel:
       request_key: as in `generate`.
       on_ids: called on the engine's thread now and then, with all ids sampled
         so far; what follows a stop string or a plan is among them.
+      thinking: whether the prompt ends inside an open thought.
 
     Raises:
       PromptTooLong, Unreachable: as in `generate`.
@@ -69,7 +73,9 @@ class EngineModel:
     ids = tuple(prompt_ids)
     stop_fn = None
     if sampling.stop or sampling.stop_after or on_ids is not None:
-      stop_fn = functools.partial(_watch, self.tokenizer, sampling, on_ids)
+      stop_fn = functools.partial(
+          _watch, self.tokenizer, sampling, thinking, on_ids
+      )
     request = api.Request(
         prompt_ids=ids,
         key_words=request_key.words(),
@@ -93,6 +99,7 @@ class EngineModel:
         queue_seconds=result.queue_seconds,
         model_seconds=result.model_seconds,
         kept=None if result.kept is None else _as_record(result.kept),
+        thinking=thinking,
     )
 
   def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
@@ -105,26 +112,35 @@ def _as_record(kept: Sequence[np.ndarray]) -> records.KeptSets:
   return records.KeptSets(counts.tobytes(), ids.tobytes())
 
 
-def _watch(tokenizer, sampling, on_ids, ids: list[int]) -> int | None:
+def _watch(
+    tokenizer, sampling, thinking, on_ids, ids: list[int]
+) -> int | None:
   if on_ids is not None:
     on_ids(ids)
   if not (sampling.stop or sampling.stop_after):
     return None
-  return _stop(tokenizer, sampling, ids)
+  return _stop(tokenizer, sampling, thinking, ids)
 
 
 def _stop(
     tokenizer: tokenizers.Tokenizer,
     sampling: records.SamplingSpec,
+    thinking: bool,
     ids: Sequence[int],
 ) -> int | None:
-  """How many ids to keep: up to the one that completes a stop string or a plan."""
+  """Returns how many ids to keep, or None to go on.
+
+  They end with the id that completes a stop string, anywhere in the text, or a
+  plan behind the thoughts.
+  """
 
   def has_ended(count):
     text = tokenizer.decode(ids[:count])
     if any(s in text for s in sampling.stop):
       return True
-    return sampling.stop_after == 'plan' and plan.end_of(text) is not None
+    if sampling.stop_after != 'plan':
+      return False
+    return plan.end_of(text, thinking) is not None
 
   if not has_ended(len(ids)):
     return None

@@ -163,7 +163,7 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
         'passage_prefix',
     ):
       yield f'agent.tools.search_{name}', 'the tool search'
-  for name in ('api', 'cache', 'completion_price'):
+  for name in ('api', 'thinking', 'cache', 'completion_price'):
     yield f'agent.tools.search_embeddings.{name}', 'models that write text'
   if not (tools.search_embeddings.base_url or tools.search_embeddings.preset):
     for name in ('candidates', 'query_prefix', 'passage_prefix'):

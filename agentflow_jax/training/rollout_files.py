@@ -138,6 +138,9 @@ def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
     ids = turn.completion.prompt_ids
     same = _common(before, ids)
     row['completion']['prompt_ids'] = [same, *ids[same:]]
+    for name in ('thoughts', 'thinking'):  # Few completions have them.
+      if not row['completion'][name]:
+        del row['completion'][name]
     del row['completion']['kept']
     if turn.completion.kept is not None:
       counts, kept = turn.completion.kept.numbers()

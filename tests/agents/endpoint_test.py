@@ -509,6 +509,8 @@ def test_a_final_status_is_refused_at_once(status):
         Reply(400, b'the request exceeds the available context size'),
         Reply(422, b'`inputs` tokens + `max_new_tokens` must be <= 4097'),
         Reply(400, b'prompt is too long: 9 tokens > 8 maximum'),
+        # In a success (OpenRouter).
+        Reply(200, b'{"error": {"message": "maximum context length is 8"}}'),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_named_so(reply):
@@ -516,6 +518,94 @@ def test_a_prompt_that_does_not_fit_is_named_so(reply):
     with pytest.raises(language_model.PromptTooLong):
       generate(config(server.url))
   assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize('said', [
+    # SGLang.
+    'Input length (7001 tokens) exceeds the maximum allowed length (4091'
+    ' tokens). Use a shorter input or enable --allow-auto-truncate.',
+    "The input (7001 tokens) is longer than the model's context length (4096"
+    ' tokens).',
+    "Requested token count exceeds the model's maximum context length of 4096",
+    # vLLM, old and new.
+    "This model's maximum context length is 4096 tokens. However, you requested",
+    'The decoder prompt (length 5000) is longer than the maximum model length'
+    ' of 4096. Make sure that `max_model_len` is no smaller than the number of'
+    ' text tokens.',
+    'Prompt length of 5000 is longer than the maximum model length of 4096.',
+    # OpenAI and Azure; llama.cpp; Mistral; Anthropic; TGI and Together.
+    '{"code": "context_length_exceeded"}',
+    '{"code": "string_above_max_length"}',
+    '{"type": "exceed_context_size_error"}',
+    'Prompt contains 65673 tokens and 0 draft tokens, too large for model with'
+    ' 32768 maximum context length',
+    'input length and `max_tokens` exceed context limit: 9 + 9 > 16',
+    'Input validation error: `inputs` must have less than 4095 tokens.',
+    'Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8',
+    # Gemini, Ollama, Groq, xAI, Cohere, Bedrock, LM Studio.
+    'The input token count exceeds the maximum number of tokens allowed (8).',
+    'prompt too long; exceeded max context length by 9 tokens',
+    'the input length exceeds the context length',
+    'Please reduce the length of the messages or completion.',
+    "This model's maximum prompt length is 131072 but the request contains 9",
+    'too many tokens: size limit exceeded by 9 tokens.',
+    'Input is too long for requested model.',
+    'The number of tokens to keep from the initial prompt is greater than the'
+    ' context length',
+])
+def test_every_server_s_words_for_too_long(said):
+  assert endpoint._TOO_LONG.search(said)
+
+
+@pytest.mark.parametrize('said', [
+    'max_tokens is too large: 100000. This model supports at most 4096'
+    ' completion tokens',
+    "Invalid 'stop': array too long. Expected an array with maximum length 4",
+    'Rate limit reached: too many requests', 'model not found',
+    "Unsupported parameter: 'max_tokens' is not supported with this model.",
+    'temperature must be at most 2', "Unknown parameter: 'input'",
+])
+def test_other_refusals_are_not_too_long(said):
+  assert not endpoint._TOO_LONG.search(said)
+
+
+def test_thoughts_of_a_server_are_kept_apart():
+  choice = {'message': {'content': 'Paris', 'reasoning_content': 'hm'},
+            'finish_reason': 'eos'}
+  with Server(Reply(body=json.dumps({'choices': [choice]}).encode())) as server:
+    (found,) = generate(config(server.url))
+  assert (found.text, found.thoughts) == ('Paris', 'hm')
+  assert found.finish_reason == 'stop' and not found.thinking
+
+
+@pytest.mark.parametrize(
+    'text, finish_reason, thinking, inside',
+    [
+        ('It is Par', 'length', 'on', True),
+        ('It is Paris', 'stop', 'on', False),
+        ('hm</think>Par', 'length', 'on', False),
+        ('<think>hm', 'length', 'on', False),  # The text says so itself.
+        ('It is Par', 'length', 'auto', False),
+        ('It is Par', 'length', 'off', False),
+    ],
+)
+def test_thoughts_that_the_template_opened_may_never_end(
+    text, finish_reason, thinking, inside
+):
+  with Server(Reply(body=completion(text, finish_reason))) as server:
+    (found,) = generate(config(server.url, thinking=thinking))
+    ((_, _, body),) = server.requests
+  assert found.thinking is inside
+  assert ('chat_template_kwargs' in body) == (thinking != 'auto')
+
+
+def test_a_completion_of_thoughts_alone_is_said(caplog):
+  choice = {'message': {'content': None, 'reasoning': 'It is Par'},
+            'finish_reason': 'length'}
+  with Server(Reply(body=json.dumps({'choices': [choice]}).encode())) as server:
+    (found,) = generate(config(server.url))
+  assert (found.text, found.finish_reason) == ('', 'length')
+  assert 'thoughts alone' in caplog.text and 'more new tokens' in caplog.text
 
 
 def test_retry_after_is_honoured_within_the_longest_pause():
@@ -638,6 +728,10 @@ def test_an_unset_variable_is_an_error_at_start():
         ({'base_url': 'http://me:hush@h/v1'}, 'credentials'),
         ({'base_url': 'http://h/v1?key=hush'}, 'credentials'),
         ({'model': ''}, 'model'),
+        ({'thinking': 'maybe'}, "'auto', 'on' or 'off'"),
+        ({'thinking_field': 'think'}, 'thinking_field'),
+        ({'thinking': 'off', 'api': 'completions'}, 'chat template'),
+        ({'thinking': 'on', 'thinking_field': ''}, 'no field'),
         ({'concurrency': 0}, 'concurrency'),
         ({'max_attempts': 0}, 'max_attempts'),
         ({'timeout_seconds': 0.0}, 'timeout_seconds'),

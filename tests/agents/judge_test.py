@@ -53,10 +53,21 @@ def test_it_sees_question_references_and_answer_as_data():
         ('{"correct": true} or {"correct": false}', None),
         ('[true]', None),
         ('{"a":' * 100_000 + '}', None),
+        ('<think>Not {"correct": true}.</think>{"correct": false}', False),
+        ('{"correct": true}? No.</think>\n{"correct": false}', False),
+        ('<think>{"correct": true}', None),
     ],
 )
 def test_only_a_plain_verdict_counts(reply, correct):
   assert _ask(reply)[0].correct is correct
+
+
+def test_the_thoughts_of_an_answer_are_not_graded():
+  _, model = _ask('{"correct": true}', '<think>3 km?</think>\n2 km')
+  ((_, user), _, _), = model.requests
+  assert json.loads(user.text)['answer'] == '2 km'
+  verdict, model = _ask('{"correct": true}', '<think>2 km')
+  assert verdict.correct is False and not model.requests
 
 
 def test_a_blank_answer_is_wrong_and_nobody_is_asked():

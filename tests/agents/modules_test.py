@@ -125,6 +125,60 @@ def test_frozen_models_never_see_marks():
   assert (key.module, key.rollout, key.turn) == ('analysis', 0, 0)
 
 
+_DRAFT = '<think>\nPerhaps tool.execute(query="Berlin"). Conclusion: STOP\n'
+
+
+@pytest.mark.parametrize(
+    'before, thinking',
+    [
+        (f'{_DRAFT}</think>\n\n', False),
+        (_DRAFT.removeprefix('<think>') + '</think>\n', False),
+        (_DRAFT.removeprefix('<think>') + '</think>\n', True),
+    ],
+)
+def test_every_module_reads_what_stands_behind_the_thoughts(before, thinking):
+  entry = memory_lib.Entry('search', 'g', 'c', 'found')
+
+  def model(said):
+    text = before + said
+    names = ('executor', 'verifier', 'generator', 'analysis')
+    return fakes.FakeLanguageModel({n: [text] for n in names}, thinking=thinking)
+
+  command = 'execution = tool.execute(query="Oslo")'
+  executor = modules.ModelExecutor(model(command), GREEDY)
+  call, said = asyncio.run(executor.command(_view(), PLAN, TOOL.card))
+  assert call.arguments == {'query': 'Oslo'}
+  assert said == before + command  # The record keeps everything.
+  verifier = modules.ModelVerifier(model('No.\nConclusion: CONTINUE'), GREEDY)
+  assert asyncio.run(verifier.judge(_view(), PLAN, entry)) == (
+      False, 'continue: No.'
+  )
+  generator = modules.ModelGenerator(model(' Oslo\n'), GREEDY)
+  assert asyncio.run(generator.answer(_view())) == 'Oslo'
+  analyst = modules.ModelAnalyst(model('It asks for a city.'))
+  assert asyncio.run(analyst.analyse(_view())) == 'It asks for a city.'
+
+
+@pytest.mark.parametrize('thinking', [False, True])
+def test_a_thought_that_never_ends_says_nothing(thinking):
+  text = _DRAFT.removeprefix('<think>') if thinking else _DRAFT
+  names = ('executor', 'verifier', 'generator', 'analysis')
+  model = fakes.FakeLanguageModel(
+      {n: [text] for n in names}, 'length', thinking=thinking
+  )
+  with pytest.raises(base.BadArguments, match='no call'):
+    asyncio.run(
+        modules.ModelExecutor(model, GREEDY).command(_view(), PLAN, TOOL.card)
+    )
+  entry = memory_lib.Entry('search', 'g', 'c', 'found')
+  verifier = modules.ModelVerifier(model, GREEDY)
+  assert asyncio.run(verifier.judge(_view(), PLAN, entry)) == (
+      False, 'continue'
+  )
+  assert asyncio.run(modules.ModelGenerator(model, GREEDY).answer(_view())) == ''
+  assert asyncio.run(modules.ModelAnalyst(model).analyse(_view())) == ''
+
+
 def _planner(model, tokens):
   return modules.ModelPlanner(
       model, records.SamplingSpec(), prompts.PromptConfig('', 'Go.'), tokens, 3

@@ -145,11 +145,42 @@ def test_a_missing_justification_and_context_are_empty():
         ('Sub-Goal: s\nTool Name: browser', "unknown tool 'browser'.*python"),
         ('Sub-Goal: s\nTool Name: researching', 'unknown tool'),
         ('Sub-Goal: s\nTool Name: the search or python', 'several tools'),
+        ('Sub-Goal: s\nTool Name: do not use search', 'rejects the tool'),
+        ('{"sub_goal": "s", "tool": ["search", "python"]}', 'several tools'),
+        ('<think>Sub-Goal: s\nTool Name: search', 'nothing behind'),
+        (f'Sub-Goal: s\nContext: {"c" * 30_000}\nTool Name: search',
+         '30,039 characters; a plan has 20,000 at most'),
+        ('{"sub_goal": "s", "tool": "search", "context": "' + 'c' * 30_000
+         + '"}', '20,000 at most'),
     ],
 )
 def test_says_why_it_cannot_be_read(text, why):
   with pytest.raises(plan_lib.PlanError, match=why):
     plan_lib.parse(text, TOOLS)
+
+
+def test_thoughts_are_no_part_of_a_plan():
+  draft = 'Sub-Goal: draft\nContext: hm\nTool Name: python\n'
+  for text, thinking in (
+      (f'<think>\n{draft}</think>\n\n{{}}', False),
+      (f'<think>\n{draft}' + 'x' * 50_000 + '</think>{}', False),
+      (f'{draft}</think>\n{{}}', False),
+      (f'{draft}</think>\n{{}}', True),
+      (f'<reasoning>{draft}</reasoning>{{}}', False),
+  ):
+    said = (
+        'Justification: it is asked\nSub-Goal: find the capital\n'
+        'Context: France\nTool Name: search'
+    )
+    response = text.replace('{}', said)
+    assert plan_lib.parse(response, TOOLS, thinking) == EXPECTED
+    # A draft that a closing tag turns into thoughts later is in doubt.
+    with pytest.raises(plan_lib.PlanError):
+      plan_lib.parse(text.removesuffix('</think>{}'), TOOLS, True)
+
+
+def test_no_tag_in_a_context_is_a_thought():
+  assert _context('write <think>x</think>') == 'write <think>x</think>'
 
 
 _line = st.from_regex(r'[A-Za-z0-9#][ -~]{0,30}[A-Za-z0-9]', fullmatch=True)
@@ -225,10 +256,27 @@ def test_what_is_cut_at_the_end_reads_as_the_whole(context):
     assert end in (None, len(whole))
 
 
+def test_the_end_of_a_plan_is_not_that_of_a_draft_in_thoughts():
+  plan = 'Sub-Goal: s\nContext: c\nTool Name: search\n'
+  for thoughts in (
+      f'<think>\n{plan}</think>\n', f'<reasoning>{plan}</reasoning>',
+      f'<think>{plan}<think>{plan}</think>{plan}</think>\n',
+  ):
+    for count in range(len(thoughts + plan)):
+      assert plan_lib.end_of((thoughts + plan)[:count]) is None
+    assert plan_lib.end_of(thoughts + plan + 'more') == len(thoughts + plan)
+  # The prompt opened the thought.
+  text = f'{plan}</think>\n{plan}'
+  assert plan_lib.end_of(plan, thinking=True) is None
+  assert plan_lib.end_of(text, thinking=True) == len(text)
+  # Thoughts in the middle: in doubt.
+  assert plan_lib.end_of(f'Sub-Goal: s\n<think>\n{plan}</think>\n') is None
+
+
 _pieces = st.sampled_from([
     'Sub-Goal', 'Context', 'Tool Name', 'Justification', ':', '：', '\n', '**',
     '`', '```', '#', '1.', '(2)', ' ', '"', "'", 'search', 'python', '-', '\0',
-    '\ud800', 'İ', 'x',
+    '\ud800', 'İ', 'x', '<think>', '</think>', 'or',
 ])
 
 
@@ -268,7 +316,7 @@ def test_takes_time_in_proportion_to_the_text(piece):
   signal.setitimer(signal.ITIMER_PROF, 1.0)  # of this process's own CPU time
   try:
     for text in (piece, 'Context:' + piece, '1.' + piece, 'Tool' + piece):
-      whole = (text + piece * 100_000)[:100_000]
+      whole = (text + piece * 20_000)[:20_000]
       with pytest.raises(plan_lib.PlanError):
         plan_lib.parse(whole, TOOLS)
       assert plan_lib.end_of(whole) is None

@@ -24,6 +24,22 @@ def test_every_preset_makes_a_client(preset, monkeypatch):
   endpoint.EndpointClient(config)
 
 
+def test_a_switch_that_a_provider_lacks_is_an_error():
+  fields = {'model': 'm', 'base_url': 'http://h/v1', 'thinking': 'off'}
+  sent = set()
+  for preset in providers.PRESETS:
+    try:
+      sent.add((preset, providers.config(preset, **fields).thinking_field))
+    except ValueError as e:
+      assert "thinking='off'" in str(e)
+  assert sent == {
+      ('vllm', 'chat_template_kwargs'), ('sglang', 'chat_template_kwargs'),
+      ('dashscope', 'enable_thinking'),
+  }
+  plain = providers.config('', **fields)
+  assert plain.thinking_field == 'chat_template_kwargs'
+
+
 def test_what_is_given_wins_and_what_is_empty_does_not():
   config = providers.config(
       'vllm', model='m', base_url='http://10.0.0.2:9000/v1',

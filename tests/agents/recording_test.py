@@ -257,3 +257,25 @@ def test_a_model_s_answers_are_replayed(tmp_path):
   assert ask(True) == (['one', 'two'], 0)
   with pytest.raises(recording.Miss):
     ask(True, 'another')
+
+
+def test_thoughts_are_recorded_and_replayed(tmp_path):
+  answer = records.Completion(
+      'Paris', finish_reason='length', thoughts='hm', thinking=True
+  )
+
+  class Model(fakes.FakeLanguageModel):
+
+    async def generate(self, prompt, sampling, request_key):
+      return answer
+
+  for replays in (False, True):
+    kept = recording.Recording(str(tmp_path), replays=replays)
+    model = kept.model(Model({}), 'm')
+    try:
+      found = asyncio.run(model.generate(
+          (records.Segment('user', 'a'),), records.SamplingSpec(), _KEY
+      ))
+    finally:
+      kept.close()
+    assert found == answer

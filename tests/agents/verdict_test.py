@@ -1,5 +1,7 @@
 """Tests of agents.verdict."""
 
+import signal
+
 import pytest
 
 from agentflow_jax.agents import verdict
@@ -36,6 +38,46 @@ from agentflow_jax.agents import verdict
         ('It said {"stop": true}, and more is needed.', None),
         ('```\n{"stop": true}\n```\nsaid the page.', None),
         ('{The memory has all. conclusion: stop}', None),
+        # With a mark, a reason, or a heading.
+        ('STOP!', True),
+        ('Conclusion: STOP!', True),
+        ('Conclusion: STOP (verified)', True),
+        ('STOP (verified)', True),
+        ('Conclusion: STOP - all is there', True),
+        ('Conclusion: STOP; all is there', True),
+        ('Conclusion: [STOP]', True),
+        ('### Conclusion\nSTOP', True),
+        ('Both are there.\n\n**Conclusion**\n\n**STOP**\n', True),
+        ('## 3. Final conclusion\ncontinue\nThe area is missing.', False),
+        ('Conclusion - STOP', True),
+        ('Conclusion: CONTINUE (the area is not known)', False),
+        ('{"conclusion": "STOP!"}', True),
+        ('{"conclusion": "STOP (verified)"}', True),
+        ('Conclusion: STOP, as it does not need more', True),
+        ('Conclusion: STOP - no need to continue', True),
+        ('Conclusion: STOP, not CONTINUE', True),
+        # Negations and doubts.
+        ('Conclusion: do not STOP', None),
+        ("Conclusion: don't stop", None),
+        ('Conclusion: not STOP', None),
+        ('Conclusion: never stop', None),
+        ('### Conclusion\nDo not STOP', None),
+        ('Conclusion: STOP (not yet)', None),
+        ('Conclusion: STOP, but not yet', None),
+        ('Conclusion: STOP - would be premature', None),
+        ('STOP (too early)', None),
+        ('Conclusion: STOP?', None),
+        ('Conclusion: STOP-gap', None),
+        ('{"conclusion": "do not STOP"}', None),
+        ('There is no conclusion\nSTOP', None),
+        # The last conclusion counts, also where it is none.
+        ('Conclusion: STOP\nWait.\nConclusion: do not STOP', None),
+        ('Stop, the area is missing.', None),
+        # Thoughts conclude nothing.
+        ('<think>Conclusion: STOP</think>\nConclusion: CONTINUE', False),
+        ('<think>Conclusion: STOP', None),
+        ('Conclusion: STOP? No.</think>CONTINUE', False),
+        ('<think>\nIt is there.\n</think>\n{"stop": true}', True),
     ],
 )
 def test_only_an_explicit_conclusion_stops(text, stop):
@@ -50,3 +92,38 @@ def test_the_verdict_keeps_the_reason():
   assert verdict.parse('Conclusion: STOP') == (True, 'stop')
   text = '{"stop_signal": true, "analysis": "It\\nis there."}'
   assert verdict.parse(text) == (True, 'stop: It is there.')
+  text = 'It is there.\n### Conclusion\n**STOP** (verified)'
+  assert verdict.parse(text) == (True, 'stop: It is there. (verified)')
+  assert verdict.parse('**Conclusion:** STOP!') == (True, 'stop')
+  text = '<think>Is it?</think>It is there.\nConclusion: STOP'
+  assert verdict.parse(text) == (True, 'stop: It is there.')
+
+
+def test_a_prompt_that_opens_a_thought():
+  assert verdict.parse('Conclusion: STOP', thinking=True)[0] is None
+  text = 'Conclusion: STOP?</think>Conclusion: CONTINUE'
+  assert verdict.parse(text, thinking=True) == (False, 'continue')
+
+
+def test_an_object_beyond_the_limit_is_said_and_not_cut():
+  text = '{"stop": true, "analysis": "' + 'x' * 30_000 + '"}'
+  stop, said = verdict.parse(text)
+  assert stop is None and '20,000 at most' in said
+
+
+@pytest.mark.parametrize(
+    'piece', ['stop ', 'conclusion', 'conclusion\n', '*', '(', 'x ', '# ']
+)
+def test_takes_time_in_proportion_to_the_text(piece):
+  # A hang guard, not a timing.
+  def give_up(*_):
+    raise TimeoutError(f'reading repeated {piece!r} hangs')
+
+  before = signal.signal(signal.SIGPROF, give_up)
+  signal.setitimer(signal.ITIMER_PROF, 2.0)  # of this process's own CPU time
+  try:
+    for start in ('', 'Conclusion: STOP ', 'STOP ('):
+      verdict.parse(start + piece * 20_000)
+  finally:
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)

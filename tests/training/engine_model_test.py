@@ -107,6 +107,25 @@ def test_a_plan_ends_with_its_last_line(tokenizer):
   assert tokenizer.decode(ids[: engine.request.stop_fn(ids)]).endswith('Tool')
 
 
+def test_a_plan_in_the_thoughts_of_an_open_prompt_ends_nothing(
+    tokenizer, monkeypatch
+):
+  plan = 'Sub-Goal: city\nContext: Paris\nTool Name: city\n'
+  ids = tokenizer.encode(f'{plan}</think>\n{plan}Paris is a city\n')
+  engine = _Engine(api.Result(tuple(ids), (0.0,), 'stop', 0, 0.0, 0.0))
+  spec = records.SamplingSpec(stop_after='plan')
+  first = _generate(engine, tokenizer, spec)
+  draft = tokenizer.decode(ids[: engine.request.stop_fn(ids)])
+  assert not first.thinking and '</think>' not in draft
+  monkeypatch.setattr(tokenizer, 'opens_thought', True)
+  second = _generate(engine, tokenizer, spec)
+  kept = tokenizer.decode(ids[: engine.request.stop_fn(ids)])
+  assert second.thinking and kept.count('Tool Name: city') == 2
+  # Ids and text keep everything.
+  assert second.response_ids == tuple(ids)
+  assert second.text == tokenizer.decode(ids) == first.text
+
+
 @pytest.mark.parametrize(
     'raised, expected',
     [

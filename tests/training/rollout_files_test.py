@@ -55,6 +55,25 @@ def _group():
   return records.Group(task, (done, lost))
 
 
+def test_thoughts_are_written_where_there_are_any(tmp_path):
+  group = _group()
+  plain = rollout_files.to_bytes([group])
+  text = zstandard.ZstdDecompressor().decompress(plain)
+  assert b'"thoughts"' not in text and b'"thinking"' not in text
+  first = group.trajectories[0]
+  turn = first.turns[0]
+  completion = dataclasses.replace(
+      turn.completion, thoughts='hm', thinking=True
+  )
+  turns = (dataclasses.replace(turn, completion=completion), *first.turns[1:])
+  group = records.Group(
+      group.task, (dataclasses.replace(first, turns=turns),)
+  )
+  path = epath.Path(tmp_path) / 'x.zst'
+  rollout_files.write(path, [group])
+  assert rollout_files.read(path) == [group]
+
+
 def test_what_is_written_reads_back_to_the_same_values(tmp_path):
   path = epath.Path(tmp_path) / 'a' / 'x.zst'
   other = records.Group(records.Task('t/2', 'q', ('1',), 'f1'), ())

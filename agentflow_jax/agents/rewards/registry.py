@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from agentflow_jax import records
+from agentflow_jax.agents import thoughts
 from agentflow_jax.agents.rewards import choice
 from agentflow_jax.agents.rewards import game24
 from agentflow_jax.agents.rewards import numeric
@@ -19,8 +20,9 @@ class Reward:
 
   Attributes:
     name: what tasks call it.
-    score: the asynchronous function behind it. A wrong, blank or malformed
-      answer scores 0, it never raises; `language_model.Unreachable` means that
+    score: the asynchronous function behind it; it reads what stands behind an
+      answer's thoughts (agents.thoughts). A wrong, blank or malformed answer
+      scores 0, it never raises; `language_model.Unreachable` means that
       the checker itself failed, whatever the answer was.
     check: raises ValueError, naming the task, if the task lacks what this
       reward needs (no answer, an answer of the wrong kind). For the start of
@@ -35,7 +37,7 @@ class Reward:
 
   async def __call__(self, task: records.Task, answer: str) -> float:
     self.check(task)
-    return await self.score(task, answer)
+    return await self.score(task, thoughts.said(answer))
 
   async def aclose(self) -> None:
     if self.close is not None:

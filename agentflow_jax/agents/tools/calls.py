@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agentflow_jax.agents import lenient_json
+from agentflow_jax.agents import lenient_json, thoughts
 from agentflow_jax.agents.tools import base
 
 # The event loop waits for this parser: a longer text is no command, and only so
@@ -32,7 +32,7 @@ _START = re.compile(r'\b[A-Za-z_]\w*\s*\.\s*execute\s*\(')
 
 
 def parse_command(
-    text: str, card: base.Card | None = None
+    text: str, card: base.Card | None = None, thinking: bool = False
 ) -> tuple[str | None, dict[str, Any]]:
   """Finds the first `X.execute(...)` in a command and reads its arguments.
 
@@ -41,11 +41,12 @@ def parse_command(
 
   Fences, back-ticks, text around the call, several lines, several statements
   and comments are fine. An argument is a literal, or a name that an earlier
-  statement gives a literal.
+  statement gives a literal. Thoughts are not read (agents.thoughts).
 
   Args:
     text: what the model wrote.
     card: names positional arguments, in its order; without it they are errors.
+    thinking: whether the prompt ended inside an open thought.
 
   Returns:
     X, or None where it is the word `tool`, which names no tool; and the
@@ -54,6 +55,7 @@ def parse_command(
   Raises:
     base.BadArguments: there is no such call, or it cannot be read; says why.
   """
+  text = thoughts.said(text, thinking)
   if len(text) > _MAX_CHARS:
     raise base.BadArguments(
         f'the command has {len(text)} characters; {_MAX_CHARS} at most'

@@ -6,6 +6,7 @@ from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model as language_model_lib
+from agentflow_jax.agents import thoughts
 from agentflow_jax.agents.tools import base
 
 _INSTRUCTION = (
@@ -56,7 +57,7 @@ def make(
       raise base.BadArguments(f'the query is too long: {error}') from error
     except language_model_lib.Unreachable as error:
       raise base.ToolUnreachable(f'generalist: {error}') from error
-    return completion.text.strip() or 'The model gave no answer.'
+    return thoughts.said_by(completion).strip() or 'The model gave no answer.'
 
   return base.Tool(card=_card(sampling), call=call, timeout=timeout)
 

@@ -32,6 +32,29 @@ def score(reward, answers, answer, query='q'):
   return asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ('reward', 'answers', 'said', 'other'),
+    [
+        ('exact_match', ['Paris'], 'Paris', 'Rome'),
+        ('f1', ['Paris'], 'Paris', 'Rome'),
+        ('number', ['12'], '12', '13'),
+        ('exact_number', ['12'], '12', '13'),
+        ('match_or_number', ['12'], '12', '13'),
+        ('short_answer', ['Paris'], 'Paris', 'Rome'),
+        ('choice', ['A'], 'A', 'B'),
+    ],
+)
+def test_every_reward_reads_what_stands_behind_the_thoughts(
+    reward, answers, said, other
+):
+  query = 'Which?\nA. Paris\nB. Rome'
+  of = lambda answer: score(reward, answers, answer, query)
+  assert of(f'<think>\n{other}?\n</think>\n\n{said}') == 1
+  assert of(f'{other}?</think>{said}') == 1
+  assert of(f'<think>{said}?</think>{other}') == 0
+  assert of(f'<think>{said}') == 0
+
+
 def test_the_names():
   assert registry.names() == (
       'choice', 'exact_match', 'exact_number', 'f1', 'game24',

@@ -194,3 +194,30 @@ def test_any_text_is_a_call_or_a_reason(text):
   else:
     assert tool is None or tool.isidentifier()
     json.dumps(arguments, allow_nan=False).encode()
+
+
+@pytest.mark.parametrize(
+    'text, thinking',
+    [
+        ('<think>\ntool.execute(query="draft")?\n</think>\n\n{}', False),
+        ('tool.execute(query="draft")?\n</think>\n{}', False),
+        ('tool.execute(query="draft")?\n</think>\n{}', True),
+        ('<think>' + 'x' * 20_000 + '</think>{}', False),
+    ],
+)
+def test_a_call_that_thoughts_mention_is_not_read(text, thinking):
+  for said in (
+      'tool.execute(query="x")', '```python\ntool.execute(query="x")\n```',
+      '{"name": "tool", "arguments": {"query": "x"}}',
+  ):
+    found = calls.parse_command(text.replace('{}', said), _CARD, thinking)
+    assert found == (None, {'query': 'x'})
+  with pytest.raises(base.BadArguments):
+    calls.parse_command(text.partition('</think>')[0], _CARD, True)
+
+
+def test_an_argument_may_hold_tags():
+  text = 'tool.execute(query="write <think>x</think>")'
+  assert calls.parse_command(text, _CARD)[1] == {
+      'query': 'write <think>x</think>'
+  }

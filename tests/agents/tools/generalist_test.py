@@ -40,6 +40,13 @@ def test_passes_the_query_untrusted_and_returns_the_text():
   assert sampling.temperature == 0
 
 
+def test_thoughts_are_no_part_of_the_answer():
+  tool = generalist.make(_Model('<think>Emma ...</think>\nJane Austen'))
+  assert _ask(tool, 'q') == 'Jane Austen'
+  tool = generalist.make(_Model('<think>Jane Austen?'))
+  assert _ask(tool, 'q') == 'The model gave no answer.'
+
+
 def test_sampling_is_the_one_given():
   model = _Model('x')
   spec = records.SamplingSpec(temperature=0.7, max_new_tokens=9)

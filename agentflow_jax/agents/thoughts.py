@@ -1,0 +1,181 @@
+"""The one definition of a model's thoughts, and of the text behind them.
+
+Reasoning models think before they speak. Their thoughts arrive in four forms:
+
+  1. in the text, between tags: `<think> ... </think>`. The tags `<thinking>`,
+     `<thought>`, `<thoughts>`, `<reasoning>`, `<seed:think>` and `[THINK]` mean
+     the same, in any case and with attributes;
+  2. in the text, with a closing tag alone: the chat template wrote the opening
+     tag, which stands in the prompt;
+  3. in the text, as Harmony's channels: `<|channel|>analysis<|message|> ...`
+     before `<|channel|>final<|message|>` and the answer, with or without the
+     control tokens;
+  4. apart from the text: a server that separates thoughts itself returns them
+     in a field of their own (`records.Completion.thoughts`).
+
+Every reader of a model's text (plans, commands, verdicts, answers, analyses,
+grades, rewards) reads the text behind the thoughts. Token ids, log
+probabilities and `records.Completion.text` keep everything.
+
+Thoughts stand at the beginning of a text. A tag in the middle of an answer,
+such as an answer about HTML, is part of the answer.
+"""
+
+import dataclasses
+import re
+
+from agentflow_jax import records
+
+# Attributes end with the line of their tag, so the time is linear.
+_TAG = re.compile(
+    r'<(?P<close>/?)(?P<name>think(?:ing)?|thoughts?|reasoning|seed:think)'
+    r'(?:[ \t][^<>\n]*)?(?<!/)>'
+    r'|\[(?P<close2>/?)think\]',
+    re.IGNORECASE,
+)
+_SPACE = re.compile(r'[\s\ufeff]*')
+_QUOTES = '`"\''
+_CHANNELS = re.compile(
+    r'\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>'
+    r'|\s*analysis(?=[\s\S]*assistantfinal)'
+)
+_FINAL = re.compile(
+    r'<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>\s*'
+    r'|assistantfinal\s*'
+)
+_CHANNEL_END = re.compile(r'<\|(?:end|return|call|start)\|>')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tag:
+  """A tag at [start, end) of a text."""
+
+  start: int
+  end: int
+  name: str
+  closes: bool
+
+
+def said(text: str, thinking: bool = False) -> str:
+  """Returns the text behind the thoughts.
+
+  Args:
+    text: a model's text; anything at all.
+    thinking: whether the prompt ended inside an open thought.
+
+  Returns:
+    The text behind the thoughts that it begins with, without the white space
+    before it; '' if a thought is never closed; the text itself if it begins with
+    no thoughts.
+  """
+  start = begin(text, thinking)
+  if start is None:
+    return ''
+  if start and _CHANNELS.match(text):
+    end = _CHANNEL_END.search(text, start)
+    return text[start : end.start() if end else len(text)]
+  return text[start:]
+
+
+def said_by(completion: records.Completion) -> str:
+  """Returns the text behind the thoughts of a completion; see `said`."""
+  return said(completion.text, completion.thinking)
+
+
+def begin(
+    text: str, thinking: bool = False, settled: bool = False
+) -> int | None:
+  """Returns where the text behind the thoughts begins.
+
+  Thoughts are blocks at the beginning of a text, one behind the other. Blocks
+  may be nested: a block ends with the closing tag of its own name that balances
+  it. A block that no tag balances, such as one that only mentions a tag, ends
+  with the first closing tag. A text that begins with no block is a thought up to
+  the first closing tag that has no opening tag before it. A tag in back-ticks or
+  quotation marks is no tag.
+
+  Args:
+    text: a model's text; anything at all.
+    thinking: whether the prompt ended inside an open thought.
+    settled: whether only an end that no further text can move counts, for a
+      text that is still being written: balanced blocks and opened channels.
+
+  Returns:
+    An index of the text: 0 if it begins with no thoughts; None if the text ends
+    inside a thought.
+  """
+  if _CHANNELS.match(text):
+    final = _FINAL.search(text)
+    return final.end() if final else None
+  tags = _tags(text)
+  if thinking:
+    tags.insert(0, _Tag(0, 0, 'think', False))
+  ends, lone = _ends(tags, settled)
+  start = at = 0
+  if lone is not None and not settled and not _opens(text, tags, 0, 0):
+    start, at = tags[lone].end, lone + 1
+  while _opens(text, tags, at, start):
+    if ends[at] is None:
+      return None
+    start, at = tags[ends[at]].end, ends[at] + 1
+  return _SPACE.match(text, start).end() if start else 0
+
+
+def has_tag(text: str) -> bool:
+  """Returns whether a text holds an opening or a closing tag of thoughts."""
+  return bool(_tags(text))
+
+
+def _opens(text: str, tags: list[_Tag], at: int, start: int) -> bool:
+  """Returns whether tag number `at` opens a block at `start`, but for space."""
+  if at >= len(tags) or tags[at].closes:
+    return False
+  return tags[at].start <= _SPACE.match(text, start).end()
+
+
+def _tags(text: str) -> list[_Tag]:
+  """Finds the tags of a text, in order; quoted ones are left out."""
+  found = []
+  for match in _TAG.finditer(text):
+    before, after = text[match.start() - 1 : match.start()], match.end()
+    if before and before in _QUOTES and text[after : after + 1] == before:
+      continue
+    found.append(_Tag(
+        match.start(),
+        match.end(),
+        (match['name'] or 'think').lower(),
+        bool(match['close'] or match['close2']),
+    ))
+  return found
+
+
+def _ends(
+    tags: list[_Tag], settled: bool
+) -> tuple[list[int | None], int | None]:
+  """Pairs opening tags with the closing tags that end their blocks.
+
+  Returns:
+    For each tag, the number of the closing tag that ends the block which it
+    opens, if any; and the number of the first closing tag that has no opening
+    tag of its name before it.
+  """
+  ends: list[int | None] = [None] * len(tags)
+  lone = None
+  waiting: dict[str, list[int]] = {}
+  for i, tag in enumerate(tags):
+    before = waiting.setdefault(tag.name, [])
+    if not tag.closes:
+      before.append(i)
+    elif before:
+      ends[before.pop()] = i
+    elif lone is None:
+      lone = i
+  if settled:
+    return ends, lone
+  following: dict[str, int] = {}
+  for i in reversed(range(len(tags))):
+    if tags[i].closes:
+      following[tags[i].name] = following[''] = i
+    elif ends[i] is None:
+      ends[i] = following.get(tags[i].name, following.get(''))
+  return ends, lone

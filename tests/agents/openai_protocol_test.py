@@ -1,0 +1,134 @@
+"""Answers as OpenAI-compatible servers write them."""
+
+import json
+
+import pytest
+
+from agentflow_jax import records
+from agentflow_jax.agents import endpoint_config, openai_protocol
+
+_PROMPT = (records.Segment('user', 'q'),)
+_KEY = records.RequestKey(1, records.Purpose.SOLVE, 0, 'q', 0)
+
+
+def _parse(message, finish_reason='stop', **choice):
+  choice |= {'message': message, 'finish_reason': finish_reason}
+  return openai_protocol.parse(json.dumps({'choices': [choice]}).encode())
+
+
+@pytest.mark.parametrize(
+    'message, text, thoughts',
+    [
+        ({'content': 'Paris'}, 'Paris', ''),
+        ({'content': None}, '', ''),
+        ({'role': 'assistant', 'tool_calls': [{}]}, '', ''),
+        # Parts: OpenAI's, Mistral's, Anthropic's.
+        ({'content': [{'type': 'text', 'text': 'Pa'}, 'r',
+                      {'type': 'output_text', 'text': 'is'}]}, 'Paris', ''),
+        ({'content': []}, '', ''),
+        ({'content': [
+            {'type': 'thinking', 'thinking': [{'type': 'text', 'text': 'h'},
+                                              {'type': 'text', 'text': 'm'}]},
+            {'type': 'text', 'text': 'Paris'},
+            {'type': 'reference', 'reference_ids': [1]},
+        ]}, 'Paris', 'hm'),
+        ({'content': [{'type': 'thinking', 'thinking': 'hm', 'signature': 's'},
+                      {'type': 'redacted_thinking', 'data': 'x'},
+                      {'type': 'text', 'text': 'Paris'}]}, 'Paris', 'hm'),
+        # Fields of their own.
+        ({'content': 'Paris', 'reasoning_content': 'hm'}, 'Paris', 'hm'),
+        ({'content': 'Paris', 'reasoning': 'hm'}, 'Paris', 'hm'),
+        ({'content': 'Paris', 'reasoning_content': None, 'reasoning': 'hm'},
+         'Paris', 'hm'),
+        ({'content': 'Paris', 'reasoning_content': 'hm', 'reasoning': 'hm'},
+         'Paris', 'hm'),
+        ({'content': None, 'reasoning_content': 'hm'}, '', 'hm'),
+        ({'reasoning': 'hm'}, '', 'hm'),
+        ({'content': 'Paris', 'reasoning': {'effort': 'low'}}, 'Paris', ''),
+        # Tags in the text stay there, for agents.thoughts.
+        ({'content': '<think>hm</think>Paris'}, '<think>hm</think>Paris', ''),
+    ],
+)
+def test_text_and_thoughts(message, text, thoughts):
+  answer = _parse(message)
+  assert (answer.text, answer.thoughts) == (text, thoughts)
+  assert answer.is_whole == bool(text)
+
+
+def test_thoughts_that_reached_their_length_are_no_answer():
+  answer = _parse({'content': None, 'reasoning_content': 'It is Par'}, 'length')
+  assert answer == openai_protocol.Answer(
+      '', 'length', is_whole=False, thoughts='It is Par'
+  )
+
+
+@pytest.mark.parametrize(
+    'reasons, expected',
+    [
+        ((None, '', 'stop', 'STOP', 'eos', 'eos_token', 'end_turn',
+          'stop_sequence', 'COMPLETE', {'type': 'stop'}), ('stop', True)),
+        (('length', 'max_tokens', 'MAX_TOKENS', 'model_length',
+          'max_output_tokens'), ('length', True)),
+        (('content_filter', 'tool_calls', 'function_call', 'refusal',
+          'SAFETY'), ('stop', False)),
+    ],
+)
+def test_finish_reasons_of_every_server(reasons, expected):
+  for reason in reasons:
+    answer = _parse({'content': 'Paris'}, reason)
+    assert (answer.finish_reason, answer.is_whole) == expected, reason
+    assert answer.text == 'Paris'
+
+
+@pytest.mark.parametrize('reason', ['abort', 'error', 'banana', 7, ['stop']])
+def test_an_unknown_finish_reason_is_an_error_that_names_it(reason):
+  with pytest.raises(openai_protocol.BadAnswer) as error:
+    _parse({'content': 'Paris'}, reason)
+  assert repr(reason) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'message, why',
+    [
+        ({}, 'no completion'),
+        ({'content': 5}, 'no text'),
+        ({'content': {'text': 'Paris'}}, 'no text'),
+        ({'content': [5]}, 'no completion'),
+        ({'content': [{'type': 'image_url', 'url': 'x'}]}, "'image_url'"),
+        ({'content': [{'type': 'text', 'text': 5}]}, "'text'"),
+        ({'content': [{'text': 'Paris'}]}, 'None'),
+        ({'content': [{'type': 'thinking', 'thinking': 5}]}, 'no text'),
+    ],
+)
+def test_what_is_no_completion_is_said(message, why):
+  with pytest.raises(openai_protocol.BadAnswer, match=why):
+    _parse(message)
+
+
+def test_an_error_in_a_success_is_said():
+  for body in (
+      {'error': {'message': 'maximum context length is 8', 'code': 400}},
+      {'error': 'maximum context length is 8'},
+      {'choices': [{'error': {'message': 'maximum context length is 8'}}]},
+  ):
+    with pytest.raises(openai_protocol.BadAnswer, match='holds an error') as e:
+      openai_protocol.parse(json.dumps(body).encode())
+    assert e.value.said == 'maximum context length is 8'
+
+
+def _body(**fields):
+  config = endpoint_config.EndpointConfig('http://h/v1', 'm', **fields)
+  return openai_protocol.body(config, _PROMPT, records.SamplingSpec(), _KEY)
+
+
+def test_the_switch_of_thinking_is_sent():
+  plain = _body()
+  assert 'chat_template_kwargs' not in plain and 'enable_thinking' not in plain
+  for thinking, on in (('on', True), ('off', False)):
+    sent = _body(thinking=thinking)
+    assert sent.pop('chat_template_kwargs') == {
+        'enable_thinking': on, 'thinking': on
+    }
+    assert sent == plain
+    sent = _body(thinking=thinking, thinking_field='enable_thinking')
+    assert sent.pop('enable_thinking') is on and sent == plain
