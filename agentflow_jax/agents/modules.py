@@ -217,7 +217,7 @@ class ModelExecutor:
       )
       try:
         _, arguments = calls.parse_command(completion.text, card)
-        base.check_arguments(card, arguments)
+        arguments = base.check_arguments(card, arguments)
         return records.ToolCall(card.name, arguments), completion.text
       except base.BadArguments as e:
         error = e
