@@ -170,7 +170,7 @@ def make(
         call=_caller(connection, one['name'], mcp_cards.names(one['schema'])),
         timeout=timeout,
         close=connection.aclose,
-        version=f'mcp 1 {json.dumps(one, sort_keys=True)}',
+        version=f'mcp 2 {json.dumps(one, sort_keys=True)}',
     )
   return list(tools.values())
 
