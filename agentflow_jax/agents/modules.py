@@ -220,7 +220,7 @@ class ModelExecutor:
         _, arguments = calls.parse_command(
             completion.text, card, completion.thinking
         )
-        base.check_arguments(card, arguments)
+        arguments = base.check_arguments(card, arguments)
         return records.ToolCall(card.name, arguments), completion.text
       except base.BadArguments as e:
         error = e

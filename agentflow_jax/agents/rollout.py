@@ -351,7 +351,8 @@ async def _execute(agent, view, plan, progress):
         progress.turns[-1], call=call, modules=_worth_keeping(said)
     )
     agent.show('executor', f'{call.tool} {dict(call.arguments)}')
-    base.check_arguments(tool.card, call.arguments)
+    checked = base.check_arguments(tool.card, call.arguments)
+    call = dataclasses.replace(call, arguments=checked)
     result = await _call(agent, tool, call, view.key, progress)
   except (base.BadArguments, references_lib.UnknownReference) as e:
     said = dataclasses.replace(said, prompts=tuple(asked))

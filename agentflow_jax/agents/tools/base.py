@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from agentflow_jax import records
+from agentflow_jax.agents.tools import json_schema
 
 # The request that a tool call belongs to, set by whoever makes the call around
 # it. A tool that samples derives its own randomness from this (contract 4).
@@ -51,13 +52,24 @@ def count(name: str, times: int = 1) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-  """One argument of a tool: what it means, its type, whether it may lack."""
+  """One argument of a tool.
+
+  Attributes:
+    name: name of the argument in a call.
+    description: text for the modules: what the argument means.
+    type: 'string', 'number', 'integer', 'boolean', 'array', 'object' or 'any'.
+    required: False where a call may leave the argument out.
+    schema: JSON schema of the argument where a type says too little, such as
+      "a string or null"; None for the type alone.
+  """
 
   name: str
   description: str
-  # 'string', 'number', 'integer', 'boolean', 'array', 'object' or 'any'.
   type: str = 'string'
   required: bool = True
+  schema: json_schema.Schema | None = dataclasses.field(
+      default=None, hash=False, repr=False
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,30 +117,32 @@ class Tool:
   version: str = ''
 
 
-def check_arguments(card: Card, arguments: Mapping[str, Any]) -> None:
-  """Raises `BadArguments` unless `arguments` fit the card's schema."""
+def check_arguments(
+    card: Card, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the arguments as the card's schema has them: 5.0 as the integer 5.
+
+  Raises:
+    BadArguments: the arguments do not fit the schema.
+  """
   known = {a.name: a for a in card.arguments}
+  checked = {}
   for name, value in arguments.items():
     if name not in known:
       raise BadArguments(
           f'{card.name} has no argument {name!r}; it takes {sorted(known)}'
       )
-    if not isinstance(value, _TYPES[known[name].type]):
-      raise BadArguments(
-          f'{card.name}: {name} must be a {known[name].type}, '
-          f'not {type(value).__name__}'
-      )
+    said = known[name].type
+    schema = known[name].schema or json_schema.Schema(
+        {} if said == 'any' else {'type': said}
+    )
+    try:
+      checked[name] = schema.checked(value, name)
+    except json_schema.Mismatch as error:
+      can_lack = value is None and not known[name].required
+      remedy = '; leave it out instead' if can_lack else ''
+      raise BadArguments(f'{card.name}: {error}{remedy}') from error
   for argument in card.arguments:
     if argument.required and argument.name not in arguments:
       raise BadArguments(f'{card.name} needs the argument {argument.name!r}')
-
-
-_TYPES = {
-    'string': str,
-    'number': (int, float),
-    'integer': int,
-    'boolean': bool,
-    'array': list,
-    'object': dict,
-    'any': object,
-}
+  return checked

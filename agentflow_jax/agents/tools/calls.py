@@ -7,15 +7,18 @@ often do so whatever they are told; that is read, too.
 """
 
 import ast
+import collections
 import io
 import itertools
 import json
+import keyword
 import math
 import re
 import textwrap
 import tokenize
+import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from agentflow_jax.agents import lenient_json, thoughts
@@ -41,7 +44,9 @@ def parse_command(
 
   Fences, back-ticks, text around the call, several lines, several statements
   and comments are fine. An argument is a literal, or a name that an earlier
-  statement gives a literal. Thoughts are not read (agents.thoughts).
+  statement gives a literal; true, false and null are read as JSON has them.
+  Arguments whose names are no Python names stand in **{"the name": ...}.
+  Thoughts are not read (agents.thoughts).
 
   Args:
     text: what the model wrote.
@@ -66,7 +71,10 @@ def parse_command(
       tree = _parse(source)
     except SyntaxError as error:
       if _START.search(source):
-        problem = f'the call cannot be read: {error.msg} (line {error.lineno})'
+        problem = (
+            f'the call cannot be read: {error.msg} (line {error.lineno})'
+            f'{_hint(card)}'
+        )
       continue
     call = _first_call(tree)
     if call is not None:
@@ -76,8 +84,59 @@ def parse_command(
   if lenient_json.is_whole(text) or not _START.search(text):
     found = _from_json(text, card)
   if found is None:
-    raise base.BadArguments(problem)
+    raise base.BadArguments(problem + _unread(text))
   return found
+
+
+def example(names: Iterable[str]) -> str:
+  """Returns a call with these arguments, in a form that `parse_command` reads."""
+  names = list(names)
+  shown = [f'{name}=...' for name in names if _is_plain(name)]
+  others = [
+      f'{json.dumps(name, ensure_ascii=False)}: ...'
+      for name in names
+      if not _is_plain(name)
+  ]
+  if others:
+    shown.append(f'**{{{", ".join(others)}}}')
+  return f'execution = tool.execute({", ".join(shown)})'
+
+
+def _is_plain(name: str) -> bool:
+  """Says whether an argument can be written as name=value."""
+  return (
+      name.isidentifier()
+      and not keyword.iskeyword(name)
+      # Python reads a name in this form of it.
+      and unicodedata.normalize('NFKC', name) == name
+  )
+
+
+def _hint(card: base.Card | None) -> str:
+  """Says how to write the card's arguments whose names are no Python names."""
+  names = [a.name for a in card.arguments] if card else []
+  if all(map(_is_plain, names)):
+    return ''
+  return f'; write it as {example(names)}'
+
+
+def _unread(text: str) -> str:
+  """Says what of a text without a readable call has not been tried."""
+  if lenient_json.is_whole(text):
+    try:
+      json.loads(_FENCE.sub(r'\1', text))
+    except (ValueError, RecursionError) as error:
+      return f'; as JSON it cannot be read either: {error}'
+  pieces = max(
+      len(_FENCE.findall(text)), len(_INLINE.findall(text)),
+      len(_START.findall(text)),
+  )
+  if pieces > _MAX_PIECES:
+    return (
+        f'; of the {pieces} pieces that might be one, the first {_MAX_PIECES}'
+        ' were tried: write the call alone'
+    )
+  return ''
 
 
 def _from_json(
@@ -148,7 +207,8 @@ def _balanced(text: str) -> str:
       elif token.type == tokenize.OP and token.string in ')]}':
         depth -= 1
         if depth <= 0:
-          lines = text.splitlines(keepends=True)[: token.end[0]]
+          # The tokenizer's lines end in "\n" alone, and not in U+2028.
+          lines = io.StringIO(text).readlines()[: token.end[0]]
           lines[-1] = lines[-1][: token.end[1]]
           return ''.join(lines)
   except (tokenize.TokenError, SyntaxError):
@@ -161,12 +221,18 @@ def _parse(source: str) -> ast.Module:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # such as of a model's '\d'
-      return ast.parse(textwrap.dedent(source).strip())
+      return ast.parse(_dedented(source).strip())
   except SyntaxError:
     raise
   except (ValueError, RecursionError, MemoryError, OverflowError) as error:
     reason = str(error) or type(error).__name__
     raise SyntaxError(reason, ('<command>', 1, 1, '')) from error
+
+
+def _dedented(source: str) -> str:
+  """Removes a common indent; a program without one keeps its blank lines."""
+  first = source.lstrip('\r\n')
+  return textwrap.dedent(source) if first[:1] in (' ', '\t') else source
 
 
 def _first_call(tree: ast.Module) -> ast.Call | None:
@@ -202,31 +268,77 @@ def _read(
         if card is None
         else f'{card.name} takes at most {len(names)} arguments: {names}'
     )
+  # Python reads names in this form.
+  spelled = {unicodedata.normalize('NFKC', name): name for name in names}
   arguments = {}
   pairs = list(zip(names, call.args))
-  pairs += [(k.arg, k.value) for k in call.keywords]
+  for word in call.keywords:
+    if word.arg is None:
+      pairs += _pairs(word.value, assigned)
+    else:
+      pairs.append((spelled.get(word.arg, word.arg), word.value))
   for name, node in pairs:
-    if isinstance(node, ast.Name):
-      node = assigned.get(node.id, node)
-    value = _literal(name, node)
-    given = {name: value} if name is not None else value  # None: **{...}
-    if not isinstance(given, dict):
-      raise base.BadArguments('what follows ** must be a dictionary')
-    for key, item in given.items():
-      if key in arguments:
-        raise base.BadArguments(f'the argument {key!r} is given twice')
-      arguments[key] = item
+    if name in arguments:
+      raise base.BadArguments(f'the argument {name!r} is given twice')
+    arguments[name] = _literal(name, node, assigned)
   tool = call.func.value.id
   return (None if tool == 'tool' else tool), arguments
 
 
-def _literal(name: str | None, node: ast.expr) -> Any:
+def _pairs(
+    node: ast.expr, assigned: Mapping[str, ast.expr]
+) -> list[tuple[str, ast.expr]]:
+  """Returns the names and values of a dictionary that follows **."""
+  if isinstance(node, ast.Name):
+    node = assigned.get(node.id, node)
+  keys = [
+      key.value if isinstance(key, ast.Constant) else None
+      for key in getattr(node, 'keys', ())
+  ]
+  if not isinstance(node, ast.Dict) or not all(
+      isinstance(key, str) for key in keys
+  ):
+    raise base.BadArguments(
+        'what follows ** must be a dictionary with strings as its keys, such as'
+        ' tool.execute(**{"from": "x"})'
+    )
+  return list(zip(keys, node.values, strict=True))
+
+
+# Cards show defaults and choices as JSON.
+_JSON_NAMES = {'true': True, 'false': False, 'null': None}
+
+
+class _JsonNames(ast.NodeTransformer):
+  """Reads JSON's names as values, and refuses a key that stands twice."""
+
+  def visit_Name(self, node: ast.Name) -> ast.expr:
+    if node.id not in _JSON_NAMES:
+      return node
+    return ast.copy_location(ast.Constant(_JSON_NAMES[node.id]), node)
+
+  def visit_Dict(self, node: ast.Dict) -> ast.expr:
+    keys = collections.Counter(
+        key.value for key in node.keys if isinstance(key, ast.Constant)
+    )
+    for key, times in keys.items():
+      if times > 1:
+        raise base.BadArguments(f'the key {key!r} is given twice')
+    return self.generic_visit(node)
+
+
+def _literal(
+    name: str, node: ast.expr, assigned: Mapping[str, ast.expr]
+) -> Any:
+  if isinstance(node, ast.Name):
+    node = assigned.get(node.id, node)
   try:
-    return _json_like(ast.literal_eval(node))
+    _json_like(name)
+    return _json_like(ast.literal_eval(_JsonNames().visit(node)))
   except (ValueError, TypeError, RecursionError, MemoryError) as error:
     raise base.BadArguments(
-        f'{name or "what follows **"} must be a plain value such as "text", 3 '
-        'or [1, 2]; no expression is evaluated'
+        f'{name.encode("ascii", "replace").decode()} must be a plain value such'
+        ' as "text", 3 or [1, 2]; no expression is evaluated'
     ) from error
 
 

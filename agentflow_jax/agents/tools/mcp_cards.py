@@ -9,11 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools import base, calls, json_schema
 
 _LONGEST_PURPOSE = 500
 _LONGEST_DESCRIPTION = 200
-_TYPES = frozenset({'string', 'number', 'integer', 'boolean', 'array', 'object'})
+_LONGEST_NAME = 128
 # All control tokens of the models' templates are spelled with them.
 _BRACKETS = str.maketrans('<>', '\u2039\u203a')
 
@@ -27,73 +27,120 @@ def card(server: str, tool: Mapping[str, Any]) -> base.Card:
       says them.
   """
   name = re.sub(r'\W', '_', f'{server}_{tool["name"]}', flags=re.ASCII)[:64]
-  schema = tool['schema']
-  fields = schema.get('properties')
-  required = schema.get('required')
+  schema = json_schema.Schema(tool['schema'], tool['schema'])
+  fields, required = schema.properties()
   arguments = tuple(
       base.Argument(
-          name=_plain(field, 64),
-          description=_description(said if isinstance(said, dict) else {}),
-          type=_type(said if isinstance(said, dict) else {}),
-          required=field in required if isinstance(required, list) else False,
+          name=shown,
+          description=_description(fields[field]),
+          type=fields[field].kind(),
+          required=field in required,
+          schema=fields[field],
       )
-      for field, said in (fields.items() if isinstance(fields, dict) else ())
+      for shown, field in names(tool['schema']).items()
   )
-  shown = ', '.join(f'{a.name}=...' for a in arguments if a.required)
+  example = calls.example(a.name for a in arguments if a.required)
   return base.Card(
       name=name,
       purpose=_plain(tool['description'], _LONGEST_PURPOSE)
       or f'The tool {_plain(tool["name"], 64)} of {server}.',
       arguments=arguments,
-      examples=(f'execution = tool.execute({shown})',),
+      examples=(example,),
       limits=f'Of the MCP server {server}.',
   )
 
 
-def _type(schema: Mapping[str, Any]) -> str:
-  """Returns a schema's type; 'any' where it allows several."""
-  said = schema.get('type')
-  kinds = said if isinstance(said, list) else [said]
-  if said is None:
-    options = schema.get('anyOf') or schema.get('oneOf') or ()
-    kinds = [o.get('type') for o in options if isinstance(o, dict)]
-    if not kinds and isinstance(schema.get('enum'), list):
-      kinds = ['string' if isinstance(v, str) else None for v in schema['enum']]
-  kinds = {k for k in kinds if k != 'null'}
-  if len(kinds) == 1 and kinds <= _TYPES:
-    return kinds.pop()
-  return 'any'
+def names(schema: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the arguments' names: as the card shows them -> as the server does.
+
+  They differ where a server's name spells a control token or is very long.
+  """
+  fields, _ = json_schema.Schema(schema, schema).properties()
+  found: dict[str, str] = {}
+  for field in fields:
+    shown = plain = _line(field)[:_LONGEST_NAME]
+    number = 1
+    while shown in found:
+      number += 1
+      shown = f'{plain}_{number}'
+    found[shown] = field
+  return found
 
 
-def _description(schema: Mapping[str, Any]) -> str:
+def _description(schema: json_schema.Schema) -> str:
   """Returns what a field is for, and what it may be."""
-  parts = [str(schema.get('description') or schema.get('title') or '')]
-  if isinstance(schema.get('enum'), list):
-    parts.append(f'one of {json.dumps(schema["enum"], ensure_ascii=False)}')
-  if schema.get('default') is not None:
-    parts.append(f'by default {json.dumps(schema["default"])}')
+  said = schema.said if isinstance(schema.said, dict) else {}
+  parts = [str(said.get('description') or said.get('title') or '')]
+  shape = schema.shape()
+  # The type stands beside it.
+  if shape != schema.kind():
+    parts.append(shape)
+  if said.get('default') is not None:
+    parts.append(f'by default {json.dumps(said["default"], ensure_ascii=False)}')
   return _plain('; '.join(filter(None, parts)), _LONGEST_DESCRIPTION)
 
 
-def _plain(text: str, most: int) -> str:
+def _line(text: str) -> str:
   """Returns a server's words as one line that spells no control token."""
   line = ' '.join(str(text).translate(_BRACKETS).split())
-  line = line.encode('utf-8', 'replace').decode()
+  return line.encode('utf-8', 'replace').decode()
+
+
+def _plain(text: str, most: int) -> str:
+  """Returns a server's words as one line, cut where there are too many."""
+  line = _line(text)
   return line if len(line) <= most else f'{line[: most - 4]} ...'
 
 
 def text(result: Any) -> str:
-  """Returns a result as text; what is no text is named, and left out."""
-  parts: list[str] = []
-  for block in result.content:
-    if block.type == 'text':
-      parts.append(block.text)
-    elif block.type == 'resource' and getattr(block.resource, 'text', None):
-      parts.append(block.resource.text)
-    elif block.type == 'resource_link':
-      parts.append(f'[a resource: {block.uri}]')
-    else:
-      parts.append(f'[{block.type} left out]')
-  if not parts and result.structured_content is not None:
-    parts.append(json.dumps(result.structured_content, ensure_ascii=False))
+  """Returns a result as text; what is no text is named, and left out.
+
+  The text blocks of a result repeat its structured content. Where they say
+  nothing, the structured content is the text.
+  """
+  blocks = [_block(block) for block in result.content or ()]
+  parts = [said for said, _ in blocks if said.strip()]
+  structured = _field(result, 'structured_content')
+  if structured is not None and not any(
+      is_text and said.strip() for said, is_text in blocks
+  ):
+    parts.insert(0, json.dumps(structured, ensure_ascii=False))
   return '\n'.join(parts).strip()
+
+
+def is_error(result: Any) -> bool:
+  """Says whether a result is the tool's word for a call that failed."""
+  return bool(_field(result, 'is_error'))
+
+
+def _block(block: Any) -> tuple[str, bool]:
+  """Returns a block's text or, of other content, its name; and which of both."""
+  if block.type == 'text':
+    return block.text or '', True
+  if block.type == 'resource':
+    text_of = getattr(block.resource, 'text', None)
+    if text_of and text_of.strip():
+      return text_of, True
+    return f'[resource left out: {_resource(block.resource)}]', False
+  if block.type == 'resource_link':
+    return f'[a resource: {_resource(block)}]', False
+  return f'[{block.type} left out]', False
+
+
+def _resource(resource: Any) -> str:
+  """Returns a resource's address and what else is known of it, in one line."""
+  known = [
+      getattr(resource, 'uri', None),
+      getattr(resource, 'title', None) or getattr(resource, 'name', None),
+      getattr(resource, 'description', None),
+      _field(resource, 'mime_type'),
+  ]
+  return _plain(', '.join(str(k) for k in known if k), _LONGEST_PURPOSE)
+
+
+def _field(said: Any, name: str) -> Any:
+  """Returns a field; versions of the SDK spell it is_error or isError."""
+  first, *rest = name.split('_')
+  camel = first + ''.join(part.capitalize() for part in rest)
+  found = getattr(said, name, None)
+  return getattr(said, camel, None) if found is None else found

@@ -19,6 +19,8 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
+
 from agentflow_jax.agents.tools import base, mcp_cards
 
 _INVALID_PARAMS = -32602
@@ -112,6 +114,11 @@ def describe(server: Server) -> list[dict[str, Any]]:
           cursor = page.next_cursor
           if not cursor:
             break
+        else:
+          logging.warning(
+              'MCP server %s: it offers more than %d tools; the first %d are'
+              ' read', server.name, _MOST_TOOLS, len(found),
+          )
         return [
             {
                 'name': str(t.name),
@@ -160,19 +167,29 @@ def make(
       )
     tools[card.name] = base.Tool(
         card=card,
-        call=_caller(connection, one['name']),
+        call=_caller(connection, one['name'], mcp_cards.names(one['schema'])),
         timeout=timeout,
         close=connection.aclose,
-        version=f'mcp 1 {json.dumps(one, sort_keys=True)}',
+        version=f'mcp 2 {json.dumps(one, sort_keys=True)}',
     )
   return list(tools.values())
 
 
-def _caller(connection: 'Connection', name: str):
+def _caller(connection: 'Connection', name: str, fields: Mapping[str, str]):
+  """Returns a tool's call.
+
+  Args:
+    connection: session with the tool's server.
+    name: name of the tool, as the server says it.
+    fields: arguments' names: as the card shows them -> as the server does.
+  """
+
   async def call(arguments: Mapping[str, Any]) -> str:
-    result = await connection.call(name, dict(arguments))
+    result = await connection.call(
+        name, {fields[shown]: value for shown, value in arguments.items()}
+    )
     text = mcp_cards.text(result)
-    if result.is_error:
+    if mcp_cards.is_error(result):
       raise base.BadArguments(text or f'{name} failed and does not say why')
     return text or 'The tool returned nothing.'
 

@@ -12,14 +12,13 @@ import dataclasses
 import http.cookiejar
 import json as json_lib
 import socket
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
 
 from agentflow_jax.agents import openai_protocol, pacing
-from agentflow_jax.agents.tools import base, web_addresses
+from agentflow_jax.agents.tools import base, web_addresses, web_codings
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -190,7 +189,7 @@ class WebClient:
     self._client = httpx.AsyncClient(
         headers={
             'User-Agent': f'agentflow_jax/0.1{contact}',
-            # What `_read` unpacks itself, within its bound.
+            # What `web_codings` unpacks.
             'Accept-Encoding': 'gzip, deflate',
         },
         # An address that does not answer leaves time for the next one.
@@ -372,31 +371,17 @@ class WebClient:
     )
 
   async def _read(self, response: httpx.Response) -> bytes:
-    """Reads and unpacks a body; a small one may unpack to gigabytes."""
-    most = self._config.max_bytes
-    coding = response.headers.get('Content-Encoding', 'identity').lower()
-    unpack = None
-    if coding in ('gzip', 'x-gzip', 'deflate'):
-      unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    elif coding not in ('identity', ''):
-      raise FetchFailed(f'{response.url.host}: content encoding {coding!r}')
-    content, received = bytearray(), 0
-    async for chunk in response.aiter_raw():
-      received += len(chunk)
-      if unpack is not None:
-        try:
-          chunk = unpack.decompress(chunk, most + 1 - len(content))
-        except zlib.error as error:
-          raise FetchFailed(f'a body that does not unpack: {error}') from None
-      content += chunk
-      is_over = unpack is not None and unpack.eof
-      if len(content) > most or (received > most and not is_over):
-        raise FetchFailed(f'a response of more than {most:,} bytes')
-      if is_over:
-        break  # What follows is no part of it, and without end, maybe.
-    if unpack is not None and received and not unpack.eof:
-      raise FetchFailed('a body that does not unpack: it is cut off')
-    return bytes(content)
+    """Reads and unpacks a body."""
+    coding = response.headers.get('Content-Encoding', '')
+    try:
+      body = web_codings.Unpacker(coding, self._config.max_bytes)
+      async for chunk in response.aiter_raw():
+        body.feed(chunk)
+        if body.is_over:
+          break  # What follows is no part of it, and without end, maybe.
+      return body.finish()
+    except web_codings.Unreadable as error:
+      raise FetchFailed(f'{response.url.host}: {error}') from None
 
   async def _addresses(self, url: httpx.URL) -> Sequence[str]:
     """Returns addresses of a host to try, all of them checked."""

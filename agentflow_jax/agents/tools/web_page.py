@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentflow_jax.agents import language_model
-from agentflow_jax.agents.tools import base, web_client, web_text
+from agentflow_jax.agents.tools import base, web_charsets, web_client, web_text
 
-_HTML = frozenset({'text/html', 'application/xhtml+xml', ''})
 _PLAIN = frozenset({
     'text/plain', 'text/markdown', 'text/csv', 'application/json',
     'text/xml', 'application/xml',
@@ -51,14 +50,17 @@ def make(
         page.text, arguments.get('query', ''), top_k, max_chars,
     )
     source = f'{page.title} ({response.url})' if page.title else response.url
-    return web_text.render([(source, part) for part in parts])
+    return (
+        web_text.render([(source, part) for part in parts])
+        + web_text.unread(page.text)
+    )
 
   return base.Tool(
       card=_card(top_k, max_chars),
       call=call,
       timeout=timeout,
       close=reader.aclose,
-      version=f'web_page 1 {top_k} {max_chars}',
+      version=f'web_page 2 {top_k} {max_chars}',
   )
 
 
@@ -67,15 +69,15 @@ async def _page(
 ) -> web_text.Page:
   kind = response.content_type
   if kind in _PLAIN:
-    text = web_text.decode(response.content, response.charset)
+    text = web_charsets.decode(response.content, response.charset, kind)
     if not text.strip():
       raise web_text.Unreadable('the page holds no text')
     return web_text.Page('', text)
-  if kind not in _HTML:
+  if kind not in web_charsets.HTML:
     raise web_text.Unreadable(
         f'{response.url} is {kind}; only text and HTML can be read'
     )
-  return await reader.read(response.content, response.charset)
+  return await reader.read(response.content, response.charset, kind)
 
 
 def _card(top_k: int, max_chars: int) -> base.Card:

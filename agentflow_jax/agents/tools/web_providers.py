@@ -64,21 +64,21 @@ class Gemini:
       content = candidate.get('content') or {}
       text = ''.join(
           str(part['text'])
-          for part in content.get('parts', ())
+          for part in content.get('parts') or ()
           if part.get('text') and not part.get('thought')
       )
       grounding = candidate.get('groundingMetadata') or {}
       pages = [
           (str(chunk['web']['uri']), str(chunk['web'].get('title', '')))
-          for chunk in grounding.get('groundingChunks', ())
+          for chunk in grounding.get('groundingChunks') or ()
       ]
       spans = [
           (
               int(support['segment'].get('startIndex', 0)),
               int(support['segment']['endIndex']),
-              tuple(int(i) for i in support['groundingChunkIndices']),
+              tuple(int(i) for i in support.get('groundingChunkIndices') or ()),
           )
-          for support in grounding.get('groundingSupports', ())
+          for support in grounding.get('groundingSupports') or ()
       ]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
       raise web_client.FetchFailed(

@@ -61,7 +61,7 @@ def make(
         'pageids': str(page_id), 'redirects': '1',
     })
     page = said['pages'][0]
-    return page['title'], page.get('extract', '')
+    return page['title'], page.get('extract') or ''
 
   async def call(arguments: Mapping[str, Any]) -> str:
     query = arguments['query'].strip()
@@ -80,7 +80,7 @@ def make(
       articles = await _together(read(i) for i in ids)
     except web_client.FetchFailed as error:
       raise base.ToolUnreachable(f'wikipedia: {error}') from error
-    except (LookupError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
       raise base.ToolUnreachable(
           f'wikipedia: {api} gave what is no answer of MediaWiki: {error!r}'
       ) from error
@@ -119,9 +119,10 @@ def _passages(base_url, articles, query, top_k, max_chars) -> str:
   if not marked:
     return 'No article has any of these words.'
   best = web_text.rank(list(marked), query, top_k)
-  return web_text.render([
+  found = web_text.render([
       (f'{base_url.rstrip("/")}/wiki/{_name(marked[p])}', p) for p in best
   ])
+  return found + ''.join(web_text.unread(text) for _, text in articles)
 
 
 def _name(title: str) -> str:

@@ -131,6 +131,67 @@ def test_says_why_a_command_cannot_be_read(text, reason):
     calls.parse_command(text)
 
 
+_NAMES_OF_FIELDS = (
+    'from', 'max-results', 'user.name', 'a b', 'say "it"', "it's", 'a\\b',
+    'gr\u00f6\u00dfe', '\u65e5\u672c', '\ufb01eld', '\u00b5', '', '9x', 'None',
+    '$ref', '#', 'a=b', ')', '**', '`', '```', 'query', 'a\u2028b',
+)
+
+
+@pytest.mark.parametrize('name', _NAMES_OF_FIELDS)
+def test_a_written_example_is_read(name):
+  written = calls.example(['plain', name]).replace('...', '"x"')
+  for text in (written, f'Now:\n```python\n{written}  # so\n```\nDone.'):
+    assert calls.parse_command(text) == (None, {'plain': 'x', name: 'x'})
+
+
+@pytest.mark.parametrize(
+    ('text', 'arguments'),
+    [
+        ('tool.execute("a", **{"from": 1})', {'q': 'a', 'from': 1}),
+        ('tool.execute(**{"from": 1}, q="a")', {'from': 1, 'q': 'a'}),
+        ('tool.execute(**{"from": 1}, **{"q": "a"})', {'from': 1, 'q': 'a'}),
+        ('a = {"from": 1}\ntool.execute(**a)', {'from': 1}),
+        ('a = 1\ntool.execute(**{"from": a})', {'from': 1}),
+        # Python would read this keyword as U+03BC.
+        ('tool.execute(\u00b5=[true, {"a": null}], q=false)',
+         {'\u00b5': [True, {'a': None}], 'q': False}),
+        ('{"from": 1}', {'from': 1}),
+        ('Now \u2028 tool.execute(q="a\u2028b") and done', {'q': 'a\u2028b'}),
+        ('tool.execute(q="""a\n  \nb""")', {'q': 'a\n  \nb'}),
+    ],
+)
+def test_names_that_are_no_python_names(text, arguments):
+  card = base.Card(
+      's', 'p', tuple(base.Argument(n, '') for n in ('q', 'from', '\u00b5'))
+  )
+  assert calls.parse_command(text, card) == (None, arguments)
+
+
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        ('tool.execute(q="a", **{"q": "b"})', "'q' is given twice"),
+        ('tool.execute(**{"q": "a", "q": "b"})', "'q' is given twice"),
+        ('tool.execute(q={"k": 1, "k": 2})', "'k' is given twice"),
+        ('tool.execute(**{1: 2})', 'strings as its keys'),
+        ('tool.execute(**{f"{1}": 2})', 'strings as its keys'),
+        ('tool.execute(**{**{"q": 1}})', 'strings as its keys'),
+        ('tool.execute(**dict(q=1))', 'strings as its keys'),
+        ('tool.execute(**{"from": open("f")})', 'from must be a plain value'),
+        (r'tool.execute(**{"\ud800": 1})', 'plain value'),
+        ('tool.execute(from="x")', r'write it as .*\*\*\{"from": \.\.\.\}'),
+        # What is too much to try is named.
+        ('```\nnothing\n```\n' * 9, 'of the 9 pieces'),
+        ('{"q": ' + '"x" ' * 1000 + '}', 'as JSON it cannot be read either'),
+    ],
+)
+def test_says_why_such_names_cannot_be_read(text, reason):
+  card = base.Card('s', 'p', (base.Argument('q', ''), base.Argument('from', '')))
+  with pytest.raises(base.BadArguments, match=reason):
+    calls.parse_command(text, card)
+
+
 def test_nothing_is_executed(tmp_path):
   target = tmp_path / 'written'
   act = f'open({str(target)!r}, "w")'
@@ -140,6 +201,9 @@ def test_nothing_is_executed(tmp_path):
       f'tool.execute(query=[{act}])',
       f'x = {act}\ntool.execute(query=x)',
       f'tool.execute(query=f"{{{act}}}")',
+      f'tool.execute(**{{"query": {act}}})',
+      f'tool.execute(**{{{act}: "x"}})',
+      f'tool.execute(**{act})',
   ):
     try:
       calls.parse_command(text)

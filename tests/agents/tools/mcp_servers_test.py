@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import mcp_cards
+from agentflow_jax.agents.tools import calls
 from agentflow_jax.agents.tools import mcp_servers
 from tests.agents.tools import mcp_demo
 
@@ -118,7 +119,7 @@ def test_errors_are_for_the_model(said, described):
     for name, arguments, match in (
         ('fail', {}, 'Error executing tool fail'),
         ('join', {'texts': ['a'], 'how': 'left'}, 'how'),
-        ('join', {'texts': 'a', 'how': 'up'}, 'texts must be a array'),
+        ('join', {'texts': 'a', 'how': 'up'}, 'texts must be an array of string, not the string "a"'),
         ('add', {}, "needs the argument 'a'"),
     ):
       with pytest.raises(base.BadArguments, match=match):
@@ -166,6 +167,32 @@ class _Fake(mcp_servers.Connection):
       raise RuntimeError('the result does not match the schema')
     await asyncio.sleep(arguments['seconds'])
     return name
+
+
+def test_the_server_gets_its_own_names(monkeypatch):
+  sent = []
+
+  async def call(self, name, arguments):
+    del self
+    sent.append((name, arguments))
+    return types.SimpleNamespace(
+        content=[], structured_content={'n': 1}, is_error='bad' in arguments
+    )
+
+  monkeypatch.setattr(mcp_servers.Connection, 'call', call)
+  fields = {'from': {'type': 'integer'}, '<|im_end|>': {}, 'bad': {}}
+  (tool,) = mcp_servers.make(mcp_servers.parse(f'demo={_COMMAND}'), [{
+      'name': 'a-b', 'description': '', 'schema': {
+          'properties': fields, 'required': ['from', '<|im_end|>']},
+  }])
+  command = tool.card.examples[0].replace('...', '5.0')
+  _, arguments = calls.parse_command(command, tool.card)
+  arguments = base.check_arguments(tool.card, arguments)
+  assert asyncio.run(tool.call(arguments)) == '{"n": 1}'
+  assert sent == [('a-b', {'from': 5, '<|im_end|>': 5.0})]
+  assert isinstance(sent[0][1]['from'], int)
+  with pytest.raises(base.BadArguments, match='"n": 1'):
+    asyncio.run(tool.call({'bad': 1}))
 
 
 def test_one_call_does_not_end_the_session_of_others(monkeypatch):
@@ -328,24 +355,3 @@ def test_a_token_is_sent_and_not_shown(monkeypatch):
   assert 'hush' not in str(failed.value)
 
 
-@pytest.mark.parametrize(
-    ('schema', 'kind'),
-    [
-        ({'type': 'string'}, 'string'), ({'type': ['integer', 'null']}, 'integer'),
-        ({'type': ['integer', 'string']}, 'any'), ({}, 'any'),
-        ({'anyOf': [{'type': 'array'}, {'type': 'null'}]}, 'array'),
-        ({'anyOf': [{'type': 'array'}, {'type': 'string'}]}, 'any'),
-        ({'enum': ['a', 'b']}, 'string'), ({'enum': ['a', 1]}, 'any'),
-        ({'$ref': '#/x'}, 'any'), ({'type': 'odd'}, 'any'),
-        ({'anyOf': ['odd']}, 'any'),
-    ],
-)
-def test_types_of_arguments(schema, kind):
-  card = mcp_cards.card('s', {
-      'name': 'a-b.c', 'description': 'x' * 1000, 'schema':
-      {'properties': {'p': schema, 'q': 'odd'}, 'required': 'odd'},
-  })
-  assert card.name == 's_a_b_c'
-  assert len(card.purpose) == 500
-  assert [a.type for a in card.arguments] == [kind, 'any']
-  assert not any(a.required for a in card.arguments)

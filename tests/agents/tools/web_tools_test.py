@@ -1,8 +1,10 @@
 """The web's tools against a local server that speaks the real protocols."""
 
 import asyncio
+import gzip
 import json
 import os
+import zlib
 
 import pytest
 
@@ -165,17 +167,47 @@ def test_the_reader_of_pages_is_closed_with_the_tool():
       os.kill(pid, 0)
 
 
+_RUSSIAN = (
+    '<html><head>{head}<title>\u041f\u0440\u0438\u0432\u0435\u0442</title></head>'
+    '<body><p>\u0413\u043e\u0440\u043e\u0434.</p></body></html>'
+)
+_TITLE, _WORD = '\u041f\u0440\u0438\u0432\u0435\u0442', '\u0413\u043e\u0440\u043e\u0434.'
+
+
 @pytest.mark.parametrize(
-    ('charset', 'text'),
+    ('charset', 'head', 'kind', 'pack'),
     [
-        ('', 'h\u00e9'), ('UTF-8', 'h\u00e9'), ('latin-1', 'h\u00c3\u00a9'),
-        ('windows-1252', 'h\u00c3\u00a9'), ('punycode', 'h\u00e9'),
-        ('zip', 'h\u00e9'), ('no such', 'h\u00e9'), ('a\0b', 'h\u00e9'),
-        ('unicode_escape', 'h\u00e9'), ('utf-16', '\uc368\ufffd'),
+        ('cp1251', '<meta charset="windows-1251">', 'text/html', zlib.compress),
+        ('koi8-r', '<meta charset=koi8-r>', 'text/html', gzip.compress),
+        ('utf-16', '', 'text/html', None),
+        ('cp1251', '<?xml version="1.0" encoding="windows-1251"?>',
+         'application/xhtml+xml', None),
     ],
 )
-def test_charsets(charset, text):
-  assert web_text.decode('h\u00e9'.encode(), charset) == text
+def test_a_page_in_its_own_charset(charset, head, kind, pack):
+  html = _RUSSIAN.format(head='' if head.startswith('<?') else head)
+  body = ((head if head.startswith('<?') else '') + html).encode(charset)
+  headers = {'Content-Type': kind}
+  if pack:
+    headers['Content-Encoding'] = 'gzip' if pack is gzip.compress else 'deflate'
+    body = pack(body)
+  with web_server.Server({'/': Said(body, headers=headers)}) as server:
+    ((result, _),) = call(server, _page, {'url': f'{server.url}/'})
+    assert result.endswith(f'[1] {_TITLE} ({server.url}/): {_WORD}')
+
+
+def test_a_very_long_text_says_what_is_not_searched():
+  headers = {'Content-Type': 'text/plain'}
+  long, longest = b'a b\n' * 250_000, b'a b\n' * 250_001
+  pages = {'/long': Said(long, headers=headers), '/': Said(longest, headers=headers)}
+  with web_server.Server(pages) as server:
+    (whole, _), (part, _) = call(
+        server, _page, {'url': f'{server.url}/long'}, {'url': f'{server.url}/'}
+    )
+  assert 'were searched' not in whole
+  assert part.endswith(
+      '\nThe text has 1,000,004 characters; only the first 1,000,000 were searched.'
+  )
 
 
 # --- wikipedia
@@ -303,6 +335,8 @@ def _grounded(server, *targets):
                'groundingChunkIndices': [0]},
               {'segment': {'startIndex': middle, 'endIndex': end},
                'groundingChunkIndices': [1]},
+              # Protocol buffers leave empty lists out.
+              {'segment': {'startIndex': end, 'endIndex': end + 1}},
           ],
       },
   }]})

@@ -1,0 +1,159 @@
+"""Unpacks bodies of HTTP responses, within a bound on what comes of them.
+
+A small body may unpack to gigabytes, and the coding below another one may be the
+one that does. So every coding's output is bounded, and made piece by piece.
+"""
+
+import zlib
+from collections.abc import Iterator
+
+_CODINGS = frozenset({'gzip', 'x-gzip', 'deflate'})
+_MOST_CODINGS = 4
+_GZIP = b'\x1f\x8b\x08'
+_ANY_HEADER = zlib.MAX_WBITS | 32  # zlib's or gzip's
+_NO_HEADER = -zlib.MAX_WBITS
+_PIECE = 1 << 16
+# What follows the end of a gzip member is copied, so that must not be much.
+_FED = 1 << 14
+
+
+class Unreadable(Exception):
+  """A body that does not unpack, or to too much; the text says why."""
+
+
+class Unpacker:
+  """Unpacks a body that arrives in pieces.
+
+  Args:
+    header: value of Content-Encoding; codings in the order of their application.
+    most: bytes that may come of the body, or of any of its codings.
+
+  Attributes:
+    content: what has been unpacked so far.
+
+  Raises:
+    Unreadable: a coding is unknown.
+  """
+
+  def __init__(self, header: str, most: int):
+    names = [name.strip().lower() for name in header.split(',')]
+    names = [name for name in names if name not in ('', 'identity')]
+    if len(names) > _MOST_CODINGS or not _CODINGS.issuperset(names):
+      raise Unreadable(f'content encoding {header!r}')
+    # The last coding was applied last, so it is undone first.
+    self._stages = [_Stage(name) for name in reversed(names)]
+    self._most = most
+    self._received = 0
+    self.content = bytearray()
+
+  @property
+  def is_over(self) -> bool:
+    """Says whether a coding has ended, so that nothing more can come."""
+    return any(stage.is_over for stage in self._stages)
+
+  def feed(self, data: bytes) -> None:
+    """Unpacks what has arrived.
+
+    Raises:
+      Unreadable: it does not unpack, or to too much.
+    """
+    self._received += len(data)
+    try:
+      self._through(0, data)
+    except zlib.error as error:
+      raise Unreadable(f'a body that does not unpack: {error}') from None
+    # Packed bytes count, too, where nothing comes of them.
+    if self._received > self._most and not self.is_over:
+      raise self._too_much()
+
+  def finish(self) -> bytes:
+    """Returns the content of a body that has arrived.
+
+    Raises:
+      Unreadable: the body is cut off.
+    """
+    for stage in reversed(self._stages):
+      # Where nothing was said, there is nothing to unpack.
+      if self._received and not stage.is_complete:
+        raise Unreadable('a body that does not unpack: it is cut off')
+      if stage.is_over:
+        break  # The codings around it may hold more, which was not read.
+    return bytes(self.content)
+
+  def _through(self, index: int, data: bytes) -> None:
+    """Undoes the codings from one on."""
+    if index == len(self._stages):
+      self.content += data
+      if len(self.content) > self._most:
+        raise self._too_much()
+      return
+    stage = self._stages[index]
+    for piece in stage.feed(data):
+      if stage.made > self._most:
+        raise self._too_much()
+      self._through(index + 1, piece)
+      if self.is_over and not stage.is_over:
+        return  # What follows is no part of it, and without end, maybe.
+
+  def _too_much(self) -> Unreadable:
+    return Unreadable(f'a response of more than {self._most:,} bytes')
+
+
+class _Stage:
+  """Undoes one coding.
+
+  Attributes:
+    made: bytes that came of it.
+    is_over: the coding has ended, and what follows is no part of it.
+    is_complete: the body may end here.
+  """
+
+  def __init__(self, coding: str):
+    self._coding = coding
+    self._unpack = None  # None between the members of a gzip file.
+    self._is_gzip = False
+    self._head = b''
+    self.made = 0
+    self.is_over = self.is_complete = False
+
+  def feed(self, data: bytes) -> Iterator[bytes]:
+    """Yields what comes of some data, in pieces of a bounded size."""
+    for start in range(0, len(data), _FED):
+      rest = data[start : start + _FED]
+      while not self.is_over:
+        if self._unpack is None:
+          self._head += rest
+          if not self._begin():
+            break
+          rest, self._head = self._head, b''
+        piece = self._unpack.decompress(rest, _PIECE)
+        rest = self._unpack.unconsumed_tail
+        if piece:
+          self.made += len(piece)
+          yield piece
+        if self._unpack.eof:
+          rest, self._unpack = self._unpack.unused_data, None
+          self.is_complete = True
+          self.is_over = not self._is_gzip
+        if not rest and len(piece) < _PIECE:
+          break
+
+  def _begin(self) -> bool:
+    """Begins what the head begins, if there is enough of it to tell."""
+    head = self._head[: len(_GZIP)]
+    if self.is_complete:  # A gzip file may have several members.
+      if head == _GZIP:
+        self._unpack = zlib.decompressobj(_ANY_HEADER)
+        self.is_complete = False
+      elif not _GZIP.startswith(head):
+        self.is_over = True  # The end of other things is filled up, or more.
+      return self._unpack is not None
+    if len(head) < 2:
+      return False
+    self._is_gzip = head[:2] == _GZIP[:2]
+    # Many servers send "deflate" without the header that the standard asks for.
+    is_raw = self._coding == 'deflate' and not self._is_gzip and (
+        head[0] & 15 != zlib.DEFLATED or (head[0] << 8 | head[1]) % 31
+    )
+    self._unpack = zlib.decompressobj(_NO_HEADER if is_raw else _ANY_HEADER)
+    return True
