@@ -93,11 +93,11 @@ def _holds_another_head(directory: str | os.PathLike[str]) -> bool:
 
 
 def _is_tied(stored: tensors.Tensors) -> bool:
-  """Returns whether the head is absent, or equals the embedding."""
-  shape = stored.shapes.get(_HEAD)
-  if shape is None:
+  """Returns whether the head equals the embedding, where there are both."""
+  if not {_HEAD, _EMBEDDING} <= set(stored.shapes):
     return True
-  if shape != stored.shapes.get(_EMBEDDING):
+  shape = stored.shapes[_HEAD]
+  if shape != stored.shapes[_EMBEDDING]:
     return False
   for start in range(0, shape[0], _ROWS):
     rows = (start, min(start + _ROWS, shape[0]))
