@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from agentflow_jax import records
-from agentflow_jax.data import message_text
+from agentflow_jax.data import jinja_environment, message_text
 
 
 # Whether a chat template is told to let the model think; 'auto' leaves that to
@@ -209,20 +209,11 @@ def _absent_from(texts: Sequence[str]) -> str:
   raise TemplateError('the prompt holds every private character there is')
 
 
-def _jinja():
-  try:
-    from agentflow_jax.data import jinja_environment
-  except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "chat templates need jinja2: pip install 'agentflow-jax[models]'"
-    ) from e
-  return jinja_environment
-
-
 def _compile(source: str):
-  jinja = _jinja()
   try:
-    return jinja.compile_template(source)
+    return jinja_environment.compile_template(source)
+  except ModuleNotFoundError:
+    raise
   except Exception as e:
     raise TemplateError(f'the chat template does not compile: {e}') from e
 
@@ -231,7 +222,7 @@ def _switched(source: str, thinking: Thinking) -> dict[str, bool]:
   """Returns the variables that switch a template's thinking on or off."""
   if thinking == 'auto':
     return {}
-  read = _jinja().variables_of(source)
+  read = jinja_environment.variables_of(source)
   found = {v: thinking == 'on' for v in _THINKING_VARIABLES if v in read}
   if not found:
     raise TemplateError(

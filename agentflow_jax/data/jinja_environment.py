@@ -6,13 +6,12 @@ its author through `~`, join, macros and blocks, see message_text.
 """
 
 import datetime
+import functools
 import json
 import re
 from typing import Any
 
-import jinja2
 from absl import logging
-from jinja2 import compiler, ext, filters, meta, nodes, sandbox
 
 from agentflow_jax.data import message_text
 
@@ -22,13 +21,19 @@ _TODAY = datetime.datetime(2025, 1, 1)
 _ESCAPED = re.compile('[^\0-\x7f\ufdd0-\ufdef\U000f0000-\U000fffff]')
 
 
-def compile_template(source: str) -> jinja2.Template:
-  """Compiles a chat template.
+def compile_template(source: str):
+  """Returns a chat template, with a method `render`.
 
   A template that writes today's date (strftime_now) without a date of its own
   for where there is no clock is given a fixed one, and a warning says so.
+
+  Raises:
+    ModuleNotFoundError: the package jinja2 is not installed.
+    jinja2.TemplateError: the template is broken.
   """
-  environment = _Environment()
+  environment = _environment()
+  from jinja2 import meta, nodes
+
   tree = environment.parse(source)
   dated = 'strftime_now' in meta.find_undeclared_variables(tree) and not any(
       test.name == 'defined' and getattr(test.node, 'name', '') == 'strftime_now'
@@ -45,55 +50,69 @@ def compile_template(source: str) -> jinja2.Template:
 
 def variables_of(source: str) -> set[str]:
   """Returns the names of the variables that a template reads."""
-  return meta.find_undeclared_variables(_Environment().parse(source))
+  environment = _environment()
+  from jinja2 import meta
+
+  return meta.find_undeclared_variables(environment.parse(source))
 
 
-class _CodeGenerator(compiler.CodeGenerator):
-  """Compiles `a ~ b` so that the text of messages keeps its author."""
+@functools.cache
+def _environment():
+  """Returns a sandbox in which texts keep their authors."""
+  try:
+    import jinja2
+    from jinja2 import compiler, ext, filters, nodes, sandbox
+  except ModuleNotFoundError as e:
+    raise ModuleNotFoundError(
+        "chat templates need jinja2: pip install 'agentflow-jax[models]'"
+    ) from e
 
-  def visit_Concat(self, node, frame):
-    self.write('concat(map(str, (')
-    for part in node.nodes:
-      self.visit(part, frame)
-      self.write(', ')
-    self.write(')))')
+  class CodeGenerator(compiler.CodeGenerator):
+    """Compiles `a ~ b` so that the text of messages keeps its author."""
 
+    def visit_Concat(self, node, frame):
+      self.write('concat(map(str, (')
+      for part in node.nodes:
+        self.visit(part, frame)
+        self.write(', ')
+      self.write(')))')
 
-class _Generation(ext.Extension):
-  """The tag that says what of a rendered chat is trained on; writes its body."""
+  class Generation(ext.Extension):
+    """The tag around what is trained on; it renders its body."""
 
-  tags = {'generation'}
+    tags = {'generation'}
 
-  def parse(self, parser):
-    line = next(parser.stream).lineno
-    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
-    return nodes.Scope(body, lineno=line)
+    def parse(self, parser):
+      line = next(parser.stream).lineno
+      body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+      return nodes.Scope(body, lineno=line)
 
+  class Environment(sandbox.ImmutableSandboxedEnvironment):
+    code_generator_class = CodeGenerator
+    concat = staticmethod(message_text.concat)
 
-class _Environment(sandbox.ImmutableSandboxedEnvironment):
-  """A sandbox in which texts keep their authors."""
+    def call(self, context, callee, /, *args, **kwargs):
+      text = getattr(callee, '__self__', None)
+      if isinstance(text, str) and callee.__name__ == 'join':
+        return message_text.join(text, *map(list, args))
+      return super().call(context, callee, *args, **kwargs)
 
-  code_generator_class = _CodeGenerator
-  concat = staticmethod(message_text.concat)
+  def fail(message):
+    raise jinja2.TemplateError(message)
 
-  def __init__(self):
-    super().__init__(
-        trim_blocks=True, lstrip_blocks=True,
-        extensions=[ext.loopcontrols, _Generation],
-    )
-    self.globals['raise_exception'] = _raise_exception
-    self.filters['tojson'] = _tojson
-    self.filters['join'] = _join
+  @jinja2.pass_environment
+  def join(environment, value, d='', attribute=None):
+    if attribute is not None:
+      value = map(filters.make_attrgetter(environment, attribute), value)
+    return message_text.join(str(d), [str(part) for part in value])
 
-  def call(self, context, callee, /, *args, **kwargs):
-    text = getattr(callee, '__self__', None)
-    if isinstance(text, str) and callee.__name__ == 'join':
-      return message_text.join(text, *map(list, args))
-    return super().call(context, callee, *args, **kwargs)
-
-
-def _raise_exception(message: str):
-  raise jinja2.TemplateError(message)
+  environment = Environment(
+      trim_blocks=True, lstrip_blocks=True,
+      extensions=[ext.loopcontrols, Generation],
+  )
+  environment.globals['raise_exception'] = fail
+  environment.filters |= {'tojson': _tojson, 'join': join}
+  return environment
 
 
 def _tojson(
@@ -110,10 +129,3 @@ def _tojson(
   if ensure_ascii:
     text = _ESCAPED.sub(lambda m: json.dumps(m.group())[1:-1], text)
   return text
-
-
-@jinja2.pass_environment
-def _join(environment, value, d='', attribute=None) -> str:
-  if attribute is not None:
-    value = map(filters.make_attrgetter(environment, attribute), value)
-  return message_text.join(str(d), [str(part) for part in value])

@@ -137,11 +137,12 @@ def _from_directory(source, place, thinking, runtime) -> Model:
     raise parameters.CheckpointError(
         f'{path} holds neither {tokenizers.FILE} nor {hugging_face.TOKENIZER}'
     )
-  stored = described.get('dtype', described.get('torch_dtype'))
+  # transformers 5 writes the first, earlier ones the second.
+  stored = described.get('dtype') or described.get('torch_dtype') or ''
   return Model(
       config, parameters.load(source, config, place(config)), tokenizer,
       described,
-      'bfloat16' if stored == 'bfloat16' else 'float32',
+      'bfloat16' if stored.removeprefix('torch.') == 'bfloat16' else 'float32',
   )
 
 

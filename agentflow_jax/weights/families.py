@@ -32,15 +32,14 @@ _FAMILIES = {
     'qwen2': _Family('Qwen2ForCausalLM', qkv_bias=True, qk_norm=False),
     'qwen3': _Family('Qwen3ForCausalLM', qkv_bias=False, qk_norm=True),
 }
-# Options of a config.json that change the network, and the one value that this
-# transformer computes. A name that is absent has it.
+# Options of a config.json that change the network, and the values that this
+# transformer computes. A name that is absent, or null, has the first.
 _FIXED = {
-    'hidden_act': 'silu',
-    'attention_bias': False,
-    'mlp_bias': False,
-    'use_sliding_window': False,
-    'partial_rotary_factor': 1.0,
-    'quantization_config': None,
+    'hidden_act': ('silu', 'swish'),  # Two names of one function.
+    'hidden_activation': ('silu', 'swish'),
+    'attention_bias': (False,),
+    'mlp_bias': (False,),
+    'partial_rotary_factor': (1.0,),
 }
 _ROPE_NAMES = {
     'factor': 'factor',
@@ -66,26 +65,16 @@ def from_hugging_face(config: Mapping[str, Any]) -> model.ModelConfig:
     UnsupportedModel: another architecture, or an option that we lack.
     KeyError, TypeError, ValueError: a field is missing or makes no sense.
   """
-  family = _family_of(config)
-  for name, value in _FIXED.items():
-    if name == 'quantization_config' and name in config:
-      raise UnsupportedModel(
-          f'{name}: quantised checkpoints are not read; take the unquantised'
-          ' one, or a GGUF file'
-      )
-    if config.get(name, value) != value:
-      raise UnsupportedModel(f'{name}={config[name]!r} is not supported')
-  kinds = set(config.get('layer_types') or ()) - {'full_attention'}
-  if kinds:
-    raise UnsupportedModel(f'layer_types {sorted(kinds)} are not supported')
-  rope = dict(config.get('rope_parameters') or config.get('rope_scaling') or {})
-  theta = rope.pop('rope_theta', None) or config.get('rope_theta', 1e4)
+  model_type = _model_type(config)
+  family = _FAMILIES[model_type]
+  _check_options(config, model_type)
+  scaling, theta = _rope(config)
   heads, width = config['num_attention_heads'], config['hidden_size']
   positions = config['max_position_embeddings']
-  scaling = _rope_scaling(rope, positions)
   if scaling is not None and scaling.original_max_positions == positions:
     # It states the context before it is stretched, as Qwen2.5's does.
     positions = int(positions * scaling.factor)
+  _check_windows(config, positions)
   return model.ModelConfig(
       vocab_size=config['vocab_size'],
       d_model=width,
@@ -100,22 +89,88 @@ def from_hugging_face(config: Mapping[str, Any]) -> model.ModelConfig:
       norm_eps=config.get('rms_norm_eps', 1e-6),
       qkv_bias=family.qkv_bias,
       qk_norm=family.qk_norm,
-      tie_embeddings=config.get('tie_word_embeddings', False),
+      tie_embeddings=bool(config.get('tie_word_embeddings')),
   )
 
 
-def _family_of(config) -> _Family:
-  names = config.get('architectures') or []
-  for family in _FAMILIES.values():
-    if names == [family.architecture]:
-      return family
-  if not names and config.get('model_type') in _FAMILIES:
-    return _FAMILIES[config['model_type']]
-  supported = sorted(f.architecture for f in _FAMILIES.values())
-  raise UnsupportedModel(
-      f'architecture {names or config.get("model_type")!r} is not supported;'
-      f' there are {supported}'
+def _model_type(config) -> str:
+  """Returns the family that `architectures` and `model_type` agree on."""
+  names, stated = config.get('architectures') or [], config.get('model_type')
+  by_name = {f.architecture: t for t, f in _FAMILIES.items()}
+  found = by_name.get(names[0]) if len(names) == 1 else None
+  if not names:
+    found = stated if stated in _FAMILIES else None
+  if found is None:
+    raise UnsupportedModel(
+        f'architectures {names}, model_type {stated!r}: not supported; there are'
+        f' {by_name}'
+    )
+  if stated not in (None, found):
+    # transformers goes by the one, vLLM by the other.
+    raise UnsupportedModel(
+        f'architectures {names} and model_type {stated!r} are of different'
+        f' models: {names[0]} has model_type {found!r}; correct the wrong one'
+    )
+  return found
+
+
+def _check_options(config, model_type: str) -> None:
+  """Refuses options that this transformer does not compute."""
+  if config.get('quantization_config'):
+    raise UnsupportedModel(
+        'quantization_config: quantised checkpoints are not read; take the'
+        ' unquantised one, or a GGUF file'
+    )
+  for name, values in _FIXED.items():
+    if name == 'attention_bias' and model_type == 'qwen2':
+      continue  # Its released code has no such option: q, k and v have biases.
+    if config.get(name) is not None and config[name] not in values:
+      raise UnsupportedModel(f'{name}={config[name]!r} is not supported')
+
+
+def _check_windows(config, positions: int) -> None:
+  """Refuses sliding windows, unless no layer of this context notices one."""
+  kinds = config.get('layer_types')
+  unknown = set(kinds or ()) - {'full_attention', 'sliding_attention'}
+  if unknown:
+    raise UnsupportedModel(f'layer_types {sorted(unknown)} are not supported')
+  if 'sliding_window' in config:
+    window = config['sliding_window']
+    if window is None or window >= positions:
+      return
+  if kinds:
+    slides = 'sliding_attention' in kinds
+  else:
+    first = config.get('max_window_layers')
+    slides = bool(config.get('use_sliding_window')) and (
+        first is None or first < config['num_hidden_layers']
+    )
+  if slides:
+    raise UnsupportedModel(
+        'a sliding window is not supported: use_sliding_window'
+        f'={config.get("use_sliding_window")},'
+        f' sliding_window={config.get("sliding_window")},'
+        f' max_window_layers={config.get("max_window_layers")},'
+        f' layer_types={kinds}'
+    )
+
+
+def _rope(config) -> tuple[model.RopeScaling | None, float]:
+  """Returns the scaling of the rotary frequencies, and their base."""
+  rope = dict(config.get('rope_parameters') or config.get('rope_scaling') or {})
+  # transformers 5 may state them for each kind of layer.
+  rope = dict(rope.get('full_attention') or rope)
+  theta = rope.pop('rope_theta', None) or config.get('rope_theta') or 1e4
+  rotated = rope.pop('partial_rotary_factor', None)
+  if rotated not in (None, 1.0):
+    raise UnsupportedModel(
+        f'partial_rotary_factor={rotated!r} is not supported'
+    )
+  scaling = _rope_scaling(
+      {k: v for k, v in rope.items() if v is not None},
+      config['max_position_embeddings'],
   )
+  return scaling, float(theta)
 
 
 def _rope_scaling(rope, positions: int) -> model.RopeScaling | None:

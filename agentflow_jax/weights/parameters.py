@@ -17,6 +17,7 @@ import flax.traverse_util
 import jax
 import ml_dtypes
 import numpy as np
+from absl import logging
 from etils import epath
 
 from agentflow_jax.core import model
@@ -24,6 +25,8 @@ from agentflow_jax.files import reading, writing
 from agentflow_jax.weights import families, tensors
 
 CONFIG = 'config.json'
+_HEAD, _EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
+_ROWS = 4096  # Of head and embedding, compared at a time.
 _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 _SHARD_BYTES = 5 * 10**9
 
@@ -53,12 +56,25 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
 def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:
   """Reads what network a directory holds; in float32, see families.
 
+  Where config.json says that the head is the embedding, and the tensors hold
+  another head, the network has that head, and a warning says so.
+
   Raises:
-    CheckpointError: config.json is missing, or describes no network of ours.
+    CheckpointError: config.json is missing, or describes no network of ours; or
+      the tensors beside it are broken.
   """
   path = epath.Path(directory) / CONFIG
   try:
-    return families.from_hugging_face(read_config(directory))
+    config = families.from_hugging_face(read_config(directory))
+    if config.tie_embeddings and _holds_another_head(directory):
+      logging.warning(
+          '%s says tie_word_embeddings, and the %s beside it differs from the'
+          ' embedding: the head is kept apart', path, _HEAD
+      )
+      config = dataclasses.replace(config, tie_embeddings=False)
+    return config
+  except tensors.TensorError as e:
+    raise CheckpointError(f'{directory}: {e}') from e
   except CheckpointError:
     raise
   except families.UnsupportedModel as e:
@@ -67,6 +83,32 @@ def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:
     raise CheckpointError(f'{path} does not describe a model: no {e}') from e
   except (TypeError, ValueError, AttributeError) as e:
     raise CheckpointError(f'{path} does not describe a model: {e}') from e
+
+
+def _holds_another_head(directory: str | os.PathLike[str]) -> bool:
+  """Returns whether a directory's head is there and is not its embedding."""
+  path = epath.Path(directory)
+  if not any((path / name).exists() for name in (tensors.SINGLE, tensors.INDEX)):
+    return False  # A config.json alone, as preflight reads it.
+  return not _is_tied(tensors.SafetensorsDirectory(directory))
+
+
+def _is_tied(stored: tensors.Tensors) -> bool:
+  """Returns whether the head equals the embedding, where there are both."""
+  if not {_HEAD, _EMBEDDING} <= set(stored.shapes):
+    return True
+  shape = stored.shapes[_HEAD]
+  if shape != stored.shapes[_EMBEDDING]:
+    return False
+  for start in range(0, shape[0], _ROWS):
+    rows = (start, min(start + _ROWS, shape[0]))
+    head, embedding = (
+        stored.read(name, [rows, (0, shape[1])]).astype(np.float32)
+        for name in (_HEAD, _EMBEDDING)
+    )
+    if not np.array_equal(head, embedding, equal_nan=True):
+      return False
+  return True
 
 
 def load(
@@ -106,6 +148,11 @@ def read(
   """
   leaves = _leaves(config)
   _check(stored, leaves)
+  if config.tie_embeddings and not _is_tied(stored):
+    raise tensors.TensorError(
+        f'{_HEAD} differs from {_EMBEDDING}, and the config says that they are'
+        ' tied: set tie_word_embeddings to false'
+    )
   if shardings is not None:
     shardings = flax.traverse_util.flatten_dict(shardings, sep='.')
   flat = {}
@@ -270,6 +317,11 @@ def _check(stored: tensors.Tensors, leaves: Mapping[str, _Leaf]) -> None:
       for name in leaf.names()
   }
   for name, shape in wanted.items():
+    if name == _HEAD and name not in stored.shapes:
+      raise tensors.TensorError(
+          f'lacks tensor {name!r}: the config says that it is not tied to the'
+          ' embedding; if it is, set tie_word_embeddings to true'
+      )
     if name not in stored.shapes:
       raise tensors.TensorError(f'lacks tensor {name!r}')
     if tuple(stored.shapes[name]) != shape:

@@ -40,6 +40,14 @@ def test_a_token_may_take_the_white_space_beside_it():
   assert template.pieces(_user('b <mask>')) == ['a', 3, 'b <mask>']
 
 
+def test_the_white_space_may_be_a_messages():
+  mask = chat.AddedToken(3, '<mask>', lstrip=True, rstrip=True)
+  template = _template(
+      '{{ messages[0].content }}<mask>{{ messages[0].content }}', (mask,)
+  )
+  assert template.pieces(_user(' a\n ')) == [' a', 3, 'a\n ']
+
+
 def test_the_longest_of_two_tokens_counts():
   tokens = (chat.AddedToken(1, '<a>'), chat.AddedToken(2, '<a><b>'))
   template = _template('<a><b><a>{{ messages[0].content }}', tokens)

@@ -120,9 +120,83 @@ def test_configs_of_transformers_5_are_read():
   assert families.from_hugging_face(new) == families.from_hugging_face(old)
 
 
+_SCALING = {
+    'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 32
+}
+
+
+@pytest.mark.parametrize(
+    'name, change',
+    [
+        ('llama', {'architectures': None}),
+        ('llama', {'architectures': []}),
+        ('qwen3', {'model_type': None}),
+        ('llama', {'hidden_act': 'swish'}),
+        ('llama', {'hidden_act': None, 'hidden_activation': 'silu'}),
+        ('llama', {'attention_bias': None, 'mlp_bias': None}),
+        # An option of other families; q, k and v have biases all the same.
+        ('qwen2', {'attention_bias': True}),
+        ('qwen2', {'attention_bias': False}),
+        ('qwen3', {'attention_bias': False}),
+        ('llama', {'quantization_config': None}),
+        ('llama', {'rope_scaling': None}),
+        ('llama', {'rope_scaling': {'type': 'default'}}),
+        ('llama', {'rope_scaling': {'rope_type': 'default', 'factor': None}}),
+        ('llama', {'rope_parameters': {
+            'rope_type': 'default', 'rope_theta': 500000.0,
+            'partial_rotary_factor': 1.0,
+        }}),
+        ('llama', {'rope_theta': None, 'rope_parameters': {'full_attention': {
+            'rope_type': 'default', 'rope_theta': 500000.0,
+        }}}),
+        ('llama', {'partial_rotary_factor': None}),
+        ('qwen2', {'use_sliding_window': False, 'sliding_window': 8}),
+        ('qwen2', {'sliding_window': 8, 'max_window_layers': 0}),
+        ('qwen2', {'use_sliding_window': True, 'sliding_window': None}),
+        ('qwen2', {'use_sliding_window': True, 'sliding_window': 8,
+                   'max_window_layers': 2}),
+        ('qwen2', {'use_sliding_window': True, 'sliding_window': 128,
+                   'max_window_layers': 0}),
+        ('qwen2', {'use_sliding_window': True, 'sliding_window': 8,
+                   'max_window_layers': 0,
+                   'layer_types': ['full_attention'] * 2}),
+        ('qwen3', {'layer_types': ['full_attention', 'sliding_attention'],
+                   'use_sliding_window': True, 'sliding_window': 4096}),
+    ],
+)
+def test_what_changes_nothing_is_no_reason_to_refuse(name, change):
+  config = recipe.MODELS[name]
+  assert families.from_hugging_face(config | change) == (
+      families.from_hugging_face(config)
+  )
+
+
+def test_options_of_the_scaling_that_are_null_have_their_default():
+  base = recipe.MODELS['qwen2']
+  plain = families.from_hugging_face(base | {'rope_scaling': _SCALING})
+  nulls = dict.fromkeys(('attention_factor', 'beta_fast', 'beta_slow', 'mscale'))
+  assert plain == families.from_hugging_face(
+      base | {'rope_scaling': _SCALING | nulls}
+  )
+
+
 @pytest.mark.parametrize(
     'change, message',
     [
+        ({'architectures': ['Qwen2ForCausalLM']},
+         "'Qwen2ForCausalLM'.*'llama' are of different models.*'qwen2'"),
+        ({'model_type': 'qwen3'}, "LlamaForCausalLM.*'qwen3'.*'llama'"),
+        ({'model_type': 'mistral'}, "LlamaForCausalLM.*'mistral'"),
+        ({'architectures': ['MistralForCausalLM']}, "Mistral.*'llama'"),
+        ({'architectures': None, 'model_type': None}, 'model_type None'),
+        ({'hidden_act': None, 'hidden_activation': 'gelu'}, 'hidden_activation'),
+        ({'sliding_window': 127, 'use_sliding_window': True,
+          'max_window_layers': 1}, 'sliding window'),
+        ({'sliding_window': 8, 'layer_types':
+          ['full_attention', 'sliding_attention']}, 'sliding window'),
+        ({'layer_types': ['full_attention', 'linear_attention']}, 'linear_att'),
+        ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e4,
+                              'partial_rotary_factor': 0.5}}, 'partial_rotary'),
         ({'architectures': ['MixtralForCausalLM']}, 'MixtralForCausalLM'),
         ({'architectures': ['Qwen3MoeForCausalLM']}, 'Qwen3MoeForCausalLM'),
         ({'architectures': [], 'model_type': 'gpt2'}, 'gpt2'),

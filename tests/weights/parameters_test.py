@@ -143,6 +143,57 @@ def test_a_tied_head_that_was_stored_is_not_read(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_head_of_its_own_is_kept_whatever_the_config_says(
+    tmp_path, dtype, caplog
+):
+  params = _params()
+  parameters.save(tmp_path, _CONFIG, params, dtype)
+  described = json.loads((tmp_path / 'config.json').read_text())
+  described['tie_word_embeddings'] = True
+  (tmp_path / 'config.json').write_text(json.dumps(described))
+  config = parameters.load_config(tmp_path)
+  assert config == _CONFIG
+  assert 'the head is kept apart' in caplog.text
+  head = parameters.load(tmp_path, config)['head']
+  np.testing.assert_array_equal(
+      head, np.asarray(params['head']).astype(dtype).astype(np.float32)
+  )
+  # Nor is it dropped for a caller that insists.
+  tied = dataclasses.replace(_CONFIG, tie_embeddings=True)
+  with pytest.raises(parameters.CheckpointError, match='lm_head.weight differs'):
+    parameters.load(tmp_path, tied)
+
+
+def test_an_equal_head_is_tied_and_one_other_number_is_not(
+    tmp_path, monkeypatch
+):
+  monkeypatch.setattr(parameters, '_ROWS', 5)  # Of 24.
+  tied = dataclasses.replace(_CONFIG, tie_embeddings=True)
+  params = _params(tied)
+  parameters.save(tmp_path, tied, params)
+  file = tmp_path / 'model.safetensors'
+  tensors = safetensors.numpy.load_file(file)
+  head = tensors['model.embed_tokens.weight'].copy()
+  for last, expected in ((head[-1, -1], True), (7.0, False)):
+    head[-1, -1] = last
+    safetensors.numpy.save_file(tensors | {'lm_head.weight': head}, file)
+    assert parameters.load_config(tmp_path).tie_embeddings is expected
+
+
+def test_a_head_that_is_missing_is_named(tmp_path):
+  tied = dataclasses.replace(_CONFIG, tie_embeddings=True)
+  parameters.save(tmp_path, tied, _params(tied))
+  described = json.loads((tmp_path / 'config.json').read_text())
+  for stated in ({'tie_word_embeddings': False}, {'tie_word_embeddings': None}):
+    (tmp_path / 'config.json').write_text(json.dumps(described | stated))
+    config = parameters.load_config(tmp_path)
+    with pytest.raises(
+        parameters.CheckpointError, match='set tie_word_embeddings to true'
+    ):
+      parameters.load(tmp_path, config)
+
+
 def test_a_missing_directory_is_named(tmp_path):
   with pytest.raises(parameters.CheckpointError, match='gone.config.json'):
     parameters.load_config(tmp_path / 'gone')
