@@ -91,7 +91,8 @@ _SCHEMAS = {
     'b': {'type': 'boolean'}, 'ns': {'type': ['string', 'null']},
     'ni': {'anyOf': [{'type': 'integer'}, {'type': 'null'}]},
     'open': {'type': 'string', 'nullable': True}, 'e': {'enum': ['a', None, 1]},
-    'c': {'const': {'a': [1]}}, 'li': {'type': 'array', 'items': {'type': 'integer'}},
+    'oe': {'enum': ['a'], 'nullable': True}, 'c': {'const': {'a': [1]}},
+    'li': {'type': 'array', 'items': {'type': 'integer'}},
     'o': {'type': 'object', 'required': ['k'], 'properties': {
         'k': {'type': 'integer'}, 'l': {'$ref': '#/$defs/L'}}},
     'm': {'type': 'object', 'additionalProperties': {'type': 'integer'}},
@@ -111,6 +112,7 @@ _CARD = _card(_SCHEMAS, **{
         ('i', 5, 5), ('i', 5.0, 5), ('i', -0.0, 0), ('n', 5, 5), ('n', 5.0, 5.0),
         ('n', 0.5, 0.5), ('b', True, True), ('ns', None, None), ('ns', 'x', 'x'),
         ('ni', None, None), ('ni', 5.0, 5), ('open', None, None),
+        ('oe', None, None), ('oe', 'a', 'a'),
         ('e', None, None), ('e', 'a', 'a'), ('e', 1.0, 1),
         ('c', {'a': [1.0]}, {'a': [1]}), ('li', [1, 2.0], [1, 2]), ('li', [], []),
         ('o', {'k': 1.0, 'l': [2.0], 'z': 0.5}, {'k': 1, 'l': [2], 'z': 0.5}),
