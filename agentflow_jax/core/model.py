@@ -134,15 +134,10 @@ def make_unrolled_fn(
     params: like those it will take; shapes and shardings count.
   """
 
-  def inner(x):
-    if not isinstance(x.sharding, jax.sharding.NamedSharding):
-      return x.sharding
-    return jax.sharding.NamedSharding(
-        x.sharding.mesh, jax.sharding.PartitionSpec(*x.sharding.spec[1:])
-    )
-
   where = {
-      name: jax.tree.map(inner if name == 'layers' else lambda x: x.sharding, x)
+      name: jax.tree.map(
+          _layer_sharding if name == 'layers' else lambda x: x.sharding, x
+      )
       for name, x in params.items()
   }
   layers_apart = {k: v for k, v in where.items() if k != 'layers'} | {
@@ -150,6 +145,42 @@ def make_unrolled_fn(
   }
   return jax.jit(
       functools.partial(unrolled, config), out_shardings=layers_apart
+  )
+
+
+def take_apart(config: ModelConfig, params: Params) -> Params:
+  """Returns `unrolled`, and deletes the stacked arrays as it goes.
+
+  At any time one array alone is there both stacked and apart.
+
+  Args:
+    config: the network.
+    params: parameters of the caller, who must not use their 'layers' again.
+  """
+  layers: list[list[Array]] = [[] for _ in range(config.n_layers)]
+  leaves, tree = jax.tree.flatten(params['layers'])
+  for stacked in leaves:
+    parts = jax.jit(
+        lambda x: list(x), out_shardings=_layer_sharding(stacked)
+    )(stacked)
+    jax.block_until_ready(parts)
+    stacked.delete()
+    for layer, part in zip(layers, parts, strict=True):
+      layer.append(part)
+  apart = {k: v for k, v in params.items() if k != 'layers'}
+  return apart | {
+      f'layers_{i}': jax.tree.unflatten(tree, layer)
+      for i, layer in enumerate(layers)
+  }
+
+
+def _layer_sharding(stacked: Any) -> jax.sharding.Sharding:
+  """Returns where one layer of an array of stacked layers lies."""
+  where = stacked.sharding
+  if not isinstance(where, jax.sharding.NamedSharding):
+    return where
+  return jax.sharding.NamedSharding(
+      where.mesh, jax.sharding.PartitionSpec(*where.spec[1:])
   )
 
 

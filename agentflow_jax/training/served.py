@@ -32,10 +32,11 @@ def opened(
       lambda network: sharding.param_shardings(network, mesh),
       **models.runtime_of(config.planner),
   )
+  shapes = dataclasses.replace(config.engine, max_kept=0)
   try:
     engine = engine_lib.Engine(
-        loaded.config, dataclasses.replace(config.engine, max_kept=0),
-        loaded.params, copy=False,
+        loaded.config, shapes,
+        engine_lib.as_read(loaded.config, shapes, loaded.params), copy=False,
     )
   except ValueError as e:
     raise config_lib.ConfigError(f'engine: {e}') from e
