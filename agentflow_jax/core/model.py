@@ -127,25 +127,27 @@ def unrolled(config: ModelConfig, params: Params) -> Params:
 def make_unrolled_fn(
     config: ModelConfig, params: Params
 ) -> Callable[[Params], Params]:
-  """Returns `unrolled` as a program that leaves everything where it is.
+  """Returns `unrolled` as a function that leaves everything where it is.
+
+  Layers are in new arrays; all else is in the arrays that were given.
 
   Args:
     config: the network.
     params: like those it will take; shapes and shardings count.
   """
 
-  where = {
-      name: jax.tree.map(
-          _layer_sharding if name == 'layers' else lambda x: x.sharding, x
-      )
-      for name, x in params.items()
-  }
-  layers_apart = {k: v for k, v in where.items() if k != 'layers'} | {
-      f'layers_{i}': where['layers'] for i in range(config.n_layers)
-  }
-  return jax.jit(
-      functools.partial(unrolled, config), out_shardings=layers_apart
+  where = jax.tree.map(_layer_sharding, params['layers'])
+  split = jax.jit(
+      functools.partial(unrolled, config),
+      out_shardings={f'layers_{i}': where for i in range(config.n_layers)},
   )
+
+  def apart(params: Params) -> Params:
+    others = dict(params)
+    # A program would copy what it only hands on.
+    return split({'layers': others.pop('layers')}) | others
+
+  return apart
 
 
 def take_apart(config: ModelConfig, params: Params) -> Params:

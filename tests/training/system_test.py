@@ -233,10 +233,10 @@ def test_compiled_programs_are_kept_in_a_workdir(tmp_path):
 def _pointers(tree):
   """Returns name -> where its parts lie, of every parameter."""
   return {
-      jax.tree_util.keystr(path): [
+      jax.tree_util.keystr(path): tuple(
           shard.data.unsafe_buffer_pointer()
           for shard in leaf.addressable_shards
-      ]
+      )
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
