@@ -127,29 +127,62 @@ def unrolled(config: ModelConfig, params: Params) -> Params:
 def make_unrolled_fn(
     config: ModelConfig, params: Params
 ) -> Callable[[Params], Params]:
-  """Returns `unrolled` as a program that leaves everything where it is.
+  """Returns `unrolled` as a function that leaves everything where it is.
+
+  Layers are in new arrays; all else is in the arrays that were given.
 
   Args:
     config: the network.
     params: like those it will take; shapes and shardings count.
   """
 
-  def inner(x):
-    if not isinstance(x.sharding, jax.sharding.NamedSharding):
-      return x.sharding
-    return jax.sharding.NamedSharding(
-        x.sharding.mesh, jax.sharding.PartitionSpec(*x.sharding.spec[1:])
-    )
+  where = jax.tree.map(_layer_sharding, params['layers'])
+  split = jax.jit(
+      functools.partial(unrolled, config),
+      out_shardings={f'layers_{i}': where for i in range(config.n_layers)},
+  )
 
-  where = {
-      name: jax.tree.map(inner if name == 'layers' else lambda x: x.sharding, x)
-      for name, x in params.items()
+  def apart(params: Params) -> Params:
+    others = dict(params)
+    # A program would copy what it only hands on.
+    return split({'layers': others.pop('layers')}) | others
+
+  return apart
+
+
+def take_apart(config: ModelConfig, params: Params) -> Params:
+  """Returns `unrolled`, and deletes the stacked arrays as it goes.
+
+  At any time one array alone is there both stacked and apart.
+
+  Args:
+    config: the network.
+    params: parameters of the caller, who must not use their 'layers' again.
+  """
+  layers: list[list[Array]] = [[] for _ in range(config.n_layers)]
+  leaves, tree = jax.tree.flatten(params['layers'])
+  for stacked in leaves:
+    parts = jax.jit(
+        lambda x: list(x), out_shardings=_layer_sharding(stacked)
+    )(stacked)
+    jax.block_until_ready(parts)
+    stacked.delete()
+    for layer, part in zip(layers, parts, strict=True):
+      layer.append(part)
+  apart = {k: v for k, v in params.items() if k != 'layers'}
+  return apart | {
+      f'layers_{i}': jax.tree.unflatten(tree, layer)
+      for i, layer in enumerate(layers)
   }
-  layers_apart = {k: v for k, v in where.items() if k != 'layers'} | {
-      f'layers_{i}': where['layers'] for i in range(config.n_layers)
-  }
-  return jax.jit(
-      functools.partial(unrolled, config), out_shardings=layers_apart
+
+
+def _layer_sharding(stacked: Any) -> jax.sharding.Sharding:
+  """Returns where one layer of an array of stacked layers lies."""
+  where = stacked.sharding
+  if not isinstance(where, jax.sharding.NamedSharding):
+    return where
+  return jax.sharding.NamedSharding(
+      where.mesh, jax.sharding.PartitionSpec(*where.spec[1:])
   )
 
 

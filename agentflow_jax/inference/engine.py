@@ -59,8 +59,9 @@ class Engine:
     Args:
       model_config: of the model that the parameters are of.
       config: shapes and timing.
-      params: the model's parameters. The engine keeps its own copy on the
-        device, so the caller may donate these; but see `copy`.
+      params: the model's parameters, or what `as_read` made of them. The engine
+        keeps its own copy on the device, so the caller may donate these; but see
+        `copy`.
       version: names the parameters in every result.
       name: of the thread and in logs.
       sharding: where the copy lives: one `jax.sharding.Sharding` for all, or a
@@ -103,7 +104,7 @@ class Engine:
     reading = batching.reading_of(model_config, config, self._pool.keys.sharding)
     self._reads = reading
     self._unroll = None
-    if reading.unrolled:
+    if reading.unrolled and 'layers' in placed:
       self._unroll = model.make_unrolled_fn(model_config, placed)
     self._params = self._unrolled(placed)
     self._programs = batching.Programs(
@@ -683,6 +684,31 @@ class Engine:
             len(settled),
             e,
         )
+
+
+def as_read(
+    model_config: model.ModelConfig, config: api.EngineConfig, params: Any
+) -> Any:
+  """Returns parameters as engines of these shapes read them, in their place.
+
+  An engine that reads layers apart makes them anew from stacked ones, which stay
+  where another program reads them (the update of a run that trains). Where none
+  does, this makes them apart once for any number of engines, and deletes the
+  stacked arrays.
+
+  Args:
+    model_config: the network.
+    config: shapes and way of reading.
+    params: parameters of the caller, who must use the result alone from now on.
+
+  Raises:
+    ValueError: see batching.reading_of.
+  """
+  where = pages_lib.pool_sharding(params)
+  if not batching.reading_of(model_config, config, where).unrolled:
+    return params
+  with launches.in_turn(params):
+    return model.take_apart(model_config, params)
 
 
 def _shapes(params: Any) -> dict[str, str]:

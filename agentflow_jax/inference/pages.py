@@ -103,12 +103,16 @@ def pool_sharding(params: Any) -> jax.sharding.Sharding:
   """Returns where pages lie: split over what splits the heads of keys.
 
   Args:
-    params: the network's parameters, or their shapes with shardings.
+    params: the network's parameters with layers stacked or apart, or their
+      shapes with shardings.
   """
-  kernel = params['layers']['attention']['k']['kernel'].sharding
+  is_stacked = 'layers' in params
+  layer = params['layers' if is_stacked else 'layers_0']
+  kernel = layer['attention']['k']['kernel'].sharding
   if not isinstance(kernel, jax.sharding.NamedSharding):
     return kernel
-  heads = (*kernel.spec, *[None] * 4)[2]  # Of [layers, embed, kv_heads, head_dim].
+  # Of [layers, embed, kv_heads, head_dim], or of one layer without the first.
+  heads = (*kernel.spec, *[None] * 4)[1 + is_stacked]
   return jax.sharding.NamedSharding(
       kernel.mesh, jax.sharding.PartitionSpec(heads)
   )

@@ -295,10 +295,14 @@ def _held(trainer: trainer_lib.Trainer, parts: system.System) -> str:
       'sampler': parts.engine.params,
   }
   if parts.frozen_engine is not None:
-    if parts.mesh.size == 1:
+    copies['frozen modules'] = parts.frozen_engine.params
+    if parts.handover is None:
+      # They read the very arrays, but layers that they have apart.
       base.append('frozen modules')
-    else:  # They sample on one device, and these parameters lie on several.
-      copies['frozen modules'] = parts.frozen_engine.params
+      copies['frozen modules'] = {
+          k: v for k, v in parts.frozen_engine.params.items()
+          if k not in parts.params
+      }
   copies[f'where it starts from ({", ".join(base)})'] = parts.params
   held = ', '.join(f'{k} {_bytes(v) / 1e6:,.1f} MB' for k, v in copies.items())
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -34,10 +34,11 @@ def opened(
       config.planner.thinking,
       **models.runtime_of(config.planner),
   )
+  shapes = dataclasses.replace(config.engine, max_kept=0)
   try:
     engine = engine_lib.Engine(
-        loaded.config, dataclasses.replace(config.engine, max_kept=0),
-        loaded.params, copy=False,
+        loaded.config, shapes,
+        engine_lib.as_read(loaded.config, shapes, loaded.params), copy=False,
     )
   except ValueError as e:
     raise config_lib.ConfigError(f'engine: {e}') from e

@@ -52,9 +52,11 @@ class System:
   Attributes:
     config: the run's.
     model_config: the planner's network.
-    params: parameters the run starts from, over `mesh`. One copy for whoever
-      reads them: the reference policy, the frozen planner, and the frozen
-      modules where they sample on that mesh. Never to be donated.
+    params: parameters the run starts from, over `mesh`. One copy serves the
+      reference policy, the frozen planner and the frozen modules; but the
+      latter have copies of layers that they read apart, and of everything where
+      `handover` is set. In a run that does not train: what all engines sample
+      from, as they read it. Never to be donated.
     mesh: what holds them.
     tokenizer: the planner's.
     described: config.json of the model that the run starts from, if any.
@@ -220,6 +222,11 @@ def build(
       handover = _handover(config, loaded, mesh)
       sampled, where = handover(loaded.params), handover.local
       copy = False  # It is one.
+    if loaded and not trains:
+      # The engines alone read them: they are held once, as those read them.
+      sampled = _as_read(loaded, config.engine, sampled)
+      where = jax.tree.map(lambda x: x.sharding, sampled)
+      loaded = dataclasses.replace(loaded, params=sampled)
     if config.planner.backend == 'engine':
       engine = stack.enter_context(
           _engine(loaded, config.engine, sampled, sharding=where, copy=copy)
@@ -289,6 +296,13 @@ def hands_over(config: config_lib.Config, mesh: jax.sharding.Mesh) -> bool:
   jax.device_put would go through the host.
   """
   return mesh.size > 1 or config.mesh.sampler_devices == -1
+
+
+def _as_read(loaded, config, params):
+  try:
+    return engine_lib.as_read(loaded.config, config, params)
+  except ValueError as e:
+    raise config_lib.ConfigError(f'engine: {e}') from e
 
 
 def _engine(loaded, config, params, **kwargs) -> engine_lib.Engine:

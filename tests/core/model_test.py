@@ -246,6 +246,25 @@ def test_bfloat16_runs_on_cpu_at_real_sizes():
     assert error < 0.03
 
 
+@pytest.mark.exact
+def test_layers_are_taken_apart_in_the_place_of_the_stack():
+  config, params = _make()
+  mesh = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
+  params = jax.tree.map(
+      lambda x, where: jax.device_put(jnp.copy(x), where), params,
+      sharding.param_shardings(config, mesh),
+  )
+  expected = model.make_unrolled_fn(config, params)(params)
+  assert expected['embedding'] is params['embedding']  # No copy.
+  found = model.take_apart(config, params)
+  assert all(x.is_deleted() for x in jax.tree.leaves(params['layers']))
+  assert found['embedding'] is params['embedding']  # And still there.
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for x, y in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    np.testing.assert_array_equal(x, y)
+
+
 def test_logical_axes_match_the_parameters():
   for changes in FAMILIES.values():
     config, params = _make(**changes)

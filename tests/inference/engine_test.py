@@ -1100,6 +1100,16 @@ def test_parameters_over_devices_sample_alike(engine, params, devices):
   for a, b in zip(results, _generate(engine, requests), strict=True):
     assert a.response_ids == b.response_ids
     np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+  # As does an engine that gets them as it reads them, and copies nothing.
+  apart = engine_lib.as_read(_MODEL, _CONFIG, there)
+  assert all(x.is_deleted() for x in jax.tree.leaves(there['layers']))
+  where = jax.tree.map(lambda x: x.sharding, apart)
+  with engine_lib.Engine(
+      _MODEL, _CONFIG, apart, sharding=where, copy=False
+  ) as other:
+    again = _generate(other, requests)
+    assert other.compilations == 0
+  assert [_bits(r) for r in again] == [_bits(r) for r in results]
 
 
 def test_programs_over_several_devices_are_launched_one_at_a_time(

@@ -142,6 +142,27 @@ def test_sft_weights_make_the_mean_over_response_tokens():
   assert rows[0].prompt_weight == pytest.approx(0.5 / 4)
 
 
+@pytest.mark.parametrize(
+    'rewards, differ',
+    [
+        ([1.0, 0.0], True), ([1.0, None, 0.0], True),
+        ([1.0, 1.0], False), ([0.0, 0.0], False),
+        # A rollout that was not scored differs from none that was.
+        ([1.0, None], False), ([0.0, None, None], False),
+        ([None, None], False), ([None], False), ([1.0], False),
+    ],
+)
+def test_a_group_has_variance_if_its_scored_rewards_differ(rewards, differ):
+  group = _group(rewards, [[2]] * len(rewards))
+  assert batches.has_variance(group) == differ
+  # Where it has none, no advantage teaches anything.
+  advantages = [
+      row.advantage for row in batches.flow_grpo_rows([group], _CONFIG).rows
+  ]
+  assert any(advantages) == differ
+  assert batches.collected([group])['groups/no_variance'] == (not differ)
+
+
 def test_statuses_add_up_and_denominators_say_what_they_hold():
   lost = records.Trajectory(
       't', 2, records.Status.MODEL_UNREACHABLE, (), reward=None

@@ -1,13 +1,18 @@
 import asyncio
 import dataclasses
+import types
 
 import pytest
 from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import fakes
+from agentflow_jax.core import flow_grpo
+from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import evaluation
 from agentflow_jax.training import processes
+from agentflow_jax.training import sources
+from agentflow_jax.training import task_sets
 
 
 def _trajectory(reward, rollout=0, status=records.Status.ANSWERED, tools=()):
@@ -100,6 +105,52 @@ def test_greedy_is_temperature_0_in_every_request(greedy, temperature):
   turns = [u for g in result.groups for t in g.trajectories for u in t.turns]
   assert {turn.sampling.temperature for turn in turns} == {temperature}
   assert result.to_json()['temperature'] == temperature
+
+
+def test_an_evaluation_shares_no_randomness_with_training():
+  model = fakes.FakeLanguageModel(
+      {'planner': ['Sub-Goal: find x\nTool Name: search']}
+  )
+  agent = fakes.make_agent(model, [fakes.make_tool(fakes.echo)])
+  tasks = [records.Task(f't{i}', 'q', ('a',), 'r') for i in range(3)]
+
+  def evaluated(trials):
+    model.requests.clear()
+    asyncio.run(evaluation.evaluate(
+        agent, tasks, name='n', split='test', seed=5, trials=trials,
+        processes=processes.Processes(),
+    ))
+    return [key for _, _, key in model.requests]
+
+  keys = evaluated(trials=4)
+  assert {(k.seed, k.purpose, k.step) for k in keys} == {
+      (5, records.Purpose.EVALUATE, 0)
+  }
+  words = {key.words() for key in keys}
+  assert len(words) == len(keys) >= 3 * 4  # Tasks, trials and turns differ.
+  # Evaluated once more they are the same, with fewer trials a part of them.
+  assert {key.words() for key in evaluated(trials=4)} == words
+  assert {key.words() for key in evaluated(trials=1)} < words
+  # The same tasks and rollouts, of the same seed, in training.
+  parts = types.SimpleNamespace(
+      config=types.SimpleNamespace(
+          seed=5,
+          train=config_lib.TrainConfig(
+              queries_per_step=3, group_size=4, steps=2
+          ),
+          flow_grpo=flow_grpo.FlowGrpoConfig(),
+      ),
+      tasks=task_sets.TaskSet(train=tuple(tasks), validation=(), test=()),
+      agent=agent,
+  )
+  for step in range(2):
+    model.requests.clear()
+    parts.processes = processes.Processes()  # One an event loop.
+    source = sources.RolloutSource(parts, None)
+    asyncio.run(source._groups(step, tasks, None, before=[]))
+    trained = {key.words() for _, _, key in model.requests}
+    assert len(trained) == len(words)
+    assert not trained & words
 
 
 def test_several_greedy_trials_are_refused():

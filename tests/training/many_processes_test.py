@@ -80,6 +80,14 @@ class _Job:
       raise
 
 
+@pytest.fixture(scope='module')
+def pair(alone):
+  """The workdir of an unbroken run of two processes."""
+  job = _Job(alone, 'on_2', 2)
+  assert job.wait() == 0, job.text()
+  return job.workdir
+
+
 def _lines(workdir):
   """The metrics of a run without what depends on the clock."""
   return [
@@ -89,10 +97,6 @@ def _lines(workdir):
       }
       for line in (workdir / 'metrics.jsonl').read_text().splitlines()
   ]
-
-
-def _digest(workdir):
-  return json.loads((workdir / 'summary.json').read_text())['params_digest']
 
 
 @pytest.fixture(scope='module')
@@ -133,17 +137,22 @@ def _assert_same(workdir, alone, gap=1e-6):
     ]
 
 
-@pytest.mark.parametrize(
-    'processes', [2, pytest.param(4, marks=pytest.mark.slow)]
-)
-def test_a_run_is_the_same_on_any_number_of_processes(alone, processes):
-  job = _Job(alone, f'on_{processes}', processes)
-  assert job.wait() == 0, job.text()
-  _assert_same(job.workdir, alone)
-  assert (job.workdir / 'report.html').exists()
-  assert len(list((job.workdir / 'evaluations').iterdir())) == 4
-  summary = json.loads((job.workdir / 'summary.json').read_text())
+def test_a_run_of_two_processes_is_that_of_one_within_tolerances(alone, pair):
+  # Not to the bit: one process adds what eight devices found in their order,
+  # several as gloo's ring goes round.
+  _assert_same(pair, alone)
+  assert (pair / 'report.html').exists()
+  assert len(list((pair / 'evaluations').iterdir())) == 4
+  summary = json.loads((pair / 'summary.json').read_text())
   assert summary['compiles/after_warmup'] == 0
+
+
+@pytest.mark.slow
+def test_a_run_of_four_processes_ends_in_the_bits_of_two(alone, pair):
+  # The ring is of devices: who has them does not matter.
+  job = _Job(alone, 'on_4', 4)
+  assert job.wait() == 0, job.text()
+  assert mini.fingerprint(job.workdir) == mini.fingerprint(pair)
 
 
 @pytest.mark.slow
@@ -182,7 +191,9 @@ def test_sets_that_processes_recorded_are_told_to_all(alone, split):
 
 
 @pytest.mark.slow
-def test_told_to_stop_it_commits_and_goes_on_with_other_processes(alone):
+def test_told_to_stop_it_commits_and_goes_on_with_other_processes(
+    alone, pair
+):
   job = _Job(alone, 'stopped', 4)
   job.wait_for_step(1)  # Nothing is committed before the second.
   job.terminate()
@@ -192,11 +203,11 @@ def test_told_to_stop_it_commits_and_goes_on_with_other_processes(alone):
   assert [p.name for p in (job.workdir / 'checkpoints').iterdir()]
   again = _Job(alone, 'stopped', 2)
   assert again.wait() == 0, again.text()
-  _assert_same(job.workdir, alone)
+  assert mini.fingerprint(job.workdir) == mini.fingerprint(pair)
 
 
 @pytest.mark.slow
-def test_one_killed_at_any_moment_ends_all_and_loses_nothing(alone):
+def test_one_killed_at_any_moment_ends_all_and_loses_nothing(alone, pair):
   rng = random.Random(0)
   commits = lambda job: max(
       (
@@ -214,7 +225,7 @@ def test_one_killed_at_any_moment_ends_all_and_loses_nothing(alone):
       os.kill(victim, signal.SIGKILL)
     except ProcessLookupError:  # It was done: another run.
       assert job.wait() == 0, job.text()
-      _assert_same(job.workdir, alone)
+      assert mini.fingerprint(job.workdir) == mini.fingerprint(pair)
       name = f'killed_{kills}'
       continue
     start = time.monotonic()
@@ -227,8 +238,7 @@ def test_one_killed_at_any_moment_ends_all_and_loses_nothing(alone):
     assert commits(job) >= committed
   job = _Job(alone, name, 2)
   assert job.wait() == 0, job.text()
-  _assert_same(job.workdir, alone)
-  assert _digest(job.workdir) == _digest(alone / 'alone')
+  assert mini.fingerprint(job.workdir) == mini.fingerprint(pair)
 
 
 _HANGING = """
@@ -266,7 +276,9 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_a_tool_that_blocks_for_ever_ends_all_within_the_step_s_time(alone):
+def test_a_tool_that_blocks_for_ever_ends_all_within_the_step_s_time(
+    alone, pair
+):
   job = _hanging_job(alone, 'blocked', blocks=True)
   assert job.wait() == exits.HUNG_CODE, job.text()
   assert 'process 1 of 2 hangs: step 3 has taken more than 20 s' in job.text()
@@ -274,8 +286,7 @@ def test_a_tool_that_blocks_for_ever_ends_all_within_the_step_s_time(alone):
   assert job.steps() == 2
   again = _hanging_job(alone, 'blocked', blocks=True)
   assert again.wait() == 0, again.text()
-  _assert_same(job.workdir, alone)
-  assert _digest(job.workdir) == _digest(alone / 'alone')
+  assert mini.fingerprint(job.workdir) == mini.fingerprint(pair)
 
 
 @pytest.mark.slow

@@ -1,12 +1,20 @@
 """A run small enough for a test: six facts, eight questions."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 
 from agentflow_jax.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+_spec = importlib.util.spec_from_file_location(
+    'acceptance', ROOT / 'launch' / 'acceptance.py'
+)
+_acceptance = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_acceptance)
+fingerprint = _acceptance.fingerprint
 
 _FACTS = {
     'Lisbon': ('population', '517802'),

@@ -1,24 +1,19 @@
 """The main job, small: it runs, resumes to the same bits, and refuses a mix."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 
 import pytest
 
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.training import evaluation
 from agentflow_jax.training import exits
 from agentflow_jax.training import final
 from agentflow_jax.training import run
+from agentflow_jax.training import single
 from agentflow_jax.training import trainer
 from tests.training import mini
-
-_spec = importlib.util.spec_from_file_location(
-    'acceptance', mini.ROOT / 'launch' / 'acceptance.py'
-)
-acceptance = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(acceptance)
 
 
 class _Killed(BaseException):
@@ -28,7 +23,11 @@ class _Killed(BaseException):
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp('whole')
-  config = mini.config(directory / 'in')
+  # Steps so long that what the planner says after a few is something else.
+  config = config_lib.override(mini.config(directory / 'in'), [
+      ('optimizer.learning_rate', '3e-3'),
+      ('evaluation.trials', '2'), ('evaluation.controls', 'true'),
+  ])
   table = run.train(config, str(directory / 'out'), quiet=True)
   return config, directory / 'out', table
 
@@ -63,7 +62,8 @@ def test_everything_a_run_promises_is_there(whole):
     assert 0 < line['seconds/rollout/engine'] <= line['seconds/rollout']
   for path in (workdir / 'evaluations').iterdir():
     temperature = json.loads(path.read_text())['temperature']
-    assert temperature == (0.0 if 'greedy' in path.name else 1.0)
+    samples = not ('greedy' in path.name or 'control_empty' in path.name)
+    assert temperature == (1.0 if samples else 0.0)
   assert len(list((workdir / 'rollouts').iterdir())) == 4
   assert (workdir / 'report.html').exists() and 'greedy' in table
   # What a user takes away stands on its own.
@@ -71,6 +71,53 @@ def test_everything_a_run_promises_is_there(whole):
   assert names == {
       'accuracy.json', 'config.json', 'model.safetensors', 'tokenizer.model'
   }
+
+
+def _items(workdir, name):
+  """What an evaluation's planner said and got, by (task, trial)."""
+  path = workdir / 'evaluations' / f'{name}.json'
+  return {
+      (item['id'], item['trial']): (
+          item['answer'], item['reward'], [t['planner'] for t in item['turns']]
+      )
+      for item in json.loads(path.read_text())['items']
+  }
+
+
+def test_the_final_accuracy_is_that_of_the_planner_that_a_user_takes_away(
+    whole, tmp_path
+):
+  config, workdir, _ = whole
+  options = single.EvaluateOptions(planner=str(workdir / 'planner'))
+  for name, asked in (
+      ('final_greedy', dataclasses.replace(options, greedy=True)),
+      ('final', dataclasses.replace(options, trials=2)),
+  ):
+    single.evaluate(config, str(tmp_path), asked)
+    assert _items(workdir, name) == _items(tmp_path, 'evaluation')
+    # Otherwise it could be the planner before training.
+    assert _items(workdir, name) != _items(
+        workdir, name.replace('final', 'start')
+    )
+
+
+def test_the_frozen_control_is_the_planner_that_training_started_from(whole):
+  _, workdir, _ = whole
+  frozen = _items(workdir, 'control_frozen_planner')
+  assert frozen == _items(workdir, 'start') != _items(workdir, 'final')
+
+
+def test_start_final_and_controls_ask_every_item_as_often_as_configured(whole):
+  _, workdir, _ = whole
+  for name in ('start', 'final', 'control_frozen_planner'):
+    items = _items(workdir, name)
+    assert sorted({trial for _, trial in items}) == [0, 1]
+    assert len(items) == 3 * 2
+    # Two samples, not one twice.
+    assert any(items[k, 0] != items[k, 1] for k, _ in items)
+  for name in ('start_greedy', 'final_greedy'):
+    # Greedy trials would all be the same.
+    assert {trial for _, trial in _items(workdir, name)} == {0}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +149,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(
       run.train(config, str(relative), quiet=True)
   assert list((broken / 'journal').iterdir())
   run.train(config, str(relative), quiet=True)
-  assert acceptance.fingerprint(broken) == acceptance.fingerprint(workdir)
+  assert mini.fingerprint(broken) == mini.fingerprint(workdir)
   # The seconds of both processes are in the summary.
   summary = json.loads((broken / 'summary.json').read_text())
   lines = (broken / 'metrics.jsonl').read_text().splitlines()
@@ -155,17 +202,20 @@ def _whole_and_cut(config, tmp_path, monkeypatch):
       run.train(config, str(tmp_path / 'cut'), quiet=True)
   assert list((tmp_path / 'cut' / 'journal').iterdir())
   run.train(config, str(tmp_path / 'cut'), quiet=True)
-  assert acceptance.fingerprint(tmp_path / 'cut') == acceptance.fingerprint(
+  assert mini.fingerprint(tmp_path / 'cut') == mini.fingerprint(
       tmp_path / 'whole'
   )
   return [json.loads(line) for line in lines]
 
 
-@pytest.mark.slow
 def test_stopped_in_an_evaluation_a_run_keeps_its_step(
     whole, tmp_path, monkeypatch
 ):
-  """Step 2 is done, its evaluation is not: it is made up for."""
+  """Step 2 is done, its evaluation is not: it is made up for.
+
+  No rollout of step 3 is in the journal: all that follows is sampled from what
+  the commit holds.
+  """
   config, workdir, _ = whole
   broken = tmp_path / 'out'
 
@@ -177,15 +227,28 @@ def test_stopped_in_an_evaluation_a_run_keeps_its_step(
     with pytest.raises(exits.Preempted):
       run.train(config, str(broken), quiet=True)
   assert (broken / 'checkpoints' / '2').exists()
-  calls = []
-  original = trainer.Trainer.step
+  assert not list((broken / 'journal').iterdir())
+  calls, versions = [], []
+  original, evaluate = trainer.Trainer.step, evaluation.evaluate
+
+  async def seen(*args, **kwargs):
+    found = await evaluate(*args, **kwargs)
+    versions.append({
+        turn.completion.params_version
+        for g in found.groups for t in g.trajectories for turn in t.turns
+    })
+    return found
+
   monkeypatch.setattr(
       trainer.Trainer, 'step',
       lambda self, rows: calls.append(1) or original(self, rows),
   )
+  monkeypatch.setattr(evaluation, 'evaluate', seen)
   run.train(config, str(broken), quiet=True)
   assert len(calls) == 2  # Steps 3 and 4.
-  assert acceptance.fingerprint(broken) == acceptance.fingerprint(workdir)
+  # Sampled and greedy, after the steps 2 and 4 and of the final planner.
+  assert versions[:6] == [{2}, {2}, {4}, {4}, {4}, {4}]
+  assert mini.fingerprint(broken) == mini.fingerprint(workdir)
 
 
 @pytest.mark.slow
@@ -193,8 +256,8 @@ def test_another_seed_is_another_run(whole, tmp_path):
   config, workdir, _ = whole
   other = dataclasses.replace(config, seed=1)
   run.train(other, str(tmp_path / 'out'), quiet=True)
-  got = acceptance.fingerprint(tmp_path / 'out')
-  wanted = acceptance.fingerprint(workdir)
+  got = mini.fingerprint(tmp_path / 'out')
+  wanted = mini.fingerprint(workdir)
   assert got['params_digest'] != wanted['params_digest']
   assert got['step_000001.p0.jsonl.zst'] != wanted['step_000001.p0.jsonl.zst']
 

@@ -79,8 +79,12 @@ def _step(directory, asked, rounds, step=0, mini_batches=1):
 
 
 def test_groups_without_variance_are_replaced_by_other_queries(asked, tmp_path):
-  # Of four, the second and the third differ; of two more, the second.
-  asked.rewards |= {1: [0.0, 1.0, 0.0], 2: [0.0, None, 1.0], 5: [1.0, 0.0, 0.0]}
+  # Of four, the second and the third differ; of two more, the second. A rollout
+  # without a reward differs from none that has one.
+  asked.rewards |= {
+      0: [1.0, None, 1.0], 1: [0.0, 1.0, 0.0], 2: [0.0, None, 1.0],
+      3: [None, None, None], 4: [0.0, None, None], 5: [1.0, 0.0, 0.0],
+  }
   data = _step(tmp_path, asked, rounds=2)
   (_, first, key), (before, second, _), (before3, third, _) = asked.calls
   assert [len(c[1]) for c in asked.calls] == [4, 2, 1]

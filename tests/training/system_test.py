@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 
 import jax
 import pytest
@@ -11,7 +12,7 @@ from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.core import sharding
 from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import checks, system
+from agentflow_jax.training import checks, run, system
 from agentflow_jax.training import trainer as trainer_lib
 from tests.training import mini
 
@@ -172,6 +173,9 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
     try:
       parts.warmup()
       engines = parts.engine, parts.frozen_engine
+      # Nothing is trained: the parameters are held once for all.
+      held = [_pointers(t.params) for t in (parts, *engines)]
+      assert held[0] == held[1] == held[2] and _are_apart(held[0])
       before = [engine.compilations for engine in engines]
       key = records.RequestKey(0, records.Purpose.SOLVE, 0, '', 0)
       plan = 'Sub-Goal: answer capital\nContext: Spain\nTool Name: search'
@@ -235,9 +239,25 @@ def test_compiled_programs_are_kept_in_a_workdir(tmp_path):
   assert found == [str(tmp_path / 'xla_cache'), None, '/elsewhere']
 
 
+def _pointers(tree):
+  """Returns name -> where its parts lie, of every parameter."""
+  return {
+      jax.tree_util.keystr(path): tuple(
+          shard.data.unsafe_buffer_pointer()
+          for shard in leaf.addressable_shards
+      )
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _are_apart(*trees):
+  found = [at for tree in trees for parts in tree.values() for at in parts]
+  return len(found) == len(set(found))
+
+
 @pytest.mark.slow
 def test_one_copy_serves_all_who_only_read_it(tmp_path):
-  """The frozen modules sample from the very arrays that training starts from."""
+  """The frozen modules sample from the arrays that training starts from."""
   base = mini.config(tmp_path)
   frozen = config_lib.ModuleConfig('frozen', config_lib.SamplingSpec(0.0))
   frozen = dataclasses.replace(
@@ -251,39 +271,38 @@ def test_one_copy_serves_all_who_only_read_it(tmp_path):
       flow_grpo=dataclasses.replace(base.flow_grpo, kl_coef=0.1),
   )
 
-  def pointers(tree):
-    return [
-        [shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards]
-        for leaf in jax.tree.leaves(tree)
-    ]
-
   async def of(mesh):
     parts = system.build(config, epath.Path(tmp_path), mesh)
     try:
-      state = trainer_lib.Trainer(parts)
-      return [
-          pointers(tree) for tree in (
-              parts.params, parts.frozen_engine.params, state._reference,
-              parts.engine.params, state.state.params,
-          )
-      ]
+      trainer = trainer_lib.Trainer(parts)
+      found = (
+          parts.params, parts.frozen_engine.params, trainer._reference,
+          parts.engine.params, trainer.state.params,
+      )
+      return [*map(_pointers, found), run._held(trainer, parts)]
     finally:
       await parts.close()
 
   one = sharding.make_mesh(devices=jax.devices()[:1])
-  base, frozen, reference, sampler, trained = asyncio.run(of(one))
-  assert frozen == reference == base
+  base, frozen, reference, sampler, trained, held = asyncio.run(of(one))
+  assert reference == base
+  # On this platform a sampler reads layers apart, which the update cannot.
+  own = {name: at for name, at in frozen.items() if 'layers_' in name}
+  assert len(own) > 10
+  shared = {name: at for name, at in frozen.items() if name not in own}
+  assert len(shared) >= 2 and shared.items() <= base.items()
   # What changes is apart from it: the update donates its state.
-  assert not {str(p) for p in base} & {str(p) for p in sampler + trained}
-  assert not {str(p) for p in sampler} & {str(p) for p in trained}
-  # A run that does not train holds them once.
-  base, _, _, sampler, _ = asyncio.run(of(None))
-  assert sampler == base
+  assert _are_apart(base, own, sampler, trained)
+  # What is held says so: layers are all but embedding and last norm.
+  sizes = dict(re.findall(r'([a-z ]+)(?: \(.*?\))? ([0-9.]+) MB', held))
+  assert 0 < float(sizes[' frozen modules']) < float(sizes[' sampler'])
+  assert 'reference, frozen planner, frozen modules)' in held
   # Over eight devices each holds an eighth, and no host array is left.
   mesh = sharding.make_mesh(1, 8, 1)
-  base, frozen, reference, *_ = asyncio.run(of(mesh))
-  assert reference == base and {len(p) for p in base} == {8}
-  assert {len(p) for p in frozen} == {1}
+  base, frozen, reference, *_, held = asyncio.run(of(mesh))
+  assert reference == base and {len(at) for at in base.values()} == {8}
+  assert {len(at) for at in frozen.values()} == {1}
+  assert 'reference, frozen planner)' in held
 
 
 def test_a_mesh_that_does_not_fit_is_an_error_at_start(tmp_path):
