@@ -177,6 +177,9 @@ class Completion:
     model_seconds: time from then until the completion was there.
     kept: what each response id was drawn from; None for all of the vocabulary,
       and where that is not recorded.
+    stalled_seconds: part of model_seconds in which the device did something else
+      than sampling (it compiled, took parameters, ran other programs); 0 from an
+      endpoint.
   """
 
   text: str
@@ -188,6 +191,7 @@ class Completion:
   queue_seconds: float = 0.0
   model_seconds: float = 0.0
   kept: KeptSets | None = None
+  stalled_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,12 +296,14 @@ class ModuleCall:
     seconds: wall time.
     prompts: what the model behind it was asked, an attempt each. Empty for a
       rule, which reads the turn's plan and the memory.
+    shortened: memory entries that were shortened to make room in these prompts.
   """
 
   module: str
   output: str
   seconds: float = 0.0
   prompts: tuple[str, ...] = ()
+  shortened: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

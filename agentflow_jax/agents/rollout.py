@@ -109,7 +109,7 @@ class _Progress:
   answer: str = ''
   modules: tuple[records.ModuleCall, ...] = ()
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-  policy_seconds: float = 0.0  # in calls whose arguments set the time
+  policy_seconds: float = 0.0  # of sampling, and of calls as long as they ask
   ends_at: float = float('inf')  # on time.monotonic's clock
 
   def check_deadline(self) -> None:
@@ -128,6 +128,15 @@ class _Progress:
       self.seconds[what] = self.seconds.get(what, 0.0) + elapsed
       if policy:
         self.policy_seconds += elapsed
+
+  @contextlib.contextmanager
+  def sampling(self):
+    """Adds what the policy samples in its body to the policy's time."""
+    with language_model.sampling_time() as spent:
+      try:
+        yield
+      finally:
+        self.policy_seconds += spent.seconds
 
 
 async def rollout(
@@ -155,16 +164,18 @@ async def rollout(
       status, detail = await _run(agent, task, key, analysis, progress)
       reward = await _score(agent, task, status, progress)
   except TimeoutError:
-    # The side that spent more of the deadline answers for it. What nobody
-    # measured, such as a wait for the processor, is the host's.
+    # The side that spent more of the deadline answers for it. The policy's time
+    # is measured: the planner's own sampling, and calls whose arguments set the
+    # time. All other time is the host's: frozen modules, endpoints, queues, and
+    # what is not measured, such as a wait for the processor.
     elapsed = time.monotonic() - start
     waited = progress.policy_seconds <= elapsed / 2
     status = Status.DEADLINE_INFRASTRUCTURE if waited else Status.DEADLINE
     reward = None if waited else 0.0
     detail = (
         f'the deadline of {agent.config.deadline_seconds} s passed;'
-        f' {progress.policy_seconds:.2f} s of it in calls whose arguments set'
-        ' the time'
+        f' {progress.policy_seconds:.2f} of {elapsed:.2f} s went into the'
+        ' planner\'s sampling and into calls whose arguments set the time'
     )
   except _End as end:
     status, detail = end.status, end.detail
@@ -255,7 +266,7 @@ async def _turn(
 ) -> tuple[memory_lib.Memory, bool]:
   """One turn; its record is kept from the moment the planner has spoken."""
   view = modules.View(task.id, memory, agent.cards, key)
-  with _module('planner', progress):
+  with _module('planner', progress), progress.sampling():
     completion, sampling = await agent.planner.plan(view)
   turn = records.Turn(
       completion, sampling, shortened=view.counts['shortened']
