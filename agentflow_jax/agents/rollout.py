@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from absl import logging
 
 from agentflow_jax import records
+from agentflow_jax.agents import fitting
 from agentflow_jax.agents import language_model, memory as memory_lib
 from agentflow_jax.agents import modules
 from agentflow_jax.agents import plan as plan_lib
@@ -250,7 +251,8 @@ async def _run(agent, task, key, analysis, progress) -> tuple[Status, str]:
     agent.show('generator', progress.answer)
     progress.modules = (
         records.ModuleCall(
-            'generator', progress.answer, time.monotonic() - start, tuple(asked)
+            'generator', progress.answer, time.monotonic() - start,
+            tuple(asked), view.counts['shortened/generator'],
         ),
     )
   if stopped:
@@ -297,7 +299,8 @@ async def _turn(
     )
   agent.show('verifier', verdict)
   said = records.ModuleCall(
-      'verifier', verdict, time.monotonic() - start, tuple(asked)
+      'verifier', verdict, time.monotonic() - start, tuple(asked),
+      view.counts['shortened/verifier'],
   )
   verdict = memory_lib.shorten(
       memory.references.defuse(verdict),
@@ -353,7 +356,8 @@ async def _execute(agent, view, plan, progress):
     with _module('executor', progress), modules.noting_prompts() as asked:
       call, output = await agent.executor.command(view, resolved, tool.card)
     said = records.ModuleCall(
-        'executor', output, time.monotonic() - start, tuple(asked)
+        'executor', output, time.monotonic() - start, tuple(asked),
+        view.counts['shortened/executor'],
     )
     # Kept at once: the call may be what ends the rollout.
     progress.turns[-1] = dataclasses.replace(
@@ -363,7 +367,10 @@ async def _execute(agent, view, plan, progress):
     base.check_arguments(tool.card, call.arguments)
     result = await _call(agent, tool, call, view.key, progress)
   except (base.BadArguments, references_lib.UnknownReference) as e:
-    said = dataclasses.replace(said, prompts=tuple(asked))
+    said = dataclasses.replace(
+        said, prompts=tuple(asked),
+        shortened=view.counts['shortened/executor'],
+    )
     result = records.ToolResult(
         memory_lib.bounded(str(e)), records.ToolErrorKind.ARGUMENTS,
         time.monotonic() - start,
@@ -480,9 +487,10 @@ def _module(name: str, progress: _Progress):
     try:
       yield
     except language_model.PromptTooLong as e:
-      # Only the planner answers for its prompt; a frozen module's is ours.
-      planner = name == 'planner'
-      status = Status.PROMPT_TOO_LONG if planner else Status.MODULE_FAILED
+      # The planner answers for its own prompt, and for what its turns put into
+      # the prompt of a frozen module; the config answers for the rest of that.
+      is_policy = name == 'planner' or isinstance(e, fitting.PlannerTooLong)
+      status = Status.PROMPT_TOO_LONG if is_policy else Status.MODULE_FAILED
       raise _End(status, f'{name}: {e}') from e
     except language_model.Unreachable as e:
       raise _End(Status.MODEL_UNREACHABLE, f'{name}: {e}') from e
