@@ -196,6 +196,9 @@ class Completion:
       inside the text stay there; agents.thoughts reads what stands behind them.
     thinking: whether the prompt ended inside an open thought, so that the text
       begins with the rest of that thought.
+    stalled_seconds: part of model_seconds in which the device did something else
+      than sampling (it compiled, took parameters, ran other programs); 0 from an
+      endpoint.
   """
 
   text: str
@@ -209,6 +212,7 @@ class Completion:
   kept: KeptSets | None = None
   thoughts: str = ''
   thinking: bool = False
+  stalled_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,12 +319,14 @@ class ModuleCall:
     seconds: wall time.
     prompts: what the model behind it was asked, an attempt each. Empty for a
       rule, which reads the turn's plan and the memory.
+    shortened: memory entries that were shortened to make room in these prompts.
   """
 
   module: str
   output: str
   seconds: float = 0.0
   prompts: tuple[str, ...] = ()
+  shortened: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,6 +108,8 @@ def _interval(values):
 def _rows(runs, varied, metric):
   """Returns the table: what varies, runs that are done, the metric."""
   knobs = [name for name in varied if name != _SEED]
+  over = _over_requested(metric)
+  shows_both = any(s and over in s for _, _, _, s in runs)
   groups = collections.defaultdict(list)
   for _, config, _, summary in runs:
     groups[tuple(str(config.get(k)) for k in knobs)].append(summary)
@@ -121,8 +123,17 @@ def _rows(runs, varied, metric):
       row += [f'{mean:.4g}', '' if half is None else f'± {half:.2g}']
     else:
       row += ['-', '']
+    if shows_both:
+      both = [s[over] for s in done if over in s]
+      row.append(f'{statistics.fmean(both):.4g}' if both else '-')
     rows.append(row)
-  return [*(knobs or []), 'runs done', metric, '95% over seeds'], rows
+  header = [*(knobs or []), 'runs done', metric, '95% over seeds']
+  return header + ['over requested'] * shows_both, rows
+
+
+def _over_requested(metric):
+  """Returns the accuracy over all requested rollouts beside one over scored."""
+  return f'{metric}{"/" if "/" in metric else "_"}over_requested'
 
 
 def _text(header, rows):

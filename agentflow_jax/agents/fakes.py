@@ -2,10 +2,12 @@
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from agentflow_jax import records
+from agentflow_jax.agents import language_model
 from agentflow_jax.agents import modules
 from agentflow_jax.agents import prompts
 from agentflow_jax.agents import rollout
@@ -29,23 +31,34 @@ class FakeLanguageModel:
     finish_reason: of every completion.
     thinking: whether its prompts end inside an open thought.
     requests: (prompt, sampling, key) of each request so far, in order.
+    is_local: whether its time counts as sampling, as an engine's does; False for
+      a stand-in of an endpoint.
   """
 
   script: Mapping[str, Sequence[Reply]]
   finish_reason: str = 'stop'
   thinking: bool = False
   requests: list[tuple] = dataclasses.field(default_factory=list)
+  is_local: bool = True
 
   async def generate(self, prompt, sampling, request_key):
     self.requests.append((prompt, sampling, request_key))
+    start = time.monotonic()
+    try:
+      text = await self._reply(request_key)
+    finally:
+      if self.is_local:
+        language_model.spend(time.monotonic() - start)
+    return records.Completion(
+        text, finish_reason=self.finish_reason, thinking=self.thinking
+    )
+
+  async def _reply(self, request_key):
     replies = self.script[request_key.module]
     reply = replies[min(request_key.turn, len(replies) - 1)]
     if isinstance(reply, Exception):
       raise reply
-    text = reply if isinstance(reply, str) else await reply(request_key)
-    return records.Completion(
-        text, finish_reason=self.finish_reason, thinking=self.thinking
-    )
+    return reply if isinstance(reply, str) else await reply(request_key)
 
   def count_tokens(self, prompt):
     return count_words(prompt)

@@ -1,6 +1,9 @@
 """The seam between text and arrays: what every language model speaks."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from agentflow_jax import records
@@ -14,8 +17,48 @@ class PromptTooLong(Exception):
   """A prompt does not fit the model's context, whatever was shortened."""
 
 
+@dataclasses.dataclass
+class SamplingTime:
+  """Time that models of this process spent on sampling.
+
+  Attributes:
+    seconds: sum over all calls so far, those included that were cancelled. Waiting
+      for a slot and stalls of the device are no part of it; nor is any time of an
+      endpoint, which belongs to a host.
+  """
+
+  seconds: float = 0.0
+
+
+_sampling_time: contextvars.ContextVar[SamplingTime | None] = (
+    contextvars.ContextVar('sampling_time', default=None)
+)
+
+
+@contextlib.contextmanager
+def sampling_time() -> Iterator[SamplingTime]:
+  """Yields the time that models spend on sampling in its body."""
+  spent = SamplingTime()
+  token = _sampling_time.set(spent)
+  try:
+    yield spent
+  finally:
+    _sampling_time.reset(token)
+
+
+def spend(seconds: float) -> None:
+  """Adds to the time of the enclosing `sampling_time`, if there is one."""
+  spent = _sampling_time.get()
+  if spent is not None:
+    spent.seconds += max(seconds, 0.0)
+
+
 class LanguageModel(Protocol):
-  """Samples text; whether behind it is an engine or an endpoint."""
+  """Samples text; whether behind it is an engine or an endpoint.
+
+  A model that samples in this process reports its time with `spend`, however a
+  call ends. An endpoint reports none.
+  """
 
   async def generate(
       self,

@@ -8,11 +8,13 @@ import collections
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from agentflow_jax import records
+from agentflow_jax.agents import fitting
 from agentflow_jax.agents import language_model
 from agentflow_jax.agents import memory as memory_lib
 from agentflow_jax.agents import plan as plan_lib
@@ -31,7 +33,9 @@ class View:
     memory: the query, the analysis and what was found so far.
     cards: the tools that there are.
     key: names the request of the turn; a module puts its own name in.
-    counts: what a module did besides its output, added up by name.
+    counts: what a module did besides its output, added up by name: 'shortened'
+      and 'shortened/<module>' are the memory entries that were shortened for the
+      prompts of the planner and of a frozen module.
   """
 
   task_id: str
@@ -101,7 +105,7 @@ class ModelPlanner:
   sampling: records.SamplingSpec
   prompt: prompts.PromptConfig
   max_prompt_tokens: int
-  shortened_tokens: int = 14
+  shortened_tokens: int = fitting.SHORTENED_TOKENS
 
   async def plan(self, view):
     segments = self.compose(view)
@@ -118,21 +122,18 @@ class ModelPlanner:
     Raises:
       PromptTooLong: it does not fit with every entry shortened.
     """
-    memory = view.memory
-    while True:
+    for memory in fitting.shortenings(
+        view.memory, self.model, self.shortened_tokens
+    ):
       segments = prompts.planner_prompt(self.prompt, view.cards, memory)
       tokens = self.model.count_tokens(segments)
       if tokens <= self.max_prompt_tokens:
         view.counts['shortened'] += memory.shortened
         return segments
-      memory = memory.shorten_older(
-          language_model.text_counter(self.model), self.shortened_tokens
-      )
-      if memory is None:
-        raise language_model.PromptTooLong(
-            f'the prompt has {tokens} tokens, more than'
-            f' {self.max_prompt_tokens}, with every memory entry shortened'
-        )
+    raise language_model.PromptTooLong(
+        f'the prompt has {tokens} tokens, more than'
+        f' {self.max_prompt_tokens}, with every memory entry shortened'
+    )
 
 
 _FIELD = re.compile(r'\{(sub_goal|context)\}')
@@ -183,10 +184,53 @@ def noting_prompts() -> Iterator[list[str]]:
 
 async def _ask(model, segments, sampling, key) -> records.Completion:
   """Asks a frozen model, and notes the prompt for the rollout's record."""
+  completion = await model.generate(segments, sampling, key)
   asked = _ASKED.get()
-  if asked is not None:
+  if asked is not None:  # A prompt that was refused as too long is not noted.
     asked.append('\n\n'.join(f'[{s.role}] {s.text}' for s in segments))
-  return await model.generate(segments, sampling, key)
+  return completion
+
+
+async def _ask_fitting(
+    model: language_model.LanguageModel,
+    sampling: records.SamplingSpec,
+    view: View,
+    key: records.RequestKey,
+    compose: Callable[[memory_lib.Memory], fitting.Prompt],
+    alone: fitting.Prompt | None = None,
+) -> records.Completion:
+  """Asks a frozen model, shortening older entries until their prompt fits.
+
+  How many it shortened is added to the view's count 'shortened/<module>'.
+
+  Args:
+    model: model behind the module.
+    sampling: how it samples.
+    view: what the module reads.
+    key: request key of this call.
+    compose: function from a memory to the prompt.
+    alone: prompt without the planner's words, which tells whose fault an overflow
+      is; None where the caller handles every overflow in the same way.
+
+  Raises:
+    fitting.PlannerTooLong: the prompt does not fit, but `alone` does.
+    language_model.PromptTooLong: neither fits, or there is no `alone`.
+  """
+  try:
+    completion, shortened = await fitting.ask(
+        model,
+        lambda prompt: _ask(model, prompt, sampling, key),
+        compose,
+        view.memory,
+    )
+  except language_model.PromptTooLong as e:
+    if alone is None:
+      raise
+    raise await fitting.explained(
+        e, lambda prompt: model.generate(prompt, sampling, key), alone
+    ) from e
+  view.counts[f'shortened/{key.module}'] += shortened
+  return completion
 
 
 EXECUTOR_SYSTEM = """\
@@ -204,18 +248,27 @@ class ModelExecutor:
   attempts: int = 2
 
   async def command(self, view, plan, card):
-    tail = f'{plan.render()}\n\n{prompts.render_card(card)}'
-    key = view.key_of('executor')
-    error = None
+    shown_card = prompts.render_card(card)
+    tail = f'{plan.render()}\n\n{shown_card}'
+    alone = prompts.module_prompt(
+        EXECUTOR_SYSTEM, fitting.without_turns(view.memory), shown_card
+    )
+    key, error = view.key_of('executor'), None
     for attempt in range(self.attempts):
       note = f'\n\nYour last command was refused: {error}' if error else ''
-      segments = prompts.module_prompt(
-          EXECUTOR_SYSTEM, view.memory, tail + note
-      )
-      completion = await _ask(
-          self.model, segments, self.sampling,
-          dataclasses.replace(key, attempt=attempt),
-      )
+      try:
+        completion = await _ask_fitting(
+            self.model, self.sampling, view,
+            dataclasses.replace(key, attempt=attempt),
+            lambda memory: prompts.module_prompt(
+                EXECUTOR_SYSTEM, memory, tail + note  # pylint: disable=cell-var-from-loop
+            ),
+            None if note else alone,
+        )
+      except language_model.PromptTooLong:
+        if not note:
+          raise
+        break  # No room to say why it was refused.
       try:
         _, arguments = calls.parse_command(
             completion.text, card, completion.thinking
@@ -273,15 +326,20 @@ class ModelVerifier:
 
   async def judge(self, view, plan, entry):
     del plan
-    memory = view.memory.append(entry)
+    seen = dataclasses.replace(view, memory=view.memory.append(entry))
+    alone = prompts.module_prompt(
+        VERIFIER_SYSTEM, fitting.without_turns(view.memory)
+    )
     key, note = view.key_of('verifier'), ''
     for attempt in range(self.attempts):
       try:
-        completion = await _ask(
-            self.model,
-            prompts.module_prompt(VERIFIER_SYSTEM, memory, note),
-            self.sampling,
+        completion = await _ask_fitting(
+            self.model, self.sampling, seen,
             dataclasses.replace(key, attempt=attempt),
+            lambda memory: prompts.module_prompt(
+                VERIFIER_SYSTEM, memory, note  # pylint: disable=cell-var-from-loop
+            ),
+            None if note else alone,
         )
       except language_model.PromptTooLong:
         if not note:
@@ -319,11 +377,10 @@ class ModelGenerator:
   sampling: records.SamplingSpec
 
   async def answer(self, view):
-    completion = await _ask(
-        self.model,
-        prompts.module_prompt(GENERATOR_SYSTEM, view.memory),
-        self.sampling,
-        view.key_of('generator'),
+    compose = functools.partial(prompts.module_prompt, GENERATOR_SYSTEM)
+    completion = await _ask_fitting(
+        self.model, self.sampling, view, view.key_of('generator'), compose,
+        alone=compose(fitting.without_turns(view.memory)),
     )
     return thoughts.said_by(completion).strip()
 
@@ -349,5 +406,8 @@ class ModelAnalyst:
         f'{ANALYST_SYSTEM}\n\nTools:\n{cards}', view.memory
     )
     key = dataclasses.replace(view.key_of('analysis'), rollout=0, turn=0)
-    completion = await self.model.generate(segments, sampling, key)
+    try:
+      completion = await self.model.generate(segments, sampling, key)
+    except language_model.PromptTooLong as e:
+      raise fitting.config_too_long(e) from e
     return thoughts.said_by(completion).strip()

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from absl import logging
 
 from agentflow_jax import records
+from agentflow_jax.agents import fitting
 from agentflow_jax.agents import language_model, memory as memory_lib
 from agentflow_jax.agents import modules
 from agentflow_jax.agents import plan as plan_lib
@@ -109,7 +110,7 @@ class _Progress:
   answer: str = ''
   modules: tuple[records.ModuleCall, ...] = ()
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-  policy_seconds: float = 0.0  # in calls whose arguments set the time
+  policy_seconds: float = 0.0  # of sampling, and of calls as long as they ask
   ends_at: float = float('inf')  # on time.monotonic's clock
 
   def check_deadline(self) -> None:
@@ -128,6 +129,15 @@ class _Progress:
       self.seconds[what] = self.seconds.get(what, 0.0) + elapsed
       if policy:
         self.policy_seconds += elapsed
+
+  @contextlib.contextmanager
+  def sampling(self):
+    """Adds what the policy samples in its body to the policy's time."""
+    with language_model.sampling_time() as spent:
+      try:
+        yield
+      finally:
+        self.policy_seconds += spent.seconds
 
 
 async def rollout(
@@ -155,16 +165,18 @@ async def rollout(
       status, detail = await _run(agent, task, key, analysis, progress)
       reward = await _score(agent, task, status, progress)
   except TimeoutError:
-    # The side that spent more of the deadline answers for it. What nobody
-    # measured, such as a wait for the processor, is the host's.
+    # The side that spent more of the deadline answers for it. The policy's time
+    # is measured: the planner's own sampling, and calls whose arguments set the
+    # time. All other time is the host's: frozen modules, endpoints, queues, and
+    # what is not measured, such as a wait for the processor.
     elapsed = time.monotonic() - start
     waited = progress.policy_seconds <= elapsed / 2
     status = Status.DEADLINE_INFRASTRUCTURE if waited else Status.DEADLINE
     reward = None if waited else 0.0
     detail = (
         f'the deadline of {agent.config.deadline_seconds} s passed;'
-        f' {progress.policy_seconds:.2f} s of it in calls whose arguments set'
-        ' the time'
+        f' {progress.policy_seconds:.2f} of {elapsed:.2f} s went into the'
+        ' planner\'s sampling and into calls whose arguments set the time'
     )
   except _End as end:
     status, detail = end.status, end.detail
@@ -239,7 +251,8 @@ async def _run(agent, task, key, analysis, progress) -> tuple[Status, str]:
     agent.show('generator', progress.answer)
     progress.modules = (
         records.ModuleCall(
-            'generator', progress.answer, time.monotonic() - start, tuple(asked)
+            'generator', progress.answer, time.monotonic() - start,
+            tuple(asked), view.counts['shortened/generator'],
         ),
     )
   if stopped:
@@ -255,7 +268,7 @@ async def _turn(
 ) -> tuple[memory_lib.Memory, bool]:
   """One turn; its record is kept from the moment the planner has spoken."""
   view = modules.View(task.id, memory, agent.cards, key)
-  with _module('planner', progress):
+  with _module('planner', progress), progress.sampling():
     completion, sampling = await agent.planner.plan(view)
   turn = records.Turn(
       completion, sampling, shortened=view.counts['shortened']
@@ -288,7 +301,8 @@ async def _turn(
     )
   agent.show('verifier', verdict)
   said = records.ModuleCall(
-      'verifier', verdict, time.monotonic() - start, tuple(asked)
+      'verifier', verdict, time.monotonic() - start, tuple(asked),
+      view.counts['shortened/verifier'],
   )
   verdict = memory_lib.shorten(
       memory.references.defuse(verdict),
@@ -344,7 +358,8 @@ async def _execute(agent, view, plan, progress):
     with _module('executor', progress), modules.noting_prompts() as asked:
       call, output = await agent.executor.command(view, resolved, tool.card)
     said = records.ModuleCall(
-        'executor', output, time.monotonic() - start, tuple(asked)
+        'executor', output, time.monotonic() - start, tuple(asked),
+        view.counts['shortened/executor'],
     )
     # Kept at once: the call may be what ends the rollout.
     progress.turns[-1] = dataclasses.replace(
@@ -355,7 +370,10 @@ async def _execute(agent, view, plan, progress):
     call = dataclasses.replace(call, arguments=checked)
     result = await _call(agent, tool, call, view.key, progress)
   except (base.BadArguments, references_lib.UnknownReference) as e:
-    said = dataclasses.replace(said, prompts=tuple(asked))
+    said = dataclasses.replace(
+        said, prompts=tuple(asked),
+        shortened=view.counts['shortened/executor'],
+    )
     result = records.ToolResult(
         memory_lib.bounded(str(e)), records.ToolErrorKind.ARGUMENTS,
         time.monotonic() - start,
@@ -472,9 +490,10 @@ def _module(name: str, progress: _Progress):
     try:
       yield
     except language_model.PromptTooLong as e:
-      # Only the planner answers for its prompt; a frozen module's is ours.
-      planner = name == 'planner'
-      status = Status.PROMPT_TOO_LONG if planner else Status.MODULE_FAILED
+      # The planner answers for its own prompt, and for what its turns put into
+      # the prompt of a frozen module; the config answers for the rest of that.
+      is_policy = name == 'planner' or isinstance(e, fitting.PlannerTooLong)
+      status = Status.PROMPT_TOO_LONG if is_policy else Status.MODULE_FAILED
       raise _End(status, f'{name}: {e}') from e
     except language_model.Unreachable as e:
       raise _End(Status.MODEL_UNREACHABLE, f'{name}: {e}') from e

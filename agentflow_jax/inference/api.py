@@ -17,6 +17,25 @@ StopFn = Callable[[Sequence[int]], int | None]
 _WORD = 2**32
 
 
+@dataclasses.dataclass(frozen=True)
+class Timing:
+  """Time of one request, up to its end or up to its cancellation.
+
+  Attributes:
+    queue_seconds: time from the call until the request got a slot, or until it
+      was cancelled without one.
+    model_seconds: time from the slot to the end.
+    stalled_seconds: part of model_seconds in which the device did not sample for
+      this engine: it compiled a program, took new parameters, or ran the programs
+      of the trainer or of another engine. While n of them use the device at a
+      time, 1/n of the time is this engine's.
+  """
+
+  queue_seconds: float
+  model_seconds: float
+  stalled_seconds: float
+
+
 class EngineError(RuntimeError):
   """A batch failed on the device, or a request's own stop_fn did."""
 
@@ -51,6 +70,8 @@ class Request:
     stop_fn: called on the engine's thread every `decode_chunk` tokens with all
       ids sampled so far. What it does not keep is dropped; because it must find
       the FIRST stop, the response does not depend on when it is called.
+    on_end: function called once, in the caller's task, with the request's time;
+      however the request ended: done, failed or cancelled.
   """
 
   prompt_ids: tuple[int, ...]
@@ -58,6 +79,7 @@ class Request:
   sampling: records.SamplingSpec = records.SamplingSpec()
   stop_ids: tuple[int, ...] = ()
   stop_fn: StopFn | None = None
+  on_end: Callable[[Timing], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +96,7 @@ class Result:
     kept: int32[n] for each id: those that it was drawn from, itself among them,
       the most likely first. None where the request truncates nothing, or the
       engine does not record (see EngineConfig.max_kept).
+    stalled_seconds: part of model_seconds, see Timing.
   """
 
   response_ids: tuple[int, ...]
@@ -83,6 +106,7 @@ class Result:
   queue_seconds: float
   model_seconds: float
   kept: tuple[np.ndarray, ...] | None = None
+  stalled_seconds: float = 0.0
 
 
 # table_pages covers whole blocks of slots.

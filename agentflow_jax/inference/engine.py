@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agentflow_jax.core import device_time
 from agentflow_jax.core import launches
 from agentflow_jax.core import model
 from agentflow_jax.inference import api
@@ -119,6 +120,7 @@ class Engine:
         reading.lanes, thread_name_prefix=f'engine-{name}-lane'
     )
     self._totals = collections.Counter()
+    self._device = device_time.User(device_time.METER)
     # Guards everything below, and the totals.
     self._wake = threading.Condition()
     self._scheduler = scheduling.Scheduler(
@@ -188,6 +190,10 @@ class Engine:
     except asyncio.CancelledError:
       self._abandon(pending)
       raise
+    finally:
+      if request.on_end is not None:
+        # A loop that resumes late does not add to the time of a settled request.
+        request.on_end(pending.timing or self._timing(pending))
 
   def update_params(self, params: Any, version: int, *, copy: bool = True):
     """Makes requests that get a slot from now on sample from `params`.
@@ -214,7 +220,8 @@ class Engine:
               if new.get(path) != old.get(path)
           )
       )
-    params = self._unrolled(self._place(params, copy))
+    with device_time.METER.used():
+      params = self._unrolled(self._place(params, copy))
     with self._wake:
       self._next = params, version
       self._swap()
@@ -343,6 +350,20 @@ class Engine:
       if pending.row is None:
         self._scheduler.queue.remove(pending)
 
+  def _timing(self, pending: scheduling.Pending) -> api.Timing:
+    """Returns the time of a request up to now."""
+    with self._wake:  # The device thread may be giving it a slot.
+      now = time.monotonic()
+      if pending.row is None:
+        return api.Timing(now - pending.submitted, 0.0, 0.0)
+      model_seconds = now - pending.started
+      sampling = self._device.seconds - pending.device_seconds
+    return api.Timing(
+        queue_seconds=pending.started - pending.submitted,
+        model_seconds=model_seconds,
+        stalled_seconds=max(model_seconds - sampling, 0.0),
+    )
+
   # Everything below runs in the device thread.
 
   def _serve(self):
@@ -418,6 +439,8 @@ class Engine:
     return share * self._totals['prefill_seconds'] / calls
 
   def _count_admitted(self, admitted: list[scheduling.Pending]):
+    for pending in admitted:
+      pending.device_seconds = self._device.seconds
     self._totals.update(
         prompt_tokens=sum(len(p.request.prompt_ids) for p in admitted),
         hit_tokens=sum(p.row.lease.hits for p in admitted),
@@ -435,6 +458,11 @@ class Engine:
       self._programs.file_pages()
     for truncates in {p.request.sampling.truncates for p in slots.values()}:
       self._programs.decode(truncates)
+    with self._device:
+      self._read_and_sample(slots)
+
+  def _read_and_sample(self, slots: dict[int, scheduling.Pending]):
+    """Advances by programs that are compiled: this is time of the device."""
     unread = [
         p.row for p in slots.values() if not (p.abandoned or p.row.is_read())
     ]
@@ -650,14 +678,16 @@ class Engine:
     if end is None:
       return None
     keep, reason = end
+    timing = self._timing(pending)
     return api.Result(
         response_ids=tuple(row.ids[:keep]),
         logprobs=tuple(row.logprobs[:keep]),
         finish_reason=reason,
         params_version=self._version,
-        queue_seconds=pending.started - pending.submitted,
-        model_seconds=time.monotonic() - pending.started,
+        queue_seconds=timing.queue_seconds,
+        model_seconds=timing.model_seconds,
         kept=tuple(row.sets[:keep]) if row.sets else None,
+        stalled_seconds=timing.stalled_seconds,
     )
 
   def _settle(self, outcomes):
@@ -668,6 +698,7 @@ class Engine:
         if pending.has_ended:
           continue
         pending.settled = True
+        pending.timing = self._timing(pending)
         by_loop[pending.loop].append((pending.future, outcome))
         if isinstance(outcome, api.Result):
           self._totals['completed'] += 1

@@ -20,9 +20,11 @@ class Pending:
     future: what the caller waits for.
     submitted: time.monotonic() [s].
     started: when it got its slot [s].
+    device_seconds: device time that the engine had been charged by then [s].
     row: once it has a slot.
     abandoned: its caller was cancelled.
     settled: result or error is on its way to the loop.
+    timing: time of the request, known once it is settled.
   """
 
   request: api.Request
@@ -30,9 +32,11 @@ class Pending:
   future: asyncio.Future
   submitted: float
   started: float = 0.0
+  device_seconds: float = 0.0
   row: batching.Row | None = None
   abandoned: bool = False
   settled: bool = False
+  timing: api.Timing | None = None
 
   @property
   def has_ended(self) -> bool:

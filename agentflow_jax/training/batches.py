@@ -159,6 +159,12 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
       'memory/shortened': sum(
           turn.shortened for t in trajectories for turn in t.turns
       ),
+      'memory/shortened_for_modules': sum(
+          call.shortened
+          for t in trajectories
+          for calls in (t.modules, *(turn.modules for turn in t.turns))
+          for call in calls
+      ),
       'tokens/response': sum(
           len(turn.completion.response_ids)
           for t in trajectories

@@ -27,13 +27,15 @@ PAPER: Mapping[str, tuple[float, float]] = {
     'medqa': (80.0, 76.0),
 }
 _HEADER = (
-    'benchmark', 'accuracy', '95% interval', 'judge', 'scored', 'of', 'left out',
-    'turns', 'tool calls', 'tool errors', 'tokens', 'seconds', 'cost', 'random',
-    'frozen', 'paper', 'paper, untrained',
+    'benchmark', 'accuracy', '95% interval', 'judge', 'scored', 'of',
+    'over requested', 'left out', 'turns', 'tool calls', 'tool errors', 'tokens',
+    'seconds', 'cost', 'random', 'frozen', 'paper', 'paper, untrained',
 )
 _NOTE = (
-    'Accuracy by rule, with its 95% bootstrap interval over items, and by a judge'
-    ' where there is one. The paper: 7B, with web search, scored by a language'
+    'Accuracy by rule over the scored items, with its 95% bootstrap interval over'
+    ' items, and by a judge where there is one; over requested: the same over all'
+    ' items, where a rollout that a host\'s failure left without a score counts as'
+    ' 0. The paper: 7B, with web search, scored by a language'
     ' model, so its columns are not the same measurement. Tokens (the planner\'s'
     ' responses) and seconds are of a mean rollout; cost is of all requests to'
     ' endpoints, by the prices in the config; random and frozen are the accuracies'
@@ -68,8 +70,9 @@ def write(
   kept = {
       benchmark: {k: v for k, v in value.items() if k not in left_out}
       | {
-          f'{name}_planner': found[benchmark]['accuracy']
+          f'{name}_planner{key.removeprefix("accuracy")}': found[benchmark][key]
           for name, found in controls.items()
+          for key in ('accuracy', 'accuracy_over_requested')
       }
       | {'paper': PAPER[benchmark][0], 'paper_untrained': PAPER[benchmark][1]}
       for benchmark, value in values.items()
@@ -110,6 +113,7 @@ def _row(
       '-' if judged is None else percent(judged),
       str(value['items_scored']),
       str(value['items_requested']),
+      percent(value['accuracy_over_requested']),
       str(value['items_left_out']),
       f'{value["turns_mean"]:.2f}',
       str(sum(value['tools'].values())),

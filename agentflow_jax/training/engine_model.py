@@ -82,6 +82,7 @@ class EngineModel:
         sampling=sampling,
         stop_ids=self.tokenizer.stop_ids,
         stop_fn=stop_fn,
+        on_end=_tell_time,
     )
     try:
       result = await self.engine.generate(request)
@@ -100,10 +101,16 @@ class EngineModel:
         model_seconds=result.model_seconds,
         kept=None if result.kept is None else _as_record(result.kept),
         thinking=thinking,
+        stalled_seconds=result.stalled_seconds,
     )
 
   def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
     return len(self.tokenizer.render(prompt))
+
+
+def _tell_time(timing: api.Timing) -> None:
+  """Tells the caller how long the device sampled, see `sampling_time`."""
+  language_model.spend(timing.model_seconds - timing.stalled_seconds)
 
 
 def _as_record(kept: Sequence[np.ndarray]) -> records.KeptSets:

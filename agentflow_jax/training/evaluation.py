@@ -60,6 +60,13 @@ class Evaluation:
     scores = self.scores
     return sum(scores) / len(scores) if scores else 0.0
 
+  @property
+  def accuracy_over_requested(self) -> float:
+    """Mean over all items; a rollout without a reward counts as 0."""
+    return _mean(
+        _mean(t.reward or 0.0 for t in g.trajectories) for g in self.groups
+    )
+
   def interval(self) -> tuple[float, float]:
     """95% bootstrap interval over items."""
     scores = self.scores
@@ -79,8 +86,11 @@ class Evaluation:
         'accuracy': self.accuracy,
         'ci_low': low,
         'ci_high': high,
+        'accuracy_over_requested': self.accuracy_over_requested,
         'items_requested': len(self.groups),
         'items_scored': len(self.scores),
+        'rollouts_requested': len(trajectories),
+        'rollouts_scored': sum(t.reward is not None for t in trajectories),
         'status': dict(
             collections.Counter(t.status.value for t in trajectories)
         ),
@@ -110,6 +120,7 @@ class Evaluation:
     if self.verdicts is None:
       return {}
     scores, unknown, differ = [], 0, []
+    over_requested = []
     for group in self.groups:
       found = []
       for trajectory in group.trajectories:
@@ -122,6 +133,7 @@ class Evaluation:
         found.append(float(verdict.correct))
         if verdict.correct != (trajectory.reward == 1.0):
           differ.append([group.task.id, trajectory.rollout])
+      over_requested.append(sum(found) / max(len(group.trajectories), 1))
       if found:
         scores.append(sum(found) / len(found))
     low, high = 0.0, 1.0
@@ -129,6 +141,7 @@ class Evaluation:
       low, high = intervals.bootstrap_interval(scores, seed=0)
     return {
         'judge_accuracy': sum(scores) / len(scores) if scores else None,
+        'judge_accuracy_over_requested': _mean(over_requested),
         'judge_ci_low': low,
         'judge_ci_high': high,
         'judge_items': len(scores),
@@ -146,15 +159,24 @@ class Evaluation:
     }
 
   def _by(self, tag: str) -> dict[str, dict[str, float]]:
-    found: dict[str, list[float]] = {}
+    """Accuracies over the items that share a tag; none without a scored item."""
+    found: dict[str, list[records.Group]] = {}
     for group in self.groups:
-      rewards = [t.reward for t in group.trajectories if t.reward is not None]
-      if tag in group.task.tags and rewards:
-        score = sum(rewards) / len(rewards)
-        found.setdefault(group.task.tags[tag], []).append(score)
+      if tag in group.task.tags:
+        found.setdefault(group.task.tags[tag], []).append(group)
+    parts = {
+        value: dataclasses.replace(self, groups=tuple(groups))
+        for value, groups in sorted(found.items())
+    }
     return {
-        value: {'items': len(s), 'accuracy': sum(s) / len(s)}
-        for value, s in sorted(found.items())
+        value: {
+            'items': len(part.scores),
+            'accuracy': part.accuracy,
+            'items_requested': len(part.groups),
+            'accuracy_over_requested': part.accuracy_over_requested,
+        }
+        for value, part in parts.items()
+        if part.scores
     }
 
 

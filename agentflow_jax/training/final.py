@@ -59,6 +59,9 @@ class Evaluations:
         metrics |= {
             f'eval/items_requested{suffix}': len(result.groups),
             f'eval/items_scored{suffix}': len(result.scores),
+            f'eval/accuracy_over_requested{suffix}': (
+                result.accuracy_over_requested
+            ),
         }
         if result.scores:
           metrics |= {
@@ -115,8 +118,9 @@ class Evaluations:
     if parts.processes.is_primary:
       evaluation.save(self.workdir / _DIRECTORY, result)
     self._bar.note(
-        f'{name}: {result.accuracy:.1%} of {len(result.scores)} test tasks'
-        f' ({result.seconds:.0f} s)'
+        f'{name}: {result.accuracy:.1%} of {len(result.scores)} scored and'
+        f' {result.accuracy_over_requested:.1%} of {len(result.groups)} requested'
+        f' test tasks ({result.seconds:.0f} s)'
     )
 
 
@@ -155,6 +159,8 @@ def write_summary(
     summary[key] = value['accuracy']
     summary[f'{key}/ci_low'] = value['ci_low']
     summary[f'{key}/ci_high'] = value['ci_high']
+    if 'accuracy_over_requested' in value:  # Not in a file of an old commit.
+      summary[f'{key}/over_requested'] = value['accuracy_over_requested']
     summary[f'{key}/items_requested'] = value['items_requested']
     summary[f'{key}/items_scored'] = value['items_scored']
   names = ['rollouts/requested', 'rollouts/scored', 'rollouts/turns']

@@ -27,7 +27,9 @@ _DENOMINATORS = (
         ' response, out of turns, a tool error that its arguments caused, past'
         ' its deadline) is scored and stays in the denominator. A rollout that'
         ' an unreachable model, tool or judge ended has no reward and is in no'
-        ' denominator; the column "unscored" counts these.',
+        ' denominator; the column "unscored" counts these. Where there are any,'
+        ' the accuracy over all requested rollouts stands beside it, in which'
+        ' these count as wrong.',
     ),
     (
         'Sampled and greedy',
@@ -102,8 +104,7 @@ def _opening(run: report_data.Run) -> str:
   start, final = table.get('start'), table.get('final')
   gain = report_tables.gain(run)
   if final and final.sampled and start and start.sampled:
-    before = report_tables.percent(start.sampled.mean)
-    after = report_tables.percent(final.sampled.mean)
+    before, after = start.sampled.point, final.sampled.point
     lead = (
         f'The planner answered {before} of the evaluation questions right '
         f'before training, and {after} after it.'
@@ -111,10 +112,10 @@ def _opening(run: report_data.Run) -> str:
     if gain:
       lead += f' Gain: {report_tables.gain_text(gain)}.'
   elif final and (final.sampled or final.greedy):
-    mean = (final.sampled or final.greedy).mean
+    found = final.sampled or final.greedy
     lead = (
-        f'The planner answered {report_tables.percent(mean)} of the evaluation '
-        'questions right at the end.'
+        f'The planner answered {found.point} of the evaluation questions right'
+        ' at the end.'
     )
   else:
     lead = (

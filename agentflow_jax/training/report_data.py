@@ -69,6 +69,7 @@ class Evaluation:
   status: Mapping[str, int]
   by_hops: Mapping[str, Slice]
   tools: Mapping[str, int]
+  accuracy_over_requested: float
   tool_error_rate: float
   turns_mean: float
   items: tuple[Item, ...]
@@ -222,6 +223,7 @@ def _evaluation(name: str, raw: Mapping[str, Any]) -> Evaluation:
           if part.get('items')
       },
       tools=_counts(raw.get('tools')),
+      accuracy_over_requested=number(raw.get('accuracy_over_requested')),
       tool_error_rate=number(raw.get('tool_error_rate')),
       turns_mean=number(raw.get('turns_mean')),
       items=tuple(_item(item) for item in raw.get('items') or ()),

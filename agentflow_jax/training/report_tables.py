@@ -24,11 +24,20 @@ _SUMMARY_KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A mean in [0, 1] and its 95% interval; nan where unknown."""
+  """A mean in [0, 1] and its 95% interval; nan where unknown.
+
+  Attributes:
+    mean: mean over what was scored.
+    low: lower end of its interval.
+    high: upper end of its interval.
+    over_requested: mean over all that was requested, where what was not scored
+      counts as 0.
+  """
 
   mean: float = math.nan
   low: float = math.nan
   high: float = math.nan
+  over_requested: float = math.nan
 
   def __bool__(self) -> bool:
     return math.isfinite(self.mean)
@@ -41,13 +50,26 @@ class Estimate:
     """Whether the two intervals do not touch."""
     return self.low > other.high or self.high < other.low
 
+  @property
+  def point(self) -> str:
+    """The mean, and the one over all requested where that is another."""
+    return f'{percent(self.mean)}{self._over_requested()}'
+
+  def _over_requested(self) -> str:
+    # Both are sums over the same items: where all were scored they are equal.
+    if not math.isfinite(self.over_requested) or math.isclose(
+        self.over_requested, self.mean, abs_tol=1e-12
+    ):
+      return ''
+    return f' ({percent(self.over_requested)} over all requested)'
+
   def __str__(self) -> str:
     if not self:
       return '-'
     if not self.has_interval:
-      return percent(self.mean)
+      return self.point
     ends = f'{100 * self.low:.1f}, {100 * self.high:.1f}'
-    return f'{percent(self.mean)} [{ends}]'
+    return f'{percent(self.mean)} [{ends}]{self._over_requested()}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,5 +268,13 @@ def _mean(estimate: Estimate) -> float:
 def _estimate(run: report_data.Run, name: str, key: str) -> Estimate:
   evaluation = run.evaluations.get(name)
   if evaluation and math.isfinite(evaluation.accuracy):
-    return Estimate(evaluation.accuracy, evaluation.ci_low, evaluation.ci_high)
-  return Estimate(report_data.number(run.summary.get(key)))
+    return Estimate(
+        evaluation.accuracy, evaluation.ci_low, evaluation.ci_high,
+        evaluation.accuracy_over_requested,
+    )
+  return Estimate(
+      report_data.number(run.summary.get(key)),
+      over_requested=report_data.number(
+          run.summary.get(f'{key}/over_requested')
+      ),
+  )

@@ -173,7 +173,9 @@ async def _evaluate(config, before, workdir, options) -> str:
     (of_it,) = found.values()
     lines.append(
         f'{name} planner: {of_it["accuracy"]:.1%} [{of_it["ci_low"]:.1%},'
-        f' {of_it["ci_high"]:.1%}] over {of_it["items_scored"]} tasks'
+        f' {of_it["ci_high"]:.1%}] over {of_it["items_scored"]} scored tasks,'
+        f' {of_it["accuracy_over_requested"]:.1%} over all'
+        f' {of_it["items_requested"]} requested'
         + (' (the same planner)' if of_it is value else '')
     )
   return '\n'.join([*lines, f'{workdir / "evaluations" / value["name"]}.json'])
@@ -304,7 +306,7 @@ def _line(value: Mapping[str, Any]) -> str:
       f'{value["name"]}: accuracy {value["accuracy"]:.1%}'
       f' [{value["ci_low"]:.1%}, {value["ci_high"]:.1%}] over'
       f' {value["items_scored"]} scored of {value["items_requested"]} tasks'
-      f'{lacking};'
+      f'{lacking}, {value["accuracy_over_requested"]:.1%} over all requested;'
       f' {value["turns_mean"]:.2f} turns,'
       f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}'
       f'{"; tools met: " + met if met else ""}{_judged(value)}'
@@ -321,7 +323,8 @@ def _judged(value) -> str:
   else:
     said += (
         f' {value["judge_accuracy"]:.1%} [{value["judge_ci_low"]:.1%},'
-        f' {value["judge_ci_high"]:.1%}] over {value["judge_items"]} tasks, and'
+        f' {value["judge_ci_high"]:.1%}] over {value["judge_items"]} tasks,'
+        f' {value["judge_accuracy_over_requested"]:.1%} over all requested, and'
         f' differs from the rule in {len(value["judge_differs_from_rule"])}'
     )
   if value['judge_unknown']:

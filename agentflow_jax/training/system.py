@@ -14,6 +14,7 @@ from agentflow_jax.agents import references, rollout
 from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents.tools import passages
+from agentflow_jax.core import device_time
 from agentflow_jax.core import handover as handover_lib
 from agentflow_jax.core import model, sharding
 from agentflow_jax.data import tokenizers
@@ -99,7 +100,9 @@ class System:
     if self.handover is None:
       self.engine.update_params(params, version)
     else:
-      self.engine.update_params(self.handover(params), version, copy=False)
+      with device_time.METER.used():
+        handed = self.handover(params)
+      self.engine.update_params(handed, version, copy=False)
 
   def with_script(self, script: controls.Script) -> rollout.Agent:
     """The same agent with a scripted planner in the planner's place."""

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from agentflow_jax.core import batch, launches, model, sharding, update
+from agentflow_jax.core import batch, device_time, launches, model
+from agentflow_jax.core import sharding, update
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import exits
 from agentflow_jax.training import system
@@ -146,6 +147,7 @@ class Trainer:
     with self._in_turn():
       return self._merge(self._reference, self.state.params)
 
+  @device_time.METER.used()
   def step(
       self, mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
   ) -> dict[str, float]:

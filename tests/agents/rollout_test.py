@@ -7,11 +7,15 @@ import os
 import pathlib
 import random
 import time
+import types
 
 import pytest
 
 from agentflow_jax import records
+from agentflow_jax.agents import endpoint
+from agentflow_jax.agents import endpoint_config
 from agentflow_jax.agents import fakes
+from agentflow_jax.agents import fitting
 from agentflow_jax.agents import language_model
 from agentflow_jax.agents import memory as memory_lib
 from agentflow_jax.agents import modules
@@ -80,6 +84,7 @@ _LATE = dataclasses.replace(CONFIG, deadline_seconds=0.6)
 _QUIET = dataclasses.replace(CONFIG, answer_when_out_of_turns=False)
 _GONE = language_model.Unreachable('gone')
 _LONG = language_model.PromptTooLong('too long')
+_TOO_MUCH = fitting.PlannerTooLong('too many words')
 
 
 @pytest.mark.parametrize(
@@ -95,8 +100,9 @@ _LONG = language_model.PromptTooLong('too long')
             ),
         ),
         (Status.PROMPT_TOO_LONG, _agent(FIND, max_prompt_tokens=3)),
-        # A frozen module's prompt is not the planner's doing.
+        # A frozen module may refuse a prompt that holds no word of the planner.
         (Status.MODULE_FAILED, _agent(FIND, verifier=_Raises(_LONG))),
+        (Status.PROMPT_TOO_LONG, _agent(FIND, verifier=_Raises(_TOO_MUCH))),
         (Status.TOOL_ERROR, _agent(FIND, call=fakes.refuse)),
         (
             Status.TOOL_ERROR,
@@ -113,6 +119,16 @@ _LONG = language_model.PromptTooLong('too long')
             _agent(
                 FIND,
                 tool=fakes.make_tool(fakes.hang, 'search', 9, True),
+                config=_LATE,
+            ),
+        ),
+        (Status.DEADLINE, _agent(fakes.hang, config=_LATE)),
+        (
+            Status.DEADLINE_INFRASTRUCTURE,
+            _agent(
+                model=fakes.FakeLanguageModel(
+                    {'planner': [fakes.hang]}, is_local=False
+                ),
                 config=_LATE,
             ),
         ),
@@ -395,6 +411,177 @@ def test_an_analyst_that_fails_ends_the_rollouts_of_its_group(reply, status):
   assert (analysis, ended.status) == ('', status)
   assert ended.seconds['total'] == ended.seconds['analyst'] > 0
   assert (ended.reward is None) == (not status.is_policy)
+
+
+@pytest.fixture(name='clock')
+def _clock(monkeypatch):
+  """A clock that stands still unless a test moves `now`."""
+  clock = types.SimpleNamespace(now=100.0)
+  stopped = types.SimpleNamespace(monotonic=lambda: clock.now)
+  monkeypatch.setattr(rollout, 'time', stopped)
+  monkeypatch.setattr(fakes, 'time', stopped)
+  return clock
+
+
+@pytest.mark.parametrize(
+    'planner, verifier, tool, others, status',
+    [
+        # Of a deadline of 5 s the fakes take 6 s.
+        (6, 0, 0, {}, Status.DEADLINE),
+        (4, 0, 2, {}, Status.DEADLINE),
+        (3, 0, 3, {}, Status.DEADLINE_INFRASTRUCTURE),  # Half is the host's.
+        (2, 0, 4, {}, Status.DEADLINE_INFRASTRUCTURE),
+        (2, 0, 4, {'arguments_set_time': True}, Status.DEADLINE),
+        (6, 0, 0, {'is_local': False}, Status.DEADLINE_INFRASTRUCTURE),
+        (0, 6, 0, {}, Status.DEADLINE_INFRASTRUCTURE),
+        (3.5, 2.5, 0, {}, Status.DEADLINE),
+    ],
+)
+def test_the_side_that_took_more_of_the_deadline_answers_for_it(
+    clock, planner, verifier, tool, others, status
+):
+  def takes(seconds, text):
+    async def reply(_):
+      clock.now += seconds
+      return text
+
+    return reply
+
+  model = fakes.FakeLanguageModel(
+      {'planner': [takes(planner, FIND)]},
+      is_local=others.get('is_local', True),
+  )
+  frozen = fakes.FakeLanguageModel(
+      {'verifier': [takes(verifier, 'Conclusion: CONTINUE')]}
+  )
+  done = _run(_agent(
+      model=model,
+      tool=fakes.make_tool(
+          takes(tool, 'Oslo'), 'search', 30,
+          others.get('arguments_set_time', False),
+      ),
+      verifier=modules.ModelVerifier(frozen, records.SamplingSpec()),
+      config=dataclasses.replace(CONFIG, deadline_seconds=5),
+  ))
+  assert done.status is status, done.detail
+  assert done.reward == (0.0 if status is Status.DEADLINE else None)
+  assert len(done.turns) == 1
+
+
+def test_the_time_of_all_turns_counts(clock):
+  async def plan(_):
+    clock.now += 2
+    return FIND
+
+  late = dataclasses.replace(CONFIG, deadline_seconds=5)
+  done = _run(_agent(plan, config=late))
+  assert (done.status, done.reward) == (Status.DEADLINE, 0.0)
+  assert '6.00 of 6.00 s' in done.detail
+  # Another rollout starts from nothing.
+  in_time = dataclasses.replace(CONFIG, deadline_seconds=7)
+  assert _run(_agent(plan, config=in_time)).status is Status.OUT_OF_TURNS
+
+
+def test_a_planner_behind_an_endpoint_that_hangs_is_the_hosts():
+  async def run():
+    async def hang(reader, writer):
+      await reader.read()  # Until the client leaves.
+      writer.close()
+
+    server = await asyncio.start_server(hang, '127.0.0.1', 0)
+    port = server.sockets[0].getsockname()[1]
+    client = endpoint.EndpointClient(
+        endpoint_config.EndpointConfig(f'http://127.0.0.1:{port}/v1', 'm')
+    )
+    try:
+      agent = _agent(model=client, config=_LATE)
+      return await rollout.rollout(agent, TASK, KEY)
+    finally:
+      await client.aclose()
+      server.close()
+
+  done = asyncio.run(run())
+  assert (done.status, done.reward) == (Status.DEADLINE_INFRASTRUCTURE, None)
+
+
+class _Limited(fakes.FakeLanguageModel):
+  """Refuses prompts of more than `limit` words, as an endpoint does."""
+
+  limit = 0
+
+  async def generate(self, prompt, sampling, request_key):
+    words = fakes.count_words(prompt)
+    if words > self.limit:
+      raise language_model.PromptTooLong(f'{words} > {self.limit}')
+    return await super().generate(prompt, sampling, request_key)
+
+
+def _frozen(limit):
+  model = _Limited({
+      'executor': ['execution = tool.execute(query="Oslo")'],
+      'verifier': ['Conclusion: CONTINUE'],
+      'generator': ['found Oslo'],
+  })
+  model.limit = limit
+  return model
+
+
+@pytest.mark.parametrize('module', ['executor', 'verifier', 'generator'])
+def test_a_module_prompt_shortens_older_entries_and_counts_them(module):
+  async def long(_):
+    return 'a ' * 25  # Shortened: 14 words.
+
+  def run(model, plan=FIND):
+    spec = records.SamplingSpec()
+    kinds = {
+        'executor': modules.ModelExecutor,
+        'verifier': modules.ModelVerifier,
+        'generator': modules.ModelGenerator,
+    }
+    agent = _agent(plan, call=long, **{module: kinds[module](model, spec)})
+    return _run(agent)
+
+  whole = _frozen(10_000)
+  expected = run(whole)
+  assert expected.status is Status.OUT_OF_TURNS
+  longest = max(fakes.count_words(p) for p, _, _ in whole.requests)
+  for missing in (0, 1):
+    model = _frozen(longest - missing)
+    done = run(model)
+    assert (done.status, done.reward, done.answer) == (
+        expected.status, expected.reward, expected.answer,
+    )
+    calls = [c for turn in done.turns for c in turn.modules] + [*done.modules]
+    calls = [c for c in calls if c.module == module]
+    assert sum(c.shortened for c in calls) == missing
+    # What was refused was not read.
+    assert all(len(c.prompts) == 1 for c in calls)
+  # The planner's own words leave no room, though every entry is shortened.
+  wordy = FIND.replace('Context:', 'Context: ' + 'b ' * 30)
+  done = run(_frozen(longest - 1), wordy)
+  assert (done.status, done.reward) == (Status.PROMPT_TOO_LONG, 0.0)
+  assert 'the plans and the results of their calls are too long' in done.detail
+  # The query, the instructions and the tool's card leave none.
+  done = run(_frozen(5))
+  assert (done.status, done.reward) == (Status.MODULE_FAILED, None)
+  assert 'no room for the query and the instructions' in done.detail
+
+
+def test_a_note_without_room_is_not_the_planners_fault():
+  frozen = _frozen(10_000)
+  frozen.script = {'executor': ['no command']}
+  executor = modules.ModelExecutor(frozen, records.SamplingSpec())
+  done = _run(_agent(FIND, executor=executor))
+  assert done.status is Status.TOOL_ERROR
+  assert len(frozen.requests) == 6  # Each turn asks again, with a note.
+  frozen.limit = max(
+      fakes.count_words(p) for p, _, k in frozen.requests if not k.attempt
+  )
+  frozen.requests.clear()
+  short = _run(_agent(FIND, executor=executor))
+  assert short.status is Status.TOOL_ERROR
+  assert 'no call of the form' in short.detail
+  assert [k.attempt for _, _, k in frozen.requests if k.turn == 2] == [0]
 
 
 def test_time_that_nobody_measured_is_the_hosts():

@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from agentflow_jax import records
+from agentflow_jax.core import device_time
 from agentflow_jax.core import handover
 from agentflow_jax.core import launches
 from agentflow_jax.core import model
@@ -24,6 +25,7 @@ from agentflow_jax.inference import api
 from agentflow_jax.inference import batching
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.inference import gathered
+from agentflow_jax.inference import scheduling
 from agentflow_jax.inference import simple_engine
 
 _V = 56
@@ -1412,6 +1414,133 @@ def test_a_cancelled_caller_s_slot_and_pages_go_to_the_next(params):
     steps = engine.stats().decode_steps
   # A chunk of 5 for the first, though it asked for 12; and 8 for the second.
   assert (len(result.response_ids), steps) == (8, 5 + 8)
+
+
+# Time of a request.
+
+
+@pytest.fixture(name='clocks')
+def _clocks(monkeypatch):
+  """Moves the engine's clock ahead, and the meter's where it should."""
+  ahead = types.SimpleNamespace(idle=0.0, busy=0.0)
+  meter = device_time.Meter(lambda: time.monotonic() + ahead.busy)
+  monkeypatch.setattr(device_time, 'METER', meter)
+  clock = lambda: time.monotonic() + ahead.idle + ahead.busy
+  monkeypatch.setattr(
+      engine_lib, 'time', types.SimpleNamespace(monotonic=clock)
+  )
+  monkeypatch.setattr(
+      scheduling, 'time', types.SimpleNamespace(monotonic=clock)
+  )
+  return ahead
+
+
+def _timed(request):
+  """Returns a request, and the list that gets its times."""
+  timings = []
+  return dataclasses.replace(request, on_end=timings.append), timings
+
+
+def test_the_times_of_a_request_that_is_done(clocks, own_engine):
+  def slow(ids):  # Sampling, as the engine waits for it.
+    clocks.busy += 100.0 if len(ids) < 12 else 0.0
+
+  request, timings = _timed(_request(5, max_new_tokens=12, stop_fn=slow))
+  release = _hold(own_engine)
+
+  async def run():
+    task = asyncio.create_task(own_engine.generate(request))
+    await _until(lambda: own_engine.stats().queued == 1)
+    clocks.idle += 1000.0
+    release.set()
+    return await task
+
+  result = asyncio.run(run())
+  (timing,) = timings
+  # 12 tokens in chunks of 5: stop_fn is called after 5, 10 and 12.
+  assert 1000 <= timing.queue_seconds < 1100
+  assert 200 <= timing.model_seconds < 300
+  assert 0 <= timing.stalled_seconds < 100
+  assert result.queue_seconds == timing.queue_seconds
+  assert result.stalled_seconds <= result.model_seconds <= timing.model_seconds
+
+
+def test_time_to_compile_is_a_stall_of_the_device(
+    clocks, own_engine, monkeypatch
+):
+  programs = own_engine._programs
+  get = programs.prefill
+
+  def compiles():
+    clocks.idle, programs.prefill = clocks.idle + 1000.0, get
+    return get()
+
+  monkeypatch.setattr(programs, 'prefill', compiles)
+  request, timings = _timed(_request(5))
+  (result,) = _generate(own_engine, [request])
+  (timing,) = timings
+  assert timing.stalled_seconds >= 1000
+  assert timing.model_seconds - timing.stalled_seconds < 100
+  assert result.stalled_seconds >= 1000
+
+
+def test_what_others_run_on_the_device_is_a_stall(clocks, params):
+  with engine_lib.Engine(_MODEL, _CONFIG, params) as engine:
+    engine.warmup()
+
+    def with_others(ids):
+      if len(ids) < 12:  # Twice: after 5 and 10 tokens.
+        with device_time.METER.used():  # Such as an update of the trainer.
+          clocks.busy += 100.0
+
+    request, timings = _timed(
+        _request(5, max_new_tokens=12, stop_fn=with_others)
+    )
+    _generate(engine, [request])
+  (timing,) = timings
+  assert 200 <= timing.model_seconds < 250
+  assert 100 <= timing.stalled_seconds < 150
+
+
+def test_a_cancelled_request_tells_its_times(clocks, own_engine):
+  busy, release = threading.Event(), threading.Event()
+
+  def wait(unused_ids):
+    busy.set()
+    assert release.wait(60)
+
+  first, times_of_first = _timed(_request(5, key=1, stop_fn=wait))
+  waiting = [_timed(_request(5, key=k)) for k in range(_CONFIG.slots)]
+
+  async def run():
+    tasks = [asyncio.create_task(own_engine.generate(first))]
+    assert await asyncio.to_thread(busy.wait, 60)
+    tasks += [asyncio.create_task(own_engine.generate(r)) for r, _ in waiting]
+    await _until(lambda: own_engine.stats().queued == len(waiting))
+    clocks.busy += 500.0
+    for task in tasks:
+      task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    release.set()
+
+  asyncio.run(run())
+  (timing,) = times_of_first
+  assert 500 <= timing.model_seconds < 600
+  assert 0 <= timing.stalled_seconds < 100
+  for _, (timing,) in waiting:  # The engine had no slot for them.
+    assert 500 <= timing.queue_seconds < 600
+    assert timing.model_seconds == timing.stalled_seconds == 0
+
+
+def test_a_failed_request_tells_its_time(own_engine):
+  def fail(unused_ids):
+    raise KeyError
+
+  request, timings = _timed(_request(5, stop_fn=fail))
+  with pytest.raises(api.EngineError):
+    _generate(own_engine, [request])
+  (timing,) = timings
+  assert timing.model_seconds > 0
 
 
 def test_closing_fails_what_is_unfinished_and_ends_the_thread(params):

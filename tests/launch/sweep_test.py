@@ -198,6 +198,7 @@ if turns == 5 and not (results / 'cut').exists():
 for name in ('aime24', '2wiki'):
   (results / f'{name}.json').write_text(json.dumps({
       'config': {'turns': turns, 'kind': 'x'}, 'accuracy': turns / 10,
+      'accuracy_over_requested': turns / 20,
       'ci_low': turns / 10 - 0.1, 'ci_high': turns / 10 + 0.1,
       'items_scored': 4, 'turns_mean': turns / 2}))
 journal.rmdir()
@@ -227,7 +228,8 @@ def test_a_sweep_of_evaluations_ends_in_a_table_and_pictures(tmp_path):
   assert page.returncode == 0, page.stderr
   rows = [line.split() for line in page.stdout.splitlines()]
   assert rows[0][:2] == ['evaluation', 'turns']
-  assert ['aime24', '5', '1', 'of', '1', '0.5'] in rows
-  assert ['2wiki', '10', '1', 'of', '1', '1'] in rows
+  assert rows[0][-2:] == ['over', 'requested']
+  assert ['aime24', '5', '1', 'of', '1', '0.5', '0.25'] in rows
+  assert ['2wiki', '10', '1', 'of', '1', '1', '0.5'] in rows
   html = (tmp_path / 'out' / 'sweep.html').read_text()
   assert html.count('<svg') == 1 and '<h2>turns</h2>' in html

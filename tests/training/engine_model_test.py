@@ -1,13 +1,20 @@
 import asyncio
 import dataclasses
+import threading
 
+import jax
 import numpy as np
 import pytest
 
 from agentflow_jax import records
+from agentflow_jax.agents import fakes
 from agentflow_jax.agents import language_model
+from agentflow_jax.agents import prompts
+from agentflow_jax.agents import rollout
+from agentflow_jax.core import model as model_lib
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import api
+from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.training import engine_model
 
 _KEY = records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0)
@@ -43,7 +50,7 @@ def _generate(engine, tokenizer, sampling=records.SamplingSpec()):
 def test_ids_and_logprobs_are_passed_on_as_sampled(tokenizer):
   ids = (*tokenizer.encode('a city'), *tokenizer.stop_ids)
   logprobs = tuple(-0.1 * i for i in range(len(ids)))
-  engine = _Engine(api.Result(ids, logprobs, 'stop', 7, 0.25, 0.5))
+  engine = _Engine(api.Result(ids, logprobs, 'stop', 7, 0.25, 0.5, None, 0.125))
   sampling = records.SamplingSpec(
       temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, max_new_tokens=9
   )
@@ -53,6 +60,7 @@ def test_ids_and_logprobs_are_passed_on_as_sampled(tokenizer):
   assert completion.logprobs == logprobs
   assert completion.params_version == 7
   assert completion.prompt_ids == tuple(tokenizer.render(_PROMPT))
+  assert completion.stalled_seconds == 0.125
   # Every knob reaches the engine (a temperature that does not is a pitfall).
   assert engine.request.sampling == records.SamplingSpec(0.5, 3, 0.9, 0.1, 9)
   assert engine.request.key_words == _KEY.words()
@@ -137,6 +145,95 @@ def test_a_plan_in_the_thoughts_of_an_open_prompt_ends_nothing(
 def test_engine_errors_say_whose_fault_they_are(tokenizer, raised, expected):
   with pytest.raises(expected, match=str(raised)):
     _generate(_Engine(raised), tokenizer)
+
+
+class _Hangs:
+  """An engine whose requests end when they are cancelled, with given times."""
+
+  def __init__(self, *times):
+    self._times = api.Timing(*times)
+
+  async def generate(self, request):
+    try:
+      await asyncio.Event().wait()
+    finally:
+      request.on_end(self._times)
+
+
+@pytest.mark.parametrize(
+    'times, status',
+    [
+        ((0.0, 9.0, 0.0), records.Status.DEADLINE),
+        ((9.0, 9.0, 0.0), records.Status.DEADLINE),
+        ((9.0, 0.0, 0.0), records.Status.DEADLINE_INFRASTRUCTURE),
+        # The device compiled, or had other work.
+        ((0.0, 9.0, 9.0), records.Status.DEADLINE_INFRASTRUCTURE),
+    ],
+)
+def test_sampling_alone_is_the_planners_time(tokenizer, times, status):
+  model = engine_model.EngineModel(_Hangs(*times), tokenizer)
+  agent = fakes.make_agent(
+      model, [fakes.make_tool(fakes.echo)],
+      rollout.RolloutConfig(deadline_seconds=0.1),
+  )
+  task = records.Task('q', 'Paris?', ('x',), 'match')
+  done = asyncio.run(rollout.rollout(agent, task, _KEY))
+  assert done.status is status, done.detail
+  assert done.reward == (0.0 if status is records.Status.DEADLINE else None)
+
+
+def test_a_slow_planner_scores_0_and_one_without_a_slot_is_not_scored(
+    tokenizer, monkeypatch
+):
+  config = model_lib.ModelConfig(
+      vocab_size=tokenizer.vocab_size, d_model=8, n_layers=1, n_heads=1,
+      n_kv_heads=1, head_dim=8, d_ff=8, max_positions=256,
+  )
+  shapes = api.EngineConfig(
+      slots=1, max_prompt_tokens=192, max_new_tokens=64, decode_chunk=1
+  )
+  samples, release = threading.Event(), threading.Event()
+  decode = tokenizer.decode
+
+  def slow_decode(ids):  # On the engine's thread, for each token.
+    samples.set()
+    assert release.wait(60)
+    return decode(ids)
+
+  monkeypatch.setattr(tokenizer, 'decode', slow_decode)
+  params = jax.jit(lambda key: model_lib.init_params(config, key))(
+      jax.random.key(0)
+  )
+  task = records.Task('q', 'Paris?', ('x',), 'match')
+
+  async def run(engine):
+    agent = fakes.make_agent(
+        engine_model.EngineModel(engine, tokenizer),
+        [fakes.make_tool(fakes.echo)],
+        rollout.RolloutConfig(deadline_seconds=1.0),
+    )
+    planner = dataclasses.replace(
+        agent.planner,
+        sampling=records.SamplingSpec(max_new_tokens=64, stop=('none',)),
+        prompt=prompts.PromptConfig(system='', cards='names'),
+    )
+    agent = dataclasses.replace(agent, planner=planner)
+    first = asyncio.create_task(rollout.rollout(agent, task, _KEY))
+    while not samples.is_set():
+      assert not first.done(), first.result().detail
+      await asyncio.sleep(0.01)
+    second = asyncio.create_task(rollout.rollout(agent, task, _KEY))
+    done = await first, await second
+    release.set()
+    return done
+
+  with engine_lib.Engine(config, shapes, params) as engine:
+    engine.warmup((False,))
+    slow, waited = asyncio.run(run(engine))
+  assert (slow.status, slow.reward) == (records.Status.DEADLINE, 0.0)
+  assert (waited.status, waited.reward) == (
+      records.Status.DEADLINE_INFRASTRUCTURE, None,
+  )
 
 
 def test_request_keys_differ_in_every_field():

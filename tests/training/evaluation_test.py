@@ -9,6 +9,7 @@ from agentflow_jax import records
 from agentflow_jax.agents import fakes
 from agentflow_jax.core import flow_grpo
 from agentflow_jax.training import config as config_lib
+from agentflow_jax.agents import judge
 from agentflow_jax.training import evaluation
 from agentflow_jax.training import processes
 from agentflow_jax.training import sources
@@ -58,10 +59,41 @@ def test_accuracy_is_over_items_and_leaves_unscored_trials_out():
   assert result.accuracy == 0.75
   value = result.to_json()
   assert (value['items_requested'], value['items_scored']) == (3, 2)
+  assert (value['rollouts_requested'], value['rollouts_scored']) == (5, 3)
+  # An unscored rollout counts as 0: (0.5 + 0.5 + 0) / 3.
+  assert value['accuracy_over_requested'] == pytest.approx(1 / 3)
   assert value['status'] == {'answered': 3, 'model_unreachable': 2}
   assert value['by_hops'] == {
-      '1': {'items': 1, 'accuracy': 0.5}, '2': {'items': 1, 'accuracy': 1.0}
+      '1': {
+          'items': 1, 'accuracy': 0.5,
+          'items_requested': 2, 'accuracy_over_requested': 0.25,
+      },
+      '2': {
+          'items': 1, 'accuracy': 1.0,
+          'items_requested': 1, 'accuracy_over_requested': 0.5,
+      },
   }
+  assert _evaluation((_trajectory(None, 0, lost),)).to_json()['by_hops'] == {}
+
+
+def test_a_judge_has_both_denominators_too():
+  lost = records.Status.MODEL_UNREACHABLE
+  result = dataclasses.replace(
+      _evaluation(
+          (_trajectory(1.0), _trajectory(0.0, 1)),
+          (_trajectory(1.0), _trajectory(None, 1, lost)),
+          (_trajectory(None, 0, lost),),
+      ),
+      verdicts={
+          ('0', 0): judge.Verdict(True, ''),
+          ('0', 1): judge.Verdict(None, 'no answer'),
+          ('1', 0): judge.Verdict(True, ''),
+      },
+  )
+  value = result.to_json()
+  assert (value['judge_accuracy'], value['judge_items']) == (1.0, 2)
+  # One of two, one of two and none of one: (0.5 + 0.5 + 0) / 3.
+  assert value['judge_accuracy_over_requested'] == pytest.approx(1 / 3)
 
 
 def test_calls_and_errors_are_counted_by_tool():

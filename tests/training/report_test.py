@@ -88,6 +88,7 @@ def _evaluation(name, accuracy, seed, hostile=False, temperature=1.0):
       'accuracy': mean,
       'ci_low': max(0.0, mean - half),
       'ci_high': min(1.0, mean + half),
+      'accuracy_over_requested': sum(rewards) / len(items),
       'status': status,
       'by_hops': by_hops,
       'by_kind': {},
@@ -473,6 +474,29 @@ def test_terminal_table(tmp_path):
       'random planner                12.5%       -         -',
       'accuracy with its 95% interval over questions',
   ]
+
+
+def test_accuracy_over_requested_stands_beside_the_other_where_they_differ(
+    tmp_path
+):
+  # 7 of 8 scored rollouts are right, and 2 more were not scored: 70%.
+  final = {
+      'name': 'final', 'accuracy': 0.875, 'ci_low': 0.8, 'ci_high': 0.9512,
+      'accuracy_over_requested': 0.7,
+  }
+  start = {'name': 'start', 'accuracy': 0.25, 'accuracy_over_requested': 0.25}
+  summary = {
+      'control/random_planner': 0.125,
+      'control/random_planner/over_requested': 0.1,
+  }
+  run = _write(tmp_path / 'run', evaluations=[final, start], summary=summary)
+  table = report.terminal_table(run)
+  assert '87.5% [80.0, 95.1] (70.0% over all requested)' in table
+  assert '12.5% (10.0% over all requested)' in table
+  assert table.count('over all requested') == 2  # All of 'start' were scored.
+  page = report.render(report_data.load(run))
+  assert '<small>[80.0, 95.1] (70.0% over all requested)</small>' in page
+  assert 'before training, and 87.5% (70.0% over all requested) after' in page
 
 
 def _rewards(name, rewards):

@@ -94,6 +94,8 @@ def test_a_benchmark_is_asked_with_its_own_rule(tmp_path):
   assert result['items_left_out'] == 1 and result['items_requested'] == 2
   assert [i['id'] for i in result['items']] == ['gaia/000000', 'gaia/000002']
   assert [i['gold'] for i in result['items']] == ['56', '42']
+  told = f'{result["accuracy_over_requested"]:.1%} over all requested'
+  assert told in line
 
 
 def test_a_judge_s_verdicts_stand_beside_the_rule_s(tmp_path):
@@ -184,6 +186,8 @@ def test_several_benchmarks_make_one_table(tmp_path):
   assert aime[:2] == ['aime24', f'{50 * right:.1f}']
   table = json.loads((out / 'benchmarks.json').read_text())
   assert table['benchmarks']['aime24']['paper'] == 40.0
+  assert table['benchmarks']['aime24']['accuracy_over_requested'] == right / 2
+  assert 'over requested' in lines[0]
   assert 'items' not in table['benchmarks']['2wiki']
   page = (out / 'benchmarks.html').read_text()
   assert '<td>aime24</td>' in page and '<td>77.2</td>' in page
