@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+_RUNS = re.compile(b'\0+|\1+')
+
 
 @dataclasses.dataclass(frozen=True)
 class Marker:
@@ -40,7 +42,13 @@ class Marker:
 class MessageText(str):
   """A text with parts of messages in it, beside parts that a template wrote."""
 
-  def __new__(cls, text: str, own: bytes = b'', marker: Marker | None = None):
+  def __new__(
+      cls,
+      text: str,
+      own: bytes = b'',
+      marker: Marker | None = None,
+      marked: str | None = None,
+  ):
     """Builds a text.
 
     Args:
@@ -48,16 +56,16 @@ class MessageText(str):
       own: a byte for each character, 1 where the template wrote it.
       marker: how the characters of messages are marked; without one, as when
         jinja builds the result of `format`, the text is a plain str.
+      marked: the text with its marks, where they are known already.
     """
     if marker is None:
       return str(text)
-    parts, start = [], 0
-    for mine, run in itertools.groupby(own):
-      stop = start + len(list(run))
-      part = text[start:stop]
-      parts.append(part if mine else marker.marked(part))
-      start = stop
-    self = super().__new__(cls, ''.join(parts))
+    if marked is None:
+      marked = ''
+      for run in _RUNS.finditer(own):
+        part = text[run.start() : run.end()]
+        marked += part if own[run.start()] else marker.marked(part)
+    self = super().__new__(cls, marked)
     self._text, self._own, self._marker = text, own, marker
     return self
 
@@ -202,7 +210,8 @@ def concat(parts: Iterable[str]) -> str:
   own = b''.join(
       p._own if isinstance(p, MessageText) else b'\1' * len(p) for p in parts
   )
-  return MessageText(''.join(map(plain, parts)), own, marker)
+  # The marks of the parts: two of them where two parts of messages meet.
+  return MessageText(''.join(map(plain, parts)), own, marker, ''.join(parts))
 
 
 def join(separator: str, parts: Sequence[str]) -> str:
