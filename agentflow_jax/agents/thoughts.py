@@ -136,6 +136,8 @@ def _opens(text: str, tags: list[_Tag], at: int, start: int) -> bool:
 def _tags(text: str) -> list[_Tag]:
   """Finds the tags of a text, in order; quoted ones are left out."""
   found = []
+  if '<' not in text and '[' not in text:  # The usual case, at once.
+    return found
   for match in _TAG.finditer(text):
     before, after = text[match.start() - 1 : match.start()], match.end()
     if before and before in _QUOTES and text[after : after + 1] == before:

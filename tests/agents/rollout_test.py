@@ -66,6 +66,29 @@ class _Returns:
   plan = command = judge = answer = __call__ = _return
 
 
+@pytest.mark.parametrize('thinking', [False, True])
+def test_thoughts_are_in_the_record_and_not_in_memory(thinking):
+  opener = '' if thinking else '<think>\n'
+  draft = f'{opener}{FIND.replace("Oslo", "Rome")}\n</think>\n'
+  model = fakes.FakeLanguageModel(
+      {'planner': [draft + FIND, draft + ANSWER]}, thinking=thinking
+  )
+  done = _run(_agent(model=model))
+  assert (done.status, done.answer) == (Status.ANSWERED, 'found Oslo')
+  assert [t.call.arguments['query'] for t in done.turns] == ['Oslo'] * 2
+  assert [t.completion.text for t in done.turns] == [
+      draft + FIND, draft + ANSWER
+  ]
+  assert 'Rome' not in ''.join(t.memory for t in done.turns)
+  assert 'Rome' not in ''.join(model.prompts_of('planner'))
+  # A plan inside a thought that never ends is none.
+  text = draft.partition('</think>')[0]
+  model = fakes.FakeLanguageModel({'planner': [text]}, thinking=thinking)
+  done = _run(_agent(model=model))
+  assert (done.status, done.reward) == (Status.UNPARSEABLE_PLAN, 0.0)
+  assert 'nothing behind' in done.detail
+
+
 def test_an_answered_rollout_from_end_to_end():
   done = _run(_agent(FIND, ANSWER), analysis='look')
   assert (done.status, done.reward, done.answer) == (
