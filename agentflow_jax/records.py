@@ -13,6 +13,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+# Names of the tags around a model's thoughts, as a regular expression; agents read
+# them in responses (agents.thoughts), and data in chat templates.
+THOUGHT_TAGS = 'think(?:ing)?|thoughts?|reasoning|seed:think'
+
 # Logits that are divided by less do not stay finite in float32.
 _LEAST_TEMPERATURE = 1e-6
 

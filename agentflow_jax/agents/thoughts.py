@@ -28,7 +28,7 @@ from agentflow_jax import records
 
 # Attributes end with the line of their tag, so the time is linear.
 _TAG = re.compile(
-    r'<(?P<close>/?)(?P<name>think(?:ing)?|thoughts?|reasoning|seed:think)'
+    rf'<(?P<close>/?)(?P<name>{records.THOUGHT_TAGS})'
     r'(?:[ \t][^<>\n]*)?(?<!/)>'
     r'|\[(?P<close2>/?)think\]',
     re.IGNORECASE,

@@ -24,7 +24,9 @@ Thinking = Literal['auto', 'on', 'off']
 # The variables by which released templates are told: enable_thinking of Qwen3,
 # SmolLM3 and GLM; thinking of DeepSeek-V3.1 and Granite.
 _THINKING_VARIABLES = ('enable_thinking', 'thinking')
-_OPEN_THOUGHT = re.compile(r'<(?:think|thinking|reasoning)>\s*\Z')
+_OPEN_THOUGHT = re.compile(
+    rf'(?:<(?:{records.THOUGHT_TAGS})>|\[think\])\s*\Z', re.IGNORECASE
+)
 
 
 class TemplateError(ValueError):
