@@ -24,8 +24,8 @@ Thinking = Literal['auto', 'on', 'off']
 # The variables by which released templates are told: enable_thinking of Qwen3,
 # SmolLM3 and GLM; thinking of DeepSeek-V3.1 and Granite.
 _THINKING_VARIABLES = ('enable_thinking', 'thinking')
-_OPEN_THOUGHT = re.compile(
-    rf'(?:<(?:{records.THOUGHT_TAGS})>|\[think\])\s*\Z', re.IGNORECASE
+_THOUGHT_TAG = re.compile(
+    rf'<(/?)(?:{records.THOUGHT_TAGS})>|\[(/?)think\]', re.IGNORECASE
 )
 
 
@@ -105,7 +105,8 @@ class ChatTemplate:
         text = self.text(prompt)
       except TemplateError:  # Some templates insist on a system message.
         continue
-      return bool(_OPEN_THOUGHT.search(text.rpartition('probe')[2]))
+      tags = list(_THOUGHT_TAG.finditer(text.rpartition('probe')[2]))
+      return bool(tags) and not (tags[-1][1] or tags[-1][2])
     return False
 
   def text(self, prompt: Sequence[records.Segment]) -> str:

@@ -131,9 +131,12 @@ _TAIL = (
         ('<thinking> \n\n', True),
         ('<reasoning>', True),
         ('<think>\n\n</think>\n\n', False),
-        ('<think>\nOkay', False),  # Not an opener alone.
+        ('<think>\nOkay', True),  # Its thoughts were begun, too.
         ('</think>', False),
-        ('<thought>', False),
+        ('<thought>', True),
+        ('[THINK]', True),
+        ('[THINK][/THINK]', False),
+        ('<b>', False),
     ],
 )
 def test_an_opener_at_the_end_of_a_prompt_is_known(reply, opens):
