@@ -173,9 +173,8 @@ async def _evaluate(config, before, workdir, options) -> str:
     (of_it,) = found.values()
     lines.append(
         f'{name} planner: {of_it["accuracy"]:.1%} [{of_it["ci_low"]:.1%},'
-        f' {of_it["ci_high"]:.1%}] over {of_it["items_scored"]} scored tasks,'
-        f' {of_it["accuracy_over_requested"]:.1%} over all'
-        f' {of_it["items_requested"]} requested'
+        f' {of_it["ci_high"]:.1%}] over {of_it["items_scored"]} tasks'
+        + _unscored(of_it)
         + (' (the same planner)' if of_it is value else '')
     )
   return '\n'.join([*lines, f'{workdir / "evaluations" / value["name"]}.json'])
@@ -294,6 +293,18 @@ def _save(
         directory, of_it, {**more, 'items_left_out': lacks, 'cost': cost}
     )
   return values
+
+
+def _unscored(value: Mapping[str, Any]) -> str:
+  """Says what an accuracy is over all requested rollouts, if some have none."""
+  unscored = value['rollouts_requested'] - value['rollouts_scored']
+  if not unscored:
+    return ''
+  return (
+      f' ({value["accuracy_over_requested"]:.1%} over all'
+      f' {value["items_requested"]} requested: {unscored} rollouts were not'
+      ' scored)'
+  )
 
 
 def _line(value: Mapping[str, Any]) -> str:

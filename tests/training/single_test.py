@@ -156,6 +156,17 @@ def test_the_paper_s_figures_have_the_gains_that_it_prints():
     assert after - before == pytest.approx(gain, abs=0.051)
 
 
+def test_a_control_says_what_it_comes_to_over_all_that_was_requested():
+  value = {
+      'accuracy_over_requested': 0.375, 'items_requested': 4,
+      'rollouts_requested': 8, 'rollouts_scored': 6,
+  }
+  assert single._unscored(value) == (
+      ' (37.5% over all 4 requested: 2 rollouts were not scored)'
+  )
+  assert single._unscored(value | {'rollouts_scored': 8}) == ''
+
+
 def test_several_benchmarks_make_one_table(tmp_path):
   config = mini.config(tmp_path / 'in')
   for name, answers in (('aime24', (56, 0, 0)), ('2wiki', ('56', '56', '0'))):
