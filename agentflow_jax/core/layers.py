@@ -66,7 +66,8 @@ class ModelConfig:
     qkv_bias: biases on q, k and v (Qwen2).
     qk_norm: RMSNorm of each head's q and k before rotation (Qwen3).
     tie_embeddings: the output projection is the embedding, transposed.
-    param_dtype: dtype that parameters are kept in.
+    param_dtype: dtype that parameters are kept in. Training keeps a float32
+      master of bfloat16 parameters, see core.masters.
     dtype: dtype of activations. In float32 every product is computed at the
       highest precision, on accelerators too (no TF32, no bfloat16 passes).
     remat: what the backward pass recomputes: 'none', 'full' (each layer) or

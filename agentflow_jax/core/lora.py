@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from agentflow_jax.core import primitives
+
 Array = jax.Array
 
 # Names of the factors beside their 'kernel'.
@@ -64,8 +66,7 @@ def merged(config: LoraConfig, kernel: Array, a: Array, b: Array) -> Array:
   exact = kernel.astype(jnp.float32) + config.alpha / config.rank * product
   if kernel.dtype == jnp.float32:
     return exact
-  info = jnp.finfo(kernel.dtype)  # XLA may leave out a cast there and back.
-  rounded = jax.lax.reduce_precision(exact, info.nexp, info.nmant)
+  rounded = primitives.rounded(exact, kernel.dtype)
   return exact + jax.lax.stop_gradient(rounded - exact)
 
 
@@ -116,3 +117,32 @@ def merge(config: LoraConfig, base: Any, adapters: Any) -> Any:
     return {**base, 'kernel': whole}
 
   return walk(base, adapters)
+
+
+def distance(config: LoraConfig, base: Any, old: Any, new: Any) -> Array:
+  """Returns the norm of merge(new) - merge(old), float32[].
+
+  Args:
+    config: alpha and rank.
+    base: parameters without adapters; kernels [L, *d_in, *d_out].
+    old, new: adapters, as `split` gives them.
+  """
+
+  def squares(layer):
+    kernel, old, new = layer
+    old, new = (
+        primitives.rounded(merged(config, kernel, *x), kernel.dtype)
+        for x in (old, new)
+    )
+    return jnp.sum(jnp.square(new - old))
+
+  def walk(base, old, new):
+    if A not in old:
+      return sum(walk(base[name], old[name], new[name]) for name in old)
+    # Layer by layer, so that no second copy of the kernels is needed.
+    return jnp.sum(jax.lax.map(
+        squares,
+        (base['kernel'], (old[A], old[B]), (new[A], new[B])),
+    ))
+
+  return jnp.sqrt(walk(base, old, new))

@@ -1,6 +1,7 @@
 """Products and norms, with gradients written by hand where XLA's are slow."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,21 @@ Array = jax.Array
 def precision_of(dtype: str) -> jax.lax.Precision | None:
   """Returns that of a product of activations: the highest in 'float32'."""
   return jax.lax.Precision.HIGHEST if dtype == 'float32' else None
+
+
+def rounded(x: Array, dtype: Any) -> Array:
+  """Returns float32 x at the nearest values of a dtype, ties to even.
+
+  A later cast to that dtype changes no value. The cast alone would not be
+  enough where its result is read as float32 again: XLA may leave out a cast
+  there and back.
+
+  Args:
+    x: float32[...].
+    dtype: floating-point dtype of the result's values, or its name.
+  """
+  info = jnp.finfo(dtype)
+  return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 def float32_product(dtype: str, equation: str, a: Array, b: Array) -> Array:

@@ -19,8 +19,10 @@ from agentflow_jax.core import batch as batch_lib
 from agentflow_jax.core import flow_grpo
 from agentflow_jax.core import lora
 from agentflow_jax.core import losses
+from agentflow_jax.core import masters
 from agentflow_jax.core import model
 from agentflow_jax.core import optimizer
+from agentflow_jax.core import primitives
 from agentflow_jax.core import scoring
 from agentflow_jax.core import sharding
 
@@ -31,6 +33,9 @@ LossConfig = flow_grpo.FlowGrpoConfig | losses.SftConfig
 # Values of metrics['refused'].
 ACCEPTED, REFUSED_GAP, REFUSED_NONFINITE = 0, 1, 2
 
+# Metrics of how far an update moved things; 0 where it was refused.
+_CHANGES = ('update_norm', 'applied_norm')
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -39,7 +44,9 @@ class TrainState:
   Attributes:
     step: int32[], updates made.
     params: what is trained: the parameters, or with LoRA the adapters alone.
-    opt_state: the optimizer's; moments are float32, but see mu_dtype.
+    opt_state: state of the optimizer; moments are float32, but see mu_dtype.
+      Where params are bfloat16 it is a masters.MasterState: the optimizer's
+      state and the float32 master whose rounding `params` are.
   """
 
   step: Array
@@ -66,7 +73,9 @@ def state_shardings(
     optimizer_config: optimizer.OptimizerConfig,
     mesh: Mesh,
 ) -> TrainState:
-  """Returns a TrainState of NamedShardings; moments follow their parameter.
+  """Returns a TrainState of NamedShardings.
+
+  Moments and the master, if there is one, are split as their parameter is.
 
   Args:
     config: the network.
@@ -92,6 +101,8 @@ def state_shardings(
       params,
       transform_non_params=lambda _: sharding.replicated(mesh),
   )
+  if masters.is_kept(config):
+    opt_state = masters.MasterState(params, opt_state)
   return TrainState(sharding.replicated(mesh), params, opt_state)
 
 
@@ -110,8 +121,9 @@ def init_train_state(
     mesh: from sharding.make_mesh.
     key: random key of fresh parameters.
     params: parameters to start from, copied and cast; None draws fresh ones.
-      With LoRA they are the base, which the state does not hold: the adapters
-      are fresh, and add up to nothing.
+      A float32 master of bfloat16 parameters takes their values before they
+      are rounded. With LoRA they are the base, which the state does not hold:
+      the adapters are fresh, and add up to nothing.
 
   Raises:
     ValueError: params do not have the network's structure or shapes, or do not
@@ -121,16 +133,21 @@ def init_train_state(
   tx = optimizer.make_tx(optimizer_config)
 
   def init(key, params):
-    if params is None or config.lora.rank:
-      return made(_trained(config, model.init_params(config, key)))
+    if params is None:
+      # Rounded here, since XLA may leave out the rounding of the draws.
+      params = jax.tree.map(
+          lambda x: primitives.rounded(x.astype(jnp.float32), x.dtype),
+          _trained(config, model.init_params(config, key)),
+      )
     # A copy: the first update donates its input, never the caller's arrays.
     params = jax.tree.map(
-        lambda x: jnp.array(x, config.param_dtype, copy=True), params
+        lambda x: jnp.array(x, jnp.float32, copy=True), params
     )
-    return made(params)
-
-  def made(params):
-    return TrainState(jnp.int32(0), params, tx.init(_float32(params)))
+    opt_state = tx.init(params)
+    if masters.is_kept(config):
+      opt_state = masters.MasterState(params, opt_state)
+      params = masters.rounding_of(params, config.param_dtype)
+    return TrainState(jnp.int32(0), params, opt_state)
 
   if params is not None:
     check_params(base_of(config), params)
@@ -238,12 +255,19 @@ def make_update_fn(
   when max |logprob - behavior_logprob| over the targets, measured by this
   update's own forward pass, is not within it, the update is refused. Pass inf
   for every update of a step but the first, whose parameters alone are those
-  that sampled.
+  that sampled. A gap that is not a number is within no bound, not even inf.
 
-  Metrics are float32 scalars: those of losses.metrics_of, and grad_norm (before
-  clipping), update_norm, param_norm (after), lr, and refused: 0, 1 for the gap,
-  2 for a gradient that is not finite. A refused update returns the old state,
-  its step included.
+  Metrics are float32 scalars: those of losses.metrics_of, and
+
+  - grad_norm: norm of the gradient before clipping.
+  - update_norm: norm of the change of what the optimizer works on: the float32
+    master of bfloat16 parameters, or the trained float32 arrays themselves.
+  - applied_norm: norm of the change of the parameters that are sampled from:
+    those in param_dtype, with LoRA the merged ones.
+  - param_norm: norm of state.params after the update.
+  - lr: learning rate of this update.
+  - refused: 0, 1 for the gap, 2 for a gradient that is not finite. A refused
+    update returns the old state, its step and master included.
 
   Args:
     config: the network.
@@ -271,13 +295,12 @@ def make_update_fn(
     metrics['grad_norm'] = _norm(grads)
     metrics['lr'] = schedule(state.step)
     metrics['refused'] = _refusal(metrics, gap_bound)
-    state, metrics['update_norm'] = jax.lax.cond(
+    state, norms = jax.lax.cond(
         metrics['refused'] == ACCEPTED,
-        lambda: _apply(tx, state, grads),
-        lambda: (state, jnp.float32(0)),
+        lambda: _apply(config, tx, state, ref_params, grads),
+        lambda: (state, dict.fromkeys(_CHANGES, jnp.float32(0))),
     )
-    metrics['param_norm'] = _norm(state.params)
-    return state, metrics
+    return state, metrics | norms | {'param_norm': _norm(state.params)}
 
   return jax.jit(
       update,
@@ -385,13 +408,28 @@ def _refusal(metrics: dict[str, Array], gap_bound: Array) -> Array:
   return refused.astype(jnp.float32)
 
 
-def _apply(tx, state: TrainState, grads: Any) -> tuple[TrainState, Array]:
-  """Returns the next state and the norm of what was added."""
-  updates, opt_state = tx.update(
-      grads, state.opt_state, _float32(state.params)
-  )
-  params = optax.apply_updates(state.params, updates)
-  return TrainState(state.step + 1, params, opt_state), _norm(updates)
+def _apply(
+    config, tx, state: TrainState, base: Any, grads: Any
+) -> tuple[TrainState, dict[str, Array]]:
+  """Returns the next state, and the norms named in _CHANGES."""
+  old, inner = state.params, state.opt_state
+  if masters.is_kept(config):
+    old, inner = state.opt_state
+  updates, inner = tx.update(grads, inner, old)
+  new = optax.apply_updates(old, updates)
+  update_norm = applied_norm = _norm(jax.tree.map(jnp.subtract, new, old))
+  params, opt_state = new, inner
+  if masters.is_kept(config):
+    params = masters.rounding_of(new, config.param_dtype)
+    opt_state = masters.MasterState(new, inner)
+    applied_norm = _norm(
+        jax.tree.map(jnp.subtract, _float32(params), _float32(state.params))
+    )
+  elif config.lora.rank:
+    applied_norm = lora.distance(config.lora, base, old, new)
+  return TrainState(state.step + 1, params, opt_state), {
+      'update_norm': update_norm, 'applied_norm': applied_norm
+  }
 
 
 def _norm(tree: Any) -> Array:

@@ -122,6 +122,8 @@ class PlannerConfig:
       with `model` and `vocab_size` below.
     dtype, param_dtype, remat, attention: of the directory's network, as in
       ModelConfig; None keeps its defaults (float32, nothing recomputed, auto).
+      Training with param_dtype 'bfloat16' keeps a float32 master beside them,
+      see core.masters: more memory for the trainer, less for every other copy.
     lora: adapters to train in the parameters' place (lora.rank > 0).
     model: the network to initialise where there is no directory; its vocabulary
       is that of the tokenizer, which is trained on the task set's texts.

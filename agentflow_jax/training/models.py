@@ -107,6 +107,42 @@ def load(
   return loaded
 
 
+def stored_dtype(described: Mapping[str, Any]) -> str:
+  """Returns the dtype that a config.json's tensors need to be kept in.
+
+  Args:
+    described: contents of the config.json; nothing is known of a GGUF file.
+
+  Returns:
+    'float32' or 'bfloat16'.
+  """
+  # transformers 5 writes the first, earlier ones the second.
+  stored = described.get('dtype') or described.get('torch_dtype') or ''
+  return 'bfloat16' if stored.removeprefix('torch.') == 'bfloat16' else 'float32'
+
+
+def read_float32(
+    source: str, config: model.ModelConfig, shardings: Any
+) -> model.Params:
+  """Reads a model's parameters again, rounded to nothing less than float32.
+
+  Args:
+    source: what `load` took.
+    config: the network that `load` returned.
+    shardings: init_params' tree with a Sharding a leaf.
+
+  Raises:
+    CheckpointError: the files are gone, or are no longer those of the network.
+  """
+  config = dataclasses.replace(config, param_dtype='float32')
+  if not source.endswith('.gguf'):
+    return parameters.load(source, config, shardings)
+  try:
+    return parameters.read(gguf_files.GGUFFile(source), config, shardings)
+  except (families.UnsupportedModel, tensors.TensorError) as e:
+    raise parameters.CheckpointError(f'{source}: {e}') from e
+
+
 def _with_runtime(config, runtime) -> model.ModelConfig:
   try:
     return dataclasses.replace(config, **runtime)
@@ -137,12 +173,9 @@ def _from_directory(source, place, thinking, runtime) -> Model:
     raise parameters.CheckpointError(
         f'{path} holds neither {tokenizers.FILE} nor {hugging_face.TOKENIZER}'
     )
-  # transformers 5 writes the first, earlier ones the second.
-  stored = described.get('dtype') or described.get('torch_dtype') or ''
   return Model(
       config, parameters.load(source, config, place(config)), tokenizer,
-      described,
-      'bfloat16' if stored.removeprefix('torch.') == 'bfloat16' else 'float32',
+      described, stored_dtype(described),
   )
 
 

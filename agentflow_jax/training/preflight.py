@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from agentflow_jax.core import batch, flops, handover, hlo, model
+from agentflow_jax.core import batch, flops, handover, hlo, masters, model
 from agentflow_jax.core import published, sharding, update
 from agentflow_jax.inference import batching, pages
 from agentflow_jax.training import config as config_lib
@@ -28,7 +28,7 @@ _GIB = 1 << 30
 _EFFICIENCY = 0.4  # Of the peak, that products are assumed to reach.
 _REMEDIES = (
     'more mesh.fsdp or mesh.tensor; shorter batch.tokens_per_row or fewer'
-    ' batch.rows_per_micro; planner.remat=full; planner.param_dtype=bfloat16,'
+    ' batch.rows_per_micro; planner.remat=full; planner.dtype=bfloat16,'
     ' optimizer.mu_dtype=bfloat16 or planner.lora.rank;'
     ' mesh.sampler_devices=-1; fewer engine.kv_tokens or engine.slots'
 )
@@ -236,6 +236,7 @@ def _lowered(config, planner, mesh, topology):
         example,
     )
 
+  master = state.opt_state.master if masters.is_kept(trained) else {}
   programs = {}
   for length in trainer_lib.row_lengths(config):
     taken = structs(trainer_lib.example_batch(config, length))
@@ -289,13 +290,15 @@ def _lowered(config, planner, mesh, topology):
   )
   held = {
       'trained parameters': _bytes(state.params),
-      'optimizer state': _bytes(state.opt_state),
+      'optimizer state': _bytes(state.opt_state) - _bytes(master),
       'where it starts from (reference, base)': _bytes(params),
       'sampler: parameters, and the next ones': 2 * _bytes(sampled),
       'sampler: keys and values': _bytes(pool),
       'sampler: rows gathered of them': gathered,
       'sampler: pages that lanes read into': desks,
   }
+  if master:
+    held['float32 master of the parameters'] = _bytes(master)
   if has_frozen:
     held |= {
         'frozen modules: parameters': _bytes(sampled),

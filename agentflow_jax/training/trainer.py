@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from agentflow_jax.core import batch, device_time, launches, model
+from agentflow_jax.core import batch, device_time, launches, masters, model
 from agentflow_jax.core import sharding, update
 from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import exits
+from agentflow_jax.training import models
 from agentflow_jax.training import system
 
 _REASONS = {
@@ -93,6 +94,27 @@ def example_batch(
   return pack(config, [row], pad_id, (length,))[0]
 
 
+def _starting_values(
+    parts: system.System, network: model.ModelConfig
+) -> model.Params:
+  """Returns the values that training starts from.
+
+  They are `parts.params`. Only where a float32 master is kept, and the model's
+  files hold more than its bfloat16 rounding, they are read again in float32: a
+  master that starts in the middle between two roundings would have to move half
+  a spacing before any parameter that is sampled from moves.
+  """
+  directory = parts.config.planner.directory
+  if (
+      not masters.is_kept(network) or not directory
+      or models.stored_dtype(parts.described) != 'float32'
+  ):
+    return parts.params
+  return models.read_float32(
+      directory, network, sharding.param_shardings(network, parts.mesh)
+  )
+
+
 class Trainer:
   """The device side of a run: state, reference and the jitted update."""
 
@@ -104,7 +126,7 @@ class Trainer:
     self._mesh = mesh
     self.state = update.init_train_state(
         network, config.optimizer, mesh, jax.random.key(config.seed),
-        parts.params,
+        _starting_values(parts, network),
     )
     self._merge = update.make_merge_fn(network, mesh)
     self._uses_lora = network.lora.rank > 0

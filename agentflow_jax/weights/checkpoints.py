@@ -8,14 +8,16 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from agentflow_jax.core import masters
 from agentflow_jax.weights import parameters
 
 
 class Checkpoints:
   """Commits of a run, each whole or absent.
 
-  A commit is one Orbax composite: 'state' (parameters, optimizer state, step)
-  and 'run' (JSON: steps done, digests of the inputs, metrics so far).
+  A commit is one Orbax composite: 'state' (parameters, optimizer state with the
+  float32 master of bfloat16 parameters, step) and 'run' (JSON: steps done,
+  digests of the inputs, metrics so far).
   Randomness needs no state: keys are folded from the seed and the step.
   """
 
@@ -86,7 +88,7 @@ class Checkpoints:
       raise parameters.CheckpointError(
           f'the commit of step {step} below {self._directory} is broken or of'
           f' another model: {e}; delete {self._directory / str(step)} to go on'
-          ' from the one before'
+          f' from the one before{_hint(like)}'
       ) from e
     for path, (new, old) in _pairs(restored['state'], like):
       if new.shape != old.shape:
@@ -98,6 +100,19 @@ class Checkpoints:
 
   def close(self) -> None:
     self._manager.close()
+
+
+def _hint(like: Any) -> str:
+  """Returns what else may be wrong with a commit that is not like `like`."""
+  if not isinstance(
+      getattr(like, 'opt_state', None), masters.MasterState
+  ):
+    return ''
+  return (
+      '. If an older version wrote it: that kept no float32 master of bfloat16'
+      ' parameters, so that most of its updates were rounded away, and its runs'
+      ' cannot go on; start again in another --workdir'
+  )
 
 
 def _pairs(a, b):

@@ -284,6 +284,22 @@ def test_sums_add_up_and_extremes_do_not():
   assert both['n_targets'] == 2
 
 
+def test_a_gap_that_is_not_a_number_stays_one_through_every_sum():
+  # Beside a micro-batch with a finite gap, before and after it.
+  sums = _one_token(1.5, 1.0)[1]
+  extremes = sums.policy.extremes.at[2].set(np.nan)
+  broken = sums.replace(
+      policy=sums.policy.replace(gap=np.float32(np.nan), extremes=extremes)
+  )
+  for both in (
+      losses.add_sums(sums, broken), losses.add_sums(broken, sums), broken
+  ):
+    metrics = losses.metrics_of(both)
+    assert np.isnan(metrics['logprob_gap/max'])
+    assert np.isnan(metrics['logprob_gap/mean'])
+    assert math.isclose(metrics['ratio_max'], 1.5, rel_tol=1e-6)
+
+
 def test_no_target_at_all_gives_finite_metrics():
   metrics = losses.metrics_of(losses.zero_sums(True))
   assert all(np.isfinite(value) for value in metrics.values())

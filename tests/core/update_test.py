@@ -356,6 +356,23 @@ def test_a_gradient_that_is_not_finite_leaves_the_state(bound):
   assert _same_bits(before, after)
 
 
+@pytest.mark.parametrize('bound', [1e-5, np.inf])
+def test_a_gap_that_is_not_a_number_is_within_no_bound(bound):
+  # The loss does not read what was recorded: a sampler's NaN shows there alone.
+  batch, _ = _pack(_rows(perturb=0.0))
+  batch = batch.replace(old_logprobs=_score_fn()(_host_params(), batch))
+  assert _metrics(batch, bound=bound)[2]['refused'] == 0
+  recorded = batch.behavior_logprobs.copy()
+  recorded[tuple(np.argwhere(batch.weights > 0)[0])] = np.nan
+  before, after, metrics = _metrics(
+      batch.replace(behavior_logprobs=recorded), bound=bound
+  )
+  assert np.isnan(metrics['logprob_gap/max'])
+  assert np.isfinite(metrics['grad_norm']) and np.isfinite(metrics['loss'])
+  assert metrics['refused'] == update.REFUSED_GAP
+  assert _same_bits(before, after)
+
+
 def test_the_state_is_donated_and_the_callers_parameters_are_not():
   params = jax.tree.map(jnp.asarray, _host_params())
   state = update.init_train_state(

@@ -163,6 +163,12 @@ def test_a_group_has_variance_if_its_scored_rewards_differ(rewards, differ):
   assert batches.collected([group])['groups/no_variance'] == (not differ)
 
 
+def test_sft_weighs_every_response_token_alike_whatever_its_row():
+  # 2 + 6 response tokens: 1/8 each. A mean of row means would give 1/4, 1/12.
+  short, long = batches.sft_rows([_turn(2), _turn(6)], prompt_weight=0.0)
+  assert short.target_weight == long.target_weight == 1 / 8
+
+
 def test_statuses_add_up_and_denominators_say_what_they_hold():
   lost = records.Trajectory(
       't', 2, records.Status.MODEL_UNREACHABLE, (), reward=None

@@ -61,6 +61,35 @@ def test_bytes_are_those_of_the_arrays(reports):
     assert report['fits']
 
 
+@pytest.mark.parametrize('rank, kept', [(0, True), (2, False)])
+def test_a_master_of_bfloat16_parameters_is_counted(
+    tmp_path, monkeypatch, rank, kept
+):
+  compiled = {
+      'temporary_bytes': 0, 'argument_bytes': 0, 'collectives': {},
+      'compile_seconds': 0.0,
+  }
+  monkeypatch.setattr(preflight, '_compiled', lambda *unused: compiled)
+  config = config_lib.override(
+      _config(tmp_path, data=8), [('planner.lora.rank', str(rank))]
+  )
+  network = dataclasses.replace(_NETWORK, param_dtype='bfloat16')
+  report = preflight.check(config, network, topologies.parse('cpu:8'))
+  shapes = jax.eval_shape(
+      lambda: model.init_params(_NETWORK, jax.random.key(0))
+  )
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+  held = report['bytes_a_chip']
+  assert held['where it starts from (reference, base)'] == 2 * count
+  name = 'float32 master of the parameters'
+  assert (name in held) == kept
+  if kept:
+    assert held[name] == 4 * count
+    assert held['trained parameters'] == 2 * count
+    assert 8 * count <= held['optimizer state'] <= 8 * count + 64
+  assert report['bytes_needed'] == sum(held.values())
+
+
 def test_every_program_of_the_run_is_compiled(reports):
   for report in reports.values():
     assert set(report['programs']) == {

@@ -1,0 +1,290 @@
+"""Bfloat16 parameters train as float32 ones do: a float32 master keeps them."""
+
+import dataclasses
+import functools
+
+import jax
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+
+from agentflow_jax.core import batch as batch_lib
+from agentflow_jax.core import flow_grpo
+from agentflow_jax.core import handover
+from agentflow_jax.core import lora
+from agentflow_jax.core import masters
+from agentflow_jax.core import model
+from agentflow_jax.core import optimizer
+from agentflow_jax.core import sharding
+from agentflow_jax.core import update
+
+FLOAT32 = model.ModelConfig(
+    vocab_size=37, d_model=12, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=6,
+    d_ff=20, max_positions=128,
+)
+CONFIG = dataclasses.replace(FLOAT32, param_dtype='bfloat16')
+# The paper's learning rate; released models have weights near 0.02.
+TX = optimizer.OptimizerConfig(1e-6, max_grad_norm=1.0)
+LOSS = flow_grpo.FlowGrpoConfig(kl_coef=0.0)
+INF = np.float32(np.inf)
+
+
+@functools.cache
+def _mesh(axes=(1, 1, 1)):
+  return sharding.make_mesh(*axes, jax.devices()[: int(np.prod(axes))])
+
+
+@functools.cache
+def _update_fn(config=CONFIG, tx=TX, axes=(1, 1, 1)):
+  return update.make_update_fn(config, tx, LOSS, _mesh(axes))
+
+
+@functools.cache
+def _start():
+  """Float32 weights of about 0.02, which bfloat16 cannot hold."""
+  params = jax.device_get(model.init_params(FLOAT32, jax.random.key(0)))
+  return jax.tree.map(lambda x: x * np.float32(0.1), params)
+
+
+def _state(config=CONFIG, tx=TX, axes=(1, 1, 1), params=None):
+  return update.init_train_state(
+      config, tx, _mesh(axes), jax.random.key(1),
+      _start() if params is None else params,
+  )
+
+
+def _batch(weight=1 / 24, rows_per_micro=1):
+  rng = np.random.default_rng(0)
+  rows = [
+      batch_lib.TurnRow(
+          rng.integers(37, size=8), rng.integers(37, size=6), weight,
+          np.full(6, -3.6, np.float32), advantage=advantage,
+      )
+      for advantage in (1, -1, 1, -1)
+  ]
+  return batch_lib.pack(
+      rows, tokens_per_row=64, rows_per_micro=rows_per_micro
+  )[0]
+
+
+def _rounding(tree):
+  """Rounds on the host, by another library."""
+  return jax.tree.map(
+      lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), jax.device_get(tree)
+  )
+
+
+def _same_bits(a, b):
+  jax.tree.map(
+      lambda x, y: np.testing.assert_array_equal(
+          np.asarray(x).view(np.uint8), np.asarray(y).view(np.uint8)
+      ),
+      jax.device_get(a), jax.device_get(b),
+  )
+
+
+def _flat(tree):
+  leaves = jax.tree.leaves(jax.device_get(tree))
+  return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+
+
+@functools.cache
+def _trained(config, n_updates=100):
+  """Returns (what the optimizer works on, state, metrics) per update."""
+  state, batch, found = _state(config), _batch(), []
+  for _ in range(n_updates):
+    state, metrics = _update_fn(config)(state, None, batch, INF)
+    is_kept = isinstance(state.opt_state, masters.MasterState)
+    worked_on = state.opt_state.master if is_kept else state.params
+    found.append(jax.device_get((worked_on, state.params, metrics)))
+  return found
+
+
+def test_a_hundred_equal_gradients_move_the_master_as_float32_moves():
+  moved = {}
+  for config in (CONFIG, FLOAT32):
+    master, _, metrics = _trained(config)[-1]
+    assert metrics['refused'] == 0
+    moved[config.param_dtype] = _flat(master) - _flat(_start())
+  full, norm = moved['float32'], np.linalg.norm(moved['float32'])
+  # Adam's steps are about 1e-6 each while the gradient stays what it is.
+  assert 50e-6 < np.sqrt(np.mean(full**2)) < 101e-6
+  assert abs(np.linalg.norm(moved['bfloat16']) / norm - 1) <= 0.01
+  # The gradients are those of rounded weights, so not quite the same.
+  assert np.linalg.norm(moved['bfloat16'] - full) <= 0.05 * norm
+  assert np.count_nonzero(moved['bfloat16']) >= np.count_nonzero(full)
+  # And what is sampled from has moved as far, by whole spacings: at most half
+  # a spacing is left out, or added, a weight.
+  _, params, _ = _trained(CONFIG)[-1]
+  applied = _flat(params) - _flat(_rounding(_start()))
+  along = applied @ full / norm**2
+  assert 0.8 < along < 1.2
+
+
+def test_equal_gradients_add_up_by_hand():
+  # The forward pass reads the parameters: where those are put back after each
+  # update, every gradient is the same g, and Adam's steps are all
+  # lr g / (|g| + eps).
+  tx = dataclasses.replace(TX, max_grad_norm=None)
+  state = _state(tx=tx)
+  start = jax.device_get(state.params)
+  for _ in range(100):
+    state, _ = _update_fn(tx=tx)(
+        state.replace(params=jax.device_put(start)), None, _batch(), INF
+    )
+  moments = optax.tree_utils.tree_get(state.opt_state, 'mu')
+  gradient = _flat(moments) / (1 - 0.9**100)
+  assert np.count_nonzero(gradient) > 4000
+  expected = 100 * 1e-6 * gradient / (np.abs(gradient) + 1e-8)
+  moved = _flat(state.opt_state.master) - _flat(_start())
+  # Float32 weights of up to 0.25 move by multiples of 1.5e-8 at most.
+  np.testing.assert_allclose(moved, expected, rtol=0.01, atol=1e-7)
+
+
+@pytest.mark.exact
+def test_the_parameters_are_the_rounding_of_the_master_bit_for_bit():
+  state = _state()
+  _same_bits(state.opt_state.master, _start())
+  _same_bits(state.params, _rounding(_start()))
+  for master, params, _ in _trained(CONFIG):
+    _same_bits(params, _rounding(master))
+  # Drawn parameters are bfloat16 from the start, on every mesh the same.
+  for axes in ((1, 1, 1), (2, 2, 2)):
+    drawn = update.init_train_state(CONFIG, TX, _mesh(axes), jax.random.key(4))
+    _same_bits(drawn.params, model.init_params(CONFIG, jax.random.key(4)))
+    np.testing.assert_array_equal(
+        _flat(drawn.opt_state.master), _flat(drawn.params)
+    )
+
+
+def test_norms_are_those_of_the_master_and_of_what_is_sampled_from():
+  old_master, old_params = _start(), _rounding(_start())
+  for master, params, metrics in _trained(CONFIG)[:8]:
+    for name, new, old in (
+        ('update_norm', master, old_master),
+        ('applied_norm', params, old_params),
+    ):
+      expected = np.linalg.norm(_flat(new) - _flat(old))
+      assert expected > 0
+      np.testing.assert_allclose(metrics[name], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics['param_norm'], np.linalg.norm(_flat(params)), rtol=1e-5
+    )
+    old_master, old_params = master, params
+  # Float32 parameters are both.
+  old = _start()
+  for params, _, metrics in _trained(FLOAT32)[:2]:
+    expected = np.linalg.norm(_flat(params) - _flat(old))
+    np.testing.assert_allclose(metrics['update_norm'], expected, rtol=1e-5)
+    assert metrics['applied_norm'] == metrics['update_norm']
+    old = params
+
+
+def test_decay_and_schedule_work_on_the_master():
+  tx = optimizer.OptimizerConfig(
+      1e-3, schedule='linear', total_steps=5, weight_decay=0.1
+  )
+  state = _state(tx=tx)
+  rates = []
+  for _ in range(4):  # Without targets there is no gradient: decay alone.
+    state, metrics = _update_fn(tx=tx)(state, None, _batch(0.0), INF)
+    rates.append(float(metrics['lr']))
+  np.testing.assert_allclose(rates, [1e-3, 8e-4, 6e-4, 4e-4], rtol=1e-6)
+  # Kernels shrink by 1 - 0.1 lr an update: by 2.8e-4 in all, less than half of
+  # bfloat16's smallest relative spacing, 2^-8 = 3.9e-3. Scales do not decay.
+  left = np.prod([1 - 0.1 * rate for rate in rates])
+  mlp = jax.device_get(state.opt_state.master['layers']['mlp'])
+  start = _start()['layers']['mlp']
+  np.testing.assert_allclose(
+      mlp['up']['kernel'], start['up']['kernel'] * left, rtol=1e-6
+  )
+  _same_bits(
+      state.opt_state.master['final_norm'], _start()['final_norm']
+  )
+  _same_bits(state.params, _rounding(state.opt_state.master))
+
+
+def test_a_refused_update_leaves_the_master():
+  state, _ = _update_fn()(_state(), None, _batch(), INF)
+  before = jax.device_get(state)
+  batch = _batch()
+  batch.advantages[tuple(np.argwhere(batch.weights > 0)[0])] = np.nan
+  for batch, bound, reason in (
+      (_batch(), 1e-12, update.REFUSED_GAP),
+      (batch, np.inf, update.REFUSED_NONFINITE),
+  ):
+    state, metrics = _update_fn()(state, None, batch, np.float32(bound))
+    assert metrics['refused'] == reason
+    assert metrics['update_norm'] == metrics['applied_norm'] == 0
+    _same_bits(state, before)
+
+
+def test_the_master_is_split_as_its_parameters_are_and_handed_over_rounded():
+  axes = (2, 2, 2)
+  config = dataclasses.replace(CONFIG, vocab_size=38)
+  params = jax.tree.map(
+      lambda x: x * np.float32(0.1),
+      jax.device_get(model.init_params(
+          dataclasses.replace(FLOAT32, vocab_size=38), jax.random.key(0)
+      )),
+  )
+  many, one = (
+      _update_fn(config, axes=a)(
+          _state(config, axes=a, params=params), None,
+          _batch(rows_per_micro=4), INF,
+      )[0]
+      for a in (axes, (1, 1, 1))
+  )
+  for x, y in zip(
+      jax.tree.leaves(many.opt_state.master), jax.tree.leaves(many.params),
+      strict=True,
+  ):
+    assert x.sharding == y.sharding and x.dtype == np.float32
+  up = many.opt_state.master['layers']['mlp']['up']['kernel']
+  assert up.addressable_shards[0].data.shape == (2, 6, 10)
+  start = _flat(params)
+  moved, expected = (_flat(s.opt_state.master) - start for s in (many, one))
+  # Rounded gradients near 0 may differ in sign: a few steps of Adam do.
+  assert np.linalg.norm(moved - expected) <= 0.1 * np.linalg.norm(expected)
+  give = handover.Handover(config, _mesh(axes), split=True)
+  _same_bits(give(many.params), _rounding(many.opt_state.master))
+
+
+def test_the_state_is_donated_and_shares_no_array_with_what_it_started_from():
+  start = jax.tree.map(jax.numpy.asarray, _start())
+  state = _state(params=start)
+  after, _ = _update_fn()(state, None, _batch(), INF)
+  assert all(x.is_deleted() for x in jax.tree.leaves(state.opt_state.master))
+  for tree in (start, after):
+    assert not any(x.is_deleted() for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    'dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow)]
+)
+def test_adapters_need_no_master_and_report_what_they_add_to_the_base(dtype):
+  config = dataclasses.replace(
+      FLOAT32, param_dtype=dtype, lora=lora.LoraConfig(rank=3, alpha=6.0)
+  )
+  base = jax.tree.map(lambda x: np.asarray(x, dtype), _start())
+  tx = dataclasses.replace(TX, learning_rate=1e-2)
+  state = _state(config, tx, params=base)
+  assert not masters.is_kept(config)
+  assert jax.tree.structure(state) == jax.tree.structure(_state(
+      dataclasses.replace(config, param_dtype='float32'), tx
+  ))
+  for _ in range(2):  # B is 0 before the first.
+    before = jax.device_get(state.params)
+    state, metrics = _update_fn(config, tx)(state, base, _batch(), INF)
+  merged = [
+      _flat(jax.jit(functools.partial(lora.merge, config.lora))(base, x))
+      for x in (before, state.params)
+  ]
+  np.testing.assert_allclose(
+      metrics['applied_norm'], np.linalg.norm(merged[1] - merged[0]), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+      metrics['update_norm'],
+      np.linalg.norm(_flat(state.params) - _flat(before)), rtol=1e-4,
+  )
