@@ -15,10 +15,17 @@ _LEADING = re.compile(
     r'[*`"\s]*(?:\(\s*([A-Z])\s*\)|([A-Z])\s*[*`"]*[.):,])[*`"\s]*(.*)',
     re.DOTALL,
 )
-_BARE = re.compile(r'\(?\s*([A-Za-z])\s*[.):]?')
+_BARE = re.compile(r'\(?\s*([A-Za-z])\s*[.):!]?')
+# Brackets of other kinds around one letter: "[C]", "{C}", "<C>", LaTeX's too.
+_BRACKETED = re.compile(
+    r'\\?\[\s*([A-Za-z])\s*\\?\]|\\?\{\s*([A-Za-z])\s*\\?\}'
+    r'|<\s*([A-Za-z])\s*>|[【〈]\s*([A-Za-z])\s*[】〉]'
+)
 # "the answer is C", "option (c)"; a capital before prose can be an article.
 _NAMED = re.compile(
-    r'\b(?:(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice)(?:\s+is)?'
+    r'\b(?:(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice)'
+    r'(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?'
+    r"|[Ii]t(?:[’']s|\s+is|\s+must\s+be|\s+should\s+be|\s+has\s+to\s+be)"
     r'|(?:choose|chose|pick|select|go\s+with))[\s:*`"]*'
     r'(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])'
     r'(?=[*`"]*(?:[.,;:)\n]|\s*$|\s+(?:because|since)\b)))'
@@ -107,6 +114,7 @@ def chosen(found: tuple[Option, ...], answer: str) -> str | None:
   """
   # Full-width letters and digits are those that an option is labelled with.
   said = unicodedata.normalize('NFKC', text.unwrap(text.extract(answer)))
+  said = _BRACKETED.sub(lambda m: f'({m[m.lastindex]})', said)
   known = {o.label for o in found}
   alone = (
       _by_content(found, said)
