@@ -1,12 +1,16 @@
 """Whether a response in words and mathematics says what a gold says."""
 
 import contextlib
+import re
 
 from agentflow_jax.agents.rewards import math_equal
 from agentflow_jax.agents.rewards import math_forms
 from agentflow_jax.agents.rewards import math_reader
 from agentflow_jax.agents.rewards import math_text
 from agentflow_jax.agents.rewards import text
+
+_SIGNS = re.compile(r'[\d\\^_=+<>*/|{}()\[\]]')
+_DASH = re.compile('[\u2010-\u2014]')
 
 
 def same(gold: str, said: str) -> bool:
@@ -26,7 +30,7 @@ def same(gold: str, said: str) -> bool:
     return _same_words(gold, said)
   if values := _values(said):
     return _any_equal(golds, values)
-  pieces = math_text.segments(said)
+  pieces = math_text.segments(text.unwrap(said))
   return bool(pieces) and all(
       _any_equal(golds, _values(piece)) for piece in pieces
   )
@@ -51,5 +55,12 @@ def _any_equal(
 
 
 def _same_words(gold: str, said: str) -> bool:
-  gold, said = (text.normalise(text.unwrap(t)) for t in (gold, said))
-  return gold == said
+  """Compares words; signs and digits count where there are any."""
+  gold, said = (text.unwrap(t).strip(' .$') for t in (gold, said))
+  if _SIGNS.search(gold):
+    gold, said = (
+        ''.join(_DASH.sub('-', math_text.spell(t)).split())
+        for t in (gold, said)
+    )
+    return gold == said
+  return text.normalise(gold) == text.normalise(said)

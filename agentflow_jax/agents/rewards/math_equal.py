@@ -16,9 +16,9 @@ from agentflow_jax.agents.rewards import math_forms
 from agentflow_jax.agents.rewards import math_sets
 
 _MIN_ROUNDED_DIGITS = 6
-_DIGITS = 60  # Digits in which two values must agree.
+_DIGITS = 300  # Values that agree in so many digits are equal.
 _POINTS = 6  # Places at which expressions with symbols are compared.
-_EVALUATION_DIGITS = 400
+_DIGITS_AT_POINTS = 50
 
 
 def equal(gold: math_forms.Value, said: math_forms.Value) -> bool:
@@ -63,9 +63,17 @@ def _answers(
   """Takes the names off: x = 5 is 5, but not where the other one is y = 5."""
   gold_name, gold_value = _named(gold)
   said_name, said_value = _named(said)
+  if _is_equation(gold_name, gold_value) or _is_equation(said_name, said_value):
+    return gold, said
   if gold_name is None or said_name is None or gold_name == said_name:
     return gold_value, said_value
   return gold, said
+
+
+def _is_equation(
+    name: math_forms.Value | None, value: math_forms.Value
+) -> bool:
+  return name is None and isinstance(value, math_forms.Relation)
 
 
 def _named(
@@ -199,8 +207,13 @@ def _equal_relations(
   first, second = sympy.expand(first), sympy.expand(second)
   if not first.free_symbols or first.free_symbols != second.free_symbols:
     return False
-  ratio = sympy.simplify(first / second)
-  if not ratio.is_number or ratio.is_extended_real is False or ratio == 0:
+  symbols = sorted(first.free_symbols, key=str)
+  place = {s: sympy.Rational(3 + i, 7) for i, s in enumerate(symbols)}
+  above, below = first.subs(place), second.subs(place)
+  if not (above.is_extended_nonzero and below.is_extended_nonzero):
+    return False
+  ratio = above / below
+  if not _same_function(first, ratio * second, symbols):
     return False
   flipped = math_sets.FLIPPED.get(said_sign, said_sign)
   return gold_sign == (said_sign if ratio > 0 else flipped)
@@ -211,7 +224,7 @@ def equal_expressions(gold: sympy.Expr, said: sympy.Expr) -> bool:
   if gold == said:
     return True
   if gold.is_Rational and said.is_Rational:
-    return False
+    return _is_rounded(gold, said)
   if _has(gold, sympy.nan, sympy.zoo) or _has(said, sympy.nan, sympy.zoo):
     return False
   infinite = (sympy.oo, -sympy.oo)
@@ -240,24 +253,19 @@ def _is_unworked(value: sympy.Expr) -> bool:
   )
 
 
-def _same_number(gold: sympy.Expr, said: sympy.Expr) -> bool:
+def _same_number(
+    gold: sympy.Expr, said: sympy.Expr, digits: int = _DIGITS
+) -> bool:
   """Whether two numbers without symbols are equal."""
   difference = sympy.expand(gold - said)
   if difference.is_Rational:
     return difference == 0
-  scale = max(_magnitude(gold), _magnitude(said))
-  found = _magnitude(difference)
-  if found > scale * sympy.Float(10) ** -_DIGITS:
-    return False
-  # Equal to many digits; what is different for certain is said by sympy.
   if difference.is_zero:
     return True
-  return sympy.simplify(difference).is_zero is not False or found == 0
-
-
-def _magnitude(value: sympy.Expr) -> sympy.Float:
-  found = sympy.Abs(value.evalf(2 * _DIGITS, maxn=_EVALUATION_DIGITS))
-  return found.evalf(2 * _DIGITS, maxn=_EVALUATION_DIGITS)
+  # sympy adds digits until some of the difference are certain. It gives up at
+  # the limit with a number that has no certain digit, which is a zero here.
+  found = difference.evalf(15, maxn=digits)
+  return all(p == 0 or getattr(p, '_prec', 2) == 1 for p in found.as_real_imag())
 
 
 def _is_rounded(gold: sympy.Expr, said: sympy.Expr) -> bool:
@@ -271,7 +279,7 @@ def _is_rounded(gold: sympy.Expr, said: sympy.Expr) -> bool:
     places, significant = digits
     half = sympy.Rational(1, 2 * 10**places)
     if significant >= _MIN_ROUNDED_DIGITS and places > 0:
-      if bool(sympy.Abs(exact - rounded).evalf(2 * _DIGITS) <= half):
+      if bool(sympy.Abs(exact - rounded).evalf(places + 30) <= half):
         return True
   return False
 
@@ -319,7 +327,7 @@ def _same_function(
       continue
     if sign < 0 and not (_is_real(left) and _is_real(right)):
       continue
-    if not _same_number(left, right):
+    if not _same_number(left, right, _DIGITS_AT_POINTS):
       return False
     compared += sign > 0
     if compared >= _POINTS:

@@ -49,11 +49,13 @@ class Sequence:
     opening: one of ( [ { or '' for a bare list.
     closing: one of ) ] } or ''.
     items: values in their order; `Mark.ELLIPSIS` where dots stand.
+    is_choice: whether "or" stands between the items.
   """
 
   opening: str
   closing: str
   items: tuple[Value, ...]
+  is_choice: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Names, constants and functions of `math_reader`, and what they make."""
 
+import dataclasses
+
 import sympy
 
 from agentflow_jax.agents.rewards import math_forms
@@ -18,6 +20,13 @@ _STAND_INS = {
     DEGREE: 'degree',
     **{dummy: f'degree {name}' for name, dummy in TEMPERATURES.items()},
 }
+# Words that change a value instead of saying what it measures.
+_NO_UNITS = frozenset({
+    *numeric.SCALES, *(f'{scale}s' for scale in numeric.SCALES),
+    *'not no or and more less fewer than least most times squared cubed plus '
+    'minus over to half halves third thirds quarter quarters factorial if for '
+    'mod root k m b bn mn tn'.split(),
+}) - {'m'}
 # The base of a logarithm that is written without one: ten to some, e to
 # others. What holds for every base is accepted.
 LOG_BASE = sympy.Symbol('base of log', positive=True)
@@ -142,10 +151,9 @@ def _with_sign(value: math_forms.Value, sign: int) -> math_forms.Value:
       return math_forms.Relation(
           tuple(_with_sign(s, sign) for s in sides), signs
       )
-    case math_forms.Sequence(opening=opening, closing=closing, items=items):
-      return math_forms.Sequence(
-          opening, closing, tuple(_with_sign(i, sign) for i in items)
-      )
+    case math_forms.Sequence(items=items):
+      items = tuple(_with_sign(i, sign) for i in items)
+      return dataclasses.replace(value, items=items)
     case math_forms.Quantity(value=inner, unit=unit):
       return math_forms.Quantity(_with_sign(inner, sign), unit)
     case sympy.Basic():
@@ -168,6 +176,8 @@ def with_unit(value: math_forms.Value, unit: str) -> math_forms.Value:
         raise math_forms.Unreadable('degrees in a sum')
   if not unit:
     return value
+  if _NO_UNITS & set(unit.lower().replace('-', ' ').split()):
+    raise math_forms.Unreadable(f'{unit!r} is no unit')
   if isinstance(value, math_forms.Quantity):
     raise math_forms.Unreadable(f'two units, one of them {unit!r}')
   return math_forms.Quantity(arithmetic(value), numeric.unit_name(unit))

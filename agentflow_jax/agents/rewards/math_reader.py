@@ -18,6 +18,7 @@ _RELATIONS = {
     r'\in': 'in', r'\approx': '~', r'\equiv': '=',
 }
 _CLOSING = {'(': (')', ']'), '[': (')', ']'), r'\{': (r'\}',)}
+_DIFFERENTIAL = sympy.Symbol('d')
 _MATRICES = frozenset({'matrix', 'pmatrix', 'bmatrix', 'Bmatrix'})
 
 
@@ -46,6 +47,7 @@ class _Reader:
   def __init__(self, tokens: list[math_tokens.Token]):
     self._tokens = tokens
     self._at = 0
+    self._word = ''  # Last separator.
     self._bars = 0  # Open |...|, in which a bar closes and does not open.
 
   @property
@@ -75,14 +77,16 @@ class _Reader:
     items = self._items()
     if self._next.kind != 'end':
       raise math_forms.Unreadable(f'{self._next.said!r} is out of place')
-    return items[0] if len(items) == 1 else _sequence('', '', items)
+    if len(items) == 1:
+      return items[0]
+    return math_forms.Sequence('', '', tuple(items), self._word == 'or')
 
   def _items(self) -> list[math_forms.Value]:
     """Reads values up to what cannot separate or continue them."""
     items = list(self._item())
-    while self._took(',', ';', 'or', 'and'):
-      while self._took('or', 'and'):
-        pass
+    while self._is(',', ';', 'or', 'and'):
+      while self._is(',', ';', 'or', 'and'):
+        self._word = self._take().said
       items += self._item()
     return items
 
@@ -275,6 +279,7 @@ class _Reader:
       if '.' not in plain or not period.isdecimal():
         raise math_forms.Unreadable('digits repeat behind a point only')
       places = len(plain.split('.')[1])
+      plain = plain.rstrip('.')
       tail = sympy.Rational(int(period), 10 ** len(period) - 1)
       return sympy.Rational(plain) + tail / 10**places
     if self._took('_'):
@@ -358,6 +363,8 @@ class _Reader:
       below = math_names.arithmetic(self._argument())
     if below == 0:
       raise math_forms.Unreadable('a division by zero')
+    if above == _DIFFERENTIAL and below.has(_DIFFERENTIAL):
+      raise math_forms.Unreadable('a derivative')
     return above / below
 
   def _function(self, name: str) -> math_forms.Value:
@@ -397,7 +404,8 @@ class _Reader:
     ):
       return items[0]
     closing = '}' if opening == r'\{' else closing
-    return _sequence('{' if opening == r'\{' else opening, closing, items)
+    opening = '{' if opening == r'\{' else opening
+    return math_forms.Sequence(opening, closing, tuple(items))
 
   def _matrix(self, begin: str) -> math_forms.Value:
     name = begin[len(r'\begin{') : -1]
@@ -418,9 +426,3 @@ class _Reader:
       break
     matrix = sympy.ImmutableMatrix(rows)
     return matrix.det() if name == 'vmatrix' else matrix
-
-
-def _sequence(
-    opening: str, closing: str, items: list[math_forms.Value]
-) -> math_forms.Sequence:
-  return math_forms.Sequence(opening, closing, tuple(items))

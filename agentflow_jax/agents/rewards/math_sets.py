@@ -131,7 +131,7 @@ def is_set(value: math_forms.Value) -> bool:
     case math_forms.Union() | math_forms.Mark.EMPTY:
       return True
     case math_forms.Relation(signs=signs):
-      return bool(set(signs) & {*FLIPPED, 'in', '!='})
+      return bool(set(signs) & {*FLIPPED, 'in', '!=', 'without'})
     case sympy.Symbol(name='mathbb(R)'):
       return True
   return False
@@ -194,8 +194,8 @@ def _intervals(value: math_forms.Value) -> list[_Interval] | None:
       return [(-sympy.oo, sympy.oo, True, True)]
     case math_forms.Union(parts=parts):
       return _all(parts)
-    case math_forms.Sequence(opening='', items=items):
-      return _all(items)
+    case math_forms.Sequence(opening=''):
+      return _of_list(value)
     case math_forms.Sequence(opening='{', items=items):
       points = all(isinstance(i, sympy.Expr) and i.is_number for i in items)
       return [(i, i, False, False) for i in items] if points else None
@@ -215,6 +215,25 @@ def _intervals(value: math_forms.Value) -> list[_Interval] | None:
 def _all(parts: tuple[math_forms.Value, ...]) -> list[_Interval] | None:
   found = [_intervals(p) for p in parts]
   return None if None in found else [i for f in found for i in f]
+
+
+def _of_list(value: math_forms.Sequence) -> list[_Interval] | None:
+  """Returns the set of "x < 0 or x > 1", "x > 0 and x < 1", "x = 1, x = 2"."""
+  if len(symbols(value)) > 1:
+    return None
+  points = all(
+      not isinstance(i, math_forms.Relation) or i.signs == ('=',)
+      for i in value.items
+  )
+  if value.is_choice or points:
+    return _all(value.items)
+  common: list[_Interval] = [(-sympy.oo, sympy.oo, True, True)]
+  for item in value.items:
+    found = _intervals(item)
+    if found is None:
+      return None
+    common = [cut for a in common for b in found if (cut := _cut(a, b))]
+  return common
 
 
 def _without(

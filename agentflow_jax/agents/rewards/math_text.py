@@ -13,7 +13,6 @@ from agentflow_jax.agents.rewards import text
 _CHARACTERS = str.maketrans({
     **{chr(ord('０') + digit): str(digit) for digit in range(10)},
     **dict(zip('（），．／＝＋［］｛｝＜＞％', '(),./=+[]{}<>%', strict=True)),
-    **dict.fromkeys('\u00a0\u2002\u2003', ' '),
     **dict.fromkeys('·⋅∙', r'\cdot '),
     **dict.fromkeys('×✕', r'\times '),
     **dict.fromkeys('÷⁄∕', '/'),
@@ -50,9 +49,7 @@ _SPELLINGS = tuple(
         (r'\\\$', ''),
         (r'\\(?:left|right|[bB]igg?[lrm]?)\s*(?:\.|(?![a-zA-Z]))', ''),
         (r'\\(?:displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])', ''),
-        (r'(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)', ','),
-        (r"(?<=\d)(?:\\,|\\!|['’\u2009\u202f])(?=\d{3}(?!\d))", ''),
-        (r'\\q?quad(?![a-zA-Z])|\\[,;:! ]|~|[\u2009\u202f]', ' '),
+        (r'\\q?quad(?![a-zA-Z])|\\[,;:! ]|~|[\u00a0\u2002-\u200a\u202f]', ' '),
         (r'\\[dtc]frac(?![a-zA-Z])', r'\\frac'),
         (r'\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|mbox'
          r'|operatorname\*?)\s*\{', r'\\text{'),
@@ -70,6 +67,7 @@ _SPELLINGS = tuple(
         (r'\^\s*\\circ(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\\degree',
          r'^{\\circ}'),
         (r'\\text\{\s*(or|and)\s*\}', r' \1 '),
+        (r'\\text\{\s*\(([A-Za-z])\)\s*\}', r'\1'),
         (r'\\(?:lor|vee)(?![a-zA-Z])', ' or '),
         (r'\\text\{\s*(?:\\?%|per\s?cent|pct)\s*\}'
          r'|(?<=[\d}$])\s*\b(?:per\s?cent|percentage|pct)\b|\\?%', r'\\%'),
@@ -128,7 +126,7 @@ def spell(said: str) -> str:
   said = _DASH.sub('-', said)
   said = _RAISED.sub(lambda m: _braced('^', m[0], _RAISED_DIGITS), said)
   said = _LOWERED.sub(lambda m: _braced('_', m[0], _LOWERED_DIGITS), said)
-  said = _BOLD.sub(r'\1', said)
+  said = numeric.join_groups(_BOLD.sub(r'\1', said))
   said = _DELIMITED.sub(lambda m: _undelimit(m[0]), said)
   for pattern, replacement in _SPELLINGS:
     said = pattern.sub(replacement, said)

@@ -26,7 +26,7 @@ _PRODUCT = re.compile(r'[abcdxyz]{3,4}|[^aeiou]{3,4}')
 
 _TOKEN = re.compile(
     r"""\s*(?:
-      (?P<number>(?:\d+(?:_\d{3})+|\d+)(?:\.\d+)?|\.\d+)
+      (?P<number>(?:\d+(?:_\d{3})+|\d+)(?:\.\d+|\.(?=\\overline))?|\.\d+)
       |\\text\{(?P<text>[^{}]*)\}
       |(?P<environment>\\(?:begin|end)\{[a-z]+\*?\})
       |(?P<command>\\[a-zA-Z]+|\\[{}%|\\])

@@ -109,7 +109,11 @@ _GROUP_SPACE = re.compile(
 )
 # Groups as in Switzerland, in Germany (two points, or one and a decimal comma)
 # and in India (three digits at the end, pairs before them).
-_SWISS = re.compile(r"(?<![\w.,'’])\d{1,3}(?:['’]\d{3})+(?!\d|['’]\d)")
+# Spaces make one number of three groups or more, and two numbers of two.
+_SWISS = re.compile(
+    r"(?<![\w.,'’])(?<!\d )\d{1,3}(?:(?:['’]\d{3})+|(?: \d{3}){2,})"
+    r"(?!\d|['’ ]\d)"
+)
 _GERMAN = re.compile(
     r'(?<![\w.,])\d{1,3}(?:(?:\.\d{3}){2,}(?:,\d+)?|\.\d{3},\d{1,2})'
     r'(?![.,]?\d)'
@@ -251,16 +255,16 @@ def unite_fractions(text: str, form: str) -> str:
 def join_groups(text: str) -> str:
   """Writes grouped digits without the marks of other countries' groups."""
   text = _GROUP_SPACE.sub('', text)
-  text = _SWISS.sub(lambda m: re.sub("['’]", '', m[0]), text)
-  text = _GERMAN.sub(
+  text = _SWISS.sub(lambda m: re.sub("['’ ]", '', m[0]), text)
+  return _GERMAN.sub(
       lambda m: m[0].replace('.', '').replace(',', '.'), text
   )
-  return _INDIAN.sub(lambda m: m[0].replace(',', ''), text)
 
 
 def _clean(text: str) -> str:
   text = text.translate(_DASHES).replace('\\%', '%').replace('\\$', '$')
-  text = unite_fractions(join_groups(text), '{}/{}')
+  text = _INDIAN.sub(lambda m: m[0].replace(',', ''), join_groups(text))
+  text = unite_fractions(text, '{}/{}')
   return _FRACTION.sub(lambda m: f'{m[1] or m[3]}/{m[2] or m[4]}', text)
 
 
