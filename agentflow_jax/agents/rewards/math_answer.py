@@ -25,6 +25,7 @@ def same(gold: str, said: str) -> bool:
     gold: acceptable answer.
     said: the part of a response that counts.
   """
+  gold = text.unbox(gold) or gold
   golds = _values(gold)
   if not golds:
     return _same_words(gold, said)
@@ -59,7 +60,7 @@ def _same_words(gold: str, said: str) -> bool:
   gold, said = (text.unwrap(t).strip(' .$') for t in (gold, said))
   if _SIGNS.search(gold):
     gold, said = (
-        ''.join(_DASH.sub('-', math_text.spell(t)).split())
+        text.close_up(_DASH.sub('-', math_text.spell(t)))
         for t in (gold, said)
     )
     return gold == said

@@ -60,7 +60,7 @@ def is_factor(word: str) -> bool:
       or word in math_tokens.FUNCTIONS
       or word in math_tokens.GREEK
       or word == 'pi'
-  ) and not (len(word) > 1 and numeric.is_unit(word) and word != 'min')
+  ) and not numeric.is_unit(word)
 
 
 def arithmetic(value: math_forms.Value) -> math_forms.Value:

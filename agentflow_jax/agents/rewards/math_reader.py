@@ -191,6 +191,8 @@ class _Reader:
       return token.said in math_names.FACTORS
     if token.kind == 'word':
       return math_names.is_factor(token.said)
+    if token.kind == 'number':  # 2!3!
+      return self._tokens[self._at - 1].said == '!'
     if token.kind == 'text':
       return token.said.strip() in math_names.CONSTANTS
     if token.kind == 'environment':

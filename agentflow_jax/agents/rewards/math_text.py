@@ -46,7 +46,10 @@ _DASH = re.compile(
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r'^\s*\\\$\s*([\d.,]*\d)\s*$', r'\1\\text{ dollars}'),
         (r'\\\$', ''),
+        (r'(?<=\d)\s*((?:k?m|ft|mi|cm|g|kg)\s*/\s*(?:s|h|hr|min|sec|[ckd]?m)'
+         r'(?:\s*\^\s*\{?[23]\}?)?)\s*$', r'\\text{\1}'),
         (r'\\(?:left|right|[bB]igg?[lrm]?)\s*(?:\.|(?![a-zA-Z]))', ''),
         (r'\\(?:displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])', ''),
         (r'\\q?quad(?![a-zA-Z])|\\[,;:! ]|~|[\u00a0\u2002-\u200a\u202f]', ' '),
@@ -99,7 +102,7 @@ _FRAMED = re.compile(r'\banswer(?:\s+is|\s*:)[\s*:]*$', re.IGNORECASE)
 # Words beside a number that change what it says.
 _CHANGES_BEFORE = re.compile(
     r'\b(?:than|least|most|over|under|above|below|half|times|plus|minus|root|'
-    r'negative|nor|neither|except|to|of)\W*$',
+    r'negative|twice|thrice|double|triple|nor|neither|except|to|of)\W*$',
     re.IGNORECASE,
 )
 _CHANGES_AFTER = re.compile(
@@ -107,6 +110,19 @@ _CHANGES_AFTER = re.compile(
     r'billions?|trillions?|times|plus|minus|over|divided|choose|less|more|'
     r'fewer|greater|thirds?|quarters?|halves|half|tenths?|percent|to|or|mod)\b',
     re.IGNORECASE,
+)
+
+
+# What stands between a number and the rest of a sentence: "5 square meters".
+_UNIT_BEHIND = re.compile(
+    r'\s*((?:square|cubic|sq\.?|cu\.?)\s+)?([^\W\d_]+)'
+    r'(?:\s*(?:\bper\b|/)\s*[^\W\d_]+)?(?:\^?[23²³])?'
+)
+_PLAIN_POWERS = str.maketrans({'²': '2', '³': '3', '^': ''})
+_NO_UNITS = frozenset(
+    'and or is are was because since so which that but for in as by where if '
+    'when then not with from on at hence thus therefore after before we it '
+    'the a an this will can cos has have'.split()
 )
 
 
@@ -166,7 +182,10 @@ def segments(said: str) -> list[str] | None:
     ):
       found.append(None)
     else:
-      found.append(said[start:end])
+      unit = _UNIT_BEHIND.match(said, end)
+      unit = unit and unit[2].lower() not in _NO_UNITS and unit[0].strip()
+      unit = unit.translate(_PLAIN_POWERS) if unit else ''
+      found.append(said[start:end] + (rf'\text{{{unit}}}' if unit else ''))
   found = found[framed or 0 :]
   return None if None in found else found
 
@@ -186,6 +205,8 @@ def _glued(said: str, start: int, end: int) -> bool:
   """Whether a bare number is a part of a word that is no unit: "A5", "5m"."""
   if said[start] in '$\\':
     return False
+  if said[end : end + 1] in tuple("'′″^_"):
+    return True
   before = said[start - 1 : start]
   after = re.match(r'[^\W\d_]*', said[end:])[0]
   return before.isalnum() or bool(after and not numeric.is_unit(after))

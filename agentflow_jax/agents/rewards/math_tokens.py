@@ -21,6 +21,9 @@ _SHORT_WORDS = frozenset(
     'no of oh ok on or os ox pa pm re so ta ti to um up us we si em et ut od '
     'mu nu pi xi on oi'.split()
 )
+# Those that are a product where signs of mathematics stand beside them.
+_PRODUCTS = frozenset('ad am an at ha ma pa'.split())
+_OPERATOR = re.compile(r'[-+*/^=]|\\frac|\\sqrt')
 # Longer runs of letters are a product only if no word is spelt like them.
 _PRODUCT = re.compile(r'[abcdxyz]{3,4}|[^aeiou]{3,4}')
 
@@ -66,6 +69,7 @@ def tokens(said: str, grouped: bool) -> list[Token]:
     math_forms.Unreadable: a character belongs to no token.
   """
   found: list[Token] = []
+  is_lone = not _OPERATOR.search(said)
   position, depth = 0, 0
   said = said.rstrip()
   while position < len(said):
@@ -81,7 +85,7 @@ def tokens(said: str, grouped: bool) -> list[Token]:
     piece = match[kind] if end == match.end() else said[start:end]
     spaced = match.end() - len(match[0].lstrip()) > position
     if kind == 'word':
-      found += _letters(piece, spaced)
+      found += _letters(piece, spaced, is_lone)
     else:
       found.append(Token(kind, piece, spaced))
     depth += (piece in _OPEN) - (piece in _CLOSE)
@@ -89,13 +93,14 @@ def tokens(said: str, grouped: bool) -> list[Token]:
   return [*found, Token('end', '', False)]
 
 
-def _letters(word: str, spaced: bool) -> list[Token]:
+def _letters(word: str, spaced: bool, is_lone: bool) -> list[Token]:
   """Reads a run of letters: a name, one symbol, or a product of symbols."""
   named = word in FUNCTIONS or word in GREEK or word in ('pi', 'or', 'and')
   if len(word) == 1 or named or numeric.is_unit(word):
     return [Token('word', word, spaced)]
   product = word.islower() and (
-      word not in _SHORT_WORDS if len(word) == 2 else _PRODUCT.fullmatch(word)
+      (word not in _SHORT_WORDS or (word in _PRODUCTS and not is_lone))
+      if len(word) == 2 else _PRODUCT.fullmatch(word)
   )
   if not product:
     return [Token('word', word, spaced)]

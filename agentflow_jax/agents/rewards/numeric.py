@@ -66,6 +66,7 @@ _UNITS = frozenset(
     # Money.
     'USD EUR GBP CHF JPY CNY INR'.split()
 )
+_UNIT_POWERS = {'square': '2', 'sq': '2', 'cubic': '3', 'cu': '3'}
 _UNIT_WORDS = {
     'meter': 'm', 'metre': 'm', 'centimeter': 'cm', 'centimetre': 'cm',
     'millimeter': 'mm', 'millimetre': 'mm', 'kilometer': 'km',
@@ -220,12 +221,15 @@ def is_unit(word: str) -> bool:
 
 def unit_name(said: str) -> str:
   """Returns one name for all spellings of a unit: "miles" and "mi" are "mi"."""
-  words = []
-  for word in re.findall(r'[^\W\d_]+|\d+|[/^%]', said):
+  words, power = [], ''
+  for word in re.findall(r'[^\W\d_]+|[\d²³]+|[/^%]', said):
     plain = word.lower().removesuffix('s') or word.lower()
-    if word in ('^', 'of'):
-      continue
-    words.append(_UNIT_WORDS.get(plain, '/' if word == 'per' else plain))
+    if plain in _UNIT_POWERS:
+      power = _UNIT_POWERS[plain]
+    elif word not in ('^', 'of', '\u00b0'):
+      plain = {'per': '/', '²': '2', '³': '3'}.get(plain, plain)
+      words += [_UNIT_WORDS.get(plain, plain), *([power] if power else [])]
+      power = ''
   return ' '.join(words)
 
 

@@ -7,7 +7,6 @@ So `math_reader` and `math_equal` run in a child with its own limits
 
 import dataclasses
 import os
-import re
 from collections.abc import Sequence
 
 from absl import logging
@@ -18,9 +17,6 @@ from agentflow_jax.agents.rewards import text
 _WORKER = os.path.join(
     os.path.dirname(os.path.abspath(__file__)), 'symbolic_worker.py'
 )
-# "x + 1" is x+1, but "3 1/2" is not 31/2.
-_IDLE_SPACE = re.compile(r'(?<!\w)\s+|\s+(?!\w)')
-
 
 @dataclasses.dataclass(frozen=True)
 class Limits(child.Limits):
@@ -72,7 +68,7 @@ class Checker:
     if not said or len(said) > self._limits.characters:
       return False
     # The common case costs no process.
-    if _close_up(said) in map(_close_up, golds):
+    if text.close_up(said) in map(text.close_up, golds):
       return True
     request = {'golds': list(golds), 'answer': said}
     try:
@@ -87,7 +83,3 @@ class Checker:
   async def aclose(self) -> None:
     """Ends the child, if there is one; the checker can be used again."""
     await self._child.aclose()
-
-
-def _close_up(said: str) -> str:
-  return _IDLE_SPACE.sub('', said)

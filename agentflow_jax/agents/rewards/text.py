@@ -23,6 +23,7 @@ _POINT_OR_MINUS = re.compile(
 _BOXED = re.compile(r'\\boxed\s*\{|\\fbox\s*\{')
 # A brace of TeX, or a backslash with what it makes a character or a command.
 _BRACE = re.compile(r'\\.|[{}]', re.DOTALL)
+_IDLE_SPACE = re.compile(r'(?<!\w)\s+|\s+(?!\w)')
 _LATEX_TEXT = re.compile(r'\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}')
 # What stands right before a thing that is said NOT to be the answer.
 _DENIAL = re.compile(
@@ -87,6 +88,11 @@ def _closing_brace(text: str, start: int) -> int | None:
 def unwrap(text: str) -> str:
   """Returns text without LaTeX's marks of text: "\\text{Paris}" is Paris."""
   return _LATEX_TEXT.sub(r'\1', text)
+
+
+def close_up(text: str) -> str:
+  """Takes out spaces that separate nothing: not the one of "3 1/2"."""
+  return _IDLE_SPACE.sub('', text)
 
 
 def is_denied(text: str, start: int) -> bool:
