@@ -15,10 +15,23 @@ _LEADING = re.compile(
     r'[*`"\s]*(?:\(\s*([A-Z])\s*\)|([A-Z])\s*[*`"]*[.):,])[*`"\s]*(.*)',
     re.DOTALL,
 )
-_BARE = re.compile(r'\(?\s*([A-Za-z])\s*[.):]?')
+_BARE = re.compile(r'\(?\s*([A-Za-z])\s*[.):!]?')
+# Brackets of other kinds around one letter: "[C]", "{C}", "<C>", LaTeX's too.
+_BRACKETED = re.compile(
+    r'\\?\[\s*([A-Za-z])\s*\\?\]|\\?\{\s*([A-Za-z])\s*\\?\}'
+    r'|<\s*([A-Za-z])\s*>|[【〈]\s*([A-Za-z])\s*[】〉]'
+)
+_QUOTED = re.compile(r'(?<!\w)[\'"“‘]([A-Za-z])[\'"”’](?!\w)')
+# Another letter behind one: "C, D", "C and D", but not "C, a patient".
+_ANOTHER = re.compile(
+    r'[)*`"]*\s*(?:[,/&]|and\b|or\b|,\s*(?:and|or)\b)\s*\(?([A-Z])'
+    r'(?=[)*`"]*\s*(?:[.,;:!?/&]|$|and\b|or\b))'
+)
 # "the answer is C", "option (c)"; a capital before prose can be an article.
 _NAMED = re.compile(
-    r'\b(?:(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice)(?:\s+is)?'
+    r'\b(?:(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice)'
+    r'(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?'
+    r"|[Ii]t(?:[’']s|\s+is|\s+must\s+be|\s+should\s+be|\s+has\s+to\s+be)"
     r'|(?:choose|chose|pick|select|go\s+with))[\s:*`"]*'
     r'(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])'
     r'(?=[*`"]*(?:[.,;:)\n]|\s*$|\s+(?:because|since)\b)))'
@@ -107,6 +120,8 @@ def chosen(found: tuple[Option, ...], answer: str) -> str | None:
   """
   # Full-width letters and digits are those that an option is labelled with.
   said = unicodedata.normalize('NFKC', text.unwrap(text.extract(answer)))
+  said = _BRACKETED.sub(lambda m: f'({m[m.lastindex]})', said)
+  said = _QUOTED.sub(r'\1', said)
   known = {o.label for o in found}
   alone = (
       _by_content(found, said)
@@ -122,7 +137,13 @@ def chosen(found: tuple[Option, ...], answer: str) -> str | None:
     mentioned = _mentioned(found, behind)
     several = behind.strip() and _SEVERAL.fullmatch(behind)
     return None if several or (mentioned and label not in mentioned) else label
-  named = {(a or b).upper() for a, b in _NAMED.findall(said)} & known
+  named = set()
+  for match in _NAMED.finditer(said):
+    behind = said[match.end() :]
+    named |= {(match[1] or match[2]).upper()} & known
+    if another := _ANOTHER.match(behind):
+      named.add(another[1])
+    named |= _opening(found, behind)
   named |= set(_CALLED_RIGHT.findall(said)) & known
   if not named:
     named = _mentioned(found, said)
@@ -151,6 +172,13 @@ def _by_position(found: tuple[Option, ...], said: str) -> str | None:
   if not digits.isdecimal() or len(digits) > 2:
     return None
   return found[int(digits) - 1].label if 0 < int(digits) <= len(found) else None
+
+
+def _opening(found: tuple[Option, ...], behind: str) -> set[str]:
+  """The option whose content stands right behind a letter: "C. Cancer"."""
+  words = f'{text.normalise(behind)} '
+  fitting = [o for o in found if words.startswith(f'{o.content} ')]
+  return {max(fitting, key=lambda o: len(o.content)).label} if fitting else set()
 
 
 def _mentioned(found: tuple[Option, ...], said: str) -> set[str]:

@@ -1,17 +1,20 @@
 """Numbers in text, compared exactly as fractions within a tolerance.
 
-Read as numbers: 12  -3.5  .5  1,234,567  1_000  1.2e6  1.2 x 10^6  3/4  1 1/2
-3.5 million  $5  12%  5km. A currency, a percent sign or a unit is ignored:
-"12%" is 12. Text that is nothing but number words is read too ("twenty-one",
-"six million"); among other words they are not, since "one" mostly is no
-number. What is denied ("not 7") is not said. Not numbers: what is part of a
-word, a name or a version (U2, COVID-19, 1970s, 2nd, 1.2.3, 3½). A comma that
-does not group by three separates, so "1,5" is two numbers.
+Read as numbers: 12  -3.5  .5  1,234,567  1_000  1'234'567  1.234.567  1.2e6
+1.2 x 10^6  3/4  1 1/2  3½  3.5 million  1.2M  $2.5bn  3k  $5  12%  5km. A
+currency, a percent sign or a unit is ignored: "12%" is 12. Text that is nothing
+but number words is read too ("twenty-one", "six million"); among other words
+they are not, since "one" mostly is no number. What is denied ("not 7") is not
+said. Not numbers: what is part of a word, a name or a version (U2, COVID-19,
+1970s, 2nd, 1.2.3), and a number with letters of several meanings behind it:
+"5m" can be metres, minutes or millions, so it is neither 5 nor 5,000,000. A
+comma that does not group digits separates, so "1,5" is two numbers.
 """
 
 import decimal
 import fractions
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from agentflow_jax.agents.rewards import text as text_rewards
@@ -24,16 +27,58 @@ _MAX_DIGITS = 400
 _MAX_EXPONENT = 400
 _MAX_NUMBERS = 100
 
-_SCALES = {
+SCALES = {
+    'dozen': 12,
     'hundred': 10**2,
     'thousand': 10**3,
     'million': 10**6,
     'billion': 10**9,
     'trillion': 10**12,
 }
+# Written right behind the digits or after a space; the case counts. A small m
+# is metres, minutes or millions, and a small b is bits or billions.
+_FACTORS = {
+    'k': 10**3, 'K': 10**3, 'M': 10**6, 'B': 10**9,
+    **{s: 10**6 for s in ('mn', 'Mn', 'mln', 'Mio')},
+    **{s: 10**9 for s in ('bn', 'Bn', 'BN')},
+    **{s: 10**12 for s in ('tn', 'Tn', 'trn')},
+}
+# Letters that are factors behind an amount of money only: tesla and kelvin.
+_MONEY_FACTORS = {'T': 10**12}
+# Letters that stand for several things when they follow a number.
+_UNCLEAR = frozenset({'m', 'b', 't', 'T', 'G', 'MM'})
 # Letters that make a word of the digits before them: 1970s, 2nd.
 _WORD_ENDINGS = frozenset({'s', 'st', 'nd', 'rd', 'th'})
-
+# What may follow digits without a space and leaves their value alone.
+_UNITS = frozenset(
+    # Lengths, areas and speeds.
+    'nm um µm μm mm cm dm km in ft yd mi nmi ly au AU km² m² cm² ha kmh kph mph '
+    # Masses and volumes.
+    'mg g kg lb lbs oz ml mL cl dl l L gal '
+    # Times.
+    'ns ms sec secs min mins h hr hrs d yr yrs yo am pm AM PM '
+    # Electricity, energy, force, light, sound and data.
+    'Hz kHz MHz GHz V kV mV W kW MW GW TW kWh MWh GWh TWh A mA J kJ MJ cal kcal '
+    'eV keV MeV GeV N kN Pa kPa MPa hPa bar atm psi dB lm lx Mbps Gbps kbps '
+    'KB kB MB GB TB PB KiB MiB GiB TiB '
+    # Temperatures, angles, amounts.
+    'C F deg rad mol mmol ppm ppb pH rpm px '
+    # Money.
+    'USD EUR GBP CHF JPY CNY INR'.split()
+)
+_UNIT_POWERS = {'square': '2', 'sq': '2', 'cubic': '3', 'cu': '3'}
+_UNIT_WORDS = {
+    'meter': 'm', 'metre': 'm', 'centimeter': 'cm', 'centimetre': 'cm',
+    'millimeter': 'mm', 'millimetre': 'mm', 'kilometer': 'km',
+    'kilometre': 'km', 'mile': 'mi', 'foot': 'ft', 'feet': 'ft',
+    'inche': 'in', 'inch': 'in', 'yard': 'yd', 'gram': 'g', 'kilogram': 'kg',
+    'pound': 'lb', 'ounce': 'oz', 'liter': 'l', 'litre': 'l', 'second': 's',
+    'minute': 'min', 'hour': 'h', 'day': 'd', 'week': 'week',
+    'month': 'month', 'year': 'yr', 'degree': 'degree', 'deg': 'degree',
+    'radian': 'rad', 'dollar': 'usd', 'cent': 'cent', 'euro': 'eur',
+    'unit': 'unit', 'percent': '%', 'sec': 's', 'hr': 'h', 'yr': 'yr',
+    'lb': 'lb', 'min': 'min', 'point': 'point',
+}
 _UNDER_20 = (
     'zero one two three four five six seven eight nine ten eleven twelve '
     'thirteen fourteen fifteen sixteen seventeen eighteen nineteen'
@@ -51,7 +96,7 @@ _SPELLED = re.compile(
     rf'(?P<minus>minus\s+|negative\s+)?'
     rf'(?:(?P<hundreds>{_BELOW_100})[\s-]+hundred(?:\s+and)?'
     rf'(?:\s+(?P<rest>{_BELOW_100}))?|(?P<small>{_BELOW_100}))'
-    rf'(?:\s+(?P<scale>{"|".join(list(_SCALES)[1:])}))?',
+    rf'(?:\s+(?P<scale>{"|".join(list(SCALES)[2:])}))?',
     re.IGNORECASE,
 )
 _SPELLED_CHARACTERS = 80
@@ -63,15 +108,30 @@ _DASHES = str.maketrans(
 _GROUP_SPACE = re.compile(
     r'(?<=\d)(?:[\u00a0\u2009\u202f]|\\,|\\!|\{,\})(?=\d{3}(?!\d))'
 )
+# Groups as in Switzerland, in Germany (two points, or one and a decimal comma)
+# and in India (three digits at the end, pairs before them).
+# Spaces make one number of three groups or more, and two numbers of two.
+_SWISS = re.compile(
+    r"(?<![\w.,'’])(?<!\d )\d{1,3}(?:(?:['’]\d{3})+|(?: \d{3}){2,})"
+    r"(?!\d|['’ ]\d)"
+)
+_GERMAN = re.compile(
+    r'(?<![\w.,])\d{1,3}(?:(?:\.\d{3}){2,}(?:,\d+)?|\.\d{3},\d{1,2})'
+    r'(?![.,]?\d)'
+)
+_INDIAN = re.compile(r'(?<![\w.,])\d{1,2}(?:,\d{2})+,\d{3}(?!,?\d)')
 _FRACTION = re.compile(
-    r'\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)(\d))'
+    r'\\[dtc]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)(\d))'
 )
 _MIXED = re.compile(
-    r'(?<![\w.,/])(\d{1,9})\s+(\d{1,4})/(\d{1,4})(?![\w/]|[.,]\d)'
+    r'(?<![\w.,/^_])(\d{1,9})(?:\s+(\d{1,4})\s?/\s?(\d{1,4})(?![\w/]|[.,]\d)'
+    r'|\s*\\[dtc]?frac\s*(?:\{(\d{1,4})\}\s*\{(\d{1,4})\}|(\d)(\d)))'
 )
+_VULGAR = re.compile(r'(?:(?<![\w.,/])(\d{1,9})\s?)?([¼-¾⅐-⅞])')
 _DECIMAL = (
     r'(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+(?:_\d+)*)(?:\.\d+)?|\.\d+)(?!\.?\d)'
 )
+_APART = '|'.join(sorted({*_FACTORS, *_MONEY_FACTORS, *_UNCLEAR}, key=len))
 _NUMBER = re.compile(
     rf"""
     (?:
@@ -87,19 +147,24 @@ _NUMBER = re.compile(
       |\s*/\s*(?P<divisor>{_DECIMAL})(?!\s*/)
     )?
     (?:
-      [\s-]*(?P<scale>{'|'.join(_SCALES)})s?\b
-      |(?P<glued>[^\W\d_]*)               # a unit, or the rest of a word
-    )
+      [\s-]*(?P<scale>{'|'.join(SCALES)})s?\b
+      |(?P<glued>[^\W\d_]+)               # a unit, or the rest of a word
+      |[ ](?P<apart>{_APART})(?![\w'’])
+    )?
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+
+
+class _UnclearError(ValueError):
+  """The letters behind a number can be a factor or a unit."""
 
 
 def parse(text: str) -> fractions.Fraction | None:
   """Reads text that is one number and nothing else.
 
   Args:
-    text: such as "1,234", "$3.5 million" or "12 %".
+    text: such as "1,234", "$3.5 million", "1.2M" or "12 %".
 
   Returns:
     Its exact value, or None when it is not a number or too long to be one.
@@ -108,43 +173,103 @@ def parse(text: str) -> fractions.Fraction | None:
   if spelled is not None:
     return spelled
   match = _NUMBER.fullmatch(_clean(text).strip().rstrip('.%$ '))
-  return None if match is None or match['glued'] else _value(match)
+  if match is None or (match['glued'] and match['glued'] not in _FACTORS):
+    if match is None or match['glued'] not in _MONEY_FACTORS:
+      return None
+  try:
+    return _value(match)
+  except _UnclearError:
+    return None
 
 
 def find(text: str) -> list[fractions.Fraction]:
   """Returns the numbers that text says, in order; the first hundred of them.
 
-  What exceeds the bounds of the arithmetic (400 digits, an exponent of 400) is
-  left out.
+  Left out are numbers that exceed the bounds of the arithmetic (400 digits, an
+  exponent of 400) and those with letters of unclear meaning behind them.
   """
+  return [value for value in _find(text) if value is not None]
+
+
+def _find(text: str) -> list[fractions.Fraction | None]:
+  """Returns the numbers that text says, None for each that is unclear."""
   spelled = _spelled(text)
   if spelled is not None:
     return [spelled]
   found = []
   text = _clean(text)
   for match in _NUMBER.finditer(text):
-    value = _value(match)
-    if value is not None and not text_rewards.is_denied(text, match.start()):
-      found.append(value)
-    if len(found) == _MAX_NUMBERS:
+    if text_rewards.is_denied(text, match.start()):
+      continue
+    try:
+      value = _value(match)
+    except _UnclearError:
+      found.append(None)
+    else:
+      found += [] if value is None else [value]
+    if len(found) >= _MAX_NUMBERS:
       break
   return found
 
 
+def is_unit(word: str) -> bool:
+  """Whether a word after a number is a unit that has no other meaning."""
+  return len(word) > 1 and (
+      word in _UNITS or word.lower().removesuffix('s') in _UNIT_WORDS
+  )
+
+
+def unit_name(said: str) -> str:
+  """Returns one name for all spellings of a unit: "miles" and "mi" are "mi"."""
+  words, power = [], ''
+  for word in re.findall(r'[^\W\d_]+|[\d²³]+|[/^%]', said):
+    plain = word.lower().removesuffix('s') or word.lower()
+    if plain in _UNIT_POWERS:
+      power = _UNIT_POWERS[plain]
+    elif word not in ('^', 'of', '\u00b0'):
+      plain = {'per': '/', '²': '2', '³': '3'}.get(plain, plain)
+      words += [_UNIT_WORDS.get(plain, plain), *([power] if power else [])]
+      power = ''
+  return ' '.join(words)
+
+
+def unite_fractions(text: str, form: str) -> str:
+  """Writes mixed numbers and fractions in one character as fractions.
+
+  Args:
+    text: such as "3½", "3 1/2", "3\\frac{1}{2}" or "½". "5 3/2" is left as it
+      is: two numbers.
+    form: format of a fraction with places for two whole numbers.
+  """
+
+  def vulgar(match: re.Match[str]) -> str:
+    above, below = unicodedata.normalize('NFKC', match[2]).split('\u2044')
+    whole = int(match[1] or 0)
+    return form.format(whole * int(below) + int(above), below)
+
+  def mixed(match: re.Match[str]) -> str:
+    whole, above, below = (int(g) for g in match.groups() if g)
+    if not 0 < above < below:
+      return match[0]
+    return form.format(whole * below + above, below)
+
+  return _MIXED.sub(mixed, _VULGAR.sub(vulgar, text))
+
+
+def join_groups(text: str) -> str:
+  """Writes grouped digits without the marks of other countries' groups."""
+  text = _GROUP_SPACE.sub('', text)
+  text = _SWISS.sub(lambda m: re.sub("['’ ]", '', m[0]), text)
+  return _GERMAN.sub(
+      lambda m: m[0].replace('.', '').replace(',', '.'), text
+  )
+
+
 def _clean(text: str) -> str:
   text = text.translate(_DASHES).replace('\\%', '%').replace('\\$', '$')
-  # With a space, or 1\frac{1}{2} would become 11/2.
-  text = _FRACTION.sub(
-      lambda m: f'{m[1] or m[3]}/{m[2] or m[4]}',
-      re.sub(r'(?<=\d)(?=\\[dt]?frac)', ' ', _GROUP_SPACE.sub('', text)),
-  )
-  return _MIXED.sub(_improper, text)
-
-
-def _improper(match: re.Match[str]) -> str:
-  """Writes 1 1/2 as 3/2; "5 3/2" stays the two numbers that it is."""
-  whole, above, below = map(int, match.groups())
-  return f'{whole * below + above}/{below}' if above < below else match[0]
+  text = _INDIAN.sub(lambda m: m[0].replace(',', ''), join_groups(text))
+  text = unite_fractions(text, '{}/{}')
+  return _FRACTION.sub(lambda m: f'{m[1] or m[3]}/{m[2] or m[4]}', text)
 
 
 def _spelled(text: str) -> fractions.Fraction | None:
@@ -161,13 +286,18 @@ def _spelled(text: str) -> fractions.Fraction | None:
     )
 
   value = 100 * small('hundreds') + small('rest') + small('small')
-  value *= _SCALES.get((match['scale'] or '').lower(), 1)
+  value *= SCALES.get((match['scale'] or '').lower(), 1)
   return fractions.Fraction(-value if match['minus'] else value)
 
 
 def _value(match: re.Match[str]) -> fractions.Fraction | None:
+  """Returns the value of a match of `_NUMBER`; None if it is a part of a word.
+
+  Raises:
+    _UnclearError: the letters behind it have no or several meanings.
+  """
   glued = match['glued'] or ''
-  if glued.lower() in _WORD_ENDINGS or (glued and not glued.isalpha()):
+  if glued.lower() in _WORD_ENDINGS:
     return None
   mantissa = _exact(match['mantissa'])
   divisor = _exact(match['divisor'] or '1')
@@ -178,8 +308,32 @@ def _value(match: re.Match[str]) -> fractions.Fraction | None:
   if abs(power) > _MAX_EXPONENT:
     return None
   value = mantissa / divisor * fractions.Fraction(10) ** power
-  value *= _SCALES.get((match['scale'] or '').lower(), 1)
+  value *= SCALES.get((match['scale'] or '').lower(), 1) * _factor(match)
   return -value if match['sign'] == '-' else value
+
+
+def _factor(match: re.Match[str]) -> int:
+  """Returns what the letters behind a number multiply it by; 1 for a unit."""
+  letters = match['glued'] or match['apart']
+  if not letters:
+    return 1
+  behind = match.string[match.end() : match.end() + 1]
+  before = match.string[: match.start('mantissa')].rstrip()[-1:]
+  is_money = before in tuple('$€£¥') and behind != '$'
+  if letters == 'm' and behind in tuple('²³23/^'):  # Metres, for certain.
+    return 1
+  if is_money and letters in _MONEY_FACTORS:
+    return _MONEY_FACTORS[letters]
+  if letters in _FACTORS and before + behind != '$$':  # $3k$ is a product.
+    if letters != 'K' or match['glued'] or is_money:  # "300 K" is kelvin.
+      return _FACTORS[letters]
+  if match['apart']:
+    raise _UnclearError(letters)
+  if letters not in _UNITS and letters.lower().removesuffix('s') not in (
+      _UNIT_WORDS
+  ):
+    raise _UnclearError(letters)
+  return 1
 
 
 def _exact(digits: str) -> fractions.Fraction | None:
@@ -214,9 +368,10 @@ def number(
   Returns:
     1.0 or 0.0; a response without a number scores 0.
   """
-  said = find(answer)
+  said = _find(answer)
   golds = [g for g in map(parse, answers) if g is not None]
   return float(
       bool(said)
+      and None not in said
       and any(all(close(g, s, tolerance) for s in said) for g in golds)
   )

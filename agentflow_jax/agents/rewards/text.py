@@ -20,7 +20,10 @@ _TAG = re.compile(r'<(/?)answer>', re.IGNORECASE)
 _POINT_OR_MINUS = re.compile(
     r'(?:(?<=\d)|(?<![\w.]))\.(?=\d)|(?<![\w.])-(?=\.?\d)'
 )
-_BOXED = re.compile(r'\\boxed\s*\{')
+_BOXED = re.compile(r'\\boxed\s*\{|\\fbox\s*\{')
+# A brace of TeX, or a backslash with what it makes a character or a command.
+_BRACE = re.compile(r'\\.|[{}]', re.DOTALL)
+_IDLE_SPACE = re.compile(r'(?<!\w)\s+|\s+(?!\w)')
 _LATEX_TEXT = re.compile(r'\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}')
 # What stands right before a thing that is said NOT to be the answer.
 _DENIAL = re.compile(
@@ -34,8 +37,10 @@ _DENIAL_CHARACTERS = 60  # of the text before that are looked at
 def extract(answer: str) -> str:
   """Returns the part of a response that is meant as the answer.
 
-  The content of the last `<answer>...</answer>`, else of the last
-  `\\boxed{...}` with balanced braces, else everything; stripped. There is
+  The content of the last `<answer>...</answer>`, else the whole response; of
+  that, the content of the last `\\boxed{...}` where there is one; stripped. A
+  tag or a box that is opened after these and never closed takes them back: the
+  response was cut off in the middle of its answer, so there is none. There is
   deliberately no guessing from phrases: a planner would learn to use them.
   """
   tagged = None
@@ -44,20 +49,27 @@ def extract(answer: str) -> str:
     if not tag[1]:
       opened = tag.end()
     elif opened is not None:
-      tagged, opened = answer[opened : tag.start()].strip(), None
-  if tagged is None:
-    tagged = unbox(answer)
-  return answer.strip() if tagged is None else tagged
+      tagged, opened = answer[opened : tag.start()], None
+  if tagged is not None:
+    if opened is not None:
+      return ''
+    answer = tagged
+  boxed = unbox(answer)
+  return answer.strip() if boxed is None else boxed
 
 
 def unbox(answer: str) -> str | None:
-  """Returns the content of the last complete `\\boxed{...}`, or None."""
+  """Returns the content of the last `\\boxed{...}`, or None without a box.
+
+  Braces are counted as TeX does: `\\{` is a character and opens no group. The
+  content of a last box that is cut off is unknown: it is ''.
+  """
   found = None
   position = 0
   while match := _BOXED.search(answer, position):
     end = _closing_brace(answer, match.end())
     if end is None:
-      break
+      return ''
     found = answer[match.end() : end].strip()
     position = end
   return found
@@ -66,19 +78,21 @@ def unbox(answer: str) -> str | None:
 def _closing_brace(text: str, start: int) -> int | None:
   """Index of the brace that closes the one just before `start`."""
   depth = 1
-  for index in range(start, len(text)):
-    if text[index] == '{':
-      depth += 1
-    elif text[index] == '}':
-      depth -= 1
-      if depth == 0:
-        return index
+  for brace in _BRACE.finditer(text, start):
+    depth += {'{': 1, '}': -1}.get(brace[0], 0)
+    if depth == 0:
+      return brace.start()
   return None
 
 
 def unwrap(text: str) -> str:
   """Returns text without LaTeX's marks of text: "\\text{Paris}" is Paris."""
   return _LATEX_TEXT.sub(r'\1', text)
+
+
+def close_up(text: str) -> str:
+  """Takes out spaces that separate nothing: not the one of "3 1/2"."""
+  return _IDLE_SPACE.sub('', text)
 
 
 def is_denied(text: str, start: int) -> bool:

@@ -35,7 +35,11 @@ def test_options_are_the_last_unbroken_run():
      'Answer: C', 'I choose option C, since it fits.', '\\boxed{C}',
      '\\boxed{\\text{C}}', 'It is <answer>C</answer>, not A.',
      'This patient is at risk of colorectal cancer.',
-     'C. Colorectal cancer, rather than oral ulcers'],
+     'C. Colorectal cancer, rather than oral ulcers', '[C]', '{C}', '<C>', '[c]',
+     '\\{C\\}', '\\boxed{[C]}', '**[C]**', '[C] Colorectal cancer', "It's C.",
+     'It’s C', 'It is C, not A.', "It's (C).", "It's [C].", 'It must be C.',
+     'The answer is [C].', 'The answer is "C".', "'C'", 'C!',
+     'My answer would be C.'],
 )
 def test_ways_to_say_c(said):
   assert choice.choice(task(['Colorectal cancer']), said) == 1
@@ -48,7 +52,9 @@ def test_ways_to_say_c(said):
     ['', ' ', 'A, B, C', 'A and C', 'A or C', 'A. B. C. D.', 'E', '5', '0',
      'Z.', 'C. Oral ulcers', 'The answer is A. The answer is C.',
      'oral ulcers or colorectal cancer', 'none of them', 'not sure',
-     'A patient with colitis', 'vitamin'],
+     'A patient with colitis', 'vitamin', "It's not C.", "It's A or C.",
+     "It's A, C.", 'The answer is C, D.', '[A], [C]', '[A] or [C]',
+     '[C] Oral ulcers', "It's C. Cancer", "It's A. It's C."],
 )
 def test_naming_none_or_several_scores_nothing_whatever_is_right(said):
   for right in 'ABCD':

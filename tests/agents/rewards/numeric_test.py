@@ -38,6 +38,28 @@ F = fractions.Fraction
         ('12\\%', F(12)),
         ('5.', F(5)),
         ('٣٤', F(34)),
+        ('3½', F(7, 2)),
+        ('-3½', F(-7, 2)),
+        ('2 ¾', F(11, 4)),
+        ('⅞', F(7, 8)),
+        ("1'234'567", F(1234567)),
+        ('1’234', F(1234)),
+        ('1 234 567', F(1234567)),
+        ('1.234.567', F(1234567)),
+        ('1.234.567,5', F(2469135, 2)),
+        ('1.234,56', F(123456, 100)),
+        ('12,34,567', F(1234567)),
+        ('1.2M', F(1200000)),
+        ('1.2 M', F(1200000)),
+        ('3k', F(3000)),
+        ('3K', F(3000)),
+        ('$2.5B', F(25 * 10**8)),
+        ('$2.5bn', F(25 * 10**8)),
+        ('4mn', F(4 * 10**6)),
+        ('€7tn', F(7 * 10**12)),
+        ('$7T', F(7 * 10**12)),
+        ('-$3k', F(-3000)),
+        ('2 dozen', F(24)),
     ],
 )
 def test_numbers_that_stand_alone(said, value):
@@ -47,7 +69,7 @@ def test_numbers_that_stand_alone(said, value):
 
 @pytest.mark.parametrize(
     'said',
-    ['U2', 'COVID-19', '1970s', '2nd', '1.2.3', '3½', '5²', 'x-5', 'no', '',
+    ['U2', 'COVID-19', '1970s', '2nd', '1.2.3', '5²', '5m', '5x', '5 m', '5 b', '300 K', '5T', '5xq', '$3k$', 'x-5', 'no', '',
      '-', '1/0', 'km2', 'inf', 'nan', '1e500', '1e9999', '1e999999999',
       '9' * 500, '1_', 'Paris'],
 )
@@ -77,6 +99,41 @@ def test_what_is_no_number(said):
 def test_numbers_in_text(said, values):
   assert numeric.find(said) == values
   assert numeric.parse(said) is None
+
+
+@pytest.mark.parametrize(
+    ('gold', 'said', 'score'),
+    [
+        ('1.2', '1.2M', 0),
+        ('3', '3k', 0),
+        ('3', '$3k$', 0),  # A product of 3 and k.
+        ('3000', '$3k$', 0),
+        ('2.5', '$2.5B', 0),
+        ('1000', '1k miles', 1),
+        # Metres, minutes or millions: neither the number nor a factor.
+        ('5', '5m', 0),
+        ('5000000', '5m', 0),
+        ('5', '5 m', 0),
+        ('5', '$5m', 0),
+        ('5', '5b', 0),
+        ('5', '5T', 0),
+        ('300', '300 K', 0),  # Kelvin or thousands.
+        ('300000', '300 K', 0),
+        ('5', '5x', 0),
+        ('5', '5zz', 0),
+        # An unclear number beside a right one is a second answer.
+        ('7', '7 or 8m', 0),
+        # Units that are nothing else.
+        ('5', '5 m²', 1),
+        ('5', '5m2', 1),
+        ('5', '5km', 1),
+        ('5', '5kg', 1),
+        ('5', '5 metres', 1),
+        ('5', '5ms', 1),
+    ],
+)
+def test_letters_behind_a_number(gold, said, score):
+  assert numeric.number([gold], said) == score
 
 
 def test_every_format_of_random_numbers_reads_back_exactly():

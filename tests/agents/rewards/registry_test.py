@@ -1,7 +1,6 @@
 """Rewards by name, their checks of tasks, and real benchmarks' answers."""
 
 import asyncio
-import importlib.util
 import json
 import pathlib
 import random
@@ -62,8 +61,7 @@ def test_the_names():
   )
   # What is used in other files by name says the name back.
   for name in registry.names():
-    if name != 'symbolic' or importlib.util.find_spec('math_verify'):
-      assert registry.get(name).name == name
+    assert registry.get(name).name == name
 
 
 @pytest.mark.parametrize(
@@ -126,8 +124,6 @@ def test_scores(reward, answers, answer, expected):
     ],
 )
 def test_a_task_that_lacks_what_its_reward_needs_is_named(reward, answers):
-  if reward == 'symbolic':
-    pytest.importorskip('math_verify')
   with pytest.raises(ValueError, match="task 't'"):
     registry.get(reward).check(task(reward, answers))
   with pytest.raises(ValueError, match="task 't'"):
@@ -155,7 +151,6 @@ def test_rewards_pick_by_the_tasks_name():
 
 
 def test_closing_ends_the_symbolic_child():
-  pytest.importorskip('math_verify')
   from agentflow_jax.agents.rewards import symbolic
 
   made = []
@@ -181,12 +176,12 @@ def test_closing_ends_the_symbolic_child():
     symbolic.Checker = original
 
 
-def test_rewards_leave_jax_and_math_verify_out():
+def test_rewards_leave_jax_and_sympy_out():
   program = (
       'import sys\n'
       'from agentflow_jax.agents.rewards import registry\n'
       'registry.get("match_or_number")\n'
-      'bad = {"jax", "math_verify", "sympy", "numpy"} & set(sys.modules)\n'
+      'bad = {"jax", "sympy", "numpy"} & set(sys.modules)\n'
       'sys.exit(str(bad) if bad else 0)\n'
   )
   root = pathlib.Path(__file__).parents[3]
@@ -226,8 +221,6 @@ def benchmark(name, reward):
     ],
 )
 def test_benchmark_answers_score_against_themselves_only(name, reward, chance):
-  if reward == 'symbolic':
-    pytest.importorskip('math_verify')
   tasks = benchmark(name, reward)
 
   async def run():

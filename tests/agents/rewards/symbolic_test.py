@@ -14,8 +14,6 @@ from agentflow_jax.agents import child_server
 from agentflow_jax.agents import language_model
 from agentflow_jax.agents.rewards import symbolic
 
-pytest.importorskip('math_verify', reason='math-verify is not installed')
-
 
 def check(*pairs, limits=symbolic.Limits()):
   """Verdicts of one checker over (gold, answer) pairs."""
