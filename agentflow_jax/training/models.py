@@ -81,9 +81,10 @@ def load(
       dtype, param_dtype, remat, attention.
 
   Raises:
-    CheckpointError: missing, broken, of an architecture that we lack, of a
-      vocabulary that the tokenizer leaves, without the switch of thinking that
-      is asked for, or an optional package is missing.
+    CheckpointError: the files are missing or corrupt, the architecture is not
+      supported, the tokenizer has more tokens than the model, the chat template
+      cannot switch thinking as `thinking` says, or an optional package is
+      missing.
   """
   try:
     loaded = (_from_gguf if source.endswith('.gguf') else _from_directory)(
@@ -137,7 +138,7 @@ def _from_directory(source, place, thinking, runtime) -> Model:
     raise parameters.CheckpointError(
         f'{path} holds neither {tokenizers.FILE} nor {hugging_face.TOKENIZER}'
     )
-  # transformers 5 writes the first, earlier ones the second.
+  # transformers 5 writes the first name, earlier versions the second.
   stored = described.get('dtype') or described.get('torch_dtype') or ''
   return Model(
       config, parameters.load(source, config, place(config)), tokenizer,
