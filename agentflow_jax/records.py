@@ -17,7 +17,7 @@ from typing import Any, Literal
 # them in responses (agents.thoughts), and data in chat templates.
 THOUGHT_TAGS = 'think(?:ing)?|thoughts?|reasoning|seed:think'
 
-# Logits that are divided by less do not stay finite in float32.
+# Logits divided by a lower temperature do not stay finite in float32.
 _LEAST_TEMPERATURE = 1e-6
 
 

@@ -70,7 +70,7 @@ def test_truncates(fields, truncates):
   assert records.SamplingSpec(**fields).truncates is truncates
 
 
-def test_what_keeps_all_in_float32_does_not_truncate():
+def test_limits_that_keep_every_token_in_float32_do_not_truncate():
   truncates = lambda **spec: records.SamplingSpec(**spec).truncates
   for top_p in (1 - 1e-9, 1 - 2**-25, 1 - 2**-24, 1 - 3e-8, 1 - 1e-7, 1.0):
     (single,) = struct.unpack('<f', struct.pack('<f', top_p))

@@ -29,7 +29,7 @@ from agentflow_jax.agents import thoughts
 _RETRIED = frozenset({408, 409, 425, 429})
 # Of these, what a server that is well says to one that asks too much.
 _BUSY = frozenset({409, 425, 429})
-# Statuses of a request that is refused for what it holds.
+# Statuses with which servers refuse the content of a request.
 _REFUSING = frozenset({400, 422})
 _UNAUTHORISED = frozenset({401, 403, 407})
 _LOOPBACK = frozenset({'localhost', '127.0.0.1', '::1'})
@@ -45,7 +45,7 @@ _TOO_LONG = re.compile(
     r'|context (?:length|size|window|limit)'
     r'|max(?:imum)? (?:model|prompt|input|sequence|allowed) (?:token )?length'
     r'|max_(?:model|input|seq|prompt|context)_len'
-    # What there is too much of.
+    # The part of the request that is too long or too large.
     r'|(?:prompt|inputs?|messages?|conversation)`? (?:is |are )?too long'
     r'|(?:prompt|input) (?:is |are )?too large'
     r'|(?:prompt|input)`? (?:token count|length|tokens)\b[^.\n]{0,60}'
@@ -193,7 +193,7 @@ class EndpointClient:
 
   @property
   def name(self) -> str:
-    """Which model at which address, and how its thinking is switched."""
+    """Address and model, and the switch of thinking unless it is 'auto'."""
     name = f'{self._config.base_url} {self._config.model}'
     thinking = self._config.thinking
     return name if thinking == 'auto' else f'{name} thinking={thinking}'
@@ -246,11 +246,11 @@ class EndpointClient:
     )
 
   def _ends_inside_a_thought(self, answer: openai_protocol.Answer) -> bool:
-    """Returns whether a text is the beginning of thoughts that it never ends.
+    """Returns whether a text is the beginning of a thought that never ends.
 
-    A server whose chat template opens the thought returns the text behind the
-    opening tag. So thinking that was switched on, and that reached its length
-    without a tag, is such a text.
+    A server whose chat template opens the thought returns only the text behind
+    the opening tag. So, where thinking is switched on, a text that was cut at
+    its token limit and that holds no tag is such a beginning.
     """
     if answer.thoughts and not answer.text:
       logging.log_first_n(

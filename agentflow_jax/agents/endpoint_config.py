@@ -31,11 +31,12 @@ class EndpointConfig:
       wants the newer name.
     azure_api_version: if given, the URL and the header of the key are Azure's:
       base_url is the resource's, and model the name of a deployment.
-    thinking: 'on' or 'off' tells the server whether the model is to think before
-      it answers; 'auto' tells it nothing. A model that cannot switch ignores it.
-    thinking_field: request field that carries that: 'chat_template_kwargs'
-      (vLLM, SGLang, llama.cpp), 'enable_thinking' (DashScope), or '' for a
-      provider that has none.
+    thinking: whether the model is to think before it answers: 'on' or 'off' is
+      sent to the server, and 'auto' sends nothing. A model without such a
+      switch ignores it.
+    thinking_field: request field that carries the switch:
+      'chat_template_kwargs' (vLLM, SGLang, llama.cpp), 'enable_thinking'
+      (DashScope), or '' for a provider that has none.
     prompt_price: of a million tokens read [any currency].
     completion_price: of a million tokens written.
     requests_per_minute: attempts at most; 0 for as many as there are.
@@ -133,7 +134,7 @@ class EndpointConfig:
     if not self.thinking_field:
       raise ValueError(
           f'thinking={self.thinking!r}: requests to this provider have no field'
-          " for it; set thinking to 'auto', and choose a model that does or does"
-          ' not think (a server of agentflow_jax is told at its start:'
-          ' --config.planner.thinking)'
+          " for it; set thinking to 'auto', and choose a model that thinks or"
+          ' one that does not (a server of agentflow_jax takes'
+          ' --config.planner.thinking when it is started)'
       )

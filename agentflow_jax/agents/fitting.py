@@ -1,8 +1,9 @@
-"""Makes prompts fit: older memory entries are shortened until one is short enough.
+"""Shortens older memory entries until a prompt fits.
 
 The planner's prompt and the prompts of frozen modules are shortened in the same
-way. What still does not fit is the planner's doing where the prompt fits without
-the planner's words and the results of its calls; otherwise the config is at fault.
+way. A prompt that is still too long counts against the planner if it fits
+without the planner's words and the results of its calls; otherwise the config
+is at fault.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from agentflow_jax import records
 from agentflow_jax.agents import language_model
 from agentflow_jax.agents import memory as memory_lib
 
-# Tokens that are left of the result of a shortened entry.
+# Number of tokens that are left of the result of a shortened entry.
 SHORTENED_TOKENS = 14
 
 Prompt = tuple[records.Segment, ...]
@@ -79,13 +80,13 @@ async def explained(
     generate: Callable[[Prompt], Awaitable[records.Completion]],
     alone: Prompt,
 ) -> language_model.PromptTooLong:
-  """Returns the error that says who is to blame for a prompt that is too long.
+  """Returns an error that blames the planner or the config for a long prompt.
 
   Args:
     refusal: error of the prompt with every entry shortened.
     generate: function that asks the model.
     alone: same prompt without the planner's words and the results of its calls.
-      The model is asked with it, for nothing but whether it refuses this, too.
+      The model is asked with it only to see whether it refuses this one, too.
   """
   try:
     await generate(alone)
@@ -102,11 +103,12 @@ def config_too_long(
 ) -> language_model.PromptTooLong:
   """Returns the error of a prompt without turns that a model refused."""
   return language_model.PromptTooLong(
-      'the model has no room for the query and the instructions, before any turn;'
-      f' give it more, or leave the query out: {refusal}'
+      'the query and the instructions alone are too long for the model, before'
+      ' any turn; give the model a longer context, or remove the task from the'
+      f' task set: {refusal}'
   )
 
 
 def without_turns(memory: memory_lib.Memory) -> memory_lib.Memory:
-  """Returns a memory that holds the query and its analysis alone."""
+  """Returns a memory that holds only the query and its analysis."""
   return dataclasses.replace(memory, entries=())

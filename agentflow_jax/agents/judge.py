@@ -60,8 +60,8 @@ class Judge:
 
     Args:
       task: the question and its acceptable answers.
-      answer: text to grade. What stands behind its thoughts counts; a blank
-        one is wrong, and the judge is not asked.
+      answer: text to grade; its thoughts are left out. A blank answer is wrong,
+        and the judge is not asked.
       key: names the request.
     """
     answer = thoughts.said(answer)

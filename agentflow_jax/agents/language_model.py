@@ -22,9 +22,8 @@ class SamplingTime:
   """Time that models of this process spent on sampling.
 
   Attributes:
-    seconds: sum over all calls so far, those included that were cancelled. Waiting
-      for a slot and stalls of the device are no part of it; nor is any time of an
-      endpoint, which belongs to a host.
+    seconds: sum over all calls so far, cancelled calls included. Waits for a
+      slot, stalls of the device and the time of endpoints are not part of it.
   """
 
   seconds: float = 0.0
@@ -37,7 +36,7 @@ _sampling_time: contextvars.ContextVar[SamplingTime | None] = (
 
 @contextlib.contextmanager
 def sampling_time() -> Iterator[SamplingTime]:
-  """Yields the time that models spend on sampling in its body."""
+  """Yields a record of the time that models spend on sampling in the body."""
   spent = SamplingTime()
   token = _sampling_time.set(spent)
   try:
@@ -54,10 +53,10 @@ def spend(seconds: float) -> None:
 
 
 class LanguageModel(Protocol):
-  """Samples text; whether behind it is an engine or an endpoint.
+  """Samples text, from an engine in this process or from an endpoint.
 
-  A model that samples in this process reports its time with `spend`, however a
-  call ends. An endpoint reports none.
+  A model that samples in this process reports its time with `spend`, also for
+  calls that fail or are cancelled. An endpoint reports none.
   """
 
   async def generate(

@@ -7,8 +7,8 @@ from typing import Any
 
 import json_repair
 
-# The event loop waits, so a text has this many characters at most. The repair of
-# broken JSON takes quadratic time at worst, so it gets less.
+# A longer text would block the event loop for too long. The repair of broken
+# JSON takes quadratic time at worst, so its limit is lower.
 MAX_CHARACTERS = 20_000
 _MAX_REPAIRED = 2_000
 _MAX_STARTS = 8
@@ -37,8 +37,8 @@ def find(
     stop_signal); None where there is none.
 
   Raises:
-    ValueError: the text has more than `MAX_CHARACTERS` characters; half of it
-      could hold another object than the one that was meant.
+    ValueError: the text has more than `MAX_CHARACTERS` characters. It is not
+      cut: a part of it could hold another object than the intended one.
   """
   if len(text) > MAX_CHARACTERS:
     raise ValueError(

@@ -33,8 +33,8 @@ class View:
     memory: the query, the analysis and what was found so far.
     cards: the tools that there are.
     key: names the request of the turn; a module puts its own name in.
-    counts: what a module did besides its output, added up by name: 'shortened'
-      and 'shortened/<module>' are the memory entries that were shortened for the
+    counts: sums of events by name, which modules add to: 'shortened' and
+      'shortened/<module>' are the memory entries that were shortened for the
       prompts of the planner and of a frozen module.
   """
 
@@ -201,16 +201,17 @@ async def _ask_fitting(
 ) -> records.Completion:
   """Asks a frozen model, shortening older entries until their prompt fits.
 
-  How many it shortened is added to the view's count 'shortened/<module>'.
+  The number of shortened entries is added to the view's count
+  'shortened/<module>'.
 
   Args:
     model: model behind the module.
-    sampling: how it samples.
-    view: what the module reads.
+    sampling: sampling parameters of the request.
+    view: view of the module, with the whole memory.
     key: request key of this call.
     compose: function from a memory to the prompt.
-    alone: prompt without the planner's words, which tells whose fault an overflow
-      is; None where the caller handles every overflow in the same way.
+    alone: prompt without the planner's words, which tells whether an overflow
+      is the planner's fault; None where the caller handles all overflows alike.
 
   Raises:
     fitting.PlannerTooLong: the prompt does not fit, but `alone` does.
@@ -268,7 +269,7 @@ class ModelExecutor:
       except language_model.PromptTooLong:
         if not note:
           raise
-        break  # No room to say why it was refused.
+        break  # No room for the note that says why the command was refused.
       try:
         _, arguments = calls.parse_command(
             completion.text, card, completion.thinking

@@ -27,7 +27,7 @@ _LENGTHS = frozenset({
     'length', 'max_tokens', 'max_output_tokens', 'max_completion_tokens',
     'model_length', 'max_length', 'model_context_window_exceeded',
 })
-# The text is there and may be half of an answer.
+# Reasons that leave a text, which may be half of an answer.
 _CUT_SHORT = frozenset({
     'content_filter', 'content_filtered', 'safety', 'recitation', 'blocklist',
     'prohibited_content', 'spii', 'refusal', 'sensitive', 'tool_calls',
@@ -44,7 +44,7 @@ _SILENT_PARTS = frozenset({'reference', 'redacted_thinking', 'refusal'})
 
 
 class BadAnswer(Exception):
-  """A success whose body is no completion.
+  """A response with a success status whose body is not a completion.
 
   Attributes:
     said: the server's own error message, if the body holds one.
@@ -118,14 +118,14 @@ def body(
 
 
 def _switch(config: endpoint_config.EndpointConfig) -> dict[str, Any]:
-  """Returns the field that switches thinking on or off, if it is switched."""
+  """Returns the field that switches thinking on or off; {} for 'auto'."""
   if config.thinking == 'auto':
     return {}
   on = config.thinking == 'on'
   if config.thinking_field == 'enable_thinking':
     return {'enable_thinking': on}
-  # Templates read one of the two: Qwen3 and GLM the first one, DeepSeek-V3.1 and
-  # Granite the second one.
+  # Templates read one of these names: Qwen3 and GLM the first, DeepSeek-V3.1
+  # and Granite the second.
   return {'chat_template_kwargs': {'enable_thinking': on, 'thinking': on}}
 
 
@@ -154,8 +154,8 @@ def parse(content: bytes) -> Answer:
   thoughts alone has no text.
 
   Raises:
-    BadAnswer: it is anything else than a completion, or the completion ended
-      for a reason that is not known here; names it.
+    BadAnswer: the content is not a completion, or the completion ended for an
+      unknown reason, which the error names.
   """
   try:
     answer = json.loads(content)
@@ -211,7 +211,7 @@ def _read_parts(content: Any) -> tuple[str, str]:
 
 
 def _reasoning(message: dict[str, Any]) -> str:
-  """Returns the thoughts that stand in a field of their own."""
+  """Returns the thoughts that a server wrote to a field of their own."""
   for name in ('reasoning_content', 'reasoning'):
     value = message.get(name)
     if isinstance(value, str) and value:

@@ -74,8 +74,8 @@ def parse(text: str, tools: Sequence[str], thinking: bool = False) -> Plan:
     The plan, its tool spelled as in `tools`.
 
   Raises:
-    PlanError: the response is too long, a field is missing or empty, or the
-      tool is unknown or is not exactly one.
+    PlanError: the response is too long, a field is missing or empty, the tool
+      is unknown, or the tool's field does not name exactly one tool.
   """
   text = _said(text, thinking)
   text = _FENCE.sub('', text)
@@ -149,7 +149,11 @@ def end_of(text: str, thinking: bool = False) -> int | None:
 
 
 def _said(text: str, thinking: bool) -> str:
-  """Returns the text behind the thoughts, if there is any and it is not long."""
+  """Returns the text behind the thoughts.
+
+  Raises:
+    PlanError: there is no such text, or it is too long.
+  """
   said = thoughts.said(text, thinking)
   if text.strip() and not said.strip():
     raise PlanError('the response holds thoughts and nothing behind them')

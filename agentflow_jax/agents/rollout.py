@@ -110,7 +110,8 @@ class _Progress:
   answer: str = ''
   modules: tuple[records.ModuleCall, ...] = ()
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-  policy_seconds: float = 0.0  # of sampling, and of calls as long as they ask
+  # Time of the planner's sampling, and of calls whose arguments set the time.
+  policy_seconds: float = 0.0
   ends_at: float = float('inf')  # on time.monotonic's clock
 
   def check_deadline(self) -> None:
@@ -132,7 +133,7 @@ class _Progress:
 
   @contextlib.contextmanager
   def sampling(self):
-    """Adds what the policy samples in its body to the policy's time."""
+    """Adds the time that models sample in the body to the policy's time."""
     with language_model.sampling_time() as spent:
       try:
         yield
@@ -491,7 +492,8 @@ def _module(name: str, progress: _Progress):
       yield
     except language_model.PromptTooLong as e:
       # The planner answers for its own prompt, and for what its turns put into
-      # the prompt of a frozen module; the config answers for the rest of that.
+      # the prompt of a frozen module. The config answers for the rest of a
+      # frozen module's prompt.
       is_policy = name == 'planner' or isinstance(e, fitting.PlannerTooLong)
       status = Status.PROMPT_TOO_LONG if is_policy else Status.MODULE_FAILED
       raise _End(status, f'{name}: {e}') from e

@@ -127,7 +127,7 @@ def has_tag(text: str) -> bool:
 
 
 def _opens(text: str, tags: list[_Tag], at: int, start: int) -> bool:
-  """Returns whether tag number `at` opens a block at `start`, but for space."""
+  """Returns whether tag number `at` opens a block at `start` or after space."""
   if at >= len(tags) or tags[at].closes:
     return False
   return tags[at].start <= _SPACE.match(text, start).end()

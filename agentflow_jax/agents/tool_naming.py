@@ -12,7 +12,7 @@ _WORD = re.compile(r'\w(?:[\w.-]*\w)?')
 _DECORATION = ' \t\r\n*_`"\''
 _ITEM = re.compile(r'\s*(?:[-*•+]|\(?\d{1,2}[.):])?\s*(.*)')
 _SHOWN = 60
-# Characters before a name that say how it is meant.
+# Number of characters before a name that are searched for words like "not".
 _WINDOW = 40
 _NEGATION = re.compile(
     r"\b(?:not|never|no|none|neither|nor|cannot|avoid|without|except|"
@@ -65,7 +65,8 @@ def read(text: str, tools: Sequence[str]) -> str:
     tools: names of the tools that there are.
 
   Raises:
-    ValueError: no tool is named, several are, or one is rejected; says which.
+    ValueError: no tool is named, several are, or the named one is rejected; the
+      message says which of these.
   """
   folded = {name.lower(): name for name in tools}
   lines = [l for l in text.splitlines() if l.strip(_DECORATION)] or ['']
@@ -106,12 +107,12 @@ def read(text: str, tools: Sequence[str]) -> str:
 
 
 def _window(text: str, at: int) -> str:
-  """Returns the characters before a place that say how it is meant."""
+  """Returns the last `_WINDOW` characters before a place."""
   return text[max(0, at - _WINDOW) : at]
 
 
 def _names_more(behind: str, others: Collection[int]) -> bool:
-  """Returns whether a further name is a choice, and no part of a reason."""
+  """Returns whether a further name is a choice, not part of a reason."""
   reason = _REASON.search(behind)
   return any(
       reason is None

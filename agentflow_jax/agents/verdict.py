@@ -66,7 +66,7 @@ def parse(text: str, thinking: bool = False) -> tuple[bool | None, str]:
 
 
 def _read(text: str, match: re.Match[str] | None) -> bool | None:
-  """Returns what a word concludes; None where it is taken back, or is none."""
+  """Returns whether a word says stop; None if it is missing or taken back."""
   if match is None:
     return None
   stop = _WORDS[match['word'].lower()]

@@ -127,9 +127,9 @@ def unrolled(config: ModelConfig, params: Params) -> Params:
 def make_unrolled_fn(
     config: ModelConfig, params: Params
 ) -> Callable[[Params], Params]:
-  """Returns `unrolled` as a function that leaves everything where it is.
+  """Returns `unrolled` as a function that keeps everything on its devices.
 
-  Layers are in new arrays; all else is in the arrays that were given.
+  Layers are in new arrays; the other arrays are those that were given.
 
   Args:
     config: the network.
@@ -144,20 +144,20 @@ def make_unrolled_fn(
 
   def apart(params: Params) -> Params:
     others = dict(params)
-    # A program would copy what it only hands on.
+    # A compiled program would copy arrays that it returns unchanged.
     return split({'layers': others.pop('layers')}) | others
 
   return apart
 
 
 def take_apart(config: ModelConfig, params: Params) -> Params:
-  """Returns `unrolled`, and deletes the stacked arrays as it goes.
+  """Returns `unrolled`, and deletes each stacked array once it is split.
 
-  At any time one array alone is there both stacked and apart.
+  At any time at most one array is held both stacked and apart.
 
   Args:
     config: the network.
-    params: parameters of the caller, who must not use their 'layers' again.
+    params: parameters; the caller must not use their 'layers' again.
   """
   layers: list[list[Array]] = [[] for _ in range(config.n_layers)]
   leaves, tree = jax.tree.flatten(params['layers'])

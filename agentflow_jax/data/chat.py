@@ -21,8 +21,8 @@ from agentflow_jax.data import jinja_environment, message_text
 # Whether a chat template is told to let the model think; 'auto' leaves that to
 # the template.
 Thinking = Literal['auto', 'on', 'off']
-# The variables by which released templates are told: enable_thinking of Qwen3,
-# SmolLM3 and GLM; thinking of DeepSeek-V3.1 and Granite.
+# The variables that released templates read: Qwen3, SmolLM3 and GLM read
+# enable_thinking; DeepSeek-V3.1 and Granite read thinking.
 _THINKING_VARIABLES = ('enable_thinking', 'thinking')
 _THOUGHT_TAG = re.compile(
     rf'<(/?)(?:{records.THOUGHT_TAGS})>|\[(/?)think\]', re.IGNORECASE
@@ -98,7 +98,7 @@ class ChatTemplate:
     self.opens_thought = self._opens_thought()
 
   def _opens_thought(self) -> bool:
-    """Renders a probe and reads the text behind its last message."""
+    """Renders a probe, and reads whether its end is inside a thought."""
     user = records.Segment('user', 'probe', False)
     for prompt in ((user,), (records.Segment('system', 'probe'), user)):
       try:
@@ -127,7 +127,7 @@ class ChatTemplate:
     return self._pieces(*self._render(prompt))
 
   def ends_of_turn(self) -> set[int]:
-    """Returns the added tokens that the template puts behind an answer."""
+    """Returns ids of the added tokens that the template puts after answers."""
     prompt = (
         records.Segment('user', 'probe'), records.Segment('assistant', 'probe')
     )
@@ -142,7 +142,7 @@ class ChatTemplate:
       elif 'probe' in piece:
         return ends
       else:
-        ends.clear()  # These stand behind other text, not behind the answer.
+        ends.clear()  # These follow other text, not the answer.
     return set()
 
   def _pieces(self, rendered: str, mark: str) -> list[str | int]:
@@ -157,7 +157,7 @@ class ChatTemplate:
     return [p for p in pieces if p != '']
 
   def _own(self, mark: str) -> re.Pattern[str]:
-    """Returns a pattern of the added tokens; messages hold none, for the marks."""
+    """Returns a pattern of the added tokens; the marks keep messages out."""
     if mark not in self._patterns:
       self._patterns[mark] = re.compile(
           '|'.join(_with_spaces(t, mark) for t in self._longest_first)
@@ -169,8 +169,8 @@ class ChatTemplate:
     """Returns the rendered prompt with marks in it, and the mark.
 
     Args:
-      prompt: its segments.
-      asks: whether the assistant's next turn is begun.
+      prompt: segments of the prompt.
+      asks: whether the rendered prompt begins the assistant's next turn.
     """
     marker = message_text.Marker(
         _absent_from([s.text for s in prompt]), self._looks
@@ -187,13 +187,13 @@ class ChatTemplate:
       )
     try:
       rendered = self._template.render(
-          # None, as transformers says it: templates ask `tools is not none`.
+          # transformers passes None, and templates test `tools is not none`.
           {'tools': None, 'documents': None} | self._variables,
           messages=messages, add_generation_prompt=asks,
       )
     except Exception as e:  # Whatever a template of somebody else's does.
       raise TemplateError(f'the chat template failed: {e}') from e
-    # Joined, it is a plain str, with the marks.
+    # The join makes a plain str that holds the marks.
     return ''.join([rendered]), marker.mark
 
 

@@ -388,7 +388,7 @@ def _is_forgiving(
 
 
 def _same(right: str, other: str) -> bool:
-  """Whether two values are one answer: as numbers nearly, as names but for case.
+  """Whether two values are one answer: close numbers, or names up to case.
 
   Every value is the name of an entity, or a number as Python writes it.
   """

@@ -11,7 +11,7 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s|"
     r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
-# How llama.cpp's names split a text before byte-pair encoding.
+# llama.cpp's name of a split: how it cuts a text before byte-pair encoding.
 _SPLITS = {
     'smollm': [
         {'type': 'Digits', 'individual_digits': True},
@@ -27,8 +27,8 @@ _SPLITS = {
 _SAME_SPLIT = {
     'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe', 'deepseek-r1-qwen': 'qwen2'
 }
-# Tokens that llama.cpp knows by their spelling to end a response, whatever the
-# metadata says. Here they do where the chat template uses them.
+# Spellings of tokens at which llama.cpp ends a response, even if the metadata
+# does not name them. Here they end one if the chat template uses them.
 ENDS = (
     '<|eot_id|>', '<|eom_id|>', '<|im_end|>', '<|end|>', '<end_of_turn>',
     '<|endoftext|>', '<|end_of_text|>', '</s>', '<EOT>', '_<EOT>', '[EOT]',
@@ -44,7 +44,7 @@ class TokenizerError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-  """What a GGUF file says of its tokenizer.
+  """Tokenizer that the metadata of a GGUF file describes.
 
   Attributes:
     definition: the content of a tokenizer.json that means the same.
@@ -65,8 +65,9 @@ def read(path: str | os.PathLike[str]) -> Vocabulary:
   """Reads the metadata.
 
   Raises:
-    TokenizerError: not byte-pair encoding, or a split that we lack.
-    TemplateError: no chat template.
+    TokenizerError: the tokenizer is not byte-pair encoding, or its split is not
+      supported.
+    TemplateError: there is no chat template.
     ModuleNotFoundError: gguf is not installed.
   """
   fields = _gguf_fields(path)
@@ -77,7 +78,7 @@ def read(path: str | os.PathLike[str]) -> Vocabulary:
         f'{path}: a tokenizer of model {kind!r} and split {split!r} is not'
         f' supported; there are gpt2 with {sorted(_SPLITS)}'
     )
-  # The second name is that of one among several.
+  # A file with several templates uses the second name for the default one.
   template = fields.get('chat_template') or fields.get('chat_template.default')
   if template is None:
     raise chat.TemplateError(f'{path} has no chat template')
@@ -131,7 +132,7 @@ def _definition(
       },
       'model': {
           'type': 'BPE',
-          # All of them: else the package numbers added tokens anew.
+          # Added tokens are included; otherwise the package renumbers them.
           'vocab': {t: i for i, t in enumerate(tokens)},
           'merges': [m.split(' ', 1) for m in fields['ggml.merges']],
           'ignore_merges': split == 'llama-bpe',

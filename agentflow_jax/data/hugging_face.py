@@ -194,7 +194,7 @@ def from_directory(
   if definition is None:
     raise TokenizerError(f'{path / TOKENIZER} does not exist')
   config = _json(path / 'tokenizer_config.json') or {}
-  # Tokens that older releases name there alone.
+  # Older releases name some tokens only in that file.
   config = (_json(path / 'special_tokens_map.json') or {}) | config
   template = config.get('chat_template')
   if (path / 'chat_template.jinja').exists():
@@ -207,7 +207,7 @@ def from_directory(
     if 'default' not in template:
       raise chat.TemplateError(
           f'{path} has the chat templates {sorted(template)}, and none is called'
-          " 'default': name one of them so"
+          " 'default': rename one of them to 'default'"
       )
     template = template['default']
   if not isinstance(template, str):
@@ -233,7 +233,7 @@ def from_directory(
 
 
 def _stops(path: epath.Path) -> list[int]:
-  """Returns eos_token_id, of config.json where no generation config has it."""
+  """Returns the ids of eos_token_id in the generation config, or the config."""
   for name in ('generation_config.json', 'config.json'):
     stop = (_json(path / name) or {}).get('eos_token_id')
     if stop is not None:
@@ -264,9 +264,10 @@ def from_gguf(
     thinking: whether the template is told to let the model think.
 
   Raises:
-    TokenizerError: not byte-pair encoding, or a split that we lack.
-    TemplateError: no chat template, one that does not compile, or one that
-      cannot switch thinking.
+    TokenizerError: the tokenizer is not byte-pair encoding, or its split is not
+      supported.
+    TemplateError: there is no chat template, it does not compile, or it cannot
+      switch thinking.
     ModuleNotFoundError: gguf, tokenizers or jinja2 is not installed.
   """
   found = gguf_vocabularies.read(path)

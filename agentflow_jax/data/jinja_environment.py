@@ -1,8 +1,9 @@
-"""The jinja environment of chat templates: what transformers offers them.
+"""The jinja environment of chat templates, with the additions of transformers.
 
-Beside jinja's own: `{% generation %}`, `{% break %}`, `{% continue %}`,
-raise_exception, and a tojson that escapes no HTML. The text of messages keeps
-its author through `~`, join, macros and blocks, see message_text.
+These are `{% generation %}`, `{% break %}`, `{% continue %}`,
+raise_exception, and a tojson that escapes no HTML. Through `~`, join, macros
+and blocks, each character keeps its author, the template or a message (see
+message_text).
 """
 
 import datetime
@@ -24,8 +25,8 @@ _ESCAPED = re.compile('[^\0-\x7f\ufdd0-\ufdef\U000f0000-\U000fffff]')
 def compile_template(source: str):
   """Returns a chat template, with a method `render`.
 
-  A template that writes today's date (strftime_now) without a date of its own
-  for where there is no clock is given a fixed one, and a warning says so.
+  A template that writes today's date (strftime_now), and does not test whether
+  that function is defined, is given a fixed date, and a warning says so.
 
   Raises:
     ModuleNotFoundError: the package jinja2 is not installed.
@@ -58,7 +59,7 @@ def variables_of(source: str) -> set[str]:
 
 @functools.cache
 def _environment():
-  """Returns a sandbox in which texts keep their authors."""
+  """Returns a sandbox in which each character of a text keeps its author."""
   try:
     import jinja2
     from jinja2 import compiler, ext, filters, nodes, sandbox
@@ -78,7 +79,7 @@ def _environment():
       self.write(')))')
 
   class Generation(ext.Extension):
-    """The tag around what is trained on; it renders its body."""
+    """The tag around the text that is trained on; it renders its body."""
 
     tags = {'generation'}
 

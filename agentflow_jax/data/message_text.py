@@ -35,7 +35,7 @@ class Marker:
     """Puts the mark at both ends and inside the spellings of added tokens."""
     cuts = [0, *(m.start() + 1 for m in self.looks.finditer(text)), len(text)]
     parts = [text[a:b] for a, b in itertools.pairwise(cuts)]
-    # The ends: no token is made of this text and what stands beside it.
+    # Marks at the ends: this text and its neighbours cannot form a token.
     return self.mark.join(['', *parts, '']) if text else ''
 
 
@@ -54,8 +54,8 @@ class MessageText(str):
     Args:
       text: the plain text.
       own: a byte for each character, 1 where the template wrote it.
-      marker: how the characters of messages are marked; without one, as when
-        jinja builds the result of `format`, the text is a plain str.
+      marker: marker of the characters of messages; None, as when jinja builds
+        the result of `format`, makes the text a plain str.
       marked: the text with its marks, where they are known already.
     """
     if marker is None:
@@ -73,7 +73,11 @@ class MessageText(str):
     return MessageText(text, own, self._marker)
 
   def _changed(self, text: str) -> 'MessageText':
-    """Returns a text made from this one, character by character if it can be."""
+    """Returns a text made from this one.
+
+    At the same length each character keeps its author; otherwise all of them
+    count as characters of a message.
+    """
     same = len(text) == len(self._text)
     return self._of(text, self._own if same else bytes(len(text)))
 
@@ -159,12 +163,13 @@ class MessageText(str):
     old, new = plain(old), plain(new)
     if not old:
       return self._changed(self._text.replace(old, new, count))
-    # A message says where the new text stands, so it is text of a message, too.
+    # A message decides where the new text stands, so it counts as a message's.
     new = self._of(new, bytes(len(new)))
     return join(new, self.split(old, count))
 
 
 def _answers(name: str):
+  """Returns the method of str that answers about the text without marks."""
   method = getattr(str, name)
 
   def answer(self, *args):
@@ -174,6 +179,7 @@ def _answers(name: str):
 
 
 def _changes(name: str):
+  """Returns the method of str that changes the text, with the marks renewed."""
   method = getattr(str, name)
 
   def change(self):
@@ -200,7 +206,7 @@ def plain(value: Any) -> Any:
 
 
 def concat(parts: Iterable[str]) -> str:
-  """Joins texts and keeps who wrote each of them."""
+  """Joins texts; each keeps its author, the template or a message."""
   parts = list(parts)
   marker = next(
       (p._marker for p in parts if isinstance(p, MessageText)), None
@@ -215,7 +221,7 @@ def concat(parts: Iterable[str]) -> str:
 
 
 def join(separator: str, parts: Sequence[str]) -> str:
-  """Returns separator.join(parts), and keeps who wrote each of them."""
+  """Returns separator.join(parts); each text keeps its author."""
   between = [separator] * (2 * len(parts) - 1)
   between[::2] = parts
   return concat(between)

@@ -73,7 +73,7 @@ def read(path: str, source: str) -> Iterator[records.Task]:
         tags = {'source': source}
         if isinstance(row.get('id'), (str, int)):
           tags['id'] = str(row['id'])
-        # By place, since nothing says that the rows' own ids differ.
+        # Named by its place, because the rows' own ids may repeat.
         name = f'{source}/{index:07d}'
         task = task_checks.checked(
             records.Task(name, query, answers, reward, tags)

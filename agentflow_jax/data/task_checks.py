@@ -1,4 +1,4 @@
-"""What is wrong with tasks, found when they are read and before anything runs."""
+"""Checks tasks when they are read, before anything runs."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ def checked(task: records.Task) -> records.Task:
   cut in the middle of an emoji), but no tokenizer and no server takes it.
 
   Raises:
-    ValueError: a text holds one; names the field and the place in it.
+    ValueError: a text holds a lone surrogate; names the field and the place.
   """
   texts = {'id': task.id, 'query': task.query}
   texts |= {f'answer {i}': text for i, text in enumerate(task.answers, 1)}

@@ -71,7 +71,7 @@ def read_json(path: str | os.PathLike[str], *, allows_nan: bool = False) -> Any:
 
   Args:
     path: local file, or gs:// object.
-    allows_nan: see `parse`.
+    allows_nan: whether NaN and Infinity are read as floats, see `parse`.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -98,7 +98,7 @@ def json_lines(
     path: local file, or gs:// object.
     may_be_torn: whether a last line without a line end is left out where it is
       not JSON, because the program that wrote it may have been killed.
-    allows_nan: see `parse`.
+    allows_nan: whether NaN and Infinity are read as floats, see `parse`.
 
   Yields:
     The lines, in order.

@@ -25,7 +25,7 @@ def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-  """Opens a new file that takes its place when the body has ended.
+  """Opens a new file that replaces the old one when the body has ended.
 
   The content goes to `NAME.partial` beside the file first. When the body
   raises, that partial file is removed and the old file stays.
@@ -47,7 +47,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
       yield file
     partial.replace(path)
   except BaseException:
-    # What went wrong is the error to show, and not that this failed, too.
+    # The first error is the one to show, and not a failure of this clean-up.
     with contextlib.suppress(OSError):
       partial.unlink(missing_ok=True)
     raise

@@ -27,8 +27,8 @@ class Timing:
     model_seconds: time from the slot to the end.
     stalled_seconds: part of model_seconds in which the device did not sample for
       this engine: it compiled a program, took new parameters, or ran the programs
-      of the trainer or of another engine. While n of them use the device at a
-      time, 1/n of the time is this engine's.
+      of the trainer or of another engine. While n of these use the device at
+      the same time, 1/n of the time is this engine's.
   """
 
   queue_seconds: float
@@ -64,14 +64,14 @@ class Request:
   Attributes:
     prompt_ids: token ids to condition on; at least one.
     key_words: two uint32 words, the only source of the request's randomness.
-    sampling: temperature, truncation and token limit; its stops are read by
-      `stop_fn`, which has to be there where it names any.
+    sampling: temperature, truncation and token limit. Where it names stops,
+      `stop_fn` is required, and looks for them.
     stop_ids: token ids that end the response; they stay in it.
     stop_fn: called on the engine's thread every `decode_chunk` tokens with all
       ids sampled so far. What it does not keep is dropped; because it must find
       the FIRST stop, the response does not depend on when it is called.
-    on_end: function called once, in the caller's task, with the request's time;
-      however the request ended: done, failed or cancelled.
+    on_end: function called once, in the caller's task, with the request's time,
+      when the request is done, has failed or was cancelled.
   """
 
   prompt_ids: tuple[int, ...]
@@ -341,8 +341,11 @@ def check_request(
   ids, asked = request.prompt_ids, request.sampling.max_new_tokens
   stops = request.sampling.stop or request.sampling.stop_after
   if stops and request.stop_fn is None:
-    # The engine knows no text, and would go on behind the stop.
-    raise ValueError(f'sampling stops at {stops!r}, and there is no stop_fn')
+    # The engine sees ids and no text, so it would go on behind the stop.
+    raise ValueError(
+        f'sampling stops at {stops!r}, and there is no stop_fn: give the'
+        ' request a stop_fn that finds them'
+    )
   if not ids:
     raise ValueError('prompt_ids is empty: there is nothing to condition on')
   if min(ids) < 0 or max(ids) >= vocab_size:

@@ -60,7 +60,7 @@ class Engine:
     Args:
       model_config: of the model that the parameters are of.
       config: shapes and timing.
-      params: the model's parameters, or what `as_read` made of them. The engine
+      params: the model's parameters, or the result of `as_read`. The engine
         keeps its own copy on the device, so the caller may donate these; but see
         `copy`.
       version: names the parameters in every result.
@@ -192,7 +192,8 @@ class Engine:
       raise
     finally:
       if request.on_end is not None:
-        # A loop that resumes late does not add to the time of a settled request.
+        # A settled request has its time: an event loop that resumes late does
+        # not add to it.
         request.on_end(pending.timing or self._timing(pending))
 
   def update_params(self, params: Any, version: int, *, copy: bool = True):
@@ -462,7 +463,7 @@ class Engine:
       self._read_and_sample(slots)
 
   def _read_and_sample(self, slots: dict[int, scheduling.Pending]):
-    """Advances by programs that are compiled: this is time of the device."""
+    """Runs programs that are compiled already; their time is device time."""
     unread = [
         p.row for p in slots.values() if not (p.abandoned or p.row.is_read())
     ]
@@ -720,17 +721,17 @@ class Engine:
 def as_read(
     model_config: model.ModelConfig, config: api.EngineConfig, params: Any
 ) -> Any:
-  """Returns parameters as engines of these shapes read them, in their place.
+  """Returns parameters in the layout that engines of these shapes read.
 
-  An engine that reads layers apart makes them anew from stacked ones, which stay
-  where another program reads them (the update of a run that trains). Where none
-  does, this makes them apart once for any number of engines, and deletes the
-  stacked arrays.
+  An engine that reads layers apart copies them from the stacked arrays, which
+  must stay if another program reads them (the update of a run that trains).
+  Where no other program does, this function takes the layers apart once for any
+  number of engines, and deletes the stacked arrays.
 
   Args:
     model_config: the network.
-    config: shapes and way of reading.
-    params: parameters of the caller, who must use the result alone from now on.
+    config: shapes, and whether layers are read apart.
+    params: parameters; from now on the caller must use only the result.
 
   Raises:
     ValueError: see batching.reading_of.

@@ -177,8 +177,8 @@ class EndpointConfig:
     model: the model's name there.
     api: 'chat', or 'completions' for a model without a chat template.
     thinking: whether the server is told to let the model think before it answers
-      ('on', 'off'); 'auto' tells it nothing. An error where the preset's
-      provider, or api='completions', cannot be told.
+      ('on', 'off'); 'auto' tells it nothing. 'on' and 'off' are errors where
+      the preset's provider, or api='completions', has no field for the switch.
     api_key_variable: environment variable that holds the key; '' for the
       preset's, or none.
     timeout_seconds: of one request.
@@ -664,7 +664,7 @@ def defaults(config: Any, default: Any = None, prefix: str = '') -> dict[str, An
   Args:
     config: config whose nested parts say which fields there are.
     default: config that the default is read from; None for the fields' own.
-    prefix: what the names begin with.
+    prefix: beginning of every name.
   """
   flat = {}
   for field in dataclasses.fields(config):

@@ -137,8 +137,8 @@ def _stop(
 ) -> int | None:
   """Returns how many ids to keep, or None to go on.
 
-  They end with the id that completes a stop string, anywhere in the text, or a
-  plan behind the thoughts.
+  The kept ids end with the id that completes a stop string, anywhere in the
+  text, or a plan behind the thoughts.
   """
 
   def has_ended(count):

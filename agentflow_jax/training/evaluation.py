@@ -159,7 +159,7 @@ class Evaluation:
     }
 
   def _by(self, tag: str) -> dict[str, dict[str, float]]:
-    """Accuracies over the items that share a tag; none without a scored item."""
+    """Accuracies by value of a tag; a value without scored items is left out."""
     found: dict[str, list[records.Group]] = {}
     for group in self.groups:
       if tag in group.task.tags:

@@ -159,7 +159,7 @@ def write_summary(
     summary[key] = value['accuracy']
     summary[f'{key}/ci_low'] = value['ci_low']
     summary[f'{key}/ci_high'] = value['ci_high']
-    if 'accuracy_over_requested' in value:  # Not in a file of an old commit.
+    if 'accuracy_over_requested' in value:  # Older files lack it.
       summary[f'{key}/over_requested'] = value['accuracy_over_requested']
     summary[f'{key}/items_requested'] = value['items_requested']
     summary[f'{key}/items_scored'] = value['items_scored']

@@ -81,9 +81,10 @@ def load(
       dtype, param_dtype, remat, attention.
 
   Raises:
-    CheckpointError: missing, broken, of an architecture that we lack, of a
-      vocabulary that the tokenizer leaves, without the switch of thinking that
-      is asked for, or an optional package is missing.
+    CheckpointError: the files are missing or corrupt, the architecture is not
+      supported, the tokenizer has more tokens than the model, the chat template
+      cannot switch thinking as `thinking` says, or an optional package is
+      missing.
   """
   try:
     loaded = (_from_gguf if source.endswith('.gguf') else _from_directory)(
@@ -116,7 +117,7 @@ def stored_dtype(described: Mapping[str, Any]) -> str:
   Returns:
     'float32' or 'bfloat16'.
   """
-  # transformers 5 writes the first, earlier ones the second.
+  # transformers 5 writes the first name, earlier versions the second.
   stored = described.get('dtype') or described.get('torch_dtype') or ''
   return 'bfloat16' if stored.removeprefix('torch.') == 'bfloat16' else 'float32'
 

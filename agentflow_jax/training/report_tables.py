@@ -27,10 +27,10 @@ class Estimate:
   """A mean in [0, 1] and its 95% interval; nan where unknown.
 
   Attributes:
-    mean: mean over what was scored.
+    mean: mean over the scored items.
     low: lower end of its interval.
     high: upper end of its interval.
-    over_requested: mean over all that was requested, where what was not scored
+    over_requested: mean over all requested items, where an unscored rollout
       counts as 0.
   """
 
@@ -52,7 +52,7 @@ class Estimate:
 
   @property
   def point(self) -> str:
-    """The mean, and the one over all requested where that is another."""
+    """The mean, and the mean over all requested items where it differs."""
     return f'{percent(self.mean)}{self._over_requested()}'
 
   def _over_requested(self) -> str:

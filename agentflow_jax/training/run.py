@@ -297,7 +297,7 @@ def _held(trainer: trainer_lib.Trainer, parts: system.System) -> str:
   if parts.frozen_engine is not None:
     copies['frozen modules'] = parts.frozen_engine.params
     if parts.handover is None:
-      # They read the very arrays, but layers that they have apart.
+      # They share these arrays, except for layers that they read apart.
       base.append('frozen modules')
       copies['frozen modules'] = {
           k: v for k, v in parts.frozen_engine.params.items()

@@ -19,9 +19,9 @@ def opened(
   """Loads a model, compiles its shapes, and yields it.
 
   Args:
-    config: `engine`, and the dtypes and `thinking` of `planner`, are read; but
-      nothing is trained on, so that requests keep what they ask for, whatever
-      engine.max_kept says.
+    config: config whose `engine`, and whose dtypes and `thinking` of `planner`,
+      are read. engine.max_kept counts as 0: nothing is trained here, so that no
+      request's candidate set is limited or recorded.
     directory: the model, as in `planner.directory`.
 
   Raises:

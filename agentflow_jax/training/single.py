@@ -296,7 +296,7 @@ def _save(
 
 
 def _unscored(value: Mapping[str, Any]) -> str:
-  """Says what an accuracy is over all requested rollouts, if some have none."""
+  """Returns the accuracy over all requested rollouts, if some are unscored."""
   unscored = value['rollouts_requested'] - value['rollouts_scored']
   if not unscored:
     return ''

@@ -54,10 +54,11 @@ class System:
     config: the run's.
     model_config: the planner's network.
     params: parameters the run starts from, over `mesh`. One copy serves the
-      reference policy, the frozen planner and the frozen modules; but the
-      latter have copies of layers that they read apart, and of everything where
-      `handover` is set. In a run that does not train: what all engines sample
-      from, as they read it. Never to be donated.
+      reference policy, the frozen planner and the frozen modules; but frozen
+      modules hold copies of layers that they read apart, and of everything
+      where `handover` is set. In a run that does not train, all engines sample
+      from these parameters, which are in the layout that engines read. They
+      must never be donated.
     mesh: what holds them.
     tokenizer: the planner's.
     described: config.json of the model that the run starts from, if any.
@@ -226,7 +227,7 @@ def build(
       sampled, where = handover(loaded.params), handover.local
       copy = False  # It is one.
     if loaded and not trains:
-      # The engines alone read them: they are held once, as those read them.
+      # Only engines read these, so they are held once, in the engines' layout.
       sampled = _as_read(loaded, config.engine, sampled)
       where = jax.tree.map(lambda x: x.sharding, sampled)
       loaded = dataclasses.replace(loaded, params=sampled)

@@ -96,11 +96,11 @@ def _check_overlap(
     held_out: Sequence[Sequence[records.Task]],
     config: config_lib.TaskSetConfig,
 ) -> None:
-  """Says which evaluation tasks are trained on.
+  """Warns of evaluation tasks whose query is trained on, or refuses them.
 
   Raises:
-    ConfigError: there are some, and they are a benchmark's, whose accuracy
-      could not be compared with anybody else's.
+    ConfigError: there are such tasks in a benchmark, whose accuracy could then
+      not be compared with published results.
   """
   tasks = [task for part in held_out for task in part]
   pairs = task_checks.overlap(train, tasks)
@@ -117,7 +117,7 @@ def _check_overlap(
         f'{said}; take them out of the training tasks: a benchmark has to be'
         ' held out'
     )
-  logging.warning('%s: their accuracy says nothing of unseen tasks', said)
+  logging.warning('%s: their accuracy says nothing about unseen tasks', said)
 
 
 def _some(

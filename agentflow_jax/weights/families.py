@@ -33,7 +33,7 @@ _FAMILIES = {
     'qwen3': _Family('Qwen3ForCausalLM', qkv_bias=False, qk_norm=True),
 }
 # Options of a config.json that change the network, and the values that this
-# transformer computes. A name that is absent, or null, has the first.
+# transformer computes. A name that is absent, or null, has the first value.
 _FIXED = {
     'hidden_act': ('silu', 'swish'),  # Two names of one function.
     'hidden_activation': ('silu', 'swish'),
@@ -106,7 +106,7 @@ def _model_type(config) -> str:
         f' {by_name}'
     )
   if stated not in (None, found):
-    # transformers goes by the one, vLLM by the other.
+    # vLLM reads the architectures, and transformers the model_type.
     raise UnsupportedModel(
         f'architectures {names} and model_type {stated!r} are of different'
         f' models: {names[0]} has model_type {found!r}; correct the wrong one'
@@ -125,11 +125,14 @@ def _check_options(config, model_type: str) -> None:
     if name == 'attention_bias' and model_type == 'qwen2':
       continue  # Its released code has no such option: q, k and v have biases.
     if config.get(name) is not None and config[name] not in values:
-      raise UnsupportedModel(f'{name}={config[name]!r} is not supported')
+      raise UnsupportedModel(
+          f'{name}={config[name]!r} is not supported; there is'
+          f' {" or ".join(map(repr, values))}'
+      )
 
 
 def _check_windows(config, positions: int) -> None:
-  """Refuses sliding windows, unless no layer of this context notices one."""
+  """Refuses layers whose sliding window is shorter than the context."""
   kinds = config.get('layer_types')
   unknown = set(kinds or ()) - {'full_attention', 'sliding_attention'}
   if unknown:

@@ -26,7 +26,7 @@ from agentflow_jax.weights import families, tensors
 
 CONFIG = 'config.json'
 _HEAD, _EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
-_ROWS = 4096  # Of head and embedding, compared at a time.
+_ROWS = 4096  # Rows of head and embedding that are compared at a time.
 _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 _SHARD_BYTES = 5 * 10**9
 
@@ -60,8 +60,8 @@ def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:
   another head, the network has that head, and a warning says so.
 
   Raises:
-    CheckpointError: config.json is missing, or describes no network of ours; or
-      the tensors beside it are broken.
+    CheckpointError: config.json is missing, or describes a network that is not
+      supported; or the tensors beside it are broken.
   """
   path = epath.Path(directory) / CONFIG
   try:

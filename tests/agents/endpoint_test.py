@@ -553,7 +553,7 @@ def test_a_prompt_that_does_not_fit_is_named_so(reply):
     'The number of tokens to keep from the initial prompt is greater than the'
     ' context length',
 ])
-def test_every_server_s_words_for_too_long(said):
+def test_a_prompt_that_is_too_long_is_recognised_in_every_server_s_words(said):
   assert endpoint._TOO_LONG.search(said)
 
 
@@ -565,7 +565,7 @@ def test_every_server_s_words_for_too_long(said):
     "Unsupported parameter: 'max_tokens' is not supported with this model.",
     'temperature must be at most 2', "Unknown parameter: 'input'",
 ])
-def test_other_refusals_are_not_too_long(said):
+def test_other_refusals_do_not_count_as_too_long(said):
   assert not endpoint._TOO_LONG.search(said)
 
 
@@ -589,7 +589,7 @@ def test_thoughts_of_a_server_are_kept_apart():
         ('It is Par', 'length', 'off', False),
     ],
 )
-def test_thoughts_that_the_template_opened_may_never_end(
+def test_a_text_cut_inside_the_thought_that_a_template_opened_is_marked(
     text, finish_reason, thinking, inside
 ):
   with Server(Reply(body=completion(text, finish_reason))) as server:
@@ -599,7 +599,7 @@ def test_thoughts_that_the_template_opened_may_never_end(
   assert ('chat_template_kwargs' in body) == (thinking != 'auto')
 
 
-def test_a_completion_of_thoughts_alone_is_said(caplog):
+def test_a_completion_that_holds_only_thoughts_is_logged(caplog):
   choice = {'message': {'content': None, 'reasoning': 'It is Par'},
             'finish_reason': 'length'}
   with Server(Reply(body=json.dumps({'choices': [choice]}).encode())) as server:

@@ -160,7 +160,7 @@ def test_every_module_reads_what_stands_behind_the_thoughts(before, thinking):
 
 
 @pytest.mark.parametrize('thinking', [False, True])
-def test_a_thought_that_never_ends_says_nothing(thinking):
+def test_a_module_whose_thought_never_ends_has_no_output(thinking):
   text = _DRAFT.removeprefix('<think>') if thinking else _DRAFT
   names = ('executor', 'verifier', 'generator', 'analysis')
   model = fakes.FakeLanguageModel(

@@ -100,12 +100,12 @@ def test_an_unknown_finish_reason_is_an_error_that_names_it(reason):
         ({'content': [{'type': 'thinking', 'thinking': 5}]}, 'no text'),
     ],
 )
-def test_what_is_no_completion_is_said(message, why):
+def test_an_error_says_why_a_message_is_no_completion(message, why):
   with pytest.raises(openai_protocol.BadAnswer, match=why):
     _parse(message)
 
 
-def test_an_error_in_a_success_is_said():
+def test_an_error_in_a_success_is_raised_with_the_server_s_message():
   for body in (
       {'error': {'message': 'maximum context length is 8', 'code': 400}},
       {'error': 'maximum context length is 8'},

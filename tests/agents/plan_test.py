@@ -1,13 +1,13 @@
 """Tests of agents.plan: every shape of pitfalls.md, and a fuzzer's."""
 
 import re
-import signal
 
 import hypothesis
 from hypothesis import strategies as st
 import pytest
 
 from agentflow_jax.agents import plan as plan_lib
+from tests.agents import cpu_limit
 
 TOOLS = ('search', 'python', 'Wiki_Search')
 EXPECTED = plan_lib.Plan('find the capital', 'France', 'search', 'it is asked')
@@ -308,18 +308,10 @@ def test_more_text_never_moves_the_end_of_a_plan(text):
      '(9)', '"*', '\t\r\n'],
 )
 def test_takes_time_in_proportion_to_the_text(piece):
-  # A hang guard, not a timing: quadratic matching took minutes here.
-  def give_up(*_):
-    raise TimeoutError(f'parsing repeated {piece!r} hangs')
-
-  before = signal.signal(signal.SIGPROF, give_up)
-  signal.setitimer(signal.ITIMER_PROF, 1.0)  # of this process's own CPU time
-  try:
+  # Quadratic work would take minutes here.
+  with cpu_limit.cpu_limit(1.0, f'parsing repeated {piece!r}'):
     for text in (piece, 'Context:' + piece, '1.' + piece, 'Tool' + piece):
       whole = (text + piece * 20_000)[:20_000]
       with pytest.raises(plan_lib.PlanError):
         plan_lib.parse(whole, TOOLS)
       assert plan_lib.end_of(whole) is None
-  finally:
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    signal.signal(signal.SIGPROF, before)

@@ -24,7 +24,7 @@ def test_every_preset_makes_a_client(preset, monkeypatch):
   endpoint.EndpointClient(config)
 
 
-def test_a_switch_that_a_provider_lacks_is_an_error():
+def test_switching_thinking_at_a_provider_without_a_field_is_an_error():
   fields = {'model': 'm', 'base_url': 'http://h/v1', 'thinking': 'off'}
   sent = set()
   for preset in providers.PRESETS:

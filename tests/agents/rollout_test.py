@@ -505,7 +505,7 @@ def test_the_time_of_all_turns_counts(clock):
   assert _run(_agent(plan, config=in_time)).status is Status.OUT_OF_TURNS
 
 
-def test_a_planner_behind_an_endpoint_that_hangs_is_the_hosts():
+def test_an_endpoint_of_the_planner_that_hangs_is_the_hosts_fault():
   async def run():
     async def hang(reader, writer):
       await reader.read()  # Until the client leaves.

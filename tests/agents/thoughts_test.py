@@ -1,13 +1,12 @@
 """Tests of agents.thoughts."""
 
-import signal
-
 import hypothesis
 from hypothesis import strategies as st
 import pytest
 
 from agentflow_jax import records
 from agentflow_jax.agents import thoughts
+from tests.agents import cpu_limit
 
 
 @pytest.mark.parametrize(
@@ -30,7 +29,7 @@ from agentflow_jax.agents import thoughts
         # The template wrote the opening tag.
         ('It is France.\n</think>\nParis', 'Paris'),
         ('x[/THINK]Paris', 'Paris'),
-        # Unclosed: no answer.
+        # A thought without an end leaves no answer.
         ('<think>It is Paris', ''),
         ('<think>x</think><think>It is Paris', ''),
         ('<think>x</think>\n', ''),
@@ -120,15 +119,7 @@ def test_what_is_said_is_the_end_of_the_text(text, thinking):
      '<reasoning></think>', 'analysis', '\ufeff', '<|channel|>final '],
 )
 def test_takes_time_in_proportion_to_the_text(piece):
-  # A hang guard, not a timing: quadratic work takes minutes here.
-  def give_up(*_):
-    raise TimeoutError(f'reading repeated {piece!r} hangs')
-
-  before = signal.signal(signal.SIGPROF, give_up)
-  signal.setitimer(signal.ITIMER_PROF, 5.0)  # of this process's own CPU time
-  try:
+  # Quadratic work would take minutes here.
+  with cpu_limit.cpu_limit(5.0, f'reading repeated {piece!r}'):
     for thinking in (False, True):
       thoughts.said((piece * 300_000)[:300_000], thinking)
-  finally:
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    signal.signal(signal.SIGPROF, before)

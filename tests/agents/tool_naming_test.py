@@ -1,10 +1,9 @@
 """Tests of agents.tool_naming: one tool is read, and nothing is guessed."""
 
-import signal
-
 import pytest
 
 from agentflow_jax.agents import tool_naming
+from tests.agents import cpu_limit
 
 TOOLS = ('search', 'python', 'Wiki_Search')
 
@@ -82,18 +81,10 @@ def test_what_is_not_one_tool_is_an_error(text, why):
      'because ', 'a.', 'search\n', '- python\n', '**', '['],
 )
 def test_takes_time_in_proportion_to_the_text(piece):
-  # A hang guard, not a timing.
-  def give_up(*_):
-    raise TimeoutError(f'reading repeated {piece!r} hangs')
-
-  before = signal.signal(signal.SIGPROF, give_up)
-  signal.setitimer(signal.ITIMER_PROF, 2.0)  # of this process's own CPU time
-  try:
+  # Quadratic work would take minutes here.
+  with cpu_limit.cpu_limit(2.0, f'reading repeated {piece!r}'):
     for start in ('', 'search ', 'search, because '):
       try:
         tool_naming.read((start + piece * 20_000)[:20_000], TOOLS)
       except ValueError:
         pass
-  finally:
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    signal.signal(signal.SIGPROF, before)

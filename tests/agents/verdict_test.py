@@ -1,10 +1,9 @@
 """Tests of agents.verdict."""
 
-import signal
-
 import pytest
 
 from agentflow_jax.agents import verdict
+from tests.agents import cpu_limit
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_a_prompt_that_opens_a_thought():
   assert verdict.parse(text, thinking=True) == (False, 'continue')
 
 
-def test_an_object_beyond_the_limit_is_said_and_not_cut():
+def test_an_object_beyond_the_limit_is_refused_and_not_cut():
   text = '{"stop": true, "analysis": "' + 'x' * 30_000 + '"}'
   stop, said = verdict.parse(text)
   assert stop is None and '20,000 at most' in said
@@ -115,15 +114,7 @@ def test_an_object_beyond_the_limit_is_said_and_not_cut():
     'piece', ['stop ', 'conclusion', 'conclusion\n', '*', '(', 'x ', '# ']
 )
 def test_takes_time_in_proportion_to_the_text(piece):
-  # A hang guard, not a timing.
-  def give_up(*_):
-    raise TimeoutError(f'reading repeated {piece!r} hangs')
-
-  before = signal.signal(signal.SIGPROF, give_up)
-  signal.setitimer(signal.ITIMER_PROF, 2.0)  # of this process's own CPU time
-  try:
+  # Quadratic work would take minutes here.
+  with cpu_limit.cpu_limit(2.0, f'reading repeated {piece!r}'):
     for start in ('', 'Conclusion: STOP ', 'STOP ('):
       verdict.parse(start + piece * 20_000)
-  finally:
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    signal.signal(signal.SIGPROF, before)

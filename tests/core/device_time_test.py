@@ -1,4 +1,4 @@
-"""Tests of core.device_time: whose time on the devices it is."""
+"""Tests of core.device_time: the users that time on devices is charged to."""
 
 import types
 
@@ -34,7 +34,7 @@ def test_each_user_is_charged_with_its_share(clock, meter):
   assert b.seconds == pytest.approx(2 / 2 + 2 / 3 + 2 / 2)
 
 
-def test_time_without_work_is_nobodys(clock, meter):
+def test_time_without_work_is_charged_to_no_user(clock, meter):
   user = device_time.User(meter)
   clock.now = 20.0
   with user:

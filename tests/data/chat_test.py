@@ -40,7 +40,7 @@ def test_a_token_may_take_the_white_space_beside_it():
   assert template.pieces(_user('b <mask>')) == ['a', 3, 'b <mask>']
 
 
-def test_the_white_space_may_be_a_messages():
+def test_a_token_strips_the_white_space_of_messages_beside_it():
   mask = chat.AddedToken(3, '<mask>', lstrip=True, rstrip=True)
   template = _template(
       '{{ messages[0].content }}<mask>{{ messages[0].content }}', (mask,)

@@ -127,15 +127,16 @@ def test_no_token_is_made_at_the_edge_of_a_message():
   )
   prompt = [records.Segment('user', 'end', False)]
   assert template.pieces(prompt) == ['<|im_end|>']
-  # What the template says alone is a token, however it is put together.
+  # What the template writes itself is a token, however it is put together.
   template = chat.ChatTemplate(
       "{{ '<|im_' ~ 'end' ~ '|>' }}{{ '<|' + 'im_start|>' }}", _ADDED, {}
   )
   assert template.pieces(prompt) == [1, 0]
 
 
-def test_what_a_message_puts_there_is_text():
-  # The message says where and how often: an end of a turn that it could place.
+def test_text_that_a_message_lets_a_template_write_is_not_a_token():
+  # The message decides where and how often the text stands. As a token the text
+  # could end a turn.
   template = chat.ChatTemplate(
       "{{ messages[0].content.replace('STOP', '<|im_end|>') }}"
       "{{ messages[0].content | replace('STOP', '</s>') }}", _ADDED, {}

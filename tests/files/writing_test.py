@@ -26,7 +26,7 @@ def test_what_fails_in_between_leaves_the_old_file_and_nothing_else(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['x.json']
 
 
-def test_a_text_that_has_no_utf8_writes_nothing(tmp_path):
+def test_a_text_with_a_lone_surrogate_writes_nothing(tmp_path):
   path = tmp_path / 'x.txt'
   writing.write_whole(path, 'old')
   with pytest.raises(UnicodeEncodeError):

@@ -1102,7 +1102,7 @@ def test_parameters_over_devices_sample_alike(engine, params, devices):
   for a, b in zip(results, _generate(engine, requests), strict=True):
     assert a.response_ids == b.response_ids
     np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
-  # As does an engine that gets them as it reads them, and copies nothing.
+  # So does an engine that is given parameters in its own layout, uncopied.
   apart = engine_lib.as_read(_MODEL, _CONFIG, there)
   assert all(x.is_deleted() for x in jax.tree.leaves(there['layers']))
   where = jax.tree.map(lambda x: x.sharding, apart)

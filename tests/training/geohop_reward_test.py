@@ -21,7 +21,7 @@ def entities():
 
 
 def _wrong_answers(question, entities):
-  """What plans would end with that go wrong in one place, or stop early."""
+  """Returns answers of plans that go wrong in one place, or stop early."""
   last = question.steps[-1]
   for step in question.steps:
     if step is not last:
@@ -48,7 +48,7 @@ def _wrong_answers(question, entities):
     ('test', 1),
 ])
 def test_no_wrong_plan_earns_a_question_s_reward(entities, split, stride):
-  """Of every `stride`-th question, by the very reward that its tasks name."""
+  """Grades every `stride`-th question with the reward that its task names."""
   reward = registry.get('match_or_number')
   questions = geohop_questions.generate(split, entities)[::stride]
 

@@ -138,8 +138,8 @@ def _assert_same(workdir, alone, gap=1e-6):
 
 
 def test_a_run_of_two_processes_is_that_of_one_within_tolerances(alone, pair):
-  # Not to the bit: one process adds what eight devices found in their order,
-  # several as gloo's ring goes round.
+  # Not to the bit: one process adds the gradients of eight devices in the order
+  # of the devices, and several processes in the order of gloo's ring.
   _assert_same(pair, alone)
   assert (pair / 'report.html').exists()
   assert len(list((pair / 'evaluations').iterdir())) == 4
@@ -149,7 +149,7 @@ def test_a_run_of_two_processes_is_that_of_one_within_tolerances(alone, pair):
 
 @pytest.mark.slow
 def test_a_run_of_four_processes_ends_in_the_bits_of_two(alone, pair):
-  # The ring is of devices: who has them does not matter.
+  # The ring joins devices: the processes that hold them do not matter.
   job = _Job(alone, 'on_4', 4)
   assert job.wait() == 0, job.text()
   assert mini.fingerprint(job.workdir) == mini.fingerprint(pair)

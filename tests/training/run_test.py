@@ -23,7 +23,7 @@ class _Killed(BaseException):
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp('whole')
-  # Steps so long that what the planner says after a few is something else.
+  # The learning rate is so high that a few steps change the planner's words.
   config = config_lib.override(mini.config(directory / 'in'), [
       ('optimizer.learning_rate', '3e-3'),
       ('evaluation.trials', '2'), ('evaluation.controls', 'true'),
@@ -74,7 +74,7 @@ def test_everything_a_run_promises_is_there(whole):
 
 
 def _items(workdir, name):
-  """What an evaluation's planner said and got, by (task, trial)."""
+  """Returns an evaluation's answers, rewards and plans by (task, trial)."""
   path = workdir / 'evaluations' / f'{name}.json'
   return {
       (item['id'], item['trial']): (

@@ -156,7 +156,7 @@ def test_the_paper_s_figures_have_the_gains_that_it_prints():
     assert after - before == pytest.approx(gain, abs=0.051)
 
 
-def test_a_control_says_what_it_comes_to_over_all_that_was_requested():
+def test_a_control_shows_its_accuracy_over_all_requested_rollouts():
   value = {
       'accuracy_over_requested': 0.375, 'items_requested': 4,
       'rollouts_requested': 8, 'rollouts_scored': 6,

@@ -164,7 +164,7 @@ _SCALING = {
                    'use_sliding_window': True, 'sliding_window': 4096}),
     ],
 )
-def test_what_changes_nothing_is_no_reason_to_refuse(name, change):
+def test_options_that_change_nothing_are_accepted(name, change):
   config = recipe.MODELS[name]
   assert families.from_hugging_face(config | change) == (
       families.from_hugging_face(config)

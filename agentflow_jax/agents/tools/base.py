@@ -120,7 +120,7 @@ class Tool:
 def check_arguments(
     card: Card, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns the arguments as the card's schema has them: 5.0 as the integer 5.
+  """Returns the arguments in the types of the card's schema: 5.0 becomes 5.
 
   Raises:
     BadArguments: the arguments do not fit the schema.

@@ -107,7 +107,7 @@ def _is_plain(name: str) -> bool:
   return (
       name.isidentifier()
       and not keyword.iskeyword(name)
-      # Python reads a name in this form of it.
+      # Python normalises the names of a program to NFKC.
       and unicodedata.normalize('NFKC', name) == name
   )
 
@@ -121,7 +121,7 @@ def _hint(card: base.Card | None) -> str:
 
 
 def _unread(text: str) -> str:
-  """Says what of a text without a readable call has not been tried."""
+  """Says what else is wrong with a text: broken JSON, or too many calls."""
   if lenient_json.is_whole(text):
     try:
       json.loads(_FENCE.sub(r'\1', text))
@@ -268,7 +268,7 @@ def _read(
         if card is None
         else f'{card.name} takes at most {len(names)} arguments: {names}'
     )
-  # Python reads names in this form.
+  # Python normalises the names of a program to NFKC.
   spelled = {unicodedata.normalize('NFKC', name): name for name in names}
   arguments = {}
   pairs = list(zip(names, call.args))
@@ -305,7 +305,7 @@ def _pairs(
   return list(zip(keys, node.values, strict=True))
 
 
-# Cards show defaults and choices as JSON.
+# Cards show defaults and choices as JSON, and models copy them.
 _JSON_NAMES = {'true': True, 'false': False, 'null': None}
 
 

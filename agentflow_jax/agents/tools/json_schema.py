@@ -243,7 +243,7 @@ class _Check:
     return value
 
   def _any_of(self, value, options, name, schema, depth) -> Any:
-    """Returns the value as the first of the options that allows it has it."""
+    """Returns the value as the first option that allows it converts it."""
     failed = []
     for option in options:
       try:

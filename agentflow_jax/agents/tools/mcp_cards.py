@@ -51,7 +51,7 @@ def card(server: str, tool: Mapping[str, Any]) -> base.Card:
 
 
 def names(schema: Mapping[str, Any]) -> dict[str, str]:
-  """Returns the arguments' names: as the card shows them -> as the server does.
+  """Returns each argument's name on the card -> its name at the server.
 
   They differ where a server's name spells a control token or is very long.
   """
@@ -72,7 +72,7 @@ def _description(schema: json_schema.Schema) -> str:
   said = schema.said if isinstance(schema.said, dict) else {}
   parts = [str(said.get('description') or said.get('title') or '')]
   shape = schema.shape()
-  # The type stands beside it.
+  # The card shows the type already.
   if shape != schema.kind():
     parts.append(shape)
   if said.get('default') is not None:
@@ -93,7 +93,7 @@ def _plain(text: str, most: int) -> str:
 
 
 def text(result: Any) -> str:
-  """Returns a result as text; what is no text is named, and left out.
+  """Returns a result as text; other content is left out and named.
 
   The text blocks of a result repeat its structured content. Where they say
   nothing, the structured content is the text.
@@ -109,12 +109,12 @@ def text(result: Any) -> str:
 
 
 def is_error(result: Any) -> bool:
-  """Says whether a result is the tool's word for a call that failed."""
+  """Says whether a result reports that the call failed."""
   return bool(_field(result, 'is_error'))
 
 
 def _block(block: Any) -> tuple[str, bool]:
-  """Returns a block's text or, of other content, its name; and which of both."""
+  """Returns a text block's text and True, or another block's name and False."""
   if block.type == 'text':
     return block.text or '', True
   if block.type == 'resource':

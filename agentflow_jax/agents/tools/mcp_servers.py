@@ -116,8 +116,8 @@ def describe(server: Server) -> list[dict[str, Any]]:
             break
         else:
           logging.warning(
-              'MCP server %s: it offers more than %d tools; the first %d are'
-              ' read', server.name, _MOST_TOOLS, len(found),
+              'MCP server %s offers more than %d tools; only the first %d can'
+              ' be used', server.name, _MOST_TOOLS, len(found),
           )
         return [
             {
@@ -180,8 +180,8 @@ def _caller(connection: 'Connection', name: str, fields: Mapping[str, str]):
 
   Args:
     connection: session with the tool's server.
-    name: name of the tool, as the server says it.
-    fields: arguments' names: as the card shows them -> as the server does.
+    name: name of the tool at the server.
+    fields: each argument's name on the card -> its name at the server.
   """
 
   async def call(arguments: Mapping[str, Any]) -> str:

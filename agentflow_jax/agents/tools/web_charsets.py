@@ -1,4 +1,4 @@
-"""Finds how a page's bytes spell its characters, as browsers do.
+"""Finds the character encoding of a page, as browsers do.
 
 The order is that of the HTML standard: a byte order mark, the charset of the HTTP
 header, the page's own <meta>, and its XML declaration. Names mean what the
@@ -70,15 +70,15 @@ _LABELS = {
              ' x-sjis',
     'cp949': 'cseuckr csksc56011987 euc-kr iso-ir-149 korean ks_c_5601-1987'
              ' ks_c_5601-1989 ksc5601 ksc_5601 windows-949',
-    # Browsers refuse these, since scripts may hide in them; none is run here.
+    # Browsers refuse these, since scripts may hide in them. Here none is run.
     'hz': 'hz-gb-2312',
     'iso2022_kr': 'csiso2022kr iso-2022-kr',
 }
 _NAMES = {
     label: name for name, labels in _LABELS.items() for label in labels.split()
 }
-# Other encodings of Python's that texts are written in. It has more: for names of
-# hosts, say, in quadratic time.
+# Other encodings of Python in which texts are written. Python's remaining ones
+# are refused: "idna", for names of hosts, takes quadratic time.
 _OTHERS = re.compile(
     r'utf-|ascii|iso8859|cp\d|koi8|gb|big5|euc|shift_jis|mac|iso2022'
 )
@@ -93,14 +93,14 @@ _WIDE = ((b'<\0?\0x\0', 'utf-16-le'), (b'\0<\0?\0x', 'utf-16-be'))
 _DECLARATION = re.compile(
     rb'<\?xml\s[^>]*?\bencoding\s*=\s*(?:"([^"<>]*)"|\'([^\'<>]*)\')'
 )
-# Pages say it in their head. A browser looks at 1,024 bytes before it parses, and
-# begins again where it finds the tag later.
+# Pages name their encoding in their head. A browser looks at 1,024
+# bytes before it parses, and begins again where it finds the tag later.
 _SCANNED = 1 << 16
 _TAG_NAME = re.compile(rb'<([a-z][^\s/>]*)', re.IGNORECASE)
 _BETWEEN = re.compile(rb'[\s/]*')
 _FIELD = re.compile(rb'(.[^\s/>=]*)(\s*=\s*)?', re.DOTALL)
 _UNQUOTED = re.compile(rb'[^\s>]*')
-# Their text holds no tags.
+# Elements whose text holds no tags.
 _TEXT_ONLY = {
     name: re.compile(rb'</' + name + rb'\b', re.IGNORECASE)
     for name in (b'script', b'style', b'title', b'textarea')
@@ -126,7 +126,7 @@ def of(content: bytes, header: str = '', kind: str = 'text/plain') -> str:
   """Returns Python's name of a page's encoding.
 
   Args:
-    content: the page.
+    content: bytes of the page.
     header: charset of the HTTP header; '' for none.
     kind: media type of the page: HTML and XML can name their encoding.
   """
@@ -144,7 +144,7 @@ def of(content: bytes, header: str = '', kind: str = 'text/plain') -> str:
     labels = declared + labels if kind in XML else labels + declared
     for label in labels:
       name = named(label.decode('latin-1'))
-      # It was read as ASCII, so it cannot be so.
+      # The label was read as ASCII, so the page cannot be in UTF-16.
       name = 'utf-8' if name.startswith('utf-16') else name
       if name and not (kind in XML and not declared and _is_utf8(content)):
         return name
@@ -168,11 +168,11 @@ def _meta(content: bytes) -> Iterator[bytes]:
 
 
 def _meta_tags(head: bytes) -> Iterator[dict[bytes, bytes]]:
-  """Yields the attributes of the <meta> tags that are no text or comment.
+  """Yields the attributes of the <meta> tags outside of texts and comments.
 
   Args:
-    head: beginning of a page. It is read once, from left to right, and the
-      scan ends where something in it does not.
+    head: beginning of a page. It is read once, from left to right, up to the
+      first comment, tag or element that is not closed in it.
   """
   at = head.find(b'<')
   while at >= 0:

@@ -189,7 +189,7 @@ class WebClient:
     self._client = httpx.AsyncClient(
         headers={
             'User-Agent': f'agentflow_jax/0.1{contact}',
-            # What `web_codings` unpacks.
+            # The codings that `web_codings` unpacks.
             'Accept-Encoding': 'gzip, deflate',
         },
         # An address that does not answer leaves time for the next one.
@@ -378,7 +378,7 @@ class WebClient:
       async for chunk in response.aiter_raw():
         body.feed(chunk)
         if body.is_over:
-          break  # What follows is no part of it, and without end, maybe.
+          break  # Bytes behind the end are no part of the body.
       return body.finish()
     except web_codings.Unreadable as error:
       raise FetchFailed(f'{response.url.host}: {error}') from None

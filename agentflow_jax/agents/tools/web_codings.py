@@ -1,7 +1,7 @@
-"""Unpacks bodies of HTTP responses, within a bound on what comes of them.
+"""Unpacks the bodies of HTTP responses, up to a limit of their size.
 
-A small body may unpack to gigabytes, and the coding below another one may be the
-one that does. So every coding's output is bounded, and made piece by piece.
+A small body may unpack to gigabytes. Where several codings were applied, any of
+them may do that, so the output of every coding is limited, and made in pieces.
 """
 
 import zlib
@@ -13,12 +13,13 @@ _GZIP = b'\x1f\x8b\x08'
 _ANY_HEADER = zlib.MAX_WBITS | 32  # zlib's or gzip's
 _NO_HEADER = -zlib.MAX_WBITS
 _PIECE = 1 << 16
-# What follows the end of a gzip member is copied, so that must not be much.
+# zlib copies the bytes behind the end of a gzip member, so few are given to it
+# at a time.
 _FED = 1 << 14
 
 
 class Unreadable(Exception):
-  """A body that does not unpack, or to too much; the text says why."""
+  """A body that does not unpack, or is too large; the text says why."""
 
 
 class Unpacker:
@@ -26,10 +27,10 @@ class Unpacker:
 
   Args:
     header: value of Content-Encoding; codings in the order of their application.
-    most: bytes that may come of the body, or of any of its codings.
+    most: limit of the output of each coding, and of the body [bytes].
 
   Attributes:
-    content: what has been unpacked so far.
+    content: bytes that have been unpacked so far.
 
   Raises:
     Unreadable: a coding is unknown.
@@ -39,7 +40,10 @@ class Unpacker:
     names = [name.strip().lower() for name in header.split(',')]
     names = [name for name in names if name not in ('', 'identity')]
     if len(names) > _MOST_CODINGS or not _CODINGS.issuperset(names):
-      raise Unreadable(f'content encoding {header!r}')
+      raise Unreadable(
+          f'content encoding {header!r} is not supported; there are'
+          f' {sorted(_CODINGS)}, {_MOST_CODINGS} at most'
+      )
     # The last coding was applied last, so it is undone first.
     self._stages = [_Stage(name) for name in reversed(names)]
     self._most = most
@@ -52,17 +56,17 @@ class Unpacker:
     return any(stage.is_over for stage in self._stages)
 
   def feed(self, data: bytes) -> None:
-    """Unpacks what has arrived.
+    """Unpacks the next piece of the body.
 
     Raises:
-      Unreadable: it does not unpack, or to too much.
+      Unreadable: the body does not unpack, or is too large.
     """
     self._received += len(data)
     try:
       self._through(0, data)
     except zlib.error as error:
       raise Unreadable(f'a body that does not unpack: {error}') from None
-    # Packed bytes count, too, where nothing comes of them.
+    # Packed bytes that yield nothing are limited, too.
     if self._received > self._most and not self.is_over:
       raise self._too_much()
 
@@ -73,7 +77,7 @@ class Unpacker:
       Unreadable: the body is cut off.
     """
     for stage in reversed(self._stages):
-      # Where nothing was said, there is nothing to unpack.
+      # An empty body holds nothing to unpack.
       if self._received and not stage.is_complete:
         raise Unreadable('a body that does not unpack: it is cut off')
       if stage.is_over:
@@ -81,7 +85,7 @@ class Unpacker:
     return bytes(self.content)
 
   def _through(self, index: int, data: bytes) -> None:
-    """Undoes the codings from one on."""
+    """Undoes the codings from number `index` on."""
     if index == len(self._stages):
       self.content += data
       if len(self.content) > self._most:
@@ -93,7 +97,7 @@ class Unpacker:
         raise self._too_much()
       self._through(index + 1, piece)
       if self.is_over and not stage.is_over:
-        return  # What follows is no part of it, and without end, maybe.
+        return  # Bytes behind the end are no part of the body.
 
   def _too_much(self) -> Unreadable:
     return Unreadable(f'a response of more than {self._most:,} bytes')
@@ -103,9 +107,9 @@ class _Stage:
   """Undoes one coding.
 
   Attributes:
-    made: bytes that came of it.
-    is_over: the coding has ended, and what follows is no part of it.
-    is_complete: the body may end here.
+    made: number of bytes that were unpacked.
+    is_over: whether the coding has ended; bytes behind its end do not count.
+    is_complete: whether the body may end here.
   """
 
   def __init__(self, coding: str):
@@ -117,7 +121,7 @@ class _Stage:
     self.is_over = self.is_complete = False
 
   def feed(self, data: bytes) -> Iterator[bytes]:
-    """Yields what comes of some data, in pieces of a bounded size."""
+    """Yields the unpacked data, in pieces of `_PIECE` bytes at most."""
     for start in range(0, len(data), _FED):
       rest = data[start : start + _FED]
       while not self.is_over:
@@ -139,14 +143,14 @@ class _Stage:
           break
 
   def _begin(self) -> bool:
-    """Begins what the head begins, if there is enough of it to tell."""
+    """Starts to unpack once the head tells the format; says whether it has."""
     head = self._head[: len(_GZIP)]
     if self.is_complete:  # A gzip file may have several members.
       if head == _GZIP:
         self._unpack = zlib.decompressobj(_ANY_HEADER)
         self.is_complete = False
       elif not _GZIP.startswith(head):
-        self.is_over = True  # The end of other things is filled up, or more.
+        self.is_over = True  # Padding, or other data, behind the last member.
       return self._unpack is not None
     if len(head) < 2:
       return False

@@ -186,7 +186,7 @@ def test_names_that_are_no_python_names(text, arguments):
         ('{"q": ' + '"x" ' * 1000 + '}', 'as JSON it cannot be read either'),
     ],
 )
-def test_says_why_such_names_cannot_be_read(text, reason):
+def test_an_error_says_why_a_command_cannot_be_read(text, reason):
   card = base.Card('s', 'p', (base.Argument('q', ''), base.Argument('from', '')))
   with pytest.raises(base.BadArguments, match=reason):
     calls.parse_command(text, card)

@@ -41,7 +41,7 @@ def test_charsets_of_the_header(charset, text):
         ('unicode', b'a\0', 'a'), ('utf-16be', b'\0a', 'a'), (' UTF8\n', b'a', 'a'),
     ],
 )
-def test_labels(label, data, text):
+def test_labels_of_encodings(label, data, text):
   assert web_charsets.decode(data, label) == text
   page = f'<meta charset="{label}">'.encode() + data
   if not web_charsets.named(label).startswith('utf-16'):
@@ -77,13 +77,13 @@ def test_labels(label, data, text):
         ('<?xml version="1.0" encoding="koi8-r"?>', 'koi8-r'),
         ("<?xml version='1.0' encoding = 'koi8-r'?>", 'koi8-r'),
         ('<?xml version="1.0" encoding="cp866"?><meta charset=koi8-r>', 'koi8-r'),
-        # It was read as bytes of ASCII.
+        # A label that could be read as ASCII is not one of UTF-16.
         ('<meta charset=utf-16>', 'utf-8'),
         ('<?xml version="1.0" encoding="utf-16"?>', 'utf-8'),
         ('<p>2 < 3</p>', 'utf-8'),
     ],
 )
-def test_what_html_says_of_itself(head, charset):
+def test_encodings_that_html_declares(head, charset):
   content = f'{head}<p>{_WORD}'.encode(charset)
   assert web_charsets.decode(content, '', _HTML).endswith(_WORD)
   # The header comes first, and a byte order mark before it.
@@ -96,7 +96,7 @@ def test_what_html_says_of_itself(head, charset):
     assert web_charsets.decode(content, 'koi8-r', _HTML) == f'{head}<p>{_WORD}'
 
 
-def test_what_xml_says_of_itself():
+def test_encodings_that_xml_declares():
   said = '<?xml version="1.0" encoding="koi8-r"?><meta charset="cp866"/>' + _WORD
   for kind in (_XHTML, 'text/xml', 'application/xml'):
     assert web_charsets.decode(said.encode('koi8-r'), '', kind) == said
@@ -106,11 +106,11 @@ def test_what_xml_says_of_itself():
   tag = '<meta charset="koi8-r"/>' + _WORD
   assert web_charsets.decode(tag.encode(), '', _XHTML) == tag
   assert web_charsets.decode(tag.encode('koi8-r'), '', _XHTML) == tag
-  # Plain text says nothing of itself.
+  # Plain text declares no encoding.
   assert web_charsets.decode(said.encode(), '', 'text/plain') == said
 
 
-def test_html_that_says_nothing():
+def test_the_encoding_of_html_that_declares_none_is_guessed():
   for html in ('<p>caf\u00e9', '<p>\u201cso\u201d'):
     assert web_charsets.decode(html.encode('cp1252'), '', _HTML) == html
     assert web_charsets.decode(html.encode(), '', '') == html
@@ -125,7 +125,7 @@ def test_html_that_says_nothing():
     [b'<meta ', b'<a "', b'<a =\'"=', b'<script>', b'<!--', b'<!', b'<?xml ',
      b'<meta charset="', b'<', b'a=" ', b'encoding '],
 )
-def test_no_page_takes_long_to_look_at(piece):
+def test_the_encoding_of_any_page_is_found_in_linear_time(piece):
   # Were the time quadratic, this test would take minutes.
   for content in (b'<?xml ' + piece * (1 << 18), piece * (1 << 18)):
     assert web_charsets.of(content, '', _HTML) == 'utf-8'

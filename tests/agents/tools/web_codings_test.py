@@ -1,4 +1,4 @@
-"""Packed bodies: what other programs pack, and bounds on what comes of it."""
+"""Packed bodies: bodies that other programs pack, and limits of their size."""
 
 import gzip
 import tracemalloc
@@ -28,7 +28,7 @@ _MORE = bytes(range(256)) * 400
 
 
 def unpacked(header, data, most=1 << 20, step=0):
-  """Returns what comes of a body that arrives `step` bytes at a time."""
+  """Returns the content of a body that arrives `step` bytes at a time."""
   body = web_codings.Unpacker(header, most)
   step = step or max(1, len(data))
   for start in range(0, len(data), step):
@@ -104,7 +104,7 @@ _BOMB_IN_ONE = _gzip(_gzip(b'\0' * (1 << 26)))
     [
         ('gzip', _BOMB), ('gzip', _gzip(b'a') + _BOMB),
         ('gzip, gzip', _BOMB_IN_ONE), ('deflate', _raw(b'x' * (1 << 26))),
-        # What comes of the outer coding is bounded, though little comes of it.
+        # The outer coding's output is limited, though the content is small.
         ('gzip, gzip', _gzip(_gzip(b'') * (1 << 17))),
         ('', b'x' * 300_000), ('gzip', _gzip(b'') * (1 << 14)),
     ],
@@ -121,7 +121,7 @@ def test_bombs_are_bounded(header, data):
   assert most < 4 << 20
 
 
-def test_as_many_bytes_as_are_allowed():
+def test_a_body_of_exactly_the_limit_is_unpacked():
   data = b'x' * 1000
   for header, packed in (('gzip', _gzip(data)), ('', data)):
     assert unpacked(header, packed, most=1000) == data
