@@ -38,21 +38,32 @@ _MAX_RESPONSE_BYTES = 16 << 20
 _MAX_ERROR_CHARACTERS = 300
 # How servers say that a prompt does not fit, for want of a common code.
 _TOO_LONG = re.compile(
-    # Codes: OpenAI, llama.cpp, OpenAI's longest string, Mistral.
+    # Codes: OpenAI, llama.cpp, OpenAI's longest string, Mistral, Azure.
     r'context_length_exceeded|exceed_context_size|string_above_max_length'
-    r'|prompt_too_long'
+    r'|(?:prompt|input)_too_long|tokens_limit_reached'
     # Names of the limit.
-    r'|context (?:length|size|window|limit)'
+    r'|context[ _-]?(?:length|size|window|limit|overflow)'
     r'|max(?:imum)? (?:model|prompt|input|sequence|allowed) (?:token )?length'
-    r'|max_(?:model|input|seq|prompt|context)_len'
-    # The part of the request that is too long or too large.
-    r'|(?:prompt|inputs?|messages?|conversation)`? (?:is |are )?too long'
-    r'|(?:prompt|input) (?:is |are )?too large'
+    r'|max(?:imum)? (?:number of )?(?:prompt|input) tokens'
+    r'|max_(?:model|input|seq|prompt|context)_len|model token limit'
+    # Names of the thing that there is too much of, in one sentence.
+    r'|(?<!\w)(?:prompt|inputs?|messages?|conversation|query|request|content'
+    r'|text|sequence)\b[^.\n]{0,60}\btoo (?:long|large|big)'
+    r'|(?<!\w)(?:prompt|inputs?|messages?|conversation|sequence)\b[^.\n]{0,60}'
+    r'(?:\bexceed|\blonger than)'
     r'|(?:prompt|input)`? (?:token count|length|tokens)\b[^.\n]{0,60}'
-    r'(?:exceed|longer|greater|larger|should be|must be|at most)'
-    r'|inputs`? (?:tokens|must have less than)|input token count'
+    r'(?:greater|larger|should be|must be|at most)'
+    r'|exceeds? (?:the )?(?:max(?:imum)? )?(?:prompt|input|message|sequence)'
+    r'|prompt_token_ids is longer|(?<!\w)tokens? (?:limit|count) exceed'
+    r'|total tokens exceed'
+    r'|inputs` (?:tokens|must have less than)|input token count'
     r'|too many (?:input |prompt )?tokens'
     r'|reduce the length of (?:the|your) (?:messages|prompt|input)',
+    re.IGNORECASE,
+)
+# The limit of an account, not of a prompt.
+_RATE = re.compile(
+    r'\brate[ _-]?limit|\bquota\b|\bper (?:second|minute|hour|day)\b',
     re.IGNORECASE,
 )
 # English text in common tokenizers; a message's own template tokens.
@@ -440,7 +451,7 @@ class EndpointClient:
       return request.parse(content)
     except openai_protocol.BadAnswer as error:
       reason = self._redact(str(error))
-      if _TOO_LONG.search(error.said):
+      if _is_too_long(error.said):
         raise language_model.PromptTooLong(f'{request.url}: {reason}') from None
       raise _Retry(reason) from None
 
@@ -456,7 +467,7 @@ class EndpointClient:
           else f'{where}: it wants a key, and api_key_variable is empty'
       )
     said = self._redact(content.decode('utf-8', errors='replace'))
-    if status == 413 or (status in _REFUSING and _TOO_LONG.search(said)):
+    if status == 413 or (status in _REFUSING and _is_too_long(said)):
       return language_model.PromptTooLong(
           f'{where}: {said[:_MAX_ERROR_CHARACTERS]}'
       )
@@ -486,6 +497,11 @@ def _url_of(config: endpoint_config.EndpointConfig, path: str) -> str:
       f'{url}/openai/deployments/{deployment}/{path}'
       f'?api-version={config.azure_api_version}'
   )
+
+
+def _is_too_long(said: str) -> bool:
+  """Returns whether a server's words say that a prompt does not fit."""
+  return bool(_TOO_LONG.search(said)) and not _RATE.search(said)
 
 
 def _read_key(variable: str) -> str:

@@ -18,29 +18,51 @@ from agentflow_jax.agents import endpoint_config
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
 _MAX_ERROR_CHARACTERS = 300
-# Why a completion ended, in the words of the servers that are known.
+# Why a completion ended, in the words of the servers that are known; see `_word`.
 _STOPS = frozenset({
-    '', 'stop', 'eos', 'eos_token', 'end', 'end_turn', 'stop_sequence',
-    'stop_string', 'stop_token', 'complete', 'completed', 'finished',
+    '', 'stop', 'stopped', 'eos', 'eos_token', 'eot', 'eot_token', 'eom', 'end',
+    'ended', 'end_turn', 'end_of_turn', 'end_of_text', 'endoftext',
+    'end_of_sequence', 'end_of_sentence', 'im_end', 's', 'stop_sequence',
+    'stop_string', 'stop_str', 'stop_token', 'stop_word', 'stop_words',
+    'complete', 'completed', 'finish', 'finished', 'done', 'normal',
 })
 _LENGTHS = frozenset({
-    'length', 'max_tokens', 'max_output_tokens', 'max_completion_tokens',
-    'model_length', 'max_length', 'model_context_window_exceeded',
+    'length', 'length_limit', 'limit', 'token_limit', 'max_tokens',
+    'max_tokens_reached', 'max_output_tokens', 'max_completion_tokens',
+    'max_new_tokens', 'max_length', 'max_seq_len', 'max_context_length',
+    'model_length', 'context_length', 'context_length_exceeded',
+    'context_window_exceeded', 'model_context_window_exceeded',
 })
 # Reasons that leave a text, which may be half of an answer.
 _CUT_SHORT = frozenset({
-    'content_filter', 'content_filtered', 'safety', 'recitation', 'blocklist',
-    'prohibited_content', 'spii', 'refusal', 'sensitive', 'tool_calls',
-    'tool_call', 'tool_use', 'function_call', 'guardrail_intervened',
+    'content_filter', 'content_filtered', 'safety', 'image_safety', 'recitation',
+    'language', 'blocklist', 'prohibited_content', 'spii', 'refusal', 'sensitive',
+    'error_toxic', 'repetition', 'repetition_detected', 'pause_turn',
+    'tool_calls', 'tool_call', 'tool_use', 'function_call',
+    'malformed_function_call', 'guardrail_intervened',
 })
+# Fields of a message that hold its thoughts, the usual ones first.
+_THOUGHT_FIELDS = (
+    'reasoning_content', 'reasoning', 'thinking', 'reasoning_text',
+    'thinking_blocks', 'reasoning_details',
+)
 _FIELDS = frozenset({
-    'content', 'reasoning_content', 'reasoning', 'refusal', 'tool_calls',
-    'function_call', 'role',
+    'content', 'refusal', 'tool_calls', 'function_call', 'role', *_THOUGHT_FIELDS
 })
-_TEXT_PARTS = frozenset({'text', 'output_text'})
-_THOUGHT_PARTS = frozenset({'thinking', 'reasoning', 'reasoning_text'})
-# Parts that say nothing: a citation's number, encrypted thoughts, a refusal.
-_SILENT_PARTS = frozenset({'reference', 'redacted_thinking', 'refusal'})
+_TEXT_PARTS = frozenset({None, 'text', 'output_text', 'input_text'})
+_THOUGHT_PARTS = frozenset({
+    'thinking', 'reasoning', 'reasoning_text', 'reasoning.text',
+    'reasoning.summary', 'summary_text',
+})
+# Fields of a part of thoughts that may hold its text.
+_INNER = ('thinking', 'reasoning', 'text', 'content', 'summary')
+# Parts without words: a citation's number, encrypted thoughts, a refusal, a call.
+_SILENT_PARTS = frozenset({
+    'reference', 'citations_content', 'redacted_thinking', 'reasoning.encrypted',
+    'refusal', 'tool_use', 'tool_call', 'tool_calls', 'function_call',
+})
+_CAMEL = re.compile(r'(?<=[a-z])(?=[A-Z])')
+_NO_WORD = re.compile(r'[^a-z]+')
 
 
 class BadAnswer(Exception):
@@ -162,8 +184,9 @@ def parse(content: bytes) -> Answer:
     _raise_error(answer)
     choice = answer['choices'][0]
     _raise_error(choice)
-    message = choice if 'text' in choice else choice['message']
-    if 'text' in choice:
+    is_legacy = 'text' in choice and 'message' not in choice
+    message = choice if is_legacy else choice['message']
+    if is_legacy:
       text, thoughts = _read_parts(choice['text'])
     elif message.keys() & _FIELDS:
       text, thoughts = _read_parts(message.get('content'))
@@ -193,6 +216,8 @@ def _read_parts(content: Any) -> tuple[str, str]:
   """Returns the text and the thoughts of a message's content."""
   if content is None or isinstance(content, str):
     return content or '', ''
+  if isinstance(content, dict):  # One part that stands for itself.
+    content = [content]
   if not isinstance(content, list):
     raise BadAnswer('a completion whose content is no text')
   texts, thoughts = [], []
@@ -200,22 +225,34 @@ def _read_parts(content: Any) -> tuple[str, str]:
     kind = 'text' if isinstance(part, str) else part.get('type')
     if isinstance(part, str):
       texts.append(part)
-    elif kind in _TEXT_PARTS and isinstance(part.get('text'), str):
-      texts.append(part['text'])
+    elif kind in _TEXT_PARTS and (text := _text_of(part)) is not None:
+      texts.append(text)
     elif kind in _THOUGHT_PARTS:
-      inner = part.get('thinking', part.get('reasoning', part.get('text')))
+      inner = next((v for n in _INNER if (v := part.get(n))), None)
       thoughts += _read_parts(inner)
     elif kind not in _SILENT_PARTS:
       raise BadAnswer(f'a completion whose content has a part of type {kind!r}')
   return ''.join(texts), ''.join(thoughts)
 
 
+def _text_of(part: dict[str, Any]) -> str | None:
+  """Returns the text of a part; None where the part holds none."""
+  text = part.get('text', ...)
+  if isinstance(text, dict):  # {'value': 'Paris', 'annotations': []}
+    text = text.get('value', ...)
+  if text is None:
+    return ''
+  return text if isinstance(text, str) else None
+
+
 def _reasoning(message: dict[str, Any]) -> str:
-  """Returns the thoughts that a server wrote to a field of their own."""
-  for name in ('reasoning_content', 'reasoning'):
+  """Returns the thoughts that stand in a field of their own."""
+  for name in _THOUGHT_FIELDS:
     value = message.get(name)
     if isinstance(value, str) and value:
       return value
+    if isinstance(value, dict):
+      value = [{'type': 'thinking', **value}]
     if isinstance(value, list):
       return ''.join(_read_parts(value))
   return ''
@@ -225,7 +262,9 @@ def _read_end(reason: Any) -> tuple[str, bool]:
   """Returns 'stop' or 'length', and whether the completion ended by itself."""
   if isinstance(reason, dict):  # {'type': 'stop', ...}
     reason = reason.get('type')
-  word = '' if reason is None else str(reason).lower()
+  if not isinstance(reason, str | None):
+    raise BadAnswer(f'a completion that ended with finish_reason {reason!r:.80}')
+  word = _word(reason or '')
   if word in _STOPS:
     return 'stop', True
   if word in _LENGTHS:
@@ -233,6 +272,16 @@ def _read_end(reason: Any) -> tuple[str, bool]:
   if word in _CUT_SHORT:
     return 'stop', False
   raise BadAnswer(f'a completion that ended with finish_reason {reason!r:.80}')
+
+
+def _word(reason: str) -> str:
+  """Returns a reason in lower case: 'FINISH_REASON_MAX_TOKENS' is 'max_tokens'.
+
+  Servers that pass on another program's reason write 'maxTokens', 'max-tokens',
+  or the token that ended the text, such as '<|im_end|>'.
+  """
+  word = _NO_WORD.sub('_', _CAMEL.sub('_', reason).lower()).strip('_')
+  return word.removeprefix('finish_reason_')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,9 @@
 Reasoning models think before they speak. Their thoughts arrive in four forms:
 
   1. in the text, between tags: `<think> ... </think>`. The tags `<thinking>`,
-     `<thought>`, `<thoughts>`, `<reasoning>`, `<seed:think>` and `[THINK]` mean
-     the same, in any case and with attributes;
+     `<thought>`, `<thoughts>`, `<reasoning>`, `<seed:think>`, `[THINK]`,
+     `◁think▷`, `<|begin_of_thought|>` and `<|START_THINKING|>` mean the same, in
+     any case; those in `<>` may have attributes;
   2. in the text, with a closing tag alone: the chat template wrote the opening
      tag, which stands in the prompt;
   3. in the text, as Harmony's channels: `<|channel|>analysis<|message|> ...`
@@ -17,10 +18,12 @@ Every reader of a model's text (plans, commands, verdicts, answers, analyses,
 grades, rewards) reads the text behind the thoughts. Token ids, log
 probabilities and `records.Completion.text` keep everything.
 
-Thoughts stand at the beginning of a text. A tag in the middle of an answer,
-such as an answer about HTML, is part of the answer.
+Thoughts stand at the beginning of a text, or are a block of lines of their own
+further down. Any other tag in the middle of an answer, such as in an answer about
+HTML, is part of the answer.
 """
 
+import bisect
 import dataclasses
 import re
 
@@ -30,10 +33,19 @@ from agentflow_jax import records
 _TAG = re.compile(
     rf'<(?P<close>/?)(?P<name>{records.THOUGHT_TAGS})'
     r'(?:[ \t][^<>\n]*)?(?<!/)>'
-    r'|\[(?P<close2>/?)think\]',
+    r'|\[(?P<close2>/?)think\]|◁(?P<close3>/?)think▷'
+    r'|<\|(?:begin|(?P<close4>end))_of_thought\|>'
+    r'|<\|(?:start|(?P<close5>end))_thinking\|>',
     re.IGNORECASE,
 )
-_SPACE = re.compile(r'[\s\ufeff]*')
+# What these models put around the text behind their thoughts.
+_WRAPPER = re.compile(
+    r'<\|(?P<word>begin_of_solution|start_response)\|>'
+    r'(?P<inner>.*?)(?:<\|end_(?:of_solution|response)\|>.*)?',
+    re.IGNORECASE | re.DOTALL,
+)
+_FENCE = re.compile(r'^[ \t]*(?:```|~~~)', re.MULTILINE)
+_SPACE = re.compile(r'[\s\ufeff\u200b-\u200d\u2060]*')
 _QUOTES = '`"\''
 _CHANNELS = re.compile(
     r'\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>'
@@ -57,7 +69,7 @@ class _Tag:
 
 
 def said(text: str, thinking: bool = False) -> str:
-  """Returns the text behind the thoughts.
+  """Returns the text without the thoughts.
 
   Args:
     text: a model's text; anything at all.
@@ -65,8 +77,9 @@ def said(text: str, thinking: bool = False) -> str:
 
   Returns:
     The text behind the thoughts that it begins with, without the white space
-    before it; '' if a thought is never closed; the text itself if it begins with
-    no thoughts.
+    before it; '' if such a thought is never closed. Blocks of thoughts further
+    down are left out: their opening tag begins a line and their closing tag ends
+    one, outside of fenced code. A text without thoughts is returned as it is.
   """
   start = begin(text, thinking)
   if start is None:
@@ -74,7 +87,10 @@ def said(text: str, thinking: bool = False) -> str:
   if start and _CHANNELS.match(text):
     end = _CHANNEL_END.search(text, start)
     return text[start : end.start() if end else len(text)]
-  return text[start:]
+  rest = text[start:]
+  if start and (wrapped := _WRAPPER.fullmatch(rest)):
+    rest = wrapped['inner'].strip()
+  return _without_blocks(rest)
 
 
 def said_by(completion: records.Completion) -> str:
@@ -113,17 +129,61 @@ def begin(
   ends, lone = _ends(tags, settled)
   start = at = 0
   if lone is not None and not settled and not _opens(text, tags, 0, 0):
-    start, at = tags[lone].end, lone + 1
+    start, at = _behind(text, tags, lone, settled)
   while _opens(text, tags, at, start):
     if ends[at] is None:
       return None
-    start, at = tags[ends[at]].end, ends[at] + 1
+    start, at = _behind(text, tags, ends[at], settled)
   return _SPACE.match(text, start).end() if start else 0
+
+
+def _without_blocks(text: str) -> str:
+  """Returns a text without the blocks of thoughts between its lines."""
+  tags = _tags(text)
+  if not tags:
+    return text
+  ends, _ = _ends(tags, settled=True)
+  fences = [match.start() for match in _FENCE.finditer(text)]
+  kept, start, at = [], 0, 0
+  while at < len(tags):
+    end = ends[at]
+    fenced = bisect.bisect(fences, tags[at].start) % 2
+    if end is not None and not fenced and _has_lines(text, tags[at], tags[end]):
+      kept.append(text[start : tags[at].start])
+      start, at = tags[end].end, end
+    at += 1
+  return ''.join([*kept, text[start:]])
+
+
+def _has_lines(text: str, first: _Tag, last: _Tag) -> bool:
+  """Returns whether a block has its lines for itself, and is not empty."""
+  before = text.rfind('\n', 0, first.start) + 1
+  line = text.find('\n', last.end)
+  behind = line if line >= 0 else len(text)
+  return bool(text[first.end : last.start].strip()) and not (
+      text[before : first.start].strip() or text[last.end : behind].strip()
+  )
 
 
 def has_tag(text: str) -> bool:
   """Returns whether a text holds an opening or a closing tag of thoughts."""
   return bool(_tags(text))
+
+
+def _behind(
+    text: str, tags: list[_Tag], last: int, settled: bool
+) -> tuple[int, int]:
+  """Returns where the text and the tags behind a closing tag begin.
+
+  A model may close a thought twice, so closing tags that follow it at once
+  belong to it, except in a text that is still being written.
+  """
+  start, at = tags[last].end, last + 1
+  while not settled and at < len(tags) and tags[at].closes and (
+      tags[at].start <= _SPACE.match(text, start).end()
+  ):
+    start, at = tags[at].end, at + 1
+  return start, at
 
 
 def _opens(text: str, tags: list[_Tag], at: int, start: int) -> bool:
@@ -136,7 +196,7 @@ def _opens(text: str, tags: list[_Tag], at: int, start: int) -> bool:
 def _tags(text: str) -> list[_Tag]:
   """Finds the tags of a text, in order; quoted ones are left out."""
   found = []
-  if '<' not in text and '[' not in text:  # The usual case, at once.
+  if not any(c in text for c in '<[◁'):  # The usual case, at once.
     return found
   for match in _TAG.finditer(text):
     before, after = text[match.start() - 1 : match.start()], match.end()
@@ -146,7 +206,7 @@ def _tags(text: str) -> list[_Tag]:
         match.start(),
         match.end(),
         (match['name'] or 'think').lower(),
-        bool(match['close'] or match['close2']),
+        any(match[f'close{i}'] for i in ('', *range(2, 6))),
     ))
   return found
 

@@ -10,16 +10,26 @@ from collections.abc import Collection, Sequence, Set
 
 _WORD = re.compile(r'\w(?:[\w.-]*\w)?')
 _DECORATION = ' \t\r\n*_`"\''
-_ITEM = re.compile(r'\s*(?:[-*•+]|\(?\d{1,2}[.):])?\s*(.*)')
+_ITEM = re.compile(
+    r'\s*(?:[-*•+]|\(?\d{1,2}[.):])?\s*'
+    r'(?:\(?(?:or|and|then|also|plus)\b[:\s]*(?:use\b\s*)?)*(.*)',
+    re.IGNORECASE,
+)
 _SHOWN = 60
 # Number of characters before a name that are searched for words like "not".
 _WINDOW = 40
 _NEGATION = re.compile(
-    r"\b(?:not|never|no|none|neither|nor|cannot|avoid|without|except|"
-    r"instead of|rather than)\b|n['’]t\b",
+    r"\b(?:not|never|no|none|neither|nor|cannot|avoid|skip|without|except|"
+    r"instead of|(?:rather|other) than)\b|n['’]t\b",
     re.IGNORECASE,
 )
-_DENIAL = re.compile(r'\W*(?:not|never)\b', re.IGNORECASE)
+_DENIAL = re.compile(r'\W*(?:(?:not|never)\b|no\W*\Z)', re.IGNORECASE)
+# Words behind a name that deny it without a negation.
+_UNFIT = re.compile(
+    r'\b(?:forbidden|prohibited|unnecessary|useless|unsuitable|unhelpful'
+    r'|inappropriate|irrelevant|unavailable|insufficient|wrong|fails?|failed)\b',
+    re.IGNORECASE,
+)
 _BUT = re.compile(r'\bbut\b', re.IGNORECASE)
 # Words that open a sentence and name nothing.
 _OPENING = re.compile(
@@ -44,7 +54,8 @@ _REASON = re.compile(
 )
 # What joins a further name to the first one, even in a reason.
 _JOINS = re.compile(
-    r'(?:[/|&+→,;:(>]|[-–—]\s|[.!?]\s|\b(?:or|and|then|also|plus|either|both|as'
+    r'(?:[/|&+→,;:(>]|[-–—]\s|[.!?]\s|\b(?:or|and|then|also|plus|perhaps|maybe'
+    r'|possibly|later|next|either|both|as'
     r'|instead|alternatively|otherwise|else|to|for|so|with|via|use|using|try|but'
     r'|by)\b)'
     r'(?:\W|\b(?:the|a|use|using)\b)*\Z',
@@ -130,7 +141,7 @@ def _denies(behind: str, rejected: Set[int]) -> bool:
   """
   reason = _REASON.search(behind)
   named = behind[: reason.start()] if reason else behind
-  denials = list(_NEGATION.finditer(named))
+  denials = [*_NEGATION.finditer(named), *_UNFIT.finditer(named)]
   if reason and (first := _DENIAL.match(behind, reason.end())):
     denials.append(first)
   return any(
@@ -140,4 +151,4 @@ def _denies(behind: str, rejected: Set[int]) -> bool:
 
 def _item(line: str) -> str:
   """Returns a line's text without the marks of a list, in lower case."""
-  return _ITEM.fullmatch(line)[1].strip(_DECORATION + ',.[]').lower()
+  return _ITEM.fullmatch(line)[1].strip(_DECORATION + ',.[]()').lower()

@@ -12,16 +12,22 @@ _HEADER = (
 )
 # The word, and behind it nothing but punctuation or a reason: 'STOP would be too
 # early' concludes nothing.
+_LEFT = (
+    r'(?:[\s*_`"\'(\[<$#>✅✔☑🛑\ufe0f]|(?P<boxed>\\(?:boxed|text\w*)\{)|<(?:b|strong)>'
+    r'|[-•]\s)*'
+)
+_RIGHT = r'(?(boxed)\}*)(?:[*_`"\' \t\])>$✅✔☑🛑\ufe0f]|</(?:b|strong)>)*'
 _WORD = (
-    r'[\s*_`"\'(\[<]*(?P<word>stop|continue)\b[*_`"\' \t\])>]*'
-    r'(?:[.!]+|(?=[,;:(–—]|-\s|$))'
+    rf'{_LEFT}(?P<word>stop|continue)(?![^\W_]|_+[^\W_]){_RIGHT}'
+    rf'(?:[.!]+{_RIGHT}|(?=[,;:(–—]|-\s|$))'
 )
 _CONCLUSION = re.compile(_HEADER, re.IGNORECASE | re.MULTILINE)
 _CONCLUDED = re.compile(_WORD, re.IGNORECASE | re.MULTILINE)
 _WHOLE = re.compile(_HEADER + _WORD, re.IGNORECASE | re.MULTILINE)
 # A text that is the word alone, and perhaps a reason in brackets.
 _ALONE = re.compile(
-    r'[\s*_`"\'(\[<]*(?P<word>stop|continue)\b[\s*_`"\'\])>.!]*'
+    rf'{_LEFT}(?P<word>stop|continue)(?![^\W_]|_+[^\W_])(?:{_RIGHT}[\s.!]*)'
+    rf'{_RIGHT}\s*'
     r'(?P<rest>\([^()]*\)[\s*_`"\'.!]*)?',
     re.IGNORECASE,
 )

@@ -552,9 +552,20 @@ def test_a_prompt_that_does_not_fit_is_named_so(reply):
     'Input is too long for requested model.',
     'The number of tokens to keep from the initial prompt is greater than the'
     ' context length',
+    # Moonshot, TabbyAPI, GitHub, Azure, LiteLLM, OpenRouter, Fireworks.
+    'Invalid request: Your request exceeded model token limit: 8192',
+    'Prompt is 9000 tokens, and exceeds the limit of 8192',
+    'tokens_limit_reached: Request body too large for gpt-4o model.',
+    'Input prompt (5000 tokens) is too long and exceeds limit of 4096',
+    'litellm.ContextWindowExceededError: too much',
+    "Invalid 'messages[1].content': string too long.",
+    'The number of tokens in the prompt exceeds the maximum',
+    'The message you submitted was too long, please reload',
+    'sequence length 5000 exceeds maximum', 'input_too_long',
+    'total tokens exceed max message tokens', 'Prompt exceeds max length',
 ])
 def test_a_prompt_that_is_too_long_is_recognised_in_every_server_s_words(said):
-  assert endpoint._TOO_LONG.search(said)
+  assert endpoint._is_too_long(said)
 
 
 @pytest.mark.parametrize('said', [
@@ -564,9 +575,14 @@ def test_a_prompt_that_is_too_long_is_recognised_in_every_server_s_words(said):
     'Rate limit reached: too many requests', 'model not found',
     "Unsupported parameter: 'max_tokens' is not supported with this model.",
     'temperature must be at most 2', "Unknown parameter: 'input'",
+    'Rate limit reached for requests: too many tokens per minute',
+    '`max_tokens` (5000) exceeds the maximum allowed value of 4096',
+    'body.temperature: Input should be less than or equal to 2',
+    "Invalid value for 'messages[0].role': must be one of user, assistant",
+    'messages must be a non-empty array', 'top_k is too large',
 ])
 def test_other_refusals_do_not_count_as_too_long(said):
-  assert not endpoint._TOO_LONG.search(said)
+  assert not endpoint._is_too_long(said)
 
 
 def test_thoughts_of_a_server_are_kept_apart():

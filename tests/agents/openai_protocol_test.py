@@ -45,6 +45,27 @@ def _parse(message, finish_reason='stop', **choice):
         ({'content': None, 'reasoning_content': 'hm'}, '', 'hm'),
         ({'reasoning': 'hm'}, '', 'hm'),
         ({'content': 'Paris', 'reasoning': {'effort': 'low'}}, 'Paris', ''),
+        # Other shapes: Bedrock's parts, OpenAI's assistants, a part alone.
+        ({'content': [{'text': 'Paris'}, {'type': 'text', 'text': None}]},
+         'Paris', ''),
+        ({'content': [{'type': 'text', 'text': {'value': 'Paris'}}]}, 'Paris', ''),
+        ({'content': {'type': 'text', 'text': 'Paris'}}, 'Paris', ''),
+        ({'content': [{'type': 'tool_use', 'id': '1'},
+                      {'type': 'text', 'text': 'Paris'}]}, 'Paris', ''),
+        ({'content': [{'type': 'reasoning', 'summary': [
+            {'type': 'summary_text', 'text': 'hm'}]},
+                      {'type': 'output_text', 'text': 'Paris'}]}, 'Paris', 'hm'),
+        # Ollama, LiteLLM, OpenRouter, Copilot.
+        ({'content': 'Paris', 'thinking': 'hm'}, 'Paris', 'hm'),
+        ({'thinking': 'hm'}, '', 'hm'),
+        ({'content': 'Paris', 'thinking_blocks': [
+            {'type': 'thinking', 'thinking': 'hm'}]}, 'Paris', 'hm'),
+        ({'content': 'Paris', 'reasoning_details': [
+            {'type': 'reasoning.text', 'text': 'h'},
+            {'type': 'reasoning.encrypted', 'data': 'x'},
+            {'type': 'reasoning.summary', 'summary': 'm'}]}, 'Paris', 'hm'),
+        ({'content': 'Paris', 'reasoning': {'content': 'hm'}}, 'Paris', 'hm'),
+        ({'content': 'Paris', 'reasoning_text': 'hm'}, 'Paris', 'hm'),
         # Tags in the text stay there, for agents.thoughts.
         ({'content': '<think>hm</think>Paris'}, '<think>hm</think>Paris', ''),
     ],
@@ -66,11 +87,15 @@ def test_thoughts_that_reached_their_length_are_no_answer():
     'reasons, expected',
     [
         ((None, '', 'stop', 'STOP', 'eos', 'eos_token', 'end_turn',
-          'stop_sequence', 'COMPLETE', {'type': 'stop'}), ('stop', True)),
+          'stop_sequence', 'COMPLETE', {'type': 'stop'}, 'FINISH_REASON_STOP',
+          'stopSequence', 'end_of_turn', 'eot', '<|im_end|>', '</s>', '<eos>',
+          ' stop '), ('stop', True)),
         (('length', 'max_tokens', 'MAX_TOKENS', 'model_length',
-          'max_output_tokens'), ('length', True)),
+          'max_output_tokens', 'FINISH_REASON_MAX_TOKENS', 'max-tokens',
+          'maxTokens', 'max_new_tokens', 'context_length'), ('length', True)),
         (('content_filter', 'tool_calls', 'function_call', 'refusal',
-          'SAFETY'), ('stop', False)),
+          'SAFETY', 'contentFilter', 'tool-calls', 'pause_turn'),
+         ('stop', False)),
     ],
 )
 def test_finish_reasons_of_every_server(reasons, expected):
@@ -92,11 +117,11 @@ def test_an_unknown_finish_reason_is_an_error_that_names_it(reason):
     [
         ({}, 'no completion'),
         ({'content': 5}, 'no text'),
-        ({'content': {'text': 'Paris'}}, 'no text'),
+        ({'content': {'parts': ['Paris']}}, 'None'),
         ({'content': [5]}, 'no completion'),
         ({'content': [{'type': 'image_url', 'url': 'x'}]}, "'image_url'"),
         ({'content': [{'type': 'text', 'text': 5}]}, "'text'"),
-        ({'content': [{'text': 'Paris'}]}, 'None'),
+        ({'content': [{'text': {'values': 'Paris'}}]}, 'None'),
         ({'content': [{'type': 'thinking', 'thinking': 5}]}, 'no text'),
     ],
 )

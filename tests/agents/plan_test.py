@@ -273,6 +273,14 @@ def test_the_end_of_a_plan_is_not_that_of_a_draft_in_thoughts():
   assert plan_lib.end_of(f'Sub-Goal: s\n<think>\n{plan}</think>\n') is None
 
 
+def test_a_plan_is_not_read_out_of_thoughts_behind_it():
+  text = (
+      'Sub-Goal: s\nContext: c\nTool Name: search\n'
+      '<think>\nOr this:\nTool Name: python\n</think>\n'
+  )
+  assert plan_lib.parse(text, TOOLS).tool == 'search'
+
+
 _pieces = st.sampled_from([
     'Sub-Goal', 'Context', 'Tool Name', 'Justification', ':', '：', '\n', '**',
     '`', '```', '#', '1.', '(2)', ' ', '"', "'", 'search', 'python', '-', '\0',

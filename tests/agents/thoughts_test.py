@@ -44,7 +44,22 @@ from tests.agents import cpu_limit
         ('<think>I end with `</think>` later.</think>Paris', 'Paris'),
         ('<think>no <reasoning> here</think>Paris', 'Paris'),
         ('<think>a</thinking>Paris', 'Paris'),
+        ('<think>a</think></think>\nParis', 'Paris'),
+        ('a</think>\n</think>Paris', 'Paris'),
+        # Spellings of other released models.
+        ('◁think▷x◁/think▷Paris', 'Paris'),
+        ('<|begin_of_thought|>\nx<|end_of_thought|>\n\n<|begin_of_solution|>\n'
+         'Paris\n<|end_of_solution|>', 'Paris'),
+        ('<|START_THINKING|>x<|END_THINKING|><|START_RESPONSE|>Paris'
+         '<|END_RESPONSE|>', 'Paris'),
+        ('<|START_THINKING|>x', ''),
+        # Blocks of lines of their own, further down.
+        ('A\n<think>\nTool: b\n</think>\nB', 'A\n\nB'),
+        ('<think>a</think>Paris\n<think>b <think>c</think></think>', 'Paris\n'),
         # An answer about tags keeps them.
+        ('The tags are\n<think>\n</think>\n', 'The tags are\n<think>\n</think>\n'),
+        ('A\n<think>never closed', 'A\n<think>never closed'),
+        ('```\n<think>\na\n</think>\n```\nB', '```\n<think>\na\n</think>\n```\nB'),
         ('<think>x</think>Write <think>a</think>.', 'Write <think>a</think>.'),
         ('<think>x</think>Use </think>.', 'Use </think>.'),
         ('Write <think>a</think>.', 'Write <think>a</think>.'),
@@ -97,14 +112,15 @@ def test_an_end_is_settled_where_more_text_cannot_move_it():
 _pieces = st.sampled_from([
     '<think>', '</think>', '<reasoning>', '</reasoning>', '[THINK]', '`',
     '[/THINK]', ' ', '\n', 'a', '<', '>', '<|channel|>', 'final<|message|>',
+    '```', '<|begin_of_solution|>',
 ])
 
 
 @hypothesis.given(st.lists(_pieces, max_size=30).map(''.join), st.booleans())
 @hypothesis.settings(deadline=None, max_examples=300)
-def test_what_is_said_is_the_end_of_the_text(text, thinking):
-  said = thoughts.said(text, thinking)
-  assert said in text
+def test_what_is_said_is_part_of_the_text(text, thinking):
+  said = iter(text)
+  assert all(c in said for c in thoughts.said(text, thinking))  # In order.
   start = thoughts.begin(text, thinking, settled=True)
   if start and thoughts.said(text[start:]) == text[start:]:
     for more in ('', 'b', '</think>', '<think>c</think>'):
@@ -116,7 +132,8 @@ def test_what_is_said_is_the_end_of_the_text(text, thinking):
     'piece',
     ['<think>', '</think>', '<think><think></think>', '<think ', ' ', '<',
      '<think></think>', '<think></think><think>', '<|channel|>', '[THINK]',
-     '<reasoning></think>', 'analysis', '\ufeff', '<|channel|>final '],
+     '<reasoning></think>', 'analysis', '\ufeff', '<|channel|>final ',
+     '\n<think>a</think>', '\n```\n<think>a', '<think></think></think>'],
 )
 def test_takes_time_in_proportion_to_the_text(piece):
   # Quadratic work would take minutes here.

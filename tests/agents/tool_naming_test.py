@@ -53,6 +53,8 @@ def test_a_tool_is_spelled_as_its_card_spells_it():
         'search, but python is better', 'search to find it, then python',
         '["search", "python"]', "['search','python']", '[search, python]',
         'search\npython', '- search\n- python', 'search\n1. python',
+        'search, perhaps python', 'search, maybe python', 'search\nor python',
+        'search\n(and python)', 'search\n\nThen use python',
         'search\nor\npython', 'search. Then python adds.',
         # The other one may be a tool that there is not.
         'search or browser', 'browser or search', 'browser, search',
@@ -64,7 +66,9 @@ def test_a_tool_is_spelled_as_its_card_spells_it():
         'anything but search', 'none (search is useless)', 'I cannot use search',
         'neither search nor python', 'search is not needed',
         'search should not be used', 'search (not needed)',
-        "search isn't useful",
+        "search isn't useful", 'skip search', 'any tool other than search',
+        'search is forbidden', 'search is unnecessary', 'search fails',
+        'search – no', 'search: no.',
     )]
     + [(text, 'unknown tool') for text in (
         '', '**', 'browser', 'researching', 'search_web', '[]', 'none',

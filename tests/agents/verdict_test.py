@@ -55,6 +55,19 @@ from tests.agents import cpu_limit
         ('Conclusion: STOP, as it does not need more', True),
         ('Conclusion: STOP - no need to continue', True),
         ('Conclusion: STOP, not CONTINUE', True),
+        # In other marks.
+        ('__Conclusion: STOP__', True),
+        ('Conclusion: __STOP__.', True),
+        ('Conclusion: <b>STOP</b>', True),
+        ('Conclusion: $\\boxed{STOP}$', True),
+        ('Conclusion: \\boxed{\\text{CONTINUE}}', False),
+        ('Conclusion:\n- STOP', True),
+        ('Conclusion: **STOP** ✅', True),
+        ('Conclusion: 🛑 STOP', True),
+        ('### STOP', True),
+        ('Conclusion: ❌ STOP', None),
+        ('Conclusion: STOP ❌', None),
+        ('Conclusion: STOP_SIGNAL', None),
         # Negations and doubts.
         ('Conclusion: do not STOP', None),
         ("Conclusion: don't stop", None),
@@ -111,7 +124,8 @@ def test_an_object_beyond_the_limit_is_refused_and_not_cut():
 
 
 @pytest.mark.parametrize(
-    'piece', ['stop ', 'conclusion', 'conclusion\n', '*', '(', 'x ', '# ']
+    'piece', ['stop ', 'conclusion', 'conclusion\n', '*', '(', 'x ', '# ', '- ',
+              '<b>', '\\boxed', '_', ' . ']
 )
 def test_takes_time_in_proportion_to_the_text(piece):
   # Quadratic work would take minutes here.
