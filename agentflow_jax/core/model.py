@@ -135,7 +135,6 @@ def make_unrolled_fn(
     config: the network.
     params: like those it will take; shapes and shardings count.
   """
-
   where = jax.tree.map(_layer_sharding, params['layers'])
   split = jax.jit(
       functools.partial(unrolled, config),
