@@ -103,9 +103,9 @@ def config_too_long(
 ) -> language_model.PromptTooLong:
   """Returns the error of a prompt without turns that a model refused."""
   return language_model.PromptTooLong(
-      'the query and the instructions alone are too long for the model, before'
-      ' any turn; give the model a longer context, or remove the task from the'
-      f' task set: {refusal}'
+      'the model has no room for the query and the instructions, even without any'
+      ' turn; give it a longer context, or remove the task from the task set:'
+      f' {refusal}'
   )
 
 
