@@ -40,7 +40,7 @@ class Constrain:
 
   def lookup(self, table: Array, ids: Array) -> Array:
     """Returns table[ids], NaN where an id is outside: [V, D], [B, T] to [B, T, D]."""
-    return jnp.take(table, ids, axis=0, mode='fill')
+    return primitives.take_rows(table, ids)
 
   def pick(self, x: Array, places: Array) -> Array:
     """Returns x at places of its axis 1: [B, T, D], [B, N] to [B, N, D]."""

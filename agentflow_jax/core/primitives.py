@@ -97,6 +97,43 @@ def _project_backward(dtype, equation, saved, d_y):
 project.defvjp(_project_forward, _project_backward)
 
 
+def take_rows(table: Array, ids: Array, mode: str = 'fill') -> Array:
+  """Returns table[ids]: [V, D], [...] to [..., D].
+
+  The gradient of a row is summed over the ids in float32, whatever the table's
+  dtype: in bfloat16 a sum of ones would not get beyond 256.
+
+  Args:
+    table: [V, D].
+    ids: int32[...].
+    mode: 'fill' gives NaN where an id is outside, 'clip' the nearest row.
+  """
+  if table.dtype == jnp.float32:
+    return jnp.take(table, ids, axis=0, mode=mode)
+  if mode == 'clip':
+    ids = jnp.clip(ids, 0, table.shape[0] - 1)
+  return _taken(table.shape[0], table.dtype.name, table, ids)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _taken(size, dtype, table, ids):
+  del size, dtype  # Of the table, for the backward pass.
+  return jnp.take(table, ids, axis=0, mode='fill')
+
+
+def _taken_forward(size, dtype, table, ids):
+  return _taken(size, dtype, table, ids), ids
+
+
+def _taken_backward(size, dtype, ids, d_rows):
+  d_table = jnp.zeros((size, d_rows.shape[-1]), jnp.float32)
+  d_table = d_table.at[ids].add(d_rows.astype(jnp.float32), mode='drop')
+  return d_table.astype(dtype), None
+
+
+_taken.defvjp(_taken_forward, _taken_backward)
+
+
 def _sum_last(x: Array) -> Array:
   # A product with ones, not a sum: XLA's CPU sums a short axis in an order that
   # depends on the other axes, and sampler and trainer differ in those.

@@ -17,6 +17,7 @@ from jax import sharding as jax_sharding
 from jax.experimental import mesh_utils
 
 from agentflow_jax.core import model
+from agentflow_jax.core import primitives
 
 PartitionSpec = jax_sharding.PartitionSpec
 NamedSharding = jax_sharding.NamedSharding
@@ -244,7 +245,7 @@ class _WithinData(_OnMesh):
       table = jax.lax.all_gather(table, 'fsdp', axis=1, tiled=True)
       at = ids - jax.lax.axis_index('tensor') * len(table)
       is_here = (at >= 0) & (at < len(table))
-      found = jnp.take(table, at, axis=0, mode='clip')
+      found = primitives.take_rows(table, at, 'clip')
       found = jax.lax.psum(
           jnp.where(is_here[..., None], found, 0), 'tensor'
       )

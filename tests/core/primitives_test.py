@@ -79,3 +79,31 @@ def test_a_bfloat16_kernel_gradient_is_summed_in_float32():
       argnums=(0,),
   )(jnp.ones((1, 1)))
   assert d_kernel.item() == 3001  # bfloat16 knows no such number.
+
+
+@pytest.mark.parametrize('mode', ['fill', 'clip'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_the_gradient_of_a_row_that_is_read_often_is_its_whole_sum(dtype, mode):
+  table = jnp.arange(8, dtype=dtype).reshape(4, 2)
+  ids = jnp.array([[0] * 1000 + [2], [0] * 999 + [2, 3]])
+  rows, pull = jax.vjp(
+      lambda table: primitives.take_rows(table, ids, mode), table
+  )
+  np.testing.assert_array_equal(rows, np.asarray(table)[ids])
+  (gradient,) = pull(jnp.full(rows.shape, 0.5, dtype))
+  assert gradient.dtype == dtype
+  # 1,999 and 2 halves, and one; bfloat16 rounds 999.5 to 1000. Added up in
+  # bfloat16 the first would stop at 128.
+  first = 999.5 if dtype == 'float32' else 1000
+  np.testing.assert_array_equal(
+      np.asarray(gradient, np.float32)[:, 0], [first, 0, 1, 0.5]
+  )
+
+
+def test_an_id_outside_the_table_reads_what_the_mode_says():
+  table = jnp.array([[1.0], [2.0]], jnp.bfloat16)
+  read = lambda mode: np.asarray(
+      primitives.take_rows(table, jnp.array([1, 2, 7]), mode), np.float32
+  )[:, 0]
+  np.testing.assert_array_equal(read('fill'), [2, np.nan, np.nan])
+  np.testing.assert_array_equal(read('clip'), [2, 2, 2])

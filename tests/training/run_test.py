@@ -10,6 +10,7 @@ from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import evaluation
 from agentflow_jax.training import exits
 from agentflow_jax.training import final
+from agentflow_jax.training import models
 from agentflow_jax.training import run
 from agentflow_jax.training import single
 from agentflow_jax.training import trainer
@@ -182,6 +183,27 @@ def test_a_planner_that_truncates_ends_in_the_same_bits_as_well(
   summary = json.loads((tmp_path / 'whole' / 'summary.json').read_text())
   # Rollouts, and evaluations sampled and greedy.
   assert summary['compiles/after_warmup'] == 0
+
+
+@pytest.mark.slow
+def test_bfloat16_parameters_end_in_the_same_bits_as_well(
+    tmp_path, monkeypatch
+):
+  # Cut after the commit of step 1, which holds the float32 master.
+  config = mini.config(tmp_path / 'in', steps=2, checkpoint_every=1)
+  config = config_lib.override(config, [('planner.param_dtype', 'bfloat16')])
+  lines = _whole_and_cut(config, tmp_path, monkeypatch)
+  for line in lines:
+    assert line['update/logprob_gap/max'] <= 1e-5
+    assert line['update/update_norm'] > 0 and line['update/applied_norm'] > 0
+  summary = json.loads((tmp_path / 'whole' / 'summary.json').read_text())
+  assert summary['compiles/after_warmup'] == 0
+  # What is exported is what was sampled from last.
+  planner = models.load(
+      str(tmp_path / 'whole' / 'planner'), param_dtype='bfloat16'
+  )
+  assert planner.stored_dtype == 'bfloat16'
+  assert summary['params_digest'] == trainer.params_digest(planner.params)
 
 
 def _whole_and_cut(config, tmp_path, monkeypatch):
