@@ -145,7 +145,7 @@ def of(content: bytes, header: str = '', kind: str = 'text/plain') -> str:
     for label in labels:
       name = named(label.decode('latin-1'))
       # It was read as ASCII, so it cannot be so.
-      name = 'utf-8' if name.startswith('utf-16') else name
+      name = 'utf-8' if name.startswith(('utf-16', 'utf-32')) else name
       if name and not (kind in XML and not declared and _is_utf8(content)):
         return name
   return _guessed(content) if kind in HTML - XML else 'utf-8'
