@@ -19,6 +19,10 @@ THOUGHT_TAGS = 'think(?:ing)?|thoughts?|reasoning|seed:think'
 
 # Logits divided by a lower temperature do not stay finite in float32.
 _LEAST_TEMPERATURE = 1e-6
+# Float32 holds no larger number, and a logit of -inf by inf is no number.
+_LARGEST_TEMPERATURE = 1e38
+# The smallest positive number that float32 holds exactly.
+_LEAST_TOP_P = 2**-126
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +46,8 @@ class SamplingSpec:
   """How a response is sampled, and the distribution its log probs are of.
 
   Attributes:
-    temperature: divisor of the logits, at least 1e-6; 0 is greedy (log probs
-      are then those at temperature 1, and such a response never trains).
+    temperature: divisor of the logits, from 1e-6 to 1e38; 0 is greedy (log
+      probs are then those at temperature 1, and such a response never trains).
     top_k: keep the k most likely tokens; 0 keeps all.
     top_p: keep the smallest set with at least this mass; 1 keeps all.
     min_p: keep tokens with at least this fraction of the top probability.
@@ -62,6 +66,12 @@ class SamplingSpec:
   stop_after: Literal['', 'plan'] = ''
 
   def __post_init__(self):
+    for name in ('temperature', 'top_p', 'min_p'):
+      value = getattr(self, name)
+      if not isinstance(value, numbers.Real):
+        raise ValueError(
+            f'{name} must be a number, not {type(value).__name__}: {value!r}'
+        )
     if not 0.0 <= self.temperature < float('inf'):
       raise ValueError(
           f'temperature must be finite and >= 0: {self.temperature}'
@@ -69,6 +79,11 @@ class SamplingSpec:
     if 0.0 < self.temperature < _LEAST_TEMPERATURE:
       raise ValueError(
           f'temperature must be 0 (greedy) or at least {_LEAST_TEMPERATURE}:'
+          f' {self.temperature}'
+      )
+    if self.temperature > _LARGEST_TEMPERATURE:
+      raise ValueError(
+          f'temperature must be at most {_LARGEST_TEMPERATURE}:'
           f' {self.temperature}'
       )
     for name in ('top_k', 'max_new_tokens'):
@@ -81,10 +96,21 @@ class SamplingSpec:
       raise ValueError(f'top_k must be >= 0 (0 keeps all): {self.top_k}')
     if not 0.0 < self.top_p <= 1.0:
       raise ValueError(f'top_p must lie in (0, 1]: {self.top_p}')
+    if self.top_p < _LEAST_TOP_P:
+      raise ValueError(
+          f'top_p must be at least {_LEAST_TOP_P}: {self.top_p}; top_k=1 keeps'
+          ' one token'
+      )
     if not 0.0 <= self.min_p <= 1.0:
       raise ValueError(f'min_p must lie in [0, 1]: {self.min_p}')
     if self.max_new_tokens < 1:
       raise ValueError(f'max_new_tokens must be >= 1: {self.max_new_tokens}')
+    if isinstance(self.stop, str) or not all(
+        isinstance(text, str) and text for text in self.stop
+    ):
+      raise ValueError(
+          f'stop must be a sequence of texts, none of them empty: {self.stop!r}'
+      )
     if self.stop_after not in ('', 'plan'):
       raise ValueError(f"stop_after must be '' or 'plan': {self.stop_after!r}")
 

@@ -52,6 +52,8 @@ def test_statuses_are_policy_or_infrastructure():
     [
         ('temperature', -0.1), ('temperature', float('nan')),
         ('temperature', float('inf')), ('temperature', 1e-7), ('top_k', -1),
+        ('temperature', 1e39), ('temperature', '1'), ('top_p', 1e-50),
+        ('min_p', None), ('stop', 'END'), ('stop', ('END', '')), ('stop', (1,)),
         ('top_k', 2.5), ('top_p', 0.0), ('top_p', 1.1), ('min_p', -0.1),
         ('min_p', 1.1), ('max_new_tokens', 0), ('max_new_tokens', 8.0),
     ],

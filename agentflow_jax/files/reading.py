@@ -1,13 +1,15 @@
 r"""JSON and JSON lines, read the same way everywhere.
 
 JSON is what RFC 8259 says: UTF-8, where a byte order mark is accepted at the
-start, and without NaN and Infinity, which Python's own reader accepts. A line of
+start, and without NaN and Infinity, which Python's own reader accepts, also in the
+form of a number that no float holds, such as 1e999. A line of
 a JSON lines file ends at "\n" and nowhere else: a text may hold U+2028, U+0085
 and the other characters at which `str.splitlines` would cut it.
 """
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -59,7 +61,9 @@ def parse(data: bytes, *, allows_nan: bool = False) -> Any:
         ' the file as UTF-8'
     ) from e
   try:
-    return json.loads(text, parse_constant=None if allows_nan else _refuse)
+    if allows_nan:
+      return json.loads(text)
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
   except RecursionError as e:
     raise ValueError('not JSON that can be read: nested too deeply') from e
   except json.JSONDecodeError as e:
@@ -131,6 +135,16 @@ def _refuse(name: str):
   raise ValueError(
       f'not JSON: {name} is no JSON number; leave the field out, or write null'
   )
+
+
+def _finite(number: str) -> float:
+  value = float(number)
+  if math.isinf(value):
+    raise ValueError(
+        f'not JSON that can be read: no float holds {number:.40}; write a number'
+        ' up to 1.7e308'
+    )
+  return value
 
 
 def _reason(error: Exception) -> str:

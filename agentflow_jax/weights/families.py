@@ -144,7 +144,8 @@ def _check_windows(config, positions: int) -> None:
   if kinds:
     slides = 'sliding_attention' in kinds
   else:
-    first = config.get('max_window_layers')
+    # transformers slides from layer 28 on where a config.json says nothing.
+    first = config.get('max_window_layers', 28)
     slides = bool(config.get('use_sliding_window')) and (
         first is None or first < config['num_hidden_layers']
     )

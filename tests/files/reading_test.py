@@ -36,6 +36,8 @@ def test_a_byte_order_mark_and_blank_lines_are_skipped(tmp_path):
 @pytest.mark.parametrize('line, why', [
     (b'{"a": NaN}', 'NaN is no JSON number'),
     (b'[Infinity]', 'Infinity is no JSON number'),
+    (b'{"a": 1e999}', 'no float holds 1e999'),
+    (b'[-1.5E+400]', 'no float holds -1.5E+400'),
     (b'[-Infinity]', '-Infinity is no JSON number'),
     ('{"a": "é"}'.encode('latin-1'), 'not UTF-8 text: byte 0xe9 at offset 7'),
     ('{"a": 1}'.encode('utf-16'), 'not UTF-8 text'),

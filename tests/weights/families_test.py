@@ -155,6 +155,7 @@ _SCALING = {
         ('qwen2', {'use_sliding_window': True, 'sliding_window': None}),
         ('qwen2', {'use_sliding_window': True, 'sliding_window': 8,
                    'max_window_layers': 2}),
+        ('qwen2', {'use_sliding_window': True, 'sliding_window': 8}),
         ('qwen2', {'use_sliding_window': True, 'sliding_window': 128,
                    'max_window_layers': 0}),
         ('qwen2', {'use_sliding_window': True, 'sliding_window': 8,
@@ -203,7 +204,7 @@ def test_options_of_the_scaling_that_are_null_have_their_default():
         ({'hidden_act': 'gelu'}, 'hidden_act'),
         ({'attention_bias': True}, 'attention_bias'),
         ({'mlp_bias': True}, 'mlp_bias'),
-        ({'use_sliding_window': True}, 'use_sliding_window'),
+        ({'use_sliding_window': True, 'max_window_layers': 0}, 'use_sliding_win'),
         ({'layer_types': ['full_attention', 'sliding_attention']}, 'sliding'),
         ({'rope_scaling': {'rope_type': 'dynamic', 'factor': 2.0}}, 'dynamic'),
         (

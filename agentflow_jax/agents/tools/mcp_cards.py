@@ -14,6 +14,7 @@ from agentflow_jax.agents.tools import base, calls, json_schema
 _LONGEST_PURPOSE = 500
 _LONGEST_DESCRIPTION = 200
 _LONGEST_NAME = 128
+_INVISIBLE = re.compile(r'[\s\u00ad\u200b-\u200f\u2060\ufeff]+')
 # All control tokens of the models' templates are spelled with them.
 _BRACKETS = str.maketrans('<>', '\u2039\u203a')
 
@@ -99,13 +100,18 @@ def text(result: Any) -> str:
   nothing, the structured content is the text.
   """
   blocks = [_block(block) for block in result.content or ()]
-  parts = [said for said, _ in blocks if said.strip()]
+  parts = [said for said, _ in blocks if not _is_blank(said)]
   structured = _field(result, 'structured_content')
   if structured is not None and not any(
-      is_text and said.strip() for said, is_text in blocks
+      is_text and not _is_blank(said) for said, is_text in blocks
   ):
     parts.insert(0, json.dumps(structured, ensure_ascii=False))
   return '\n'.join(parts).strip()
+
+
+def _is_blank(text: str) -> bool:
+  """Returns whether a text shows nothing: white space, characters of no width."""
+  return not _INVISIBLE.sub('', text)
 
 
 def is_error(result: Any) -> bool:

@@ -144,8 +144,8 @@ def of(content: bytes, header: str = '', kind: str = 'text/plain') -> str:
     labels = declared + labels if kind in XML else labels + declared
     for label in labels:
       name = named(label.decode('latin-1'))
-      # The label was read as ASCII, so the page cannot be in UTF-16.
-      name = 'utf-8' if name.startswith('utf-16') else name
+      # The label was read as ASCII, so the page cannot be in UTF-16 or UTF-32.
+      name = 'utf-8' if name.startswith(('utf-16', 'utf-32')) else name
       if name and not (kind in XML and not declared and _is_utf8(content)):
         return name
   return _guessed(content) if kind in HTML - XML else 'utf-8'

@@ -172,6 +172,7 @@ _FILE = _block('resource', resource=types.SimpleNamespace(
         ([_BLANK], {'answer': 42}, '{"answer": 42}'),
         ([], {'answer': '\u00e4'}, '{"answer": "\u00e4"}'), ([], 0, '0'),
         (None, [], '[]'), ([_BLANK, _BLANK], None, ''),
+        ([_block('text', text='\u200b\ufeff ')], {'answer': 42}, '{"answer": 42}'),
         ([_TEXT], {'answer': 42}, 'Done.'), ([_BLANK, _TEXT], None, 'Done.'),
         ([_IMAGE], {'answer': 42}, '{"answer": 42}\n[image left out]'),
         ([_TEXT, _IMAGE], None, 'Done.\n[image left out]'),

@@ -79,6 +79,7 @@ def test_labels_of_encodings(label, data, text):
         ('<?xml version="1.0" encoding="cp866"?><meta charset=koi8-r>', 'koi8-r'),
         # A label that could be read as ASCII is not one of UTF-16.
         ('<meta charset=utf-16>', 'utf-8'),
+        ('<meta charset=utf-32>', 'utf-8'),
         ('<?xml version="1.0" encoding="utf-16"?>', 'utf-8'),
         ('<p>2 < 3</p>', 'utf-8'),
     ],
