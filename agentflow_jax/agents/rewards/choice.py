@@ -178,7 +178,8 @@ def _opening(found: tuple[Option, ...], behind: str) -> set[str]:
   """The option whose content stands right behind a letter: "C. Cancer"."""
   words = f'{text.normalise(behind)} '
   fitting = [o for o in found if words.startswith(f'{o.content} ')]
-  return {max(fitting, key=lambda o: len(o.content)).label} if fitting else set()
+  longest = sorted(fitting, key=lambda o: len(o.content))[-1:]
+  return {o.label for o in longest}
 
 
 def _mentioned(found: tuple[Option, ...], said: str) -> set[str]:

@@ -265,7 +265,9 @@ def _same_number(
   # sympy adds digits until some of the difference are certain. It gives up at
   # the limit with a number that has no certain digit, which is a zero here.
   found = difference.evalf(15, maxn=digits)
-  return all(p == 0 or getattr(p, '_prec', 2) == 1 for p in found.as_real_imag())
+  return all(
+      p == 0 or getattr(p, '_prec', 2) == 1 for p in found.as_real_imag()
+  )
 
 
 def _is_rounded(gold: sympy.Expr, said: sympy.Expr) -> bool:

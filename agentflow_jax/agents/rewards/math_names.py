@@ -7,6 +7,7 @@ import sympy
 from agentflow_jax.agents.rewards import math_forms
 from agentflow_jax.agents.rewards import math_tokens
 from agentflow_jax.agents.rewards import numeric
+from agentflow_jax.agents.rewards import units
 
 CONSTANTS = {'e': sympy.E, 'i': sympy.I, 'pi': sympy.pi}
 # Stand-ins that a finished value no longer holds.
@@ -60,7 +61,7 @@ def is_factor(word: str) -> bool:
       or word in math_tokens.FUNCTIONS
       or word in math_tokens.GREEK
       or word == 'pi'
-  ) and not numeric.is_unit(word)
+  ) and not units.is_word(word)
 
 
 def arithmetic(value: math_forms.Value) -> math_forms.Value:
@@ -180,4 +181,4 @@ def with_unit(value: math_forms.Value, unit: str) -> math_forms.Value:
     raise math_forms.Unreadable(f'{unit!r} is no unit')
   if isinstance(value, math_forms.Quantity):
     raise math_forms.Unreadable(f'two units, one of them {unit!r}')
-  return math_forms.Quantity(arithmetic(value), numeric.unit_name(unit))
+  return math_forms.Quantity(arithmetic(value), units.name(unit))

@@ -11,7 +11,7 @@ import sympy
 from agentflow_jax.agents.rewards import math_forms
 from agentflow_jax.agents.rewards import math_names
 from agentflow_jax.agents.rewards import math_tokens
-from agentflow_jax.agents.rewards import numeric
+from agentflow_jax.agents.rewards import units
 
 _RELATIONS = {
     '=': '=', '<': '<', '>': '>', r'\le': '<=', r'\ge': '>=', r'\ne': '!=',
@@ -41,42 +41,19 @@ def read(said: str, grouped: bool = True) -> math_forms.Value:
     raise math_forms.Unreadable(str(error)) from error
 
 
-class _Reader:
-  """A cursor over tokens; each method reads one level of the grammar."""
+class _Reader(math_tokens.Cursor):
+  """Each method reads one level of the grammar."""
 
   def __init__(self, tokens: list[math_tokens.Token]):
-    self._tokens = tokens
-    self._at = 0
+    super().__init__(tokens)
     self._word = ''  # Last separator.
     self._bars = 0  # Open |...|, in which a bar closes and does not open.
-
-  @property
-  def _next(self) -> math_tokens.Token:
-    return self._tokens[self._at]
-
-  def _take(self) -> math_tokens.Token:
-    token = self._tokens[self._at]
-    self._at += token.kind != 'end'
-    return token
-
-  def _is(self, *said: str) -> bool:
-    return self._next.kind != 'text' and self._next.said in said
-
-  def _took(self, *said: str) -> bool:
-    if self._next.kind == 'end' or not self._is(*said):
-      return False
-    self._take()
-    return True
-
-  def _expect(self, said: str) -> None:
-    if not self._took(said):
-      raise math_forms.Unreadable(f'{said!r} expected at {self._next.said!r}')
 
   def statement(self) -> math_forms.Value:
     """Reads everything: one value, or a bare list of values."""
     items = self._items()
-    if self._next.kind != 'end':
-      raise math_forms.Unreadable(f'{self._next.said!r} is out of place')
+    if self.next.kind != 'end':
+      raise math_forms.Unreadable(f'{self.next.said!r} is out of place')
     if len(items) == 1:
       return items[0]
     return math_forms.Sequence('', '', tuple(items), self._word == 'or')
@@ -84,19 +61,19 @@ class _Reader:
   def _items(self) -> list[math_forms.Value]:
     """Reads values up to what cannot separate or continue them."""
     items = list(self._item())
-    while self._is(',', ';', 'or', 'and'):
-      while self._is(',', ';', 'or', 'and'):
-        self._word = self._take().said
+    while self.sees(',', ';', 'or', 'and'):
+      while self.sees(',', ';', 'or', 'and'):
+        self._word = self.take().said
       items += self._item()
     return items
 
   def _item(self) -> list[math_forms.Value]:
     """Reads a chain of relations; two of them where it holds a ± sign."""
-    if self._took(r'\dots'):
+    if self.took(r'\dots'):
       return [math_forms.Mark.ELLIPSIS]
     sides, signs = [self._side()], []
-    while self._next.kind != 'end' and self._next.said in _RELATIONS:
-      signs.append(_RELATIONS[self._take().said])
+    while self.next.kind != 'end' and self.next.said in _RELATIONS:
+      signs.append(_RELATIONS[self.take().said])
       sides.append(self._side())
     value = sides[0]
     if signs:
@@ -106,8 +83,8 @@ class _Reader:
   def _side(self) -> math_forms.Value:
     """Reads a sum or sets joined by union and difference, and its unit."""
     value = self._sum()
-    while self._is(r'\cup', r'\setminus', r'\backslash'):
-      sign = self._take().said
+    while self.sees(r'\cup', r'\setminus', r'\backslash'):
+      sign = self.take().said
       right = self._sum()
       if sign == r'\cup':
         parts = value.parts if isinstance(value, math_forms.Union) else (value,)
@@ -120,18 +97,18 @@ class _Reader:
     """Reads a unit behind a value: \\text{...} or a known name of a unit."""
     unit = ''
     while True:
-      token = self._next
+      token = self.next
       if token.kind == 'text' or (
-          token.kind == 'word' and numeric.is_unit(token.said)
+          token.kind == 'word' and units.is_word(token.said)
       ):
-        unit += f' {self._take().said.strip()}'
-      elif unit and self._is('^', '/'):
-        unit += self._take().said
-        if self._took('{'):
-          unit += self._take().said
-          self._expect('}')
-        elif self._next.kind in ('number', 'text', 'word'):
-          unit += self._take().said
+        unit += f' {self.take().said.strip()}'
+      elif unit and self.sees('^', '/'):
+        unit += self.take().said
+        if self.took('{'):
+          unit += self.take().said
+          self.expect('}')
+        elif self.next.kind in ('number', 'text', 'word'):
+          unit += self.take().said
         else:
           raise math_forms.Unreadable('a unit breaks off')
       else:
@@ -139,8 +116,8 @@ class _Reader:
 
   def _sum(self) -> math_forms.Value:
     value = self._product()
-    while self._is('+', '-', r'\pm', r'\mp'):
-      sign = self._take().said
+    while self.sees('+', '-', r'\pm', r'\mp'):
+      sign = self.take().said
       right = math_names.arithmetic(self._product())
       value = math_names.arithmetic(value)
       value = value + math_names.SIGNS[sign] * right
@@ -148,8 +125,8 @@ class _Reader:
 
   def _product(self) -> math_forms.Value:
     """Reads factors, with and without signs between them."""
-    if self._is('+', '-', r'\pm', r'\mp'):
-      sign = self._take().said
+    if self.sees('+', '-', r'\pm', r'\mp'):
+      sign = self.take().said
       value = math_names.arithmetic(self._product_after_sign())
       return math_names.SIGNS[sign] * value
     return self._product_after_sign()
@@ -157,16 +134,16 @@ class _Reader:
   def _product_after_sign(self) -> math_forms.Value:
     value = self._power()
     while True:
-      if self._took('*', r'\cdot', r'\times', r'\ast'):
+      if self.took('*', r'\cdot', r'\times', r'\ast'):
         value = math_names.arithmetic(value) * self._signed_power()
-      elif self._took('/', r'\div', ':'):
+      elif self.took('/', r'\div', ':'):
         divisor = self._signed_power()
         if divisor == 0:
           raise math_forms.Unreadable('a division by zero')
         value = math_names.arithmetic(value) / divisor
       elif self._starts_factor():
         value = math_names.arithmetic(value)
-        before, sign = self._tokens[self._at - 1], self._next.said
+        before, sign = self.tokens[self.at - 1], self.next.said
         factor = math_names.arithmetic(self._power())
         if before.kind == 'number' and sign == r'\frac' and factor.is_Rational:
           # 3\frac{1}{2} was read as a mixed number before; this could be one.
@@ -177,8 +154,8 @@ class _Reader:
 
   def _signed_power(self) -> math_forms.Value:
     sign = 1
-    while self._is('+', '-'):
-      sign *= -1 if self._take().said == '-' else 1
+    while self.sees('+', '-'):
+      sign *= -1 if self.take().said == '-' else 1
     return sign * math_names.arithmetic(self._power())
 
   def _starts_factor(self) -> bool:
@@ -186,13 +163,13 @@ class _Reader:
 
     A number is none: "3 4" and "x 2" can be read in several ways.
     """
-    token = self._next
+    token = self.next
     if token.kind == 'command':
       return token.said in math_names.FACTORS
     if token.kind == 'word':
       return math_names.is_factor(token.said)
     if token.kind == 'number':  # 2!3!
-      return self._tokens[self._at - 1].said == '!'
+      return self.tokens[self.at - 1].said == '!'
     if token.kind == 'text':
       return token.said.strip() in math_names.CONSTANTS
     if token.kind == 'environment':
@@ -205,12 +182,12 @@ class _Reader:
     """Reads a factor with its powers, factorials, degrees and percent sign."""
     value = self._atom()
     while True:
-      if self._took('!'):
+      if self.took('!'):
         value = sympy.factorial(math_names.arithmetic(value))
-      elif self._took(r'\%'):
+      elif self.took(r'\%'):
         value = math_names.arithmetic(value) * math_names.PERCENT
-      elif self._is('^'):
-        self._take()
+      elif self.sees('^'):
+        self.take()
         if self._degree():
           value = math_names.arithmetic(value) * self._degrees()
         else:
@@ -220,32 +197,32 @@ class _Reader:
         return value
 
   def _degree(self) -> bool:
-    following = [t.said for t in self._tokens[self._at : self._at + 3]]
+    following = [t.said for t in self.tokens[self.at : self.at + 3]]
     if following != ['{', r'\circ', '}']:
       return False
-    self._at += 3
+    self.at += 3
     return True
 
   def _degrees(self) -> sympy.Symbol:
-    scale = math_names.TEMPERATURES.get(self._next.said.strip())
-    if scale is not None and self._next.kind in ('word', 'text'):
-      self._take()
+    scale = math_names.TEMPERATURES.get(self.next.said.strip())
+    if scale is not None and self.next.kind in ('word', 'text'):
+      self.take()
       return scale
     return math_names.DEGREE
 
   def _argument(self) -> math_forms.Value:
     """Reads what a command or ^ takes: {...}, or one number or name."""
-    if self._took('{'):
+    if self.took('{'):
       value = self._sum()
-      self._expect('}')
+      self.expect('}')
       return value
     sign = 1
-    while self._is('+', '-'):
-      sign *= -1 if self._take().said == '-' else 1
+    while self.sees('+', '-'):
+      sign *= -1 if self.take().said == '-' else 1
     return sign * math_names.arithmetic(self._atom())
 
   def _atom(self) -> math_forms.Value:
-    token = self._take()
+    token = self.take()
     match token.kind:
       case 'number':
         return self._number(token.said)
@@ -259,13 +236,13 @@ class _Reader:
         return self._command(token.said)
     if token.said == '{':
       value = self._sum()
-      self._expect('}')
+      self.expect('}')
       return value
     if token.said == '|':
       self._bars += 1
       value = sympy.Abs(math_names.arithmetic(self._sum()))
       self._bars -= 1
-      self._expect('|')
+      self.expect('|')
       return value
     if token.said in ('(', '['):
       return self._bracket(token.said)
@@ -273,18 +250,18 @@ class _Reader:
 
   def _number(self, said: str) -> math_forms.Value:
     plain = said.replace(',', '').replace('_', '')
-    if self._is(r'\overline'):  # 0.1\overline{6}
-      self._take()
-      self._expect('{')
-      period = self._take().said
-      self._expect('}')
+    if self.sees(r'\overline'):  # 0.1\overline{6}
+      self.take()
+      self.expect('{')
+      period = self.take().said
+      self.expect('}')
       if '.' not in plain or not period.isdecimal():
         raise math_forms.Unreadable('digits repeat behind a point only')
       places = len(plain.split('.')[1])
       plain = plain.rstrip('.')
       tail = sympy.Rational(int(period), 10 ** len(period) - 1)
       return sympy.Rational(plain) + tail / 10**places
-    if self._took('_'):
+    if self.took('_'):
       base = math_names.arithmetic(self._argument())
       return math_names.in_base(plain, base)
     return math_names.decimal(plain)
@@ -296,26 +273,7 @@ class _Reader:
       return math_names.CONSTANTS[name]
     if len(name) != 1 and name not in math_tokens.GREEK:
       raise math_forms.Unreadable(f'{name!r} is a word')
-    return sympy.Symbol(name + self._subscript() + self._primes())
-
-  def _subscript(self) -> str:
-    if not self._took('_'):
-      return ''
-    if not self._took('{'):
-      return f'_{self._take().said}'
-    said = ''
-    while not self._is('}'):
-      if self._next.kind == 'end':
-        raise math_forms.Unreadable('a subscript has no end')
-      said += self._take().said
-    self._take()
-    return f'_{said}'
-
-  def _primes(self) -> str:
-    primes = ''
-    while self._took("'"):
-      primes += "'"
-    return primes
+    return sympy.Symbol(name + self.subscript() + self.primes())
 
   def _command(self, command: str) -> math_forms.Value:
     name = command[1:]
@@ -324,16 +282,16 @@ class _Reader:
         return self._fraction()
       case 'sqrt':
         index = 2
-        if self._took('['):
+        if self.took('['):
           index = math_names.arithmetic(self._sum())
-          self._expect(']')
+          self.expect(']')
         radicand = math_names.arithmetic(self._argument())
         return sympy.root(radicand, index)
       case 'binom' | 'dbinom' | 'tbinom':
         return sympy.binomial(self._argument(), self._argument())
       case 'lfloor' | 'lceil':
         value = math_names.arithmetic(self._sum())
-        self._expect(rf'\r{name[1:]}')
+        self.expect(rf'\r{name[1:]}')
         made = sympy.floor if name == 'lfloor' else sympy.ceiling
         return made(value)
       case '{':
@@ -343,22 +301,17 @@ class _Reader:
       case 'infty':
         return sympy.oo
       case 'mathbb' | 'mathcal' | 'vec' | 'overline' | 'bar' | 'hat':
-        self._expect('{')
-        inner = ''
-        while not self._is('}'):
-          if self._next.kind == 'end':
-            raise math_forms.Unreadable(f'{command} has no end')
-          inner += self._take().said
-        self._take()
-        return sympy.Symbol(f'{name}({inner}){self._subscript()}')
+        self.expect('{')
+        inner = self.inner()
+        return sympy.Symbol(f'{name}({inner}){self.subscript()}')
     if name in math_tokens.FUNCTIONS | math_tokens.GREEK | {'pi'}:
       return self._name(name)
     raise math_forms.Unreadable(f'{command} is not known')
 
   def _fraction(self) -> math_forms.Value:
-    token = self._next
+    token = self.next
     if token.kind == 'number' and len(token.said) == 2:  # \frac12
-      self._take()
+      self.take()
       above, below = (sympy.Integer(int(digit)) for digit in token.said)
     else:
       above = math_names.arithmetic(self._argument())
@@ -373,17 +326,17 @@ class _Reader:
     """Reads \\sin^2 x, \\log_{3} 9, \\max(1, 2)."""
     base = power = None
     for _ in range(2):
-      if name == 'log' and base is None and self._took('_'):
+      if name == 'log' and base is None and self.took('_'):
         base = math_names.arithmetic(self._argument())
-      elif power is None and self._took('^'):
+      elif power is None and self.took('^'):
         power = math_names.arithmetic(self._argument())
-    if self._is('(', '{', r'\{', '['):
-      closing = self._take().said
+    if self.sees('(', '{', r'\{', '['):
+      closing = self.take().said
       arguments = self._items()
-      self._expect({'(': ')', '[': ']', '{': '}', r'\{': r'\}'}[closing])
+      self.expect({'(': ')', '[': ']', '{': '}', r'\{': r'\}'}[closing])
     else:
       factor = self._signed_power()
-      while self._starts_factor() and self._next.said.lstrip('\\') not in (
+      while self._starts_factor() and self.next.said.lstrip('\\') not in (
           math_tokens.FUNCTIONS
       ):
         factor *= math_names.arithmetic(self._power())
@@ -392,12 +345,12 @@ class _Reader:
     return math_names.applied(name, arguments, base, power)
 
   def _bracket(self, opening: str) -> math_forms.Value:
-    if opening == r'\{' and self._took(r'\}'):
+    if opening == r'\{' and self.took(r'\}'):
       return math_forms.Mark.EMPTY
     bars, self._bars = self._bars, 0
     items = self._items()
     self._bars = bars
-    closing = self._take().said
+    closing = self.take().said
     if closing not in _CLOSING[opening]:
       raise math_forms.Unreadable(f'{opening} is not closed')
     pair = opening + closing
@@ -418,13 +371,13 @@ class _Reader:
     rows = [[]]
     while True:
       rows[-1].append(math_names.arithmetic(self._sum()))
-      if self._took(r'\\'):
-        if not self._is(rf'\end{{{name}}}'):
+      if self.took(r'\\'):
+        if not self.sees(rf'\end{{{name}}}'):
           rows.append([])
           continue
-      elif self._took('&'):
+      elif self.took('&'):
         continue
-      self._expect(rf'\end{{{name}}}')
+      self.expect(rf'\end{{{name}}}')
       break
     matrix = sympy.ImmutableMatrix(rows)
     return matrix.det() if name == 'vmatrix' else matrix

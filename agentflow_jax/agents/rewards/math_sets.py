@@ -96,7 +96,9 @@ def _equal_dotted(
   )
 
 
-def _filled(items: tuple[math_forms.Value, ...]) -> tuple[math_forms.Value, ...]:
+def _filled(
+    items: tuple[math_forms.Value, ...],
+) -> tuple[math_forms.Value, ...]:
   """Fills in 1, 2, ..., 5; shortens 1, 2, 3, 4, ... to 1, 2, ..."""
   if items.count(_ELLIPSIS) != 1:
     return items
@@ -200,7 +202,8 @@ def _intervals(value: math_forms.Value) -> list[_Interval] | None:
       points = all(isinstance(i, sympy.Expr) and i.is_number for i in items)
       return [(i, i, False, False) for i in items] if points else None
     case math_forms.Sequence(items=(low, high)):
-      if not all(isinstance(e, sympy.Expr) and e.is_number for e in (low, high)):
+      ends = (low, high)
+      if not all(isinstance(e, sympy.Expr) and e.is_number for e in ends):
         return None
       return [(low, high, value.opening == '(', value.closing == ')')]
     case math_forms.Relation(sides=(_, inner), signs=('in',)):

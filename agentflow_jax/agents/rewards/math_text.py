@@ -9,6 +9,7 @@ import re
 
 from agentflow_jax.agents.rewards import numeric
 from agentflow_jax.agents.rewards import text
+from agentflow_jax.agents.rewards import units
 
 _CHARACTERS = str.maketrans({
     **{chr(ord('０') + digit): str(digit) for digit in range(10)},
@@ -209,7 +210,7 @@ def _glued(said: str, start: int, end: int) -> bool:
     return True
   before = said[start - 1 : start]
   after = re.match(r'[^\W\d_]*', said[end:])[0]
-  return before.isalnum() or bool(after and not numeric.is_unit(after))
+  return before.isalnum() or bool(after and not units.is_word(after))
 
 
 def _braced(sign: str, characters: str, plain: dict[str, str]) -> str:

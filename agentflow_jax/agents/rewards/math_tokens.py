@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from agentflow_jax.agents.rewards import math_forms
-from agentflow_jax.agents.rewards import numeric
+from agentflow_jax.agents.rewards import units
 
 FUNCTIONS = frozenset(
     'sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh '
@@ -96,12 +96,79 @@ def tokens(said: str, grouped: bool) -> list[Token]:
 def _letters(word: str, spaced: bool, is_lone: bool) -> list[Token]:
   """Reads a run of letters: a name, one symbol, or a product of symbols."""
   named = word in FUNCTIONS or word in GREEK or word in ('pi', 'or', 'and')
-  if len(word) == 1 or named or numeric.is_unit(word):
+  in_formula = word in _PRODUCTS and not is_lone
+  if len(word) == 1 or named or (units.is_word(word) and not in_formula):
     return [Token('word', word, spaced)]
   product = word.islower() and (
-      (word not in _SHORT_WORDS or (word in _PRODUCTS and not is_lone))
+      (word not in _SHORT_WORDS or in_formula)
       if len(word) == 2 else _PRODUCT.fullmatch(word)
   )
   if not product:
     return [Token('word', word, spaced)]
   return [Token('word', c, spaced and not i) for i, c in enumerate(word)]
+
+
+class Cursor:
+  """A place in a list of tokens.
+
+  Args:
+    tokens: result of `tokens`.
+
+  Attributes:
+    tokens: the tokens.
+    at: index of the next token.
+  """
+
+  def __init__(self, tokens: list[Token]):
+    self.tokens = tokens
+    self.at = 0
+
+  @property
+  def next(self) -> Token:
+    """The next token; of kind "end" for ever behind the last one."""
+    return self.tokens[self.at]
+
+  def take(self) -> Token:
+    """Returns the next token and moves on."""
+    token = self.tokens[self.at]
+    self.at += token.kind != 'end'
+    return token
+
+  def sees(self, *said: str) -> bool:
+    """Whether the next token is one of those given."""
+    return self.next.kind not in ('text', 'end') and self.next.said in said
+
+  def took(self, *said: str) -> bool:
+    """Moves on if the next token is one of those given."""
+    if not self.sees(*said):
+      return False
+    self.take()
+    return True
+
+  def expect(self, said: str) -> None:
+    """Moves on; raises `math_forms.Unreadable` at any other token."""
+    if not self.took(said):
+      raise math_forms.Unreadable(f'{said!r} expected at {self.next.said!r}')
+
+  def inner(self) -> str:
+    """Returns the characters up to the next closing brace and moves on."""
+    said = ''
+    while not self.sees('}'):
+      if self.next.kind == 'end':
+        raise math_forms.Unreadable('a brace is not closed')
+      said += self.take().said
+    self.take()
+    return said
+
+  def subscript(self) -> str:
+    """Returns a subscript as a part of a name, '' where there is none."""
+    if not self.took('_'):
+      return ''
+    return f'_{self.inner() if self.took("{") else self.take().said}'
+
+  def primes(self) -> str:
+    """Returns the primes behind a name."""
+    primes = ''
+    while self.took("'"):
+      primes += "'"
+    return primes

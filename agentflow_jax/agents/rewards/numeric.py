@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from agentflow_jax.agents.rewards import text as text_rewards
+from agentflow_jax.agents.rewards import units
 
 # What the registry's numeric rewards allow, relative to the right answer.
 RELATIVE_TOLERANCE = 1e-3
@@ -43,42 +44,12 @@ _FACTORS = {
     **{s: 10**9 for s in ('bn', 'Bn', 'BN')},
     **{s: 10**12 for s in ('tn', 'Tn', 'trn')},
 }
-# Letters that are factors behind an amount of money only: tesla and kelvin.
+# Letters that are factors behind an amount of money only; T is tesla, too.
 _MONEY_FACTORS = {'T': 10**12}
 # Letters that stand for several things when they follow a number.
 _UNCLEAR = frozenset({'m', 'b', 't', 'T', 'G', 'MM'})
 # Letters that make a word of the digits before them: 1970s, 2nd.
 _WORD_ENDINGS = frozenset({'s', 'st', 'nd', 'rd', 'th'})
-# What may follow digits without a space and leaves their value alone.
-_UNITS = frozenset(
-    # Lengths, areas and speeds.
-    'nm um µm μm mm cm dm km in ft yd mi nmi ly au AU km² m² cm² ha kmh kph mph '
-    # Masses and volumes.
-    'mg g kg lb lbs oz ml mL cl dl l L gal '
-    # Times.
-    'ns ms sec secs min mins h hr hrs d yr yrs yo am pm AM PM '
-    # Electricity, energy, force, light, sound and data.
-    'Hz kHz MHz GHz V kV mV W kW MW GW TW kWh MWh GWh TWh A mA J kJ MJ cal kcal '
-    'eV keV MeV GeV N kN Pa kPa MPa hPa bar atm psi dB lm lx Mbps Gbps kbps '
-    'KB kB MB GB TB PB KiB MiB GiB TiB '
-    # Temperatures, angles, amounts.
-    'C F deg rad mol mmol ppm ppb pH rpm px '
-    # Money.
-    'USD EUR GBP CHF JPY CNY INR'.split()
-)
-_UNIT_POWERS = {'square': '2', 'sq': '2', 'cubic': '3', 'cu': '3'}
-_UNIT_WORDS = {
-    'meter': 'm', 'metre': 'm', 'centimeter': 'cm', 'centimetre': 'cm',
-    'millimeter': 'mm', 'millimetre': 'mm', 'kilometer': 'km',
-    'kilometre': 'km', 'mile': 'mi', 'foot': 'ft', 'feet': 'ft',
-    'inche': 'in', 'inch': 'in', 'yard': 'yd', 'gram': 'g', 'kilogram': 'kg',
-    'pound': 'lb', 'ounce': 'oz', 'liter': 'l', 'litre': 'l', 'second': 's',
-    'minute': 'min', 'hour': 'h', 'day': 'd', 'week': 'week',
-    'month': 'month', 'year': 'yr', 'degree': 'degree', 'deg': 'degree',
-    'radian': 'rad', 'dollar': 'usd', 'cent': 'cent', 'euro': 'eur',
-    'unit': 'unit', 'percent': '%', 'sec': 's', 'hr': 'h', 'yr': 'yr',
-    'lb': 'lb', 'min': 'min', 'point': 'point',
-}
 _UNDER_20 = (
     'zero one two three four five six seven eight nine ten eleven twelve '
     'thirteen fourteen fifteen sixteen seventeen eighteen nineteen'
@@ -173,9 +144,14 @@ def parse(text: str) -> fractions.Fraction | None:
   if spelled is not None:
     return spelled
   match = _NUMBER.fullmatch(_clean(text).strip().rstrip('.%$ '))
-  if match is None or (match['glued'] and match['glued'] not in _FACTORS):
-    if match is None or match['glued'] not in _MONEY_FACTORS:
-      return None
+  if match is None:
+    return None
+  letters = match['glued'] or match['apart']
+  if letters and (
+      letters not in _FACTORS | _MONEY_FACTORS
+      or text.rstrip().endswith('$')  # $3k$ is a product.
+  ):
+    return None
   try:
     return _value(match)
   except _UnclearError:
@@ -210,27 +186,6 @@ def _find(text: str) -> list[fractions.Fraction | None]:
     if len(found) >= _MAX_NUMBERS:
       break
   return found
-
-
-def is_unit(word: str) -> bool:
-  """Whether a word after a number is a unit that has no other meaning."""
-  return len(word) > 1 and (
-      word in _UNITS or word.lower().removesuffix('s') in _UNIT_WORDS
-  )
-
-
-def unit_name(said: str) -> str:
-  """Returns one name for all spellings of a unit: "miles" and "mi" are "mi"."""
-  words, power = [], ''
-  for word in re.findall(r'[^\W\d_]+|[\d²³]+|[/^%]', said):
-    plain = word.lower().removesuffix('s') or word.lower()
-    if plain in _UNIT_POWERS:
-      power = _UNIT_POWERS[plain]
-    elif word not in ('^', 'of', '\u00b0'):
-      plain = {'per': '/', '²': '2', '³': '3'}.get(plain, plain)
-      words += [_UNIT_WORDS.get(plain, plain), *([power] if power else [])]
-      power = ''
-  return ' '.join(words)
 
 
 def unite_fractions(text: str, form: str) -> str:
@@ -329,9 +284,7 @@ def _factor(match: re.Match[str]) -> int:
       return _FACTORS[letters]
   if match['apart']:
     raise _UnclearError(letters)
-  if letters not in _UNITS and letters.lower().removesuffix('s') not in (
-      _UNIT_WORDS
-  ):
+  if not units.is_known(letters):
     raise _UnclearError(letters)
   return 1
 
