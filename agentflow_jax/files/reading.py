@@ -1,9 +1,9 @@
 r"""JSON and JSON lines, read the same way everywhere.
 
 JSON is what RFC 8259 says: UTF-8, where a byte order mark is accepted at the
-start, and without NaN and Infinity, which Python's own reader accepts, also in the
-form of a number that no float holds, such as 1e999. A line of
-a JSON lines file ends at "\n" and nowhere else: a text may hold U+2028, U+0085
+start, and without NaN and Infinity, which Python's own reader accepts, and also
+makes of a number that no float holds, such as 1e999. A line of a JSON lines file
+ends at "\n" and nowhere else: a text may hold U+2028, U+0085
 and the other characters at which `str.splitlines` would cut it.
 """
 
