@@ -7,8 +7,9 @@ but number words is read too ("twenty-one", "six million"); among other words
 they are not, since "one" mostly is no number. What is denied ("not 7") is not
 said. Not numbers: what is part of a word, a name or a version (U2, COVID-19,
 1970s, 2nd, 1.2.3), and a number with letters of several meanings behind it:
-"5m" can be metres, minutes or millions, so it is neither 5 nor 5,000,000. A
-comma that does not group digits separates, so "1,5" is two numbers.
+"5m" can be metres, minutes or millions, so it is neither 5 nor 5,000,000. Behind
+a space m and t are the units, metres and tonnes: "5 m" is 5. A comma that does
+not group digits separates, so "1,5" is two numbers.
 """
 
 import decimal
@@ -46,6 +47,8 @@ _FACTORS = {
 }
 # Letters that are factors behind an amount of money only; T is tesla, too.
 _MONEY_FACTORS = {'T': 10**12}
+# Letters that are units behind a space, as the SI writes them: metres and tonnes.
+_UNITS_APART = frozenset({'m', 't'})
 # Letters that stand for several things when they follow a number.
 _UNCLEAR = frozenset({'m', 'b', 't', 'T', 'G', 'MM'})
 # Letters that make a word of the digits before them: 1970s, 2nd.
@@ -283,6 +286,8 @@ def _factor(match: re.Match[str]) -> int:
     if letters != 'K' or match['glued'] or is_money:  # "300 K" is kelvin.
       return _FACTORS[letters]
   if match['apart']:
+    if letters in _UNITS_APART and not is_money:
+      return 1
     raise _UnclearError(letters)
   if not units.is_known(letters):
     raise _UnclearError(letters)
