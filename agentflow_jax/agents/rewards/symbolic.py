@@ -3,6 +3,10 @@
 Exact arithmetic on what a model writes can hang or take all memory ("(9^9)!").
 So `math_reader` and `math_equal` run in a child with its own limits
 (`symbolic_worker`).
+
+The package math-verify is not used: it drops what it cannot read (dots of a list,
+a side of an equation), reads short words as products and rounds to six places
+before it compares, so that wrong answers were paid.
 """
 
 import dataclasses

@@ -1,7 +1,9 @@
 """The part of JSON Schema that arguments of tools need.
 
 A schema comes from a server, which checks the arguments again. So a keyword that
-is unknown here, or that makes no sense, allows every value.
+is unknown here, or that makes no sense, allows every value. The package jsonschema
+is not used, because it matches the regular expressions of a schema in this process
+without a limit of time, and a schema is untrusted text.
 """
 
 import dataclasses
