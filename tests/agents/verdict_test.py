@@ -126,7 +126,7 @@ def test_an_object_beyond_the_limit_is_said_and_not_cut():
 
 @pytest.mark.parametrize(
     'piece', ['stop ', 'conclusion', 'conclusion\n', '*', '(', 'x ', '# ', '- ',
-              '<b>', '\\boxed', '_', ' . ']
+              '<b>', '\\boxed', '_', ' . ', ' ', '\n', '. x']
 )
 def test_takes_time_in_proportion_to_the_text(piece):
   # A hang guard, not a timing.
@@ -136,8 +136,9 @@ def test_takes_time_in_proportion_to_the_text(piece):
   before = signal.signal(signal.SIGPROF, give_up)
   signal.setitimer(signal.ITIMER_PROF, 2.0)  # of this process's own CPU time
   try:
-    for start in ('', 'Conclusion: STOP ', 'STOP ('):
+    for start in ('', 'Conclusion: STOP ', 'STOP ', 'STOP ('):
       verdict.parse(start + piece * 20_000)
+      verdict.parse(start + piece * 20_000 + 'x')
   finally:
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.signal(signal.SIGPROF, before)
