@@ -13,10 +13,10 @@ _HEADER = (
 # Marks around the word: emphasis, brackets, a list's dash, TeX boxes, and signs
 # that agree with it.
 _LEFT = (
-    r'(?:[\s*_`"\'(\[<$#>✅✔☑🛑\ufe0f]|(?P<boxed>\\(?:boxed|text\w*)\{)'
-    r'|<(?:b|strong)>|[-•]\s)*'
+    r'(?:<(?:b|strong)>|[\s*_`"\'(\[<$#>✅✔☑🛑\ufe0f]'
+    r'|(?P<boxed>\\(?:boxed|text\w*)\{)|[-•]\s)*+'
 )
-_RIGHT = r'(?(boxed)\}*)(?:[*_`"\' \t\])>$✅✔☑🛑\ufe0f]|</(?:b|strong)>)*'
+_RIGHT = r'(?(boxed)\}*)(?:[*_`"\' \t\])>$✅✔☑🛑\ufe0f]|</(?:b|strong)>)*+'
 # The word, and behind it nothing but punctuation or a reason: 'STOP would be too
 # early' concludes nothing.
 _WORD = (
@@ -28,7 +28,8 @@ _CONCLUDED = re.compile(_WORD, re.IGNORECASE | re.MULTILINE)
 _WHOLE = re.compile(_HEADER + _WORD, re.IGNORECASE | re.MULTILINE)
 # A text that is the word alone, and perhaps a reason in brackets.
 _ALONE = re.compile(
-    rf'{_LEFT}(?P<word>stop|continue)(?![^\W_]|_+[^\W_]){_RIGHT}[\s.!]*{_RIGHT}\s*'
+    rf'{_LEFT}(?P<word>stop|continue)(?![^\W_]|_+[^\W_]){_RIGHT}'
+    rf'(?:[\s.!]{_RIGHT})*+'
     r'(?P<rest>\([^()]*\)[\s*_`"\'.!]*)?',
     re.IGNORECASE,
 )

@@ -125,10 +125,11 @@ def test_an_object_beyond_the_limit_is_refused_and_not_cut():
 
 @pytest.mark.parametrize(
     'piece', ['stop ', 'conclusion', 'conclusion\n', '*', '(', 'x ', '# ', '- ',
-              '<b>', '\\boxed', '_', ' . ']
+              '<b>', '\\boxed', '_', ' . ', ' ', '\n', '. x']
 )
 def test_takes_time_in_proportion_to_the_text(piece):
   # Quadratic work would take minutes here.
   with cpu_limit.cpu_limit(2.0, f'reading repeated {piece!r}'):
-    for start in ('', 'Conclusion: STOP ', 'STOP ('):
+    for start in ('', 'Conclusion: STOP ', 'STOP ', 'STOP ('):
       verdict.parse(start + piece * 20_000)
+      verdict.parse(start + piece * 20_000 + 'x')
