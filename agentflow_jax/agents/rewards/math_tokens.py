@@ -18,8 +18,7 @@ GREEK = frozenset(
 # Two letters that are a word far more often than a product of two symbols.
 _SHORT_WORDS = frozenset(
     'ad ah am an as at be by do eh er go ha he hi if in is it la ma me my na '
-    'no of oh ok on or os ox pa pm re so ta ti to um up us we si em et ut od '
-    'mu nu pi xi on oi'.split()
+    'no of oh ok on or os ox pa pm re so ta ti to um up us we si em et ut od'.split()
 )
 # Those that are a product where signs of mathematics stand beside them.
 _PRODUCTS = frozenset('ad am an at ha ma pa'.split())
