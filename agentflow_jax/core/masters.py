@@ -31,7 +31,7 @@ def is_kept(config: model.ModelConfig) -> bool:
   """Returns whether what is trained needs a master.
 
   Float32 parameters are their own master, and so are LoRA's adapters, which are
-  float32 whatever param_dtype is.
+  float32 under every param_dtype.
   """
   return config.param_dtype != 'float32' and not config.lora.rank
 

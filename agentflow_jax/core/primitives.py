@@ -100,8 +100,8 @@ project.defvjp(_project_forward, _project_backward)
 def take_rows(table: Array, ids: Array, mode: str = 'fill') -> Array:
   """Returns table[ids]: [V, D], [...] to [..., D].
 
-  The gradient of a row is summed over the ids in float32, whatever the table's
-  dtype: in bfloat16 a sum of ones would not get beyond 256.
+  The gradient of a row is summed over the ids in float32, also for a bfloat16
+  table: in bfloat16 a sum of ones would not get beyond 256.
 
   Args:
     table: [V, D].

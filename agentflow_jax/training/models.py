@@ -128,7 +128,7 @@ def read_float32(
   """Reads a model's parameters again, rounded to nothing less than float32.
 
   Args:
-    source: what `load` took.
+    source: model directory or GGUF file, as `load` took it.
     config: the network that `load` returned.
     shardings: init_params' tree with a Sharding a leaf.
 

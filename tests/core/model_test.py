@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from agentflow_jax.core import attention
-from agentflow_jax.core import logprobs
 from agentflow_jax.core import model
 from agentflow_jax.core import sharding
 from tests.core import oracle

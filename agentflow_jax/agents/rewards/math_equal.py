@@ -1,6 +1,6 @@
 """Whether two mathematical values are the same answer.
 
-Values that are exact are compared exactly, whatever their size. A difference
+Values that are exact are compared exactly, at any size. A difference
 that no rule decides is worked out to hundreds of digits and measured against
 the values themselves, so that small numbers are no more alike than large ones.
 A decimal stands for a value without a finite decimal expansion (1/3, √2) if it

@@ -13,7 +13,6 @@ import html
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import httpx
 

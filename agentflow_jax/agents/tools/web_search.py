@@ -1,7 +1,7 @@
 """The `web_search` tool: what a search engine says, with its sources."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import httpx
