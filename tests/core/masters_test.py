@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -24,8 +24,12 @@ FLOAT32 = model.ModelConfig(
     d_ff=20, max_positions=128,
 )
 CONFIG = dataclasses.replace(FLOAT32, param_dtype='bfloat16')
-# The paper's learning rate; released models have weights near 0.02.
-TX = optimizer.OptimizerConfig(1e-6, max_grad_norm=1.0)
+# The paper's learning rate; released models have weights near 0.02, from which
+# so much decay takes a fifth of what Adam adds.
+TX = optimizer.OptimizerConfig(
+    1e-6, max_grad_norm=1.0, weight_decay=10.0, schedule='linear',
+    total_steps=200,
+)
 LOSS = flow_grpo.FlowGrpoConfig(kl_coef=0.0)
 INF = np.float32(np.inf)
 
@@ -71,7 +75,7 @@ def _batch(weight=1 / 24, rows_per_micro=1):
 def _rounding(tree):
   """Rounds on the host, by another library."""
   return jax.tree.map(
-      lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), jax.device_get(tree)
+      lambda x: np.asarray(x).astype(jnp.bfloat16), jax.device_get(tree)
   )
 
 
@@ -109,8 +113,8 @@ def test_a_hundred_equal_gradients_move_the_master_as_float32_moves():
     assert metrics['refused'] == 0
     moved[config.param_dtype] = _flat(master) - _flat(_start())
   full, norm = moved['float32'], np.linalg.norm(moved['float32'])
-  # Adam's steps are about 1e-6 each while the gradient stays what it is.
-  assert 50e-6 < np.sqrt(np.mean(full**2)) < 101e-6
+  # Adam's steps are about the rate while the gradient stays what it is: 75e-6.
+  assert 40e-6 < np.sqrt(np.mean(full**2)) < 100e-6
   assert abs(np.linalg.norm(moved['bfloat16']) / norm - 1) <= 0.01
   # The gradients are those of rounded weights, so not quite the same.
   assert np.linalg.norm(moved['bfloat16'] - full) <= 0.05 * norm
@@ -123,25 +127,31 @@ def test_a_hundred_equal_gradients_move_the_master_as_float32_moves():
   assert 0.8 < along < 1.2
 
 
-def test_equal_gradients_add_up_by_hand():
+def test_equal_gradients_decay_and_schedule_add_up_by_hand():
   # The forward pass reads the parameters: where those are put back after each
   # update, every gradient is the same g, and Adam's steps are all
-  # -lr g / (|g| + eps).
+  # -lr g / (|g| + eps). Kernels and embeddings decay besides.
   state = _state()
   start = jax.device_get(state.params)
-  for _ in range(100):
-    state, _ = _update_fn()(
+  for n in range(100):
+    state, metrics = _update_fn()(
         state.replace(params=jax.device_put(start)), None, _batch(), INF
     )
+    assert abs(float(metrics['lr']) - 1e-6 * (1 - n / 200)) < 1e-12
   moments = optax.tree_utils.tree_get(state.opt_state, 'mu')
   gradient = _flat(moments) / (1 - 0.9**100)
   assert np.count_nonzero(gradient) > 4000
-  expected = -100 * 1e-6 * gradient / (np.abs(gradient) + 1e-8)
-  moved = _flat(state.opt_state.master) - _flat(_start())
+  decays = _flat(jax.tree_util.tree_map_with_path(
+      lambda path, x: np.full(x.shape, path[-1].key != 'scale'), _start()
+  ))
+  expected = _flat(_start())
+  for n in range(100):
+    adam = gradient / (np.abs(gradient) + 1e-8)
+    expected -= 1e-6 * (1 - n / 200) * (adam + 10.0 * decays * expected)
   # Each update may be off by half the spacing of float32 values there.
-  half = np.spacing(np.abs(_flat(_start())).astype(np.float32) + 1e-4) / 2
-  allowed = 100 * half + 1e-3 * np.abs(expected)
-  assert np.all(np.abs(moved - expected) <= allowed)
+  half = np.spacing(np.abs(expected).astype(np.float32) + 1e-4) / 2
+  allowed = 100 * half + 1e-3 * np.abs(expected - _flat(_start()))
+  assert np.all(np.abs(_flat(state.opt_state.master) - expected) <= allowed)
 
 
 @pytest.mark.exact
@@ -151,13 +161,17 @@ def test_the_parameters_are_the_rounding_of_the_master_bit_for_bit():
   _same_bits(state.params, _rounding(_start()))
   for master, params, _ in _trained(CONFIG):
     _same_bits(params, _rounding(master))
-  # Drawn parameters are bfloat16 from the start, on every mesh the same.
-  for axes in ((1, 1, 1), (2, 2, 2)):
-    drawn = update.init_train_state(CONFIG, TX, _mesh(axes), jax.random.key(4))
-    _same_bits(drawn.params, model.init_params(CONFIG, jax.random.key(4)))
-    np.testing.assert_array_equal(
-        _flat(drawn.opt_state.master), _flat(drawn.params)
-    )
+
+
+@pytest.mark.exact
+def test_drawn_parameters_are_bfloat16_from_the_start():
+  drawn = update.init_train_state(
+      CONFIG, TX, _mesh((2, 2, 2)), jax.random.key(4)
+  )
+  _same_bits(drawn.params, model.init_params(CONFIG, jax.random.key(4)))
+  np.testing.assert_array_equal(
+      _flat(drawn.opt_state.master), _flat(drawn.params)
+  )
 
 
 def test_norms_are_those_of_the_master_and_of_what_is_sampled_from():
@@ -183,30 +197,6 @@ def test_norms_are_those_of_the_master_and_of_what_is_sampled_from():
     old = params
 
 
-def test_decay_and_schedule_work_on_the_master():
-  tx = optimizer.OptimizerConfig(
-      1e-3, schedule='linear', total_steps=5, weight_decay=0.1
-  )
-  state = _state(tx=tx)
-  rates = []
-  for _ in range(4):  # Without targets there is no gradient: decay alone.
-    state, metrics = _update_fn(tx=tx)(state, None, _batch(0.0), INF)
-    rates.append(float(metrics['lr']))
-  np.testing.assert_allclose(rates, [1e-3, 8e-4, 6e-4, 4e-4], rtol=1e-6)
-  # Kernels shrink by 1 - 0.1 lr an update: by 2.8e-4 in all, less than half of
-  # bfloat16's smallest relative spacing, 2^-8 = 3.9e-3. Scales do not decay.
-  left = np.prod([1 - 0.1 * rate for rate in rates])
-  mlp = jax.device_get(state.opt_state.master['layers']['mlp'])
-  start = _start()['layers']['mlp']
-  np.testing.assert_allclose(
-      mlp['up']['kernel'], start['up']['kernel'] * left, rtol=1e-6
-  )
-  _same_bits(
-      state.opt_state.master['final_norm'], _start()['final_norm']
-  )
-  _same_bits(state.params, _rounding(state.opt_state.master))
-
-
 def test_a_refused_update_leaves_the_master():
   state, _ = _update_fn()(_state(), None, _batch(), INF)
   before = jax.device_get(state)
@@ -223,11 +213,7 @@ def test_a_refused_update_leaves_the_master():
 
 
 def test_the_master_is_split_as_its_parameters_are_and_handed_over_rounded():
-  axes = (2, 2, 2)
-  many, _ = _update_fn(axes=axes)(
-      _state(axes=axes), None, _batch(rows_per_micro=4), INF
-  )
-  one, _, _ = _trained(CONFIG)[0]
+  many = _state(axes=(2, 2, 2))
   for x, y in zip(
       jax.tree.leaves(many.opt_state.master), jax.tree.leaves(many.params),
       strict=True,
@@ -235,16 +221,26 @@ def test_the_master_is_split_as_its_parameters_are_and_handed_over_rounded():
     assert x.sharding == y.sharding and x.dtype == np.float32
   up = many.opt_state.master['layers']['mlp']['up']['kernel']
   assert up.addressable_shards[0].data.shape == (2, 6, 10)
+  give = handover.Handover(CONFIG, _mesh((2, 2, 2)), split=True)
+  _same_bits(give(many.params), _rounding(_start()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('axes', [(2, 2, 2), (2, 1, 1), (1, 2, 1)])
+def test_the_master_does_not_depend_on_the_mesh(axes):
+  many, _ = _update_fn(axes=axes)(
+      _state(axes=axes), None, _batch(rows_per_micro=4), INF
+  )
+  one, _, _ = _trained(CONFIG)[0]
   moved = _flat(many.opt_state.master) - _flat(_start())
   expected = _flat(one) - _flat(_start())
   # Where a gradient is nearly 0 its sign may differ, and so Adam's first step.
   assert np.linalg.norm(moved - expected) <= 0.1 * np.linalg.norm(expected)
-  give = handover.Handover(CONFIG, _mesh(axes), split=True)
-  _same_bits(give(many.params), _rounding(many.opt_state.master))
+  _same_bits(many.params, _rounding(many.opt_state.master))
 
 
 def test_the_state_is_donated_and_shares_no_array_with_what_it_started_from():
-  start = jax.tree.map(jax.numpy.asarray, _start())
+  start = jax.tree.map(jnp.asarray, _start())
   state = _state(params=start)
   after, _ = _update_fn()(state, None, _batch(), INF)
   assert all(x.is_deleted() for x in jax.tree.leaves(state.opt_state.master))
@@ -263,9 +259,7 @@ def test_adapters_need_no_master_and_report_what_they_add_to_the_base(dtype):
   tx = dataclasses.replace(TX, learning_rate=1e-2)
   state = _state(config, tx, params=base)
   assert not masters.is_kept(config)
-  assert jax.tree.structure(state) == jax.tree.structure(_state(
-      dataclasses.replace(config, param_dtype='float32'), tx
-  ))
+  assert not isinstance(state.opt_state, masters.MasterState)
   for _ in range(2):  # B is 0 before the first.
     before = jax.device_get(state.params)
     state, metrics = _update_fn(config, tx)(state, base, _batch(), INF)

@@ -5,7 +5,7 @@ import functools
 import types
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -186,7 +186,7 @@ def test_recomputed_old_logprobs_are_the_first_parameters_own(base):
 
 def _rounded(tree):
   return jax.tree.map(
-      lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), jax.device_get(tree)
+      lambda x: np.asarray(x).astype(jnp.bfloat16), jax.device_get(tree)
   )
 
 
