@@ -680,15 +680,6 @@ def _held() -> dict[str, set[str]]:
   }
 
 
-def _starved_seconds() -> float:
-  """Time that this thread was ready to run and had no processor [s]."""
-  try:
-    fields = pathlib.Path('/proc/thread-self/schedstat').read_text().split()
-  except OSError:
-    return 0.0
-  return int(fields[1]) * 1e-9
-
-
 async def _many(agent, count, at_once):
   limit = asyncio.Semaphore(at_once)
 
@@ -706,11 +697,9 @@ async def _many(agent, count, at_once):
     not os.path.exists('/proc/self/task'), reason='needs Linux /proc'
 )
 def test_conservation():
-  before, starved = _held(), _starved_seconds()
+  before = _held()
   done = asyncio.run(_many(_faulty_agent(), 500, 100))
   assert _held() == before
-  # Other programs may take the machine, our own work may not take the loop.
-  starved = _starved_seconds() - starved
   counts = collections.Counter(t.status for t in done)
   assert sum(counts.values()) == 500
   # Whatever the clock does, the injector reaches these.
@@ -721,6 +710,5 @@ def test_conservation():
   assert counts[Status.DEADLINE] + counts[Status.DEADLINE_INFRASTRUCTURE] > 9
   for trajectory in done:
     assert (trajectory.reward is None) == (not trajectory.status.is_policy)
-    assert trajectory.seconds['total'] <= _DEADLINE + 2.0 + starved
     results = [t.result.text for t in trajectory.turns if t.result]
     assert len(''.join(results)) < 80_000

@@ -21,9 +21,9 @@ def test_a_line_a_step_and_a_resume_goes_on_after_the_commit(tmp_path):
   assert [l['a'] for l in _lines(tmp_path)] == [1, 2, 30]
 
 
-def test_no_half_line_is_ever_seen(tmp_path):
-  metrics.write_text(epath.Path(tmp_path) / 'x', 'whole')
-  assert [p.name for p in tmp_path.iterdir()] == ['x']
+def test_nothing_but_the_whole_file_is_left(tmp_path):
+  metrics.MetricsLog(epath.Path(tmp_path), tensorboard=False).add(1, {'a': 1})
+  assert [p.name for p in tmp_path.iterdir()] == [metrics.FILE]
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])

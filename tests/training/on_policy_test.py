@@ -143,7 +143,7 @@ def test_live_rollouts_are_on_policy_within_1e_5(live):
   assert metrics['updates'] == 1
 
 
-def test_shapes_of_the_main_job_are_on_policy_to_the_bit(live):
+def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
   # Prompts of every length that the main job has, in its buckets and its
   # packed rows, on the one device of a laptop.
   config = config_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
@@ -192,9 +192,12 @@ def test_shapes_of_the_main_job_are_on_policy_to_the_bit(live):
   scored = batch.unpack(packing, score(jax.device_get(parts.params), packed))
   recorded = batch.unpack(packing, packed.behavior_logprobs)
   assert packing.n_targets > 1000
-  np.testing.assert_array_equal(
-      np.concatenate(scored), np.concatenate(recorded)
+  # The same bits on some CPUs; on an AMD EPYC up to 2e-6 apart.
+  np.testing.assert_allclose(
+      np.concatenate(scored), np.concatenate(recorded), rtol=0,
+      atol=config.train.max_logprob_gap,
   )
+  assert config.train.max_logprob_gap == 1e-5
 
 
 def test_the_bound_is_what_stops_the_run(live):
