@@ -15,9 +15,6 @@ from packaging import utils
 from tests import house_sources
 
 # The arrows of design.md, section 4. A room may import itself.
-_BELOW_TRAINING = {
-    'files', 'records', 'core', 'inference', 'agents', 'weights', 'data',
-}
 _ARROWS = {
     'files': set(),
     'records': set(),
@@ -26,12 +23,20 @@ _ARROWS = {
     'agents': {'files', 'records'},
     'weights': {'core', 'files'},
     'data': {'files', 'records'},
-    'config': _BELOW_TRAINING,
-    'training': _BELOW_TRAINING | {'config'},
-    'serving': {'records', 'training', 'config'},
-    'entry points': {'records', 'training', 'config', 'serving'},
+    'config': {'agents', 'inference', 'core', 'records', 'files'},
+    'rollouts': {'agents', 'records', 'files'},
+    'report': {'rollouts', 'files'},
+    'training': {
+        'report', 'rollouts', 'config', 'agents', 'data', 'inference',
+        'weights', 'core', 'records', 'files',
+    },
+    'serving': {'training', 'config', 'records'},
+    'entry points': {'training', 'config', 'serving', 'records'},
     'experiments': {'config'},
-    'benchmarks': _BELOW_TRAINING | {'config', 'training', 'serving'},
+    'benchmarks': {
+        'training', 'config', 'agents', 'inference', 'weights', 'core',
+        'records', 'files',
+    },
     'launch': {'files'},
 }
 _THIRD_PARTY = {

@@ -19,13 +19,13 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.files import reading, writing
 from agentflow_jax.inference import api
+from agentflow_jax.report import page as report
 from agentflow_jax.training import checks, collect, config as config_lib
-from agentflow_jax.training import engine_rates, exits
+from agentflow_jax.training import engine_rates, exits, final
 from agentflow_jax.training import metrics as metrics_lib, models
-from agentflow_jax.training import processes as processes_lib
-from agentflow_jax.training import profiling, progress, report
-from agentflow_jax.training import rollout_files, sources
-from agentflow_jax.training import final, system, trainer as trainer_lib
+from agentflow_jax.training import processes as processes_lib, profiling
+from agentflow_jax.training import progress, rollout_files, sources, system
+from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import checkpoints
 
 

@@ -11,14 +11,11 @@ from typing import Any, Literal
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.agents import judge as judge_lib
-from agentflow_jax.agents import recording
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import benchmark_table, clients
-from agentflow_jax.training import collect
-from agentflow_jax.training import controls as controls_lib
-from agentflow_jax.training import evaluation, knobs, progress
-from agentflow_jax.training import system, trainer
+from agentflow_jax.agents import judge as judge_lib, recording
+from agentflow_jax.report import benchmarks
+from agentflow_jax.training import clients, collect, config as config_lib
+from agentflow_jax.training import controls as controls_lib, evaluation, knobs
+from agentflow_jax.training import progress, system, trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +160,7 @@ async def _evaluate(config, before, workdir, options) -> str:
           before, workdir, options, 'frozen_planner'
       )
   if len(values) > 1:
-    table = benchmark_table.write(
+    table = benchmarks.write(
         workdir, options.name or 'benchmarks', values, controls, more
     )
     return f'{table}\n{workdir / (options.name or "benchmarks")}.html'

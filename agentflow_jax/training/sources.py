@@ -15,10 +15,10 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.core import batch
-from agentflow_jax.training import batches, collect
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import controls, evaluation
-from agentflow_jax.training import intervals, rollout_files, system, task_sets
+from agentflow_jax.rollouts import intervals
+from agentflow_jax.training import batches, collect, config as config_lib
+from agentflow_jax.training import controls, evaluation, rollout_files, system
+from agentflow_jax.training import task_sets
 
 OnDone = Callable[[records.Trajectory], None]
 

@@ -8,17 +8,11 @@ import pytest
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.agents import recording
-from agentflow_jax.agents import rollout
+from agentflow_jax.agents import recording, rollout
 from agentflow_jax.data import benchmarks
-from agentflow_jax.training import benchmark_table
-from agentflow_jax.training import collect
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import exits
-from agentflow_jax.training import run
-from agentflow_jax.training import single
-from agentflow_jax.training import solving
-from agentflow_jax.training import system
+from agentflow_jax.report import benchmarks as benchmark_table
+from agentflow_jax.training import collect, config as config_lib, exits, run
+from agentflow_jax.training import single, solving, system
 from tests.agents import http_server
 from tests.agents.tools import web_server
 from tests.training import mini

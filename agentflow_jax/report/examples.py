@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from agentflow_jax.training import report_data
-from agentflow_jax.training import report_html
-from agentflow_jax.training import report_plots
+from agentflow_jax.report import data, markup, plots
 
 _TEXT_LIMIT = 3000  # Characters of one text; the rest is in the files.
 
@@ -22,11 +20,11 @@ _CHANGES = {
 class Pair:
   """One question before and after training; None where it was not asked."""
 
-  before: report_data.Item | None
-  after: report_data.Item | None
+  before: data.Item | None
+  after: data.Item | None
 
   @property
-  def item(self) -> report_data.Item:
+  def item(self) -> data.Item:
     return self.after or self.before
 
   @property
@@ -34,7 +32,7 @@ class Pair:
     return verdict(self.before), verdict(self.after)
 
 
-def verdict(item: report_data.Item | None) -> str:
+def verdict(item: data.Item | None) -> str:
   """'right' (a reward of at least 1/2), 'wrong', 'not scored', 'not asked'."""
   if item is None:
     return 'not asked'
@@ -43,7 +41,7 @@ def verdict(item: report_data.Item | None) -> str:
   return 'right' if item.reward >= 0.5 else 'wrong'
 
 
-def pair_up(run: report_data.Run) -> list[Pair]:
+def pair_up(run: data.Run) -> list[Pair]:
   """Questions of the sampled evaluations by id, else of the greedy ones.
 
   A question that was asked in several trials counts with its first.
@@ -75,7 +73,7 @@ def choose(pairs: Sequence[Pair], count: int = 3) -> list[Pair]:
   queues = {}
   for pair in sorted(pairs, key=merit):
     queues.setdefault(pair.item.hops, []).append(pair)
-  order = report_plots.hop_order(set(queues))
+  order = plots.hop_order(set(queues))
   chosen = []
   while len(chosen) < count and any(queues.values()):
     for hops in order:
@@ -95,7 +93,7 @@ def transitions(pairs: Sequence[Pair]) -> str:
     rows.append([f'{before} before', *map(str, counts), str(sum(counts))])
   if not sum(int(row[-1]) for row in rows):
     return ''
-  return report_html.table(
+  return markup.table(
       ['', 'right after', 'wrong after', 'questions'], rows, full=False
   )
 
@@ -103,7 +101,7 @@ def transitions(pairs: Sequence[Pair]) -> str:
 def render(pair: Pair, index: int) -> str:
   """One question with its two trajectories side by side."""
   item = pair.item
-  hops = f' · hops: {report_html.text(item.hops)}' if item.hops else ''
+  hops = f' · hops: {markup.text(item.hops)}' if item.hops else ''
   sides = ''.join(
       f'<div class="side"><h3>{title}</h3>{_trajectory(side)}</div>'
       for title, side in (('Before', pair.before), ('After', pair.after))
@@ -118,7 +116,7 @@ def render(pair: Pair, index: int) -> str:
   )
 
 
-def _trajectory(item: report_data.Item) -> str:
+def _trajectory(item: data.Item) -> str:
   turns = ''.join(_turn(turn, i) for i, turn in enumerate(item.turns, start=1))
   kind = verdict(item)
   reward = '' if item.reward is None else f', reward {item.reward:g}'
@@ -130,12 +128,12 @@ def _trajectory(item: report_data.Item) -> str:
       f'<ol class="turns">{turns}</ol>'
       f'<div class="answer {kind}"><h4>Answer: {kind}{reward}</h4>'
       f'<p class="said">{answer}</p>'
-      f'<p class="note">status: {report_html.text(item.status)}</p>'
+      f'<p class="note">status: {markup.text(item.status)}</p>'
       f'{detail}</div>'
   )
 
 
-def _turn(turn: report_data.ItemTurn, index: int) -> str:
+def _turn(turn: data.ItemTurn, index: int) -> str:
   parts = [f'<h4>Turn {index} · planner</h4>', _pre(turn.planner)]
   if turn.parse_error:
     parts += [
@@ -154,7 +152,7 @@ def _turn(turn: report_data.ItemTurn, index: int) -> str:
   return '<li>' + ''.join(parts) + '</li>'
 
 
-def _call(turn: report_data.ItemTurn) -> str:
+def _call(turn: data.ItemTurn) -> str:
   """The call as it reads best: a program keeps its lines."""
   shown = []
   for name, value in turn.arguments.items():
@@ -166,7 +164,7 @@ def _call(turn: report_data.ItemTurn) -> str:
 
 
 def _cut(value: str) -> str:
-  return report_html.text(value, _TEXT_LIMIT)
+  return markup.text(value, _TEXT_LIMIT)
 
 
 def _pre(value: str, failed: bool = False) -> str:

@@ -9,11 +9,7 @@ import math
 from etils import epath
 
 from agentflow_jax.files import writing
-from agentflow_jax.training import report_data
-from agentflow_jax.training import report_examples
-from agentflow_jax.training import report_html
-from agentflow_jax.training import report_plots
-from agentflow_jax.training import report_tables
+from agentflow_jax.report import data, examples, markup, plots, tables
 
 _EXAMPLES = 3
 
@@ -66,10 +62,10 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
   """Writes <workdir>/report.html and returns its path.
 
   Raises:
-    report_data.ReportError: there is nothing to report, or a file is broken.
+    data.ReportError: there is nothing to report, or a file is broken.
   """
   path = epath.Path(workdir) / 'report.html'
-  writing.write_whole(path, render(report_data.load(workdir)))
+  writing.write_whole(path, render(data.load(workdir)))
   return path
 
 
@@ -77,32 +73,32 @@ def terminal_table(workdir: epath.PathLike) -> str:
   """The table of accuracies as plain text, for the end of a program.
 
   Raises:
-    report_data.ReportError: there is nothing to report, or a file is broken.
+    data.ReportError: there is nothing to report, or a file is broken.
   """
-  return report_tables.terminal(report_data.load(workdir))
+  return tables.terminal(data.load(workdir))
 
 
-def render(run: report_data.Run) -> str:
+def render(run: data.Run) -> str:
   """The whole page as HTML."""
-  return report_html.page(
+  return markup.page(
       f'Training report: {run.name}',
       [
           _opening(run),
-          report_html.section('Accuracy', *_accuracy(run)),
-          report_html.section('Training', *_training(run)),
-          report_html.section('Where the time went', *_time(run)),
-          report_html.section('Trajectories', *_examples(run)),
-          report_html.section('The warm start’s teacher', _teacher(run)),
-          report_html.section('What the figures are over', _definitions()),
-          report_html.section('The run', _identity(run)),
+          markup.section('Accuracy', *_accuracy(run)),
+          markup.section('Training', *_training(run)),
+          markup.section('Where the time went', *_time(run)),
+          markup.section('Trajectories', *_examples(run)),
+          markup.section('The warm start’s teacher', _teacher(run)),
+          markup.section('What the figures are over', _definitions()),
+          markup.section('The run', _identity(run)),
       ],
   )
 
 
-def _opening(run: report_data.Run) -> str:
-  table = {row.name: row for row in report_tables.rows(run)}
+def _opening(run: data.Run) -> str:
+  table = {row.name: row for row in tables.rows(run)}
   start, final = table.get('start'), table.get('final')
-  gain = report_tables.gain(run)
+  gain = tables.gain(run)
   if final and final.sampled and start and start.sampled:
     before, after = start.sampled.point, final.sampled.point
     lead = (
@@ -110,7 +106,7 @@ def _opening(run: report_data.Run) -> str:
         f'before training, and {after} after it.'
     )
     if gain:
-      lead += f' Gain: {report_tables.gain_text(gain)}.'
+      lead += f' Gain: {tables.gain_text(gain)}.'
   elif final and (final.sampled or final.greedy):
     found = final.sampled or final.greedy
     lead = (
@@ -123,12 +119,12 @@ def _opening(run: report_data.Run) -> str:
         'stopped. The page shows what there is so far.'
     )
   return (
-      f'<h1>{report_html.text(run.name or "run")}: training report</h1>'
-      f'\n<p class="lead">{report_html.text(lead)}</p>\n{_tiles(run)}'
+      f'<h1>{markup.text(run.name or "run")}: training report</h1>'
+      f'\n<p class="lead">{markup.text(lead)}</p>\n{_tiles(run)}'
   )
 
 
-def _tiles(run: report_data.Run) -> str:
+def _tiles(run: data.Run) -> str:
   tiles = []
   if run.metrics:
     tiles.append(('training steps', f'{run.metrics[-1]["step"]:,}'))
@@ -146,26 +142,26 @@ def _tiles(run: report_data.Run) -> str:
   if gap:
     tiles.append(('largest log-prob gap [nats]', f'{max(gap):.1e}'))
   cells = ''.join(
-      f'<div class="tile"><b>{report_html.text(value)}</b>'
-      f'<span>{report_html.text(name)}</span></div>'
+      f'<div class="tile"><b>{markup.text(value)}</b>'
+      f'<span>{markup.text(name)}</span></div>'
       for name, value in tiles
   )
   return f'<div class="tiles">{cells}</div>' if cells else ''
 
 
-def _accuracy(run: report_data.Run) -> list[str]:
-  rows = report_tables.rows(run)
+def _accuracy(run: data.Run) -> list[str]:
+  rows = tables.rows(run)
   cells = []
   for row in rows:
     e = row.evaluation
     cells.append([
-        report_html.text(row.label),
+        markup.text(row.label),
         _estimate(row.sampled),
         _estimate(row.greedy),
         str(e.rollouts) if e else '-',
         str(e.unscored) if e and e.items else '-',
         f'{e.turns_mean:.2f}' if e and math.isfinite(e.turns_mean) else '-',
-        report_tables.percent(e.tool_error_rate) if e else '-',
+        tables.percent(e.tool_error_rate) if e else '-',
     ])
   header = (
       'planner',
@@ -180,47 +176,47 @@ def _accuracy(run: report_data.Run) -> list[str]:
   key = names.index('final') if 'final' in names else None
   checks = ''.join(
       f'<li><b class="{"good" if ok else "bad"}">{"holds" if ok else "FAILS"}'
-      f'</b> <span>{report_html.text(what)}</span></li>'
-      for ok, what in report_tables.checks(run)
+      f'</b> <span>{markup.text(what)}</span></li>'
+      for ok, what in tables.checks(run)
   )
   splits = sorted({row.evaluation.split for row in rows if row.evaluation})
   note = f'Split: {", ".join(splits)}. Brackets hold 95% intervals.'
   return [
-      report_html.table(header, cells, key_row=key),
-      f'<p class="note">{report_html.text(note)}</p>' if cells else '',
+      markup.table(header, cells, key_row=key),
+      f'<p class="note">{markup.text(note)}</p>' if cells else '',
       f'<ul class="checks">{checks}</ul>' if checks else '',
-      report_html.figure(
+      markup.figure(
           'Accuracy by number of hops',
-          report_plots.accuracy_by_hops(run),
+          plots.accuracy_by_hops(run),
           'Sampled accuracy of the questions that need so many hops; whiskers '
           'are 95% intervals.',
       ),
   ]
 
 
-def _estimate(estimate: report_tables.Estimate) -> str:
+def _estimate(estimate: tables.Estimate) -> str:
   """A table cell: the mean, its interval smaller."""
   mean, _, ends = str(estimate).partition(' ')
   return f'{mean} <small>{ends}</small>' if ends else mean
 
 
-def _training(run: report_data.Run) -> list[str]:
+def _training(run: data.Run) -> list[str]:
   return [
-      report_html.figure(
+      markup.figure(
           'Reward and accuracy over steps',
-          report_plots.reward_and_accuracy(run),
+          plots.reward_and_accuracy(run),
           'Bands are 95% intervals: of a step’s mean reward over its groups, '
           'of an accuracy over the validation questions.',
       ),
-      report_html.grid([
-          report_html.figure(
+      markup.grid([
+          markup.figure(
               'Tool usage, before and after',
-              report_plots.tool_usage(run),
+              plots.tool_usage(run),
               'Sampled evaluations of the same questions.',
           ),
-          report_html.figure(
+          markup.figure(
               'Tool-call error rate',
-              report_plots.over_steps(
+              plots.over_steps(
                   run,
                   'rollouts/tool_error_rate',
                   'tool-errors',
@@ -229,45 +225,45 @@ def _training(run: report_data.Run) -> list[str]:
               ),
               'Failed calls among all calls of a training step.',
           ),
-          report_html.figure(
+          markup.figure(
               'Turns per rollout',
-              report_plots.over_steps(
+              plots.over_steps(
                   run, 'rollouts/turns_mean', 'turns', 'Turns per rollout'
               ),
               'Planner turns, mean over a training step.',
           ),
-          report_html.figure(
+          markup.figure(
               'Response length',
-              report_plots.over_steps(
+              plots.over_steps(
                   run, 'tokens/response_mean', 'response-length',
                   'Tokens a response',
               ),
               'The planner’s tokens a turn, mean over a training step.',
           ),
-          report_html.figure(
+          markup.figure(
               'How rollouts ended',
-              report_plots.statuses(run),
+              plots.statuses(run),
               'Shares of the rollouts that a step asked for.',
           ),
       ]),
       _status_table(run),
       _met(run),
-      report_html.figure(
-          'The optimizer’s own figures', report_plots.update_health(run)
+      markup.figure(
+          'The optimizer’s own figures', plots.update_health(run)
       ),
   ]
 
 
-def _status_table(run: report_data.Run) -> str:
+def _status_table(run: data.Run) -> str:
   counts = {'training': run.totals('rollouts/status/')}
   for name in ('start', 'final'):
     if name in run.evaluations:
-      title = f'evaluation: {report_plots.PLANNERS[name][0]}'
+      title = f'evaluation: {plots.PLANNERS[name][0]}'
       counts[title] = run.evaluations[name].status
   seen = {status for column in counts.values() for status in column}
   order = sorted(seen, key=lambda s: (-counts['training'].get(s, 0), s))
   rows = [
-      [report_html.text(status)]
+      [markup.text(status)]
       + [f'{column.get(status, 0):,.0f}' for column in counts.values()]
       for status in order
       if any(column.get(status) for column in counts.values())
@@ -277,19 +273,19 @@ def _status_table(run: report_data.Run) -> str:
   rows.append(
       ['all'] + [f'{sum(column.values()):,.0f}' for column in counts.values()]
   )
-  table = report_html.table(
+  table = markup.table(
       ['status', *counts], rows, key_row=len(rows) - 1, full=False
   )
   return f'<details open><summary>Rollouts by status</summary>{table}</details>'
 
 
-def _met(run: report_data.Run) -> str:
+def _met(run: data.Run) -> str:
   """What tool calls met in training that a reader should know of."""
   counts = run.totals('tool_counts/')
   if not counts:
     return ''
-  rows = [[report_html.text(n), f'{c:,.0f}'] for n, c in sorted(counts.items())]
-  table = report_html.table(['tool calls met', 'times'], rows, full=False)
+  rows = [[markup.text(n), f'{c:,.0f}'] for n, c in sorted(counts.items())]
+  table = markup.table(['tool calls met', 'times'], rows, full=False)
   return (
       '<details open><summary>What tool calls met: hosts that are blocked,'
       ' results that quote the whole query</summary>'
@@ -297,11 +293,11 @@ def _met(run: report_data.Run) -> str:
   )
 
 
-def _time(run: report_data.Run) -> list[str]:
+def _time(run: data.Run) -> list[str]:
   return [
-      report_html.figure(
+      markup.figure(
           'Wall time',
-          report_plots.time_spent(
+          plots.time_spent(
               'time', 'Where the time went', _seconds(run)
           ),
           'Of the whole run; after a resume, of all training steps and of what '
@@ -309,9 +305,9 @@ def _time(run: report_data.Run) -> list[str]:
           if run.facts('seconds/')
           else 'Summed over the training steps so far.',
       ),
-      report_html.figure(
+      markup.figure(
           'Inside the rollouts',
-          report_plots.time_spent(
+          plots.time_spent(
               'rollout-time',
               'What rollouts waited for',
               _rollout_seconds(run),
@@ -319,10 +315,10 @@ def _time(run: report_data.Run) -> list[str]:
           'Summed over all training rollouts. They run side by side, so these '
           'sums exceed the wall time.',
       ),
-      report_html.grid([
-          report_html.figure(
+      markup.grid([
+          markup.figure(
               label,
-              report_plots.over_steps(
+              plots.over_steps(
                   run, f'rate/{name}', name.replace('_', '-'), label,
                   percent=percent,
               ),
@@ -370,20 +366,20 @@ _ENGINE = (
 )
 
 
-def _seconds(run: report_data.Run) -> dict[str, float]:
+def _seconds(run: data.Run) -> dict[str, float]:
   """Wall time [s] by what it was spent on: disjoint parts, by name."""
   found = {
       name: seconds
       for name, value in run.facts('seconds/').items()
       if '/' not in name
-      and math.isfinite(seconds := report_data.number(value))
+      and math.isfinite(seconds := data.number(value))
   }
   found = found or run.totals('seconds/')
   # What the parts are of, where that was measured too.
   return _with_rest(found, max(found.pop('step', 0.0), found.pop('total', 0.0)))
 
 
-def _rollout_seconds(run: report_data.Run) -> dict[str, float]:
+def _rollout_seconds(run: data.Run) -> dict[str, float]:
   """Likewise what rollouts took, summed over all of them."""
   found = run.totals('seconds/rollout_sum/', nested=True)
   return _with_rest(found, found.pop('total', 0.0))
@@ -394,9 +390,9 @@ def _with_rest(parts: dict[str, float], whole: float) -> dict[str, float]:
   return parts | {'everything else': rest} if rest > 0 else parts
 
 
-def _examples(run: report_data.Run) -> list[str]:
-  pairs = report_examples.pair_up(run)
-  chosen = report_examples.choose(pairs, _EXAMPLES)
+def _examples(run: data.Run) -> list[str]:
+  pairs = examples.pair_up(run)
+  chosen = examples.choose(pairs, _EXAMPLES)
   if not chosen:
     return []
   note = (
@@ -406,13 +402,13 @@ def _examples(run: report_data.Run) -> list[str]:
       'turns. Right means a reward of at least one half.'
   )
   return [
-      report_examples.transitions(pairs),
-      f'<p class="note">{report_html.text(note)}</p>',
-      *(report_examples.render(p, i) for i, p in enumerate(chosen, start=1)),
+      examples.transitions(pairs),
+      f'<p class="note">{markup.text(note)}</p>',
+      *(examples.render(p, i) for i, p in enumerate(chosen, start=1)),
   ]
 
 
-def _teacher(run: report_data.Run) -> str:
+def _teacher(run: data.Run) -> str:
   facts = sorted(run.facts('teacher/').items())
   if not facts:
     return ''
@@ -420,15 +416,15 @@ def _teacher(run: report_data.Run) -> str:
       'The warm start was trained on traces of a scripted teacher that knows '
       'the format and errs at these rates, so that it is a real baseline.'
   )
-  return f'<p>{note}</p>' + report_html.facts(
+  return f'<p>{note}</p>' + markup.facts(
       (name.replace('_', ' '), _rate(value)) for name, value in facts
   )
 
 
 def _rate(value: object) -> str:
-  share = report_data.number(value)
+  share = data.number(value)
   if isinstance(value, float) and 0 <= share <= 1:
-    return report_tables.percent(share)
+    return tables.percent(share)
   return str(value)
 
 
@@ -436,21 +432,21 @@ def _definitions() -> str:
   return (
       '<dl>'
       + ''.join(
-          f'<dt>{report_html.text(name)}</dt><dd>{report_html.text(what)}</dd>'
+          f'<dt>{markup.text(name)}</dt><dd>{markup.text(what)}</dd>'
           for name, what in _DENOMINATORS
       )
       + '</dl>'
   )
 
 
-def _identity(run: report_data.Run) -> str:
+def _identity(run: data.Run) -> str:
   known = ('params_digest', 'compiles/after_warmup')
   pairs = [(key, run.summary[key]) for key in known if key in run.summary]
   config = sorted(run.facts('config/').items())
-  parts = report_html.facts(pairs)
+  parts = markup.facts(pairs)
   if config:
     parts += (
         '<details><summary>Configuration</summary>'
-        f'{report_html.facts(config)}</details>'
+        f'{markup.facts(config)}</details>'
     )
   return parts

@@ -4,9 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from agentflow_jax.training import intervals
-from agentflow_jax.training import report_data
-from agentflow_jax.training import report_plots
+from agentflow_jax.report import data, plots
+from agentflow_jax.rollouts import intervals
 
 CONFIDENCE = 0.95
 
@@ -80,7 +79,7 @@ class Row:
   label: str
   sampled: Estimate
   greedy: Estimate
-  evaluation: report_data.Evaluation | None
+  evaluation: data.Evaluation | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +94,10 @@ def percent(value: float) -> str:
   return f'{100 * value:.1f}%' if math.isfinite(value) else '-'
 
 
-def rows(run: report_data.Run) -> list[Row]:
+def rows(run: data.Run) -> list[Row]:
   """Planners that the run has an accuracy of, best expected first."""
   found = []
-  for name, (label, _) in report_plots.PLANNERS.items():
+  for name, (label, _) in plots.PLANNERS.items():
     sampled_key, greedy_key = _SUMMARY_KEYS[name]
     row = Row(
         name=name,
@@ -113,7 +112,7 @@ def rows(run: report_data.Run) -> list[Row]:
   return found
 
 
-def gain(run: report_data.Run, suffix: str = '') -> Gain | None:
+def gain(run: data.Run, suffix: str = '') -> Gain | None:
   """The gain from 'start' to 'final', over questions scored in both.
 
   The questions are resampled together with their two rewards, so what makes a
@@ -144,7 +143,7 @@ def gain(run: report_data.Run, suffix: str = '') -> Gain | None:
   return Gain(Estimate(mean, low, high), len(shared))
 
 
-def checks(run: report_data.Run) -> list[tuple[bool, str]]:
+def checks(run: data.Run) -> list[tuple[bool, str]]:
   """What has to hold if the figures are to be believed, and whether it does."""
   found = []
   table = {row.name: row for row in rows(run)}
@@ -200,7 +199,7 @@ def _control_checks(table: Mapping[str, Row]) -> list[tuple[bool, str]]:
   return found
 
 
-def _count_checks(run: report_data.Run) -> list[tuple[bool, str]]:
+def _count_checks(run: data.Run) -> list[tuple[bool, str]]:
   found = []
   requested = int(run.totals('rollouts/').get('requested', 0))
   ended = int(sum(run.totals('rollouts/status/').values()))
@@ -210,7 +209,7 @@ def _count_checks(run: report_data.Run) -> list[tuple[bool, str]]:
         f'{ended:,} training rollouts ended with a status, of {requested:,} '
         'requested',
     ))
-  compiles = report_data.number(run.summary.get('compiles/after_warmup'))
+  compiles = data.number(run.summary.get('compiles/after_warmup'))
   if math.isfinite(compiles):
     found.append((
         compiles == 0,
@@ -219,7 +218,7 @@ def _count_checks(run: report_data.Run) -> list[tuple[bool, str]]:
   return found
 
 
-def terminal(run: report_data.Run) -> str:
+def terminal(run: data.Run) -> str:
   """The table in plain ASCII, a line a planner, and the gain below it."""
   cells = [['planner', 'sampled', 'greedy', 'rollouts']]
   for row in rows(run):
@@ -265,7 +264,7 @@ def _mean(estimate: Estimate) -> float:
   return estimate.mean
 
 
-def _estimate(run: report_data.Run, name: str, key: str) -> Estimate:
+def _estimate(run: data.Run, name: str, key: str) -> Estimate:
   evaluation = run.evaluations.get(name)
   if evaluation and math.isfinite(evaluation.accuracy):
     return Estimate(
@@ -273,8 +272,8 @@ def _estimate(run: report_data.Run, name: str, key: str) -> Estimate:
         evaluation.accuracy_over_requested,
     )
   return Estimate(
-      report_data.number(run.summary.get(key)),
-      over_requested=report_data.number(
+      data.number(run.summary.get(key)),
+      over_requested=data.number(
           run.summary.get(f'{key}/over_requested')
       ),
   )

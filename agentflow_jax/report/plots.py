@@ -6,27 +6,26 @@ from matplotlib import axes
 from matplotlib import ticker
 import numpy as np
 
-from agentflow_jax.training import intervals
-from agentflow_jax.training import report_data
-from agentflow_jax.training import report_svg
+from agentflow_jax.report import data, svg
+from agentflow_jax.rollouts import intervals
 
 # Evaluation -> (legend, colour), in the order that bars and rows stand in.
 PLANNERS = {
-    'control_oracle_planner': ('oracle planner', report_svg.ORACLE),
-    'final': ('trained planner', report_svg.AFTER),
-    'start': ('before training', report_svg.BEFORE),
-    'control_frozen_planner': ('frozen planner', report_svg.TEAL),
-    'control_random_planner': ('random planner', report_svg.RANDOM),
-    'control_empty_planner': ('empty planner', report_svg.EMPTY),
+    'control_oracle_planner': ('oracle planner', svg.ORACLE),
+    'final': ('trained planner', svg.AFTER),
+    'start': ('before training', svg.BEFORE),
+    'control_frozen_planner': ('frozen planner', svg.TEAL),
+    'control_random_planner': ('random planner', svg.RANDOM),
+    'control_empty_planner': ('empty planner', svg.EMPTY),
 }
 _STACK = (
-    report_svg.AFTER,
-    report_svg.RANDOM,
-    report_svg.ORACLE,
-    report_svg.EMPTY,
-    report_svg.TEAL,
-    report_svg.RED,
-    report_svg.BEFORE,
+    svg.AFTER,
+    svg.RANDOM,
+    svg.ORACLE,
+    svg.EMPTY,
+    svg.TEAL,
+    svg.RED,
+    svg.BEFORE,
 )
 _HEALTH = {
     'update/loss': 'loss [nats]',
@@ -41,7 +40,7 @@ _WIDE = (9.4, 3.5)
 _HALF = (4.6, 2.7)
 
 
-def reward_and_accuracy(run: report_data.Run) -> str:
+def reward_and_accuracy(run: data.Run) -> str:
   """Mean training reward and validation accuracy over steps, with bands."""
   reward = run.series('reward/mean')
   sampled = run.series('eval/accuracy')
@@ -51,28 +50,28 @@ def reward_and_accuracy(run: report_data.Run) -> str:
 
   def paint(canvas):
     ax = canvas.subplots()
-    _band(ax, run, 'reward/ci_low', 'reward/ci_high', report_svg.RANDOM)
-    _line(ax, reward, report_svg.RANDOM, 'training reward')
+    _band(ax, run, 'reward/ci_low', 'reward/ci_high', svg.RANDOM)
+    _line(ax, reward, svg.RANDOM, 'training reward')
     _band(
         ax,
         run,
         'eval/accuracy_ci_low',
         'eval/accuracy_ci_high',
-        report_svg.AFTER,
+        svg.AFTER,
     )
-    _line(ax, sampled, report_svg.AFTER, 'validation accuracy, sampled', 'o')
-    _line(ax, greedy, report_svg.TEAL, 'validation accuracy, greedy', 's')
+    _line(ax, sampled, svg.AFTER, 'validation accuracy, sampled', 'o')
+    _line(ax, greedy, svg.TEAL, 'validation accuracy, greedy', 's')
     ax.set_ylim(-0.02, 1.02)
     _percent(ax.yaxis)
     _steps(ax)
     _legend(ax)
 
-  return report_svg.render(
+  return svg.render(
       'curve', 'Reward and evaluation accuracy over steps', _WIDE, paint
   )
 
 
-def accuracy_by_hops(run: report_data.Run) -> str:
+def accuracy_by_hops(run: data.Run) -> str:
   """Bars of accuracy by number of hops: before, after and the controls."""
   shown = {
       name: evaluation
@@ -107,7 +106,7 @@ def accuracy_by_hops(run: report_data.Run) -> str:
           means,
           np.abs(ends.T - means),
           fmt='o',
-          color=report_svg.INK,
+          color=svg.INK,
           markerfacecolor=color,  # Tells whose a bar of height 0 is.
           markersize=3.5,
           markeredgewidth=0.9,
@@ -122,18 +121,18 @@ def accuracy_by_hops(run: report_data.Run) -> str:
     _percent(ax.yaxis)
     _legend(ax, columns=len(shown))
 
-  return report_svg.render(
+  return svg.render(
       'hops', 'Accuracy by number of hops, with intervals', _WIDE, paint
   )
 
 
-def tool_usage(run: report_data.Run) -> str:
+def tool_usage(run: data.Run) -> str:
   """Calls of each tool per rollout, before and after training."""
   pair = [
       (legend, color, run.evaluations[name])
       for name, legend, color in (
-          ('start', 'before', report_svg.BEFORE),
-          ('final', 'after', report_svg.AFTER),
+          ('start', 'before', svg.BEFORE),
+          ('final', 'after', svg.AFTER),
       )
       if name in run.evaluations and run.evaluations[name].rollouts
   ]
@@ -148,20 +147,20 @@ def tool_usage(run: report_data.Run) -> str:
       calls = [evaluation.tools.get(t, 0) / evaluation.rollouts for t in names]
       y = np.arange(len(names)) - (i - (len(pair) - 1) / 2) * height
       bars = ax.barh(y, calls, height * 0.86, color=color, label=legend)
-      ax.bar_label(bars, fmt='%.2f', padding=3, color=report_svg.MUTED)
+      ax.bar_label(bars, fmt='%.2f', padding=3, color=svg.MUTED)
     ax.set_yticks(range(len(names)), names)
     ax.margins(x=0.14)
     ax.grid(visible=False, axis='y')
     ax.set_xlabel('calls per rollout')
     _legend(ax)
 
-  return report_svg.render(
+  return svg.render(
       'tools', 'Tool usage, before and after', _HALF, paint
   )
 
 
 def over_steps(
-    run: report_data.Run, key: str, name: str, label: str, *, percent=False
+    run: data.Run, key: str, name: str, label: str, *, percent=False
 ) -> str:
   """One metric over the training steps; y starts at 0."""
   series = run.series(key)
@@ -170,16 +169,16 @@ def over_steps(
 
   def paint(canvas):
     ax = canvas.subplots()
-    _line(ax, series, report_svg.AFTER, label)
+    _line(ax, series, svg.AFTER, label)
     ax.set_ylim(0, 1.08 * max(series[1]) or 1.0)
     if percent:
       _percent(ax.yaxis)
     _steps(ax)
 
-  return report_svg.render(name, f'{label} over steps', _HALF, paint)
+  return svg.render(name, f'{label} over steps', _HALF, paint)
 
 
-def statuses(run: report_data.Run) -> str:
+def statuses(run: data.Run) -> str:
   """How the rollouts of each step ended, as stacked shares."""
   totals = run.totals('rollouts/status/')
   totals = {status: count for status, count in totals.items() if count}
@@ -221,7 +220,7 @@ def statuses(run: report_data.Run) -> str:
     _steps(ax)
     canvas.legend(loc='outside upper left', ncols=min(3, len(layers)))
 
-  return report_svg.render('statuses', 'How rollouts ended', _HALF, paint)
+  return svg.render('statuses', 'How rollouts ended', _HALF, paint)
 
 
 def time_spent(name: str, label: str, parts: Mapping[str, float]) -> str:
@@ -234,18 +233,18 @@ def time_spent(name: str, label: str, parts: Mapping[str, float]) -> str:
   def paint(canvas):
     ax = canvas.subplots()
     seconds = [parts[part] for part in ranked]
-    bars = ax.barh(ranked, seconds, 0.66, color=report_svg.AFTER)
+    bars = ax.barh(ranked, seconds, 0.66, color=svg.AFTER)
     texts = [f'{s:,.1f} s  {s / total:.0%}' for s in seconds]
-    ax.bar_label(bars, texts, padding=4, color=report_svg.MUTED)
+    ax.bar_label(bars, texts, padding=4, color=svg.MUTED)
     ax.margins(x=0.22)
     ax.grid(visible=False, axis='y')
     ax.set_xlabel('seconds')
 
   size = (_WIDE[0], 0.75 + 0.3 * len(ranked))
-  return report_svg.render(name, label, size, paint)
+  return svg.render(name, label, size, paint)
 
 
-def update_health(run: report_data.Run) -> str:
+def update_health(run: data.Run) -> str:
   """Small multiples of the optimizer's own metrics."""
   found = {key: run.series(key) for key in _HEALTH}
   if run.series('update/pg_loss')[0]:
@@ -259,14 +258,14 @@ def update_health(run: report_data.Run) -> str:
   def paint(canvas):
     grid = canvas.subplots(rows, columns, squeeze=False).flat
     for ax, (key, series) in zip(grid, found.items(), strict=False):
-      _line(ax, series, report_svg.AFTER, key)
+      _line(ax, series, svg.AFTER, key)
       ax.set_title(_HEALTH[key])
       ax.yaxis.set_major_locator(ticker.MaxNLocator(4))
       _steps(ax)
     for ax in list(grid)[len(found) :]:
       ax.set_axis_off()
 
-  return report_svg.render(
+  return svg.render(
       'health', 'Optimizer metrics over steps', (9.4, 1.9 * rows + 0.2), paint
   )
 
@@ -293,7 +292,7 @@ def _line(ax: axes.Axes, series, color: str, label: str, marker='') -> None:
     )
 
 
-def _band(ax: axes.Axes, run: report_data.Run, low: str, high: str, color):
+def _band(ax: axes.Axes, run: data.Run, low: str, high: str, color):
   lows = dict(zip(*run.series(low), strict=True))
   highs = dict(zip(*run.series(high), strict=True))
   steps = sorted(lows.keys() & highs.keys())

@@ -8,10 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from agentflow_jax.training import report
-from agentflow_jax.training import report_data
-from agentflow_jax.training import report_examples
-from agentflow_jax.training import report_tables
+from agentflow_jax.report import data as report_data, examples, page as report
+from agentflow_jax.report import tables
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=y>\x1b[31m\x00\ud800&'
 STEPS = 24
@@ -512,12 +510,12 @@ def test_gain_is_paired_over_questions_scored_both_times(tmp_path):
       _rewards('final', [1, 1, 0, 1, None]),
   ]
   run = report_data.load(_write(tmp_path / 'run', evaluations=evaluations))
-  gain = report_tables.gain(run)
+  gain = tables.gain(run)
   assert gain.questions == 3
   np.testing.assert_allclose(gain.difference.mean, 1 / 3, rtol=1e-12)
   assert gain.difference.low == 0.0  # No question became worse.
   assert gain.difference.high == 1.0
-  assert report_tables.gain(run, '_greedy') is None
+  assert tables.gain(run, '_greedy') is None
 
 
 def test_trials_of_one_question_are_averaged_before_pairing(tmp_path):
@@ -525,7 +523,7 @@ def test_trials_of_one_question_are_averaged_before_pairing(tmp_path):
   start['items'] += [{'id': 'q0', 'reward': 1}]  # q0: (0 + 1) / 2.
   evaluations = [start, _rewards('final', [1, 1])]
   run = report_data.load(_write(tmp_path / 'run', evaluations=evaluations))
-  gain = report_tables.gain(run)
+  gain = tables.gain(run)
   assert gain.questions == 2
   assert gain.difference.mean == 0.75  # (1/2 + 1) / 2.
 
@@ -556,7 +554,7 @@ def test_a_broken_control_fails_its_check(tmp_path, change, message):
         for n, a in figures.items()
     ]
     run = report_data.load(_write(tmp_path / folder, evaluations=evaluations))
-    return [what for ok, what in report_tables.checks(run) if not ok]
+    return [what for ok, what in tables.checks(run) if not ok]
 
   assert not failures(accuracy, 'good')
   assert any(message in what for what in failures(accuracy | change, 'bad'))
@@ -567,7 +565,7 @@ def test_lost_rollouts_and_late_compilations_fail_their_checks(tmp_path):
   lines[3]['rollouts/status/answered'] -= 1
   summary = {'compiles/after_warmup': 2}
   run = report_data.load(_write(tmp_path / 'run', lines, summary=summary))
-  failed = [what for ok, what in report_tables.checks(run) if not ok]
+  failed = [what for ok, what in tables.checks(run) if not ok]
   # 24 steps of 256 rollouts are 6,144, and one of them is gone.
   assert failed == [
       '6,143 training rollouts ended with a status, of 6,144 requested',
@@ -582,7 +580,7 @@ def _pair(name, hops, before, after, turns=1):
         name, '', '', '', reward, '', '', hops, (turn,) * count
     )
 
-  return report_examples.Pair(item(before, 1), item(after, turns))
+  return examples.Pair(item(before, 1), item(after, turns))
 
 
 def test_examples_prefer_wrong_then_right_one_per_number_of_hops():
@@ -595,9 +593,9 @@ def test_examples_prefer_wrong_then_right_one_per_number_of_hops():
       _pair('f', '10', 0.0, 1.0, turns=3),
       _pair('g', '10', None, 1.0, turns=9),
   ]
-  names = [pair.item.id for pair in report_examples.choose(pairs)]
+  names = [pair.item.id for pair in examples.choose(pairs)]
   assert names == ['b', 'd', 'f']
-  more = [pair.item.id for pair in report_examples.choose(pairs, 6)]
+  more = [pair.item.id for pair in examples.choose(pairs, 6)]
   assert more == ['b', 'd', 'f', 'a', 'c', 'e']
 
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from agentflow_jax.training import intervals
+from agentflow_jax.rollouts import intervals
 
 
 def test_bootstrap_agrees_with_the_normal_approximation():

@@ -7,8 +7,7 @@ from typing import Any
 from etils import epath
 
 from agentflow_jax.files import writing
-from agentflow_jax.training import report_html
-from agentflow_jax.training import report_tables
+from agentflow_jax.report import markup, tables
 
 # Accuracy [%] of AgentFlow with Qwen2.5-7B, arXiv 2510.05592: with Flow-GRPO, and
 # before it. Scored by a language model as the judge, with web search. Their means
@@ -82,17 +81,17 @@ def write(
       json.dumps({'benchmarks': kept, **more}, indent=1),
   )
   told = [(key, value) for key, value in more.items()]
-  page = report_html.page(
+  page = markup.page(
       name,
       [
-          f'<h1>{report_html.text(name)}</h1>',
-          report_html.table(_HEADER, [list(map(report_html.text, r)) for r in rows]),
-          f'<p class="note">{report_html.text(_NOTE)}</p>',
-          report_html.section('The evaluation', report_html.facts(told)),
+          f'<h1>{markup.text(name)}</h1>',
+          markup.table(_HEADER, [list(map(markup.text, r)) for r in rows]),
+          f'<p class="note">{markup.text(_NOTE)}</p>',
+          markup.section('The evaluation', markup.facts(told)),
       ],
   )
   writing.write_whole(directory / f'{name}.html', page)
-  lines = report_tables.columns([_HEADER, *rows])
+  lines = tables.columns([_HEADER, *rows])
   return '\n'.join([*lines, _NOTE])
 
 
