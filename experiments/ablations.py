@@ -16,7 +16,7 @@ paper's figures: the planner has 0.5M parameters and its task is synthetic.
 import dataclasses
 import pathlib
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 _HERE = pathlib.Path(__file__).parent
 

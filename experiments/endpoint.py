@@ -12,7 +12,7 @@ added by --config.agent.tools.enabled=search,python,generalist and
 with a model of one's own. Cost: the endpoint's, printed at the end.
 """
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 
 def get_config() -> c.Config:

@@ -17,7 +17,7 @@ v5p:2x2x1 needs 22.3 GiB a chip of 95.7 with batch.rows_per_micro=4; v5e:4x4 14.
 import dataclasses
 import pathlib
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 _HERE = pathlib.Path(__file__).parent
 

@@ -16,7 +16,7 @@ v5p:2x2x2 needs 28.5 GiB a chip of 95.7 with batch.rows_per_micro=8; v6e:4x4 21.
 import dataclasses
 import pathlib
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 _HERE = pathlib.Path(__file__).parent
 

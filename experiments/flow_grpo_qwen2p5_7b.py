@@ -19,7 +19,7 @@ Its sweep is two of the paper's ablations at their size, over models and over tu
 at most; ablations.py has the others, small.
 """
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 
 def get_config() -> c.Config:

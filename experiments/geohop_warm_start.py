@@ -12,7 +12,7 @@ Cost: nine minutes on 2 CPU cores. Expected: sampled and greedy accuracy as in
 experiments/geohop_planner/accuracy.json, within its interval.
 """
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 
 def get_config() -> c.Config:

@@ -16,7 +16,7 @@ rule. Not run by us: no such machine was at hand, nor a network for the data.
 import dataclasses
 import pathlib
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 _HERE = pathlib.Path(__file__).parent
 

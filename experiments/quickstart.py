@@ -9,7 +9,7 @@ at least 84%, 55 points above the warm start; measured seeds in the README.
 import dataclasses
 import pathlib
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 _HERE = pathlib.Path(__file__).parent
 

@@ -15,7 +15,7 @@ On a GPU give it more: --config.train.queries_per_step=32 --config.train.steps=6
 import dataclasses
 import pathlib
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 _HERE = pathlib.Path(__file__).parent
 

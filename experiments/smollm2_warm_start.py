@@ -17,7 +17,7 @@ import dataclasses
 import importlib.util
 import pathlib
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 _HERE = pathlib.Path(__file__).parent
 

@@ -16,7 +16,7 @@ such machine were at hand.
 import dataclasses
 import pathlib
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 _HERE = pathlib.Path(__file__).parent
 _TOOLS = ('generalist', 'python', 'web_search', 'wikipedia', 'web_page')

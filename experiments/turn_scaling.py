@@ -15,7 +15,7 @@ size: no such machine was at hand.
 import dataclasses
 import pathlib
 
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 _HERE = pathlib.Path(__file__).parent
 

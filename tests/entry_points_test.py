@@ -8,7 +8,7 @@ import sys
 import httpx
 import pytest
 
-from tests.training import mini
+from tests.config import mini
 
 _QUICKSTART = 'experiments/quickstart.py'
 

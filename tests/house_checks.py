@@ -119,8 +119,6 @@ def _room(path: str) -> str:
     return 'tests'
   if parts[0] != 'agentflow_jax':
     return 'benchmarks' if parts[1:2] == ['benchmarks'] else parts[0]
-  if parts[1:] in (['training', 'config.py'], ['training', 'sweep.py']):
-    return 'config'
   if parts[-1] == '__init__.py' and len(parts) < 4:
     return ''  # Empty, and imported with every module of its package.
   if len(parts) == 2:

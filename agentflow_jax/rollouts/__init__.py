@@ -1,0 +1,1 @@
+"""Many rollouts at once, their files, and what they add up to."""

@@ -5,12 +5,12 @@ import ipaddress
 import os
 import socket
 
-from agentflow_jax.training import config as config_lib
+from agentflow_jax.config import schema
 from agentflow_jax.training import served
 
 
 def serve(
-    config: config_lib.Config,
+    config: schema.Config,
     *,
     planner: str,
     name: str,
@@ -36,18 +36,18 @@ def serve(
 
     from agentflow_jax.serving import app
   except ModuleNotFoundError as e:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f"serving needs {e.name}: pip install 'agentflow-jax[serve]'"
     ) from e
   key = os.environ.get(key_variable, '').strip() if key_variable else ''
   if key_variable and not key:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'--api_key_variable: the environment variable {key_variable} holds no'
         ' key'
     )
   directory = planner or config.planner.directory
   if not directory:
-    raise config_lib.ConfigError('give --planner, or planner.directory')
+    raise schema.ConfigError('give --planner, or planner.directory')
   # Before the model is loaded: a port that is taken should not cost a minute.
   listener = _listen(host, port)
   with listener, served.opened(config, directory) as model:
@@ -89,7 +89,7 @@ def _listen(host: str, port: int) -> socket.socket:
       listener.close()
       raise
   except (OSError, OverflowError) as e:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'cannot listen on {host} port {port}: {e}; choose another --port'
     ) from e
   return listener

@@ -2,13 +2,12 @@
 
 import dataclasses
 
-from agentflow_jax.agents import endpoint, providers
-from agentflow_jax.agents import recording as recording_lib
-from agentflow_jax.training import config as config_lib
+from agentflow_jax.agents import endpoint, providers, recording as recording_lib
+from agentflow_jax.config import schema
 
 
 def connect(
-    config: config_lib.EndpointConfig,
+    config: schema.EndpointConfig,
     name: str,
     recording: recording_lib.Recording | None,
     processes: int = 1,
@@ -30,7 +29,7 @@ def connect(
 
 
 def connect_unrecorded(
-    config: config_lib.EndpointConfig,
+    config: schema.EndpointConfig,
     name: str,
     replays: bool,
     processes: int = 1,
@@ -57,7 +56,7 @@ def connect_unrecorded(
         )
     )
   except ValueError as e:
-    raise config_lib.ConfigError(f'{name}: {e}') from e
+    raise schema.ConfigError(f'{name}: {e}') from e
 
 
 def usage(client: endpoint.EndpointClient) -> dict[str, float]:

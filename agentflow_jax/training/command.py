@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import knobs
+from agentflow_jax.config import overrides as overrides_lib, schema, unread
 
 _CONFIG = flags.DEFINE_string(
     'config', None, 'A Python file with get_config(), such as experiments/X.py.'
@@ -26,7 +25,7 @@ _overrides: list[tuple[str, str]] = []
 
 def config_from_flags(
     argv: Sequence[str], serves: str | None = None
-) -> config_lib.Config:
+) -> schema.Config:
   """Returns the config of --config and its --config.a.b=v overrides.
 
   Args:
@@ -42,28 +41,28 @@ def config_from_flags(
   for flag in (_TOOL_CACHE, _TOOL_CACHE_DIRECTORY):
     if flag.value is not None:
       overrides.append((f'agent.{flag.name}', flag.value))
-  config = config_lib.load(_CONFIG.value, overrides)
+  config = overrides_lib.load(_CONFIG.value, overrides)
   names = [name for name, _ in overrides]
-  knobs.check_flags(config, names)
+  unread.check_flags(config, names)
   if serves is not None:
-    knobs.check_serves(names, serves)
+    unread.check_serves(names, serves)
   return config
 
 
 def no_arguments(argv: Sequence[str]) -> None:
   """Raises ConfigError where the command line holds more than flags."""
   if len(argv) > 1:
-    raise config_lib.ConfigError(f'not a flag: {argv[1]!r}')
+    raise schema.ConfigError(f'not a flag: {argv[1]!r}')
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
   """Takes the config's overrides out before absl sees the flags."""
-  others, overrides = config_lib.split_overrides(argv)
+  others, overrides = overrides_lib.split_overrides(argv)
   _overrides[:] = overrides
   try:
     return flags.FLAGS(others)
   except flags.Error as e:
-    raise config_lib.ConfigError(str(e)) from e
+    raise schema.ConfigError(str(e)) from e
 
 
 def run(
@@ -86,7 +85,7 @@ def _asks_for_verbosity(argv: Sequence[str]) -> bool:
 def _parse_or_exit(argv):
   try:
     return _parse(argv)
-  except config_lib.ConfigError as e:
+  except schema.ConfigError as e:
     sys.stderr.write(f'error: {e}\n')
     sys.exit(2)
 

@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from agentflow_jax import records
-from agentflow_jax.agents import modules
-from agentflow_jax.agents import plan as plan_lib
+from agentflow_jax.agents import modules, plan as plan_lib
+from agentflow_jax.config import schema
 from agentflow_jax.data import geohop_facts, geohop_questions, tokenizers
-from agentflow_jax.training import config as config_lib
 
 Step = geohop_questions.Step
 # Writes a plan's text from the view, the question's steps and a generator.
@@ -114,7 +113,7 @@ def uniform(
   return _write(tool, what, references, rng.random() < 0.5)
 
 
-def make_teacher(config: config_lib.TeacherConfig) -> Script:
+def make_teacher(config: schema.TeacherConfig) -> Script:
   """Returns a teacher that knows the format and errs as configured."""
 
   def teacher(view, steps, rng):

@@ -5,7 +5,7 @@ import os
 import jax
 from etils import epath
 
-from agentflow_jax.training import config as config_lib
+from agentflow_jax.config import schema
 from agentflow_jax.training import models
 from agentflow_jax.weights import parameters
 
@@ -29,7 +29,7 @@ def export(
     ConfigError, CheckpointError: name the remedy.
   """
   if bool(model) == bool(workdir):
-    raise config_lib.ConfigError('give one of --workdir and --model')
+    raise schema.ConfigError('give one of --workdir and --model')
   if workdir and not (epath.Path(workdir) / 'planner').exists():
     raise parameters.CheckpointError(
         f'{workdir} holds no planner: the run has not ended (the same train'
@@ -39,7 +39,7 @@ def export(
   if epath.Path(out).exists() and epath.Path(out).resolve() == (
       epath.Path(source).resolve()
   ):
-    raise config_lib.ConfigError(f'--out: {out} is what is read')
+    raise schema.ConfigError(f'--out: {out} is what is read')
   loaded = models.load(source)
   dtype = loaded.stored_dtype if dtype == 'stored' else dtype
   loaded.save(out, dtype, shard_bytes=shard_bytes)

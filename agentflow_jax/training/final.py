@@ -8,10 +8,9 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.config import overrides, schema
 from agentflow_jax.files import reading, writing
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import controls, evaluation
-from agentflow_jax.training import progress, system
+from agentflow_jax.training import controls, evaluation, progress, system
 
 SUMMARY = 'summary.json'
 _DIRECTORY = 'evaluations'
@@ -125,7 +124,7 @@ class Evaluations:
 
 
 def write_summary(
-    config: config_lib.Config,
+    config: schema.Config,
     workdir: epath.Path,
     lines: Sequence[Mapping[str, Any]],
     seconds: Mapping[str, float],
@@ -173,7 +172,7 @@ def write_summary(
   for name, value in seconds.items():
     summary.setdefault(f'seconds/{name}', value)
   if config.task_set.kind == 'geohop':
-    for field, value in config_lib.flatten(config.teacher).items():
+    for field, value in overrides.flatten(config.teacher).items():
       summary[f'teacher/{field}'] = value
   allowed = config.agent.tools.web.allow
   if allowed:  # What its tools could reach that is not public.

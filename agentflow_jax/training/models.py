@@ -6,9 +6,9 @@ from typing import Any
 
 from etils import epath
 
+from agentflow_jax.config import schema
 from agentflow_jax.core import model
 from agentflow_jax.data import chat, hugging_face, tokenizers
-from agentflow_jax.training import config as config_lib
 from agentflow_jax.weights import families, gguf_files, parameters, tensors
 
 
@@ -46,7 +46,7 @@ class Model:
     self.tokenizer.save(directory)
 
 
-def runtime_of(planner: config_lib.PlannerConfig) -> dict[str, str]:
+def runtime_of(planner: schema.PlannerConfig) -> dict[str, str]:
   """Returns what a config says of a network that a file does not decide."""
   names = ('dtype', 'param_dtype', 'remat', 'attention')
   return {n: v for n in names if (v := getattr(planner, n)) is not None}

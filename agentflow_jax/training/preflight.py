@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from etils import epath
 
+from agentflow_jax.config import consistency, roles, schema
 from agentflow_jax.core import batch, flops, handover, hlo, masters, model
 from agentflow_jax.core import published, sharding, update
 from agentflow_jax.inference import batching, pages
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import checks, knobs, models, system, topologies
+from agentflow_jax.training import models, system, topologies
 from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import families, parameters
 
@@ -53,7 +53,7 @@ class Forest:
   response: int
 
   @classmethod
-  def of(cls, config: config_lib.Config) -> 'Forest':
+  def of(cls, config: schema.Config) -> 'Forest':
     """Half the longest prompt, filled up by the turns; a quarter of the answer."""
     longest = config.planner.max_prompt_tokens
     turns = config.agent.rollout.max_turns
@@ -64,7 +64,7 @@ class Forest:
     )
 
 
-def network(config: config_lib.Config, name: str = '') -> model.ModelConfig:
+def network(config: schema.Config, name: str = '') -> model.ModelConfig:
   """Returns the planner's network, without its parameters.
 
   Args:
@@ -79,7 +79,7 @@ def network(config: config_lib.Config, name: str = '') -> model.ModelConfig:
   runtime = models.runtime_of(planner)
   if name:
     if name not in published.MODELS:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'--model={name}: there are {", ".join(sorted(published.MODELS))}'
       )
     found = published.MODELS[name]
@@ -88,21 +88,21 @@ def network(config: config_lib.Config, name: str = '') -> model.ModelConfig:
   elif (epath.Path(planner.directory) / parameters.CONFIG).exists():
     found = parameters.load_config(planner.directory)
   else:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'planner.directory={planner.directory!r} has no config.json here; name'
         f' the network: --model={" | ".join(sorted(published.MODELS))}'
     )
   try:
     found = dataclasses.replace(found, **runtime)
   except (ValueError, families.UnsupportedModel) as e:
-    raise config_lib.ConfigError(f'planner: {e}') from e
+    raise schema.ConfigError(f'planner: {e}') from e
   if config.engine.max_prompt_tokens > found.max_positions:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'engine.max_prompt_tokens {config.engine.max_prompt_tokens} exceeds the'
         f' network\'s context of {found.max_positions}'
     )
   if config.engine.max_kept > found.vocab_size:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'engine.max_kept {config.engine.max_kept} exceeds the network\'s'
         f' vocabulary of {found.vocab_size}'
     )
@@ -110,7 +110,7 @@ def network(config: config_lib.Config, name: str = '') -> model.ModelConfig:
 
 
 def check(
-    config: config_lib.Config,
+    config: schema.Config,
     planner: model.ModelConfig,
     topology: topologies.Topology,
     slices: int = 1,
@@ -132,8 +132,8 @@ def check(
     ConfigError: mesh, rows or topology do not go together.
     DoesNotFit: the compiler refused a program.
   """
-  checks.check_trains(config)
-  checks.check(config)
+  consistency.check_trains(config)
+  consistency.check(config)
   devices = topologies.devices(topology, slices)
   axes = dataclasses.asdict(config.mesh)
   del axes['sampler_devices']
@@ -143,10 +143,10 @@ def check(
     mesh = sharding.make_mesh(**axes, devices=devices)
     sharding.check_rows(mesh, config.batch.rows_per_micro)
     programs, held, local = _lowered(config, planner, mesh, topology)
-  except config_lib.ConfigError:
+  except schema.ConfigError:
     raise
   except ValueError as e:
-    raise config_lib.ConfigError(f'mesh: {e}') from e
+    raise schema.ConfigError(f'mesh: {e}') from e
   report: dict[str, Any] = {
       'name': config.name,
       'chips': len(devices),
@@ -277,7 +277,7 @@ def _lowered(config, planner, mesh, topology):
   try:
     reading = batching.reading_of(planner, config.engine, where)
   except ValueError as e:
-    raise config_lib.ConfigError(f'engine: {e}') from e
+    raise schema.ConfigError(f'engine: {e}') from e
   sampler = batching.Programs(planner, config.engine, sampled, pool, reading)
   programs['prefill'] = sampler.prefill
   gathered = sampler.reading.lanes * _bytes(sampler.kept_shapes())
@@ -286,7 +286,7 @@ def _lowered(config, planner, mesh, topology):
       config.planner.sampling.truncates
   )
   has_frozen = any(
-      role.backend == 'frozen' for role in knobs.roles(config).values()
+      role.backend == 'frozen' for role in roles.roles(config).values()
   )
   held = {
       'trained parameters': _bytes(state.params),

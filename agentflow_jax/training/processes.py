@@ -19,8 +19,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 import numpy as np
 
+from agentflow_jax.config import schema
 from agentflow_jax.core import launches
-from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import exits
 
 _T = TypeVar('_T')
@@ -64,13 +64,13 @@ def initialize(
       distributed == 'auto' and not (asked or _has_many(environ))
   ):
     if asked:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           '--coordinator, --num_processes and --process_id are ignored with'
           ' --distributed=off'
       )
     return
   if asked and not (coordinator and count >= 1 and 0 <= index < count):
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         '--coordinator=HOST:PORT, --num_processes=N and --process_id=0..N-1'
         f' belong together: {coordinator!r}, {count}, {index}'
     )
@@ -84,7 +84,7 @@ def initialize(
   except RuntimeError as e:
     raise exits.ProcessFailed(f'the processes did not come together: {e}') from e
   except ValueError as e:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'the processes of the run did not come together: {e}; give'
         ' --coordinator, --num_processes and --process_id, or'
         ' --distributed=off for a run of this process alone'
@@ -186,7 +186,7 @@ class Processes:
     everything = self.exchange(digest.encode())
     differ = [i for i, other in enumerate(everything) if other != everything[0]]
     if differ:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'{what} of process {", ".join(map(str, differ))} of {self.count} is not'
           ' that of process 0: start all of them with the same command and files'
       )

@@ -10,7 +10,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from agentflow_jax.training import config as config_lib
+from agentflow_jax.config import schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Steps:
         first.isdigit() and last.isdigit()
     )
     if not is_number or not 1 <= int(first) <= int(last):
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'--profile_steps={text}: say FIRST:LAST, steps from 1 on, both'
           ' included, such as 10:12'
       )

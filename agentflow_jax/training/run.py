@@ -17,11 +17,11 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.config import consistency, overrides, schema
 from agentflow_jax.files import reading, writing
 from agentflow_jax.inference import api
 from agentflow_jax.report import page as report
-from agentflow_jax.training import checks, collect, config as config_lib
-from agentflow_jax.training import engine_rates, exits, final
+from agentflow_jax.training import collect, engine_rates, exits, final
 from agentflow_jax.training import metrics as metrics_lib, models
 from agentflow_jax.training import processes as processes_lib, profiling
 from agentflow_jax.training import progress, rollout_files, sources, system
@@ -69,7 +69,7 @@ class Compilations:
 
 
 def train(
-    config: config_lib.Config,
+    config: schema.Config,
     workdir: str,
     quiet: bool = False,
     step_seconds: float = 0.0,
@@ -97,7 +97,7 @@ def train(
     ProcessFailed: another process did; likewise.
     Preempted: told to stop (SIGTERM); all steps that were done are committed.
   """
-  checks.check_trains(config)
+  consistency.check_trains(config)
   directory = epath.Path(workdir)
   directory.mkdir(parents=True, exist_ok=True)
   processes = processes_lib.Processes.current()
@@ -116,15 +116,15 @@ def train(
     )
 
 
-def _flat(config: config_lib.Config) -> dict[str, Any]:
-  return _plain(config_lib.flatten(config))
+def _flat(config: schema.Config) -> dict[str, Any]:
+  return _plain(overrides.flatten(config))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
   return json.loads(json.dumps(values, default=str))
 
 
-def check_same_run(config: config_lib.Config, workdir: epath.Path) -> None:
+def check_same_run(config: schema.Config, workdir: epath.Path) -> None:
   """A workdir belongs to one config; a different one is an error, not a mix.
 
   A field that the workdir's config.json lacks came with a later version of this
@@ -134,7 +134,7 @@ def check_same_run(config: config_lib.Config, workdir: epath.Path) -> None:
   if not path.exists():
     return
   flat, before = _flat(config), reading.read_json(path, allows_nan=True)
-  before = _plain(config_lib.defaults(config)) | before
+  before = _plain(overrides.defaults(config)) | before
   names = sorted(set(flat) | set(before))
   differs = [n for n in names if flat.get(n) != before.get(n)]
   if differs:
@@ -142,7 +142,7 @@ def check_same_run(config: config_lib.Config, workdir: epath.Path) -> None:
         f'{n}: {before.get(n)!r} there, {flat.get(n)!r} now'
         for n in differs[:5]
     )
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'{workdir} holds a run of another config ({shown}); give another'
         ' --workdir, or delete it'
     )
@@ -165,7 +165,7 @@ async def _train(
   saved = None
   try:
     if not parts.tasks.train:
-      raise config_lib.ConfigError('task_set.train: no training tasks')
+      raise schema.ConfigError('task_set.train: no training tasks')
     with clock('compile'):
       trainer = trainer_lib.Trainer(parts)
       parts.warmup()
@@ -262,7 +262,7 @@ def _check_shared(workdir: epath.Path, processes) -> None:
 
   def look():
     if not path.exists() or path.read_text().encode() != mark:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'process {processes.index} does not see {path}, which process 0'
           ' wrote: --workdir has to be one directory for all processes (a shared'
           ' file system, or gs://)'
@@ -352,7 +352,7 @@ def _resume(
   trainer.state, run = saved.restore(step, trainer.state)
   changed = [k for k, v in inputs.items() if run['inputs'].get(k) != v]
   if changed:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'the {" and ".join(changed)} that this run began with changed on disk;'
         ' restore them, or start in another --workdir'
     )

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import jax
 
+from agentflow_jax.config import schema
 from agentflow_jax.core import sharding
 from agentflow_jax.inference import engine as engine_lib
-from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import engine_model, models
 
 
 @contextlib.contextmanager
 def opened(
-    config: config_lib.Config, directory: str
+    config: schema.Config, directory: str
 ) -> Iterator[engine_model.EngineModel]:
   """Loads a model, compiles its shapes, and yields it.
 
@@ -41,7 +41,7 @@ def opened(
         engine_lib.as_read(loaded.config, shapes, loaded.params), copy=False,
     )
   except ValueError as e:
-    raise config_lib.ConfigError(f'engine: {e}') from e
+    raise schema.ConfigError(f'engine: {e}') from e
   with engine:
     engine.warmup()
     yield engine_model.EngineModel(engine, loaded.tokenizer)

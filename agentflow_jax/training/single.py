@@ -12,10 +12,10 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, recording
+from agentflow_jax.config import overrides, roles, schema
 from agentflow_jax.report import benchmarks
-from agentflow_jax.training import clients, collect, config as config_lib
-from agentflow_jax.training import controls as controls_lib, evaluation, knobs
-from agentflow_jax.training import progress, system, trainer
+from agentflow_jax.training import clients, collect, controls as controls_lib
+from agentflow_jax.training import evaluation, progress, system, trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class EvaluateOptions:
 
 
 def evaluate(
-    config: config_lib.Config, workdir: str, options: EvaluateOptions
+    config: schema.Config, workdir: str, options: EvaluateOptions
 ) -> str:
   """Evaluates a planner and writes evaluations/NAME.json.
 
@@ -68,13 +68,13 @@ def evaluate(
   """
   config, options = _by_protocol(config, options)
   if options.greedy and options.trials > 1:
-    raise config_lib.ConfigError('--greedy trials are all the same: --trials=1')
+    raise schema.ConfigError('--greedy trials are all the same: --trials=1')
   if options.benchmark:
     if options.split != 'test':
-      raise config_lib.ConfigError('--benchmark has one split: --split=test')
+      raise schema.ConfigError('--benchmark has one split: --split=test')
     config = dataclasses.replace(
         config,
-        task_set=config_lib.TaskSetConfig(
+        task_set=schema.TaskSetConfig(
             kind='benchmark',
             benchmark=options.benchmark,
             evaluation=options.data_dir,
@@ -82,10 +82,10 @@ def evaluate(
         ),
     )
   elif options.data_dir:
-    raise config_lib.ConfigError('--data_dir needs --benchmark')
+    raise schema.ConfigError('--data_dir needs --benchmark')
   if options.limit is not None:
     if options.limit < 0:
-      raise config_lib.ConfigError(f'--limit must be >= 0: {options.limit}')
+      raise schema.ConfigError(f'--limit must be >= 0: {options.limit}')
     config = dataclasses.replace(
         config,
         task_set=dataclasses.replace(
@@ -95,25 +95,25 @@ def evaluate(
         ),
     )
   directory, before = epath.Path(workdir), None
-  if options.planner or knobs.uses_engine(config):
+  if options.planner or roles.uses_engine(config):
     evaluated = options.planner or str(directory / 'planner')
     if config.planner.directory not in ('', evaluated):
       before = config
-    config = with_planner(config, evaluated)
+    config = overrides.with_planner(config, evaluated)
   return asyncio.run(_evaluate(config, before, directory, options))
 
 
 def _by_protocol(
-    config: config_lib.Config, options: EvaluateOptions
-) -> tuple[config_lib.Config, EvaluateOptions]:
+    config: schema.Config, options: EvaluateOptions
+) -> tuple[schema.Config, EvaluateOptions]:
   """Returns both with what the protocol fixes, and a number of trials."""
   if options.trials is not None and options.trials < 1:
-    raise config_lib.ConfigError(f'--trials must be >= 1: {options.trials}')
+    raise schema.ConfigError(f'--trials must be >= 1: {options.trials}')
   if options.protocol == 'config':
     return config, dataclasses.replace(options, trials=options.trials or 1)
   if options.greedy:
-    raise config_lib.ConfigError('--protocol=paper samples: leave out --greedy')
-  config = config_lib.override(config, (
+    raise schema.ConfigError('--protocol=paper samples: leave out --greedy')
+  config = overrides.override(config, (
       ('agent.rollout.max_turns', '10'),
       ('planner.sampling.temperature', '0.7'),
   ))
@@ -122,7 +122,7 @@ def _by_protocol(
 
 def _journal(parts, workdir, options, result_name) -> collect.Journal:
   """Where an evaluation's items are kept until it is done: one of the same kind."""
-  same = [config_lib.flatten(parts.config), dataclasses.asdict(options)]
+  same = [overrides.flatten(parts.config), dataclasses.asdict(options)]
   if parts.params is not None:
     same.append(trainer.params_digest(parts.params))
   text = json.dumps(same, sort_keys=True, default=str)
@@ -132,7 +132,7 @@ def _journal(parts, workdir, options, result_name) -> collect.Journal:
   )
 
 
-def _has_judge(config: config_lib.Config) -> bool:
+def _has_judge(config: schema.Config) -> bool:
   judge = config.evaluation.judge
   return bool(judge.base_url or judge.preset)
 
@@ -217,7 +217,7 @@ async def _variant(
     }
     values = _save(
         workdir, options, result, parts.tasks.left_out, control, costs,
-        more | {'config': config_lib.flatten(config)},
+        more | {'config': overrides.flatten(config)},
     )
     journal.directory.rmtree(missing_ok=True)
   finally:
@@ -344,19 +344,3 @@ def _judged(value) -> str:
   return said
 
 
-def with_planner(
-    config: config_lib.Config, directory: str
-) -> config_lib.Config:
-  """Returns the config with the weights of a directory.
-
-  Raises:
-    ConfigError: nothing would read them.
-  """
-  if not knobs.uses_engine(config):
-    raise config_lib.ConfigError(
-        '--planner names weights, and no module of this config reads any'
-    )
-  planner = dataclasses.replace(
-      config.planner, directory=directory, model=None
-  )
-  return dataclasses.replace(config, planner=planner)

@@ -8,15 +8,15 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.config import overrides, schema
 from agentflow_jax.data import task_checks
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import single, system
+from agentflow_jax.training import system
 
 _MOST_SHOWN = 1000
 
 
 def solve(
-    config: config_lib.Config,
+    config: schema.Config,
     query: str,
     *,
     workdir: str,
@@ -38,11 +38,11 @@ def solve(
     ConfigError, CheckpointError, ToolUnavailable: name the remedy.
   """
   if planner:
-    config = single.with_planner(config, planner)
+    config = overrides.with_planner(config, planner)
   try:
     task = task_checks.checked(records.Task('solve', query, (), ''))
   except ValueError as e:
-    raise config_lib.ConfigError(f'--query: {e}') from e
+    raise schema.ConfigError(f'--query: {e}') from e
   return asyncio.run(_solve(config, task, epath.Path(workdir), greedy, emit))
 
 

@@ -14,11 +14,11 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.config import schema
 from agentflow_jax.core import batch
 from agentflow_jax.rollouts import intervals
-from agentflow_jax.training import batches, collect, config as config_lib
-from agentflow_jax.training import controls, evaluation, rollout_files, system
-from agentflow_jax.training import task_sets
+from agentflow_jax.training import batches, collect, controls, evaluation
+from agentflow_jax.training import rollout_files, system, task_sets
 
 OnDone = Callable[[records.Trajectory], None]
 
@@ -138,7 +138,7 @@ class TraceSource:
     if self._turns is None:
       self._turns = await self._collect(on_done)
     if not self._turns:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           'the teacher gave no turn to learn from: sft needs tasks that carry'
           ' their solution (task_set.kind=geohop)'
       )

@@ -10,21 +10,18 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax.agents import endpoint, language_model, modules
-from agentflow_jax.agents import references, rollout
+from agentflow_jax.agents import recording as recording_lib, references, rollout
 from agentflow_jax.agents.rewards import registry
-from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents.tools import passages
-from agentflow_jax.core import device_time
-from agentflow_jax.core import handover as handover_lib
-from agentflow_jax.core import model, sharding
+from agentflow_jax.config import consistency, roles as roles_lib, schema
+from agentflow_jax.core import device_time, handover as handover_lib, model
+from agentflow_jax.core import sharding
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import engine as engine_lib
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import checks, clients, controls, engine_model
-from agentflow_jax.training import knobs
-from agentflow_jax.training import task_sets, toolbox
+from agentflow_jax.training import clients, controls, engine_model
 from agentflow_jax.training import models as models_lib
-from agentflow_jax.training import processes as processes_lib
+from agentflow_jax.training import processes as processes_lib, task_sets
+from agentflow_jax.training import toolbox
 
 
 # What a tokenizer trained for a run always keeps whole: the format of plans and
@@ -75,7 +72,7 @@ class System:
       the engine's own copy does.
   """
 
-  config: config_lib.Config
+  config: schema.Config
   model_config: model.ModelConfig | None
   params: model.Params | None
   mesh: jax.sharding.Mesh | None
@@ -132,7 +129,7 @@ class System:
     if self.engine is not None:
       self.engine.warmup(truncates=(self.config.planner.sampling.truncates,))
     if self.frozen_engine is not None:
-      roles = knobs.roles(self.config).values()
+      roles = roles_lib.roles(self.config).values()
       self.frozen_engine.warmup(
           truncates=sorted(
               {r.sampling.truncates for r in roles if r.backend == 'frozen'}
@@ -154,7 +151,7 @@ class System:
         engine.close()
 
 
-def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
+def make_mesh(config: schema.Config) -> jax.sharding.Mesh:
   """Returns the mesh that a run trains on.
 
   Raises:
@@ -165,11 +162,11 @@ def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   try:
     return sharding.make_mesh(**axes)
   except ValueError as e:
-    raise config_lib.ConfigError(f'mesh: {e}') from e
+    raise schema.ConfigError(f'mesh: {e}') from e
 
 
 def build(
-    config: config_lib.Config,
+    config: schema.Config,
     workdir: epath.Path,
     mesh: jax.sharding.Mesh | None = None,
     processes: processes_lib.Processes | None = None,
@@ -186,26 +183,26 @@ def build(
   Raises:
     ConfigError, CheckpointError, ToolUnavailable, CorpusError: name the remedy.
   """
-  checks.check(config)
+  consistency.check(config)
   _cache_compilations(workdir)
   processes = processes or processes_lib.Processes()
   tasks = processes.first(
       lambda: task_sets.load(config.task_set, str(workdir / 'data'))
   )
   trains, loaded = mesh is not None, None
-  if knobs.uses_engine(config):
+  if roles_lib.uses_engine(config):
     if mesh is None:
       count = config.mesh.sampler_devices
       devices = jax.local_devices()[: None if count == -1 else count]
       mesh = sharding.make_mesh(data=1, fsdp=-1, devices=devices)
     loaded = _start(config, tasks, workdir, mesh, processes)
     if config.engine.max_prompt_tokens > loaded.config.max_positions:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'engine.max_prompt_tokens {config.engine.max_prompt_tokens}: the'
           f' model reads {loaded.config.max_positions} tokens at most'
       )
     if config.engine.max_kept > loaded.config.vocab_size:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'engine.max_kept {config.engine.max_kept}: the vocabulary has'
           f' {loaded.config.vocab_size} tokens'
       )
@@ -213,12 +210,12 @@ def build(
   try:
     rewards = registry.Rewards(sorted(names))
   except ValueError as e:
-    raise config_lib.ConfigError(f'task_set.reward: {e}') from e
+    raise schema.ConfigError(f'task_set.reward: {e}') from e
   try:
     for task in (*tasks.train, *tasks.validation, *tasks.test):
       rewards.check(task)
   except ValueError as e:
-    raise config_lib.ConfigError(str(e)) from e
+    raise schema.ConfigError(str(e)) from e
   with contextlib.ExitStack() as stack:
     engine = frozen = handover = None
     sampled, where, copy = loaded and loaded.params, None, trains
@@ -235,7 +232,7 @@ def build(
       engine = stack.enter_context(
           _engine(loaded, config.engine, sampled, sharding=where, copy=copy)
       )
-    if any(r.backend == 'frozen' for r in knobs.roles(config).values()):
+    if any(r.backend == 'frozen' for r in roles_lib.roles(config).values()):
       # Nothing of it is trained on: it keeps what its roles ask for.
       shapes = dataclasses.replace(config.engine, max_kept=0)
       frozen = stack.enter_context(
@@ -293,7 +290,7 @@ def _cache_compilations(workdir: epath.Path) -> None:
     jax.config.update('jax_compilation_cache_dir', str(workdir / 'xla_cache'))
 
 
-def hands_over(config: config_lib.Config, mesh: jax.sharding.Mesh) -> bool:
+def hands_over(config: schema.Config, mesh: jax.sharding.Mesh) -> bool:
   """Says whether a Handover brings parameters to the sampler.
 
   Where it does not, mesh and sampler are one device. From several to one
@@ -306,14 +303,14 @@ def _as_read(loaded, config, params):
   try:
     return engine_lib.as_read(loaded.config, config, params)
   except ValueError as e:
-    raise config_lib.ConfigError(f'engine: {e}') from e
+    raise schema.ConfigError(f'engine: {e}') from e
 
 
 def _engine(loaded, config, params, **kwargs) -> engine_lib.Engine:
   try:
     return engine_lib.Engine(loaded.config, config, params, **kwargs)
   except ValueError as e:
-    raise config_lib.ConfigError(f'engine: {e}') from e
+    raise schema.ConfigError(f'engine: {e}') from e
 
 
 def _handover(config, loaded, mesh) -> handover_lib.Handover:
@@ -323,7 +320,7 @@ def _handover(config, loaded, mesh) -> handover_lib.Handover:
         loaded.config, mesh, split=config.mesh.sampler_devices == -1
     )
   except ValueError as e:
-    raise config_lib.ConfigError(f'mesh: {e}') from e
+    raise schema.ConfigError(f'mesh: {e}') from e
 
 
 def _start(config, tasks, workdir, mesh, processes) -> models_lib.Model:
@@ -334,12 +331,12 @@ def _start(config, tasks, workdir, mesh, processes) -> models_lib.Model:
     try:
       return sharding.param_shardings(network, mesh)
     except ValueError as e:
-      raise config_lib.ConfigError(f'mesh: {e}') from e
+      raise schema.ConfigError(f'mesh: {e}') from e
 
   runtime = models_lib.runtime_of(planner)
   if planner.directory:
     if planner.model is not None:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           'planner.model is ignored where planner.directory is set: the'
           ' directory says which network it holds'
       )
@@ -347,9 +344,9 @@ def _start(config, tasks, workdir, mesh, processes) -> models_lib.Model:
         planner.directory, place, planner.thinking, **runtime
     )
   if planner.model is None:
-    raise config_lib.ConfigError('planner: set directory, or model')
+    raise schema.ConfigError('planner: set directory, or model')
   if runtime:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'planner.{next(iter(runtime))} is of a planner.directory: where'
         ' planner.model is set, set it there'
     )
@@ -399,7 +396,7 @@ def _recording(
     return None
   directory = config.agent.tool_cache_directory or str(workdir / 'tool_cache')
   if '://' in directory:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'--tool_cache: {directory} is not local: name a directory of this'
         ' machine with --tool_cache_directory'
     )
@@ -408,7 +405,7 @@ def _recording(
         directory, replays=mode == 'replay', process=processes.index
     )
   except recording_lib.RecordingError as e:
-    raise config_lib.ConfigError(f'--tool_cache={mode}: {e}') from e
+    raise schema.ConfigError(f'--tool_cache={mode}: {e}') from e
 
 
 def _models(config, tokenizer, engine, frozen, recording, processes):
@@ -418,7 +415,7 @@ def _models(config, tokenizer, engine, frozen, recording, processes):
     models['planner'] = engine_model.EngineModel(engine, tokenizer)
   if frozen is not None:
     models['frozen'] = engine_model.EngineModel(frozen, tokenizer)
-  if checks.has_endpoint(config):
+  if roles_lib.has_endpoint(config):
     models['endpoint'] = clients.connect(
         config.agent.endpoint, 'agent.endpoint', recording, processes
     )
@@ -431,7 +428,7 @@ def _agent(config, planner, models, box, rewards) -> rollout.Agent:
   """Composes the agent from its config."""
   agent, tools = config.agent, box.make()
 
-  def backed(role: config_lib.ModuleConfig, rule, modelled):
+  def backed(role: schema.ModuleConfig, rule, modelled):
     if role.backend == 'rule':
       return rule
     return modelled(models[role.backend], role.sampling)

@@ -7,10 +7,9 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.data import benchmarks, geohop, mixtures, rows
-from agentflow_jax.data import task_checks
+from agentflow_jax.config import schema
+from agentflow_jax.data import benchmarks, geohop, mixtures, rows, task_checks
 from agentflow_jax.files import reading
-from agentflow_jax.training import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,7 @@ class TaskSet:
   mixture: tuple[Part, ...] = ()
 
 
-def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
+def load(config: schema.TaskSetConfig, data_dir: str) -> TaskSet:
   """Loads the configured tasks; GeoHop is written below `data_dir` first.
 
   Raises:
@@ -63,7 +62,7 @@ def load(config: config_lib.TaskSetConfig, data_dir: str) -> TaskSet:
   else:
     corpus = ''
     if not config.evaluation:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'task_set.evaluation: give the file of task_set.kind={config.kind}'
       )
     if config.kind == 'jsonl':
@@ -94,7 +93,7 @@ _SPLITS = ('train', 'validation', 'test')
 def _check_overlap(
     train: Sequence[records.Task],
     held_out: Sequence[Sequence[records.Task]],
-    config: config_lib.TaskSetConfig,
+    config: schema.TaskSetConfig,
 ) -> None:
   """Warns of evaluation tasks whose query is trained on, or refuses them.
 
@@ -113,7 +112,7 @@ def _check_overlap(
       f' {trained.id!r}: {asked.query[:80]!r})'
   )
   if config.kind != 'jsonl':
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'{said}; take them out of the training tasks: a benchmark has to be'
         ' held out'
     )
@@ -135,19 +134,19 @@ def _benchmarks(config, data_dir):
       tasks, left_out[name] = benchmarks.load(data_dir, config.evaluation, name)
       parts.append(tasks)
   except benchmarks.MalformedItem as e:
-    raise config_lib.ConfigError(f'task_set: {e}') from e
+    raise schema.ConfigError(f'task_set: {e}') from e
   return parts, left_out
 
 
 def _mixture(
-    config: config_lib.MixtureConfig, data_dir: str
+    config: schema.MixtureConfig, data_dir: str
 ) -> tuple[list[records.Task], tuple[Part, ...]]:
   """Returns the tasks of all sources that have a weight, and what they are."""
   train, parts = [], []
   for field in dataclasses.fields(config):
     source, where = getattr(config, field.name), f'task_set.mixture.{field.name}'
     if bool(source.path) != bool(source.weight):
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'{where}: give path and weight, or neither: {source}'
       )
     if not source.weight:
@@ -155,12 +154,12 @@ def _mixture(
     try:
       tasks = mixtures.load(data_dir, source.path, field.name)
     except rows.MalformedRow as e:
-      raise config_lib.ConfigError(f'{where}: {e}') from e
+      raise schema.ConfigError(f'{where}: {e}') from e
     tasks = tasks[: source.items or None]
     train += tasks
     parts.append(Part(field.name, len(tasks), source.weight))
   if not parts:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         'task_set.mixture: no source has a weight; set'
         ' task_set.mixture.SOURCE.path and .weight'
     )
@@ -181,14 +180,14 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
   try:
     lines = list(reading.json_lines(path))
   except FileNotFoundError:
-    raise config_lib.ConfigError(f'no task file {path}') from None
+    raise schema.ConfigError(f'no task file {path}') from None
   except reading.FileError as e:
-    raise config_lib.ConfigError(str(e)) from e
+    raise schema.ConfigError(str(e)) from e
   tasks, seen, stem = [], set(), epath.Path(path).stem
   for line in lines:
     where, row = line.where, line.value
     if not isinstance(row, dict) or not isinstance(row.get('query'), str):
-      raise config_lib.ConfigError(f'{where}: needs a text field "query"')
+      raise schema.ConfigError(f'{where}: needs a text field "query"')
     task_id = str(row.get('id', f'{stem}/{line.number:06d}'))
     try:
       answers = benchmarks.answers(row.get('answer'))
@@ -198,10 +197,10 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
           )
       )
     except ValueError as e:
-      raise config_lib.ConfigError(f'{where}: {e}') from e
+      raise schema.ConfigError(f'{where}: {e}') from e
     if task_id in seen:
-      raise config_lib.ConfigError(f'{where}: the id {task_id!r} came before')
+      raise schema.ConfigError(f'{where}: the id {task_id!r} came before')
     seen.add(task_id)
   if not tasks:
-    raise config_lib.ConfigError(f'{path} holds no task')
+    raise schema.ConfigError(f'{path} holds no task')
   return tasks

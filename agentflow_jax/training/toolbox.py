@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping
 from agentflow_jax.agents import endpoint, language_model
 from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents.tools import base, dense, generalist, mcp_servers
-from agentflow_jax.agents.tools import passages, python_tool, sandbox
-from agentflow_jax.agents.tools import search, web_client, web_page
-from agentflow_jax.agents.tools import web_providers, web_search, web_text
-from agentflow_jax.agents.tools import wikipedia
-from agentflow_jax.training import clients
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import task_sets
+from agentflow_jax.agents.tools import passages, python_tool, sandbox, search
+from agentflow_jax.agents.tools import web_client, web_page, web_providers
+from agentflow_jax.agents.tools import web_search, web_text, wikipedia
+from agentflow_jax.config import schema
+from agentflow_jax.training import clients, task_sets
 
 
 @dataclasses.dataclass
@@ -30,7 +28,7 @@ class Toolbox:
     clients: of endpoints that tools ask and their maker has to close.
   """
 
-  settings: config_lib.ToolsConfig
+  settings: schema.ToolsConfig
   tasks: task_sets.TaskSet
   models: Mapping[str, language_model.LanguageModel]
   processes: int = 1
@@ -58,7 +56,7 @@ class Toolbox:
     made = {}
     for name in self.settings.enabled:
       if name not in kinds:
-        raise config_lib.ConfigError(
+        raise schema.ConfigError(
             f'agent.tools.enabled: unknown tool {name!r}; there are'
             f' {", ".join(kinds)}'
         )
@@ -66,13 +64,13 @@ class Toolbox:
     for said in self.settings.mcp:
       made |= self._mcp(said, taken=made)
     if not made:
-      raise config_lib.ConfigError('agent.tools.enabled is empty')
+      raise schema.ConfigError('agent.tools.enabled is empty')
     return made
 
   def _search(self) -> base.Tool:
     path = self.settings.corpus or self.tasks.corpus
     if not path:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           'agent.tools: search needs agent.tools.corpus (a directory or a'
           ' JSONL file)'
       )
@@ -88,7 +86,7 @@ class Toolbox:
     except passages.CorpusError:
       raise
     except ValueError as e:
-      raise config_lib.ConfigError(f'agent.tools.search: {e}') from e
+      raise schema.ConfigError(f'agent.tools.search: {e}') from e
 
   def _ranker(self) -> dense.Ranker | None:
     settings = self.settings
@@ -169,7 +167,7 @@ class Toolbox:
       tools = {n: t for n, t in tools.items() if n in settings.mcp_tools}
     if not tools or taken.keys() & tools.keys():
       there = ', '.join(d['name'] for d in described) or 'none'
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'agent.tools.mcp: {server.name} adds no tool, or one whose name there'
           f' is: it has {there}; agent.tools.mcp_tools takes NAME_TOOL'
       )

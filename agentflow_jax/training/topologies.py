@@ -5,7 +5,7 @@ import os
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
-from agentflow_jax.training import config as config_lib
+from agentflow_jax.config import schema
 
 _GIB = 1 << 30
 _STAND_INS = '--xla_force_host_platform_device_count'
@@ -86,7 +86,7 @@ def parse(text: str) -> Topology:
       n.isdigit() and int(n) for n in rest.split('x')
   ):
     return Topology(platform, kind, rest, 0)
-  raise config_lib.ConfigError(
+  raise schema.ConfigError(
       f'--topology={text}: give a TPU such as v5p:4x4x4, v5e:8x8 or v6e:4x4;'
       ' gpu:h100:8 or gpu:h200:8 (one node) for an estimate; or cpu:8'
   )
@@ -106,7 +106,7 @@ def host_of(topology: Topology, chips: int) -> Topology:
   """
   shapes = {1: '1x1', 4: '2x2', 8: '2x4'}
   if chips not in shapes:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'--topology: a host of {chips} chips is none of {sorted(shapes)}'
     )
   shape = shapes[chips] + ('x1' if topology.kind == 'v5p' else '')
@@ -149,10 +149,10 @@ def devices(topology: Topology, slices: int = 1) -> Sequence[Any]:
 
   if topology.platform != 'tpu':
     if slices > 1:
-      raise config_lib.ConfigError('--num_slices is of TPU topologies')
+      raise schema.ConfigError('--num_slices is of TPU topologies')
     found = jax.devices('cpu')
     if len(found) < topology.count:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'--topology: {topology.count} virtual devices are wanted and'
           f' {len(found)} are there: jax was up already'
       )
@@ -164,7 +164,7 @@ def devices(topology: Topology, slices: int = 1) -> Sequence[Any]:
         topology_name=name, platform='tpu', **more
     ).devices
   except (RuntimeError, ValueError, TypeError) as e:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'--topology={name}: {e} (the compiler comes with pip install'
         " 'agentflow-jax[preflight]')"
     ) from e

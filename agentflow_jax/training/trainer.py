@@ -11,12 +11,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from agentflow_jax.config import schema
 from agentflow_jax.core import batch, device_time, launches, masters, model
 from agentflow_jax.core import sharding, update
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import exits
-from agentflow_jax.training import models
-from agentflow_jax.training import system
+from agentflow_jax.training import exits, models, system
 
 _REASONS = {
     update.REFUSED_GAP: (
@@ -29,38 +27,38 @@ _REASONS = {
 
 
 def network_of(
-    config: config_lib.Config, model_config: model.ModelConfig
+    config: schema.Config, model_config: model.ModelConfig
 ) -> model.ModelConfig:
   """Returns the network that is trained: with the run's adapters, if any."""
   return dataclasses.replace(model_config, lora=config.planner.lora)
 
 
-def loss_of(config: config_lib.Config) -> update.LossConfig:
+def loss_of(config: schema.Config) -> update.LossConfig:
   """Returns the loss that the run's algorithm is."""
   is_policy = config.algorithm == 'flow_grpo'
   return config.flow_grpo if is_policy else config.sft.loss
 
 
-def needs_reference(config: config_lib.Config) -> bool:
+def needs_reference(config: schema.Config) -> bool:
   """Says whether an update reads the parameters that the run started from."""
   has_kl = config.algorithm == 'flow_grpo' and config.flow_grpo.kl_coef > 0
   return bool(config.planner.lora.rank) or has_kl
 
 
-def max_kept(config: config_lib.Config) -> int:
+def max_kept(config: schema.Config) -> int:
   """Returns how many ids of each target's set an update takes; 0 without sets."""
   is_policy = config.algorithm == 'flow_grpo'
   truncates = is_policy and config.planner.sampling.truncates
   return config.engine.max_kept if truncates else 0
 
 
-def row_lengths(config: config_lib.Config) -> tuple[int, ...]:
+def row_lengths(config: schema.Config) -> tuple[int, ...]:
   """Returns the lengths of packed rows, a program each."""
   return (config.batch.tokens_per_row, *config.batch.shorter_rows)
 
 
 def pack(
-    config: config_lib.Config,
+    config: schema.Config,
     rows: Sequence[batch.TurnRow],
     pad_id: int = 0,
     lengths: tuple[int, ...] = (),
@@ -87,7 +85,7 @@ def pack(
 
 
 def example_batch(
-    config: config_lib.Config, length: int, pad_id: int = 0
+    config: schema.Config, length: int, pad_id: int = 0
 ) -> batch.TurnBatch:
   """Returns a batch of rows of that length that changes nothing."""
   row = batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)
@@ -134,7 +132,7 @@ class Trainer:
     self._pad_id = parts.tokenizer.pad_id
     shards = sharding.row_shards(mesh)
     if config.batch.rows_per_micro % shards:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'batch.rows_per_micro {config.batch.rows_per_micro} must be a'
           f' multiple of data x fsdp = {shards}'
       )
@@ -247,7 +245,7 @@ def _summarised(results: list[dict[str, float]]) -> dict[str, float]:
   return summarised
 
 
-def _most_rows(config: config_lib.Config) -> int:
+def _most_rows(config: schema.Config) -> int:
   """Turn rows that one update can have; each fits a packed row."""
   if config.algorithm == 'sft':
     return config.sft.rows_per_step

@@ -129,7 +129,7 @@ def test_json_of_a_torn_line_is_left_out(tmp_path):
 
 _SMALL = """
 import dataclasses, pathlib
-from agentflow_jax.training import config as c
+from agentflow_jax.config import schema as c
 
 def get_config():
   base = c.load_module('experiments/quickstart.py').get_config()

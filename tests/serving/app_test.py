@@ -14,10 +14,10 @@ import uvicorn
 
 from agentflow_jax import records
 from agentflow_jax.agents import endpoint, endpoint_config
+from agentflow_jax.config import overrides
 from agentflow_jax.serving import app, requests, writing
-from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import served
-from tests.training import mini
+from tests.config import mini
 
 _KEY = 'k-123'
 _PLANNER = str(mini.ROOT / 'experiments' / 'geohop_planner')
@@ -54,7 +54,7 @@ def _listening(application):
 
 @pytest.fixture(scope='module')
 def model():
-  base = config_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
+  base = overrides.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
   config = dataclasses.replace(
       base,
       engine=dataclasses.replace(

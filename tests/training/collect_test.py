@@ -9,10 +9,8 @@ import pytest
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
-from agentflow_jax.training import collect
-from agentflow_jax.training import processes
-from agentflow_jax.training import run
-from tests.training import mini
+from agentflow_jax.training import collect, processes, run
+from tests.config import mini
 
 
 @pytest.mark.parametrize('count', [1, 2, 4, 7, 30])

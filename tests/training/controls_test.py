@@ -3,8 +3,8 @@ import random
 from agentflow_jax import records
 from agentflow_jax.agents import memory, modules, plan, references
 from agentflow_jax.agents.tools import base
+from agentflow_jax.config import schema
 from agentflow_jax.data import geohop_questions
-from agentflow_jax.training import config as config_lib
 from agentflow_jax.training import controls
 
 _CARDS = tuple(
@@ -61,14 +61,14 @@ def test_a_failed_or_wrong_step_is_not_done():
 
 
 def test_a_perfect_teacher_is_the_oracle():
-  perfect = controls.make_teacher(config_lib.TeacherConfig(0, 0, 0, 0, 0, 0))
+  perfect = controls.make_teacher(schema.TeacherConfig(0, 0, 0, 0, 0, 0))
   for seed in range(20):
     assert _plan(perfect, _view(), seed=seed) == _plan(controls.oracle, _view())
 
 
 def test_the_teacher_errs_as_often_as_configured():
   teacher = controls.make_teacher(
-      config_lib.TeacherConfig(
+      schema.TeacherConfig(
           search_instead=0.5, python_instead=0.25, wrong_what=0,
           wrong_reference=0, early_answer=0.4, late_answer=0,
       )

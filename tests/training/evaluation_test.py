@@ -6,14 +6,10 @@ import pytest
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.agents import fakes
+from agentflow_jax.agents import fakes, judge
+from agentflow_jax.config import schema
 from agentflow_jax.core import flow_grpo
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.agents import judge
-from agentflow_jax.training import evaluation
-from agentflow_jax.training import processes
-from agentflow_jax.training import sources
-from agentflow_jax.training import task_sets
+from agentflow_jax.training import evaluation, processes, sources, task_sets
 
 
 def _trajectory(reward, rollout=0, status=records.Status.ANSWERED, tools=()):
@@ -167,7 +163,7 @@ def test_an_evaluation_shares_no_randomness_with_training():
   parts = types.SimpleNamespace(
       config=types.SimpleNamespace(
           seed=5,
-          train=config_lib.TrainConfig(
+          train=schema.TrainConfig(
               queries_per_step=3, group_size=4, steps=2
           ),
           flow_grpo=flow_grpo.FlowGrpoConfig(),

@@ -7,13 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import knobs
-from agentflow_jax.training import models
-from agentflow_jax.training import run
-from agentflow_jax.training import trainer
+from agentflow_jax.config import schema, unread
+from agentflow_jax.training import models, run, trainer
 from agentflow_jax.weights import checkpoints
-from tests.training import mini
+from tests.config import mini
 
 _PLANNER = mini.ROOT / 'experiments' / 'geohop_planner'
 
@@ -25,7 +22,7 @@ class _Killed(BaseException):
 def _config(directory, **lora):
   base = mini.config(directory, steps=2, checkpoint_every=1)
   planner = dataclasses.replace(
-      base.planner, lora=config_lib.LoraConfig(rank=2, **lora)
+      base.planner, lora=schema.LoraConfig(rank=2, **lora)
   )
   batch = dataclasses.replace(base.batch, shorter_rows=(176,))
   return dataclasses.replace(base, planner=planner, batch=batch)
@@ -90,19 +87,19 @@ def test_adapters_are_trained_and_exported_as_one_planner(tmp_path, monkeypatch)
 
 def test_flags_of_adapters_that_are_not_there_are_refused(tmp_path):
   config = mini.config(tmp_path)
-  with pytest.raises(config_lib.ConfigError, match='lora.rank > 0'):
-    knobs.check_flags(config, ['planner.lora.alpha'])
-  knobs.check_flags(_config(tmp_path), ['planner.lora.alpha'])
+  with pytest.raises(schema.ConfigError, match='lora.rank > 0'):
+    unread.check_flags(config, ['planner.lora.alpha'])
+  unread.check_flags(_config(tmp_path), ['planner.lora.alpha'])
   inside = dataclasses.replace(
       config.planner, directory='',
-      model=config_lib.ModelConfig(
+      model=schema.ModelConfig(
           vocab_size=8, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1,
           head_dim=8, d_ff=8, max_positions=8,
-          lora=config_lib.LoraConfig(rank=2),
+          lora=schema.LoraConfig(rank=2),
       ),
   )
-  with pytest.raises(config_lib.ConfigError, match='planner.model.lora'):
-    knobs.check_values(dataclasses.replace(config, planner=inside))
+  with pytest.raises(schema.ConfigError, match='planner.model.lora'):
+    unread.check_values(dataclasses.replace(config, planner=inside))
 
 
 @pytest.mark.slow

@@ -16,10 +16,8 @@ import time
 
 import pytest
 
-from agentflow_jax.training import exits
-from agentflow_jax.training import rollout_files
-from agentflow_jax.training import run
-from tests.training import mini
+from agentflow_jax.training import exits, rollout_files, run
+from tests.config import mini
 
 _CONFIG = """
 import pickle

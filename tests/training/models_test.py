@@ -13,11 +13,11 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
-from agentflow_jax.training import config as config_lib
+from agentflow_jax.config import overrides, schema
 from agentflow_jax.training import exports, models, run, system, trainer
 from agentflow_jax.weights import parameters
+from tests.config import mini
 from tests.data import byte_tokenizer
-from tests.training import mini
 from tests.weights import recipe
 
 _CHANGES = {'vocab_size': 288, 'max_position_embeddings': 1024}
@@ -40,10 +40,10 @@ def _config(tmp_path, planner, **train):
       planner=dataclasses.replace(
           base.planner, directory=str(planner), max_prompt_tokens=480,
           # A token is about a byte here.
-          prompt=config_lib.PromptConfig(system='Plan.', cards='names'),
+          prompt=schema.PromptConfig(system='Plan.', cards='names'),
       ),
       engine=dataclasses.replace(base.engine, max_prompt_tokens=480),
-      batch=config_lib.BatchConfig(tokens_per_row=512, rows_per_micro=8),
+      batch=schema.BatchConfig(tokens_per_row=512, rows_per_micro=8),
   )
 
 
@@ -56,7 +56,7 @@ def test_a_released_model_is_trained_and_given_back(
   config = dataclasses.replace(
       config,
       flow_grpo=dataclasses.replace(config.flow_grpo, kl_coef=0.1),
-      evaluation=config_lib.EvaluationConfig(every=0, controls=False),
+      evaluation=schema.EvaluationConfig(every=0, controls=False),
   )
   out = tmp_path / 'out'
   run.train(config, str(out))
@@ -111,7 +111,7 @@ def test_thinking_is_switched_where_the_template_can(tmp_path, released):
   config = _config(tmp_path / 'in', released)
   for thinking, opens in (('auto', False), ('on', True), ('off', False)):
     parts = system.build(
-        config_lib.override(config, [('planner.thinking', thinking)]),
+        overrides.override(config, [('planner.thinking', thinking)]),
         epath.Path(tmp_path),
     )
     try:
@@ -141,13 +141,13 @@ def test_a_dtype_that_nothing_reads_is_refused(tmp_path):
       base,
       planner=dataclasses.replace(
           base.planner, directory='', dtype='bfloat16',
-          model=config_lib.ModelConfig(
+          model=schema.ModelConfig(
               vocab_size=8, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1,
               head_dim=4, d_ff=8, max_positions=256,
           ),
       ),
   )
-  with pytest.raises(config_lib.ConfigError, match='planner.dtype'):
+  with pytest.raises(schema.ConfigError, match='planner.dtype'):
     system.build(config, epath.Path(tmp_path))
 
 
@@ -257,11 +257,11 @@ def test_exports_that_make_no_sense_are_refused(tmp_path, released):
         dtype='stored', shard_bytes=10**9,
     ) | changes)
 
-  with pytest.raises(config_lib.ConfigError, match='one of --workdir'):
+  with pytest.raises(schema.ConfigError, match='one of --workdir'):
     export(model='')
-  with pytest.raises(config_lib.ConfigError, match='one of --workdir'):
+  with pytest.raises(schema.ConfigError, match='one of --workdir'):
     export(workdir='x')
-  with pytest.raises(config_lib.ConfigError, match='is what is read'):
+  with pytest.raises(schema.ConfigError, match='is what is read'):
     export(out=str(released))
   with pytest.raises(parameters.CheckpointError, match='has not ended'):
     export(model='', workdir=str(tmp_path))

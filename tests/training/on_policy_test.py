@@ -9,14 +9,13 @@ import pytest
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.config import overrides
 from agentflow_jax.core import batch, sharding, update
 from agentflow_jax.inference import api, engine
-from agentflow_jax.training import batches, collect, exits, rollout_files
-from agentflow_jax.training import system
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import processes as processes_lib
-from agentflow_jax.training import trainer as trainer_lib
-from tests.training import mini
+from agentflow_jax.training import batches, collect, exits
+from agentflow_jax.training import processes as processes_lib, rollout_files
+from agentflow_jax.training import system, trainer as trainer_lib
+from tests.config import mini
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +46,7 @@ def live(tmp_path_factory):
 def truncated(tmp_path_factory):
   """As `live`, of a planner that truncates: what rolls out, and a trainer."""
   directory = tmp_path_factory.mktemp('truncated')
-  config = config_lib.override(mini.config(directory), [
+  config = overrides.override(mini.config(directory), [
       ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8'),
   ])
   parts = system.build(config, epath.Path(directory), system.make_mesh(config))
@@ -146,7 +145,7 @@ def test_live_rollouts_are_on_policy_within_1e_5(live):
 def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
   # Prompts of every length that the main job has, in its buckets and its
   # packed rows, on the one device of a laptop.
-  config = config_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
+  config = overrides.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
   parts, live_rows, _, _ = live
   ids = np.concatenate([row.prompt_ids for row in live_rows])
   rng = np.random.default_rng(0)

@@ -9,12 +9,11 @@ import sys
 import jax
 import pytest
 
+from agentflow_jax.config import overrides, schema
 from agentflow_jax.core import model
 from agentflow_jax.inference import batching
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import preflight
-from agentflow_jax.training import topologies
-from tests.training import mini
+from agentflow_jax.training import preflight, topologies
+from tests.config import mini
 
 _GIB = 1 << 30
 _NETWORK = model.ModelConfig(
@@ -25,7 +24,7 @@ _NETWORK = model.ModelConfig(
 
 def _config(tmp_path, **mesh):
   config = mini.config(tmp_path)
-  return dataclasses.replace(config, mesh=config_lib.MeshConfig(**mesh))
+  return dataclasses.replace(config, mesh=schema.MeshConfig(**mesh))
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +69,7 @@ def test_a_master_of_bfloat16_parameters_is_counted(
       'compile_seconds': 0.0,
   }
   monkeypatch.setattr(preflight, '_compiled', lambda *unused: compiled)
-  config = config_lib.override(
+  config = overrides.override(
       _config(tmp_path, data=8), [('planner.lora.rank', str(rank))]
   )
   network = dataclasses.replace(_NETWORK, param_dtype='bfloat16')
@@ -98,7 +97,7 @@ def test_every_program_of_the_run_is_compiled(reports):
 
 
 def test_a_planner_that_truncates_has_programs_of_its_own(tmp_path, monkeypatch):
-  config = config_lib.override(_config(tmp_path, data=8), [
+  config = overrides.override(_config(tmp_path, data=8), [
       ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8'),
       ('flow_grpo.old_logprobs', 'recompute'),
   ])
@@ -115,8 +114,8 @@ def test_a_planner_that_truncates_has_programs_of_its_own(tmp_path, monkeypatch)
       'update of rows of 192', 'old logprobs of rows of 192',
       'handover to the sampler', 'prefill', 'decode',
   }
-  config = config_lib.override(config, [('engine.max_kept', '300')])
-  with pytest.raises(config_lib.ConfigError, match='max_kept 300.*256'):
+  config = overrides.override(config, [('engine.max_kept', '300')])
+  with pytest.raises(schema.ConfigError, match='max_kept 300.*256'):
     preflight.network(dataclasses.replace(
         config,
         planner=dataclasses.replace(
@@ -147,14 +146,14 @@ def test_a_table_says_whether_it_fits(reports):
 
 
 def test_a_mesh_that_does_not_go_with_the_chips_is_refused(tmp_path):
-  with pytest.raises(config_lib.ConfigError, match='does not fit 8 devices'):
+  with pytest.raises(schema.ConfigError, match='does not fit 8 devices'):
     preflight.check(
         _config(tmp_path, data=3), _NETWORK, topologies.parse('cpu:8')
     )
-  with pytest.raises(config_lib.ConfigError, match='do not divide over data'):
+  with pytest.raises(schema.ConfigError, match='do not divide over data'):
     config = dataclasses.replace(
         _config(tmp_path, data=8),
-        batch=config_lib.BatchConfig(tokens_per_row=192, rows_per_micro=3),
+        batch=schema.BatchConfig(tokens_per_row=192, rows_per_micro=3),
     )
     preflight.check(config, _NETWORK, topologies.parse('cpu:8'))
 
@@ -178,7 +177,7 @@ def test_topologies_are_parsed(text, expected):
     'text', ['', 'v5p', 'v5p:', 'v5p:4xx4', 'v9:2x2', 'gpu:8', 'gpu:h100:16', 'cpu:x']
 )
 def test_what_is_no_topology_is_an_error_with_examples(text):
-  with pytest.raises(config_lib.ConfigError, match='v5p:4x4x4'):
+  with pytest.raises(schema.ConfigError, match='v5p:4x4x4'):
     topologies.parse(text)
 
 
@@ -188,17 +187,17 @@ def test_a_host_is_a_topology_of_its_own():
   ).shape
   assert shape('v5p:4x4x4', 4) == '2x2x1'
   assert shape('v5e:8x8', 8) == '2x4' and shape('v6e:4x4', 4) == '2x2'
-  with pytest.raises(config_lib.ConfigError, match='a host of 3 chips'):
+  with pytest.raises(schema.ConfigError, match='a host of 3 chips'):
     shape('v5e:8x8', 3)
 
 
 def test_the_network_is_named_where_its_directory_is_not_here(tmp_path):
-  config = config_lib.load(
+  config = overrides.load(
       str(mini.ROOT / 'experiments' / 'flow_grpo_qwen2p5_7b.py')
   )
-  with pytest.raises(config_lib.ConfigError, match='qwen2.5-7b'):
+  with pytest.raises(schema.ConfigError, match='qwen2.5-7b'):
     preflight.network(config)
-  with pytest.raises(config_lib.ConfigError, match='--model=llama'):
+  with pytest.raises(schema.ConfigError, match='--model=llama'):
     preflight.network(config, 'llama')
   found = preflight.network(config, 'qwen2.5-7b')
   assert (found.n_layers, found.dtype, found.remat) == (28, 'bfloat16', 'full')

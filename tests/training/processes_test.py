@@ -8,9 +8,8 @@ import time
 import pytest
 from etils import epath
 
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import exits
-from agentflow_jax.training import processes as processes_lib
+from agentflow_jax.config import schema
+from agentflow_jax.training import exits, processes as processes_lib
 
 Processes = processes_lib.Processes
 
@@ -121,10 +120,10 @@ def test_what_is_done_once_is_done_by_the_first_alone():
 
 def test_what_fails_in_the_first_fails_in_all():
   def fail():
-    raise config_lib.ConfigError('no such file')
+    raise schema.ConfigError('no such file')
 
   processes = _Together([b'\0'])
-  with pytest.raises(config_lib.ConfigError, match='no such file'):
+  with pytest.raises(schema.ConfigError, match='no such file'):
     processes.first(fail)
   assert processes.said == [b'\1\2ConfigError: no such file']
   with pytest.raises(exits.ProcessFailed, match='no such file'):
@@ -152,12 +151,12 @@ def test_what_differs_between_processes_is_an_error_that_names_them():
   processes.check_same('the config', 'a')
   same = _Together([lambda payload: payload])
   same.check_same('the config', 'a')
-  with pytest.raises(config_lib.ConfigError, match='config of process 1 of 3'):
+  with pytest.raises(schema.ConfigError, match='config of process 1 of 3'):
     _Together([b'else', lambda payload: payload]).check_same('the config', 'a')
 
 
 def test_exit_codes_say_what_to_do():
-  assert exits.code_of(config_lib.ConfigError('x')) == 2
+  assert exits.code_of(schema.ConfigError('x')) == 2
   assert exits.code_of(exits.RunStopped('x')) == 3
   assert exits.code_of(exits.Preempted('x')) == 75
   assert exits.code_of(KeyError('x')) == 1
@@ -212,7 +211,7 @@ def test_flags_say_it_too(monkeypatch):
     ],
 )
 def test_flags_that_contradict_each_other_are_an_error(arguments, message):
-  with pytest.raises(config_lib.ConfigError, match=message):
+  with pytest.raises(schema.ConfigError, match=message):
     processes_lib.initialize(*arguments, environ={})
 
 
@@ -224,7 +223,7 @@ def test_where_nobody_knows_the_others_the_error_says_what_to_give(monkeypatch):
     raise RuntimeError('DEADLINE_EXCEEDED')
 
   monkeypatch.setattr(processes_lib.jax.distributed, 'initialize', refuse)
-  with pytest.raises(config_lib.ConfigError, match='--distributed=off'):
+  with pytest.raises(schema.ConfigError, match='--distributed=off'):
     processes_lib.initialize(distributed='on', environ={})
   # Who is late may come: run it again.
   monkeypatch.setattr(processes_lib.jax.distributed, 'initialize', time_out)

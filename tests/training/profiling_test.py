@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from agentflow_jax.training import config as config_lib
+from agentflow_jax.config import schema
 from agentflow_jax.training import profiling
 
 
@@ -21,7 +21,7 @@ def test_steps_are_said_from_first_to_last():
 
 @pytest.mark.parametrize('text', ['0:3', '5:4', 'a', '1:', ':2', '1:2:3', '-1'])
 def test_what_says_no_steps_is_refused(text):
-  with pytest.raises(config_lib.ConfigError, match=f'profile_steps={text}'):
+  with pytest.raises(schema.ConfigError, match=f'profile_steps={text}'):
     profiling.Steps.parse(text)
 
 

@@ -6,15 +6,10 @@ import pathlib
 
 import pytest
 
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import evaluation
-from agentflow_jax.training import exits
-from agentflow_jax.training import final
-from agentflow_jax.training import models
-from agentflow_jax.training import run
-from agentflow_jax.training import single
+from agentflow_jax.config import overrides, schema
+from agentflow_jax.training import evaluation, exits, final, models, run, single
 from agentflow_jax.training import trainer
-from tests.training import mini
+from tests.config import mini
 
 
 class _Killed(BaseException):
@@ -25,7 +20,7 @@ class _Killed(BaseException):
 def whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp('whole')
   # The learning rate is so high that a few steps change the planner's words.
-  config = config_lib.override(mini.config(directory / 'in'), [
+  config = overrides.override(mini.config(directory / 'in'), [
       ('optimizer.learning_rate', '3e-3'),
       ('evaluation.trials', '2'), ('evaluation.controls', 'true'),
   ])
@@ -172,7 +167,7 @@ def test_a_planner_that_truncates_ends_in_the_same_bits_as_well(
     tmp_path, monkeypatch
 ):
   config = mini.config(tmp_path / 'in', steps=2)
-  config = config_lib.override(config, [
+  config = overrides.override(config, [
       ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8'),
       ('flow_grpo.old_logprobs', 'recompute'),
   ])
@@ -191,7 +186,7 @@ def test_bfloat16_parameters_end_in_the_same_bits_as_well(
 ):
   # Cut after the commit of step 1, which holds the float32 master.
   config = mini.config(tmp_path / 'in', steps=2, checkpoint_every=1)
-  config = config_lib.override(config, [('planner.param_dtype', 'bfloat16')])
+  config = overrides.override(config, [('planner.param_dtype', 'bfloat16')])
   lines = _whole_and_cut(config, tmp_path, monkeypatch)
   for line in lines:
     assert line['update/logprob_gap/max'] <= 1e-5
@@ -287,22 +282,22 @@ def test_another_seed_is_another_run(whole, tmp_path):
 def test_a_workdir_whose_config_lacks_newer_fields_goes_on(tmp_path):
   """A field that came later counts as its default, and as nothing else."""
   path = mini.ROOT / 'experiments' / 'quickstart.py'
-  config = config_lib.load(str(path))
-  flat = json.loads(json.dumps(config_lib.flatten(config), default=str))
+  config = overrides.load(str(path))
+  flat = json.loads(json.dumps(overrides.flatten(config), default=str))
   for missing in ('train.keep_checkpoints', 'planner.lora.rank',
                   'agent.tools.generalist.backend'):
     older = {k: v for k, v in flat.items() if k != missing}
     (tmp_path / 'config.json').write_text(json.dumps(older))
     run.check_same_run(config, tmp_path)
-  changed = config_lib.override(
+  changed = overrides.override(
       config, [('agent.tools.generalist.backend', 'endpoint')]
   )
-  with pytest.raises(config_lib.ConfigError, match="'none' there, 'endpoint' now"):
+  with pytest.raises(schema.ConfigError, match="'none' there, 'endpoint' now"):
     run.check_same_run(changed, tmp_path)
 
 
 def test_a_workdir_of_another_config_is_refused(whole):
   config, workdir, _ = whole
   other = dataclasses.replace(config, seed=9)
-  with pytest.raises(config_lib.ConfigError, match='seed: 0 there, 9 now'):
+  with pytest.raises(schema.ConfigError, match='seed: 0 there, 9 now'):
     run.train(other, str(workdir), quiet=True)

@@ -9,13 +9,13 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import recording, rollout
+from agentflow_jax.config import schema
 from agentflow_jax.data import benchmarks
 from agentflow_jax.report import benchmarks as benchmark_table
-from agentflow_jax.training import collect, config as config_lib, exits, run
-from agentflow_jax.training import single, solving, system
+from agentflow_jax.training import collect, exits, run, single, solving, system
 from tests.agents import http_server
 from tests.agents.tools import web_server
-from tests.training import mini
+from tests.config import mini
 
 
 def test_limits_count_tasks_and_may_exceed_the_configs(tmp_path):
@@ -50,7 +50,7 @@ def test_limits_count_tasks_and_may_exceed_the_configs(tmp_path):
 )
 def test_what_makes_no_sense_is_refused(tmp_path, changes, message):
   options = dataclasses.replace(single.EvaluateOptions(), **changes)
-  with pytest.raises(config_lib.ConfigError, match=message):
+  with pytest.raises(schema.ConfigError, match=message):
     single.evaluate(mini.config(tmp_path), str(tmp_path), options)
 
 
@@ -61,7 +61,7 @@ def test_prompts_longer_than_the_model_reads_are_refused(tmp_path):
   )
   options = single.EvaluateOptions(planner=base.planner.directory)
   with pytest.raises(
-      config_lib.ConfigError, match='max_prompt_tokens 1024: the model reads 256'
+      schema.ConfigError, match='max_prompt_tokens 1024: the model reads 256'
   ):
     single.evaluate(config, str(tmp_path), options)
 
@@ -114,7 +114,7 @@ def test_a_judge_s_verdicts_stand_beside_the_rule_s(tmp_path):
         base,
         evaluation=dataclasses.replace(
             base.evaluation,
-            judge=config_lib.EndpointConfig(
+            judge=schema.EndpointConfig(
                 base_url=server.url, model='m', concurrency=1,
                 cache=str(tmp_path / 'verdicts.sqlite'),
             ),
@@ -342,7 +342,7 @@ _COMMAND = '{"name": "search", "arguments": {"query": "capital of Portugal"}}'
 
 def _behind_an_endpoint(base, url, planner, **sampling):
   """A config whose modules are all behind the endpoint, or all but one."""
-  role = config_lib.ModuleConfig('endpoint', config_lib.SamplingSpec(0.0))
+  role = schema.ModuleConfig('endpoint', schema.SamplingSpec(0.0))
   return dataclasses.replace(
       base,
       planner=dataclasses.replace(
@@ -352,7 +352,7 @@ def _behind_an_endpoint(base, url, planner, **sampling):
       agent=dataclasses.replace(
           base.agent,
           executor=role, verifier=role, generator=role, analyst=role,
-          endpoint=config_lib.EndpointConfig(base_url=url, model='m'),
+          endpoint=schema.EndpointConfig(base_url=url, model='m'),
       ),
   )
 
@@ -422,7 +422,7 @@ def test_a_recorded_evaluation_is_replayed_without_hosts_or_keys(
   ))
   with planner, judge, web_server.Server(wiki) as web:
     config = _behind_an_endpoint(base, planner.url, 'endpoint')
-    rule = config_lib.ModuleConfig()
+    rule = schema.ModuleConfig()
     config = dataclasses.replace(
         config,
         agent=dataclasses.replace(
@@ -434,16 +434,16 @@ def test_a_recorded_evaluation_is_replayed_without_hosts_or_keys(
             endpoint=dataclasses.replace(
                 config.agent.endpoint, api_key_variable='THE_KEY'
             ),
-            tools=config_lib.ToolsConfig(
+            tools=schema.ToolsConfig(
                 enabled=('wikipedia',), wikipedia_url=web.url,
-                web=config_lib.WebConfig(
+                web=schema.WebConfig(
                     allow=(web.host,), requests_per_minute=0
                 ),
             ),
         ),
         evaluation=dataclasses.replace(
             base.evaluation,
-            judge=config_lib.EndpointConfig(
+            judge=schema.EndpointConfig(
                 base_url=judge.url, model='m', api_key_variable='THE_KEY'
             ),
         ),
@@ -491,7 +491,7 @@ def test_each_benchmark_has_the_cost_of_its_own_requests(tmp_path):
       replies(json.dumps({'analysis': 'x', 'correct': True}))
   )
   with planner, judge:
-    where = lambda server, price: config_lib.EndpointConfig(
+    where = lambda server, price: schema.EndpointConfig(
         base_url=server.url, model='m', prompt_price=price,
         completion_price=5.0,
     )
@@ -527,18 +527,18 @@ def test_a_planner_behind_an_endpoint_is_evaluated_and_never_trained(tmp_path):
         planner=dataclasses.replace(base.planner, backend='endpoint'),
         agent=dataclasses.replace(
             base.agent,
-            endpoint=config_lib.EndpointConfig(base_url=server.url, model='m'),
+            endpoint=schema.EndpointConfig(base_url=server.url, model='m'),
         ),
     )
     options = single.EvaluateOptions(limit=3, greedy=True)
     line = single.evaluate(config, str(tmp_path / 'out'), options)
-    with pytest.raises(config_lib.ConfigError, match='cannot be trained'):
+    with pytest.raises(schema.ConfigError, match='cannot be trained'):
       run.train(config, str(tmp_path / 'trained'))
   assert 'over 3 scored of 3 tasks' in line
   path = tmp_path / 'out' / 'evaluations' / 'evaluation.json'
   assert json.loads(path.read_text())['endpoint/planner/requests'] == 3
   assert len(server.requests) == 3 and not (tmp_path / 'trained').exists()
-  with pytest.raises(config_lib.ConfigError, match='--planner names weights'):
+  with pytest.raises(schema.ConfigError, match='--planner names weights'):
     single.evaluate(
         config, str(tmp_path), single.EvaluateOptions(planner='somewhere')
     )

@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.training import collect
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import processes
-from agentflow_jax.training import sources
-from agentflow_jax.training import task_sets
-from tests.training import mini
+from agentflow_jax.config import schema
+from agentflow_jax.training import collect, processes, sources, task_sets
+from tests.config import mini
 
 
 def test_every_item_comes_once_an_epoch_and_epochs_differ():
@@ -130,8 +127,8 @@ def test_refills_are_a_function_of_the_step_and_leave_the_queries_as_they_are(
 
 
 def test_a_negative_number_of_rounds_is_refused():
-  with pytest.raises(config_lib.ConfigError, match='refill_rounds'):
-    config_lib.TrainConfig(refill_rounds=-1)
+  with pytest.raises(schema.ConfigError, match='refill_rounds'):
+    schema.TrainConfig(refill_rounds=-1)
 
 
 _PARTS = (

@@ -10,32 +10,31 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.config import consistency, overrides as overrides_lib, schema
 from agentflow_jax.core import sharding
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import checks, run, system
-from agentflow_jax.training import trainer as trainer_lib
-from tests.training import mini
+from agentflow_jax.training import run, system, trainer as trainer_lib
+from tests.config import mini
 
-_BASE = config_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
+_BASE = overrides_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
 
 
 def test_the_shipped_configs_pass():
-  checks.check(_BASE)
+  consistency.check(_BASE)
   for name in ('geohop_warm_start', 'smollm2_geohop'):
     path = mini.ROOT / 'experiments' / f'{name}.py'
-    checks.check(config_lib.load(str(path)))
+    consistency.check(overrides_lib.load(str(path)))
 
 
 def test_the_endpoint_config_needs_only_to_be_told_where():
-  config = config_lib.load(str(mini.ROOT / 'experiments' / 'endpoint.py'))
-  with pytest.raises(config_lib.ConfigError, match='agent.endpoint.preset'):
-    checks.check(config)
+  config = overrides_lib.load(str(mini.ROOT / 'experiments' / 'endpoint.py'))
+  with pytest.raises(schema.ConfigError, match='agent.endpoint.preset'):
+    consistency.check(config)
   for preset in ('openai', 'vllm'):
     where = [
         ('agent.endpoint.preset', preset), ('agent.endpoint.model', 'm'),
         ('planner.sampling.temperature', '0'),  # Nothing is trained.
     ]
-    checks.check(config_lib.override(config, where))
+    consistency.check(overrides_lib.override(config, where))
 
 
 @pytest.mark.parametrize(
@@ -96,36 +95,36 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
     ],
 )
 def test_what_cannot_work_or_is_not_read_is_refused(overrides, message):
-  config = config_lib.override(_BASE, list(overrides.items()))
-  with pytest.raises(config_lib.ConfigError) as error:
-    checks.check(config)
+  config = overrides_lib.override(_BASE, list(overrides.items()))
+  with pytest.raises(schema.ConfigError) as error:
+    consistency.check(config)
   assert message in str(error.value)
 
 
 def test_truncation_is_taken_where_sets_are_recorded_or_nothing_needs_them():
   for name, value in (('top_k', '8'), ('top_p', '0.9'), ('min_p', '0.1')):
-    checks.check(config_lib.override(_BASE, [
+    consistency.check(overrides_lib.override(_BASE, [
         (f'planner.sampling.{name}', value), ('engine.max_kept', '8'),
     ]))
-  warm = config_lib.load(
+  warm = overrides_lib.load(
       str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
   )
   # The teacher's turns are trained on; evaluation alone samples.
-  checks.check(config_lib.override(warm, [('planner.sampling.top_p', '0.9')]))
+  consistency.check(overrides_lib.override(warm, [('planner.sampling.top_p', '0.9')]))
 
 
 def test_more_ids_than_the_vocabulary_are_an_error_at_start(tmp_path):
-  config = config_lib.override(mini.config(tmp_path), [
+  config = overrides_lib.override(mini.config(tmp_path), [
       ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '5000'),
   ])
-  with pytest.raises(config_lib.ConfigError, match='engine.max_kept 5000'):
+  with pytest.raises(schema.ConfigError, match='engine.max_kept 5000'):
     system.build(config, epath.Path(tmp_path))
 
 
 def test_a_warm_start_needs_the_teacher_s_tasks(tmp_path):
   config = dataclasses.replace(mini.config(tmp_path), algorithm='sft')
-  with pytest.raises(config_lib.ConfigError, match='must be geohop'):
-    checks.check(config)
+  with pytest.raises(schema.ConfigError, match='must be geohop'):
+    consistency.check(config)
 
 
 def test_an_endpoint_that_cannot_work_is_an_error_at_start(
@@ -133,25 +132,25 @@ def test_an_endpoint_that_cannot_work_is_an_error_at_start(
 ):
   monkeypatch.delenv('OPENAI_API_KEY', raising=False)
   base = mini.config(tmp_path)
-  role = config_lib.ModuleConfig('endpoint')
+  role = schema.ModuleConfig('endpoint')
 
   def build(**settings):
     config = dataclasses.replace(
         base,
         agent=dataclasses.replace(
             base.agent, generator=role,
-            endpoint=config_lib.EndpointConfig(**settings),
+            endpoint=schema.EndpointConfig(**settings),
         ),
     )
     system.build(config, epath.Path(tmp_path))
 
-  with pytest.raises(config_lib.ConfigError, match='OPENAI_API_KEY'):
+  with pytest.raises(schema.ConfigError, match='OPENAI_API_KEY'):
     build(preset='openai', model='m')
-  with pytest.raises(config_lib.ConfigError, match='preset must be one of'):
+  with pytest.raises(schema.ConfigError, match='preset must be one of'):
     build(preset='opnai', model='m')
-  with pytest.raises(config_lib.ConfigError, match='model must name'):
+  with pytest.raises(schema.ConfigError, match='model must name'):
     build(preset='vllm')
-  with pytest.raises(config_lib.ConfigError, match='endpoint.preset'):
+  with pytest.raises(schema.ConfigError, match='endpoint.preset'):
     build()
 
 
@@ -159,8 +158,8 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
     tmp_path
 ):
   config = mini.config(tmp_path)
-  frozen = config_lib.ModuleConfig(
-      'frozen', config_lib.SamplingSpec(top_p=0.9, max_new_tokens=8)
+  frozen = schema.ModuleConfig(
+      'frozen', schema.SamplingSpec(top_p=0.9, max_new_tokens=8)
   )
   config = dataclasses.replace(
       config,
@@ -203,7 +202,7 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
 def test_parameters_of_several_devices_go_to_the_sampler_on_devices(
     axes, count, hands_over
 ):
-  config = dataclasses.replace(_BASE, mesh=config_lib.MeshConfig(**axes))
+  config = dataclasses.replace(_BASE, mesh=schema.MeshConfig(**axes))
   found = {k: v for k, v in axes.items() if k != 'sampler_devices'}
   mesh = sharding.make_mesh(**found, devices=jax.devices()[:count])
   assert system.hands_over(config, mesh) == hands_over
@@ -259,7 +258,7 @@ def _are_apart(*trees):
 def test_one_copy_serves_all_who_only_read_it(tmp_path):
   """The frozen modules sample from the arrays that training starts from."""
   base = mini.config(tmp_path)
-  frozen = config_lib.ModuleConfig('frozen', config_lib.SamplingSpec(0.0))
+  frozen = schema.ModuleConfig('frozen', schema.SamplingSpec(0.0))
   frozen = dataclasses.replace(
       frozen,
       sampling=dataclasses.replace(frozen.sampling, max_new_tokens=8),
@@ -267,7 +266,7 @@ def test_one_copy_serves_all_who_only_read_it(tmp_path):
   config = dataclasses.replace(
       base,
       agent=dataclasses.replace(base.agent, verifier=frozen),
-      mesh=config_lib.MeshConfig(),
+      mesh=schema.MeshConfig(),
       flow_grpo=dataclasses.replace(base.flow_grpo, kl_coef=0.1),
   )
 
@@ -309,7 +308,7 @@ def test_a_mesh_that_does_not_fit_is_an_error_at_start(tmp_path):
   config = mini.config(tmp_path)
   for mesh in ({'fsdp': 3}, {'fsdp': 1, 'tensor': 8}):
     wrong = dataclasses.replace(
-        config, mesh=dataclasses.replace(config_lib.MeshConfig(data=1), **mesh)
+        config, mesh=dataclasses.replace(schema.MeshConfig(data=1), **mesh)
     )
-    with pytest.raises(config_lib.ConfigError, match='mesh: '):
+    with pytest.raises(schema.ConfigError, match='mesh: '):
       system.build(wrong, epath.Path(tmp_path), system.make_mesh(wrong))

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from agentflow_jax.training import config as config_lib
+from agentflow_jax.config import overrides, schema
 from agentflow_jax.training import task_sets
 
 
@@ -49,7 +49,7 @@ def test_a_user_s_tasks_need_no_code(tmp_path):
     ],
 )
 def test_a_malformed_row_names_its_file_and_line(tmp_path, text, message):
-  with pytest.raises(config_lib.ConfigError) as error:
+  with pytest.raises(schema.ConfigError) as error:
     task_sets.read_jsonl(_write(tmp_path, text), 'f1')
   assert message in str(error.value)
 
@@ -66,7 +66,7 @@ def _jsonl(tmp_path, train, evaluation):
     (tmp_path / f'{name}.jsonl').write_text(
         ''.join(json.dumps({'query': q, 'answer': 'x'}) + '\n' for q in queries)
     )
-  return config_lib.TaskSetConfig(
+  return schema.TaskSetConfig(
       kind='jsonl', train=str(tmp_path / 'train.jsonl'),
       evaluation=str(tmp_path / 'test.jsonl'), reward='f1',
   )
@@ -91,14 +91,14 @@ def test_a_benchmark_that_is_trained_on_is_an_error(tmp_path):
   (tmp_path / 'aime.json').write_text(
       json.dumps([{'query': 'N3', 'answer': 33}, {'query': 'x', 'answer': 1}])
   )
-  with pytest.raises(config_lib.ConfigError) as error:
+  with pytest.raises(schema.ConfigError) as error:
     task_sets.load(config, str(tmp_path / 'data'))
   assert '1 of 2 evaluation tasks' in str(error.value)
   assert "'natural_questions/0000003'" in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
-  with pytest.raises(config_lib.ConfigError, match='no task file .*gone'):
+  with pytest.raises(schema.ConfigError, match='no task file .*gone'):
     task_sets.read_jsonl(str(tmp_path / 'gone.jsonl'), 'f1')
 
 
@@ -125,8 +125,8 @@ def _mixture(tmp_path, **changes):
       'mixture.deepmath.path': math,
       'mixture.deepmath.weight': 1,
   } | changes
-  return config_lib.override(
-      config_lib.TaskSetConfig(), [(k, str(v)) for k, v in pairs.items()]
+  return overrides.override(
+      schema.TaskSetConfig(), [(k, str(v)) for k, v in pairs.items()]
   )
 
 
@@ -179,5 +179,5 @@ def test_a_source_without_a_weight_is_left_out(tmp_path):
     ],
 )
 def test_a_mix_that_cannot_be_is_refused(tmp_path, changes, message):
-  with pytest.raises(config_lib.ConfigError, match=message):
+  with pytest.raises(schema.ConfigError, match=message):
     task_sets.load(_mixture(tmp_path, **changes), str(tmp_path / 'data'))

@@ -7,9 +7,8 @@ import pytest
 
 from agentflow_jax.agents import recording
 from agentflow_jax.agents.tools import base
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import task_sets
-from agentflow_jax.training import toolbox
+from agentflow_jax.config import schema
+from agentflow_jax.training import task_sets, toolbox
 from tests.agents.tools import mcp_demo
 
 _DEMO = f'demo={shlex.join([sys.executable, mcp_demo.__file__])}'
@@ -17,7 +16,7 @@ _DEMO = f'demo={shlex.join([sys.executable, mcp_demo.__file__])}'
 
 def _make(recorded=None, **settings):
   box = toolbox.Toolbox(
-      config_lib.ToolsConfig(**settings), task_sets.TaskSet((), (), ()), {},
+      schema.ToolsConfig(**settings), task_sets.TaskSet((), (), ()), {},
       recording=recorded,
   )
   return box.make()
@@ -48,7 +47,7 @@ def test_tools_of_mcp_servers_come_after_them():
     ],
 )
 def test_what_cannot_be_made_is_said(settings, match):
-  with pytest.raises(config_lib.ConfigError, match=match):
+  with pytest.raises(schema.ConfigError, match=match):
     _make(**({'enabled': ('python',)} | settings))
 
 
@@ -82,17 +81,17 @@ def test_embeddings_that_cannot_be_asked_for(
     tmp_path, where, settings, match
 ):
   at = {'base_url': 'http://127.0.0.1:1/v1', 'model': 'm'}
-  with pytest.raises(config_lib.ConfigError, match=match):
+  with pytest.raises(schema.ConfigError, match=match):
     _make(
         **_corpus(tmp_path), **settings,
-        search_embeddings=config_lib.EndpointConfig(**(at | where)),
+        search_embeddings=schema.EndpointConfig(**(at | where)),
     )
 
 
 def test_embeddings_are_part_of_the_version_and_replayed_without_a_key(tmp_path):
   recording.Recording(str(tmp_path / 'r'), replays=False).close()
   replayed = recording.Recording(str(tmp_path / 'r'), replays=True)
-  where = config_lib.EndpointConfig(
+  where = schema.EndpointConfig(
       base_url='http://127.0.0.1:1/v1', model='m',
       api_key_variable='AGENTFLOW_NO_KEY',
   )

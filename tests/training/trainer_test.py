@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from etils import epath
 
+from agentflow_jax.config import overrides, schema
 from agentflow_jax.core import batch, model, sharding, update
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import exits
-from agentflow_jax.training import trainer as trainer_lib
+from agentflow_jax.training import exits, trainer as trainer_lib
 from agentflow_jax.weights import checkpoints, parameters
+from tests.config import mini
 from tests.core import oracle
-from tests.training import mini
 
 _NETWORK = model.ModelConfig(
     vocab_size=32, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8,
@@ -28,12 +27,12 @@ _NETWORK = model.ModelConfig(
 def base(tmp_path_factory):
   """The quickstart's settings, for a network of a few thousand weights."""
   config = mini.config(tmp_path_factory.mktemp('trainer'))
-  assert config_lib.load(
+  assert overrides.load(
       str(mini.ROOT / 'experiments' / 'quickstart.py')
   ).train.mini_batches == 2
   return dataclasses.replace(
       config,
-      batch=config_lib.BatchConfig(tokens_per_row=32, rows_per_micro=1),
+      batch=schema.BatchConfig(tokens_per_row=32, rows_per_micro=1),
       # Updates that a test can see.
       optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-2),
       planner=dataclasses.replace(config.planner, directory=''),

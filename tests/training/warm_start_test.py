@@ -5,11 +5,10 @@ import json
 import pytest
 from etils import epath
 
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import run
-from agentflow_jax.training import trainer
+from agentflow_jax.config import overrides
+from agentflow_jax.training import run, trainer
 from agentflow_jax.weights import parameters
-from tests.training import mini
+from tests.config import mini
 
 _PLANNER = mini.ROOT / 'experiments' / 'geohop_planner'
 _SHIPPED = ('config.json', 'model.safetensors', 'tokenizer.model')
@@ -24,10 +23,10 @@ def test_the_shipped_weights_fit_their_config_and_4_megabytes():
 
 def test_the_recorded_accuracy_is_of_these_weights_and_this_teacher():
   recorded = json.loads((_PLANNER / 'accuracy.json').read_text())
-  config = config_lib.load(
+  config = overrides.load(
       str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
   )
-  for name, value in config_lib.flatten(config.teacher).items():
+  for name, value in overrides.flatten(config.teacher).items():
     assert recorded[f'teacher/{name}'] == value
   params = parameters.load(_PLANNER, parameters.load_config(_PLANNER))
   assert recorded['params_digest'] == trainer.params_digest(params)
@@ -36,7 +35,7 @@ def test_the_recorded_accuracy_is_of_these_weights_and_this_teacher():
 @pytest.mark.slow
 def test_the_command_makes_a_planner_of_the_same_accuracy(tmp_path):
   """About ten minutes on 2 cores."""
-  config = config_lib.load(
+  config = overrides.load(
       str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
   )
   run.train(config, str(tmp_path))

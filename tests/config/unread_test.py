@@ -2,17 +2,16 @@
 
 import pytest
 
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import knobs
-from tests.training import mini
+from agentflow_jax.config import overrides, schema, unread
+from tests.config import mini
 
 _QUICKSTART = str(mini.ROOT / 'experiments' / 'quickstart.py')
 _WARM = str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
 
 
 def _check(path, *pairs):
-  config = config_lib.load(path, pairs)
-  knobs.check_flags(config, [name for name, _ in pairs])
+  config = overrides.load(path, pairs)
+  unread.check_flags(config, [name for name, _ in pairs])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def _check(path, *pairs):
     ],
 )
 def test_an_idle_flag_is_named(path, pairs):
-  with pytest.raises(config_lib.ConfigError) as caught:
+  with pytest.raises(schema.ConfigError) as caught:
     _check(path, *pairs)
   assert f'--config.{pairs[0][0]}: nothing would read it' in str(caught.value)
 
@@ -120,22 +119,22 @@ def test_a_flag_that_is_read_passes(path, pairs):
 
 def test_every_idle_name_is_a_field():
   for path in (_QUICKSTART, _WARM):
-    config = config_lib.load(path)
-    names = set(config_lib.flatten(config))
-    for prefix, _ in knobs._unread(config):
+    config = overrides.load(path)
+    names = set(overrides.flatten(config))
+    for prefix, _ in unread._unread(config):
       assert any(n == prefix or n.startswith(f'{prefix}.') for n in names)
 
 
 def test_serving_reads_shapes_and_dtypes_alone():
-  knobs.check_serves(['engine.slots', 'planner.directory', 'planner.dtype'])
+  unread.check_serves(['engine.slots', 'planner.directory', 'planner.dtype'])
   for name in (
       'mesh.fsdp', 'train.steps', 'planner.sampling.top_p', 'planner.remat',
       'engine.max_kept', 'agent.tool_cache',
   ):
-    with pytest.raises(config_lib.ConfigError, match=f'--config.{name}: serving'):
-      knobs.check_serves([name])
-  with pytest.raises(config_lib.ConfigError, match='beside --planner'):
-    knobs.check_serves(['planner.directory'], 'runs/mine/planner')
-  names = config_lib.flatten(config_lib.load(_QUICKSTART))
-  for prefix in knobs._SERVED:
+    with pytest.raises(schema.ConfigError, match=f'--config.{name}: serving'):
+      unread.check_serves([name])
+  with pytest.raises(schema.ConfigError, match='beside --planner'):
+    unread.check_serves(['planner.directory'], 'runs/mine/planner')
+  names = overrides.flatten(overrides.load(_QUICKSTART))
+  for prefix in unread._SERVED:
     assert any(n == prefix or n.startswith(f'{prefix}.') for n in names)

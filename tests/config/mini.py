@@ -5,7 +5,7 @@ import importlib.util
 import json
 import pathlib
 
-from agentflow_jax.training import config as config_lib
+from agentflow_jax.config import overrides, schema
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -36,7 +36,7 @@ _QUESTIONS = {
 }
 
 
-def config(directory: pathlib.Path, **train) -> config_lib.Config:
+def config(directory: pathlib.Path, **train) -> schema.Config:
   """Writes tasks and corpus below `directory` and returns a short run."""
   directory.mkdir(parents=True, exist_ok=True)
   corpus, tasks = directory / 'corpus.jsonl', directory / 'tasks.jsonl'
@@ -57,14 +57,14 @@ def config(directory: pathlib.Path, **train) -> config_lib.Config:
           for q, a in _QUESTIONS.items()
       )
   )
-  base = config_lib.load(str(ROOT / 'experiments' / 'quickstart.py'))
+  base = overrides.load(str(ROOT / 'experiments' / 'quickstart.py'))
   settings = dict(
       steps=4, queries_per_step=3, group_size=3, checkpoint_every=2
   )
   return dataclasses.replace(
       base,
       name='mini',
-      task_set=config_lib.TaskSetConfig(
+      task_set=schema.TaskSetConfig(
           kind='jsonl', train=str(tasks), evaluation=str(tasks),
           validation_items=3, test_items=3,
       ),
@@ -75,8 +75,8 @@ def config(directory: pathlib.Path, **train) -> config_lib.Config:
       engine=dataclasses.replace(
           base.engine, slots=8, max_prompt_tokens=176
       ),
-      batch=config_lib.BatchConfig(tokens_per_row=192, rows_per_micro=8),
-      mesh=config_lib.MeshConfig(data=1, fsdp=8, tensor=1),
-      train=config_lib.TrainConfig(**settings | train),
-      evaluation=config_lib.EvaluationConfig(every=2, controls=False),
+      batch=schema.BatchConfig(tokens_per_row=192, rows_per_micro=8),
+      mesh=schema.MeshConfig(data=1, fsdp=8, tensor=1),
+      train=schema.TrainConfig(**settings | train),
+      evaluation=schema.EvaluationConfig(every=2, controls=False),
   )

@@ -2,13 +2,13 @@ import dataclasses
 
 import pytest
 
-from agentflow_jax.training import config as config_lib
+from agentflow_jax.config import overrides as overrides_lib, schema
 
-_CONFIG = config_lib.Config(name='x')
+_CONFIG = schema.Config(name='x')
 
 
 def _set(name, value):
-  return config_lib.override(_CONFIG, [(name, value)])
+  return overrides_lib.override(_CONFIG, [(name, value)])
 
 
 def test_overrides_parse_by_the_field_s_type():
@@ -28,20 +28,20 @@ def test_overrides_parse_by_the_field_s_type():
 def test_fields_that_belong_together_may_come_in_any_order():
   pairs = [('optimizer.schedule', 'cosine'), ('optimizer.total_steps', '9')]
   for overrides in (pairs, pairs[::-1]):
-    config = config_lib.override(_CONFIG, overrides)
+    config = overrides_lib.override(_CONFIG, overrides)
     assert config.optimizer.total_steps == 9
-  with pytest.raises(config_lib.ConfigError, match='optimizer.schedule=cosin'):
-    config_lib.override(_CONFIG, pairs[:1])
+  with pytest.raises(schema.ConfigError, match='optimizer.schedule=cosin'):
+    overrides_lib.override(_CONFIG, pairs[:1])
 
 
 def test_of_the_same_field_the_last_value_counts():
-  config = config_lib.override(_CONFIG, [('seed', '1'), ('seed', '2')])
+  config = overrides_lib.override(_CONFIG, [('seed', '1'), ('seed', '2')])
   assert config.seed == 2
 
 
 def test_an_override_leaves_everything_else():
-  before = config_lib.flatten(_CONFIG)
-  after = config_lib.flatten(_set('train.group_size', '4'))
+  before = overrides_lib.flatten(_CONFIG)
+  after = overrides_lib.flatten(_set('train.group_size', '4'))
   assert {k for k in before if before[k] != after[k]} == {'train.group_size'}
 
 
@@ -68,7 +68,7 @@ def test_an_override_leaves_everything_else():
     ],
 )
 def test_bad_overrides_name_the_field_and_the_remedy(name, value, message):
-  with pytest.raises(config_lib.ConfigError, match='(?s).*') as error:
+  with pytest.raises(schema.ConfigError, match='(?s).*') as error:
     _set(name, value)
   assert message in str(error.value)
 
@@ -76,11 +76,11 @@ def test_bad_overrides_name_the_field_and_the_remedy(name, value, message):
 def test_a_config_file_of_the_user_s_own(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(
-      'from agentflow_jax.training import config as c\n'
+      'from agentflow_jax.config import schema as c\n'
       'def get_config():\n'
       "  return c.Config(name='mine', seed=3)\n"
   )
-  config = config_lib.load(str(path), [('seed', '4'), ('train.steps', '9')])
+  config = overrides_lib.load(str(path), [('seed', '4'), ('train.steps', '9')])
   assert (config.name, config.seed, config.train.steps) == ('mine', 4, 9)
 
 
@@ -89,30 +89,30 @@ def test_a_config_file_of_the_user_s_own(tmp_path):
     [
         (None, 'no file'),
         ('x = 1\n', 'has no get_config'),
-        ('def get_config():\n  return 1\n', 'must return a training Config'),
+        ('def get_config():\n  return 1\n', 'must return a Config'),
     ],
 )
 def test_a_broken_config_file_is_named(tmp_path, text, message):
   path = tmp_path / 'mine.py'
   if text is not None:
     path.write_text(text)
-  with pytest.raises(config_lib.ConfigError) as error:
-    config_lib.load(str(path))
+  with pytest.raises(schema.ConfigError) as error:
+    overrides_lib.load(str(path))
   assert message in str(error.value) and 'mine.py' in str(error.value)
 
 
 def test_overrides_are_taken_out_of_the_command_line():
-  others, overrides = config_lib.split_overrides(
+  others, overrides = overrides_lib.split_overrides(
       ['prog', '--config=a.py', '--config.a.b=c=d', '-config.e=', '--x']
   )
   assert others == ['prog', '--config=a.py', '--x']
   assert overrides == [('a.b', 'c=d'), ('e', '')]
-  with pytest.raises(config_lib.ConfigError, match='write --config.a=VALUE'):
-    config_lib.split_overrides(['--config.a', '3'])
+  with pytest.raises(schema.ConfigError, match='write --config.a=VALUE'):
+    overrides_lib.split_overrides(['--config.a', '3'])
 
 
 def test_every_field_of_every_config_can_be_flattened_and_is_frozen():
-  flat = config_lib.flatten(_CONFIG)
+  flat = overrides_lib.flatten(_CONFIG)
   assert 'planner.sampling.temperature' in flat
   assert not any(dataclasses.is_dataclass(v) for v in flat.values())
   with pytest.raises(dataclasses.FrozenInstanceError):
@@ -120,11 +120,11 @@ def test_every_field_of_every_config_can_be_flattened_and_is_frozen():
 
 
 def test_defaults_are_what_a_config_has_that_sets_nothing():
-  plain = config_lib.Config(name='x')
-  flat = config_lib.flatten(plain)
-  assert config_lib.defaults(plain) == {
+  plain = schema.Config(name='x')
+  flat = overrides_lib.flatten(plain)
+  assert overrides_lib.defaults(plain) == {
       k: v for k, v in flat.items() if k != 'name'
   }
   # Also where this config sets something, and below a part that it adds.
-  found = config_lib.defaults(_set('train.group_size', '4'))
+  found = overrides_lib.defaults(_set('train.group_size', '4'))
   assert found['train.group_size'] == flat['train.group_size'] == 8

@@ -3,11 +3,10 @@
 import dataclasses
 
 from agentflow_jax.agents import providers
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import knobs
+from agentflow_jax.config import roles as roles_lib, schema, unread
 
 
-def check(config: config_lib.Config) -> None:
+def check(config: schema.Config) -> None:
   """Refuses what the chosen parts would ignore or cannot do (contract 7).
 
   Raises:
@@ -17,93 +16,93 @@ def check(config: config_lib.Config) -> None:
     _check_training(config)
     _check_lengths(config)
   _check_modules(config)
-  knobs.check_values(config)
-  if knobs.uses_endpoint(config):
+  unread.check_values(config)
+  if roles_lib.uses_endpoint(config):
     _check_endpoint(config)
 
 
-def check_trains(config: config_lib.Config) -> None:
+def check_trains(config: schema.Config) -> None:
   """Refuses what cannot be trained.
 
   Raises:
     ConfigError: names the field.
   """
   if config.planner.backend != 'engine':
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         'planner.backend=endpoint gives no token ids, so it cannot be trained;'
         ' evaluate and solve can use it'
     )
 
 
-def _check_training(config: config_lib.Config) -> None:
+def _check_training(config: schema.Config) -> None:
   """Refuses sampling and groups that nothing could be learned from."""
   sampling, train = config.planner.sampling, config.train
   kept = config.engine.max_kept
   if config.algorithm == 'flow_grpo' and sampling.truncates and not kept:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         'planner.sampling: top_k, top_p or min_p truncates, and the trainer has'
         ' to know what each token was drawn from: set engine.max_kept, the ids'
         ' that are recorded with each (such as 64), or turn top_k, top_p and'
         ' min_p off'
     )
   if kept and sampling.top_k > kept:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'planner.sampling.top_k {sampling.top_k} exceeds engine.max_kept,'
         f' {kept}, which is how many tokens a request that truncates keeps'
     )
   if config.algorithm == 'flow_grpo' and sampling.temperature == 0:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         'planner.sampling.temperature: greedy responses cannot be trained on'
     )
   if config.algorithm == 'flow_grpo' and train.group_size < 2:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         'train.group_size: one rollout a group has no advantage'
     )
 
 
-def _check_lengths(config: config_lib.Config) -> None:
+def _check_lengths(config: schema.Config) -> None:
   """Refuses prompts that no program of the engine or the update could hold."""
   longest = (
       config.planner.max_prompt_tokens + config.planner.sampling.max_new_tokens
   )
   if longest > config.batch.tokens_per_row:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'batch.tokens_per_row {config.batch.tokens_per_row} cannot hold a'
         f' prompt and response of {longest} tokens'
     )
   if config.planner.max_prompt_tokens > config.engine.max_prompt_tokens:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         'planner.max_prompt_tokens exceeds engine.max_prompt_tokens,'
         f' {config.engine.max_prompt_tokens}'
     )
 
 
-def _check_endpoint(config: config_lib.Config) -> None:
+def _check_endpoint(config: schema.Config) -> None:
   """Refuses an endpoint that could not be asked what it would be asked."""
   try:
     found = providers.config(**dataclasses.asdict(config.agent.endpoint))
   except ValueError as e:
-    raise config_lib.ConfigError(f'agent.endpoint: {e}') from e
+    raise schema.ConfigError(f'agent.endpoint: {e}') from e
   asked = {
       name: role.sampling
-      for name, role in knobs.roles(config).items()
+      for name, role in roles_lib.roles(config).items()
       if role.backend == 'endpoint' and name != 'agent.analyst'
   }
   if config.planner.backend == 'endpoint':
     asked['planner'] = config.planner.sampling
   for name, sampling in asked.items():
     if (sampling.top_k or sampling.min_p) and not found.extended_sampling:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'{name}.sampling: top_k and min_p are no part of OpenAI\'s interface;'
           ' presets of servers of one\'s own (vllm, sglang) have them'
       )
 
 
-def _check_modules(config: config_lib.Config) -> None:
+def _check_modules(config: schema.Config) -> None:
   """Refuses modules that could not answer one request."""
   agent, sampling = config.agent, config.planner.sampling
   modelled = {'none', 'frozen', 'endpoint'}
-  roles = {f'agent.{r}': (getattr(agent, r), modelled) for r in knobs.ROLES}
+  roles = {f'agent.{r}': (getattr(agent, r), modelled) for r in roles_lib.ROLES}
   for name in ('executor', 'verifier', 'generator'):
     roles[f'agent.{name}'] = (
         getattr(agent, name), {'rule', 'frozen', 'endpoint'}
@@ -115,24 +114,24 @@ def _check_modules(config: config_lib.Config) -> None:
     ending['planner'] = sampling.stop_after
   for name, stop_after in ending.items():
     if stop_after:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'{name}.sampling.stop_after: only a planner writes plans, and only'
           ' where planner.backend=engine is its end looked for; leave it empty'
       )
   if config.planner.backend == 'engine':
     limits['planner'] = sampling.max_new_tokens
-  elif not has_endpoint(config):
-    raise config_lib.ConfigError(
+  elif not roles.has_endpoint(config):
+    raise schema.ConfigError(
         'planner.backend is endpoint: set agent.endpoint.base_url, or'
         ' agent.endpoint.preset'
     )
   for name, (role, allowed) in roles.items():
     if role.backend not in allowed:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'{name}.backend: {role.backend!r} is not one of {sorted(allowed)}'
       )
-    if role.backend == 'endpoint' and not has_endpoint(config):
-      raise config_lib.ConfigError(
+    if role.backend == 'endpoint' and not roles.has_endpoint(config):
+      raise schema.ConfigError(
           f'{name}.backend is endpoint: set agent.endpoint.base_url, or'
           ' agent.endpoint.preset'
       )
@@ -140,23 +139,18 @@ def _check_modules(config: config_lib.Config) -> None:
       limits[name] = role.sampling.max_new_tokens
   for name, tokens in limits.items():
     if tokens > config.engine.max_new_tokens:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'{name}.sampling.max_new_tokens: {tokens} exceeds'
           f' engine.max_new_tokens, {config.engine.max_new_tokens}'
       )
   if 'generalist' in agent.tools.enabled:
     if agent.tools.generalist.backend == 'none':
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           'agent.tools.generalist.backend: the generalist needs a language'
           " model; set 'frozen' or 'endpoint', or take it out of"
           ' agent.tools.enabled'
       )
   if len(agent.verbs) < 2:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         'agent.verbs: name two, one that finds out and one that answers'
     )
-
-
-def has_endpoint(config: config_lib.Config) -> bool:
-  """Returns whether it says where the endpoint is."""
-  return bool(config.agent.endpoint.base_url or config.agent.endpoint.preset)

@@ -2,39 +2,17 @@
 
 from collections.abc import Iterable, Iterator
 
-from agentflow_jax.training import config as config_lib
-
-ROLES = ('executor', 'verifier', 'generator', 'analyst')
+from agentflow_jax.config import roles, schema
 
 
-def roles(config: config_lib.Config) -> dict[str, config_lib.ModuleConfig]:
-  """Returns everything that a frozen model may play, by its field's name."""
-  found = {f'agent.{name}': getattr(config.agent, name) for name in ROLES}
-  return found | {'agent.tools.generalist': config.agent.tools.generalist}
-
-
-def uses_endpoint(config: config_lib.Config) -> bool:
-  """Returns whether anything is behind the endpoint."""
-  return config.planner.backend == 'endpoint' or any(
-      role.backend == 'endpoint' for role in roles(config).values()
-  )
-
-
-def uses_engine(config: config_lib.Config) -> bool:
-  """Returns whether any model samples in this process."""
-  return config.planner.backend == 'engine' or any(
-      role.backend == 'frozen' for role in roles(config).values()
-  )
-
-
-def check_values(config: config_lib.Config) -> None:
+def check_values(config: schema.Config) -> None:
   """Refuses fields that were set, by whomever, and that nothing would read.
 
   Raises:
     ConfigError: names the field.
   """
-  agent, default = config.agent, config_lib.Config(name='')
-  asks = uses_endpoint(config)
+  agent, default = config.agent, schema.Config(name='')
+  asks = roles.uses_endpoint(config)
   kind = config.task_set.kind
   files, one_file = kind != 'geohop', kind in ('jsonl', 'benchmark')
   unread = {
@@ -51,13 +29,13 @@ def check_values(config: config_lib.Config) -> None:
       ),
       'planner.model.lora': (
           config.planner.model and config.planner.model.lora,
-          config.planner.model and config_lib.LoraConfig(),
+          config.planner.model and schema.LoraConfig(),
           False,  # It is planner.lora that is read.
       ),
       'planner.thinking': (
           config.planner.thinking, 'auto',
           # The chat template of a model in this process.
-          uses_engine(config) and bool(config.planner.directory),
+          roles.uses_engine(config) and bool(config.planner.directory),
       ),
       'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
       'agent.endpoint.preset': (agent.endpoint.preset, '', asks),
@@ -67,7 +45,7 @@ def check_values(config: config_lib.Config) -> None:
   }
   for name, (value, unset, is_read) in unread.items():
     if value != unset and not is_read:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'{name} is set, and nothing in this config reads it'
       )
   for name, one in (
@@ -75,22 +53,22 @@ def check_values(config: config_lib.Config) -> None:
       ('agent.tools.search_embeddings', agent.tools.search_embeddings),
   ):
     if one != type(one)() and not (one.base_url or one.preset):
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'{name}: say where it is: {name}.base_url, or {name}.preset'
       )
   templates = set(agent.executor_templates) - set(agent.tools.enabled)
   if templates and templates - {'search', 'python', 'generalist'}:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         f'agent.executor_templates: no tool {sorted(templates)} is enabled'
     )
   if config.algorithm == 'sft' and files:
-    raise config_lib.ConfigError(
+    raise schema.ConfigError(
         'algorithm=sft learns from the scripted teacher of GeoHop:'
         ' task_set.kind must be geohop'
     )
 
 
-def check_flags(config: config_lib.Config, names: Iterable[str]) -> None:
+def check_flags(config: schema.Config, names: Iterable[str]) -> None:
   """Refuses flags that nothing would read.
 
   Stricter than `check_values`: a config may inherit settings of another
@@ -107,7 +85,7 @@ def check_flags(config: config_lib.Config, names: Iterable[str]) -> None:
   for name in names:
     for prefix, reader in unread.items():
       if name == prefix or name.startswith(f'{prefix}.'):
-        raise config_lib.ConfigError(
+        raise schema.ConfigError(
             f'--config.{name}: nothing would read it; it is for {reader}'
         )
 
@@ -130,21 +108,21 @@ def check_serves(names: Iterable[str], planner: str = '') -> None:
   """
   for name in names:
     if not any(name == f or name.startswith(f'{f}.') for f in _SERVED):
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'--config.{name}: serving does not read it, only'
           f' {", ".join(_SERVED)}'
       )
     if name == 'engine.max_kept':
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'--config.{name}: serving does not read it; it is for training'
       )
     if name == 'planner.directory' and planner:
-      raise config_lib.ConfigError(
+      raise schema.ConfigError(
           f'--config.{name}: serving does not read it beside --planner'
       )
 
 
-def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
+def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   """Yields fields (and all below them) that are idle, and what reads them."""
   if config.algorithm == 'flow_grpo':
     for name in ('sft', 'teacher'):
@@ -186,7 +164,7 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
       yield f'agent.tools.mcp_{name}', 'agent.tools.mcp'
   if config.agent.tool_cache == 'off':
     yield 'agent.tool_cache_directory', '--tool_cache=record or replay'
-  found = roles(config)
+  found = roles.roles(config)
   for name, role in found.items():
     if role.backend in ('rule', 'none'):
       yield f'{name}.sampling', 'a module with a language model behind it'
@@ -195,9 +173,9 @@ def _unread(config: config_lib.Config) -> Iterator[tuple[str, str]]:
     yield f'agent.analyst.sampling.{name}', 'the other modules'
   if config.agent.executor.backend != 'rule':
     yield 'agent.executor_templates', 'agent.executor.backend=rule'
-  if not uses_endpoint(config):
+  if not roles.uses_endpoint(config):
     yield 'agent.endpoint', 'a module with backend=endpoint'
-  if not uses_engine(config):
+  if not roles.uses_engine(config):
     for name in (
         'directory', 'dtype', 'param_dtype', 'remat', 'attention', 'lora',
         'model', 'vocab_size', 'thinking',

@@ -4,11 +4,9 @@ import random
 
 import pytest
 
-from agentflow_jax.training import checks
-from agentflow_jax.training import config as config_lib
-from agentflow_jax.training import knobs
-from agentflow_jax.training import sweep
-from tests.training import mini
+from agentflow_jax.config import consistency, overrides as overrides_lib, schema
+from agentflow_jax.config import sweep, unread
+from tests.config import mini
 
 
 def test_a_grid_is_every_combination():
@@ -58,10 +56,10 @@ def test_samples_are_the_same_for_a_seed_and_within_the_space():
 )
 def test_the_paper_s_ablations_are_runs_of_configs_that_exist(name, count):
   path = str(mini.ROOT / 'experiments' / f'{name}.py')
-  runs = config_lib.load_module(path).get_sweep()
+  runs = schema.load_module(path).get_sweep()
   assert len(runs) == count
   for overrides in runs:
-    config = config_lib.load(path, tuple(overrides.items()))
-    checks.check_trains(config)
-    checks.check(config)
-    knobs.check_flags(config, list(overrides))
+    config = overrides_lib.load(path, tuple(overrides.items()))
+    consistency.check_trains(config)
+    consistency.check(config)
+    unread.check_flags(config, list(overrides))

@@ -1,0 +1,1 @@
+"""What a run is: its fields, how flags override them, and what is refused."""

@@ -1,0 +1,30 @@
+"""Who plays the modules of a config, and what in it a model stands behind."""
+
+from agentflow_jax.config import schema
+
+ROLES = ('executor', 'verifier', 'generator', 'analyst')
+
+
+def roles(config: schema.Config) -> dict[str, schema.ModuleConfig]:
+  """Returns everything that a frozen model may play, by its field's name."""
+  found = {f'agent.{name}': getattr(config.agent, name) for name in ROLES}
+  return found | {'agent.tools.generalist': config.agent.tools.generalist}
+
+
+def uses_endpoint(config: schema.Config) -> bool:
+  """Returns whether anything is behind the endpoint."""
+  return config.planner.backend == 'endpoint' or any(
+      role.backend == 'endpoint' for role in roles(config).values()
+  )
+
+
+def uses_engine(config: schema.Config) -> bool:
+  """Returns whether any model samples in this process."""
+  return config.planner.backend == 'engine' or any(
+      role.backend == 'frozen' for role in roles(config).values()
+  )
+
+
+def has_endpoint(config: schema.Config) -> bool:
+  """Returns whether it says where the endpoint is."""
+  return bool(config.agent.endpoint.base_url or config.agent.endpoint.preset)
