@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from agentflow_jax.training import command
+from agentflow_jax.runtime import command_line
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'A run, and where results go; a path or gs:// URL.'
@@ -53,7 +53,7 @@ _CONTROLS = flags.DEFINE_bool(
 
 
 def main(argv):
-  config = command.config_from_flags(argv)
+  config = command_line.config_from_flags(argv)
   # Imported late: --help and config errors should not wait for JAX.
   from agentflow_jax.training import single
 
@@ -74,4 +74,4 @@ def main(argv):
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('workdir')
-  sys.exit(command.run(main))
+  sys.exit(command_line.run(main))

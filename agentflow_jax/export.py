@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from agentflow_jax.training import command
+from agentflow_jax.runtime import command_line
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', '', 'A finished run, whose planner is exported.'
@@ -32,7 +32,7 @@ _SHARD_GB = flags.DEFINE_float(
 
 
 def main(argv):
-  command.no_arguments(argv)
+  command_line.no_arguments(argv)
   # Imported late: --help and mistaken flags should not wait for JAX.
   from agentflow_jax.training import exports
 
@@ -49,4 +49,4 @@ def main(argv):
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('out')
-  sys.exit(command.run(main, needs_config=False))
+  sys.exit(command_line.run(main, needs_config=False))

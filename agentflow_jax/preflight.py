@@ -16,7 +16,8 @@ import sys
 
 from absl import flags
 
-from agentflow_jax.training import command, topologies
+from agentflow_jax.runtime import command_line
+from agentflow_jax.training import topologies
 
 _TOPOLOGY = flags.DEFINE_string(
     'topology', None, 'Such as v5p:4x4x4, v5e:8x8, gpu:h100:8 or cpu:8.'
@@ -32,7 +33,7 @@ _OUT = flags.DEFINE_string('out', '', 'A JSON file to write.')
 
 
 def main(argv):
-  config = command.config_from_flags(argv)
+  config = command_line.config_from_flags(argv)
   topology = topologies.parse(_TOPOLOGY.value)
   topologies.prepare(topology)
   # Imported late: a device is not to be touched before that.
@@ -54,4 +55,4 @@ def main(argv):
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('topology')
-  sys.exit(command.run(main))
+  sys.exit(command_line.run(main))

@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from agentflow_jax.training import command
+from agentflow_jax.runtime import command_line
 
 _PLANNER = flags.DEFINE_string(
     'planner', '', "A model directory or GGUF file; '' for the config's own."
@@ -27,7 +27,7 @@ _KEY = flags.DEFINE_string(
 
 
 def main(argv):
-  config = command.config_from_flags(argv, serves=_PLANNER.value)
+  config = command_line.config_from_flags(argv, serves=_PLANNER.value)
   # Imported late: --help and config errors should not wait for JAX.
   from agentflow_jax.serving import server
 
@@ -42,4 +42,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  sys.exit(command.run(main))
+  sys.exit(command_line.run(main))

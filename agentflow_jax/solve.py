@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from agentflow_jax.training import command
+from agentflow_jax.runtime import command_line
 
 _QUERY = flags.DEFINE_string('query', None, 'What to ask.')
 _PLANNER = flags.DEFINE_string(
@@ -22,7 +22,7 @@ _GREEDY = flags.DEFINE_bool('greedy', True, 'Temperature 0.')
 
 
 def main(argv):
-  config = command.config_from_flags(argv)
+  config = command_line.config_from_flags(argv)
   # Imported late: --help and config errors should not wait for JAX.
   from agentflow_jax.training import solving
 
@@ -38,4 +38,4 @@ def main(argv):
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('query')
-  sys.exit(command.run(main))
+  sys.exit(command_line.run(main))

@@ -18,7 +18,7 @@ import sys
 
 from absl import flags, logging
 
-from agentflow_jax.training import command
+from agentflow_jax.runtime import command_line
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where the run keeps everything; a path or gs:// URL.'
@@ -46,8 +46,7 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
 )
 _STEP_SECONDS = flags.DEFINE_float(
     'step_seconds', 0.0,
-    'A step that takes longer, its evaluation and commit included, ends the'
-    ' process; 0: any time.', lower_bound=0.0,
+    'Ends the process when a step takes longer; 0: never.', lower_bound=0.0,
 )
 _PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', '',
@@ -56,9 +55,10 @@ _PROFILE_STEPS = flags.DEFINE_string(
 
 
 def main(argv):
-  config = command.config_from_flags(argv)
+  config = command_line.config_from_flags(argv)
   # Imported late: --help and config errors should not wait for JAX.
-  from agentflow_jax.training import processes, profiling, run
+  from agentflow_jax.runtime import processes, profiling
+  from agentflow_jax.training import run
 
   profiled = profiling.Steps.parse(_PROFILE_STEPS.value)
   processes.initialize(
@@ -76,4 +76,4 @@ def main(argv):
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('workdir')
-  sys.exit(command.run(main))
+  sys.exit(command_line.run(main))

@@ -15,7 +15,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
-from agentflow_jax.training import processes as processes_lib
+from agentflow_jax.runtime import processes as processes_lib
 from agentflow_jax.training import rollout_files
 
 

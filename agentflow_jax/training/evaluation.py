@@ -14,7 +14,8 @@ from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, modules, recording, rollout
 from agentflow_jax.files import writing
 from agentflow_jax.rollouts import intervals
-from agentflow_jax.training import collect, processes as processes_lib
+from agentflow_jax.runtime import processes as processes_lib
+from agentflow_jax.training import collect
 
 # An evaluation has its own randomness: the seed of the run, purpose EVALUATE
 # and (item, trial); not the training step, so two evaluations of the same

@@ -10,7 +10,8 @@ from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.files import reading, writing
-from agentflow_jax.training import controls, evaluation, progress, system
+from agentflow_jax.runtime import progress
+from agentflow_jax.training import controls, evaluation, system
 
 SUMMARY = 'summary.json'
 _DIRECTORY = 'evaluations'

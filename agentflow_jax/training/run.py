@@ -9,7 +9,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,51 +21,12 @@ from agentflow_jax.config import consistency, overrides, schema
 from agentflow_jax.files import reading, writing
 from agentflow_jax.inference import api
 from agentflow_jax.report import page as report
-from agentflow_jax.training import collect, engine_rates, exits, final
-from agentflow_jax.training import metrics as metrics_lib, models
-from agentflow_jax.training import processes as processes_lib, profiling
-from agentflow_jax.training import progress, rollout_files, sources, system
-from agentflow_jax.training import trainer as trainer_lib
+from agentflow_jax.runtime import clocks, exits, processes as processes_lib
+from agentflow_jax.runtime import profiling, progress
+from agentflow_jax.training import collect, engine_rates, final
+from agentflow_jax.training import metrics as metrics_lib, models, rollout_files
+from agentflow_jax.training import sources, system, trainer as trainer_lib
 from agentflow_jax.weights import checkpoints
-
-
-class Clock:
-  """Adds up wall seconds by name."""
-
-  def __init__(self):
-    self.seconds: dict[str, float] = {}
-
-  def add(self, seconds: Mapping[str, float]) -> None:
-    """Adds what was spent elsewhere."""
-    for name, value in seconds.items():
-      self.seconds[name] = self.seconds.get(name, 0.0) + value
-
-  @contextlib.contextmanager
-  def __call__(self, name: str) -> Iterator[None]:
-    start = time.monotonic()
-    try:
-      yield
-    finally:
-      self.add({name: time.monotonic() - start})
-
-
-class Compilations:
-  """Counts what XLA compiles in this process."""
-
-  def __init__(self):
-    self.count = 0
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-  def _listen(self, event: str, seconds: float, **unused_kwargs):
-    del seconds
-    self.count += event.endswith('backend_compile_duration')
-
-  @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Counts nothing meanwhile."""
-    count = self.count
-    yield
-    self.count = count
 
 
 def train(
@@ -152,7 +113,7 @@ async def _train(
     config, workdir, quiet, processes, watchdog, profiler
 ) -> str:
   """Build, resume, loop, evaluate, report."""
-  compilations, clock = Compilations(), Clock()
+  compilations, clock = clocks.Compilations(), clocks.Clock()
   primary = processes.is_primary
   started = time.monotonic()
   logging.info('devices: %s', jax.devices())
@@ -370,8 +331,8 @@ class _Loop:
   saved: checkpoints.Checkpoints
   log: metrics_lib.MetricsLog
   bar: progress.Progress
-  clock: Clock
-  compilations: Compilations
+  clock: clocks.Clock
+  compilations: clocks.Compilations
   evaluations: final.Evaluations
   inputs: dict[str, str]
   elapsed: Callable[[], float]

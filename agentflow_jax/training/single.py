@@ -14,8 +14,9 @@ from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, recording
 from agentflow_jax.config import overrides, roles, schema
 from agentflow_jax.report import benchmarks
+from agentflow_jax.runtime import progress
 from agentflow_jax.training import clients, collect, controls as controls_lib
-from agentflow_jax.training import evaluation, progress, system, trainer
+from agentflow_jax.training import evaluation, system, trainer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,9 @@ from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import engine as engine_lib
+from agentflow_jax.runtime import processes as processes_lib
 from agentflow_jax.training import clients, controls, engine_model
-from agentflow_jax.training import models as models_lib
-from agentflow_jax.training import processes as processes_lib, task_sets
-from agentflow_jax.training import toolbox
+from agentflow_jax.training import models as models_lib, task_sets, toolbox
 
 
 # What a tokenizer trained for a run always keeps whole: the format of plans and

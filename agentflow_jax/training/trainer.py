@@ -14,7 +14,8 @@ from jax.experimental import multihost_utils
 from agentflow_jax.config import schema
 from agentflow_jax.core import batch, device_time, launches, masters, model
 from agentflow_jax.core import sharding, update
-from agentflow_jax.training import exits, models, system
+from agentflow_jax.runtime import exits
+from agentflow_jax.training import models, system
 
 _REASONS = {
     update.REFUSED_GAP: (

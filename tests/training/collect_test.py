@@ -9,7 +9,8 @@ import pytest
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
-from agentflow_jax.training import collect, processes, run
+from agentflow_jax.runtime import processes
+from agentflow_jax.training import collect, run
 from tests.config import mini
 
 

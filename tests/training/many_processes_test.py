@@ -16,7 +16,8 @@ import time
 
 import pytest
 
-from agentflow_jax.training import exits, rollout_files, run
+from agentflow_jax.runtime import exits
+from agentflow_jax.training import rollout_files, run
 from tests.config import mini
 
 _CONFIG = """

@@ -12,9 +12,9 @@ from agentflow_jax import records
 from agentflow_jax.config import overrides
 from agentflow_jax.core import batch, sharding, update
 from agentflow_jax.inference import api, engine
-from agentflow_jax.training import batches, collect, exits
-from agentflow_jax.training import processes as processes_lib, rollout_files
-from agentflow_jax.training import system, trainer as trainer_lib
+from agentflow_jax.runtime import exits, processes
+from agentflow_jax.training import batches, collect, rollout_files, system
+from agentflow_jax.training import trainer as trainer_lib
 from tests.config import mini
 
 
@@ -67,7 +67,7 @@ def _truncated_rows(parts, **sampling):
       group_size=4,
       key=records.RequestKey(0, records.Purpose.TRAIN, 0, '', 0),
       limit=asyncio.Semaphore(64),
-      processes=processes_lib.Processes(),  # One an event loop.,
+      processes=processes.Processes(),  # One an event loop.,
   ))
   data = rollout_files.to_bytes(groups)
   assert rollout_files.from_bytes(data, 'journal') == groups

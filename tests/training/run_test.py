@@ -7,7 +7,8 @@ import pathlib
 import pytest
 
 from agentflow_jax.config import overrides, schema
-from agentflow_jax.training import evaluation, exits, final, models, run, single
+from agentflow_jax.runtime import exits
+from agentflow_jax.training import evaluation, final, models, run, single
 from agentflow_jax.training import trainer
 from tests.config import mini
 

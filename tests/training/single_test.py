@@ -12,7 +12,8 @@ from agentflow_jax.agents import recording, rollout
 from agentflow_jax.config import schema
 from agentflow_jax.data import benchmarks
 from agentflow_jax.report import benchmarks as benchmark_table
-from agentflow_jax.training import collect, exits, run, single, solving, system
+from agentflow_jax.runtime import exits
+from agentflow_jax.training import collect, run, single, solving, system
 from tests.agents import http_server
 from tests.agents.tools import web_server
 from tests.config import mini

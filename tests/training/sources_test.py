@@ -8,7 +8,8 @@ import pytest
 
 from agentflow_jax import records
 from agentflow_jax.config import schema
-from agentflow_jax.training import collect, processes, sources, task_sets
+from agentflow_jax.runtime import processes
+from agentflow_jax.training import collect, sources, task_sets
 from tests.config import mini
 
 

@@ -12,7 +12,8 @@ from etils import epath
 
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.core import batch, model, sharding, update
-from agentflow_jax.training import exits, trainer as trainer_lib
+from agentflow_jax.runtime import exits
+from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import checkpoints, parameters
 from tests.config import mini
 from tests.core import oracle

@@ -94,7 +94,7 @@ def _guarded(main):
   def call(argv):
     import jax
 
-    from agentflow_jax.training import exits
+    from agentflow_jax.runtime import exits
 
     if not _asks_for_verbosity(sys.argv):
       # Libraries tell each step of a commit; absl would show all of it.

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from agentflow_jax.config import schema
-from agentflow_jax.training import profiling
+from agentflow_jax.runtime import profiling
 
 
 def test_steps_are_said_from_first_to_last():

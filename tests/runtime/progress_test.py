@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from agentflow_jax.training import progress
+from agentflow_jax.runtime import progress
 
 
 class _Terminal(io.StringIO):

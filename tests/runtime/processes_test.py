@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from agentflow_jax.config import schema
-from agentflow_jax.training import exits, processes as processes_lib
+from agentflow_jax.runtime import exits, processes as processes_lib
 
 Processes = processes_lib.Processes
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from agentflow_jax.config import schema
 from agentflow_jax.core import launches
-from agentflow_jax.training import exits
+from agentflow_jax.runtime import exits
 
 _T = TypeVar('_T')
 

@@ -1,0 +1,1 @@
+"""A process of a run: its command line, its peers, how it ends, and its clocks."""
