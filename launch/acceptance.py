@@ -235,7 +235,7 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
     }
     found[f'metrics/{i}'] = json.dumps(kept, sort_keys=True)
   reader = [
-      sys.executable, '-m', 'agentflow_jax.training.rollout_files',
+      sys.executable, '-m', 'agentflow_jax.rollouts.rollout_files',
       str(workdir / 'rollouts'),
   ]
   text = subprocess.run(

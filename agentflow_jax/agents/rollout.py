@@ -1,13 +1,12 @@
 """One rollout: the live multi-turn loop, ending in exactly one named status."""
 
 import asyncio
-import collections
 import contextlib
 import dataclasses
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 
 from absl import logging
 
@@ -510,24 +509,3 @@ def _module(name: str, progress: _Progress):
       raise _End(Status.MODULE_FAILED, detail) from e
 
 
-def tool_counts(
-    trajectories: Sequence[records.Trajectory],
-) -> dict[str, int]:
-  """Adds up what tool calls counted, by name."""
-  counts: collections.Counter[str] = collections.Counter()
-  for trajectory in trajectories:
-    for turn in trajectory.turns:
-      if turn.result is not None:
-        counts.update(turn.result.counts)
-  return dict(sorted(counts.items()))
-
-
-def tool_errors(trajectories: Sequence[records.Trajectory]) -> tuple[int, int]:
-  """Counts (turns whose call failed, turns that parsed to a plan)."""
-  results = [
-      turn.result
-      for trajectory in trajectories
-      for turn in trajectory.turns
-      if turn.result is not None
-  ]
-  return sum(r.error is not None for r in results), len(results)

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib import axes
-from matplotlib import ticker
 import numpy as np
+from matplotlib import axes, ticker
 
 from agentflow_jax.report import data, svg
 from agentflow_jax.rollouts import intervals

@@ -10,8 +10,7 @@ import io
 import re
 from collections.abc import Callable
 
-from matplotlib import figure
-from matplotlib import style
+from matplotlib import figure, style
 
 # Placeholder colour -> CSS variable. Nothing else in a picture is that dark, so
 # a placeholder never collides with a colour that is meant.

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-import numpy as np
 
 from agentflow_jax.config import schema
 from agentflow_jax.core import launches

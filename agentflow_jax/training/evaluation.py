@@ -13,9 +13,9 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, modules, recording, rollout
 from agentflow_jax.files import writing
-from agentflow_jax.rollouts import intervals
+from agentflow_jax.rollouts import collect, intervals, journal as journal_lib
+from agentflow_jax.rollouts import totals
 from agentflow_jax.runtime import processes as processes_lib
-from agentflow_jax.training import collect
 
 # An evaluation has its own randomness: the seed of the run, purpose EVALUATE
 # and (item, trial); not the training step, so two evaluations of the same
@@ -78,7 +78,7 @@ class Evaluation:
     """The evaluation as report.py reads it."""
     low, high = self.interval()
     trajectories = [t for g in self.groups for t in g.trajectories]
-    failed, called = rollout.tool_errors(trajectories)
+    failed, called = totals.tool_errors(trajectories)
     return {
         'name': self.name,
         'split': self.split,
@@ -96,9 +96,9 @@ class Evaluation:
         ),
         'by_hops': self._by('hops'),
         'by_kind': self._by('kind'),
-        'tools': tool_calls(trajectories),
+        'tools': totals.tool_calls(trajectories),
         'tool_error_rate': failed / max(called, 1),
-        'tool_counts': rollout.tool_counts(trajectories),
+        'tool_counts': totals.tool_counts(trajectories),
         'turns_mean': _mean(len(t.turns) for t in trajectories),
         'planner_tokens_mean': _mean(
             sum(len(turn.completion.response_ids) for turn in t.turns)
@@ -186,20 +186,6 @@ def _mean(values: Iterable[float]) -> float:
   return sum(found) / max(len(found), 1)
 
 
-def tool_calls(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:
-  """Counts the calls that were made, by tool."""
-  return dict(
-      sorted(
-          collections.Counter(
-              turn.call.tool
-              for t in trajectories
-              for turn in t.turns
-              if turn.call is not None
-          ).items()
-      )
-  )
-
-
 async def evaluate(
     agent: rollout.Agent,
     tasks: Sequence[records.Task],
@@ -211,7 +197,7 @@ async def evaluate(
     trials: int = 1,
     greedy: bool = False,
     concurrent: int = 256,
-    journal: collect.Journal | None = None,
+    journal: journal_lib.Journal | None = None,
     on_done: Callable[[records.Trajectory], None] | None = None,
 ) -> Evaluation:
   """Runs every task `trials` times.

@@ -21,11 +21,12 @@ from agentflow_jax.config import consistency, overrides, schema
 from agentflow_jax.files import reading, writing
 from agentflow_jax.inference import api
 from agentflow_jax.report import page as report
+from agentflow_jax.rollouts import journal as journal_lib, rollout_files
 from agentflow_jax.runtime import clocks, exits, processes as processes_lib
 from agentflow_jax.runtime import profiling, progress
-from agentflow_jax.training import collect, engine_rates, final
-from agentflow_jax.training import metrics as metrics_lib, models, rollout_files
-from agentflow_jax.training import sources, system, trainer as trainer_lib
+from agentflow_jax.training import engine_rates, final, metrics as metrics_lib
+from agentflow_jax.training import models, sources, system
+from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import checkpoints
 
 
@@ -343,7 +344,7 @@ class _Loop:
   async def run(self) -> None:
     """Data, update, evaluation, records, metrics, commit: step by step."""
     config, workdir = self.parts.config, self.evaluations.workdir
-    journal = collect.Journal(workdir / 'journal')
+    journal = journal_lib.Journal(workdir / 'journal')
     if config.algorithm == 'flow_grpo':
       source = sources.RolloutSource(self.parts, journal)
     else:

@@ -14,9 +14,10 @@ from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, recording
 from agentflow_jax.config import overrides, roles, schema
 from agentflow_jax.report import benchmarks
+from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import progress
-from agentflow_jax.training import clients, collect, controls as controls_lib
-from agentflow_jax.training import evaluation, system, trainer
+from agentflow_jax.training import clients, controls as controls_lib, evaluation
+from agentflow_jax.training import system, trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +122,14 @@ def _by_protocol(
   return config, dataclasses.replace(options, trials=options.trials or 3)
 
 
-def _journal(parts, workdir, options, result_name) -> collect.Journal:
+def _journal(parts, workdir, options, result_name) -> journal_lib.Journal:
   """Where an evaluation's items are kept until it is done: one of the same kind."""
   same = [overrides.flatten(parts.config), dataclasses.asdict(options)]
   if parts.params is not None:
     same.append(trainer.params_digest(parts.params))
   text = json.dumps(same, sort_keys=True, default=str)
   name = f'{result_name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}'
-  return collect.Journal(
+  return journal_lib.Journal(
       workdir / 'evaluations' / 'journal' / name, keeps_unscored=False
   )
 
@@ -343,5 +344,3 @@ def _judged(value) -> str:
     )
     said += f'; {value["judge_unknown"]} not judged, the first: {why[:300]}'
   return said
-
-

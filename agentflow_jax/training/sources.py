@@ -13,12 +13,11 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.agents import rollout
 from agentflow_jax.config import schema
 from agentflow_jax.core import batch
-from agentflow_jax.rollouts import intervals
-from agentflow_jax.training import batches, collect, controls, evaluation
-from agentflow_jax.training import rollout_files, system, task_sets
+from agentflow_jax.rollouts import collect, journal as journal_lib
+from agentflow_jax.rollouts import rollout_files, totals
+from agentflow_jax.training import batches, controls, system, task_sets
 
 OnDone = Callable[[records.Trajectory], None]
 
@@ -53,7 +52,7 @@ class Source(Protocol):
 class RolloutSource:
   """Live rollouts of the current planner: Flow-GRPO's data."""
 
-  def __init__(self, parts: system.System, journal: collect.Journal):
+  def __init__(self, parts: system.System, journal: journal_lib.Journal):
     self._parts = parts
     self._journal = journal
 
@@ -63,7 +62,7 @@ class RolloutSource:
     tasks = self._tasks(config.seed, step)
     found = await self._groups(step, tasks, on_done, before=[])
     for i in range(train.refill_rounds):
-      missing = train.queries_per_step - sum(map(batches.has_variance, found))
+      missing = train.queries_per_step - sum(map(totals.has_variance, found))
       if not missing:
         break
       # A sequence of its own: what later steps ask stays what it would be.
@@ -83,7 +82,7 @@ class RolloutSource:
     }
     return StepData(
         mini_batches=tuple(p.rows for p in parts),
-        metrics=_metrics(found) | {'groups/dropped': len(dropped)},
+        metrics=totals.of_step(found) | {'groups/dropped': len(dropped)},
         groups=(*groups, *dropped),
         extras=extras,
     )
@@ -277,41 +276,9 @@ def _kept(
     groups: Sequence[records.Group], count: int
 ) -> tuple[list[records.Group], list[records.Group]]:
   """Returns what is trained on, and the rest: the last ones without variance."""
-  idle = [i for i, g in enumerate(groups) if not batches.has_variance(g)]
+  idle = [i for i, g in enumerate(groups) if not totals.has_variance(g)]
   dropped = idle[len(idle) - (len(groups) - count) :]
   return (
       [g for i, g in enumerate(groups) if i not in dropped],
       [groups[i] for i in dropped],
   )
-
-
-def _metrics(groups: Sequence[records.Group]) -> dict[str, float]:
-  """All that a step's rollouts say, for metrics.jsonl."""
-  metrics = batches.collected(groups)
-  trajectories = [t for g in groups for t in g.trajectories]
-  failed, called = rollout.tool_errors(trajectories)
-  metrics['rollouts/tool_error_rate'] = failed / max(called, 1)
-  for tool, calls in evaluation.tool_calls(trajectories).items():
-    metrics[f'tools/{tool}'] = calls
-  for name, times in rollout.tool_counts(trajectories).items():
-    metrics[f'tool_counts/{name}'] = times
-  means, by_source = [], {}
-  for g in groups:
-    source = g.task.tags.get('source')
-    if source is not None:
-      name = f'sources/{source}/groups'
-      metrics[name] = metrics.get(name, 0) + 1
-    scored = [t.reward for t in g.trajectories if t.reward is not None]
-    if scored:
-      means.append(sum(scored) / len(scored))
-      by_source.setdefault(source, []).append(means[-1])
-  if means:
-    low, high = intervals.bootstrap_interval(means)
-    metrics |= {'reward/ci_low': low, 'reward/ci_high': high}
-  for source, values in by_source.items():
-    if source is not None:
-      metrics[f'sources/{source}/reward'] = sum(values) / len(values)
-  for what in {k for t in trajectories for k in t.seconds}:
-    total = sum(t.seconds.get(what, 0.0) for t in trajectories)
-    metrics[f'seconds/rollout_sum/{what}'] = total
-  return metrics

@@ -5,6 +5,7 @@ import pytest
 
 from agentflow_jax import records
 from agentflow_jax.core import flow_grpo
+from agentflow_jax.rollouts import totals
 from agentflow_jax.training import batches
 
 _CONFIG = flow_grpo.FlowGrpoConfig()
@@ -101,9 +102,9 @@ def test_sets_become_rows_as_they_were_recorded():
   # Of responses 3, 4, 5.
   assert first.kept.tolist() == [[3, 9, -1], [4, -1, -1], [7, 5, 6]]
   assert second.kept is None
-  metrics = batches.collected([group])
+  metrics = totals.collected([group])
   assert metrics['kept/mean'] == 2.0 and metrics['kept/max'] == 3
-  assert 'kept/mean' not in batches.collected([_group([1.0], [[3]])])
+  assert 'kept/mean' not in totals.collected([_group([1.0], [[3]])])
 
 
 def test_sets_of_another_response_never_train():
@@ -154,45 +155,16 @@ def test_sft_weights_make_the_mean_over_response_tokens():
 )
 def test_a_group_has_variance_if_its_scored_rewards_differ(rewards, differ):
   group = _group(rewards, [[2]] * len(rewards))
-  assert batches.has_variance(group) == differ
+  assert totals.has_variance(group) == differ
   # Where it has none, no advantage teaches anything.
   advantages = [
       row.advantage for row in batches.flow_grpo_rows([group], _CONFIG).rows
   ]
   assert any(advantages) == differ
-  assert batches.collected([group])['groups/no_variance'] == (not differ)
+  assert totals.collected([group])['groups/no_variance'] == (not differ)
 
 
 def test_sft_weighs_every_response_token_alike_whatever_its_row():
   # 2 + 6 response tokens: 1/8 each. A mean of row means would give 1/4, 1/12.
   short, long = batches.sft_rows([_turn(2), _turn(6)], prompt_weight=0.0)
   assert short.target_weight == long.target_weight == 1 / 8
-
-
-def test_statuses_add_up_and_denominators_say_what_they_hold():
-  lost = records.Trajectory(
-      't', 2, records.Status.MODEL_UNREACHABLE, (), reward=None
-  )
-  group = _group([1.0, 0.0], [[3], [2, 2]])
-  group = records.Group(group.task, group.trajectories + (lost,))
-  metrics = batches.collected([group])
-  assert metrics['rollouts/requested'] == 3
-  assert metrics['rollouts/scored'] == 2
-  # Over scored rollouts: (1 + 0) / 2, not / 3.
-  assert metrics['reward/mean'] == 0.5
-  assert metrics['rollouts/status/answered'] == 2
-  assert metrics['rollouts/status/model_unreachable'] == 1
-  assert sum(
-      v for k, v in metrics.items() if k.startswith('rollouts/status/')
-  ) == 3
-  assert metrics['rollouts/turns'] == 3
-  assert metrics['rollouts/turns_mean'] == 1.0
-  assert metrics['groups/no_variance'] == 0
-  # One that was stopped because enough were done says nothing of their length.
-  late = dataclasses.replace(
-      lost, rollout=3, status=records.Status.ABORTED_LATE
-  )
-  group = records.Group(group.task, group.trajectories + (late,))
-  metrics = batches.collected([group])
-  assert metrics['rollouts/requested'] == 4
-  assert metrics['rollouts/turns_mean'] == 1.0

@@ -16,8 +16,9 @@ import time
 
 import pytest
 
+from agentflow_jax.rollouts import rollout_files
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import rollout_files, run
+from agentflow_jax.training import run
 from tests.config import mini
 
 _CONFIG = """

@@ -302,3 +302,19 @@ def test_a_workdir_of_another_config_is_refused(whole):
   other = dataclasses.replace(config, seed=9)
   with pytest.raises(schema.ConfigError, match='seed: 0 there, 9 now'):
     run.train(other, str(workdir), quiet=True)
+
+
+@pytest.mark.slow
+def test_a_run_with_extra_rollouts_accounts_for_all_of_them(tmp_path):
+  config = mini.config(tmp_path / 'in', steps=2, extra_rollouts=2)
+  run.train(config, str(tmp_path / 'out'), quiet=True)
+  lines = [
+      json.loads(l)
+      for l in (tmp_path / 'out' / 'metrics.jsonl').read_text().splitlines()
+  ]
+  for line in lines:
+    assert line['rollouts/requested'] == 3 * (3 + 2)
+    assert line['rollouts/scored'] == 3 * 3
+    assert line['rollouts/status/aborted_late'] == 3 * 2
+    statuses = [v for k, v in line.items() if k.startswith('rollouts/status/')]
+    assert sum(statuses) == 15

@@ -12,8 +12,9 @@ from agentflow_jax.agents import recording, rollout
 from agentflow_jax.config import schema
 from agentflow_jax.data import benchmarks
 from agentflow_jax.report import benchmarks as benchmark_table
+from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import collect, run, single, solving, system
+from agentflow_jax.training import run, single, solving, system
 from tests.agents import http_server
 from tests.agents.tools import web_server
 from tests.config import mini
@@ -325,7 +326,7 @@ def _items(config, workdir, options):
 
 
 def test_an_item_whose_host_was_unreachable_is_asked_again(tmp_path):
-  journal = collect.Journal(epath.Path(tmp_path / 'j'), keeps_unscored=False)
+  journal = journal_lib.Journal(epath.Path(tmp_path / 'j'), keeps_unscored=False)
   task = records.Task('t', 'q', ('a',), 'f1')
   group = lambda reward: records.Group(
       task,

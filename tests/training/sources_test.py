@@ -8,8 +8,9 @@ import pytest
 
 from agentflow_jax import records
 from agentflow_jax.config import schema
+from agentflow_jax.rollouts import collect
 from agentflow_jax.runtime import processes
-from agentflow_jax.training import collect, sources, task_sets
+from agentflow_jax.training import sources, task_sets
 from tests.config import mini
 
 

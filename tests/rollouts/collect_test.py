@@ -2,16 +2,14 @@
 
 import asyncio
 import dataclasses
-import json
 
-from etils import epath
 import pytest
+from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.rollouts import collect, journal as journal_lib
 from agentflow_jax.runtime import processes
-from agentflow_jax.training import collect, run
-from tests.config import mini
 
 
 @pytest.mark.parametrize('count', [1, 2, 4, 7, 30])
@@ -182,7 +180,7 @@ def test_a_journal_gives_back_what_the_step_s_parameters_sampled(tmp_path):
         for i, version in enumerate(versions)
     ))
 
-  journal = collect.Journal(epath.Path(tmp_path))
+  journal = journal_lib.Journal(epath.Path(tmp_path))
   for step, (versions, is_kept) in enumerate([
       ((0, 0), True), ((0, 1), False), ((2, 2), True), ((2, 2), False)
   ]):
@@ -193,19 +191,3 @@ def test_a_journal_gives_back_what_the_step_s_parameters_sampled(tmp_path):
   other = dataclasses.replace(task, query='another')
   assert journal.load(0, 0, other, range(2)) is None
   assert journal.load(0, 0, task, range(1, 3)) is None
-
-
-@pytest.mark.slow
-def test_a_run_with_extra_rollouts_accounts_for_all_of_them(tmp_path):
-  config = mini.config(tmp_path / 'in', steps=2, extra_rollouts=2)
-  run.train(config, str(tmp_path / 'out'), quiet=True)
-  lines = [
-      json.loads(l)
-      for l in (tmp_path / 'out' / 'metrics.jsonl').read_text().splitlines()
-  ]
-  for line in lines:
-    assert line['rollouts/requested'] == 3 * (3 + 2)
-    assert line['rollouts/scored'] == 3 * 3
-    assert line['rollouts/status/aborted_late'] == 3 * 2
-    statuses = [v for k, v in line.items() if k.startswith('rollouts/status/')]
-    assert sum(statuses) == 15

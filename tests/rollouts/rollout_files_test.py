@@ -5,7 +5,7 @@ import zstandard
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.training import rollout_files
+from agentflow_jax.rollouts import rollout_files
 
 
 def _turn(prompt_ids, text='Sub-Goal: x', **kwargs):

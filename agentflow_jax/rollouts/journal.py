@@ -1,0 +1,68 @@
+"""Finished groups of a step that is not done, for a run that is killed."""
+
+import dataclasses
+
+from absl import logging
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.rollouts import rollout_files
+
+
+@dataclasses.dataclass(frozen=True)
+class Journal:
+  """Finished groups of unfinished steps, one object a process's part of a group.
+
+  A run that is killed finds them again. A name says the step, the group's place
+  in it, and the rollouts; a group of another task, or sampled from other
+  parameters than those of the step, is not used.
+
+  Attributes:
+    directory: below the workdir.
+    keeps_unscored: whether groups with a rollout that has no reward (a host was
+      unreachable) are kept too, or tried again.
+  """
+
+  directory: epath.Path
+  keeps_unscored: bool = True
+
+  def load(
+      self, step: int, place: int, task: records.Task, rollouts: range
+  ) -> records.Group | None:
+    """Returns a finished group or None; a broken file is dropped."""
+    path = self._path(step, place, rollouts)
+    if not path.exists():
+      return None
+    try:
+      (group,) = rollout_files.read(path)
+    except (rollout_files.RecordError, ValueError) as e:
+      logging.warning('dropping a broken journal object: %s', e)
+      return None
+    versions = {
+        turn.completion.params_version
+        for trajectory in group.trajectories
+        for turn in trajectory.turns
+    }
+    found = [t.rollout for t in group.trajectories]
+    is_it = group.task == task and found == list(rollouts)
+    return group if is_it and versions <= {step} else None
+
+  def save(
+      self, step: int, place: int, rollouts: range, group: records.Group
+  ) -> None:
+    scored = all(t.reward is not None for t in group.trajectories)
+    if scored or self.keeps_unscored:
+      rollout_files.write(self._path(step, place, rollouts), [group])
+
+  def forget_before(self, step: int) -> None:
+    """Removes the groups of steps that a commit now holds."""
+    if not self.directory.exists():
+      return
+    for path in self.directory.iterdir():
+      name = path.name.partition('-')[0]
+      if not name.isdigit() or int(name) < step:
+        path.unlink()
+
+  def _path(self, step, place, rollouts):
+    name = f'{step:08d}-{place:06d}-{rollouts.start}-{rollouts.stop}.jsonl.zst'
+    return self.directory / name

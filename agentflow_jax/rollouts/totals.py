@@ -1,0 +1,147 @@
+"""What rollouts add up to: rewards, statuses, tokens, and the calls of tools."""
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+
+from agentflow_jax import records
+from agentflow_jax.rollouts import intervals
+
+
+def has_variance(group: records.Group) -> bool:
+  """Whether a group's scored rollouts have different rewards."""
+  rewards = {t.reward for t in group.trajectories if t.reward is not None}
+  return len(rewards) > 1
+
+
+def collected(groups: Sequence[records.Group]) -> dict[str, float]:
+  """Metrics of the rollouts of a step; every denominator is in its name.
+
+  'reward/mean' is over scored rollouts, and absent where there are none;
+  status counts add up to requested; 'rollouts/turns_mean' is over those that were
+  not aborted as late. 'kept/mean' and 'kept/max' are of the sets
+  that response tokens were drawn from, where those are recorded.
+  """
+  trajectories = [t for g in groups for t in g.trajectories]
+  rewards = [t.reward for t in trajectories if t.reward is not None]
+  on_time = [
+      t for t in trajectories if t.status is not records.Status.ABORTED_LATE
+  ]
+  metrics: dict[str, float] = {
+      'rollouts/requested': len(trajectories),
+      'rollouts/scored': len(rewards),
+      'rollouts/turns': sum(len(t.turns) for t in trajectories),
+      'rollouts/turns_mean': (
+          sum(len(t.turns) for t in on_time) / max(len(on_time), 1)
+      ),
+      'groups/requested': len(groups),
+      'groups/no_variance': sum(not has_variance(g) for g in groups),
+      'memory/shortened': sum(
+          turn.shortened for t in trajectories for turn in t.turns
+      ),
+      'memory/shortened_for_modules': sum(
+          call.shortened
+          for t in trajectories
+          for calls in (t.modules, *(turn.modules for turn in t.turns))
+          for call in calls
+      ),
+      'tokens/response': sum(
+          len(turn.completion.response_ids)
+          for t in trajectories
+          for turn in t.turns
+      ),
+      'tokens/prompt': sum(
+          len(turn.completion.prompt_ids)
+          for t in trajectories
+          for turn in t.turns
+      ),
+  }
+  sizes = np.concatenate([np.zeros(0, np.int32)] + [
+      np.frombuffer(turn.completion.kept.counts, '<i4')
+      for t in trajectories
+      for turn in t.turns
+      if turn.completion.kept is not None
+  ])
+  if len(sizes):
+    metrics['kept/mean'] = float(sizes.mean())
+    metrics['kept/max'] = int(sizes.max())
+  turns = int(metrics['rollouts/turns'])
+  if turns:
+    metrics['tokens/response_mean'] = metrics['tokens/response'] / turns
+  if rewards:
+    metrics['reward/mean'] = sum(rewards) / len(rewards)
+  for status in records.Status:
+    metrics[f'rollouts/status/{status.value}'] = sum(
+        t.status is status for t in trajectories
+    )
+  return metrics
+
+
+def tool_calls(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:
+  """Counts the calls that were made, by tool."""
+  return dict(
+      sorted(
+          collections.Counter(
+              turn.call.tool
+              for t in trajectories
+              for turn in t.turns
+              if turn.call is not None
+          ).items()
+      )
+  )
+
+
+def tool_counts(
+    trajectories: Sequence[records.Trajectory],
+) -> dict[str, int]:
+  """Adds up what tool calls counted, by name."""
+  counts: collections.Counter[str] = collections.Counter()
+  for trajectory in trajectories:
+    for turn in trajectory.turns:
+      if turn.result is not None:
+        counts.update(turn.result.counts)
+  return dict(sorted(counts.items()))
+
+
+def tool_errors(trajectories: Sequence[records.Trajectory]) -> tuple[int, int]:
+  """Counts (turns whose call failed, turns that parsed to a plan)."""
+  results = [
+      turn.result
+      for trajectory in trajectories
+      for turn in trajectory.turns
+      if turn.result is not None
+  ]
+  return sum(r.error is not None for r in results), len(results)
+
+
+def of_step(groups: Sequence[records.Group]) -> dict[str, float]:
+  """All that a step's rollouts say, for metrics.jsonl."""
+  metrics = collected(groups)
+  trajectories = [t for g in groups for t in g.trajectories]
+  failed, called = tool_errors(trajectories)
+  metrics['rollouts/tool_error_rate'] = failed / max(called, 1)
+  for tool, calls in tool_calls(trajectories).items():
+    metrics[f'tools/{tool}'] = calls
+  for name, times in tool_counts(trajectories).items():
+    metrics[f'tool_counts/{name}'] = times
+  means, by_source = [], {}
+  for g in groups:
+    source = g.task.tags.get('source')
+    if source is not None:
+      name = f'sources/{source}/groups'
+      metrics[name] = metrics.get(name, 0) + 1
+    scored = [t.reward for t in g.trajectories if t.reward is not None]
+    if scored:
+      means.append(sum(scored) / len(scored))
+      by_source.setdefault(source, []).append(means[-1])
+  if means:
+    low, high = intervals.bootstrap_interval(means)
+    metrics |= {'reward/ci_low': low, 'reward/ci_high': high}
+  for source, values in by_source.items():
+    if source is not None:
+      metrics[f'sources/{source}/reward'] = sum(values) / len(values)
+  for what in {k for t in trajectories for k in t.seconds}:
+    total = sum(t.seconds.get(what, 0.0) for t in trajectories)
+    metrics[f'seconds/rollout_sum/{what}'] = total
+  return metrics
