@@ -12,7 +12,7 @@ import jax
 from agentflow_jax.agents import recording
 from agentflow_jax.agents.tools import base, passages
 from agentflow_jax.config import schema
-from agentflow_jax.weights import parameters
+from agentflow_jax.weights import model_directory
 
 # What launchers take for "run me again": sysexits' EX_TEMPFAIL.
 PREEMPTED_CODE = 75
@@ -55,7 +55,7 @@ def code_of(error: BaseException) -> int:
   """Returns the exit code of an error: 2 and 3 are final."""
   if isinstance(
       error,
-      (schema.ConfigError, parameters.CheckpointError, base.ToolUnavailable,
+      (schema.ConfigError, model_directory.CheckpointError, base.ToolUnavailable,
        recording.Miss, passages.CorpusError),
   ):
     return 2

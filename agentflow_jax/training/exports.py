@@ -7,7 +7,7 @@ from etils import epath
 
 from agentflow_jax.config import schema
 from agentflow_jax.training import models
-from agentflow_jax.weights import parameters
+from agentflow_jax.weights import model_directory
 
 
 def export(
@@ -31,7 +31,7 @@ def export(
   if bool(model) == bool(workdir):
     raise schema.ConfigError('give one of --workdir and --model')
   if workdir and not (epath.Path(workdir) / 'planner').exists():
-    raise parameters.CheckpointError(
+    raise model_directory.CheckpointError(
         f'{workdir} holds no planner: the run has not ended (the same train'
         ' command goes on with it)'
     )

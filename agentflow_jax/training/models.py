@@ -9,7 +9,7 @@ from etils import epath
 from agentflow_jax.config import schema
 from agentflow_jax.core import model
 from agentflow_jax.data import chat, hugging_face, tokenizers
-from agentflow_jax.weights import families, gguf_files, parameters, tensors
+from agentflow_jax.weights import families, gguf_files, model_directory, tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Model:
 
     Args:
       directory: created where absent.
-      dtype: see `weights.parameters.save`.
+      dtype: see `weights.model_directory.save`.
       **options: likewise.
     """
-    parameters.save(
+    model_directory.save(
         directory, self.config, self.params, dtype, others=self.described,
         **options,
     )
@@ -90,7 +90,7 @@ def load(
     loaded = (_from_gguf if source.endswith('.gguf') else _from_directory)(
         source, place, thinking, runtime
     )
-  except parameters.CheckpointError:
+  except model_directory.CheckpointError:
     raise
   except (
       families.UnsupportedModel,
@@ -99,9 +99,9 @@ def load(
       chat.TemplateError,
       ModuleNotFoundError,
   ) as e:
-    raise parameters.CheckpointError(str(e)) from e
+    raise model_directory.CheckpointError(str(e)) from e
   if loaded.tokenizer.vocab_size > loaded.config.vocab_size:
-    raise parameters.CheckpointError(
+    raise model_directory.CheckpointError(
         f'{source}: the tokenizer has {loaded.tokenizer.vocab_size} tokens, the'
         f' model {loaded.config.vocab_size}'
     )
@@ -137,45 +137,45 @@ def read_float32(
   """
   config = dataclasses.replace(config, param_dtype='float32')
   if not source.endswith('.gguf'):
-    return parameters.load(source, config, shardings)
+    return model_directory.load(source, config, shardings)
   try:
-    return parameters.read(gguf_files.GGUFFile(source), config, shardings)
+    return model_directory.read(gguf_files.GGUFFile(source), config, shardings)
   except (families.UnsupportedModel, tensors.TensorError) as e:
-    raise parameters.CheckpointError(f'{source}: {e}') from e
+    raise model_directory.CheckpointError(f'{source}: {e}') from e
 
 
 def _with_runtime(config, runtime) -> model.ModelConfig:
   try:
     return dataclasses.replace(config, **runtime)
   except ValueError as e:  # Such as a kernel that does not take its heads.
-    raise parameters.CheckpointError(f'planner: {e}') from e
+    raise model_directory.CheckpointError(f'planner: {e}') from e
 
 
 def _from_directory(source, place, thinking, runtime) -> Model:
   # The small files first: what is wrong with them should not cost a long read.
-  config = _with_runtime(parameters.load_config(source), runtime)
-  described = parameters.read_config(source)
+  config = _with_runtime(model_directory.load_config(source), runtime)
+  described = model_directory.read_config(source)
   path = epath.Path(source)
   if (path / tokenizers.FILE).exists() and not (
       path / hugging_face.TOKENIZER
   ).exists():
     if thinking != 'auto':
-      raise parameters.CheckpointError(
+      raise model_directory.CheckpointError(
           f'{path} has no chat template, so thinking cannot be {thinking!r}: set'
           " planner.thinking to 'auto'"
       )
     try:
       tokenizer = tokenizers.SentencePieceTokenizer(path / tokenizers.FILE)
     except ValueError as e:
-      raise parameters.CheckpointError(str(e)) from e
+      raise model_directory.CheckpointError(str(e)) from e
   elif (path / hugging_face.TOKENIZER).exists():
     tokenizer = hugging_face.from_directory(path, thinking)
   else:
-    raise parameters.CheckpointError(
+    raise model_directory.CheckpointError(
         f'{path} holds neither {tokenizers.FILE} nor {hugging_face.TOKENIZER}'
     )
   return Model(
-      config, parameters.load(source, config, place(config)), tokenizer,
+      config, model_directory.load(source, config, place(config)), tokenizer,
       described, stored_dtype(described),
   )
 
@@ -187,5 +187,5 @@ def _from_gguf(source, place, thinking, runtime) -> Model:
   described = {
       'eos_token_id': tokenizer.stop_ids[0], 'pad_token_id': tokenizer.pad_id
   }
-  params = parameters.read(file, config, place(config))
+  params = model_directory.read(file, config, place(config))
   return Model(config, params, tokenizer, described)

@@ -22,7 +22,7 @@ from agentflow_jax.core import published, sharding, update
 from agentflow_jax.inference import batching, pages
 from agentflow_jax.training import models, system, topologies
 from agentflow_jax.training import trainer as trainer_lib
-from agentflow_jax.weights import families, parameters
+from agentflow_jax.weights import families, model_directory
 
 _GIB = 1 << 30
 _EFFICIENCY = 0.4  # Of the peak, that products are assumed to reach.
@@ -85,8 +85,8 @@ def network(config: schema.Config, name: str = '') -> model.ModelConfig:
     found = published.MODELS[name]
   elif planner.model is not None:
     found = dataclasses.replace(planner.model, vocab_size=planner.vocab_size)
-  elif (epath.Path(planner.directory) / parameters.CONFIG).exists():
-    found = parameters.load_config(planner.directory)
+  elif (epath.Path(planner.directory) / model_directory.CONFIG).exists():
+    found = model_directory.load_config(planner.directory)
   else:
     raise schema.ConfigError(
         f'planner.directory={planner.directory!r} has no config.json here; name'

@@ -27,7 +27,7 @@ from agentflow_jax.runtime import profiling, progress
 from agentflow_jax.training import engine_rates, final, metrics as metrics_lib
 from agentflow_jax.training import models, sources, system
 from agentflow_jax.training import trainer as trainer_lib
-from agentflow_jax.weights import checkpoints
+from agentflow_jax.weights import checkpoints, host_copies
 
 
 def train(
@@ -177,7 +177,7 @@ async def _train(
       parts.sample_from(params, config.train.steps)
       await evaluations.final(parts.params, params)
       compiled = compilations.count - warm
-    params = trainer_lib.gather_to_host(params)
+    params = host_copies.gather_to_host(params)
     usage = _summed(processes, parts.endpoint_usage())
 
     def write() -> str:
@@ -189,7 +189,7 @@ async def _train(
       summary = final.write_summary(
           config, workdir, log.lines, clock.seconds,
           {
-              'params_digest': trainer_lib.params_digest(params),
+              'params_digest': host_copies.params_digest(params),
               'compiles/after_warmup': compiled,
               **usage,
           },
@@ -289,7 +289,7 @@ def _inputs(parts: system.System) -> dict[str, str]:
   tasks = parts.tasks
   text = repr((tasks.train, tasks.validation, tasks.test))
   return {
-      'planner': trainer_lib.params_digest(parts.params),
+      'planner': host_copies.params_digest(parts.params),
       'tasks': hashlib.sha256(
           text.encode('utf-8', 'surrogatepass')
       ).hexdigest(),

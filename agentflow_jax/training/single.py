@@ -17,7 +17,8 @@ from agentflow_jax.report import benchmarks
 from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import progress
 from agentflow_jax.training import clients, controls as controls_lib, evaluation
-from agentflow_jax.training import system, trainer
+from agentflow_jax.training import system
+from agentflow_jax.weights import host_copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _journal(parts, workdir, options, result_name) -> journal_lib.Journal:
   """Where an evaluation's items are kept until it is done: one of the same kind."""
   same = [overrides.flatten(parts.config), dataclasses.asdict(options)]
   if parts.params is not None:
-    same.append(trainer.params_digest(parts.params))
+    same.append(host_copies.params_digest(parts.params))
   text = json.dumps(same, sort_keys=True, default=str)
   name = f'{result_name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}'
   return journal_lib.Journal(

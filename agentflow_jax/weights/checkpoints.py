@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from agentflow_jax.core import masters
-from agentflow_jax.weights import parameters
+from agentflow_jax.weights import model_directory
 
 
 class Checkpoints:
@@ -85,14 +85,14 @@ class Checkpoints:
           ),
       )
     except (ValueError, KeyError, TypeError, OSError) as e:
-      raise parameters.CheckpointError(
+      raise model_directory.CheckpointError(
           f'the commit of step {step} below {self._directory} is broken or of'
           f' another model: {e}; delete {self._directory / str(step)} to go on'
           f' from the one before{_hint(like)}'
       ) from e
     for path, (new, old) in _pairs(restored['state'], like):
       if new.shape != old.shape:
-        raise parameters.CheckpointError(
+        raise model_directory.CheckpointError(
             f'the commit of step {step}: {path} has shape {new.shape}, the'
             f' config wants {old.shape}'
         )

@@ -43,7 +43,7 @@ from agentflow_jax.core import flops, model, published
 from agentflow_jax.files import reading
 from agentflow_jax.inference import api, engine, simple_engine
 from agentflow_jax.training import models
-from agentflow_jax.weights import parameters
+from agentflow_jax.weights import model_directory
 
 MODELS = published.MODELS | {
     'tiny': model.ModelConfig(
@@ -423,7 +423,7 @@ def main():
   if args.weights:
     try:
       loaded = models.load(args.weights, dtype=args.dtype)
-    except parameters.CheckpointError as e:
+    except model_directory.CheckpointError as e:
       raise SystemExit(f'--weights: {e}') from None
     config, params = loaded.config, jax.device_put(loaded.params)
   else:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from agentflow_jax.config import schema, unread
-from agentflow_jax.training import models, run, trainer
-from agentflow_jax.weights import checkpoints
+from agentflow_jax.training import models, run
+from agentflow_jax.weights import checkpoints, host_copies
 from tests.config import mini
 
 _PLANNER = mini.ROOT / 'experiments' / 'geohop_planner'
@@ -109,4 +109,4 @@ def test_the_digest_of_a_run_is_of_the_merged_planner(tmp_path):
   summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
   planner = models.load(str(tmp_path / 'out' / 'planner'))
   assert summary['compiles/after_warmup'] == 0
-  assert summary['params_digest'] == trainer.params_digest(planner.params)
+  assert summary['params_digest'] == host_copies.params_digest(planner.params)

@@ -14,8 +14,8 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.config import overrides, schema
-from agentflow_jax.training import exports, models, run, system, trainer
-from agentflow_jax.weights import parameters
+from agentflow_jax.training import exports, models, run, system
+from agentflow_jax.weights import host_copies, model_directory
 from tests.config import mini
 from tests.data import byte_tokenizer
 from tests.weights import recipe
@@ -69,7 +69,7 @@ def test_a_released_model_is_trained_and_given_back(
   assert metrics['update/logprob_gap/max'] <= 1e-5
   back = models.load(str(out / 'planner'))
   summary = json.loads((out / 'summary.json').read_text())
-  assert trainer.params_digest(back.params) == summary['params_digest']
+  assert host_copies.params_digest(back.params) == summary['params_digest']
   described = json.loads((out / 'planner' / 'config.json').read_text())
   assert described['architectures'] == ['Qwen2ForCausalLM']
   assert described['eos_token_id'] == 259  # What is not about the network.
@@ -101,7 +101,7 @@ def test_its_prompts_are_its_own_chat(tmp_path, released):
 
 def test_thinking_is_switched_where_the_template_can(tmp_path, released):
   with pytest.raises(
-      parameters.CheckpointError, match="set thinking to 'auto'"
+      model_directory.CheckpointError, match="set thinking to 'auto'"
   ):
     models.load(str(released), thinking='on')
   (released / 'chat_template.jinja').write_text(
@@ -122,7 +122,7 @@ def test_thinking_is_switched_where_the_template_can(tmp_path, released):
 
 def test_thinking_of_a_model_without_a_chat_template_is_refused():
   with pytest.raises(
-      parameters.CheckpointError, match="planner.thinking to 'auto'"
+      model_directory.CheckpointError, match="planner.thinking to 'auto'"
   ):
     models.load(str(mini.ROOT / 'experiments' / 'geohop_planner'), thinking='on')
 
@@ -181,7 +181,7 @@ def test_a_dtype_that_nothing_reads_is_refused(tmp_path):
 )
 def test_what_is_wrong_with_a_directory_is_named(released, change, message):
   change(released)
-  with pytest.raises(parameters.CheckpointError, match=message):
+  with pytest.raises(model_directory.CheckpointError, match=message):
     models.load(str(released))
 
 
@@ -263,7 +263,7 @@ def test_exports_that_make_no_sense_are_refused(tmp_path, released):
     export(workdir='x')
   with pytest.raises(schema.ConfigError, match='is what is read'):
     export(out=str(released))
-  with pytest.raises(parameters.CheckpointError, match='has not ended'):
+  with pytest.raises(model_directory.CheckpointError, match='has not ended'):
     export(model='', workdir=str(tmp_path))
 
 
@@ -291,5 +291,5 @@ def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):
 
 
 def test_a_kernel_that_does_not_take_a_models_heads_is_refused(released):
-  with pytest.raises(parameters.CheckpointError, match='head_dim'):
+  with pytest.raises(model_directory.CheckpointError, match='head_dim'):
     models.load(str(released), attention='pallas')

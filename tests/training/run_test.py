@@ -10,6 +10,7 @@ from agentflow_jax.config import overrides, schema
 from agentflow_jax.runtime import exits
 from agentflow_jax.training import evaluation, final, models, run, single
 from agentflow_jax.training import trainer
+from agentflow_jax.weights import host_copies
 from tests.config import mini
 
 
@@ -199,7 +200,7 @@ def test_bfloat16_parameters_end_in_the_same_bits_as_well(
       str(tmp_path / 'whole' / 'planner'), param_dtype='bfloat16'
   )
   assert planner.stored_dtype == 'bfloat16'
-  assert summary['params_digest'] == trainer.params_digest(planner.params)
+  assert summary['params_digest'] == host_copies.params_digest(planner.params)
 
 
 def _whole_and_cut(config, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from agentflow_jax.config import overrides, schema
 from agentflow_jax.core import batch, model, sharding, update
 from agentflow_jax.runtime import exits
 from agentflow_jax.training import trainer as trainer_lib
-from agentflow_jax.weights import checkpoints, parameters
+from agentflow_jax.weights import checkpoints, host_copies, model_directory
 from tests.config import mini
 from tests.core import oracle
 
@@ -214,17 +214,17 @@ def test_bfloat16_parameters_resume_with_their_master(base, tmp_path):
   store = checkpoints.Checkpoints(epath.Path(tmp_path) / 'c', keep=1)
   store.save(1, trainer.state, {})
   trainer.step(steps[1])
-  whole, digest = committed(), trainer_lib.params_digest(trainer.params)
+  whole, digest = committed(), host_copies.params_digest(trainer.params)
   start()
   trainer.state, _ = store.restore(1, trainer.state)
   jax.tree.map(np.testing.assert_array_equal, committed(), between)
   trainer.step(steps[1])
   jax.tree.map(np.testing.assert_array_equal, committed(), whole)
-  assert trainer_lib.params_digest(trainer.params) == digest
+  assert host_copies.params_digest(trainer.params) == digest
   # A commit without a master was written by an older version.
   state = trainer.state
   store.save(2, state.replace(opt_state=state.opt_state.inner), {})
-  with pytest.raises(parameters.CheckpointError, match='no float32 master'):
+  with pytest.raises(model_directory.CheckpointError, match='no float32 master'):
     store.restore(2, state)
   store.close()
 
@@ -233,12 +233,12 @@ def test_bfloat16_parameters_resume_with_their_master(base, tmp_path):
 def test_a_master_starts_from_what_the_files_hold(
     base, tmp_path, monkeypatch, stored
 ):
-  parameters.save(tmp_path, _NETWORK, _params(), stored)
+  model_directory.save(tmp_path, _NETWORK, _params(), stored)
   network = dataclasses.replace(_NETWORK, param_dtype='bfloat16')
   config = dataclasses.replace(
       base, planner=dataclasses.replace(base.planner, directory=str(tmp_path))
   )
-  read = parameters.load(tmp_path, network)
+  read = model_directory.load(tmp_path, network)
   made = []
 
   class Stop(Exception):
@@ -256,7 +256,7 @@ def test_a_master_starts_from_what_the_files_hold(
   with pytest.raises(Stop):
     trainer_lib.Trainer(types.SimpleNamespace(
         config=config, mesh=_mesh(), model_config=network, params=read,
-        described=parameters.read_config(tmp_path),
+        described=model_directory.read_config(tmp_path),
     ))
   (state,) = made
   expected = _params() if stored == 'float32' else _rounded(_params())

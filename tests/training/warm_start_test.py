@@ -6,8 +6,8 @@ import pytest
 from etils import epath
 
 from agentflow_jax.config import overrides
-from agentflow_jax.training import run, trainer
-from agentflow_jax.weights import parameters
+from agentflow_jax.training import run
+from agentflow_jax.weights import host_copies, model_directory
 from tests.config import mini
 
 _PLANNER = mini.ROOT / 'experiments' / 'geohop_planner'
@@ -15,8 +15,8 @@ _SHIPPED = ('config.json', 'model.safetensors', 'tokenizer.model')
 
 
 def test_the_shipped_weights_fit_their_config_and_4_megabytes():
-  config = parameters.load_config(_PLANNER)
-  params = parameters.load(_PLANNER, config)
+  config = model_directory.load_config(_PLANNER)
+  params = model_directory.load(_PLANNER, config)
   assert params['embedding'].shape == (config.vocab_size, config.d_model)
   assert sum((_PLANNER / n).stat().st_size for n in _SHIPPED) <= 4 * 2**20
 
@@ -28,8 +28,8 @@ def test_the_recorded_accuracy_is_of_these_weights_and_this_teacher():
   )
   for name, value in overrides.flatten(config.teacher).items():
     assert recorded[f'teacher/{name}'] == value
-  params = parameters.load(_PLANNER, parameters.load_config(_PLANNER))
-  assert recorded['params_digest'] == trainer.params_digest(params)
+  params = model_directory.load(_PLANNER, model_directory.load_config(_PLANNER))
+  assert recorded['params_digest'] == host_copies.params_digest(params)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from agentflow_jax.core import model, optimizer, sharding, update
-from agentflow_jax.weights import checkpoints, parameters
+from agentflow_jax.weights import checkpoints, model_directory
 
 _OPTIMIZER = optimizer.OptimizerConfig(1e-3)
 
@@ -70,7 +70,7 @@ def test_a_commit_restores_onto_another_mesh(saved):
 
 def test_a_commit_of_another_model_is_one_clear_error(saved):
   saved.save(1, _state(0), {})
-  with pytest.raises(parameters.CheckpointError, match='step 1'):
+  with pytest.raises(model_directory.CheckpointError, match='step 1'):
     saved.restore(1, _state(0, d_ff=32))
 
 
@@ -79,5 +79,5 @@ def test_a_broken_commit_is_one_clear_error(saved, tmp_path):
   for path in (tmp_path / 'c' / '1' / 'state').rglob('*'):
     if path.is_file():
       path.write_bytes(b'broken')
-  with pytest.raises(parameters.CheckpointError, match='delete .*c/1'):
+  with pytest.raises(model_directory.CheckpointError, match='delete .*c/1'):
     saved.restore(1, _state(1))

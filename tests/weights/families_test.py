@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from agentflow_jax.core import model
-from agentflow_jax.weights import families, parameters
+from agentflow_jax.weights import families, model_directory
 from tests.weights import recipe
 
 _GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'logits.npz'
@@ -17,8 +17,8 @@ _FORWARD = jax.jit(model.forward, static_argnums=0)
 
 
 def _logits(directory) -> np.ndarray:
-  config = parameters.load_config(directory)
-  params = parameters.load(directory, config)
+  config = model_directory.load_config(directory)
+  params = model_directory.load(directory, config)
   ids = recipe.TOKEN_IDS.astype(np.int32)
   positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
   return np.asarray(
@@ -38,11 +38,11 @@ def test_logits_equal_those_of_transformers(tmp_path, name):
 @pytest.mark.parametrize('name', recipe.MODELS)
 def test_what_is_saved_reads_back_as_the_same_model(tmp_path, name):
   source = recipe.write_released(tmp_path / 'a', name)
-  config = parameters.load_config(source)
-  params = parameters.load(source, config)
-  parameters.save(tmp_path / 'b', config, params, shard_bytes=9000)
-  assert parameters.load_config(tmp_path / 'b') == config
-  again = parameters.load(tmp_path / 'b', config)
+  config = model_directory.load_config(source)
+  params = model_directory.load(source, config)
+  model_directory.save(tmp_path / 'b', config, params, shard_bytes=9000)
+  assert model_directory.load_config(tmp_path / 'b') == config
+  again = model_directory.load(tmp_path / 'b', config)
   jax.tree.map(np.testing.assert_array_equal, again, params)
   assert len(list((tmp_path / 'b').glob('*.safetensors'))) > 2
   # And every tensor has its released name and bytes.
@@ -61,10 +61,10 @@ def test_what_is_saved_loads_in_transformers(tmp_path, name, dtype):
   transformers = pytest.importorskip('transformers')
   torch = pytest.importorskip('torch')
   source = recipe.write_released(tmp_path / 'a', name)
-  config = parameters.load_config(source)
-  params = parameters.load(source, config)
+  config = model_directory.load_config(source)
+  params = model_directory.load(source, config)
   out = tmp_path / 'b'
-  parameters.save(out, config, params, dtype, shard_bytes=9000)
+  model_directory.save(out, config, params, dtype, shard_bytes=9000)
   net = transformers.AutoModelForCausalLM.from_pretrained(
       out, attn_implementation='eager', dtype=getattr(torch, dtype)
   ).float().eval()
@@ -219,16 +219,16 @@ def test_options_of_the_scaling_that_are_null_have_their_default():
 def test_what_is_not_supported_is_named(tmp_path, change, message):
   config = recipe.MODELS['llama'] | change
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(parameters.CheckpointError, match=message):
-    parameters.load_config(tmp_path)
+  with pytest.raises(model_directory.CheckpointError, match=message):
+    model_directory.load_config(tmp_path)
 
 
 def test_a_missing_field_is_named(tmp_path):
   config = dict(recipe.MODELS['llama'])
   del config['vocab_size']
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(parameters.CheckpointError, match="no 'vocab_size'"):
-    parameters.load_config(tmp_path)
+  with pytest.raises(model_directory.CheckpointError, match="no 'vocab_size'"):
+    model_directory.load_config(tmp_path)
 
 
 def test_no_family_has_both_bias_and_qk_norm(tmp_path):
@@ -238,5 +238,5 @@ def test_no_family_has_both_bias_and_qk_norm(tmp_path):
   )
   params = model.init_params(config, jax.random.key(0))
   with pytest.raises(families.UnsupportedModel, match='both'):
-    parameters.save(tmp_path / 'x', config, params)
+    model_directory.save(tmp_path / 'x', config, params)
   assert not (tmp_path / 'x').exists()

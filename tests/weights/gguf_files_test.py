@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agentflow_jax.core import model, rope
-from agentflow_jax.weights import families, gguf_files, parameters, tensors
+from agentflow_jax.weights import families, gguf_files, model_directory, tensors
 from tests.weights import recipe
 
 _Types = gguf.GGMLQuantizationType
@@ -30,11 +30,11 @@ def test_a_file_holds_the_released_tensors(tmp_path, name):
     assert file.shapes[tensor] == values.shape
     ranges = [(0, n) for n in values.shape]
     np.testing.assert_array_equal(file.read(tensor, ranges), values)
-  params = parameters.read(file, file.config)
+  params = model_directory.read(file, file.config)
   directory = tmp_path / 'released'
-  parameters.save(directory, config, params)
+  model_directory.save(directory, config, params)
   jax.tree.map(
-      np.testing.assert_array_equal, parameters.load(directory, config), params
+      np.testing.assert_array_equal, model_directory.load(directory, config), params
   )
 
 
@@ -156,6 +156,6 @@ def test_what_cannot_be_read_is_named(tmp_path):
   recipe.write_gguf(path, 'llama', extra=[('blk.0.unheard_of', np.ones(2, np.float32))])
   file = gguf_files.GGUFFile(path)
   with pytest.raises(tensors.TensorError, match='unheard_of'):
-    parameters.read(file, file.config)
+    model_directory.read(file, file.config)
   with pytest.raises(tensors.TensorError, match='no tensor'):
     file.read('nothing', [(0, 1)])

