@@ -201,7 +201,7 @@ def test_every_end_has_its_status_and_reward(status, agent):
 def test_every_status_is_reached_above():
   (mark,) = test_every_end_has_its_status_and_reward.pytestmark
   reached = {case[0] for case in mark.args[1]}
-  # Whoever ends a step early gives this one (tests/training/collect_test.py).
+  # Whoever ends a step early gives this one (tests/rollouts/collect_test.py).
   assert reached == set(Status) - {Status.ABORTED_LATE}
 
 

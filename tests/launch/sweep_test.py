@@ -37,7 +37,7 @@ with open(workdir / 'metrics.jsonl', 'w') as f:
 def _config(tmp_path):
   path = tmp_path / 'six.py'
   path.write_text(
-      'from agentflow_jax.training import sweep\n'
+      'from agentflow_jax.config import sweep\n'
       'def get_sweep():\n'
       "  return sweep.grid({'kl': [0, 1], 'seed': [0, 1, 2]})\n"
   )
@@ -208,7 +208,7 @@ journal.rmdir()
 def test_a_sweep_of_evaluations_ends_in_a_table_and_pictures(tmp_path):
   config = tmp_path / 'turns.py'
   config.write_text(
-      'from agentflow_jax.training import sweep\n'
+      'from agentflow_jax.config import sweep\n'
       'def get_sweep():\n'
       "  return sweep.grid({'turns': [3, 5, 10]})\n"
   )

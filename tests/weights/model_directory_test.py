@@ -295,7 +295,7 @@ os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 import jax
 from agentflow_jax.core import model, sharding
-from agentflow_jax.weights import parameters
+from agentflow_jax.weights import model_directory
 
 def peak():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
