@@ -34,10 +34,10 @@ _SHARD_GB = flags.DEFINE_float(
 def main(argv):
   command_line.no_arguments(argv)
   # Imported late: --help and mistaken flags should not wait for JAX.
-  from agentflow_jax.training import exports
+  from agentflow_jax.assembly import model_export
 
   print(
-      exports.export(
+      model_export.export(
           model=_MODEL.value,
           workdir=_WORKDIR.value,
           out=_OUT.value,

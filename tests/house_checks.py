@@ -26,16 +26,22 @@ _ARROWS = {
     'config': {'agents', 'inference', 'core', 'records', 'files'},
     'runtime': {'config', 'agents', 'weights', 'core', 'files'},
     'rollouts': {'runtime', 'agents', 'records', 'files'},
+    'assembly': {
+        'runtime', 'config', 'agents', 'data', 'inference', 'weights', 'core',
+        'records', 'files',
+    },
+    'serving': {'assembly', 'config', 'records'},
     'report': {'rollouts', 'files'},
     'training': {
-        'report', 'rollouts', 'runtime', 'config', 'agents', 'data', 'inference',
-        'weights', 'core', 'records', 'files',
+        'report', 'assembly', 'rollouts', 'runtime', 'config', 'agents', 'data',
+        'inference', 'core', 'weights', 'records', 'files',
     },
-    'serving': {'training', 'runtime', 'config', 'records'},
-    'entry points': {'training', 'runtime', 'config', 'serving', 'records'},
+    'entry points': {
+        'training', 'serving', 'assembly', 'runtime', 'config', 'records',
+    },
     'experiments': {'config'},
     'benchmarks': {
-        'training', 'config', 'agents', 'inference', 'weights', 'core',
+        'training', 'assembly', 'config', 'agents', 'inference', 'weights', 'core',
         'records', 'files',
     },
     'launch': {'files'},

@@ -120,7 +120,7 @@ def _check_modules(config: schema.Config) -> None:
       )
   if config.planner.backend == 'engine':
     limits['planner'] = sampling.max_new_tokens
-  elif not roles.has_endpoint(config):
+  elif not roles_lib.has_endpoint(config):
     raise schema.ConfigError(
         'planner.backend is endpoint: set agent.endpoint.base_url, or'
         ' agent.endpoint.preset'
@@ -130,7 +130,7 @@ def _check_modules(config: schema.Config) -> None:
       raise schema.ConfigError(
           f'{name}.backend: {role.backend!r} is not one of {sorted(allowed)}'
       )
-    if role.backend == 'endpoint' and not roles.has_endpoint(config):
+    if role.backend == 'endpoint' and not roles_lib.has_endpoint(config):
       raise schema.ConfigError(
           f'{name}.backend is endpoint: set agent.endpoint.base_url, or'
           ' agent.endpoint.preset'

@@ -19,9 +19,8 @@ from starlette import applications, exceptions, responses, routing
 from starlette import requests as http
 
 from agentflow_jax import records
-from agentflow_jax.serving import requests
-from agentflow_jax.serving import writing
-from agentflow_jax.training import engine_model
+from agentflow_jax.assembly import engine_model
+from agentflow_jax.serving import requests, writing
 
 _MAX_BODY_BYTES = 4 << 20
 _DONE = 'data: [DONE]\n\n'

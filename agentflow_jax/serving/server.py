@@ -5,8 +5,8 @@ import ipaddress
 import os
 import socket
 
+from agentflow_jax.assembly import standalone_model
 from agentflow_jax.config import schema
-from agentflow_jax.training import served
 
 
 def serve(
@@ -50,7 +50,7 @@ def serve(
     raise schema.ConfigError('give --planner, or planner.directory')
   # Before the model is loaded: a port that is taken should not cost a minute.
   listener = _listen(host, port)
-  with listener, served.opened(config, directory) as model:
+  with listener, standalone_model.opened(config, directory) as model:
     service = app.Service(
         model=model,
         name=name,

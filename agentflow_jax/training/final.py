@@ -8,10 +8,11 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.assembly import scripted_planners, system
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.files import reading, writing
 from agentflow_jax.runtime import progress
-from agentflow_jax.training import controls, evaluation, system
+from agentflow_jax.training import evaluation
 
 SUMMARY = 'summary.json'
 _DIRECTORY = 'evaluations'
@@ -85,10 +86,10 @@ class Evaluations:
         await self._test('final_greedy', greedy=True)
     if config.controls:
       with self._clock('controls'):
-        scripts = {'empty': controls.empty}
+        scripts = {'empty': scripted_planners.empty}
         if self._parts.config.task_set.kind == 'geohop':
           # Only there are the steps known, and what a random plan may say.
-          scripts |= {'oracle': controls.oracle, 'random': controls.uniform}
+          scripts |= {'oracle': scripted_planners.oracle, 'random': scripted_planners.uniform}
         for name, script in scripts.items():
           agent = self._parts.with_script(script)
           await self._test(f'control_{name}_planner', agent=agent)

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from etils import epath
 
+from agentflow_jax.assembly import model_files, system
 from agentflow_jax.config import consistency, roles, schema
 from agentflow_jax.core import batch, flops, handover, hlo, masters, model
 from agentflow_jax.core import published, sharding, update
 from agentflow_jax.inference import batching, pages
-from agentflow_jax.training import models, system, topologies
-from agentflow_jax.training import trainer as trainer_lib
+from agentflow_jax.training import topologies, trainer as trainer_lib
 from agentflow_jax.weights import families, model_directory
 
 _GIB = 1 << 30
@@ -76,7 +76,7 @@ def network(config: schema.Config, name: str = '') -> model.ModelConfig:
     ConfigError, CheckpointError: nothing says what the network is.
   """
   planner = config.planner
-  runtime = models.runtime_of(planner)
+  runtime = model_files.runtime_of(planner)
   if name:
     if name not in published.MODELS:
       raise schema.ConfigError(

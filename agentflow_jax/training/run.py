@@ -17,6 +17,7 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.assembly import model_files, system
 from agentflow_jax.config import consistency, overrides, schema
 from agentflow_jax.files import reading, writing
 from agentflow_jax.inference import api
@@ -25,8 +26,7 @@ from agentflow_jax.rollouts import journal as journal_lib, rollout_files
 from agentflow_jax.runtime import clocks, exits, processes as processes_lib
 from agentflow_jax.runtime import profiling, progress
 from agentflow_jax.training import engine_rates, final, metrics as metrics_lib
-from agentflow_jax.training import models, sources, system
-from agentflow_jax.training import trainer as trainer_lib
+from agentflow_jax.training import sources, trainer as trainer_lib
 from agentflow_jax.weights import checkpoints, host_copies
 
 
@@ -181,7 +181,7 @@ async def _train(
     usage = _summed(processes, parts.endpoint_usage())
 
     def write() -> str:
-      models.Model(
+      model_files.Model(
           parts.model_config, params, parts.tokenizer,
           parts.described,
       ).save(str(workdir / 'planner'), parts.model_config.param_dtype)

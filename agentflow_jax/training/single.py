@@ -12,12 +12,12 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, recording
+from agentflow_jax.assembly import endpoints, scripted_planners, system
 from agentflow_jax.config import overrides, roles, schema
 from agentflow_jax.report import benchmarks
 from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import progress
-from agentflow_jax.training import clients, controls as controls_lib, evaluation
-from agentflow_jax.training import system
+from agentflow_jax.training import evaluation
 from agentflow_jax.weights import host_copies
 
 
@@ -195,7 +195,7 @@ async def _variant(
     parts = system.build(config, workdir)
     parts.warmup()
     if _has_judge(config):
-      client = clients.connect(
+      client = endpoints.connect(
           config.evaluation.judge, 'evaluation.judge', parts.agent.recording
       )
     journal = _journal(parts, workdir, options, name)
@@ -208,7 +208,7 @@ async def _variant(
             config.evaluation.judge.concurrency,
         )
       result = dataclasses.replace(result, verdicts=verdicts)
-      more |= clients.usage(client)
+      more |= endpoints.usage(client)
     costs = collections.Counter()
     for one in filter(None, (*parts.clients, client)):
       costs.update(one.costs)
@@ -236,13 +236,13 @@ async def _ask(parts, options, name, control, journal) -> evaluation.Evaluation:
   tasks = getattr(parts.tasks, options.split)
   agent = parts.agent
   if control == 'random_planner':
-    planner = controls_lib.RandomPlanner(
+    planner = scripted_planners.RandomPlanner(
         parts.planner, parts.config.agent.verbs
     )
     agent = dataclasses.replace(agent, planner=planner)
     if parts.tasks.train and parts.config.task_set.kind == 'geohop':
       # What a random plan may say is known there.
-      agent = parts.with_script(controls_lib.uniform)
+      agent = parts.with_script(scripted_planners.uniform)
   done = 0
   with progress.Progress(len(tasks) * options.trials) as bar:
 

@@ -8,9 +8,9 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.assembly import system
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.data import task_checks
-from agentflow_jax.training import system
 
 _MOST_SHOWN = 1000
 

@@ -13,11 +13,12 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.assembly import scripted_planners, system, task_sets
 from agentflow_jax.config import schema
 from agentflow_jax.core import batch
 from agentflow_jax.rollouts import collect, journal as journal_lib
 from agentflow_jax.rollouts import rollout_files, totals
-from agentflow_jax.training import batches, controls, system, task_sets
+from agentflow_jax.training import batches
 
 OnDone = Callable[[records.Trajectory], None]
 
@@ -160,7 +161,7 @@ class TraceSource:
       tasks = self._parts.tasks.train[: config.sft.traces]
       logging.info('collecting %d traces of the teacher', len(tasks))
       groups = await collect.groups(
-          self._parts.with_script(controls.make_teacher(config.teacher)),
+          self._parts.with_script(scripted_planners.make_teacher(config.teacher)),
           tasks,
           group_size=1,
           key=records.RequestKey(config.seed, records.Purpose.SFT, 0, '', 0),

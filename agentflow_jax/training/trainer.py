@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from agentflow_jax.assembly import model_files, system
 from agentflow_jax.config import schema
 from agentflow_jax.core import batch, device_time, launches, masters, model
 from agentflow_jax.core import sharding, update
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import models, system
 
 _REASONS = {
     update.REFUSED_GAP: (
@@ -104,10 +104,10 @@ def _starting_values(
   directory = parts.config.planner.directory
   if (
       not masters.is_kept(network) or not directory
-      or models.stored_dtype(parts.described) != 'float32'
+      or model_files.stored_dtype(parts.described) != 'float32'
   ):
     return parts.params
-  return models.read_float32(
+  return model_files.read_float32(
       directory, network, sharding.param_shardings(network, parts.mesh)
   )
 
@@ -253,5 +253,3 @@ def _most_rows(config: schema.Config) -> int:
   started = train.group_size + train.extra_rollouts
   rollouts = train.queries_per_step // train.mini_batches * started
   return rollouts * config.agent.rollout.max_turns
-
-

@@ -39,10 +39,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentflow_jax import records
+from agentflow_jax.assembly import model_files
 from agentflow_jax.core import flops, model, published
 from agentflow_jax.files import reading
 from agentflow_jax.inference import api, engine, simple_engine
-from agentflow_jax.training import models
 from agentflow_jax.weights import model_directory
 
 MODELS = published.MODELS | {
@@ -422,7 +422,7 @@ def main():
     raise SystemExit('--prompt_len must exceed --shared_prefix by 8 or more')
   if args.weights:
     try:
-      loaded = models.load(args.weights, dtype=args.dtype)
+      loaded = model_files.load(args.weights, dtype=args.dtype)
     except model_directory.CheckpointError as e:
       raise SystemExit(f'--weights: {e}') from None
     config, params = loaded.config, jax.device_put(loaded.params)

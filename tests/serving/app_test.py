@@ -14,9 +14,9 @@ import uvicorn
 
 from agentflow_jax import records
 from agentflow_jax.agents import endpoint, endpoint_config
+from agentflow_jax.assembly import standalone_model
 from agentflow_jax.config import overrides
 from agentflow_jax.serving import app, requests, writing
-from agentflow_jax.training import served
 from tests.config import mini
 
 _KEY = 'k-123'
@@ -61,7 +61,7 @@ def model():
           base.engine, slots=8, max_prompt_tokens=96, decode_chunk=4
       ),
   )
-  with served.opened(config, _PLANNER) as opened:
+  with standalone_model.opened(config, _PLANNER) as opened:
     yield opened
 
 

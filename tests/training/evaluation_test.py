@@ -7,10 +7,11 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import fakes, judge
+from agentflow_jax.assembly import task_sets
 from agentflow_jax.config import schema
 from agentflow_jax.core import flow_grpo
 from agentflow_jax.runtime import processes
-from agentflow_jax.training import evaluation, sources, task_sets
+from agentflow_jax.training import evaluation, sources
 
 
 def _trajectory(reward, rollout=0, status=records.Status.ANSWERED, tools=()):

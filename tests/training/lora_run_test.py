@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from agentflow_jax.assembly import model_files
 from agentflow_jax.config import schema, unread
-from agentflow_jax.training import models, run
+from agentflow_jax.training import run
 from agentflow_jax.weights import checkpoints, host_copies
 from tests.config import mini
 
@@ -48,8 +49,8 @@ def test_adapters_are_trained_and_exported_as_one_planner(tmp_path, monkeypatch)
   for step in steps:
     places = step['batch/tokens'] + step['batch/padding']
     assert places in {step['batch/micro'] * 8 * n for n in (176, 192)}
-  before = models.load(str(_PLANNER))
-  after = models.load(str(tmp_path / 'whole' / 'planner'))
+  before = model_files.load(str(_PLANNER))
+  after = model_files.load(str(tmp_path / 'whole' / 'planner'))
   assert after.config == before.config
   assert jax.tree.structure(after.params) == jax.tree.structure(before.params)
   changed = {
@@ -81,7 +82,7 @@ def test_adapters_are_trained_and_exported_as_one_planner(tmp_path, monkeypatch)
       run.train(config, str(tmp_path / 'cut'), quiet=True)
   assert sizes[0] < sum(x.size for x in jax.tree.leaves(before.params)) / 4
   run.train(config, str(tmp_path / 'cut'), quiet=True)
-  again = models.load(str(tmp_path / 'cut' / 'planner'))
+  again = model_files.load(str(tmp_path / 'cut' / 'planner'))
   assert _bytes(again.params) == _bytes(after.params)
 
 
@@ -107,6 +108,6 @@ def test_the_digest_of_a_run_is_of_the_merged_planner(tmp_path):
   config = _config(tmp_path / 'in', targets=('q', 'v'))
   run.train(config, str(tmp_path / 'out'), quiet=True)
   summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
-  planner = models.load(str(tmp_path / 'out' / 'planner'))
+  planner = model_files.load(str(tmp_path / 'out' / 'planner'))
   assert summary['compiles/after_warmup'] == 0
   assert summary['params_digest'] == host_copies.params_digest(planner.params)

@@ -9,12 +9,13 @@ import pytest
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.assembly import system
 from agentflow_jax.config import overrides
 from agentflow_jax.core import batch, sharding, update
 from agentflow_jax.inference import api, engine
 from agentflow_jax.rollouts import collect, rollout_files
 from agentflow_jax.runtime import exits, processes
-from agentflow_jax.training import batches, system, trainer as trainer_lib
+from agentflow_jax.training import batches, trainer as trainer_lib
 from tests.config import mini
 
 

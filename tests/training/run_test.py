@@ -6,10 +6,10 @@ import pathlib
 
 import pytest
 
+from agentflow_jax.assembly import model_files
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import evaluation, final, models, run, single
-from agentflow_jax.training import trainer
+from agentflow_jax.training import evaluation, final, run, single, trainer
 from agentflow_jax.weights import host_copies
 from tests.config import mini
 
@@ -196,7 +196,7 @@ def test_bfloat16_parameters_end_in_the_same_bits_as_well(
   summary = json.loads((tmp_path / 'whole' / 'summary.json').read_text())
   assert summary['compiles/after_warmup'] == 0
   # What is exported is what was sampled from last.
-  planner = models.load(
+  planner = model_files.load(
       str(tmp_path / 'whole' / 'planner'), param_dtype='bfloat16'
   )
   assert planner.stored_dtype == 'bfloat16'

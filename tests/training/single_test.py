@@ -9,12 +9,13 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import recording, rollout
+from agentflow_jax.assembly import system
 from agentflow_jax.config import schema
 from agentflow_jax.data import benchmarks
 from agentflow_jax.report import benchmarks as benchmark_table
 from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import run, single, solving, system
+from agentflow_jax.training import run, single, solving
 from tests.agents import http_server
 from tests.agents.tools import web_server
 from tests.config import mini

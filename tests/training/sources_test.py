@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from agentflow_jax import records
+from agentflow_jax.assembly import task_sets
 from agentflow_jax.config import schema
 from agentflow_jax.rollouts import collect
 from agentflow_jax.runtime import processes
-from agentflow_jax.training import sources, task_sets
+from agentflow_jax.training import sources
 from tests.config import mini
 
 

@@ -5,8 +5,8 @@ import os
 import jax
 from etils import epath
 
+from agentflow_jax.assembly import model_files
 from agentflow_jax.config import schema
-from agentflow_jax.training import models
 from agentflow_jax.weights import model_directory
 
 
@@ -40,7 +40,7 @@ def export(
       epath.Path(source).resolve()
   ):
     raise schema.ConfigError(f'--out: {out} is what is read')
-  loaded = models.load(source)
+  loaded = model_files.load(source)
   dtype = loaded.stored_dtype if dtype == 'stored' else dtype
   loaded.save(out, dtype, shard_bytes=shard_bytes)
   count = sum(x.size for x in jax.tree.leaves(loaded.params))

@@ -7,8 +7,8 @@ import pytest
 
 from agentflow_jax.agents import recording
 from agentflow_jax.agents.tools import base
+from agentflow_jax.assembly import task_sets, toolbox
 from agentflow_jax.config import schema
-from agentflow_jax.training import task_sets, toolbox
 from tests.agents.tools import mcp_demo
 
 _DEMO = f'demo={shlex.join([sys.executable, mcp_demo.__file__])}'

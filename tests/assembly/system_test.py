@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import re
 
 import jax
 import pytest
@@ -10,9 +9,10 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.assembly import system
 from agentflow_jax.config import consistency, overrides as overrides_lib, schema
 from agentflow_jax.core import sharding
-from agentflow_jax.training import run, system, trainer as trainer_lib
+from tests.assembly import pointers
 from tests.config import mini
 
 _BASE = overrides_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
@@ -173,8 +173,8 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
       parts.warmup()
       engines = parts.engine, parts.frozen_engine
       # Nothing is trained: the parameters are held once for all.
-      held = [_pointers(t.params) for t in (parts, *engines)]
-      assert held[0] == held[1] == held[2] and _are_apart(held[0])
+      held = [pointers.of(t.params) for t in (parts, *engines)]
+      assert held[0] == held[1] == held[2] and pointers.are_apart(held[0])
       before = [engine.compilations for engine in engines]
       key = records.RequestKey(0, records.Purpose.SOLVE, 0, '', 0)
       plan = 'Sub-Goal: answer capital\nContext: Spain\nTool Name: search'
@@ -236,72 +236,6 @@ def test_compiled_programs_are_kept_in_a_workdir(tmp_path):
   finally:
     jax.config.update(name, before)
   assert found == [str(tmp_path / 'xla_cache'), None, '/elsewhere']
-
-
-def _pointers(tree):
-  """Returns name -> where its parts lie, of every parameter."""
-  return {
-      jax.tree_util.keystr(path): tuple(
-          shard.data.unsafe_buffer_pointer()
-          for shard in leaf.addressable_shards
-      )
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def _are_apart(*trees):
-  found = [at for tree in trees for parts in tree.values() for at in parts]
-  return len(found) == len(set(found))
-
-
-@pytest.mark.slow
-def test_one_copy_serves_all_who_only_read_it(tmp_path):
-  """The frozen modules sample from the arrays that training starts from."""
-  base = mini.config(tmp_path)
-  frozen = schema.ModuleConfig('frozen', schema.SamplingSpec(0.0))
-  frozen = dataclasses.replace(
-      frozen,
-      sampling=dataclasses.replace(frozen.sampling, max_new_tokens=8),
-  )
-  config = dataclasses.replace(
-      base,
-      agent=dataclasses.replace(base.agent, verifier=frozen),
-      mesh=schema.MeshConfig(),
-      flow_grpo=dataclasses.replace(base.flow_grpo, kl_coef=0.1),
-  )
-
-  async def of(mesh):
-    parts = system.build(config, epath.Path(tmp_path), mesh)
-    try:
-      trainer = trainer_lib.Trainer(parts)
-      found = (
-          parts.params, parts.frozen_engine.params, trainer._reference,
-          parts.engine.params, trainer.state.params,
-      )
-      return [*map(_pointers, found), run._held(trainer, parts)]
-    finally:
-      await parts.close()
-
-  one = sharding.make_mesh(devices=jax.devices()[:1])
-  base, frozen, reference, sampler, trained, held = asyncio.run(of(one))
-  assert reference == base
-  # On this platform a sampler reads layers apart, which the update cannot.
-  own = {name: at for name, at in frozen.items() if 'layers_' in name}
-  assert len(own) > 10
-  shared = {name: at for name, at in frozen.items() if name not in own}
-  assert len(shared) >= 2 and shared.items() <= base.items()
-  # What changes is apart from it: the update donates its state.
-  assert _are_apart(base, own, sampler, trained)
-  # What is held says so: layers are all but embedding and last norm.
-  sizes = dict(re.findall(r'([a-z ]+)(?: \(.*?\))? ([0-9.]+) MB', held))
-  assert 0 < float(sizes[' frozen modules']) < float(sizes[' sampler'])
-  assert 'reference, frozen planner, frozen modules)' in held
-  # Over eight devices each holds an eighth, and no host array is left.
-  mesh = sharding.make_mesh(1, 8, 1)
-  base, frozen, reference, *_, held = asyncio.run(of(mesh))
-  assert reference == base and {len(at) for at in base.values()} == {8}
-  assert {len(at) for at in frozen.values()} == {1}
-  assert 'reference, frozen planner)' in held
 
 
 def test_a_mesh_that_does_not_fit_is_an_error_at_start(tmp_path):

@@ -13,14 +13,14 @@ from agentflow_jax.agents import endpoint, language_model, modules
 from agentflow_jax.agents import recording as recording_lib, references, rollout
 from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools import passages
+from agentflow_jax.assembly import endpoints, engine_model, model_files
+from agentflow_jax.assembly import scripted_planners, task_sets, toolbox
 from agentflow_jax.config import consistency, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
 from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.runtime import processes as processes_lib
-from agentflow_jax.training import clients, controls, engine_model
-from agentflow_jax.training import models as models_lib, task_sets, toolbox
 
 
 # What a tokenizer trained for a run always keeps whole: the format of plans and
@@ -101,12 +101,12 @@ class System:
         handed = self.handover(params)
       self.engine.update_params(handed, version, copy=False)
 
-  def with_script(self, script: controls.Script) -> rollout.Agent:
+  def with_script(self, script: scripted_planners.Script) -> rollout.Agent:
     """The same agent with a scripted planner in the planner's place."""
     tasks = self.tasks
-    planner = controls.ScriptedPlanner(
+    planner = scripted_planners.ScriptedPlanner(
         script,
-        controls.solutions_of((*tasks.train, *tasks.validation, *tasks.test)),
+        scripted_planners.solutions_of((*tasks.train, *tasks.validation, *tasks.test)),
         self.planner,
         self.tokenizer,
     )
@@ -117,7 +117,7 @@ class System:
     return {
         name: value
         for client in self.clients
-        for name, value in clients.usage(client).items()
+        for name, value in endpoints.usage(client).items()
     }
 
   def warmup(self) -> None:
@@ -322,7 +322,7 @@ def _handover(config, loaded, mesh) -> handover_lib.Handover:
     raise schema.ConfigError(f'mesh: {e}') from e
 
 
-def _start(config, tasks, workdir, mesh, processes) -> models_lib.Model:
+def _start(config, tasks, workdir, mesh, processes) -> model_files.Model:
   """Returns the model to start from, over the mesh."""
   planner = config.planner
 
@@ -332,14 +332,14 @@ def _start(config, tasks, workdir, mesh, processes) -> models_lib.Model:
     except ValueError as e:
       raise schema.ConfigError(f'mesh: {e}') from e
 
-  runtime = models_lib.runtime_of(planner)
+  runtime = model_files.runtime_of(planner)
   if planner.directory:
     if planner.model is not None:
       raise schema.ConfigError(
           'planner.model is ignored where planner.directory is set: the'
           ' directory says which network it holds'
       )
-    return models_lib.load(
+    return model_files.load(
         planner.directory, place, planner.thinking, **runtime
     )
   if planner.model is None:
@@ -370,7 +370,7 @@ def _start(config, tasks, workdir, mesh, processes) -> models_lib.Model:
       model.init_params(model_config, jax.random.key(config.seed)),
       place(model_config),
   )
-  return models_lib.Model(model_config, params, tokenizer, {})
+  return model_files.Model(model_config, params, tokenizer, {})
 
 
 def _texts(config, tasks):
@@ -415,7 +415,7 @@ def _models(config, tokenizer, engine, frozen, recording, processes):
   if frozen is not None:
     models['frozen'] = engine_model.EngineModel(frozen, tokenizer)
   if roles_lib.has_endpoint(config):
-    models['endpoint'] = clients.connect(
+    models['endpoint'] = endpoints.connect(
         config.agent.endpoint, 'agent.endpoint', recording, processes
     )
   if engine is None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import jax
 
+from agentflow_jax.assembly import engine_model, model_files
 from agentflow_jax.config import schema
 from agentflow_jax.core import sharding
 from agentflow_jax.inference import engine as engine_lib
-from agentflow_jax.training import engine_model, models
 
 
 @contextlib.contextmanager
@@ -28,11 +28,11 @@ def opened(
     ConfigError, CheckpointError: name the remedy.
   """
   mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-  loaded = models.load(
+  loaded = model_files.load(
       directory,
       lambda network: sharding.param_shardings(network, mesh),
       config.planner.thinking,
-      **models.runtime_of(config.planner),
+      **model_files.runtime_of(config.planner),
   )
   shapes = dataclasses.replace(config.engine, max_kept=0)
   try:

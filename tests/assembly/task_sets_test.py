@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from agentflow_jax.assembly import task_sets
 from agentflow_jax.config import overrides, schema
-from agentflow_jax.training import task_sets
 
 
 def _write(tmp_path, text):

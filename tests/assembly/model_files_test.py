@@ -1,4 +1,4 @@
-"""Released models as planners: loaded, trained for a step, given back."""
+"""Released models as planners: loaded, asked, and written again."""
 
 import asyncio
 import dataclasses
@@ -13,9 +13,9 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
+from agentflow_jax.assembly import model_export, model_files, system
 from agentflow_jax.config import overrides, schema
-from agentflow_jax.training import exports, models, run, system
-from agentflow_jax.weights import host_copies, model_directory
+from agentflow_jax.weights import model_directory
 from tests.config import mini
 from tests.data import byte_tokenizer
 from tests.weights import recipe
@@ -47,38 +47,6 @@ def _config(tmp_path, planner, **train):
   )
 
 
-def test_a_released_model_is_trained_and_given_back(
-    tmp_path, released, capsys
-):
-  config = _config(
-      tmp_path / 'in', released, steps=1, queries_per_step=2, group_size=2
-  )
-  config = dataclasses.replace(
-      config,
-      flow_grpo=dataclasses.replace(config.flow_grpo, kl_coef=0.1),
-      evaluation=schema.EvaluationConfig(every=0, controls=False),
-  )
-  out = tmp_path / 'out'
-  run.train(config, str(out))
-  # 2 V D = 18,432 in and out, 7,040 in each of two layers, 32 in the last norm.
-  assert '32,544 parameters, 32,544 trained; held: trained parameters and' in (
-      capsys.readouterr().err
-  )
-  metrics = json.loads((out / 'metrics.jsonl').read_text())
-  assert metrics['update/n_targets'] > 0
-  assert metrics['update/logprob_gap/max'] <= 1e-5
-  back = models.load(str(out / 'planner'))
-  summary = json.loads((out / 'summary.json').read_text())
-  assert host_copies.params_digest(back.params) == summary['params_digest']
-  described = json.loads((out / 'planner' / 'config.json').read_text())
-  assert described['architectures'] == ['Qwen2ForCausalLM']
-  assert described['eos_token_id'] == 259  # What is not about the network.
-  for name in ('tokenizer.json', 'tokenizer_config.json'):
-    assert (out / 'planner' / name).read_bytes() == (
-        released / name
-    ).read_bytes()
-
-
 def test_its_prompts_are_its_own_chat(tmp_path, released):
   config = _config(tmp_path / 'in', released)
 
@@ -103,7 +71,7 @@ def test_thinking_is_switched_where_the_template_can(tmp_path, released):
   with pytest.raises(
       model_directory.CheckpointError, match="set thinking to 'auto'"
   ):
-    models.load(str(released), thinking='on')
+    model_files.load(str(released), thinking='on')
   (released / 'chat_template.jinja').write_text(
       '{{ messages[-1].content }}'
       '{% if enable_thinking %}<think>{% endif %}'
@@ -124,11 +92,11 @@ def test_thinking_of_a_model_without_a_chat_template_is_refused():
   with pytest.raises(
       model_directory.CheckpointError, match="planner.thinking to 'auto'"
   ):
-    models.load(str(mini.ROOT / 'experiments' / 'geohop_planner'), thinking='on')
+    model_files.load(str(mini.ROOT / 'experiments' / 'geohop_planner'), thinking='on')
 
 
 def test_dtypes_are_the_callers(released):
-  loaded = models.load(str(released), dtype='bfloat16', param_dtype='bfloat16')
+  loaded = model_files.load(str(released), dtype='bfloat16', param_dtype='bfloat16')
   assert loaded.config.dtype == loaded.config.param_dtype == 'bfloat16'
   assert {x.dtype for x in jax.tree.leaves(loaded.params)} == {
       np.dtype('bfloat16')
@@ -182,7 +150,7 @@ def test_a_dtype_that_nothing_reads_is_refused(tmp_path):
 def test_what_is_wrong_with_a_directory_is_named(released, change, message):
   change(released)
   with pytest.raises(model_directory.CheckpointError, match=message):
-    models.load(str(released))
+    model_files.load(str(released))
 
 
 def _gguf(tmp_path):
@@ -212,13 +180,13 @@ def _gguf(tmp_path):
 
 
 def test_a_gguf_file_becomes_a_directory(tmp_path):
-  source = models.load(str(_gguf(tmp_path)))
-  line = exports.export(
+  source = model_files.load(str(_gguf(tmp_path)))
+  line = model_export.export(
       model=str(tmp_path / 'x.gguf'), workdir='', out=str(tmp_path / 'out'),
       dtype='stored', shard_bytes=20_000,
   )
   assert 'parameters in float32' in line
-  back = models.load(str(tmp_path / 'out'))
+  back = model_files.load(str(tmp_path / 'out'))
   assert back.config == source.config
   jax.tree.map(np.testing.assert_array_equal, back.params, source.params)
   assert back.tokenizer.stop_ids == source.tokenizer.stop_ids
@@ -239,7 +207,7 @@ def test_a_gguf_file_becomes_a_directory(tmp_path):
 
 def test_an_export_keeps_or_changes_the_dtype(tmp_path, released):
   def export(source, out, dtype):
-    exports.export(
+    model_export.export(
         model=str(source), workdir='', out=str(tmp_path / out), dtype=dtype,
         shard_bytes=10**9,
     )
@@ -252,7 +220,7 @@ def test_an_export_keeps_or_changes_the_dtype(tmp_path, released):
 
 def test_exports_that_make_no_sense_are_refused(tmp_path, released):
   def export(**changes):
-    exports.export(**dict(
+    model_export.export(**dict(
         model=str(released), workdir='', out=str(tmp_path / 'o'),
         dtype='stored', shard_bytes=10**9,
     ) | changes)
@@ -292,4 +260,4 @@ def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):
 
 def test_a_kernel_that_does_not_take_a_models_heads_is_refused(released):
   with pytest.raises(model_directory.CheckpointError, match='head_dim'):
-    models.load(str(released), attention='pallas')
+    model_files.load(str(released), attention='pallas')

@@ -3,9 +3,9 @@ import random
 from agentflow_jax import records
 from agentflow_jax.agents import memory, modules, plan, references
 from agentflow_jax.agents.tools import base
+from agentflow_jax.assembly import scripted_planners
 from agentflow_jax.config import schema
 from agentflow_jax.data import geohop_questions
-from agentflow_jax.training import controls
 
 _CARDS = tuple(
     base.Card(n, '', (base.Argument('x', ''),)) for n in ('search', 'python')
@@ -36,15 +36,15 @@ def _plan(script, view, steps=_STEPS, seed=0):
 
 def test_the_oracle_takes_the_steps_in_turn_and_points_at_mentions():
   view = _view()
-  assert _plan(controls.oracle, view) == plan.Plan(
+  assert _plan(scripted_planners.oracle, view) == plan.Plan(
       'find capital', '#1', 'search'
   )
   found = ('search', 'find capital', '#1', 'It is Paris.', False)
-  assert _plan(controls.oracle, _view(found)) == plan.Plan(
+  assert _plan(scripted_planners.oracle, _view(found)) == plan.Plan(
       'find population', '#3', 'search'
   )
   then = ('search', 'find population', '#3', 'It is 2100000.', False)
-  assert _plan(controls.oracle, _view(found, then)) == plan.Plan(
+  assert _plan(scripted_planners.oracle, _view(found, then)) == plan.Plan(
       'answer value', '#4 * #2', 'python'
   )
 
@@ -56,18 +56,18 @@ def test_a_failed_or_wrong_step_is_not_done():
       ('search', 'find capital', '#2', 'Paris', False),
       ('python', 'find capital', '#1', 'Paris', False),
   ):
-    step, is_last = controls.next_step(_view(wrong), _STEPS)
+    step, is_last = scripted_planners.next_step(_view(wrong), _STEPS)
     assert step == _STEPS[0] and not is_last
 
 
 def test_a_perfect_teacher_is_the_oracle():
-  perfect = controls.make_teacher(schema.TeacherConfig(0, 0, 0, 0, 0, 0))
+  perfect = scripted_planners.make_teacher(schema.TeacherConfig(0, 0, 0, 0, 0, 0))
   for seed in range(20):
-    assert _plan(perfect, _view(), seed=seed) == _plan(controls.oracle, _view())
+    assert _plan(perfect, _view(), seed=seed) == _plan(scripted_planners.oracle, _view())
 
 
 def test_the_teacher_errs_as_often_as_configured():
-  teacher = controls.make_teacher(
+  teacher = scripted_planners.make_teacher(
       schema.TeacherConfig(
           search_instead=0.5, python_instead=0.25, wrong_what=0,
           wrong_reference=0, early_answer=0.4, late_answer=0,
@@ -82,7 +82,7 @@ def test_the_teacher_errs_as_often_as_configured():
 
 
 def test_the_random_planner_is_uniform_over_tools_and_mentions():
-  plans = [_plan(controls.uniform, _view(), seed=s) for s in range(4000)]
+  plans = [_plan(scripted_planners.uniform, _view(), seed=s) for s in range(4000)]
   searches = [p for p in plans if p.tool == 'search']
   assert abs(len(searches) / 4000 - 0.5) < 0.024
   first = sum(p.context == '#1' for p in searches) / len(searches)
@@ -91,4 +91,4 @@ def test_the_random_planner_is_uniform_over_tools_and_mentions():
 
 
 def test_the_empty_planner_says_nothing():
-  assert controls.empty(_view(), _STEPS, random.Random(0)) == ''
+  assert scripted_planners.empty(_view(), _STEPS, random.Random(0)) == ''

@@ -10,8 +10,8 @@ from agentflow_jax.agents.tools import base, dense, generalist, mcp_servers
 from agentflow_jax.agents.tools import passages, python_tool, sandbox, search
 from agentflow_jax.agents.tools import web_client, web_page, web_providers
 from agentflow_jax.agents.tools import web_search, web_text, wikipedia
+from agentflow_jax.assembly import endpoints, task_sets
 from agentflow_jax.config import schema
-from agentflow_jax.training import clients, task_sets
 
 
 @dataclasses.dataclass
@@ -93,7 +93,7 @@ class Toolbox:
     where = settings.search_embeddings
     if not (where.base_url or where.preset):
       return None
-    client = clients.connect_unrecorded(
+    client = endpoints.connect_unrecorded(
         where, 'agent.tools.search_embeddings',
         self.recording is not None and self.recording.replays, self.processes,
     )
