@@ -55,9 +55,9 @@ _CONTROLS = flags.DEFINE_bool(
 def main(argv):
   config = command_line.config_from_flags(argv)
   # Imported late: --help and config errors should not wait for JAX.
-  from agentflow_jax.training import single
+  from agentflow_jax.evaluation import command
 
-  options = single.EvaluateOptions(
+  options = command.EvaluateOptions(
       planner=_PLANNER.value,
       split=_SPLIT.value,
       limit=_LIMIT.value,
@@ -69,7 +69,7 @@ def main(argv):
       data_dir=_DATA_DIR.value,
       controls=_CONTROLS.value,
   )
-  print(single.evaluate(config, _WORKDIR.value, options))
+  print(command.evaluate(config, _WORKDIR.value, options))
 
 
 if __name__ == '__main__':

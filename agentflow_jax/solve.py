@@ -24,7 +24,7 @@ _GREEDY = flags.DEFINE_bool('greedy', True, 'Temperature 0.')
 def main(argv):
   config = command_line.config_from_flags(argv)
   # Imported late: --help and config errors should not wait for JAX.
-  from agentflow_jax.training import solving
+  from agentflow_jax.evaluation import solving
 
   solving.solve(
       config,

@@ -32,12 +32,16 @@ _ARROWS = {
     },
     'serving': {'assembly', 'config', 'records'},
     'report': {'rollouts', 'files'},
+    'evaluation': {
+        'assembly', 'rollouts', 'report', 'runtime', 'config', 'agents',
+        'weights', 'records', 'files',
+    },
     'training': {
-        'report', 'assembly', 'rollouts', 'runtime', 'config', 'agents', 'data',
+        'evaluation', 'report', 'assembly', 'rollouts', 'runtime', 'config', 'agents', 'data',
         'inference', 'core', 'weights', 'records', 'files',
     },
     'entry points': {
-        'training', 'serving', 'assembly', 'runtime', 'config', 'records',
+        'training', 'evaluation', 'serving', 'assembly', 'runtime', 'config', 'records',
     },
     'experiments': {'config'},
     'benchmarks': {

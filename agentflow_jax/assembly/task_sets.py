@@ -204,3 +204,12 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
   if not tasks:
     raise schema.ConfigError(f'{path} holds no task')
   return tasks
+
+
+def of_query(query: str) -> records.Task:
+  """Returns the task of a query without a known answer, which no reward scores.
+
+  Raises:
+    ValueError: the query is no text, see data.task_checks.
+  """
+  return task_checks.checked(records.Task('solve', query, (), ''))

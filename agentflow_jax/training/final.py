@@ -10,9 +10,9 @@ from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.assembly import scripted_planners, system
 from agentflow_jax.config import overrides, schema
+from agentflow_jax.evaluation import evaluate
 from agentflow_jax.files import reading, writing
 from agentflow_jax.runtime import progress
-from agentflow_jax.training import evaluation
 
 SUMMARY = 'summary.json'
 _DIRECTORY = 'evaluations'
@@ -46,7 +46,7 @@ class Evaluations:
     metrics = {}
     with self._clock('evaluate'):
       for suffix, greedy in (('', False), ('_greedy', True)):
-        result = await evaluation.evaluate(
+        result = await evaluate.evaluate(
             parts.agent,
             parts.tasks.validation,
             name=f'validation_{parts.engine.params_version}',
@@ -105,7 +105,7 @@ class Evaluations:
       greedy: bool = False,
   ) -> None:
     parts = self._parts
-    result = await evaluation.evaluate(
+    result = await evaluate.evaluate(
         agent or parts.agent,
         parts.tasks.test,
         name=name,
@@ -117,7 +117,7 @@ class Evaluations:
         concurrent=parts.config.train.concurrent_rollouts,
     )
     if parts.processes.is_primary:
-      evaluation.save(self.workdir / _DIRECTORY, result)
+      evaluate.save(self.workdir / _DIRECTORY, result)
     self._bar.note(
         f'{name}: {result.accuracy:.1%} of {len(result.scores)} scored and'
         f' {result.accuracy_over_requested:.1%} of {len(result.groups)} requested'

@@ -8,8 +8,9 @@ import pytest
 
 from agentflow_jax.assembly import model_files
 from agentflow_jax.config import overrides, schema
+from agentflow_jax.evaluation import command, evaluate as evaluation
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import evaluation, final, run, single, trainer
+from agentflow_jax.training import final, run, trainer
 from agentflow_jax.weights import host_copies
 from tests.config import mini
 
@@ -86,12 +87,12 @@ def test_the_final_accuracy_is_that_of_the_planner_that_a_user_takes_away(
     whole, tmp_path
 ):
   config, workdir, _ = whole
-  options = single.EvaluateOptions(planner=str(workdir / 'planner'))
+  options = command.EvaluateOptions(planner=str(workdir / 'planner'))
   for name, asked in (
       ('final_greedy', dataclasses.replace(options, greedy=True)),
       ('final', dataclasses.replace(options, trials=2)),
   ):
-    single.evaluate(config, str(tmp_path), asked)
+    command.evaluate(config, str(tmp_path), asked)
     assert _items(workdir, name) == _items(tmp_path, 'evaluation')
     # Otherwise it could be the planner before training.
     assert _items(workdir, name) != _items(
@@ -303,6 +304,23 @@ def test_a_workdir_of_another_config_is_refused(whole):
   other = dataclasses.replace(config, seed=9)
   with pytest.raises(schema.ConfigError, match='seed: 0 there, 9 now'):
     run.train(other, str(workdir), quiet=True)
+
+
+def test_a_planner_behind_an_endpoint_is_never_trained(tmp_path):
+  base = mini.config(tmp_path / 'in')
+  config = dataclasses.replace(
+      base,
+      planner=dataclasses.replace(base.planner, backend='endpoint'),
+      agent=dataclasses.replace(
+          base.agent,
+          endpoint=schema.EndpointConfig(
+              base_url='http://127.0.0.1:9/v1', model='m'
+          ),
+      ),
+  )
+  with pytest.raises(schema.ConfigError, match='cannot be trained'):
+    run.train(config, str(tmp_path / 'trained'))
+  assert not (tmp_path / 'trained').exists()
 
 
 @pytest.mark.slow

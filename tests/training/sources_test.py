@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from agentflow_jax import records
+from agentflow_jax.agents import fakes
 from agentflow_jax.assembly import task_sets
 from agentflow_jax.config import schema
+from agentflow_jax.core import flow_grpo
+from agentflow_jax.evaluation import evaluate
 from agentflow_jax.rollouts import collect
 from agentflow_jax.runtime import processes
 from agentflow_jax.training import sources
@@ -248,3 +251,49 @@ def test_refills_of_one_query_take_from_every_source(asked, tmp_path):
   assert len(refills) == 80
   # Binomial(80, 1/4): 20 on average, 3.9 its deviation.
   assert 8 <= sum(i >= 100 for i in refills) <= 32
+
+
+def test_an_evaluation_shares_no_randomness_with_training():
+  model = fakes.FakeLanguageModel(
+      {'planner': ['Sub-Goal: find x\nTool Name: search']}
+  )
+  agent = fakes.make_agent(model, [fakes.make_tool(fakes.echo)])
+  tasks = [records.Task(f't{i}', 'q', ('a',), 'r') for i in range(3)]
+
+  def evaluated(trials):
+    model.requests.clear()
+    asyncio.run(evaluate.evaluate(
+        agent, tasks, name='n', split='test', seed=5, trials=trials,
+        processes=processes.Processes(),
+    ))
+    return [key for _, _, key in model.requests]
+
+  keys = evaluated(trials=4)
+  assert {(k.seed, k.purpose, k.step) for k in keys} == {
+      (5, records.Purpose.EVALUATE, 0)
+  }
+  words = {key.words() for key in keys}
+  assert len(words) == len(keys) >= 3 * 4  # Tasks, trials and turns differ.
+  # Evaluated once more they are the same, with fewer trials a part of them.
+  assert {key.words() for key in evaluated(trials=4)} == words
+  assert {key.words() for key in evaluated(trials=1)} < words
+  # The same tasks and rollouts, of the same seed, in training.
+  parts = types.SimpleNamespace(
+      config=types.SimpleNamespace(
+          seed=5,
+          train=schema.TrainConfig(
+              queries_per_step=3, group_size=4, steps=2
+          ),
+          flow_grpo=flow_grpo.FlowGrpoConfig(),
+      ),
+      tasks=task_sets.TaskSet(train=tuple(tasks), validation=(), test=()),
+      agent=agent,
+  )
+  for step in range(2):
+    model.requests.clear()
+    parts.processes = processes.Processes()  # One an event loop.
+    source = sources.RolloutSource(parts, None)
+    asyncio.run(source._groups(step, tasks, None, before=[]))
+    trained = {key.words() for _, _, key in model.requests}
+    assert len(trained) == len(words)
+    assert not trained & words

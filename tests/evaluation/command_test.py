@@ -12,10 +12,10 @@ from agentflow_jax.agents import recording, rollout
 from agentflow_jax.assembly import system
 from agentflow_jax.config import schema
 from agentflow_jax.data import benchmarks
+from agentflow_jax.evaluation import command, solving
 from agentflow_jax.report import benchmarks as benchmark_table
 from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import run, single, solving
 from tests.agents import http_server
 from tests.agents.tools import web_server
 from tests.config import mini
@@ -26,8 +26,8 @@ def test_limits_count_tasks_and_may_exceed_the_configs(tmp_path):
   planner = config.planner.directory
   # The config says 3 of the 8 tasks.
   for limit, items in ((None, 3), (5, 5), (0, 8)):
-    options = single.EvaluateOptions(planner=planner, limit=limit, greedy=True)
-    line = single.evaluate(config, str(tmp_path / 'out'), options)
+    options = command.EvaluateOptions(planner=planner, limit=limit, greedy=True)
+    line = command.evaluate(config, str(tmp_path / 'out'), options)
     assert f'of {items} tasks' in line
     result = json.loads(
         (tmp_path / 'out' / 'evaluations' / 'evaluation.json').read_text()
@@ -52,9 +52,9 @@ def test_limits_count_tasks_and_may_exceed_the_configs(tmp_path):
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, changes, message):
-  options = dataclasses.replace(single.EvaluateOptions(), **changes)
+  options = dataclasses.replace(command.EvaluateOptions(), **changes)
   with pytest.raises(schema.ConfigError, match=message):
-    single.evaluate(mini.config(tmp_path), str(tmp_path), options)
+    command.evaluate(mini.config(tmp_path), str(tmp_path), options)
 
 
 def test_prompts_longer_than_the_model_reads_are_refused(tmp_path):
@@ -62,11 +62,11 @@ def test_prompts_longer_than_the_model_reads_are_refused(tmp_path):
   config = dataclasses.replace(
       base, engine=dataclasses.replace(base.engine, max_prompt_tokens=1024)
   )
-  options = single.EvaluateOptions(planner=base.planner.directory)
+  options = command.EvaluateOptions(planner=base.planner.directory)
   with pytest.raises(
       schema.ConfigError, match='max_prompt_tokens 1024: the model reads 256'
   ):
-    single.evaluate(config, str(tmp_path), options)
+    command.evaluate(config, str(tmp_path), options)
 
 
 def test_a_benchmark_is_asked_with_its_own_rule(tmp_path):
@@ -79,11 +79,11 @@ def test_a_benchmark_is_asked_with_its_own_rule(tmp_path):
           {'query': 'What is 12 plus 30?', 'answer': '42'},
       ])
   )
-  options = single.EvaluateOptions(
+  options = command.EvaluateOptions(
       planner=config.planner.directory, greedy=True, benchmark='gaia',
       data_dir=str(tmp_path),
   )
-  line = single.evaluate(config, str(tmp_path / 'out'), options)
+  line = command.evaluate(config, str(tmp_path / 'out'), options)
   assert 'gaia: accuracy' in line
   assert 'of 2 tasks (1 left out: they need more than text)' in line
   path = tmp_path / 'out' / 'evaluations' / 'gaia.json'
@@ -106,7 +106,7 @@ def test_a_judge_s_verdicts_stand_beside_the_rule_s(tmp_path):
   said = lambda correct: http_server.Reply(
       body=http_server.completion(json.dumps({'analysis': 'x', 'correct': correct}))
   )
-  options = single.EvaluateOptions(
+  options = command.EvaluateOptions(
       planner=base.planner.directory, greedy=True, benchmark='2wiki',
       data_dir=str(tmp_path / 'data.json'),
   )
@@ -123,8 +123,8 @@ def test_a_judge_s_verdicts_stand_beside_the_rule_s(tmp_path):
             ),
         ),
     )
-    line = single.evaluate(config, str(tmp_path / 'out'), options)
-    again = single.evaluate(config, str(tmp_path / 'out'), options)
+    line = command.evaluate(config, str(tmp_path / 'out'), options)
+    again = command.evaluate(config, str(tmp_path / 'out'), options)
     assert len(server.requests) == 4  # What was said is kept, an error is not.
   assert 'the judge says 100.0% ' in line and 'the rule in 1; 1 not' in line
   assert 'the first: Refused: POST' in line and 'status 400' in line
@@ -158,10 +158,10 @@ def test_a_control_shows_its_accuracy_over_all_requested_rollouts():
       'accuracy_over_requested': 0.375, 'items_requested': 4,
       'rollouts_requested': 8, 'rollouts_scored': 6,
   }
-  assert single._unscored(value) == (
+  assert command._unscored(value) == (
       ' (37.5% over all 4 requested: 2 rollouts were not scored)'
   )
-  assert single._unscored(value | {'rollouts_scored': 8}) == ''
+  assert command._unscored(value | {'rollouts_scored': 8}) == ''
 
 
 def test_several_benchmarks_make_one_table(tmp_path):
@@ -173,12 +173,12 @@ def test_several_benchmarks_make_one_table(tmp_path):
             {'query': 'What is 7 times 8?', 'answer': a} for a in answers
         ])
     )
-  options = single.EvaluateOptions(
+  options = command.EvaluateOptions(
       planner=config.planner.directory, greedy=True, benchmark='all', limit=2,
       data_dir=str(tmp_path),
   )
   out = tmp_path / 'out'
-  lines = single.evaluate(config, str(out), options).splitlines()
+  lines = command.evaluate(config, str(out), options).splitlines()
   # The scripted modules make the planner's greedy plan: the same answer each.
   rates = {
       name: json.loads((out / 'evaluations' / f'{name}.json').read_text())
@@ -213,12 +213,12 @@ def test_controls_stand_beside_the_planner(tmp_path):
     )
   trained = tmp_path / 'trained'
   shutil.copytree(config.planner.directory, trained)
-  options = single.EvaluateOptions(
+  options = command.EvaluateOptions(
       planner=str(trained), benchmark='all', data_dir=str(tmp_path),
       controls=True, trials=4,
   )
   out = tmp_path / 'out'
-  text = single.evaluate(config, str(out), options)
+  text = command.evaluate(config, str(out), options)
   table = json.loads((out / 'benchmarks.json').read_text())['benchmarks']
   for name, row in table.items():
     kept = {
@@ -247,7 +247,7 @@ def test_controls_stand_beside_the_planner(tmp_path):
   one = dataclasses.replace(
       options, planner=config.planner.directory, benchmark='aime24'
   )
-  lines = single.evaluate(config, str(out), one).splitlines()
+  lines = command.evaluate(config, str(out), one).splitlines()
   assert lines[1].startswith('random planner: ')
   assert lines[2].endswith('over 2 tasks (the same planner)')
 
@@ -263,9 +263,9 @@ def test_the_paper_s_protocol(tmp_path):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(system, 'build', spy)
-    line = single.evaluate(
+    line = command.evaluate(
         config, str(tmp_path / 'out'),
-        single.EvaluateOptions(
+        command.EvaluateOptions(
             planner=config.planner.directory, limit=2, protocol='paper'
         ),
     )
@@ -281,7 +281,7 @@ def test_what_was_done_before_an_interruption_is_not_done_again(
     tmp_path, monkeypatch
 ):
   base = mini.config(tmp_path / 'in', concurrent_rollouts=1)
-  options = single.EvaluateOptions(
+  options = command.EvaluateOptions(
       planner=base.planner.directory, limit=0, trials=2
   )
   whole = _items(base, tmp_path / 'whole', options)
@@ -297,7 +297,7 @@ def test_what_was_done_before_an_interruption_is_not_done_again(
   monkeypatch.setattr(rollout, 'rollout', counted)
   out = tmp_path / 'out'
   with pytest.raises(BaseExceptionGroup):
-    single.evaluate(base, str(out), options)
+    command.evaluate(base, str(out), options)
   assert not (out / 'evaluations' / 'evaluation.json').exists()
   kept = len(list((out / 'evaluations' / 'journal').rglob('*.zst')))
   assert kept >= 1
@@ -318,7 +318,7 @@ def test_what_was_done_before_an_interruption_is_not_done_again(
 
 
 def _items(config, workdir, options):
-  single.evaluate(config, str(workdir), options)
+  command.evaluate(config, str(workdir), options)
   path = workdir / 'evaluations' / 'evaluation.json'
   return [
       {k: v for k, v in item.items() if k != 'seconds'}
@@ -451,7 +451,7 @@ def test_a_recorded_evaluation_is_replayed_without_hosts_or_keys(
             ),
         ),
     )
-    options = single.EvaluateOptions(limit=2, trials=2)
+    options = command.EvaluateOptions(limit=2, trials=2)
     made = _items(config, tmp_path / 'made', options)
     assert len(planner.requests) == 4 and len(judge.requests) == 2
     assert len(web.asked) == 8
@@ -506,10 +506,10 @@ def test_each_benchmark_has_the_cost_of_its_own_requests(tmp_path):
             base.evaluation, judge=where(judge, 2.0)
         ),
     )
-    options = single.EvaluateOptions(
+    options = command.EvaluateOptions(
         greedy=True, benchmark='all', data_dir=str(tmp_path)
     )
-    text = single.evaluate(config, str(tmp_path / 'out'), options)
+    text = command.evaluate(config, str(tmp_path / 'out'), options)
     # One plan an item, and one verdict: 4 of each.
     assert len(planner.requests) == len(judge.requests) == 4
   item = (100 * 1.0 + 10 * 5.0 + 100 * 2.0 + 10 * 5.0) / 1e6
@@ -521,7 +521,7 @@ def test_each_benchmark_has_the_cost_of_its_own_requests(tmp_path):
   assert ' 0.0012 ' in line
 
 
-def test_a_planner_behind_an_endpoint_is_evaluated_and_never_trained(tmp_path):
+def test_a_planner_behind_an_endpoint_is_evaluated(tmp_path):
   body = http_server.completion(_PLAN)
   with http_server.Server(http_server.Reply(body=body)) as server:
     base = mini.config(tmp_path / 'in')
@@ -533,15 +533,13 @@ def test_a_planner_behind_an_endpoint_is_evaluated_and_never_trained(tmp_path):
             endpoint=schema.EndpointConfig(base_url=server.url, model='m'),
         ),
     )
-    options = single.EvaluateOptions(limit=3, greedy=True)
-    line = single.evaluate(config, str(tmp_path / 'out'), options)
-    with pytest.raises(schema.ConfigError, match='cannot be trained'):
-      run.train(config, str(tmp_path / 'trained'))
+    options = command.EvaluateOptions(limit=3, greedy=True)
+    line = command.evaluate(config, str(tmp_path / 'out'), options)
   assert 'over 3 scored of 3 tasks' in line
   path = tmp_path / 'out' / 'evaluations' / 'evaluation.json'
   assert json.loads(path.read_text())['endpoint/planner/requests'] == 3
-  assert len(server.requests) == 3 and not (tmp_path / 'trained').exists()
+  assert len(server.requests) == 3
   with pytest.raises(schema.ConfigError, match='--planner names weights'):
-    single.evaluate(
-        config, str(tmp_path), single.EvaluateOptions(planner='somewhere')
+    command.evaluate(
+        config, str(tmp_path), command.EvaluateOptions(planner='somewhere')
     )

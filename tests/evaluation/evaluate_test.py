@@ -1,17 +1,13 @@
 import asyncio
 import dataclasses
-import types
 
 import pytest
 from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import fakes, judge
-from agentflow_jax.assembly import task_sets
-from agentflow_jax.config import schema
-from agentflow_jax.core import flow_grpo
+from agentflow_jax.evaluation import evaluate
 from agentflow_jax.runtime import processes
-from agentflow_jax.training import evaluation, sources
 
 
 def _trajectory(reward, rollout=0, status=records.Status.ANSWERED, tools=()):
@@ -28,7 +24,7 @@ def _trajectory(reward, rollout=0, status=records.Status.ANSWERED, tools=()):
 
 
 def _evaluation(*groups):
-  return evaluation.Evaluation(
+  return evaluate.Evaluation(
       'final',
       'test',
       1.0,
@@ -108,7 +104,7 @@ def test_calls_and_errors_are_counted_by_tool():
 
 def test_a_result_file_survives_any_text_and_tells_no_solution(tmp_path):
   result = _evaluation((_trajectory(1.0, tools=[('search', None)]),))
-  evaluation.save(epath.Path(tmp_path), result)
+  evaluate.save(epath.Path(tmp_path), result)
   text = (tmp_path / 'final.json').read_text()
   assert '\\ud800 plan' in text and 'secret' not in text
   assert [p.name for p in tmp_path.iterdir()] == ['final.json']
@@ -125,7 +121,7 @@ def test_greedy_is_temperature_0_in_every_request(greedy, temperature):
   agent = dataclasses.replace(
       agent, planner=dataclasses.replace(agent.planner, sampling=sampling)
   )
-  result = asyncio.run(evaluation.evaluate(
+  result = asyncio.run(evaluate.evaluate(
       agent, [records.Task('t', 'q', ('a',), 'r')], name='n', split='test',
       seed=0, processes=processes.Processes(), greedy=greedy,
   ))
@@ -137,56 +133,10 @@ def test_greedy_is_temperature_0_in_every_request(greedy, temperature):
   assert result.to_json()['temperature'] == temperature
 
 
-def test_an_evaluation_shares_no_randomness_with_training():
-  model = fakes.FakeLanguageModel(
-      {'planner': ['Sub-Goal: find x\nTool Name: search']}
-  )
-  agent = fakes.make_agent(model, [fakes.make_tool(fakes.echo)])
-  tasks = [records.Task(f't{i}', 'q', ('a',), 'r') for i in range(3)]
-
-  def evaluated(trials):
-    model.requests.clear()
-    asyncio.run(evaluation.evaluate(
-        agent, tasks, name='n', split='test', seed=5, trials=trials,
-        processes=processes.Processes(),
-    ))
-    return [key for _, _, key in model.requests]
-
-  keys = evaluated(trials=4)
-  assert {(k.seed, k.purpose, k.step) for k in keys} == {
-      (5, records.Purpose.EVALUATE, 0)
-  }
-  words = {key.words() for key in keys}
-  assert len(words) == len(keys) >= 3 * 4  # Tasks, trials and turns differ.
-  # Evaluated once more they are the same, with fewer trials a part of them.
-  assert {key.words() for key in evaluated(trials=4)} == words
-  assert {key.words() for key in evaluated(trials=1)} < words
-  # The same tasks and rollouts, of the same seed, in training.
-  parts = types.SimpleNamespace(
-      config=types.SimpleNamespace(
-          seed=5,
-          train=schema.TrainConfig(
-              queries_per_step=3, group_size=4, steps=2
-          ),
-          flow_grpo=flow_grpo.FlowGrpoConfig(),
-      ),
-      tasks=task_sets.TaskSet(train=tuple(tasks), validation=(), test=()),
-      agent=agent,
-  )
-  for step in range(2):
-    model.requests.clear()
-    parts.processes = processes.Processes()  # One an event loop.
-    source = sources.RolloutSource(parts, None)
-    asyncio.run(source._groups(step, tasks, None, before=[]))
-    trained = {key.words() for _, _, key in model.requests}
-    assert len(trained) == len(words)
-    assert not trained & words
-
-
 def test_several_greedy_trials_are_refused():
   with pytest.raises(ValueError, match='greedy trials are all the same'):
     asyncio.run(
-        evaluation.evaluate(
+        evaluate.evaluate(
             None, [], name='x', split='test', seed=0,
             processes=processes.Processes(), trials=2, greedy=True,
         )

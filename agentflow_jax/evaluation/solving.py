@@ -8,9 +8,8 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
-from agentflow_jax.assembly import system
+from agentflow_jax.assembly import system, task_sets
 from agentflow_jax.config import overrides, schema
-from agentflow_jax.data import task_checks
 
 _MOST_SHOWN = 1000
 
@@ -40,7 +39,7 @@ def solve(
   if planner:
     config = overrides.with_planner(config, planner)
   try:
-    task = task_checks.checked(records.Task('solve', query, (), ''))
+    task = task_sets.of_query(query)
   except ValueError as e:
     raise schema.ConfigError(f'--query: {e}') from e
   return asyncio.run(_solve(config, task, epath.Path(workdir), greedy, emit))

@@ -14,10 +14,10 @@ from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, recording
 from agentflow_jax.assembly import endpoints, scripted_planners, system
 from agentflow_jax.config import overrides, roles, schema
+from agentflow_jax.evaluation import evaluate as evaluation
 from agentflow_jax.report import benchmarks
 from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import progress
-from agentflow_jax.training import evaluation
 from agentflow_jax.weights import host_copies
 
 

@@ -1,0 +1,1 @@
+"""One evaluation of an agent, and the commands evaluate and solve."""
