@@ -17,7 +17,7 @@ import sys
 from absl import flags
 
 from agentflow_jax.runtime import command_line
-from agentflow_jax.training import topologies
+from agentflow_jax.sizing import topologies
 
 _TOPOLOGY = flags.DEFINE_string(
     'topology', None, 'Such as v5p:4x4x4, v5e:8x8, gpu:h100:8 or cpu:8.'
@@ -37,19 +37,19 @@ def main(argv):
   topology = topologies.parse(_TOPOLOGY.value)
   topologies.prepare(topology)
   # Imported late: a device is not to be touched before that.
-  from agentflow_jax.training import preflight
+  from agentflow_jax.sizing import fit
 
   try:
-    report = preflight.check(
-        config, preflight.network(config, _MODEL.value), topology,
+    report = fit.check(
+        config, fit.network(config, _MODEL.value), topology,
         _NUM_SLICES.value, lambda text: print(text, file=sys.stderr, flush=True),
     )
-  except preflight.DoesNotFit as e:
+  except fit.DoesNotFit as e:
     sys.stderr.write(f'{e}\n')
     sys.exit(1)
   if _OUT.value:
     pathlib.Path(_OUT.value).write_text(json.dumps(report, indent=1) + '\n')
-  print(preflight.table(report))
+  print(fit.table(report))
   sys.exit(0 if report['fits'] else 1)
 
 

@@ -315,7 +315,7 @@ class Status(enum.Enum):
   # INFRASTRUCTURE: reward None, outside the statistics.
   MODEL_UNREACHABLE = 'model_unreachable'
   TOOL_UNREACHABLE = 'tool_unreachable'
-  JUDGE_UNREACHABLE = 'judge_unreachable'
+  REWARD_UNREACHABLE = 'reward_unreachable'
   MODULE_FAILED = 'module_failed'
   DEADLINE_INFRASTRUCTURE = 'deadline_infrastructure'
   # Neither did anything wrong: enough others of its group were done before.

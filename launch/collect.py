@@ -24,7 +24,7 @@ import sys
 
 import matplotlib
 
-from agentflow_jax.files import reading, writing
+from agentflow_jax.files import old_names, reading, writing
 
 matplotlib.use('svg')
 from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
@@ -57,7 +57,7 @@ def _json_lines(path):
   if not path.exists():
     return []
   lines = reading.json_lines(path, may_be_torn=True, allows_nan=True)
-  return [line.value for line in lines]
+  return [old_names.metrics(line.value) for line in lines]
 
 
 def _runs(directory):
@@ -68,9 +68,9 @@ def _runs(directory):
     summary = run / 'summary.json'
     runs.append((
         run.name,
-        reading.read_json(path, allows_nan=True),
+        old_names.config(reading.read_json(path, allows_nan=True)),
         _json_lines(run / 'metrics.jsonl'),
-        reading.read_json(summary, allows_nan=True)
+        old_names.metrics(reading.read_json(summary, allows_nan=True))
         if summary.exists() else None,
     ))
   return runs
@@ -80,7 +80,7 @@ def _evaluations(directory):
   """Returns the same of evaluations: a result is its own summary."""
   runs = []
   for path in sorted(directory.glob('*/evaluations/*.json')):
-    value = reading.read_json(path, allows_nan=True)
+    value = old_names.evaluation(reading.read_json(path, allows_nan=True))
     config = value.get('config', {}) | {_EVALUATION: path.stem}
     runs.append((path.parts[-3], config, [], value))
   return runs

@@ -10,7 +10,7 @@ import pytest
 _QUICK = (
     'tests/core/', 'tests/weights/', 'tests/inference/kernels_test.py',
     'tests/inference/gathered_test.py', 'tests/inference/pages_test.py',
-    'tests/training/preflight_test.py',
+    'tests/sizing/fit_test.py',
 )
 
 _DEVICES = '--xla_force_host_platform_device_count=8'

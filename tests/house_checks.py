@@ -40,8 +40,12 @@ _ARROWS = {
         'evaluation', 'report', 'assembly', 'rollouts', 'runtime', 'config', 'agents', 'data',
         'inference', 'core', 'weights', 'records', 'files',
     },
+    'sizing': {
+        'training', 'assembly', 'config', 'inference', 'core', 'weights',
+        'files',
+    },
     'entry points': {
-        'training', 'evaluation', 'serving', 'assembly', 'runtime', 'config', 'records',
+        'sizing', 'training', 'evaluation', 'serving', 'assembly', 'runtime', 'config', 'records',
     },
     'experiments': {'config'},
     'benchmarks': {

@@ -42,7 +42,7 @@ def test_statuses_are_policy_or_infrastructure():
       'prompt_too_long', 'tool_error', 'deadline',
   }
   assert {s.value for s in records.Status} - policy == {
-      'model_unreachable', 'tool_unreachable', 'judge_unreachable',
+      'model_unreachable', 'tool_unreachable', 'reward_unreachable',
       'module_failed', 'deadline_infrastructure', 'aborted_late',
   }
 

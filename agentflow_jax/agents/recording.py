@@ -90,7 +90,7 @@ class Recording:
       if replays and not paths:
         raise RecordingError(
             f'nothing to replay in {directory}: record a run with'
-            ' --tool_cache=record first, and name its directory'
+            ' --recording=record first, and name its directory'
         )
       if not replays:
         self._path = self._directory / f'{len(paths):04d}.{process}.jsonl'
@@ -217,7 +217,7 @@ class Recording:
           f' {key.rollout} of {key.query!r} ({key.purpose.value}, step'
           f' {key.step}{", " + _occasion.get() if _occasion.get() else ""});'
           ' replay the same command that was recorded, or record it anew with'
-          ' --tool_cache=record'
+          ' --recording=record'
       )
     return name, None
 

@@ -479,7 +479,7 @@ async def _score(agent, task, status, progress) -> float:
       return reward
   except _End as end:
     if end.status is Status.MODEL_UNREACHABLE:
-      raise _End(Status.JUDGE_UNREACHABLE, end.detail) from end
+      raise _End(Status.REWARD_UNREACHABLE, end.detail) from end
     raise
 
 

@@ -19,6 +19,7 @@ from agentflow_jax.config import consistency, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
 from agentflow_jax.data import tokenizers
+from agentflow_jax.files import old_names
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.runtime import processes as processes_lib
 
@@ -390,21 +391,23 @@ def _recording(
     config, workdir, processes
 ) -> recording_lib.Recording | None:
   """Opens the recording of tools' and endpoints' answers, if there is one."""
-  mode = config.agent.tool_cache
+  mode = config.agent.recording
   if mode == 'off':
     return None
-  directory = config.agent.tool_cache_directory or str(workdir / 'tool_cache')
+  directory = config.agent.recording_directory or str(
+      old_names.place(workdir, 'recording')
+  )
   if '://' in directory:
     raise schema.ConfigError(
-        f'--tool_cache: {directory} is not local: name a directory of this'
-        ' machine with --tool_cache_directory'
+        f'--recording: {directory} is not local: name a directory of this'
+        ' machine with --recording_directory'
     )
   try:
     return recording_lib.Recording(
         directory, replays=mode == 'replay', process=processes.index
     )
   except recording_lib.RecordingError as e:
-    raise schema.ConfigError(f'--tool_cache={mode}: {e}') from e
+    raise schema.ConfigError(f'--recording={mode}: {e}') from e
 
 
 def _models(config, tokenizer, engine, frozen, recording, processes):

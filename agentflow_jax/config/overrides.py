@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from agentflow_jax.config import roles, schema
+from agentflow_jax.files import old_names
 
 
 def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
@@ -50,6 +51,10 @@ def override(
   for name, value in overrides:
     head, _, rest = name.partition('.')
     whole = f'--config.{prefix}{name}'
+    if prefix + name in old_names.FIELDS:
+      raise schema.ConfigError(
+          f'{whole}: the field is {old_names.FIELDS[prefix + name]} now'
+      )
     if head not in hints:
       near = difflib.get_close_matches(head, hints, n=1)
       hint = f'there are {sorted(hints)}'

@@ -279,9 +279,10 @@ class AgentConfig:
     rollout: limits of a rollout.
     tools: the tools.
     endpoint: for modules that use one.
-    tool_cache: 'record' keeps what every tool and endpoint answers, 'replay'
-      answers from there and asks nobody; --tool_cache says the same.
-    tool_cache_directory: where; '' for tool_cache in the workdir.
+    recording: 'record' keeps what every tool and endpoint answers, 'replay'
+      answers from there and asks nobody; --recording says the same.
+    recording_directory: local directory of the recording; '' for `recording` in
+      the workdir.
   """
 
   executor: ModuleConfig = ModuleConfig()
@@ -296,8 +297,8 @@ class AgentConfig:
   rollout: RolloutConfig = RolloutConfig()
   tools: ToolsConfig = ToolsConfig()
   endpoint: EndpointConfig = EndpointConfig()
-  tool_cache: Literal['off', 'record', 'replay'] = 'off'
-  tool_cache_directory: str = ''
+  recording: Literal['off', 'record', 'replay'] = 'off'
+  recording_directory: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -162,8 +162,8 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   if not tools.mcp:
     for name in ('tools', 'environment', 'token_variable', 'seconds'):
       yield f'agent.tools.mcp_{name}', 'agent.tools.mcp'
-  if config.agent.tool_cache == 'off':
-    yield 'agent.tool_cache_directory', '--tool_cache=record or replay'
+  if config.agent.recording == 'off':
+    yield 'agent.recording_directory', '--recording=record or replay'
   found = roles.roles(config)
   for name, role in found.items():
     if role.backend in ('rule', 'none'):

@@ -12,7 +12,8 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, recording
-from agentflow_jax.assembly import endpoints, scripted_planners, system
+from agentflow_jax.assembly import endpoints, scripted_planners
+from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import overrides, roles, schema
 from agentflow_jax.evaluation import evaluate as evaluation
 from agentflow_jax.report import benchmarks
@@ -123,15 +124,15 @@ def _by_protocol(
   return config, dataclasses.replace(options, trials=options.trials or 3)
 
 
-def _journal(parts, workdir, options, result_name) -> journal_lib.Journal:
+def _journal(system, workdir, options, result_name) -> journal_lib.Journal:
   """Where an evaluation's items are kept until it is done: one of the same kind."""
-  same = [overrides.flatten(parts.config), dataclasses.asdict(options)]
-  if parts.params is not None:
-    same.append(host_copies.params_digest(parts.params))
+  same = [overrides.flatten(system.config), dataclasses.asdict(options)]
+  if system.params is not None:
+    same.append(host_copies.params_digest(system.params))
   text = json.dumps(same, sort_keys=True, default=str)
   name = f'{result_name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}'
   return journal_lib.Journal(
-      workdir / 'evaluations' / 'journal' / name, keeps_unscored=False
+      workdir / evaluation.DIRECTORY / 'journal' / name, keeps_unscored=False
   )
 
 
@@ -177,7 +178,8 @@ async def _evaluate(config, before, workdir, options) -> str:
         + _unscored(of_it)
         + (' (the same planner)' if of_it is value else '')
     )
-  return '\n'.join([*lines, f'{workdir / "evaluations" / value["name"]}.json'])
+  path = workdir / evaluation.DIRECTORY / f'{value["name"]}.json'
+  return '\n'.join([*lines, str(path)])
 
 
 async def _variant(
@@ -189,18 +191,18 @@ async def _variant(
     Benchmark ('' for other tasks) -> what its file holds, and what is of all of
     them together.
   """
-  parts = client = None
+  system = client = None
   name = '_'.join(filter(None, (options.result_name, control)))
   try:
-    parts = system.build(config, workdir)
-    parts.warmup()
+    system = system_lib.build(config, workdir)
+    system.warmup()
     if _has_judge(config):
       client = endpoints.connect(
-          config.evaluation.judge, 'evaluation.judge', parts.agent.recording
+          config.evaluation.judge, 'evaluation.judge', system.agent.recording
       )
-    journal = _journal(parts, workdir, options, name)
-    result = await _ask(parts, options, name, control, journal)
-    more = parts.endpoint_usage()
+    journal = _journal(system, workdir, options, name)
+    result = await _ask(system, options, name, control, journal)
+    more = system.endpoint_usage()
     if client is not None:
       with recording.during(f'judging {name}'):
         verdicts = await evaluation.judge(
@@ -210,7 +212,7 @@ async def _variant(
       result = dataclasses.replace(result, verdicts=verdicts)
       more |= endpoints.usage(client)
     costs = collections.Counter()
-    for one in filter(None, (*parts.clients, client)):
+    for one in filter(None, (*system.clients, client)):
       costs.update(one.costs)
     more |= {
         'protocol': options.protocol,
@@ -219,30 +221,30 @@ async def _variant(
         'web_allowed': list(config.agent.tools.web.allow),
     }
     values = _save(
-        workdir, options, result, parts.tasks.left_out, control, costs,
+        workdir, options, result, system.tasks.left_out, control, costs,
         more | {'config': overrides.flatten(config)},
     )
     journal.directory.rmtree(missing_ok=True)
   finally:
-    if parts is not None:
-      await parts.close()
+    if system is not None:
+      await system.close()
     if client is not None:
       await client.aclose()
   return values, more | {'seconds': result.seconds}
 
 
-async def _ask(parts, options, name, control, journal) -> evaluation.Evaluation:
+async def _ask(system, options, name, control, journal) -> evaluation.Evaluation:
   """Runs the rollouts of one planner."""
-  tasks = getattr(parts.tasks, options.split)
-  agent = parts.agent
+  tasks = getattr(system.tasks, options.split)
+  agent = system.agent
   if control == 'random_planner':
     planner = scripted_planners.RandomPlanner(
-        parts.planner, parts.config.agent.verbs
+        system.planner, system.config.agent.verbs
     )
     agent = dataclasses.replace(agent, planner=planner)
-    if parts.tasks.train and parts.config.task_set.kind == 'geohop':
+    if system.tasks.train and system.config.task_set.kind == 'geohop':
       # What a random plan may say is known there.
-      agent = parts.with_script(scripted_planners.uniform)
+      agent = system.with_script(scripted_planners.uniform)
   done = 0
   with progress.Progress(len(tasks) * options.trials) as bar:
 
@@ -257,11 +259,11 @@ async def _ask(parts, options, name, control, journal) -> evaluation.Evaluation:
         tasks,
         name=name,
         split=options.split,
-        seed=parts.config.seed,
-        processes=parts.processes,
+        seed=system.config.seed,
+        processes=system.processes,
         trials=options.trials,
         greedy=options.greedy,
-        concurrent=parts.config.train.concurrent_rollouts,
+        concurrent=system.config.train.concurrent_rollouts,
         journal=journal,
         on_done=count,
     )
@@ -271,7 +273,7 @@ def _save(
     workdir, options, result, left_out, control, costs, more
 ) -> dict[str, Mapping[str, Any]]:
   """Writes the file of an evaluation, or one each benchmark; returns them."""
-  directory = workdir / 'evaluations'
+  directory = workdir / evaluation.DIRECTORY
   if len(left_out) <= 1:
     lacks = sum(left_out.values())
     saved = evaluation.save(

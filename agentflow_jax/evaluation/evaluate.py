@@ -22,6 +22,8 @@ from agentflow_jax.runtime import processes as processes_lib
 # parameters give the same answers.
 _STEP = 0
 
+DIRECTORY = 'evaluations'  # Of a workdir: a file each.
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:

@@ -8,7 +8,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
-from agentflow_jax.assembly import system, task_sets
+from agentflow_jax.assembly import system as system_lib, task_sets
 from agentflow_jax.config import overrides, schema
 
 _MOST_SHOWN = 1000
@@ -46,16 +46,16 @@ def solve(
 
 
 async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
-  parts = system.build(config, workdir)
+  system = system_lib.build(config, workdir)
   try:
-    parts.warmup()
-    planner = parts.planner
+    system.warmup()
+    planner = system.planner
     if greedy:
       sampling = dataclasses.replace(planner.sampling, temperature=0.0)
       planner = dataclasses.replace(planner, sampling=sampling)
     # There is no right answer to check: the reward is left out.
     agent = dataclasses.replace(
-        parts.agent,
+        system.agent,
         planner=planner,
         reward=_no_reward,
         on_step=lambda name, text: emit(f'{name}: {_shown(text)}'),
@@ -68,9 +68,9 @@ async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
     if analysis:
       emit(f'analyst: {_shown(analysis)}')
     trajectory = failed or await rollout.rollout(agent, task, key, analysis)
-    usage = parts.endpoint_usage()
+    usage = system.endpoint_usage()
   finally:
-    await parts.close()
+    await system.close()
   emit(f'Answer: {trajectory.answer or "none"}  ({trajectory.status.value})')
   if trajectory.detail:
     emit(trajectory.detail)

@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from agentflow_jax.files import reading
+from agentflow_jax.files import old_names, reading
 
 
 class ReportError(ValueError):
@@ -147,7 +147,7 @@ def load(workdir: epath.PathLike) -> Run:
       name=workdir.name,
       metrics=_load_metrics(workdir / 'metrics.jsonl'),
       evaluations=_load_evaluations(workdir / 'evaluations'),
-      summary=_load_object(workdir / 'summary.json'),
+      summary=old_names.metrics(_load_object(workdir / 'summary.json')),
   )
   if not run.metrics and not run.evaluations:
     raise ReportError(
@@ -178,7 +178,7 @@ def _load_metrics(path: epath.Path) -> tuple[Mapping[str, Any], ...]:
       raise ReportError(f'{line.where}: no object with an integer step')
     # A step counts once: lines of one step (its evaluation's, or those of a
     # second try after a resume) are merged, and the later value holds.
-    by_step.setdefault(entry['step'], {}).update(entry)
+    by_step.setdefault(entry['step'], {}).update(old_names.metrics(entry))
   return tuple(by_step[step] for step in sorted(by_step))
 
 
@@ -189,7 +189,9 @@ def _load_evaluations(folder: epath.Path) -> dict[str, Evaluation]:
   found = {}
   for path in paths:
     try:
-      found[path.stem] = _evaluation(path.stem, _load_object(path))
+      found[path.stem] = _evaluation(
+          path.stem, old_names.evaluation(_load_object(path))
+      )
     except (TypeError, AttributeError) as e:
       raise ReportError(f'{path}: unexpected shape: {e}') from e
   return found

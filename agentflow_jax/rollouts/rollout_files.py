@@ -20,7 +20,7 @@ import zstandard
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.files import writing
+from agentflow_jax.files import old_names, writing
 
 SCHEMA = 1
 
@@ -191,7 +191,7 @@ def _decode(lines) -> list[records.Group]:
 def _trajectory(row) -> records.Trajectory:
   names = {f.name for f in dataclasses.fields(records.Trajectory)}
   header = {k: v for k, v in row['header'].items() if k in names}
-  header['status'] = records.Status(header['status'])
+  header['status'] = records.Status(old_names.status(header['status']))
   header['modules'] = _modules(header['modules'])
   turns, before = [], ()
   for turn in row['turns']:

@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from agentflow_jax.config import overrides as overrides_lib, schema, unread
+from agentflow_jax.files import old_names
 
 _CONFIG = flags.DEFINE_string(
     'config', None, 'A Python file with get_config(), such as experiments/X.py.'
 )
-_TOOL_CACHE = flags.DEFINE_enum(
-    'tool_cache', None, ['record', 'replay', 'off'],
+_RECORDING = flags.DEFINE_enum(
+    'recording', None, ['record', 'replay', 'off'],
     'record: keep what every tool and endpoint answers; replay: answer from there'
-    ' and ask nobody. --config.agent.tool_cache.',
+    ' and ask nobody. --config.agent.recording.',
 )
-_TOOL_CACHE_DIRECTORY = flags.DEFINE_string(
-    'tool_cache_directory', None,
-    'Where; WORKDIR/tool_cache by default. --config.agent.tool_cache_directory.',
+_RECORDING_DIRECTORY = flags.DEFINE_string(
+    'recording_directory', None,
+    'Where; WORKDIR/recording by default. --config.agent.recording_directory.',
 )
 _overrides: list[tuple[str, str]] = []
 
@@ -38,7 +39,7 @@ def config_from_flags(
   """
   no_arguments(argv)
   overrides = [*_overrides]
-  for flag in (_TOOL_CACHE, _TOOL_CACHE_DIRECTORY):
+  for flag in (_RECORDING, _RECORDING_DIRECTORY):
     if flag.value is not None:
       overrides.append((f'agent.{flag.name}', flag.value))
   config = overrides_lib.load(_CONFIG.value, overrides)
@@ -59,6 +60,13 @@ def _parse(argv: Sequence[str]) -> list[str]:
   """Takes the config's overrides out before absl sees the flags."""
   others, overrides = overrides_lib.split_overrides(argv)
   _overrides[:] = overrides
+  for argument in others[1:]:
+    name = argument.lstrip('-').partition('=')[0]
+    field = old_names.FIELDS.get(f'agent.{name}')
+    if argument.startswith('-') and field is not None:
+      raise schema.ConfigError(
+          f'--{name} is --{field.removeprefix("agent.")} now'
+      )
   try:
     return flags.FLAGS(others)
   except flags.Error as e:

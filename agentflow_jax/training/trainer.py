@@ -1,19 +1,18 @@
 """The device side of a run: packed rows in, a new train state out."""
 
-import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from agentflow_jax.assembly import model_files, system
+from agentflow_jax.assembly import model_files, system as system_lib
 from agentflow_jax.config import schema
 from agentflow_jax.core import batch, device_time, launches, masters, model
 from agentflow_jax.core import sharding, update
 from agentflow_jax.runtime import exits
+from agentflow_jax.training import update_shapes
 
 _REASONS = {
     update.REFUSED_GAP: (
@@ -25,110 +24,44 @@ _REASONS = {
 }
 
 
-def network_of(
-    config: schema.Config, model_config: model.ModelConfig
-) -> model.ModelConfig:
-  """Returns the network that is trained: with the run's adapters, if any."""
-  return dataclasses.replace(model_config, lora=config.planner.lora)
-
-
-def loss_of(config: schema.Config) -> update.LossConfig:
-  """Returns the loss that the run's algorithm is."""
-  is_policy = config.algorithm == 'flow_grpo'
-  return config.flow_grpo if is_policy else config.sft.loss
-
-
-def needs_reference(config: schema.Config) -> bool:
-  """Says whether an update reads the parameters that the run started from."""
-  has_kl = config.algorithm == 'flow_grpo' and config.flow_grpo.kl_coef > 0
-  return bool(config.planner.lora.rank) or has_kl
-
-
-def max_kept(config: schema.Config) -> int:
-  """Returns how many ids of each target's set an update takes; 0 without sets."""
-  is_policy = config.algorithm == 'flow_grpo'
-  truncates = is_policy and config.planner.sampling.truncates
-  return config.engine.max_kept if truncates else 0
-
-
-def row_lengths(config: schema.Config) -> tuple[int, ...]:
-  """Returns the lengths of packed rows, a program each."""
-  return (config.batch.tokens_per_row, *config.batch.shorter_rows)
-
-
-def pack(
-    config: schema.Config,
-    rows: Sequence[batch.TurnRow],
-    pad_id: int = 0,
-    lengths: tuple[int, ...] = (),
-) -> tuple[batch.TurnBatch, batch.Packing]:
-  """Packs turn rows as the run's updates take them.
-
-  Args:
-    config: the run's.
-    rows: of one optimizer update.
-    pad_id: a token.
-    lengths: to choose from; all of the run's where there are none.
-  """
-  settings = config.batch
-  return batch.pack_tightest(
-      rows,
-      lengths or row_lengths(config),
-      rows_per_micro=settings.rows_per_micro,
-      max_micro=-(-_most_rows(config) // settings.rows_per_micro),
-      layout=settings.layout,
-      block=settings.block,
-      pad_id=pad_id,
-      max_kept=max_kept(config),
-  )
-
-
-def example_batch(
-    config: schema.Config, length: int, pad_id: int = 0
-) -> batch.TurnBatch:
-  """Returns a batch of rows of that length that changes nothing."""
-  row = batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)
-  return pack(config, [row], pad_id, (length,))[0]
-
-
 def _starting_values(
-    parts: system.System, network: model.ModelConfig
+    system: system_lib.System, network: model.ModelConfig
 ) -> model.Params:
   """Returns the values that training starts from.
 
-  They are `parts.params`. Only where a float32 master is kept, and the model's
+  They are `system.params`. Only where a float32 master is kept, and the model's
   files hold more than its bfloat16 rounding, they are read again in float32: a
   master that starts in the middle between two roundings would have to move half
   a spacing before any parameter that is sampled from moves.
   """
-  directory = parts.config.planner.directory
+  directory = system.config.planner.directory
   if (
       not masters.is_kept(network) or not directory
-      or model_files.stored_dtype(parts.described) != 'float32'
+      or model_files.stored_dtype(system.described) != 'float32'
   ):
-    return parts.params
+    return system.params
   return model_files.read_float32(
-      directory, network, sharding.param_shardings(network, parts.mesh)
+      directory, network, sharding.param_shardings(network, system.mesh)
   )
 
 
 class Trainer:
   """The device side of a run: state, reference and the jitted update."""
 
-  def __init__(self, parts: system.System):
+  def __init__(self, system: system_lib.System):
     """Copies the parameters and compiles the update before step 0."""
-    config, mesh = parts.config, parts.mesh
+    config, mesh = system.config, system.mesh
     self._config = config
-    network = network_of(config, parts.model_config)
+    network = update_shapes.network_of(config, system.model_config)
     self._mesh = mesh
     self.state = update.init_train_state(
         network, config.optimizer, mesh, jax.random.key(config.seed),
-        _starting_values(parts, network),
+        _starting_values(system, network),
     )
     self._merge = update.make_merge_fn(network, mesh)
     self._uses_lora = network.lora.rank > 0
-    self._reference = parts.params if needs_reference(config) else None
-    self._pad_id = parts.tokenizer.pad_id
+    self._reference = system.params if update_shapes.needs_reference(config) else None
+    self._pad_id = system.tokenizer.pad_id
     shards = sharding.row_shards(mesh)
     if config.batch.rows_per_micro % shards:
       raise schema.ConfigError(
@@ -136,11 +69,11 @@ class Trainer:
           f' multiple of data x fsdp = {shards}'
       )
     examples = {
-        n: sharding.put_batch(example_batch(config, n, self._pad_id), mesh)
-        for n in row_lengths(config)
+        n: sharding.put_batch(update_shapes.example_batch(config, n, self._pad_id), mesh)
+        for n in update_shapes.row_lengths(config)
     }
     update_fn = update.make_update_fn(
-        network, config.optimizer, loss_of(config), mesh
+        network, config.optimizer, update_shapes.loss_of(config), mesh
     )
     self._updates = {
         n: update_fn.lower(
@@ -154,7 +87,7 @@ class Trainer:
         config.algorithm == 'flow_grpo'
         and config.flow_grpo.old_logprobs == 'recompute'
     ):
-      self._score = update.make_score_fn(parts.model_config, mesh)
+      self._score = update.make_score_fn(system.model_config, mesh)
       for example in examples.values():
         self._score(self.params, example)
 
@@ -223,7 +156,7 @@ class Trainer:
     return launches.over(self._mesh.devices.size)
 
   def _pack(self, rows):
-    packed, packing = pack(self._config, rows, self._pad_id)
+    packed, packing = update_shapes.pack(self._config, rows, self._pad_id)
     return sharding.put_batch(packed, self._mesh), packing
 
 
@@ -242,14 +175,3 @@ def _summarised(results: list[dict[str, float]]) -> dict[str, float]:
     else:
       summarised[name] = combine.get(name, statistics.fmean)(values)
   return summarised
-
-
-def _most_rows(config: schema.Config) -> int:
-  """Turn rows that one update can have; each fits a packed row."""
-  if config.algorithm == 'sft':
-    return config.sft.rows_per_step
-  train = config.train
-  # Parts of a group keep their shares of G rounded up: never more than began.
-  started = train.group_size + train.extra_rollouts
-  rollouts = train.queries_per_step // train.mini_batches * started
-  return rollouts * config.agent.rollout.max_turns

@@ -71,7 +71,7 @@ def test_a_miss_names_the_call(tmp_path):
       results(tmp_path, True, (key, call, version))
     text = str(missed.value)
     assert '"search"' in text and "rollout 0 of 'q'" in text
-    assert '--tool_cache=record' in text
+    assert '--recording=record' in text
   with pytest.raises(recording.Miss, match=r'2 time\(s\)'):
     results(tmp_path, True, (_KEY, _CALL, 'v'), (_KEY, _CALL, 'v'))
 

@@ -168,7 +168,7 @@ _TOO_MUCH = fitting.PlannerTooLong('too many words')
         (Status.TOOL_UNREACHABLE, _agent(FIND, call=fakes.crash)),
         (Status.TOOL_UNREACHABLE, _agent(FIND, call=fakes.no_text)),
         (Status.TOOL_UNREACHABLE, _agent(FIND, call=fakes.cancel_itself)),
-        (Status.JUDGE_UNREACHABLE, _agent(ANSWER, reward=_Raises(_GONE))),
+        (Status.REWARD_UNREACHABLE, _agent(ANSWER, reward=_Raises(_GONE))),
         (Status.MODULE_FAILED, _agent(KeyError('planner'))),
         (Status.MODULE_FAILED, _agent(planner=_Returns(None))),
         (Status.MODULE_FAILED, _agent(FIND, executor=_Returns((None, '')))),

@@ -13,7 +13,8 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
-from agentflow_jax.assembly import model_export, model_files, system
+from agentflow_jax.assembly import model_export, model_files
+from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.weights import model_directory
 from tests.config import mini
@@ -51,13 +52,13 @@ def test_its_prompts_are_its_own_chat(tmp_path, released):
   config = _config(tmp_path / 'in', released)
 
   async def one():
-    parts = system.build(config, epath.Path(tmp_path))
+    system = system_lib.build(config, epath.Path(tmp_path))
     try:
       key = records.RequestKey(0, records.Purpose.SOLVE, 0, '', 0)
-      done = await rollout.rollout(parts.agent, parts.tasks.test[0], key)
-      return parts.tokenizer, done
+      done = await rollout.rollout(system.agent, system.tasks.test[0], key)
+      return system.tokenizer, done
     finally:
-      await parts.close()
+      await system.close()
 
   tokenizer, done = asyncio.run(one())
   ids = done.turns[0].completion.prompt_ids
@@ -78,14 +79,14 @@ def test_thinking_is_switched_where_the_template_can(tmp_path, released):
   )
   config = _config(tmp_path / 'in', released)
   for thinking, opens in (('auto', False), ('on', True), ('off', False)):
-    parts = system.build(
+    system = system_lib.build(
         overrides.override(config, [('planner.thinking', thinking)]),
         epath.Path(tmp_path),
     )
     try:
-      assert parts.tokenizer.opens_thought is opens
+      assert system.tokenizer.opens_thought is opens
     finally:
-      asyncio.run(parts.close())
+      asyncio.run(system.close())
 
 
 def test_thinking_of_a_model_without_a_chat_template_is_refused():
@@ -116,7 +117,7 @@ def test_a_dtype_that_nothing_reads_is_refused(tmp_path):
       ),
   )
   with pytest.raises(schema.ConfigError, match='planner.dtype'):
-    system.build(config, epath.Path(tmp_path))
+    system_lib.build(config, epath.Path(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -246,11 +247,11 @@ def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):
   (path / 'tokenizer_config.json').write_text(json.dumps(described))
 
   async def tokens():
-    parts = system.build(_config(tmp_path / 'in', path), epath.Path(tmp_path))
+    system = system_lib.build(_config(tmp_path / 'in', path), epath.Path(tmp_path))
     try:
-      return parts.agent.count_tokens, parts.tokenizer
+      return system.agent.count_tokens, system.tokenizer
     finally:
-      await parts.close()
+      await system.close()
 
   count, tokenizer = asyncio.run(tokens())
   text = 'The capital of Portugal is Lisbon.'

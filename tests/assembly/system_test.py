@@ -9,7 +9,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
-from agentflow_jax.assembly import system
+from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import consistency, overrides as overrides_lib, schema
 from agentflow_jax.core import sharding
 from tests.assembly import pointers
@@ -118,7 +118,7 @@ def test_more_ids_than_the_vocabulary_are_an_error_at_start(tmp_path):
       ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '5000'),
   ])
   with pytest.raises(schema.ConfigError, match='engine.max_kept 5000'):
-    system.build(config, epath.Path(tmp_path))
+    system_lib.build(config, epath.Path(tmp_path))
 
 
 def test_a_warm_start_needs_the_teacher_s_tasks(tmp_path):
@@ -142,7 +142,7 @@ def test_an_endpoint_that_cannot_work_is_an_error_at_start(
             endpoint=schema.EndpointConfig(**settings),
         ),
     )
-    system.build(config, epath.Path(tmp_path))
+    system_lib.build(config, epath.Path(tmp_path))
 
   with pytest.raises(schema.ConfigError, match='OPENAI_API_KEY'):
     build(preset='openai', model='m')
@@ -168,22 +168,22 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(
   )
 
   async def run():
-    parts = system.build(config, epath.Path(tmp_path))
+    system = system_lib.build(config, epath.Path(tmp_path))
     try:
-      parts.warmup()
-      engines = parts.engine, parts.frozen_engine
+      system.warmup()
+      engines = system.engine, system.frozen_engine
       # Nothing is trained: the parameters are held once for all.
-      held = [pointers.of(t.params) for t in (parts, *engines)]
+      held = [pointers.of(t.params) for t in (system, *engines)]
       assert held[0] == held[1] == held[2] and pointers.are_apart(held[0])
       before = [engine.compilations for engine in engines]
       key = records.RequestKey(0, records.Purpose.SOLVE, 0, '', 0)
       plan = 'Sub-Goal: answer capital\nContext: Spain\nTool Name: search'
-      agent = parts.with_script(lambda *_: plan)
-      done = await rollout.rollout(agent, parts.tasks.test[1], key)
+      agent = system.with_script(lambda *_: plan)
+      done = await rollout.rollout(agent, system.tasks.test[1], key)
       after = [engine.compilations for engine in engines]
-      return done, before, after, parts.frozen_engine.stats()
+      return done, before, after, system.frozen_engine.stats()
     finally:
-      await parts.close()
+      await system.close()
 
   done, before, after, stats = asyncio.run(run())
   assert before == after
@@ -205,21 +205,21 @@ def test_parameters_of_several_devices_go_to_the_sampler_on_devices(
   config = dataclasses.replace(_BASE, mesh=schema.MeshConfig(**axes))
   found = {k: v for k, v in axes.items() if k != 'sampler_devices'}
   mesh = sharding.make_mesh(**found, devices=jax.devices()[:count])
-  assert system.hands_over(config, mesh) == hands_over
+  assert system_lib.hands_over(config, mesh) == hands_over
 
 
 def test_a_mesh_of_two_devices_hands_over_to_one(tmp_path):
   config = mini.config(tmp_path)
   mesh = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
-  parts = system.build(config, epath.Path(tmp_path), mesh)
+  system = system_lib.build(config, epath.Path(tmp_path), mesh)
   try:
-    assert parts.handover is not None
-    parts.sample_from(parts.params, 1)
-    assert parts.engine.params_version == 1
-    for x in jax.tree.leaves(parts.engine.params):
+    assert system.handover is not None
+    system.sample_from(system.params, 1)
+    assert system.engine.params_version == 1
+    for x in jax.tree.leaves(system.engine.params):
       assert x.devices() == {jax.devices()[0]}
   finally:
-    asyncio.run(parts.close())
+    asyncio.run(system.close())
 
 
 def test_compiled_programs_are_kept_in_a_workdir(tmp_path):
@@ -231,7 +231,7 @@ def test_compiled_programs_are_kept_in_a_workdir(tmp_path):
         ('/elsewhere', epath.Path(tmp_path)),
     ):
       jax.config.update(name, given)
-      system._cache_compilations(workdir)
+      system_lib._cache_compilations(workdir)
       found.append(getattr(jax.config, name))
   finally:
     jax.config.update(name, before)
@@ -245,4 +245,4 @@ def test_a_mesh_that_does_not_fit_is_an_error_at_start(tmp_path):
         config, mesh=dataclasses.replace(schema.MeshConfig(data=1), **mesh)
     )
     with pytest.raises(schema.ConfigError, match='mesh: '):
-      system.build(wrong, epath.Path(tmp_path), system.make_mesh(wrong))
+      system_lib.build(wrong, epath.Path(tmp_path), system_lib.make_mesh(wrong))

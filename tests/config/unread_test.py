@@ -129,7 +129,7 @@ def test_serving_reads_shapes_and_dtypes_alone():
   unread.check_serves(['engine.slots', 'planner.directory', 'planner.dtype'])
   for name in (
       'mesh.fsdp', 'train.steps', 'planner.sampling.top_p', 'planner.remat',
-      'engine.max_kept', 'agent.tool_cache',
+      'engine.max_kept', 'agent.recording',
   ):
     with pytest.raises(schema.ConfigError, match=f'--config.{name}: serving'):
       unread.check_serves([name])

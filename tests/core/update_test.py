@@ -10,14 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from agentflow_jax.core import batch as batch_lib
-from agentflow_jax.core import flow_grpo
-from agentflow_jax.core import hlo
-from agentflow_jax.core import losses
-from agentflow_jax.core import model
-from agentflow_jax.core import optimizer
-from agentflow_jax.core import sharding
-from agentflow_jax.core import update
+from agentflow_jax.core import batch as batch_lib, flow_grpo, hlo, losses, model
+from agentflow_jax.core import optimizer, sharding, update
 from tests.core import oracle
 
 CONFIG = model.ModelConfig(

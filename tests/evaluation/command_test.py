@@ -433,7 +433,7 @@ def test_a_recorded_evaluation_is_replayed_without_hosts_or_keys(
             executor=rule, verifier=rule, generator=rule,
             analyst=base.agent.analyst,
             executor_templates={},
-            tool_cache='record',
+            recording='record',
             endpoint=dataclasses.replace(
                 config.agent.endpoint, api_key_variable='THE_KEY'
             ),
@@ -461,8 +461,8 @@ def test_a_recorded_evaluation_is_replayed_without_hosts_or_keys(
   config = dataclasses.replace(
       config,
       agent=dataclasses.replace(
-          config.agent, tool_cache='replay',
-          tool_cache_directory=str(tmp_path / 'made' / 'tool_cache'),
+          config.agent, recording='replay',
+          recording_directory=str(tmp_path / 'made' / 'recording'),
       ),
   )
   assert _items(config, tmp_path / 'again', options) == made

@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.core import handover
-from agentflow_jax.core import hlo
-from agentflow_jax.core import model
-from agentflow_jax.core import sharding
-from agentflow_jax.inference import api
-from agentflow_jax.inference import batching
-from agentflow_jax.inference import decoding
-from agentflow_jax.inference import pages
-from agentflow_jax.inference import prefixes
+from agentflow_jax.core import handover, hlo, model, sharding
+from agentflow_jax.inference import api, batching, decoding, pages, prefixes
 from agentflow_jax.inference import sampling
 
 _CONFIG = api.EngineConfig(

@@ -8,7 +8,7 @@ import jax
 import pytest
 from etils import epath
 
-from agentflow_jax.assembly import system
+from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import schema
 from agentflow_jax.core import sharding
 from agentflow_jax.training import run, trainer as trainer_lib
@@ -33,16 +33,16 @@ def test_one_copy_serves_all_who_only_read_it(tmp_path):
   )
 
   async def of(mesh):
-    parts = system.build(config, epath.Path(tmp_path), mesh)
+    system = system_lib.build(config, epath.Path(tmp_path), mesh)
     try:
-      trainer = trainer_lib.Trainer(parts)
+      trainer = trainer_lib.Trainer(system)
       found = (
-          parts.params, parts.frozen_engine.params, trainer._reference,
-          parts.engine.params, trainer.state.params,
+          system.params, system.frozen_engine.params, trainer._reference,
+          system.engine.params, trainer.state.params,
       )
-      return [*map(pointers.of, found), run._held(trainer, parts)]
+      return [*map(pointers.of, found), run._held(trainer, system)]
     finally:
-      await parts.close()
+      await system.close()
 
   one = sharding.make_mesh(devices=jax.devices()[:1])
   base, frozen, reference, sampler, trained, held = asyncio.run(of(one))

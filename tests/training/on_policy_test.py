@@ -9,13 +9,13 @@ import pytest
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.assembly import system
+from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import overrides
 from agentflow_jax.core import batch, sharding, update
 from agentflow_jax.inference import api, engine
 from agentflow_jax.rollouts import collect, rollout_files
 from agentflow_jax.runtime import exits, processes
-from agentflow_jax.training import batches, trainer as trainer_lib
+from agentflow_jax.training import trainer as trainer_lib, turn_rows
 from tests.config import mini
 
 
@@ -24,23 +24,23 @@ def live(tmp_path_factory):
   """Live rollouts of the shipped planner, and a function that makes trainers."""
   directory = tmp_path_factory.mktemp('on_policy')
   config = mini.config(directory)
-  parts = system.build(config, epath.Path(directory), system.make_mesh(config))
+  system = system_lib.build(config, epath.Path(directory), system_lib.make_mesh(config))
 
   async def collected():
     return await collect.groups(
-        parts.agent,
-        parts.tasks.train,
+        system.agent,
+        system.tasks.train,
         group_size=4,
         key=records.RequestKey(0, records.Purpose.TRAIN, 0, '', 0),
         limit=asyncio.Semaphore(64),
-        processes=parts.processes,
+        processes=system.processes,
     )
 
   groups = asyncio.run(collected())
-  rows = batches.flow_grpo_rows(groups, config.flow_grpo).rows
-  trainer = trainer_lib.Trainer(parts)
-  yield parts, rows, trainer, trainer.state
-  asyncio.run(parts.close())
+  rows = turn_rows.flow_grpo_rows(groups, config.flow_grpo).rows
+  trainer = trainer_lib.Trainer(system)
+  yield system, rows, trainer, trainer.state
+  asyncio.run(system.close())
 
 
 @pytest.fixture(scope='module')
@@ -50,21 +50,21 @@ def truncated(tmp_path_factory):
   config = overrides.override(mini.config(directory), [
       ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8'),
   ])
-  parts = system.build(config, epath.Path(directory), system.make_mesh(config))
-  parts.warmup()
-  trainer = trainer_lib.Trainer(parts)
-  yield parts, trainer, trainer.state
-  asyncio.run(parts.close())
+  system = system_lib.build(config, epath.Path(directory), system_lib.make_mesh(config))
+  system.warmup()
+  trainer = trainer_lib.Trainer(system)
+  yield system, trainer, trainer.state
+  asyncio.run(system.close())
 
 
-def _truncated_rows(parts, **sampling):
+def _truncated_rows(system, **sampling):
   """Rollouts of the planner, sampled so, as they are read from a journal."""
-  planner = parts.agent.planner
+  planner = system.agent.planner
   spec = dataclasses.replace(planner.sampling, **sampling)
   planner = dataclasses.replace(planner, sampling=spec)
   groups = asyncio.run(collect.groups(
-      dataclasses.replace(parts.agent, planner=planner),
-      parts.tasks.train,
+      dataclasses.replace(system.agent, planner=planner),
+      system.tasks.train,
       group_size=4,
       key=records.RequestKey(0, records.Purpose.TRAIN, 0, '', 0),
       limit=asyncio.Semaphore(64),
@@ -72,8 +72,8 @@ def _truncated_rows(parts, **sampling):
   ))
   data = rollout_files.to_bytes(groups)
   assert rollout_files.from_bytes(data, 'journal') == groups
-  return batches.flow_grpo_rows(
-      rollout_files.from_bytes(data, 'journal'), parts.config.flow_grpo
+  return turn_rows.flow_grpo_rows(
+      rollout_files.from_bytes(data, 'journal'), system.config.flow_grpo
   ).rows
 
 
@@ -87,13 +87,13 @@ def _truncated_rows(parts, **sampling):
     ],
 )
 def test_truncated_rollouts_are_on_policy_within_1e_5(truncated, spec, most):
-  parts, trainer, state = truncated
-  compiled = parts.engine.compilations
-  rows = _truncated_rows(parts, **spec)
-  assert parts.engine.compilations == compiled
+  system, trainer, state = truncated
+  compiled = system.engine.compilations
+  rows = _truncated_rows(system, **spec)
+  assert system.engine.compilations == compiled
   sizes = np.concatenate([(row.kept >= 0).sum(axis=1) for row in rows])
   assert sizes.max() == most if most else 1 < sizes.max() < 8
-  metrics = _step((parts, rows, trainer, state), rows)
+  metrics = _step((system, rows, trainer, state), rows)
   assert metrics['update/logprob_gap/max'] <= 1e-5
   # One mini-batch: the policy is the one that sampled.
   for name in ('ratio_mean', 'ratio_min', 'ratio_max'):
@@ -102,16 +102,16 @@ def test_truncated_rollouts_are_on_policy_within_1e_5(truncated, spec, most):
 
 
 def test_a_trainer_that_ignores_the_sets_is_stopped(truncated):
-  parts, trainer, state = truncated
-  rows = _truncated_rows(parts)
+  system, trainer, state = truncated
+  rows = _truncated_rows(system)
   ignorant = [dataclasses.replace(row, kept=None) for row in rows]
   with pytest.raises(exits.RunStopped, match='scores the sampled tokens'):
-    _step((parts, rows, trainer, state), ignorant)
+    _step((system, rows, trainer, state), ignorant)
 
 
 def test_sets_that_lack_an_id_are_caught(truncated):
-  parts, trainer, state = truncated
-  rows = _truncated_rows(parts)
+  system, trainer, state = truncated
+  rows = _truncated_rows(system)
 
   def narrower(row):
     kept = np.full_like(row.kept, -1)
@@ -121,7 +121,7 @@ def test_sets_that_lack_an_id_are_caught(truncated):
     return dataclasses.replace(row, kept=kept)
 
   with pytest.raises(exits.RunStopped, match='scores the sampled tokens'):
-    _step((parts, rows, trainer, state), [narrower(row) for row in rows])
+    _step((system, rows, trainer, state), [narrower(row) for row in rows])
 
 
 def _step(live, rows, params=None):
@@ -147,7 +147,7 @@ def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
   # Prompts of every length that the main job has, in its buckets and its
   # packed rows, on the one device of a laptop.
   config = overrides.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
-  parts, live_rows, _, _ = live
+  system, live_rows, _, _ = live
   ids = np.concatenate([row.prompt_ids for row in live_rows])
   rng = np.random.default_rng(0)
   n_prompts = 2 * config.engine.slots
@@ -164,7 +164,7 @@ def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
       )
       for i, (start, length) in enumerate(zip(starts, lengths, strict=True))
   ]
-  sampler = engine.Engine(parts.model_config, config.engine, parts.params)
+  sampler = engine.Engine(system.model_config, config.engine, system.params)
 
   async def sample():
     return await asyncio.gather(*map(sampler.generate, requests))
@@ -188,8 +188,8 @@ def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
       block=config.batch.block,
   )
   one_device = sharding.make_mesh(devices=jax.devices()[:1])
-  score = update.make_score_fn(parts.model_config, one_device)
-  scored = batch.unpack(packing, score(jax.device_get(parts.params), packed))
+  score = update.make_score_fn(system.model_config, one_device)
+  scored = batch.unpack(packing, score(jax.device_get(system.params), packed))
   recorded = batch.unpack(packing, packed.behavior_logprobs)
   assert packing.n_targets > 1000
   # The same bits on some CPUs; on an AMD EPYC up to 2e-6 apart.

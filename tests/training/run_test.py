@@ -10,7 +10,7 @@ from agentflow_jax.assembly import model_files
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.evaluation import command, evaluate as evaluation
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import final, run, trainer
+from agentflow_jax.training import evaluations, resuming, run, trainer
 from agentflow_jax.weights import host_copies
 from tests.config import mini
 
@@ -243,7 +243,7 @@ def test_stopped_in_an_evaluation_a_run_keeps_its_step(
     raise exits.Preempted('SIGTERM')
 
   with monkeypatch.context() as patch:
-    patch.setattr(final.Evaluations, 'during', stop)
+    patch.setattr(evaluations.Evaluations, 'during', stop)
     with pytest.raises(exits.Preempted):
       run.train(config, str(broken), quiet=True)
   assert (broken / 'checkpoints' / '2').exists()
@@ -291,12 +291,12 @@ def test_a_workdir_whose_config_lacks_newer_fields_goes_on(tmp_path):
                   'agent.tools.generalist.backend'):
     older = {k: v for k, v in flat.items() if k != missing}
     (tmp_path / 'config.json').write_text(json.dumps(older))
-    run.check_same_run(config, tmp_path)
+    resuming.check_same_run(config, tmp_path)
   changed = overrides.override(
       config, [('agent.tools.generalist.backend', 'endpoint')]
   )
   with pytest.raises(schema.ConfigError, match="'none' there, 'endpoint' now"):
-    run.check_same_run(changed, tmp_path)
+    resuming.check_same_run(changed, tmp_path)
 
 
 def test_a_workdir_of_another_config_is_refused(whole):

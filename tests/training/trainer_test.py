@@ -13,7 +13,7 @@ from etils import epath
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.core import batch, model, sharding, update
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import trainer as trainer_lib
+from agentflow_jax.training import trainer as trainer_lib, update_shapes
 from agentflow_jax.weights import checkpoints, host_copies, model_directory
 from tests.config import mini
 from tests.core import oracle
@@ -116,7 +116,7 @@ def alone(base, trainer):
   (fn,) = trainer._updates.values()
   state, metrics = _anew(trainer).state, []
   for rows in (_rows(0), _rows(1)):
-    packed, _ = trainer_lib.pack(base, rows)
+    packed, _ = update_shapes.pack(base, rows)
     state, found = fn(
         state, None, sharding.put_batch(packed, _mesh()), np.float32(np.inf)
     )

@@ -18,14 +18,14 @@ from etils import epath
 
 from agentflow_jax.assembly import model_files, system
 from agentflow_jax.config import consistency, roles, schema
-from agentflow_jax.core import batch, flops, handover, hlo, masters, model
-from agentflow_jax.core import published, sharding, update
+from agentflow_jax.core import handover, hlo, masters, model, published
+from agentflow_jax.core import sharding, update
 from agentflow_jax.inference import batching, pages
-from agentflow_jax.training import topologies, trainer as trainer_lib
+from agentflow_jax.sizing import estimate, topologies
+from agentflow_jax.training import update_shapes
 from agentflow_jax.weights import families, model_directory
 
 _GIB = 1 << 30
-_EFFICIENCY = 0.4  # Of the peak, that products are assumed to reach.
 _REMEDIES = (
     'more mesh.fsdp or mesh.tensor; shorter batch.tokens_per_row or fewer'
     ' batch.rows_per_micro; planner.remat=full; planner.dtype=bfloat16,'
@@ -36,32 +36,6 @@ _REMEDIES = (
 
 class DoesNotFit(RuntimeError):
   """The run needs more memory than a chip has; says how much, and what helps."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Forest:
-  """The rollouts that time and sharing are estimated from [tokens].
-
-  Attributes:
-    prompt: of a query's first turn.
-    memory: that a turn adds to the next prompt.
-    response: of a turn.
-  """
-
-  prompt: int
-  memory: int
-  response: int
-
-  @classmethod
-  def of(cls, config: schema.Config) -> 'Forest':
-    """Half the longest prompt, filled up by the turns; a quarter of the answer."""
-    longest = config.planner.max_prompt_tokens
-    turns = config.agent.rollout.max_turns
-    return cls(
-        prompt=max(longest // 2, 16),
-        memory=max(longest // 2 // turns, 1),
-        response=max(config.planner.sampling.max_new_tokens // 4, 1),
-    )
 
 
 def network(config: schema.Config, name: str = '') -> model.ModelConfig:
@@ -166,7 +140,7 @@ def check(
   report['bytes_needed'] = sum(report['bytes_a_chip'].values())
   report['bytes_there'] = topology.chip.memory
   report['fits'] = report['bytes_needed'] <= topology.chip.memory
-  report['assumes'], report['estimate'] = _estimated(
+  report['assumes'], report['estimate'] = estimate.estimated(
       config, planner, mesh, topology.chip, report, local
   )
   return report
@@ -206,7 +180,7 @@ def _alone(sampled, topology, local):
 
 def _lowered(config, planner, mesh, topology):
   """Returns name -> function that compiles, bytes held, chips of a process."""
-  trained = trainer_lib.network_of(config, planner)
+  trained = update_shapes.network_of(config, planner)
   key = jax.random.key(0)
   state = _struct(
       jax.eval_shape(
@@ -221,9 +195,9 @@ def _lowered(config, planner, mesh, topology):
       jax.eval_shape(lambda: model.init_params(planner, key)),
       sharding.param_shardings(planner, mesh),
   )
-  reference = params if trainer_lib.needs_reference(config) else None
+  reference = params if update_shapes.needs_reference(config) else None
   fn = update.make_update_fn(
-      trained, config.optimizer, trainer_lib.loss_of(config), mesh
+      trained, config.optimizer, update_shapes.loss_of(config), mesh
   )
   rows = sharding.batch_sharding(mesh, row_axis=1)
 
@@ -238,8 +212,8 @@ def _lowered(config, planner, mesh, topology):
 
   master = state.opt_state.master if masters.is_kept(trained) else {}
   programs = {}
-  for length in trainer_lib.row_lengths(config):
-    taken = structs(trainer_lib.example_batch(config, length))
+  for length in update_shapes.row_lengths(config):
+    taken = structs(update_shapes.example_batch(config, length))
     programs[f'update of rows of {length}'] = (
         lambda taken=taken: fn.lower(
             state, reference, taken, jax.ShapeDtypeStruct((), np.float32)
@@ -334,119 +308,6 @@ def _compiled(name, compile_it) -> dict[str, Any]:
           kind: {'count': s.count, 'bytes': s.bytes} for kind, s in sent.items()
       },
       'compile_seconds': time.monotonic() - start,
-  }
-
-
-def _rollouts(config, forest: Forest):
-  """Returns the turn rows of a micro-batch's groups, and of how many groups."""
-  rng = np.random.default_rng(0)
-  draw = lambda n: rng.integers(0, 1000, n)
-  per_group = config.train.group_size * config.agent.rollout.max_turns
-  groups = max(1, config.batch.rows_per_micro)
-  groups = min(groups, config.train.queries_per_step)
-  rows = []
-  for _ in range(groups):
-    prompt, tail = draw(forest.prompt - 8), draw(8)
-    for _ in range(config.train.group_size):
-      memory = np.zeros(0, np.int64)
-      for _ in range(config.agent.rollout.max_turns):
-        rows.append(batch.TurnRow(
-            np.concatenate([prompt, memory, tail]), draw(forest.response), 1.0
-        ))
-        memory = np.concatenate([memory, draw(forest.memory)])
-  assert len(rows) == groups * per_group
-  return rows, groups
-
-
-def _part(rows: int, shards: int) -> int:
-  """Returns into how many equal parts a micro-batch is cut, to pack but one.
-
-  Some rows say enough of them all; those of a thousand chips would take a
-  host's whole memory.
-  """
-  part = 1
-  while rows // part > 64 and not (rows % (2 * part) or shards % (2 * part)):
-    part *= 2
-  return part
-
-
-def _estimated(config, planner, mesh, chip, report, local):
-  """Returns the assumptions, and what a step then comes to."""
-  forest = Forest.of(config)
-  train, turns = config.train, config.agent.rollout.max_turns
-  rollouts = train.queries_per_step * train.group_size
-  shape = dict(mesh.shape)
-  shards = shape['data'] * shape['fsdp']
-  part = _part(config.batch.rows_per_micro, shards)
-  config = dataclasses.replace(
-      config,
-      batch=dataclasses.replace(
-          config.batch, rows_per_micro=config.batch.rows_per_micro // part
-      ),
-  )
-  rows, groups = _rollouts(config, forest)
-  packed, packing = trainer_lib.pack(config, rows)
-  scale = train.queries_per_step / groups
-  length = packed.token_ids.shape[-1]
-  work = flops.done(
-      planner, packed, row_shards=shards // part,
-      vocab_shards=shape['tensor'],
-  )
-  update_flops = scale * flops.update_done(
-      planner, work, length=length,
-      reference=trainer_lib.needs_reference(config),
-  )
-  micro = math.ceil(scale * packing.n_micro / part)
-  program = report['programs'][f'update of rows of {length}']
-  # An all-reduce sends its result about twice; the others are taken once.
-  sent = micro * sum(
-      c['bytes'] * (2 if kind == 'all-reduce' else 1)
-      for kind, c in program['collectives'].items()
-  )
-  products = update_flops / len(mesh.devices.flat) / chip.flops / _EFFICIENCY
-  links = sent / chip.links
-
-  processes = len(mesh.devices.flat) // local
-  sampling = local if config.mesh.sampler_devices == -1 else 1
-  per_token = flops.forward(planner, flops.Work(1, 0, 0))
-  read = scale * packing.n_tokens / processes
-  prefill = read * per_token / sampling / chip.flops / _EFFICIENCY
-  steps = math.ceil(
-      rollouts * turns * forest.response / processes
-      / min(config.engine.slots, math.ceil(rollouts / processes))
-  )
-  seen = forest.prompt + forest.memory * (turns - 1) / 2 + forest.response / 2
-  # Bytes of a token on one chip, however the pool is split.
-  kv = report['bytes_a_chip']['sampler: keys and values'] / (
-      config.engine.pages * config.engine.page_tokens
-  )
-  weights = report['programs']['decode']['argument_bytes']
-  weights -= sum(
-      report['bytes_a_chip'][f'sampler: {name}']
-      for name in ('keys and values', 'rows gathered of them')
-  )
-  decode = steps * (
-      weights + config.engine.slots * seen * kv
-  ) / chip.bandwidth
-  assumes = {
-      'prompt_tokens': forest.prompt,
-      'memory_tokens_a_turn': forest.memory,
-      'response_tokens': forest.response,
-      'turns': turns,
-      'share_of_peak': _EFFICIENCY,
-      'tools_seconds': 0.0,
-  }
-  return assumes, {
-      'update_flops_a_chip': update_flops / len(mesh.devices.flat),
-      'update_collective_bytes_a_chip': sent,
-      'micro_batches': micro,
-      'tokens_a_step': int(scale * packing.n_tokens),
-      'tokens_shared': packing.n_row_tokens / packing.n_tokens,
-      'fill': packing.fill,
-      'update_seconds': {'overlapped': max(products, links),
-                         'one after the other': products + links},
-      'prefill_seconds': prefill,
-      'decode_seconds': decode,
   }
 
 

@@ -6,7 +6,7 @@ import pytest
 from agentflow_jax import records
 from agentflow_jax.core import flow_grpo
 from agentflow_jax.rollouts import totals
-from agentflow_jax.training import batches
+from agentflow_jax.training import turn_rows
 
 _CONFIG = flow_grpo.FlowGrpoConfig()
 
@@ -38,7 +38,7 @@ def _group(rewards, lengths):
 def test_four_one_turn_wins_and_four_three_turn_losses():
   # mean 0.5, sample std sqrt(8 * 0.25 / 7) = 0.534522; 0.5 / 0.534522 = 0.9354.
   group = _group([1.0] * 4 + [0.0] * 4, [[5]] * 4 + [[5, 5, 5]] * 4)
-  rows = batches.flow_grpo_rows([group], _CONFIG)
+  rows = turn_rows.flow_grpo_rows([group], _CONFIG)
   assert len(rows.rows) == 4 + 12
   found = [row.advantage for row in rows.rows]
   np.testing.assert_allclose(found, [0.93541] * 4 + [-0.93541] * 12, atol=1e-5)
@@ -49,7 +49,7 @@ def test_four_one_turn_wins_and_four_three_turn_losses():
   # Over rows 4 of 16 rewards are 1: mean 0.25, sample std
   # sqrt((4 * 0.75^2 + 12 * 0.25^2) / 15) = 0.447214; 0.75 / 0.447214 = 1.6771.
   config = dataclasses.replace(_CONFIG, advantage_over='rows')
-  found = [r.advantage for r in batches.flow_grpo_rows([group], config).rows]
+  found = [r.advantage for r in turn_rows.flow_grpo_rows([group], config).rows]
   np.testing.assert_allclose(found, [1.67705] * 4 + [-0.55902] * 12, atol=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_weights_are_over_groups_rollouts_turns_and_tokens():
       _group([1.0, 0.0, None], [[4, 2], [1], [7]]),
       _group([1.0, 1.0], [[0, 3], [2]]),
   ]
-  rows = batches.flow_grpo_rows(groups, _CONFIG).rows
+  rows = turn_rows.flow_grpo_rows(groups, _CONFIG).rows
   # Q = 2; the rollout without reward counts nowhere: G = 2 and 2.
   # 1 / (2 * 2 * 2 turns * 4), ... / 2; 1 / (2 * 2 * 1 * 1); an empty turn has
   # weight 0 but counts in T: 1 / (2 * 2 * 2 * 3); 1 / (2 * 2 * 1 * 2).
@@ -86,7 +86,7 @@ def test_what_was_not_sampled_from_a_known_policy_never_trains(sampling):
   )
   group = records.Group(group.task, (bad, group.trajectories[1]))
   with pytest.raises(ValueError, match='cannot be trained on'):
-    batches.flow_grpo_rows([group], _CONFIG)
+    turn_rows.flow_grpo_rows([group], _CONFIG)
 
 
 def test_sets_become_rows_as_they_were_recorded():
@@ -98,7 +98,7 @@ def test_sets_become_rows_as_they_were_recorded():
   group = _group([1.0, 0.0], [[3], [1]])
   truncated = dataclasses.replace(group.trajectories[0], turns=(turn,))
   group = records.Group(group.task, (truncated, group.trajectories[1]))
-  first, second = batches.flow_grpo_rows([group], _CONFIG).rows
+  first, second = turn_rows.flow_grpo_rows([group], _CONFIG).rows
   # Of responses 3, 4, 5.
   assert first.kept.tolist() == [[3, 9, -1], [4, -1, -1], [7, 5, 6]]
   assert second.kept is None
@@ -120,7 +120,7 @@ def test_sets_of_another_response_never_train():
         turns=(dataclasses.replace(turn, completion=completion),),
     )
     with pytest.raises(ValueError, match=message):
-      batches.flow_grpo_rows(
+      turn_rows.flow_grpo_rows(
           [records.Group(group.task, (bad, group.trajectories[1]))], _CONFIG
       )
 
@@ -131,13 +131,13 @@ def test_a_turn_without_logprobs_never_trains():
   group = _group([1.0, 0.0], [[1], [1]])
   bad = dataclasses.replace(group.trajectories[0], turns=(turn,))
   with pytest.raises(ValueError, match='without recorded logprobs'):
-    batches.flow_grpo_rows(
+    turn_rows.flow_grpo_rows(
         [records.Group(group.task, (bad, group.trajectories[1]))], _CONFIG
     )
 
 
 def test_sft_weights_make_the_mean_over_response_tokens():
-  rows = batches.sft_rows([_turn(3), _turn(1)], prompt_weight=0.5)
+  rows = turn_rows.sft_rows([_turn(3), _turn(1)], prompt_weight=0.5)
   total = sum(r.target_weight * len(r.response_ids) for r in rows)
   assert total == pytest.approx(1.0)
   assert rows[0].prompt_weight == pytest.approx(0.5 / 4)
@@ -158,7 +158,7 @@ def test_a_group_has_variance_if_its_scored_rewards_differ(rewards, differ):
   assert totals.has_variance(group) == differ
   # Where it has none, no advantage teaches anything.
   advantages = [
-      row.advantage for row in batches.flow_grpo_rows([group], _CONFIG).rows
+      row.advantage for row in turn_rows.flow_grpo_rows([group], _CONFIG).rows
   ]
   assert any(advantages) == differ
   assert totals.collected([group])['groups/no_variance'] == (not differ)
@@ -166,5 +166,5 @@ def test_a_group_has_variance_if_its_scored_rewards_differ(rewards, differ):
 
 def test_sft_weighs_every_response_token_alike_whatever_its_row():
   # 2 + 6 response tokens: 1/8 each. A mean of row means would give 1/4, 1/12.
-  short, long = batches.sft_rows([_turn(2), _turn(6)], prompt_weight=0.0)
+  short, long = turn_rows.sft_rows([_turn(2), _turn(6)], prompt_weight=0.0)
   assert short.target_weight == long.target_weight == 1 / 8

@@ -1,9 +1,7 @@
 import asyncio
-import collections
 import dataclasses
 import types
 
-import numpy as np
 import pytest
 
 from agentflow_jax import records
@@ -14,31 +12,8 @@ from agentflow_jax.core import flow_grpo
 from agentflow_jax.evaluation import evaluate
 from agentflow_jax.rollouts import collect
 from agentflow_jax.runtime import processes
-from agentflow_jax.training import sources
+from agentflow_jax.training import step_data, task_order
 from tests.config import mini
-
-
-def test_every_item_comes_once_an_epoch_and_epochs_differ():
-  # 7 items, 3 a step: 14 steps of 3 are 6 epochs.
-  seen = [
-      i for step in range(14) for i in sources.epoch_indices(7, 0, step, 3)
-  ]
-  epochs = [tuple(seen[i : i + 7]) for i in range(0, 42, 7)]
-  assert all(sorted(e) == list(range(7)) for e in epochs)
-  assert len(set(epochs)) > 1
-
-
-def test_a_step_depends_on_the_seed_and_the_step_alone():
-  first = sources.epoch_indices(100, 3, 17, 8)
-  assert first == sources.epoch_indices(100, 3, 17, 8)
-  assert first != sources.epoch_indices(100, 4, 17, 8)
-  assert first != sources.epoch_indices(100, 3, 18, 8)
-
-
-def test_a_step_may_be_longer_than_an_epoch():
-  counts = collections.Counter(sources.epoch_indices(3, 0, 0, 7))
-  assert sum(counts.values()) == 7
-  assert set(counts.values()) <= {2, 3}
 
 
 def _group(task, rewards):
@@ -74,11 +49,11 @@ def _step(directory, asked, rounds, step=0, mini_batches=1):
       mini_batches=mini_batches,
   )
   tasks = [records.Task(f't{i}', 'q', ('a',), 'r') for i in range(20)]
-  parts = types.SimpleNamespace(
+  system = types.SimpleNamespace(
       config=config, tasks=_task_set(tasks), agent=None,
       processes=processes.Processes(),
   )
-  return asyncio.run(sources.RolloutSource(parts, None).step(step, None))
+  return asyncio.run(step_data.RolloutSource(system, None).step(step, None))
 
 
 def test_groups_without_variance_are_replaced_by_other_queries(asked, tmp_path):
@@ -142,70 +117,6 @@ _PARTS = (
 )  # Items 0 to 99, and 100 to 106.
 
 
-def _mixed(seed, steps, count, parts=_PARTS):
-  return [
-      i
-      for step in steps
-      for i in sources.mixture_indices(parts, seed, step, count)
-  ]
-
-
-def test_any_window_of_two_sources_holds_their_shares():
-  is_large = np.array(_mixed(0, range(60), 5)) < 100
-  before = np.concatenate([[0], np.cumsum(is_large)])
-  for length in range(1, 41):
-    counts = before[length:] - before[:-length]
-    share = length * 3 / 4
-    assert counts.min() >= np.floor(share) and counts.max() <= np.ceil(share)
-
-
-@pytest.mark.parametrize('weights', [(10, 13), (5, 3, 2), (1, 1, 1, 7), (6, 4)])
-def test_no_prefix_is_further_from_the_weights_than_it_must_be(weights):
-  # Tijdeman's bound: 1/2 for two sources, 3/4 for three, 5/6 for four.
-  bound = 1 - 1 / (2 * len(weights) - 2)
-  parts = [task_sets.Part(f's{i}', 50, w) for i, w in enumerate(weights)]
-  which = np.array(_mixed(0, range(40), 7, parts)) // 50
-  counts = np.cumsum(which[:, None] == np.arange(len(weights)), axis=0)
-  places = np.arange(1, len(which) + 1)[:, None]
-  shares = places * np.array(weights) / sum(weights)
-  assert np.abs(counts - shares).max() <= bound + 1e-9
-
-
-def test_steps_of_another_length_are_the_same_order():
-  # So that a step says where it is: 12 steps of 5 are 5 steps of 12.
-  whole = _mixed(3, range(12), 5)
-  assert whole == _mixed(3, range(5), 12) == _mixed(3, [0], 60)
-  sources._order.cache_clear()  # A resume knows nothing of before.
-  assert _mixed(3, range(7, 12), 5) == whole[35:]
-
-
-def test_every_source_has_epochs_of_its_own():
-  # 160 places: 120 of the large source, 40 of the small one.
-  chosen = _mixed(0, range(20), 8)
-  large = [i for i in chosen if i < 100]
-  small = [i for i in chosen if i >= 100]
-  assert len(large) == 120 and len(small) == 40
-  assert sorted(large[:100]) == list(range(100))
-  assert len(set(large[100:])) == 20
-  epochs = [tuple(small[i : i + 7]) for i in range(0, 35, 7)]
-  assert all(sorted(e) == list(range(100, 107)) for e in epochs)
-  assert len(set(epochs)) > 1
-
-
-def test_seeds_and_sources_of_one_size_differ():
-  assert _mixed(0, [0], 60) != _mixed(1, [0], 60)
-  twins = [task_sets.Part('a', 50, 1), task_sets.Part('b', 50, 1)]
-  chosen = _mixed(0, [0], 100, twins)
-  assert [i for i in chosen if i < 50] != [i - 50 for i in chosen if i >= 50]
-
-
-def test_one_source_alone_and_weights_with_a_common_divisor():
-  alone = _mixed(0, range(4), 3, [task_sets.Part('a', 6, 5)])
-  assert sorted(alone[:6]) == sorted(alone[6:]) == list(range(6))
-  doubled = [task_sets.Part(p.source, p.items, 2 * p.weight) for p in _PARTS]
-  assert _mixed(0, range(4), 9, doubled) == _mixed(0, range(4), 9)
-
-
 def _mixed_source(directory, tags=True):
   tasks = [
       records.Task(
@@ -214,31 +125,12 @@ def _mixed_source(directory, tags=True):
       )
       for i in range(107)
   ]
-  parts = types.SimpleNamespace(
+  system = types.SimpleNamespace(
       config=mini.config(directory, queries_per_step=8, refill_rounds=1),
       tasks=dataclasses.replace(_task_set(tasks), mixture=_PARTS),
       agent=None, processes=processes.Processes(),
   )
-  return sources.RolloutSource(parts, None)
-
-
-def test_a_step_of_a_mix_asks_it_and_says_how_each_source_did(asked, tmp_path):
-  # All groups of the first asking teach but the last.
-  asked.rewards |= {i: [0.0, 1.0, 0.0] for i in range(7)}
-  source = _mixed_source(tmp_path)
-  data = asyncio.run(source.step(5, None))
-  (_, first, _), (_, second, _) = asked.calls
-  assert first == [f't{i}' for i in _mixed(0, [5], 8)] and len(second) == 1
-  small = sum(int(n[1:]) >= 100 for n in first + second)
-  assert data.metrics['sources/small/groups'] == small
-  assert data.metrics['sources/large/groups'] == 9 - small
-  rewards = {True: [], False: []}
-  for place, name in enumerate(first + second):
-    rewards[int(name[1:]) >= 100].append(1 / 3 if place < 7 else 1.0)
-  for is_small, name in ((True, 'small'), (False, 'large')):
-    assert data.metrics[f'sources/{name}/reward'] == pytest.approx(
-        np.mean(rewards[is_small])
-    )
+  return step_data.RolloutSource(system, None)
 
 
 def test_refills_of_one_query_take_from_every_source(asked, tmp_path):
@@ -278,7 +170,7 @@ def test_an_evaluation_shares_no_randomness_with_training():
   assert {key.words() for key in evaluated(trials=4)} == words
   assert {key.words() for key in evaluated(trials=1)} < words
   # The same tasks and rollouts, of the same seed, in training.
-  parts = types.SimpleNamespace(
+  system = types.SimpleNamespace(
       config=types.SimpleNamespace(
           seed=5,
           train=schema.TrainConfig(
@@ -291,9 +183,29 @@ def test_an_evaluation_shares_no_randomness_with_training():
   )
   for step in range(2):
     model.requests.clear()
-    parts.processes = processes.Processes()  # One an event loop.
-    source = sources.RolloutSource(parts, None)
+    system.processes = processes.Processes()  # One an event loop.
+    source = step_data.RolloutSource(system, None)
     asyncio.run(source._groups(step, tasks, None, before=[]))
     trained = {key.words() for _, _, key in model.requests}
     assert len(trained) == len(words)
     assert not trained & words
+
+
+def test_a_step_of_a_mix_asks_it_and_says_how_each_source_did(asked, tmp_path):
+  # All groups of the first asking teach but the last.
+  asked.rewards |= {i: [0.0, 1.0, 0.0] for i in range(7)}
+  source = _mixed_source(tmp_path)
+  data = asyncio.run(source.step(5, None))
+  (_, first, _), (_, second, _) = asked.calls
+  order = task_order.mixture_indices(_PARTS, 0, 5, 8)
+  assert first == [f't{i}' for i in order] and len(second) == 1
+  small = sum(int(n[1:]) >= 100 for n in first + second)
+  assert data.metrics['sources/small/groups'] == small
+  assert data.metrics['sources/large/groups'] == 9 - small
+  rewards = {True: [], False: []}
+  for place, name in enumerate(first + second):
+    rewards[int(name[1:]) >= 100].append(1 / 3 if place < 7 else 1.0)
+  for is_small, name in ((True, 'small'), (False, 'large')):
+    assert data.metrics[f'sources/{name}/reward'] == pytest.approx(
+        sum(rewards[is_small]) / len(rewards[is_small])
+    )

@@ -12,7 +12,7 @@ import pytest
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.core import model
 from agentflow_jax.inference import batching
-from agentflow_jax.training import preflight, topologies
+from agentflow_jax.sizing import fit, topologies
 from tests.config import mini
 
 _GIB = 1 << 30
@@ -33,7 +33,7 @@ def reports(tmp_path_factory):
   directory = tmp_path_factory.mktemp('preflight')
   topology = topologies.parse('cpu:8')
   return {
-      name: preflight.check(_config(directory, **mesh), _NETWORK, topology)
+      name: fit.check(_config(directory, **mesh), _NETWORK, topology)
       for name, mesh in (
           ('whole', {'data': 8}),
           ('split', {'data': 1, 'fsdp': 8, 'sampler_devices': -1}),
@@ -68,12 +68,12 @@ def test_a_master_of_bfloat16_parameters_is_counted(
       'temporary_bytes': 0, 'argument_bytes': 0, 'collectives': {},
       'compile_seconds': 0.0,
   }
-  monkeypatch.setattr(preflight, '_compiled', lambda *unused: compiled)
+  monkeypatch.setattr(fit, '_compiled', lambda *unused: compiled)
   config = overrides.override(
       _config(tmp_path, data=8), [('planner.lora.rank', str(rank))]
   )
   network = dataclasses.replace(_NETWORK, param_dtype='bfloat16')
-  report = preflight.check(config, network, topologies.parse('cpu:8'))
+  report = fit.check(config, network, topologies.parse('cpu:8'))
   shapes = jax.eval_shape(
       lambda: model.init_params(_NETWORK, jax.random.key(0))
   )
@@ -108,7 +108,7 @@ def test_a_planner_that_truncates_has_programs_of_its_own(tmp_path, monkeypatch)
       lambda self, truncates: asked.append(truncates)
       or original(self, truncates),
   )
-  report = preflight.check(config, _NETWORK, topologies.parse('cpu:8'))
+  report = fit.check(config, _NETWORK, topologies.parse('cpu:8'))
   assert asked == [True]
   assert set(report['programs']) == {
       'update of rows of 192', 'old logprobs of rows of 192',
@@ -116,7 +116,7 @@ def test_a_planner_that_truncates_has_programs_of_its_own(tmp_path, monkeypatch)
   }
   config = overrides.override(config, [('engine.max_kept', '300')])
   with pytest.raises(schema.ConfigError, match='max_kept 300.*256'):
-    preflight.network(dataclasses.replace(
+    fit.network(dataclasses.replace(
         config,
         planner=dataclasses.replace(
             config.planner, directory='', model=_NETWORK, vocab_size=256
@@ -136,10 +136,10 @@ def test_parameters_that_are_split_are_sent_around(reports):
 
 
 def test_a_table_says_whether_it_fits(reports):
-  text = preflight.table(reports['split'])
+  text = fit.table(reports['split'])
   assert text.endswith('It fits.') and 'AN ESTIMATE' not in text
   report = dict(reports['split'], bytes_there=0, fits=False, is_estimate=True)
-  text = preflight.table(report)
+  text = fit.table(report)
   over = reports['split']['bytes_needed'] / _GIB
   assert f'{over:.2f} GiB a chip too much' in text and 'mesh.fsdp' in text
   assert 'AN ESTIMATE' in text
@@ -147,7 +147,7 @@ def test_a_table_says_whether_it_fits(reports):
 
 def test_a_mesh_that_does_not_go_with_the_chips_is_refused(tmp_path):
   with pytest.raises(schema.ConfigError, match='does not fit 8 devices'):
-    preflight.check(
+    fit.check(
         _config(tmp_path, data=3), _NETWORK, topologies.parse('cpu:8')
     )
   with pytest.raises(schema.ConfigError, match='do not divide over data'):
@@ -155,7 +155,7 @@ def test_a_mesh_that_does_not_go_with_the_chips_is_refused(tmp_path):
         _config(tmp_path, data=8),
         batch=schema.BatchConfig(tokens_per_row=192, rows_per_micro=3),
     )
-    preflight.check(config, _NETWORK, topologies.parse('cpu:8'))
+    fit.check(config, _NETWORK, topologies.parse('cpu:8'))
 
 
 @pytest.mark.parametrize(
@@ -196,13 +196,13 @@ def test_the_network_is_named_where_its_directory_is_not_here(tmp_path):
       str(mini.ROOT / 'experiments' / 'flow_grpo_qwen2p5_7b.py')
   )
   with pytest.raises(schema.ConfigError, match='qwen2.5-7b'):
-    preflight.network(config)
+    fit.network(config)
   with pytest.raises(schema.ConfigError, match='--model=llama'):
-    preflight.network(config, 'llama')
-  found = preflight.network(config, 'qwen2.5-7b')
+    fit.network(config, 'llama')
+  found = fit.network(config, 'qwen2.5-7b')
   assert (found.n_layers, found.dtype, found.remat) == (28, 'bfloat16', 'full')
   # And read where it is.
-  assert preflight.network(mini.config(tmp_path)).d_model == 128
+  assert fit.network(mini.config(tmp_path)).d_model == 128
 
 
 def _preflight(*flags):

@@ -1,0 +1,1 @@
+"""Says before a run whether it fits a topology, from compiled programs."""

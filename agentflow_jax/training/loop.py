@@ -1,0 +1,173 @@
+"""The steps of a run: data, update, evaluation, metrics, commit."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+
+from agentflow_jax import records
+from agentflow_jax.assembly import system as system_lib
+from agentflow_jax.inference import api
+from agentflow_jax.rollouts import journal as journal_lib, rollout_files
+from agentflow_jax.runtime import clocks, exits, profiling, progress
+from agentflow_jax.training import engine_rates, evaluations as evaluations_lib
+from agentflow_jax.training import metrics_log, step_data
+from agentflow_jax.training import trainer as trainer_lib
+from agentflow_jax.weights import checkpoints
+
+
+@dataclasses.dataclass
+class Loop:
+  """The training steps that are left."""
+
+  system: system_lib.System
+  trainer: trainer_lib.Trainer
+  saved: checkpoints.Checkpoints
+  log: metrics_log.MetricsLog
+  bar: progress.Progress
+  clock: clocks.Clock
+  compilations: clocks.Compilations
+  evaluations: evaluations_lib.Evaluations
+  inputs: dict[str, str]
+  elapsed: Callable[[], float]
+  watchdog: exits.Watchdog
+  profiler: profiling.Profiler
+  pending: dict[str, float] | None = None
+
+  async def run(self) -> None:
+    """Data, update, evaluation, records, metrics, commit: step by step."""
+    config, workdir = self.system.config, self.evaluations.workdir
+    journal = journal_lib.Journal(workdir / 'journal')
+    if config.algorithm == 'flow_grpo':
+      source = step_data.RolloutSource(self.system, journal)
+    else:
+      source = step_data.TraceSource(self.system, workdir)
+    counter = _Counter(self.bar)
+    before = dict(self.clock.seconds)
+    processes = self.system.processes
+    for step in range(len(self.log.lines), config.train.steps):
+      self.watchdog.begin(f'step {step + 1}')
+      self.profiler.begin(step + 1)
+      metrics, self.pending = self.pending, None
+      if metrics is None:
+        sampled = self._sampled()
+        with self.clock('rollout'):
+          try:
+            data = await source.step(step, counter)
+          except exits.Preempted:
+            await self._commit(step, journal, stops=True)
+            raise
+        rates = {}
+        for name, now in self._sampled().items():
+          rates |= engine_rates.rates(sampled[name], now, name)
+        metrics = rates | await self._update(step, data)
+        if (
+            processes.is_primary and data.groups
+            and config.train.rollout_records == 'all'
+        ):
+          with self.clock('records'):
+            path = workdir / 'rollouts' / f'step_{step + 1:06d}.p0.jsonl.zst'
+            await asyncio.to_thread(
+                rollout_files.write, path, data.groups, data.extras
+            )
+      if is_due(config, step + 1):
+        try:
+          metrics |= await self.evaluations.during()
+        except exits.Preempted:
+          await self._commit(step + 1, journal, stops=True, pending=metrics)
+          raise
+      now = dict(self.clock.seconds)
+      self._log(step + 1, metrics, before, now)
+      before = now  # So a commit's seconds are in the next step's line.
+      await self._commit(step + 1, journal)
+      self.profiler.end(step + 1)
+      self.bar.update(step + 1, metrics)
+
+  def _sampled(self) -> dict[str, api.EngineStats]:
+    """What the engines have done so far, see engine_rates."""
+    engines = {'': self.system.engine, 'frozen': self.system.frozen_engine}
+    return {k: engine.stats() for k, engine in engines.items() if engine}
+
+  async def _update(self, step, data) -> dict[str, float]:
+    """The optimizer updates of a step; the engine then samples from them."""
+    if data.groups and not data.metrics['rollouts/scored']:
+      raise exits.RunStopped(
+          f'none of the {data.metrics["rollouts/requested"]} rollouts of step'
+          f' {step + 1} could be scored; the first says:'
+          f' {data.groups[0].trajectories[0].detail}'
+      )
+    with self.clock('update'):
+      metrics = await asyncio.to_thread(self._traced_update, step + 1, data)
+      config = self.system.config
+      if config.algorithm == 'flow_grpo' or is_due(config, step + 1):
+        await asyncio.to_thread(
+            self.system.sample_from, self.trainer.params, step + 1
+        )
+    return metrics | data.metrics
+
+  def _traced_update(self, number, data) -> dict[str, float]:
+    with jax.profiler.StepTraceAnnotation('update', step_num=number):
+      return self.trainer.step(data.mini_batches)
+
+  def _log(self, done, metrics, before, now) -> None:
+    spent = {k: v - before.get(k, 0.0) for k, v in now.items()}
+    metrics |= {f'seconds/{k}': v for k, v in spent.items() if v > 0}
+    # A step that was done before this process has its rates already.
+    if 'rollouts/requested' in metrics and spent.get('rollout'):
+      metrics['rate/rollouts_per_second'] = (
+          metrics['rollouts/requested'] / spent['rollout']
+      )
+    self.log.add(done, metrics)
+
+  async def _commit(self, done, journal, stops=False, pending=None) -> None:
+    """Commits if it is time to, or the run stops here.
+
+    Args:
+      done: updates made.
+      journal: of finished rollouts.
+      stops: whether the run does.
+      pending: metrics of the last step, if its evaluation is still to come.
+    """
+    train = self.system.config.train
+    if done == (self.saved.latest or 0):
+      return
+    if not stops and done % train.checkpoint_every and done != train.steps:
+      return
+    # Orbax cuts what is replicated over devices up by small programs.
+    with self.clock('checkpoint'), self.compilations.paused():
+      await asyncio.to_thread(
+          self.saved.save, done, self.trainer.state,
+          {
+              'steps': done,
+              'pending': pending,
+              'inputs': self.inputs,
+              'metrics': self.log.lines,
+              'seconds': {**self.clock.seconds, 'total': self.elapsed()},
+          },
+      )
+      if self.system.processes.is_primary:
+        journal.forget_before(done)
+
+
+class _Counter:
+  """Says now and then how many rollouts of a long collection are done."""
+
+  def __init__(self, bar: progress.Progress):
+    self._bar = bar
+    self._done = 0
+    self._said = time.monotonic()
+
+  def __call__(self, trajectory: records.Trajectory) -> None:
+    del trajectory
+    self._done += 1
+    if time.monotonic() - self._said > 30:
+      self._said = time.monotonic()
+      self._bar.note(f'{self._done} rollouts done in all')
+
+
+def is_due(config, done: int) -> bool:
+  """Whether the validation tasks are evaluated after `done` steps."""
+  every = config.evaluation.every
+  return bool(every) and (done % every == 0 or done == config.train.steps)

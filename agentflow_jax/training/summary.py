@@ -1,0 +1,90 @@
+"""What a run came to: summary.json, and accuracy.json beside its planner."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.config import overrides, schema
+from agentflow_jax.evaluation import evaluate
+from agentflow_jax.files import reading, writing
+
+_FILE = 'summary.json'
+
+
+def write(
+    config: schema.Config,
+    workdir: epath.Path,
+    lines: Sequence[Mapping[str, Any]],
+    seconds: Mapping[str, float],
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Writes summary.json: the run in one flat object.
+
+  Args:
+    config: the run's.
+    workdir: where its evaluations are.
+    lines: its metrics, one a step.
+    seconds: wall time by name.
+    more: further entries.
+
+  Returns:
+    What was written.
+  """
+  summary: dict[str, Any] = {
+      'config/name': config.name,
+      'config/seed': config.seed,
+      'config/algorithm': config.algorithm,
+      'steps': len(lines),
+  }
+  for name, path in _evaluation_files(workdir):
+    value = reading.read_json(path, allows_nan=True)
+    key = (
+        f'control/{name.removeprefix("control_")}'
+        if name.startswith('control_')
+        else f'eval/accuracy_{name}'
+    )
+    summary[key] = value['accuracy']
+    summary[f'{key}/ci_low'] = value['ci_low']
+    summary[f'{key}/ci_high'] = value['ci_high']
+    if 'accuracy_over_requested' in value:  # Older files lack it.
+      summary[f'{key}/over_requested'] = value['accuracy_over_requested']
+    summary[f'{key}/items_requested'] = value['items_requested']
+    summary[f'{key}/items_scored'] = value['items_scored']
+  names = ['rollouts/requested', 'rollouts/scored', 'rollouts/turns']
+  names += [f'rollouts/status/{s.value}' for s in records.Status]
+  for name in names:
+    summary[name] = sum(line.get(name, 0) for line in lines)
+  stepwise = {k for line in lines for k in line if k.startswith('seconds/')}
+  for name in sorted(stepwise):
+    summary[name] = sum(line.get(name, 0.0) for line in lines)
+  for name, value in seconds.items():
+    summary.setdefault(f'seconds/{name}', value)
+  if config.task_set.kind == 'geohop':
+    for field, value in overrides.flatten(config.teacher).items():
+      summary[f'teacher/{field}'] = value
+  allowed = config.agent.tools.web.allow
+  if allowed:  # What its tools could reach that is not public.
+    summary['config/agent.tools.web.allow'] = ', '.join(allowed)
+  summary |= more
+  text = json.dumps(summary, indent=1, sort_keys=True)
+  writing.write_whole(workdir / _FILE, text + '\n')
+  return summary
+
+
+def write_card(directory: epath.Path, summary: Mapping[str, Any]) -> None:
+  """Writes accuracy.json beside a planner: what it scored, and its digest."""
+  shown = ('config/', 'control/', 'eval/', 'teacher/', 'params_digest', 'steps')
+  card = {k: v for k, v in summary.items() if k.startswith(shown)}
+  text = json.dumps(card, indent=1, sort_keys=True)
+  writing.write_whole(directory / 'accuracy.json', text + '\n')
+
+
+def _evaluation_files(workdir: epath.Path):
+  directory = workdir / evaluate.DIRECTORY
+  if not directory.exists():
+    return []
+  paths = sorted(directory.glob('*.json'), key=lambda p: p.name)
+  return [(p.name.removesuffix('.json'), p) for p in paths]
