@@ -9,9 +9,8 @@ import dataclasses
 import json
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint
-from agentflow_jax.agents import language_model
-from agentflow_jax.agents import thoughts
+from agentflow_jax.agents import language_model, thoughts
+from agentflow_jax.agents.endpoints import client
 
 # A change of it changes every request, so that no cached verdict outlives it.
 _INSTRUCTION = """\
@@ -86,7 +85,7 @@ class Judge:
     try:
       completion = await self.model.generate(prompt, sampling, key)
     except (
-        endpoint.Refused,  # Such as by a filter of contents.
+        client.Refused,  # Such as by a filter of contents.
         language_model.PromptTooLong,
         language_model.Unreachable,
     ) as e:

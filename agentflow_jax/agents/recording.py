@@ -22,14 +22,15 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint, language_model
+from agentflow_jax.agents import language_model
+from agentflow_jax.agents.endpoints import client
 from agentflow_jax.files import reading
 
 # Part of every name: raise it when the meaning of a request or answer changes.
 _SCHEMA = 1
 _ERRORS: Mapping[str, type[Exception]] = {
     'PromptTooLong': language_model.PromptTooLong,
-    'Refused': endpoint.Refused,
+    'Refused': client.Refused,
     'Unreachable': language_model.Unreachable,
 }
 _SHOWN = 300

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from agentflow_jax.agents import endpoint, providers, recording as recording_lib
+from agentflow_jax.agents import recording as recording_lib
+from agentflow_jax.agents.endpoints import client as client_lib, presets
 from agentflow_jax.config import schema
 
 
@@ -11,7 +12,7 @@ def connect(
     name: str,
     recording: recording_lib.Recording | None,
     processes: int = 1,
-) -> endpoint.EndpointClient | recording_lib.RecordedModel:
+) -> client_lib.EndpointClient | recording_lib.RecordedModel:
   """Connects to a language model, recorded where there is a recording.
 
   Args:
@@ -33,7 +34,7 @@ def connect_unrecorded(
     name: str,
     replays: bool,
     processes: int = 1,
-) -> endpoint.EndpointClient:
+) -> client_lib.EndpointClient:
   """Connects to an endpoint; as `connect`, but whoever asks records, if at all.
 
   Args:
@@ -44,10 +45,10 @@ def connect_unrecorded(
     ConfigError: it cannot be asked.
   """
   try:
-    found = providers.config(**dataclasses.asdict(config))
+    found = presets.config(**dataclasses.asdict(config))
     if replays:
       found = dataclasses.replace(found, api_key_variable='', cache='')
-    return endpoint.EndpointClient(
+    return client_lib.EndpointClient(
         dataclasses.replace(
             found,
             concurrency=max(1, found.concurrency // processes),
@@ -59,7 +60,7 @@ def connect_unrecorded(
     raise schema.ConfigError(f'{name}: {e}') from e
 
 
-def usage(client: endpoint.EndpointClient) -> dict[str, float]:
+def usage(client: client_lib.EndpointClient) -> dict[str, float]:
   """Returns what an endpoint's requests came to, by module, flat."""
   return {
       f'endpoint/{module}/{name}': value

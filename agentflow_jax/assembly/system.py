@@ -9,8 +9,9 @@ import jax
 from absl import logging
 from etils import epath
 
-from agentflow_jax.agents import endpoint, language_model, modules
+from agentflow_jax.agents import language_model, modules
 from agentflow_jax.agents import recording as recording_lib, references, rollout
+from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools import passages
 from agentflow_jax.assembly import endpoints, engine_model, model_files
@@ -84,7 +85,7 @@ class System:
   planner: modules.ModelPlanner
   agent: rollout.Agent
   rewards: registry.Rewards
-  clients: tuple[endpoint.EndpointClient, ...] = ()
+  clients: tuple[client_lib.EndpointClient, ...] = ()
   processes: processes_lib.Processes = dataclasses.field(
       default_factory=processes_lib.Processes
   )

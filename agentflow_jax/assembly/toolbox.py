@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from agentflow_jax.agents import endpoint, language_model
-from agentflow_jax.agents import recording as recording_lib
+from agentflow_jax.agents import language_model, recording as recording_lib
+from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.tools import base, dense, generalist, mcp_servers
 from agentflow_jax.agents.tools import passages, python_tool, sandbox, search
 from agentflow_jax.agents.tools import web_client, web_page, web_providers
@@ -34,7 +34,7 @@ class Toolbox:
   processes: int = 1
   recording: recording_lib.Recording | None = None
   corpus: passages.Corpus | None = None
-  clients: list[endpoint.EndpointClient] = dataclasses.field(
+  clients: list[client_lib.EndpointClient] = dataclasses.field(
       default_factory=list
   )
   _client: web_client.WebClient | None = None

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from agentflow_jax.agents import providers
+from agentflow_jax.agents.endpoints import presets
 from agentflow_jax.config import roles as roles_lib, schema, unread
 
 
@@ -80,7 +80,7 @@ def _check_lengths(config: schema.Config) -> None:
 def _check_endpoint(config: schema.Config) -> None:
   """Refuses an endpoint that could not be asked what it would be asked."""
   try:
-    found = providers.config(**dataclasses.asdict(config.agent.endpoint))
+    found = presets.config(**dataclasses.asdict(config.agent.endpoint))
   except ValueError as e:
     raise schema.ConfigError(f'agent.endpoint: {e}') from e
   asked = {

@@ -171,7 +171,7 @@ class EndpointConfig:
   """An OpenAI-compatible server for modules with backend 'endpoint'.
 
   Attributes:
-    preset: a name of agents.providers (openai, azure, together, vllm, ollama,
+    preset: a name of agents.endpoints.presets (openai, azure, together, vllm, ollama,
       ...), which fills in what is left empty below; '' for none.
     base_url: up to and including '/v1'.
     model: the model's name there.

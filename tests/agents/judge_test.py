@@ -6,10 +6,8 @@ import json
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint
-from agentflow_jax.agents import fakes
-from agentflow_jax.agents import judge
-from agentflow_jax.agents import language_model
+from agentflow_jax.agents import fakes, judge, language_model
+from agentflow_jax.agents.endpoints import client
 
 _TASK = records.Task('t', 'How far?', ('2 km', '2000 m'), 'exact_match')
 _KEY = records.RequestKey(1, records.Purpose.EVALUATE, 0, 't', 2)
@@ -79,7 +77,7 @@ def test_a_blank_answer_is_wrong_and_nobody_is_asked():
     'error',
     [
         language_model.Unreachable('gone'), language_model.PromptTooLong(),
-        endpoint.Refused('filtered'),
+        client.Refused('filtered'),
     ],
 )
 def test_a_judge_that_cannot_be_asked_says_nothing(error):

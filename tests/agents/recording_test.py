@@ -4,10 +4,8 @@ import dataclasses
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint
-from agentflow_jax.agents import fakes
-from agentflow_jax.agents import language_model
-from agentflow_jax.agents import recording
+from agentflow_jax.agents import fakes, language_model, recording
+from agentflow_jax.agents.endpoints import client
 
 _KEY = records.RequestKey(
     0, records.Purpose.EVALUATE, 0, 'q', 0, module='tool/search'
@@ -163,7 +161,7 @@ class _Failing:
 
 @pytest.mark.parametrize(
     'error',
-    [language_model.PromptTooLong, language_model.Unreachable, endpoint.Refused],
+    [language_model.PromptTooLong, language_model.Unreachable, client.Refused],
 )
 def test_a_model_s_errors_are_replayed(tmp_path, error):
   prompt = (records.Segment('user', 'hello', trusted=False),)
@@ -181,7 +179,7 @@ def test_a_model_s_errors_are_replayed(tmp_path, error):
       ask(_Failing(error('because')), replays)
 
 
-@pytest.mark.parametrize('error', [language_model.Unreachable, endpoint.Refused])
+@pytest.mark.parametrize('error', [language_model.Unreachable, client.Refused])
 def test_who_goes_on_recording_asks_again_what_was_refused(tmp_path, error):
   def ask(model, replays=False):
     kept = recording.Recording(str(tmp_path), replays=replays)

@@ -12,9 +12,10 @@ import types
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint, endpoint_config, fakes, fitting
-from agentflow_jax.agents import language_model, memory as memory_lib, modules
-from agentflow_jax.agents import references, rollout
+from agentflow_jax.agents import fakes, fitting, language_model
+from agentflow_jax.agents import memory as memory_lib, modules, references
+from agentflow_jax.agents import rollout
+from agentflow_jax.agents.endpoints import client as client_lib, settings
 from agentflow_jax.agents.tools import base
 
 Status = records.Status
@@ -507,8 +508,8 @@ def test_an_endpoint_of_the_planner_that_hangs_is_the_hosts_fault():
 
     server = await asyncio.start_server(hang, '127.0.0.1', 0)
     port = server.sockets[0].getsockname()[1]
-    client = endpoint.EndpointClient(
-        endpoint_config.EndpointConfig(f'http://127.0.0.1:{port}/v1', 'm')
+    client = client_lib.EndpointClient(
+        settings.EndpointConfig(f'http://127.0.0.1:{port}/v1', 'm')
     )
     try:
       agent = _agent(model=client, config=_LATE)

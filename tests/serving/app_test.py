@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint, endpoint_config
+from agentflow_jax.agents.endpoints import client as client_lib
+from agentflow_jax.agents.endpoints import settings as settings_lib
 from agentflow_jax.assembly import standalone_model
 from agentflow_jax.config import overrides
 from agentflow_jax.serving import app, requests, writing
@@ -476,8 +477,8 @@ def test_the_endpoint_client_of_the_agents_works(url, model, monkeypatch):
         base_url=url, model='geo', api_key_variable='GEO_KEY',
         extended_sampling=True,
     )
-    client = endpoint.EndpointClient(
-        endpoint_config.EndpointConfig(**settings | changes)
+    client = client_lib.EndpointClient(
+        settings_lib.EndpointConfig(**settings | changes)
     )
     try:
       return await client.generate(segments, spec, key)
@@ -488,7 +489,7 @@ def test_the_endpoint_client_of_the_agents_works(url, model, monkeypatch):
   _, direct = _expected(model, top_k=5, max_new_tokens=32, stop=('Tool',))
   assert done.text == direct.text.partition('Tool')[0]
   assert done.finish_reason == 'stop' and not done.response_ids
-  with pytest.raises(endpoint.Refused, match='does not exist'):
+  with pytest.raises(client_lib.Refused, match='does not exist'):
     asyncio.run(ask(model='other'))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint
+from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.tools import base
 
 # Embedding models read some thousand tokens, and refuse what is longer.
@@ -26,7 +26,7 @@ class Ranker:
 
   def __init__(
       self,
-      client: endpoint.EndpointClient,
+      client: client_lib.EndpointClient,
       *,
       query_prefix: str = '',
       passage_prefix: str = '',

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from agentflow_jax.agents import openai_protocol, pacing
+from agentflow_jax.agents.endpoints import openai_protocol, pacing
 from agentflow_jax.agents.tools import base, web_addresses, web_codings
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

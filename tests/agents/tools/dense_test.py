@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint, endpoint_config, language_model
+from agentflow_jax.agents import language_model
+from agentflow_jax.agents.endpoints import client as client_lib
+from agentflow_jax.agents.endpoints import settings as settings_lib
 from agentflow_jax.agents.tools import base, dense, passages, search
 
 _KEY = records.RequestKey(
@@ -75,8 +77,8 @@ def _with_client(url, use, **changes):
 
   async def run():
     async with contextlib.AsyncExitStack() as stack:
-      client = endpoint.EndpointClient(
-          endpoint_config.EndpointConfig(base_url=url, model='m', **settings)
+      client = client_lib.EndpointClient(
+          settings_lib.EndpointConfig(base_url=url, model='m', **settings)
       )
       stack.push_async_callback(client.aclose)
       token = base.request_key.set(_KEY)
@@ -193,7 +195,7 @@ def test_what_is_no_embedding_is_asked_for_again_and_then_an_error(data):
 
 def test_a_refusal_names_the_interface():
   with _Server(body=b'no such model', status=404) as server:
-    with pytest.raises(endpoint.Refused, match='/embeddings gave status 404'):
+    with pytest.raises(client_lib.Refused, match='/embeddings gave status 404'):
       _with_client(
           server.url, lambda client: dense.Ranker(client).order('q', ['t'])
       )

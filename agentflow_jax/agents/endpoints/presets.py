@@ -1,13 +1,13 @@
 """Known endpoints by name: where they are, and how each differs from OpenAI's.
 
-A preset only fills in fields of an `endpoint_config.EndpointConfig`; every one
+A preset only fills in fields of an `settings.EndpointConfig`; every one
 of them can be set otherwise.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from agentflow_jax.agents import endpoint_config
+from agentflow_jax.agents.endpoints import settings
 
 _LOCAL = {'extended_sampling': True}
 # Requests have no field that switches a model's thinking.
@@ -70,7 +70,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def config(preset: str, **fields: Any) -> endpoint_config.EndpointConfig:
+def config(preset: str, **fields: Any) -> settings.EndpointConfig:
   """Returns the config of a preset with further fields.
 
   Args:
@@ -84,4 +84,4 @@ def config(preset: str, **fields: Any) -> endpoint_config.EndpointConfig:
     raise ValueError(f'preset must be one of {sorted(PRESETS)}: {preset!r}')
   chosen = {k: v for k, v in fields.items() if v not in ('', None)}
   merged = {'base_url': '', 'model': ''} | dict(PRESETS.get(preset, {})) | chosen
-  return endpoint_config.EndpointConfig(**merged)
+  return settings.EndpointConfig(**merged)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint_config, openai_protocol
+from agentflow_jax.agents.endpoints import openai_protocol, settings
 
 _PROMPT = (records.Segment('user', 'q'),)
 _KEY = records.RequestKey(1, records.Purpose.SOLVE, 0, 'q', 0)
@@ -142,7 +142,7 @@ def test_an_error_in_a_success_is_raised_with_the_server_s_message():
 
 
 def _body(**fields):
-  config = endpoint_config.EndpointConfig('http://h/v1', 'm', **fields)
+  config = settings.EndpointConfig('http://h/v1', 'm', **fields)
   return openai_protocol.body(config, _PROMPT, records.SamplingSpec(), _KEY)
 
 

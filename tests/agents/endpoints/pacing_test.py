@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from agentflow_jax.agents import pacing
+from agentflow_jax.agents.endpoints import pacing
 
 
 class Clock:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint_config
+from agentflow_jax.agents.endpoints import settings
 
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
@@ -99,7 +99,7 @@ class Answer:
 
 
 def body(
-    config: endpoint_config.EndpointConfig,
+    config: settings.EndpointConfig,
     prompt: tuple[records.Segment, ...],
     sampling: records.SamplingSpec,
     request_key: records.RequestKey,
@@ -139,7 +139,7 @@ def body(
   return asked
 
 
-def _switch(config: endpoint_config.EndpointConfig) -> dict[str, Any]:
+def _switch(config: settings.EndpointConfig) -> dict[str, Any]:
   """Returns the field that switches thinking on or off; {} for 'auto'."""
   if config.thinking == 'auto':
     return {}
@@ -299,7 +299,7 @@ class Embeddings:
 
 
 def embedding_body(
-    config: endpoint_config.EndpointConfig, texts: Sequence[str]
+    config: settings.EndpointConfig, texts: Sequence[str]
 ) -> dict[str, Any]:
   """Returns the JSON of a request for embeddings."""
   return {

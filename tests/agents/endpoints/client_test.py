@@ -15,9 +15,10 @@ import types
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint, endpoint_config
-from agentflow_jax.agents import language_model, openai_protocol, response_cache
-from tests.agents import http_server
+from agentflow_jax.agents import language_model
+from agentflow_jax.agents.endpoints import cache, client as client_lib
+from agentflow_jax.agents.endpoints import openai_protocol, settings
+from tests.agents.endpoints import http_server
 
 Reply, Server = http_server.Reply, http_server.Server
 completion = http_server.completion
@@ -46,14 +47,14 @@ def config(url, **changes):
       base_url=url, model='m', api_key_variable=VARIABLE, max_attempts=3,
       backoff_seconds=0.01, max_backoff_seconds=0.1, timeout_seconds=60.0,
   )
-  return endpoint_config.EndpointConfig(**(defaults | changes))
+  return settings.EndpointConfig(**(defaults | changes))
 
 
 def generate(configuration, prompt=PROMPT, sampling=SAMPLING, times=1):
   """Completions of `times` concurrent requests; raises what one raises."""
 
   async def run():
-    client = endpoint.EndpointClient(configuration)
+    client = client_lib.EndpointClient(configuration)
     try:
       return await asyncio.gather(*(
           client.generate(prompt, sampling, request_key(i))
@@ -107,7 +108,7 @@ def test_tokens_are_counted_by_module_and_priced():
     replies.append(Reply(body=json.dumps(answer | {'usage': usage}).encode()))
 
   async def run(url):
-    client = endpoint.EndpointClient(
+    client = client_lib.EndpointClient(
         config(url, prompt_price=2.0, completion_price=10.0)
     )
     try:
@@ -122,8 +123,8 @@ def test_tokens_are_counted_by_module_and_priced():
     usage = asyncio.run(run(server.url))
   # (1000 x 2 + 20 x 10) / 10^6; what an endpoint does not say counts as 0.
   assert usage == {
-      'verifier': endpoint.Usage(3, 1000, 20, pytest.approx(0.0022)),
-      'generator': endpoint.Usage(1, 0, 0, 0.0),
+      'verifier': client_lib.Usage(3, 1000, 20, pytest.approx(0.0022)),
+      'generator': client_lib.Usage(1, 0, 0, 0.0),
   }
 
 
@@ -169,7 +170,7 @@ def _eight(url, **changes):
   """What eight requests at once come to, and how many were sent."""
 
   async def run():
-    client = endpoint.EndpointClient(config(
+    client = client_lib.EndpointClient(config(
         url, concurrency=1, breaker_failures=4, breaker_seconds=0.5,
         max_backoff_seconds=5.0, **changes,
     ))
@@ -210,7 +211,7 @@ def test_answers_are_kept_between_runs(tmp_path):
   greedy = records.SamplingSpec(temperature=0.0, max_new_tokens=7)
 
   async def ask(url, sampling, prompt=PROMPT, count=1, **changes):
-    client = endpoint.EndpointClient(config(url, cache=path, **changes))
+    client = client_lib.EndpointClient(config(url, cache=path, **changes))
     try:
       texts = [
           (await client.generate(prompt, sampling, request_key(i))).text
@@ -260,7 +261,7 @@ def test_who_asks_the_same_at_once_fails_with_it(tmp_path):
   greedy = records.SamplingSpec(temperature=0.0, max_new_tokens=7)
 
   async def ask(where, times):
-    client = endpoint.EndpointClient(where)
+    client = client_lib.EndpointClient(where)
     try:
       return await asyncio.gather(*(
           client.generate(PROMPT, greedy, request_key(i)) for i in range(times)
@@ -284,7 +285,7 @@ def test_who_waits_for_one_that_is_cancelled_asks_itself(tmp_path):
   greedy = records.SamplingSpec(temperature=0.0, max_new_tokens=7)
 
   async def ask(where):
-    client = endpoint.EndpointClient(where)
+    client = client_lib.EndpointClient(where)
     try:
       first, second = (
           asyncio.create_task(client.generate(PROMPT, greedy, request_key(i)))
@@ -316,7 +317,7 @@ def test_a_cache_that_cannot_be_one_is_an_error_at_start(tmp_path):
   path.write_text('no database, whatever it is called; ' * 40)
   for bad in (path, path / 'below', tmp_path):
     with pytest.raises(ValueError, match='cache: .* delete it, or name'):
-      endpoint.EndpointClient(config('http://127.0.0.1:1/v1', cache=str(bad)))
+      client_lib.EndpointClient(config('http://127.0.0.1:1/v1', cache=str(bad)))
   assert path.read_text().startswith('no database')
 
 
@@ -341,7 +342,7 @@ def test_several_may_make_a_cache_at_once(tmp_path, monkeypatch):
   monkeypatch.setattr(
       sqlite3, 'connect', lambda *args, **options: Busy(connect(*args, **options))
   )
-  kept = response_cache.ResponseCache(str(tmp_path / 'answers'))
+  kept = cache.ResponseCache(str(tmp_path / 'answers'))
   assert len(refused) == 2 and asyncio.run(kept.get('nothing')) is None
   kept.close()
 
@@ -350,7 +351,7 @@ def test_a_cache_that_breaks_later_ends_nothing(tmp_path, caplog):
   path = tmp_path / 'answers'
 
   async def run(url):
-    client = endpoint.EndpointClient(config(url, cache=str(path)))
+    client = client_lib.EndpointClient(config(url, cache=str(path)))
     try:
       await client.generate(PROMPT, SAMPLING, request_key())
       client._cache._db.execute("UPDATE answers SET answer = '[1]'")
@@ -476,7 +477,7 @@ def test_a_server_that_hangs_or_drips_is_given_up(reply):
 
 
 def test_too_large_a_body_is_not_held(monkeypatch):
-  monkeypatch.setattr(endpoint, '_MAX_RESPONSE_BYTES', 1000)
+  monkeypatch.setattr(client_lib, '_MAX_RESPONSE_BYTES', 1000)
   with Server(Reply(body=completion('x' * 2000)), Reply()) as server:
     (found,) = generate(config(server.url))
   assert found.text == 'Because.'
@@ -487,7 +488,7 @@ def test_a_final_status_is_refused_at_once(status):
   reply = Reply(status, b'{"error": "what went wrong"}',
                 {'Location': 'http://127.0.0.1:1/elsewhere'})
   with Server(reply) as server:
-    with pytest.raises(endpoint.Refused) as error:
+    with pytest.raises(client_lib.Refused) as error:
       generate(config(server.url))
   assert len(server.requests) == 1
   said = str(error.value)
@@ -565,7 +566,7 @@ def test_a_prompt_that_does_not_fit_is_named_so(reply):
     'total tokens exceed max message tokens', 'Prompt exceeds max length',
 ])
 def test_a_prompt_that_is_too_long_is_recognised_in_every_server_s_words(said):
-  assert endpoint._is_too_long(said)
+  assert client_lib._is_too_long(said)
 
 
 @pytest.mark.parametrize('said', [
@@ -582,7 +583,7 @@ def test_a_prompt_that_is_too_long_is_recognised_in_every_server_s_words(said):
     'messages must be a non-empty array', 'top_k is too large',
 ])
 def test_other_refusals_do_not_count_as_too_long(said):
-  assert not endpoint._is_too_long(said)
+  assert not client_lib._is_too_long(said)
 
 
 def test_thoughts_of_a_server_are_kept_apart():
@@ -649,7 +650,7 @@ def test_pauses_double_up_to_the_longest(monkeypatch):
     pauses.append(seconds)
     await sleep(0, *args)
 
-  monkeypatch.setattr(endpoint.asyncio, 'sleep', record)
+  monkeypatch.setattr(client_lib.asyncio, 'sleep', record)
   with Server(Reply(500, b'')) as server:
     with pytest.raises(language_model.Unreachable):
       generate(config(server.url, max_attempts=6, backoff_seconds=1.0,
@@ -677,9 +678,9 @@ def test_concurrency_is_bounded_and_waiting_for_a_slot_is_no_attempt(
     ended[0] += 1.0
     return openai_protocol.Answer('Because.', 'stop')
 
-  monkeypatch.setattr(endpoint.EndpointClient, '_post', attempt)
+  monkeypatch.setattr(client_lib.EndpointClient, '_post', attempt)
   monkeypatch.setattr(
-      endpoint, 'time', types.SimpleNamespace(monotonic=lambda: ended[0])
+      client_lib, 'time', types.SimpleNamespace(monotonic=lambda: ended[0])
   )
   found = generate(config('http://127.0.0.1:1/v1', concurrency=3), times=12)
   assert len(found) == 12 and max(most) == 3
@@ -706,12 +707,12 @@ def test_the_key_is_in_no_log_line_and_no_error(caplog):
     with Server(reply) as server:
       try:
         generate(config(server.url))
-      except (endpoint.Refused, language_model.Unreachable,
+      except (client_lib.Refused, language_model.Unreachable,
               language_model.PromptTooLong) as error:
         texts.append(''.join(traceback.format_exception(error)))
       assert server.requests[0][1]['Authorization'].endswith(KEY)
   assert len(texts) == 6
-  client = endpoint.EndpointClient(config('http://127.0.0.1:1/v1'))
+  client = client_lib.EndpointClient(config('http://127.0.0.1:1/v1'))
   texts += [repr(client), repr(client._client), repr(vars(client._client)),
             repr(client._config)]
   assert caplog.text
@@ -725,14 +726,14 @@ def test_the_key_is_in_no_log_line_and_no_error(caplog):
 def test_a_key_that_cannot_be_one_is_an_error_at_start(monkeypatch, value):
   monkeypatch.setenv(VARIABLE, value)
   with pytest.raises(ValueError, match=VARIABLE) as error:
-    endpoint.EndpointClient(config('http://127.0.0.1:1/v1'))
+    client_lib.EndpointClient(config('http://127.0.0.1:1/v1'))
   if value.strip():
     assert value not in str(error.value)
 
 
 def test_an_unset_variable_is_an_error_at_start():
   with pytest.raises(ValueError, match='NO_SUCH_VARIABLE holds no key'):
-    endpoint.EndpointClient(
+    client_lib.EndpointClient(
         config('http://h/v1', api_key_variable='NO_SUCH_VARIABLE'))
 
 
@@ -768,7 +769,7 @@ def test_a_config_that_cannot_work_is_an_error(change, match):
 
 
 def test_count_tokens_and_an_empty_prompt():
-  client = endpoint.EndpointClient(config('http://127.0.0.1:1/v1'))
+  client = client_lib.EndpointClient(config('http://127.0.0.1:1/v1'))
   # 9 and 11 characters: 20 / 4 tokens, and 4 for each of the two messages.
   assert client.count_tokens(PROMPT) == 13
   assert client.count_tokens(()) == 0

@@ -21,9 +21,9 @@ import httpx
 import numpy as np
 
 from agentflow_jax import records
-from agentflow_jax.agents import endpoint_config, language_model
-from agentflow_jax.agents import openai_protocol, pacing, response_cache
-from agentflow_jax.agents import thoughts
+from agentflow_jax.agents import language_model, thoughts
+from agentflow_jax.agents.endpoints import cache, openai_protocol, pacing
+from agentflow_jax.agents.endpoints import settings
 
 # Statuses worth another try besides 5xx: timeout, conflict, too early, busy.
 _RETRIED = frozenset({408, 409, 425, 429})
@@ -165,7 +165,7 @@ class EndpointClient:
       cannot be used.
   """
 
-  def __init__(self, config: endpoint_config.EndpointConfig):
+  def __init__(self, config: settings.EndpointConfig):
     self._config = config
     url = httpx.URL(config.base_url)
     self._url = _url_of(config, _PATHS[config.api])
@@ -187,7 +187,7 @@ class EndpointClient:
         weakref.WeakValueDictionary()
     )
     self._cache = (
-        response_cache.ResponseCache(config.cache) if config.cache else None
+        cache.ResponseCache(config.cache) if config.cache else None
     )
     self._client = httpx.AsyncClient(
         headers=headers,
@@ -245,7 +245,7 @@ class EndpointClient:
     if self._cache is None:
       answer, sent = await self._ask(request, request_key)
     else:
-      name = response_cache.key(self._url, body, request_key)
+      name = cache.key(self._url, body, request_key)
       answer, sent = await self._asked_once(name, request, request_key)
     return records.Completion(
         text=answer.text,
@@ -487,7 +487,7 @@ class EndpointClient:
     return min(pause, self._config.max_backoff_seconds)
 
 
-def _url_of(config: endpoint_config.EndpointConfig, path: str) -> str:
+def _url_of(config: settings.EndpointConfig, path: str) -> str:
   """Returns where an interface of the endpoint is."""
   url = str(httpx.URL(config.base_url)).rstrip('/')
   if not config.azure_api_version:

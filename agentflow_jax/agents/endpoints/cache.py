@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 
 from agentflow_jax import records
-from agentflow_jax.agents import openai_protocol
+from agentflow_jax.agents.endpoints import openai_protocol
 
 # Part of every key: raise it when the meaning of a request or answer changes.
 _SCHEMA = 1

@@ -1,0 +1,1 @@
+"""OpenAI-compatible servers as language models: the client and its limits."""
