@@ -13,7 +13,7 @@ from agentflow_jax.agents import language_model, modules
 from agentflow_jax.agents import recording as recording_lib, references, rollout
 from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.rewards import registry
-from agentflow_jax.agents.tools import passages
+from agentflow_jax.agents.tools.search import passages
 from agentflow_jax.assembly import endpoints, engine_model, model_files
 from agentflow_jax.assembly import scripted_planners, task_sets, toolbox
 from agentflow_jax.config import consistency, roles as roles_lib, schema

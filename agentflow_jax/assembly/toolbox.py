@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 
 from agentflow_jax.agents import language_model, recording as recording_lib
 from agentflow_jax.agents.endpoints import client as client_lib
-from agentflow_jax.agents.tools import base, dense, generalist, mcp_servers
-from agentflow_jax.agents.tools import passages, python_tool, sandbox, search
-from agentflow_jax.agents.tools import web_client, web_page, web_providers
-from agentflow_jax.agents.tools import web_search, web_text, wikipedia
+from agentflow_jax.agents.tools import base, generalist
+from agentflow_jax.agents.tools.mcp import servers
+from agentflow_jax.agents.tools.python import python_tool, sandbox
+from agentflow_jax.agents.tools.search import passages, reranker, search_tool
+from agentflow_jax.agents.tools.web import engines, web_client, web_page
+from agentflow_jax.agents.tools.web import web_search, web_text, wikipedia
 from agentflow_jax.assembly import endpoints, task_sets
 from agentflow_jax.config import schema
 
@@ -78,7 +80,7 @@ class Toolbox:
     if not kept:
       self.corpus = passages.load_corpus(path)
     try:
-      return search.make(
+      return search_tool.make(
           self.corpus or path, top_k=self.settings.search_results,
           index_directory=kept, ranker=self._ranker(),
           candidates=self.settings.search_candidates,
@@ -88,7 +90,7 @@ class Toolbox:
     except ValueError as e:
       raise schema.ConfigError(f'agent.tools.search: {e}') from e
 
-  def _ranker(self) -> dense.Ranker | None:
+  def _ranker(self) -> reranker.Ranker | None:
     settings = self.settings
     where = settings.search_embeddings
     if not (where.base_url or where.preset):
@@ -98,7 +100,7 @@ class Toolbox:
         self.recording is not None and self.recording.replays, self.processes,
     )
     self.clients.append(client)
-    return dense.Ranker(
+    return reranker.Ranker(
         client, query_prefix=settings.search_query_prefix,
         passage_prefix=settings.search_passage_prefix,
     )
@@ -132,7 +134,7 @@ class Toolbox:
 
   def _web_search(self) -> base.Tool:
     settings = self.settings
-    provider = web_providers.make(
+    provider = engines.make(
         settings.web_search_engine,
         key_variable=settings.web_search_key_variable,
         base_url=settings.web_search_url,
@@ -148,18 +150,18 @@ class Toolbox:
   ) -> Mapping[str, base.Tool]:
     """Returns the tools of an MCP server that are asked for."""
     settings = self.settings
-    server = mcp_servers.parse(
+    server = servers.parse(
         said, settings.mcp_environment, settings.mcp_token_variable
     )
     if self.recording is None:
-      described = mcp_servers.describe(server)
+      described = servers.describe(server)
     else:
       described = self.recording.fact(
-          f'tools of {said}', lambda: mcp_servers.describe(server)
+          f'tools of {said}', lambda: servers.describe(server)
       )
     tools = {
         tool.card.name: tool
-        for tool in mcp_servers.make(
+        for tool in servers.make(
             server, described, timeout=settings.mcp_seconds
         )
     }

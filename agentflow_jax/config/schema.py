@@ -18,7 +18,7 @@ from typing import Literal
 
 from agentflow_jax import records
 from agentflow_jax.agents import prompts, rollout
-from agentflow_jax.agents.tools import web_client
+from agentflow_jax.agents.tools.web import web_client
 from agentflow_jax.config import sweep as sweep_lib
 from agentflow_jax.core import flow_grpo, losses, model, optimizer
 from agentflow_jax.inference import api
@@ -229,7 +229,7 @@ class ToolsConfig:
     web: what the web's tools may reach, and how politely.
     web_results: passages or sources that a call of theirs returns.
     wikipedia_url: of a MediaWiki.
-    web_search_engine: see agents.tools.web_providers.
+    web_search_engine: see agents.tools.web.engines.
     web_search_key_variable, web_search_url, web_search_model: '' for the
       engine's usual ones.
     mcp: MCP servers whose tools are added: 'NAME=URL' or 'NAME=COMMAND LINE'.

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import jax
 
 from agentflow_jax.agents import recording
-from agentflow_jax.agents.tools import base, passages
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.search import passages
 from agentflow_jax.config import schema
 from agentflow_jax.weights import model_directory
 

@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-from agentflow_jax.agents.tools import bm25_index
+from agentflow_jax.agents.tools.search import bm25_index
 from agentflow_jax.files import writing
 
 _VOCABULARY = 500_000

@@ -9,7 +9,7 @@ from agentflow_jax.agents import recording
 from agentflow_jax.agents.tools import base
 from agentflow_jax.assembly import task_sets, toolbox
 from agentflow_jax.config import schema
-from tests.agents.tools import mcp_demo
+from tests.agents.tools.mcp import mcp_demo
 
 _DEMO = f'demo={shlex.join([sys.executable, mcp_demo.__file__])}'
 
@@ -117,7 +117,7 @@ def test_a_replay_knows_the_tools_of_servers_that_are_gone(
   def gone(server):
     raise AssertionError(server)
 
-  monkeypatch.setattr(toolbox.mcp_servers, 'describe', gone)
+  monkeypatch.setattr(toolbox.servers, 'describe', gone)
   replayed = recording.Recording(str(tmp_path), replays=True)
   again = _make(replayed, **settings)
   assert [t.card for t in again.values()] == [t.card for t in made.values()]

@@ -17,7 +17,7 @@ from agentflow_jax.report import benchmarks as benchmark_table
 from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import exits
 from tests.agents.endpoints import http_server
-from tests.agents.tools import web_server
+from tests.agents.tools.web import web_server
 from tests.config import mini
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 
 from agentflow_jax.agents.endpoints import openai_protocol, pacing
-from agentflow_jax.agents.tools import base, web_addresses, web_codings
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.web import addresses, codings
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -50,7 +51,7 @@ class WebConfig:
   """
 
   allow: tuple[str, ...] = ()
-  blocked: tuple[str, ...] = web_addresses.BENCHMARK_HOSTS
+  blocked: tuple[str, ...] = addresses.BENCHMARK_HOSTS
   also_blocked: tuple[str, ...] = ()
   timeout_seconds: float = 15.0
   max_attempts: int = 3
@@ -243,7 +244,7 @@ class WebClient:
 
   def is_blocked(self, host: str) -> bool:
     """Says whether a host is on the list of those that are not asked."""
-    return web_addresses.is_blocked(host, self._blocked)
+    return addresses.is_blocked(host, self._blocked)
 
   async def get(
       self,
@@ -374,13 +375,13 @@ class WebClient:
     """Reads and unpacks a body."""
     coding = response.headers.get('Content-Encoding', '')
     try:
-      body = web_codings.Unpacker(coding, self._config.max_bytes)
+      body = codings.Unpacker(coding, self._config.max_bytes)
       async for chunk in response.aiter_raw():
         body.feed(chunk)
         if body.is_over:
           break  # Bytes behind the end are no part of the body.
       return body.finish()
-    except web_codings.Unreadable as error:
+    except codings.Unreadable as error:
       raise FetchFailed(f'{response.url.host}: {error}') from None
 
   async def _addresses(self, url: httpx.URL) -> Sequence[str]:
@@ -398,7 +399,7 @@ class WebClient:
     if not found:
       raise FetchFailed(f'{host} has no address')
     if not self._is_allowed(host, port) and not all(
-        map(web_addresses.is_public, found)
+        map(addresses.is_public, found)
     ):
       base.count('web_blocked_address')
       raise Blocked(f'blocked: {host} is not on the public internet')

@@ -19,7 +19,7 @@ import sys
 import sysconfig
 
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import sandbox
+from agentflow_jax.agents.tools.python import sandbox
 
 REMEDY = 'install it with: pip install pydantic-monty'
 

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator
 from absl import logging
 import numpy as np
 
-from agentflow_jax.agents.tools import base, passages
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.search import passages
 from agentflow_jax.files import reading
 
 _WORD = re.compile(r'\w+')

@@ -11,7 +11,9 @@ import os
 from collections.abc import Sequence
 
 from agentflow_jax.agents import child
-from agentflow_jax.agents.tools import base, bm25_index, passages, web_charsets
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.search import bm25_index, passages
+from agentflow_jax.agents.tools.web import charsets
 
 _WORKER = os.path.join(
     os.path.dirname(os.path.abspath(__file__)), 'web_text_worker.py'
@@ -80,7 +82,7 @@ class Reader:
     reader = await self._idle.get()
     try:
       reply = await reader.ask(
-          {'html': web_charsets.decode(content, charset, kind)}
+          {'html': charsets.decode(content, charset, kind)}
       )
     except child.Broken as error:
       raise Unreadable(f'the page cannot be read: {error}') from None

@@ -13,10 +13,8 @@ import time
 import pytest
 
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import bubblewrap
-from agentflow_jax.agents.tools import monty
-from agentflow_jax.agents.tools import python_tool
-from agentflow_jax.agents.tools import sandbox
+from agentflow_jax.agents.tools.python import bubblewrap, monty, python_tool
+from agentflow_jax.agents.tools.python import sandbox
 
 
 def _make(backend: str, *args, **kwargs) -> base.Tool:
@@ -242,7 +240,7 @@ def test_programs_die_with_this_process():
   _make('bubblewrap')
   program = textwrap.dedent("""
       import asyncio
-      from agentflow_jax.agents.tools import python_tool
+      from agentflow_jax.agents.tools.python import python_tool
       tool = python_tool.make('bubblewrap')
       async def main():
         task = asyncio.create_task(

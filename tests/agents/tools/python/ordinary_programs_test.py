@@ -8,7 +8,7 @@ import asyncio
 import pytest
 
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import python_tool
+from agentflow_jax.agents.tools.python import python_tool
 
 # (program, what it prints, whether monty's card covers it)
 _PROGRAMS = [

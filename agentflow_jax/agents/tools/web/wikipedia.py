@@ -9,7 +9,8 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from agentflow_jax.agents.tools import base, web_client, web_text
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.web import web_client, web_text
 
 BASE_URL = 'https://en.wikipedia.org'
 _MAX_QUERY_CHARS = 300  # What MediaWiki's search takes.

@@ -7,7 +7,8 @@ from typing import Any
 
 from absl import logging
 
-from agentflow_jax.agents.tools import base, bm25_index, dense, passages
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.search import bm25_index, passages, reranker
 
 # Above this many postings a query takes more than about 2 ms, which the event
 # loop should not wait for.
@@ -23,7 +24,7 @@ def make(
     k1: float = 1.5,
     b: float = 0.75,
     index_directory: str = '',
-    ranker: dense.Ranker | None = None,
+    ranker: reranker.Ranker | None = None,
     candidates: int = 32,
 ) -> base.Tool:
   """Makes the search tool.

@@ -26,8 +26,7 @@ from collections.abc import Iterator
 from absl import logging
 
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import sandbox
-from agentflow_jax.agents.tools import seccomp
+from agentflow_jax.agents.tools.python import sandbox, seccomp
 
 REMEDY = (
     'install bubblewrap (apt-get install bubblewrap) and allow user namespaces '

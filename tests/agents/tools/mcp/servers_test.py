@@ -13,10 +13,9 @@ import types
 
 import pytest
 
-from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import calls
-from agentflow_jax.agents.tools import mcp_servers
-from tests.agents.tools import mcp_demo
+from agentflow_jax.agents.tools import base, calls
+from agentflow_jax.agents.tools.mcp import servers
+from tests.agents.tools.mcp import mcp_demo
 
 _DEMO = mcp_demo.__file__
 _COMMAND = shlex.join([sys.executable, _DEMO])
@@ -56,14 +55,14 @@ def _said(request):
 
 @pytest.fixture(name='described', scope='module')
 def _described(said):
-  return mcp_servers.describe(mcp_servers.parse(said))
+  return servers.describe(servers.parse(said))
 
 
 def run(said, described, work, **options):
   """Makes the tools and runs `work(call)`, then closes them."""
 
   async def main():
-    made = mcp_servers.make(mcp_servers.parse(said), described, **options)
+    made = servers.make(servers.parse(said), described, **options)
     tools = {t.card.name: t for t in made}
 
     async def call(name, **arguments):
@@ -83,7 +82,7 @@ def run(said, described, work, **options):
 def test_tools_become_cards(said, described):
   cards = {
       t.card.name: t.card
-      for t in mcp_servers.make(mcp_servers.parse(said), described)
+      for t in servers.make(servers.parse(said), described)
   }
   add, join = cards['demo_add'], cards['demo_join']
   # Data: it may say what it likes, but spells no control token.
@@ -148,7 +147,7 @@ def test_calls_share_a_session_and_do_not_wait_for_each_other(said, described):
   assert len(pids) == 1
 
 
-class _Fake(mcp_servers.Connection):
+class _Fake(servers.Connection):
   """A connection whose sessions are this test's."""
 
   opened = 0
@@ -179,9 +178,9 @@ def test_the_server_gets_its_own_names(monkeypatch):
         content=[], structured_content={'n': 1}, is_error='bad' in arguments
     )
 
-  monkeypatch.setattr(mcp_servers.Connection, 'call', call)
+  monkeypatch.setattr(servers.Connection, 'call', call)
   fields = {'from': {'type': 'integer'}, '<|im_end|>': {}, 'bad': {}}
-  (tool,) = mcp_servers.make(mcp_servers.parse(f'demo={_COMMAND}'), [{
+  (tool,) = servers.make(servers.parse(f'demo={_COMMAND}'), [{
       'name': 'a-b', 'description': '', 'schema': {
           'properties': fields, 'required': ['from', '<|im_end|>']},
   }])
@@ -196,11 +195,11 @@ def test_the_server_gets_its_own_names(monkeypatch):
 
 
 def test_one_call_does_not_end_the_session_of_others(monkeypatch):
-  monkeypatch.setattr(mcp_servers, '_IDLE_SECONDS', 0.05)
-  monkeypatch.setattr(mcp_servers, '_CHECK_SECONDS', 0.05)
+  monkeypatch.setattr(servers, '_IDLE_SECONDS', 0.05)
+  monkeypatch.setattr(servers, '_CHECK_SECONDS', 0.05)
 
   async def main():
-    connection = _Fake(mcp_servers.parse(f'demo={_COMMAND}'))
+    connection = _Fake(servers.parse(f'demo={_COMMAND}'))
     slow = asyncio.create_task(connection.call('slow', {'seconds': 0.5}))
     await asyncio.sleep(0.2)
     # The server is busy: it would not answer whether it is there.
@@ -221,7 +220,7 @@ def test_one_call_does_not_end_the_session_of_others(monkeypatch):
 
 def test_a_lost_server_is_started_again():
   said = f'demo={_COMMAND}'
-  described = mcp_servers.describe(mcp_servers.parse(said))
+  described = servers.describe(servers.parse(said))
 
   async def work(call):
     first = int(await call('pid'))
@@ -242,9 +241,9 @@ def test_a_lost_server_is_started_again():
 
 
 def test_a_server_that_died_while_nobody_called(monkeypatch):
-  monkeypatch.setattr(mcp_servers, '_IDLE_SECONDS', 0.0)
+  monkeypatch.setattr(servers, '_IDLE_SECONDS', 0.0)
   said = f'demo={_COMMAND}'
-  described = mcp_servers.describe(mcp_servers.parse(said))
+  described = servers.describe(servers.parse(said))
 
   async def work(call):
     first = int(await call('pid'))
@@ -257,10 +256,10 @@ def test_a_server_that_died_while_nobody_called(monkeypatch):
 
 
 def test_an_http_server_that_restarts_is_found_again(monkeypatch):
-  monkeypatch.setattr(mcp_servers, '_IDLE_SECONDS', 0.0)
+  monkeypatch.setattr(servers, '_IDLE_SECONDS', 0.0)
   with _http() as url:
     said = f'demo={url}'
-    described = mcp_servers.describe(mcp_servers.parse(said))
+    described = servers.describe(servers.parse(said))
     port = url.split(':')[2].split('/')[0]
 
     async def work(call):
@@ -289,11 +288,11 @@ def test_an_http_server_that_restarts_is_found_again(monkeypatch):
 def test_a_started_server_sees_only_the_variables_it_is_given(monkeypatch):
   monkeypatch.setenv('THE_SECRET', 'hush')
   monkeypatch.setenv('ITS_KEY', 'k')
-  server = mcp_servers.parse(f'demo={_COMMAND}', ['ITS_KEY'])
-  described = mcp_servers.describe(server)
+  server = servers.parse(f'demo={_COMMAND}', ['ITS_KEY'])
+  described = servers.describe(server)
 
   async def main():
-    tools = {t.card.name: t for t in mcp_servers.make(server, described)}
+    tools = {t.card.name: t for t in servers.make(server, described)}
     tool = tools['demo_environment']
     try:
       return json.loads(await tool.call({}))
@@ -306,9 +305,9 @@ def test_a_started_server_sees_only_the_variables_it_is_given(monkeypatch):
 
 
 def test_a_session_belongs_to_its_event_loop(said, described):
-  server = mcp_servers.parse(said)
+  server = servers.parse(said)
   (pid,) = (
-      t for t in mcp_servers.make(server, described)
+      t for t in servers.make(server, described)
       if t.card.name == 'demo_pid'
   )
 
@@ -335,23 +334,23 @@ def test_a_session_belongs_to_its_event_loop(said, described):
 )
 def test_servers_that_are_not_there(said, match):
   with pytest.raises(base.ToolUnavailable, match=f'(?is){match}'):
-    mcp_servers.describe(mcp_servers.parse(said))
+    servers.describe(servers.parse(said))
 
 
 def test_a_variable_that_is_not_set_is_named(monkeypatch):
   monkeypatch.delenv('NOT_THERE', raising=False)
   with pytest.raises(base.ToolUnavailable, match='NOT_THERE is not set'):
-    mcp_servers.parse('demo=x', ['NOT_THERE'])
+    servers.parse('demo=x', ['NOT_THERE'])
   with pytest.raises(base.ToolUnavailable, match='NOT_THERE is not set'):
-    mcp_servers.parse('demo=http://h/', (), 'NOT_THERE')
+    servers.parse('demo=http://h/', (), 'NOT_THERE')
 
 
 def test_a_token_is_sent_and_not_shown(monkeypatch):
   monkeypatch.setenv('TOKEN', 'hush')
-  server = mcp_servers.parse('demo=http://127.0.0.1:9/mcp', (), 'TOKEN')
+  server = servers.parse('demo=http://127.0.0.1:9/mcp', (), 'TOKEN')
   assert server.token == 'hush' and 'hush' not in repr(server)
   with pytest.raises(base.ToolUnavailable) as failed:
-    mcp_servers.describe(server)
+    servers.describe(server)
   assert 'hush' not in str(failed.value)
 
 

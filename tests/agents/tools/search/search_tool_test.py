@@ -10,9 +10,7 @@ import sys
 import pytest
 
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import bm25_index
-from agentflow_jax.agents.tools import passages
-from agentflow_jax.agents.tools import search
+from agentflow_jax.agents.tools.search import bm25_index, passages, search_tool
 
 _TOWNS = passages.Corpus((
     passages.Passage('1', 'Lyon', 'Lyon is a city in France on the Rhone.'),
@@ -81,17 +79,17 @@ def test_ties_keep_the_order_of_the_corpus():
 
 
 def test_result_is_the_text_one_passage_a_line():
-  tool = search.make(_TOWNS, top_k=2)
+  tool = search_tool.make(_TOWNS, top_k=2)
   assert _ask(tool, 'rhone lyon') == (
       'Lyon is a city in France on the Rhone.\n'
       'The Rhone flows from Switzerland to France.'
   )
-  assert _ask(search.make(_TOWNS), 'norway') == 'Oslo lies in Norway.'
-  assert _ask(search.make(_TOWNS, top_k=9), 'norway') == 'Oslo lies in Norway.'
+  assert _ask(search_tool.make(_TOWNS), 'norway') == 'Oslo lies in Norway.'
+  assert _ask(search_tool.make(_TOWNS, top_k=9), 'norway') == 'Oslo lies in Norway.'
 
 
 def test_no_match_is_a_result_and_no_word_is_an_error():
-  tool = search.make(_TOWNS)
+  tool = search_tool.make(_TOWNS)
   assert _ask(tool, 'zanzibar') == 'No passage has any of these words.'
   with pytest.raises(base.BadArguments, match='no word'):
     _ask(tool, ' ?! ')
@@ -101,7 +99,7 @@ def test_no_match_is_a_result_and_no_word_is_an_error():
 
 def test_result_is_cut_and_kept_on_one_line():
   corpus = passages.Corpus((passages.Passage('1', 't', 'alpha\n' + 'b ' * 100),))
-  assert _ask(search.make(corpus, max_chars=20), 'alpha') == (
+  assert _ask(search_tool.make(corpus, max_chars=20), 'alpha') == (
       'alpha b b b b b  ...'
   )
 
@@ -115,8 +113,8 @@ def test_words_are_folded_but_not_stemmed():
 
 
 def test_large_searches_leave_the_event_loop(monkeypatch):
-  monkeypatch.setattr(search, '_INLINE_POSTINGS', 0)
-  assert _ask(search.make(_TOWNS), 'norway') == 'Oslo lies in Norway.'
+  monkeypatch.setattr(search_tool, '_INLINE_POSTINGS', 0)
+  assert _ask(search_tool.make(_TOWNS), 'norway') == 'Oslo lies in Norway.'
 
 
 def test_postings_count_what_a_search_touches():
@@ -190,16 +188,16 @@ def test_missing_or_empty_corpus(tmp_path):
 @pytest.mark.parametrize('bounds', [{'top_k': 0}, {'max_chars': 0}])
 def test_bounds_are_checked(bounds):
   with pytest.raises(ValueError, match='>= 1'):
-    search.make(_TOWNS, **bounds)
+    search_tool.make(_TOWNS, **bounds)
 
 
 _ALONE = """
 import sys
-from agentflow_jax.agents.tools import bm25_index
-from agentflow_jax.agents.tools import passages
-from agentflow_jax.agents.tools import search
+from agentflow_jax.agents.tools.search import bm25_index
+from agentflow_jax.agents.tools.search import passages
+from agentflow_jax.agents.tools.search import search_tool
 corpus = passages.Corpus((passages.Passage('1', 'a', 'alpha'),))
-assert search.make(corpus).card.name == 'search'
+assert search_tool.make(corpus).card.name == 'search'
 assert not [m for m in sys.modules if m.split('.')[0] in ('jax', 'jaxlib')]
 assert 'bm25s' in sys.modules
 """
@@ -208,11 +206,11 @@ _BESIDE_JAX = """
 import sys
 import jax, jax.lax
 before = sys.modules['jax'], sys.modules['jax.lax']
-from agentflow_jax.agents.tools import bm25_index
-from agentflow_jax.agents.tools import passages
-from agentflow_jax.agents.tools import search
+from agentflow_jax.agents.tools.search import bm25_index
+from agentflow_jax.agents.tools.search import passages
+from agentflow_jax.agents.tools.search import search_tool
 corpus = passages.Corpus((passages.Passage('1', 'a', 'alpha'),))
-search.make(corpus)
+search_tool.make(corpus)
 import bm25s.selection
 assert not bm25s.selection.JAX_IS_AVAILABLE
 assert (sys.modules['jax'], sys.modules['jax.lax']) == before

@@ -4,14 +4,13 @@ import types
 
 import pytest
 
-from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import calls
-from agentflow_jax.agents.tools import mcp_cards
+from agentflow_jax.agents.tools import base, calls
+from agentflow_jax.agents.tools.mcp import cards
 
 
 def _card(properties, required=(), **more):
   schema = {'type': 'object', 'properties': properties, 'required': required}
-  return mcp_cards.card(
+  return cards.card(
       's', {'name': 't', 'description': 'd', 'schema': schema | more}
   )
 
@@ -32,7 +31,7 @@ def _card(properties, required=(), **more):
     ],
 )
 def test_types_of_arguments(schema, kind):
-  card = mcp_cards.card('s', {
+  card = cards.card('s', {
       'name': 'a-b.c', 'description': 'x' * 1000, 'schema': {
           'properties': {'p': schema, 'q': 'odd'}, 'required': 'odd',
           '$defs': {'D': {'type': 'object'}},
@@ -54,7 +53,7 @@ def test_the_example_of_a_card_is_read(field):
   text = card.examples[0].replace('...', '"x"')
   _, arguments = calls.parse_command(text, card)
   assert base.check_arguments(card, arguments) == arguments
-  names = mcp_cards.names({'properties': {'q': {}, field: {}}})
+  names = cards.names({'properties': {'q': {}, field: {}}})
   assert {names[shown] for shown in arguments} == {'q', field}
   # The card stands in trusted text.
   assert '<' not in text and '\n' not in text
@@ -63,7 +62,7 @@ def test_the_example_of_a_card_is_read(field):
 
 def test_names_that_look_the_same_are_told_apart():
   schema = {'properties': {'a<b': {}, 'a\u2039b': {}, 'a b': {}, 'a  b': {}}}
-  names = mcp_cards.names(schema)
+  names = cards.names(schema)
   assert len(names) == 4
   assert set(names.values()) == set(schema['properties'])
 
@@ -186,12 +185,12 @@ _FILE = _block('resource', resource=types.SimpleNamespace(
 @pytest.mark.parametrize('name', ['structured_content', 'structuredContent'])
 def test_results_as_text(blocks, structured, text, name):
   result = types.SimpleNamespace(content=blocks, **{name: structured})
-  assert mcp_cards.text(result) == text
+  assert cards.text(result) == text
 
 
 def test_a_result_says_whether_it_is_an_error():
   said = types.SimpleNamespace
-  assert mcp_cards.is_error(said(is_error=True))
-  assert mcp_cards.is_error(said(isError=True))
-  assert not mcp_cards.is_error(said(is_error=False))
-  assert not mcp_cards.is_error(said())
+  assert cards.is_error(said(is_error=True))
+  assert cards.is_error(said(isError=True))
+  assert not cards.is_error(said(is_error=False))
+  assert not cards.is_error(said())

@@ -1,7 +1,7 @@
 """Tools of MCP servers (Model Context Protocol), by the official SDK.
 
 A server is a command line that speaks over its standard input and output, or a
-URL (streamable HTTP). Its tools become cards (`mcp_cards`).
+URL (streamable HTTP). Its tools become cards (`cards`).
 """
 
 import asyncio
@@ -21,7 +21,8 @@ from typing import Any
 
 from absl import logging
 
-from agentflow_jax.agents.tools import base, mcp_cards
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.mcp import cards
 
 _INVALID_PARAMS = -32602
 _METHOD_NOT_FOUND = -32601
@@ -160,14 +161,14 @@ def make(
   connection = Connection(server)
   tools: dict[str, base.Tool] = {}
   for one in described:
-    card = mcp_cards.card(server.name, one)
+    card = cards.card(server.name, one)
     if card.name in tools:
       raise base.ToolUnavailable(
           f'MCP server {server.name} has two tools {card.name}'
       )
     tools[card.name] = base.Tool(
         card=card,
-        call=_caller(connection, one['name'], mcp_cards.names(one['schema'])),
+        call=_caller(connection, one['name'], cards.names(one['schema'])),
         timeout=timeout,
         close=connection.aclose,
         version=f'mcp 2 {json.dumps(one, sort_keys=True)}',
@@ -188,8 +189,8 @@ def _caller(connection: 'Connection', name: str, fields: Mapping[str, str]):
     result = await connection.call(
         name, {fields[shown]: value for shown, value in arguments.items()}
     )
-    text = mcp_cards.text(result)
-    if mcp_cards.is_error(result):
+    text = cards.text(result)
+    if cards.is_error(result):
       raise base.BadArguments(text or f'{name} failed and does not say why')
     return text or 'The tool returned nothing.'
 

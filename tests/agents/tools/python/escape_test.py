@@ -18,8 +18,7 @@ import sys
 import pytest
 
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import python_tool
-from agentflow_jax.agents.tools import sandbox
+from agentflow_jax.agents.tools.python import python_tool, sandbox
 
 _LIMITS = sandbox.Limits(
     wall_seconds=5.0,

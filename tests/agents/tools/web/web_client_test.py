@@ -7,9 +7,8 @@ import httpx
 import pytest
 
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import web_addresses
-from agentflow_jax.agents.tools import web_client
-from tests.agents.tools import web_server
+from agentflow_jax.agents.tools.web import addresses, web_client
+from tests.agents.tools.web import web_server
 
 Said = web_server.Said
 
@@ -31,12 +30,12 @@ _CLOSED = (
 
 @pytest.mark.parametrize('address', _PUBLIC)
 def test_public_addresses(address):
-  assert web_addresses.is_public(address)
+  assert addresses.is_public(address)
 
 
 @pytest.mark.parametrize('address', _CLOSED)
 def test_addresses_that_are_not_public(address):
-  assert not web_addresses.is_public(address)
+  assert not addresses.is_public(address)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +47,8 @@ def test_addresses_that_are_not_public(address):
     ],
 )
 def test_hosts_that_publish_benchmarks(host, is_blocked):
-  assert is_blocked == web_addresses.is_blocked(
-      host, web_addresses.BENCHMARK_HOSTS
+  assert is_blocked == addresses.is_blocked(
+      host, addresses.BENCHMARK_HOSTS
   )
 
 

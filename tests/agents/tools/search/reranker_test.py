@@ -15,7 +15,8 @@ from agentflow_jax import records
 from agentflow_jax.agents import language_model
 from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.endpoints import settings as settings_lib
-from agentflow_jax.agents.tools import base, dense, passages, search
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.search import passages, reranker, search_tool
 
 _KEY = records.RequestKey(
     0, records.Purpose.SOLVE, 0, 'q', 0, module='tool/search'
@@ -102,7 +103,7 @@ def test_the_order_is_that_of_the_cosines():
   texts[30] = texts[3]  # Equal ones keep their order.
   with _Server() as server:
     async def use(client):
-      ranker = dense.Ranker(client)
+      ranker = reranker.Ranker(client)
       return [await ranker.order(f'query {i}', texts) for i in range(5)]
 
     found, usage = _with_client(server.url, use, prompt_price=2.0)
@@ -121,7 +122,7 @@ def test_what_is_kept_is_bounded_and_changes_no_order(kept):
   texts = [f'text {i}' for i in range(9)]
   with _Server() as server:
     async def use(client):
-      ranker = dense.Ranker(client, kept=kept)
+      ranker = reranker.Ranker(client, kept=kept)
       await asyncio.gather(
           *(ranker.order(f'other {i}', texts[i:]) for i in range(8))
       )
@@ -136,7 +137,7 @@ def test_what_is_kept_is_bounded_and_changes_no_order(kept):
 def test_prefixes_stand_before_texts_that_are_cut():
   with _Server() as server:
     async def use(client):
-      ranker = dense.Ranker(
+      ranker = reranker.Ranker(
           client, query_prefix='query: ', passage_prefix='passage: '
       )
       return await ranker.order('why', ['x' * 10_000, 'a \ud800 b'])
@@ -156,7 +157,7 @@ def test_a_vector_of_zeros_is_like_nothing():
 
   with _Server(vector) as server:
     async def use(client):
-      return await dense.Ranker(client).order('q', ['unlike', 'zero', 'like'])
+      return await reranker.Ranker(client).order('q', ['unlike', 'zero', 'like'])
 
     found, _ = _with_client(server.url, use)
   assert found == [2, 1, 0]
@@ -188,7 +189,7 @@ def test_what_is_no_embedding_is_asked_for_again_and_then_an_error(data):
   with _Server(body=body) as server:
     with pytest.raises(language_model.Unreachable, match='embeddings'):
       _with_client(
-          server.url, lambda client: dense.Ranker(client).order('q', ['t'])
+          server.url, lambda client: reranker.Ranker(client).order('q', ['t'])
       )
   assert len(server.asked) == 2
 
@@ -197,7 +198,7 @@ def test_a_refusal_names_the_interface():
   with _Server(body=b'no such model', status=404) as server:
     with pytest.raises(client_lib.Refused, match='/embeddings gave status 404'):
       _with_client(
-          server.url, lambda client: dense.Ranker(client).order('q', ['t'])
+          server.url, lambda client: reranker.Ranker(client).order('q', ['t'])
       )
 
 
@@ -207,8 +208,8 @@ def test_search_returns_the_closest_of_what_has_a_word():
   ))
   with _Server() as server:
     async def use(client):
-      tool = search.make(
-          corpus, top_k=2, ranker=dense.Ranker(client), candidates=12
+      tool = search_tool.make(
+          corpus, top_k=2, ranker=reranker.Ranker(client), candidates=12
       )
       found = await tool.call({'query': 'town'})
       nothing = await tool.call({'query': 'zanzibar'})
@@ -230,7 +231,7 @@ def test_a_key_of_its_own_where_nobody_gave_one():
     async def use(client):
       token = base.request_key.set(None)
       try:
-        return await dense.Ranker(client).order('q', ['a', 'b'])
+        return await reranker.Ranker(client).order('q', ['a', 'b'])
       finally:
         base.request_key.reset(token)
 

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import httpx
 
-from agentflow_jax.agents.tools import base, web_client, web_text
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.web import web_client, web_text
 
 _MAX_QUERY_CHARS = 400
 
@@ -35,7 +36,7 @@ class Found:
 
 
 class Provider(Protocol):
-  """A search engine; `web_providers` has some."""
+  """A search engine; `engines` has some."""
 
   version: str
 

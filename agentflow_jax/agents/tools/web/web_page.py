@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentflow_jax.agents import language_model
-from agentflow_jax.agents.tools import base, web_charsets, web_client, web_text
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.web import charsets, web_client, web_text
 
 _PLAIN = frozenset({
     'text/plain', 'text/markdown', 'text/csv', 'application/json',
@@ -69,11 +70,11 @@ async def _page(
 ) -> web_text.Page:
   kind = response.content_type
   if kind in _PLAIN:
-    text = web_charsets.decode(response.content, response.charset, kind)
+    text = charsets.decode(response.content, response.charset, kind)
     if not text.strip():
       raise web_text.Unreadable('the page holds no text')
     return web_text.Page('', text)
-  if kind not in web_charsets.HTML:
+  if kind not in charsets.HTML:
     raise web_text.Unreadable(
         f'{response.url} is {kind}; only text and HTML can be read'
     )

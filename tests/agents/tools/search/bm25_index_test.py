@@ -7,9 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from agentflow_jax.agents.tools import bm25_index
-from agentflow_jax.agents.tools import passages
-from agentflow_jax.agents.tools import search
+from agentflow_jax.agents.tools.search import bm25_index, passages, search_tool
 
 _WORDS = ['alpha', 'beta', 'gamma', 'd\u00e9lta', 'Epsilon', '\u03b6\u03b7\u03c4\u03b1', '7']
 
@@ -160,11 +158,11 @@ def test_what_cannot_be_kept_is_said(tmp_path):
 def test_a_tool_s_version_names_its_corpus(tmp_path):
   path = tmp_path / 'corpus.jsonl'
   _write(path)
-  first = search.make(path)
-  kept = search.make(path, index_directory=str(tmp_path / 'index'))
-  assert search.make(path).version == first.version
+  first = search_tool.make(path)
+  kept = search_tool.make(path, index_directory=str(tmp_path / 'index'))
+  assert search_tool.make(path).version == first.version
   _write(path, seed=1)
-  assert search.make(path).version != first.version
-  assert search.make(
+  assert search_tool.make(path).version != first.version
+  assert search_tool.make(
       path, index_directory=str(tmp_path / 'index')
   ).version != kept.version

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from agentflow_jax.agents.tools import web_codings
+from agentflow_jax.agents.tools.web import codings
 
 
 def _raw(data):
@@ -29,7 +29,7 @@ _MORE = bytes(range(256)) * 400
 
 def unpacked(header, data, most=1 << 20, step=0):
   """Returns the content of a body that arrives `step` bytes at a time."""
-  body = web_codings.Unpacker(header, most)
+  body = codings.Unpacker(header, most)
   step = step or max(1, len(data))
   for start in range(0, len(data), step):
     body.feed(data[start : start + step])
@@ -91,7 +91,7 @@ def test_what_is_packed_is_unpacked(header, data, content, step):
     ids=_name,
 )
 def test_what_cannot_be_unpacked(header, data, match):
-  with pytest.raises(web_codings.Unreadable, match=match):
+  with pytest.raises(codings.Unreadable, match=match):
     unpacked(header, data)
 
 
@@ -113,7 +113,7 @@ _BOMB_IN_ONE = _gzip(_gzip(b'\0' * (1 << 26)))
 def test_bombs_are_bounded(header, data):
   tracemalloc.start()
   try:
-    with pytest.raises(web_codings.Unreadable, match='more than 200,000 bytes'):
+    with pytest.raises(codings.Unreadable, match='more than 200,000 bytes'):
       unpacked(header, data, most=200_000, step=1 << 16)
     _, most = tracemalloc.get_traced_memory()
   finally:
@@ -125,5 +125,5 @@ def test_a_body_of_exactly_the_limit_is_unpacked():
   data = b'x' * 1000
   for header, packed in (('gzip', _gzip(data)), ('', data)):
     assert unpacked(header, packed, most=1000) == data
-    with pytest.raises(web_codings.Unreadable, match='more than 999'):
+    with pytest.raises(codings.Unreadable, match='more than 999'):
       unpacked(header, packed, most=999)

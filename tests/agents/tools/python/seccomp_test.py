@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from agentflow_jax.agents.tools import seccomp
+from agentflow_jax.agents.tools.python import seccomp
 
 _ALLOW, _KILL = 'allow', 'kill'
 _X86, _ARM = 0xC000003E, 0xC00000B7

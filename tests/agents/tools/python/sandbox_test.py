@@ -12,7 +12,7 @@ import time
 import pytest
 
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import sandbox
+from agentflow_jax.agents.tools.python import sandbox
 
 _LIMITS = sandbox.Limits(wall_seconds=20.0, output_bytes=1000)
 _SHORT = sandbox.Limits(wall_seconds=0.5, output_bytes=1000)

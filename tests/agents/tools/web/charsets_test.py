@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentflow_jax.agents.tools import web_charsets
+from agentflow_jax.agents.tools.web import charsets
 
 _HTML, _XHTML = 'text/html', 'application/xhtml+xml'
 _WORD = '\u0413\u043e\u0440\u043e\u0434'  # 'Town', in Russian
@@ -19,7 +19,7 @@ _WORD = '\u0413\u043e\u0440\u043e\u0434'  # 'Town', in Russian
     ],
 )
 def test_charsets_of_the_header(charset, text):
-  assert web_charsets.decode('h\u00e9'.encode(), charset) == text
+  assert charsets.decode('h\u00e9'.encode(), charset) == text
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,10 @@ def test_charsets_of_the_header(charset, text):
     ],
 )
 def test_labels_of_encodings(label, data, text):
-  assert web_charsets.decode(data, label) == text
+  assert charsets.decode(data, label) == text
   page = f'<meta charset="{label}">'.encode() + data
-  if not web_charsets.named(label).startswith('utf-16'):
-    assert web_charsets.decode(page, '', _HTML).endswith(text)
+  if not charsets.named(label).startswith('utf-16'):
+    assert charsets.decode(page, '', _HTML).endswith(text)
 
 
 @pytest.mark.parametrize(
@@ -86,37 +86,37 @@ def test_labels_of_encodings(label, data, text):
 )
 def test_encodings_that_html_declares(head, charset):
   content = f'{head}<p>{_WORD}'.encode(charset)
-  assert web_charsets.decode(content, '', _HTML).endswith(_WORD)
+  assert charsets.decode(content, '', _HTML).endswith(_WORD)
   # The header comes first, and a byte order mark before it.
   content = f'{head}<p>{_WORD}'.encode('iso8859-5')
-  assert web_charsets.decode(content, 'cyrillic', _HTML).endswith(_WORD)
+  assert charsets.decode(content, 'cyrillic', _HTML).endswith(_WORD)
   if charset != 'utf-8':
-    assert not web_charsets.decode(content, 'none', _HTML).endswith(_WORD)
+    assert not charsets.decode(content, 'none', _HTML).endswith(_WORD)
   for mark in ('utf-8-sig', 'utf-16'):
     content = f'{head}<p>{_WORD}'.encode(mark)
-    assert web_charsets.decode(content, 'koi8-r', _HTML) == f'{head}<p>{_WORD}'
+    assert charsets.decode(content, 'koi8-r', _HTML) == f'{head}<p>{_WORD}'
 
 
 def test_encodings_that_xml_declares():
   said = '<?xml version="1.0" encoding="koi8-r"?><meta charset="cp866"/>' + _WORD
   for kind in (_XHTML, 'text/xml', 'application/xml'):
-    assert web_charsets.decode(said.encode('koi8-r'), '', kind) == said
+    assert charsets.decode(said.encode('koi8-r'), '', kind) == said
   wide = said.encode('utf-16-le')
-  assert web_charsets.decode(wide, '', 'text/xml') == said
+  assert charsets.decode(wide, '', 'text/xml') == said
   # Without a declaration XML is UTF-8; where it is not, the tag is better.
   tag = '<meta charset="koi8-r"/>' + _WORD
-  assert web_charsets.decode(tag.encode(), '', _XHTML) == tag
-  assert web_charsets.decode(tag.encode('koi8-r'), '', _XHTML) == tag
+  assert charsets.decode(tag.encode(), '', _XHTML) == tag
+  assert charsets.decode(tag.encode('koi8-r'), '', _XHTML) == tag
   # Plain text declares no encoding.
-  assert web_charsets.decode(said.encode(), '', 'text/plain') == said
+  assert charsets.decode(said.encode(), '', 'text/plain') == said
 
 
 def test_the_encoding_of_html_that_declares_none_is_guessed():
   for html in ('<p>caf\u00e9', '<p>\u201cso\u201d'):
-    assert web_charsets.decode(html.encode('cp1252'), '', _HTML) == html
-    assert web_charsets.decode(html.encode(), '', '') == html
+    assert charsets.decode(html.encode('cp1252'), '', _HTML) == html
+    assert charsets.decode(html.encode(), '', '') == html
   # One byte that is wrong does not make other letters wrong.
-  assert web_charsets.decode('\u00e9\u00e8'.encode() + b'\xff', '', _HTML) == (
+  assert charsets.decode('\u00e9\u00e8'.encode() + b'\xff', '', _HTML) == (
       '\u00e9\u00e8\ufffd'
   )
 
@@ -129,4 +129,4 @@ def test_the_encoding_of_html_that_declares_none_is_guessed():
 def test_the_encoding_of_any_page_is_found_in_linear_time(piece):
   # Were the time quadratic, this test would take minutes.
   for content in (b'<?xml ' + piece * (1 << 18), piece * (1 << 18)):
-    assert web_charsets.of(content, '', _HTML) == 'utf-8'
+    assert charsets.of(content, '', _HTML) == 'utf-8'

@@ -10,13 +10,9 @@ import pytest
 
 from agentflow_jax.agents import child
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import web_client
-from agentflow_jax.agents.tools import web_page
-from agentflow_jax.agents.tools import web_providers
-from agentflow_jax.agents.tools import web_search
-from agentflow_jax.agents.tools import web_text
-from agentflow_jax.agents.tools import wikipedia
-from tests.agents.tools import web_server
+from agentflow_jax.agents.tools.web import engines, web_client, web_page
+from agentflow_jax.agents.tools.web import web_search, web_text, wikipedia
+from tests.agents.tools.web import web_server
 
 Said = web_server.Said
 
@@ -304,7 +300,7 @@ def _search(provider, **options):
 
 
 def _gemini(server):
-  return web_providers.Gemini(
+  return engines.Gemini(
       'key', base_url=f'{server.url}/v1beta', redirecting='127.0.0.1'
   )
 
@@ -418,7 +414,7 @@ def test_brave_lists_pages():
   ]
   pages = {'/web/search': _json({'web': {'results': results}})}
   with web_server.Server(pages) as server:
-    brave = web_providers.Brave('token', server.url)
+    brave = engines.Brave('token', server.url)
     ((result, counts),) = call(
         server, _search(brave, top_k=2, max_chars=40), {'query': 'a b'}
     )
@@ -437,7 +433,7 @@ def test_brave_lists_pages():
 )
 def test_what_is_no_answer_of_brave(said):
   with web_server.Server({'/web/search': said}) as server:
-    brave = web_providers.Brave('token', server.url)
+    brave = engines.Brave('token', server.url)
     ((error, _),) = call(server, _search(brave), {'query': 'x'})
   assert isinstance(error, base.ToolUnreachable)
   assert 'token' not in str(error)
@@ -446,15 +442,15 @@ def test_what_is_no_answer_of_brave(said):
 def test_keys_of_engines(monkeypatch):
   monkeypatch.delenv('GEMINI_API_KEY', raising=False)
   with pytest.raises(base.ToolUnavailable, match='GEMINI_API_KEY'):
-    web_providers.make('gemini')
-  web_providers.make('gemini', needs_key=False)
+    engines.make('gemini')
+  engines.make('gemini', needs_key=False)
   monkeypatch.setenv('MINE', 'a b\n')
-  web_providers.make('brave', key_variable='MINE')
+  engines.make('brave', key_variable='MINE')
   monkeypatch.setenv('MINE', 'a\u00e9')
   with pytest.raises(base.ToolUnavailable, match='cannot be a key'):
-    web_providers.make('brave', key_variable='MINE')
+    engines.make('brave', key_variable='MINE')
   with pytest.raises(base.ToolUnavailable, match='no search engine'):
-    web_providers.make('altavista')
+    engines.make('altavista')
   monkeypatch.setenv('MINE', 'k')
   with pytest.raises(base.ToolUnavailable, match='models'):
-    web_providers.make('brave', key_variable='MINE', model='m')
+    engines.make('brave', key_variable='MINE', model='m')

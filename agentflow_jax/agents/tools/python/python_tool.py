@@ -13,9 +13,7 @@ from typing import Any
 from absl import logging
 
 from agentflow_jax.agents.tools import base
-from agentflow_jax.agents.tools import bubblewrap
-from agentflow_jax.agents.tools import monty
-from agentflow_jax.agents.tools import sandbox
+from agentflow_jax.agents.tools.python import bubblewrap, monty, sandbox
 
 BACKENDS = ('auto', 'bubblewrap', 'monty')
 

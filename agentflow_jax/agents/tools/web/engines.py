@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 
 import httpx
 
-from agentflow_jax.agents.tools import base, web_client, web_search
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.web import web_client, web_search
 
 _TAG = re.compile(r'</?\w+[^<>]*>')
 # Google's grounding names a page by an address of its own that redirects.

@@ -1,0 +1,1 @@
+"""The tool python: programs of a model, run in a sandbox."""

@@ -1,0 +1,1 @@
+"""The tool search: passages of a corpus, by words and by meaning."""
