@@ -27,7 +27,7 @@ class MasterState(NamedTuple):
   inner: Any
 
 
-def is_kept(config: model.ModelConfig) -> bool:
+def is_needed(config: model.ModelConfig) -> bool:
   """Returns whether what is trained needs a master.
 
   Float32 parameters are their own master, and so are LoRA's adapters, which are

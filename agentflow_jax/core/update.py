@@ -101,7 +101,7 @@ def state_shardings(
       params,
       transform_non_params=lambda _: sharding.replicated(mesh),
   )
-  if masters.is_kept(config):
+  if masters.is_needed(config):
     opt_state = masters.MasterState(params, opt_state)
   return TrainState(sharding.replicated(mesh), params, opt_state)
 
@@ -144,7 +144,7 @@ def init_train_state(
         lambda x: jnp.array(x, jnp.float32, copy=True), params
     )
     opt_state = tx.init(params)
-    if masters.is_kept(config):
+    if masters.is_needed(config):
       opt_state = masters.MasterState(params, opt_state)
       params = masters.rounding_of(params, config.param_dtype)
     return TrainState(jnp.int32(0), params, opt_state)
@@ -413,13 +413,13 @@ def _apply(
 ) -> tuple[TrainState, dict[str, Array]]:
   """Returns the next state, and the norms named in _CHANGES."""
   old, inner = state.params, state.opt_state
-  if masters.is_kept(config):
+  if masters.is_needed(config):
     old, inner = state.opt_state
   updates, inner = tx.update(grads, inner, old)
   new = optax.apply_updates(old, updates)
   update_norm = applied_norm = _norm(jax.tree.map(jnp.subtract, new, old))
   params, opt_state = new, inner
-  if masters.is_kept(config):
+  if masters.is_needed(config):
     params = masters.rounding_of(new, config.param_dtype)
     opt_state = masters.MasterState(new, inner)
     applied_norm = _norm(

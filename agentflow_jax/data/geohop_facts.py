@@ -82,7 +82,7 @@ def load_entities() -> dict[str, Entity]:
   capitals = {iso: _capital(c, by_country[iso]) for iso, c in countries.items()}
   capital_ids = {c['geonameid'] for c in capitals.values() if c}
 
-  def is_kept_city(city):
+  def is_in_corpus(city):
     return (
         shared[fold(city['name'])] == 1
         and _PLAIN_NAME.fullmatch(city['name'])
@@ -106,10 +106,10 @@ def load_entities() -> dict[str, Entity]:
     if country['areakm2'] >= 1:
       facts['area'] = str(round(country['areakm2']))
     capital = capitals[iso]
-    if capital and is_kept_city(capital):
+    if capital and is_in_corpus(capital):
       facts['capital'] = capital['name']
     largest = _largest(by_country[iso], 'population')
-    if largest and is_kept_city(largest):
+    if largest and is_in_corpus(largest):
       facts['largest city'] = largest['name']
     neighbour = _largest_neighbour(country, countries)
     if neighbour and country_name(neighbour['iso']):
@@ -117,7 +117,7 @@ def load_entities() -> dict[str, Entity]:
     name = country_name(iso)
     entities[name] = Entity(name, 'country', _split_of(country), facts)
   for city in sorted(cities, key=lambda c: (c['name'], c['geonameid'])):
-    if not is_kept_city(city):
+    if not is_in_corpus(city):
       continue
     facts = {'population': str(city['population'])}
     if country_name(city['countrycode']):

@@ -135,7 +135,7 @@ def file_pages(
 
 def decode(
     params: Any,
-    store: pages_lib.Pool | gathered.Kept,
+    store: pages_lib.Pool | gathered.Store,
     rows: Rows,
     pool: pages_lib.Pool | None = None,
     fresh: gathered.Fresh | None = None,
@@ -144,15 +144,15 @@ def decode(
     config: api.EngineConfig,
     truncates: bool,
     reading: pages_lib.Reading,
-) -> tuple[pages_lib.Pool | gathered.Kept, Sampled]:
+) -> tuple[pages_lib.Pool | gathered.Store, Sampled]:
   """Samples up to `decode_chunk` tokens of every row that is used.
 
   Args:
     params: the model's parameters, best unrolled where `reading` says so.
     store: all but the last token of every row: the pages, or, where `reading`
-      gathers, what is kept of them.
-    rows: the requests; tables and copies count for pages, common for what is kept.
-    pool: the pages, where the store is what is kept of them; it stays as it is.
+      gathers, the store of them.
+    rows: the requests; tables and copies count for pages, common for the store.
+    pool: the pages, where rows are gathered; it stays as it is.
     fresh: which rows are to be gathered from it first.
     model_config: static.
     config: static.
@@ -163,8 +163,8 @@ def decode(
     The store with what was read, and what was sampled: sooner when all rows are
     done.
   """
-  is_kept = isinstance(store, gathered.Kept)
-  if is_kept:
+  is_gathered = isinstance(store, gathered.Store)
+  if is_gathered:
     store = gathered.gather(store, pool, fresh, dtype=model_config.dtype)
   else:
     store = pages_lib.copy_pages(
@@ -185,9 +185,9 @@ def decode(
   )
 
   def cache_of(store, starts, live):
-    if is_kept:
+    if is_gathered:
       return gathered.Cache(
-          kept=store, starts=starts, live=live,
+          store=store, starts=starts, live=live,
           common=rows.common if reading.shares else None,
           row=rows.common_row, kv_dtype=config.kv_dtype,
       )
@@ -237,7 +237,7 @@ def decode(
             sampled.sets, sets[:, None], (0, sampled.step, 0)
         ),
     )
-    store = cache.kept if is_kept else cache.pool
+    store = cache.store if is_gathered else cache.pool
     return store, sampled, jnp.where(live, tokens, last)
 
   store, sampled, _ = lax.while_loop(

@@ -11,27 +11,21 @@ with it and what was read before never show.
 import asyncio
 import atexit
 import collections
-from collections.abc import Sequence
-from concurrent import futures
 import functools
 import threading
 import time
+from collections.abc import Sequence
+from concurrent import futures
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from agentflow_jax.core import device_time
-from agentflow_jax.core import launches
-from agentflow_jax.core import model
-from agentflow_jax.inference import api
-from agentflow_jax.inference import batching
-from agentflow_jax.inference import decoding
-from agentflow_jax.inference import gathered
-from agentflow_jax.inference import pages as pages_lib
-from agentflow_jax.inference import scheduling
+from agentflow_jax.core import device_time, launches, model
+from agentflow_jax.inference import api, batching, decoding, gathered
+from agentflow_jax.inference import pages as pages_lib, programs, scheduling
 
 # How long an idle engine waits for company before it knows what a call takes [s].
 _FIRST_PATIENCE = 0.002
@@ -102,18 +96,18 @@ class Engine:
         out_shardings=pages_lib.pool_sharding(placed),
     )
     self._pool = self._new_pool()
-    reading = batching.reading_of(model_config, config, self._pool.keys.sharding)
-    self._reads = reading
+    reading = programs.reading_of(model_config, config, self._pool.keys.sharding)
+    self._page_reading = reading
     self._unroll = None
     if reading.unrolled and 'layers' in placed:
       self._unroll = model.make_unrolled_fn(model_config, placed)
     self._params = self._unrolled(placed)
-    self._programs = batching.Programs(
+    self._programs = programs.Programs(
         model_config, config, self._params, self._pool, reading
     )
     # Of each lane what it reads instead of pages, or None; and the pages that
     # it reads pieces into, where there are several.
-    self._kept: list[gathered.Kept] | None = None
+    self._stores: list[gathered.Store] | None = None
     self._desks: list[pages_lib.Pool] = []
     self._make_room()
     self._threads = futures.ThreadPoolExecutor(  # Beside this engine's own.
@@ -124,7 +118,7 @@ class Engine:
     # Guards everything below, and the totals.
     self._wake = threading.Condition()
     self._scheduler = scheduling.Scheduler(
-        config, new_in_pages=self._kept is None
+        config, new_in_pages=self._stores is None
     )
     # What takes the place of the parameters as soon as no slot is used.
     self._next: tuple[Any, int] | None = None
@@ -134,7 +128,7 @@ class Engine:
     self._cause: BaseException | None = None  # Of an end that nobody asked for.
     # Of the last call of prefill: whether all is finite in each lane, and when
     # it was made.
-    self._reading: tuple[list[jax.Array], float] | None = None
+    self._open_prefill: tuple[list[jax.Array], float] | None = None
     self._is_spoilt = False  # Pages may hold what is not finite.
     self._closing = False
     self._thread = threading.Thread(
@@ -260,7 +254,7 @@ class Engine:
   @property
   def lanes(self) -> int:
     """Groups of slots that are decoded side by side, see EngineConfig."""
-    return self._reads.lanes
+    return self._page_reading.lanes
 
   @property
   def is_closed(self) -> bool:
@@ -329,10 +323,10 @@ class Engine:
       return self._make_pool()
 
   def _make_room(self):
-    self._kept, self._desks = None, []  # First, so that there is room.
-    lanes = range(self._reads.lanes)
-    if self._reads.way == 'gathered':
-      self._kept = [self._programs.make_kept() for _ in lanes]
+    self._stores, self._desks = None, []  # First, so that there is room.
+    lanes = range(self._page_reading.lanes)
+    if self._page_reading.way == 'gathered':
+      self._stores = [self._programs.make_store() for _ in lanes]
     if len(lanes) > 1:
       self._desks = [self._programs.make_desk() for _ in lanes]
 
@@ -376,7 +370,7 @@ class Engine:
         except Exception as e:  # Boundary: its requests get an EngineError.
           logging.exception('Engine %s lost %d requests.', self.name, len(rows))
           self._settle([(p, _failure(self.name, e)) for p in rows.values()])
-          self._is_spoilt, self._reading = True, None  # It took the pool.
+          self._is_spoilt, self._open_prefill = True, None  # It took the pool.
           self._calls = 0
     except BaseException as e:  # Such as no room for a new pool.
       logging.exception('Engine %s ends.', self.name)
@@ -479,7 +473,7 @@ class Engine:
     for slot, pending in slots.items():
       if pending.row.is_read() and not pending.abandoned:
         truncates = pending.request.sampling.truncates
-        lanes[slot % self._reads.lanes][truncates][slot] = pending
+        lanes[slot % self._page_reading.lanes][truncates][slot] = pending
     # Those that truncate are apart, so that who else samples does not choose a
     # request's program.
     packed = [
@@ -516,13 +510,13 @@ class Engine:
   def _prefill(self, rows: list[batching.Row]):
     """Reads a call's worth of pieces; the row that waited longest is first."""
     rows.sort(key=lambda row: row.turn)
-    lanes = batching.next_pieces(rows, self.config, self._reads.lanes)
+    lanes = batching.next_pieces(rows, self.config, self._page_reading.lanes)
     self._turn += 1
     start = time.monotonic()
     is_finite = self._read_apart(lanes) if self._desks else self._read(*lanes)
     # So that the device has this one when it is done with the one before.
     self._finish_prefill()
-    self._reading = is_finite, start
+    self._open_prefill = is_finite, start
     pieces = [piece for lane in lanes for piece in lane]
     for row, _, nodes in pieces:
       row.turn = self._turn
@@ -565,9 +559,9 @@ class Engine:
 
   def _finish_prefill(self):
     """Waits for the last call of prefill, if nobody has yet."""
-    if self._reading is None:
+    if self._open_prefill is None:
       return
-    (is_finite, start), self._reading = self._reading, None
+    (is_finite, start), self._open_prefill = self._open_prefill, None
     self._is_spoilt |= not all(is_finite)
     with self._wake:
       self._count('prefill_seconds', start)
@@ -619,11 +613,11 @@ class Engine:
 
   def _packed(self, truncates: bool, slots: dict[int, scheduling.Pending]):
     """Returns requests of a lane by slot, their program, and its host arrays."""
-    rows = [(slot // self._reads.lanes, p.row) for slot, p in slots.items()]
-    arrays = [batching.pack_rows(rows, self.config, self._reads)]
-    if self._kept is not None:
-      fresh = [(place, row) for place, row in rows if not row.is_kept]
-      arrays.append(batching.pack_fresh(fresh, self.config, self._reads))
+    rows = [(slot // self._page_reading.lanes, p.row) for slot, p in slots.items()]
+    arrays = [batching.pack_rows(rows, self.config, self._page_reading)]
+    if self._stores is not None:
+      fresh = [(place, row) for place, row in rows if not row.is_gathered]
+      arrays.append(batching.pack_fresh(fresh, self.config, self._page_reading))
     return slots, self._programs.decode(truncates), arrays
 
   def _sample(
@@ -633,12 +627,12 @@ class Engine:
     out = []
     for slots, decode, arrays in chunks:
       with launches.over(self._devices):
-        if self._kept is None:
+        if self._stores is None:
           self._pool, sampled = decode(self._params, self._pool, *arrays)
         else:
           rows, fresh = arrays
-          self._kept[lane], sampled = decode(
-              self._params, self._kept[lane], rows, self._pool, fresh
+          self._stores[lane], sampled = decode(
+              self._params, self._stores[lane], rows, self._pool, fresh
           )
       out.append((slots, jax.device_get(sampled)))
     return out
@@ -651,9 +645,9 @@ class Engine:
     self._is_spoilt |= not np.isfinite(host.logprobs).all()
     outcomes = []
     for slot, pending in slots.items():
-      row, place = pending.row, slot // self._reads.lanes
+      row, place = pending.row, slot // self._page_reading.lanes
       length = int(host.lengths[place])
-      row.is_copied = row.is_kept = True
+      row.is_copied = row.is_gathered = True
       row.ids += host.tokens[place, :length].tolist()
       row.logprobs += host.logprobs[place, :length].tolist()
       if host.sets is not None:
@@ -734,10 +728,10 @@ def as_read(
     params: parameters; from now on the caller must use only the result.
 
   Raises:
-    ValueError: see batching.reading_of.
+    ValueError: see programs.reading_of.
   """
   where = pages_lib.pool_sharding(params)
-  if not batching.reading_of(model_config, config, where).unrolled:
+  if not programs.reading_of(model_config, config, where).unrolled:
     return params
   with launches.in_turn(params):
     return model.take_apart(model_config, params)

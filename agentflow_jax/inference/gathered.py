@@ -32,7 +32,7 @@ PART = 2 * pages.BLOCK
 
 
 @flax.struct.dataclass
-class Kept:
+class Store:
   """Keys and values of B rows, a layer after the other, and a part in each.
 
   Rows of up to pages.MAX_DENSE slots are one part, as the trainer attends.
@@ -58,7 +58,7 @@ class Kept:
 
   def put(
       self, layer: int, keys: Array, values: Array, starts: Array, live: Array
-  ) -> 'Kept':
+  ) -> 'Store':
     """Returns these with a new slot a row in one layer.
 
     Args:
@@ -85,9 +85,9 @@ class Kept:
       first += v.shape[2]
     return self._with(layer, new_keys, new_values)
 
-  def _with(self, layer, keys, values) -> 'Kept':
+  def _with(self, layer, keys, values) -> 'Store':
     one = lambda old, new: (*old[:layer], tuple(new), *old[layer + 1 :])
-    return Kept(one(self.keys, keys), one(self.values, values))
+    return Store(one(self.keys, keys), one(self.values, values))
 
 
 def _put(x: Array, new: Array, here: Array, at: Array, axis: int) -> Array:
@@ -112,7 +112,7 @@ def parts(slots: int) -> tuple[int, ...]:
   return tuple(min(PART, slots - i) for i in range(0, slots, PART))
 
 
-def make_kept(config: model.ModelConfig, rows: int, slots: int) -> Kept:
+def make_store(config: model.ModelConfig, rows: int, slots: int) -> Store:
   """Returns what holds nothing, of B rows of S slots."""
   lead, dim = (config.n_kv_heads, rows), config.head_dim
   is_short = slots <= pages.MAX_DENSE
@@ -121,7 +121,7 @@ def make_kept(config: model.ModelConfig, rows: int, slots: int) -> Kept:
       tuple(jnp.zeros(shape(n), config.dtype) for n in parts(slots))
       for _ in range(config.n_layers)
   )
-  return Kept(every(keys), every(lambda n: (*lead, n, dim)))
+  return Store(every(keys), every(lambda n: (*lead, n, dim)))
 
 
 @flax.struct.dataclass
@@ -134,39 +134,39 @@ class Fresh:
 
 
 def gather(
-    kept: Kept, pool: pages.Pool, fresh: Fresh, *, dtype: str
-) -> Kept:
-  """Returns what is kept with some rows gathered from their pages.
+    store: Store, pool: pages.Pool, fresh: Fresh, *, dtype: str
+) -> Store:
+  """Returns the store with some rows gathered from their pages.
 
   Args:
-    kept: of B rows.
+    store: of B rows.
     pool: the pages.
     fresh: the rows.
     dtype: of the activations.
   """
-  n_layers, page_tokens = len(kept.keys), pool.keys.shape[2]
+  n_layers, page_tokens = len(store.keys), pool.keys.shape[2]
 
-  def one(i, kept):
+  def one(i, store):
     row = fresh.rows[i]
     table = lax.dynamic_slice_in_dim(fresh.tables, row, 1)
     put = lambda x, new: lax.dynamic_update_slice_in_dim(x, new, row, 1)
     for layer in range(n_layers):
       first = pages.first_page(pool, n_layers, layer)
       keys, values, start = [], [], 0
-      for k, v in zip(kept.keys[layer], kept.values[layer], strict=True):
+      for k, v in zip(store.keys[layer], store.values[layer], strict=True):
         end = start + v.shape[2] // page_tokens
         new_k, new_v = pages.plain(
             dtype, pages.take(pool, first + table[:, start:end])
         )
-        if not kept.is_short:
+        if not store.is_short:
           new_k = new_k.swapaxes(2, 3)
         keys.append(put(k, new_k))
         values.append(put(v, new_v))
         start = end
-      kept = kept._with(layer, keys, values)
-    return kept
+      store = store._with(layer, keys, values)
+    return store
 
-  return lax.fori_loop(0, fresh.count, one, kept)
+  return lax.fori_loop(0, fresh.count, one, store)
 
 
 @flax.struct.dataclass
@@ -174,16 +174,16 @@ class Cache:
   """Rows of one new token each: a core.model.Cache for unrolled layers.
 
   Attributes:
-    kept: what is there.
+    store: what is there.
     starts: int32[B], the slot of a row's new token.
-    live: bool[B], whether it is kept.
+    live: bool[B], whether its slot is in use.
     common: int32[], parts, the first ones, that are the same in all rows that
       anybody looks at; none of them takes a new token. None: all are apart.
     row: int32[], one of these rows.
     kv_dtype: as api.EngineConfig; static.
   """
 
-  kept: Kept
+  store: Store
   starts: Array
   live: Array
   common: Array | None
@@ -198,9 +198,9 @@ class Cache:
     key, value = (
         x[:, :, 0] for x in pages.plain(dtype, pages.new_tokens(self.kv_dtype, k, v))
     )
-    kept = self.kept.put(layer, key, value, self.starts, self.live)
-    keys, values = kept.keys[layer], kept.values[layer]
-    if kept.is_short:
+    store = self.store.put(layer, key, value, self.starts, self.live)
+    keys, values = store.keys[layer], store.values[layer]
+    if store.is_short:
       y = pages.attend_whole(
           dtype, q, keys[0], values[0], self.starts[:, None]
       )
@@ -208,7 +208,7 @@ class Cache:
       y = attend(
           dtype, q, keys, values, self.starts, self.common, self.row
       )
-    return y, self.replace(kept=kept)
+    return y, self.replace(store=store)
 
 
 def attend(
@@ -237,14 +237,14 @@ def attend(
   all_rows = lambda x: x.reshape(heads, n_rows * groups, x.shape[3])
   by_row = lambda x: x.reshape(heads, n_rows, groups, x.shape[2])
 
-  def either(j, apart, at_once, x, kept):
+  def either(j, apart, at_once, x, store):
     if common is None:
-      return product(apart, x, kept)
+      return product(apart, x, store)
     return lax.cond(
         j < common,
-        lambda x, kept: by_row(product(at_once, all_rows(x), one(kept))),
-        lambda x, kept: product(apart, x, kept),
-        x, kept,
+        lambda x, store: by_row(product(at_once, all_rows(x), one(store))),
+        lambda x, store: product(apart, x, store),
+        x, store,
     )
 
   for j, k in enumerate(keys):

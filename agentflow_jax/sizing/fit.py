@@ -20,7 +20,7 @@ from agentflow_jax.assembly import model_files, system
 from agentflow_jax.config import consistency, roles, schema
 from agentflow_jax.core import handover, hlo, masters, model, published
 from agentflow_jax.core import sharding, update
-from agentflow_jax.inference import batching, pages
+from agentflow_jax.inference import pages, programs as programs_lib
 from agentflow_jax.sizing import estimate, topologies
 from agentflow_jax.training import update_shapes
 from agentflow_jax.weights import families, model_directory
@@ -210,7 +210,7 @@ def _lowered(config, planner, mesh, topology):
         example,
     )
 
-  master = state.opt_state.master if masters.is_kept(trained) else {}
+  master = state.opt_state.master if masters.is_needed(trained) else {}
   programs = {}
   for length in update_shapes.row_lengths(config):
     taken = structs(update_shapes.example_batch(config, length))
@@ -249,12 +249,12 @@ def _lowered(config, planner, mesh, topology):
   where = pages.pool_sharding(sampled)
   pool = _struct(pool, jax.tree.map(lambda _: where, pool))
   try:
-    reading = batching.reading_of(planner, config.engine, where)
+    reading = programs_lib.reading_of(planner, config.engine, where)
   except ValueError as e:
     raise schema.ConfigError(f'engine: {e}') from e
-  sampler = batching.Programs(planner, config.engine, sampled, pool, reading)
+  sampler = programs_lib.Programs(planner, config.engine, sampled, pool, reading)
   programs['prefill'] = sampler.prefill
-  gathered = sampler.reading.lanes * _bytes(sampler.kept_shapes())
+  gathered = sampler.reading.lanes * _bytes(sampler.store_shapes())
   desks = sampler.reading.lanes * _bytes(sampler.desk_shapes())
   programs['decode'] = lambda: sampler.decode(
       config.planner.sampling.truncates

@@ -36,7 +36,7 @@ def _starting_values(
   """
   directory = system.config.planner.directory
   if (
-      not masters.is_kept(network) or not directory
+      not masters.is_needed(network) or not directory
       or model_files.stored_dtype(system.described) != 'float32'
   ):
     return system.params

@@ -258,7 +258,7 @@ def test_adapters_need_no_master_and_report_what_they_add_to_the_base(dtype):
   base = jax.tree.map(lambda x: np.asarray(x, dtype), _start())
   tx = dataclasses.replace(TX, learning_rate=1e-2)
   state = _state(config, tx, params=base)
-  assert not masters.is_kept(config)
+  assert not masters.is_needed(config)
   assert not isinstance(state.opt_state, masters.MasterState)
   for _ in range(2):  # B is 0 before the first.
     before = jax.device_get(state.params)

@@ -11,7 +11,7 @@ import pytest
 from agentflow_jax import records
 from agentflow_jax.core import handover, hlo, model, sharding
 from agentflow_jax.inference import api, batching, decoding, pages, prefixes
-from agentflow_jax.inference import sampling
+from agentflow_jax.inference import programs as programs_lib, sampling
 
 _CONFIG = api.EngineConfig(
     slots=4,
@@ -270,12 +270,12 @@ def test_how_pages_are_read():
 
   def way(max_prompt_tokens=1000, **changes):
     config = api.EngineConfig(max_prompt_tokens=max_prompt_tokens, **changes)
-    return batching.reading_of(model_config, config, here).way
+    return programs_lib.reading_of(model_config, config, here).way
 
   assert way() == 'gathered'  # On CPU.
   assert way(max_prompt_tokens=5000) == 'blocks'
   assert way(max_prompt_tokens=5000, attention='gathered') == 'gathered'
-  lanes = lambda where, **changes: batching.reading_of(
+  lanes = lambda where, **changes: programs_lib.reading_of(
       model_config, api.EngineConfig(lanes=2, **changes), where
   ).lanes
   assert lanes(here) == 2
@@ -324,9 +324,9 @@ def test_more_devices_than_key_heads_send_no_keys_or_values():
   pool = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), pool
   )
-  reading = batching.reading_of(model_config, config, where)
+  reading = programs_lib.reading_of(model_config, config, where)
   assert reading.way == 'gathered' and not reading.shares
-  programs = batching.Programs(model_config, config, params, pool, reading)
+  programs = programs_lib.Programs(model_config, config, params, pool, reading)
   for program, rows, tokens, drawn in (
       (programs.decode(False), 4, 1, 4 * sampling._BLOCKS * 4),
       (programs.prefill(), config.prefill_pieces, config.piece_tokens, 0),
@@ -364,9 +364,9 @@ def test_a_tpu_reads_and_writes_pages_where_they_lie(name, monkeypatch):
   pool = there(jax.eval_shape(
       lambda: pages.make_pool(model_config, config.pages, config.page_tokens)
   ))
-  reading = batching.reading_of(model_config, config, here)
+  reading = programs_lib.reading_of(model_config, config, here)
   assert reading.way == 'kernel' and not reading.unrolled
-  programs = batching.Programs(model_config, config, params, pool, reading)
+  programs = programs_lib.Programs(model_config, config, params, pool, reading)
   program = programs.prefill() if name == 'prefill' else programs.decode(False)
   assert ('tpu_custom_call' in program.as_text()) == (name == 'decode')
   of_pool = 2 * pool.keys.size * 2

@@ -35,7 +35,7 @@ def _reference(q, keys, values, starts):
 ])
 def test_parts_cover_all_slots(slots, sizes):
   assert gathered.parts(slots) == sizes
-  assert gathered.make_kept(_MODEL, 3, slots).slots == slots
+  assert gathered.make_store(_MODEL, 3, slots).slots == slots
 
 
 @pytest.mark.parametrize('kv_dtype, atol', [('', 1e-6), ('int8', 0.05)])
@@ -55,16 +55,16 @@ def test_what_is_gathered_and_put_is_attended_to(slots, kv_dtype, atol):
       ))
   )
   tables = (1 + rng.permutation(4 * n).reshape(4, n)).astype(np.int32)
-  kept = jax.tree.map(
-      lambda x: x + 1e3, gathered.make_kept(_MODEL, 4, slots)
+  store = jax.tree.map(
+      lambda x: x + 1e3, gathered.make_store(_MODEL, 4, slots)
   )
   # The last row is none that is gathered now.
-  kept = jax.jit(gathered.gather, static_argnames='dtype')(
-      kept, pool, gathered.Fresh(tables, np.array([2, 0, 1, 3]), 3),
+  store = jax.jit(gathered.gather, static_argnames='dtype')(
+      store, pool, gathered.Fresh(tables, np.array([2, 0, 1, 3]), 3),
       dtype='float32',
   )
   cache = gathered.Cache(
-      kept=kept, starts=lengths, live=np.array([True, True, True, False]),
+      store=store, starts=lengths, live=np.array([True, True, True, False]),
       common=np.int32(0), row=np.int32(0), kv_dtype=kv_dtype,
   )
   q, k, v = draw(4, K, G, 1, E), draw(4, K, E, 1), draw(4, K, 1, E)
@@ -79,12 +79,12 @@ def test_what_is_gathered_and_put_is_attended_to(slots, kv_dtype, atol):
   expected = _reference(q, keys, values, lengths)
   np.testing.assert_allclose(got[:3], expected[:3], atol=atol)
   # What is not live was put nowhere; nor was anything in the other layer.
-  for before, after in zip(jax.tree.leaves(kept), jax.tree.leaves(cache.kept)):
+  for before, after in zip(jax.tree.leaves(store), jax.tree.leaves(cache.store)):
     np.testing.assert_array_equal(before[:, 3], after[:, 3])
   assert all(
       (a == b).all()
-      for a, b in zip(kept.keys[0] + kept.values[0],
-                      cache.kept.keys[0] + cache.kept.values[0])
+      for a, b in zip(store.keys[0] + store.values[0],
+                      cache.store.keys[0] + cache.store.values[0])
   )
 
 

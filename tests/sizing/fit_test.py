@@ -11,7 +11,7 @@ import pytest
 
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.core import model
-from agentflow_jax.inference import batching
+from agentflow_jax.inference import programs
 from agentflow_jax.sizing import fit, topologies
 from tests.config import mini
 
@@ -102,9 +102,9 @@ def test_a_planner_that_truncates_has_programs_of_its_own(tmp_path, monkeypatch)
       ('flow_grpo.old_logprobs', 'recompute'),
   ])
   asked = []
-  original = batching.Programs.decode
+  original = programs.Programs.decode
   monkeypatch.setattr(
-      batching.Programs, 'decode',
+      programs.Programs, 'decode',
       lambda self, truncates: asked.append(truncates)
       or original(self, truncates),
   )
