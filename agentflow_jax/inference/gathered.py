@@ -176,7 +176,7 @@ class Cache:
   Attributes:
     store: what is there.
     starts: int32[B], the slot of a row's new token.
-    live: bool[B], whether its slot is in use.
+    live: bool[B], whether the new token is stored.
     common: int32[], parts, the first ones, that are the same in all rows that
       anybody looks at; none of them takes a new token. None: all are apart.
     row: int32[], one of these rows.
