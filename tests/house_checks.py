@@ -23,12 +23,13 @@ _ARROWS = {
     'agents': {'files', 'records'},
     'weights': {'core', 'files'},
     'data': {'files', 'records'},
+    'tokenization': {'files', 'records'},
     'config': {'agents', 'inference', 'core', 'records', 'files'},
     'runtime': {'config', 'agents', 'weights', 'core', 'files'},
     'rollouts': {'runtime', 'agents', 'records', 'files'},
     'assembly': {
-        'runtime', 'config', 'agents', 'data', 'inference', 'weights', 'core',
-        'records', 'files',
+        'runtime', 'config', 'agents', 'data', 'tokenization', 'inference',
+        'weights', 'core', 'records', 'files',
     },
     'serving': {'assembly', 'config', 'records'},
     'report': {'rollouts', 'files'},
@@ -37,8 +38,8 @@ _ARROWS = {
         'weights', 'records', 'files',
     },
     'training': {
-        'evaluation', 'report', 'assembly', 'rollouts', 'runtime', 'config', 'agents', 'data',
-        'inference', 'core', 'weights', 'records', 'files',
+        'evaluation', 'report', 'assembly', 'rollouts', 'runtime', 'config',
+        'agents', 'inference', 'core', 'weights', 'records', 'files',
     },
     'sizing': {
         'training', 'assembly', 'config', 'inference', 'core', 'weights',

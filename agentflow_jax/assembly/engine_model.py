@@ -7,8 +7,8 @@ import numpy as np
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model, plan
-from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import api, engine as engine_lib
+from agentflow_jax.tokenization import tokenizers
 
 # For serving, which sees no room below this one.
 PromptTooLong = language_model.PromptTooLong

@@ -8,7 +8,7 @@ from etils import epath
 
 from agentflow_jax.config import schema
 from agentflow_jax.core import model
-from agentflow_jax.data import chat, hugging_face, tokenizers
+from agentflow_jax.tokenization import chat, hugging_face, tokenizers
 from agentflow_jax.weights import families, gguf_files, model_directory, tensors
 
 

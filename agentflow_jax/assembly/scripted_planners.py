@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from agentflow_jax import records
 from agentflow_jax.agents import modules, plan as plan_lib
 from agentflow_jax.config import schema
-from agentflow_jax.data import geohop_facts, geohop_questions, tokenizers
+from agentflow_jax.data import geohop_facts, geohop_questions
+from agentflow_jax.tokenization import tokenizers
 
 Step = geohop_questions.Step
 # Writes a plan's text from the view, the question's steps and a generator.

@@ -19,10 +19,10 @@ from agentflow_jax.assembly import scripted_planners, task_sets, toolbox
 from agentflow_jax.config import consistency, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
-from agentflow_jax.data import tokenizers
 from agentflow_jax.files import old_names
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.runtime import processes as processes_lib
+from agentflow_jax.tokenization import tokenizers
 
 
 # What a tokenizer trained for a run always keeps whole: the format of plans and

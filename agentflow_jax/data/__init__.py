@@ -1,1 +1,1 @@
-"""Task sets, tokenizers and chat templates."""
+"""Task sets: GeoHop, benchmarks, mixtures, and rows of a file."""

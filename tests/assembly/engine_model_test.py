@@ -10,8 +10,8 @@ from agentflow_jax import records
 from agentflow_jax.agents import fakes, language_model, prompts, rollout
 from agentflow_jax.assembly import engine_model
 from agentflow_jax.core import model as model_lib
-from agentflow_jax.data import tokenizers
 from agentflow_jax.inference import api, engine as engine_lib
+from agentflow_jax.tokenization import tokenizers
 
 _KEY = records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0)
 _PROMPT = (records.Segment('user', 'Paris'),)

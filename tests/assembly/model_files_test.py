@@ -18,7 +18,7 @@ from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.weights import model_directory
 from tests.config import mini
-from tests.data import byte_tokenizer
+from tests.tokenization import byte_tokenizer
 from tests.weights import recipe
 
 _CHANGES = {'vocab_size': 288, 'max_position_embeddings': 1024}

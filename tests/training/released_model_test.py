@@ -10,7 +10,7 @@ from agentflow_jax.config import schema
 from agentflow_jax.training import run
 from agentflow_jax.weights import host_copies
 from tests.config import mini
-from tests.data import byte_tokenizer
+from tests.tokenization import byte_tokenizer
 from tests.weights import recipe
 
 _CHANGES = {'vocab_size': 288, 'max_position_embeddings': 1024}

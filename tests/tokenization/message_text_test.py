@@ -10,7 +10,7 @@ import pytest
 from jinja2 import sandbox
 
 from agentflow_jax import records
-from agentflow_jax.data import chat, message_text
+from agentflow_jax.tokenization import chat, message_text
 
 _ADDED = tuple(
     chat.AddedToken(i, content)

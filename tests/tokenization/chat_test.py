@@ -3,7 +3,7 @@
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.data import chat
+from agentflow_jax.tokenization import chat
 
 _END = chat.AddedToken(7, '<|end|>')
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from agentflow_jax import records
-from agentflow_jax.data import jinja_environment, message_text
+from agentflow_jax.tokenization import jinja_environment, message_text
 
 
 # Whether a chat template is told to let the model think; 'auto' leaves that to

@@ -1,7 +1,7 @@
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.data import tokenizers
+from agentflow_jax.tokenization import tokenizers
 
 _TEXTS = [
     'The capital of France is Paris.',

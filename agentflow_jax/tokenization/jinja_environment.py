@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import logging
 
-from agentflow_jax.data import message_text
+from agentflow_jax.tokenization import message_text
 
 # With a clock, the same seed would give another run tomorrow.
 _TODAY = datetime.datetime(2025, 1, 1)

