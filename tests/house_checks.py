@@ -238,6 +238,45 @@ def requirement_problems(files: house_sources.Files) -> list[str]:
   return problems
 
 
+def install_problems(files: house_sources.Files) -> list[str]:
+  """What users are told to install is what the extra of that name holds.
+
+  And never this project by its name: nobody has registered it, and whoever does
+  would be installed.
+  """
+  project = tomllib.loads(files['pyproject.toml'])['project']
+  extras = {
+      extra: {_name_with_extras(line) for line in lines}
+      for extra, lines in project['optional-dependencies'].items()
+  }
+  by_name = re.compile(rf'install[^\n]*{re.escape(project["name"])}\b')
+  told = re.compile(r'pip install ((?:[^\s()`]+ )+)\(the extra `(\w+)`\)')
+  problems = []
+  for path, text in files.items():
+    if path == 'tests/house_test.py':  # It holds what must be found.
+      continue
+    # Over the ends of the literals of one message.
+    joined = re.sub(r'[\'"]\n\s*f?[\'"]', '', text)
+    problems += [
+        f'{path}: {match[0]!r} names a distribution that is not ours'
+        for match in by_name.finditer(joined)
+    ]
+    for match in told.finditer(joined):
+      names = {n.strip('\'"') for n in match[1].split()}
+      if names != extras.get(match[2]):
+        problems.append(
+            f'{path}: {match[0]!r}, but the extra holds'
+            f' {sorted(extras.get(match[2], ()))}'
+        )
+  return problems
+
+
+def _name_with_extras(line: str) -> str:
+  requirement = requirements.Requirement(line)
+  named = ','.join(sorted(requirement.extras))
+  return requirement.name + (f'[{named}]' if named else '')
+
+
 def lock_problems(files: house_sources.Files) -> list[str]:
   """Bazel's lock holds every @pypi label, at versions that we ask for."""
   locked = {}

@@ -116,7 +116,8 @@ def _parquet(file, wanted, columns):
     from pyarrow import parquet  # pylint: disable=g-import-not-at-top
   except ImportError as e:
     raise MalformedRow(
-        f"{file}: parquet needs pyarrow: pip install 'agentflow-jax[parquet]'"
+        f'{file}: parquet needs pyarrow: pip install pyarrow (the extra'
+        ' `parquet`)'
     ) from e
   number = 0
   with file.open('rb') as f:

@@ -37,7 +37,8 @@ def serve(
     from agentflow_jax.serving import app
   except ModuleNotFoundError as e:
     raise schema.ConfigError(
-        f"serving needs {e.name}: pip install 'agentflow-jax[serve]'"
+        f'serving needs {e.name}: pip install starlette uvicorn (the extra'
+        ' `serve`)'
     ) from e
   key = os.environ.get(key_variable, '').strip() if key_variable else ''
   if key_variable and not key:

@@ -165,6 +165,6 @@ def devices(topology: Topology, slices: int = 1) -> Sequence[Any]:
     ).devices
   except (RuntimeError, ValueError, TypeError) as e:
     raise schema.ConfigError(
-        f'--topology={name}: {e} (the compiler comes with pip install'
-        " 'agentflow-jax[preflight]')"
+        f'--topology={name}: {e} (the compiler comes with'
+        " pip install 'jax[tpu]' (the extra `preflight`))"
     ) from e

@@ -168,7 +168,8 @@ def _gguf_fields(path) -> dict[str, Any]:
     import gguf
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
-        "GGUF files need the package gguf: pip install 'agentflow-jax[models]'"
+        'GGUF files need the package gguf:'
+        ' pip install gguf jinja2 tokenizers (the extra `models`)'
     ) from e
   if not os.path.isfile(path):
     raise TokenizerError(f'{path} does not exist')

@@ -283,7 +283,7 @@ def _tokenizers():
     import tokenizers
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
-        'released tokenizers need the package tokenizers: pip install'
-        " 'agentflow-jax[models]'"
+        'released tokenizers need the package tokenizers:'
+        ' pip install gguf jinja2 tokenizers (the extra `models`)'
     ) from e
   return tokenizers

@@ -65,7 +65,8 @@ def _environment():
     from jinja2 import compiler, ext, filters, nodes, sandbox
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
-        "chat templates need jinja2: pip install 'agentflow-jax[models]'"
+        'chat templates need jinja2:'
+        ' pip install gguf jinja2 tokenizers (the extra `models`)'
     ) from e
 
   class CodeGenerator(compiler.CodeGenerator):

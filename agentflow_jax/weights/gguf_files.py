@@ -178,6 +178,7 @@ def _gguf():
     import gguf
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
-        "GGUF files need the package gguf: pip install 'agentflow-jax[models]'"
+        'GGUF files need the package gguf:'
+        ' pip install gguf jinja2 tokenizers (the extra `models`)'
     ) from e
   return gguf

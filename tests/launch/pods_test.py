@@ -199,7 +199,7 @@ def test_a_mistake_is_one_clear_line(arguments, message):
 def test_a_host_gets_the_jax_of_its_accelerator(kind):
   (said,) = _printed('setup_host.sh', f'--accelerator={kind}', '--dry_run')
   extra = 'models,gcs' if kind == 'cpu' else f'models,gcs,{kind}'
-  assert said == f'install agentflow-jax[{extra}]'
+  assert said == f'install this checkout with the extras {extra}'
 
 
 def _counting(tmp_path, codes):

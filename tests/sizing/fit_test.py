@@ -233,6 +233,6 @@ def test_the_7b_config_fits_where_the_readme_says(topology, code):
           ['--config.batch.rows_per_micro=4'] if topology == 'v5e:2x2' else []
       ),
   )
-  if 'agentflow-jax[preflight]' in done.stderr:
+  if 'the extra `preflight`' in done.stderr:
     pytest.skip('the TPU compiler is not installed: the extra `preflight`')
   assert done.returncode == code, done.stderr + done.stdout

@@ -380,7 +380,8 @@ def _reason(error: BaseException) -> str:
 def _sdk() -> types.ModuleType:
   if importlib.util.find_spec('mcp') is None:
     raise base.ToolUnavailable(
-        "agent.tools.mcp needs the MCP SDK: pip install 'agentflow-jax[mcp]'"
+        'agent.tools.mcp needs the MCP SDK: pip install httpx2 mcp (the extra'
+        ' `mcp`)'
     )
   import mcp  # pylint: disable=g-import-not-at-top
 

@@ -57,7 +57,7 @@ class Reader:
     if importlib.util.find_spec('trafilatura') is None:
       raise base.ToolUnavailable(
           'the tool web_page needs trafilatura:'
-          " pip install 'agentflow-jax[web]'"
+          ' pip install lxml-html-clean trafilatura (the extra `web`)'
       )
     self._children = [child.Child(_WORKER, limits) for _ in range(processes)]
     # Whoever was asked last is asked first: an idle one is not even started.
