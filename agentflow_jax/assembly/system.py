@@ -19,7 +19,7 @@ from agentflow_jax.assembly import scripted_planners, task_sets, toolbox
 from agentflow_jax.config import consistency, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
-from agentflow_jax.files import old_names
+from agentflow_jax.files import old_names, paths
 from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.runtime import processes as processes_lib
 from agentflow_jax.tokenization import tokenizers
@@ -287,7 +287,9 @@ def _cache_compilations(workdir: epath.Path) -> None:
 
   The next start from it is quick.
   """
-  if jax.config.jax_compilation_cache_dir is None and '://' not in str(workdir):
+  if jax.config.jax_compilation_cache_dir is None and (
+      paths.is_local(workdir)
+  ):
     jax.config.update('jax_compilation_cache_dir', str(workdir / 'xla_cache'))
 
 
@@ -398,7 +400,7 @@ def _recording(
   directory = config.agent.recording_directory or str(
       old_names.place(workdir, 'recording')
   )
-  if '://' in directory:
+  if not paths.is_local(directory):
     raise schema.ConfigError(
         f'--recording: {directory} is not local: name a directory of this'
         ' machine with --recording_directory'

@@ -8,8 +8,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from etils import epath
-
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, recording
 from agentflow_jax.assembly import endpoints, scripted_planners
@@ -18,7 +16,7 @@ from agentflow_jax.config import overrides, roles, schema
 from agentflow_jax.evaluation import evaluate as evaluation
 from agentflow_jax.report import benchmarks
 from agentflow_jax.rollouts import journal as journal_lib
-from agentflow_jax.runtime import progress
+from agentflow_jax.runtime import progress, workdirs
 from agentflow_jax.weights import host_copies
 
 
@@ -98,7 +96,7 @@ def evaluate(
             test_items=options.limit,
         ),
     )
-  directory, before = epath.Path(workdir), None
+  directory, before = workdirs.opened(workdir), None
   if options.planner or roles.uses_engine(config):
     evaluated = options.planner or str(directory / 'planner')
     if config.planner.directory not in ('', evaluated):

@@ -4,12 +4,11 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 
-from etils import epath
-
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.assembly import system as system_lib, task_sets
 from agentflow_jax.config import overrides, schema
+from agentflow_jax.runtime import workdirs
 
 _MOST_SHOWN = 1000
 
@@ -42,7 +41,9 @@ def solve(
     task = task_sets.of_query(query)
   except ValueError as e:
     raise schema.ConfigError(f'--query: {e}') from e
-  return asyncio.run(_solve(config, task, epath.Path(workdir), greedy, emit))
+  return asyncio.run(
+      _solve(config, task, workdirs.opened(workdir), greedy, emit)
+  )
 
 
 async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:

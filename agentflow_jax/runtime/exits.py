@@ -1,11 +1,12 @@
 """How a process of a run ends: why, with which exit code, and who is told."""
 
+import errno
 import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -19,6 +20,15 @@ from agentflow_jax.weights import model_directory
 PREEMPTED_CODE = 75
 # The program hangs; run again, too, but somebody should look.
 HUNG_CODE = 70
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What libraries that are not Python's make of these.
+_FULL_TEXTS = tuple(map(os.strerror, _FULL))
+# A path that is not what it has to be, which only the user can mend.
+_WRONG_PATH = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ELOOP,
+)
 
 
 class RunStopped(RuntimeError):
@@ -42,14 +52,61 @@ class Preempted(RuntimeError):
   """A process was told to stop (SIGTERM)."""
 
 
-def cause(error: Exception) -> Exception:
-  """Returns a user's mistake that a group of errors holds; else the error."""
-  if isinstance(error, ExceptionGroup):
+class DiskFull(RuntimeError):
+  """No space is left, or a quota is used up. Everything committed stands."""
+
+
+def cause(error: BaseException) -> BaseException:
+  """Returns what a user should be told of an error.
+
+  Args:
+    error: what ended a command; a group of errors counts as all of them.
+
+  Returns:
+    DiskFull where that is behind it; a user's mistake that a group holds;
+    ConfigError for a path that cannot be used; else the error.
+  """
+  for one in _behind(error):
+    if isinstance(one, OSError) and one.errno in _FULL or (
+        any(text in str(one) for text in _FULL_TEXTS)
+    ):
+      where = getattr(one, 'filename', None)
+      return DiskFull(
+          f'no space is left{f" for {where}" if where else ""}: {_line(one)};'
+          ' everything committed stands: make room, and the same command goes on'
+          ' from there'
+      )
+  if isinstance(error, BaseExceptionGroup):
     for one in error.exceptions:
       found = cause(one)
       if code_of(found) != 1:
         return found
+  if isinstance(error, OSError) and error.errno in _WRONG_PATH:
+    return schema.ConfigError(
+        f'{error.filename or _line(error)} cannot be used: {error.strerror}'
+    )
   return error
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+  """Yields an error, and all that it holds or that led to it."""
+  found, waiting = set(), [error]
+  while waiting:
+    one = waiting.pop()
+    if one is None or id(one) in found:
+      continue
+    found.add(id(one))
+    yield one
+    if isinstance(one, BaseExceptionGroup):
+      waiting += one.exceptions
+    waiting += [one.__cause__, one.__context__]
+
+
+def _line(error: BaseException) -> str:
+  """Returns what an error says as one line, and not all of a long one."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return ' '.join(str(error).split())[:300]
 
 
 def code_of(error: BaseException) -> int:
@@ -64,7 +121,7 @@ def code_of(error: BaseException) -> int:
     return 3
   if isinstance(error, ProcessFailed):
     return error.code
-  return PREEMPTED_CODE if isinstance(error, Preempted) else 1
+  return PREEMPTED_CODE if isinstance(error, (Preempted, DiskFull)) else 1
 
 
 def leave(code: int, seconds: float = 10.0) -> None:

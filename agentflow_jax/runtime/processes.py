@@ -285,6 +285,7 @@ class Processes:
 
 def _described(error: BaseException) -> bytes:
   """Says what went wrong, after the code that others exit with."""
+  error = exits.cause(error)
   while isinstance(error, BaseExceptionGroup):
     error = error.exceptions[0]
   code = exits.code_of(error)

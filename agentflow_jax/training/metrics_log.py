@@ -4,15 +4,18 @@ Names that begin with 'seconds/' or 'rate/' depend on the clock; every other one
 is the same again when a run is repeated or resumed (contract 4).
 """
 
+import contextlib
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tensorboardX
 from etils import epath
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 
-from agentflow_jax.files import writing
+from agentflow_jax.files import paths, writing
 
 FILE = 'metrics.jsonl'
 CLOCK_PREFIXES = ('seconds/', 'rate/')
@@ -38,12 +41,17 @@ class MetricsLog:
     """
     self._path = workdir / FILE
     self.lines: list[dict[str, Any]] = [dict(l) for l in lines]
-    self._writer = None
+    self._events = None
     self._writes = writes
-    if writes and tensorboard and '://' not in str(workdir):
-      self._writer = tensorboardX.SummaryWriter(
-          str(workdir / 'tensorboard'), purge_step=len(self.lines) + 1
-      )
+    if writes and tensorboard and paths.is_local(workdir):
+      # Without the thread of SummaryWriter, which a full disk ends with
+      # tracebacks of its own, long after the error.
+      directory = workdir / 'tensorboard'
+      directory.mkdir(parents=True, exist_ok=True)
+      self._events = event_file_writer.EventsWriter(str(directory / 'events'))
+      # What an earlier process wrote of these steps is not shown.
+      started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._write_event(len(self.lines) + 1, session_log=started)
 
   def add(self, step: int, values: Mapping[str, Any]) -> None:
     """Adds a step's line.
@@ -64,11 +72,18 @@ class MetricsLog:
     if self._writes:
       text = ''.join(json.dumps(l) + '\n' for l in self.lines)
       writing.write_whole(self._path, text)
-    if self._writer is not None:
+    if self._events is not None:
       for name, value in line.items():
         if name != 'step':
-          self._writer.add_scalar(name, value, step)
+          self._write_event(step, summary=summary.scalar(name, value))
+      self._events.flush()
+
+  def _write_event(self, step: int, **content: Any) -> None:
+    event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+    self._events.write_event(event)
 
   def close(self) -> None:
-    if self._writer is not None:
-      self._writer.close()
+    """Closes the event file; what cannot be written any more was said before."""
+    if self._events is not None:
+      with contextlib.suppress(OSError):
+        self._events.close()

@@ -10,14 +10,13 @@ from typing import Any
 
 import jax
 from absl import logging
-from etils import epath
 
 from agentflow_jax.assembly import model_files, system as system_lib
 from agentflow_jax.config import consistency, schema
 from agentflow_jax.files import writing
 from agentflow_jax.report import page as report
 from agentflow_jax.runtime import clocks, exits, processes as processes_lib
-from agentflow_jax.runtime import profiling, progress
+from agentflow_jax.runtime import profiling, progress, workdirs
 from agentflow_jax.training import evaluations as evaluations_lib
 from agentflow_jax.training import loop as loop_lib, metrics_log, resuming
 from agentflow_jax.training import summary as summary_lib
@@ -53,20 +52,22 @@ def train(
     RunStopped: an update was refused; everything committed stands.
     ProcessFailed: another process did; likewise.
     Preempted: told to stop (SIGTERM); all steps that were done are committed.
+    OSError: something cannot be written, see `exits.cause`.
   """
   consistency.check_trains(config)
-  directory = epath.Path(workdir)
-  directory.mkdir(parents=True, exist_ok=True)
   processes = processes_lib.Processes.current()
+  directory = processes.together(lambda: workdirs.opened(workdir))
   processes.check_same(
       'the config', json.dumps(resuming.flat(config), sort_keys=True)
   )
-  resuming.check_shared(directory, processes)
-  processes.together(lambda: resuming.check_same_run(config, directory))
   watchdog = exits.Watchdog(
       step_seconds, f'process {processes.index} of {processes.count}'
   )
-  with contextlib.closing(watchdog):
+  with contextlib.ExitStack() as stack:
+    processes.alone(lambda: stack.enter_context(workdirs.locked(directory)))
+    resuming.check_shared(directory, processes)
+    processes.together(lambda: resuming.check_same_run(config, directory))
+    stack.enter_context(contextlib.closing(watchdog))
     profiler = profiling.Profiler(
         profiled, directory / 'tensorboard', processes.index
     )

@@ -1,7 +1,6 @@
 """Train state on disk: one Orbax commit holds all that a resume needs."""
 
 import json
-import os
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from agentflow_jax.core import masters
+from agentflow_jax.files import paths
 from agentflow_jax.weights import model_directory
 
 
@@ -29,7 +29,7 @@ class Checkpoints:
       keep: commits kept.
     """
     # Orbax wants it absolute; a gs:// path is.
-    if '://' not in os.fspath(directory):
+    if paths.is_local(directory):
       directory = directory.absolute()
     self._directory = directory
     self._manager = ocp.CheckpointManager(

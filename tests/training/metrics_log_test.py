@@ -1,7 +1,9 @@
 import json
+import struct
 
 import pytest
 from etils import epath
+from tensorboardX.proto import event_pb2
 
 from agentflow_jax.training import metrics_log
 
@@ -37,5 +39,28 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
   log = metrics_log.MetricsLog(epath.Path(tmp_path))
   log.add(1, {'reward/mean': 0.25})
   log.close()
-  (events,) = (tmp_path / 'tensorboard').iterdir()
-  assert b'reward/mean' in events.read_bytes()
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  assert 'tfevents' in path.name  # What TensorBoard looks for.
+  first, session, scalar = _events(path)
+  assert first.file_version == 'brain.Event:2'
+  assert session.session_log.status == event_pb2.SessionLog.START
+  assert session.step == 1
+  (value,) = scalar.summary.value
+  assert (value.tag, value.simple_value, scalar.step) == ('reward/mean', 0.25, 1)
+
+
+def _events(path):
+  """The events of a file: each is a length, its checksum, bytes, a checksum."""
+  data, found = path.read_bytes(), []
+  while data:
+    (length,) = struct.unpack('<Q', data[:8])
+    found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  return found
+
+
+def test_a_resumed_run_hides_the_steps_that_it_makes_again(tmp_path):
+  lines = [{'step': 1, 'a': 1.0}, {'step': 2, 'a': 2.0}]
+  metrics_log.MetricsLog(epath.Path(tmp_path), lines).close()
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  assert _events(path)[1].step == 3

@@ -1,0 +1,73 @@
+"""What a user is told of an error, and the exit code."""
+
+import errno
+import os
+
+import pytest
+
+from agentflow_jax.config import schema
+from agentflow_jax.runtime import exits
+
+
+def _raised(error, within=None):
+  """Returns `error` as raised while something else was handled."""
+  try:
+    try:
+      raise within or KeyError('first')
+    except Exception:
+      raise error
+  except Exception as e:
+    return e
+
+
+_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/x/metrics.jsonl')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        _FULL,
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), 'runs/x'),
+        ExceptionGroup('tasks', [ValueError('other'), _FULL]),
+        _raised(RuntimeError('the commit failed'), _FULL),
+        # As a library that is not Python's says it.
+        ValueError('UNKNOWN: write failed: No space left on device [path]'),
+        ExceptionGroup('a', [ExceptionGroup('b', [_raised(KeyError(1), _FULL)])]),
+    ],
+    ids=['space', 'quota', 'group', 'behind', 'text', 'deep'],
+)
+def test_a_full_disk_is_one_line_and_worth_another_try(error):
+  found = exits.cause(error)
+  assert isinstance(found, exits.DiskFull)
+  assert exits.code_of(found) == exits.PREEMPTED_CODE
+  message = str(found)
+  assert 'no space is left' in message and 'make room' in message
+  assert '\n' not in message and len(message) < 600
+
+
+@pytest.mark.parametrize(
+    'number',
+    [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR],
+)
+def test_a_path_that_cannot_be_used_is_the_user_s_to_mend(number):
+  error = OSError(number, os.strerror(number), 'runs/x/planner')
+  for one in (error, ExceptionGroup('tasks', [error])):
+    found = exits.cause(one)
+    assert isinstance(found, schema.ConfigError)
+    assert exits.code_of(found) == 2
+    assert 'runs/x/planner' in str(found)
+    assert os.strerror(number) in str(found)
+
+
+@pytest.mark.parametrize(
+    'error', [OSError(errno.EIO, 'Input/output error'), ValueError('ours')]
+)
+def test_what_nobody_could_mend_stays_as_it_is(error):
+  assert exits.cause(error) is error
+  assert exits.code_of(error) == 1
+
+
+def test_a_mistake_in_a_group_is_found():
+  mistake = schema.ConfigError('planner: no')
+  group = ExceptionGroup('tasks', [ValueError('x'), mistake])
+  assert exits.cause(group) is mistake
