@@ -56,7 +56,7 @@ _ARROWS = {
     'launch': {'files'},
 }
 _THIRD_PARTY = {
-    'files': {'etils'},
+    'files': {'etils', 'gguf', 'numpy'},
     'records': set(),
     'core': {'jax', 'flax', 'optax', 'numpy'},
     'launch': {'matplotlib'},  # The page of a sweep.

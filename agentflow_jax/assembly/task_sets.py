@@ -181,7 +181,7 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
     lines = list(reading.json_lines(path))
   except FileNotFoundError:
     raise schema.ConfigError(f'no task file {path}') from None
-  except reading.FileError as e:
+  except (OSError, reading.FileError) as e:
     raise schema.ConfigError(str(e)) from e
   tasks, seen, stem = [], set(), epath.Path(path).stem
   for line in lines:

@@ -135,10 +135,8 @@ def read(path: str, benchmark: str) -> tuple[list[records.Task], int]:
   Raises:
     MalformedItem: names the file and the item's index.
   """
-  try:
+  with reading.boundary(path, MalformedItem):
     items = reading.read_json(path)
-  except reading.FileError as e:
-    raise MalformedItem(str(e)) from e
   if not isinstance(items, list) or not items:
     raise MalformedItem(f'{path}: needs a list of items')
   tasks = []

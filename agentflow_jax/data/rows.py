@@ -120,7 +120,7 @@ def _parquet(file, wanted, columns):
         ' `parquet`)'
     ) from e
   number = 0
-  with file.open('rb') as f:
+  with reading.boundary(file, MalformedRow), file.open('rb') as f:
     try:
       table = parquet.ParquetFile(f)
       names = table.schema_arrow.names

@@ -5,22 +5,86 @@ start, and without NaN and Infinity, which Python's own reader accepts, and also
 makes of a number that no float holds, such as 1e999. A line of a JSON lines file
 ends at "\n" and nowhere else: a text may hold U+2028, U+0085
 and the other characters at which `str.splitlines` would cut it.
+
+Whatever else a reader of a file does with its content belongs inside `boundary`.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import stat
+import struct
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
+from agentflow_jax.files import paths
+
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
+# What the content of a file may make a reader raise, or the operating system.
+_BROKEN = (
+    ArithmeticError, AttributeError, EOFError, LookupError, OSError,
+    RecursionError, TypeError, ValueError, struct.error,
+)
+_LONGEST_REASON = 300
 
 
 class FileError(ValueError):
   """A file that cannot be read as JSON; names the file, and the line if any."""
+
+
+@contextlib.contextmanager
+def boundary(
+    path: str | os.PathLike[str],
+    error: type[ValueError] = FileError,
+    *others: type[Exception],
+    what: str = '',
+) -> Iterator[None]:
+  """Turns what a broken file makes a reader raise into one line that names it.
+
+  Args:
+    path: file that the body reads.
+    error: error that the reader promises; the body may raise it itself.
+    *others: further errors that name the file already, and pass.
+    what: part of the file that is read, for the message.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: of the class `error`: the path is no file (a socket, a FIFO, a
+      directory), or its content is broken; names the path.
+  """
+  try:
+    refuse_special(path)
+    yield
+  except (error, *others, FileNotFoundError):
+    raise
+  except FileError as e:  # Names the file.
+    raise error(str(e)) from e
+  except _BROKEN as e:
+    part = f'{what}: ' if what else ''
+    raise error(f'{path}: {part}{_reason(e)}') from e
+
+
+def refuse_special(path: str | os.PathLike[str]) -> None:
+  """Refuses what would be waited for: sockets, FIFOs and devices.
+
+  Raises:
+    FileError: the path is such a thing, or a directory.
+  """
+  if not paths.is_local(path):
+    return
+  try:
+    mode = os.stat(path).st_mode
+  except (OSError, ValueError):  # Whoever opens it says so better.
+    return
+  if not stat.S_ISREG(mode):
+    kinds = {stat.S_IFDIR: 'a directory', stat.S_IFIFO: 'a FIFO',
+             stat.S_IFSOCK: 'a socket'}
+    kind = kinds.get(stat.S_IFMT(mode), 'a device')
+    raise FileError(f'{path} is {kind}, and no file')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +145,8 @@ def read_json(path: str | os.PathLike[str], *, allows_nan: bool = False) -> Any:
     FileNotFoundError: there is no such file.
     FileError: the file cannot be read, or is not JSON; names it.
   """
-  path = epath.Path(path)
-  try:
-    return parse(path.read_bytes(), allows_nan=allows_nan)
-  except FileNotFoundError:
-    raise
-  except (OSError, ValueError) as e:
-    raise FileError(f'{path}: {_reason(e)}') from e
+  with boundary(path):
+    return parse(epath.Path(path).read_bytes(), allows_nan=allows_nan)
 
 
 def json_lines(
@@ -112,6 +171,7 @@ def json_lines(
     FileError: the file cannot be read, or a line is not JSON; names the line.
   """
   path, start, number = epath.Path(path), 0, 0
+  refuse_special(path)
   try:
     with path.open('rb') as lines:
       for number, data in enumerate(lines, 1):
@@ -148,7 +208,16 @@ def _finite(number: str) -> float:
 
 
 def _reason(error: Exception) -> str:
-  """Says why, without the path that an OSError repeats."""
+  """Says why in one line, without the path that an OSError repeats."""
   if isinstance(error, OSError):
     return f'cannot be read: {error.strerror or error}'
-  return str(error)
+  if isinstance(error, RecursionError):
+    return 'nested too deeply to be read'
+  said = ' '.join(str(error).split())
+  if len(said) > _LONGEST_REASON:
+    said = f'{said[:_LONGEST_REASON]} ...'
+  if isinstance(error, FileError) or type(error) is ValueError:
+    return said
+  if isinstance(error, KeyError):
+    return f'it lacks {said}'
+  return f'broken ({type(error).__name__}: {said})' if said else 'broken'

@@ -16,7 +16,7 @@ from etils import epath
 from agentflow_jax.files import old_names, reading
 
 
-class ReportError(ValueError):
+class ReportError(reading.FileError):
   """There is nothing to report, or a file of the work directory is broken."""
 
 
@@ -168,10 +168,8 @@ def _load_metrics(path: epath.Path) -> tuple[Mapping[str, Any], ...]:
   if not path.exists():
     return ()
   by_step = {}
-  try:
+  with reading.boundary(path, ReportError):
     lines = list(reading.json_lines(path, may_be_torn=True, allows_nan=True))
-  except reading.FileError as e:
-    raise ReportError(str(e)) from e
   for line in lines:
     entry = line.value
     if not isinstance(entry, dict) or not isinstance(entry.get('step'), int):
@@ -188,23 +186,19 @@ def _load_evaluations(folder: epath.Path) -> dict[str, Evaluation]:
   paths = sorted(p for p in folder.iterdir() if p.name.endswith('.json'))
   found = {}
   for path in paths:
-    try:
+    with reading.boundary(path, ReportError):
       found[path.stem] = _evaluation(
           path.stem, old_names.evaluation(_load_object(path))
       )
-    except (TypeError, AttributeError) as e:
-      raise ReportError(f'{path}: unexpected shape: {e}') from e
   return found
 
 
 def _load_object(path: epath.Path) -> dict[str, Any]:
   if not path.exists():
     return {}
-  try:
+  with reading.boundary(path, ReportError):
     # Python writes NaN where nothing was scored.
     value = reading.read_json(path, allows_nan=True)
-  except reading.FileError as e:
-    raise ReportError(str(e)) from e
   if not isinstance(value, dict):
     raise ReportError(f'{path}: not a JSON object')
   return value

@@ -20,12 +20,12 @@ import zstandard
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.files import old_names, writing
+from agentflow_jax.files import old_names, reading, writing
 
 SCHEMA = 1
 
 
-class RecordError(ValueError):
+class RecordError(reading.FileError):
   """A rollout file that cannot be read; names the file."""
 
 
@@ -74,7 +74,8 @@ def read(path: epath.Path) -> list[records.Group]:
   Raises:
     RecordError: cut off, of another schema, or not such a file.
   """
-  return from_bytes(path.read_bytes(), str(path))
+  with reading.boundary(path, RecordError):
+    return from_bytes(path.read_bytes(), str(path))
 
 
 def from_bytes(data: bytes, name: str) -> list[records.Group]:
@@ -87,7 +88,10 @@ def from_bytes(data: bytes, name: str) -> list[records.Group]:
     return _decode(_lines(data, name)[1:])
   except RecordError:
     raise
-  except (LookupError, ValueError, TypeError, struct.error) as e:
+  except (
+      ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+      ValueError, struct.error,
+  ) as e:
     raise RecordError(f'{name} is not a whole rollout file: {e}') from e
 
 
@@ -101,7 +105,10 @@ def _lines(data: bytes, name: str) -> list[dict[str, Any]]:
         if l
     ]
     schema = lines[0].get('schema')
-  except (zstandard.ZstdError, LookupError, ValueError) as e:
+  except (
+      zstandard.ZstdError, AttributeError, LookupError, MemoryError,
+      RecursionError, ValueError,
+  ) as e:
     raise RecordError(f'{name} is not a whole rollout file: {e}') from e
   if schema != SCHEMA:
     raise RecordError(f'{name} has schema {schema}, this reads {SCHEMA}')

@@ -14,6 +14,7 @@ from agentflow_jax.agents import recording
 from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.search import passages
 from agentflow_jax.config import schema
+from agentflow_jax.files import reading
 from agentflow_jax.weights import model_directory
 
 # What launchers take for "run me again": sysexits' EX_TEMPFAIL.
@@ -27,7 +28,7 @@ _FULL_TEXTS = tuple(map(os.strerror, _FULL))
 # A path that is not what it has to be, which only the user can mend.
 _WRONG_PATH = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
-    errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT,
 )
 
 
@@ -114,7 +115,7 @@ def code_of(error: BaseException) -> int:
   if isinstance(
       error,
       (schema.ConfigError, model_directory.CheckpointError, base.ToolUnavailable,
-       recording.Miss, passages.CorpusError),
+       recording.Miss, passages.CorpusError, reading.FileError),
   ):
     return 2
   if isinstance(error, RunStopped):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agentflow_jax.files import gguf_container, reading
 from agentflow_jax.tokenization import chat
 
 _WORDS = (
@@ -70,7 +71,11 @@ def read(path: str | os.PathLike[str]) -> Vocabulary:
     TemplateError: there is no chat template.
     ModuleNotFoundError: gguf is not installed.
   """
-  fields = _gguf_fields(path)
+  with reading.boundary(path, TokenizerError, chat.TemplateError):
+    return _vocabulary(path, _gguf_fields(path))
+
+
+def _vocabulary(path, fields: Mapping[str, Any]) -> Vocabulary:
   kind, split = fields.get('ggml.model'), fields.get('ggml.pre')
   split = _SAME_SPLIT.get(split, split)
   if kind != 'gpt2' or split not in _SPLITS:
@@ -165,20 +170,11 @@ def _steps(split: str) -> list[dict[str, Any]]:
 def _gguf_fields(path) -> dict[str, Any]:
   """Returns the metadata about the tokenizer, without its common prefix."""
   try:
-    import gguf
-  except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        'GGUF files need the package gguf:'
-        ' pip install gguf jinja2 tokenizers (the extra `models`)'
-    ) from e
-  if not os.path.isfile(path):
-    raise TokenizerError(f'{path} does not exist')
-  try:
-    reader = gguf.GGUFReader(os.fspath(path))
-    return {
-        k.removeprefix('tokenizer.'): f.contents()
-        for k, f in reader.fields.items()
-        if k.startswith('tokenizer.')
-    }
-  except (ValueError, IndexError, KeyError, OSError) as e:
-    raise TokenizerError(f'{path} is not a whole GGUF file: {e}') from e
+    reader = gguf_container.open_gguf(path)
+  except FileNotFoundError:
+    raise TokenizerError(f'{path} does not exist') from None
+  return {
+      k.removeprefix('tokenizer.'): f.contents()
+      for k, f in reader.fields.items()
+      if k.startswith('tokenizer.')
+  }

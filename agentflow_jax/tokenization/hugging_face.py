@@ -1,5 +1,6 @@
 """Tokenizers of released models: tokenizer.json, or a GGUF file's metadata."""
 
+import asyncio
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -75,8 +76,12 @@ class HuggingFaceTokenizer:
       self._plain = tokenizers.Tokenizer.from_str(
           json.dumps(_without_added(definition, {t.content for t in added}))
       )
-    except Exception as e:  # The package raises bare Exceptions.
-      raise TokenizerError(f'{TOKENIZER} is broken: {e}') from e
+    # The package raises bare Exceptions, and its panics are not even these.
+    except BaseException as e:
+      if isinstance(e, (KeyboardInterrupt, SystemExit, asyncio.CancelledError)):
+        raise
+      said = ' '.join(str(e).split())[:300]
+      raise TokenizerError(f'{TOKENIZER} is broken: {said}') from e
     for token in added:
       if whole.token_to_id(token.content) != token.id:
         raise TokenizerError(
@@ -190,6 +195,11 @@ def from_directory(
     ModuleNotFoundError: tokenizers or jinja2 is not installed.
   """
   path = epath.Path(directory)
+  with reading.boundary(path / TOKENIZER, TokenizerError, chat.TemplateError):
+    return _from_files(path, thinking)
+
+
+def _from_files(path: epath.Path, thinking: chat.Thinking):
   definition = _json(path / TOKENIZER)
   if definition is None:
     raise TokenizerError(f'{path / TOKENIZER} does not exist')
@@ -198,7 +208,7 @@ def from_directory(
   config = (_json(path / 'special_tokens_map.json') or {}) | config
   template = config.get('chat_template')
   if (path / 'chat_template.jinja').exists():
-    template = (path / 'chat_template.jinja').read_text()
+    template = _text(path / 'chat_template.jinja')
   elif (path / 'chat_template.json').exists():
     template = _json(path / 'chat_template.json').get('chat_template')
   if isinstance(template, list):  # Several, by name.
@@ -228,16 +238,22 @@ def from_directory(
         definition, template=template, variables=variables, stop=stop,
         pad=variables.get('pad_token'), directory=path, thinking=thinking,
     )
-  except TokenizerError as e:
-    raise TokenizerError(f'{path}: {e}') from e
+  except (TokenizerError, chat.TemplateError) as e:
+    raise type(e)(f'{path}: {e}') from e
 
 
 def _stops(path: epath.Path) -> list[int]:
   """Returns the ids of eos_token_id in the generation config, or the config."""
   for name in ('generation_config.json', 'config.json'):
     stop = (_json(path / name) or {}).get('eos_token_id')
-    if stop is not None:
-      return [stop] if isinstance(stop, int) else list(stop)
+    if stop is None:
+      continue
+    ids = [stop] if isinstance(stop, int) else stop
+    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+      raise TokenizerError(
+          f'{path / name}: eos_token_id is an id or a list of ids, not {stop!r}'
+      )
+    return ids
   return []
 
 
@@ -245,13 +261,21 @@ def _spelling(token: Any) -> str:
   return token['content'] if isinstance(token, dict) else token
 
 
-def _json(path: epath.Path) -> Any:
+def _json(path: epath.Path) -> dict[str, Any] | None:
+  """Returns the object that a file holds; None where there is no such file."""
   try:
-    return reading.read_json(path)
+    with reading.boundary(path, TokenizerError):
+      value = reading.read_json(path)
+      if not isinstance(value, dict):
+        raise ValueError('it holds no JSON object')
+      return value
   except FileNotFoundError:
     return None
-  except reading.FileError as e:
-    raise TokenizerError(str(e)) from e
+
+
+def _text(path: epath.Path) -> str:
+  with reading.boundary(path, TokenizerError):
+    return path.read_text(encoding='utf-8')
 
 
 def from_gguf(

@@ -9,7 +9,7 @@ import sentencepiece
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.files import writing
+from agentflow_jax.files import reading, writing
 
 _ROLES = ('system', 'user', 'assistant')
 _ROLE_PIECES = tuple(f'<|{role}|>' for role in _ROLES)
@@ -64,7 +64,8 @@ class SentencePieceTokenizer:
       FileNotFoundError: no such file.
       ValueError: not a SentencePiece model, or one without the control pieces.
     """
-    self._serialized = epath.Path(path).read_bytes()
+    with reading.boundary(path):
+      self._serialized = epath.Path(path).read_bytes()
     try:
       self._model = sentencepiece.SentencePieceProcessor(
           model_proto=self._serialized

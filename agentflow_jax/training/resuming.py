@@ -37,7 +37,11 @@ def check_same_run(config: schema.Config, workdir: epath.Path) -> None:
   path = workdir / 'config.json'
   if not path.exists():
     return
-  now, written = flat(config), reading.read_json(path, allows_nan=True)
+  with reading.boundary(path, schema.ConfigError):
+    written = reading.read_json(path, allows_nan=True)
+    if not isinstance(written, dict):
+      raise schema.ConfigError(f'{path} holds no config: it is no JSON object')
+  now = flat(config)
   before = _plain(overrides.defaults(config)) | old_names.config(written)
   names = sorted(set(now) | set(before))
   differs = [n for n in names if now.get(n) != before.get(n)]

@@ -3,12 +3,14 @@
 Quantised tensors are given as float32, a block of rows at a time.
 """
 
+import math
 import os
 from typing import Any
 
 import numpy as np
 
 from agentflow_jax.core import model
+from agentflow_jax.files import gguf_container, reading
 from agentflow_jax.weights import families, tensors
 
 _ARCHITECTURES = {
@@ -16,8 +18,9 @@ _ARCHITECTURES = {
     'qwen2': 'Qwen2ForCausalLM',
     'qwen3': 'Qwen3ForCausalLM',
 }
+_EMBEDDING = 'model.embed_tokens.weight'
 _NAMES = {
-    'token_embd.weight': 'model.embed_tokens.weight',
+    'token_embd.weight': _EMBEDDING,
     'output_norm.weight': 'model.norm.weight',
     'output.weight': 'lm_head.weight',
 }
@@ -56,20 +59,20 @@ class GGUFFile:
       ModuleNotFoundError: the package gguf is not installed.
     """
     self._path = os.fspath(path)
-    gguf = _gguf()
-    if not os.path.isfile(self._path):
-      raise tensors.TensorError(f'{self._path} does not exist')
     try:
-      reader = gguf.GGUFReader(self._path)
-      fields = {
-          k: f.contents()
-          for k, f in reader.fields.items()
-          if not k.startswith('tokenizer.')
-      }
-    except (ValueError, IndexError, KeyError, OSError) as e:
-      raise tensors.TensorError(
-          f'{self._path} is not a whole GGUF file: {e}'
-      ) from e
+      with reading.boundary(
+          self._path, tensors.TensorError, families.UnsupportedModel
+      ):
+        self._read(gguf_container.open_gguf(self._path))
+    except FileNotFoundError as e:
+      raise tensors.TensorError(f'{self._path} does not exist') from e
+
+  def _read(self, reader: Any) -> None:
+    fields = {
+        k: f.contents()
+        for k, f in reader.fields.items()
+        if not k.startswith('tokenizer.')
+    }
     self._stored = {}
     divisors = ()
     for tensor in reader.tensors:
@@ -109,20 +112,33 @@ class GGUFFile:
         raise tensors.TensorError(f'{self._path} has no {kind}.{name}')
       return value
 
+    def size(name, default=None):
+      """A dimension; what is larger than all tensors together is none."""
+      value = get(name, default)
+      if not isinstance(value, int) or not 0 < value <= elements:
+        raise tensors.TensorError(
+            f'{self._path}: {kind}.{name} is {value!r}, and its tensors hold'
+            f' {elements:,} elements'
+        )
+      return value
+
+    elements = sum(math.prod(shape) for shape in self.shapes.values())
     if get('expert_count', 0):
       raise families.UnsupportedModel(
           f'{self._path}: mixtures of experts are not supported'
       )
-    width, heads = get('embedding_length'), get('attention.head_count')
+    if _EMBEDDING not in self.shapes:
+      raise tensors.TensorError(f'{self._path} has no token_embd.weight')
+    width, heads = size('embedding_length'), size('attention.head_count')
     config = {
         'architectures': [_ARCHITECTURES[kind]],
-        'vocab_size': self.shapes['model.embed_tokens.weight'][0],
+        'vocab_size': self.shapes[_EMBEDDING][0],
         'hidden_size': width,
-        'intermediate_size': get('feed_forward_length'),
-        'num_hidden_layers': get('block_count'),
+        'intermediate_size': size('feed_forward_length'),
+        'num_hidden_layers': size('block_count'),
         'num_attention_heads': heads,
-        'num_key_value_heads': get('attention.head_count_kv', heads),
-        'head_dim': get('attention.key_length', width // heads),
+        'num_key_value_heads': size('attention.head_count_kv', heads),
+        'head_dim': size('attention.key_length', width // heads),
         'max_position_embeddings': get('context_length'),
         'rms_norm_eps': _decimal(get('attention.layer_norm_rms_epsilon')),
         'rope_theta': _decimal(get('rope.freq_base', 1e4)),
@@ -147,7 +163,9 @@ class GGUFFile:
     if tensor is None:
       raise tensors.TensorError(f'{self._path} has no tensor {name!r}')
     (first, last), *rest = ranges
-    block = _gguf().quants.dequantize(
+    from gguf import quants  # What opened the file.
+
+    block = quants.dequantize(
         np.asarray(tensor.data[first:last]), tensor.tensor_type
     ).reshape(last - first, *self.shapes[name][1:])
     if self._reordered and name.endswith(
@@ -171,14 +189,3 @@ def _released_name(name: str) -> str:
 def _decimal(value: float) -> float:
   """The decimal number that a stored float32 stands for: 1e-05, not 9.99e-06."""
   return float(str(np.float32(value)))
-
-
-def _gguf():
-  try:
-    import gguf
-  except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        'GGUF files need the package gguf:'
-        ' pip install gguf jinja2 tokenizers (the extra `models`)'
-    ) from e
-  return gguf

@@ -29,6 +29,11 @@ _HEAD, _EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
 _ROWS = 4096  # Rows of head and embedding that are compared at a time.
 _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 _SHARD_BYTES = 5 * 10**9
+# Fields of config.json that are sizes of tensors, or counts of them.
+_SIZES = (
+    'head_dim', 'hidden_size', 'intermediate_size', 'num_attention_heads',
+    'num_hidden_layers', 'num_key_value_heads', 'vocab_size',
+)
 
 
 class CheckpointError(ValueError):
@@ -43,14 +48,16 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
   """
   path = epath.Path(directory) / CONFIG
   try:
-    return dict(reading.read_json(path))
+    with reading.boundary(path, CheckpointError):
+      described = reading.read_json(path)
+      if not isinstance(described, dict):
+        raise CheckpointError(f'{path} does not describe a model: no object')
+      return described
   except FileNotFoundError as e:
     raise CheckpointError(
         f'{path} does not exist; a model directory holds {CONFIG},'
         f' {tensors.SINGLE} and a tokenizer'
     ) from e
-  except (TypeError, ValueError) as e:
-    raise CheckpointError(f'{path} does not describe a model: {e}') from e
 
 
 def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:
@@ -64,8 +71,11 @@ def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:
       supported; or the tensors beside it are broken.
   """
   path = epath.Path(directory) / CONFIG
+  described = read_config(directory)
   try:
-    config = families.from_hugging_face(read_config(directory))
+    if _holds_tensors(directory):
+      _check_sizes(described, tensors.SafetensorsDirectory(directory))
+    config = families.from_hugging_face(described)
     if config.tie_embeddings and _holds_another_head(directory):
       logging.warning(
           '%s says tie_word_embeddings, and the %s beside it differs from the'
@@ -81,15 +91,45 @@ def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:
     raise CheckpointError(f'{path}: {e}') from e
   except KeyError as e:
     raise CheckpointError(f'{path} does not describe a model: no {e}') from e
-  except (TypeError, ValueError, AttributeError) as e:
+  except (
+      ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+      ValueError,
+  ) as e:
     raise CheckpointError(f'{path} does not describe a model: {e}') from e
+
+
+def _holds_tensors(directory: str | os.PathLike[str]) -> bool:
+  """Returns whether there is more than a config.json, as preflight reads it."""
+  path = epath.Path(directory)
+  return any((path / name).exists() for name in (tensors.SINGLE, tensors.INDEX))
+
+
+def _check_sizes(described: Mapping[str, Any], stored: tensors.Tensors) -> None:
+  """Raises ValueError where a size could belong to no tensor that is there.
+
+  Before anything is computed from it: a size that is wrong by a thousand would
+  take all memory before the shapes could be compared.
+  """
+  elements = sum(math.prod(shape) for shape in stored.shapes.values())
+  for name in _SIZES:
+    value = described.get(name)
+    if isinstance(value, int) and value > elements:
+      raise ValueError(
+          f'{name} is {value:,}, and the tensors beside it hold'
+          f' {elements:,} elements'
+      )
+  layers = described.get('num_hidden_layers')
+  if isinstance(layers, int) and layers > len(stored.shapes):
+    raise ValueError(
+        f'num_hidden_layers is {layers:,}, and there are'
+        f' {len(stored.shapes)} tensors'
+    )
 
 
 def _holds_another_head(directory: str | os.PathLike[str]) -> bool:
   """Returns whether a directory's head is there and is not its embedding."""
-  path = epath.Path(directory)
-  if not any((path / name).exists() for name in (tensors.SINGLE, tensors.INDEX)):
-    return False  # A config.json alone, as preflight reads it.
+  if not _holds_tensors(directory):
+    return False
   return not _is_tied(tensors.SafetensorsDirectory(directory))
 
 

@@ -103,13 +103,11 @@ class SafetensorsDirectory:
 def _read_index(path: epath.Path) -> dict[str, set[str]]:
   """Returns file -> its tensors."""
   files = collections.defaultdict(set)
-  try:
+  with reading.boundary(path, TensorError):
     for tensor, file in reading.read_json(path)['weight_map'].items():
       if '/' in file or file in ('', '.', '..'):
         raise ValueError(f'{file!r} is not a file of the directory')
       files[file].add(tensor)
-  except (LookupError, TypeError, ValueError, AttributeError) as e:
-    raise TensorError(f'{path} is not an index of safetensors: {e}') from e
   if not files:
     raise TensorError(f'{path} names no tensor')
   return dict(files)
@@ -119,31 +117,47 @@ def _read_header(path: epath.Path) -> dict[str, _Stored]:
   """Reads where a file's tensors lie, and that they all lie in it."""
   if not path.exists():
     raise TensorError(f'{path} does not exist')
-  size = path.stat().length
-  with path.open('rb') as file:
+  with (
+      reading.boundary(path, TensorError, what='broken header'),
+      path.open('rb') as file,
+  ):
+    size = path.stat().length
     length = int.from_bytes(file.read(8), 'little')
     if not 0 < length <= min(_HEADER_BYTES, size - 8):
       raise TensorError(f'{path} is not a safetensors file, or was cut off')
-    try:
-      header = json.loads(file.read(length))
-      header.pop('__metadata__', None)
-      stored = {
-          name: _stored(path, 8 + length, size, entry)
-          for name, entry in header.items()
-      }
-    except (LookupError, TypeError, ValueError, AttributeError) as e:
-      raise TensorError(f'{path} has a broken header: {e}') from e
+    header = reading.parse(file.read(length))
+    if not isinstance(header, dict):
+      raise ValueError('it is no JSON object')
+    header.pop('__metadata__', None)
+    stored = {
+        name: _stored(path, 8 + length, size, entry)
+        for name, entry in header.items()
+    }
+    _check_apart(path, stored)
   return stored
 
 
+def _check_apart(path: epath.Path, stored: Mapping[str, _Stored]) -> None:
+  """Raises TensorError where two tensors have bytes in common."""
+  last, end = '', 0
+  for name, one in sorted(stored.items(), key=lambda item: item[1].offset):
+    size = math.prod(one.shape) * one.dtype.itemsize
+    if size and one.offset < end:
+      raise TensorError(f'{path}: the tensors {last!r} and {name!r} overlap')
+    if size:
+      last, end = name, one.offset + size
+
+
 def _stored(path, start, size, entry) -> _Stored:
+  if not isinstance(entry, dict):
+    raise ValueError(f'{entry!r} does not describe a tensor')
   if entry['dtype'] not in _DTYPES:
     raise ValueError(
         f'dtype {entry["dtype"]} is none of {sorted(_DTYPES)}'
     )
   dtype, shape = _DTYPES[entry['dtype']], tuple(entry['shape'])
   begin, end = entry['data_offsets']
-  if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+  if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
     raise ValueError(f'{shape} at {begin} to {end}')
   if end - begin != math.prod(shape) * dtype.itemsize:
     raise ValueError(f'{end - begin} bytes for {dtype} {shape}')

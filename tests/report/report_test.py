@@ -445,7 +445,7 @@ def test_nothing_to_report_says_so(tmp_path):
         ('summary.json', '{', 'summary.json: not JSON'),
         ('summary.json', '[]', 'summary.json: not a JSON object'),
         ('evaluations/final.json', '{"items"', 'final.json: not JSON'),
-        ('evaluations/final.json', '{"items": [3]}', 'final.json: unexpected'),
+        ('evaluations/final.json', '{"items": [3]}', 'final.json: broken'),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, content, message):

@@ -125,10 +125,8 @@ def _read_directory(
   ]
   for file in sorted(files, key=lambda f: f.relative_to(directory).as_posix()):
     name = file.relative_to(directory).as_posix()
-    try:
+    with reading.boundary(file, CorpusError):
       text = file.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-      raise CorpusError(f'cannot read {file} as UTF-8 text: {error}') from error
     for i, piece in enumerate(split(text, passage_chars)):
       yield Passage(id=f'{name}#{i}', title=file.stem, text=piece)
 
@@ -164,15 +162,11 @@ def lines_of(path: pathlib.Path) -> Iterator[tuple[int, int, Passage]]:
   Raises:
     CorpusError: names the line that is no passage.
   """
-  try:
+  with reading.boundary(path, CorpusError):
     for line in reading.json_lines(path):
-      try:
+      with reading.boundary(line.where, CorpusError):
         passage = _passage(line.value, line.number)
-      except ValueError as error:
-        raise CorpusError(f'{line.where}: {error}') from error
       yield line.start, line.length, passage
-  except reading.FileError as error:
-    raise CorpusError(str(error)) from error
 
 
 def _passage(fields: Any, number: int) -> Passage:
