@@ -7,6 +7,7 @@ role and never a trained one.
 import asyncio
 import collections
 import dataclasses
+import logging as std_logging
 import math
 import os
 import re
@@ -16,14 +17,15 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import logging
 import httpx
 import numpy as np
+from absl import logging
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model, thoughts
 from agentflow_jax.agents.endpoints import cache, openai_protocol, pacing
 from agentflow_jax.agents.endpoints import settings
+from agentflow_jax.agents.tools.web import codings
 
 # Statuses worth another try besides 5xx: timeout, conflict, too early, busy.
 _RETRIED = frozenset({408, 409, 425, 429})
@@ -32,10 +34,12 @@ _BUSY = frozenset({409, 425, 429})
 # Statuses with which servers refuse the content of a request.
 _REFUSING = frozenset({400, 422})
 _UNAUTHORISED = frozenset({401, 403, 407})
-_LOOPBACK = frozenset({'localhost', '127.0.0.1', '::1'})
 _PATHS = {'chat': 'chat/completions', 'completions': 'completions'}
 _MAX_RESPONSE_BYTES = 16 << 20
 _MAX_ERROR_CHARACTERS = 300
+# Shorter keys are no secrets but words that local servers want ('EMPTY'), which an
+# answer may hold, too.
+_SECRET_CHARACTERS = 12
 # How servers say that a prompt does not fit, for want of a common code.
 _TOO_LONG = re.compile(
     # Codes: OpenAI, llama.cpp, OpenAI's longest string, Mistral, Azure.
@@ -167,10 +171,14 @@ class EndpointClient:
 
   def __init__(self, config: settings.EndpointConfig):
     self._config = config
-    url = httpx.URL(config.base_url)
     self._url = _url_of(config, _PATHS[config.api])
     self._key = _read_key(config.api_key_variable)
-    headers = {}
+    self._repeated = _spellings(self._key)
+    if self._key:
+      # At --verbosity=1 they log headers, among which a server may repeat it.
+      for name in ('httpcore', 'httpx'):
+        std_logging.getLogger(name).setLevel(std_logging.WARNING)
+    headers = {'Accept-Encoding': 'gzip, deflate'}
     if self._key and config.azure_api_version:
       headers['api-key'] = self._key
     elif self._key:
@@ -199,7 +207,7 @@ class EndpointClient:
             max_keepalive_connections=config.concurrency,
         ),
         # A proxy of the environment must not be asked for this machine.
-        trust_env=url.host not in _LOOPBACK,
+        trust_env=not config.is_of_this_machine,
     )
 
   @property
@@ -432,12 +440,16 @@ class EndpointClient:
             'POST', request.url, json=request.body
         ) as response:
           content = await _read(response)
-    except (httpx.TransportError, httpx.DecodingError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
       raise _Retry(self._redact(f'{type(error).__name__}: {error}')) from None
+    except codings.Unreadable as error:
+      raise _Retry(self._redact(str(error))) from None
     except TimeoutError:
       raise _Retry(
           f'no answer within {self._config.timeout_seconds} s'
       ) from None
+    if len(self._key) >= _SECRET_CHARACTERS:
+      content = self._repeated.sub(b'[key]', content)
     status = response.status_code
     if status in _RETRIED or status >= 500:
       raise _Retry(
@@ -474,7 +486,8 @@ class EndpointClient:
     return Refused(f'{where}: {said[:_MAX_ERROR_CHARACTERS]}')
 
   def _redact(self, text: str) -> str:
-    return text.replace(self._key, '[key]') if self._key else text
+    data = text.encode('utf-8', 'surrogatepass')
+    return self._repeated.sub(b'[key]', data).decode('utf-8', 'surrogatepass')
 
   def _pause(
       self, attempt: int, jitter: float, retry_after: float | None
@@ -520,11 +533,31 @@ def _read_key(variable: str) -> str:
 
 
 async def _read(response: httpx.Response) -> bytes:
-  chunks = []
-  size = 0
-  async for chunk in response.aiter_bytes():
-    size += len(chunk)
-    if size > _MAX_RESPONSE_BYTES:
-      raise _Retry(f'more than {_MAX_RESPONSE_BYTES} bytes')
-    chunks.append(chunk)
-  return b''.join(chunks)
+  """Reads and unpacks a body.
+
+  Raises:
+    codings.Unreadable: it was packed more than once or in an unknown way, or it
+      unpacks to more than _MAX_RESPONSE_BYTES.
+  """
+  coding = response.headers.get('Content-Encoding', '')
+  if coding.count(','):  # Each may unpack to a thousand times as much.
+    raise codings.Unreadable(f'content encoding {coding[:80]!r}: one at most')
+  body = codings.Unpacker(coding, _MAX_RESPONSE_BYTES)
+  async for chunk in response.aiter_raw():
+    body.feed(chunk)
+    if body.is_over:
+      break  # Bytes behind the end are no part of the body.
+  return body.finish()
+
+
+def _spellings(key: str) -> re.Pattern[bytes]:
+  """Returns a pattern of a key as it stands, and as JSON may write it."""
+  if not key:
+    return re.compile(b'(?!)')
+  spelled = []
+  for character in key:
+    ways = [re.escape(character), rf'\\u(?i:{ord(character):04x})']
+    if character in '"\\/':
+      ways.append(r'\\' + re.escape(character))
+    spelled.append(f'(?:{"|".join(reversed(ways))})')
+  return re.compile(''.join(spelled).encode())

@@ -1,10 +1,16 @@
 """Where an OpenAI-compatible endpoint is, and how patient to be with it."""
 
 import dataclasses
+import ipaddress
 import math
+import re
 from typing import Literal
 
 import httpx
+
+
+# A name, as it is looked up, or an address.
+_HOST = re.compile(r'[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +84,32 @@ class EndpointConfig:
   breaker_seconds: float = 30.0
   cache: str = ''
 
+  @property
+  def is_of_this_machine(self) -> bool:
+    """Whether the endpoint's host is this machine: localhost, 127.x.x.x, ::1."""
+    host = httpx.URL(self.base_url).host.rstrip('.').lower()
+    if host == 'localhost' or host.endswith('.localhost'):
+      return True
+    try:
+      return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+      return False
+
   def __post_init__(self):
-    url = httpx.URL(self.base_url)
+    try:
+      url = httpx.URL(self.base_url)
+    except (httpx.InvalidURL, TypeError, ValueError) as e:
+      # Not repeated here, either.
+      raise ValueError(
+          f'base_url is no URL such as http://host:8000/v1: {e}'
+      ) from None
     if url.userinfo or url.query:
       # Not repeated here: it may be a secret.
       raise ValueError('base_url must not hold credentials or a query')
-    if url.scheme not in ('http', 'https') or not url.host:
+    if url.scheme not in ('http', 'https') or not (
+        _HOST.fullmatch(url.raw_host.decode('ascii', 'replace'))
+        and 0 < (url.port or 80) < 1 << 16
+    ):
       raise ValueError(
           f'base_url must be http(s)://host/...: {self.base_url!r}'
       )

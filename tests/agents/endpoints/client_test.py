@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import datetime
 import email.utils
+import gzip
 import json
 import logging
 import socket
@@ -775,3 +776,89 @@ def test_count_tokens_and_an_empty_prompt():
   assert client.count_tokens(()) == 0
   with pytest.raises(ValueError, match='empty'):
     generate(config('http://127.0.0.1:1/v1'), prompt=())
+
+
+def _escaped(key):
+  """The key as JSON may write it: every character by its number."""
+  return ''.join(f'\\u{ord(c):04X}' for c in key)
+
+
+@pytest.mark.parametrize('spelled', [KEY, _escaped(KEY), KEY[:5] + _escaped(KEY[5:])])
+def test_a_key_that_a_server_repeats_is_masked_in_a_completion(spelled):
+  body = completion('Your key is @.').replace(b'@', spelled.encode())
+  with Server(Reply(body=body)) as server:
+    (found,) = generate(config(server.url))
+  assert found.text == 'Your key is [key].'
+
+
+def test_a_word_that_serves_as_a_key_may_be_in_an_answer(monkeypatch):
+  monkeypatch.setenv(VARIABLE, 'EMPTY')
+  with Server(Reply(body=completion('The set is EMPTY.'))) as server:
+    (found,) = generate(config(server.url))
+  assert found.text == 'The set is EMPTY.'
+
+
+@pytest.mark.parametrize('status', [400, 404, 418, 422, 500])
+@pytest.mark.parametrize('spelled', [KEY, _escaped(KEY)])
+def test_a_key_is_masked_in_errors_and_logs(status, spelled, caplog):
+  body = f'{{"error": "bad key {spelled}"}}'.encode()
+  reply = Reply(status=status, body=body, headers={'X-Key': KEY})
+  caplog.set_level(logging.DEBUG)  # --verbosity=1.
+  with Server(reply) as server:
+    with pytest.raises(Exception) as caught:
+      generate(config(server.url, max_attempts=1))
+  for text in (str(caught.value), caplog.text):
+    assert KEY not in text and _escaped(KEY).lower() not in text.lower()
+
+
+_PACKED = gzip.compress(b' ' * (64 << 20))  # 64 KB that become 64 MB.
+
+
+@pytest.mark.parametrize(
+    ('coding', 'body'),
+    [
+        ('gzip, gzip', gzip.compress(gzip.compress(completion()))),
+        ('gzip,gzip,gzip', b'x'), ('gzip, identity', b'x'), ('br', b'x'),
+        ('zstd', b'x'), ('compress', b'x'), ('x', b'x'), ('gzip', b'x'),
+        ('gzip', _PACKED), ('gzip', gzip.compress(completion())[:-9]),
+        ('deflate', b'x'), (',', b'x'),
+    ],
+    ids=range(12),
+)
+def test_a_body_that_is_packed_oddly_is_refused(coding, body):
+  reply = Reply(body=body, headers={'Content-Encoding': coding})
+  with Server(reply) as server:
+    with pytest.raises(language_model.Unreachable):
+      generate(config(server.url, max_attempts=1))
+
+
+def test_a_body_may_be_packed_once():
+  reply = Reply(
+      body=gzip.compress(completion('Yes.')),
+      headers={'Content-Encoding': 'gzip'},
+  )
+  with Server(reply) as server:
+    (found,) = generate(config(server.url))
+  assert found.text == 'Yes.'
+  assert server.requests[0][1]['Accept-Encoding'] == 'gzip, deflate'
+
+
+@pytest.mark.parametrize(
+    'url',
+    ['http://[', 'http://a:port/v1', 'http://a:99999999/v1', 'http:// a/v1',
+     'http://\x7f/v1', '', 'a', 'ftp://a/v1', 'http:///v1', '//a/v1'],
+)
+def test_an_address_that_is_none_is_refused(url):
+  with pytest.raises(ValueError, match='base_url') as caught:
+    config(url)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('host', 'is_ours'),
+    [('127.0.0.1', True), ('127.1.2.3', True), ('localhost', True),
+     ('LOCALHOST.', True), ('[::1]', True), ('a.localhost', True),
+     ('128.0.0.1', False), ('localhost.org', False), ('10.0.0.1', False)],
+)
+def test_what_is_this_machine(host, is_ours):
+  assert config(f'http://{host}:8000/v1').is_of_this_machine == is_ours

@@ -358,8 +358,20 @@ class WebClient:
         await response.aclose()
     except _UNCONNECTED:
       raise
+    except FetchFailed:
+      raise
     except httpx.TransportError as error:
       raise _Retry(f'{url.host}: {type(error).__name__}: {error}') from None
+    # httpx looks where a redirect leads before anybody asks it to, and fails on
+    # mailto: and its kind. Whatever it makes of an answer is for the model.
+    except (
+        httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, LookupError,
+        ValueError,
+    ) as error:
+      raise FetchFailed(
+          f'{url.host}: its answer leads nowhere ({type(error).__name__}:'
+          f' {error})'
+      ) from None
     if response.status_code in _RETRIED:
       raise _Retry(
           f'{url.host} gave status {response.status_code}',

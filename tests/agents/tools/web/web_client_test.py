@@ -24,7 +24,7 @@ _CLOSED = (
     '64:ff9b::a9fe:a9fe', '64:ff9b:1::1', '2002:7f00:1::', '2002:a00:1::1',
     '2001:0:7f00:1::', '2001:db8::1', 'fc00::1', 'fd00:ec2::254', 'fe80::1',
     'fe80::1%eth0', 'fec0::1', 'ff02::1', '::ffff:0:127.0.0.1', '100::1',
-    'localhost', '', '127.1', '0x7f000001',
+    '3fff::1', '3fff:fff:ffff::1', 'localhost', '', '127.1', '0x7f000001',
 )
 
 
@@ -199,6 +199,39 @@ def test_the_system_resolver_is_the_default():
     response, counts = fetch(f'http://localhost:{server.port}/', config=config)
   assert response.content == b'hello'
   assert counts == {'web_fetched': 1}
+
+
+_NOWHERE = (
+    'mailto:a@b.org', 'mailto:', 'javascript:alert(1)', 'javascript:',
+    'data:text/html,x', 'data:', 'file:///etc/passwd', 'ftp://a.org/x',
+    'about:blank', 'tel:+1', 'blob:x', 'ws://a.org/', 'gopher://a.org', 'x:',
+    'urn:isbn:1', 'http:', 'http://', 'https://', 'http:///x', 'http://[',
+    'http://[::1', 'http://a.org:port/', 'http://a.org:99999/',
+    'http://user:secret@a.org/', 'http://a.org:22/', '//', '//[', 'http://\x7f/',
+    'http://a b.org/', 'http://xn--a/', 'http://\xff\xfe/', 'ht!tp://a.org',
+    'http://.', 'http://..org/', f'http://{"a" * 70}.org/', '/' + 'x' * 5000,
+    'http://%00/', 'https://%/', 'http:/\\a.org', '\\\\a.org\\x',
+)
+
+
+@pytest.mark.parametrize('target', _NOWHERE)
+def test_redirects_to_nowhere_are_text_for_the_model(target):
+  said = web_server.redirect(target)
+  with web_server.Server({'/': said}) as server:
+    config = open_to(server)
+
+    async def only_here(host, port):
+      del port
+      return ['127.0.0.1'] if host == '127.0.0.1' else []
+
+    found, _ = fetch(server.url + '/', only_here, config)
+  # What leads back to the server itself is asked, and not found.
+  assert isinstance(found, (base.BadArguments, web_client.FetchFailed)), found
+  assert str(found)
+
+
+def test_there_are_thirty_redirects_and_more():
+  assert len(_NOWHERE) >= 30
 
 
 def test_redirects_are_followed_and_bounded():
