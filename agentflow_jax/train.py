@@ -10,8 +10,8 @@ Several processes train together when each runs this command: on TPU pods (with
 --coordinator, --num_processes and --process_id. They share --workdir.
 
 Exit codes: 0 done; 2 a mistake in flags or files; 3 the run stopped itself; 70 a
-step hung; 75 told to stop (SIGTERM), with all that was done committed, or another
-process failed. After 70 and 75 the same command goes on.
+step hung; 75 told to stop (SIGTERM), with all that was done committed, no space
+left, or another process failed. After 70 and 75 the same command goes on.
 """
 
 import sys

@@ -1,1 +1,1 @@
-"""Where text meets arrays: the planner, batches, the step, evaluation."""
+"""The loop of a run: data, update, evaluation, commit; what it writes."""
