@@ -119,6 +119,6 @@ def _guarded(main):
       else:
         what = 'error' if code == 2 else 'the run stopped'
         sys.stderr.write(f'{what}: {e}\n')
-      exits.leave(code)
+      exits.leave(code, 0.0 if isinstance(e, exits.ProcessGone) else 10.0)
 
   return call

@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -25,6 +26,12 @@ HUNG_CODE = 70
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What libraries that are not Python's make of these.
 _FULL_TEXTS = tuple(map(os.strerror, _FULL))
+# How collectives and the coordination service say that a process is gone.
+_GONE = re.compile(
+    r'closed by peer|connection (?:closed|reset|refused)|broken pipe|heartbeat'
+    r'|coordination service|UNAVAILABLE',
+    re.IGNORECASE,
+)
 # A path that is not what it has to be, which only the user can mend.
 _WRONG_PATH = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
@@ -49,6 +56,10 @@ class ProcessFailed(RuntimeError):
     self.code = code
 
 
+class ProcessGone(ProcessFailed):
+  """Another process ended without a word; there is no parting from it."""
+
+
 class Preempted(RuntimeError):
   """A process was told to stop (SIGTERM)."""
 
@@ -64,8 +75,9 @@ def cause(error: BaseException) -> BaseException:
     error: what ended a command; a group of errors counts as all of them.
 
   Returns:
-    DiskFull where that is behind it; a user's mistake that a group holds;
-    ConfigError for a path that cannot be used; else the error.
+    DiskFull where that is behind it, ProcessGone where another process is
+    gone; a user's mistake that a group holds; ConfigError for a path that cannot
+    be used; else the error.
   """
   for one in _behind(error):
     if isinstance(one, OSError) and one.errno in _FULL or (
@@ -77,6 +89,11 @@ def cause(error: BaseException) -> BaseException:
           ' everything committed stands: make room, and the same command goes on'
           ' from there'
       )
+    if _is_of_another(one):
+      return ProcessGone(
+          f'another process of the run is gone ({_line(one)}); everything'
+          ' committed stands, and the same command goes on from there'
+      )
   if isinstance(error, BaseExceptionGroup):
     for one in error.exceptions:
       found = cause(one)
@@ -87,6 +104,15 @@ def cause(error: BaseException) -> BaseException:
         f'{error.filename or _line(error)} cannot be used: {error.strerror}'
     )
   return error
+
+
+def _is_of_another(error: BaseException) -> bool:
+  """Says whether a collective failed because another process is gone."""
+  return (
+      isinstance(error, jax.errors.JaxRuntimeError)
+      and jax.distributed.is_initialized()
+      and _GONE.search(str(error)) is not None
+  )
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
@@ -130,13 +156,15 @@ def leave(code: int, seconds: float = 10.0) -> None:
 
   Args:
     code: the exit code.
-    seconds: that the others get. A proper exit waits minutes for those that
+    seconds: that the others get; 0 where one of them is gone, because then a
+      proper exit aborts this process. A proper exit waits minutes for those that
       wait, in a collective, for this one; its absence ends them.
   """
   if jax.distributed.is_initialized():
-    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    parting.start()
-    parting.join(seconds)
+    if seconds:
+      parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+      parting.start()
+      parting.join(seconds)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -3,6 +3,7 @@
 import errno
 import os
 
+import jax
 import pytest
 
 from agentflow_jax.config import schema
@@ -71,3 +72,27 @@ def test_a_mistake_in_a_group_is_found():
   mistake = schema.ConfigError('planner: no')
   group = ExceptionGroup('tasks', [ValueError('x'), mistake])
   assert exits.cause(group) is mistake
+
+
+_GLOO = (
+    'FAILED_PRECONDITION: Gloo all-reduce failed: [external/gloo/transport/tcp/'
+    'pair.cc:547] Connection closed by peer [127.0.0.1]:40122'
+)
+
+
+@pytest.mark.parametrize('is_one_of_several', [True, False])
+def test_another_process_that_is_gone_is_one_line(
+    monkeypatch, is_one_of_several
+):
+  monkeypatch.setattr(
+      jax.distributed, 'is_initialized', lambda: is_one_of_several
+  )
+  error = _raised(ValueError('in the loop'), jax.errors.JaxRuntimeError(_GLOO))
+  found = exits.cause(error)
+  if not is_one_of_several:  # Nobody else can be to blame.
+    assert found is error
+    return
+  assert isinstance(found, exits.ProcessGone)
+  assert exits.code_of(found) == exits.PREEMPTED_CODE
+  assert 'another process of the run is gone' in str(found)
+  assert '\n' not in str(found)

@@ -235,6 +235,7 @@ def test_one_killed_at_any_moment_ends_all_and_loses_nothing(alone, pair):
       continue
     kills += 1
     assert 'was ended by SIGKILL' in job.text()
+    assert 'Traceback' not in job.text()
     assert commits(job) >= committed
   job = _Job(alone, name, 2)
   assert job.wait() == 0, job.text()
