@@ -26,27 +26,27 @@ _WORKDIR = flags.DEFINE_string(
 _QUIET = flags.DEFINE_bool('quiet', False, 'No progress bar.')
 _DISTRIBUTED = flags.DEFINE_enum(
     'distributed', 'auto', ['auto', 'on', 'off'],
-    'Whether this process is one of several; auto: where the flags below or the'
-    ' environment say so.',
+    'Whether this process is one of several. auto: yes if the flags below or the'
+    ' cluster environment say so.',
 )
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator', '', 'host:port of process 0, where no cluster tells.'
+    'coordinator', '', 'host:port of process 0; needed outside a known cluster.'
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    'num_processes', 0, 'Processes of the run; 0: as the cluster says.',
+    'num_processes', 0, 'Number of processes; 0: from the cluster environment.',
     lower_bound=0,
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    'process_id', -1, 'Number of this one, from 0; -1: as the cluster says.',
+    'process_id', -1, 'Number of this process, from 0; -1: from the cluster.',
     lower_bound=-1,
 )
 _HEARTBEAT_SECONDS = flags.DEFINE_integer(
     'heartbeat_seconds', 100,
-    'After so long without a sign of one process, the others end.', lower_bound=1,
+    'Seconds without a heartbeat of a process until all exit.', lower_bound=1,
 )
 _STEP_SECONDS = flags.DEFINE_float(
     'step_seconds', 0.0,
-    'Ends the process when a step takes longer; 0: never.', lower_bound=0.0,
+    'Time limit of a step [s]; the process then exits. 0: none.', lower_bound=0.0,
 )
 _PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', '',

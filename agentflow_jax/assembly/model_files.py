@@ -36,7 +36,7 @@ class Model:
 
     Args:
       directory: created where absent.
-      dtype: see `weights.model_directory.save`.
+      dtype: dtype of the stored tensors, see `weights.model_directory.save`.
       **options: likewise.
     """
     model_directory.save(

@@ -207,9 +207,9 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
 
 
 def of_query(query: str) -> records.Task:
-  """Returns the task of a query without a known answer, which no reward scores.
+  """Returns a task for a query whose answer is unknown; it has no reward.
 
   Raises:
-    ValueError: the query is no text, see data.task_checks.
+    ValueError: the query is not valid text, see data.task_checks.
   """
   return task_checks.checked(records.Task('solve', query, (), ''))

@@ -1,1 +1,1 @@
-"""What a run is: its fields, how flags override them, and what is refused."""
+"""The config of a run: its fields, overrides by flags, and consistency checks."""

@@ -1,4 +1,4 @@
-"""Config files loaded, `--config.a.b=v` applied to them, configs flattened."""
+"""Loads config files, applies `--config.a.b=v`, and flattens configs."""
 
 import dataclasses
 import difflib
@@ -39,7 +39,7 @@ def override(
   Args:
     config: a frozen dataclass.
     overrides: ('a.b', 'value') pairs; of the same name the last one counts.
-    prefix: what the names of this config's fields begin with, for errors.
+    prefix: dotted name of `config` within the whole config, for error messages.
 
   Raises:
     ConfigError: no such field (the nearest is suggested), or a value that does
@@ -53,7 +53,7 @@ def override(
     whole = f'--config.{prefix}{name}'
     if prefix + name in old_names.FIELDS:
       raise schema.ConfigError(
-          f'{whole}: the field is {old_names.FIELDS[prefix + name]} now'
+          f'{whole}: the field was renamed to {old_names.FIELDS[prefix + name]}'
       )
     if head not in hints:
       near = difflib.get_close_matches(head, hints, n=1)
@@ -187,10 +187,10 @@ def defaults(config: Any, default: Any = None, prefix: str = '') -> dict[str, An
 def with_planner(
     config: schema.Config, directory: str
 ) -> schema.Config:
-  """Returns the config with the weights of a directory.
+  """Returns the config with `directory` as the planner's model.
 
   Raises:
-    ConfigError: nothing would read them.
+    ConfigError: no module of the config uses a model in this process.
   """
   if not roles.uses_engine(config):
     raise schema.ConfigError(

@@ -1,4 +1,4 @@
-"""Who plays the modules of a config, and what in it a model stands behind."""
+"""Which modules of a config use a language model, and which kind."""
 
 from agentflow_jax.config import schema
 

@@ -46,10 +46,11 @@ class SourceConfig:
   """One source of a mix.
 
   Attributes:
-    path: JSONL or parquet: a file, a directory of shards, a pattern, or a comma
-      list of these (agentflow_jax.data.rows).
-    weight: its share of the queries is weight / sum of weights; 0 leaves it out.
-    items: its first rows that are used; 0 for all.
+    path: JSONL or parquet source: a file, a directory of shards, a pattern, or a
+      comma list of these (see agentflow_jax.data.rows).
+    weight: integer weight of the source; its share of the queries is weight / sum
+      of all weights. 0 leaves the source out.
+    items: number of rows that are used, from the first; 0 for all.
   """
 
   path: str = ''
@@ -64,11 +65,11 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig:
-  """What is trained on at once (agentflow_jax.data.mixtures says the formats).
+  """Data sets that are trained on together; formats in data.mixtures.
 
   Attributes:
-    natural_questions: Natural Questions, as FlashRAG writes it.
-    deepmath: DeepMath-103K.
+    natural_questions: source of Natural Questions, in FlashRAG's format.
+    deepmath: source of DeepMath-103K.
   """
 
   natural_questions: SourceConfig = SourceConfig()
@@ -77,26 +78,28 @@ class MixtureConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSetConfig:
-  """Where queries come from.
+  """The tasks that are trained on and evaluated.
 
   Attributes:
-    kind: 'geohop', or 'jsonl' for a user's own tasks: a row is {"query": ...,
-      "answer": a string or a list of alternatives}, and optionally "id"; or
-      'benchmark' for held-out tasks of a published one; or 'mixture' to train on
-      several data sets at once, with such held-out tasks.
-    benchmark: for 'benchmark' and 'mixture', its name, a comma list of them, or
-      'all' of the directory (agentflow_jax.data.benchmarks).
-    train: for 'jsonl' and 'benchmark', the path of the training tasks, as for
-      'jsonl'.
-    mixture: for 'mixture', what is trained on.
-    evaluation: but for 'geohop', the path of held-out tasks; where `benchmark`
-      names them its file, or a directory of NAME/data.json.
-    reward: for 'jsonl' and 'benchmark', the reward's name
-      (agentflow_jax.agents.rewards); a benchmark's and a mixture's own tasks
-      have theirs.
-    validation_items: tasks of the evaluations during training, of each
-      benchmark; 0 for all.
-    test_items: tasks of the evaluations before and after; likewise.
+    kind: kind of the task set. 'geohop': the built-in questions. 'jsonl': the
+      user's own tasks, one {"query": ..., "answer": a string or a list of
+      alternatives} a row, with an optional "id". 'benchmark': held-out tasks of
+      published benchmarks. 'mixture': training tasks of several data sets, and
+      held-out tasks of published benchmarks.
+    benchmark: name of a benchmark (agentflow_jax.data.benchmarks), a comma list
+      of names, or 'all' for every benchmark of the directory `evaluation`. Used
+      by the kinds 'benchmark' and 'mixture'.
+    train: path of the training tasks, in the rows of the kind 'jsonl'. Used by
+      the kinds 'jsonl' and 'benchmark'.
+    mixture: training sources of the kind 'mixture'.
+    evaluation: path of the held-out tasks, for every kind but 'geohop'. With
+      `benchmark` it is the benchmark's file, or a directory of NAME/data.json.
+    reward: name of the reward (agentflow_jax.agents.rewards) of tasks in rows of
+      the kind 'jsonl'. Tasks of benchmarks and mixtures name their own rewards.
+    validation_items: number of tasks of each benchmark in the evaluations during
+      training; 0 for all.
+    test_items: number of tasks of each benchmark in the evaluations before and
+      after training; 0 for all.
   """
 
   kind: Literal['geohop', 'jsonl', 'benchmark', 'mixture'] = 'geohop'
@@ -114,27 +117,30 @@ class PlannerConfig:
   """The trained model.
 
   Attributes:
-    backend: 'engine' for a model in this process; 'endpoint' for one behind
-      `agent.endpoint`, which `solve` and `evaluate` can use and training
-      cannot: it gives no token ids.
-    directory: the model to start from: a directory of config.json,
-      safetensors and a tokenizer, or a GGUF file; '' to start from nothing,
-      with `model` and `vocab_size` below.
-    dtype, param_dtype, remat, attention: of the directory's network, as in
-      ModelConfig; None keeps its defaults (float32, nothing recomputed, auto).
-      Training with param_dtype 'bfloat16' keeps a float32 master beside them,
-      see core.masters: more memory for the trainer, less for every other copy.
-    lora: adapters to train in the parameters' place (lora.rank > 0).
-    model: the network to initialise where there is no directory; its vocabulary
-      is that of the tokenizer, which is trained on the task set's texts.
-    vocab_size: of that tokenizer.
-    sampling: how the planner is sampled in training and sampled evaluation. With
-      top_k, top_p or min_p it trains over the sets that tokens were drawn from,
-      which engine.max_kept records.
-    max_prompt_tokens: longer prompts shorten old memory entries, then fail.
-    prompt: how prompts are written.
-    thinking: whether the directory's chat template is told to let the model
-      think before it answers ('on', 'off'); 'auto' leaves that to the template.
+    backend: place of the planner's model. 'engine': in this process. 'endpoint':
+      on the server `agent.endpoint`, for `solve` and `evaluate` only, because a
+      server returns no token ids to train on.
+    directory: model to start from: a directory of config.json, safetensors and a
+      tokenizer, or a GGUF file. With '' a new network is initialised from
+      `model` and `vocab_size`.
+    dtype, param_dtype, remat, attention: settings of the directory's network, as
+      in ModelConfig; None for the defaults (float32, no rematerialisation,
+      'auto'). With param_dtype 'bfloat16' the trainer also keeps a float32
+      master (see core.masters): more memory for the trainer, less for all
+      other copies.
+    lora: low-rank adapters that are trained instead of the parameters, where
+      lora.rank > 0.
+    model: network to initialise where `directory` is ''. Its vocabulary size is
+      that of the tokenizer, which is trained on the texts of the task set.
+    vocab_size: vocabulary size of the tokenizer that is trained for `model`.
+    sampling: sampling settings of the planner, in training and in sampled
+      evaluations. With top_k, top_p or min_p, training uses the recorded
+      candidate set of every token (see engine.max_kept).
+    max_prompt_tokens: longest prompt [tokens]. For a longer one the oldest memory
+      entries are shortened; if that does not suffice the rollout fails.
+    prompt: layout of the planner's prompt.
+    thinking: value of the chat template's switch for thinking: 'on', 'off', or
+      'auto' to leave the switch unset.
   """
 
   backend: Literal['engine', 'endpoint'] = 'engine'
@@ -154,12 +160,13 @@ class PlannerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModuleConfig:
-  """Who plays one of the frozen modules.
+  """The implementation of one frozen module.
 
   Attributes:
-    backend: 'rule', 'frozen' (the planner as it was before training, in this
-      process), 'endpoint', or for the analyst 'none'.
-    sampling: of a model behind it.
+    backend: implementation of the module: 'rule', 'frozen' (the planner's model
+      before training, in this process), 'endpoint', or 'none' for an analyst
+      that is left out.
+    sampling: sampling settings of the module's language model.
   """
 
   backend: Literal['rule', 'frozen', 'endpoint', 'none'] = 'rule'
@@ -171,22 +178,25 @@ class EndpointConfig:
   """An OpenAI-compatible server for modules with backend 'endpoint'.
 
   Attributes:
-    preset: a name of agents.endpoints.presets (openai, azure, together, vllm, ollama,
-      ...), which fills in what is left empty below; '' for none.
-    base_url: up to and including '/v1'.
-    model: the model's name there.
-    api: 'chat', or 'completions' for a model without a chat template.
-    thinking: whether the server is told to let the model think before it answers
-      ('on', 'off'); 'auto' tells it nothing. 'on' and 'off' are errors where
-      the preset's provider, or api='completions', has no field for the switch.
-    api_key_variable: environment variable that holds the key; '' for the
-      preset's, or none.
-    timeout_seconds: of one request.
-    concurrency: requests under way at once.
-    max_attempts: at one request.
-    requests_per_minute, tokens_per_minute: limits to keep; 0 for none.
-    prompt_price, completion_price: of a million tokens; for the accounts.
-    cache: a file of answers to keep between runs; '' for none.
+    preset: name of a provider's preset (openai, azure, together, vllm, ollama,
+      ...; see agents.endpoints.presets), which fills in the empty fields below;
+      '' for none.
+    base_url: address of the server, up to and including '/v1'.
+    model: name of the model on the server.
+    api: interface of the server: 'chat', or 'completions' for a model without a
+      chat template.
+    thinking: value of the server's switch for thinking: 'on', 'off', or 'auto' to
+      send none. 'on' and 'off' are errors where the preset's provider, or
+      api='completions', has no such field.
+    api_key_variable: name of the environment variable that holds the key; '' for
+      the preset's variable, or no key.
+    timeout_seconds: time limit of one request [s].
+    concurrency: largest number of concurrent requests.
+    max_attempts: largest number of attempts at one request.
+    requests_per_minute, tokens_per_minute: rate limits to keep; 0 for none.
+    prompt_price, completion_price: prices of a million tokens, for the cost in
+      reports.
+    cache: path of a file that keeps answers between runs; '' for none.
   """
 
   preset: str = ''
@@ -207,36 +217,45 @@ class EndpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ToolsConfig:
-  """Which tools are on the table, and their limits.
+  """The tools that the planner may call, and their limits.
 
   Attributes:
-    enabled: names, in the order of their cards: 'search', 'python',
-      'generalist', 'wikipedia', 'web_page', 'web_search'.
-    corpus: what search reads: a directory or a JSONL file; '' for the task
-      set's own corpus.
-    search_results: passages a search returns.
-    search_index: a directory where the index of a large JSONL corpus is kept,
-      and mapped into memory from; '' to make one in memory at each start.
-    search_embeddings: an endpoint with /embeddings that orders by meaning what
-      search finds by words; unset for none. Its `api` and `cache` are not read.
-    search_candidates: passages that it orders.
-    search_query_prefix, search_passage_prefix: put before each, as the model of
-      the embeddings wants it.
-    python_backend: 'bubblewrap', 'monty', or 'auto' for the first that works.
-    python_seconds: wall time of one program.
-    python_concurrency: programs at once; 0 for one a core.
-    generalist: who answers as the generalist; 'none' where it is not enabled.
-    web: what the web's tools may reach, and how politely.
-    web_results: passages or sources that a call of theirs returns.
-    wikipedia_url: of a MediaWiki.
-    web_search_engine: see agents.tools.web.engines.
-    web_search_key_variable, web_search_url, web_search_model: '' for the
-      engine's usual ones.
-    mcp: MCP servers whose tools are added: 'NAME=URL' or 'NAME=COMMAND LINE'.
-    mcp_tools: the ones of them that are wanted, as NAME_TOOL; empty for all.
-    mcp_environment: variables of this environment that started servers get.
-    mcp_token_variable: of this environment, with the bearer token of URLs.
-    mcp_seconds: of one call.
+    enabled: names of the tools that the planner may call, in the order of their
+      cards: 'search', 'python', 'generalist', 'wikipedia', 'web_page',
+      'web_search'.
+    corpus: corpus of the search tool: a directory or a JSONL file; '' for the
+      task set's own corpus.
+    search_results: number of passages that one search returns.
+    search_index: directory that keeps the index of a large JSONL corpus, which is
+      then memory-mapped; '' to build the index in memory at each start.
+    search_embeddings: endpoint with /embeddings that reranks the passages found
+      by words; no reranking unless base_url or preset is set. Its `api` and
+      `cache` are not used.
+    search_candidates: number of passages that are reranked.
+    search_query_prefix, search_passage_prefix: texts put before each query and
+      each passage, as the embedding model expects them.
+    python_backend: sandbox of the python tool: 'bubblewrap', 'monty', or 'auto'
+      for the first that works.
+    python_seconds: time limit of one program [s].
+    python_concurrency: largest number of concurrent programs; 0 for the number of
+      CPU cores.
+    generalist: language model of the generalist tool; backend 'none' where that
+      tool is not enabled.
+    web: access rules and rate limits of the web tools.
+    web_results: number of passages or sources that one call of a web tool
+      returns.
+    wikipedia_url: address of the MediaWiki site that the wikipedia tool reads.
+    web_search_engine: search engine of the web_search tool (see
+      agents.tools.web.engines).
+    web_search_key_variable, web_search_url, web_search_model: key variable,
+      address and model of the search engine; '' for the engine's defaults.
+    mcp: MCP servers whose tools are added, as 'NAME=URL' or 'NAME=COMMAND LINE'.
+    mcp_tools: names of the MCP tools to add, as NAME_TOOL; empty for all.
+    mcp_environment: names of environment variables that are passed on to MCP
+      servers started as commands.
+    mcp_token_variable: name of the environment variable that holds the bearer
+      token for MCP servers at URLs.
+    mcp_seconds: time limit of one MCP call [s].
   """
 
   enabled: tuple[str, ...] = ('search', 'python')
@@ -270,17 +289,18 @@ class AgentConfig:
   """The system around the planner.
 
   Attributes:
-    executor, verifier, generator, analyst: who plays the frozen modules.
-    executor_templates: see agents.modules.RuleExecutor.
-    verbs: leading words of a sub-goal that rule modules know: the first says
-      that a step finds something out, the last that it answers the query.
-    number_mentions: mark names of the corpus and numbers as #1, #2, ... so that
-      plans can point at them.
+    executor, verifier, generator, analyst: implementations of the frozen modules.
+    executor_templates: command templates by tool, see agents.modules.RuleExecutor.
+    verbs: first words of sub-goals that rule modules understand. The first verb
+      marks a step that finds something out, the last a step that answers.
+    number_mentions: whether names of the corpus and numbers are marked as #1, #2,
+      ... so that plans can refer to them.
     rollout: limits of a rollout.
-    tools: the tools.
-    endpoint: for modules that use one.
-    recording: 'record' keeps what every tool and endpoint answers, 'replay'
-      answers from there and asks nobody; --recording says the same.
+    tools: tools and their limits.
+    endpoint: server of the modules with backend 'endpoint'.
+    recording: mode of the recording of tools and endpoints: 'off', 'record' to
+      store every answer, or 'replay' to take all answers from a recording
+      without asking any host. The flag --recording sets this field.
     recording_directory: local directory of the recording; '' for `recording` in
       the workdir.
   """
@@ -306,12 +326,12 @@ class MeshConfig:
   """Devices along each axis of the mesh, over all processes; -1 fills.
 
   Attributes:
-    data: rows are split, parameters are whole. The only axis that may lie
-      between slices.
-    fsdp: rows and parameters are split.
-    tensor: heads, MLP and vocabulary are split.
-    sampler_devices: of each process, that its samplers are split over: 1, or -1
-      for all it has.
+    data: size of the data axis, over which rows are split and parameters are
+      replicated. The only axis that may cross slices.
+    fsdp: size of the axis over which rows and parameters are split.
+    tensor: size of the axis over which heads, MLP and vocabulary are split.
+    sampler_devices: number of devices of each process over which its samplers are
+      split: 1, or -1 for all devices of the process.
   """
 
   data: int = -1
@@ -332,15 +352,16 @@ class BatchConfig:
   """Shapes of an update.
 
   Attributes:
-    tokens_per_row: T; turn rows are packed into rows of this length.
-    shorter_rows: other lengths; each step takes the one that pads least. Every
-      length is one more program to compile before step 0.
-    rows_per_micro: B; rows of one micro-batch over the whole mesh. So a
-      micro-batch's budget is B x T tokens, whatever turn rows fill it.
-    layout: 'forest' computes what turn rows share once; 'rows' computes every
-      turn row apart. Loss and gradient are the same.
-    block: of layout 'rows': a turn row starts at a multiple of this or lies
-      between two, see core.batch.pack; None packs tighter.
+    tokens_per_row: length T of a packed row [tokens].
+    shorter_rows: further row lengths. Each step uses the length with the least
+      padding; each length is one more program to compile before step 0.
+    rows_per_micro: number B of rows in a micro-batch, over the whole mesh. The
+      token budget of a micro-batch is B x T, however many turn rows fill it.
+    layout: 'forest' computes shared prefixes of turn rows once; 'rows' computes
+      every turn row separately. Loss and gradient are the same.
+    block: alignment of turn rows in layout 'rows' [tokens]: a turn row starts at
+      a multiple of it or lies between two multiples, see core.batch.pack; None
+      packs tighter.
   """
 
   tokens_per_row: int = 256
@@ -371,23 +392,25 @@ class TrainConfig:
   """The loop.
 
   Attributes:
-    steps: optimizer batches (flow_grpo: each with its own rollouts).
-    queries_per_step: Q, groups a step.
-    group_size: G, rollouts a query.
-    extra_rollouts: that each group starts beyond G. When G are scored the others
-      are aborted: they have no reward and count as 'aborted_late'. Which ones
-      these are is the clock's choice, so that such a run is not the same again
-      (contract 4), and learns from what is quick.
-    mini_batches: optimizer updates a step, each over whole groups.
-    refill_rounds: how often, at most, a step draws other queries for groups whose
-      rewards are all equal and so teach nothing. What is still missing then is
-      made up by such groups. All that was sampled is in the metrics and records.
-    max_logprob_gap: the largest |logprob - behavior_logprob| before the first
-      update of a step; beyond it the run stops.
-    concurrent_rollouts: rollouts under way at once.
-    checkpoint_every: steps between commits; the last step always commits.
-    keep_checkpoints: commits kept.
-    rollout_records: 'all' keeps every turn's ids and texts, 'none' keeps none.
+    steps: number of training steps; with flow_grpo each has its own rollouts.
+    queries_per_step: number Q of groups in a step.
+    group_size: number G of rollouts of a query.
+    extra_rollouts: number of rollouts that each group starts beyond G. Once G
+      rollouts are scored the others are aborted: they have no reward and the
+      status 'aborted_late'. Timing decides which ones, so such a run is not
+      reproducible, and it favours short rollouts.
+    mini_batches: number of optimizer updates in a step, each over whole groups.
+    refill_rounds: largest number of times that a step draws further queries to
+      replace groups whose rewards are all equal, which teach nothing. Groups that
+      are still missing are filled up with those. Metrics and records hold
+      everything that was sampled.
+    max_logprob_gap: largest |logprob - behavior_logprob| [nats] before the first
+      update of a step; above it the run stops.
+    concurrent_rollouts: largest number of concurrent rollouts.
+    checkpoint_every: number of steps between commits; the last step always
+      commits.
+    keep_checkpoints: number of commits that are kept.
+    rollout_records: 'all' stores ids and texts of every turn, 'none' stores none.
   """
 
   steps: int = 40
@@ -420,15 +443,15 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
-  """How badly the scripted teacher of GeoHop plans; it knows the format.
+  """Error rates of GeoHop's scripted teacher, which knows the plan format.
 
   Attributes:
-    search_instead: P(searching where the step is arithmetic).
-    python_instead: P(computing where the step is a look-up).
-    wrong_what: P(a uniformly drawn attribute or operator).
-    wrong_reference: P(a uniformly drawn mention), for each one.
-    early_answer: P(claiming that a step answers when it does not).
-    late_answer: P(not claiming it when it does).
+    search_instead: probability of a search where the step is arithmetic.
+    python_instead: probability of a program where the step is a look-up.
+    wrong_what: probability of a uniformly drawn attribute or operator.
+    wrong_reference: probability, for each mention, of a uniformly drawn one.
+    early_answer: probability of claiming that a step answers when it does not.
+    late_answer: probability of not claiming that a step answers when it does.
   """
 
   search_instead: float = 0.5
@@ -449,10 +472,10 @@ class SftConfig:
   """Supervised warm start on traces of the teacher.
 
   Attributes:
-    traces: rollouts of the teacher that are collected, one a task.
-    rows_per_step: turn rows in a batch.
-    prompt_weight: weight of a prompt token beside 1 of a response token.
-    loss: see core.losses.
+    traces: number of rollouts of the teacher that are collected, one a task.
+    rows_per_step: number of turn rows in a batch.
+    prompt_weight: weight of a prompt token relative to a response token.
+    loss: settings of the loss, see core.losses.
   """
 
   traces: int = 12000
@@ -463,15 +486,17 @@ class SftConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-  """What is evaluated when.
+  """The evaluations during and around training.
 
   Attributes:
-    every: training steps between validation evaluations; 0 for none.
-    start_and_final: evaluate the test tasks before and after.
-    controls: the oracle, empty, random and frozen planners on the test tasks.
-    trials: rollouts an item when sampling.
-    judge: a language model that the command `evaluate` has grade the answers
-      too, beside the rule; none unless it says where it is.
+    every: number of training steps between validation evaluations; 0 for none.
+    start_and_final: whether the test tasks are evaluated before and after
+      training.
+    controls: whether the oracle, empty, random and frozen planners are evaluated
+      on the test tasks.
+    trials: number of rollouts of an item in sampled evaluations.
+    judge: endpoint of a grading model, which the command `evaluate` asks in
+      addition to the rule; disabled unless base_url or preset is set.
   """
 
   every: int = 10

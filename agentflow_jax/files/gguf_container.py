@@ -1,7 +1,7 @@
-"""GGUF files (llama.cpp's), opened so that their own counts cannot mislead.
+"""GGUF files (llama.cpp's), opened with every count checked against the file size.
 
-A header says how many fields, tensors and elements follow. The package gguf
-believes it, and would go on for 2^60 elements that are not there.
+A header states how many fields, tensors and elements follow. The package gguf does
+not check these counts: with a wrong one it loops over 2^60 missing elements.
 """
 
 import os
@@ -18,14 +18,14 @@ _FIELD_BYTES, _TENSOR_BYTES = 8 + 4 + 1, 8 + 4 + 4 + 8
 
 
 def open_gguf(path: str | os.PathLike[str]) -> Any:
-  """Returns the gguf.GGUFReader of a file, whose fields are read.
+  """Opens a GGUF file and returns its gguf.GGUFReader.
 
   Args:
     path: local file.
 
   Raises:
     FileNotFoundError: there is no such file.
-    FileError: the file is no whole GGUF file; names it.
+    FileError: the file is not a complete GGUF file; the message names it.
     ModuleNotFoundError: the package gguf is not installed.
   """
   try:
@@ -37,14 +37,14 @@ def open_gguf(path: str | os.PathLike[str]) -> Any:
     ) from e
 
   class Reader(gguf.GGUFReader):
-    """Ends at the end of the file, whatever counts its header holds."""
+    """A reader that refuses to read beyond the end of the file."""
 
     def _get(self, offset, dtype, count=1, override_order=None):
       end = int(offset) + np.dtype(dtype).itemsize * int(count)
       if end > len(self.data):
         raise ValueError(
-            f'it was cut off, or a count in it is wrong: {end} bytes are needed,'
-            f' and there are {len(self.data)}'
+            f'the file was cut off, or a count in it is wrong: {end} bytes are'
+            f' needed, and the file has {len(self.data)}'
         )
       return super()._get(offset, dtype, count, override_order)
 
@@ -58,14 +58,16 @@ def _check_counts(path) -> None:
   with open(path, 'rb') as file:
     header = file.read(_HEADER_BYTES)
   if len(header) < _HEADER_BYTES or header[:4] != b'GGUF':
-    raise ValueError('it is no GGUF file')
-  for order in ('little', 'big'):  # As its version is a small number.
+    raise ValueError('not a GGUF file')
+  # The version is a small number, which tells the byte order.
+  for order in ('little', 'big'):
     if int.from_bytes(header[4:8], order) < 1 << 16:
       tensors = int.from_bytes(header[8:16], order)
       fields = int.from_bytes(header[16:24], order)
       if tensors * _TENSOR_BYTES + fields * _FIELD_BYTES > size:
         raise ValueError(
-            f'its header counts {tensors} tensors and {fields} fields, more than'
-            f' {size} bytes can hold'
+            'the file was cut off, or its header is wrong: it states'
+            f' {tensors} tensors and {fields} fields, which do not fit into'
+            f' {size} bytes'
         )
       return

@@ -1,8 +1,8 @@
-"""Names that earlier versions wrote to a workdir, and what they are called now.
+"""Names that earlier versions wrote to a workdir, and their names of today.
 
-The one table of them. Whoever reads a file of a workdir (config.json, rollouts,
-the journal, metrics, a summary, an evaluation) passes what it read through here,
-so that a workdir that an earlier version made resumes, evaluates and reports.
+This is the only table of old names. Every reader of a workdir's files (config.json,
+rollouts, journal, metrics, summary, evaluations) translates names with it, so that a
+workdir of an earlier version can be resumed, evaluated and reported.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ def metrics(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluation(value: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what a file of evaluations/ holds, with the names of today."""
+  """Returns the content of a file of evaluations/, with the names of today."""
   renamed = dict(value)
   if isinstance(value.get('status'), Mapping):
     renamed['status'] = {status(k): v for k, v in value['status'].items()}
@@ -61,14 +61,14 @@ def evaluation(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def place(workdir: epath.Path, name: str) -> epath.Path:
-  """Returns where something of a workdir lies.
+  """Returns the path of a workdir's file, which may have an old name.
 
   Args:
     workdir: directory of a run.
-    name: name of today of a file or directory in it.
+    name: today's name of a file or directory of the workdir.
 
   Returns:
-    The path of an old name, where only that exists; else that of `name`.
+    The path under the old name if only that one exists, otherwise under `name`.
   """
   path = workdir / name
   for old, new in _FILES.items():

@@ -6,7 +6,8 @@ makes of a number that no float holds, such as 1e999. A line of a JSON lines fil
 ends at "\n" and nowhere else: a text may hold U+2028, U+0085
 and the other characters at which `str.splitlines` would cut it.
 
-Whatever else a reader of a file does with its content belongs inside `boundary`.
+A reader that does more with a file's content does it inside `boundary`, which turns
+every error of a broken file into one line that names the file.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from etils import epath
 from agentflow_jax.files import paths
 
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
-# What the content of a file may make a reader raise, or the operating system.
+# Errors that the content of a file, or the operating system, may cause in a reader.
 _BROKEN = (
     ArithmeticError, AttributeError, EOFError, LookupError, OSError,
     RecursionError, TypeError, ValueError, struct.error,
@@ -43,18 +44,18 @@ def boundary(
     *others: type[Exception],
     what: str = '',
 ) -> Iterator[None]:
-  """Turns what a broken file makes a reader raise into one line that names it.
+  """Turns the errors of reading a broken file into one line that names the file.
 
   Args:
     path: file that the body reads.
-    error: error that the reader promises; the body may raise it itself.
-    *others: further errors that name the file already, and pass.
-    what: part of the file that is read, for the message.
+    error: error class that the reader documents; the body may raise it, too.
+    *others: further error classes that pass unchanged, because they name the file.
+    what: name of the part of the file that is read, for the message.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: of the class `error`: the path is no file (a socket, a FIFO, a
-      directory), or its content is broken; names the path.
+    error: the path is not a regular file (a socket, a FIFO, a directory), or its
+      content is broken; the message names the path.
   """
   try:
     refuse_special(path)
@@ -69,22 +70,22 @@ def boundary(
 
 
 def refuse_special(path: str | os.PathLike[str]) -> None:
-  """Refuses what would be waited for: sockets, FIFOs and devices.
+  """Refuses sockets, FIFOs, devices and directories; reading may wait for ever.
 
   Raises:
-    FileError: the path is such a thing, or a directory.
+    FileError: the path is not a regular file.
   """
   if not paths.is_local(path):
     return
   try:
     mode = os.stat(path).st_mode
-  except (OSError, ValueError):  # Whoever opens it says so better.
+  except (OSError, ValueError):  # Opening the file gives the better message.
     return
   if not stat.S_ISREG(mode):
     kinds = {stat.S_IFDIR: 'a directory', stat.S_IFIFO: 'a FIFO',
              stat.S_IFSOCK: 'a socket'}
     kind = kinds.get(stat.S_IFMT(mode), 'a device')
-    raise FileError(f'{path} is {kind}, and no file')
+    raise FileError(f'{path} is {kind}, not a file')
 
 
 @dataclasses.dataclass(frozen=True)

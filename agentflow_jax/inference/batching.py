@@ -1,4 +1,4 @@
-"""What calls of prefill and decode are made of, and how rows end."""
+"""Inputs of prefill and decode calls, and the end of rows."""
 
 import dataclasses
 import math

@@ -139,7 +139,7 @@ def gather(
   """Returns the store with some rows gathered from their pages.
 
   Args:
-    store: of B rows.
+    store: store of B rows.
     pool: the pages.
     fresh: the rows.
     dtype: of the activations.
@@ -174,7 +174,7 @@ class Cache:
   """Rows of one new token each: a core.model.Cache for unrolled layers.
 
   Attributes:
-    store: what is there.
+    store: gathered keys and values of the rows.
     starts: int32[B], the slot of a row's new token.
     live: bool[B], whether the new token is stored.
     common: int32[], parts, the first ones, that are the same in all rows that

@@ -1,4 +1,4 @@
-"""Programs of prefill and decode: how decoding reads pages, and what is compiled."""
+"""The compiled programs of prefill and decode, and their access to pages."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ class Programs:
   rather than a silent compilation.
 
   Attributes:
-    reading: how decoding reads pages.
+    reading: access of decoding to the pages.
     compilations: programs that were compiled because this object asked first.
   """
 
@@ -56,7 +56,8 @@ class Programs:
       config: the shapes.
       params: parameters on their devices; shapes, dtypes and shardings count.
       pool: the pages, likewise.
-      reading: how decoding reads them; if unrolled, so are the parameters.
+      reading: access of decoding to the pages; where it is unrolled, the
+        parameters must be unrolled, too.
     """
     self.reading = reading
     self._model_config, self._config = model_config, config
@@ -204,7 +205,7 @@ class Programs:
     """Returns a compiled function; cheap from the second time on.
 
     Args:
-      name: that no other function has.
+      name: name of the program, unique within this object.
       program: returns it jitted, and the arrays, or their shapes, that it takes.
     """
     if name not in self._found:

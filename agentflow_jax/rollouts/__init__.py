@@ -1,1 +1,1 @@
-"""Many rollouts at once, their files, and what they add up to."""
+"""Concurrent rollouts, their journal and files, and totals over them."""

@@ -1,4 +1,4 @@
-"""Finished groups of a step that is not done, for a run that is killed."""
+"""Stores the finished groups of an unfinished step, for a run that is killed."""
 
 import dataclasses
 
@@ -18,9 +18,9 @@ class Journal:
   parameters than those of the step, is not used.
 
   Attributes:
-    directory: below the workdir.
-    keeps_unscored: whether groups with a rollout that has no reward (a host was
-      unreachable) are kept too, or tried again.
+    directory: directory of the journal, below the workdir.
+    keeps_unscored: whether groups with a rollout without a reward (a host was
+      unreachable) are stored; otherwise they are sampled again.
   """
 
   directory: epath.Path

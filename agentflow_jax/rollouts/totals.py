@@ -1,4 +1,4 @@
-"""What rollouts add up to: rewards, statuses, tokens, and the calls of tools."""
+"""Totals over rollouts: rewards, statuses, tokens, and tool calls."""
 
 import collections
 from collections.abc import Sequence

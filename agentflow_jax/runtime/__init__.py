@@ -1,1 +1,1 @@
-"""A process of a run: its command line, its peers, how it ends, and its clocks."""
+"""A process of a run: command line, peers, workdir lock, exit codes, clocks."""

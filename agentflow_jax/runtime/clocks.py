@@ -1,4 +1,4 @@
-"""What a run counts of itself: wall seconds by name, and compilations."""
+"""Clocks and counters of a run: wall seconds by name, and compilations."""
 
 import contextlib
 import time

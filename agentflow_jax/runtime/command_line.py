@@ -14,12 +14,13 @@ _CONFIG = flags.DEFINE_string(
 )
 _RECORDING = flags.DEFINE_enum(
     'recording', None, ['record', 'replay', 'off'],
-    'record: keep what every tool and endpoint answers; replay: answer from there'
-    ' and ask nobody. --config.agent.recording.',
+    "'record' stores every answer of tools and endpoints; 'replay' takes all answers"
+    ' from the recording and contacts no host. Sets --config.agent.recording.',
 )
 _RECORDING_DIRECTORY = flags.DEFINE_string(
     'recording_directory', None,
-    'Where; WORKDIR/recording by default. --config.agent.recording_directory.',
+    'Directory of the recording. Default: WORKDIR/recording. Sets'
+    ' --config.agent.recording_directory.',
 )
 _overrides: list[tuple[str, str]] = []
 
@@ -65,7 +66,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     field = old_names.FIELDS.get(f'agent.{name}')
     if argument.startswith('-') and field is not None:
       raise schema.ConfigError(
-          f'--{name} is --{field.removeprefix("agent.")} now'
+          f'--{name} was renamed to --{field.removeprefix("agent.")}'
       )
   try:
     return flags.FLAGS(others)
@@ -117,6 +118,8 @@ def _guarded(main):
           raise
         traceback.print_exc()
       else:
+        if logging.get_verbosity() >= logging.DEBUG:
+          traceback.print_exc()  # --verbosity=1 asks for more than one line.
         what = 'error' if code == 2 else 'the run stopped'
         sys.stderr.write(f'{what}: {e}\n')
       exits.leave(code, 0.0 if isinstance(e, exits.ProcessGone) else 10.0)

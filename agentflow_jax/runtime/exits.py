@@ -24,15 +24,17 @@ PREEMPTED_CODE = 75
 HUNG_CODE = 70
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What libraries that are not Python's make of these.
+# Messages of the same errors, and the libraries that raise other classes for them.
+_WRITERS = ('jax', 'jaxlib', 'orbax', 'tensorstore')
+_STATUS = re.compile(r'[A-Z_]{4,}: ')  # Such as RESOURCE_EXHAUSTED.
 _FULL_TEXTS = tuple(map(os.strerror, _FULL))
-# How collectives and the coordination service say that a process is gone.
+# Messages of collectives and of the coordination service about a dead process.
 _GONE = re.compile(
     r'closed by peer|connection (?:closed|reset|refused)|broken pipe|heartbeat'
     r'|coordination service|UNAVAILABLE',
     re.IGNORECASE,
 )
-# A path that is not what it has to be, which only the user can mend.
+# Errors of a path that only the user can correct.
 _WRONG_PATH = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
     errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT,
@@ -57,7 +59,7 @@ class ProcessFailed(RuntimeError):
 
 
 class ProcessGone(ProcessFailed):
-  """Another process ended without a word; there is no parting from it."""
+  """Another process ended without telling the others."""
 
 
 class Preempted(RuntimeError):
@@ -69,20 +71,18 @@ class DiskFull(RuntimeError):
 
 
 def cause(error: BaseException) -> BaseException:
-  """Returns what a user should be told of an error.
+  """Returns the error that should be reported to the user.
 
   Args:
-    error: what ended a command; a group of errors counts as all of them.
+    error: error that ended a command; for a group, all its errors are searched.
 
   Returns:
-    DiskFull where that is behind it, ProcessGone where another process is
-    gone; a user's mistake that a group holds; ConfigError for a path that cannot
-    be used; else the error.
+    DiskFull if a full disk caused the error, ProcessGone if the death of another
+    process did, the user's mistake that a group of errors holds, ConfigError
+    for a path that cannot be used; otherwise the error itself.
   """
   for one in _behind(error):
-    if isinstance(one, OSError) and one.errno in _FULL or (
-        any(text in str(one) for text in _FULL_TEXTS)
-    ):
+    if _is_full_disk(one):
       where = getattr(one, 'filename', None)
       return DiskFull(
           f'no space is left{f" for {where}" if where else ""}: {_line(one)};'
@@ -106,6 +106,20 @@ def cause(error: BaseException) -> BaseException:
   return error
 
 
+def _is_full_disk(error: BaseException) -> bool:
+  """Says whether the operating system refused to write for want of space.
+
+  The text counts only in errors of the libraries that write checkpoints. In others,
+  such as those of endpoints and tools, it may be a server's or a model's.
+  """
+  if isinstance(error, OSError):
+    return error.errno in _FULL
+  library, said = type(error).__module__.partition('.')[0], str(error)
+  if library == 'builtins':  # TensorStore's, which begin with a status.
+    library = 'tensorstore' if _STATUS.match(said) else ''
+  return library in _WRITERS and any(text in said for text in _FULL_TEXTS)
+
+
 def _is_of_another(error: BaseException) -> bool:
   """Says whether a collective failed because another process is gone."""
   return (
@@ -116,7 +130,7 @@ def _is_of_another(error: BaseException) -> bool:
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-  """Yields an error, and all that it holds or that led to it."""
+  """Yields an error, the members of a group, and all causes and contexts."""
   found, waiting = set(), [error]
   while waiting:
     one = waiting.pop()
@@ -130,7 +144,7 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
 
 
 def _line(error: BaseException) -> str:
-  """Returns what an error says as one line, and not all of a long one."""
+  """Returns an error's message as one line, cut after 300 characters."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   return ' '.join(str(error).split())[:300]
@@ -156,9 +170,10 @@ def leave(code: int, seconds: float = 10.0) -> None:
 
   Args:
     code: the exit code.
-    seconds: that the others get; 0 where one of them is gone, because then a
-      proper exit aborts this process. A proper exit waits minutes for those that
-      wait, in a collective, for this one; its absence ends them.
+    seconds: time limit of the joint shutdown with the other processes [s]. 0
+      skips it: where a process is gone, jax's shutdown aborts this process.
+      The limit matters where the others wait for this process in a collective;
+      they end once it is gone.
   """
   if jax.distributed.is_initialized():
     if seconds:

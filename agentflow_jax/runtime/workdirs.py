@@ -1,4 +1,4 @@
-"""A workdir: what it may be, and the lock of the run that writes to it."""
+"""Checks of a workdir at start, and the lock of the run that writes to it."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from agentflow_jax.config import schema
 from agentflow_jax.files import paths
 
 LOCK = 'lock'
-# What a run keeps in its workdir, where something else could lie in the way.
+# Directories and files that a run writes to its workdir.
 _DIRECTORIES = (
     'checkpoints', 'data', 'evaluations', 'journal', 'planner', 'recording',
     'rollouts', 'tensorboard', 'xla_cache',
@@ -27,14 +27,15 @@ _FILES = (
 
 
 def opened(workdir: str) -> epath.Path:
-  """Returns a workdir, made where it is missing.
+  """Checks a workdir, creates it if it is missing, and returns its path.
 
   Args:
     workdir: local directory, or gs:// URL.
 
   Raises:
-    ConfigError: the path is empty, something other than a directory lies there
-      or where the run keeps a directory of its own, or it cannot be made.
+    ConfigError: the path is empty or cannot be created, or a file stands in the
+      place of a directory (of the workdir, or in it), or a directory in the
+      place of a file.
   """
   if not workdir.strip():
     raise schema.ConfigError(
@@ -56,30 +57,31 @@ def opened(workdir: str) -> epath.Path:
       path = os.path.join(workdir, name)
       if os.path.lexists(path) and not is_kind(path):
         raise schema.ConfigError(
-            f'--workdir: {path} should be {wanted} of the run, and is something'
-            ' else: move it away, or give another --workdir'
+            f'--workdir: {path} should be {wanted} of the run, but is not: move it'
+            ' away, or give another --workdir'
         )
   return directory
 
 
 @contextlib.contextmanager
 def locked(directory: epath.Path) -> Iterator[None]:
-  """Holds the lock of a workdir, which two runs would spoil for each other.
+  """Holds the lock of a workdir, so that only one run writes to it.
 
-  It is the operating system's lock on a file, so that it ends with the process,
-  however that ends. A gs:// workdir has none, and a warning says so.
+  The lock is the operating system's lock on the file WORKDIR/lock, which is released
+  when the process ends for any reason. A gs:// workdir has no lock; a warning
+  says so.
 
   Args:
     directory: existing workdir.
 
   Raises:
-    ConfigError: another process holds the lock (its number, machine and start
-      are named), or nothing can be written there.
+    ConfigError: another process holds the lock (the message gives its process
+      id, host and start time), or the workdir is not writable.
   """
   path = os.path.join(os.fspath(directory), LOCK)
   if not paths.is_local(path):
     logging.warning(
-        '%s has no lock: see to it that no second run writes there', directory
+        '%s cannot be locked: make sure that no second run writes to it', directory
     )
     yield
     return
@@ -98,7 +100,7 @@ def locked(directory: epath.Path) -> Iterator[None]:
       ) from e
     except OSError as e:  # Such as a network file system without locks.
       logging.warning(
-          '%s has no lock (%s): see to it that no second run writes there',
+          '%s cannot be locked (%s): make sure that no second run writes to it',
           directory, e.strerror,
       )
     now = time.strftime('%Y-%m-%d %H:%M:%S')
@@ -109,7 +111,7 @@ def locked(directory: epath.Path) -> Iterator[None]:
     except OSError as e:
       if e.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise schema.ConfigError(_unusable(os.fspath(directory), e)) from e
-      # A full disk: the lock holds without the holder's name.
+      # On a full disk the lock is held, but does not name its holder.
     yield
 
 
@@ -118,12 +120,12 @@ def _unusable(workdir: str, error: Exception) -> str:
   where = workdir
   if isinstance(error, OSError) and isinstance(error.filename, str):
     where = error.filename
-  # What lies in the way may be above it.
+  # The first existing parent may be a file.
   above = os.path.dirname(workdir.rstrip('/'))
   while above and not os.path.lexists(above):
     above = os.path.dirname(above)
   if above and not os.path.isdir(above):
-    where, why = above, 'it is no directory'
+    where, why = above, 'not a directory'
   return (
       f'--workdir: {workdir!r} cannot be used ({where}: {why}): give a directory'
       ' that this user can write to'

@@ -1,1 +1,1 @@
-"""Says before a run whether it fits a topology, from compiled programs."""
+"""Checks before a run, from compiled programs, whether it fits a topology."""

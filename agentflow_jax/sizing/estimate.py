@@ -1,4 +1,4 @@
-"""What a step would take on the chips: seconds by their published rates."""
+"""Estimates the time of a step from the published rates of the chips."""
 
 import dataclasses
 import math
@@ -17,9 +17,9 @@ class Forest:
   """The rollouts that time and sharing are estimated from [tokens].
 
   Attributes:
-    prompt: of a query's first turn.
-    memory: that a turn adds to the next prompt.
-    response: of a turn.
+    prompt: length of a query's first prompt.
+    memory: length that each turn adds to the next prompt.
+    response: length of a response.
   """
 
   prompt: int

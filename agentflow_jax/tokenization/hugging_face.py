@@ -1,9 +1,10 @@
 """Tokenizers of released models: tokenizer.json, or a GGUF file's metadata."""
 
 import asyncio
+import contextlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -233,13 +234,11 @@ def _from_files(path: epath.Path, thinking: chat.Thinking):
   stop = _stops(path)
   if 'eos_token' in variables:
     stop.append(variables['eos_token'])
-  try:
+  with _naming(path):
     return HuggingFaceTokenizer(
         definition, template=template, variables=variables, stop=stop,
         pad=variables.get('pad_token'), directory=path, thinking=thinking,
     )
-  except (TokenizerError, chat.TemplateError) as e:
-    raise type(e)(f'{path}: {e}') from e
 
 
 def _stops(path: epath.Path) -> list[int]:
@@ -295,11 +294,21 @@ def from_gguf(
     ModuleNotFoundError: gguf, tokenizers or jinja2 is not installed.
   """
   found = gguf_vocabularies.read(path)
-  return HuggingFaceTokenizer(
-      found.definition, template=found.template, variables=found.variables,
-      stop=found.stop, pad=found.pad, thinking=thinking,
-      ends=gguf_vocabularies.ENDS,
-  )
+  with _naming(path):
+    return HuggingFaceTokenizer(
+        found.definition, template=found.template, variables=found.variables,
+        stop=found.stop, pad=found.pad, thinking=thinking,
+        ends=gguf_vocabularies.ENDS,
+    )
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Puts the path before the messages of a tokenizer's and a template's errors."""
+  try:
+    yield
+  except (TokenizerError, chat.TemplateError) as e:
+    raise type(e)(f'{path}: {e}') from e
 
 
 def _tokenizers():

@@ -69,8 +69,8 @@ class Evaluations:
     """The trained planner and the controls, on the test tasks.
 
     Args:
-      start_params: what training started from, for the frozen control.
-      params: what the engine samples from before and after.
+      start_params: parameters before training, for the frozen control.
+      params: parameters that the engine samples from before and after the call.
     """
     config = self._system.config.evaluation
     if config.start_and_final:

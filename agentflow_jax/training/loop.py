@@ -126,7 +126,7 @@ class Loop:
 
     Args:
       done: updates made.
-      journal: of finished rollouts.
+      journal: journal of finished rollouts.
       stops: whether the run does.
       pending: metrics of the last step, if its evaluation is still to come.
     """

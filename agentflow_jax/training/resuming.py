@@ -1,4 +1,4 @@
-"""Whether a workdir holds this run, and going on from its newest commit."""
+"""Checks that a workdir belongs to a run, and restores its newest commit."""
 
 import hashlib
 import json
@@ -25,11 +25,10 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_run(config: schema.Config, workdir: epath.Path) -> None:
-  """Refuses a workdir of another config: two would be a mix.
+  """Refuses a workdir that holds a run of another config.
 
-  A field that the workdir's config.json lacks came with a later version of this
-  program, and counts as its default there. Names that were changed since are
-  in files.old_names.
+  A field that is missing in the workdir's config.json was added by a later version;
+  it counts as its default. Renamed fields are translated by files.old_names.
 
   Raises:
     ConfigError: the workdir holds a run of another config; names what differs.

@@ -1,4 +1,4 @@
-"""What a run came to: summary.json, and accuracy.json beside its planner."""
+"""Results of a run: summary.json, and accuracy.json beside its planner."""
 
 import json
 from collections.abc import Mapping, Sequence

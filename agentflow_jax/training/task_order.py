@@ -1,4 +1,4 @@
-"""Which tasks a step takes: pure functions of the seed and the step."""
+"""The order of training tasks, as pure functions of the seed and the step."""
 
 import fractions
 import functools
@@ -19,7 +19,7 @@ def epoch_indices(
   Args:
     total: items in an epoch.
     seed: the run's, or what names another sequence of it.
-    step: from 0.
+    step: number of the step, from 0.
     count: items a step.
   """
   places = range(step * count, (step + 1) * count)
@@ -46,7 +46,7 @@ def mixture_indices(
   Args:
     parts: the sources, in the order in which their items lie.
     seed: the run's, or what names another sequence of it.
-    step: from 0.
+    step: number of the step, from 0.
     count: items a step.
   """
   common = math.gcd(*(p.weight for p in parts))
@@ -83,7 +83,7 @@ def source_order(weights: tuple[int, ...]) -> tuple[int, ...]:
   All is times (2k - 2) W here, so that it is exact.
 
   Args:
-    weights: of each source, positive and without a common divisor.
+    weights: weight of each source; positive integers without a common divisor.
   """
   total, k = sum(weights), len(weights)
   if k == 1:

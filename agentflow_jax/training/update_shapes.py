@@ -1,4 +1,4 @@
-"""What a config says of an update: its network, its loss, and the shapes it takes."""
+"""Network, loss and input shapes of an update, derived from the config."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -50,9 +50,9 @@ def pack(
 
   Args:
     config: the run's.
-    rows: of one optimizer update.
+    rows: turn rows of one optimizer update.
     pad_id: a token.
-    lengths: to choose from; all of the run's where there are none.
+    lengths: row lengths to choose from [tokens]; empty for all of the run's.
   """
   settings = config.batch
   return batch.pack_tightest(

@@ -113,12 +113,12 @@ class GGUFFile:
       return value
 
     def size(name, default=None):
-      """A dimension; what is larger than all tensors together is none."""
+      """Returns a size, which cannot exceed the elements of all tensors."""
       value = get(name, default)
       if not isinstance(value, int) or not 0 < value <= elements:
         raise tensors.TensorError(
-            f'{self._path}: {kind}.{name} is {value!r}, and its tensors hold'
-            f' {elements:,} elements'
+            f'{self._path}: {kind}.{name} is {value!r}, but all tensors together'
+            f' have {elements:,} elements'
         )
       return value
 

@@ -127,7 +127,7 @@ def _read_header(path: epath.Path) -> dict[str, _Stored]:
       raise TensorError(f'{path} is not a safetensors file, or was cut off')
     header = reading.parse(file.read(length))
     if not isinstance(header, dict):
-      raise ValueError('it is no JSON object')
+      raise ValueError('not a JSON object')
     header.pop('__metadata__', None)
     stored = {
         name: _stored(path, 8 + length, size, entry)
@@ -138,7 +138,7 @@ def _read_header(path: epath.Path) -> dict[str, _Stored]:
 
 
 def _check_apart(path: epath.Path, stored: Mapping[str, _Stored]) -> None:
-  """Raises TensorError where two tensors have bytes in common."""
+  """Raises TensorError if the bytes of two tensors overlap."""
   last, end = '', 0
   for name, one in sorted(stored.items(), key=lambda item: item[1].offset):
     size = math.prod(one.shape) * one.dtype.itemsize

@@ -17,39 +17,19 @@ from agentflow_jax.assembly import model_export, model_files
 from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.weights import model_directory
+from tests.assembly import released as released_lib
 from tests.config import mini
 from tests.tokenization import byte_tokenizer
 from tests.weights import recipe
 
-_CHANGES = {'vocab_size': 288, 'max_position_embeddings': 1024}
-
 
 @pytest.fixture(name='released')
 def _released(tmp_path):
-  path = recipe.write_released(
-      tmp_path / 'released', 'qwen2', torch_dtype='float32', eos_token_id=259,
-      **_CHANGES,
-  )
-  byte_tokenizer.write(path)
-  return path
-
-
-def _config(tmp_path, planner, **train):
-  base = mini.config(tmp_path, **train)
-  return dataclasses.replace(
-      base,
-      planner=dataclasses.replace(
-          base.planner, directory=str(planner), max_prompt_tokens=480,
-          # A token is about a byte here.
-          prompt=schema.PromptConfig(system='Plan.', cards='names'),
-      ),
-      engine=dataclasses.replace(base.engine, max_prompt_tokens=480),
-      batch=schema.BatchConfig(tokens_per_row=512, rows_per_micro=8),
-  )
+  return released_lib.write(tmp_path / 'released')
 
 
 def test_its_prompts_are_its_own_chat(tmp_path, released):
-  config = _config(tmp_path / 'in', released)
+  config = released_lib.config(tmp_path / 'in', released)
 
   async def one():
     system = system_lib.build(config, epath.Path(tmp_path))
@@ -77,7 +57,7 @@ def test_thinking_is_switched_where_the_template_can(tmp_path, released):
       '{{ messages[-1].content }}'
       '{% if enable_thinking %}<think>{% endif %}'
   )
-  config = _config(tmp_path / 'in', released)
+  config = released_lib.config(tmp_path / 'in', released)
   for thinking, opens in (('auto', False), ('on', True), ('off', False)):
     system = system_lib.build(
         overrides.override(config, [('planner.thinking', thinking)]),
@@ -176,7 +156,7 @@ def _gguf(tmp_path):
       ('add_chat_template', template),
   ]
   return recipe.write_gguf(
-      tmp_path / 'x.gguf', 'llama_tied', metadata=metadata, **_CHANGES
+      tmp_path / 'x.gguf', 'llama_tied', metadata=metadata, **released_lib.CHANGES
   )
 
 
@@ -247,7 +227,7 @@ def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):
   (path / 'tokenizer_config.json').write_text(json.dumps(described))
 
   async def tokens():
-    system = system_lib.build(_config(tmp_path / 'in', path), epath.Path(tmp_path))
+    system = system_lib.build(released_lib.config(tmp_path / 'in', path), epath.Path(tmp_path))
     try:
       return system.agent.count_tokens, system.tokenizer
     finally:

@@ -80,5 +80,5 @@ def test_files_that_are_not_there_or_cannot_be_read(tmp_path):
   for read in (reading.read_json, lambda p: list(reading.json_lines(p))):
     with pytest.raises(FileNotFoundError):
       read(tmp_path / 'none.json')
-    with pytest.raises(reading.FileError, match='is a directory, and no file'):
+    with pytest.raises(reading.FileError, match='is a directory, not a file'):
       read(tmp_path)

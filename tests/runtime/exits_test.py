@@ -3,9 +3,12 @@
 import errno
 import os
 
+import httpx
 import jax
 import pytest
 
+from agentflow_jax.agents import language_model
+from agentflow_jax.agents.endpoints import client
 from agentflow_jax.config import schema
 from agentflow_jax.runtime import exits
 
@@ -44,6 +47,21 @@ def test_a_full_disk_is_one_line_and_worth_another_try(error):
   message = str(found)
   assert 'no space is left' in message and 'make room' in message
   assert '\n' not in message and len(message) < 600
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        client.Refused('POST x gave status 400: No space left on device'),
+        language_model.Unreachable('No space left on device'),
+        schema.ConfigError('agent.endpoint: No space left on device'),
+        httpx.RemoteProtocolError('No space left on device'),
+        ValueError('the tool said: No space left on device'),
+    ],
+)
+def test_what_a_server_says_of_a_disk_does_not_decide_the_exit_code(error):
+  assert not isinstance(exits.cause(error), exits.DiskFull)
+  assert exits.code_of(exits.cause(error)) != exits.PREEMPTED_CODE
 
 
 @pytest.mark.parametrize(

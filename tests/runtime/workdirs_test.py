@@ -22,8 +22,8 @@ _STATES = {
     'empty': (lambda d: '', 'is empty: name a directory'),
     'blank': (lambda d: '  ', 'is empty: name a directory'),
     'file': (lambda d: _file(d / 'f'), '/f'),
-    'below_file': (lambda d: _file(d / 'f') / 'runs', '/f: it is no directory'),
-    'far_below_file': (lambda d: _file(d / 'f') / 'a/b/c', 'it is no directory'),
+    'below_file': (lambda d: _file(d / 'f') / 'runs', '/f: not a directory'),
+    'far_below_file': (lambda d: _file(d / 'f') / 'a/b/c', 'not a directory'),
     'nul': (lambda d: f'{d}/a\0b', 'null byte'),
     'long': (lambda d: d / ('x' * 300), 'name too long'),
     'not_permitted': (lambda d: '/sys/agentflow_runs', '/sys/agentflow_runs'),
@@ -113,4 +113,4 @@ def test_a_process_may_lock_again_what_it_let_go(tmp_path):
 def test_an_object_store_has_no_lock_and_says_so(caplog):
   with workdirs.locked(epath.Path('gs://bucket/run')):
     pass
-  assert 'gs://bucket/run has no lock' in caplog.text
+  assert 'gs://bucket/run cannot be locked' in caplog.text

@@ -9,41 +9,18 @@ from agentflow_jax.assembly import model_files
 from agentflow_jax.config import schema
 from agentflow_jax.training import run
 from agentflow_jax.weights import host_copies
-from tests.config import mini
-from tests.tokenization import byte_tokenizer
-from tests.weights import recipe
-
-_CHANGES = {'vocab_size': 288, 'max_position_embeddings': 1024}
+from tests.assembly import released as released_lib
 
 
 @pytest.fixture(name='released')
 def _released(tmp_path):
-  path = recipe.write_released(
-      tmp_path / 'released', 'qwen2', torch_dtype='float32', eos_token_id=259,
-      **_CHANGES,
-  )
-  byte_tokenizer.write(path)
-  return path
-
-
-def _config(tmp_path, planner, **train):
-  base = mini.config(tmp_path, **train)
-  return dataclasses.replace(
-      base,
-      planner=dataclasses.replace(
-          base.planner, directory=str(planner), max_prompt_tokens=480,
-          # A token is about a byte here.
-          prompt=schema.PromptConfig(system='Plan.', cards='names'),
-      ),
-      engine=dataclasses.replace(base.engine, max_prompt_tokens=480),
-      batch=schema.BatchConfig(tokens_per_row=512, rows_per_micro=8),
-  )
+  return released_lib.write(tmp_path / 'released')
 
 
 def test_a_released_model_is_trained_and_given_back(
     tmp_path, released, capsys
 ):
-  config = _config(
+  config = released_lib.config(
       tmp_path / 'in', released, steps=1, queries_per_step=2, group_size=2
   )
   config = dataclasses.replace(

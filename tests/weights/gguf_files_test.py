@@ -142,10 +142,10 @@ def test_what_cannot_be_read_is_named(tmp_path):
   whole = path.read_bytes()
   for cut in (3, 200, len(whole) // 2):
     path.write_bytes(whole[:cut])
-    with pytest.raises(tensors.TensorError, match='no GGUF file|cut off'):
+    with pytest.raises(tensors.TensorError, match='not a GGUF file|cut off'):
       gguf_files.GGUFFile(path)
   path.write_bytes(b'GGML' + whole[4:])
-  with pytest.raises(tensors.TensorError, match='it is no GGUF file'):
+  with pytest.raises(tensors.TensorError, match='not a GGUF file'):
     gguf_files.GGUFFile(path)
   recipe.write_gguf(path, 'llama', architecture='gemma2')
   with pytest.raises(families.UnsupportedModel, match="'gemma2'"):

@@ -37,8 +37,8 @@ _UNAUTHORISED = frozenset({401, 403, 407})
 _PATHS = {'chat': 'chat/completions', 'completions': 'completions'}
 _MAX_RESPONSE_BYTES = 16 << 20
 _MAX_ERROR_CHARACTERS = 300
-# Shorter keys are no secrets but words that local servers want ('EMPTY'), which an
-# answer may hold, too.
+# Shorter keys are placeholders of local servers, such as 'EMPTY'. They may occur in
+# a completion as ordinary words, and are not masked there.
 _SECRET_CHARACTERS = 12
 # How servers say that a prompt does not fit, for want of a common code.
 _TOO_LONG = re.compile(
@@ -175,7 +175,8 @@ class EndpointClient:
     self._key = _read_key(config.api_key_variable)
     self._repeated = _spellings(self._key)
     if self._key:
-      # At --verbosity=1 they log headers, among which a server may repeat it.
+      # At --verbosity=1 these libraries log response headers, and a server may
+      # repeat the key in one.
       for name in ('httpcore', 'httpx'):
         std_logging.getLogger(name).setLevel(std_logging.WARNING)
     headers = {'Accept-Encoding': 'gzip, deflate'}
@@ -536,11 +537,11 @@ async def _read(response: httpx.Response) -> bytes:
   """Reads and unpacks a body.
 
   Raises:
-    codings.Unreadable: it was packed more than once or in an unknown way, or it
-      unpacks to more than _MAX_RESPONSE_BYTES.
+    codings.Unreadable: the body has several content codings or an unknown one, or
+      it unpacks to more than _MAX_RESPONSE_BYTES.
   """
   coding = response.headers.get('Content-Encoding', '')
-  if coding.count(','):  # Each may unpack to a thousand times as much.
+  if coding.count(','):  # Each coding may multiply the size by a thousand.
     raise codings.Unreadable(f'content encoding {coding[:80]!r}: one at most')
   body = codings.Unpacker(coding, _MAX_RESPONSE_BYTES)
   async for chunk in response.aiter_raw():
@@ -551,7 +552,7 @@ async def _read(response: httpx.Response) -> bytes:
 
 
 def _spellings(key: str) -> re.Pattern[bytes]:
-  """Returns a pattern of a key as it stands, and as JSON may write it."""
+  """Returns a pattern that matches a key, plain or escaped as in JSON."""
   if not key:
     return re.compile(b'(?!)')
   spelled = []

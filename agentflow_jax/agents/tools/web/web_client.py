@@ -362,14 +362,14 @@ class WebClient:
       raise
     except httpx.TransportError as error:
       raise _Retry(f'{url.host}: {type(error).__name__}: {error}') from None
-    # httpx looks where a redirect leads before anybody asks it to, and fails on
-    # mailto: and its kind. Whatever it makes of an answer is for the model.
+    # httpx parses the target of a redirect even when it does not follow it, and
+    # raises for mailto: and similar URLs. The model gets such errors as text.
     except (
         httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, LookupError,
         ValueError,
     ) as error:
       raise FetchFailed(
-          f'{url.host}: its answer leads nowhere ({type(error).__name__}:'
+          f'{url.host}: the response cannot be used ({type(error).__name__}:'
           f' {error})'
       ) from None
     if response.status_code in _RETRIED:
