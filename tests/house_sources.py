@@ -30,7 +30,7 @@ _LOADS = {
     # TFDS writes and reads array_record, which needs importlib_resources.
     'agentflow_jax/data/geohop.py': {'array-record', 'importlib-resources'},
     # Programs in the sandbox may import it.
-    'agentflow_jax/agents/tools/python/bubblewrap.py': {'sympy'},
+    'agentflow_jax/agents/tools/python/bubblewrap.py': {'sympy', 'tzdata'},
     # trafilatura does.
     'agentflow_jax/agents/tools/web/web_text_worker.py': {'lxml-html-clean'},
 }  # What a file needs when it runs without an import that says so.

@@ -7,7 +7,9 @@ its processor time, memory, files, output and wall time are bounded. Every
 program gets a sandbox of its own, which is gone when it ends.
 
 bwrap builds the namespaces and the file tree, `seccomp` decides which system
-calls are left, `sandbox_bootstrap` sets the resource limits from inside.
+calls are left, `sandbox_bootstrap` sets the resource limits from inside. /tmp is
+mounted before bwrap starts, in a namespace of its own, because bwrap cannot bound
+how many files and directories a file system in memory may hold.
 """
 
 import contextlib
@@ -17,11 +19,12 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from absl import logging
 
@@ -35,6 +38,8 @@ REMEDY = (
 )
 
 _LIBRARIES = ('numpy', 'sympy', 'mpmath')
+# What zoneinfo reads where the system has no time zones that can be seen.
+_TIME_ZONES = 'tzdata'
 # Extension modules that want X11, terminals or databases; without them fewer
 # files of the host are visible and fewer mounts are made at every call.
 _LEFT_OUT = frozenset({
@@ -44,6 +49,9 @@ _LEFT_OUT = frozenset({
 _READY = b'\0sandbox ready\0\n'
 _HOME = '/py'
 _SHARED = '/lib'
+# Where the scratch file system is mounted until bwrap binds it to /tmp: a
+# directory of every Linux, in which no file that the sandbox needs can be.
+_SCRATCH = '/sys'
 _PROBE_SECONDS = 60.0
 # What must work, and what must not: a sandbox that does not hold is refused.
 _PROBE = """
@@ -87,15 +95,19 @@ class Bubblewrap:
           f'no system call filter for {os.uname().machine}; use monty'
       )
     self._filter = seccomp.build()
-    sizes = _sized_tmpfs(found)
-    self._command = _command(found, limits, sizes)
+    mounting = _mounting(limits)
+    self._command = _command(found, limits, mounting)
     self._probe()
     scratch = f'{limits.scratch_bytes // 2**20} MB under /tmp'
-    have = ', '.join(directory.name for directory in _library_directories())
+    have = ', '.join(
+        directory.name
+        for directory in _library_directories()
+        if directory.name != _TIME_ZONES
+    )
     self.card_limits = (
         f'Python {sys.version_info.major}.{sys.version_info.minor} with its '
         f'standard library{" and " if have else ""}{have}; no network, no '
-        f'files{f" but {scratch}" if sizes else ""}, no input, no threads or '
+        f'files{f" but {scratch}" if mounting else ""}, no input, no threads or '
         'subprocesses'
     )
 
@@ -178,9 +190,9 @@ def _outcome(
 
 
 def _command(
-    bwrap: str, limits: sandbox.Limits, sizes: bool
+    bwrap: str, limits: sandbox.Limits, mounting: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-  """The command's part before and after `--seccomp FD`."""
+  """Returns the command's part before and after `--seccomp FD`."""
   version = f'python{sys.version_info.major}.{sys.version_info.minor}'
   stdlib = pathlib.Path(sysconfig.get_path('stdlib'))
   extensions = _extension_directory(stdlib)
@@ -188,7 +200,7 @@ def _command(
   interpreter = pathlib.Path(os.path.realpath(getattr(sys, '_base_executable')))
   home = f'{_HOME}/lib/{version}'
   dynamic = f'{_HOME}/{sys.platlibdir}/{version}/lib-dynload'
-  head = [bwrap, '--unshare-all', '--unshare-user', '--uid', '65534']
+  head = [*mounting, bwrap, '--unshare-all', '--unshare-user', '--uid', '65534']
   head += ['--gid', '65534', '--hostname', 'sandbox', '--die-with-parent']
   head += ['--cap-drop', 'ALL', '--clearenv']
   head += ['--ro-bind', str(interpreter), f'{_HOME}/bin/python']
@@ -207,10 +219,10 @@ def _command(
         head += ['--ro-bind', str(part), f'{_HOME}/site/{part.name}']
   for name, path in _shared_objects(interpreter, extensions, directories):
     head += ['--ro-bind', path, name]
-  if sizes:
-    head += ['--size', str(limits.scratch_bytes), '--tmpfs', '/tmp']
+  if mounting:
+    head += ['--bind', _SCRATCH, '/tmp']
   # bwrap's own root is a file system in memory: it must not be writable.
-  head += ['--remount-ro', '/', '--chdir', '/tmp' if sizes else '/']
+  head += ['--remount-ro', '/', '--chdir', '/tmp' if mounting else '/']
   # One thread: the filter allows no more. A fixed hash seed: the same program
   # prints its sets in the same order. bootstrap hides these from the program.
   for name in ('OPENBLAS', 'OMP', 'MKL'):
@@ -226,15 +238,38 @@ def _command(
   return head, tail
 
 
-def _sized_tmpfs(bwrap: str) -> bool:
-  """Whether this bwrap can bound a tmpfs, as 0.7 and later can."""
-  done = subprocess.run(
-      [bwrap, '--help'],
-      capture_output=True,
-      check=False,
-      timeout=_PROBE_SECONDS,
+def _mounting(limits: sandbox.Limits) -> list[str]:
+  """Returns a command that mounts the scratch file system and runs its arguments.
+
+  The file system bounds bytes, and files, directories and links by number: the
+  kernel's memory for these counts to no process. Where this machine cannot mount
+  it, the list is empty, and programs get no writable directory.
+  """
+  unshare, mount = shutil.which('unshare'), shutil.which('mount')
+  if unshare is None or mount is None:
+    logging.info('python tool: no unshare and mount programs, so no /tmp')
+    return []
+  options = (
+      f'size={limits.scratch_bytes},nr_inodes={limits.scratch_entries},mode=1777'
   )
-  return b'--size' in done.stdout + done.stderr
+  script = f'{shlex.quote(mount)} -t tmpfs -o {options} scratch {_SCRATCH}'
+  command = [unshare, '--user', '--map-root-user', '--mount', '--']
+  command += ['/bin/sh', '-c', f'{script} && exec "$@"', 'sh']
+  try:
+    done = subprocess.run(
+        [*command, '/bin/sh', '-c', ':'], stdin=subprocess.DEVNULL,
+        capture_output=True, env={}, cwd='/', check=False,
+        timeout=_PROBE_SECONDS,
+    )
+  except (OSError, subprocess.TimeoutExpired) as error:
+    logging.info('python tool: %s, so no /tmp', error)
+    return []
+  if done.returncode:
+    logging.info(
+        'python tool: no bounded /tmp: %s', sandbox.decode(done.stderr).strip()
+    )
+    return []
+  return command
 
 
 def _extension_directory(stdlib: pathlib.Path) -> pathlib.Path:
@@ -248,7 +283,7 @@ def _extension_directory(stdlib: pathlib.Path) -> pathlib.Path:
 def _library_directories() -> tuple[pathlib.Path, ...]:
   """Where the libraries are, found without importing them."""
   directories = []
-  for name in _LIBRARIES:
+  for name in (*_LIBRARIES, _TIME_ZONES):
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.origin:
       logging.warning('python tool: %s is not installed here', name)

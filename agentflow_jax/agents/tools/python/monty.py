@@ -8,6 +8,7 @@ as its own, no input, and limits on processor time, memory, files and wall time,
 so that a flaw in it meets a bounded process; `bubblewrap` is the stronger one.
 """
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 
 from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.python import sandbox
@@ -49,7 +51,8 @@ class Monty:
       'a part of Python: functions, plain classes, comprehensions, f-strings, '
       'exceptions, and the modules math, re, json, datetime, random, '
       'itertools, functools, collections, decimal, bisect and copy; no numpy '
-      'or sympy, no generators, no input, no files, no network, no exit()'
+      'or sympy, no generators, no OrderedDict (a dict keeps its order), no '
+      'sys.stdout.write (use print), no input, no files, no network, no exit()'
   )
 
   def __init__(self, limits: sandbox.Limits):
@@ -65,25 +68,43 @@ class Monty:
 
   def _probe(self, program: str) -> subprocess.CompletedProcess:
     try:
-      return subprocess.run(
-          [*self._command, f'-c={program}'],
-          stdin=subprocess.DEVNULL,
-          capture_output=True,
-          env={},
-          cwd='/',
-          timeout=_PROBE_SECONDS,
-          check=False,
-      )
+      with _lifeline() as alive:
+        return subprocess.run(
+            [*self._command, f'-c={program}'],
+            stdin=alive,
+            capture_output=True,
+            env={},
+            cwd='/',
+            start_new_session=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
       raise base.ToolUnavailable(f'monty failed: {error}; {REMEDY}') from error
 
   async def run(self, program: str) -> sandbox.Outcome:
     """Runs a program; raises `base.ToolUnreachable` if the sandbox failed."""
-    # One argument with its option, so that no program can be taken for one.
-    finished = await sandbox.run_process(
-        [*self._command, f'-c={program}'], self._limits, environment={}
-    )
+    try:
+      with _lifeline() as alive:
+        # One argument with its option, so that no program can be taken for one.
+        finished = await sandbox.run_process(
+            [*self._command, f'-c={program}'], self._limits, environment={},
+            stdin=alive,
+        )
+    except OSError as error:  # such as no descriptor left
+      raise base.ToolUnreachable(f'cannot run monty: {error}') from error
     return _outcome(finished, self._limits)
+
+
+@contextlib.contextmanager
+def _lifeline() -> Iterator[int]:
+  """Yields the end for reading of a pipe that ends when this process does."""
+  alive, ours = os.pipe()
+  try:
+    yield alive
+  finally:
+    os.close(alive)
+    os.close(ours)
 
 
 def _outcome(
@@ -121,6 +142,12 @@ def _command(binary: str, limits: sandbox.Limits) -> list[str]:
   shell = ['ulimit -c 0', f'ulimit -t {cpu}', 'ulimit -f 0', 'ulimit -n 32']
   if sys.platform == 'linux':  # elsewhere the shell cannot bound memory
     shell.append(f'ulimit -v {(limits.memory_bytes + _OWN_BYTES) // 1024}')
+  # Standard input is a pipe whose other end this process holds. It ends with the
+  # call or with this process, and then the watcher ends its own process group, to
+  # which monty belongs. The watcher keeps the group's number from being used again.
+  shell.append('exec 3<&0 </dev/null')
+  watcher = '(read -r _ <&3; kill -s KILL -- -$$) >/dev/null 2>&1 & exec 3<&-'
+  shell.append(f'{{ {watcher}; }}')
   script = ' && '.join(shell) + ' && unset PWD OLDPWD && exec "$0" "$@"'
   return [
       '/bin/sh', '-c', f'{script} || exit 125', binary,

@@ -7,6 +7,7 @@ made; the card says what its programs can do.
 
 import asyncio
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,12 @@ from absl import logging
 
 from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.python import bubblewrap, monty, sandbox
+
+# A whole text in one Markdown fence, which may lack its end.
+_FENCED = re.compile(
+    r'\s*(?P<fence>`{3,}|~{3,})[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)[`~]*\s*)?',
+    re.DOTALL | re.MULTILINE,
+)
 
 BACKENDS = ('auto', 'bubblewrap', 'monty')
 
@@ -58,7 +65,7 @@ def make(
   turns = _Turns(concurrency, queue_seconds)
 
   async def call(arguments: Mapping[str, Any]) -> str:
-    program = _checked_program(arguments['code'], limits)
+    program = _checked_program(_unwrapped(arguments['code']), limits)
     async with turns:
       outcome = await chosen.run(program)
     return _result_text(outcome, limits)
@@ -84,6 +91,14 @@ def _choose(backend: str, limits: sandbox.Limits) -> sandbox.Backend:
   raise base.ToolUnavailable(
       'the python tool has no sandbox to run programs in. ' + '; '.join(reasons)
   )
+
+
+def _unwrapped(code: str) -> str:
+  """Returns code without a byte order mark and the Markdown fence around it."""
+  code = code.removeprefix('\ufeff')
+  if fenced := _FENCED.fullmatch(code):
+    code = fenced['code'].removeprefix('\ufeff')
+  return code
 
 
 def _checked_program(code: str, limits: sandbox.Limits) -> str:

@@ -29,7 +29,8 @@ class Limits:
     memory_bytes: address space; a program that needs more gets a MemoryError.
     output_bytes: what it may print; it is killed where it prints more, and what
       it had printed is the result.
-    scratch_bytes: files that it may write under /tmp (bubblewrap).
+    scratch_bytes: size of the files that it may write under /tmp (bubblewrap).
+    scratch_entries: number of files, directories and links there.
     program_bytes: length of the program itself, in UTF-8.
   """
 
@@ -38,6 +39,7 @@ class Limits:
   memory_bytes: int = 512 * 2**20
   output_bytes: int = 4000
   scratch_bytes: int = 16 * 2**20
+  scratch_entries: int = 2048
   program_bytes: int = 64 * 1024
 
   def __post_init__(self):

@@ -382,6 +382,26 @@ def test_attempt_succeeds_without_a_sandbox(host, name):
   assert 'ESCAPED' in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize(
+    'made', ['os.mkdir(p)', 'os.symlink("x" * 4000, p)', 'open(p, "w").close()',
+             'os.link("/tmp/first", p)'],
+)
+def test_files_without_content_are_bounded(made):
+  """The kernel keeps a kilobyte of each, which counts to no process."""
+  try:
+    tool = python_tool.make('bubblewrap', _LIMITS)
+  except base.ToolUnavailable as error:
+    pytest.skip(str(error))
+  if 'under /tmp' not in tool.card.limits:
+    pytest.skip('no file system can be mounted here')
+  program = (
+      'import os\nopen("/tmp/first", "w").close()\nn = 0\ntry:\n'
+      f'  for n in range(20000):\n    p = f"/tmp/{{n}}"\n    {made}\n'
+      'except OSError as e: print(n < 3000, e.strerror)'
+  )
+  assert _run(tool, program) == 'True No space left on device'
+
+
 def test_there_are_enough_attempts():
   assert len(_ATTEMPTS) >= 30
 

@@ -1,6 +1,7 @@
 """Tests of the python tool over its backends; escapes have their own file."""
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import signal
@@ -168,13 +169,106 @@ def test_so_many_run_at_a_time(monkeypatch, concurrency):
   assert max(seen) == concurrency
 
 
-def test_without_sized_file_systems_nothing_can_be_written(monkeypatch):
-  monkeypatch.setattr(bubblewrap, '_sized_tmpfs', lambda bwrap: False)
+def test_without_a_bounded_file_system_nothing_can_be_written(monkeypatch):
+  monkeypatch.setattr(bubblewrap, '_mounting', lambda limits: [])
   tool = _make('bubblewrap')
   assert 'no files, no input' in tool.card.limits
   assert _call(tool, 'import os\nprint(os.listdir("/"))').count('tmp') == 0
   with pytest.raises(base.BadArguments, match='Read-only file system'):
     _call(tool, 'open("here", "w")')
+
+
+@pytest.mark.parametrize('missing', ['unshare', 'mount'])
+def test_without_the_program_that_mounts_there_is_no_tmp(monkeypatch, missing):
+  which = bubblewrap.shutil.which
+  monkeypatch.setattr(
+      bubblewrap.shutil, 'which', lambda n: None if n == missing else which(n)
+  )
+  assert bubblewrap._mounting(sandbox.Limits()) == []
+
+
+def test_time_zones_are_known():
+  tool = _make('bubblewrap')
+  program = (
+      'import datetime, zoneinfo\n'
+      'zone = zoneinfo.ZoneInfo("America/New_York")\n'
+      'print(datetime.datetime(2024, 7, 1, tzinfo=zone).utcoffset())'
+  )
+  assert _call(tool, program) == '-1 day, 20:00:00'
+
+
+@pytest.mark.parametrize(
+    'sent',
+    [
+        '\ufeffprint(1)',
+        '```python\nprint(1)\n```',
+        '\n```\nprint(1)\n```\n\n',
+        '```py title="a.py"\nprint(1)',
+        '\ufeff```python\r\nprint(1)\r\n```',
+        '~~~python\n\ufeffprint(1)\n~~~',
+        '````python\nprint("""\n```\n"""[5:] or 1)\n````',
+    ],
+)
+def test_fences_and_byte_order_marks_are_taken_off(tool, sent):
+  assert _call(tool, sent) == '1'
+
+
+def test_a_fence_inside_a_program_is_part_of_it(tool):
+  program = 'x = """\n```\nprint(1)\n```\n"""\nprint(len(x))'
+  assert _call(tool, program) == '18'
+  assert _call(tool, f'```\n{program}\n```') == '18'
+
+
+@pytest.mark.parametrize(
+    'program', ['import sys\nsys.stdout.write("a")',
+                'from collections import OrderedDict'],
+)
+def test_montys_card_names_what_models_often_use_and_it_lacks(program):
+  tool = _make('monty')
+  name = 'sys.stdout.write' if 'sys' in program else 'OrderedDict'
+  with pytest.raises(base.BadArguments, match='write|OrderedDict'):
+    _call(tool, program)  # Once it is there, it should leave the card.
+  assert f'no {name}' in tool.card.limits
+
+
+_ORPHAN = """
+import asyncio
+import contextlib
+from agentflow_jax.agents.tools.python import python_tool
+tool = python_tool.make('{backend}')
+print('ready', flush=True)
+asyncio.run(tool.call({{'code': 'x = {marker}\\nwhile True: pass'}}))
+"""
+
+
+def _processes_with(marker: str) -> list[str]:
+  found = []
+  for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
+    with contextlib.suppress(OSError):
+      if marker in path.read_bytes().decode(errors='replace'):
+        found.append(path.parent.name)
+  return found
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='reads /proc')
+def test_montys_process_ends_with_ours():
+  _make('monty')
+  marker = str(10**12 + os.getpid())
+  with subprocess.Popen(
+      [sys.executable, '-c', _ORPHAN.format(backend='monty', marker=marker)],
+      stdout=subprocess.PIPE, cwd=pathlib.Path(__file__).parents[4],
+  ) as process:
+    assert process.stdout.readline() == b'ready\n'
+    until = time.monotonic() + 60
+    ours = {str(process.pid)}
+    while not set(_processes_with(marker)) - ours and time.monotonic() < until:
+      time.sleep(0.02)
+    assert set(_processes_with(marker)) - ours
+    process.kill()
+  until = time.monotonic() + 3  # Its own limit would be five seconds or more.
+  while (left := _processes_with(marker)) and time.monotonic() < until:
+    time.sleep(0.02)
+  assert not left
 
 
 def test_no_turn_in_time_is_an_outage():
