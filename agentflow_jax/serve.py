@@ -24,6 +24,11 @@ _KEY = flags.DEFINE_string(
     'api_key_variable', '',
     'Environment variable that holds the key which clients must send.',
 )
+_HOST_NAMES = flags.DEFINE_list(
+    'host_names', [],
+    'Names in the header Host that are answered beside localhost, such as a'
+    " proxy's. Checked where --host is this machine alone.",
+)
 
 
 def main(argv):
@@ -38,6 +43,7 @@ def main(argv):
       host=_HOST.value,
       port=_PORT.value,
       key_variable=_KEY.value,
+      host_names=_HOST_NAMES.value,
   )
 
 

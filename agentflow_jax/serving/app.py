@@ -3,26 +3,26 @@
   GET /v1/models    POST /v1/completions    POST /v1/chat/completions
 
 Nothing that a client sends is executed, becomes a control token, or is logged.
+Deadlines and the number of connections are the business of `connections`.
 """
 
 import asyncio
 import dataclasses
 import functools
 import hmac
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
-from starlette import applications, exceptions, responses, routing
+from starlette import applications, exceptions, middleware
 from starlette import requests as http
+from starlette import responses, routing
 
 from agentflow_jax import records
 from agentflow_jax.assembly import engine_model
-from agentflow_jax.serving import requests, writing
+from agentflow_jax.serving import incoming, requests, writing
 
-_MAX_BODY_BYTES = 4 << 20
 _DONE = 'data: [DONE]\n\n'
 _T = TypeVar('_T')
 
@@ -36,14 +36,20 @@ class Service:
     name: what clients call it.
     max_new_tokens: the most that a response may have.
     key: what clients must send as a bearer token; '' asks for none.
-    created: Unix seconds.
+    hosts: names that the header Host may give beside addresses of this machine;
+      None allows every name. A page of the web whose own name is made to resolve
+      to 127.0.0.1 (DNS rebinding) sends that name.
+    created: time of the start, in Unix seconds.
+    bodies: the reader of requests' bodies.
   """
 
   model: engine_model.EngineModel
   name: str
   max_new_tokens: int
   key: str = ''
+  hosts: frozenset[str] | None = None
   created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+  bodies: incoming.Bodies = dataclasses.field(default_factory=incoming.Bodies)
 
 
 def make(service: Service) -> applications.Starlette:
@@ -67,6 +73,7 @@ def make(service: Service) -> applications.Starlette:
   ]
   return applications.Starlette(
       routes=routes,
+      middleware=[middleware.Middleware(incoming.Gate, hosts=service.hosts)],
       exception_handlers={
           requests.BadRequest: _refuse,
           exceptions.HTTPException: _refuse_http,
@@ -79,53 +86,46 @@ def make(service: Service) -> applications.Starlette:
   )
 
 
-def _error(message, status, kind, param=None, code=None):
-  return responses.JSONResponse(
-      {
-          'error': {
-              'message': message, 'type': kind, 'param': param, 'code': code
-          }
-      },
-      status,
-  )
-
-
 async def _refuse(unused_request, error):
   kind = 'invalid_request_error'
-  return _error(str(error), error.status, kind, error.param, error.code)
+  return writing.error(str(error), error.status, kind, error.param, error.code)
 
 
 async def _refuse_http(unused_request, error):
-  return _error(error.detail, error.status_code, 'invalid_request_error')
+  return writing.error(error.detail, error.status_code, 'invalid_request_error')
 
 
 async def _too_long(unused_request, error):
-  return _error(
+  return writing.error(
       str(error), 400, 'invalid_request_error', 'messages',
       'context_length_exceeded',
   )
 
 
 async def _unavailable(unused_request, error):
-  return _error(str(error), 503, 'server_error')
+  return writing.error(str(error), 503, 'server_error')
 
 
 async def _broken(unused_request, unused_error):
   # The server logs it; what it says may be nobody's business.
-  return _error('internal error', 500, 'server_error')
+  return writing.error('internal error', 500, 'server_error')
 
 
 async def _health(service, unused_request):
   if service.model.is_closed:  # For good: who watches should restart it.
-    return _error('the engine has ended', 503, 'server_error')
+    return writing.error('the engine has ended', 503, 'server_error')
   return responses.JSONResponse({'status': 'ok'})
 
 
 def _authorise(service: Service, request: http.Request) -> None:
   if not service.key:
     return
-  given = request.headers.get('Authorization', '').encode()
-  if not hmac.compare_digest(given, f'Bearer {service.key}'.encode()):
+  scheme, _, given = request.headers.get('Authorization', '').partition(' ')
+  # Headers are read as Latin-1; a key may have any characters.
+  given = given.strip().encode('latin-1')
+  if scheme.lower() != 'bearer' or not hmac.compare_digest(
+      given, service.key.encode()
+  ):
     raise requests.BadRequest(
         'the key is missing or wrong', status=401, code='invalid_api_key'
     )
@@ -148,7 +148,8 @@ async def _model(service, request):
   name = request.path_params['name']
   if name != service.name:
     raise requests.BadRequest(
-        f'the model {name!r} does not exist; there is {service.name!r}',
+        f'the model {requests.shown(name)} does not exist; there is'
+        f' {service.name!r}',
         'model', 404, 'model_not_found',
     )
   return responses.JSONResponse(_card(service))
@@ -157,7 +158,7 @@ async def _model(service, request):
 async def _answer(service: Service, kind: str, request: http.Request):
   """Answers both kinds of completion, whole or as a stream."""
   _authorise(service, request)
-  body = await _body(request)
+  body = await service.bodies.read(request)
   is_chat = kind == 'chat.completion'
   if is_chat:
     ask = requests.chat(body, service.name, service.max_new_tokens)
@@ -238,27 +239,14 @@ async def _unless_gone(request: http.Request, work: Awaitable[_T]) -> _T:
     return asked.result()
   finally:
     gone.cancel()
+    # What becomes of it is read, or asyncio would write that nobody did.
+    asked.add_done_callback(lambda done: done.cancelled() or done.exception())
     asked.cancel()
 
 
 async def _nobody(unused_request, unused_error):
   # Nobody reads it; 499 is what other servers write in their logs.
   return responses.Response(status_code=499)
-
-
-async def _body(request: http.Request) -> Any:
-  size, chunks = 0, []
-  async for chunk in request.stream():
-    size += len(chunk)
-    if size > _MAX_BODY_BYTES:
-      raise requests.BadRequest(
-          f'the body exceeds {_MAX_BODY_BYTES} bytes', status=413
-      )
-    chunks.append(chunk)
-  try:
-    return json.loads(b''.join(chunks))
-  except (ValueError, RecursionError) as e:
-    raise requests.BadRequest(f'the body is not JSON: {e}') from None
 
 
 def _ids(tokenizer, prompt) -> list[int]:
@@ -326,7 +314,7 @@ async def _stream(service, ask, prompts, writer) -> AsyncIterator[str]:
       if isinstance(end, Exception):
         if not started:
           raise end
-        yield writing.event({'error': {'message': str(end), 'type': 'server_error'}})
+        yield writing.event(writing.error_object(str(end), 'server_error'))
         return
       started.add(index)
       if end is None:

@@ -6,6 +6,7 @@ error that names it, never ignored.
 
 import dataclasses
 import math
+import reprlib
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -40,6 +41,16 @@ _IDLE: Mapping[str, tuple[Any, ...]] = {
     'modalities': (None, ['text']),
     'top_logprobs': (None, 0),
 }
+
+
+# Values of a client in messages to it, cut.
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+
+
+def shown(value: Any) -> str:
+  """Returns a value of a client as its error shows it: a short text in ASCII."""
+  return _REPR.repr(value).encode('ascii', 'backslashreplace').decode()
 
 
 class BadRequest(Exception):
@@ -121,7 +132,9 @@ def _segment(message, index: int) -> records.Segment:
     raise BadRequest(f'{where}.role must be one of {list(_ROLES)}', where)
   others = {k for k, v in message.items() if v} - {'role', 'content'}
   if others:
-    raise BadRequest(f'{where}: {sorted(others)} are not supported', where)
+    raise BadRequest(
+        f'{where}: {shown(sorted(others))} are not supported', where
+    )
   content = message.get('content')
   if isinstance(content, list):  # Parts, of which text is understood.
     parts = [
@@ -195,12 +208,12 @@ def _check_fields(body, model: str, known: frozenset[str]) -> None:
   for name, value in body.items():
     if name in _IDLE:
       if value not in _IDLE[name]:
-        raise BadRequest(f'{name}={value!r} is not supported', name)
+        raise BadRequest(f'{name}={shown(value)} is not supported', name)
     elif name not in known:
-      raise BadRequest(f'unknown or unsupported field {name!r}', name)
+      raise BadRequest(f'unknown or unsupported field {shown(name)}', name[:80])
   if body.get('model') != model:
     raise BadRequest(
-        f'the model {body.get("model")!r} does not exist; there is {model!r}',
+        f'the model {shown(body.get("model"))} does not exist; there is {model!r}',
         'model', 404, 'model_not_found',
     )
 

@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import os
 import socket
+from collections.abc import Sequence
 
 from agentflow_jax.assembly import standalone_model
 from agentflow_jax.config import schema
@@ -17,6 +18,7 @@ def serve(
     host: str,
     port: int,
     key_variable: str,
+    host_names: Sequence[str] = (),
 ) -> None:
   """Serves until it is interrupted.
 
@@ -27,17 +29,17 @@ def serve(
     host: the address to listen on.
     port: 0 takes a free one.
     key_variable: environment variable of the key that clients must send, or ''.
+    host_names: further names in the header Host that are answered where only
+      this machine is listened to.
 
   Raises:
     ConfigError, CheckpointError: name the remedy.
   """
   try:
-    import uvicorn
-
-    from agentflow_jax.serving import app
+    from agentflow_jax.serving import app, connections
   except ModuleNotFoundError as e:
     raise schema.ConfigError(
-        f'serving needs {e.name}: pip install starlette uvicorn (the extra'
+        f'serving needs {e.name}: pip install h11 starlette uvicorn (the extra'
         ' `serve`)'
     ) from e
   key = os.environ.get(key_variable, '').strip() if key_variable else ''
@@ -51,27 +53,30 @@ def serve(
     raise schema.ConfigError('give --planner, or planner.directory')
   # Before the model is loaded: a port that is taken should not cost a minute.
   listener = _listen(host, port)
+  where, taken = listener.getsockname()[:2]
+  is_local = ipaddress.ip_address(where).is_loopback
+  if host_names and not is_local:
+    listener.close()
+    raise schema.ConfigError(
+        f'--host_names is read only where --host is this machine alone, and {host}'
+        ' is not: leave it out'
+    )
   with listener, standalone_model.opened(config, directory) as model:
     service = app.Service(
         model=model,
         name=name,
         max_new_tokens=config.engine.max_new_tokens,
         key=key,
+        hosts=frozenset(map(str.lower, host_names)) if is_local else None,
     )
-    where, taken = listener.getsockname()[:2]
     shown = f'[{where}]' if ':' in where else where
     print(f'{name} at http://{shown}:{taken}/v1', flush=True)
-    if not key and not ipaddress.ip_address(where).is_loopback:
+    if not key and not is_local:
       print(
           'warning: anyone who reaches this machine can use the model; set'
           ' --api_key_variable', flush=True,
       )
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app.make(service), log_level='warning', access_log=False,
-            timeout_graceful_shutdown=5,
-        )
-    )
+    server = connections.make_server(app.make(service))
     with contextlib.suppress(KeyboardInterrupt):  # It is how to end it.
       server.run(sockets=[listener])
 

@@ -4,12 +4,37 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from starlette import responses
+
 from agentflow_jax import records
 from agentflow_jax.serving import requests
 
 
 # Bytes of a character in UTF-8.
 _MOST_PARTS = 4
+_MAX_MESSAGE = 1000  # Characters of an error.
+
+
+def error(message, status, kind, param=None, code=None) -> responses.Response:
+  """Returns an error as OpenAI's clients read it."""
+  return responses.JSONResponse(error_object(message, kind, param, code), status)
+
+
+def error_object(message, kind, param=None, code=None) -> dict[str, Any]:
+  """Returns the body of an error, or the data of an event that is one."""
+  return {
+      'error': {
+          'message': _sendable(message), 'type': kind,
+          'param': None if param is None else _sendable(param), 'code': code,
+      }
+  }
+
+
+def _sendable(text: str) -> str:
+  """Returns a text, cut, without the surrogates that UTF-8 cannot hold."""
+  if len(text) > _MAX_MESSAGE:
+    text = f'{text[:_MAX_MESSAGE]}...'
+  return text.encode(errors='backslashreplace').decode()
 
 
 def event(value) -> str:

@@ -1,24 +1,21 @@
 """The server, over a socket, with plain HTTP and with the openai package."""
 
 import asyncio
-import contextlib
 import dataclasses
 import json
-import socket
-import threading
 import time
 
 import httpx
 import pytest
-import uvicorn
 
 from agentflow_jax import records
 from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.endpoints import settings as settings_lib
 from agentflow_jax.assembly import standalone_model
 from agentflow_jax.config import overrides
-from agentflow_jax.serving import app, requests, writing
+from agentflow_jax.serving import app, incoming, requests, writing
 from tests.config import mini
+from tests.serving import listening
 
 _KEY = 'k-123'
 _PLANNER = str(mini.ROOT / 'experiments' / 'geohop_planner')
@@ -32,25 +29,6 @@ _CHAT = {
         },
     ],
 }
-
-
-@contextlib.contextmanager
-def _listening(application):
-  """Runs an application on a free port of this machine; yields its URL."""
-  with socket.create_server(('127.0.0.1', 0)) as listener:
-    server = uvicorn.Server(
-        uvicorn.Config(application, log_level='error', lifespan='off')
-    )
-    thread = threading.Thread(
-        target=server.run, kwargs={'sockets': [listener]}
-    )
-    thread.start()
-    try:
-      yield f'http://127.0.0.1:{listener.getsockname()[1]}'
-    finally:
-      server.should_exit = True
-      thread.join(timeout=20)
-      assert not thread.is_alive()
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +47,7 @@ def model():
 @pytest.fixture(scope='module')
 def url(model):
   service = app.Service(model, 'geo', max_new_tokens=32, key=_KEY)
-  with _listening(app.make(service)) as base:
+  with listening.listening(app.make(service)) as base:
     yield f'{base}/v1'
 
 
@@ -302,7 +280,7 @@ def test_every_choice_says_what_it_is_conditioned_on(client):
 
 def test_a_prompt_that_is_too_long_is_refused_once(model):
   endless = _Endless(model.tokenizer, False)
-  with _listening(app.make(app.Service(endless, 'geo', 32))) as base:
+  with listening.listening(app.make(app.Service(endless, 'geo', 32))) as base:
     response = httpx.post(
         f'{base}/v1/completions',
         json={'model': 'geo', 'prompt': [5] * 97, 'n': 64},
@@ -315,7 +293,7 @@ def test_a_prompt_that_is_too_long_is_refused_once(model):
 def test_a_body_that_is_no_json_or_too_large_is_refused(client, monkeypatch):
   for content in (b'{', b'\xff', b'[' * 100_000, b'3'):
     assert client.post('/completions', content=content).status_code == 400
-  monkeypatch.setattr(app, '_MAX_BODY_BYTES', 100)
+  monkeypatch.setattr(incoming, '_MAX_BODY_BYTES', 100)
   assert client.post('/completions', content=b'x' * 101).status_code == 413
 
 
@@ -394,7 +372,7 @@ def test_an_engine_that_fails_is_the_servers_error(model):
     async def sample(self, *_):
       raise app.engine_model.Unreachable('the device is gone')
 
-  with _listening(app.make(app.Service(Broken(), 'geo', 32))) as base:
+  with listening.listening(app.make(app.Service(Broken(), 'geo', 32))) as base:
     for stream in (False, True):
       response = httpx.post(
           f'{base}/v1/chat/completions', json=_CHAT | {'stream': stream}
@@ -411,7 +389,7 @@ def test_a_bug_is_an_error_that_clients_can_read(model):
     async def sample(self, *_):
       raise KeyError('a secret of ours')
 
-  with _listening(app.make(app.Service(Buggy(), 'geo', 32))) as base:
+  with listening.listening(app.make(app.Service(Buggy(), 'geo', 32))) as base:
     response = httpx.post(f'{base}/v1/chat/completions', json=_CHAT)
   assert response.status_code == 500
   assert response.json()['error']['type'] == 'server_error'
@@ -449,7 +427,7 @@ def _until(condition):
 def test_a_client_that_leaves_frees_what_it_asked_for(model, stream, says):
   endless = _Endless(model.tokenizer, says)
   ask = _CHAT | {'n': 2, 'stream': stream}
-  with _listening(app.make(app.Service(endless, 'geo', 32))) as base:
+  with listening.listening(app.make(app.Service(endless, 'geo', 32))) as base:
     url = f'{base}/v1/chat/completions'
     if says:
       with httpx.stream('POST', url, json=ask) as response:

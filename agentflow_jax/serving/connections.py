@@ -1,0 +1,227 @@
+"""Connections that cost no other client anything: deadlines, and a bound.
+
+uvicorn serves; what it leaves open is closed here. It waits for the rest of a
+request for ever, it accepts connections until the process has no descriptor left,
+and it goes on reading a body that nobody wants.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import resource
+
+import h11
+import uvicorn
+from starlette import types
+from uvicorn.protocols.http import h11_impl
+
+_MOST_CONNECTIONS = 4096
+_FEWEST_CONNECTIONS = 8
+_FULL = (
+    b'HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n'
+    b'Connection: close\r\nContent-Length: 0\r\n\r\n'
+)
+_LATE = (
+    b'HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n'
+    b'Content-Length: 0\r\n\r\n'
+)
+
+
+def _most_connections() -> int:
+  """Returns how many connections leave descriptors for all else."""
+  soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if soft == resource.RLIM_INFINITY:
+    return _MOST_CONNECTIONS
+  # asyncio accepts a whole backlog before the first of it can be closed again.
+  return min(max(soft // 2, _FEWEST_CONNECTIONS), _MOST_CONNECTIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+  """What a client may take of the server.
+
+  Attributes:
+    header_seconds: time from the first byte of a request, or from connecting, to
+      the end of its headers.
+    body_seconds: time from there to the end of its body.
+    write_seconds: time for which a client may read nothing of its answer.
+    linger_seconds: time for which the rest of an unwanted body is thrown away, so
+      that the client can read why.
+    connections: number of connections at a time. A new one beyond it takes the
+      place of the one that has waited longest for the rest of a request; where
+      all are being answered, it is refused with status 503.
+  """
+
+  header_seconds: float = 10.0
+  body_seconds: float = 60.0
+  write_seconds: float = 60.0
+  linger_seconds: float = 2.0
+  connections: int = dataclasses.field(default_factory=_most_connections)
+
+
+def make_server(
+    application: types.ASGIApp, bounds: Bounds | None = None
+) -> uvicorn.Server:
+  """Returns a server that has not begun to listen.
+
+  Args:
+    application: what answers.
+    bounds: what a client may take.
+  """
+  return uvicorn.Server(
+      uvicorn.Config(
+          application,
+          http=functools.partial(_Protocol, bounds or Bounds(), {}),
+          ws='none',
+          lifespan='off',
+          # Warnings tell of requests that are no HTTP, which anyone can send.
+          log_level='error',
+          access_log=False,
+          timeout_graceful_shutdown=5,
+      )
+  )
+
+
+class _Protocol(h11_impl.H11Protocol):
+  """uvicorn's connection, with bounds.
+
+  Args:
+    bounds: what a client may take.
+    waiting: the connections of the server that wait for a request or for the
+      rest of one, the one that has waited longest first.
+    *args: uvicorn's own arguments.
+    **kwargs: likewise.
+  """
+
+  def __init__(
+      self, bounds: Bounds, waiting: dict['_Protocol', None], *args, **kwargs
+  ):
+    super().__init__(*args, **kwargs)
+    self._bounds, self._waiting = bounds, waiting
+    self._phase = ''  # What is waited for, or 'answer'.
+    self._deadline: asyncio.TimerHandle | None = None
+    self._stalled: asyncio.TimerHandle | None = None
+    self._lingers = False
+
+  def connection_made(self, transport):
+    super().connection_made(_Transport(transport, self))
+    self._enter()
+    if len(self.connections) > self._bounds.connections:
+      self._make_room()
+
+  def connection_lost(self, exc):
+    for timer in (self._deadline, self._stalled):
+      if timer is not None:
+        timer.cancel()
+    self._waiting.pop(self, None)
+    super().connection_lost(exc)
+
+  def data_received(self, data):
+    if self._lingers:
+      return
+    super().data_received(data)
+    self._enter()
+
+  def on_response_complete(self):
+    super().on_response_complete()
+    # Pipelined requests may have begun another answer.
+    if self.cycle.response_complete and self.body_is_left:
+      self.linger()
+    self._enter()
+
+  def shutdown(self):
+    if self in self._waiting:  # A half-sent request should not hold up the end.
+      self.transport.abort()
+    else:
+      super().shutdown()
+
+  def pause_writing(self):
+    super().pause_writing()
+    self._stalled = self.loop.call_later(
+        self._bounds.write_seconds, self.transport.abort
+    )
+
+  def resume_writing(self):
+    super().resume_writing()
+    if self._stalled is not None:
+      self._stalled.cancel()
+
+  def _enter(self) -> None:
+    """Sets the deadline of what is now waited for."""
+    if self.cycle is None or self.cycle.response_complete:
+      # Between two requests uvicorn's own deadline holds.
+      idle = self.timeout_keep_alive_task is not None
+      phase, seconds = ('idle', None) if idle else (
+          'headers', self._bounds.header_seconds
+      )
+    elif self.cycle.more_body:
+      phase, seconds = 'body', self._bounds.body_seconds
+    else:
+      phase, seconds = 'answer', None
+    if phase == self._phase or self._lingers:
+      return
+    self._phase = phase
+    self._waiting.pop(self, None)
+    if phase != 'answer':
+      self._waiting[self] = None
+    if self._deadline is not None:
+      self._deadline.cancel()
+      self._deadline = None
+    if seconds is not None and not self.transport.is_closing():
+      self._deadline = self.loop.call_later(seconds, self._late)
+
+  def _late(self) -> None:
+    begun = self.cycle is not None and self.cycle.response_started
+    if self._phase == 'headers' or not begun:
+      self.transport.write(_LATE)
+    self.transport.close()
+
+  def _make_room(self) -> None:
+    longest = next(iter(self._waiting))
+    if longest is not self:
+      # It leaves at once, so that the next connection does not find it here.
+      del self._waiting[longest]
+      longest.transport.abort()
+    else:
+      self.transport.write(_FULL)
+      self.transport.close()
+
+  @property
+  def body_is_left(self) -> bool:
+    """Whether a part of the body has not come yet."""
+    return self.conn.their_state is h11.SEND_BODY
+
+  def linger(self) -> None:
+    """Ends the connection, but reads on for a while.
+
+    Closing a socket that holds unread bytes resets the connection, and the client
+    may lose the answer that tells it why.
+    """
+    if self._lingers:
+      return
+    self._lingers = True
+    self._unset_keepalive_if_required()
+    if self._deadline is not None:
+      self._deadline.cancel()
+    self.flow.resume_reading()
+    if self.transport.can_write_eof():
+      self.transport.write_eof()
+    self._deadline = self.loop.call_later(
+        self._bounds.linger_seconds, self.transport.abort
+    )
+
+
+class _Transport:
+  """A transport that lingers where uvicorn would close it before the body's end."""
+
+  def __init__(self, transport: asyncio.Transport, protocol: _Protocol):
+    self._transport, self._protocol = transport, protocol
+
+  def __getattr__(self, name):
+    return getattr(self._transport, name)
+
+  def close(self) -> None:
+    if self._protocol.body_is_left:
+      self._protocol.linger()
+    else:
+      self._transport.close()

@@ -1,0 +1,96 @@
+"""What is refused before it is understood: by its headers, or by its size."""
+
+import ipaddress
+import json
+import re
+from typing import Any
+
+from starlette import datastructures, types
+from starlette import requests as http
+
+from agentflow_jax.serving import requests, writing
+
+_MAX_BODY_BYTES = 4 << 20
+# Of all bodies that are being read at a time.
+_MAX_BODIES_BYTES = 64 << 20
+
+
+class Gate:
+  """Refuses, before anything else, what no client of ours sends."""
+
+  def __init__(self, app: types.ASGIApp, hosts: frozenset[str] | None):
+    self._app, self._hosts = app, hosts
+
+  async def __call__(self, scope, receive, send):
+    if scope['type'] != 'http':
+      await self._app(scope, receive, send)
+      return
+    headers = datastructures.Headers(scope=scope)
+    app = self._app
+    if 'content-length' in headers and 'transfer-encoding' in headers:
+      # Another server on the way may have read another of the two (RFC 9112, 6.3).
+      app = writing.error(
+          'Content-Length and Transfer-Encoding exclude each other', 400,
+          'invalid_request_error',
+      )
+      app.headers['Connection'] = 'close'
+    elif self._hosts is not None and not _is_ours(
+        headers.get('host', 'localhost'), self._hosts
+    ):
+      app = writing.error(
+          'the Host header names another server; this one answers to localhost,'
+          ' and to the names of --host_names', 421, 'invalid_request_error',
+      )
+    await app(scope, receive, send)
+
+
+def _is_ours(host: str, names: frozenset[str]) -> bool:
+  """Whether a Host header names this machine, or is one of `names`."""
+  name = re.sub(r':\d*$', '', host).lower().removesuffix('.')
+  try:
+    return ipaddress.ip_address(name.strip('[]')).is_loopback
+  except ValueError:
+    return name == 'localhost' or name.endswith('.localhost') or name in names
+
+
+class Bodies:
+  """Reads the bodies of requests, of which many may be half sent at a time."""
+
+  def __init__(self):
+    self._held = 0
+
+  async def read(self, request: http.Request) -> Any:
+    """Returns the JSON value of a body.
+
+    Raises:
+      BadRequest: the body is too long, is not JSON, or the bodies that are being
+        read are too many.
+      ClientDisconnect: the client has left.
+    """
+    stated = request.headers.get('content-length', '0')
+    chunks, size = [], 0
+    if stated.isdecimal() and int(stated) > _MAX_BODY_BYTES:
+      raise _too_large()
+    try:
+      async for chunk in request.stream():
+        size += len(chunk)
+        self._held += len(chunk)
+        if size > _MAX_BODY_BYTES:
+          raise _too_large()
+        if self._held > _MAX_BODIES_BYTES:
+          raise requests.BadRequest(
+              'too many requests are being read; try again', status=503
+          )
+        chunks.append(chunk)
+    finally:
+      self._held -= size
+    try:
+      return json.loads(b''.join(chunks))
+    except (ValueError, RecursionError) as e:
+      raise requests.BadRequest(f'the body is not JSON: {e}') from None
+
+
+def _too_large() -> requests.BadRequest:
+  return requests.BadRequest(
+      f'the body exceeds {_MAX_BODY_BYTES} bytes', status=413
+  )
