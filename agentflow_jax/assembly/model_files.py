@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from agentflow_jax.assembly import chat_templates
 from agentflow_jax.config import schema
 from agentflow_jax.core import model
 from agentflow_jax.tokenization import chat, hugging_face, tokenizers
@@ -169,7 +170,9 @@ def _from_directory(source, place, thinking, runtime) -> Model:
     except ValueError as e:
       raise model_directory.CheckpointError(str(e)) from e
   elif (path / hugging_face.TOKENIZER).exists():
-    tokenizer = hugging_face.from_directory(path, thinking)
+    tokenizer = hugging_face.from_directory(
+        path, thinking, chat_templates.check
+    )
   else:
     raise model_directory.CheckpointError(
         f'{path} holds neither {tokenizers.FILE} nor {hugging_face.TOKENIZER}'
@@ -183,7 +186,7 @@ def _from_directory(source, place, thinking, runtime) -> Model:
 def _from_gguf(source, place, thinking, runtime) -> Model:
   file = gguf_files.GGUFFile(source)
   config = _with_runtime(file.config, runtime)
-  tokenizer = hugging_face.from_gguf(source, thinking)
+  tokenizer = hugging_face.from_gguf(source, thinking, chat_templates.check)
   described = {
       'eos_token_id': tokenizer.stop_ids[0], 'pad_token_id': tokenizer.pad_id
   }

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -14,6 +14,11 @@ from agentflow_jax.files import reading, writing
 from agentflow_jax.tokenization import chat, gguf_vocabularies
 
 TokenizerError = gguf_vocabularies.TokenizerError
+# Tries a chat template elsewhere, given its source, the added tokens, the variables
+# and how thinking is switched; raises TemplateError where it is not to be used.
+TemplateCheck = Callable[
+    [str, Sequence[chat.AddedToken], Mapping[str, Any], chat.Thinking], None
+]
 TOKENIZER = 'tokenizer.json'
 # What a directory may hold beside it; an export copies them all.
 FILES = (
@@ -46,6 +51,7 @@ class HuggingFaceTokenizer:
       directory: epath.Path | None = None,
       thinking: chat.Thinking = 'auto',
       ends: Collection[str] = (),
+      check: TemplateCheck | None = None,
   ):
     """Builds a tokenizer.
 
@@ -58,6 +64,7 @@ class HuggingFaceTokenizer:
       directory: where it was read from, if from files that `save` may copy.
       thinking: whether the template is told to let the model think.
       ends: added tokens that end a response, too, where the template uses them.
+      check: what tries the template before it is compiled here.
 
     Raises:
       TokenizerError: the definition is broken, or lacks one of those tokens.
@@ -94,6 +101,8 @@ class HuggingFaceTokenizer:
     self._variables, self._source = dict(variables), template
     self._ids = {t.content: t.id for t in added}
     self._special = {t.id for t in added if t.special}
+    if check is not None:
+      check(template, added, variables, thinking)
     self.template = chat.ChatTemplate(template, added, variables, thinking)
     self.opens_thought = self.template.opens_thought
     size = whole.get_vocab_size(with_added_tokens=True)
@@ -181,13 +190,16 @@ def _without_added(
 
 
 def from_directory(
-    directory: str | os.PathLike[str], thinking: chat.Thinking = 'auto'
+    directory: str | os.PathLike[str],
+    thinking: chat.Thinking = 'auto',
+    check: TemplateCheck | None = None,
 ) -> HuggingFaceTokenizer:
   """Reads a released model's tokenizer.
 
   Args:
     directory: the model's files.
     thinking: whether the template is told to let the model think.
+    check: what tries the template before it is compiled here.
 
   Raises:
     TokenizerError: a file is missing or broken; names it.
@@ -197,10 +209,12 @@ def from_directory(
   """
   path = epath.Path(directory)
   with reading.boundary(path / TOKENIZER, TokenizerError, chat.TemplateError):
-    return _from_files(path, thinking)
+    return _from_files(path, thinking, check)
 
 
-def _from_files(path: epath.Path, thinking: chat.Thinking):
+def _from_files(
+    path: epath.Path, thinking: chat.Thinking, check: TemplateCheck | None
+) -> HuggingFaceTokenizer:
   definition = _json(path / TOKENIZER)
   if definition is None:
     raise TokenizerError(f'{path / TOKENIZER} does not exist')
@@ -238,6 +252,7 @@ def _from_files(path: epath.Path, thinking: chat.Thinking):
     return HuggingFaceTokenizer(
         definition, template=template, variables=variables, stop=stop,
         pad=variables.get('pad_token'), directory=path, thinking=thinking,
+        check=check,
     )
 
 
@@ -278,13 +293,16 @@ def _text(path: epath.Path) -> str:
 
 
 def from_gguf(
-    path: str | os.PathLike[str], thinking: chat.Thinking = 'auto'
+    path: str | os.PathLike[str],
+    thinking: chat.Thinking = 'auto',
+    check: TemplateCheck | None = None,
 ) -> HuggingFaceTokenizer:
   """Builds the tokenizer that a GGUF file's metadata describes.
 
   Args:
     path: the GGUF file.
     thinking: whether the template is told to let the model think.
+    check: what tries the template before it is compiled here.
 
   Raises:
     TokenizerError: the tokenizer is not byte-pair encoding, or its split is not
@@ -298,7 +316,7 @@ def from_gguf(
     return HuggingFaceTokenizer(
         found.definition, template=found.template, variables=found.variables,
         stop=found.stop, pad=found.pad, thinking=thinking,
-        ends=gguf_vocabularies.ENDS,
+        ends=gguf_vocabularies.ENDS, check=check,
     )
 
 

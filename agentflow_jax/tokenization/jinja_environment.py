@@ -3,7 +3,7 @@
 These are `{% generation %}`, `{% break %}`, `{% continue %}`,
 raise_exception, and a tojson that escapes no HTML. Through `~`, join, macros
 and blocks, each character keeps its author, the template or a message (see
-message_text).
+message_text). What one operation may ask for is bounded (see template_bounds).
 """
 
 import datetime
@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import logging
 
-from agentflow_jax.tokenization import message_text
+from agentflow_jax.tokenization import message_text, template_bounds
 
 # With a clock, the same seed would give another run tomorrow.
 _TODAY = datetime.datetime(2025, 1, 1)
@@ -57,6 +57,11 @@ def variables_of(source: str) -> set[str]:
   return meta.find_undeclared_variables(environment.parse(source))
 
 
+def check_installed() -> None:
+  """Raises ModuleNotFoundError, with the remedy, where jinja2 is missing."""
+  _environment()
+
+
 @functools.cache
 def _environment():
   """Returns a sandbox in which each character of a text keeps its author."""
@@ -91,13 +96,44 @@ def _environment():
 
   class Environment(sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = CodeGenerator
-    concat = staticmethod(message_text.concat)
+    intercepted_binops = frozenset({'+', '*', '**', '%'})
+
+    @staticmethod
+    def concat(parts):
+      parts = list(parts)
+      template_bounds.check_parts(parts)
+      return message_text.concat(parts)
+
+    def call_binop(self, context, operator, left, right):
+      template_bounds.check_operation(operator, left, right)
+      return super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value):
+      wrapped = super().wrap_str_format(value)
+      if wrapped is None:
+        return None
+
+      @functools.wraps(wrapped)
+      def checked(*args, **kwargs):
+        template_bounds.check_braces(
+            str(value.__self__), [*args, *kwargs.values()]
+        )
+        return wrapped(*args, **kwargs)
+
+      return checked
 
     def call(self, context, callee, /, *args, **kwargs):
       text = getattr(callee, '__self__', None)
-      if isinstance(text, str) and callee.__name__ == 'join':
-        return message_text.join(text, *map(list, args))
+      if isinstance(text, str):
+        template_bounds.check_method(text, callee.__name__, args, kwargs)
+        if callee.__name__ == 'join':
+          return self.joined(text, *map(list, args))
       return super().call(context, callee, *args, **kwargs)
+
+    @staticmethod
+    def joined(separator, parts):
+      template_bounds.check_parts([*parts, *[separator] * len(parts)])
+      return message_text.join(separator, parts)
 
   def fail(message):
     raise jinja2.TemplateError(message)
@@ -106,14 +142,28 @@ def _environment():
   def join(environment, value, d='', attribute=None):
     if attribute is not None:
       value = map(filters.make_attrgetter(environment, attribute), value)
-    return message_text.join(str(d), [str(part) for part in value])
+    return environment.joined(str(d), [str(part) for part in value])
+
+  def form(value, *args, **kwargs):
+    template_bounds.check_percent(str(value), [*args, *kwargs.values()])
+    return filters.do_format(value, *args, **kwargs)
+
+  @jinja2.pass_eval_context
+  def replace(eval_context, s, old, new, count=None):
+    template_bounds.check_replacement(str(s), old, new)
+    return filters.do_replace(eval_context, s, old, new, count)
 
   environment = Environment(
       trim_blocks=True, lstrip_blocks=True,
       extensions=[ext.loopcontrols, Generation],
   )
   environment.globals['raise_exception'] = fail
-  environment.filters |= {'tojson': _tojson, 'join': join}
+  environment.filters |= {
+      'tojson': _tojson, 'join': join, 'format': form, 'replace': replace
+  }
+  for name in ('batch', 'center', 'indent', 'slice', 'tojson', 'wordwrap'):
+    environment.filters[name] = template_bounds.narrow(environment.filters[name])
+  del environment.globals['lipsum']  # Text by the million, for no template.
   return environment
 
 

@@ -1,0 +1,85 @@
+"""Chat templates that ask for too much, and those that do not."""
+
+import resource
+import sys
+
+import pytest
+
+from agentflow_jax import records
+from agentflow_jax.tokenization import chat
+
+_BOMBS = [
+    "{{ 'x' * 10**10 }}",
+    "{{ 10**10 * 'x' }}",
+    "{{ [0] * 10**10 }}",
+    "{{ messages[0].content * 10**9 }}",
+    "{% set ns = namespace(s='x') %}{% for i in range(60) %}"
+    '{% set ns.s = ns.s ~ ns.s %}{% endfor %}',
+    "{% set ns = namespace(s='x') %}{% for i in range(60) %}"
+    '{% set ns.s = ns.s + ns.s %}{% endfor %}',
+    '{% set ns = namespace(s=[0]) %}{% for i in range(60) %}'
+    '{% set ns.s = ns.s + ns.s %}{% endfor %}',
+    "{% set ns = namespace(s='x') %}{% for i in range(60) %}"
+    "{% set ns.s = [ns.s, ns.s]|join('') %}{% endfor %}",
+    "{% set ns = namespace(s='x') %}{% for i in range(60) %}"
+    "{% set ns.s = ''.join([ns.s, ns.s]) %}{% endfor %}",
+    "{% set s = 'x' * 100000 %}{{ s.replace('x', s) }}",
+    "{% set s = 'x' * 100000 %}{{ s|replace('', s) }}",
+    "{% set s = 'x' * 100000 %}{{ s.join(range(100000)|map('string')) }}",
+    "{{ 'x'.center(10**10) }}",
+    "{{ 'x'.ljust(10**10) }}",
+    "{{ 'x'.rjust(width=10**10) }}",
+    "{{ 'x'.zfill(10**10) }}",
+    r"{{ '\t'.expandtabs(10**10) }}",
+    "{{ 'x'|center(10**10) }}",
+    "{{ 'x'|center }}{{ 'x'|indent(10**10, true) }}",
+    '{{ [1]|batch(10**10, 0)|list }}',
+    '{{ [1]|slice(10**10)|list }}',
+    '{{ [1]|tojson(indent=10**10) }}',
+    "{{ '%09999999999d' % 1 }}",
+    "{{ '%*d' % (10**10, 1) }}",
+    "{{ '%9999999999s'|format('x') }}",
+    "{{ '%.9999999999f'|format(1.0) }}",
+    "{{ '{:9999999999}'.format(1) }}",
+    "{{ '{:{}}'.format(1, 10**10) }}",
+    "{{ '{x:9999999999}'.format_map({'x': 1}) }}",
+    "{{ ('{:9999999999}'|attr('format'))(1) }}",
+    '{{ 9**(9**9) }}',
+    '{{ 2**(-10**10) }}',
+    '{% set ns = namespace(n=10**100) %}{% for i in range(60) %}'
+    '{% set ns.n = ns.n * ns.n %}{% endfor %}',
+    "{{ 'x'.translate({120: 'y'}) }}",
+    '{{ lipsum(n=10**6) }}',
+    '{{ range(10**9)|list }}',
+]
+
+
+@pytest.mark.parametrize('source', _BOMBS)
+def test_what_asks_for_too_much_is_an_error(source):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with pytest.raises(chat.TemplateError):
+    template = chat.ChatTemplate(source, [], {})
+    template.pieces([records.Segment('user', 'a question')])
+  after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  scale = 1 if sys.platform == 'darwin' else 1024  # Bytes, or kilobytes.
+  assert (after - before) * scale < 300 << 20
+
+
+@pytest.mark.parametrize(
+    'source, written',
+    [
+        ("{{ '-' * 20 }}", '-' * 20),
+        ("{{ '%05d' % 42 }}|{{ '%s: %s'|format('a', 7) }}", '00042|a: 7'),
+        ("{{ '{:>5}|{x}'.format('a', x=3) }}", '    a|3'),
+        ("{{ 'a'|center(5) }}|{{ 'a'.rjust(3) }}", '  a  |  a'),
+        ("{{ 'a\nb'|indent(2) }}", 'a\n  b'),
+        ('{{ 2**10 }} {{ 2**0.5 > 1 }} {{ 7 % 4 }} {{ 3 * 4 }}', '1024 True 3 12'),
+        ('{{ [1] + [2] }} {{ [0] * 2 }}', '[1, 2] [0, 0]'),
+        ("{{ 'aXbX'.replace('X', '--') }}{{ 'aX'|replace('X', 'b') }}", 'a--b--ab'),
+        ("{{ {'a': 1}|tojson(indent=2) }}", '{\n  "a": 1\n}'),
+        ("{{ 'x' ~ messages[0].content + '!' }}", 'xa question!'),
+    ],
+)
+def test_ordinary_operations_are_as_in_python(source, written):
+  template = chat.ChatTemplate(source, [], {})
+  assert template.text([records.Segment('user', 'a question')]) == written
