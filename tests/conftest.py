@@ -6,7 +6,8 @@ import pytest
 
 # Whose programs launch/test.sh has compiled fast: there are hundreds, each runs for
 # milliseconds, and what comes out is compared within tolerances, or only moved. A
-# test that says that two programs give equal bits is marked `exact`.
+# test that says that two programs give equal bits is marked `exact`: there they are
+# compiled alike, and -m slow runs it again with programs as they are in use.
 _QUICK = (
     'tests/core/', 'tests/weights/', 'tests/inference/kernels_test.py',
     'tests/inference/gathered_test.py', 'tests/inference/pages_test.py',
@@ -24,5 +25,7 @@ if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
 def pytest_collection_modifyitems(config, items):
   for item in items:
     where = item.path.relative_to(config.rootpath).as_posix()
-    if where.startswith(_QUICK) and not item.get_closest_marker('exact'):
+    if where.startswith(_QUICK):
       item.add_marker('quick')
+    if item.get_closest_marker('exact') and config.option.markexpr == 'slow':
+      item.add_marker('slow')

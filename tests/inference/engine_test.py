@@ -497,6 +497,7 @@ def test_same_bits_over_long_prompts(attention, lanes, monkeypatch):
     _check_logprobs(config, params, requests[i], results[0][i])
 
 
+@pytest.mark.slow
 def test_a_kernel_reads_pages_where_they_lie():
   """That for GPUs, interpreted: same bits in a crowd, scores of a forward pass."""
   config = dataclasses.replace(_MODEL, dtype='bfloat16', head_dim=16)

@@ -137,6 +137,7 @@ def _assert_same(workdir, alone, gap=1e-6):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_that_of_one_within_tolerances(alone, pair):
   # Not to the bit: one process adds the gradients of eight devices in the order
   # of the devices, and several processes in the order of gloo's ring.

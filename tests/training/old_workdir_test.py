@@ -86,6 +86,7 @@ def test_rollouts_and_metrics_are_read_with_the_names_of_today(workdir):
   assert 'reward_unreachable' in text and 'judge_unreachable' not in text
 
 
+@pytest.mark.slow
 def test_the_run_resumes_evaluates_and_reports(workdir, config):
   before = data.load(workdir).totals('rollouts/status/')['reward_unreachable']
   in_journal = sum(

@@ -77,6 +77,7 @@ def _truncated_rows(system, **sampling):
   ).rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'spec, most',
     [
@@ -101,6 +102,7 @@ def test_truncated_rollouts_are_on_policy_within_1e_5(truncated, spec, most):
   assert metrics['update/n_targets'] == sum(len(r.response_ids) for r in rows)
 
 
+@pytest.mark.slow
 def test_a_trainer_that_ignores_the_sets_is_stopped(truncated):
   system, trainer, state = truncated
   rows = _truncated_rows(system)
@@ -109,6 +111,7 @@ def test_a_trainer_that_ignores_the_sets_is_stopped(truncated):
     _step((system, rows, trainer, state), ignorant)
 
 
+@pytest.mark.slow
 def test_sets_that_lack_an_id_are_caught(truncated):
   system, trainer, state = truncated
   rows = _truncated_rows(system)

@@ -17,6 +17,7 @@ def _released(tmp_path):
   return released_lib.write(tmp_path / 'released')
 
 
+@pytest.mark.slow
 def test_a_released_model_is_trained_and_given_back(
     tmp_path, released, capsys
 ):

@@ -228,6 +228,7 @@ def _whole_and_cut(config, tmp_path, monkeypatch):
   return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_stopped_in_an_evaluation_a_run_keeps_its_step(
     whole, tmp_path, monkeypatch
 ):

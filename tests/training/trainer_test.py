@@ -190,6 +190,7 @@ def _rounded(tree):
   )
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_resume_with_their_master(base, tmp_path):
   network = dataclasses.replace(_NETWORK, param_dtype='bfloat16')
   params = _rounded(_params())
