@@ -397,6 +397,8 @@ class Trajectory:
     answer: the generator's answer; empty when there is none.
     modules: what the generator read and wrote, where it was asked.
     reward: outcome reward; None outside the statistics.
+    reward_parts: parts of the reward by name, where it has parts; they add up to
+      it, in the order of their names.
     detail: text for people about the status (an error, the parse failure).
     seconds: wall time by what it was spent on.
   """
@@ -409,6 +411,7 @@ class Trajectory:
   answer: str = ''
   modules: tuple[ModuleCall, ...] = ()
   reward: float | None = None
+  reward_parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
   detail: str = ''
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 

@@ -48,7 +48,7 @@ _ARROWS = {
     'entry points': {
         'sizing', 'training', 'evaluation', 'serving', 'assembly', 'runtime', 'config', 'records',
     },
-    'experiments': {'config'},
+    'experiments': {'config', 'records'},
     'benchmarks': {
         'training', 'assembly', 'config', 'agents', 'inference', 'weights', 'core',
         'records', 'files',

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from agentflow_jax.agents import language_model
@@ -27,13 +28,37 @@ class Limits:
     wall_seconds: time until a request is given up. Only a starved or stopped
       machine gets here, so this is no verdict on the request.
     start_seconds: time until a new child must be ready.
-    requests: after which the child is replaced (libraries' caches grow).
+    requests: number of requests after which the child is replaced (libraries'
+      caches grow).
+    attempts: number of times that a request is made before the child's end, or
+      its silence, is taken for the answer.
   """
 
   cpu_seconds: float = 5.0
   wall_seconds: float = 60.0
   start_seconds: float = 60.0
   requests: int = 1000
+  attempts: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a child process runs.
+
+  Attributes:
+    path: path of the Python file, which speaks the protocol of `child_server`.
+    arguments: command line arguments, behind the parent's module path.
+    environment: environment variables beside those that make Python
+      reproducible.
+    directory: working directory.
+  """
+
+  path: str
+  arguments: tuple[str, ...] = ()
+  environment: Mapping[str, str] = dataclasses.field(
+      default_factory=dict, repr=False
+  )
+  directory: str = os.sep
 
 
 class Broken(Exception):
@@ -51,13 +76,16 @@ class Child:
   kills the child, so that no reply is ever read by another request.
 
   Args:
-    program: path of the child's Python file, which calls `child_server.serve`.
+    program: what the child runs; a path alone is a program without arguments
+      and environment.
     limits: what one request may cost.
   """
 
-  def __init__(self, program: str, limits: Limits):
+  def __init__(self, program: Program | str, limits: Limits):
+    if isinstance(program, str):
+      program = Program(program)
     self._program, self._limits = program, limits
-    self._name = os.path.basename(program)
+    self._name = os.path.basename(program.path)
     self._lock = asyncio.Lock()
     self._process: asyncio.subprocess.Process | None = None
     self._served = 0
@@ -72,33 +100,46 @@ class Child:
 
     Raises:
       Broken: the request cannot be answered within the limits.
-      language_model.Unreachable: the child does not start, or twice gave no
-        reply in time without using its CPU time.
+      language_model.Unreachable: the child does not start, or gave no reply in
+        time, at any attempt, without using its CPU time.
     """
     request = {**request, 'cpu_seconds': self._limits.cpu_seconds}
     async with self._lock:
-      for attempt in range(2):
-        if self._process is None or self._served >= self._limits.requests:
-          await self._kill()
-          await self._start()
+      for attempt in range(self._limits.attempts):
+        await self._ensure_started()
+        last = attempt == self._limits.attempts - 1
         try:
           return await self._exchange(request, self._limits.wall_seconds)
         except _Died as error:
           status = error.args[0]
-          if status == -signal.SIGXCPU or attempt:
+          if status == -signal.SIGXCPU or last:
             raise Broken(f'{self._name} ended with status {status}') from error
         except TimeoutError as error:
-          if attempt:
+          if last:
             raise language_model.Unreachable(
                 f'no reply of {self._name} within {self._limits.wall_seconds}'
-                ' s, twice'
+                f' s, {self._limits.attempts} times'
             ) from error
     raise AssertionError('unreachable')
+
+  async def start(self) -> None:
+    """Starts the child, if there is none.
+
+    Raises:
+      language_model.Unreachable: the child does not start.
+    """
+    async with self._lock:
+      await self._ensure_started()
 
   async def aclose(self) -> None:
     """Ends the child, if there is one; it can be asked again."""
     async with self._lock:
       await self._kill()
+
+  async def _ensure_started(self) -> None:
+    if self._process is None or self._served >= self._limits.requests:
+      await self._kill()
+      await self._start()
 
   async def _exchange(
       self, request: dict[str, Any] | None, seconds: float
@@ -134,14 +175,18 @@ class Child:
       try:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *('-s', '-P', self._program),
+            *('-s', '-P', self._program.path),
             json.dumps([p for p in sys.path if p]),
+            *self._program.arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
             # Sets iterate in the same order in every child.
-            env={'PYTHONHASHSEED': '0', 'PYTHONUTF8': '1'},
-            cwd=os.sep,
+            env={
+                **self._program.environment,
+                'PYTHONHASHSEED': '0', 'PYTHONUTF8': '1',
+            },
+            cwd=self._program.directory,
             start_new_session=True,
             limit=_LONGEST_REPLY,
         )
@@ -158,10 +203,57 @@ class Child:
     process, self._process = self._process, None
     if process is None:
       return
+    # It leads a group, in which whatever it started is, too.
     with contextlib.suppress(ProcessLookupError):
-      process.kill()
+      if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
     process.stdin.close()
     await process.wait()
+
+
+class Pool:
+  """Children that answer requests side by side, started when they are needed.
+
+  Use it from one event loop and await `aclose` at the end.
+
+  Args:
+    program: what each child runs.
+    limits: what one request may cost.
+    processes: number of children.
+  """
+
+  def __init__(
+      self, program: Program | str, limits: Limits, processes: int
+  ):
+    self._children = [Child(program, limits) for _ in range(processes)]
+    # Whoever was asked last is asked first: an idle one is not even started.
+    self._idle = asyncio.LifoQueue()
+    for one in self._children:
+      self._idle.put_nowait(one)
+
+  @property
+  def pids(self) -> list[int]:
+    """The process ids of the children that there are."""
+    return [one.pid for one in self._children if one.pid is not None]
+
+  @contextlib.asynccontextmanager
+  async def lease(self) -> AsyncIterator[Child]:
+    """Waits for an idle child, and lends it."""
+    one = await self._idle.get()
+    try:
+      yield one
+    finally:
+      self._idle.put_nowait(one)
+
+  async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    """Returns the reply of an idle child to a request; raises as Child.ask."""
+    async with self.lease() as one:
+      return await one.ask(request)
+
+  async def aclose(self) -> None:
+    """Ends the children."""
+    for one in self._children:
+      await one.aclose()
 
 
 _LONGEST_REPLY = 32 << 20

@@ -59,7 +59,8 @@ class Agent:
   Attributes:
     planner, executor, verifier, generator: the four modules.
     tools: name -> tool.
-    reward: scores a finished task's answer; raises Unreachable.
+    reward: scores a finished task's answer, with a number or with parts by
+      name, which are added up; raises Unreachable.
     count_tokens: tokens of a text, for memory budgets.
     config: the limits.
     analyst: writes the query analysis; None for none.
@@ -74,7 +75,9 @@ class Agent:
   verifier: modules.Verifier
   generator: modules.Generator
   tools: Mapping[str, base.Tool]
-  reward: Callable[[records.Task, str], Awaitable[float]]
+  reward: Callable[
+      [records.Task, str], Awaitable[float | Mapping[str, float]]
+  ]
   count_tokens: Callable[[str], int]
   config: RolloutConfig = RolloutConfig()
   analyst: modules.ModelAnalyst | None = None
@@ -108,6 +111,7 @@ class _Progress:
   turns: list[records.Turn] = dataclasses.field(default_factory=list)
   answer: str = ''
   modules: tuple[records.ModuleCall, ...] = ()
+  reward_parts: dict[str, float] = dataclasses.field(default_factory=dict)
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   # Time of the planner's sampling, and of calls whose arguments set the time.
   policy_seconds: float = 0.0
@@ -197,6 +201,7 @@ async def rollout(
       answer=progress.answer,
       modules=progress.modules,
       reward=reward,
+      reward_parts=progress.reward_parts if reward is not None else {},
       detail=memory_lib.bounded(detail)[:_DETAIL_CHARACTERS],
       seconds=dict(progress.seconds),
   )
@@ -473,10 +478,14 @@ async def _score(agent, task, status, progress) -> float:
     return 0.0
   try:
     with _module('reward', progress):
-      reward = float(await agent.reward(task, progress.answer))
+      reward = await agent.reward(task, progress.answer)
+      if isinstance(reward, Mapping):
+        progress.reward_parts = dict(sorted(reward.items()))
+        reward = sum(progress.reward_parts.values())
       if not math.isfinite(reward):
+        progress.reward_parts = {}
         raise ValueError(f'the reward is {reward}')
-      return reward
+      return float(reward)
   except _End as end:
     if end.status is Status.MODEL_UNREACHABLE:
       raise _End(Status.REWARD_UNREACHABLE, end.detail) from end

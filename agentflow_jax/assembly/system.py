@@ -15,6 +15,7 @@ from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools.search import passages
 from agentflow_jax.assembly import endpoints, engine_model, model_files
+from agentflow_jax.assembly import own_modules, rewards as rewards_lib
 from agentflow_jax.assembly import scripted_planners, task_sets, toolbox
 from agentflow_jax.config import consistency, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
@@ -207,17 +208,11 @@ def build(
           f'engine.max_kept {config.engine.max_kept}: the vocabulary has'
           f' {loaded.config.vocab_size} tokens'
       )
-  names = {t.reward for t in (*tasks.train, *tasks.validation, *tasks.test)}
-  try:
-    rewards = registry.Rewards(sorted(names))
-  except ValueError as e:
-    raise schema.ConfigError(f'task_set.reward: {e}') from e
-  try:
-    for task in (*tasks.train, *tasks.validation, *tasks.test):
-      rewards.check(task)
-  except ValueError as e:
-    raise schema.ConfigError(str(e)) from e
   with contextlib.ExitStack() as stack:
+    recording = _recording(config, workdir, processes)
+    if recording is not None:
+      stack.callback(recording.close)
+    rewards = _rewards(config, tasks, recording, processes)
     engine = frozen = handover = None
     sampled, where, copy = loaded and loaded.params, None, trains
     if loaded and hands_over(config, mesh):
@@ -241,9 +236,6 @@ def build(
               loaded, shapes, sampled, name='frozen', sharding=where, copy=False
           )
       )
-    recording = _recording(config, workdir, processes)
-    if recording is not None:
-      stack.callback(recording.close)
     models = _models(
         config, loaded and loaded.tokenizer, engine, frozen, recording,
         processes.count,
@@ -390,6 +382,21 @@ def _texts(config, tasks):
     yield from fixed
 
 
+def _rewards(config, tasks, recording, processes) -> registry.Rewards:
+  """Returns the rewards that tasks name, which have what these need."""
+  every = (*tasks.train, *tasks.validation, *tasks.test)
+  rewards = rewards_lib.make(
+      config.task_set, sorted({task.reward for task in every}), recording,
+      processes.count,
+  )
+  try:
+    for task in every:
+      rewards.check(task)
+  except ValueError as e:
+    raise schema.ConfigError(str(e)) from e
+  return rewards
+
+
 def _recording(
     config, workdir, processes
 ) -> recording_lib.Recording | None:
@@ -433,7 +440,10 @@ def _agent(config, planner, models, box, rewards) -> rollout.Agent:
   """Composes the agent from its config."""
   agent, tools = config.agent, box.make()
 
-  def backed(role: schema.ModuleConfig, rule, modelled):
+  def backed(name: str, rule, modelled):
+    role = getattr(agent, name)
+    if role.own:
+      return own_modules.load(role, name, models)
     if role.backend == 'rule':
       return rule
     return modelled(models[role.backend], role.sampling)
@@ -449,17 +459,17 @@ def _agent(config, planner, models, box, rewards) -> rollout.Agent:
   return rollout.Agent(
       planner=planner,
       executor=backed(
-          agent.executor,
+          'executor',
           modules.RuleExecutor(agent.executor_templates, agent.verbs),
           modules.ModelExecutor,
       ),
       verifier=backed(
-          agent.verifier,
+          'verifier',
           modules.RuleVerifier(agent.verbs[-1]),
           modules.ModelVerifier,
       ),
       generator=backed(
-          agent.generator, modules.RuleGenerator(), modules.ModelGenerator
+          'generator', modules.RuleGenerator(), modules.ModelGenerator
       ),
       tools=tools,
       reward=rewards,

@@ -7,7 +7,7 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.config import schema
+from agentflow_jax.config import own_code, schema
 from agentflow_jax.data import benchmarks, geohop, mixtures, rows, task_checks
 from agentflow_jax.files import reading
 
@@ -170,8 +170,9 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
   """Reads tasks from a JSONL file.
 
   Args:
-    path: rows of {"query", "answer" (text, number or a list of alternatives),
-      optionally "id"}; blank lines are skipped.
+    path: path of rows of {"query", "answer" (text, number or a list of
+      alternatives), optionally "id"}; blank lines are skipped. With a reward of
+      one's own, "answer" may be left out.
     reward: name of the reward that scores them.
 
   Raises:
@@ -190,7 +191,9 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
       raise schema.ConfigError(f'{where}: needs a text field "query"')
     task_id = str(row.get('id', f'{stem}/{line.number:06d}'))
     try:
-      answers = benchmarks.answers(row.get('answer'))
+      # A reward of one's own may need none.
+      is_needed = 'answer' in row or not own_code.is_own(reward)
+      answers = benchmarks.answers(row.get('answer')) if is_needed else ()
       tasks.append(
           task_checks.checked(
               records.Task(task_id, row['query'], answers, reward)

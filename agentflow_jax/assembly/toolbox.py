@@ -4,16 +4,17 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from agentflow_jax.agents import language_model, recording as recording_lib
+from agentflow_jax.agents import language_model, own_functions
+from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents.endpoints import client as client_lib
-from agentflow_jax.agents.tools import base, generalist
+from agentflow_jax.agents.tools import base, generalist, own_tool
 from agentflow_jax.agents.tools.mcp import servers
 from agentflow_jax.agents.tools.python import python_tool, sandbox
 from agentflow_jax.agents.tools.search import passages, reranker, search_tool
 from agentflow_jax.agents.tools.web import engines, web_client, web_page
 from agentflow_jax.agents.tools.web import web_search, web_text, wikipedia
 from agentflow_jax.assembly import endpoints, task_sets
-from agentflow_jax.config import schema
+from agentflow_jax.config import own_code, schema
 
 
 @dataclasses.dataclass
@@ -63,6 +64,14 @@ class Toolbox:
             f' {", ".join(kinds)}'
         )
       made[name] = kinds[name]()
+    for said in self.settings.own:
+      tool = self._own(said)
+      if tool.card.name in made or tool.card.name in kinds:
+        raise schema.ConfigError(
+            f'agent.tools.own: {said}: there is a tool {tool.card.name!r} already;'
+            ' give the function another name'
+        )
+      made[tool.card.name] = tool
     for said in self.settings.mcp:
       made |= self._mcp(said, taken=made)
     if not made:
@@ -144,6 +153,16 @@ class Toolbox:
     return self._closing(
         web_search.make(self._web(), provider, top_k=settings.web_results)
     )
+
+  def _own(self, said: str) -> base.Tool:
+    name = own_code.parse(said, 'agent.tools.own')
+    try:
+      return own_tool.make(
+          name.path, name.name, seconds=self.settings.own_seconds,
+          processes=self.settings.own_concurrency,
+      )
+    except own_functions.LoadError as e:
+      raise schema.ConfigError(f'agent.tools.own: {e}') from e
 
   def _mcp(
       self, said: str, taken: Mapping[str, base.Tool]

@@ -3,7 +3,7 @@
 import dataclasses
 
 from agentflow_jax.agents.endpoints import presets
-from agentflow_jax.config import roles as roles_lib, schema, unread
+from agentflow_jax.config import own_code, roles as roles_lib, schema, unread
 
 
 def check(config: schema.Config) -> None:
@@ -150,6 +150,12 @@ def _check_modules(config: schema.Config) -> None:
           " model; set 'frozen' or 'endpoint', or take it out of"
           ' agent.tools.enabled'
       )
+  for name in ('agent.analyst', 'agent.tools.generalist'):
+    if roles[name][0].own:
+      raise schema.ConfigError(
+          f'{name}.own: only executor, verifier and generator can be of one\'s own'
+      )
+  own_code.names(config)
   if len(agent.verbs) < 2:
     raise schema.ConfigError(
         'agent.verbs: name two, one that finds out and one that answers'

@@ -42,6 +42,48 @@ class ConfigError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class EndpointConfig:
+  """An OpenAI-compatible server for modules with backend 'endpoint'.
+
+  Attributes:
+    preset: name of a provider's preset (openai, azure, together, vllm, ollama,
+      ...; see agents.endpoints.presets), which fills in the empty fields below;
+      '' for none.
+    base_url: address of the server, up to and including '/v1'.
+    model: name of the model on the server.
+    api: interface of the server: 'chat', or 'completions' for a model without a
+      chat template.
+    thinking: value of the server's switch for thinking: 'on', 'off', or 'auto' to
+      send none. 'on' and 'off' are errors where the preset's provider, or
+      api='completions', has no such field.
+    api_key_variable: name of the environment variable that holds the key; '' for
+      the preset's variable, or no key.
+    timeout_seconds: time limit of one request [s].
+    concurrency: largest number of concurrent requests.
+    max_attempts: largest number of attempts at one request.
+    requests_per_minute, tokens_per_minute: rate limits to keep; 0 for none.
+    prompt_price, completion_price: prices of a million tokens, for the cost in
+      reports.
+    cache: path of a file that keeps answers between runs; '' for none.
+  """
+
+  preset: str = ''
+  base_url: str = ''
+  model: str = ''
+  api: Literal['chat', 'completions'] = 'chat'
+  thinking: Literal['auto', 'on', 'off'] = 'auto'
+  api_key_variable: str = ''
+  timeout_seconds: float = 120.0
+  concurrency: int = 16
+  max_attempts: int = 5
+  requests_per_minute: float = 0.0
+  tokens_per_minute: float = 0.0
+  prompt_price: float = 0.0
+  completion_price: float = 0.0
+  cache: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class SourceConfig:
   """One source of a mix.
 
@@ -94,8 +136,13 @@ class TaskSetConfig:
     mixture: training sources of the kind 'mixture'.
     evaluation: path of the held-out tasks, for every kind but 'geohop'. With
       `benchmark` it is the benchmark's file, or a directory of NAME/data.json.
-    reward: name of the reward (agentflow_jax.agents.rewards) of tasks in rows of
-      the kind 'jsonl'. Tasks of benchmarks and mixtures name their own rewards.
+    reward: reward of tasks in rows of the kind 'jsonl': the name of a built-in one
+      (agentflow_jax.agents.rewards); 'judge', for the verdict of a language model;
+      or PATH.py:NAME, for a function of one's own (see
+      agentflow_jax.agents.rewards.own_reward). Tasks of benchmarks and mixtures
+      name their own rewards.
+    reward_seconds: time limit of one call of one's own reward [s].
+    judge: endpoint of the language model that the reward 'judge' asks.
     validation_items: number of tasks of each benchmark in the evaluations during
       training; 0 for all.
     test_items: number of tasks of each benchmark in the evaluations before and
@@ -108,6 +155,8 @@ class TaskSetConfig:
   mixture: MixtureConfig = MixtureConfig()
   evaluation: str = ''
   reward: str = 'match_or_number'
+  reward_seconds: float = 30.0
+  judge: EndpointConfig = EndpointConfig()
   validation_items: int = 100
   test_items: int = 400
 
@@ -167,52 +216,15 @@ class ModuleConfig:
       before training, in this process), 'endpoint', or 'none' for an analyst
       that is left out.
     sampling: sampling settings of the module's language model.
+    own: a module of one's own in the place of executor, verifier or generator, as
+      PATH.py:NAME: an object with the module's method, or a class or function that
+      returns one (see agentflow_jax.assembly.own_modules). Where that takes an
+      argument `model`, `backend` says which language model it is given.
   """
 
   backend: Literal['rule', 'frozen', 'endpoint', 'none'] = 'rule'
   sampling: SamplingSpec = SamplingSpec(temperature=0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class EndpointConfig:
-  """An OpenAI-compatible server for modules with backend 'endpoint'.
-
-  Attributes:
-    preset: name of a provider's preset (openai, azure, together, vllm, ollama,
-      ...; see agents.endpoints.presets), which fills in the empty fields below;
-      '' for none.
-    base_url: address of the server, up to and including '/v1'.
-    model: name of the model on the server.
-    api: interface of the server: 'chat', or 'completions' for a model without a
-      chat template.
-    thinking: value of the server's switch for thinking: 'on', 'off', or 'auto' to
-      send none. 'on' and 'off' are errors where the preset's provider, or
-      api='completions', has no such field.
-    api_key_variable: name of the environment variable that holds the key; '' for
-      the preset's variable, or no key.
-    timeout_seconds: time limit of one request [s].
-    concurrency: largest number of concurrent requests.
-    max_attempts: largest number of attempts at one request.
-    requests_per_minute, tokens_per_minute: rate limits to keep; 0 for none.
-    prompt_price, completion_price: prices of a million tokens, for the cost in
-      reports.
-    cache: path of a file that keeps answers between runs; '' for none.
-  """
-
-  preset: str = ''
-  base_url: str = ''
-  model: str = ''
-  api: Literal['chat', 'completions'] = 'chat'
-  thinking: Literal['auto', 'on', 'off'] = 'auto'
-  api_key_variable: str = ''
-  timeout_seconds: float = 120.0
-  concurrency: int = 16
-  max_attempts: int = 5
-  requests_per_minute: float = 0.0
-  tokens_per_minute: float = 0.0
-  prompt_price: float = 0.0
-  completion_price: float = 0.0
-  cache: str = ''
+  own: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +237,11 @@ class ToolsConfig:
       'web_search'.
     corpus: corpus of the search tool: a directory or a JSONL file; '' for the
       task set's own corpus.
+    own: tools of one's own, as PATH.py:NAME: typed functions with a docstring (see
+      agentflow_jax.agents.tools.own_tool). Their cards follow those of `enabled`.
+    own_seconds: time limit of one call of such a tool [s].
+    own_concurrency: largest number of concurrent calls of such a tool, where it is
+      a synchronous function.
     search_results: number of passages that one search returns.
     search_index: directory that keeps the index of a large JSONL corpus, which is
       then memory-mapped; '' to build the index in memory at each start.
@@ -260,6 +277,9 @@ class ToolsConfig:
 
   enabled: tuple[str, ...] = ('search', 'python')
   corpus: str = ''
+  own: tuple[str, ...] = ()
+  own_seconds: float = 30.0
+  own_concurrency: int = 8
   search_results: int = 1
   search_index: str = ''
   search_embeddings: EndpointConfig = EndpointConfig()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from agentflow_jax.config import roles, schema
+from agentflow_jax.config import own_code, roles, schema
 
 
 def check_values(config: schema.Config) -> None:
@@ -20,6 +20,22 @@ def check_values(config: schema.Config) -> None:
       'task_set.evaluation': (config.task_set.evaluation, '', files),
       'task_set.reward': (
           config.task_set.reward, default.task_set.reward, one_file
+      ),
+      'task_set.reward_seconds': (
+          config.task_set.reward_seconds, default.task_set.reward_seconds,
+          own_code.is_own(config.task_set.reward),
+      ),
+      'task_set.judge': (
+          config.task_set.judge, default.task_set.judge,
+          config.task_set.reward == 'judge',
+      ),
+      'agent.tools.own_seconds': (
+          agent.tools.own_seconds, default.agent.tools.own_seconds,
+          bool(agent.tools.own),
+      ),
+      'agent.tools.own_concurrency': (
+          agent.tools.own_concurrency, default.agent.tools.own_concurrency,
+          bool(agent.tools.own),
       ),
       'task_set.benchmark': (
           config.task_set.benchmark, '', kind in ('benchmark', 'mixture')
@@ -50,9 +66,11 @@ def check_values(config: schema.Config) -> None:
       )
   for name, one in (
       ('evaluation.judge', config.evaluation.judge),
+      ('task_set.judge', config.task_set.judge),
       ('agent.tools.search_embeddings', agent.tools.search_embeddings),
   ):
-    if one != type(one)() and not (one.base_url or one.preset):
+    is_needed = name == 'task_set.judge' and config.task_set.reward == 'judge'
+    if (one != type(one)() or is_needed) and not (one.base_url or one.preset):
       raise schema.ConfigError(
           f'{name}: say where it is: {name}.base_url, or {name}.preset'
       )

@@ -138,6 +138,8 @@ def _timeless(value: Any) -> Any:
 def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
   header = _plain(dataclasses.replace(trajectory, turns=()))
   del header['turns']
+  if not header['reward_parts']:  # Few rewards have them.
+    del header['reward_parts']
   yield {'kind': 'rollout', **header, **extras}
   before: tuple[int, ...] = ()
   for i, turn in enumerate(trajectory.turns):

@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax.assembly import system as system_lib
-from agentflow_jax.config import overrides, schema
+from agentflow_jax.config import overrides, own_code, schema
 from agentflow_jax.files import old_names, reading, writing
 from agentflow_jax.weights import host_copies
 
@@ -84,7 +84,8 @@ def inputs_of(system: system_lib.System) -> dict[str, str]:
   """Digests of what a run reads from files: a resume must find the same."""
   tasks = system.tasks
   text = repr((tasks.train, tasks.validation, tasks.test))
-  return {
+  own = own_code.digests(system.config)
+  return {f'own code {path}': digest for path, digest in own.items()} | {
       'planner': host_copies.params_digest(system.params),
       'tasks': hashlib.sha256(
           text.encode('utf-8', 'surrogatepass')

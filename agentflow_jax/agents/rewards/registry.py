@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from agentflow_jax import records
 from agentflow_jax.agents import thoughts
@@ -16,7 +16,10 @@ from agentflow_jax.agents.rewards import text
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-  """A verifiable outcome reward: `await reward(task, answer)` in [0, 1].
+  """A verifiable outcome reward: `await reward(task, answer)`.
+
+  Built-in rewards lie in [0, 1]; one of a user's own is any finite number, or parts
+  by name that are added up.
 
   Attributes:
     name: what tasks call it.
@@ -31,11 +34,15 @@ class Reward:
   """
 
   name: str
-  score: Callable[[records.Task, str], Awaitable[float]]
+  score: Callable[
+      [records.Task, str], Awaitable[float | Mapping[str, float]]
+  ]
   check: Callable[[records.Task], None]
   close: Callable[[], Awaitable[None]] | None = None
 
-  async def __call__(self, task: records.Task, answer: str) -> float:
+  async def __call__(
+      self, task: records.Task, answer: str
+  ) -> float | Mapping[str, float]:
     self.check(task)
     return await self.score(task, thoughts.said(answer))
 
@@ -57,7 +64,8 @@ def _reward_from(
   return Reward(name, score, check)
 
 
-def _check_answers(task: records.Task) -> None:
+def check_answers(task: records.Task) -> None:
+  """Raises ValueError, naming the task, where an acceptable answer is blank."""
   if not task.answers or not all(text.normalise(a) for a in task.answers):
     raise ValueError(
         f'task {task.id!r}: reward {task.reward!r} needs answers that are not '
@@ -66,7 +74,7 @@ def _check_answers(task: records.Task) -> None:
 
 
 def _check_numbers(task: records.Task) -> None:
-  _check_answers(task)
+  check_answers(task)
   for answer in task.answers:
     if numeric.parse(answer) is None:
       raise ValueError(
@@ -102,7 +110,7 @@ def _symbolic() -> Reward:
     except ValueError as error:
       raise ValueError(f'task {task.id!r}: {error}') from error
 
-  return Reward('symbolic', score, _check_answers, checker.aclose)
+  return Reward('symbolic', score, check_answers, checker.aclose)
 
 
 def _reward_of_task(
@@ -123,18 +131,18 @@ def _reward_of_task(
 
 _MAKERS: dict[str, Callable[[], Reward]] = {
     'exact_match': lambda: _reward_from(
-        'exact_match', text.exact_match, _check_answers
+        'exact_match', text.exact_match, check_answers
     ),
-    'f1': lambda: _reward_from('f1', text.f1, _check_answers),
+    'f1': lambda: _reward_from('f1', text.f1, check_answers),
     'number': lambda: _reward_from('number', _number, _check_numbers),
     'exact_number': lambda: _reward_from(
         'exact_number', _exact_number, _check_numbers
     ),
     'match_or_number': lambda: _reward_from(
-        'match_or_number', _match_or_number, _check_answers
+        'match_or_number', _match_or_number, check_answers
     ),
     'short_answer': lambda: _reward_from(
-        'short_answer', short_answer.short_answer, _check_answers
+        'short_answer', short_answer.short_answer, check_answers
     ),
     'symbolic': _symbolic,
     'choice': lambda: _reward_of_task(
@@ -172,16 +180,27 @@ class Rewards:
   Args:
     reward_names: every name that a task may carry, checked here so that a
       misspelt one fails at start. Raises ValueError as `get` does.
+    others: rewards that are not built in, by name.
   """
 
-  def __init__(self, reward_names: Iterable[str]):
-    self._rewards = {name: get(name) for name in dict.fromkeys(reward_names)}
+  def __init__(
+      self,
+      reward_names: Iterable[str],
+      others: Mapping[str, Reward] | None = None,
+  ):
+    others = others or {}
+    self._rewards = {
+        name: others[name] if name in others else get(name)
+        for name in dict.fromkeys(reward_names)
+    }
 
   def check(self, task: records.Task) -> None:
     """Raises ValueError if a task cannot be scored; for the start of a run."""
     self._find(task).check(task)
 
-  async def __call__(self, task: records.Task, answer: str) -> float:
+  async def __call__(
+      self, task: records.Task, answer: str
+  ) -> float | Mapping[str, float]:
     return await self._find(task)(task, answer)
 
   def _find(self, task: records.Task) -> Reward:

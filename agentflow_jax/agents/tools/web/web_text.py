@@ -4,7 +4,6 @@ Pages are parsed in a killable child process: they are untrusted, and the parser
 is a library in C that reads them in time of its own.
 """
 
-import asyncio
 import dataclasses
 import importlib.util
 import os
@@ -59,11 +58,7 @@ class Reader:
           'the tool web_page needs trafilatura:'
           ' pip install lxml-html-clean trafilatura (the extra `web`)'
       )
-    self._children = [child.Child(_WORKER, limits) for _ in range(processes)]
-    # Whoever was asked last is asked first: an idle one is not even started.
-    self._idle = asyncio.LifoQueue()
-    for one in self._children:
-      self._idle.put_nowait(one)
+    self._children = child.Pool(_WORKER, limits, processes)
 
   async def read(
       self, content: bytes, charset: str = '', kind: str = 'text/html'
@@ -79,23 +74,19 @@ class Reader:
       Unreadable: it holds no text, or takes too long to read.
       language_model.Unreachable: the child does not start or reply.
     """
-    reader = await self._idle.get()
     try:
-      reply = await reader.ask(
+      reply = await self._children.ask(
           {'html': charsets.decode(content, charset, kind)}
       )
     except child.Broken as error:
       raise Unreadable(f'the page cannot be read: {error}') from None
-    finally:
-      self._idle.put_nowait(reader)
     if not reply['text'].strip():
       raise Unreadable('the page holds no text')
     return Page(' '.join(reply['title'].split()), reply['text'])
 
   async def aclose(self) -> None:
     """Ends the children."""
-    for one in self._children:
-      await one.aclose()
+    await self._children.aclose()
 
 
 def best_parts(

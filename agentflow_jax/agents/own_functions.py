@@ -1,0 +1,221 @@
+"""A user's own functions: loaded from their files, and run where they can be ended.
+
+They are trusted code, like a config. An asynchronous function runs in the event loop
+of the rollouts, and must not block it; any other runs in a child process, which is
+killed where it takes too long.
+"""
+
+import asyncio
+import hashlib
+import importlib.util
+import inspect
+import json
+import math
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from agentflow_jax import records
+from agentflow_jax.agents import child
+from agentflow_jax.agents.tools import base
+
+_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'own_worker.py')
+
+
+class LoadError(Exception):
+  """A file or a name in it that cannot be used; says why."""
+
+
+class Refused(Exception):
+  """The function refused its arguments; its text is for the model."""
+
+
+class Failed(Exception):
+  """The function raised an error, or its process ended."""
+
+
+class TimedOut(Exception):
+  """The function took too long."""
+
+
+def load(path: str, name: str) -> Any:
+  """Runs a Python file, once for each content, and returns what it calls `name`.
+
+  Args:
+    path: path of the file, which is trusted code.
+    name: name of a function, a class or an object in it.
+
+  Raises:
+    LoadError: there is no such file or name, or running the file fails.
+  """
+  try:
+    known = digest(path)
+  except OSError as e:
+    raise LoadError(f'{path}: {e.strerror or e}') from e
+  stem = os.path.splitext(os.path.basename(path))[0]
+  module_name = f'agentflow_own_{stem}_{known[:16]}'
+  module = sys.modules.get(module_name)
+  if module is None:
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # Its dataclasses look for it there.
+    try:
+      spec.loader.exec_module(module)
+    except Exception as e:  # Whatever a user's file raises.
+      del sys.modules[module_name]
+      raise LoadError(f'{path} cannot be loaded: {type(e).__name__}: {e}') from e
+  if not hasattr(module, name):
+    raise LoadError(f'{path} has no {name!r}')
+  return getattr(module, name)
+
+
+def digest(path: str) -> str:
+  """Returns the SHA-256 of a file's content, in hexadecimal digits."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def caller(
+    function: Callable[..., Any], kind: str
+) -> Callable[[Mapping[str, Any]], Any]:
+  """Returns a function of one mapping, as requests carry it.
+
+  Args:
+    function: what a user wrote.
+    kind: 'tool' for a function of named arguments; 'reward' for one of a task
+      and an answer.
+  """
+  if kind == 'tool':
+    return lambda arguments: function(**arguments)
+
+  def score(arguments):
+    task = dict(arguments['task'])
+    task['answers'] = tuple(task['answers'])
+    return function(records.Task(**task), arguments['answer'])
+
+  return score
+
+
+def text_of(value: Any) -> str:
+  """Returns a tool's result as text: itself, or JSON."""
+  if isinstance(value, str):
+    return value
+  return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def reward_of(value: Any) -> float | dict[str, float]:
+  """Returns a reward, or its parts by name, as numbers of Python.
+
+  Raises:
+    ValueError: it is neither, or not finite.
+  """
+  if isinstance(value, Mapping):
+    if not value or not all(isinstance(name, str) and name for name in value):
+      raise ValueError(f'the parts of a reward need names: {value!r}')
+    return {name: _finite(part) for name, part in value.items()}
+  return _finite(value)
+
+
+def _finite(value: Any) -> float:
+  try:
+    number = float(value)
+  except (TypeError, ValueError, OverflowError) as e:
+    raise ValueError(f'the reward is no number: {value!r}') from e
+  if not math.isfinite(number):
+    raise ValueError(f'the reward is {number}')
+  return number
+
+
+class Own:
+  """A user's function, which can be awaited and ended.
+
+  Use it from one event loop and await `aclose` at the end.
+
+  Args:
+    path: path of the file that holds the function.
+    name: name of the function.
+    kind: 'tool' or 'reward', as in `caller`.
+    seconds: time limit of one call [s], waiting for a process not included.
+    processes: number of calls of a synchronous function at a time.
+
+  Attributes:
+    function: the function.
+    version: digest of its file.
+
+  Raises:
+    LoadError: it cannot be loaded.
+  """
+
+  def __init__(
+      self, path: str, name: str, kind: str, seconds: float, processes: int
+  ):
+    self.function, self.version = load(path, name), digest(path)
+    if not callable(self.function):
+      raise LoadError(f'{path}: {name} is no function')
+    self._name, self._kind, self._seconds = name, kind, seconds
+    self._call = caller(self.function, kind)
+    self._children = None
+    if not inspect.iscoroutinefunction(self.function):
+      self._children = child.Pool(
+          child.Program(
+              _WORKER, (os.path.abspath(path), name, kind), dict(os.environ),
+              os.getcwd(),
+          ),
+          # A function may change something, so no call is made twice. The time
+          # limit here is never reached: the one below is.
+          child.Limits(wall_seconds=2 * seconds + 60, attempts=1),
+          processes,
+      )
+
+  async def __call__(self, arguments: Mapping[str, Any]) -> Any:
+    """Returns what the function returns: a text, or a reward or its parts.
+
+    Args:
+      arguments: JSON values, as `caller` takes them.
+
+    Raises:
+      Refused: a tool raised ValueError or BadArguments.
+      Failed: anything else was raised, or the function's process ended.
+      TimedOut: the function took longer than `seconds`.
+      language_model.Unreachable: its process does not start.
+    """
+    if self._children is None:
+      return await self._limited(self._awaited(arguments))
+    async with self._children.lease() as one:
+      await one.start()
+      try:
+        reply = await self._limited(one.ask({'arguments': dict(arguments)}))
+      except child.Broken as e:
+        raise Failed(f'{self._name}: its process ended: {e}') from e
+    if 'refused' in reply:
+      raise Refused(reply['refused'])
+    if 'failed' in reply:
+      raise Failed(f'{self._name} raised {reply["failed"]}')
+    return reply['value']
+
+  async def _awaited(self, arguments: Mapping[str, Any]) -> Any:
+    try:
+      value = await self._call(arguments)
+      return text_of(value) if self._kind == 'tool' else reward_of(value)
+    except (base.BadArguments, ValueError) as e:
+      if self._kind == 'tool':
+        raise Refused(str(e)) from e
+      raise Failed(f'{self._name} raised {type(e).__name__}: {e}') from e
+    except Exception as e:  # Whatever a user's function raises.
+      raise Failed(f'{self._name} raised {type(e).__name__}: {e}') from e
+
+  async def _limited(self, work: Awaitable[Any]) -> Any:
+    limit = asyncio.timeout(self._seconds)
+    try:
+      async with limit:
+        return await work
+    except TimeoutError as e:
+      if not limit.expired():
+        raise
+      raise TimedOut(f'{self._name} took longer than {self._seconds:g} s') from e
+
+  async def aclose(self) -> None:
+    """Ends the processes."""
+    if self._children is not None:
+      await self._children.aclose()

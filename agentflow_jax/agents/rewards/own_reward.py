@@ -1,0 +1,39 @@
+"""Rewards of a user's own: a function of a task and an answer."""
+
+import dataclasses
+
+from agentflow_jax import records
+from agentflow_jax.agents import language_model, own_functions
+from agentflow_jax.agents.rewards import registry
+
+
+def make(
+    spec: str, path: str, name: str, *, seconds: float, processes: int
+) -> registry.Reward:
+  """Makes a reward of a function.
+
+  The function takes a records.Task and the answer, a text without its thoughts. It
+  returns a finite number, or several by name, whose sum is the reward. An error in
+  it, or a number that is not finite, is no fault of the policy: the rollout has no
+  reward, and its status says that a module failed, or, where the time limit
+  passed, that the reward could not be reached.
+
+  Args:
+    spec: name by which tasks call the reward.
+    path: path of the file that holds the function.
+    name: name of the function.
+    seconds: time limit of one call [s].
+    processes: number of calls of a synchronous function at a time.
+
+  Raises:
+    own_functions.LoadError: it cannot be loaded.
+  """
+  own = own_functions.Own(path, name, 'reward', seconds, processes)
+
+  async def score(task: records.Task, answer: str):
+    try:
+      return await own({'task': dataclasses.asdict(task), 'answer': answer})
+    except own_functions.TimedOut as e:
+      raise language_model.Unreachable(str(e)) from e
+
+  return registry.Reward(spec, score, lambda task: None, own.aclose)

@@ -1,0 +1,77 @@
+"""Makes a run's rewards: built-in ones, a judge, and a user's own."""
+
+from collections.abc import Iterable
+
+from agentflow_jax import records
+from agentflow_jax.agents import judge as judge_lib, language_model
+from agentflow_jax.agents import own_functions, recording as recording_lib
+from agentflow_jax.agents.rewards import own_reward, registry
+from agentflow_jax.assembly import endpoints
+from agentflow_jax.config import own_code, schema
+
+JUDGE = 'judge'
+# Number of calls of a synchronous reward of one's own at a time.
+_PROCESSES = 4
+
+
+def make(
+    config: schema.TaskSetConfig,
+    names: Iterable[str],
+    recording: recording_lib.Recording | None,
+    processes: int = 1,
+) -> registry.Rewards:
+  """Returns the rewards of these names.
+
+  Args:
+    config: settings of the task set.
+    names: names that tasks carry.
+    recording: recording of a judge's verdicts; None for none.
+    processes: number of processes that share the judge's limits.
+
+  Raises:
+    ConfigError: a reward is unknown, or cannot be made; names the remedy.
+  """
+  others = {}
+  for name in names:
+    if own_code.is_own(name):
+      others[name] = _own(config, name)
+    elif name == JUDGE:
+      model = endpoints.connect(
+          config.judge, 'task_set.judge', recording, processes
+      )
+      others[name] = _judge(model)
+  try:
+    return registry.Rewards(names, others)
+  except ValueError as e:
+    raise schema.ConfigError(f'task_set.reward: {e}') from e
+
+
+def _own(config: schema.TaskSetConfig, said: str) -> registry.Reward:
+  name = own_code.parse(said, 'task_set.reward')
+  try:
+    return own_reward.make(
+        said, name.path, name.name, seconds=config.reward_seconds,
+        processes=_PROCESSES,
+    )
+  except own_functions.LoadError as e:
+    raise schema.ConfigError(f'task_set.reward: {e}') from e
+
+
+def _judge(model: language_model.LanguageModel) -> registry.Reward:
+  """Returns a reward of 1 for an answer that a model calls right, else 0.
+
+  A judge that cannot be reached or understood gives no reward.
+  """
+  judge = judge_lib.Judge(model)
+
+  async def score(task: records.Task, answer: str) -> float:
+    # Greedy, so the key decides nothing but the request's name.
+    key = records.RequestKey(0, records.Purpose.TRAIN, 0, task.id, 0)
+    verdict = await judge(task, answer, key)
+    if verdict.correct is None:
+      raise language_model.Unreachable(f'the judge: {verdict.analysis}')
+    return float(verdict.correct)
+
+  return registry.Reward(
+      JUDGE, score, registry.check_answers, getattr(model, 'aclose', None)
+  )
