@@ -4,6 +4,7 @@ Each check takes the texts of a repository and returns a list of problems, so
 that house_test.py can show on a small example that it is able to fail.
 """
 
+import ast
 import re
 import sys
 import tomllib
@@ -185,6 +186,32 @@ def _requirements(lines: Iterable[str]) -> dict[str, str]:
       name = utils.canonicalize_name(requirement.name)
       found[name] = str(requirement.specifier)
   return found
+
+
+def assignment_problems(files: house_sources.Files) -> list[str]:
+  """Nothing of ours is assigned to an attribute of one of our modules.
+
+  Such an assignment changes that module for everyone, mostly by mistake.
+  """
+  problems = []
+  for path in house_sources.python_files(files):
+    if not path.startswith('agentflow_jax/'):
+      continue
+    tree = ast.parse(files[path])
+    modules = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or '').startswith('agentflow_jax')
+        for alias in node.names
+    }
+    problems += [
+        f'{path}:{node.lineno} assigns to {ast.unparse(node)}'
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name) and node.value.id in modules
+    ]
+  return problems
 
 
 def requirement_problems(files: house_sources.Files) -> list[str]:

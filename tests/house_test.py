@@ -15,6 +15,7 @@ _CHECKS = (
     house_checks.target_problems,
     house_checks.import_problems,
     house_checks.arrow_problems,
+    house_checks.assignment_problems,
     house_checks.requirement_problems,
     house_checks.install_problems,
     house_checks.lock_problems,
@@ -170,6 +171,9 @@ _MUTATIONS = [
     ('arrow', {'launch/l.py': 'from agentflow_jax import records\n'},
      'launch/l.py imports agentflow_jax/records.py'),
     ('arrow', {'agentflow_jax/cellar/wine.py': ''}, 'knows no room cellar'),
+    ('assignment', _append(_PLAN, 'from agentflow_jax import records\n'
+                                  'records.Task = 3\n'),
+     'assigns to records.Task'),
     ('requirement', _append(_PLAN, 'import math_verify\n'),
      'plan.py imports math-verify, which is not in requirements.txt'),
     ('requirement', _append(_PLAN, 'def g():\n  import sympy\n'),

@@ -139,13 +139,13 @@ class TraceSource:
           'the teacher gave no turn to learn from: sft needs tasks that carry'
           ' their solution (task_set.kind=geohop)'
       )
-    task_order.source_order = [
+    drawn = [
         self._turns[i]
         for i in task_order.epoch_indices(
             len(self._turns), config.seed, step, config.sft.rows_per_step
         )
     ]
-    rows = turn_rows.sft_rows(task_order.source_order, config.sft.prompt_weight)
+    rows = turn_rows.sft_rows(drawn, config.sft.prompt_weight)
     metrics = {'sft/turns': len(self._turns), 'sft/rows': len(rows)}
     return StepData(mini_batches=(rows,), metrics=metrics)
 
