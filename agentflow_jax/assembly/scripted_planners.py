@@ -6,9 +6,11 @@ question was made.
 """
 
 import dataclasses
+import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.agents import modules, plan as plan_lib
@@ -17,8 +19,9 @@ from agentflow_jax.data import geohop_facts, geohop_questions
 from agentflow_jax.tokenization import tokenizers
 
 Step = geohop_questions.Step
-# Writes a plan's text from the view, the question's steps and a generator.
-Script = Callable[[modules.View, Sequence[Step], random.Random], str]
+# Writes a plan's text from the view, what is known of the task's solution (steps of
+# GeoHop, or texts of demonstrated plans) and a generator.
+Script = Callable[[modules.View, Sequence[Any], random.Random], str]
 
 _OPERATORS = ('+', '-', '*', '/')
 _FIND, _ANSWER = 'find', 'answer'
@@ -30,14 +33,14 @@ class ScriptedPlanner:
 
   Attributes:
     script: writes the response.
-    solutions: task id -> the question's steps.
+    solutions: what is known of a task's solution, by the task's id.
     planner: the model planner that it stands in for; composes the prompts.
     tokenizer: turns prompt and response into ids, so that the turns of a
       scripted planner can be trained on.
   """
 
   script: Script
-  solutions: Mapping[str, Sequence[Step]]
+  solutions: Mapping[str, Sequence[Any]]
   planner: modules.ModelPlanner
   tokenizer: tokenizers.Tokenizer
 
@@ -77,13 +80,21 @@ class RandomPlanner:
 
 def solutions_of(
     tasks: Sequence[records.Task],
-) -> dict[str, Sequence[Step]]:
-  """Reads the steps that travel beside GeoHop's questions."""
+) -> dict[str, Sequence[Any]]:
+  """Reads the steps or plans that travel beside tasks, by the tasks' ids."""
   return {
       t.id: geohop_questions.parse_solution(t.tags['solution'])
       for t in tasks
       if 'solution' in t.tags
-  }
+  } | {t.id: json.loads(t.tags['plans']) for t in tasks if 'plans' in t.tags}
+
+
+def demonstrated(
+    view: modules.View, plans: Sequence[str], rng: random.Random
+) -> str:
+  """Takes the plans that a user's row demonstrates, one a turn."""
+  del rng
+  return plans[min(len(view.memory.entries), len(plans) - 1)]
 
 
 def oracle(

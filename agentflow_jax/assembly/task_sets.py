@@ -1,12 +1,15 @@
 """The tasks of a run: GeoHop, a benchmark, a mix, or a user's own JSONL files."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import logging
 from etils import epath
 
 from agentflow_jax import records
+from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.config import own_code, schema
 from agentflow_jax.data import benchmarks, geohop, mixtures, rows, task_checks
 from agentflow_jax.files import reading
@@ -172,7 +175,9 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
   Args:
     path: path of rows of {"query", "answer" (text, number or a list of
       alternatives), optionally "id"}; blank lines are skipped. With a reward of
-      one's own, "answer" may be left out.
+      one's own, "answer" may be left out. "plans" demonstrates the turns of a
+      good rollout: a list of {"sub_goal", "context", "tool"}, of which "context"
+      may be left out.
     reward: name of the reward that scores them.
 
   Raises:
@@ -194,9 +199,10 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
       # A reward of one's own may need none.
       is_needed = 'answer' in row or not own_code.is_own(reward)
       answers = benchmarks.answers(row.get('answer')) if is_needed else ()
+      tags = {} if 'plans' not in row else {'plans': _plans(row['plans'])}
       tasks.append(
           task_checks.checked(
-              records.Task(task_id, row['query'], answers, reward)
+              records.Task(task_id, row['query'], answers, reward, tags)
           )
       )
     except ValueError as e:
@@ -207,6 +213,24 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
   if not tasks:
     raise schema.ConfigError(f'{path} holds no task')
   return tasks
+
+
+def _plans(said: Any) -> str:
+  """Returns demonstrated plans as JSON of their texts; raises ValueError."""
+  if not isinstance(said, list) or not said:
+    raise ValueError('"plans" must be a list of at least one plan')
+  texts = []
+  for one in said:
+    fields = {'context': ''} | one if isinstance(one, dict) else {}
+    if fields.keys() != {'sub_goal', 'context', 'tool'} or not all(
+        isinstance(value, str) for value in fields.values()
+    ):
+      raise ValueError(
+          'each of "plans" needs the texts "sub_goal" and "tool", and may have'
+          f' "context": {one!r}'
+      )
+    texts.append(plan_lib.Plan(**fields).render())
+  return json.dumps(texts)
 
 
 def of_query(query: str) -> records.Task:

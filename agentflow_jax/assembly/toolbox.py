@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 
 from agentflow_jax.agents import language_model, own_functions
@@ -85,9 +86,17 @@ class Toolbox:
           'agent.tools: search needs agent.tools.corpus (a directory or a'
           ' JSONL file)'
       )
-    kept = self.settings.search_index
+    kept, chars = self.settings.search_index, self.settings.search_passage_chars
+    if chars < 0 or (
+        chars != type(self.settings)().search_passage_chars
+        and not os.path.isdir(path)
+    ):
+      raise schema.ConfigError(
+          'agent.tools.search_passage_chars: not negative, and only for a corpus'
+          f' that is a directory, which {path} is not'
+      )
     if not kept:
-      self.corpus = passages.load_corpus(path)
+      self.corpus = passages.load_corpus(path, chars)
     try:
       return search_tool.make(
           self.corpus or path, top_k=self.settings.search_results,

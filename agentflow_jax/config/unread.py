@@ -79,10 +79,10 @@ def check_values(config: schema.Config) -> None:
     raise schema.ConfigError(
         f'agent.executor_templates: no tool {sorted(templates)} is enabled'
     )
-  if config.algorithm == 'sft' and files:
+  if config.algorithm == 'sft' and kind not in ('geohop', 'jsonl'):
     raise schema.ConfigError(
-        'algorithm=sft learns from the scripted teacher of GeoHop:'
-        ' task_set.kind must be geohop'
+        'algorithm=sft learns from the scripted teacher of GeoHop, or from rows with'
+        ' "plans": task_set.kind must be geohop or jsonl'
     )
 
 
@@ -147,6 +147,8 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
       yield name, 'algorithm=sft'
   else:
     yield 'flow_grpo', 'algorithm=flow_grpo'
+    if config.task_set.kind != 'geohop':
+      yield 'teacher', 'task_set.kind=geohop'
     for name in (
         'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds',
         'extra_rollouts', 'max_logprob_gap', 'rollout_records',
@@ -189,7 +191,7 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   for name in ('temperature', 'top_k', 'top_p', 'min_p', 'stop'):
     # One greedy call a query, shared by its group.
     yield f'agent.analyst.sampling.{name}', 'the other modules'
-  if config.agent.executor.backend != 'rule':
+  if config.agent.executor.backend != 'rule' or config.agent.executor.own:
     yield 'agent.executor_templates', 'agent.executor.backend=rule'
   if not roles.uses_endpoint(config):
     yield 'agent.endpoint', 'a module with backend=endpoint'

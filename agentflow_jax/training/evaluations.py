@@ -1,5 +1,6 @@
 """The evaluations around a run: before, during, after, and the controls."""
 
+import dataclasses
 from typing import Any
 
 from etils import epath
@@ -79,17 +80,29 @@ class Evaluations:
         await self._test('final_greedy', greedy=True)
     if config.controls:
       with self._clock('controls'):
-        scripts = {'empty': scripted_planners.empty}
-        if self._system.config.task_set.kind == 'geohop':
-          # Only there are the steps known, and what a random plan may say.
-          scripts |= {'oracle': scripted_planners.oracle, 'random': scripted_planners.uniform}
-        for name, script in scripts.items():
-          agent = self._system.with_script(script)
+        for name, agent in self._controls().items():
           await self._test(f'control_{name}_planner', agent=agent)
         version = self._system.engine.params_version
         self._system.sample_from(start_params, 0)
         await self._test('control_frozen_planner')
         self._system.sample_from(params, version)
+
+  def _controls(self) -> dict[str, rollout.Agent]:
+    """Returns the agents whose planners follow a script, by name."""
+    system = self._system
+    agents = {'empty': system.with_script(scripted_planners.empty)}
+    if system.config.task_set.kind == 'geohop':
+      # Only there are the steps known, and what a random plan may say.
+      return agents | {
+          'oracle': system.with_script(scripted_planners.oracle),
+          'random': system.with_script(scripted_planners.uniform),
+      }
+    planner = scripted_planners.RandomPlanner(
+        system.planner, system.config.agent.verbs
+    )
+    return agents | {
+        'random': dataclasses.replace(system.agent, planner=planner)
+    }
 
   async def _test(
       self,

@@ -123,7 +123,7 @@ class RolloutSource:
 
 
 class TraceSource:
-  """Turns of the scripted teacher, collected once: the warm start's data."""
+  """Turns of a scripted planner, collected once: the warm start's data."""
 
   def __init__(self, system: system_lib.System, directory: epath.Path):
     self._system = system
@@ -136,8 +136,8 @@ class TraceSource:
       self._turns = await self._collect(on_done)
     if not self._turns:
       raise schema.ConfigError(
-          'the teacher gave no turn to learn from: sft needs tasks that carry'
-          ' their solution (task_set.kind=geohop)'
+          'there is no turn to learn from: algorithm=sft needs tasks that carry'
+          ' their solution: task_set.kind=geohop, or rows with "plans"'
       )
     drawn = [
         self._turns[i]
@@ -150,15 +150,20 @@ class TraceSource:
     return StepData(mini_batches=(rows,), metrics=metrics)
 
   async def _collect(self, on_done):
-    """Runs the teacher through the live loop, real tools included."""
+    """Runs the scripted planner through the live loop, real tools included."""
     config = self._system.config
     if self._path.exists():
       groups = rollout_files.read(self._path)
     else:
-      tasks = self._system.tasks.train[: config.sft.traces]
-      logging.info('collecting %d traces of the teacher', len(tasks))
+      tasks, script = self._system.tasks.train, scripted_planners.demonstrated
+      if config.task_set.kind == 'geohop':
+        script = scripted_planners.make_teacher(config.teacher)
+      else:
+        tasks = [task for task in tasks if 'plans' in task.tags]
+      tasks = tasks[: config.sft.traces]
+      logging.info('collecting %d traces to learn from', len(tasks))
       groups = await collect.groups(
-          self._system.with_script(scripted_planners.make_teacher(config.teacher)),
+          self._system.with_script(script),
           tasks,
           group_size=1,
           key=records.RequestKey(config.seed, records.Purpose.SFT, 0, '', 0),

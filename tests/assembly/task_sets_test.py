@@ -181,3 +181,34 @@ def test_a_source_without_a_weight_is_left_out(tmp_path):
 def test_a_mix_that_cannot_be_is_refused(tmp_path, changes, message):
   with pytest.raises(schema.ConfigError, match=message):
     task_sets.load(_mixture(tmp_path, **changes), str(tmp_path / 'data'))
+
+
+def test_rows_may_demonstrate_plans(tmp_path):
+  path = tmp_path / 't.jsonl'
+  plans = [
+      {'sub_goal': 'find a', 'tool': 'search'},
+      {'sub_goal': 'answer b', 'context': 'c', 'tool': 'python'},
+  ]
+  rows = [{'query': 'q', 'answer': 'a', 'plans': plans}, {'query': 'r', 'answer': 'a'}]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  shown, plain = task_sets.read_jsonl(str(path), 'f1')
+  assert json.loads(shown.tags['plans']) == [
+      'Sub-Goal: find a\nContext: \nTool Name: search',
+      'Sub-Goal: answer b\nContext: c\nTool Name: python',
+  ]
+  assert plain.tags == {}
+
+
+@pytest.mark.parametrize(
+    'plans',
+    [
+        [], 'search', ['search'], [{'sub_goal': 'x'}],
+        [{'sub_goal': 'x', 'tool': 3}],
+        [{'sub_goal': 'x', 'tool': 'search', 'more': ''}],
+    ],
+)
+def test_plans_that_are_none_name_their_line(tmp_path, plans):
+  path = tmp_path / 't.jsonl'
+  path.write_text(json.dumps({'query': 'q', 'answer': 'a', 'plans': plans}))
+  with pytest.raises(schema.ConfigError, match='t.jsonl.*1.*plan'):
+    task_sets.read_jsonl(str(path), 'f1')

@@ -1,5 +1,6 @@
 """Tools by name, and what cannot be made."""
 
+import asyncio
 import shlex
 import sys
 
@@ -124,3 +125,18 @@ def test_a_replay_knows_the_tools_of_servers_that_are_gone(
   other = settings | {'mcp': (_DEMO.replace('demo=', 'other=', 1),)}
   with pytest.raises(recording.Miss, match='tools of other='):
     _make(replayed, **other)
+
+
+def test_a_directory_may_be_cut_into_paragraphs(tmp_path):
+  (tmp_path / 'a.txt').write_text('One fact.\n\nAnother\nfact.\n\n\n')
+  made = _make(enabled=('search',), corpus=str(tmp_path), search_passage_chars=0)
+  result = asyncio.run(made['search'].call({'query': 'another'}))
+  assert 'Another fact.' in result and 'One' not in result
+
+
+@pytest.mark.parametrize('chars', [-1, 500])
+def test_nothing_else_is_cut(tmp_path, chars):
+  path = tmp_path / 'a.jsonl'
+  path.write_text('{"title": "a", "text": "b"}\n')
+  with pytest.raises(schema.ConfigError, match='search_passage_chars'):
+    _make(enabled=('search',), corpus=str(path), search_passage_chars=chars)

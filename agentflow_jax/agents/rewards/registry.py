@@ -133,6 +133,9 @@ _MAKERS: dict[str, Callable[[], Reward]] = {
     'exact_match': lambda: _reward_from(
         'exact_match', text.exact_match, check_answers
     ),
+    'contains': lambda: _reward_from(
+        'contains', text.contains, check_answers
+    ),
     'f1': lambda: _reward_from('f1', text.f1, check_answers),
     'number': lambda: _reward_from('number', _number, _check_numbers),
     'exact_number': lambda: _reward_from(

@@ -158,6 +158,33 @@ def exact_match(answers: Sequence[str], answer: str) -> float:
   return float(bool(said) and any(said == normalise(a) for a in answers))
 
 
+_LONGEST_QUOTE = 50
+
+
+def contains(answers: Sequence[str], answer: str) -> float:
+  """Scores 1 where a response quotes an acceptable answer, else 0.
+
+  The words of an acceptable answer stand in it, in their order and next to each
+  other, and it has at most 50 words: a passage that was found, not a collection of
+  them. It does not see a negation; where a module writes the answer alone, prefer
+  `short_answer`.
+
+  Args:
+    answers: acceptable answers.
+    answer: the response; `extract` says which part of it counts.
+  """
+  said = words(extract(answer))
+  if len(said) > _LONGEST_QUOTE:
+    return 0.0
+  return float(any(_stands_in(words(gold), said) for gold in answers))
+
+
+def _stands_in(gold: list[str], said: list[str]) -> bool:
+  return bool(gold) and any(
+      said[i : i + len(gold)] == gold for i in range(len(said) - len(gold) + 1)
+  )
+
+
 def f1(answers: Sequence[str], answer: str) -> float:
   """Scores the overlap of words with the acceptable answer that fits best.
 

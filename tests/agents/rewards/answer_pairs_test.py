@@ -363,7 +363,22 @@ MATCH_OR_NUMBER = [
     ('Lisbon', '', 0, 'nothing'),
 ]
 
+CONTAINS = [
+    ('Paris', 'The seat of government of France is Paris.', 1, 'quoted'),
+    ('New York City', 'It is in new york city, they say', 1, 'three words'),
+    ('New York City', 'New City of York', 0, 'not next to each other'),
+    ('Paris', 'Parish', 0, 'a piece of a word'),
+    ('10281762', 'Portugal has 10281762 inhabitants.', 1, 'a number'),
+    ('10281762', 'Portugal has 102817621 inhabitants.', 0, 'a longer number'),
+    ('.pt', 'Internet addresses in Portugal end in .pt.', 1, 'a domain'),
+    ('Paris', '', 0, 'nothing'),
+    ('Paris', 'Paris ' + 'word ' * 49, 1, 'fifty words'),
+    ('Paris', 'Paris ' + 'word ' * 50, 0, 'a collection of passages'),
+    ('Paris', '<answer>Lyon</answer> Paris', 0, 'the tags decide'),
+]
+
 TABLES = {
+    'contains': CONTAINS,
     'short_answer': SHORT_ANSWER,
     'match_or_number': MATCH_OR_NUMBER,
     'exact_match': EXACT_MATCH,

@@ -56,7 +56,7 @@ def test_every_reward_reads_what_stands_behind_the_thoughts(
 
 def test_the_names():
   assert registry.names() == (
-      'choice', 'exact_match', 'exact_number', 'f1', 'game24',
+      'choice', 'contains', 'exact_match', 'exact_number', 'f1', 'game24',
       'match_or_number', 'number', 'short_answer', 'symbolic',
   )
   # What is used in other files by name says the name back.

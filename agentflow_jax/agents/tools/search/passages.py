@@ -96,9 +96,9 @@ def load_corpus(path: str | pathlib.Path, passage_chars: int = 1000) -> Corpus:
   Args:
     path: a directory (every .txt and .md file below it, in order of their
       relative paths; a file's name is its passages' title) or a JSONL file.
-    passage_chars: a file of a directory is cut into passages of at most this
-      many characters, at blank lines where there are any. JSONL passages stay
-      whole.
+    passage_chars: length of the longest passage into which a file of a directory
+      is cut, at blank lines where there are any; 0 for a passage a paragraph.
+      JSONL passages stay whole.
 
   Raises:
     CorpusError: nothing is there, or a file or line cannot be read as this.
@@ -132,7 +132,15 @@ def _read_directory(
 
 
 def split(text: str, max_chars: int) -> Iterator[str]:
-  """Cuts a text into pieces of at most `max_chars`, at blank lines where it can."""
+  """Cuts a text into pieces of at most `max_chars`, at blank lines where it can.
+
+  With 0 each paragraph is a piece.
+  """
+  if not max_chars:
+    for paragraph in re.split(r'\n\s*\n', text):
+      if paragraph.strip():
+        yield ' '.join(paragraph.split())
+    return
   piece = ''
   for paragraph in re.split(r'\n\s*\n', text):
     paragraph = ' '.join(paragraph.split())
