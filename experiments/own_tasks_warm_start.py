@@ -26,6 +26,7 @@ def get_config() -> c.Config:
   return c.Config(
       name='own_tasks_warm_start',
       algorithm='sft',
+      sizes='raised',  # So that a flag for longer prompts is enough.
       task_set=c.TaskSetConfig(
           kind='jsonl',
           train=str(_DATA / 'train.jsonl'),

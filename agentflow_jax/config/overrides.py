@@ -8,7 +8,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from agentflow_jax.config import roles, schema
+from agentflow_jax.config import roles, schema, sizes
 from agentflow_jax.files import old_names
 
 
@@ -25,7 +25,7 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
   config = schema.load_module(path).get_config()
   if not isinstance(config, schema.Config):
     raise schema.ConfigError(f'{path}: get_config() must return a Config')
-  return override(config, overrides)
+  return sizes.raised(override(config, overrides))
 
 
 def override(

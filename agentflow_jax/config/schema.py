@@ -534,11 +534,24 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A whole run. Rooms bring their own parts."""
+  """A whole run. Rooms bring their own parts.
+
+  Attributes:
+    name: name of the run in reports.
+    algorithm: what is trained: 'flow_grpo', or 'sft' for a supervised warm start.
+    seed: seed of all randomness.
+    sizes: treatment of engine.max_prompt_tokens, engine.max_new_tokens and
+      batch.tokens_per_row where they are too small for the prompts and responses
+      of the planner and the frozen modules: 'given' refuses them, 'raised' raises
+      them.
+    task_set, planner, agent, engine, flow_grpo, optimizer, mesh, batch, train,
+      teacher, sft, evaluation: settings of the parts.
+  """
 
   name: str
   algorithm: Literal['flow_grpo', 'sft'] = 'flow_grpo'
   seed: int = 0
+  sizes: Literal['given', 'raised'] = 'given'
   task_set: TaskSetConfig = TaskSetConfig()
   planner: PlannerConfig = PlannerConfig()
   agent: AgentConfig = AgentConfig()

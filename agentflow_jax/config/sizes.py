@@ -1,0 +1,41 @@
+"""Sizes that follow from others, for configs that do not give them."""
+
+import dataclasses
+
+from agentflow_jax.config import roles as roles_lib, schema
+
+# Rows of an update are cut at multiples of it.
+_ROUND = 128
+
+
+def raised(config: schema.Config) -> schema.Config:
+  """Returns a config whose engine and batch hold what its planner and modules need.
+
+  Sizes that are large enough stay as they are; nothing is made smaller.
+
+  Args:
+    config: a config with overrides applied. Where its `sizes` is 'given', it is
+      returned as it is.
+  """
+  if config.sizes == 'given':
+    return config
+  planner = config.planner
+  asked = [planner.sampling.max_new_tokens] + [
+      role.sampling.max_new_tokens
+      for role in roles_lib.roles(config).values()
+      if role.backend == 'frozen'
+  ]
+  longest = planner.max_prompt_tokens + planner.sampling.max_new_tokens
+  engine, batch = config.engine, config.batch
+  tokens = batch.tokens_per_row
+  if tokens < longest:
+    tokens = -(-longest // _ROUND) * _ROUND
+  return dataclasses.replace(
+      config,
+      engine=dataclasses.replace(
+          engine,
+          max_prompt_tokens=max(engine.max_prompt_tokens, planner.max_prompt_tokens),
+          max_new_tokens=max(engine.max_new_tokens, *asked),
+      ),
+      batch=dataclasses.replace(batch, tokens_per_row=tokens),
+  )
