@@ -246,7 +246,7 @@ def test_one_killed_at_any_moment_ends_all_and_loses_nothing(alone, pair):
 _HANGING = """
 import asyncio, dataclasses, pathlib, pickle, time
 import jax
-from agentflow_jax.agents.tools import search
+from agentflow_jax.agents.tools.search import search_tool as search
 
 WORKDIR, BLOCKS = pathlib.Path({workdir!r}), {blocks}
 make = search.make
