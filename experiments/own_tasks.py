@@ -17,7 +17,8 @@ No module knows a data set. The executor gives a tool the words of the plan's su
 and context; the verifier stops where a sub-goal begins with "answer" and the tool did
 not fail; the generator answers with what was found last.
 
-Cost: see the README.
+The sizes of engine and update follow from planner.max_prompt_tokens and
+planner.sampling.max_new_tokens (sizes='raised').
 """
 
 import dataclasses

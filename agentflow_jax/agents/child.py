@@ -62,7 +62,7 @@ class Program:
 
 
 class Broken(Exception):
-  """The request took too much CPU time, or twice brought the child down."""
+  """The request took too much CPU time, or brought the child down each time."""
 
 
 class _Died(Exception):
@@ -118,7 +118,7 @@ class Child:
           if last:
             raise language_model.Unreachable(
                 f'no reply of {self._name} within {self._limits.wall_seconds}'
-                f' s, {self._limits.attempts} times'
+                f' s, at {self._limits.attempts} attempts'
             ) from error
     raise AssertionError('unreachable')
 
@@ -137,7 +137,11 @@ class Child:
       await self._kill()
 
   async def _ensure_started(self) -> None:
-    if self._process is None or self._served >= self._limits.requests:
+    process = self._process
+    if (
+        process is None or process.returncode is not None
+        or self._served >= self._limits.requests
+    ):
       await self._kill()
       await self._start()
 
@@ -226,7 +230,7 @@ class Pool:
       self, program: Program | str, limits: Limits, processes: int
   ):
     self._children = [Child(program, limits) for _ in range(processes)]
-    # Whoever was asked last is asked first: an idle one is not even started.
+    # The one that was asked last is asked first, so that few are started.
     self._idle = asyncio.LifoQueue()
     for one in self._children:
       self._idle.put_nowait(one)

@@ -164,8 +164,9 @@ class RuleExecutor:
     # One pass: only the template's own braces count, not those of the plan.
     values = {'sub_goal': sub_goal, 'context': plan.context}
     text = _FIELD.sub(lambda m: values[m.group(1)], template).strip()
-    call = records.ToolCall(card.name, {card.arguments[0].name: text})
-    return call, ''
+    # A rule fills the first argument; a tool with none is called as it is.
+    arguments = {card.arguments[0].name: text} if card.arguments else {}
+    return records.ToolCall(card.name, arguments), ''
 
 
 _ASKED = contextvars.ContextVar('asked', default=None)

@@ -62,7 +62,7 @@ def load(path: str, name: str) -> Any:
     sys.modules[module_name] = module  # Its dataclasses look for it there.
     try:
       spec.loader.exec_module(module)
-    except Exception as e:  # Whatever a user's file raises.
+    except (Exception, SystemExit) as e:  # Whatever a user's file raises.
       del sys.modules[module_name]
       raise LoadError(f'{path} cannot be loaded: {type(e).__name__}: {e}') from e
   if not hasattr(module, name):
@@ -82,7 +82,7 @@ def caller(
   """Returns a function of one mapping, as requests carry it.
 
   Args:
-    function: what a user wrote.
+    function: function that a user wrote.
     kind: 'tool' for a function of named arguments; 'reward' for one of a task
       and an answer.
   """
@@ -119,11 +119,11 @@ def reward_of(value: Any) -> float | dict[str, float]:
 
 def _finite(value: Any) -> float:
   try:
-    number = float(value)
+    number = math.nan if isinstance(value, str) else float(value)
   except (TypeError, ValueError, OverflowError) as e:
     raise ValueError(f'the reward is no number: {value!r}') from e
   if not math.isfinite(number):
-    raise ValueError(f'the reward is {number}')
+    raise ValueError(f'the reward is {value!r}, not a finite number')
   return number
 
 
@@ -144,23 +144,34 @@ class Own:
     version: digest of its file.
 
   Raises:
-    LoadError: it cannot be loaded.
+    LoadError: it cannot be loaded, is no function, or a limit is not positive.
   """
 
   def __init__(
       self, path: str, name: str, kind: str, seconds: float, processes: int
   ):
+    if seconds <= 0 or processes < 1:
+      raise LoadError(
+          f'{path}: the time limit and the number of calls at a time must be'
+          f' positive: {seconds}, {processes}'
+      )
     self.function, self.version = load(path, name), digest(path)
-    if not callable(self.function):
+    if not inspect.isroutine(self.function):
       raise LoadError(f'{path}: {name} is no function')
+    is_async = inspect.iscoroutinefunction(self.function)
+    if inspect.iscoroutinefunction(inspect.unwrap(self.function)) != is_async:
+      raise LoadError(
+          f'{path}: a decorator hides that {name} is asynchronous: make what it'
+          ' returns an `async def`, too'
+      )
     self._name, self._kind, self._seconds = name, kind, seconds
     self._call = caller(self.function, kind)
     self._children = None
-    if not inspect.iscoroutinefunction(self.function):
+    if not is_async:
       self._children = child.Pool(
           child.Program(
-              _WORKER, (os.path.abspath(path), name, kind), dict(os.environ),
-              os.getcwd(),
+              _WORKER, (os.path.abspath(path), name, kind, self.version),
+              dict(os.environ), os.getcwd(),
           ),
           # A function may change something, so no call is made twice. The time
           # limit here is never reached: the one below is.
@@ -197,12 +208,13 @@ class Own:
   async def _awaited(self, arguments: Mapping[str, Any]) -> Any:
     try:
       value = await self._call(arguments)
-      return text_of(value) if self._kind == 'tool' else reward_of(value)
-    except (base.BadArguments, ValueError) as e:
-      if self._kind == 'tool':
+    except Exception as e:  # Whatever a user's function raises.
+      if self._kind == 'tool' and isinstance(e, (base.BadArguments, ValueError)):
         raise Refused(str(e)) from e
       raise Failed(f'{self._name} raised {type(e).__name__}: {e}') from e
-    except Exception as e:  # Whatever a user's function raises.
+    try:
+      return text_of(value) if self._kind == 'tool' else reward_of(value)
+    except Exception as e:  # A result that is none is the function's mistake.
       raise Failed(f'{self._name} raised {type(e).__name__}: {e}') from e
 
   async def _limited(self, work: Awaitable[Any]) -> Any:

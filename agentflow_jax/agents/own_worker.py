@@ -1,16 +1,20 @@
 """The child process that runs a user's own synchronous function.
 
-  argv: the module path as JSON, the function's file, its name, 'tool' or 'reward'
+  argv: the module path as JSON, the function's file, its name, 'tool' or 'reward',
+    and the digest of the file
 
     <- {"ready": true}
     -> {"arguments": {...}}
     <- {"value": ...}   or   {"refused": "..."}   or   {"failed": "..."}
 
 The function is trusted code: it has the environment, the files and the network of
-whoever started the run. It is here so that one that hangs can be ended. Started by
+the run. It is here so that one that hangs can be ended. Started by
 path, by `child`.
 """
 
+import contextlib
+import ctypes
+import inspect
 import json
 import os
 import queue
@@ -23,15 +27,26 @@ from typing import Any
 _LONGEST_TEXT = 1 << 20
 
 
+def _end_with_parent() -> None:
+  """Lets the kernel end this process with its parent, where it can."""
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux.
+
+
 def _requests() -> queue.SimpleQueue[str]:
   """Returns the lines of standard input; its end ends this process group.
 
   It is read on a thread, because the parent may be gone while the function runs.
   """
   lines = queue.SimpleQueue()
+  # What the function starts must not read them.
+  source = os.fdopen(os.dup(0), encoding='utf-8')
+  nothing = os.open(os.devnull, os.O_RDONLY)
+  os.dup2(nothing, 0)
+  os.close(nothing)
 
   def read():
-    for line in sys.stdin:
+    for line in source:
       lines.put(line)
     os.killpg(0, signal.SIGKILL)
 
@@ -43,29 +58,34 @@ def _reply(call, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
   """Calls the function, and says what came of it."""
   try:
     value = call(arguments)
-    if kind == 'tool':
-      value = own_functions.text_of(value)
-      if len(value) > _LONGEST_TEXT:
-        value = f'{value[:_LONGEST_TEXT]}\n... (cut at {_LONGEST_TEXT} characters)'
-    else:
-      value = own_functions.reward_of(value)
-    return {'value': value}
-  except (base.BadArguments, ValueError) as e:
-    if kind == 'tool':
+  except Exception as e:  # Whatever a user's function raises.
+    if kind == 'tool' and isinstance(e, (base.BadArguments, ValueError)):
       return {'refused': str(e)}
     return {'failed': f'{type(e).__name__}: {e}'}
-  except Exception as e:  # Whatever a user's function raises.
+  try:
+    if inspect.isawaitable(value):
+      raise TypeError('it returned an awaitable: name an `async def`')
+    if kind == 'reward':
+      return {'value': own_functions.reward_of(value)}
+    text = own_functions.text_of(value)
+  except Exception as e:  # A result that is none is the function's mistake.
     return {'failed': f'{type(e).__name__}: {e}'}
+  if len(text) > _LONGEST_TEXT:
+    text = f'{text[:_LONGEST_TEXT]}\n... (cut at {_LONGEST_TEXT} characters)'
+  return {'value': text}
 
 
 def main() -> None:
   """Answers the parent's requests until it is gone."""
-  path, name, kind = sys.argv[2:5]
+  path, name, kind, version = sys.argv[2:6]
+  _end_with_parent()
   # The function may print; replies go to a descriptor of their own.
   replies = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(2, 1)
-  call = own_functions.caller(own_functions.load(path, name), kind)
   lines = _requests()
+  if own_functions.digest(path) != version:
+    raise SystemExit(f'{path} has changed since the run began')
+  call = own_functions.caller(own_functions.load(path, name), kind)
   replies.write('{"ready": true}\n')
   replies.flush()
   while True:

@@ -167,7 +167,7 @@ async def rollout(
   try:
     async with asyncio.timeout(agent.config.deadline_seconds):
       status, detail = await _run(agent, task, key, analysis, progress)
-      reward = await _score(agent, task, status, progress)
+      reward = await _score(agent, task, status, key, progress)
   except TimeoutError:
     # The side that spent more of the deadline answers for it. The policy's time
     # is measured: the planner's own sampling, and calls whose arguments set the
@@ -252,7 +252,10 @@ async def _run(agent, task, key, analysis, progress) -> tuple[Status, str]:
     view = modules.View(task.id, memory, agent.cards, turn_key)
     start = time.monotonic()
     with _module('generator', progress), modules.noting_prompts() as asked:
-      progress.answer = await agent.generator.answer(view)
+      answer = await agent.generator.answer(view)
+      if not isinstance(answer, str):
+        raise TypeError(f'{type(answer).__name__} is no text')
+      progress.answer = answer
     agent.show('generator', progress.answer)
     progress.modules = (
         records.ModuleCall(
@@ -469,13 +472,14 @@ def _raise_if_cancelled(error: BaseException) -> None:
       raise error
 
 
-async def _score(agent, task, status, progress) -> float:
+async def _score(agent, task, status, key, progress) -> float:
   """The outcome reward of a rollout that ended on its own."""
   answered = status is Status.ANSWERED or (
       agent.config.answer_when_out_of_turns and progress.answer
   )
   if not answered:
     return 0.0
+  token = base.request_key.set(dataclasses.replace(key, module='reward'))
   try:
     with _module('reward', progress):
       reward = await agent.reward(task, progress.answer)
@@ -490,6 +494,8 @@ async def _score(agent, task, status, progress) -> float:
     if end.status is Status.MODEL_UNREACHABLE:
       raise _End(Status.REWARD_UNREACHABLE, end.detail) from end
     raise
+  finally:
+    base.request_key.reset(token)
 
 
 @contextlib.contextmanager

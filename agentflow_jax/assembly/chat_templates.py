@@ -32,11 +32,11 @@ def check(
   """Compiles and renders a template in a child process.
 
   Args:
-    source: the template.
-    added: the added tokens, as ChatTemplate takes them.
-    variables: what the template may read beside the messages.
-    thinking: likewise.
-    limits: what it may cost.
+    source: source of the template.
+    added: added tokens, as ChatTemplate takes them.
+    variables: variables that the template may read beside the messages.
+    thinking: value of the template's switch for thinking.
+    limits: limits on the time of the child process.
 
   Raises:
     TemplateError: the template does not compile, cannot switch thinking, takes

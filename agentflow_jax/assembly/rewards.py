@@ -1,11 +1,13 @@
 """Makes a run's rewards: built-in ones, a judge, and a user's own."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, language_model
 from agentflow_jax.agents import own_functions, recording as recording_lib
 from agentflow_jax.agents.rewards import own_reward, registry
+from agentflow_jax.agents.tools import base
 from agentflow_jax.assembly import endpoints
 from agentflow_jax.config import own_code, schema
 
@@ -19,6 +21,7 @@ def make(
     names: Iterable[str],
     recording: recording_lib.Recording | None,
     processes: int = 1,
+    clients: list[Any] | None = None,
 ) -> registry.Rewards:
   """Returns the rewards of these names.
 
@@ -27,6 +30,7 @@ def make(
     names: names that tasks carry.
     recording: recording of a judge's verdicts; None for none.
     processes: number of processes that share the judge's limits.
+    clients: list that the judge's client is added to; its maker has to close it.
 
   Raises:
     ConfigError: a reward is unknown, or cannot be made; names the remedy.
@@ -39,6 +43,8 @@ def make(
       model = endpoints.connect(
           config.judge, 'task_set.judge', recording, processes
       )
+      if clients is not None:
+        clients.append(model)
       others[name] = _judge(model)
   try:
     return registry.Rewards(names, others)
@@ -65,13 +71,13 @@ def _judge(model: language_model.LanguageModel) -> registry.Reward:
   judge = judge_lib.Judge(model)
 
   async def score(task: records.Task, answer: str) -> float:
-    # Greedy, so the key decides nothing but the request's name.
-    key = records.RequestKey(0, records.Purpose.TRAIN, 0, task.id, 0)
+    # The judge is greedy, so the key is only the request's name in a recording.
+    key = base.request_key.get()
+    if key is None:
+      key = records.RequestKey(0, records.Purpose.TRAIN, 0, task.id, 0)
     verdict = await judge(task, answer, key)
     if verdict.correct is None:
       raise language_model.Unreachable(f'the judge: {verdict.analysis}')
     return float(verdict.correct)
 
-  return registry.Reward(
-      JUDGE, score, registry.check_answers, getattr(model, 'aclose', None)
-  )
+  return registry.Reward(JUDGE, score, registry.check_answers)

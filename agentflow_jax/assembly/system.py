@@ -212,7 +212,8 @@ def build(
     recording = _recording(config, workdir, processes)
     if recording is not None:
       stack.callback(recording.close)
-    rewards = _rewards(config, tasks, recording, processes)
+    judges = []
+    rewards = _rewards(config, tasks, recording, processes, judges)
     engine = frozen = handover = None
     sampled, where, copy = loaded and loaded.params, None, trains
     if loaded and hands_over(config, mesh):
@@ -265,7 +266,7 @@ def build(
         rewards=rewards,
         clients=(
             *((models['endpoint'],) if 'endpoint' in models else ()),
-            *box.clients,
+            *box.clients, *judges,
         ),
         processes=processes,
         handover=handover,
@@ -382,12 +383,14 @@ def _texts(config, tasks):
     yield from fixed
 
 
-def _rewards(config, tasks, recording, processes) -> registry.Rewards:
+def _rewards(
+    config, tasks, recording, processes, clients
+) -> registry.Rewards:
   """Returns the rewards that tasks name, which have what these need."""
   every = (*tasks.train, *tasks.validation, *tasks.test)
   rewards = rewards_lib.make(
       config.task_set, sorted({task.reward for task in every}), recording,
-      processes.count,
+      processes.count, clients,
   )
   try:
     for task in every:

@@ -229,7 +229,14 @@ def _plans(said: Any) -> str:
           'each of "plans" needs the texts "sub_goal" and "tool", and may have'
           f' "context": {one!r}'
       )
-    texts.append(plan_lib.Plan(**fields).render())
+    plan = plan_lib.Plan(**fields)
+    try:
+      same = plan_lib.parse(plan.render(), (plan.tool,)) == plan
+    except plan_lib.PlanError as e:
+      raise ValueError(f'{one!r} of "plans" cannot be read back: {e}') from e
+    if not same:
+      raise ValueError(f'{one!r} of "plans" reads back as another plan')
+    texts.append(plan.render())
   return json.dumps(texts)
 
 

@@ -87,19 +87,22 @@ class Toolbox:
           ' JSONL file)'
       )
     kept, chars = self.settings.search_index, self.settings.search_passage_chars
-    if chars < 0 or (
-        chars != type(self.settings)().search_passage_chars
-        and not os.path.isdir(path)
-    ):
+    default = type(self.settings)().search_passage_chars
+    if chars < 0:
       raise schema.ConfigError(
-          'agent.tools.search_passage_chars: not negative, and only for a corpus'
-          f' that is a directory, which {path} is not'
+          f'agent.tools.search_passage_chars must not be negative: {chars}'
+      )
+    if chars != default and not os.path.isdir(path):
+      raise schema.ConfigError(
+          'agent.tools.search_passage_chars is only for a corpus that is a'
+          f' directory, and {path} is none'
       )
     if not kept:
       self.corpus = passages.load_corpus(path, chars)
     try:
       return search_tool.make(
           self.corpus or path, top_k=self.settings.search_results,
+          max_chars=max(chars, default),
           index_directory=kept, ranker=self._ranker(),
           candidates=self.settings.search_candidates,
       )

@@ -25,7 +25,7 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
   config = schema.load_module(path).get_config()
   if not isinstance(config, schema.Config):
     raise schema.ConfigError(f'{path}: get_config() must return a Config')
-  return sizes.raised(override(config, overrides))
+  return sizes.raised(override(config, overrides), [name for name, _ in overrides])
 
 
 def override(

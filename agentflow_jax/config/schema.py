@@ -541,9 +541,9 @@ class Config:
     algorithm: what is trained: 'flow_grpo', or 'sft' for a supervised warm start.
     seed: seed of all randomness.
     sizes: treatment of engine.max_prompt_tokens, engine.max_new_tokens and
-      batch.tokens_per_row where they are too small for the prompts and responses
-      of the planner and the frozen modules: 'given' refuses them, 'raised' raises
-      them.
+      batch.tokens_per_row where they are too small for the planner's prompts and
+      responses and for the responses of frozen modules: 'given' refuses them,
+      'raised' raises those that no flag sets.
     task_set, planner, agent, engine, flow_grpo, optimizer, mesh, batch, train,
       teacher, sft, evaluation: settings of the parts.
   """

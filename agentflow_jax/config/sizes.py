@@ -1,6 +1,7 @@
 """Sizes that follow from others, for configs that do not give them."""
 
 import dataclasses
+from collections.abc import Collection
 
 from agentflow_jax.config import roles as roles_lib, schema
 
@@ -8,14 +9,16 @@ from agentflow_jax.config import roles as roles_lib, schema
 _ROUND = 128
 
 
-def raised(config: schema.Config) -> schema.Config:
+def raised(config: schema.Config, given: Collection[str] = ()) -> schema.Config:
   """Returns a config whose engine and batch hold what its planner and modules need.
 
   Sizes that are large enough stay as they are; nothing is made smaller.
 
   Args:
-    config: a config with overrides applied. Where its `sizes` is 'given', it is
+    config: config with overrides applied. Where its `sizes` is 'given', it is
       returned as it is.
+    given: dotted names of the fields that flags set. These stay as they are, too:
+      a size that is too small is then an error.
   """
   if config.sizes == 'given':
     return config
@@ -30,12 +33,20 @@ def raised(config: schema.Config) -> schema.Config:
   tokens = batch.tokens_per_row
   if tokens < longest:
     tokens = -(-longest // _ROUND) * _ROUND
+  needed = {
+      'engine.max_prompt_tokens': max(
+          engine.max_prompt_tokens, planner.max_prompt_tokens
+      ),
+      'engine.max_new_tokens': max(engine.max_new_tokens, *asked),
+      'batch.tokens_per_row': tokens,
+  }
+  changes = {'engine': {}, 'batch': {}}
+  for name, value in needed.items():
+    part, _, field = name.partition('.')
+    if name not in given:
+      changes[part][field] = value
   return dataclasses.replace(
       config,
-      engine=dataclasses.replace(
-          engine,
-          max_prompt_tokens=max(engine.max_prompt_tokens, planner.max_prompt_tokens),
-          max_new_tokens=max(engine.max_new_tokens, *asked),
-      ),
-      batch=dataclasses.replace(batch, tokens_per_row=tokens),
+      engine=dataclasses.replace(engine, **changes['engine']),
+      batch=dataclasses.replace(batch, **changes['batch']),
   )

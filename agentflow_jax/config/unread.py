@@ -69,12 +69,18 @@ def check_values(config: schema.Config) -> None:
       ('task_set.judge', config.task_set.judge),
       ('agent.tools.search_embeddings', agent.tools.search_embeddings),
   ):
-    is_needed = name == 'task_set.judge' and config.task_set.reward == 'judge'
-    if (one != type(one)() or is_needed) and not (one.base_url or one.preset):
+    if one != type(one)() and not (one.base_url or one.preset):
       raise schema.ConfigError(
-          f'{name}: say where it is: {name}.base_url, or {name}.preset'
+          f'{name} has no address: set {name}.base_url or {name}.preset'
       )
-  templates = set(agent.executor_templates) - set(agent.tools.enabled)
+  judge = config.task_set.judge
+  if config.task_set.reward == 'judge' and not (judge.base_url or judge.preset):
+    raise schema.ConfigError(
+        'task_set.reward=judge needs a language model: set task_set.judge.base_url or'
+        ' task_set.judge.preset'
+    )
+  own = {own_code.parse(one, 'agent.tools.own').name for one in agent.tools.own}
+  templates = set(agent.executor_templates) - set(agent.tools.enabled) - own
   if templates and templates - {'search', 'python', 'generalist'}:
     raise schema.ConfigError(
         f'agent.executor_templates: no tool {sorted(templates)} is enabled'
@@ -158,7 +164,7 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   if 'search' not in tools.enabled:
     for name in (
         'results', 'index', 'embeddings', 'candidates', 'query_prefix',
-        'passage_prefix',
+        'passage_prefix', 'passage_chars',
     ):
       yield f'agent.tools.search_{name}', 'the tool search'
   for name in ('api', 'thinking', 'cache', 'completion_price'):
@@ -186,8 +192,8 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     yield 'agent.recording_directory', '--recording=record or replay'
   found = roles.roles(config)
   for name, role in found.items():
-    if role.backend in ('rule', 'none'):
-      yield f'{name}.sampling', 'a module with a language model behind it'
+    if role.backend in ('rule', 'none') or role.own:
+      yield f'{name}.sampling', 'a built-in module with a language model'
   for name in ('temperature', 'top_k', 'top_p', 'min_p', 'stop'):
     # One greedy call a query, shared by its group.
     yield f'agent.analyst.sampling.{name}', 'the other modules'

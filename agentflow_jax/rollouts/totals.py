@@ -19,7 +19,7 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
   """Metrics of the rollouts of a step; every denominator is in its name.
 
   'reward/mean' is over scored rollouts, and absent where there are none;
-  'reward/part/NAME' is over those whose reward has that part;
+  so is 'reward/part/NAME', where a rollout without that part counts 0;
   status counts add up to requested; 'rollouts/turns_mean' is over those that were
   not aborted as late. 'kept/mean' and 'kept/max' are of the sets
   that response tokens were drawn from, where those are recorded.
@@ -72,10 +72,10 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
     metrics['tokens/response_mean'] = metrics['tokens/response'] / turns
   if rewards:
     metrics['reward/mean'] = sum(rewards) / len(rewards)
-  parts = [t.reward_parts for t in trajectories if t.reward_parts]
-  for name in sorted({name for said in parts for name in said}):
-    said = [one[name] for one in parts if name in one]
-    metrics[f'reward/part/{name}'] = sum(said) / len(said)
+  scored = [t for t in trajectories if t.reward is not None]
+  for name in sorted({name for t in scored for name in t.reward_parts}):
+    total = sum(t.reward_parts.get(name, 0.0) for t in scored)
+    metrics[f'reward/part/{name}'] = total / len(scored)
   for status in records.Status:
     metrics[f'rollouts/status/{status.value}'] = sum(
         t.status is status for t in trajectories

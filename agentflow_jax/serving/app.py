@@ -37,8 +37,8 @@ class Service:
     max_new_tokens: the most that a response may have.
     key: what clients must send as a bearer token; '' asks for none.
     hosts: names that the header Host may give beside addresses of this machine;
-      None allows every name. A page of the web whose own name is made to resolve
-      to 127.0.0.1 (DNS rebinding) sends that name.
+      None allows every name, and every Origin. A page of the web whose own name is
+      made to resolve to 127.0.0.1 (DNS rebinding) sends that name.
     created: time of the start, in Unix seconds.
     bodies: the reader of requests' bodies.
   """
@@ -87,7 +87,7 @@ def make(service: Service) -> applications.Starlette:
 
 
 async def _refuse(unused_request, error):
-  kind = 'invalid_request_error'
+  kind = 'server_error' if error.status >= 500 else 'invalid_request_error'
   return writing.error(str(error), error.status, kind, error.param, error.code)
 
 

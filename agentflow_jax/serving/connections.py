@@ -1,8 +1,8 @@
 """Connections that cost no other client anything: deadlines, and a bound.
 
-uvicorn serves; what it leaves open is closed here. It waits for the rest of a
-request for ever, it accepts connections until the process has no descriptor left,
-and it goes on reading a body that nobody wants.
+By itself, uvicorn waits for the rest of a request for ever, accepts connections
+until the process has no descriptor left, and goes on reading a body that it has
+refused. The classes here close such connections.
 """
 
 import asyncio
@@ -65,8 +65,8 @@ def make_server(
   """Returns a server that has not begun to listen.
 
   Args:
-    application: what answers.
-    bounds: what a client may take.
+    application: application that answers the requests.
+    bounds: bounds on what a client may take; None for the defaults.
   """
   return uvicorn.Server(
       uvicorn.Config(
@@ -86,11 +86,11 @@ class _Protocol(h11_impl.H11Protocol):
   """uvicorn's connection, with bounds.
 
   Args:
-    bounds: what a client may take.
+    bounds: bounds on what a client may take.
     waiting: the connections of the server that wait for a request or for the
       rest of one, the one that has waited longest first.
     *args: uvicorn's own arguments.
-    **kwargs: likewise.
+    **kwargs: uvicorn's own arguments by name.
   """
 
   def __init__(
@@ -110,6 +110,7 @@ class _Protocol(h11_impl.H11Protocol):
       self._make_room()
 
   def connection_lost(self, exc):
+    self._lingers = True  # What uvicorn does now begins no further waiting.
     for timer in (self._deadline, self._stalled):
       if timer is not None:
         timer.cancel()

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+import urllib.parse
 from typing import Any
 
 from starlette import datastructures, types
@@ -11,7 +12,8 @@ from starlette import requests as http
 from agentflow_jax.serving import requests, writing
 
 _MAX_BODY_BYTES = 4 << 20
-# Of all bodies that are being read at a time.
+# A body that is longer shares the room below with the others that are being read.
+_SMALL_BODY_BYTES = 64 << 10
 _MAX_BODIES_BYTES = 64 << 20
 
 
@@ -41,7 +43,24 @@ class Gate:
           'the Host header names another server; this one answers to localhost,'
           ' and to the names of --host_names', 421, 'invalid_request_error',
       )
+    elif self._hosts is not None and 'origin' in headers and not _is_ours(
+        _host_of(headers['origin']), self._hosts
+    ):
+      # A browser sends a page's request before it asks whether the page may read
+      # the answer.
+      app = writing.error(
+          'the Origin header names another site: only pages of this machine, and'
+          ' of the names of --host_names, may ask', 403, 'invalid_request_error',
+      )
     await app(scope, receive, send)
+
+
+def _host_of(origin: str) -> str:
+  """Returns the host in an Origin header; '' where there is none, as in 'null'."""
+  try:
+    return urllib.parse.urlsplit(origin).netloc
+  except ValueError:
+    return ''
 
 
 def _is_ours(host: str, names: frozenset[str]) -> bool:
@@ -54,7 +73,11 @@ def _is_ours(host: str, names: frozenset[str]) -> bool:
 
 
 class Bodies:
-  """Reads the bodies of requests, of which many may be half sent at a time."""
+  """Reads the bodies of requests, of which many may be half sent at a time.
+
+  Large ones are bounded together. A small one is always read: connections bound
+  their number.
+  """
 
   def __init__(self):
     self._held = 0
@@ -68,22 +91,23 @@ class Bodies:
       ClientDisconnect: the client has left.
     """
     stated = request.headers.get('content-length', '0')
-    chunks, size = [], 0
+    chunks, size, held = [], 0, 0
     if stated.isdecimal() and int(stated) > _MAX_BODY_BYTES:
       raise _too_large()
     try:
       async for chunk in request.stream():
         size += len(chunk)
-        self._held += len(chunk)
         if size > _MAX_BODY_BYTES:
           raise _too_large()
-        if self._held > _MAX_BODIES_BYTES:
+        more = max(size - _SMALL_BODY_BYTES, 0) - held
+        self._held, held = self._held + more, held + more
+        if held and self._held > _MAX_BODIES_BYTES:
           raise requests.BadRequest(
-              'too many requests are being read; try again', status=503
+              'too many large requests are being read; try again', status=503
           )
         chunks.append(chunk)
     finally:
-      self._held -= size
+      self._held -= held
     try:
       return json.loads(b''.join(chunks))
     except (ValueError, RecursionError) as e:

@@ -55,6 +55,9 @@ def serve(
   listener = _listen(host, port)
   where, taken = listener.getsockname()[:2]
   is_local = ipaddress.ip_address(where).is_loopback
+  if wrong := [name for name in host_names if ':' in name]:
+    listener.close()
+    raise schema.ConfigError(f'--host_names: {wrong[0]!r}: leave the port out')
   if host_names and not is_local:
     listener.close()
     raise schema.ConfigError(

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from agentflow_jax import records
 from agentflow_jax.tokenization import jinja_environment, message_text
+from agentflow_jax.tokenization import template_bounds
 
 
 # Whether a chat template is told to let the model think; 'auto' leaves that to
@@ -31,6 +32,10 @@ _THOUGHT_TAG = re.compile(
 
 class TemplateError(ValueError):
   """A chat template that is broken, or that refuses the messages."""
+
+
+class TooCostly(TemplateError):
+  """A chat template that asks for too much time or memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,8 @@ class ChatTemplate:
     for prompt in ((user,), (records.Segment('system', 'probe'), user)):
       try:
         text = self.text(prompt)
+      except TooCostly:
+        raise
       except TemplateError:  # Some templates insist on a system message.
         continue
       tags = list(_THOUGHT_TAG.finditer(text.rpartition('probe')[2]))
@@ -133,6 +140,8 @@ class ChatTemplate:
     )
     try:
       pieces = self._pieces(*self._render(prompt, asks=False))
+    except TooCostly:
+      raise
     except TemplateError:
       return set()
     ends = set()
@@ -186,11 +195,16 @@ class ChatTemplate:
           text, bytes(len(text)), marker
       )
     try:
-      rendered = self._template.render(
-          # transformers passes None, and templates test `tools is not none`.
-          {'tools': None, 'documents': None} | self._variables,
-          messages=messages, add_generation_prompt=asks,
-      )
+      with template_bounds.budget():
+        rendered = self._template.render(
+            # transformers passes None, and templates test `tools is not none`.
+            {'tools': None, 'documents': None} | self._variables,
+            messages=messages, add_generation_prompt=asks,
+        )
+    except (MemoryError, RecursionError, template_bounds.TooMuch) as e:
+      raise TooCostly(
+          f'the chat template asks for too much: {str(e) or type(e).__name__}'
+      ) from e
     except Exception as e:  # Whatever a template of somebody else's does.
       raise TemplateError(f'the chat template failed: {e}') from e
     # The join makes a plain str that holds the marks.

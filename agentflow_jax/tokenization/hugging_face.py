@@ -64,7 +64,7 @@ class HuggingFaceTokenizer:
       directory: where it was read from, if from files that `save` may copy.
       thinking: whether the template is told to let the model think.
       ends: added tokens that end a response, too, where the template uses them.
-      check: what tries the template before it is compiled here.
+      check: function that tries the template before it is compiled here.
 
     Raises:
       TokenizerError: the definition is broken, or lacks one of those tokens.
@@ -199,7 +199,7 @@ def from_directory(
   Args:
     directory: the model's files.
     thinking: whether the template is told to let the model think.
-    check: what tries the template before it is compiled here.
+    check: function that tries the template before it is compiled here.
 
   Raises:
     TokenizerError: a file is missing or broken; names it.
@@ -302,7 +302,7 @@ def from_gguf(
   Args:
     path: the GGUF file.
     thinking: whether the template is told to let the model think.
-    check: what tries the template before it is compiled here.
+    check: function that tries the template before it is compiled here.
 
   Raises:
     TokenizerError: the tokenizer is not byte-pair encoding, or its split is not

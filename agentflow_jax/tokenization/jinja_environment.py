@@ -78,7 +78,7 @@ def _environment():
     """Compiles `a ~ b` so that the text of messages keeps its author."""
 
     def visit_Concat(self, node, frame):
-      self.write('concat(map(str, (')
+      self.write('concat(map(environment.written, (')
       for part in node.nodes:
         self.visit(part, frame)
         self.write(', ')
@@ -97,12 +97,26 @@ def _environment():
   class Environment(sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = CodeGenerator
     intercepted_binops = frozenset({'+', '*', '**', '%'})
+    tick = staticmethod(template_bounds.tick)
+
+    @staticmethod
+    def written(value):
+      return str(template_bounds.check_written(value))
 
     @staticmethod
     def concat(parts):
       parts = list(parts)
       template_bounds.check_parts(parts)
       return message_text.concat(parts)
+
+    def _parse(self, source, name, filename):
+      tree = super()._parse(source, name, filename)
+      for loop in tree.find_all(nodes.For):
+        tick = nodes.Call(
+            nodes.EnvironmentAttribute('tick'), [], [], None, None
+        )
+        loop.body.insert(0, nodes.ExprStmt(tick).set_lineno(loop.lineno))
+      return tree
 
     def call_binop(self, context, operator, left, right):
       template_bounds.check_operation(operator, left, right)
@@ -153,17 +167,36 @@ def _environment():
     template_bounds.check_replacement(str(s), old, new)
     return filters.do_replace(eval_context, s, old, new, count)
 
+  @jinja2.pass_environment
+  def add(environment, iterable, attribute=None, start=0):
+    values = list(iterable)
+    template_bounds.check_added([start, *values])
+    return filters.do_sum(environment, values, attribute, start)
+
+  def indent(s, width=4, first=False, blank=False):
+    columns = len(width) if isinstance(width, str) else width
+    template_bounds.check_parts([s, range(columns * (s.count('\n') + 1))])
+    return filters.do_indent(s, width, first, blank)
+
   environment = Environment(
+      finalize=template_bounds.check_written,
       trim_blocks=True, lstrip_blocks=True,
       extensions=[ext.loopcontrols, Generation],
   )
   environment.globals['raise_exception'] = fail
   environment.filters |= {
-      'tojson': _tojson, 'join': join, 'format': form, 'replace': replace
+      'tojson': _tojson, 'join': join, 'format': form, 'replace': replace,
+      'sum': add, 'indent': indent,
   }
-  for name in ('batch', 'center', 'indent', 'slice', 'tojson', 'wordwrap'):
-    environment.filters[name] = template_bounds.narrow(environment.filters[name])
-  del environment.globals['lipsum']  # Text by the million, for no template.
+  for name in (
+      'batch', 'center', 'e', 'escape', 'forceescape', 'indent', 'slice', 'string',
+      'tojson', 'urlencode', 'wordwrap',
+  ):
+    environment.filters[name] = template_bounds.bounded(environment.filters[name])
+  # No template of a chat needs these, and each can be made slow or long.
+  del environment.globals['lipsum']
+  for name in ('pprint', 'urlize', 'xmlattr'):
+    del environment.filters[name]
   return environment
 
 

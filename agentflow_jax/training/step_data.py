@@ -1,6 +1,7 @@
 """Where a training step's turn rows come from: live rollouts, or traces."""
 
 import asyncio
+import json
 import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -173,9 +174,31 @@ class TraceSource:
       )
       if self._system.processes.is_primary:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
+    if config.task_set.kind != 'geohop':
+      return [turn for group in groups for turn in _demonstrated(group)]
     return [
         turn for g in groups for t in g.trajectories for turn in t.turns
     ]
+
+
+def _demonstrated(group: records.Group) -> list[records.Turn]:
+  """Returns the turns that a row demonstrates.
+
+  Where the verifier did not stop, the rollout went on with the last plan: those
+  turns are left out.
+
+  Raises:
+    ConfigError: a plan cannot be carried out; names the task.
+  """
+  count = len(json.loads(group.task.tags['plans']))
+  turns = [turn for t in group.trajectories for turn in t.turns[:count]]
+  for turn in turns:
+    if turn.parse_error:
+      raise schema.ConfigError(
+          f'task_set.train: a plan of the task {group.task.id!r} cannot be carried'
+          f' out: {turn.parse_error}'
+      )
+  return turns
 
 
 def _chosen(

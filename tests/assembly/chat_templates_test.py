@@ -12,7 +12,16 @@ from agentflow_jax.weights import model_directory
 from tests.assembly import released
 
 _LIMITS = child.Limits(cpu_seconds=1.0)
-_LOOP = '{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}'
+# Within the bounds on loops, and days long.
+_LOOP = (
+    '{% for a in range(90000) %}'
+    "{% if range(99999)|map('string')|list|sort|length %}{% endif %}{% endfor %}"
+)
+_COSTLY = [
+    '{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}',
+    "{{ '%(a)2999999999d' % {'a': 1} }}",
+    "{{ 'x' * 10**10 }}",
+]
 _TOKEN = chat.AddedToken(3, '<|a|>')
 
 
@@ -37,6 +46,12 @@ def test_a_template_that_renders_passes():
 )
 def test_one_that_harms_or_is_broken_is_one_error(source, said):
   with pytest.raises(chat.TemplateError, match=said):
+    _check(source)
+
+
+@pytest.mark.parametrize('source', _COSTLY)
+def test_one_that_asks_for_too_much_is_refused_there(source):
+  with pytest.raises(chat.TemplateError, match='asks for too much'):
     _check(source)
 
 

@@ -11,7 +11,7 @@ from agentflow_jax import records
 from agentflow_jax.agents import language_model
 from agentflow_jax.assembly import own_modules, rewards, system as system_lib
 from agentflow_jax.assembly import task_sets
-from agentflow_jax.config import consistency, overrides, own_code, schema
+from agentflow_jax.config import consistency, overrides, own_code, schema, unread
 from tests.agents.endpoints import http_server
 from tests.config import mini
 
@@ -55,7 +55,7 @@ def test_what_names_no_code_or_is_not_read_is_refused(values, said):
     [
         ({'reward_seconds': 3.0}, 'reward_seconds is set, and nothing'),
         ({'reward': 'a.txt:f'}, 'task_set.reward.*PATH.py:NAME'),
-        ({'reward': 'judge'}, 'task_set.judge: say where it is'),
+        ({'reward': 'judge'}, 'needs a language model: set task_set.judge'),
         (
             {'judge': schema.EndpointConfig(preset='vllm', model='m')},
             'task_set.judge is set, and nothing',
@@ -69,6 +69,22 @@ def test_so_are_rewards(tmp_path, changes, said):
   )
   with pytest.raises(schema.ConfigError, match=said):
     consistency.check(config)
+
+
+def test_templates_may_be_of_own_tools_and_sampling_is_of_built_in_modules():
+  own = {'agent__tools__own': f'{_EXAMPLES}:count_letters'}
+  config = dataclasses.replace(
+      _with(**own), agent=dataclasses.replace(
+          _with(**own).agent, executor_templates={'count_letters': '{context}'}
+      ),
+  )
+  consistency.check(config)
+  config = _with(agent__generator__own=f'{_EXAMPLES}:LastResult')
+  with pytest.raises(schema.ConfigError, match='a built-in module'):
+    unread.check_flags(config, ['agent.generator.sampling.temperature'])
+  config = _with(agent__tools__enabled='python')
+  with pytest.raises(schema.ConfigError, match='the tool search'):
+    unread.check_flags(config, ['agent.tools.search_passage_chars'])
 
 
 def _built(tmp_path, config):
@@ -186,13 +202,14 @@ def _judged(reply, answer='It is Oslo.'):
         kind='jsonl', reward='judge',
         judge=schema.EndpointConfig(base_url=server.url, model='m', max_attempts=1),
     )
-    made = rewards.make(config, ['judge'], None)
+    clients = []
+    made = rewards.make(config, ['judge'], None, clients=clients)
 
     async def main():
       try:
         return await made(_TASK, answer)
       finally:
-        await made.aclose()
+        await clients[0].aclose()
 
     return asyncio.run(main()), server.requests
 

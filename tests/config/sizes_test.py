@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from agentflow_jax.config import consistency, overrides, schema, sizes
 from tests.config import mini
 
@@ -43,3 +45,10 @@ def test_what_is_large_enough_stays():
 def test_where_sizes_are_given_nothing_changes():
   config = schema.Config(name='x', planner=schema.PlannerConfig(max_prompt_tokens=999))
   assert sizes.raised(config) == config
+
+
+def test_a_size_that_a_flag_sets_is_refused_where_it_is_too_small():
+  config = overrides.load(_OWN, [('batch.tokens_per_row', '128')])
+  assert config.batch.tokens_per_row == 128
+  with pytest.raises(schema.ConfigError, match='batch.tokens_per_row 128'):
+    consistency.check(config)

@@ -1,6 +1,7 @@
 """Rewards of a user's own: a function of a task and an answer."""
 
 import dataclasses
+import inspect
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model, own_functions
@@ -26,9 +27,16 @@ def make(
     processes: number of calls of a synchronous function at a time.
 
   Raises:
-    own_functions.LoadError: it cannot be loaded.
+    own_functions.LoadError: it cannot be loaded, or does not take a task and an
+      answer.
   """
   own = own_functions.Own(path, name, 'reward', seconds, processes)
+  try:
+    inspect.signature(own.function).bind(None, '')
+  except TypeError as e:
+    raise own_functions.LoadError(
+        f'{path}: {name} has to take a task and an answer: {e}'
+    ) from e
 
   async def score(task: records.Task, answer: str):
     try:

@@ -84,8 +84,8 @@ def card_of(function: Callable[..., Any], name: str) -> base.Card:
     )
   try:
     hints = typing.get_type_hints(function)
-  except NameError as e:
-    raise ValueError(f'{name}: an annotation names nothing: {e}') from e
+  except (AttributeError, NameError, SyntaxError, TypeError) as e:
+    raise ValueError(f'{name}: an annotation cannot be resolved: {e}') from e
   described = {p.arg_name: p.description or '' for p in docs.params}
   arguments = []
   for parameter in inspect.signature(function).parameters.values():
@@ -93,7 +93,7 @@ def card_of(function: Callable[..., Any], name: str) -> base.Card:
     if parameter.kind not in (
         parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY
     ):
-      raise ValueError(f'{where} has to have a name of its own')
+      raise ValueError(f'{where}: *args and **kwargs are not supported')
     if parameter.name not in hints:
       raise ValueError(f'{where} needs an annotation, such as str')
     said = _schema(hints[parameter.name], where)

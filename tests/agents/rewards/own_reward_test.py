@@ -79,6 +79,22 @@ def test_what_is_no_reward_is_an_error(path, name):
     _score(_make(path, name), 'x')
 
 
+@pytest.mark.parametrize(
+    'source',
+    ['def f(answer): return 1', 'def f(a, b, c): return 1', 'def f(): return 1'],
+)
+def test_one_that_takes_something_else_is_refused_at_start(tmp_path, source):
+  (tmp_path / 'f.py').write_text(source)
+  with pytest.raises(own_functions.LoadError, match='a task and an answer'):
+    _make(str(tmp_path / 'f.py'), 'f')
+
+
+@pytest.mark.parametrize('seconds, processes', [(0, 1), (-1, 1), (1, 0)])
+def test_limits_are_positive(path, seconds, processes):
+  with pytest.raises(own_functions.LoadError, match='must be positive'):
+    own_reward.make('r', path, 'number', seconds=seconds, processes=processes)
+
+
 @pytest.mark.parametrize('name', ['hangs', 'aio_hangs'])
 def test_one_that_hangs_cannot_be_reached(path, name):
   with pytest.raises(language_model.Unreachable, match='took longer than 1 s'):

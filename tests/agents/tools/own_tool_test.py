@@ -4,13 +4,15 @@ import asyncio
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import time
 from typing import Any, Literal, Optional
 
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import fakes, own_functions, rollout
+from agentflow_jax.agents import fakes, language_model, own_functions, rollout
 from agentflow_jax.agents.tools import base, own_tool
 
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -55,6 +57,27 @@ def large(text: str) -> str:
 def sees(text: str) -> list:
   """Returns what it sees."""
   return [os.environ.get(text), os.getcwd()]
+
+def reads(text: str) -> str:
+  """Reads its standard input, as programs that it starts do."""
+  said = sys.stdin.read()
+  return text + subprocess.run(['cat'], capture_output=True, text=True).stdout + said
+
+def cycle(text: str) -> list:
+  """Returns a value that is no JSON."""
+  value = []
+  value.append(value)
+  return value
+
+def awaits(text: str) -> str:
+  """Returns what has to be awaited."""
+  return aio_double(3)
+
+def backtracks(text: str) -> str:
+  """Holds the interpreter's lock."""
+  import re
+  open(text, 'w').write(str(os.getpid()))
+  return str(re.match('(a+)+$', 'a' * 60 + 'b'))
 
 async def aio_double(number: int) -> int:
   """Doubles a number."""
@@ -119,6 +142,58 @@ def test_every_other_error_is_the_tools(path, name):
     _call(_tool(path, name), text='x')
 
 
+def test_what_is_no_result_is_the_functions_mistake(path):
+  for name, said in (('cycle', 'Circular'), ('awaits', 'awaitable')):
+    with pytest.raises(base.ToolUnreachable, match=said):
+      _call(_tool(path, name), text='x')
+
+
+def test_its_standard_input_is_empty(path):
+  assert _call(_tool(path, 'reads', seconds=20.0), text='x') == 'x'
+
+
+def test_a_process_that_ended_between_two_calls_is_started_again(path):
+  tool = _tool(path, 'sees')
+  children = next(
+      cell.cell_contents for cell in tool.call.__closure__
+      if isinstance(cell.cell_contents, own_functions.Own)
+  )._children
+
+  async def main():
+    first = await tool.call({'text': 'X'})
+    (pid,) = children.pids
+    os.kill(pid, 9)
+    await asyncio.sleep(0.5)
+    second = await tool.call({'text': 'X'})
+    await tool.close()
+    return first, second
+
+  first, second = asyncio.run(main())
+  assert first == second
+
+
+def test_code_that_changes_in_a_run_is_not_run(path):
+  tool = _tool(path, 'double')
+  pathlib.Path(path).write_text(_FILE.replace('2 * number', '3 * number'))
+  with pytest.raises(language_model.Unreachable, match='changed since the run began'):
+    _call(tool, number=2)
+
+
+def test_a_decorator_that_hides_what_it_decorates_is_refused(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+      'import functools\n'
+      'def hides(f):\n'
+      '  @functools.wraps(f)\n'
+      '  def g(*a, **k): return f(*a, **k)\n'
+      '  return g\n'
+      '@hides\n'
+      'async def f(x: str) -> str:\n  """F."""\n  return x\n'
+  )
+  with pytest.raises(own_functions.LoadError, match='a decorator hides'):
+    _tool(str(path), 'f')
+
+
 def test_a_call_sees_what_whoever_started_the_run_sees(path, monkeypatch):
   monkeypatch.setenv('MINE', 'ours')
   said = json.loads(_call(_tool(path, 'sees'), text='MINE'))
@@ -160,9 +235,31 @@ _ON_PROC = pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='reads /pr
 @_ON_PROC
 @pytest.mark.parametrize('name', ['hangs', 'aio_hangs'])
 def test_one_that_hangs_is_ended_with_all_that_it_started(path, name, tmp_path):
-  with pytest.raises(base.ToolUnreachable, match='took longer than 2 s'):
-    _call(_tool(path, name, seconds=2.0), text=str(tmp_path / 'pids'))
+  with pytest.raises(base.ToolUnreachable, match='took longer than 5 s'):
+    _call(_tool(path, name, seconds=5.0), text=str(tmp_path / 'pids'))
   assert _gone(tmp_path / 'pids')
+
+
+_ORPHAN = """
+import asyncio
+from agentflow_jax.agents.tools import own_tool
+tool = own_tool.make({path!r}, 'backtracks', seconds=600, processes=1)
+asyncio.run(tool.call({{'text': {where!r}}}))
+"""
+
+
+@_ON_PROC
+@pytest.mark.skipif(sys.platform != 'linux', reason='asks the kernel of Linux')
+def test_a_process_ends_with_ours_whatever_it_does(path, tmp_path):
+  where = tmp_path / 'pids'
+  with subprocess.Popen(
+      [sys.executable, '-c', _ORPHAN.format(path=path, where=str(where))], cwd=_ROOT
+  ) as process:
+    until = time.monotonic() + 60
+    while not (where.exists() and where.read_text()) and time.monotonic() < until:
+      time.sleep(0.05)
+    process.kill()
+  assert _gone(where)
 
 
 @_ON_PROC
@@ -268,9 +365,12 @@ def test_a_card_is_read_from_annotations_and_docstring():
     [
         ('def f(x: str): return x', 'needs a docstring'),
         ('def f(x):\n  """F."""', "'x' needs an annotation"),
-        ('def f(*x: str):\n  """F."""', "'x' has to have a name"),
+        ('def f(*x: str):\n  """F."""', r'\*args and'),
         ('def f(x: set):\n  """F."""', 'understood'),
-        ('def f(x: "Nothing"):\n  """F."""', 'names nothing'),
+        ('def f(x: "Nothing"):\n  """F."""', 'cannot be resolved'),
+        ('def f(x: "list["):\n  """F."""', 'cannot be resolved'),
+        ('import functools\nf = functools.partial(print)', 'is no function'),
+        ('import sys\nsys.exit(3)', 'SystemExit'),
         ('f = 3', 'is no function'),
         ('def g(): pass', "has no 'f'"),
         ('def f(:', 'SyntaxError'),

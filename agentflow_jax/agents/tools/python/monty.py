@@ -9,6 +9,7 @@ so that a flaw in it meets a bounded process; `bubblewrap` is the stronger one.
 """
 
 import contextlib
+import functools
 import importlib.util
 import math
 import os
@@ -145,16 +146,40 @@ def _command(binary: str, limits: sandbox.Limits) -> list[str]:
   # Standard input is a pipe whose other end this process holds. It ends with the
   # call or with this process, and then the watcher ends its own process group, to
   # which monty belongs. The watcher keeps the group's number from being used again.
+  # Where the kernel ends monty with its parent, there is no watcher, which would
+  # be a zombie in a container whose first process is ours.
+  ends_with_parent = _ending_with_parent()
   shell.append('exec 3<&0 </dev/null')
   watcher = '(read -r _ <&3; kill -s KILL -- -$$) >/dev/null 2>&1 & exec 3<&-'
-  shell.append(f'{{ {watcher}; }}')
+  shell.append('exec 3<&-' if ends_with_parent else f'{{ {watcher}; }}')
   script = ' && '.join(shell) + ' && unset PWD OLDPWD && exec "$0" "$@"'
   return [
-      '/bin/sh', '-c', f'{script} || exit 125', binary,
+      *ends_with_parent, '/bin/sh', '-c', f'{script} || exit 125', binary,
       f'--max-feed-duration={limits.cpu_seconds}',
       f'--max-memory={limits.memory_bytes}',
       f'--max-total-sleep={limits.wall_seconds}', '--max-sleep=inf',
   ]  # fmt: skip
+
+
+@functools.cache
+def _ending_with_parent() -> tuple[str, ...]:
+  """Returns a command that lets the kernel end its command with our thread.
+
+  It is empty where there is none: elsewhere than on Linux, and before util-linux
+  2.33.
+  """
+  found = shutil.which('setpriv')
+  if found is None:
+    return ()
+  command = (found, '--pdeathsig', 'KILL', '--')
+  try:
+    done = subprocess.run(
+        [*command, '/bin/sh', '-c', ':'], capture_output=True, check=False,
+        timeout=_PROBE_SECONDS,
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return ()
+  return () if done.returncode else command
 
 
 def _find_binary() -> str:

@@ -251,11 +251,14 @@ def _processes_with(marker: str) -> list[str]:
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='reads /proc')
-def test_montys_process_ends_with_ours():
+@pytest.mark.parametrize('has_setpriv', [True, False])
+def test_montys_process_ends_with_ours(has_setpriv):
   _make('monty')
-  marker = str(10**12 + os.getpid())
+  marker = str(10**12 + 2 * os.getpid() + has_setpriv)
   with subprocess.Popen(
-      [sys.executable, '-c', _ORPHAN.format(backend='monty', marker=marker)],
+      [sys.executable, '-c', _ORPHAN.format(
+          backend='monty', marker=marker, has_setpriv=has_setpriv
+      )],
       stdout=subprocess.PIPE, cwd=pathlib.Path(__file__).parents[4],
   ) as process:
     assert process.stdout.readline() == b'ready\n'
