@@ -194,7 +194,7 @@ def bounded(a_filter: Callable[..., Any]) -> Callable[..., Any]:
   @functools.wraps(a_filter)
   def checked(*args, **kwargs):
     values = [*args, *kwargs.values()]
-    check_widths(values)
+    check_widths(values[1:])  # The first one is what is filtered.
     for value in values:
       check_written(value)
     result = a_filter(*args, **kwargs)
