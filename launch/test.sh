@@ -47,7 +47,7 @@ export JAX_COMPILATION_CACHE_DIR
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 run_pytest() {
   "$VENV_PYTHON" -m pytest --numprocesses=logical --maxprocesses=4 \
-    --dist=loadfile "$@"
+    --dist=loadfile --no-loadscope-reorder "$@"
 }
 if (($#)); then
   run_pytest "$@"

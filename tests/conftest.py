@@ -14,6 +14,20 @@ _QUICK = (
     'tests/sizing/fit_test.py',
 )
 
+# Files that take long, in the order in which processes are given them: one that
+# begins last would keep one process busy while the others are done.
+_LONG = (
+    'tests/core/update_test.py', 'tests/core/truncation_test.py',
+    'tests/core/forest_test.py', 'tests/sizing/fit_test.py',
+    'tests/core/masters_test.py', 'tests/core/attention_test.py',
+    'tests/inference/engine_test.py', 'tests/entry_points_test.py',
+    'tests/evaluation/command_test.py', 'tests/training/run_test.py',
+    'tests/training/own_code_run_test.py', 'tests/agents/tools/mcp/servers_test.py',
+    'tests/training/demonstrations_test.py', 'tests/training/on_policy_test.py',
+    'tests/training/trainer_test.py', 'tests/inference/sampling_test.py',
+    'tests/training/many_processes_test.py',
+)
+
 _DEVICES = '--xla_force_host_platform_device_count=8'
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -23,6 +37,12 @@ if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
 
 @pytest.hookimpl(tryfirst=True)  # Before -m chooses.
 def pytest_collection_modifyitems(config, items):
+  places = {where: place for place, where in enumerate(_LONG)}
+  items.sort(
+      key=lambda item: places.get(
+          item.path.relative_to(config.rootpath).as_posix(), len(_LONG)
+      )
+  )
   for item in items:
     where = item.path.relative_to(config.rootpath).as_posix()
     if where.startswith(_QUICK):

@@ -30,8 +30,7 @@ class Limits:
     start_seconds: time until a new child must be ready.
     requests: number of requests after which the child is replaced (libraries'
       caches grow).
-    attempts: number of times that a request is made before the child's end, or
-      its silence, is taken for the answer.
+    attempts: number of attempts at a request whose child ends or stays silent.
   """
 
   cpu_seconds: float = 5.0
@@ -207,7 +206,7 @@ class Child:
     process, self._process = self._process, None
     if process is None:
       return
-    # It leads a group, in which whatever it started is, too.
+    # The child leads a process group, which holds the programs that it started.
     with contextlib.suppress(ProcessLookupError):
       if process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)

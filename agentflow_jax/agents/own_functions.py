@@ -1,8 +1,8 @@
-"""A user's own functions: loaded from their files, and run where they can be ended.
+"""Loads a user's own functions from their files, and calls them with a time limit.
 
-They are trusted code, like a config. An asynchronous function runs in the event loop
-of the rollouts, and must not block it; any other runs in a child process, which is
-killed where it takes too long.
+These functions are trusted code, like a config. An asynchronous function runs in the
+event loop of the rollouts and must not block it. A synchronous function runs in a
+child process, which is killed when a call exceeds the time limit.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ _WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'own_worker.p
 
 
 class LoadError(Exception):
-  """A file or a name in it that cannot be used; says why."""
+  """A file, or a name in it, cannot be used; the message says why."""
 
 
 class Refused(Exception):
-  """The function refused its arguments; its text is for the model."""
+  """The function refused its arguments; the message is shown to the model."""
 
 
 class Failed(Exception):
@@ -36,11 +36,13 @@ class Failed(Exception):
 
 
 class TimedOut(Exception):
-  """The function took too long."""
+  """The call exceeded the time limit."""
 
 
 def load(path: str, name: str) -> Any:
-  """Runs a Python file, once for each content, and returns what it calls `name`.
+  """Runs a Python file and returns the object that it calls `name`.
+
+  A file is run once; it is run again only after its content has changed.
 
   Args:
     path: path of the file, which is trusted code.
@@ -59,7 +61,7 @@ def load(path: str, name: str) -> Any:
   if module is None:
     spec = importlib.util.spec_from_file_location(module_name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # Its dataclasses look for it there.
+    sys.modules[module_name] = module  # Dataclasses look their module up there.
     try:
       spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:  # Whatever a user's file raises.
@@ -79,12 +81,12 @@ def digest(path: str) -> str:
 def caller(
     function: Callable[..., Any], kind: str
 ) -> Callable[[Mapping[str, Any]], Any]:
-  """Returns a function of one mapping, as requests carry it.
+  """Returns a function that takes the arguments of a request as one mapping.
 
   Args:
     function: function that a user wrote.
-    kind: 'tool' for a function of named arguments; 'reward' for one of a task
-      and an answer.
+    kind: kind of the function: a 'tool' takes named arguments, a 'reward' takes a
+      task and an answer.
   """
   if kind == 'tool':
     return lambda arguments: function(**arguments)
@@ -98,17 +100,18 @@ def caller(
 
 
 def text_of(value: Any) -> str:
-  """Returns a tool's result as text: itself, or JSON."""
+  """Returns a tool's result as text; a result that is no text becomes JSON."""
   if isinstance(value, str):
     return value
   return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def reward_of(value: Any) -> float | dict[str, float]:
-  """Returns a reward, or its parts by name, as numbers of Python.
+  """Returns a reward, or its parts by name, as Python floats.
 
   Raises:
-    ValueError: it is neither, or not finite.
+    ValueError: the value is neither a number nor a mapping of named numbers, or a
+      number is not finite.
   """
   if isinstance(value, Mapping):
     if not value or not all(isinstance(name, str) and name for name in value):
@@ -128,7 +131,7 @@ def _finite(value: Any) -> float:
 
 
 class Own:
-  """A user's function, which can be awaited and ended.
+  """A user's function, called with a time limit.
 
   Use it from one event loop and await `aclose` at the end.
 
@@ -144,7 +147,8 @@ class Own:
     version: digest of its file.
 
   Raises:
-    LoadError: it cannot be loaded, is no function, or a limit is not positive.
+    LoadError: the function cannot be loaded, the name is not a function, or a
+      limit is not positive.
   """
 
   def __init__(
@@ -173,14 +177,14 @@ class Own:
               _WORKER, (os.path.abspath(path), name, kind, self.version),
               dict(os.environ), os.getcwd(),
           ),
-          # A function may change something, so no call is made twice. The time
-          # limit here is never reached: the one below is.
+          # A function may have side effects, so no call is repeated. The limit
+          # of `_limited` is reached before this one.
           child.Limits(wall_seconds=2 * seconds + 60, attempts=1),
           processes,
       )
 
   async def __call__(self, arguments: Mapping[str, Any]) -> Any:
-    """Returns what the function returns: a text, or a reward or its parts.
+    """Returns the function's result: a tool's text, or a reward or its parts.
 
     Args:
       arguments: JSON values, as `caller` takes them.
@@ -214,7 +218,7 @@ class Own:
       raise Failed(f'{self._name} raised {type(e).__name__}: {e}') from e
     try:
       return text_of(value) if self._kind == 'tool' else reward_of(value)
-    except Exception as e:  # A result that is none is the function's mistake.
+    except Exception as e:  # An invalid result is the function's mistake.
       raise Failed(f'{self._name} raised {type(e).__name__}: {e}') from e
 
   async def _limited(self, work: Awaitable[Any]) -> Any:

@@ -8,8 +8,8 @@
     <- {"value": ...}   or   {"refused": "..."}   or   {"failed": "..."}
 
 The function is trusted code: it has the environment, the files and the network of
-the run. It is here so that one that hangs can be ended. Started by
-path, by `child`.
+the run. It has a process of its own so that a call that hangs can be killed. `child`
+starts this file by its path.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _LONGEST_TEXT = 1 << 20
 
 
 def _end_with_parent() -> None:
-  """Lets the kernel end this process with its parent, where it can."""
+  """Asks the kernel to kill this process when its parent ends (Linux only)."""
   with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux.
 
@@ -39,7 +39,7 @@ def _requests() -> queue.SimpleQueue[str]:
   It is read on a thread, because the parent may be gone while the function runs.
   """
   lines = queue.SimpleQueue()
-  # What the function starts must not read them.
+  # Programs that the function starts must not read the requests.
   source = os.fdopen(os.dup(0), encoding='utf-8')
   nothing = os.open(os.devnull, os.O_RDONLY)
   os.dup2(nothing, 0)
@@ -55,7 +55,7 @@ def _requests() -> queue.SimpleQueue[str]:
 
 
 def _reply(call, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
-  """Calls the function, and says what came of it."""
+  """Calls the function, and returns its result or its error."""
   try:
     value = call(arguments)
   except Exception as e:  # Whatever a user's function raises.
@@ -68,7 +68,7 @@ def _reply(call, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if kind == 'reward':
       return {'value': own_functions.reward_of(value)}
     text = own_functions.text_of(value)
-  except Exception as e:  # A result that is none is the function's mistake.
+  except Exception as e:  # An invalid result is the function's mistake.
     return {'failed': f'{type(e).__name__}: {e}'}
   if len(text) > _LONGEST_TEXT:
     text = f'{text[:_LONGEST_TEXT]}\n... (cut at {_LONGEST_TEXT} characters)'
@@ -76,10 +76,10 @@ def _reply(call, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-  """Answers the parent's requests until it is gone."""
+  """Answers requests until the parent ends."""
   path, name, kind, version = sys.argv[2:6]
   _end_with_parent()
-  # The function may print; replies go to a descriptor of their own.
+  # The function may print, so replies go to a descriptor of their own.
   replies = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(2, 1)
   lines = _requests()

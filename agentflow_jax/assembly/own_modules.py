@@ -1,4 +1,4 @@
-"""An executor, verifier or generator of a user's own."""
+"""Loads a user's own executor, verifier or generator."""
 
 import inspect
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from agentflow_jax.agents import language_model, own_functions
 from agentflow_jax.config import own_code, schema
 
-# What the loop calls of each module; their contracts stand in agents.modules.
+# The method of each module that a rollout calls; see the protocols of agents.modules.
 _METHODS = {'executor': 'command', 'verifier': 'judge', 'generator': 'answer'}
 
 
@@ -16,18 +16,18 @@ def load(
     name: str,
     models: Mapping[str, language_model.LanguageModel],
 ) -> Any:
-  """Returns a module of a user's own.
+  """Returns a user's own module.
 
   Args:
-    role: settings of the module, whose `own` names an object with the module's
-      method (`command`, `judge` or `answer`, asynchronous, as agents.modules has
-      them), or a class or function that returns one. Where that takes an argument
-      `model`, it is given the language model that `backend` names.
+    role: settings of the module. Its `own` names an object with the module's
+      asynchronous method (`command`, `judge` or `answer`, see agents.modules), or a
+      class or function that returns such an object. A class or function with an
+      argument `model` is given the language model that `backend` names.
     name: name of the module: 'executor', 'verifier' or 'generator'.
     models: language models by backend.
 
   Raises:
-    ConfigError: it cannot be loaded, or is no such module.
+    ConfigError: the code cannot be loaded, or the object is not such a module.
   """
   field, method = f'agent.{name}.own', _METHODS[name]
   where = own_code.parse(role.own, field)

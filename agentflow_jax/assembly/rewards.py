@@ -1,4 +1,4 @@
-"""Makes a run's rewards: built-in ones, a judge, and a user's own."""
+"""Makes a run's rewards: built-in rewards, a judge, and a user's own functions."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -33,7 +33,7 @@ def make(
     clients: list that the judge's client is added to; its maker has to close it.
 
   Raises:
-    ConfigError: a reward is unknown, or cannot be made; names the remedy.
+    ConfigError: a reward is unknown or cannot be made; the message names the remedy.
   """
   others = {}
   for name in names:
@@ -64,9 +64,9 @@ def _own(config: schema.TaskSetConfig, said: str) -> registry.Reward:
 
 
 def _judge(model: language_model.LanguageModel) -> registry.Reward:
-  """Returns a reward of 1 for an answer that a model calls right, else 0.
+  """Returns a reward that is 1 where a model judges the answer right, else 0.
 
-  A judge that cannot be reached or understood gives no reward.
+  If the judge is unreachable or its verdict unreadable, there is no reward.
   """
   judge = judge_lib.Judge(model)
 

@@ -1,4 +1,4 @@
-"""The child process of `chat_templates`: a chat template to whether it renders.
+"""The child process of `chat_templates`, which compiles and renders a template.
 
     -> {"source": "...", "added": [[id, "content", ...], ...],
         "variables": {...}, "thinking": "auto"}
@@ -14,7 +14,7 @@ from typing import Any
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
   try:
-    # Compiles it, and renders what a model is asked first.
+    # Compiles the template, and renders a probe.
     template = chat.ChatTemplate(
         request['source'],
         [chat.AddedToken(*token) for token in request['added']],

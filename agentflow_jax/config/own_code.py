@@ -1,4 +1,4 @@
-"""Fields that name a user's own code, as PATH.py:NAME."""
+"""Reads the fields that name a user's own code as PATH.py:NAME."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ class Name:
 
 
 def is_own(said: str) -> bool:
-  """Returns whether a field that may also hold a built-in name holds PATH.py:NAME."""
+  """Returns whether the value of a field names own code, not something built in."""
   return ':' in said
 
 

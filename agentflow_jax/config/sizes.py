@@ -1,4 +1,4 @@
-"""Sizes that follow from others, for configs that do not give them."""
+"""Raises sizes of the engine and the update that are too small for a config."""
 
 import dataclasses
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Connections that cost no other client anything: deadlines, and a bound.
+"""Deadlines for connections, and a bound on their number.
 
 By itself, uvicorn waits for the rest of a request for ever, accepts connections
 until the process has no descriptor left, and goes on reading a body that it has
@@ -28,7 +28,7 @@ _LATE = (
 
 
 def _most_connections() -> int:
-  """Returns how many connections leave descriptors for all else."""
+  """Returns a number of connections that leaves descriptors for other uses."""
   soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft == resource.RLIM_INFINITY:
     return _MOST_CONNECTIONS
@@ -38,18 +38,18 @@ def _most_connections() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-  """What a client may take of the server.
+  """Limits on the time and the connections that clients can take.
 
   Attributes:
     header_seconds: time from the first byte of a request, or from connecting, to
       the end of its headers.
     body_seconds: time from there to the end of its body.
-    write_seconds: time for which a client may read nothing of its answer.
-    linger_seconds: time for which the rest of an unwanted body is thrown away, so
-      that the client can read why.
-    connections: number of connections at a time. A new one beyond it takes the
-      place of the one that has waited longest for the rest of a request; where
-      all are being answered, it is refused with status 503.
+    write_seconds: longest time during which a client reads nothing of its answer.
+    linger_seconds: time during which the rest of a refused body is read and
+      discarded, so that the client can read the answer.
+    connections: largest number of connections. A new connection beyond it replaces
+      the one that has waited longest for the rest of a request; if all connections
+      are being answered, the new one is refused with status 503.
   """
 
   header_seconds: float = 10.0
@@ -98,7 +98,7 @@ class _Protocol(h11_impl.H11Protocol):
   ):
     super().__init__(*args, **kwargs)
     self._bounds, self._waiting = bounds, waiting
-    self._phase = ''  # What is waited for, or 'answer'.
+    self._phase = ''  # 'headers', 'body', 'answer', or 'idle' between requests.
     self._deadline: asyncio.TimerHandle | None = None
     self._stalled: asyncio.TimerHandle | None = None
     self._lingers = False
@@ -110,7 +110,7 @@ class _Protocol(h11_impl.H11Protocol):
       self._make_room()
 
   def connection_lost(self, exc):
-    self._lingers = True  # What uvicorn does now begins no further waiting.
+    self._lingers = True  # uvicorn closes the transport now: start no new timer.
     for timer in (self._deadline, self._stalled):
       if timer is not None:
         timer.cancel()
@@ -148,7 +148,7 @@ class _Protocol(h11_impl.H11Protocol):
       self._stalled.cancel()
 
   def _enter(self) -> None:
-    """Sets the deadline of what is now waited for."""
+    """Sets the deadline of the current phase."""
     if self.cycle is None or self.cycle.response_complete:
       # Between two requests uvicorn's own deadline holds.
       idle = self.timeout_keep_alive_task is not None
@@ -193,7 +193,7 @@ class _Protocol(h11_impl.H11Protocol):
     return self.conn.their_state is h11.SEND_BODY
 
   def linger(self) -> None:
-    """Ends the connection, but reads on for a while.
+    """Ends the connection, but keeps reading for a while.
 
     Closing a socket that holds unread bytes resets the connection, and the client
     may lose the answer that tells it why.
@@ -213,7 +213,7 @@ class _Protocol(h11_impl.H11Protocol):
 
 
 class _Transport:
-  """A transport that lingers where uvicorn would close it before the body's end."""
+  """A transport that lingers if it is closed before the end of a body."""
 
   def __init__(self, transport: asyncio.Transport, protocol: _Protocol):
     self._transport, self._protocol = transport, protocol

@@ -1,4 +1,4 @@
-"""What is refused before it is understood: by its headers, or by its size."""
+"""Refuses requests by their headers, and bodies by their size."""
 
 import ipaddress
 import json
@@ -12,13 +12,13 @@ from starlette import requests as http
 from agentflow_jax.serving import requests, writing
 
 _MAX_BODY_BYTES = 4 << 20
-# A body that is longer shares the room below with the others that are being read.
+# The part of a body beyond this counts towards the bound on all bodies.
 _SMALL_BODY_BYTES = 64 << 10
 _MAX_BODIES_BYTES = 64 << 20
 
 
 class Gate:
-  """Refuses, before anything else, what no client of ours sends."""
+  """ASGI middleware that refuses requests by their headers."""
 
   def __init__(self, app: types.ASGIApp, hosts: frozenset[str] | None):
     self._app, self._hosts = app, hosts
@@ -30,7 +30,7 @@ class Gate:
     headers = datastructures.Headers(scope=scope)
     app = self._app
     if 'content-length' in headers and 'transfer-encoding' in headers:
-      # Another server on the way may have read another of the two (RFC 9112, 6.3).
+      # A proxy may have used the other one of the two (RFC 9112, section 6.3).
       app = writing.error(
           'Content-Length and Transfer-Encoding exclude each other', 400,
           'invalid_request_error',
@@ -73,10 +73,10 @@ def _is_ours(host: str, names: frozenset[str]) -> bool:
 
 
 class Bodies:
-  """Reads the bodies of requests, of which many may be half sent at a time.
+  """Reads the bodies of requests, within a bound on the memory of all of them.
 
-  Large ones are bounded together. A small one is always read: connections bound
-  their number.
+  Only the part of a body beyond 64 KiB counts, so that small bodies are read however
+  many large ones are half sent.
   """
 
   def __init__(self):

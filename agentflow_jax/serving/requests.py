@@ -43,7 +43,7 @@ _IDLE: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-# Values of a client in messages to it, cut.
+# Shortens the values of a client that error messages repeat.
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 

@@ -14,8 +14,8 @@ from agentflow_jax.files import reading, writing
 from agentflow_jax.tokenization import chat, gguf_vocabularies
 
 TokenizerError = gguf_vocabularies.TokenizerError
-# Tries a chat template elsewhere, given its source, the added tokens, the variables
-# and how thinking is switched; raises TemplateError where it is not to be used.
+# A function that tries a chat template, given its source, the added tokens, its
+# variables and its switch for thinking; it raises TemplateError to refuse the template.
 TemplateCheck = Callable[
     [str, Sequence[chat.AddedToken], Mapping[str, Any], chat.Thinking], None
 ]

@@ -1,9 +1,9 @@
-"""Bounds on what a chat template may ask for.
+"""Bounds on the time and memory that a chat template can take.
 
 A template is somebody else's program. `'x' * 10**10`, `'%9999999999d' % 1`,
-`'x'|center(10**10)` and `9**9**9` each ask for more memory or time than there is,
-in one operation that nothing can interrupt; loops and doubled texts do so in many.
-No template that was released comes near these bounds.
+`'x'|center(10**10)` and `9**(9**9)` each take more memory or time than a machine has,
+in one operation that cannot be interrupted. Loops, and texts that are doubled again and
+again, take as much in many operations. Released templates stay far below these bounds.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class TooMuch(ValueError):
 
 
 class _Budget:
-  """What is left for one prompt."""
+  """Remaining loop iterations and characters of one prompt."""
 
   def __init__(self):
     self.steps, self.characters = _MOST_STEPS, _MOST_WRITTEN
@@ -49,7 +49,7 @@ _LEFT: contextvars.ContextVar[_Budget | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def budget() -> Iterator[None]:
-  """Bounds the loops and the texts of one prompt, which its body renders."""
+  """Bounds the loops and texts of the one prompt that is rendered in its body."""
   token = _LEFT.set(_Budget())
   try:
     yield
@@ -58,10 +58,10 @@ def budget() -> Iterator[None]:
 
 
 def tick() -> str:
-  """Counts an iteration of a loop, and writes nothing.
+  """Counts one iteration of a loop; returns an empty text for the template.
 
   Raises:
-    TooMuch: the loops of the prompt have taken too many.
+    TooMuch: the loops of the prompt have taken too many iterations.
   """
   left = _LEFT.get()
   if left is not None:
@@ -166,10 +166,10 @@ def check_added(values: Iterable[Any]) -> None:
 
 
 def check_written(value: Any) -> Any:
-  """Returns a value that is to become text, which must not be too long.
+  """Returns a value that is about to be written as text, if that is short enough.
 
-  A list that holds the same list twice, and so on, has a text of a length that
-  doubles with each level.
+  The text of a list that holds one list twice, which holds another one twice, and so
+  on, doubles in length with each level.
 
   Raises:
     TooMuch: the text would be too long.
@@ -194,7 +194,7 @@ def bounded(a_filter: Callable[..., Any]) -> Callable[..., Any]:
   @functools.wraps(a_filter)
   def checked(*args, **kwargs):
     values = [*args, *kwargs.values()]
-    check_widths(values[1:])  # The first one is what is filtered.
+    check_widths(values[1:])  # The first value is the one that is filtered.
     for value in values:
       check_written(value)
     result = a_filter(*args, **kwargs)

@@ -184,8 +184,8 @@ class TraceSource:
 def _demonstrated(group: records.Group) -> list[records.Turn]:
   """Returns the turns that a row demonstrates.
 
-  Where the verifier did not stop, the rollout went on with the last plan: those
-  turns are left out.
+  If the verifier did not stop after the last plan, the rollout repeated that plan;
+  those turns are left out.
 
   Raises:
     ConfigError: a plan cannot be carried out; names the task.

@@ -121,9 +121,13 @@ def test_more_ids_than_the_vocabulary_are_an_error_at_start(tmp_path):
     system_lib.build(config, epath.Path(tmp_path))
 
 
-def test_a_warm_start_needs_the_teacher_s_tasks(tmp_path):
+def test_a_warm_start_needs_tasks_that_can_teach(tmp_path):
   config = dataclasses.replace(mini.config(tmp_path), algorithm='sft')
-  with pytest.raises(schema.ConfigError, match='must be geohop'):
+  consistency.check(config)  # Rows may demonstrate plans.
+  config = dataclasses.replace(
+      config, task_set=schema.TaskSetConfig(kind='benchmark', evaluation='x')
+  )
+  with pytest.raises(schema.ConfigError, match='must be geohop or jsonl'):
     consistency.check(config)
 
 

@@ -24,7 +24,16 @@ def _placed(mesh):
   )
 
 
-@pytest.mark.parametrize('axes', [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize(
+    'axes',
+    [
+        (8, 1, 1), (2, 2, 2),
+        *(
+            pytest.param(axes, marks=pytest.mark.slow)
+            for axes in ((1, 8, 1), (1, 2, 4))
+        ),
+    ],
+)
 @pytest.mark.parametrize('split', [True, False])
 def test_values_are_the_same_on_this_process_s_devices(axes, split):
   mesh = sharding.make_mesh(*axes)

@@ -177,7 +177,9 @@ def _sets(shape, targets, size, seed=0):
   return kept, keep
 
 
-@pytest.mark.parametrize('shards', [1, 4])
+@pytest.mark.parametrize(
+    'shards', [pytest.param(1, marks=pytest.mark.slow), 4]
+)
 def test_statistics_over_kept_sets(shards):
   logits, temperature = 30 * _logits((5, 9, 64)), np.full((5, 9), 0.7)
   targets = np.random.default_rng(0).integers(0, 64, (5, 9))

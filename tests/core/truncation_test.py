@@ -195,6 +195,7 @@ def test_loss_and_metrics_equal_the_float64_oracle():
   assert metrics['logprob_gap/max'] <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_gradient_equals_autodiff_of_the_plain_definition():
   rows = _off_policy()
 
@@ -230,11 +231,16 @@ def test_the_gradient_equals_autodiff_of_the_plain_definition():
 @pytest.mark.parametrize(
     'packing',
     [
-        {'layout': 'forest'},
-        {'block': 4},
-        {'tokens': 40, 'rows_per_micro': 2, 'max_micro': 4},
         {'tokens': 40, 'rows_per_micro': 2, 'max_micro': 4, 'layout': 'forest'},
         {'max_kept': SIZE + 5},
+        *(
+            pytest.param(packing, marks=pytest.mark.slow)
+            for packing in (
+                {'layout': 'forest'},
+                {'block': 4},
+                {'tokens': 40, 'rows_per_micro': 2, 'max_micro': 4},
+            )
+        ),
     ],
 )
 def test_gradient_does_not_depend_on_packing(packing):

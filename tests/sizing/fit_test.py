@@ -96,6 +96,7 @@ def test_every_program_of_the_run_is_compiled(reports):
     }
 
 
+@pytest.mark.slow
 def test_a_planner_that_truncates_has_programs_of_its_own(tmp_path, monkeypatch):
   config = overrides.override(_config(tmp_path, data=8), [
       ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8'),

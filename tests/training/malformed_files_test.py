@@ -149,6 +149,15 @@ def _checked(path, read, *errors):
   return message
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _frozen():
+  """Collections in these tests skip the objects of all libraries."""
+  gc.collect()
+  gc.freeze()
+  yield
+  gc.unfreeze()
+
+
 @pytest.fixture(scope='module', name='released')
 def _released(tmp_path_factory):
   path = recipe.write_released(

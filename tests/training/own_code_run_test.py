@@ -23,9 +23,7 @@ def _made(tmp_path_factory):
           ('agent.tools.own', f'{path}:count_letters'),
           ('agent.generator.own', f'{path}:LastResult'),
           ('task_set.reward', f'{path}:right_and_brief'),
-          ('planner.max_prompt_tokens', '200'),
-          ('engine.max_prompt_tokens', '200'),
-          ('batch.tokens_per_row', '240'),
+          ('evaluation.every', '0'), ('evaluation.start_and_final', 'false'),
       ],
   )
   run.train(config, str(directory / 'out'), quiet=True)

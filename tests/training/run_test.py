@@ -61,7 +61,8 @@ def test_everything_a_run_promises_is_there(whole):
     assert 0 < line['seconds/rollout/engine'] <= line['seconds/rollout']
   for path in (workdir / 'evaluations').iterdir():
     temperature = json.loads(path.read_text())['temperature']
-    samples = not ('greedy' in path.name or 'control_empty' in path.name)
+    scripted = path.name.startswith(('control_empty', 'control_random'))
+    samples = not (scripted or 'greedy' in path.name)
     assert temperature == (1.0 if samples else 0.0)
   assert len(list((workdir / 'rollouts').iterdir())) == 4
   assert (workdir / 'report.html').exists() and 'greedy' in table

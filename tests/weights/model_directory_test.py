@@ -313,9 +313,8 @@ print((peak() - before) / held, held)
 """
 
 
-@pytest.mark.parametrize(
-    'dtype', [pytest.param('float32', marks=pytest.mark.slow), 'bfloat16']
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_loading_onto_a_mesh_holds_little_more_than_its_result(tmp_path, dtype):
   config = model.ModelConfig(
       vocab_size=16384, d_model=1024, n_layers=6, n_heads=16, n_kv_heads=8,

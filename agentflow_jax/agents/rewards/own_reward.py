@@ -1,4 +1,4 @@
-"""Rewards of a user's own: a function of a task and an answer."""
+"""Makes a reward from a user's own function of a task and an answer."""
 
 import dataclasses
 import inspect
@@ -14,10 +14,10 @@ def make(
   """Makes a reward of a function.
 
   The function takes a records.Task and the answer, a text without its thoughts. It
-  returns a finite number, or several by name, whose sum is the reward. An error in
-  it, or a number that is not finite, is no fault of the policy: the rollout has no
-  reward, and its status says that a module failed, or, where the time limit
-  passed, that the reward could not be reached.
+  returns a finite number, or a mapping of named numbers whose sum is the reward. The
+  policy does not answer for an error of the function: the rollout then has no reward.
+  Its status is REWARD_UNREACHABLE where the time limit passed, and MODULE_FAILED for
+  other errors and for numbers that are not finite.
 
   Args:
     spec: name by which tasks call the reward.
@@ -27,8 +27,8 @@ def make(
     processes: number of calls of a synchronous function at a time.
 
   Raises:
-    own_functions.LoadError: it cannot be loaded, or does not take a task and an
-      answer.
+    own_functions.LoadError: the function cannot be loaded, or does not take a task
+      and an answer.
   """
   own = own_functions.Own(path, name, 'reward', seconds, processes)
   try:

@@ -1,4 +1,4 @@
-"""Tools of a user's own: a typed function with a docstring is a card and a call."""
+"""Makes a tool from a user's own function: its docstring and types are the card."""
 
 import inspect
 import json
@@ -20,20 +20,20 @@ _EXAMPLES = {
     'string': '...', 'integer': 1, 'number': 1.5, 'boolean': True, 'array': [],
     'object': {},
 }
-# A call may wait so long for a process, which is not the function's time.
+# Longest wait of a call for an idle process; it is not part of the call's time limit.
 _QUEUE_SECONDS = 120.0
 
 
 def make(path: str, name: str, *, seconds: float, processes: int) -> base.Tool:
   """Makes a tool of a function.
 
-  The function's name is the tool's, the first paragraph of its docstring says what
-  it is for, the next ones are its limits, and the section Args describes the
-  arguments. Their annotations are their types: str, int, float, bool, list, dict,
-  a Literal, a union with None, and lists and dicts of these. What the function
-  returns is the result: a text, or a value that becomes JSON. ValueError, or
-  base.BadArguments, is text for the model; every other error counts as a failure
-  of the tool, whatever the model did.
+  The function's name is the tool's name. The first paragraph of the docstring is the
+  tool's purpose, the following paragraphs are its limits, and the section Args
+  describes the arguments. The annotations are the types of the arguments: str, int,
+  float, bool, list, dict, a Literal, a union with None, and lists and dicts of these.
+  The result is a text, or a value that becomes JSON. The message of a ValueError or a
+  base.BadArguments is shown to the model; every other error is a failure of the tool,
+  whatever its arguments were.
 
   Args:
     path: path of the file that holds the function.
@@ -42,8 +42,8 @@ def make(path: str, name: str, *, seconds: float, processes: int) -> base.Tool:
     processes: number of calls of a synchronous function at a time.
 
   Raises:
-    own_functions.LoadError: it cannot be loaded, or lacks its docstring or an
-      annotation.
+    own_functions.LoadError: the function cannot be loaded, or its docstring or an
+      annotation is missing.
   """
   own = own_functions.Own(path, name, 'tool', seconds, processes)
   try:
@@ -73,7 +73,8 @@ def card_of(function: Callable[..., Any], name: str) -> base.Card:
     name: name of the tool.
 
   Raises:
-    ValueError: the docstring, or an annotation, is missing or is of no use.
+    ValueError: the docstring or an annotation is missing, or an annotation is not
+      supported.
   """
   docs = docstring_parser.parse(inspect.getdoc(function) or '')
   purpose, limits = _paragraphs(docs)
@@ -146,7 +147,7 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
     }
   raise ValueError(
       f'{where} is annotated with {hint}; str, int, float, bool, list, dict,'
-      ' Literal and unions of these are understood'
+      ' Literal and unions of these are supported'
   )
 
 

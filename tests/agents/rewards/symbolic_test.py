@@ -164,7 +164,7 @@ def test_a_stopped_child_is_infrastructure_not_a_verdict():
 
     checker._child._start = start_and_stop
     try:
-      with pytest.raises(language_model.Unreachable, match='twice'):
+      with pytest.raises(language_model.Unreachable, match='at 2 attempts'):
         await checker.equal(['1/2'], '0.5')
       assert checker.pid is None
     finally:

@@ -366,7 +366,7 @@ def test_a_card_is_read_from_annotations_and_docstring():
         ('def f(x: str): return x', 'needs a docstring'),
         ('def f(x):\n  """F."""', "'x' needs an annotation"),
         ('def f(*x: str):\n  """F."""', r'\*args and'),
-        ('def f(x: set):\n  """F."""', 'understood'),
+        ('def f(x: set):\n  """F."""', 'are supported'),
         ('def f(x: "Nothing"):\n  """F."""', 'cannot be resolved'),
         ('def f(x: "list["):\n  """F."""', 'cannot be resolved'),
         ('import functools\nf = functools.partial(print)', 'is no function'),

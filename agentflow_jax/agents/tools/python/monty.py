@@ -99,7 +99,7 @@ class Monty:
 
 @contextlib.contextmanager
 def _lifeline() -> Iterator[int]:
-  """Yields the end for reading of a pipe that ends when this process does."""
+  """Yields the read end of a pipe whose write end closes with this process."""
   alive, ours = os.pipe()
   try:
     yield alive
@@ -143,11 +143,11 @@ def _command(binary: str, limits: sandbox.Limits) -> list[str]:
   shell = ['ulimit -c 0', f'ulimit -t {cpu}', 'ulimit -f 0', 'ulimit -n 32']
   if sys.platform == 'linux':  # elsewhere the shell cannot bound memory
     shell.append(f'ulimit -v {(limits.memory_bytes + _OWN_BYTES) // 1024}')
-  # Standard input is a pipe whose other end this process holds. It ends with the
-  # call or with this process, and then the watcher ends its own process group, to
-  # which monty belongs. The watcher keeps the group's number from being used again.
-  # Where the kernel ends monty with its parent, there is no watcher, which would
-  # be a zombie in a container whose first process is ours.
+  # Standard input is a pipe whose write end this process holds. When the call or this
+  # process ends, the pipe closes, and the watcher kills its process group, to which
+  # monty belongs. While the watcher lives, the number of the group is not used again.
+  # There is no watcher if the kernel kills monty with its parent: in a container
+  # whose first process is this one, each watcher would leave a zombie.
   ends_with_parent = _ending_with_parent()
   shell.append('exec 3<&0 </dev/null')
   watcher = '(read -r _ <&3; kill -s KILL -- -$$) >/dev/null 2>&1 & exec 3<&-'
@@ -163,10 +163,10 @@ def _command(binary: str, limits: sandbox.Limits) -> list[str]:
 
 @functools.cache
 def _ending_with_parent() -> tuple[str, ...]:
-  """Returns a command that lets the kernel end its command with our thread.
+  """Returns the prefix of a command that the kernel kills with our thread.
 
-  It is empty where there is none: elsewhere than on Linux, and before util-linux
-  2.33.
+  The prefix is empty where setpriv has no such option: on other systems than Linux,
+  and before util-linux 2.33.
   """
   found = shutil.which('setpriv')
   if found is None:
