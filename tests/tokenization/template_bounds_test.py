@@ -72,6 +72,7 @@ _BOMBS = [
     '{% set ns.s = {1: ns.s, 2: ns.s} %}{% endfor %}{{ ns.s|tojson }}',
     '{% set a = [0] * 100000 %}{{ ([a] * 1000)|sum(start=[])|length }}',
     '{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}',
+    "{% for i in range(1000) %}{% set x = 'y' * 1000000 %}{% endfor %}",
     '{% for i in range(90000) recursive %}{{ loop([1, 2]) }}{% endfor %}',
     '{{ range(10**9)|list }}',
 ]
