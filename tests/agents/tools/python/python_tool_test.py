@@ -233,9 +233,11 @@ def test_montys_card_names_what_models_often_use_and_it_lacks(program):
 
 _ORPHAN = """
 import asyncio
-import contextlib
-from agentflow_jax.agents.tools.python import python_tool
-tool = python_tool.make('{backend}')
+from agentflow_jax.agents.tools.python import monty, python_tool, sandbox
+if not {has_setpriv}:
+  monty._ending_with_parent = lambda: ()
+limits = sandbox.Limits(cpu_seconds=60, wall_seconds=60)
+tool = python_tool.make('monty', limits)
 print('ready', flush=True)
 asyncio.run(tool.call({{'code': 'x = {marker}\\nwhile True: pass'}}))
 """
@@ -256,9 +258,7 @@ def test_montys_process_ends_with_ours(has_setpriv):
   _make('monty')
   marker = str(10**12 + 2 * os.getpid() + has_setpriv)
   with subprocess.Popen(
-      [sys.executable, '-c', _ORPHAN.format(
-          backend='monty', marker=marker, has_setpriv=has_setpriv
-      )],
+      [sys.executable, '-c', _ORPHAN.format(marker=marker, has_setpriv=has_setpriv)],
       stdout=subprocess.PIPE, cwd=pathlib.Path(__file__).parents[4],
   ) as process:
     assert process.stdout.readline() == b'ready\n'
