@@ -404,15 +404,16 @@ def test_an_answer_that_nobody_reads_is_given_up():
       client.connect(('127.0.0.1', port))
       client.sendall(_post(ask))
       # uvicorn alone would wait for ever: what it has written is not all.
-      until = time.monotonic() + 30
+      until = time.monotonic() + 120
       while not _is_broken(client):
         assert time.monotonic() < until
         time.sleep(0.1)
       with contextlib.suppress(ConnectionError):
         said = _rest(client)
         head, _, body = said.partition(b'\r\n\r\n')
-        (length,) = re.findall(rb'content-length: (\d+)', head.lower())
-        assert len(body) < int(length)
+        # A reset may discard even what had arrived.
+        for length in re.findall(rb'content-length: (\d+)', head.lower()):
+          assert len(body) < int(length)
 
 
 def _is_broken(client):
