@@ -20,7 +20,7 @@ from agentflow_jax.agents import language_model
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What one request may cost.
+  """Limits of one request to a child process.
 
   Attributes:
     cpu_seconds: CPU time of a request, rounded up to the kernel's whole
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What a child process runs.
+  """A program for a child process.
 
   Attributes:
     path: path of the Python file, which speaks the protocol of `child_server`.
@@ -75,9 +75,9 @@ class Child:
   kills the child, so that no reply is ever read by another request.
 
   Args:
-    program: what the child runs; a path alone is a program without arguments
+    program: program of the child; a path stands for a program without arguments
       and environment.
-    limits: what one request may cost.
+    limits: limits of one request.
   """
 
   def __init__(self, program: Program | str, limits: Limits):
@@ -173,7 +173,7 @@ class Child:
         await self._kill()
 
   async def _start(self) -> None:
-    # A file, not a pipe: nobody would empty it while the child is in use.
+    # A file, not a pipe: a pipe that is not read would fill up and stop the child.
     with tempfile.TemporaryFile() as errors:
       try:
         self._process = await asyncio.create_subprocess_exec(
@@ -220,8 +220,8 @@ class Pool:
   Use it from one event loop and await `aclose` at the end.
 
   Args:
-    program: what each child runs.
-    limits: what one request may cost.
+    program: program of each child.
+    limits: limits of one request.
     processes: number of children.
   """
 
@@ -236,7 +236,7 @@ class Pool:
 
   @property
   def pids(self) -> list[int]:
-    """The process ids of the children that there are."""
+    """Process ids of the running children."""
     return [one.pid for one in self._children if one.pid is not None]
 
   @contextlib.asynccontextmanager

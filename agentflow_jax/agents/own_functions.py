@@ -64,7 +64,7 @@ def load(path: str, name: str) -> Any:
     sys.modules[module_name] = module  # Dataclasses look their module up there.
     try:
       spec.loader.exec_module(module)
-    except (Exception, SystemExit) as e:  # Whatever a user's file raises.
+    except (Exception, SystemExit) as e:  # The file is a user's code.
       del sys.modules[module_name]
       raise LoadError(f'{path} cannot be loaded: {type(e).__name__}: {e}') from e
   if not hasattr(module, name):
@@ -212,7 +212,7 @@ class Own:
   async def _awaited(self, arguments: Mapping[str, Any]) -> Any:
     try:
       value = await self._call(arguments)
-    except Exception as e:  # Whatever a user's function raises.
+    except Exception as e:  # The function is a user's code.
       if self._kind == 'tool' and isinstance(e, (base.BadArguments, ValueError)):
         raise Refused(str(e)) from e
       raise Failed(f'{self._name} raised {type(e).__name__}: {e}') from e

@@ -58,7 +58,7 @@ def _reply(call, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
   """Calls the function, and returns its result or its error."""
   try:
     value = call(arguments)
-  except Exception as e:  # Whatever a user's function raises.
+  except Exception as e:  # The function is a user's code.
     if kind == 'tool' and isinstance(e, (base.BadArguments, ValueError)):
       return {'refused': str(e)}
     return {'failed': f'{type(e).__name__}: {e}'}

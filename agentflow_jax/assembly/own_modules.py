@@ -50,7 +50,7 @@ def load(
   if is_maker and callable(made):
     try:
       made = made(**({'model': models[role.backend]} if takes_model else {}))
-    except Exception as e:  # Whatever a user's code raises.
+    except Exception as e:  # This is a user's code.
       raise schema.ConfigError(
           f'{field}: {where.name} raised {type(e).__name__}: {e}'
       ) from e

@@ -19,8 +19,8 @@ from agentflow_jax.data import geohop_facts, geohop_questions
 from agentflow_jax.tokenization import tokenizers
 
 Step = geohop_questions.Step
-# Writes a plan's text from the view, what is known of the task's solution (steps of
-# GeoHop, or texts of demonstrated plans) and a generator.
+# A function that writes a plan's text from the view, the task's solution (steps of
+# GeoHop, or texts of demonstrated plans) and a random generator.
 Script = Callable[[modules.View, Sequence[Any], random.Random], str]
 
 _OPERATORS = ('+', '-', '*', '/')
@@ -33,7 +33,7 @@ class ScriptedPlanner:
 
   Attributes:
     script: writes the response.
-    solutions: what is known of a task's solution, by the task's id.
+    solutions: steps or plans of each task's solution, by the task's id.
     planner: the model planner that it stands in for; composes the prompts.
     tokenizer: turns prompt and response into ids, so that the turns of a
       scripted planner can be trained on.

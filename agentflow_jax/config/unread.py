@@ -96,7 +96,7 @@ def check_flags(config: schema.Config, names: Iterable[str]) -> None:
   """Refuses flags that nothing would read.
 
   Stricter than `check_values`: a config may inherit settings of another
-  algorithm, but whoever writes a flag means it.
+  algorithm, but a flag is always meant.
 
   Args:
     config: with the flags applied.

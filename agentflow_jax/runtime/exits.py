@@ -170,10 +170,10 @@ def leave(code: int, seconds: float = 10.0) -> None:
 
   Args:
     code: the exit code.
-    seconds: time limit of the joint shutdown with the other processes [s]. 0
-      skips it: where a process is gone, jax's shutdown aborts this process.
-      The limit matters where the others wait for this process in a collective;
-      they end once it is gone.
+    seconds: time limit of the joint shutdown with the other processes [s]; 0 for
+      no joint shutdown, because jax aborts this process in it if another one is
+      gone. If the others wait for this process in a collective, they end only
+      after this process has.
   """
   if jax.distributed.is_initialized():
     if seconds:

@@ -79,8 +79,8 @@ def make(service: Service) -> applications.Starlette:
           exceptions.HTTPException: _refuse_http,
           engine_model.PromptTooLong: _too_long,
           engine_model.Unreachable: _unavailable,
-          _GoneError: _nobody,
-          http.ClientDisconnect: _nobody,
+          _GoneError: _client_gone,
+          http.ClientDisconnect: _client_gone,
           Exception: _broken,
       },
   )
@@ -107,7 +107,7 @@ async def _unavailable(unused_request, error):
 
 
 async def _broken(unused_request, unused_error):
-  # The server logs it; what it says may be nobody's business.
+  # The server logs the error; its text may hold what clients should not see.
   return writing.error('internal error', 500, 'server_error')
 
 
@@ -239,12 +239,12 @@ async def _unless_gone(request: http.Request, work: Awaitable[_T]) -> _T:
     return asked.result()
   finally:
     gone.cancel()
-    # What becomes of it is read, or asyncio would write that nobody did.
+    # Retrieves the result; asyncio logs an exception that is never retrieved.
     asked.add_done_callback(lambda done: done.cancelled() or done.exception())
     asked.cancel()
 
 
-async def _nobody(unused_request, unused_error):
+async def _client_gone(unused_request, unused_error):
   # Nobody reads it; 499 is what other servers write in their logs.
   return responses.Response(status_code=499)
 

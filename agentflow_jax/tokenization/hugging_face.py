@@ -37,7 +37,7 @@ class HuggingFaceTokenizer:
   """A tokenizer.json with the model's own chat template.
 
   Implements tokenizers.Tokenizer. Text is encoded with the matching of
-  added tokens off: no text, whoever wrote it, becomes one.
+  added tokens off, so that no text becomes an added token.
   """
 
   def __init__(

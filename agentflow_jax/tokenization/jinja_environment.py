@@ -10,6 +10,7 @@ import datetime
 import functools
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from absl import logging
@@ -18,6 +19,11 @@ from agentflow_jax.tokenization import message_text, template_bounds
 
 # With a clock, the same seed would give another run tomorrow.
 _TODAY = datetime.datetime(2025, 1, 1)
+# Filters whose arguments and results `template_bounds.bounded` checks.
+_SIZED = (
+    'batch', 'center', 'e', 'escape', 'forceescape', 'indent', 'slice', 'string',
+    'tojson', 'urlencode', 'wordwrap',
+)
 # All but ASCII and the characters that may mark the text of messages.
 _ESCAPED = re.compile('[^\0-\x7f\ufdd0-\ufdef\U000f0000-\U000fffff]')
 
@@ -67,7 +73,7 @@ def _environment():
   """Returns a sandbox in which each character of a text keeps its author."""
   try:
     import jinja2
-    from jinja2 import compiler, ext, filters, nodes, sandbox
+    from jinja2 import compiler, ext, nodes, sandbox
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
         'chat templates need jinja2:'
@@ -152,6 +158,27 @@ def _environment():
   def fail(message):
     raise jinja2.TemplateError(message)
 
+  environment = Environment(
+      finalize=template_bounds.check_written,
+      trim_blocks=True, lstrip_blocks=True,
+      extensions=[ext.loopcontrols, Generation],
+  )
+  environment.globals['raise_exception'] = fail
+  environment.filters |= _filters()
+  for name in _SIZED:
+    environment.filters[name] = template_bounds.bounded(environment.filters[name])
+  # Chat templates do not need these, and each can be made slow or long.
+  del environment.globals['lipsum']
+  for name in ('pprint', 'urlize', 'xmlattr'):
+    del environment.filters[name]
+  return environment
+
+
+def _filters() -> dict[str, Callable[..., Any]]:
+  """Returns the filters that differ from jinja's own, by name."""
+  import jinja2
+  from jinja2 import filters
+
   @jinja2.pass_environment
   def join(environment, value, d='', attribute=None):
     if attribute is not None:
@@ -178,26 +205,10 @@ def _environment():
     template_bounds.check_parts([s, range(columns * (s.count('\n') + 1))])
     return filters.do_indent(s, width, first, blank)
 
-  environment = Environment(
-      finalize=template_bounds.check_written,
-      trim_blocks=True, lstrip_blocks=True,
-      extensions=[ext.loopcontrols, Generation],
-  )
-  environment.globals['raise_exception'] = fail
-  environment.filters |= {
+  return {
       'tojson': _tojson, 'join': join, 'format': form, 'replace': replace,
       'sum': add, 'indent': indent,
   }
-  for name in (
-      'batch', 'center', 'e', 'escape', 'forceescape', 'indent', 'slice', 'string',
-      'tojson', 'urlencode', 'wordwrap',
-  ):
-    environment.filters[name] = template_bounds.bounded(environment.filters[name])
-  # No template of a chat needs these, and each can be made slow or long.
-  del environment.globals['lipsum']
-  for name in ('pprint', 'urlize', 'xmlattr'):
-    del environment.filters[name]
-  return environment
 
 
 def _tojson(

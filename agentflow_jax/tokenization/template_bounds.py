@@ -146,7 +146,7 @@ def check_percent(pattern: str, values: Iterable[Any]) -> None:
 
 
 def check_braces(pattern: str, values: Iterable[Any]) -> None:
-  """Raises TooMuch where pattern.format(*values) would be padded too much, or too long."""
+  """Raises TooMuch where pattern.format(*values) would be too wide or too long."""
   fields = pattern.replace('{{', '').replace('}}', '')
   if _NESTED_BRACES.search(fields) or _WIDE_BRACES.search(pattern):
     raise TooMuch(f'a width of more than {_WIDEST}, or one that is a value')

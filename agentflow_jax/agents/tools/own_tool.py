@@ -32,8 +32,8 @@ def make(path: str, name: str, *, seconds: float, processes: int) -> base.Tool:
   describes the arguments. The annotations are the types of the arguments: str, int,
   float, bool, list, dict, a Literal, a union with None, and lists and dicts of these.
   The result is a text, or a value that becomes JSON. The message of a ValueError or a
-  base.BadArguments is shown to the model; every other error is a failure of the tool,
-  whatever its arguments were.
+  base.BadArguments is shown to the model; every other error counts as a failure of the
+  tool, not of the policy.
 
   Args:
     path: path of the file that holds the function.

@@ -38,7 +38,7 @@ REMEDY = (
 )
 
 _LIBRARIES = ('numpy', 'sympy', 'mpmath')
-# What zoneinfo reads where the system has no time zones that can be seen.
+# The package that zoneinfo reads, because the system's time zones are not visible.
 _TIME_ZONES = 'tzdata'
 # Extension modules that want X11, terminals or databases; without them fewer
 # files of the host are visible and fewer mounts are made at every call.
@@ -49,8 +49,8 @@ _LEFT_OUT = frozenset({
 _READY = b'\0sandbox ready\0\n'
 _HOME = '/py'
 _SHARED = '/lib'
-# Where the scratch file system is mounted until bwrap binds it to /tmp: a
-# directory of every Linux, in which no file that the sandbox needs can be.
+# Mount point of the scratch file system until bwrap binds it to /tmp: a directory
+# that every Linux has, and that holds no file which the sandbox needs.
 _SCRATCH = '/sys'
 _PROBE_SECONDS = 60.0
 # What must work, and what must not: a sandbox that does not hold is refused.
