@@ -126,9 +126,9 @@ class TaskSetConfig:
     kind: kind of the task set. 'geohop': the built-in questions. 'jsonl': the
       user's own tasks, one {"query": ..., "answer": a string or a list of
       alternatives} a row, with an optional "id", and optional "plans" to learn from
-      with algorithm='sft' (see assembly.task_sets.read_jsonl). 'benchmark': held-out tasks of
-      published benchmarks. 'mixture': training tasks of several data sets, and
-      held-out tasks of published benchmarks.
+      with algorithm='sft' (see assembly.task_sets.read_jsonl). 'benchmark':
+      held-out tasks of published benchmarks. 'mixture': training tasks of several
+      data sets, and held-out tasks of published benchmarks.
     benchmark: name of a benchmark (agentflow_jax.data.benchmarks), a comma list
       of names, or 'all' for every benchmark of the directory `evaluation`. Used
       by the kinds 'benchmark' and 'mixture'.
