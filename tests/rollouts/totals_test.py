@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from agentflow_jax import records
 from agentflow_jax.rollouts import totals
 
@@ -93,3 +95,22 @@ def test_a_step_of_several_sources_says_what_each_came_to():
   assert metrics['sources/math/groups'] == 1
   assert metrics['sources/nq/reward'] == 0.75  # (1/2 + 1) / 2.
   assert metrics['sources/math/reward'] == 0.0
+
+
+def test_parts_of_rewards_are_means_over_all_scored_rollouts():
+  """So that they add up to the mean reward."""
+  task = records.Task('t', 'q', ('a',), 'r')
+  ended = records.Status
+  rollouts = [
+      records.Trajectory('t', i, status, (), reward=reward, reward_parts=parts)
+      for i, (status, reward, parts) in enumerate([
+          (ended.ANSWERED, 1.25, {'right': 1.0, 'brief': 0.25}),
+          (ended.ANSWERED, 0.0, {'right': 0.0}),
+          (ended.UNPARSEABLE_PLAN, 0.0, {}),
+          (ended.MODEL_UNREACHABLE, None, {}),
+      ])
+  ]
+  metrics = totals.collected([records.Group(task, tuple(rollouts))])
+  assert metrics['reward/part/right'] == pytest.approx(1 / 3)
+  assert metrics['reward/part/brief'] == pytest.approx(0.25 / 3)
+  assert metrics['reward/mean'] == pytest.approx(1.25 / 3)

@@ -7,11 +7,12 @@ import pathlib
 import pytest
 from etils import epath
 
+from agentflow_jax import records
 from agentflow_jax.agents.rewards import text
 from agentflow_jax.agents.tools.search import bm25_index, passages
 from agentflow_jax.config import consistency, overrides, schema
 from agentflow_jax.rollouts import rollout_files
-from agentflow_jax.training import run
+from agentflow_jax.training import run, step_data
 from tests.config import mini
 
 _EXAMPLE = mini.ROOT / 'experiments' / 'own_tasks'
@@ -113,3 +114,24 @@ def test_its_demonstrations_know_the_form_and_seldom_the_words():
 def test_its_configs_are_consistent(name):
   config = overrides.load(str(mini.ROOT / 'experiments' / f'{name}.py'))
   consistency.check(config)
+
+
+def _group(*turns):
+  task = records.Task('t', 'q', ('a',), 'f1', {'plans': '["one", "two"]'})
+  done = records.Trajectory('t', 0, records.Status.OUT_OF_TURNS, turns)
+  return records.Group(task, (done,))
+
+
+def _turn(text, **others):
+  return records.Turn(records.Completion(text), records.SamplingSpec(), **others)
+
+
+def test_plans_that_were_repeated_are_not_learned():
+  turns = step_data._demonstrated(_group(*map(_turn, ['one', 'two', 'two', 'two'])))
+  assert [turn.completion.text for turn in turns] == ['one', 'two']
+
+
+def test_a_plan_that_cannot_be_carried_out_names_its_task():
+  group = _group(_turn('one', parse_error='no tool serach'))
+  with pytest.raises(schema.ConfigError, match="'t'.*no tool serach"):
+    step_data._demonstrated(group)
