@@ -41,10 +41,10 @@ def get_config() -> c.Config:
       optimizer=c.OptimizerConfig(learning_rate=2e-5, max_grad_norm=1.0),
       flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
       train=c.TrainConfig(
-          steps=40,
+          steps=16,
           queries_per_step=8,
           group_size=8,
-          checkpoint_every=10,
+          checkpoint_every=8,
           keep_checkpoints=1,
           # Float32 of a real model; see smollm2_geohop.py.
           max_logprob_gap=1e-3,
