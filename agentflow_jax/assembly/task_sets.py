@@ -192,13 +192,18 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
   tasks, seen, stem = [], set(), epath.Path(path).stem
   for line in lines:
     where, row = line.where, line.value
-    if not isinstance(row, dict) or not isinstance(row.get('query'), str):
-      raise schema.ConfigError(f'{where}: needs a text field "query"')
+    if not isinstance(row, dict):
+      raise schema.ConfigError(f'{where}: a row must be a JSON object')
+    if 'query' not in row:
+      raise schema.ConfigError(f'{where}: the field "query" is missing')
+    if not isinstance(row['query'], str):
+      raise schema.ConfigError(f'{where}: "query" must be text')
     task_id = str(row.get('id', f'{stem}/{line.number:06d}'))
     try:
       # A reward of one's own may need none.
-      is_needed = 'answer' in row or not own_code.is_own(reward)
-      answers = benchmarks.answers(row.get('answer')) if is_needed else ()
+      if 'answer' not in row and not own_code.is_own(reward):
+        raise ValueError('the field "answer" is missing')
+      answers = benchmarks.answers(row['answer']) if 'answer' in row else ()
       tags = {} if 'plans' not in row else {'plans': _plans(row['plans'])}
       tasks.append(
           task_checks.checked(

@@ -171,7 +171,9 @@ def _task(item: Any, name: str, benchmark: str) -> records.Task | None:
   """Returns an item's task, or None where it is left out; raises ValueError."""
   if not isinstance(item, dict):
     raise ValueError('not an object with "query" and "answer"')
-  query = item.get('query')
+  if 'query' not in item:
+    raise ValueError('the field "query" is missing')
+  query = item['query']
   if not isinstance(query, str) or not query.strip():
     raise ValueError('"query" must be a text')
   if benchmark == 'gaia' and item.get('file_name'):
@@ -179,7 +181,9 @@ def _task(item: Any, name: str, benchmark: str) -> records.Task | None:
   if benchmark == 'gpqa':
     right = (_choice(item),)
   else:
-    right = answers(item.get('answer'))
+    if 'answer' not in item:
+      raise ValueError('the field "answer" is missing')
+    right = answers(item['answer'])
   tags = {
       tag: str(item[field])
       for field, tag in (('pid', 'pid'), ('Level', 'level'))

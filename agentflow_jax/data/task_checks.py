@@ -10,13 +10,14 @@ _LONE_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 def checked(task: records.Task) -> records.Task:
-  """Returns a task whose texts all have a UTF-8 form.
+  """Returns a task that has a query and whose texts all have a UTF-8 form.
 
   A lone surrogate is half of a UTF-16 pair. JSON can spell one (a text that was
   cut in the middle of an emoji), but no tokenizer and no server takes it.
 
   Raises:
-    ValueError: a text holds a lone surrogate; names the field and the place.
+    ValueError: the query is empty, or a text holds a lone surrogate; names the field
+      and the place.
   """
   texts = {'id': task.id, 'query': task.query}
   texts |= {f'answer {i}': text for i, text in enumerate(task.answers, 1)}
@@ -27,6 +28,8 @@ def checked(task: records.Task) -> records.Task:
           f' holds a lone surrogate (U+{ord(found[0]):04X}, at character'
           f' {found.start() + 1}), which has no UTF-8 form; delete or repair it'
       )
+  if not task.query.strip():
+    raise ValueError(f'the query of task {task.id} is empty')
   return task
 
 

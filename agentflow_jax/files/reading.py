@@ -132,7 +132,10 @@ def parse(data: bytes, *, allows_nan: bool = False) -> Any:
   except RecursionError as e:
     raise ValueError('not JSON that can be read: nested too deeply') from e
   except json.JSONDecodeError as e:
-    raise ValueError(f'not JSON: {e}') from e
+    place = f'column {e.colno}'
+    if '\n' in text:
+      place = f'line {e.lineno}, {place}'
+    raise ValueError(f'not JSON: {e.msg} ({place})') from e
 
 
 def read_json(path: str | os.PathLike[str], *, allows_nan: bool = False) -> Any:
@@ -179,7 +182,7 @@ def json_lines(
         if data.removeprefix(_BYTE_ORDER_MARK).strip():
           where = f'{path}:{number}'
           try:
-            value = parse(data, allows_nan=allows_nan)
+            value = parse(data.rstrip(b'\r\n'), allows_nan=allows_nan)
           except ValueError as e:
             if may_be_torn and not data.endswith(b'\n'):
               return

@@ -28,9 +28,10 @@ def test_a_user_s_tasks_need_no_code(tmp_path):
     'text, message',
     [
         ('{"query": "a", "answer": "b"}\n{"query"', 'mine.jsonl:2: not JSON'),
-        ('{"answer": "b"}\n', 'mine.jsonl:1: needs a text field "query"'),
-        ('[1]\n', 'mine.jsonl:1: needs a text field "query"'),
-        ('{"query": "a"}\n', 'mine.jsonl:1: "answer" must be'),
+        ('{"answer": "b"}\n', 'mine.jsonl:1: the field "query" is missing'),
+        ('{"query": 3, "answer": "b"}\n', 'mine.jsonl:1: "query" must be text'),
+        ('{"query": "a"}\n', 'mine.jsonl:1: the field "answer" is missing'),
+        ('[1]\n', 'mine.jsonl:1: a row must be a JSON object'),
         ('{"query": "a", "answer": []}\n', '"answer" must be'),
         ('{"query": "a", "answer": true}\n', '"answer" must be'),
         ('{"query": "a", "answer": {"x": 1}}\n', '"answer" must be'),
@@ -175,7 +176,7 @@ def test_a_source_without_a_weight_is_left_out(tmp_path):
         ({'benchmark': ''}, "no benchmark ''"),
         ({'evaluation': ''}, 'task_set.evaluation: give the file'),
         ({'mixture.deepmath.weight': -1}, 'weight must not be negative'),
-        ({'mixture.deep_math.weight': 1}, "did you mean 'deepmath'"),
+        ({'mixture.deep_math.weight': 1}, 'did you mean --config.task_set.mixture.deepmath.weight'),
     ],
 )
 def test_a_mix_that_cannot_be_is_refused(tmp_path, changes, message):
