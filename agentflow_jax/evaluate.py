@@ -1,4 +1,4 @@
-"""Evaluates a planner on held-out tasks.
+r"""Evaluates a planner on held-out tasks.
 
   python -m agentflow_jax.evaluate --config=experiments/X.py --workdir=DIR \
       [--planner=DIR] [--split=test] [--limit=N] [--trials=N | --greedy] \
@@ -54,6 +54,7 @@ _CONTROLS = flags.DEFINE_bool(
 
 def main(argv):
   config = command_line.config_from_flags(argv)
+  command_line.say_differences(config)
   # Imported late: --help and config errors should not wait for JAX.
   from agentflow_jax.evaluation import command
 
@@ -73,5 +74,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('workdir')
-  sys.exit(command_line.run(main))
+  sys.exit(command_line.run(main, requires='workdir'))

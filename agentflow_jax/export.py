@@ -48,5 +48,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('out')
-  sys.exit(command_line.run(main, needs_config=False))
+  sys.exit(command_line.run(main, requires='out', takes_config=False))

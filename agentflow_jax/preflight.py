@@ -1,4 +1,4 @@
-"""Says whether a run fits a topology, by compiling its programs without it.
+r"""Says whether a run fits a topology, by compiling its programs without it.
 
   python -m agentflow_jax.preflight --config=experiments/X.py \
       --topology=v5p:4x4x4 [--num_slices=N] [--model=qwen2.5-7b] [--out=FILE]
@@ -54,5 +54,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('topology')
-  sys.exit(command_line.run(main))
+  sys.exit(command_line.run(main, requires='topology'))

@@ -48,13 +48,14 @@ class SamplingSpec:
   Attributes:
     temperature: divisor of the logits, from 1e-6 to 1e38; 0 is greedy (log
       probs are then those at temperature 1, and such a response never trains).
-    top_k: keep the k most likely tokens; 0 keeps all.
-    top_p: keep the smallest set with at least this mass; 1 keeps all.
-    min_p: keep tokens with at least this fraction of the top probability.
-    max_new_tokens: tokens at most.
-    stop: strings that end the response (they stay in it).
-    stop_after: 'plan' ends it with the line that completes a plan, see
-      agents.plan.end_of; '' goes on until the model ends it.
+    top_k: number of most likely tokens that are kept; 0 for all.
+    top_p: probability mass of the smallest set of tokens that is kept; 1 for all.
+    min_p: least probability of a token that is kept, as a fraction of the largest
+      one; 0 for all.
+    max_new_tokens: longest response [tokens].
+    stop: texts that end the response; they stay in it.
+    stop_after: part of the response that ends it: 'plan' for the line that completes
+      a plan (see agents.plan.end_of), '' to go on until the model ends it.
   """
 
   temperature: float = 1.0

@@ -1,7 +1,8 @@
-"""Serves a model to OpenAI-compatible clients.
+r"""Serves a model to OpenAI-compatible clients.
 
   python -m agentflow_jax.serve --config=experiments/quickstart.py \
       --planner=runs/quickstart/planner --port=8000
+  python -m agentflow_jax.serve --workdir=runs/quickstart
 
 Of the config, `engine` (shapes) and of `planner` the directory, dtypes and attention
 are read; a flag for anything else is an error. It listens on this machine alone
@@ -14,11 +15,18 @@ from absl import flags
 
 from agentflow_jax.runtime import command_line
 
+_WORKDIR = flags.DEFINE_string(
+    'workdir', '', 'A run, whose config and planner are used.'
+)
 _PLANNER = flags.DEFINE_string(
-    'planner', '', "A model directory or GGUF file; '' for the config's own."
+    'planner', '',
+    "A model directory or GGUF file. Default: WORKDIR/planner, or else the config's"
+    ' own.',
 )
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'The address to listen on.')
-_PORT = flags.DEFINE_integer('port', 8000, 'The port; 0 takes a free one.')
+_PORT = flags.DEFINE_integer(
+    'port', 8000, 'The port; 0 takes a free one.', lower_bound=0, upper_bound=65535
+)
 _NAME = flags.DEFINE_string('name', 'planner', 'What clients call the model.')
 _KEY = flags.DEFINE_string(
     'api_key_variable', '',
@@ -32,13 +40,17 @@ _HOST_NAMES = flags.DEFINE_list(
 
 
 def main(argv):
-  config = command_line.config_from_flags(argv, serves=_PLANNER.value)
+  planner = _PLANNER.value
+  if not planner and _WORKDIR.value:
+    planner = f'{_WORKDIR.value.rstrip("/")}/planner'
+  config = command_line.config_from_flags(argv, serves=planner)
+  command_line.say_differences(config)
   # Imported late: --help and config errors should not wait for JAX.
   from agentflow_jax.serving import server
 
   server.serve(
       config,
-      planner=_PLANNER.value,
+      planner=planner,
       name=_NAME.value,
       host=_HOST.value,
       port=_PORT.value,

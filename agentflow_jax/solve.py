@@ -1,8 +1,12 @@
-"""Solves one query and prints the steps as they happen.
+r"""Solves one query and prints the steps as they happen.
 
   python -m agentflow_jax.solve --config=experiments/quickstart.py \
       --planner=runs/quickstart/planner \
       --query="What is the population of the capital of Portugal?"
+  python -m agentflow_jax.solve --workdir=runs/quickstart --query="..."
+
+Exit codes: 0 with an answer; 1 without one, and the output says why and what to
+change; 2 a mistake in flags or files.
 """
 
 import sys
@@ -13,20 +17,23 @@ from agentflow_jax.runtime import command_line
 
 _QUERY = flags.DEFINE_string('query', None, 'What to ask.')
 _PLANNER = flags.DEFINE_string(
-    'planner', '', "A planner directory; '' for the config's own."
+    'planner', '',
+    "A planner directory. Default: WORKDIR/planner, or else the config's own.",
 )
 _WORKDIR = flags.DEFINE_string(
-    'workdir', 'runs/solve', 'Where data sets are kept.'
+    'workdir', 'runs/solve',
+    'A run, whose config and planner are used; or where data sets are kept.',
 )
 _GREEDY = flags.DEFINE_bool('greedy', True, 'Temperature 0.')
 
 
 def main(argv):
   config = command_line.config_from_flags(argv)
+  command_line.say_differences(config)
   # Imported late: --help and config errors should not wait for JAX.
   from agentflow_jax.evaluation import solving
 
-  solving.solve(
+  trajectory = solving.solve(
       config,
       _QUERY.value,
       workdir=_WORKDIR.value,
@@ -34,8 +41,8 @@ def main(argv):
       greedy=_GREEDY.value,
       emit=lambda text: print(text, flush=True),
   )
+  sys.exit(0 if trajectory.answer else 1)
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('query')
-  sys.exit(command_line.run(main))
+  sys.exit(command_line.run(main, requires='query'))

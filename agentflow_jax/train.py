@@ -1,4 +1,4 @@
-"""Trains a planner.
+r"""Trains a planner.
 
   python -m agentflow_jax.train --config=experiments/X.py --workdir=DIR \
       [--config.a.b=value ...]
@@ -75,5 +75,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('workdir')
-  sys.exit(command_line.run(main))
+  sys.exit(command_line.run(main, requires='workdir'))

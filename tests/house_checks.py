@@ -47,7 +47,8 @@ _ARROWS = {
         'files',
     },
     'entry points': {
-        'sizing', 'training', 'evaluation', 'serving', 'assembly', 'runtime', 'config', 'records',
+        'sizing', 'training', 'evaluation', 'serving', 'assembly', 'rollouts', 'runtime',
+        'config', 'records',
     },
     'experiments': {'config', 'records'},
     'benchmarks': {

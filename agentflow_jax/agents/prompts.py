@@ -27,11 +27,12 @@ class PromptConfig:
   """How planner prompts are written.
 
   Attributes:
-    system: the instructions; '' leaves them out (a small planner that was
-      trained on the format needs none).
-    tail: what the prompt ends with.
-    cards: 'full'; 'brief' for names and purposes; or 'names', which is enough
-      for a small planner that was trained with these tools.
+    system: instructions at the beginning of the prompt; '' for none (a small
+      planner that was trained on the format needs none).
+    tail: text at the end of the prompt.
+    cards: amount that the prompt says of each tool: 'full', 'brief' for names and
+      purposes, or 'names', which is enough for a small planner that was trained with
+      these tools.
   """
 
   system: str = PLANNER_SYSTEM

@@ -31,11 +31,12 @@ class RolloutConfig:
   """Limits of a rollout.
 
   Attributes:
-    max_turns: planner turns at most.
-    deadline_seconds: wall time of the whole rollout, tools and waits included.
+    max_turns: largest number of planner turns.
+    deadline_seconds: time limit of the whole rollout, tools and waits included [s].
     entry_tokens: token budget of one memory entry's result (contract 6).
     verdict_tokens: token budget of a verifier's words in memory.
-    answer_when_out_of_turns: whether the generator still answers then.
+    answer_when_out_of_turns: whether the generator still answers when no turns are
+      left.
   """
 
   max_turns: int = 3

@@ -16,7 +16,7 @@ from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools.search import passages
 from agentflow_jax.assembly import endpoints, engine_model, model_files
 from agentflow_jax.assembly import own_modules, rewards as rewards_lib
-from agentflow_jax.assembly import scripted_planners, task_sets, toolbox
+from agentflow_jax.assembly import rule_reach, scripted_planners, task_sets, toolbox
 from agentflow_jax.config import consistency, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
@@ -115,6 +115,10 @@ class System:
     )
     return dataclasses.replace(self.agent, planner=planner)
 
+  def notices(self) -> list[str]:
+    """Returns what a user should know of how the tools run on this machine."""
+    return [tool.notice for tool in self.agent.tools.values() if tool.notice]
+
   def endpoint_usage(self) -> dict[str, float]:
     """Returns what the endpoint's requests of this process came to, flat."""
     return {
@@ -191,55 +195,27 @@ def build(
   tasks = processes.first(
       lambda: task_sets.load(config.task_set, str(workdir / 'data'))
   )
-  trains, loaded = mesh is not None, None
-  if roles_lib.uses_engine(config):
-    if mesh is None:
-      count = config.mesh.sampler_devices
-      devices = jax.local_devices()[: None if count == -1 else count]
-      mesh = sharding.make_mesh(data=1, fsdp=-1, devices=devices)
-    loaded = _start(config, tasks, workdir, mesh, processes)
-    if config.engine.max_prompt_tokens > loaded.config.max_positions:
-      raise schema.ConfigError(
-          f'engine.max_prompt_tokens {config.engine.max_prompt_tokens}: the'
-          f' model reads {loaded.config.max_positions} tokens at most'
-      )
-    if config.engine.max_kept > loaded.config.vocab_size:
-      raise schema.ConfigError(
-          f'engine.max_kept {config.engine.max_kept}: the vocabulary has'
-          f' {loaded.config.vocab_size} tokens'
-      )
+  trains = mesh is not None
   with contextlib.ExitStack() as stack:
     recording = _recording(config, workdir, processes)
     if recording is not None:
       stack.callback(recording.close)
     judges = []
     rewards = _rewards(config, tasks, recording, processes, judges)
-    engine = frozen = handover = None
-    sampled, where, copy = loaded and loaded.params, None, trains
-    if loaded and hands_over(config, mesh):
-      handover = _handover(config, loaded, mesh)
-      sampled, where = handover(loaded.params), handover.local
-      copy = False  # It is one.
-    if loaded and not trains:
-      # Only engines read these, so they are held once, in the engines' layout.
-      sampled = _as_read(loaded, config.engine, sampled)
-      where = jax.tree.map(lambda x: x.sharding, sampled)
-      loaded = dataclasses.replace(loaded, params=sampled)
-    if config.planner.backend == 'engine':
-      engine = stack.enter_context(
-          _engine(loaded, config.engine, sampled, sharding=where, copy=copy)
-      )
-    if any(r.backend == 'frozen' for r in roles_lib.roles(config).values()):
-      # Nothing of it is trained on: it keeps what its roles ask for.
-      shapes = dataclasses.replace(config.engine, max_kept=0)
-      frozen = stack.enter_context(
-          _engine(
-              loaded, shapes, sampled, name='frozen', sharding=where, copy=False
-          )
-      )
+    # Tools before the model, which takes longer to load than a mistake to find.
+    box = toolbox.Toolbox(
+        config.agent.tools, tasks, processes.count, recording
+    )
+    tools, gazetteer = box.make(), _gazetteer(config, tasks, box)
+    loaded = None
+    if roles_lib.uses_engine(config):
+      mesh = mesh or _sampling_mesh(config)
+      loaded = _start(config, tasks, workdir, mesh, processes)
+    samplers = _samplers(config, loaded, mesh, trains, stack)
+    loaded = samplers.loaded
     models = _models(
-        config, loaded and loaded.tokenizer, engine, frozen, recording,
-        processes.count,
+        config, loaded and loaded.tokenizer, samplers.engine, samplers.frozen,
+        recording, processes.count,
     )
     planner = modules.ModelPlanner(
         model=models['planner'],
@@ -247,10 +223,10 @@ def build(
         prompt=config.planner.prompt,
         max_prompt_tokens=config.planner.max_prompt_tokens,
     )
-    box = toolbox.Toolbox(
-        config.agent.tools, tasks, models, processes.count, recording
+    agent = _agent(
+        config, planner, models, box.completed(tools, models), gazetteer, rewards,
+        recording,
     )
-    agent = _agent(config, planner, models, box, rewards)
     system = System(
         config=config,
         model_config=loaded and loaded.config,
@@ -259,8 +235,8 @@ def build(
         tokenizer=loaded and loaded.tokenizer,
         described=loaded and loaded.described,
         tasks=tasks,
-        engine=engine,
-        frozen_engine=frozen,
+        engine=samplers.engine,
+        frozen_engine=samplers.frozen,
         planner=planner,
         agent=agent,
         rewards=rewards,
@@ -269,10 +245,87 @@ def build(
             *box.clients, *judges,
         ),
         processes=processes,
-        handover=handover,
+        handover=samplers.handover,
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
+
+
+def _sampling_mesh(config: schema.Config) -> jax.sharding.Mesh:
+  """Returns the mesh of a run that does not train: the devices that sample."""
+  count = config.mesh.sampler_devices
+  devices = jax.local_devices()[: None if count == -1 else count]
+  return sharding.make_mesh(data=1, fsdp=-1, devices=devices)
+
+
+@dataclasses.dataclass
+class _Samplers:
+  """What samples from the model of a run; all None where no model does.
+
+  Attributes:
+    loaded: the model, whose parameters are in the layout that engines read where
+      the run does not train.
+    engine: engine of the planner; None where the planner is an endpoint.
+    frozen: engine of the frozen modules; None where there are none.
+    handover: brings trained parameters to the engines; None where they are copied.
+  """
+
+  loaded: model_files.Model | None = None
+  engine: engine_lib.Engine | None = None
+  frozen: engine_lib.Engine | None = None
+  handover: handover_lib.Handover | None = None
+
+
+def _samplers(config, loaded, mesh, trains, stack) -> _Samplers:
+  """Makes the engines of a run; `stack` closes them."""
+  if loaded is None:
+    return _Samplers()
+  _check_model(config, loaded.config)
+  handover, sampled, where, copy = None, loaded.params, None, trains
+  if hands_over(config, mesh):
+    handover = _handover(config, loaded, mesh)
+    sampled, where = handover(loaded.params), handover.local
+    copy = False  # It is one.
+  if not trains:
+    # Only engines read these, so they are held once, in the engines' layout.
+    sampled = _as_read(loaded, config.engine, sampled)
+    where = jax.tree.map(lambda x: x.sharding, sampled)
+    loaded = dataclasses.replace(loaded, params=sampled)
+  made = _Samplers(loaded=loaded, handover=handover)
+  if config.planner.backend == 'engine':
+    made.engine = stack.enter_context(
+        _engine(loaded, config.engine, sampled, sharding=where, copy=copy)
+    )
+  if any(r.backend == 'frozen' for r in roles_lib.roles(config).values()):
+    # Nothing of it is trained on: it keeps what its roles ask for.
+    shapes = dataclasses.replace(config.engine, max_kept=0)
+    made.frozen = stack.enter_context(
+        _engine(loaded, shapes, sampled, name='frozen', sharding=where, copy=False)
+    )
+  return made
+
+
+def _check_model(config: schema.Config, network: model.ModelConfig) -> None:
+  """Refuses sizes of the engine that the model does not have."""
+  if config.engine.max_prompt_tokens > network.max_positions:
+    raise schema.ConfigError(
+        f'engine.max_prompt_tokens {config.engine.max_prompt_tokens}: the'
+        f' model reads {network.max_positions} tokens at most'
+    )
+  if config.engine.max_kept > network.vocab_size:
+    raise schema.ConfigError(
+        f'engine.max_kept {config.engine.max_kept}: the vocabulary has'
+        f' {network.vocab_size} tokens'
+    )
+
+
+def _gazetteer(config, tasks, box) -> references.Gazetteer | None:
+  """Returns the names that mentions are numbered by, if they are."""
+  if not config.agent.number_mentions:
+    return None
+  found = references.Gazetteer(box.corpus.titles if box.corpus else ())
+  rule_reach.check(config, (*tasks.train, *tasks.test), found)
+  return found
 
 
 def _cache_compilations(workdir: epath.Path) -> None:
@@ -439,9 +492,11 @@ def _models(config, tokenizer, engine, frozen, recording, processes):
   return models
 
 
-def _agent(config, planner, models, box, rewards) -> rollout.Agent:
+def _agent(
+    config, planner, models, tools, gazetteer, rewards, recording
+) -> rollout.Agent:
   """Composes the agent from its config."""
-  agent, tools = config.agent, box.make()
+  agent = config.agent
 
   def backed(name: str, rule, modelled):
     role = getattr(agent, name)
@@ -456,9 +511,6 @@ def _agent(config, planner, models, box, rewards) -> rollout.Agent:
     analyst = modules.ModelAnalyst(
         models[agent.analyst.backend], agent.analyst.sampling.max_new_tokens
     )
-  gazetteer = None
-  if agent.number_mentions:
-    gazetteer = references.Gazetteer(box.corpus.titles if box.corpus else ())
   return rollout.Agent(
       planner=planner,
       executor=backed(
@@ -480,5 +532,5 @@ def _agent(config, planner, models, box, rewards) -> rollout.Agent:
       config=agent.rollout,
       analyst=analyst,
       gazetteer=gazetteer,
-      recording=box.recording,
+      recording=recording,
   )

@@ -25,7 +25,6 @@ class Toolbox:
   Attributes:
     settings: of the tools.
     tasks: may bring a corpus.
-    models: by backend.
     processes: that share the limits of a host.
     recording: of what tools answer; one that replays asks nobody.
     corpus: that `search` reads, once it is made.
@@ -34,7 +33,6 @@ class Toolbox:
 
   settings: schema.ToolsConfig
   tasks: task_sets.TaskSet
-  models: Mapping[str, language_model.LanguageModel]
   processes: int = 1
   recording: recording_lib.Recording | None = None
   corpus: passages.Corpus | None = None
@@ -43,16 +41,18 @@ class Toolbox:
   )
   _client: web_client.WebClient | None = None
 
-  def make(self) -> Mapping[str, base.Tool]:
+  def make(self) -> Mapping[str, base.Tool | None]:
     """Returns the enabled tools by name, in order.
+
+    The generalist is None until `completed` has its model.
 
     Raises:
       ConfigError, CorpusError, ToolUnavailable: name the remedy.
     """
-    kinds: Mapping[str, Callable[[], base.Tool]] = {
+    kinds: Mapping[str, Callable[[], base.Tool | None]] = {
         'search': self._search,
         'python': self._python,
-        'generalist': self._generalist,
+        'generalist': lambda: None,
         'wikipedia': self._wikipedia,
         'web_page': self._web_page,
         'web_search': self._web_search,
@@ -79,6 +79,23 @@ class Toolbox:
       raise schema.ConfigError('agent.tools.enabled is empty')
     return made
 
+  def completed(
+      self,
+      made: Mapping[str, base.Tool | None],
+      models: Mapping[str, language_model.LanguageModel],
+  ) -> Mapping[str, base.Tool]:
+    """Returns the tools of `make` with the generalist among them.
+
+    Args:
+      made: what `make` returned.
+      models: language models by backend.
+    """
+    role = self.settings.generalist
+    return {
+        name: tool or generalist.make(models[role.backend], role.sampling)
+        for name, tool in made.items()
+    }
+
   def _search(self) -> base.Tool:
     path = self.settings.corpus or self.tasks.corpus
     if not path:
@@ -92,7 +109,7 @@ class Toolbox:
       raise schema.ConfigError(
           f'agent.tools.search_passage_chars must not be negative: {chars}'
       )
-    if chars != default and not os.path.isdir(path):
+    if chars != default and os.path.isfile(path):
       raise schema.ConfigError(
           'agent.tools.search_passage_chars is only for a corpus that is a'
           f' directory, and {path} is none'
@@ -132,10 +149,6 @@ class Toolbox:
         sandbox.Limits(wall_seconds=self.settings.python_seconds),
         concurrency=self.settings.python_concurrency or None,
     )
-
-  def _generalist(self) -> base.Tool:
-    role = self.settings.generalist
-    return generalist.make(self.models[role.backend], role.sampling)
 
   def _wikipedia(self) -> base.Tool:
     return self._closing(

@@ -1,31 +1,14 @@
-"""Loads config files, applies `--config.a.b=v`, and flattens configs."""
+"""Applies `--config.a.b=v` to configs, and flattens configs."""
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from agentflow_jax.config import roles, schema, sizes
+from agentflow_jax.config import fields, roles, schema
 from agentflow_jax.files import old_names
-
-
-def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
-  """Runs a config file and applies overrides.
-
-  Args:
-    path: a Python file with `get_config()`.
-    overrides: ('a.b', 'value') pairs, in order.
-
-  Raises:
-    ConfigError: no such file, no `get_config`, an unknown or malformed field.
-  """
-  config = schema.load_module(path).get_config()
-  if not isinstance(config, schema.Config):
-    raise schema.ConfigError(f'{path}: get_config() must return a Config')
-  return sizes.raised(override(config, overrides), [name for name, _ in overrides])
 
 
 def override(
@@ -56,11 +39,11 @@ def override(
           f'{whole}: the field was renamed to {old_names.FIELDS[prefix + name]}'
       )
     if head not in hints:
-      near = difflib.get_close_matches(head, hints, n=1)
-      hint = f'there are {sorted(hints)}'
+      near = fields.nearest(prefix + name)
+      hint = 'train --config=X --help lists all fields'
       if near:
-        hint = f'did you mean {near[0]!r}?'
-      raise schema.ConfigError(f'{whole}: unknown field {head!r}; {hint}')
+        hint = 'did you mean ' + ' or '.join(f'--config.{n}' for n in near) + '?'
+      raise schema.ConfigError(f'{whole}: there is no such field; {hint}')
     nested = dataclasses.is_dataclass(getattr(config, head))
     if rest:
       if not nested:

@@ -9,11 +9,14 @@ that it needs is one import:
 and `c.load_module` where it starts from another config file.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
+import os
 import pathlib
+import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from agentflow_jax import records
@@ -437,6 +440,9 @@ class TrainConfig:
       commits.
     keep_checkpoints: number of commits that are kept.
     rollout_records: 'all' stores ids and texts of every turn, 'none' stores none.
+    stop_after_failing_steps: number of steps in a row after which the run stops with
+      exit code 3 if in each of them every rollout ended in the same failing status
+      and no group had two different rewards; 0 to go on for ever.
   """
 
   steps: int = 40
@@ -450,13 +456,14 @@ class TrainConfig:
   checkpoint_every: int = 5
   keep_checkpoints: int = 2
   rollout_records: Literal['all', 'none'] = 'all'
+  stop_after_failing_steps: int = 3
 
   def __post_init__(self):
     for name in ('steps', 'queries_per_step', 'group_size', 'mini_batches',
                  'concurrent_rollouts', 'checkpoint_every', 'keep_checkpoints'):
       if getattr(self, name) < 1:
         raise ConfigError(f'train.{name} must be at least 1')
-    for name in ('refill_rounds', 'extra_rollouts'):
+    for name in ('refill_rounds', 'extra_rollouts', 'stop_after_failing_steps'):
       if getattr(self, name) < 0:
         raise ConfigError(f'train.{name} must not be negative')
     if self.queries_per_step % self.mini_batches:
@@ -576,7 +583,8 @@ def load_module(path: str) -> types.ModuleType:
     path: path of the Python file.
 
   Raises:
-    ConfigError: no such file, an import in it that fails, or no `get_config`.
+    ConfigError: no such file, no `get_config`, or an error in the file; names the
+      line.
   """
   file = pathlib.Path(path)
   if not file.is_file():
@@ -585,10 +593,49 @@ def load_module(path: str) -> types.ModuleType:
   if spec is None or spec.loader is None:
     raise ConfigError(f'--config: {path} is not a Python file')
   module = importlib.util.module_from_spec(spec)
-  try:
+  with _naming_the_line(path):
     spec.loader.exec_module(module)
-  except ImportError as e:
-    raise ConfigError(f'--config: {path} cannot be loaded: {e}') from e
   if not hasattr(module, 'get_config'):
     raise ConfigError(f'--config: {path} has no get_config()')
   return module
+
+
+def load_config(path: str) -> Config:
+  """Runs a config file, which is trusted code, and returns its config.
+
+  Args:
+    path: path of the Python file.
+
+  Raises:
+    ConfigError: no such file, no `get_config`, an error in the file or another
+      result than a Config; names the line.
+  """
+  module = load_module(path)
+  with _naming_the_line(path):
+    config = module.get_config()
+  if not isinstance(config, Config):
+    raise ConfigError(
+        f'--config: {path}: get_config() returned {type(config).__name__}, and has to'
+        ' return a Config'
+    )
+  return config
+
+
+@contextlib.contextmanager
+def _naming_the_line(path: str) -> Iterator[None]:
+  """Turns what a config file raises into one line that names the user's own line."""
+  try:
+    yield
+  except Exception as e:  # Boundary: a config file may raise anything.
+    if isinstance(e, SyntaxError):
+      where, line, said = e.filename or path, e.lineno, e.msg
+    else:
+      frames = traceback.extract_tb(e.__traceback__)
+      last = [f for f in frames if f.filename == os.path.abspath(path)][-1:]
+      where, line, said = path, last[0].lineno if last else None, str(e)
+    if isinstance(e, ConfigError) and said.startswith('--config: '):
+      raise  # Of another config file, which this one loads.
+    place = where if line is None else f'{where}, line {line}'
+    raise ConfigError(
+        f'--config: {place}: {type(e).__name__}: {" ".join(said.split())}'
+    ) from e

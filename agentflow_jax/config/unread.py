@@ -158,6 +158,7 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     for name in (
         'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds',
         'extra_rollouts', 'max_logprob_gap', 'rollout_records',
+        'stop_after_failing_steps',
     ):
       yield f'train.{name}', 'algorithm=flow_grpo'
   tools = config.agent.tools

@@ -30,24 +30,25 @@ class FlowGrpoConfig:
   """The options of Flow-GRPO; the defaults are the algorithm itself.
 
   Attributes:
-    weighting: see target_weights.
-    dr_grpo_length: the constant length L in tokens of weighting 'dr_grpo',
-      which needs it; no other weighting takes it.
-    advantage: 'std' divides by the group's standard deviation, 'no_std' does
-      not.
-    advantage_over: what mean and standard deviation are taken over: the group's
+    weighting: weights of the tokens in the loss, see target_weights.
+    dr_grpo_length: constant length L of weighting 'dr_grpo', which needs it; no other
+      weighting takes it [tokens].
+    advantage: normalisation of rewards: 'std' divides by the group's standard
+      deviation, 'no_std' does not.
+    advantage_over: set that mean and standard deviation are taken over: the group's
       'rollouts', or its 'rows' (turns), where a reward counts once a turn. The
       second is for comparison: it tilts the baseline to long rollouts, and the
       advantages of a group's rollouts no longer sum to 0.
-    ratio_level: 'token', or 'sequence' (GSPO, arXiv 2507.18071): one ratio a
-      turn's response, the geometric mean of its token ratios.
-    old_logprobs: where log pi_old comes from: 'behavior', as recorded by the
-      sampler, or 'recompute', scored by the trainer before the step.
-    importance_cap: truncated importance correction for a sampler that is not
-      the trainer: each target's policy term is multiplied by
-      min(exp(old_logprobs - behavior_logprob), importance_cap). None is off.
-    clip_low: the ratio is clipped below at 1 - clip_low.
-    clip_high: the ratio is clipped above at 1 + clip_high.
+    ratio_level: unit of a ratio: 'token', or 'sequence' (GSPO, arXiv 2507.18071) for
+      one ratio a turn's response, the geometric mean of its token ratios.
+    old_logprobs: source of log pi_old: 'behavior', as recorded by the sampler, or
+      'recompute', scored by the trainer before the step.
+    importance_cap: cap of the truncated importance correction for a sampler that is
+      not the trainer: each target's policy term is multiplied by
+      min(exp(old_logprobs - behavior_logprob), importance_cap). None for no
+      correction.
+    clip_low: distance of the ratio's lower bound from 1.
+    clip_high: distance of the ratio's upper bound from 1.
     kl_coef: weight of the k3 KL to the reference; 0 needs no reference.
   """
 

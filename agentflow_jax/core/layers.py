@@ -52,32 +52,32 @@ class ModelConfig:
   """What a planner's network is.
 
   Attributes:
-    vocab_size: V, rows of the embedding.
-    d_model: D.
+    vocab_size: number V of tokens, the rows of the embedding.
+    d_model: width D of a token's state.
     n_layers: number of blocks.
-    n_heads: H, query heads.
-    n_kv_heads: K, key and value heads; divides n_heads.
-    head_dim: E, even.
+    n_heads: number H of query heads.
+    n_kv_heads: number K of key and value heads; divides n_heads.
+    head_dim: width E of a head; even.
     d_ff: width of the gated MLP.
     max_positions: context limit in tokens, prompt and response together.
     rope_theta: base of the rotary frequencies.
-    rope_scaling: how they are changed for long contexts, if at all.
-    norm_eps: added to the mean square in RMSNorm.
-    qkv_bias: biases on q, k and v (Qwen2).
-    qk_norm: RMSNorm of each head's q and k before rotation (Qwen3).
-    tie_embeddings: the output projection is the embedding, transposed.
+    rope_scaling: change of the rotary frequencies for long contexts; None for none.
+    norm_eps: term that RMSNorm adds to the mean square.
+    qkv_bias: whether q, k and v have biases (Qwen2).
+    qk_norm: whether each head's q and k go through RMSNorm before rotation (Qwen3).
+    tie_embeddings: whether the output projection is the embedding, transposed.
     param_dtype: dtype that parameters are kept in. Training keeps a float32
       master of bfloat16 parameters, see core.masters.
     dtype: dtype of activations. In float32 every product is computed at the
       highest precision, on accelerators too (no TF32, no bfloat16 passes).
-    remat: what the backward pass recomputes: 'none', 'full' (each layer) or
+    remat: part that the backward pass recomputes: 'none', 'full' (each layer) or
       'dots' (all but the matrix products).
-    attention: in training: 'dense' forms all scores of a row, 'blocks' those of
-      two blocks at a time and none of blocks that do not see each other;
-      'pallas' is a kernel for TPUs, where it has not run yet, and CUDA GPUs
-      (interpreted, slowly, on CPU); 'auto' takes blocks for rows of 1,024 tokens
-      and more, and on GPUs the kernel for them.
-    lora: the adapters that parameters hold besides, if any.
+    attention: implementation of attention in training: 'dense' forms all scores of a
+      row, 'blocks' those of two blocks at a time and none of blocks that do not see
+      each other; 'pallas' is a kernel for TPUs, where it has not run yet, and CUDA
+      GPUs (interpreted, slowly, on CPU); 'auto' takes blocks for rows of 1,024
+      tokens and more, and on GPUs the kernel for them.
+    lora: adapters that parameters hold besides, if any.
   """
 
   vocab_size: int

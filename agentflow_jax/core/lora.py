@@ -28,9 +28,10 @@ class LoraConfig:
   """Which kernels have adapters.
 
   Attributes:
-    rank: r; 0 trains the parameters themselves.
-    alpha: A B is multiplied by alpha / rank.
-    targets: of q, k, v, o (attention) and gate, up, down (MLP).
+    rank: rank r of the adapters' factors; 0 trains the parameters themselves.
+    alpha: numerator of the factor alpha / rank that the product A B is multiplied by.
+    targets: names of the kernels with adapters, of q, k, v, o (attention) and gate,
+      up, down (MLP).
   """
 
   rank: int = 0

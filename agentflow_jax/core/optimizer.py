@@ -17,19 +17,19 @@ class OptimizerConfig:
   """What turns a gradient into a new parameter.
 
   Attributes:
-    learning_rate: the peak.
-    schedule: after warmup: 'constant', or down to 0 at total_steps by half a
-      'cosine' or a 'linear' ramp.
-    warmup_steps: updates of linear warmup; update n (from 0) takes
+    learning_rate: peak of the learning rate.
+    schedule: course of the learning rate after warmup: 'constant', or down to 0 at
+      total_steps by half a 'cosine' or a 'linear' ramp.
+    warmup_steps: number of updates of linear warmup; update n (from 0) takes
       (n + 1) / warmup_steps of the peak, so no update is lost on rate 0.
-    total_steps: updates in all; 'cosine' and 'linear' need it.
+    total_steps: number of updates in all; 'cosine' and 'linear' need it.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
-    eps: Adam's.
-    weight_decay: decoupled; of kernels and embeddings only.
-    max_grad_norm: the total gradient is scaled down to this global norm; None
-      does not clip.
-    mu_dtype: of Adam's first moment; 'bfloat16' saves two bytes a parameter.
+    eps: term that Adam adds to the root of the second moment.
+    weight_decay: decoupled weight decay, of kernels and embeddings only.
+    max_grad_norm: largest global norm of the gradient, which is scaled down to it;
+      None for no limit.
+    mu_dtype: dtype of Adam's first moment; 'bfloat16' saves two bytes a parameter.
       The second moment stays float32: with b2 near 1 its steps would be lost.
   """
 

@@ -24,14 +24,15 @@ class RopeScaling:
       in the index i; and cos and sin are multiplied by `attention_factor`
       (arXiv 2309.00071, "NTK-by-parts"; Qwen2.5's long-context setting).
       'divisors': f_i is divided by divisors[i], as GGUF files say it.
-    factor: how many times longer the context becomes.
-    original_max_positions: the context of pretraining [tokens].
-    low_freq_factor: turns; llama3.
-    high_freq_factor: turns; llama3.
-    beta_fast: turns; yarn.
-    beta_slow: turns; yarn.
-    attention_factor: yarn; None is its paper's 0.1 ln(factor) + 1.
-    divisors: E/2 numbers; divisors.
+    factor: ratio of the new context's length to the original one's.
+    original_max_positions: length of the context of pretraining [tokens].
+    low_freq_factor: number of turns below which 'llama3' divides.
+    high_freq_factor: number of turns above which 'llama3' leaves a frequency.
+    beta_fast: number of turns above which 'yarn' leaves a frequency.
+    beta_slow: number of turns below which 'yarn' divides.
+    attention_factor: factor of cos and sin with 'yarn'; None for its paper's
+      0.1 ln(factor) + 1.
+    divisors: the E/2 divisors of 'divisors'.
   """
 
   kind: Literal['llama3', 'yarn', 'divisors']

@@ -246,6 +246,9 @@ async def _ask(system, options, name, control, journal) -> evaluation.Evaluation
   done = 0
   with progress.Progress(len(tasks) * options.trials) as bar:
 
+    for notice in system.notices():
+      bar.note(notice)
+
     def count(trajectory: records.Trajectory) -> None:
       nonlocal done
       del trajectory

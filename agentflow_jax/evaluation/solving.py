@@ -7,7 +7,7 @@ from collections.abc import Callable
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.assembly import system as system_lib, task_sets
-from agentflow_jax.config import overrides, schema
+from agentflow_jax.config import overrides, remedies, roles, schema
 from agentflow_jax.runtime import workdirs
 
 _MOST_SHOWN = 1000
@@ -27,14 +27,20 @@ def solve(
   Args:
     config: the system.
     query: what to ask.
-    workdir: where data sets are kept.
-    planner: a planner directory; '' for the config's own.
+    workdir: work directory of a run, or where data sets are kept.
+    planner: a planner directory; '' for the one below the workdir, or else the
+      config's own.
     greedy: temperature 0.
     emit: called with a line or more for people as each module or tool ends.
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable: name the remedy.
   """
+  directory = workdirs.opened(workdir)
+  trained = directory / 'planner'
+  if not planner and roles.uses_engine(config) and trained.is_dir():
+    planner = str(trained)
+    emit(f'Planner: {planner}')
   if planner:
     config = overrides.with_planner(config, planner)
   try:
@@ -42,7 +48,7 @@ def solve(
   except ValueError as e:
     raise schema.ConfigError(f'--query: {e}') from e
   return asyncio.run(
-      _solve(config, task, workdirs.opened(workdir), greedy, emit)
+      _solve(config, task, directory, greedy, emit)
   )
 
 
@@ -64,6 +70,8 @@ async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
     key = records.RequestKey(
         config.seed, records.Purpose.SOLVE, 0, task.id, 0
     )
+    for notice in system.notices():
+      emit(notice)
     emit(f'Query: {task.query}')
     analysis, failed = await rollout.analyse(agent, task, key)
     if analysis:
@@ -75,6 +83,13 @@ async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
   emit(f'Answer: {trajectory.answer or "none"}  ({trajectory.status.value})')
   if trajectory.detail:
     emit(trajectory.detail)
+  if not trajectory.answer:
+    remedy = remedies.of_status(trajectory.status, config)
+    if remedy:
+      emit(f'No answer: {remedy}.')
+    if trajectory.status is records.Status.UNPARSEABLE_PLAN:
+      tool = next(iter(agent.tools))
+      emit(f'A plan looks like this:\n{remedies.example_of_plan(config, tool)}')
   for name, value in usage.items():
     if value:
       emit(f'{name}: {value:g}')

@@ -118,47 +118,48 @@ class EngineConfig:
   """Shapes and timing of an engine.
 
   Attributes:
-    slots: requests that are sampled at a time. Fixed: unused ones are computed
-      and ignored.
-    max_prompt_tokens: the longest prompt [tokens].
-    max_new_tokens: the most that any request may ask for [tokens].
-    page_tokens: tokens of a page, which is what prompts share [tokens].
+    slots: number of requests that are sampled at a time. Fixed: unused ones are
+      computed and ignored.
+    max_prompt_tokens: longest prompt [tokens].
+    max_new_tokens: longest response that a request may ask for [tokens].
+    page_tokens: size of a page, which is what prompts share [tokens].
     kv_tokens: room for keys and values [tokens]; 0: enough for every slot at
       full length. Less is enough where prompts share much: requests then wait
       for room. What is over keeps the prompts of requests that are done. Rows that
       are gathered need it for their prompts alone.
-    kv_dtype: 'int8' keeps keys and values in a byte each and a float32 a token
-      and head, at a cost in exactness: what is sampled is scored as it was
-      sampled, but is further from what the trainer computes. '' keeps them as the
-      network computes.
+    kv_dtype: format of keys and values: '' as the network computes, 'int8' for a byte
+      each and a float32 a token and head, at a cost in exactness: what is sampled is
+      scored as it was sampled, but is further from what the trainer computes.
     prefix_cache: whether prompts share pages at all.
-    attention: how decoding reads pages. 'blocks': where they lie, 128 slots at a
-      time, as far as the longest row goes. 'kernel': likewise, by a kernel for
+    attention: way in which decoding reads pages. 'blocks': where they lie, 128 slots
+      at a time, as far as the longest row goes. 'kernel': likewise, by a kernel for
       TPUs or CUDA GPUs, in bfloat16 (on CPU it runs for tests alone).
       'gathered': once a request, into one piece of the longest row's room; that
       takes room for all slots once more, and is fastest on CPU. 'auto': by a
       kernel where there is one; on CPU gathered, up to 4,096 slots a row.
-    lanes: slots are decoded and pieces of prompts read in so many groups side by
-      side, a thread each; more than one only where rows are gathered, on one
+    lanes: number of groups in which slots are decoded and pieces of prompts are read
+      side by side, a thread each; more than one only where rows are gathered, on one
       device. XLA's CPU computes the small products of attention on one
       core, so two lanes are faster on two cores. It divides slots and
       prefill_pieces; more than one take room for as many of the longest rows as
       there are pieces.
-    prefill_pieces: pieces of prompts that are read at a time, in all lanes.
-    piece_tokens: tokens of a piece, a multiple of page_tokens.
-    prefill_burst: calls of prefill at most between two chunks of decoding, while
-      fewer than `read_share` of the requests in slots, or about to get one, have
-      been read; one otherwise.
-    read_share: in (0, 1]. A chunk costs the same for one row as for all, so it
-      should not be thin: more is more throughput, less a sooner first token.
-    decode_chunk: tokens between two looks of the host (stop_fn, finished rows).
-    max_stop_ids: stop ids at most in one request.
-    coalesce_share: how long the first request of an idle engine waits for more,
-      while there are fewer than `prefill_pieces` of them, as a share of what a
-      call of prefill has taken: a call for one piece takes as long as one for
+    prefill_pieces: number of pieces of prompts that are read at a time, in all lanes.
+    piece_tokens: size of a piece, a multiple of page_tokens [tokens].
+    prefill_burst: largest number of calls of prefill between two chunks of decoding,
+      while fewer than `read_share` of the requests in slots, or about to get one,
+      have been read; one otherwise.
+    read_share: share of the requests, in (0, 1], that are read before more is
+      decoded. A chunk costs the same for one row as for all, so it should not be
+      thin: more is more throughput, less a sooner first token.
+    decode_chunk: number of tokens between two looks of the host (stop_fn, finished
+      rows).
+    max_stop_ids: largest number of stop ids of one request.
+    coalesce_share: time that the first request of an idle engine waits for more,
+      while there are fewer than `prefill_pieces` of them, as a share of what a call
+      of prefill has taken: a call for one piece takes as long as one for
       all. Before the first call it is 2 ms; 0 waits for nobody.
-    max_kept: ids that are recorded with each token of a request that truncates:
-      those that it was drawn from. Such a request then keeps so many of each
+    max_kept: number of ids that are recorded with each token of a request that
+      truncates: those that it was drawn from. Such a request then keeps so many of each
       distribution at most, the most likely ones, beyond what it asks for itself.
       0 records none, and bounds none.
   """

@@ -67,6 +67,7 @@ p { margin: .5rem 0; max-width: 46rem; }
 .muted, figcaption, .note { color: var(--muted); }
 .note, figcaption { font-size: .875rem; line-height: 1.45; }
 .lead { font-size: 1.15rem; margin: .75rem 0 1.25rem; }
+.warning { border-left: 3px solid var(--bad); padding-left: .75rem; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .tiles {
   display: grid; gap: .75rem; margin: 1.5rem 0;

@@ -5,6 +5,7 @@ script, and nothing is fetched. The same files give the same bytes.
 """
 
 import math
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -58,14 +59,20 @@ _DENOMINATORS = (
 )
 
 
-def write_report(workdir: epath.PathLike) -> epath.Path:
+def write_report(
+    workdir: epath.PathLike, warnings: Sequence[str] = ()
+) -> epath.Path:
   """Writes <workdir>/report.html and returns its path.
+
+  Args:
+    workdir: work directory of the run.
+    warnings: sentences that say why the run cannot learn, for the top of the page.
 
   Raises:
     data.ReportError: there is nothing to report, or a file is broken.
   """
   path = epath.Path(workdir) / 'report.html'
-  writing.write_whole(path, render(data.load(workdir)))
+  writing.write_whole(path, render(data.load(workdir), warnings))
   return path
 
 
@@ -78,12 +85,12 @@ def terminal_table(workdir: epath.PathLike) -> str:
   return tables.terminal(data.load(workdir))
 
 
-def render(run: data.Run) -> str:
-  """The whole page as HTML."""
+def render(run: data.Run, warnings: Sequence[str] = ()) -> str:
+  """The whole page as HTML, with warnings at its top."""
   return markup.page(
       f'Training report: {run.name}',
       [
-          _opening(run),
+          _opening(run, warnings),
           markup.section('Accuracy', *_accuracy(run)),
           markup.section('Training', *_training(run)),
           markup.section('Where the time went', *_time(run)),
@@ -95,7 +102,7 @@ def render(run: data.Run) -> str:
   )
 
 
-def _opening(run: data.Run) -> str:
+def _opening(run: data.Run, warnings: Sequence[str]) -> str:
   table = {row.name: row for row in tables.rows(run)}
   start, final = table.get('start'), table.get('final')
   gain = tables.gain(run)
@@ -120,7 +127,11 @@ def _opening(run: data.Run) -> str:
     )
   return (
       f'<h1>{markup.text(run.name or "run")}: training report</h1>'
-      f'\n<p class="lead">{markup.text(lead)}</p>\n{_tiles(run)}'
+      + ''.join(
+          f'\n<p class="warning"><b>Warning.</b> {markup.text(one)}</p>'
+          for one in warnings
+      )
+      + f'\n<p class="lead">{markup.text(lead)}</p>\n{_tiles(run)}'
   )
 
 

@@ -1,16 +1,29 @@
 """What the entry points share: flags to a config, errors to one clear line."""
 
+import difflib
+import functools
+import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
+from etils import epath
 
-from agentflow_jax.config import overrides as overrides_lib, schema, unread
+from agentflow_jax.config import fields, loading
+from agentflow_jax.config import overrides as overrides_lib, schema, unread, written
 from agentflow_jax.files import old_names
+from agentflow_jax.runtime import help_text
 
 _CONFIG = flags.DEFINE_string(
-    'config', None, 'A Python file with get_config(), such as experiments/X.py.'
+    'config', None,
+    'A Python file with get_config(), such as experiments/X.py, or the config.json of'
+    ' a run. Default: that of the run in --workdir, where there is one.',
+)
+_PRINT_CONFIG = flags.DEFINE_bool(
+    'print_config', False,
+    'Prints the config with all flags applied, and ends; what it prints is a'
+    ' config.json that --config takes.',
 )
 _RECORDING = flags.DEFINE_enum(
     'recording', None, ['record', 'replay', 'off'],
@@ -35,7 +48,7 @@ def config_from_flags(
     serves: where a model is all that is wanted, which one; '' for the config's.
 
   Raises:
-    ConfigError: a stray argument, what `config.load` raises, or a flag that
+    ConfigError: a stray argument, what `loading.load` raises, or a flag that
       nothing would read.
   """
   no_arguments(argv)
@@ -43,12 +56,50 @@ def config_from_flags(
   for flag in (_RECORDING, _RECORDING_DIRECTORY):
     if flag.value is not None:
       overrides.append((f'agent.{flag.name}', flag.value))
-  config = overrides_lib.load(_CONFIG.value, overrides)
+  config = loading.load(_source(), overrides)
+  if _PRINT_CONFIG.value:
+    print(written.text(config))
+    sys.exit(0)
   names = [name for name, _ in overrides]
   unread.check_flags(config, names)
   if serves is not None:
     unread.check_serves(names, serves)
   return config
+
+
+def config_of_run() -> epath.Path | None:
+  """Returns the config.json of the run in --workdir, if there is one."""
+  flag = flags.FLAGS.flag_values_dict().get('workdir')
+  path = epath.Path(flag) / written.FILE if flag and '\0' not in flag else None
+  return path if path is not None and path.is_file() else None
+
+
+def say_differences(config: schema.Config) -> None:
+  """Says on stderr what a config changes of that of the run in --workdir."""
+  path = config_of_run()
+  if path is None:
+    return
+  for name, (before, now) in written.differences(
+      config, written.read_flat(path)
+  ).items():
+    sys.stderr.write(
+        f'{name} is {json.dumps(now)} here; in the run of --workdir it was'
+        f' {json.dumps(before)}\n'
+    )
+
+
+def _source() -> str:
+  """Returns the path of the config to load."""
+  if _CONFIG.value is not None:
+    return _CONFIG.value
+  found = config_of_run()
+  if found is None:
+    also = ', or the --workdir of a run' if 'workdir' in flags.FLAGS else ''
+    raise schema.ConfigError(
+        '--config is missing: give a Python file with get_config(), such as'
+        f' experiments/quickstart.py{also}'
+    )
+  return str(found)
 
 
 def no_arguments(argv: Sequence[str]) -> None:
@@ -57,9 +108,13 @@ def no_arguments(argv: Sequence[str]) -> None:
     raise schema.ConfigError(f'not a flag: {argv[1]!r}')
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], takes_config: bool) -> list[str]:
   """Takes the config's overrides out before absl sees the flags."""
   others, overrides = overrides_lib.split_overrides(argv)
+  if overrides and not takes_config:
+    raise schema.ConfigError(
+        f'--config.{overrides[0][0]}: this command reads no config'
+    )
   _overrides[:] = overrides
   for argument in others[1:]:
     name = argument.lstrip('-').partition('=')[0]
@@ -68,20 +123,66 @@ def _parse(argv: Sequence[str]) -> list[str]:
       raise schema.ConfigError(
           f'--{name} was renamed to --{field.removeprefix("agent.")}'
       )
+  if any(
+      a.startswith('-') and a.lstrip('-') in help_text.HELP_FLAGS for a in others[1:]
+  ):
+    sys.stdout.write(_help(others, overrides, takes_config))
+    sys.exit(0)
   try:
-    return flags.FLAGS(others)
+    rest = flags.FLAGS(others)
+  except flags.UnrecognizedFlagError as e:
+    near = fields.nearest(e.flagname)
+    known = difflib.get_close_matches(e.flagname, list(flags.FLAGS), n=1)
+    hint = ' or '.join([f'--{n}' for n in known] + [f'--config.{n}' for n in near])
+    raise schema.ConfigError(
+        f'--{e.flagname}: there is no such flag; '
+        + (f'did you mean {hint}?' if hint else '--help lists all flags')
+    ) from e
   except flags.Error as e:
-    raise schema.ConfigError(str(e)) from e
+    raise schema.ConfigError(' '.join(str(e).split())) from e
+  for flag in (_CONFIG, _PRINT_CONFIG, _RECORDING, _RECORDING_DIRECTORY):
+    if flag.present and not takes_config:
+      raise schema.ConfigError(f'--{flag.name}: this command reads no config')
+  return rest
+
+
+def _help(
+    argv: Sequence[str], overrides: Sequence[tuple[str, str]], takes_config: bool
+) -> str:
+  """Returns the help of this command, and of a config that is named."""
+  modules = [sys.argv[0]]  # Which is how absl names the main module.
+  if takes_config:
+    modules.append(flags.FLAGS.find_module_defining_flag('config'))
+  text = help_text.of_command(
+      sys.modules['__main__'].__doc__ or '', modules, takes_config
+  )
+  if not takes_config:
+    return text
+  for argument in argv:
+    name, _, path = argument.lstrip('-').partition('=')
+    if argument.startswith('-') and name == 'config' and path:
+      text += '\n' + help_text.of_config(loading.load(path, overrides), path)
+  return text
 
 
 def run(
-    main: Callable[[Sequence[str]], None], needs_config: bool = True
+    main: Callable[[Sequence[str]], None],
+    takes_config: bool = True,
+    requires: str = '',
 ) -> None:
-  """Runs an entry point: a user's mistake is one line and exit code 2."""
-  if needs_config:
-    flags.mark_flag_as_required('config')
+  """Runs an entry point: a user's mistake is one line and exit code 2.
+
+  Args:
+    main: function that is called with the command line without flags.
+    takes_config: whether it reads a config; flags for one are errors otherwise.
+    requires: name of a flag that has to be given, except with --print_config; ''
+      for none.
+  """
+  parse = functools.partial(
+      _parse_or_exit, takes_config=takes_config, requires=requires
+  )
   try:
-    app.run(_guarded(main), flags_parser=_parse_or_exit)
+    app.run(_guarded(main), flags_parser=parse)
   except KeyboardInterrupt:
     sys.exit('interrupted; the same command goes on from the last commit')
 
@@ -91,9 +192,14 @@ def _asks_for_verbosity(argv: Sequence[str]) -> bool:
   return bool(names & {'v', 'verbosity'})
 
 
-def _parse_or_exit(argv):
+def _parse_or_exit(argv, takes_config, requires):
   try:
-    return _parse(argv)
+    rest = _parse(argv, takes_config)
+    if requires and not _PRINT_CONFIG.value:
+      flag = flags.FLAGS[requires]
+      if flag.value is None:
+        raise schema.ConfigError(f'--{requires} is missing: {flag.help}')
+    return rest
   except schema.ConfigError as e:
     sys.stderr.write(f'error: {e}\n')
     sys.exit(2)

@@ -105,6 +105,13 @@ class Progress:
     else:
       self._write(text)
 
+  def warn(self, text: str) -> None:
+    """Writes a warning above the bar, also where the bar is quiet."""
+    if self._bar is not None:
+      self._bar.write(f'warning: {text}', file=self._stream)
+    else:
+      self._write(f'warning: {text}')
+
   def seconds_left(self) -> float:
     """Time left [s] at this process's mean pace; nan before its first step."""
     done = self._step - self._start

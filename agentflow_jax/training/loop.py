@@ -12,8 +12,9 @@ from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.inference import api
 from agentflow_jax.rollouts import journal as journal_lib, rollout_files
 from agentflow_jax.runtime import clocks, exits, profiling, progress
-from agentflow_jax.training import engine_rates, evaluations as evaluations_lib
-from agentflow_jax.training import metrics_log, step_data
+from agentflow_jax.training import diagnosis, engine_rates
+from agentflow_jax.training import evaluations as evaluations_lib, metrics_log
+from agentflow_jax.training import query_lengths, step_data
 from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import checkpoints
 
@@ -34,6 +35,7 @@ class Loop:
   elapsed: Callable[[], float]
   watchdog: exits.Watchdog
   profiler: profiling.Profiler
+  lengths: query_lengths.QueryLengths
   pending: dict[str, float] | None = None
 
   async def run(self) -> None:
@@ -47,6 +49,7 @@ class Loop:
     counter = _Counter(self.bar)
     before = dict(self.clock.seconds)
     processes = self.system.processes
+    self._stop_if_failing()
     for step in range(len(self.log.lines), config.train.steps):
       self.watchdog.begin(f'step {step + 1}')
       self.profiler.begin(step + 1)
@@ -81,14 +84,38 @@ class Loop:
       now = dict(self.clock.seconds)
       self._log(step + 1, metrics, before, now)
       before = now  # So a commit's seconds are in the next step's line.
-      await self._commit(step + 1, journal)
+      await self._commit(step + 1, journal, stops=self._is_failing())
       self.profiler.end(step + 1)
       self.bar.update(step + 1, metrics)
+      if processes.is_primary:
+        for warning in diagnosis.of_step(metrics, config, self.lengths):
+          self.bar.warn(f'step {step + 1}: {warning}')
+      self._stop_if_failing()
 
   def _sampled(self) -> dict[str, api.EngineStats]:
     """What the engines have done so far, see engine_rates."""
     engines = {'': self.system.engine, 'frozen': self.system.frozen_engine}
     return {k: engine.stats() for k, engine in engines.items() if engine}
+
+  def _is_failing(self) -> bool:
+    most = self.system.config.train.stop_after_failing_steps
+    return 0 < most <= diagnosis.failing_steps(self.log.lines)
+
+  def _stop_if_failing(self) -> None:
+    """Raises RunStopped after too many steps that failed in one way.
+
+    It reads committed records only, so that a run that was resumed stops where the
+    same run in one go does.
+    """
+    if not self._is_failing():
+      return
+    config = self.system.config
+    (*_, said) = diagnosis.of_step(self.log.lines[-1], config, self.lengths)
+    raise exits.RunStopped(
+        f'after {config.train.stop_after_failing_steps} steps in a row that failed in'
+        f' one way; in the last one {said}. Everything is committed;'
+        ' train.stop_after_failing_steps=0 would go on'
+    )
 
   async def _update(self, step, data) -> dict[str, float]:
     """The optimizer updates of a step; the engine then samples from them."""

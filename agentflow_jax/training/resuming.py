@@ -1,58 +1,127 @@
 """Checks that a workdir belongs to a run, and restores its newest commit."""
 
+import dataclasses
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-from absl import logging
 from etils import epath
 
 from agentflow_jax.assembly import system as system_lib
-from agentflow_jax.config import overrides, own_code, schema
-from agentflow_jax.files import old_names, reading, writing
+from agentflow_jax.config import own_code, schema, written
+from agentflow_jax.files import old_names, writing
 from agentflow_jax.weights import host_copies
 
 
-def flat(config: schema.Config) -> dict[str, Any]:
-  """Returns a config as config.json holds it: dotted name -> JSON value."""
-  return _plain(overrides.flatten(config))
+# Fields that change no step that is done, so that a run may go on with other values:
+# how long it is, what is evaluated, committed and kept, when it gives up, and the
+# sizes of the engine, which samples the same tokens with all of them.
+_MAY_CHANGE = frozenset(
+    ['name']
+    + [
+        f'train.{name}' for name in (
+            'steps', 'checkpoint_every', 'keep_checkpoints', 'rollout_records',
+            'stop_after_failing_steps', 'concurrent_rollouts',
+        )
+    ]
+    + [
+        f'engine.{name}' for name in (
+            'slots', 'max_prompt_tokens', 'max_new_tokens', 'page_tokens',
+            'kv_tokens', 'lanes', 'prefill_pieces', 'piece_tokens',
+            'prefill_burst', 'read_share', 'decode_chunk', 'max_stop_ids',
+            'coalesce_share',
+        )
+    ]
+    + ['agent.tools.python_concurrency', 'agent.tools.own_concurrency']
+)
+_CHANGES = 'config_changes.jsonl'
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-  return json.loads(json.dumps(values, default=str))
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """A field whose value differs from that of the steps that are done.
+
+  Attributes:
+    name: dotted name of the field.
+    before: JSON value in the workdir's config.json.
+    now: JSON value of the config that the run goes on with.
+  """
+
+  name: str
+  before: Any
+  now: Any
+
+  @property
+  def is_allowed(self) -> bool:
+    """Whether a run may go on with it: no step that is done would be another."""
+    return self.name in _MAY_CHANGE or self.name.startswith('evaluation.')
 
 
-def check_same_run(config: schema.Config, workdir: epath.Path) -> None:
-  """Refuses a workdir that holds a run of another config.
+def check_same_run(config: schema.Config, workdir: epath.Path) -> list[Change]:
+  """Returns what a config changes of the run in a workdir, if it holds one.
 
   A field that is missing in the workdir's config.json was added by a later version;
   it counts as its default. Renamed fields are translated by files.old_names.
 
   Raises:
-    ConfigError: the workdir holds a run of another config; names what differs.
+    ConfigError: a field differs that the steps which are done depend on; names all
+      of them.
   """
-  path = workdir / 'config.json'
+  path = workdir / written.FILE
   if not path.exists():
-    return
-  with reading.boundary(path, schema.ConfigError):
-    written = reading.read_json(path, allows_nan=True)
-    if not isinstance(written, dict):
-      raise schema.ConfigError(f'{path} holds no config: it is no JSON object')
-  now = flat(config)
-  before = _plain(overrides.defaults(config)) | old_names.config(written)
-  names = sorted(set(now) | set(before))
-  differs = [n for n in names if now.get(n) != before.get(n)]
-  if differs:
+    return []
+  differs = written.differences(config, written.read_flat(path))
+  changes = [Change(name, before, now) for name, (before, now) in differs.items()]
+  refused = [change for change in changes if not change.is_allowed]
+  if refused:
     shown = ', '.join(
-        f'{n}: {before.get(n)!r} there, {now.get(n)!r} now'
-        for n in differs[:5]
+        f'{c.name} (there {json.dumps(c.before)}, now {json.dumps(c.now)})'
+        for c in refused
     )
     raise schema.ConfigError(
-        f'{workdir} holds a run of another config ({shown}); give another'
-        ' --workdir, or delete it'
+        f'{workdir} holds a run of another config, and its steps depend on what'
+        f' differs: {shown}. Give these fields the values that they have there, or'
+        ' give another --workdir'
     )
+  return changes
+
+
+def write_config(
+    config: schema.Config, workdir: epath.Path, done: int, changes: Sequence[Change]
+) -> list[str]:
+  """Writes config.json, and what it changes to config_changes.jsonl.
+
+  Each line there is {"from_step": the first step (from 1) that the value holds for,
+  "field": its dotted name, "before": JSON value, "now": JSON value}.
+
+  Args:
+    config: config of the run.
+    workdir: work directory of the run.
+    done: number of committed steps.
+    changes: what `check_same_run` returned.
+
+  Returns:
+    The changes in words.
+  """
+  path, lines = workdir / _CHANGES, ''
+  if changes and path.exists():
+    lines = path.read_text()
+  for change in changes:
+    line = {
+        'from_step': done + 1, 'field': change.name, 'before': change.before,
+        'now': change.now,
+    }
+    lines += json.dumps(line) + '\n'
+  if changes:
+    writing.write_whole(path, lines)
+  writing.write_whole(workdir / written.FILE, written.text(config))
+  return [
+      f'from step {done + 1} on {c.name} is {json.dumps(c.now)} (it was'
+      f' {json.dumps(c.before)})'
+      for c in changes
+  ]
 
 
 def check_shared(workdir: epath.Path, processes) -> None:
@@ -103,20 +172,25 @@ def restore(
     metrics of a step that was done but for its evaluation.
 
   Raises:
-    ConfigError: the planner or the tasks that the run began with have changed.
+    ConfigError: the planner or the tasks that the run began with have changed, or
+      more steps are done than the config asks for.
   """
   step = saved.latest
   if step is None:
     return [], {}, None
+  if step > system.config.train.steps:
+    raise schema.ConfigError(
+        f'train.steps is {system.config.train.steps}, and {step} steps are done in'
+        ' this --workdir already: steps cannot be taken back; raise train.steps'
+    )
   trainer.state, run = saved.restore(step, trainer.state)
   changed = [k for k, v in inputs.items() if run['inputs'].get(k) != v]
   if changed:
     raise schema.ConfigError(
         f'the {" and ".join(changed)} that this run began with changed on disk;'
-        ' restore them, or start in another --workdir'
+        ' restore them, or give another --workdir'
     )
   system.sample_from(trainer.params, step)
-  logging.info('resuming after step %d', step)
   pending = run.get('pending')
   return (
       [old_names.metrics(line) for line in run['metrics']],

@@ -12,13 +12,13 @@ import jax
 from absl import logging
 
 from agentflow_jax.assembly import model_files, system as system_lib
-from agentflow_jax.config import consistency, schema
-from agentflow_jax.files import writing
+from agentflow_jax.config import consistency, schema, written
 from agentflow_jax.report import page as report
 from agentflow_jax.runtime import clocks, exits, processes as processes_lib
 from agentflow_jax.runtime import profiling, progress, workdirs
 from agentflow_jax.training import evaluations as evaluations_lib
-from agentflow_jax.training import loop as loop_lib, metrics_log, resuming
+from agentflow_jax.training import diagnosis, loop as loop_lib, metrics_log
+from agentflow_jax.training import query_lengths, resuming
 from agentflow_jax.training import summary as summary_lib
 from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import checkpoints, host_copies
@@ -57,27 +57,27 @@ def train(
   consistency.check_trains(config)
   processes = processes_lib.Processes.current()
   directory = processes.together(lambda: workdirs.opened(workdir))
-  processes.check_same(
-      'the config', json.dumps(resuming.flat(config), sort_keys=True)
-  )
+  processes.check_same('the config', written.text(config))
   watchdog = exits.Watchdog(
       step_seconds, f'process {processes.index} of {processes.count}'
   )
   with contextlib.ExitStack() as stack:
     processes.alone(lambda: stack.enter_context(workdirs.locked(directory)))
     resuming.check_shared(directory, processes)
-    processes.together(lambda: resuming.check_same_run(config, directory))
+    changes = processes.together(
+        lambda: resuming.check_same_run(config, directory)
+    )
     stack.enter_context(contextlib.closing(watchdog))
     profiler = profiling.Profiler(
         profiled, directory / 'tensorboard', processes.index
     )
     return asyncio.run(
-        _train(config, directory, quiet, processes, watchdog, profiler)
+        _train(config, directory, changes, quiet, processes, watchdog, profiler)
     )
 
 
 async def _train(
-    config, workdir, quiet, processes, watchdog, profiler
+    config, workdir, changes, quiet, processes, watchdog, profiler
 ) -> str:
   """Build, resume, loop, evaluate, report."""
   compilations, clock = clocks.Compilations(), clocks.Clock()
@@ -97,18 +97,16 @@ async def _train(
     with clock('compile'):
       trainer = trainer_lib.Trainer(system)
       system.warmup()
-    # From here on the workdir is this config's.
-    if primary:
-      writing.write_whole(
-          workdir / 'config.json',
-          json.dumps(resuming.flat(config), indent=1, sort_keys=True),
-      )
     saved = checkpoints.Checkpoints(
         workdir / 'checkpoints', config.train.keep_checkpoints
     )
     inputs = resuming.inputs_of(system)
     processes.check_same('the planner or the task set', repr(inputs))
     lines, spent, pending = resuming.restore(trainer, system, saved, inputs)
+    # From here on the workdir is this config's.
+    changed = []
+    if primary:
+      changed = resuming.write_config(config, workdir, len(lines), changes)
     started -= spent.pop('total', 0.0)
     clock.add(spent)
     if config.train.extra_rollouts and primary:
@@ -119,7 +117,16 @@ async def _train(
     bar = progress.Progress(
         config.train.steps, len(lines), quiet=quiet or not primary
     )
+    for note in (_resumed(len(lines), config.train.steps), *changed):
+      bar.note(note)
     bar.note(_held(trainer, system))
+    for notice in system.notices():
+      bar.note(notice)
+    lengths = query_lengths.measure(
+        system.planner, system.agent.cards, system.tasks.train
+    )
+    if lengths.too_long and primary:
+      bar.warn(lengths.said())
     log = metrics_log.MetricsLog(workdir, lines, writes=primary)
     evaluations = evaluations_lib.Evaluations(system, workdir, bar, clock)
     with contextlib.closing(bar), contextlib.closing(log):
@@ -134,10 +141,20 @@ async def _train(
           lambda: time.monotonic() - started,
           watchdog,
           profiler,
+          lengths,
           pending,
       )
-      with profiler.running():
-        await loop.run()
+
+      def warnings():
+        return diagnosis.of_run(log.lines, config, lengths)
+
+      try:
+        with profiler.running():
+          await loop.run()
+      except exits.RunStopped:
+        if log.lines:
+          processes.alone(lambda: report.write_report(str(workdir), warnings()))
+        raise
       watchdog.rest()
       params = trainer.params
       system.sample_from(params, config.train.steps)
@@ -157,11 +174,12 @@ async def _train(
           {
               'params_digest': host_copies.params_digest(params),
               'compiles/after_warmup': compiled,
+              'warnings': warnings(),
               **usage,
           },
       )
       summary_lib.write_card(workdir / 'planner', summary)
-      page = report.write_report(str(workdir))
+      page = report.write_report(str(workdir), summary['warnings'])
       return f'{report.terminal_table(str(workdir))}\n\nReport: {page}'
 
     return processes.alone(write) or ''
@@ -172,6 +190,15 @@ async def _train(
         saved.close()
     finally:
       await system.close()
+
+
+def _resumed(done: int, steps: int) -> str:
+  """Says where a run goes on."""
+  if not done:
+    return f'starting: {steps} steps'
+  if done >= steps:
+    return f'finished before: {done} of {steps} steps; evaluating'
+  return f'resuming after step {done} of {steps}'
 
 
 def _summed(processes, usage: dict[str, float]) -> dict[str, float]:

@@ -11,12 +11,12 @@ from agentflow_jax import records
 from agentflow_jax.agents import language_model
 from agentflow_jax.assembly import own_modules, rewards, system as system_lib
 from agentflow_jax.assembly import task_sets
-from agentflow_jax.config import consistency, overrides, own_code, schema, unread
+from agentflow_jax.config import consistency, loading, overrides, own_code, schema, unread
 from tests.agents.endpoints import http_server
 from tests.config import mini
 
 _EXAMPLES = str(mini.ROOT / 'experiments' / 'own_code.py')
-_BASE = overrides.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
+_BASE = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
 _TASK = records.Task('t', 'Which?', ('Oslo',), 'judge')
 
 

@@ -10,23 +10,23 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.assembly import system as system_lib
-from agentflow_jax.config import consistency, overrides as overrides_lib, schema
+from agentflow_jax.config import consistency, loading, overrides as overrides_lib, schema
 from agentflow_jax.core import sharding
 from tests.assembly import pointers
 from tests.config import mini
 
-_BASE = overrides_lib.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
+_BASE = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
 
 
 def test_the_shipped_configs_pass():
   consistency.check(_BASE)
   for name in ('geohop_warm_start', 'smollm2_geohop'):
     path = mini.ROOT / 'experiments' / f'{name}.py'
-    consistency.check(overrides_lib.load(str(path)))
+    consistency.check(loading.load(str(path)))
 
 
 def test_the_endpoint_config_needs_only_to_be_told_where():
-  config = overrides_lib.load(str(mini.ROOT / 'experiments' / 'endpoint.py'))
+  config = loading.load(str(mini.ROOT / 'experiments' / 'endpoint.py'))
   with pytest.raises(schema.ConfigError, match='agent.endpoint.preset'):
     consistency.check(config)
   for preset in ('openai', 'vllm'):
@@ -106,7 +106,7 @@ def test_truncation_is_taken_where_sets_are_recorded_or_nothing_needs_them():
     consistency.check(overrides_lib.override(_BASE, [
         (f'planner.sampling.{name}', value), ('engine.max_kept', '8'),
     ]))
-  warm = overrides_lib.load(
+  warm = loading.load(
       str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
   )
   # The teacher's turns are trained on; evaluation alone samples.

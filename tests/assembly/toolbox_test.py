@@ -17,7 +17,7 @@ _DEMO = f'demo={shlex.join([sys.executable, mcp_demo.__file__])}'
 
 def _make(recorded=None, **settings):
   box = toolbox.Toolbox(
-      schema.ToolsConfig(**settings), task_sets.TaskSet((), (), ()), {},
+      schema.ToolsConfig(**settings), task_sets.TaskSet((), (), ()),
       recording=recorded,
   )
   return box.make()

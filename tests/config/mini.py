@@ -5,7 +5,7 @@ import importlib.util
 import json
 import pathlib
 
-from agentflow_jax.config import overrides, schema
+from agentflow_jax.config import loading, schema
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -57,7 +57,7 @@ def config(directory: pathlib.Path, **train) -> schema.Config:
           for q, a in _QUESTIONS.items()
       )
   )
-  base = overrides.load(str(ROOT / 'experiments' / 'quickstart.py'))
+  base = loading.load(str(ROOT / 'experiments' / 'quickstart.py'))
   settings = dict(
       steps=4, queries_per_step=3, group_size=3, checkpoint_every=2
   )

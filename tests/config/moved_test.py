@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentflow_jax.config import overrides, schema
+from agentflow_jax.config import loading, overrides, schema
 from agentflow_jax.files import old_names
 
 
@@ -10,7 +10,7 @@ def test_a_config_of_the_old_path_is_one_clear_error(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text('from agentflow_jax.training import config as c\n')
   with pytest.raises(schema.ConfigError) as caught:
-    overrides.load(str(path))
+    loading.load(str(path))
   message = str(caught.value)
   assert 'mine.py' in message
   assert 'from agentflow_jax.config import schema as c' in message

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from agentflow_jax.config import overrides as overrides_lib, schema
+from agentflow_jax.config import loading, overrides as overrides_lib, schema
 
 _CONFIG = schema.Config(name='x')
 
@@ -48,8 +48,8 @@ def test_an_override_leaves_everything_else():
 @pytest.mark.parametrize(
     'name, value, message',
     [
-        ('trian.steps', '1', "did you mean 'train'"),
-        ('train.setps', '1', "did you mean 'steps'"),
+        ('trian.steps', '1', "did you mean --config.train.steps?"),
+        ('train.setps', '1', 'did you mean --config.train.steps'),
         ('train', '1', 'name one of its fields'),
         ('seed.x', '1', 'has no fields'),
         ('train.steps', 'many', 'is not a int'),
@@ -80,7 +80,7 @@ def test_a_config_file_of_the_user_s_own(tmp_path):
       'def get_config():\n'
       "  return c.Config(name='mine', seed=3)\n"
   )
-  config = overrides_lib.load(str(path), [('seed', '4'), ('train.steps', '9')])
+  config = loading.load(str(path), [('seed', '4'), ('train.steps', '9')])
   assert (config.name, config.seed, config.train.steps) == ('mine', 4, 9)
 
 
@@ -89,7 +89,7 @@ def test_a_config_file_of_the_user_s_own(tmp_path):
     [
         (None, 'no file'),
         ('x = 1\n', 'has no get_config'),
-        ('def get_config():\n  return 1\n', 'must return a Config'),
+        ('def get_config():\n  return 1\n', 'get_config() returned int'),
     ],
 )
 def test_a_broken_config_file_is_named(tmp_path, text, message):
@@ -97,7 +97,7 @@ def test_a_broken_config_file_is_named(tmp_path, text, message):
   if text is not None:
     path.write_text(text)
   with pytest.raises(schema.ConfigError) as error:
-    overrides_lib.load(str(path))
+    loading.load(str(path))
   assert message in str(error.value) and 'mine.py' in str(error.value)
 
 

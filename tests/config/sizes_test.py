@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 
-from agentflow_jax.config import consistency, overrides, schema, sizes
+from agentflow_jax.config import consistency, loading, schema, sizes
 from tests.config import mini
 
 _OWN = str(mini.ROOT / 'experiments' / 'own_tasks.py')
 
 
 def test_a_flag_for_longer_prompts_and_responses_is_enough():
-  config = overrides.load(
+  config = loading.load(
       _OWN,
       [('planner.max_prompt_tokens', '700'), ('planner.sampling.max_new_tokens', '90')],
   )
@@ -22,7 +22,7 @@ def test_a_flag_for_longer_prompts_and_responses_is_enough():
 
 
 def test_a_frozen_module_counts():
-  config = overrides.load(
+  config = loading.load(
       _OWN,
       [
           ('agent.generator.backend', 'frozen'),
@@ -34,7 +34,7 @@ def test_a_frozen_module_counts():
 
 
 def test_what_is_large_enough_stays():
-  config = overrides.load(_OWN)
+  config = loading.load(_OWN)
   assert sizes.raised(config) == config
   smaller = dataclasses.replace(
       config, planner=dataclasses.replace(config.planner, max_prompt_tokens=64)
@@ -48,7 +48,7 @@ def test_where_sizes_are_given_nothing_changes():
 
 
 def test_a_size_that_a_flag_sets_is_refused_where_it_is_too_small():
-  config = overrides.load(_OWN, [('batch.tokens_per_row', '128')])
+  config = loading.load(_OWN, [('batch.tokens_per_row', '128')])
   assert config.batch.tokens_per_row == 128
   with pytest.raises(schema.ConfigError, match='batch.tokens_per_row 128'):
     consistency.check(config)

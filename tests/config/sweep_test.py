@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from agentflow_jax.config import consistency, overrides as overrides_lib, schema
+from agentflow_jax.config import consistency, loading, schema
 from agentflow_jax.config import sweep, unread
 from tests.config import mini
 
@@ -59,7 +59,7 @@ def test_the_paper_s_ablations_are_runs_of_configs_that_exist(name, count):
   runs = schema.load_module(path).get_sweep()
   assert len(runs) == count
   for overrides in runs:
-    config = overrides_lib.load(path, tuple(overrides.items()))
+    config = loading.load(path, tuple(overrides.items()))
     consistency.check_trains(config)
     consistency.check(config)
     unread.check_flags(config, list(overrides))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentflow_jax.config import overrides, schema, unread
+from agentflow_jax.config import loading, overrides, schema, unread
 from tests.config import mini
 
 _QUICKSTART = str(mini.ROOT / 'experiments' / 'quickstart.py')
@@ -10,7 +10,7 @@ _WARM = str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
 
 
 def _check(path, *pairs):
-  config = overrides.load(path, pairs)
+  config = loading.load(path, pairs)
   unread.check_flags(config, [name for name, _ in pairs])
 
 
@@ -119,7 +119,7 @@ def test_a_flag_that_is_read_passes(path, pairs):
 
 def test_every_idle_name_is_a_field():
   for path in (_QUICKSTART, _WARM):
-    config = overrides.load(path)
+    config = loading.load(path)
     names = set(overrides.flatten(config))
     for prefix, _ in unread._unread(config):
       assert any(n == prefix or n.startswith(f'{prefix}.') for n in names)
@@ -135,6 +135,6 @@ def test_serving_reads_shapes_and_dtypes_alone():
       unread.check_serves([name])
   with pytest.raises(schema.ConfigError, match='beside --planner'):
     unread.check_serves(['planner.directory'], 'runs/mine/planner')
-  names = overrides.flatten(overrides.load(_QUICKSTART))
+  names = overrides.flatten(loading.load(_QUICKSTART))
   for prefix in unread._SERVED:
     assert any(n == prefix or n.startswith(f'{prefix}.') for n in names)

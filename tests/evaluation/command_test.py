@@ -391,7 +391,8 @@ def test_solve_shows_each_step_of_modules_behind_an_endpoint(
   assert sorted(usage) == sorted(f'endpoint/{n}/requests: 1' for n in (
       'analysis' if name == 'analyst' else name for name in order
   ))
-  shown = shown[: -len(usage)]
+  (notice, _), *shown = shown[: -len(usage)]
+  assert notice.startswith('python: programs run in ')
   names = [text.partition(':')[0] for text, _ in shown]
   assert names == [
       'Query', 'analyst', 'planner', 'executor', 'search', 'verifier',

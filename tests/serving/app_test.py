@@ -12,7 +12,7 @@ from agentflow_jax import records
 from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.endpoints import settings as settings_lib
 from agentflow_jax.assembly import standalone_model
-from agentflow_jax.config import overrides
+from agentflow_jax.config import loading
 from agentflow_jax.serving import app, incoming, requests, writing
 from tests.config import mini
 from tests.serving import listening
@@ -33,7 +33,7 @@ _CHAT = {
 
 @pytest.fixture(scope='module')
 def model():
-  base = overrides.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
+  base = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
   config = dataclasses.replace(
       base,
       engine=dataclasses.replace(

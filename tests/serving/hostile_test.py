@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.config import overrides, schema
+from agentflow_jax.config import loading, schema
 from agentflow_jax.serving import app, connections, incoming, server
 from tests.config import mini
 from tests.serving import listening
@@ -321,7 +321,7 @@ def test_elsewhere_every_host_is_answered():
 
 
 def test_host_names_that_would_be_ignored_are_an_error(tmp_path):
-  config = overrides.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
+  config = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
   with pytest.raises(schema.ConfigError, match='--host_names'):
     server.serve(
         config, planner=str(tmp_path), name='m', host='0.0.0.0', port=0,

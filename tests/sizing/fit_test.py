@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from agentflow_jax.config import overrides, schema
+from agentflow_jax.config import loading, overrides, schema
 from agentflow_jax.core import model
 from agentflow_jax.inference import programs
 from agentflow_jax.sizing import fit, topologies
@@ -193,7 +193,7 @@ def test_a_host_is_a_topology_of_its_own():
 
 
 def test_the_network_is_named_where_its_directory_is_not_here(tmp_path):
-  config = overrides.load(
+  config = loading.load(
       str(mini.ROOT / 'experiments' / 'flow_grpo_qwen2p5_7b.py')
   )
   with pytest.raises(schema.ConfigError, match='qwen2.5-7b'):

@@ -10,7 +10,7 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents.rewards import text
 from agentflow_jax.agents.tools.search import bm25_index, passages
-from agentflow_jax.config import consistency, overrides, schema
+from agentflow_jax.config import consistency, loading, schema
 from agentflow_jax.rollouts import rollout_files
 from agentflow_jax.training import run, step_data
 from tests.config import mini
@@ -112,7 +112,7 @@ def test_its_demonstrations_know_the_form_and_seldom_the_words():
 
 @pytest.mark.parametrize('name', ['own_tasks', 'own_tasks_warm_start', 'local_model'])
 def test_its_configs_are_consistent(name):
-  config = overrides.load(str(mini.ROOT / 'experiments' / f'{name}.py'))
+  config = loading.load(str(mini.ROOT / 'experiments' / f'{name}.py'))
   consistency.check(config)
 
 

@@ -10,7 +10,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.assembly import system as system_lib
-from agentflow_jax.config import overrides
+from agentflow_jax.config import loading, overrides
 from agentflow_jax.core import batch, sharding, update
 from agentflow_jax.inference import api, engine
 from agentflow_jax.rollouts import collect, rollout_files
@@ -149,7 +149,7 @@ def test_live_rollouts_are_on_policy_within_1e_5(live):
 def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
   # Prompts of every length that the main job has, in its buckets and its
   # packed rows, on the one device of a laptop.
-  config = overrides.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
+  config = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
   system, live_rows, _, _ = live
   ids = np.concatenate([row.prompt_ids for row in live_rows])
   rng = np.random.default_rng(0)

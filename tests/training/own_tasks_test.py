@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from agentflow_jax.config import overrides
+from agentflow_jax.config import loading
 from agentflow_jax.training import run
 from tests.assembly import released
 from tests.config import mini
@@ -47,7 +47,7 @@ def test_the_commands_of_the_readme_run_whole(tmp_path):
 
   def config(name, **changes):
     path = str(mini.ROOT / 'experiments' / f'{name}.py')
-    return overrides.load(path, list((flags | changes).items()))
+    return loading.load(path, list((flags | changes).items()))
 
   warm = config(
       'own_tasks_warm_start', **{'planner.directory': str(small)}

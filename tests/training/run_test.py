@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from agentflow_jax.assembly import model_files
-from agentflow_jax.config import overrides, schema
+from agentflow_jax.config import loading, overrides, schema
 from agentflow_jax.evaluation import command, evaluate as evaluation
 from agentflow_jax.runtime import exits
 from agentflow_jax.training import evaluations, resuming, run, trainer
@@ -287,7 +287,7 @@ def test_another_seed_is_another_run(whole, tmp_path):
 def test_a_workdir_whose_config_lacks_newer_fields_goes_on(tmp_path):
   """A field that came later counts as its default, and as nothing else."""
   path = mini.ROOT / 'experiments' / 'quickstart.py'
-  config = overrides.load(str(path))
+  config = loading.load(str(path))
   flat = json.loads(json.dumps(overrides.flatten(config), default=str))
   for missing in ('train.keep_checkpoints', 'planner.lora.rank',
                   'agent.tools.generalist.backend'):
@@ -297,15 +297,61 @@ def test_a_workdir_whose_config_lacks_newer_fields_goes_on(tmp_path):
   changed = overrides.override(
       config, [('agent.tools.generalist.backend', 'endpoint')]
   )
-  with pytest.raises(schema.ConfigError, match="'none' there, 'endpoint' now"):
+  with pytest.raises(schema.ConfigError,  match='there "none", now "endpoint"'):
     resuming.check_same_run(changed, tmp_path)
 
 
 def test_a_workdir_of_another_config_is_refused(whole):
   config, workdir, _ = whole
-  other = dataclasses.replace(config, seed=9)
-  with pytest.raises(schema.ConfigError, match='seed: 0 there, 9 now'):
+  other = overrides.override(config, [
+      ('seed', '9'), ('train.group_size', '4'), ('optimizer.learning_rate', '1'),
+      ('flow_grpo.kl_coef', '0.5'), ('planner.max_prompt_tokens', '170'),
+      ('agent.rollout.max_turns', '3'), ('train.steps', '9'),
+  ])
+  with pytest.raises(schema.ConfigError) as refused:
     run.train(other, str(workdir), quiet=True)
+  said = str(refused.value)
+  for name in (
+      'seed (there 0, now 9)', 'train.group_size', 'optimizer.learning_rate',
+      'flow_grpo.kl_coef', 'planner.max_prompt_tokens', 'agent.rollout.max_turns',
+  ):
+    assert name in said
+  # Steps may change, and nobody is told to delete what took hours.
+  assert 'train.steps' not in said and 'delete' not in said
+
+
+def test_a_run_that_is_made_longer_is_the_run_that_was_as_long_at_once(
+    whole, tmp_path, capsys
+):
+  config, workdir, _ = whole
+  short = overrides.override(config, [
+      ('train.steps', '2'), ('evaluation.start_and_final', 'false'),
+      ('evaluation.controls', 'false'), ('evaluation.every', '0'),
+  ])
+  run.train(short, str(tmp_path / 'out'))
+  longer = overrides.override(short, [
+      ('train.steps', '4'), ('engine.decode_chunk', '4'), ('name', 'longer'),
+  ])
+  capsys.readouterr()
+  run.train(longer, str(tmp_path / 'out'))
+  said = capsys.readouterr().err
+  assert 'resuming after step 2 of 4' in said
+  assert 'from step 3 on train.steps is 4 (it was 2)' in said
+  assert 'from step 3 on engine.decode_chunk is 4 (it was 8)' in said
+  got, wanted = mini.fingerprint(tmp_path / 'out'), mini.fingerprint(workdir)
+  assert got['params_digest'] == wanted['params_digest']
+  for name in [n for n in wanted if n.startswith('step_')]:
+    assert got[name] == wanted[name]
+  lines = (tmp_path / 'out' / 'config_changes.jsonl').read_text().splitlines()
+  assert json.loads(lines[-1]) == {
+      'from_step': 3, 'field': 'train.steps', 'before': 2, 'now': 4,
+  }
+  written = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert written['train.steps'] == 4
+  with pytest.raises(schema.ConfigError, match='4 steps are done'):
+    run.train(short, str(tmp_path / 'out'), quiet=True)
+  run.train(longer, str(tmp_path / 'out'))
+  assert 'finished before: 4 of 4 steps' in capsys.readouterr().err
 
 
 def test_a_planner_behind_an_endpoint_is_never_trained(tmp_path):

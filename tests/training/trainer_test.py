@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from agentflow_jax.config import overrides, schema
+from agentflow_jax.config import loading, schema
 from agentflow_jax.core import batch, model, sharding, update
 from agentflow_jax.runtime import exits
 from agentflow_jax.training import trainer as trainer_lib, update_shapes
@@ -28,7 +28,7 @@ _NETWORK = model.ModelConfig(
 def base(tmp_path_factory):
   """The quickstart's settings, for a network of a few thousand weights."""
   config = mini.config(tmp_path_factory.mktemp('trainer'))
-  assert overrides.load(
+  assert loading.load(
       str(mini.ROOT / 'experiments' / 'quickstart.py')
   ).train.mini_batches == 2
   return dataclasses.replace(

@@ -5,7 +5,7 @@ import json
 import pytest
 from etils import epath
 
-from agentflow_jax.config import overrides
+from agentflow_jax.config import loading, overrides
 from agentflow_jax.training import run
 from agentflow_jax.weights import host_copies, model_directory
 from tests.config import mini
@@ -23,7 +23,7 @@ def test_the_shipped_weights_fit_their_config_and_4_megabytes():
 
 def test_the_recorded_accuracy_is_of_these_weights_and_this_teacher():
   recorded = json.loads((_PLANNER / 'accuracy.json').read_text())
-  config = overrides.load(
+  config = loading.load(
       str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
   )
   for name, value in overrides.flatten(config.teacher).items():
@@ -35,7 +35,7 @@ def test_the_recorded_accuracy_is_of_these_weights_and_this_teacher():
 @pytest.mark.slow
 def test_the_command_makes_a_planner_of_the_same_accuracy(tmp_path):
   """About ten minutes on 2 cores."""
-  config = overrides.load(
+  config = loading.load(
       str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
   )
   run.train(config, str(tmp_path))

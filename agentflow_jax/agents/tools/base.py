@@ -107,6 +107,8 @@ class Tool:
       it; False where the time is the host's.
     version: what a result depends on besides the arguments (settings, the
       collection that is searched): part of the name of a recorded call.
+    notice: sentence for the user about how the tool runs on this machine, which
+      commands show at start; '' for none.
   """
 
   card: Card
@@ -115,6 +117,7 @@ class Tool:
   close: Callable[[], Awaitable[None]] | None = None
   arguments_set_time: bool = False
   version: str = ''
+  notice: str = ''
 
 
 def check_arguments(

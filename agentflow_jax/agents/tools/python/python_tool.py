@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from absl import logging
 
 from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.python import bubblewrap, monty, sandbox
@@ -60,8 +59,7 @@ def make(
         f'{concurrency}, {queue_seconds}'
     )
   limits = limits or sandbox.Limits()
-  chosen = _choose(backend, limits)
-  logging.info('python tool: programs run in %s', chosen.name)
+  chosen, refused = _choose(backend, limits)
   turns = _Turns(concurrency, queue_seconds)
 
   async def call(arguments: Mapping[str, Any]) -> str:
@@ -75,18 +73,21 @@ def make(
       call=call,
       # Both limits below this have a better-named end than the rollout's.
       timeout=queue_seconds + limits.wall_seconds + 10.0,
+      notice='; '.join([f'python: programs run in {chosen.name}', *refused]),
   )
 
 
-def _choose(backend: str, limits: sandbox.Limits) -> sandbox.Backend:
+def _choose(
+    backend: str, limits: sandbox.Limits
+) -> tuple[sandbox.Backend, list[str]]:
+  """Returns the sandbox to use, and why those before it cannot be used."""
   kinds = {'bubblewrap': bubblewrap.Bubblewrap, 'monty': monty.Monty}
   names = tuple(kinds) if backend == 'auto' else (backend,)
   reasons = []
   for name in names:
     try:
-      return kinds[name](limits)
+      return kinds[name](limits), reasons
     except base.ToolUnavailable as error:
-      logging.info('python tool: %s is not usable: %s', name, error)
       reasons.append(f'{name}: {error}')
   raise base.ToolUnavailable(
       'the python tool has no sandbox to run programs in. ' + '; '.join(reasons)

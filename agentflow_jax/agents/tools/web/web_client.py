@@ -35,19 +35,20 @@ class WebConfig:
   """What the web's tools may reach, and how politely.
 
   Attributes:
-    allow: 'HOST:PORT' that may be reached although it is not public, or at
-      another port; for servers of one's own. Shown in reports.
+    allow: hosts as 'HOST:PORT' that may be reached although they are not public, or
+      at another port; for servers of one's own. Shown in reports.
     blocked: hosts that are not asked, nor any below them; by default those that
       publish benchmarks with their answers.
-    also_blocked: more of them.
-    timeout_seconds: of one hop, from resolving the name to the last byte.
-    max_attempts: at one request, where the host is busy or fails.
-    max_bytes: of a response, unpacked.
-    max_redirects: that are followed.
-    requests_per_minute: to one host.
-    concurrency: requests to one host at once.
-    contact: a URL or e-mail address that hosts can complain to; Wikimedia asks
-      for one.
+    also_blocked: further hosts that are not asked.
+    timeout_seconds: time limit of one hop, from resolving the name to the last
+      byte [s].
+    max_attempts: largest number of attempts at one request, where the host is busy or
+      fails.
+    max_bytes: longest response, unpacked [bytes].
+    max_redirects: largest number of redirects that are followed.
+    requests_per_minute: rate limit of requests to one host.
+    concurrency: largest number of concurrent requests to one host.
+    contact: URL or e-mail address that hosts can complain to; Wikimedia asks for one.
   """
 
   allow: tuple[str, ...] = ()

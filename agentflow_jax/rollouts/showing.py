@@ -1,0 +1,169 @@
+"""Rollouts of a run as text for people, and as rows for other programs."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.rollouts import rollout_files
+
+_FILE = re.compile(r'step_(\d+)\.p\d+\.jsonl\.zst')
+# Longest text of a tool or a model that is shown to people [characters].
+_SHOWN = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+  """Which rollouts to show; every field that is set has to fit.
+
+  Attributes:
+    step: training step, from 1; None for the newest, 0 for all.
+    status: status; None for any.
+    reward: reward, where nan stands for rollouts without one; None for any.
+    task: id of the task; '' for any.
+  """
+
+  step: int | None = None
+  status: records.Status | None = None
+  reward: float | None = None
+  task: str = ''
+
+  def fits(self, trajectory: records.Trajectory) -> bool:
+    """Returns whether a rollout is wanted, whatever its step."""
+    has = math.nan if trajectory.reward is None else trajectory.reward
+    return (
+        self.status in (None, trajectory.status)
+        and self.task in ('', trajectory.task_id)
+        and (
+            self.reward is None or math.isclose(self.reward, has)
+            or (math.isnan(self.reward) and math.isnan(has))
+        )
+    )
+
+
+def find(
+    workdir: epath.Path, wanted: Wanted
+) -> Iterator[tuple[int, records.Task, records.Trajectory]]:
+  """Yields (step, task, rollout) of a run, step by step.
+
+  Raises:
+    RecordError: the run has no such rollouts on disk, or a file cannot be read.
+  """
+  directory = workdir / 'rollouts'
+  files = {}
+  if directory.is_dir():
+    for path in sorted(directory.iterdir(), key=lambda p: p.name):
+      if name := _FILE.fullmatch(path.name):
+        files.setdefault(int(name[1]), []).append(path)
+  if not files:
+    raise rollout_files.RecordError(
+        f'--workdir: there are no rollouts below {directory}: no training step is done'
+        ' there, or train.rollout_records=none'
+    )
+  chosen = sorted(files)
+  if wanted.step != 0:
+    step = chosen[-1] if wanted.step is None else wanted.step
+    if step not in files:
+      raise rollout_files.RecordError(
+          f'--step={step}: {directory} has the steps {chosen[0]} to {chosen[-1]}'
+      )
+    chosen = [step]
+  for step in chosen:
+    for path in files[step]:
+      for group in rollout_files.read(path):
+        for trajectory in group.trajectories:
+          if wanted.fits(trajectory):
+            yield step, group.task, trajectory
+
+
+def rows(
+    step: int, task: records.Task, trajectory: records.Trajectory
+) -> Iterator[dict[str, Any]]:
+  """Yields a row for each turn of a rollout; without a turn, one whose turn is None.
+
+  Fields that every row has: 'step' (from 1), 'task' (id), 'rollout' (index in its
+  group), 'turn' (from 1), 'query', 'answers' (texts that are right), 'status',
+  'reward' (number or None), 'reward_parts', 'detail', 'answer', 'plan' (text of the
+  planner), 'parse_error', 'tool', 'arguments', 'result', 'tool_error' (kind of the
+  error or None), 'verdict' (text of the verifier).
+  """
+  of_rollout = {
+      'step': step,
+      'task': task.id,
+      'rollout': trajectory.rollout,
+      'turn': None,
+      'query': task.query,
+      'answers': list(task.answers),
+      'status': trajectory.status.value,
+      'reward': trajectory.reward,
+      'reward_parts': dict(trajectory.reward_parts),
+      'detail': trajectory.detail,
+      'answer': trajectory.answer,
+  }
+  nothing = dict.fromkeys(
+      ('plan', 'parse_error', 'tool', 'arguments', 'result', 'tool_error', 'verdict')
+  )
+  if not trajectory.turns:
+    yield of_rollout | nothing
+  for number, turn in enumerate(trajectory.turns, start=1):
+    call, result = turn.call, turn.result
+    said = [call.output for call in turn.modules if call.module == 'verifier']
+    yield of_rollout | nothing | {
+        'turn': number,
+        'plan': turn.completion.text,
+        'parse_error': turn.parse_error,
+        'tool': call and call.tool,
+        'arguments': call and dict(call.arguments),
+        'result': result and result.text,
+        'tool_error': result.error.value if result and result.error else None,
+        'verdict': said[-1] if said else None,
+    }
+
+
+def in_words(
+    step: int, task: records.Task, trajectory: records.Trajectory
+) -> str:
+  """Returns a rollout as lines for people."""
+  reward = 'none' if trajectory.reward is None else f'{trajectory.reward:g}'
+  lines = [
+      f'== step {step}, task {task.id}, rollout {trajectory.rollout}:'
+      f' {trajectory.status.value}, reward {reward}',
+      f'Query: {_cut(task.query)}',
+      f'Right: {_cut(" | ".join(map(str, task.answers)))}',
+  ]
+  if trajectory.analysis:
+    lines.append(f'Analysis: {_cut(trajectory.analysis)}')
+  for row in rows(step, task, trajectory):
+    if row['turn'] is not None:
+      lines += _turn(row)
+  lines.append(f'Answer: {_cut(trajectory.answer) or "none"}')
+  if trajectory.detail:
+    lines.append(f'Detail: {_cut(trajectory.detail)}')
+  return '\n'.join(lines)
+
+
+def _turn(row: Mapping[str, Any]) -> Iterator[str]:
+  yield f'-- turn {row["turn"]}'
+  yield _cut(row['plan'])
+  if row['parse_error']:
+    yield f'   unreadable: {_cut(row["parse_error"])}'
+  if row['tool'] is not None:
+    arguments = json.dumps(row['arguments'], ensure_ascii=False)
+    yield f'   {row["tool"]} {_cut(arguments)}'
+  if row['result'] is not None:
+    failed = f' ({row["tool_error"]})' if row['tool_error'] else ''
+    yield f'   result{failed}: {_cut(row["result"])}'
+  if row['verdict']:
+    yield f'   verdict: {_cut(row["verdict"])}'
+
+
+def _cut(text: str) -> str:
+  """Returns a text in one line, cut and without characters that steer terminals."""
+  line = ' '.join(text.split())
+  line = ''.join(c if c.isprintable() else '\ufffd' for c in line)
+  return line if len(line) <= _SHOWN else f'{line[:_SHOWN]} [...]'

@@ -1,0 +1,107 @@
+"""Says in words why a run cannot learn, from the metrics of its steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentflow_jax import records
+from agentflow_jax.config import remedies, schema
+from agentflow_jax.training import query_lengths
+
+
+def failed_as(line: Mapping[str, Any]) -> records.Status | None:
+  """Returns the status in which every rollout of a step failed, if there is one.
+
+  A step that has a group with two different rewards did not fail: it can be learned
+  from.
+
+  Args:
+    line: metrics of the step.
+  """
+  requested = line.get('rollouts/requested', 0)
+  if not requested or line['groups/no_variance'] < line['groups/requested']:
+    return None
+  for status in records.Status:
+    if line.get(f'rollouts/status/{status.value}') == requested:
+      return None if status is records.Status.ANSWERED else status
+  return None
+
+
+def failing_steps(lines: Sequence[Mapping[str, Any]]) -> int:
+  """Returns how many of the last steps failed in one and the same status."""
+  count, last = 0, None
+  for line in reversed(lines):
+    status = failed_as(line)
+    if status is None or last not in (None, status):
+      break
+    count, last = count + 1, status
+  return count
+
+
+def of_step(
+    line: Mapping[str, Any],
+    config: schema.Config,
+    lengths: query_lengths.QueryLengths,
+) -> list[str]:
+  """Returns a warning for each reason why a step teaches nothing.
+
+  Args:
+    line: metrics of the step; of a supervised step there is no warning.
+    config: config of the run.
+    lengths: lengths of the training queries.
+  """
+  if not line.get('groups/requested'):
+    return []
+  found = []
+  if line['groups/no_variance'] == line['groups/requested']:
+    found.append(
+        f'in none of the {line["groups/requested"]} groups do two rollouts have'
+        ' different rewards, so there is nothing to learn from (mean reward'
+        f' {line.get("reward/mean", 0.0):g})'
+    )
+  status = failed_as(line)
+  if status is not None:
+    found.append(_all_failed(line, status, config, lengths))
+  return found
+
+
+def of_run(
+    lines: Sequence[Mapping[str, Any]],
+    config: schema.Config,
+    lengths: query_lengths.QueryLengths,
+) -> list[str]:
+  """Returns the warnings of a whole run, for its summary and its report.
+
+  Args:
+    lines: metrics of its steps.
+    config: config of the run.
+    lengths: lengths of the training queries.
+  """
+  sampled = [line for line in lines if line.get('groups/requested')]
+  equal = [
+      line for line in sampled
+      if line['groups/no_variance'] == line['groups/requested']
+  ]
+  found = []
+  if equal:
+    found.append(
+        f'In {len(equal)} of {len(sampled)} steps no group had two rollouts with'
+        ' different rewards, so these steps taught nothing.'
+    )
+  failed = [line for line in equal if failed_as(line) is not None]
+  if failed:
+    last = failed[-1]
+    said = _all_failed(last, failed_as(last), config, lengths)
+    found.append(
+        f'In {len(failed)} of {len(sampled)} steps every rollout failed in one way.'
+        f' Step {last["step"]}: {said}.'
+    )
+  if lengths.too_long:
+    found.append(f'{lengths.said()}.')
+  return found
+
+
+def _all_failed(line, status, config, lengths) -> str:
+  requested = line['rollouts/requested']
+  said = f'{requested} of {requested} rollouts ended {status.value}'
+  remedy = remedies.of_status(status, config, lengths.longest)
+  return f'{said}: {remedy}' if remedy else said

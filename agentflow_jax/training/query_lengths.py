@@ -1,0 +1,90 @@
+"""Counts queries that do not fit into the planner's prompt, before any is asked."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from agentflow_jax import records
+from agentflow_jax.agents import language_model, memory, modules, prompts
+from agentflow_jax.agents.tools import base
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryLengths:
+  """Lengths of the queries of some tasks.
+
+  Attributes:
+    queries: number of queries.
+    too_long: number of queries whose first prompt is longer than `limit`, so that
+      all their rollouts end prompt_too_long.
+    longest: length of the longest query [tokens], without the rest of the prompt.
+    limit: planner.max_prompt_tokens [tokens].
+  """
+
+  queries: int = 0
+  too_long: int = 0
+  longest: int = 0
+  limit: int = 0
+
+  def said(self) -> str:
+    """Returns in words how many queries do not fit."""
+    return (
+        f'{self.too_long} of {self.queries} queries do not fit into'
+        f' planner.max_prompt_tokens={self.limit:,}: the longest query has'
+        f' {self.longest:,} tokens'
+    )
+
+
+def measure(
+    planner: modules.ModelPlanner,
+    cards: tuple[base.Card, ...],
+    tasks: Sequence[records.Task],
+) -> QueryLengths:
+  """Measures the queries of tasks, without the marks of numbered mentions.
+
+  A query has at most as many tokens as bytes, so that most queries need no
+  tokenizer. The tokens of the others and those of the prompt around them are counted
+  apart, which may differ by a few tokens from the whole prompt; prompts near the
+  limit are composed.
+
+  Args:
+    planner: planner that the queries are for.
+    cards: cards of its tools, which stand in the prompt.
+    tasks: tasks to measure.
+  """
+  limit, queries = planner.max_prompt_tokens, {task.query for task in tasks}
+  if not queries:
+    return QueryLengths(limit=limit)
+
+  def whole(query: str) -> int:
+    segments = prompts.planner_prompt(planner.prompt, cards, memory.Memory(query))
+    return planner.model.count_tokens(segments)
+
+  count = language_model.text_counter(planner.model)
+  by_size = sorted(queries, key=_bytes, reverse=True)
+  around = whole(by_size[-1]) - count(by_size[-1])
+  lengths = {
+      query: count(query) for i, query in enumerate(by_size)
+      if i < _ALWAYS or _bytes(query) + around + _NEAR > limit
+  }
+
+  def fits(query: str) -> bool:
+    room = limit - around - lengths[query]
+    return (limit - whole(query) if abs(room) <= _NEAR else room) >= 0
+
+  unfit = {query for query in lengths if not fits(query)}
+  return QueryLengths(
+      queries=len(tasks),
+      too_long=sum(task.query in unfit for task in tasks),
+      longest=max(lengths.values()),
+      limit=limit,
+  )
+
+
+# Tokens by which the two ways to count may differ, and more.
+_NEAR = 8
+# Queries that are measured in any case, so that the longest is known.
+_ALWAYS = 100
+
+
+def _bytes(text: str) -> int:
+  return len(text.encode('utf-8', 'surrogatepass'))

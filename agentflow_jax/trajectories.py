@@ -1,0 +1,77 @@
+r"""Prints the rollouts of a run: what was planned, called, found and answered.
+
+  python -m agentflow_jax.trajectories --workdir=DIR \
+      [--step=3 --reward=0 --status=tool_error --task=ID] [--jsonl]
+
+--jsonl prints a line of JSON for each turn, with the fields: step, task, rollout, turn
+(null for a rollout that had none), query, answers, status, reward, reward_parts, detail,
+answer, plan, parse_error, tool, arguments, result, tool_error, verdict.
+"""
+
+import json
+import math
+import sys
+
+from absl import flags
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.config import schema
+from agentflow_jax.runtime import command_line
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
+_STEP = flags.DEFINE_integer(
+    'step', None, 'The training step, from 1; 0 for all. Default: the newest.',
+    lower_bound=0,
+)
+_REWARD = flags.DEFINE_string(
+    'reward', None, "Only rollouts with this reward; 'none' for those without one."
+)
+_STATUS = flags.DEFINE_enum(
+    'status', None, [s.value for s in records.Status],
+    'Only rollouts that ended so.',
+)
+_TASK = flags.DEFINE_string('task', '', 'Only rollouts of the task with this id.')
+_LIMIT = flags.DEFINE_integer(
+    'limit', 20, 'The most rollouts to print; 0 for all. --jsonl prints all.',
+    lower_bound=0,
+)
+_JSONL = flags.DEFINE_bool('jsonl', False, 'Prints JSON lines, one a turn.')
+
+
+def main(argv):
+  command_line.no_arguments(argv)
+  # Imported late: --help should not wait for it.
+  from agentflow_jax.rollouts import showing
+
+  wanted = showing.Wanted(
+      step=_STEP.value,
+      status=records.Status(_STATUS.value) if _STATUS.value else None,
+      reward=_reward(_REWARD.value),
+      task=_TASK.value,
+  )
+  shown, found = 0, 0
+  for one in showing.find(epath.Path(_WORKDIR.value), wanted):
+    found += 1
+    if _JSONL.value:
+      for row in showing.rows(*one):
+        print(json.dumps(row))
+    elif not _LIMIT.value or shown < _LIMIT.value:
+      print(showing.in_words(*one), end='\n\n')
+      shown += 1
+  if not _JSONL.value:
+    more = f'; --limit={found} shows all' if found > shown else ''
+    print(f'{shown} of {found} rollouts{more}')
+
+
+def _reward(text: str | None) -> float | None:
+  if text is None:
+    return None
+  try:
+    return math.nan if text.lower() == 'none' else float(text)
+  except ValueError as e:
+    raise schema.ConfigError(f"--reward={text}: give a number, or 'none'") from e
+
+
+if __name__ == '__main__':
+  sys.exit(command_line.run(main, requires='workdir', takes_config=False))
