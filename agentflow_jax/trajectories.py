@@ -3,9 +3,9 @@ r"""Prints the rollouts of a run: what was planned, called, found and answered.
   python -m agentflow_jax.trajectories --workdir=DIR \
       [--step=3 --reward=0 --status=tool_error --task=ID] [--jsonl]
 
---jsonl prints a line of JSON for each turn, with the fields: step, task, rollout, turn
-(null for a rollout that had none), query, answers, status, reward, reward_parts, detail,
-answer, plan, parse_error, tool, arguments, result, tool_error, verdict.
+--jsonl prints a line of JSON for each turn, with the fields: step, task, rollout,
+turn (null for a rollout that had none), query, answers, status, reward, reward_parts,
+detail, answer, plan, parse_error, tool, arguments, result, tool_error, verdict.
 """
 
 import json

@@ -21,7 +21,7 @@ from agentflow_jax.config import consistency, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
 from agentflow_jax.files import old_names, paths
-from agentflow_jax.inference import engine as engine_lib
+from agentflow_jax.inference import choices, engine as engine_lib
 from agentflow_jax.runtime import processes as processes_lib
 from agentflow_jax.tokenization import tokenizers
 
@@ -116,8 +116,12 @@ class System:
     return dataclasses.replace(self.agent, planner=planner)
 
   def notices(self) -> list[str]:
-    """Returns what a user should know of how the tools run on this machine."""
-    return [tool.notice for tool in self.agent.tools.values() if tool.notice]
+    """Returns what a user should know of how this machine runs the system."""
+    engine = self.engine or self.frozen_engine
+    found = [] if engine is None else [choices.said(engine.config)]
+    return found + [
+        tool.notice for tool in self.agent.tools.values() if tool.notice
+    ]
 
   def endpoint_usage(self) -> dict[str, float]:
     """Returns what the endpoint's requests of this process came to, flat."""

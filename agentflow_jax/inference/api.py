@@ -117,6 +117,9 @@ _BLOCK = attention.SLOT_BLOCK
 class EngineConfig:
   """Shapes and timing of an engine.
 
+  Fields that may be None are then chosen by a rule of the network's shape, the kind of
+  the device and the number of cores, see inference.choices.
+
   Attributes:
     slots: number of requests that are sampled at a time. Fixed: unused ones are
       computed and ignored.
@@ -172,11 +175,11 @@ class EngineConfig:
   kv_dtype: str = ''
   prefix_cache: bool = True
   attention: Literal['auto', 'blocks', 'kernel', 'gathered'] = 'auto'
-  lanes: int = 1
-  prefill_pieces: int = 8
-  piece_tokens: int = 32
-  prefill_burst: int = 16
-  read_share: float = 0.5
+  lanes: int | None = None
+  prefill_pieces: int | None = None
+  piece_tokens: int | None = None
+  prefill_burst: int | None = None
+  read_share: float | None = None
   decode_chunk: int = 8
   max_stop_ids: int = 8
   coalesce_share: float = 0.25
@@ -195,10 +198,11 @@ class EngineConfig:
         'decode_chunk',
         'max_stop_ids',
     ):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be >= 1: {getattr(self, name)}')
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f'{name} must be >= 1: {value}')
     for name in ('slots', 'prefill_pieces'):
-      if getattr(self, name) % self.lanes:
+      if self.lanes and (getattr(self, name) or 0) % self.lanes:
         raise ValueError(
             f'lanes must divide {name} {getattr(self, name)}: {self.lanes}'
         )
@@ -206,7 +210,7 @@ class EngineConfig:
       raise ValueError(
           f'page_tokens must divide {_BLOCK}, and not be 1: {self.page_tokens}'
       )
-    if self.piece_tokens % self.page_tokens:
+    if (self.piece_tokens or 0) % self.page_tokens:
       raise ValueError(
           f'piece_tokens {self.piece_tokens} must be a multiple of page_tokens'
           f' {self.page_tokens}'
@@ -217,7 +221,7 @@ class EngineConfig:
           f' {self.max_prompt_tokens} + {self.max_new_tokens} tokens; 0 is'
           ' enough for all slots'
       )
-    if not 0 < self.read_share <= 1:
+    if self.read_share is not None and not 0 < self.read_share <= 1:
       raise ValueError(f'read_share must lie in (0, 1]: {self.read_share}')
     if self.attention not in ('auto', 'blocks', 'kernel', 'gathered'):
       raise ValueError(f'attention: unknown {self.attention!r}')

@@ -78,7 +78,6 @@ class Engine:
           f' {model_config.vocab_size}'
       )
     self.name = name
-    self.config = config
     self._model_config = model_config
     self._sharding = sharding or jax.sharding.SingleDeviceSharding(
         jax.local_devices()[0]
@@ -87,6 +86,10 @@ class Engine:
     self._devices = len(where.device_set)
     self._shapes = _shapes(params)
     placed = self._place(params, copy)
+    config = programs.settled(
+        model_config, config, pages_lib.pool_sharding(placed)
+    )
+    self.config = config
     self._version = version
     self._make_pool = jax.jit(
         functools.partial(
@@ -731,6 +734,7 @@ def as_read(
     ValueError: see programs.reading_of.
   """
   where = pages_lib.pool_sharding(params)
+  config = programs.settled(model_config, config, where)
   if not programs.reading_of(model_config, config, where).unrolled:
     return params
   with launches.in_turn(params):

@@ -11,8 +11,8 @@ import jax
 from absl import logging
 
 from agentflow_jax.core import blocks, model
-from agentflow_jax.inference import api, batching, decoding, gathered, kernels
-from agentflow_jax.inference import pages as pages_lib
+from agentflow_jax.inference import api, batching, choices, decoding, gathered
+from agentflow_jax.inference import kernels, pages as pages_lib
 
 # Slots of rows that are gone over whole, and not as far as the longest one is.
 _MAX_GATHERED = 4096
@@ -225,6 +225,31 @@ class Programs:
     return self._found[name]
 
 
+def settled(
+    model_config: model.ModelConfig,
+    config: api.EngineConfig,
+    sharding: jax.sharding.Sharding,
+    platform: str = '',
+) -> api.EngineConfig:
+  """Returns a config in which nothing is left open, see inference.choices.
+
+  Args:
+    model_config: network that is sampled from.
+    config: shapes and timing.
+    sharding: sharding of the pages.
+    platform: kind of the device that will sample; '' for that of the sharding.
+
+  Raises:
+    ValueError: config.attention asks for a kernel that there is not.
+  """
+  device = next(iter(sharding.device_set))
+  way, alone = _way(model_config, config, device), len(sharding.device_set) == 1
+  return choices.chosen(
+      config, model_config, platform or device.platform,
+      can_have_lanes=way == 'gathered' and alone,
+  )
+
+
 def reading_of(
     model_config: model.ModelConfig,
     config: api.EngineConfig,
@@ -232,24 +257,17 @@ def reading_of(
 ) -> pages_lib.Reading:
   """Returns how pages that lie so are read.
 
+  Args:
+    model_config: network that is sampled from.
+    config: shapes and timing, see `settled`.
+    sharding: sharding of the pages.
+
   Raises:
     ValueError: config.attention asks for a kernel that there is not, or
       config.lanes for lanes.
   """
   device = next(iter(sharding.device_set))
-  why_not = kernels.lacks(
-      blocks.platform_of(device), model_config.dtype, config.kv_dtype,
-      model_config.head_dim,
-  )
-  way = config.attention
-  if way == 'kernel' and why_not:
-    raise ValueError(f"attention='kernel': {why_not}; take 'blocks'")
-  if way == 'auto':
-    slots = config.table_pages * config.page_tokens
-    if device.platform != 'cpu':
-      way = 'blocks' if why_not else 'kernel'
-    else:
-      way = 'gathered' if slots <= _MAX_GATHERED else 'blocks'
+  way = _way(model_config, config, device)
   mesh = getattr(sharding, 'mesh', None)
   alone = len(sharding.device_set) == 1
   if config.lanes > 1 and not (way == 'gathered' and alone):
@@ -267,6 +285,26 @@ def reading_of(
       and _shares(model_config, config),
       mesh=mesh if mesh is not None and mesh.size > 1 else None,
   )
+
+
+def _way(
+    model_config: model.ModelConfig, config: api.EngineConfig, device: jax.Device
+) -> str:
+  """Returns the way in which decoding reads pages on a device."""
+  why_not = kernels.lacks(
+      blocks.platform_of(device), model_config.dtype, config.kv_dtype,
+      model_config.head_dim,
+  )
+  way = config.attention
+  if way == 'kernel' and why_not:
+    raise ValueError(f"attention='kernel': {why_not}; take 'blocks'")
+  if way == 'auto':
+    slots = config.table_pages * config.page_tokens
+    if device.platform != 'cpu':
+      way = 'blocks' if why_not else 'kernel'
+    else:
+      way = 'gathered' if slots <= _MAX_GATHERED else 'blocks'
+  return way
 
 
 def _shares(model_config: model.ModelConfig, config: api.EngineConfig) -> bool:

@@ -149,7 +149,7 @@ def in_words(
 
 def _turn(row: Mapping[str, Any]) -> Iterator[str]:
   yield f'-- turn {row["turn"]}'
-  yield _cut(row['plan'])
+  yield from (f'   {_cut(line)}' for line in row['plan'].splitlines())
   if row['parse_error']:
     yield f'   unreadable: {_cut(row["parse_error"])}'
   if row['tool'] is not None:

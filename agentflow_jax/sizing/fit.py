@@ -249,10 +249,13 @@ def _lowered(config, planner, mesh, topology):
   where = pages.pool_sharding(sampled)
   pool = _struct(pool, jax.tree.map(lambda _: where, pool))
   try:
-    reading = programs_lib.reading_of(planner, config.engine, where)
+    settled = programs_lib.settled(
+        planner, config.engine, where, topology.platform
+    )
+    reading = programs_lib.reading_of(planner, settled, where)
   except ValueError as e:
     raise schema.ConfigError(f'engine: {e}') from e
-  sampler = programs_lib.Programs(planner, config.engine, sampled, pool, reading)
+  sampler = programs_lib.Programs(planner, settled, sampled, pool, reading)
   programs['prefill'] = sampler.prefill
   gathered = sampler.reading.lanes * _bytes(sampler.store_shapes())
   desks = sampler.reading.lanes * _bytes(sampler.desk_shapes())

@@ -42,7 +42,7 @@ from agentflow_jax import records
 from agentflow_jax.assembly import model_files
 from agentflow_jax.core import flops, model, published
 from agentflow_jax.files import reading
-from agentflow_jax.inference import api, engine, simple_engine
+from agentflow_jax.inference import api, choices, engine, simple_engine
 from agentflow_jax.weights import model_directory
 
 MODELS = published.MODELS | {
@@ -76,15 +76,16 @@ def _arguments():
   for name, value in (
       ('requests', 32), ('group_size', 8), ('turns', 3), ('prompt_len', 1024),
       ('shared_prefix', 768), ('memory_len', 96), ('new_tokens', 64),
-      ('slots', 32), ('prefill_pieces', 8), ('piece_tokens', 64),
-      ('decode_chunk', 8), ('prefill_burst', 16), ('kv_tokens', 0),
-      ('lanes', 1),
+      ('slots', 32), ('decode_chunk', 8), ('kv_tokens', 0),
+      # None: as the engine chooses.
+      ('prefill_pieces', None), ('piece_tokens', None), ('prefill_burst', None),
+      ('lanes', None),
   ):
     parser.add_argument(f'--{name}', type=int, default=value)
   parser.add_argument(
       '--attention', choices=('auto', 'blocks', 'kernel', 'gathered'), default='auto'
   )
-  parser.add_argument('--read_share', type=float, default=0.5)
+  parser.add_argument('--read_share', type=float, default=None)
   parser.add_argument('--kv_dtype', choices=('', 'int8'), default='')
   parser.add_argument('--score', type=int, default=0)
   parser.add_argument('--tool_latency', type=_latency, default='exp:1.0')
@@ -307,6 +308,7 @@ def _paged(args, config, params, rollouts, latencies):
   steps = spent['decode_steps'] / sampler.lanes
   read = flops.forward(config, flops.Work(unique, pairs, 0))
   return {
+      'settings': choices.said(sampler.config),
       'seconds': seconds,
       'rollouts_per_minute': 60 * len(rollouts) / seconds,
       'prefill_tokens': spent['prefill_tokens'],

@@ -13,6 +13,7 @@ from agentflow_jax.core import handover, hlo, model, sharding
 from agentflow_jax.inference import api, batching, decoding, pages, prefixes
 from agentflow_jax.inference import programs as programs_lib, sampling
 
+_PIECES = {'lanes': 1, 'prefill_pieces': 8, 'piece_tokens': 32}
 _CONFIG = api.EngineConfig(
     slots=4,
     max_prompt_tokens=40,
@@ -94,7 +95,7 @@ def test_a_row_of_one_token_needs_no_reading():
 def test_a_group_s_turns_read_little_more_than_what_is_new():
   # 8 rollouts of 3 turns over a prompt of 1,024; 96 tokens of memory a turn.
   config = api.EngineConfig(
-      slots=8, max_prompt_tokens=1300, max_new_tokens=64
+      slots=8, max_prompt_tokens=1300, max_new_tokens=64, **_PIECES
   )
   rng = random.Random(0)
   draw = lambda n: tuple(rng.randrange(50_000) for _ in range(n))
@@ -269,7 +270,9 @@ def test_how_pages_are_read():
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
   def way(max_prompt_tokens=1000, **changes):
-    config = api.EngineConfig(max_prompt_tokens=max_prompt_tokens, **changes)
+    config = api.EngineConfig(
+        max_prompt_tokens=max_prompt_tokens, **changes, **_PIECES
+    )
     return programs_lib.reading_of(model_config, config, here).way
 
   assert way() == 'gathered'  # On CPU.
@@ -308,6 +311,7 @@ def test_more_devices_than_key_heads_send_no_keys_or_values():
   )
   config = api.EngineConfig(
       slots=4, max_prompt_tokens=1000, max_new_tokens=24, kv_tokens=8192,
+      **_PIECES,
   )
   mesh = sharding.make_mesh(1, 4, 1, jax.devices()[:4])
   placed = jax.tree.map(
@@ -353,7 +357,7 @@ def test_a_tpu_reads_and_writes_pages_where_they_lie(name, monkeypatch):
   )
   config = api.EngineConfig(
       slots=16, max_prompt_tokens=1000, max_new_tokens=24, kv_tokens=2**18,
-      piece_tokens=128,
+      **_PIECES | {'piece_tokens': 128},
   )
   there = lambda tree: jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree
