@@ -127,6 +127,8 @@ _MISTAKES = [
      'serving does not read it'),
     ('export', ('--model=experiments/geohop_planner',), '--out'),
     ('export', ('--workdir={new}', '--out={new}/out'), '{new}'),
+    ('export', ('--model=gone', '--out={new}'), 'gone'),
+    ('export', ('--out={new}',), '--model'),
     ('export', (f'--config={_QUICKSTART}', '--out={new}'), 'reads no config'),
     ('trajectories', ('--workdir={new}',), 'there are no rollouts below'),
     ('trajectories', ('--workdir={new}', '--reward=x'), '--reward=x'),
@@ -135,7 +137,7 @@ _MISTAKES = [
 ]
 # Those that are made with a real command, too.
 _REAL = (
-    0, 3, 10, 20, 38, 41, 43, 54, 55, len(_MISTAKES) - 4,
+    0, 3, 10, 20, 38, 41, 43, 54, 55, len(_MISTAKES) - 1,
 )
 
 _CHILD = """

@@ -244,7 +244,8 @@ async def _ask(system, options, name, control, journal) -> evaluation.Evaluation
       # What a random plan may say is known there.
       agent = system.with_script(scripted_planners.uniform)
   done = 0
-  with progress.Progress(len(tasks) * options.trials) as bar:
+  unit = 'task' if options.trials == 1 else 'rollout'
+  with progress.Progress(len(tasks) * options.trials, unit=unit) as bar:
 
     for notice in system.notices():
       bar.note(notice)

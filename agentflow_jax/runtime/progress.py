@@ -15,7 +15,7 @@ import tqdm
 
 
 class Progress:
-  """Shows how far a run of `total_steps` steps has come.
+  """Shows how much of a run, or of an evaluation, is done.
 
   A context manager: leaving it closes the bar and so frees the terminal line.
   """
@@ -25,6 +25,7 @@ class Progress:
       total_steps: int,
       start_step: int = 0,
       *,
+      unit: str = 'step',
       quiet: bool = False,
       stream: TextIO | None = None,
       seconds_between_lines: float = 15.0,
@@ -36,7 +37,8 @@ class Progress:
       total_steps: steps of the whole run, those before a resume included.
       start_step: steps already finished when this process took over; they move
         the bar but not the estimate of the time left.
-      quiet: write nothing at all.
+      unit: name of one of what is counted, such as 'step' or 'task'.
+      quiet: whether nothing but warnings is written.
       stream: where to write; None is stderr.
       seconds_between_lines: least time between two plain lines [s]. The first
         and the last step always get one.
@@ -44,6 +46,7 @@ class Progress:
     """
     self._total = total_steps
     self._start = self._step = start_step
+    self._unit = unit
     self._quiet = quiet
     self._stream = sys.stderr if stream is None else stream
     self._pause = seconds_between_lines
@@ -56,8 +59,8 @@ class Progress:
           total=total_steps,
           initial=start_step,
           file=self._stream,
-          unit='step',
-          desc='train',
+          unit=unit,
+          desc='train' if unit == 'step' else f'{unit}s',
           dynamic_ncols=True,
           smoothing=0,
           bar_format=(
@@ -89,7 +92,7 @@ class Progress:
     if not due and step < self._total:
       return
     self._last_line = now
-    parts = [f'step {step}/{self._total}']
+    parts = [f'{self._unit} {step}/{self._total}']
     if figures:
       parts.append(figures)
     if step < self._total:

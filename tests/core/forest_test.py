@@ -169,7 +169,13 @@ def test_one_token_prompts_and_twins():
   _assert_same(shared, _gradient(rows, 'rows'))
 
 
-@pytest.mark.parametrize('loss', [GSPO, SFT], ids=['gspo', 'sft'])
+@pytest.mark.parametrize(
+    'loss',
+    [
+        pytest.param(GSPO, id='gspo'),
+        pytest.param(SFT, id='sft', marks=pytest.mark.slow),
+    ],
+)
 def test_sequence_ratios_and_prompt_tokens_too(loss):
   rows = _rows(4, prompt_weight=0.01 if loss is SFT else 0.0)
   apart = _gradient(rows, 'rows', loss)

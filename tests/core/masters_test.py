@@ -106,6 +106,7 @@ def _trained(config, n_updates=100):
   return found
 
 
+@pytest.mark.slow
 def test_a_hundred_equal_gradients_move_the_master_as_float32_moves():
   moved = {}
   for config in (CONFIG, FLOAT32):

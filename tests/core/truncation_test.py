@@ -278,7 +278,9 @@ def test_gradient_depends_on_the_order_neither_of_rows_nor_within_sets():
         ),
     ],
 )
-@pytest.mark.parametrize('layout', ['rows', 'forest'])
+@pytest.mark.parametrize(
+    'layout', ['forest', pytest.param('rows', marks=pytest.mark.slow)]
+)
 def test_gradient_does_not_depend_on_the_mesh(mesh, layout):
   batch, _ = _pack(_off_policy(), layout=layout)
   grads, metrics = _updated(sharding.put_batch(batch, _mesh(*mesh)), mesh)
@@ -313,6 +315,7 @@ def test_on_policy_the_ratio_is_1_and_without_the_sets_the_kept_mass():
   assert metrics['refused'] == update.REFUSED_GAP
 
 
+@pytest.mark.slow
 def test_a_batch_whose_sets_are_all_of_v_is_a_batch_without():
   rows = [dataclasses.replace(row, kept=None) for row in _off_policy()]
   with_none, metrics = _updated(_pack(rows, max_kept=0)[0])
@@ -333,6 +336,7 @@ def test_recomputed_old_logprobs_are_over_the_sets():
     )
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_over_the_sets():
   config = dataclasses.replace(CONFIG, lora=lora.LoraConfig(rank=2))
   state = update.init_train_state(

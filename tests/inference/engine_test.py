@@ -412,6 +412,7 @@ def _prefixed(count, seed):
   return out
 
 
+@pytest.mark.slow
 def test_pages_of_int8_give_the_same_bits_to_all_as_well(engine, params):
   requests = _prefixed(60, seed=32)
   config = dataclasses.replace(_CONFIG, kv_dtype='int8')

@@ -108,6 +108,7 @@ def test_reading_and_decoding_equal_whole_forward_passes(family):
   _check_reading_and_decoding(family)
 
 
+@pytest.mark.slow
 def test_reading_and_decoding_by_blocks_equal_whole_forward_passes(_by_blocks):
   _check_reading_and_decoding('one_kv_head')
 

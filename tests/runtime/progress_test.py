@@ -27,6 +27,17 @@ def _plain(total, start=0, **kwargs):
   return bar, stream, clock
 
 
+def test_an_evaluation_counts_its_tasks_and_warnings_are_never_quiet():
+  bar, stream, _ = _plain(2, unit='task')
+  bar.update(2, {})
+  assert stream.getvalue() == 'task 2/2\n'
+  bar, stream, _ = _plain(2, quiet=True)
+  bar.update(2, {})
+  bar.note('n')
+  bar.warn('w')
+  assert stream.getvalue() == 'warning: w\n'
+
+
 def test_plain_lines_are_rare_but_first_and_last_always_come():
   bar, stream, clock = _plain(10)
   for step in range(1, 11):

@@ -55,4 +55,3 @@ def test_code_that_changed_is_refused_by_name(made):
       run.train(config, str(workdir), quiet=True)
   finally:
     path.write_text(text)
-  run.train(config, str(workdir), quiet=True)  # As it was, it goes on.
