@@ -1,9 +1,11 @@
 """The commands, as a user calls them: help, and one clear line for a mistake."""
 
+import http.server
 import json
 import signal
 import subprocess
 import sys
+import threading
 
 import httpx
 import pytest
@@ -132,6 +134,54 @@ def test_the_benchmark_of_sampling_measures_both_engines(tmp_path):
   assert found['times_the_rollouts_per_minute'] == pytest.approx(
       simple['seconds'] / paged['seconds']
   )
+
+
+class _Completions(http.server.BaseHTTPRequestHandler):
+  """Says that it wrote as many tokens as it was asked for."""
+
+  protocol_version, asked = 'HTTP/1.1', []
+
+  def do_GET(self):
+    self._answer({'data': [{'id': 'it'}]})
+
+  def do_POST(self):
+    body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+    self.asked.append(body)
+    self._answer({'usage': {'completion_tokens': body['max_tokens']}})
+
+  def _answer(self, value):
+    data = json.dumps(value).encode()
+    self.send_response(200)
+    self.send_header('Content-Length', str(len(data)))
+    self.end_headers()
+    self.wfile.write(data)
+
+  def log_message(self, *unused):
+    pass
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_sampling_gives_servers_the_same_work():
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Completions) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f'http://127.0.0.1:{server.server_address[1]}/v1'
+    done = subprocess.run(
+        [sys.executable, 'experiments/benchmarks/generate.py', '--model=tiny',
+         '--requests=4', '--group_size=2', '--turns=2', '--prompt_len=64',
+         '--shared_prefix=32', '--memory_len=16', '--new_tokens=4', '--slots=4',
+         '--tool_latency=fixed:0', '--repeats=2', f'--servers=a={url},b={url}'],
+        cwd=mini.ROOT, capture_output=True, text=True, check=True, timeout=300,
+    )
+    server.shutdown()
+  found = json.loads(done.stdout)
+  assert {k: len(v) for k, v in found['seconds'].items()} == {
+      'paged': 2, 'a': 2, 'b': 2
+  }
+  assert found['settings'].startswith('engine.lanes=1')
+  asked = [tuple(b['prompt']) for b in _Completions.asked if b['max_tokens'] == 4]
+  assert len(asked) == 2 * 2 * 8
+  # Each server is asked the same in a repeat, and something else in the next one.
+  assert set(asked[:8]) == set(asked[8:16]) and not set(asked[:8]) & set(asked[16:])
 
 
 def test_export_writes_the_shipped_planner(tmp_path):

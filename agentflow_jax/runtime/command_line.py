@@ -158,9 +158,10 @@ def _help(
   )
   if not takes_config:
     return text
-  for argument in argv:
-    name, _, path = argument.lstrip('-').partition('=')
-    if argument.startswith('-') and name == 'config' and path:
+  for argument, after in zip(argv, [*argv[1:], '']):
+    name, equals, path = argument.lstrip('-').partition('=')
+    if argument.startswith('-') and name == 'config':
+      path = path if equals else after
       text += '\n' + help_text.of_config(loading.load(path, overrides), path)
   return text
 

@@ -21,6 +21,12 @@ many times the simple engine's rollouts a minute that makes, as
 it is, and were its prefill as fast as 60% of the fastest product. --score=N adds
 how far the log probabilities that the paged engine recorded for N responses are
 from those of a plain forward pass [nats], such as with --kv_dtype=int8.
+
+--servers=NAME=URL,... compares the paged engine with OpenAI-compatible servers of the
+same model instead, such as vLLM: --repeats times each, in turn, with new rollouts each
+time, so that no cache is found from the time before. Servers must take token ids as
+prompts and the field ignore_eos. 'times' is the median over repeats of a server's
+seconds over the engine's.
 """
 
 import argparse
@@ -31,9 +37,11 @@ import dataclasses
 import json
 import os
 import pathlib
+import statistics
 import sys
 import time
 
+import httpx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +103,8 @@ def _arguments():
   parser.add_argument(
       '--engine', choices=('both', 'paged', 'simple'), default='both'
   )
+  parser.add_argument('--servers', default='')
+  parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--out', default='')
   return parser.parse_args()
 
@@ -105,9 +115,9 @@ class _Turn:
   new_tokens: int
 
 
-def _made_up(args, vocab_size):
+def _made_up(args, vocab_size, seed=0):
   """Returns rollouts, each a list of turns."""
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   draw = lambda n: tuple(rng.integers(0, vocab_size, n).tolist())
   cards, tail, rollouts = draw(args.shared_prefix), draw(8), []
   for i in range(args.requests):
@@ -402,6 +412,63 @@ def _simple(args, config, params, rollouts, latencies):
   }
 
 
+class _Server:
+  """A server as `_run` asks an engine."""
+
+  def __init__(self, client, model_name):
+    self._client, self._model = client, model_name
+
+  async def generate(self, request):
+    wanted = request.sampling.max_new_tokens
+    answer = await self._client.post('completions', json={
+        'model': self._model, 'prompt': list(request.prompt_ids),
+        'max_tokens': wanted, 'temperature': 1.0, 'ignore_eos': True,
+    })
+    answer.raise_for_status()
+    got = answer.json()['usage']['completion_tokens']
+    if got != wanted:  # Which would not be the same work.
+      raise SystemExit(f'{self._client.base_url}: {got} tokens, not {wanted}')
+
+
+async def _served(url, rollouts, latencies):
+  """Returns the seconds that a server takes for rollouts."""
+  limits = httpx.Limits(max_connections=None)
+  async with httpx.AsyncClient(
+      base_url=url, timeout=None, limits=limits, trust_env=False
+  ) as client:
+    listed = await client.get('models')
+    server = _Server(client, listed.json()['data'][0]['id'])
+    await _run(server, [[_Turn((5,) * 40, 2)]], [[]])
+    start = time.perf_counter()
+    await _run(server, rollouts, latencies)
+    return time.perf_counter() - start
+
+
+def _beside(args, config, params, latencies):
+  """Returns what the paged engine and servers take for the same rollouts."""
+  servers = dict(part.split('=', 1) for part in args.servers.split(','))
+  seconds, settings = collections.defaultdict(list), ''
+  for repeat in range(args.repeats):
+    rollouts = _made_up(args, config.vocab_size, seed=repeat)
+    paged = _paged(args, config, params, rollouts, latencies)
+    seconds['paged'].append(paged['seconds'])
+    settings = paged['settings']
+    for name, url in servers.items():
+      seconds[name].append(asyncio.run(_served(url, rollouts, latencies)))
+    print({k: v[-1] for k, v in seconds.items()}, file=sys.stderr, flush=True)
+  return {
+      'settings': settings,
+      'seconds': dict(seconds),
+      'times': {
+          name: statistics.median(
+              theirs / ours
+              for theirs, ours in zip(seconds[name], seconds['paged'])
+          )
+          for name in servers
+      },
+  }
+
+
 def _shares(rates, flop_limit, byte_limit):
   """Returns an engine's rates as shares of the limits, and which one is nearer."""
   shares = {}
@@ -445,6 +512,12 @@ def main():
       'device': jax.devices()[0].device_kind,
       'rollouts': len(rollouts),
   }
+  if args.servers:
+    result |= _beside(args, config, params, latencies)
+    if args.out:
+      pathlib.Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
+    print(json.dumps(result, indent=1))
+    return
   runs = {'paged': _paged, 'simple': _simple}
   names = list(runs) if args.engine == 'both' else [args.engine]
   limits = [_limits(args.dtype)]
