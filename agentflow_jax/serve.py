@@ -16,12 +16,13 @@ from absl import flags
 from agentflow_jax.runtime import command_line
 
 _WORKDIR = flags.DEFINE_string(
-    'workdir', '', 'A run, whose config and planner are used.'
+    'workdir', '',
+    'A run, whose config and planner are used unless --config is given.',
 )
 _PLANNER = flags.DEFINE_string(
     'planner', '',
-    "A model directory or GGUF file. Default: WORKDIR/planner, or else the config's"
-    ' own.',
+    'A model directory or GGUF file. Default: that of the run whose config is used,'
+    " or else the config's own.",
 )
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'The address to listen on.')
 _PORT = flags.DEFINE_integer(
@@ -40,9 +41,7 @@ _HOST_NAMES = flags.DEFINE_list(
 
 
 def main(argv):
-  planner = _PLANNER.value
-  if not planner and _WORKDIR.value:
-    planner = f'{_WORKDIR.value.rstrip("/")}/planner'
+  planner = _PLANNER.value or command_line.planner_of_run()
   config = command_line.config_from_flags(argv, serves=planner)
   command_line.say_differences(config)
   # Imported late: --help and config errors should not wait for JAX.

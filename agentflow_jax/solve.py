@@ -18,11 +18,13 @@ from agentflow_jax.runtime import command_line
 _QUERY = flags.DEFINE_string('query', None, 'What to ask.')
 _PLANNER = flags.DEFINE_string(
     'planner', '',
-    "A planner directory. Default: WORKDIR/planner, or else the config's own.",
+    "A planner directory. Default: that of the run whose config is used, or else the"
+    " config's own.",
 )
 _WORKDIR = flags.DEFINE_string(
     'workdir', 'runs/solve',
-    'A run, whose config and planner are used; or where data sets are kept.',
+    'A run, whose config and planner are used unless --config is given; or where data'
+    ' sets are kept.',
 )
 _GREEDY = flags.DEFINE_bool('greedy', True, 'Temperature 0.')
 
@@ -37,7 +39,7 @@ def main(argv):
       config,
       _QUERY.value,
       workdir=_WORKDIR.value,
-      planner=_PLANNER.value,
+      planner=_PLANNER.value or command_line.planner_of_run(),
       greedy=_GREEDY.value,
       emit=lambda text: print(text, flush=True),
   )

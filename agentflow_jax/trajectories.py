@@ -51,17 +51,18 @@ def main(argv):
       task=_TASK.value,
   )
   shown, found = 0, 0
-  for one in showing.find(epath.Path(_WORKDIR.value), wanted):
-    found += 1
-    if _JSONL.value:
-      for row in showing.rows(*one):
-        print(json.dumps(row))
-    elif not _LIMIT.value or shown < _LIMIT.value:
-      print(showing.in_words(*one), end='\n\n')
-      shown += 1
-  if not _JSONL.value:
-    more = f'; --limit={found} shows all' if found > shown else ''
-    print(f'{shown} of {found} rollouts{more}')
+  with command_line.quiet_pipe():
+    for one in showing.find(epath.Path(_WORKDIR.value), wanted):
+      found += 1
+      if _JSONL.value:
+        for row in showing.rows(*one):
+          print(json.dumps(row))
+      elif not _LIMIT.value or shown < _LIMIT.value:
+        print(showing.in_words(*one), end='\n\n')
+        shown += 1
+    if not _JSONL.value:
+      more = f'; --limit={found} shows all' if found > shown else ''
+      print(f'{shown} of {found} rollouts that fit{more}')
 
 
 def _reward(text: str | None) -> float | None:

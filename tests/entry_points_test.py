@@ -9,8 +9,11 @@ import threading
 
 import httpx
 import pytest
+from etils import epath
 
+from agentflow_jax import records
 from agentflow_jax.config import fields
+from agentflow_jax.rollouts import rollout_files
 from tests.config import mini
 
 _QUICKSTART = 'experiments/quickstart.py'
@@ -46,11 +49,13 @@ def test_the_help_of_a_config_has_every_field_with_its_value():
   )
   assert done.returncode == 0 and not done.stderr
   for name, field in fields.every().items():
+    if name.startswith('planner.model.'):  # Which is none there.
+      continue
     assert f'\n  --config.{name}=' in done.stdout
     assert field.meaning.split()[0] in done.stdout
   at = done.stdout.index('--config.train.steps=7\n')
   shown = done.stdout[at:].split('\n')[1]
-  assert shown.strip() == 'integer; default 40. number of training steps.'
+  assert shown.strip().startswith('integer; default 40; number of training steps')
 
 
 def test_a_printed_config_can_be_given_back(tmp_path):
@@ -99,6 +104,23 @@ def test_serve_answers_until_it_is_interrupted():
     server.wait()
     server.stdout.close()
     server.stderr.close()
+
+
+def test_trajectories_prints_text_or_json_lines(tmp_path):
+  task = records.Task('a', 'Why?', ('42',), 'f1')
+  lost = records.Trajectory('a', 0, records.Status.DEADLINE, (), reward=1 / 3)
+  path = epath.Path(tmp_path) / 'rollouts' / 'step_000002.p0.jsonl.zst'
+  rollout_files.write(path, [records.Group(task, (lost,) * 3)])
+  done = _run('trajectories', f'--workdir={tmp_path}', '--limit=1')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith('== step 2, task a, rollout 0: deadline')
+  assert done.stdout.endswith('1 of 3 rollouts that fit; --limit=3 shows all\n')
+  done = _run(
+      'trajectories', f'--workdir={tmp_path}', '--jsonl', '--reward=0.333333'
+  )
+  assert [json.loads(line)['query'] for line in done.stdout.splitlines()] == [
+      'Why?'
+  ] * 3
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ _MISTAKES = [
      'syntax.py, line 2: SyntaxError'),
     ('train', ('--config={dir}/raises.py', '--workdir={new}'),
      "raises.py, line 3: KeyError: 'rate'"),
+    ('train', ('--config={dir}/articles/../raises.py', '--workdir={new}'),
+     "raises.py, line 3: KeyError: 'rate'"),
     ('train', ('--config={dir}/imports.py', '--workdir={new}'),
      'imports.py, line 1: ModuleNotFoundError: No module named'),
     ('train', ('--config={dir}/without.py', '--workdir={new}'), 'has no get_config()'),
@@ -119,6 +121,8 @@ _MISTAKES = [
     ('solve', (f'--config={_QUICKSTART}', '--workdir={new}'), '--query'),
     ('solve', (*_OWN, '--query='), '--query'),
     ('solve', (*_OWN, '--query=x', '--planner=nowhere'), 'nowhere'),
+    ('solve', ('--workdir={dir}/good_run', '--query=x'), 'has no planner yet'),
+    ('serve', ('--workdir={dir}/good_run',), 'has no planner yet'),
     ('serve', (f'--config={_QUICKSTART}', '--port=99999'), '--port'),
     ('serve', (f'--config={_QUICKSTART}', '--port={taken}'), 'choose another --port'),
     ('serve', (f'--config={_QUICKSTART}', '--api_key_variable=NO_SUCH_KEY'),
@@ -133,6 +137,7 @@ _MISTAKES = [
     ('trajectories', ('--workdir={new}',), 'there are no rollouts below'),
     ('trajectories', ('--workdir={new}', '--reward=x'), '--reward=x'),
     ('trajectories', ('--workdir={new}', '--status=bad'), '--status'),
+    ('trajectories', ('--workdir={new}', '--steps=3'), 'did you mean --step?'),
     ('preflight', (f'--config={_QUICKSTART}', '--topology=v99:4'), 'v99'),
 ]
 # Those that are made with a real command, too.
@@ -188,6 +193,7 @@ def _files(directory):
       'twice.jsonl': '{"id": "x", "query": "a", "answer": "b"}\n' * 2,
       'articles/a.txt': 'Ann leads Amo.\n',
       'broken_run/config.json': '{"name"',
+      'good_run/config.json': '{"name": "x", "optimizer.learning_rate": 1}',
   }
   for name, text in texts.items():
     path = directory / name

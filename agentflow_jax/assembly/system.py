@@ -205,12 +205,16 @@ def build(
     if recording is not None:
       stack.callback(recording.close)
     judges = []
-    rewards = _rewards(config, tasks, recording, processes, judges)
-    # Tools before the model, which takes longer to load than a mistake to find.
     box = toolbox.Toolbox(
         config.agent.tools, tasks, processes.count, recording
     )
-    tools, gazetteer = box.make(), _gazetteer(config, tasks, box)
+    # Before the model, which takes longer to load than a mistake to find. Together:
+    # a process that fails here must not leave the others in what comes next.
+    rewards, tools, gazetteer = processes.together(lambda: (
+        _rewards(config, tasks, recording, processes, judges),
+        box.make(),
+        _gazetteer(config, tasks, box),
+    ))
     loaded = None
     if roles_lib.uses_engine(config):
       mesh = mesh or _sampling_mesh(config)

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from agentflow_jax.config import schema
 
 _ENTRY = re.compile(r'    (\w+(?:, \w+)*): (.*)')
-# Not the dots of a list that goes on.
-_SENTENCE_END = re.compile(r'(?<!\.\.)(?<=[.;])\s')
+# A full stop, but not the dots of a list that goes on.
+_SENTENCE_END = re.compile(r'(?<!\.)\.\s')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _meanings(cls: type) -> Mapping[str, str]:
     elif line.startswith('   '):
       found |= {name: f'{found[name]} {line.strip()}' for name in names}
   return {
-      name: _SENTENCE_END.split(text)[0].rstrip('.;') for name, text in found.items()
+      name: _SENTENCE_END.split(text)[0].removesuffix('.') for name, text in found.items()
   }
 
 

@@ -20,9 +20,13 @@ _TEXTS = {
     ),
     records.Status.PROMPT_TOO_LONG: (
         '{longest}planner.max_prompt_tokens is'
-        ' {config.planner.max_prompt_tokens:,}; raise it'
+        ' {config.planner.max_prompt_tokens:,} (engine.max_prompt_tokens, for frozen'
+        ' modules, is {config.engine.max_prompt_tokens:,}); raise what is too small'
     ),
-    records.Status.TOOL_ERROR: 'the tool says what was wrong',
+    records.Status.TOOL_ERROR: (
+        'the tool says what was wrong with the last call (python -m'
+        ' agentflow_jax.trajectories --status=tool_error shows it)'
+    ),
     records.Status.DEADLINE: (
         'agent.rollout.deadline_seconds is'
         ' {config.agent.rollout.deadline_seconds:g}; raise it'

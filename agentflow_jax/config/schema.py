@@ -589,7 +589,9 @@ def load_module(path: str) -> types.ModuleType:
   file = pathlib.Path(path)
   if not file.is_file():
     raise ConfigError(f'--config: no file {path}')
-  spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
+  spec = importlib.util.spec_from_file_location(
+      f'config_{file.stem}', os.path.abspath(file)
+  )
   if spec is None or spec.loader is None:
     raise ConfigError(f'--config: {path} is not a Python file')
   module = importlib.util.module_from_spec(spec)

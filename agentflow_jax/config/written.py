@@ -1,5 +1,6 @@
 """Configs as JSON: the config.json of a workdir, which may be run again."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -136,7 +137,8 @@ def _value(value: Any, kind: Any, where: str, name: str) -> Any:
       return tuple(_value(one, arguments[0], where, name) for one in value)
   elif kind is float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-      return float(value)
+      with contextlib.suppress(OverflowError):  # Of an integer that no float holds.
+        return float(value)
   elif kind in (int, bool, str):
     if type(value) is kind:  # A bool is an int to isinstance.
       return value

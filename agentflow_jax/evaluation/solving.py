@@ -7,7 +7,7 @@ from collections.abc import Callable
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.assembly import system as system_lib, task_sets
-from agentflow_jax.config import overrides, remedies, roles, schema
+from agentflow_jax.config import overrides, remedies, schema
 from agentflow_jax.runtime import workdirs
 
 _MOST_SHOWN = 1000
@@ -28,19 +28,13 @@ def solve(
     config: the system.
     query: what to ask.
     workdir: work directory of a run, or where data sets are kept.
-    planner: a planner directory; '' for the one below the workdir, or else the
-      config's own.
+    planner: a planner directory; '' for the config's own.
     greedy: temperature 0.
     emit: called with a line or more for people as each module or tool ends.
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable: name the remedy.
   """
-  directory = workdirs.opened(workdir)
-  trained = directory / 'planner'
-  if not planner and roles.uses_engine(config) and trained.is_dir():
-    planner = str(trained)
-    emit(f'Planner: {planner}')
   if planner:
     config = overrides.with_planner(config, planner)
   try:
@@ -48,7 +42,7 @@ def solve(
   except ValueError as e:
     raise schema.ConfigError(f'--query: {e}') from e
   return asyncio.run(
-      _solve(config, task, directory, greedy, emit)
+      _solve(config, task, workdirs.opened(workdir), greedy, emit)
   )
 
 
@@ -85,8 +79,7 @@ async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
     emit(trajectory.detail)
   if not trajectory.answer:
     remedy = remedies.of_status(trajectory.status, config)
-    if remedy:
-      emit(f'No answer: {remedy}.')
+    emit(f'No answer: {remedy or "see what the modules said above"}.')
     if trajectory.status is records.Status.UNPARSEABLE_PLAN:
       tool = next(iter(agent.tools))
       emit(f'A plan looks like this:\n{remedies.example_of_plan(config, tool)}')

@@ -151,8 +151,8 @@ class EngineConfig:
     prefill_burst: largest number of calls of prefill between two chunks of decoding,
       while fewer than `read_share` of the requests in slots, or about to get one,
       have been read; one otherwise.
-    read_share: share of the requests, in (0, 1], that are read before more is
-      decoded. A chunk costs the same for one row as for all, so it should not be
+    read_share: share of the requests, above 0 and at most 1, that are read before
+      more is decoded. A chunk costs the same for one row as for all, so it should not be
       thin: more is more throughput, less a sooner first token.
     decode_chunk: number of tokens between two looks of the host (stop_fn, finished
       rows).

@@ -46,12 +46,14 @@ def chosen(
     platform: kind of the device that samples: 'cpu', 'gpu' or 'tpu'.
     can_have_lanes: whether rows are gathered and one device samples, see
       programs.reading_of.
-    cores: number of CPU cores; None for those of this machine.
+    cores: number of CPU cores; None for those that this process may use.
   """
   open_fields = [name for name in _FIELDS if getattr(config, name) is None]
   if not open_fields:
     return config
-  cores = cores or os.cpu_count() or 1
+  if cores is None:
+    may_use = getattr(os, 'sched_getaffinity', None)  # Not on every system.
+    cores = len(may_use(0)) if may_use else os.cpu_count() or 1
   large = _block_parameters(network) >= _LARGE
   on_cpu = platform == 'cpu'
   if on_cpu and not large:

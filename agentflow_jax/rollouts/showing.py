@@ -39,10 +39,8 @@ class Wanted:
     return (
         self.status in (None, trajectory.status)
         and self.task in ('', trajectory.task_id)
-        and (
-            self.reward is None or math.isclose(self.reward, has)
-            or (math.isnan(self.reward) and math.isnan(has))
-        )
+        # As it is shown, with six digits.
+        and (self.reward is None or f'{self.reward:g}' == f'{has:g}')
     )
 
 
@@ -131,7 +129,7 @@ def in_words(
   """Returns a rollout as lines for people."""
   reward = 'none' if trajectory.reward is None else f'{trajectory.reward:g}'
   lines = [
-      f'== step {step}, task {task.id}, rollout {trajectory.rollout}:'
+      f'== step {step}, task {_cut(task.id)}, rollout {trajectory.rollout}:'
       f' {trajectory.status.value}, reward {reward}',
       f'Query: {_cut(task.query)}',
       f'Right: {_cut(" | ".join(map(str, task.answers)))}',
@@ -154,7 +152,7 @@ def _turn(row: Mapping[str, Any]) -> Iterator[str]:
     yield f'   unreadable: {_cut(row["parse_error"])}'
   if row['tool'] is not None:
     arguments = json.dumps(row['arguments'], ensure_ascii=False)
-    yield f'   {row["tool"]} {_cut(arguments)}'
+    yield f'   {_cut(row["tool"])} {_cut(arguments)}'
   if row['result'] is not None:
     failed = f' ({row["tool_error"]})' if row['tool_error'] else ''
     yield f'   result{failed}: {_cut(row["result"])}'

@@ -1,11 +1,13 @@
 """What the entry points share: flags to a config, errors to one clear line."""
 
+import contextlib
 import difflib
 import functools
 import json
+import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
 from etils import epath
@@ -57,14 +59,27 @@ def config_from_flags(
     if flag.value is not None:
       overrides.append((f'agent.{flag.name}', flag.value))
   config = loading.load(_source(), overrides)
-  if _PRINT_CONFIG.value:
-    print(written.text(config))
-    sys.exit(0)
   names = [name for name, _ in overrides]
   unread.check_flags(config, names)
+  if _PRINT_CONFIG.value:
+    with quiet_pipe():
+      print(written.text(config))
+    sys.exit(0)
   if serves is not None:
     unread.check_serves(names, serves)
   return config
+
+
+@contextlib.contextmanager
+def quiet_pipe() -> Iterator[None]:
+  """Ends the process quietly where who reads its output, such as `head`, has enough."""
+  try:
+    yield
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # What is still buffered goes nowhere, or Python would complain at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def config_of_run() -> epath.Path | None:
@@ -72,6 +87,25 @@ def config_of_run() -> epath.Path | None:
   flag = flags.FLAGS.flag_values_dict().get('workdir')
   path = epath.Path(flag) / written.FILE if flag and '\0' not in flag else None
   return path if path is not None and path.is_file() else None
+
+
+def planner_of_run() -> str:
+  """Returns the planner of the run whose config is used; '' where another is.
+
+  Raises:
+    ConfigError: that run has no planner yet.
+  """
+  path = config_of_run()
+  chosen = any(name == 'planner.directory' for name, _ in _overrides)
+  if path is None or chosen or _CONFIG.value is not None:
+    return ''
+  planner = path.parent / 'planner'
+  if not planner.is_dir():
+    raise schema.ConfigError(
+        f'the run in {path.parent} has no planner yet: it writes one when all steps are'
+        ' done; go on with it, or give --planner or --config'
+    )
+  return str(planner)
 
 
 def say_differences(config: schema.Config) -> None:
@@ -126,13 +160,17 @@ def _parse(argv: Sequence[str], takes_config: bool) -> list[str]:
   if any(
       a.startswith('-') and a.lstrip('-') in help_text.HELP_FLAGS for a in others[1:]
   ):
-    sys.stdout.write(_help(others, overrides, takes_config))
+    with quiet_pipe():
+      print(_help(others, overrides, takes_config), end='')
     sys.exit(0)
   try:
     rest = flags.FLAGS(others)
   except flags.UnrecognizedFlagError as e:
-    near = fields.nearest(e.flagname)
-    known = difflib.get_close_matches(e.flagname, list(flags.FLAGS), n=1)
+    own, near = list(flags.FLAGS), fields.nearest(e.flagname)
+    if not takes_config:
+      own = [f.name for f in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]]
+      near = []
+    known = difflib.get_close_matches(e.flagname, own, n=1)
     hint = ' or '.join([f'--{n}' for n in known] + [f'--config.{n}' for n in near])
     raise schema.ConfigError(
         f'--{e.flagname}: there is no such flag; '
@@ -158,11 +196,17 @@ def _help(
   )
   if not takes_config:
     return text
+  given = {}
   for argument, after in zip(argv, [*argv[1:], '']):
-    name, equals, path = argument.lstrip('-').partition('=')
-    if argument.startswith('-') and name == 'config':
-      path = path if equals else after
-      text += '\n' + help_text.of_config(loading.load(path, overrides), path)
+    name, equals, value = argument.lstrip('-').partition('=')
+    if argument.startswith('-'):
+      given[name] = value if equals else after
+  path = given.get('config')
+  if path is None and given.get('workdir'):
+    found = epath.Path(given['workdir']) / written.FILE
+    path = str(found) if found.is_file() else None
+  if path is not None:
+    text += '\n' + help_text.of_config(loading.load(path, overrides), path)
   return text
 
 

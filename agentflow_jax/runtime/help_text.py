@@ -1,7 +1,8 @@
 """What --help prints: a command's flags, and the fields of a config."""
 
+import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -52,9 +53,11 @@ def of_config(config: schema.Config, where: str) -> str:
   """
   values, lines = written.flat(config), []
   for name, field in fields.every().items():
+    if name not in values:  # Of a part that is none here.
+      continue
     default = '(none)' if field.default is None else _shown(field.default)
-    lines.append(f'  --config.{name}={_shown(values.get(name))}')
-    lines += _wrapped(f'{field.type}; default {default}. {field.meaning}.')
+    lines.append(f'  --config.{name}={_shown(values[name])}')
+    lines += _wrapped(f'{field.type}; default {default}; {field.meaning}.')
   return f'Fields of {where}, with their values there:\n' + '\n'.join(lines) + '\n'
 
 
@@ -65,6 +68,8 @@ def _shown(value: Any) -> str:
     return ','.join(map(str, value)) or "''"
   if isinstance(value, bool):
     return str(value).lower()
+  if isinstance(value, Mapping):
+    return json.dumps(value)
   return str(value) or "''"
 
 

@@ -17,11 +17,11 @@ from agentflow_jax.files import paths
 LOCK = 'lock'
 # Directories and files that a run writes to its workdir.
 _DIRECTORIES = (
-    'checkpoints', 'data', 'evaluations', 'journal', 'planner', 'recording',
+    'checkpoints', 'data', 'earlier', 'evaluations', 'journal', 'planner', 'recording',
     'rollouts', 'tensorboard', 'xla_cache',
 )
 _FILES = (
-    LOCK, 'config.json', 'metrics.jsonl', 'report.html', 'summary.json',
+    LOCK, 'config.json', 'config_changes.jsonl', 'metrics.jsonl', 'report.html', 'summary.json',
     'tokenizer.model', 'traces.jsonl.zst',
 )
 

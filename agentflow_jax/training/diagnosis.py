@@ -8,21 +8,31 @@ from agentflow_jax.config import remedies, schema
 from agentflow_jax.training import query_lengths
 
 
+_LATE = f'rollouts/status/{records.Status.ABORTED_LATE.value}'
+
+
 def failed_as(line: Mapping[str, Any]) -> records.Status | None:
   """Returns the status in which every rollout of a step failed, if there is one.
 
-  A step that has a group with two different rewards did not fail: it can be learned
-  from.
+  A step did not fail if a rollout was rewarded, or if a group has two different
+  rewards, so that it can be learned from. Rollouts that were aborted as late do not
+  count.
 
   Args:
     line: metrics of the step.
   """
-  requested = line.get('rollouts/requested', 0)
-  if not requested or line['groups/no_variance'] < line['groups/requested']:
+  ended = line.get('rollouts/requested', 0) - line.get(_LATE, 0)
+  if (
+      not ended or line.get('reward/mean', 0.0) > 0
+      or line['groups/no_variance'] < line['groups/requested']
+  ):
     return None
   for status in records.Status:
-    if line.get(f'rollouts/status/{status.value}') == requested:
-      return None if status is records.Status.ANSWERED else status
+    if line.get(f'rollouts/status/{status.value}') == ended:
+      is_failing = status not in (
+          records.Status.ANSWERED, records.Status.ABORTED_LATE
+      )
+      return status if is_failing else None
   return None
 
 
@@ -101,7 +111,7 @@ def of_run(
 
 
 def _all_failed(line, status, config, lengths) -> str:
-  requested = line['rollouts/requested']
-  said = f'{requested} of {requested} rollouts ended {status.value}'
+  count = line[f'rollouts/status/{status.value}']
+  said = f'{count} of {line["rollouts/requested"]} rollouts ended {status.value}'
   remedy = remedies.of_status(status, config, lengths.longest)
   return f'{said}: {remedy}' if remedy else said

@@ -34,6 +34,18 @@ class Evaluations:
         await self._test('start')
         await self._test('start_greedy', greedy=True)
 
+  def lacks_start(self) -> bool:
+    """Returns whether the evaluation before training is wanted, and not there.
+
+    All processes get the same answer: they share the workdir.
+    """
+    wanted = self._system.config.evaluation.start_and_final
+    path = self.workdir / evaluate.DIRECTORY / 'start_greedy.json'
+    (lacks, *_) = self._system.processes.exchange(
+        str(wanted and not path.exists()).encode()
+    )
+    return lacks == b'True'
+
   async def during(self) -> dict[str, float]:
     """The current planner on the validation tasks, sampled and greedy."""
     system = self._system

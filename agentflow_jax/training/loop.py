@@ -49,7 +49,7 @@ class Loop:
     counter = _Counter(self.bar)
     before = dict(self.clock.seconds)
     processes = self.system.processes
-    self._stop_if_failing()
+    self._stop_if_failing(len(self.log.lines))
     for step in range(len(self.log.lines), config.train.steps):
       self.watchdog.begin(f'step {step + 1}')
       self.profiler.begin(step + 1)
@@ -90,7 +90,7 @@ class Loop:
       if processes.is_primary:
         for warning in diagnosis.of_step(metrics, config, self.lengths):
           self.bar.warn(f'step {step + 1}: {warning}')
-      self._stop_if_failing()
+      self._stop_if_failing(step + 1)
 
   def _sampled(self) -> dict[str, api.EngineStats]:
     """What the engines have done so far, see engine_rates."""
@@ -101,8 +101,13 @@ class Loop:
     most = self.system.config.train.stop_after_failing_steps
     return 0 < most <= diagnosis.failing_steps(self.log.lines)
 
-  def _stop_if_failing(self) -> None:
-    """Raises RunStopped after too many steps that failed in one way.
+  def _stop_if_failing(self, done: int) -> None:
+    """Raises RunStopped after too many failing steps, if more are to come."""
+    if done < self.system.config.train.steps:
+      self.refuse_failure()
+
+  def refuse_failure(self) -> None:
+    """Raises RunStopped where the last steps failed in one way, too many of them.
 
     It reads committed records only, so that a run that was resumed stops where the
     same run in one go does.
@@ -113,8 +118,9 @@ class Loop:
     (*_, said) = diagnosis.of_step(self.log.lines[-1], config, self.lengths)
     raise exits.RunStopped(
         f'after {config.train.stop_after_failing_steps} steps in a row that failed in'
-        f' one way; in the last one {said}. Everything is committed;'
-        ' train.stop_after_failing_steps=0 would go on'
+        f' one way; in the last one {said}. Everything is committed. Other values of'
+        ' such fields need another --workdir, because the steps here depend on them;'
+        ' train.stop_after_failing_steps=0 would go on in this one'
     )
 
   async def _update(self, step, data) -> dict[str, float]:

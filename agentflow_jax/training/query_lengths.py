@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model, memory, modules, prompts
+from agentflow_jax.agents import references
 from agentflow_jax.agents.tools import base
 
 
@@ -14,8 +15,8 @@ class QueryLengths:
 
   Attributes:
     queries: number of queries.
-    too_long: number of queries whose first prompt is longer than `limit`, so that
-      all their rollouts end prompt_too_long.
+    too_long: number of queries whose first prompt is longer than `limit`, even
+      without an analysis, so that all their rollouts end prompt_too_long.
     longest: length of the longest query [tokens], without the rest of the prompt.
     limit: planner.max_prompt_tokens [tokens].
   """
@@ -38,8 +39,9 @@ def measure(
     planner: modules.ModelPlanner,
     cards: tuple[base.Card, ...],
     tasks: Sequence[records.Task],
+    gazetteer: references.Gazetteer | None = None,
 ) -> QueryLengths:
-  """Measures the queries of tasks, without the marks of numbered mentions.
+  """Measures the queries of tasks, as they stand in prompts.
 
   A query has at most as many tokens as bytes, so that most queries need no
   tokenizer. The tokens of the others and those of the prompt around them are counted
@@ -50,8 +52,11 @@ def measure(
     planner: planner that the queries are for.
     cards: cards of its tools, which stand in the prompt.
     tasks: tasks to measure.
+    gazetteer: names that are numbered in queries; None where none are.
   """
-  limit, queries = planner.max_prompt_tokens, {task.query for task in tasks}
+  limit = planner.max_prompt_tokens
+  marked = [memory.start(task.query, '', gazetteer).query for task in tasks]
+  queries = set(marked)
   if not queries:
     return QueryLengths(limit=limit)
 
@@ -74,7 +79,7 @@ def measure(
   unfit = {query for query in lengths if not fits(query)}
   return QueryLengths(
       queries=len(tasks),
-      too_long=sum(task.query in unfit for task in tasks),
+      too_long=sum(query in unfit for query in marked),
       longest=max(lengths.values()),
       limit=limit,
   )

@@ -10,14 +10,14 @@ from typing import Any
 from etils import epath
 
 from agentflow_jax.assembly import system as system_lib
-from agentflow_jax.config import own_code, schema, written
+from agentflow_jax.config import own_code, roles, schema, written
 from agentflow_jax.files import old_names, writing
 from agentflow_jax.weights import host_copies
 
 
 # Fields that change no step that is done, so that a run may go on with other values:
 # how long it is, what is evaluated, committed and kept, when it gives up, and the
-# sizes of the engine, which samples the same tokens with all of them.
+# sizes of the engine.
 _MAY_CHANGE = frozenset(
     ['name']
     + [
@@ -54,9 +54,18 @@ class Change:
   now: Any
 
   @property
-  def is_allowed(self) -> bool:
-    """Whether a run may go on with it: no step that is done would be another."""
-    return self.name in _MAY_CHANGE or self.name.startswith('evaluation.')
+  def of_evaluation(self) -> bool:
+    """Whether the field says what is evaluated."""
+    return self.name.startswith('evaluation.')
+
+  def is_allowed(self, config: schema.Config) -> bool:
+    """Returns whether a run may go on with it: no step would be another one."""
+    if self.name == 'engine.max_prompt_tokens':
+      # Prompts of frozen modules are shortened to fit into it.
+      return not any(
+          role.backend == 'frozen' for role in roles.roles(config).values()
+      )
+    return self.name in _MAY_CHANGE or self.of_evaluation
 
 
 def check_same_run(config: schema.Config, workdir: epath.Path) -> list[Change]:
@@ -74,7 +83,7 @@ def check_same_run(config: schema.Config, workdir: epath.Path) -> list[Change]:
     return []
   differs = written.differences(config, written.read_flat(path))
   changes = [Change(name, before, now) for name, (before, now) in differs.items()]
-  refused = [change for change in changes if not change.is_allowed]
+  refused = [change for change in changes if not change.is_allowed(config)]
   if refused:
     shown = ', '.join(
         f'{c.name} (there {json.dumps(c.before)}, now {json.dumps(c.now)})'
@@ -105,6 +114,8 @@ def write_config(
   Returns:
     The changes in words.
   """
+  if any(c.name == 'train.steps' or c.of_evaluation for c in changes):
+    _move_results(workdir, done)
   path, lines = workdir / _CHANGES, ''
   if changes and path.exists():
     lines = path.read_text()
@@ -122,6 +133,29 @@ def write_config(
       f' {json.dumps(c.before)})'
       for c in changes
   ]
+
+
+def _move_results(workdir: epath.Path, done: int) -> None:
+  """Moves results of a run that was finished below WORKDIR/earlier.
+
+  Otherwise they would stand beside the longer run as if they were its own.
+  """
+  if not (workdir / 'summary.json').exists():
+    return
+  count = 0
+  while (kept := workdir / 'earlier' / f'step_{done:06d}_{count}').exists():
+    count += 1
+  (kept / 'evaluations').mkdir(parents=True)
+  evaluations = workdir / 'evaluations'
+  names = ['planner', 'report.html', 'summary.json']  # The summary last.
+  if evaluations.exists():
+    names = [
+        f'evaluations/{path.name}' for path in evaluations.iterdir()
+        if path.name.startswith(('final', 'control_'))
+    ] + names
+  for name in names:
+    if (workdir / name).exists():
+      (workdir / name).rename(kept / name)
 
 
 def check_shared(workdir: epath.Path, processes) -> None:

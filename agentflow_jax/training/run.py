@@ -13,6 +13,7 @@ from absl import logging
 
 from agentflow_jax.assembly import model_files, system as system_lib
 from agentflow_jax.config import consistency, schema, written
+from agentflow_jax.files import reading
 from agentflow_jax.report import page as report
 from agentflow_jax.runtime import clocks, exits, processes as processes_lib
 from agentflow_jax.runtime import profiling, progress, workdirs
@@ -49,7 +50,8 @@ def train(
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable: at start; name the remedy.
-    RunStopped: an update was refused; everything committed stands.
+    RunStopped: an update was refused, or steps failed, see
+      train.stop_after_failing_steps; everything committed stands.
     ProcessFailed: another process did; likewise.
     Preempted: told to stop (SIGTERM); all steps that were done are committed.
     OSError: something cannot be written, see `exits.cause`.
@@ -104,9 +106,9 @@ async def _train(
     processes.check_same('the planner or the task set', repr(inputs))
     lines, spent, pending = resuming.restore(trainer, system, saved, inputs)
     # From here on the workdir is this config's.
-    changed = []
+    changed, done = [], len(lines) + (pending is not None)
     if primary:
-      changed = resuming.write_config(config, workdir, len(lines), changes)
+      changed = resuming.write_config(config, workdir, done, changes)
     started -= spent.pop('total', 0.0)
     clock.add(spent)
     if config.train.extra_rollouts and primary:
@@ -117,13 +119,16 @@ async def _train(
     bar = progress.Progress(
         config.train.steps, len(lines), quiet=quiet or not primary
     )
-    for note in (_resumed(len(lines), config.train.steps), *changed):
+    for note in (_resumed(done, config.train.steps), *changed):
       bar.note(note)
+    if primary and (warning := _rate_of_zero(config)):
+      bar.warn(warning)
     bar.note(_held(trainer, system))
     for notice in system.notices():
       bar.note(notice)
     lengths = query_lengths.measure(
-        system.planner, system.agent.cards, system.tasks.train
+        system.planner, system.agent.cards, system.tasks.train,
+        system.agent.gazetteer,
     )
     if lengths.too_long and primary:
       bar.warn(lengths.said())
@@ -133,8 +138,13 @@ async def _train(
       warm = compilations.count
       # Until here a signal ends the process: nothing was done.
       processes.listen()
-      if not lines and pending is None:
+      if not done:
         await evaluations.start()
+      elif evaluations.lacks_start():
+        # A resume asked for it.
+        system.sample_from(system.params, 0)
+        await evaluations.start()
+        system.sample_from(trainer.params, done)
       loop = loop_lib.Loop(
           system, trainer, saved, log, bar, clock, compilations, evaluations,
           inputs,
@@ -152,8 +162,8 @@ async def _train(
         with profiler.running():
           await loop.run()
       except exits.RunStopped:
-        if log.lines:
-          processes.alone(lambda: report.write_report(str(workdir), warnings()))
+        if primary and log.lines:
+          _report_anyway(workdir, warnings(), bar)
         raise
       watchdog.rest()
       params = trainer.params
@@ -182,7 +192,9 @@ async def _train(
       page = report.write_report(str(workdir), summary['warnings'])
       return f'{report.terminal_table(str(workdir))}\n\nReport: {page}'
 
-    return processes.alone(write) or ''
+    table = processes.alone(write) or ''
+    loop.refuse_failure()  # After a last step that failed, all else is written.
+    return table
   finally:
     processes.deafen()
     try:
@@ -190,6 +202,14 @@ async def _train(
         saved.close()
     finally:
       await system.close()
+
+
+def _report_anyway(workdir, warnings, bar) -> None:
+  """Writes the report of a run that stopped; the reason to stop is what counts."""
+  try:
+    report.write_report(str(workdir), warnings)
+  except (reading.FileError, OSError) as e:
+    bar.warn(f'there is no report: {e}')
 
 
 def _resumed(done: int, steps: int) -> str:
@@ -209,6 +229,18 @@ def _summed(processes, usage: dict[str, float]) -> dict[str, float]:
   ]
   names = sorted({name for one in everything for name in one})
   return {n: sum(one.get(n, 0.0) for one in everything) for n in names}
+
+
+def _rate_of_zero(config: schema.Config) -> str:
+  """Says that a schedule ends before the run does; '' where it does not."""
+  total = config.optimizer.total_steps
+  per_step = config.train.mini_batches if config.algorithm == 'flow_grpo' else 1
+  if total is None or config.train.steps * per_step <= total:
+    return ''
+  return (
+      f'optimizer.total_steps is {total}, and {config.train.steps} steps make'
+      f' {config.train.steps * per_step} updates: the learning rate of the rest is 0'
+  )
 
 
 def _held(trainer: trainer_lib.Trainer, system: system_lib.System) -> str:

@@ -86,6 +86,11 @@ def test_every_field_says_what_it_is():
       steps, type='integer', default=40
   )
   assert steps.meaning.startswith('number of training steps')
+  assert not [
+      name for name, field in found.items()
+      if field.meaning.count('(') != field.meaning.count(')')
+  ]
+  assert '0 for none' in found['evaluation.every'].meaning
   assert found['algorithm'].type == 'flow_grpo|sft'
   assert found['agent.verbs'].type == 'comma list of text'
   assert found['planner.dtype'].type == 'float32|bfloat16 or none'

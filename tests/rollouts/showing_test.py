@@ -17,6 +17,13 @@ def _turn(text, **more):
   return records.Turn(completion, records.SamplingSpec(), **more)
 
 
+def test_a_reward_is_found_as_it_is_shown():
+  one = records.Trajectory('a', 0, records.Status.ANSWERED, (), reward=1 / 3)
+  assert 'reward 0.333333' in showing.in_words(1, records.Task('a', 'q', (), ''), one)
+  assert showing.Wanted(reward=0.333333).fits(one)
+  assert not showing.Wanted(reward=0.3333).fits(one)
+
+
 def _group(task_id):
   task = records.Task(task_id, f'What of {task_id}?', ('42', 'forty-two'), 'f1')
   good = records.Trajectory(
@@ -107,4 +114,6 @@ def test_people_read_plans_calls_results_and_the_answer(workdir):
       'verdict: stop', 'Answer: 42',
   ):
     assert words in text
-  assert '\x1b' not in text  # A tool's result does not steer the terminal.
+  task = records.Task('\x1b[2J', '\x1b[2J', (), '')
+  text += showing.in_words(1, task, one[2])
+  assert '\x1b' not in text  # Nothing steers the terminal.

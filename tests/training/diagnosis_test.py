@@ -6,7 +6,7 @@ import json
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import fakes, modules, prompts
+from agentflow_jax.agents import fakes, modules, prompts, references
 from agentflow_jax.config import schema
 from agentflow_jax.runtime import exits
 from agentflow_jax.training import diagnosis, query_lengths, run
@@ -35,6 +35,10 @@ def _line(step=1, equal=4, **statuses):
         (_line(unparseable_plan=8, equal=3), None),
         (_line(answered=8), None),
         ({'step': 1, 'sft/rows': 3}, None),
+        # Answered all the same, and rightly.
+        (_line(out_of_turns=8) | {'reward/mean': 1.0}, None),
+        (_line(prompt_too_long=6, aborted_late=2), 'prompt_too_long'),
+        (_line(aborted_late=8), None),
     ],
 )
 def test_a_step_fails_where_all_rollouts_end_in_one_failing_status(line, status):
@@ -92,25 +96,26 @@ def test_a_run_is_summed_up():
   assert not diagnosis.of_run(lines[2:], _CONFIG, _LENGTHS)
 
 
-@pytest.mark.parametrize('longest', range(20, 60))
-def test_queries_that_do_not_fit_are_counted_exactly(longest):
+@pytest.mark.parametrize('gazetteer', [None, references.Gazetteer(['Oslo'])])
+@pytest.mark.parametrize('longest', range(1, 60, 2))
+def test_queries_that_do_not_fit_are_counted_exactly(longest, gazetteer):
   """At every length around the limit it is what the planner itself says."""
   planner = modules.ModelPlanner(
       fakes.FakeLanguageModel({}), records.SamplingSpec(), prompts.PromptConfig(), 100
   )
-  queries = ['w ' * n for n in (1, 3, longest)] + ['\u65e5\u672c' * 3]
+  queries = ['w ' * n for n in (1, 3, longest)] + ['Oslo 1 Rome 2 ' * longest]
   tasks = [records.Task(str(i), q, (), '') for i, q in enumerate(queries)]
 
   def is_too_long(task):
     key = records.RequestKey(0, records.Purpose.TRAIN, 0, task.id, 0)
-    memory = modules.memory_lib.Memory(task.query)
+    memory = modules.memory_lib.start(task.query, '', gazetteer)
     try:
       planner.compose(modules.View(task.id, memory, (), key))
     except modules.language_model.PromptTooLong:
       return True
     return False
 
-  found = query_lengths.measure(planner, (), tasks)
+  found = query_lengths.measure(planner, (), tasks, gazetteer)
   assert found.queries == 4 and found.limit == 100
   assert found.too_long == sum(map(is_too_long, tasks))
 

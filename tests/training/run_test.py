@@ -331,7 +331,9 @@ def test_a_run_that_is_made_longer_is_the_run_that_was_as_long_at_once(
   run.train(short, str(tmp_path / 'out'))
   longer = overrides.override(short, [
       ('train.steps', '4'), ('engine.decode_chunk', '4'), ('name', 'longer'),
+      ('evaluation.start_and_final', 'true'),
   ])
+  digest = mini.fingerprint(tmp_path / 'out')['params_digest']
   capsys.readouterr()
   run.train(longer, str(tmp_path / 'out'))
   said = capsys.readouterr().err
@@ -343,9 +345,16 @@ def test_a_run_that_is_made_longer_is_the_run_that_was_as_long_at_once(
   for name in [n for n in wanted if n.startswith('step_')]:
     assert got[name] == wanted[name]
   lines = (tmp_path / 'out' / 'config_changes.jsonl').read_text().splitlines()
-  assert json.loads(lines[-1]) == {
+  assert {
       'from_step': 3, 'field': 'train.steps', 'before': 2, 'now': 4,
-  }
+  } in map(json.loads, lines)
+  # An evaluation that only the longer run asks for is of where it all began.
+  for name in ('start', 'final'):
+    assert _items(tmp_path / 'out', name) == _items(workdir, name)
+  # What the shorter run ended with is kept, and stands for nothing else.
+  kept = tmp_path / 'out' / 'earlier' / 'step_000002_0'
+  assert json.loads((kept / 'summary.json').read_text())['params_digest'] == digest
+  assert (kept / 'planner' / 'model.safetensors').exists()
   written = json.loads((tmp_path / 'out' / 'config.json').read_text())
   assert written['train.steps'] == 4
   with pytest.raises(schema.ConfigError, match='4 steps are done'):
