@@ -331,7 +331,9 @@ def _gazetteer(config, tasks, box) -> references.Gazetteer | None:
   """Returns the names that mentions are numbered by, if they are."""
   if not config.agent.number_mentions:
     return None
-  found = references.Gazetteer(box.corpus.titles if box.corpus else ())
+  if box.corpus is None:
+    return references.Gazetteer(())
+  found = references.Gazetteer(box.corpus.titles)
   rule_reach.check(config, (*tasks.train, *tasks.test), found)
   return found
 

@@ -168,8 +168,11 @@ def _parse(argv: Sequence[str], takes_config: bool) -> list[str]:
   except flags.UnrecognizedFlagError as e:
     own, near = list(flags.FLAGS), fields.nearest(e.flagname)
     if not takes_config:
-      own = [f.name for f in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]]
-      near = []
+      shared = flags.FLAGS.find_module_defining_flag('config')
+      own, near = [
+          name for name in own
+          if flags.FLAGS.find_module_defining_flag(name) != shared
+      ], []
     known = difflib.get_close_matches(e.flagname, own, n=1)
     hint = ' or '.join([f'--{n}' for n in known] + [f'--config.{n}' for n in near])
     raise schema.ConfigError(

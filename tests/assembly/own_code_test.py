@@ -192,7 +192,7 @@ def test_tasks_of_an_own_reward_need_no_answer(tmp_path):
   path.write_text('{"query": "Write a haiku."}\n{"query": "And?", "answer": "x"}\n')
   tasks = task_sets.read_jsonl(str(path), f'{_EXAMPLES}:right_and_brief')
   assert [t.answers for t in tasks] == [(), ('x',)]
-  with pytest.raises(schema.ConfigError, match='"answer" must be'):
+  with pytest.raises(schema.ConfigError, match='"answer" is missing'):
     task_sets.read_jsonl(str(path), 'exact_match')
 
 
