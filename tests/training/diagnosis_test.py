@@ -120,6 +120,34 @@ def test_queries_that_do_not_fit_are_counted_exactly(longest, gazetteer):
   assert found.too_long == sum(map(is_too_long, tasks))
 
 
+class _Quarters:
+  """A model with a token for four characters, wherever texts meet."""
+
+  def count_tokens(self, prompt):
+    return -(-sum(len(s.text) for s in prompt) // 4)
+
+
+@pytest.mark.parametrize('more', range(10))
+def test_many_queries_are_counted_as_the_whole_prompt_has_tokens(more):
+  config = prompts.PromptConfig(tail='t' * more)
+  memory = modules.memory_lib.Memory('x' * 150)
+  limit = _Quarters().count_tokens(prompts.planner_prompt(config, (), memory)) + more
+  planner = modules.ModelPlanner(_Quarters(), records.SamplingSpec(), config, limit)
+  # Longer ones that fit, so that those at the limit are not among the longest.
+  tasks = [records.Task(str(n), 'x' * n, (), '') for n in range(1, 400)]
+  fits = [
+      planner.model.count_tokens(
+          prompts.planner_prompt(
+              planner.prompt, (), modules.memory_lib.Memory(task.query)
+          )
+      ) <= limit
+      for task in tasks
+  ]
+  found = query_lengths.measure(planner, (), tasks)
+  assert 100 < found.too_long == fits.count(False) < 399
+  assert found.longest == 100
+
+
 def test_a_run_whose_queries_cannot_fit_stops_where_a_resumed_one_does(
     tmp_path, capsys
 ):
