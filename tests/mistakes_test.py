@@ -36,6 +36,8 @@ _MISTAKES = [
      'syntax.py, line 2: SyntaxError'),
     ('train', ('--config={dir}/raises.py', '--workdir={new}'),
      "raises.py, line 3: KeyError: 'rate'"),
+    ('train', ('--config={dir}/refused.py', '--workdir={new}'),
+     'refused.py, line 4: ConfigError: train.steps must be at least 1'),
     ('train', ('--config={dir}/articles/../raises.py', '--workdir={new}'),
      "raises.py, line 3: KeyError: 'rate'"),
     ('train', ('--config={dir}/imports.py', '--workdir={new}'),
@@ -179,6 +181,9 @@ def _files(directory):
       'syntax.py': 'x = 1\ndef get_config(:\n',
       'raises.py': "def get_config():\n  settings = {}\n  return settings['rate']\n",
       'imports.py': 'import no_such_module_of_mine\n',
+      'refused.py': 'from agentflow_jax.config import schema as c\n\n'
+                    'def get_config():\n'
+                    "  return c.Config(name='x', train=c.TrainConfig(steps=0))\n",
       'without.py': 'x = 1\n',
       'returns.py': 'def get_config():\n  return {}\n',
       'broken.json': '{"name": ',
