@@ -45,10 +45,11 @@ def check(
   if len(unfit) * 2 <= len(asked):
     return
   raise schema.ConfigError(
-      f'task_set.kind={config.task_set.kind}: the rules of this config know only'
-      ' questions like those of GeoHop, which name a passage or a number and whose'
-      f' answer is one, and {len(unfit)} of the first {len(asked)} tasks are of'
-      f' another kind (such as {unfit[0].id!r}: {unfit[0].query[:80]!r}). Start from'
-      ' experiments/own_tasks.py, whose modules know no data set, or set'
-      ' agent.number_mentions=false and language models as modules'
+      f'task_set.kind={config.task_set.kind}: the rule modules of this config can only'
+      ' answer questions like those of GeoHop, where the query names the title of a'
+      ' passage or a number, and the answer is a title or a number.'
+      f' {len(unfit)} of the first {len(asked)} tasks are different (such as'
+      f' {unfit[0].id!r}: {unfit[0].query[:80]!r}). Start from'
+      ' experiments/own_tasks.py, whose modules work for any tasks, or set'
+      ' agent.number_mentions=false and use language models as modules'
   )

@@ -87,7 +87,7 @@ class Toolbox:
     """Returns the tools of `make` with the generalist among them.
 
     Args:
-      made: what `make` returned.
+      made: tools by name, as `make` returns them.
       models: language models by backend.
     """
     role = self.settings.generalist

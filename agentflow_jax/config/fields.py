@@ -94,7 +94,8 @@ def _meanings(cls: type) -> Mapping[str, str]:
     elif line.startswith('   '):
       found |= {name: f'{found[name]} {line.strip()}' for name in names}
   return {
-      name: _SENTENCE_END.split(text)[0].removesuffix('.') for name, text in found.items()
+      name: _SENTENCE_END.split(text)[0].removesuffix('.')
+      for name, text in found.items()
   }
 
 

@@ -24,17 +24,16 @@ _TEXTS = {
         ' modules, is {config.engine.max_prompt_tokens:,}); raise what is too small'
     ),
     records.Status.TOOL_ERROR: (
-        'the tool says what was wrong with the last call (python -m'
-        ' agentflow_jax.trajectories --status=tool_error shows it)'
+        'the result of the last call says what was wrong with its arguments'
     ),
     records.Status.DEADLINE: (
         'agent.rollout.deadline_seconds is'
         ' {config.agent.rollout.deadline_seconds:g}; raise it'
     ),
-    records.Status.MODEL_UNREACHABLE: 'see that its server answers',
-    records.Status.TOOL_UNREACHABLE: 'see that the host behind the tool answers',
+    records.Status.MODEL_UNREACHABLE: 'check that the model\'s server answers',
+    records.Status.TOOL_UNREACHABLE: 'check that the host behind the tool answers',
     records.Status.REWARD_UNREACHABLE: (
-        'see that the server behind task_set.reward answers'
+        'check that the server behind task_set.reward answers'
     ),
     records.Status.DEADLINE_INFRASTRUCTURE: (
         'agent.rollout.deadline_seconds is'

@@ -134,12 +134,12 @@ class EngineConfig:
       each and a float32 a token and head, at a cost in exactness: what is sampled is
       scored as it was sampled, but is further from what the trainer computes.
     prefix_cache: whether prompts share pages at all.
-    attention: way in which decoding reads pages. 'blocks': where they lie, 128 slots
-      at a time, as far as the longest row goes. 'kernel': likewise, by a kernel for
-      TPUs or CUDA GPUs, in bfloat16 (on CPU it runs for tests alone).
-      'gathered': once a request, into one piece of the longest row's room; that
-      takes room for all slots once more, and is fastest on CPU. 'auto': by a
-      kernel where there is one; on CPU gathered, up to 4,096 slots a row.
+    attention: implementation of attention in decoding. 'blocks' reads pages in
+      place, in blocks of 128 slots up to the end of the longest row. 'kernel' does
+      the same in a kernel for TPUs or CUDA GPUs, in bfloat16; on CPU it is only for
+      tests. 'gathered' copies the pages of a request once into contiguous memory,
+      which needs as much memory again and is fastest on CPU. 'auto' is the kernel
+      where there is one, 'gathered' on CPU up to 4,096 slots a row, else 'blocks'.
     lanes: number of groups in which slots are decoded and pieces of prompts are read
       side by side, a thread each; more than one only where rows are gathered, on one
       device. XLA's CPU computes the small products of attention on one
@@ -152,8 +152,8 @@ class EngineConfig:
       while fewer than `read_share` of the requests in slots, or about to get one,
       have been read; one otherwise.
     read_share: share of the requests, above 0 and at most 1, that are read before
-      more is decoded. A chunk costs the same for one row as for all, so it should not be
-      thin: more is more throughput, less a sooner first token.
+      more is decoded. A chunk costs the same for one row as for all, so it should
+      not be thin: more is more throughput, less a sooner first token.
     decode_chunk: number of tokens between two looks of the host (stop_fn, finished
       rows).
     max_stop_ids: largest number of stop ids of one request.

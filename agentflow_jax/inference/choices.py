@@ -8,8 +8,8 @@ On a CPU, for a network with 20 million parameters or more in its blocks:
 - Two lanes where there are two cores or more, rows are gathered and one device samples.
   XLA computes the small products of attention on one core, so that two programs side by
   side use both.
-- One piece of 112 tokens a lane: about what a turn adds to a prompt. A call costs nearly
-  the same for a piece that is half empty.
+- One piece of 112 tokens a lane: about what a turn adds to a prompt. A call for a piece
+  that is half empty costs nearly as much.
 - All requests are read before more is decoded (read_share=1, prefill_burst=64), because
   a step of decoding costs the same for one row as for all.
 

@@ -34,7 +34,7 @@ class Wanted:
   task: str = ''
 
   def fits(self, trajectory: records.Trajectory) -> bool:
-    """Returns whether a rollout is wanted, whatever its step."""
+    """Returns whether the status, reward and task of a rollout fit."""
     has = math.nan if trajectory.reward is None else trajectory.reward
     return (
         self.status in (None, trajectory.status)

@@ -72,12 +72,15 @@ def config_from_flags(
 
 @contextlib.contextmanager
 def quiet_pipe() -> Iterator[None]:
-  """Ends the process quietly where who reads its output, such as `head`, has enough."""
+  """Ends the process without an error if the reader of its output closes the pipe.
+
+  `head`, for example, closes it as soon as it has read enough lines.
+  """
   try:
     yield
     sys.stdout.flush()
   except BrokenPipeError:
-    # What is still buffered goes nowhere, or Python would complain at its end.
+    # Python flushes its buffer again when it ends, which must not fail.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
@@ -109,7 +112,7 @@ def planner_of_run() -> str:
 
 
 def say_differences(config: schema.Config) -> None:
-  """Says on stderr what a config changes of that of the run in --workdir."""
+  """Prints to stderr how a config differs from that of the run in --workdir."""
   path = config_of_run()
   if path is None:
     return

@@ -26,15 +26,15 @@ def of_command(about: str, modules: Sequence[str], takes_config: bool) -> str:
   for module in modules:
     for flag in sorted(by_module.get(module, ()), key=lambda f: f.name):
       name = f'--[no]{flag.name}' if flag.boolean else f'--{flag.name}=VALUE'
-      about = flag.help
+      meaning = flag.help
       values = getattr(flag.parser, 'enum_values', None)
       if values:
         # absl puts the values before the text.
-        about = about.removeprefix(f'<{"|".join(values)}>: ')
-        about += f' One of {", ".join(values)}.'
+        meaning = meaning.removeprefix(f'<{"|".join(values)}>: ')
+        meaning += f' One of {", ".join(values)}.'
       if flag.default not in (None, '', [], False):
-        about += f' Default: {flag.default}.'
-      lines += [f'  {name}', *_wrapped(about)]
+        meaning += f' Default: {flag.default}.'
+      lines += [f'  {name}', *_wrapped(meaning)]
   if takes_config:
     lines += [
         '  --config.NAME=VALUE',

@@ -21,7 +21,8 @@ _DIRECTORIES = (
     'rollouts', 'tensorboard', 'xla_cache',
 )
 _FILES = (
-    LOCK, 'config.json', 'config_changes.jsonl', 'metrics.jsonl', 'report.html', 'summary.json',
+    LOCK, 'config.json', 'config_changes.jsonl', 'metrics.jsonl', 'report.html',
+    'summary.json',
     'tokenizer.model', 'traces.jsonl.zst',
 )
 

@@ -7,7 +7,6 @@ from agentflow_jax import records
 from agentflow_jax.config import remedies, schema
 from agentflow_jax.training import query_lengths
 
-
 _LATE = f'rollouts/status/{records.Status.ABORTED_LATE.value}'
 
 
@@ -22,10 +21,7 @@ def failed_as(line: Mapping[str, Any]) -> records.Status | None:
     line: metrics of the step.
   """
   ended = line.get('rollouts/requested', 0) - line.get(_LATE, 0)
-  if (
-      not ended or line.get('reward/mean', 0.0) > 0
-      or line['groups/no_variance'] < line['groups/requested']
-  ):
+  if not ended or line.get('reward/mean', 0.0) > 0 or not _has_equal_rewards(line):
     return None
   for status in records.Status:
     if line.get(f'rollouts/status/{status.value}') == ended:
@@ -34,6 +30,11 @@ def failed_as(line: Mapping[str, Any]) -> records.Status | None:
       )
       return status if is_failing else None
   return None
+
+
+def _has_equal_rewards(line: Mapping[str, Any]) -> bool:
+  """Returns whether no group of a step has two rollouts with different rewards."""
+  return line['groups/no_variance'] == line['groups/requested']
 
 
 def failing_steps(lines: Sequence[Mapping[str, Any]]) -> int:
@@ -62,7 +63,7 @@ def of_step(
   if not line.get('groups/requested'):
     return []
   found = []
-  if line['groups/no_variance'] == line['groups/requested']:
+  if _has_equal_rewards(line):
     found.append(
         f'in none of the {line["groups/requested"]} groups do two rollouts have'
         ' different rewards, so there is nothing to learn from (mean reward'
@@ -87,10 +88,7 @@ def of_run(
     lengths: lengths of the training queries.
   """
   sampled = [line for line in lines if line.get('groups/requested')]
-  equal = [
-      line for line in sampled
-      if line['groups/no_variance'] == line['groups/requested']
-  ]
+  equal = [line for line in sampled if _has_equal_rewards(line)]
   found = []
   if equal:
     found.append(
@@ -113,5 +111,9 @@ def of_run(
 def _all_failed(line, status, config, lengths) -> str:
   count = line[f'rollouts/status/{status.value}']
   said = f'{count} of {line["rollouts/requested"]} rollouts ended {status.value}'
-  remedy = remedies.of_status(status, config, lengths.longest)
-  return f'{said}: {remedy}' if remedy else said
+  if remedy := remedies.of_status(status, config, lengths.longest):
+    said += f': {remedy}'
+  return (
+      f'{said} (python -m agentflow_jax.trajectories --status={status.value} shows'
+      ' these rollouts)'
+  )

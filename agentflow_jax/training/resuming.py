@@ -85,14 +85,14 @@ def check_same_run(config: schema.Config, workdir: epath.Path) -> list[Change]:
   changes = [Change(name, before, now) for name, (before, now) in differs.items()]
   refused = [change for change in changes if not change.is_allowed(config)]
   if refused:
-    shown = ', '.join(
-        f'{c.name} (there {json.dumps(c.before)}, now {json.dumps(c.now)})'
+    shown = '; '.join(
+        f'{c.name} is {json.dumps(c.now)}, was {json.dumps(c.before)}'
         for c in refused
     )
     raise schema.ConfigError(
-        f'{workdir} holds a run of another config, and its steps depend on what'
-        f' differs: {shown}. Give these fields the values that they have there, or'
-        ' give another --workdir'
+        f'{workdir} holds a run of another config ({shown}). The steps that are done'
+        ' depend on these fields: set them to their old values, or give another'
+        ' --workdir'
     )
   return changes
 
@@ -109,7 +109,8 @@ def write_config(
     config: config of the run.
     workdir: work directory of the run.
     done: number of committed steps.
-    changes: what `check_same_run` returned.
+    changes: fields that differ from the workdir's config.json, see
+      `check_same_run`.
 
   Returns:
     The changes in words.

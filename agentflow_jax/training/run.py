@@ -111,27 +111,20 @@ async def _train(
       changed = resuming.write_config(config, workdir, done, changes)
     started -= spent.pop('total', 0.0)
     clock.add(spent)
-    if config.train.extra_rollouts and primary:
-      logging.warning(
-          'train.extra_rollouts=%d: late rollouts are aborted, by the clock: this'
-          ' run will not be the same again', config.train.extra_rollouts,
-      )
     bar = progress.Progress(
         config.train.steps, len(lines), quiet=quiet or not primary
     )
-    for note in (_resumed(done, config.train.steps), *changed):
-      bar.note(note)
-    if primary and (warning := _rate_of_zero(config)):
-      bar.warn(warning)
-    bar.note(_held(trainer, system))
-    for notice in system.notices():
-      bar.note(notice)
     lengths = query_lengths.measure(
         system.planner, system.agent.cards, system.tasks.train,
         system.agent.gazetteer,
     )
-    if lengths.too_long and primary:
-      bar.warn(lengths.said())
+    for note in (
+        _resumed(done, config.train.steps), *changed, _held(trainer, system),
+        *system.notices(),
+    ):
+      bar.note(note)
+    for warning in _warnings_at_start(config, lengths) if primary else ():
+      bar.warn(warning)
     log = metrics_log.MetricsLog(workdir, lines, writes=primary)
     evaluations = evaluations_lib.Evaluations(system, workdir, bar, clock)
     with contextlib.closing(bar), contextlib.closing(log):
@@ -173,26 +166,15 @@ async def _train(
     params = host_copies.gather_to_host(params)
     usage = _summed(processes, system.endpoint_usage())
 
-    def write() -> str:
-      model_files.Model(
-          system.model_config, params, system.tokenizer,
-          system.described,
-      ).save(str(workdir / 'planner'), system.model_config.param_dtype)
-      clock.seconds['total'] = time.monotonic() - started
-      summary = summary_lib.write(
-          config, workdir, log.lines, clock.seconds,
-          {
-              'params_digest': host_copies.params_digest(params),
-              'compiles/after_warmup': compiled,
-              'warnings': warnings(),
-              **usage,
-          },
-      )
-      summary_lib.write_card(workdir / 'planner', summary)
-      page = report.write_report(str(workdir), summary['warnings'])
-      return f'{report.terminal_table(str(workdir))}\n\nReport: {page}'
-
-    table = processes.alone(write) or ''
+    clock.seconds['total'] = time.monotonic() - started
+    facts = {
+        'compiles/after_warmup': compiled, 'warnings': warnings(), **usage
+    }
+    table = processes.alone(
+        lambda: _write_results(
+            system, workdir, params, log.lines, clock.seconds, facts
+        )
+    ) or ''
     loop.refuse_failure()  # After a last step that failed, all else is written.
     return table
   finally:
@@ -202,6 +184,20 @@ async def _train(
         saved.close()
     finally:
       await system.close()
+
+
+def _write_results(system, workdir, params, lines, seconds, facts) -> str:
+  """Writes planner, summary and report of a run that is done; returns a table."""
+  model_files.Model(
+      system.model_config, params, system.tokenizer, system.described
+  ).save(str(workdir / 'planner'), system.model_config.param_dtype)
+  summary = summary_lib.write(
+      system.config, workdir, lines, seconds,
+      {'params_digest': host_copies.params_digest(params), **facts},
+  )
+  summary_lib.write_card(workdir / 'planner', summary)
+  page = report.write_report(str(workdir), summary['warnings'])
+  return f'{report.terminal_table(str(workdir))}\n\nReport: {page}'
 
 
 def _report_anyway(workdir, warnings, bar) -> None:
@@ -231,16 +227,27 @@ def _summed(processes, usage: dict[str, float]) -> dict[str, float]:
   return {n: sum(one.get(n, 0.0) for one in everything) for n in names}
 
 
-def _rate_of_zero(config: schema.Config) -> str:
-  """Says that a schedule ends before the run does; '' where it does not."""
-  total = config.optimizer.total_steps
-  per_step = config.train.mini_batches if config.algorithm == 'flow_grpo' else 1
-  if total is None or config.train.steps * per_step <= total:
-    return ''
-  return (
-      f'optimizer.total_steps is {total}, and {config.train.steps} steps make'
-      f' {config.train.steps * per_step} updates: the learning rate of the rest is 0'
-  )
+def _warnings_at_start(
+    config: schema.Config, lengths: query_lengths.QueryLengths
+) -> list[str]:
+  """Returns what a user should know before the first step."""
+  found = []
+  if config.train.extra_rollouts:
+    found.append(
+        f'train.extra_rollouts={config.train.extra_rollouts}: the clock decides which'
+        ' late rollouts are aborted, so this run cannot be repeated exactly'
+    )
+  total, updates = config.optimizer.total_steps, config.train.steps
+  if config.algorithm == 'flow_grpo':
+    updates *= config.train.mini_batches
+  if total is not None and updates > total:
+    found.append(
+        f'{config.train.steps} steps make {updates} updates, and the learning rate is'
+        f' 0 after the first {total} (optimizer.total_steps)'
+    )
+  if lengths.too_long:
+    found.append(lengths.said())
+  return found
 
 
 def _held(trainer: trainer_lib.Trainer, system: system_lib.System) -> str:

@@ -297,7 +297,7 @@ def test_a_workdir_whose_config_lacks_newer_fields_goes_on(tmp_path):
   changed = overrides.override(
       config, [('agent.tools.generalist.backend', 'endpoint')]
   )
-  with pytest.raises(schema.ConfigError,  match='there "none", now "endpoint"'):
+  with pytest.raises(schema.ConfigError,  match='is "endpoint", was "none"'):
     resuming.check_same_run(changed, tmp_path)
 
 
@@ -312,7 +312,7 @@ def test_a_workdir_of_another_config_is_refused(whole):
     run.train(other, str(workdir), quiet=True)
   said = str(refused.value)
   for name in (
-      'seed (there 0, now 9)', 'train.group_size', 'optimizer.learning_rate',
+      'seed is 9, was 0', 'train.group_size', 'optimizer.learning_rate',
       'flow_grpo.kl_coef', 'planner.max_prompt_tokens', 'agent.rollout.max_turns',
   ):
     assert name in said
