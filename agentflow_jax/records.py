@@ -8,8 +8,10 @@ function, so a record on disk never disagrees with itself.
 import dataclasses
 import enum
 import hashlib
+import json
 import numbers
 import struct
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -246,7 +248,90 @@ class Completion:
   stalled_seconds: float = 0.0
 
 
+CheckKind = Literal['state', 'response', 'calls', 'unchanged', 'ending', 'reward']
+
+
 @dataclasses.dataclass(frozen=True)
+class Check:
+  """One condition that the end of a rollout in a world has to meet.
+
+  Attributes:
+    name: name of the check in reports; names may repeat within a task.
+    kind: what the check reads. 'state': a query of the world's final state.
+      'response': the answer, by a language model as judge. 'calls': the tool calls.
+      'unchanged': the rows that changed. 'ending': how the episode ended.
+      'reward': the number that the environment itself returned.
+    spec: JSON object with the condition; its fields depend on the kind, see
+      agents.environments.checks.
+  """
+
+  name: str
+  kind: CheckKind
+  spec: Mapping[str, Any]
+
+  def __post_init__(self):
+    if self.kind not in typing.get_args(CheckKind):
+      raise ValueError(
+          f'check {self.name!r}: kind must be one of'
+          f' {", ".join(typing.get_args(CheckKind))}: {self.kind!r}'
+      )
+    _check_json(self.spec, f'check {self.name!r}: spec')
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """The world in which a task is carried out; no module ever reads it.
+
+  Attributes:
+    environment: name of the environment that opens it.
+    state: JSON object with what the environment needs to open an episode, such as
+      the name and the sha256 of a seed, and changes to it. Never the seed itself.
+    policy: rules of the world, which modules see as a text between the tool cards
+      and the query; may be empty.
+    tools: names of the tools that are shown, in this order; empty for all tools of
+      the environment, in its order.
+    checks: conditions on the end of a rollout.
+    plan: plan for people and for the experiment `agent.analyst.backend=oracle`; it
+      reaches no prompt otherwise.
+    feasible: whether the task can be carried out within the policy; None where that
+      is not known.
+  """
+
+  environment: str
+  state: Mapping[str, Any]
+  policy: str = ''
+  tools: tuple[str, ...] = ()
+  checks: tuple[Check, ...] = ()
+  plan: str = ''
+  feasible: bool | None = None
+
+  def __post_init__(self):
+    _check_json(self.state, f'world of {self.environment!r}: state')
+
+  @classmethod
+  def of(cls, said: Mapping[str, Any]) -> 'World':
+    """Returns the world of a JSON object with these fields.
+
+    Raises:
+      TypeError, ValueError: a field is unknown, missing or malformed.
+    """
+    return cls(**(dict(said) | {
+        'tools': tuple(said.get('tools', ())),
+        'checks': tuple(Check(**check) for check in said.get('checks', ())),
+    }))
+
+
+def _check_json(value: Any, name: str) -> None:
+  """Raises ValueError where a value would come back from JSON as another one."""
+  try:
+    same = json.loads(json.dumps(value, allow_nan=False)) == value
+  except (TypeError, ValueError, RecursionError) as e:
+    raise ValueError(f'{name} is no JSON: {e}') from e
+  if not same or not isinstance(value, Mapping):
+    raise ValueError(f'{name} must be a JSON object with lists, not tuples')
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Task:
   """One query with what is needed to check its answer.
 
@@ -256,6 +341,8 @@ class Task:
     answers: acceptable answers; a reward decides what equals means.
     reward: name of the reward that scores it (agents.rewards).
     tags: facts for reports (hops, kind, ...); no module ever reads them.
+    world: world in which the task is carried out; None for a question whose tools
+      have no state.
   """
 
   id: str
@@ -263,6 +350,15 @@ class Task:
   answers: tuple[str, ...]
   reward: str
   tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  world: World | None = None
+
+  def __repr__(self) -> str:
+    # Digests of task sets are taken of this text: a field that was added later is
+    # left out at its default, so that the digests of older runs stay.
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    if self.world is None:
+      del fields['world']
+    return f'Task({", ".join(f"{k}={v!r}" for k, v in fields.items())})'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,12 +390,15 @@ class ToolResult:
     seconds: wall time of the call.
     counts: what the call met on the way that reports show, by name (hosts that
       are blocked, results that quote the query).
+    inner: calls that a program made inside this call, in order, with their results;
+      empty where the call ran no program.
   """
 
   text: str
   error: ToolErrorKind | None = None
   seconds: float = 0.0
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  inner: 'tuple[tuple[ToolCall, ToolResult], ...]' = ()
 
 
 class Status(enum.Enum):
@@ -307,6 +406,7 @@ class Status(enum.Enum):
 
   # POLICY: scored, usually 0.
   ANSWERED = 'answered'
+  REFUSED = 'refused'  # The episode was ended by declining the task.
   OUT_OF_TURNS = 'out_of_turns'
   UNPARSEABLE_PLAN = 'unparseable_plan'
   TRUNCATED_RESPONSE = 'truncated_response'
@@ -317,6 +417,7 @@ class Status(enum.Enum):
   MODEL_UNREACHABLE = 'model_unreachable'
   TOOL_UNREACHABLE = 'tool_unreachable'
   REWARD_UNREACHABLE = 'reward_unreachable'
+  ENVIRONMENT_UNREACHABLE = 'environment_unreachable'
   MODULE_FAILED = 'module_failed'
   DEADLINE_INFRASTRUCTURE = 'deadline_infrastructure'
   # Neither did anything wrong: enough others of its group were done before.
@@ -329,6 +430,7 @@ class Status(enum.Enum):
 
 _POLICY = frozenset({
     Status.ANSWERED,
+    Status.REFUSED,
     Status.OUT_OF_TURNS,
     Status.UNPARSEABLE_PLAN,
     Status.TRUNCATED_RESPONSE,
@@ -336,6 +438,103 @@ _POLICY = frozenset({
     Status.TOOL_ERROR,
     Status.DEADLINE,
 })
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckResult:
+  """What one check of a world came to.
+
+  Attributes:
+    name: name of the check.
+    kind: kind of the check.
+    passed: whether the condition holds; None where it could not be checked.
+    detail: text for people: what was found.
+    vacuous: whether the condition already holds before anything was done, so that
+      meeting it is no progress.
+  """
+
+  name: str
+  kind: CheckKind
+  passed: bool | None
+  detail: str = ''
+  vacuous: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What all checks of a world came to, and what the rollout changed in it.
+
+  Attributes:
+    results: results, in the order of the task's checks.
+    changed: changes of the state, sorted, in words: 'table/key: column a -> b'.
+    violations: those of `changed` that no check allows.
+  """
+
+  results: tuple[CheckResult, ...]
+  changed: tuple[str, ...] = ()
+  violations: tuple[str, ...] = ()
+
+  @property
+  def success(self) -> bool:
+    """Whether there are checks, and all of them passed."""
+    return bool(self.results) and all(r.passed for r in self.results)
+
+  @property
+  def pass_fraction(self) -> float | None:
+    """Share of passed checks among those that fail before anything was done.
+
+    None where there is no such check.
+    """
+    counted = [r for r in self.results if not r.vacuous]
+    if not counted:
+      return None
+    return sum(bool(r.passed) for r in counted) / len(counted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+  """What a rollout came to, as checks and rewards read it.
+
+  Attributes:
+    status: status of the rollout.
+    answer: answer of the generator; '' where there is none.
+    calls: tool calls that were made, in order, with their results; calls that a
+      program made stand behind the call of the program.
+    ended: how the episode ended: 'finish', 'refuse', or 'environment' where the
+      environment ended it by itself; '' where it did not end.
+  """
+
+  status: Status
+  answer: str = ''
+  calls: tuple[tuple[ToolCall, ToolResult], ...] = ()
+  ended: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """One term of a reward, which counts weight * value."""
+
+  value: float
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """A reward as the weighted sum of named terms.
+
+  Attributes:
+    terms: terms by name, in the order of their names.
+  """
+
+  terms: Mapping[str, Term]
+
+  def __post_init__(self):
+    object.__setattr__(self, 'terms', dict(sorted(self.terms.items())))
+
+  @property
+  def reward(self) -> float:
+    """The sum of weight * value in float64, in the order of the names."""
+    return float(sum(t.weight * t.value for t in self.terms.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,10 +597,13 @@ class Trajectory:
     answer: the generator's answer; empty when there is none.
     modules: what the generator read and wrote, where it was asked.
     reward: outcome reward; None outside the statistics.
-    reward_parts: parts of the reward by name, where it has parts; they add up to
-      it, in the order of their names.
+    score: terms of the reward; None where the reward is a plain number.
     detail: text for people about the status (an error, the parse failure).
     seconds: wall time by what it was spent on.
+    verdict: results of the checks of the task's world; None without a world, and
+      where the checks were not made.
+    digest: digest of the final state of the world; '' without one, and where the
+      environment does not know it.
   """
 
   task_id: str
@@ -412,9 +614,11 @@ class Trajectory:
   answer: str = ''
   modules: tuple[ModuleCall, ...] = ()
   reward: float | None = None
-  reward_parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  score: Score | None = None
   detail: str = ''
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  verdict: Verdict | None = None
+  digest: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

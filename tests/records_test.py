@@ -1,6 +1,7 @@
 """Tests of records."""
 
 import dataclasses
+import json
 import math
 import struct
 
@@ -39,11 +40,12 @@ def test_statuses_are_policy_or_infrastructure():
   policy = {s.value for s in records.Status if s.is_policy}
   assert policy == {
       'answered', 'out_of_turns', 'unparseable_plan', 'truncated_response',
-      'prompt_too_long', 'tool_error', 'deadline',
+      'prompt_too_long', 'tool_error', 'deadline', 'refused',
   }
   assert {s.value for s in records.Status} - policy == {
       'model_unreachable', 'tool_unreachable', 'reward_unreachable',
       'module_failed', 'deadline_infrastructure', 'aborted_late',
+      'environment_unreachable',
   }
 
 
@@ -99,3 +101,47 @@ def test_kept_sets_are_four_bytes_a_number_and_read_back():
 def test_kept_sets_that_do_not_add_up_are_refused(counts, ids):
   with pytest.raises(ValueError, match='kept: '):
     records.KeptSets.of(counts, ids)
+
+
+def test_a_world_is_json_and_reads_back():
+  world = records.World(
+      'w', {'seed': 's', 'changes': [[1, None]]}, 'p', ('a',),
+      (records.Check('c', 'state', {'query': 'q', 'expected_value': [1]}),), 'plan', True,
+  )
+  assert records.World.of(json.loads(json.dumps(dataclasses.asdict(world)))) == world
+  assert records.World.of({'environment': 'w', 'state': {}}) == records.World('w', {})
+  with pytest.raises(TypeError):
+    records.World.of({'environment': 'w', 'state': {}, 'colour': 1})
+
+
+@pytest.mark.parametrize(
+    'value', [{'a': (1, 2)}, {1: 'a'}, {'a': float('nan')}, {'a': {1}}, ['a']]
+)
+def test_what_would_come_back_from_json_as_another_value_is_refused(value):
+  with pytest.raises(ValueError, match="world of 'w': state"):
+    records.World('w', value)
+  with pytest.raises(ValueError, match="check 'c': spec"):
+    records.Check('c', 'state', value)
+
+
+def test_a_kind_of_check_that_there_is_not_is_named():
+  with pytest.raises(ValueError, match="'c'.*unchanged.*'sql'"):
+    records.Check('c', 'sql', {})
+
+
+def test_the_text_of_a_task_without_a_world_is_what_it_always_was():
+  """Runs that began before there were worlds have digests of it."""
+  task = records.Task('a', 'b', ('c',), 'd', {'x': 'y'})
+  assert repr((task,)) == (
+      "(Task(id='a', query='b', answers=('c',), reward='d', tags={'x': 'y'}),)"
+  )
+  other = dataclasses.replace(task, world=records.World('w', {}))
+  assert 'world=World(' in repr(other)
+
+
+def test_a_score_is_the_weighted_sum_in_the_order_of_names():
+  terms = {'b': records.Term(0.1), 'a': records.Term(0.2, 3.0), 'c': records.Term(1e17)}
+  score = records.Score(terms)
+  assert list(score.terms) == ['a', 'b', 'c']
+  assert score.reward == ((0.2 * 3.0 + 0.1) + 1e17)
+  assert score == records.Score(dict(reversed(terms.items())))

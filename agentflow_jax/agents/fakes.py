@@ -159,9 +159,13 @@ FAULTS = (
 )
 
 
-async def right(task: records.Task, answer: str) -> float:
-  """A reward: whether the answer is among the task's."""
-  return float(answer in task.answers)
+async def right(
+    task: records.Task, ending: records.Ending, verdict: records.Verdict | None = None
+) -> float:
+  """A reward: whether all checks passed, or the answer is among the task's."""
+  if verdict is not None:
+    return float(verdict.success)
+  return float(ending.answer in task.answers)
 
 
 def make_agent(

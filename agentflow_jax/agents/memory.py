@@ -51,6 +51,8 @@ class Memory:
     references: what the marks stand for.
     entries: one a turn, in order of time.
     shortened: entries that an overflowing prompt has shortened again.
+    policy: rules of the task's world; never shortened, and without marks. Empty
+      where there is no world.
   """
 
   query: str
@@ -58,6 +60,7 @@ class Memory:
   references: references_lib.References = references_lib.References()
   entries: tuple[Entry, ...] = ()
   shortened: int = 0
+  policy: str = ''
 
   def append(self, entry: Entry) -> 'Memory':
     """Returns this memory with `entry` at its end."""
@@ -115,13 +118,20 @@ class Memory:
 
 
 def start(
-    query: str, analysis: str, gazetteer: references_lib.Gazetteer | None
+    query: str,
+    analysis: str,
+    gazetteer: references_lib.Gazetteer | None,
+    policy: str = '',
 ) -> Memory:
   """Returns the memory a rollout begins with."""
   memory = Memory('', references=references_lib.References(gazetteer))
   query, memory = memory.mark(query)
   analysis, memory = memory.mark(analysis)
-  return dataclasses.replace(memory, query=query, analysis=analysis)
+  # No plan refers to a rule by number: a mark in the policy would be a forged one.
+  policy = memory.references.defuse(policy)
+  return dataclasses.replace(
+      memory, query=query, analysis=analysis, policy=policy
+  )
 
 
 def bounded(text: str) -> str:

@@ -9,9 +9,10 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from agentflow_jax import records
 from agentflow_jax.agents import fitting
@@ -169,6 +170,44 @@ class RuleExecutor:
     return records.ToolCall(card.name, arguments), ''
 
 
+@dataclasses.dataclass(frozen=True)
+class FieldExecutor:
+  """Reads a call's arguments from the plan's context: 'name=value; name=value'.
+
+  A value is read in the type that the tool's card gives the argument: '5' is a number
+  where the card wants one. Lists and objects are written as JSON. Text around the
+  fields is an error, so that nothing is called by accident.
+  """
+
+  async def command(self, view, plan, card):
+    del view
+    types = {a.name: a.type for a in card.arguments}
+    arguments = {}
+    for field in filter(str.strip, plan.context.split(';')):
+      name, equals, value = (part.strip() for part in field.partition('='))
+      if not equals or not name:
+        raise base.BadArguments(
+            f'{card.name}: {field.strip()!r} is no argument: write name=value;'
+            f' name=value, with {", ".join(types) or "no names"}'
+        )
+      if name in arguments:
+        raise base.BadArguments(f'{card.name}: {name!r} is given twice')
+      arguments[name] = _typed(value, types.get(name, 'string'))
+    return records.ToolCall(card.name, arguments), ''
+
+
+def _typed(value: str, kind: str) -> Any:
+  """Returns a field's text in a card's type; the text itself where it does not fit."""
+  if kind == 'string':
+    return value
+  try:
+    read = json.loads(value)
+  except (ValueError, RecursionError):
+    return value
+  # What the card does not want is refused where arguments are checked.
+  return value if kind == 'any' and isinstance(read, str) else read
+
+
 _ASKED = contextvars.ContextVar('asked', default=None)
 
 
@@ -303,6 +342,15 @@ class RuleVerifier:
     return (True, 'stop') if claims else (False, 'continue')
 
 
+@dataclasses.dataclass(frozen=True)
+class WorldVerifier:
+  """Never stops: the episode of the task's world ends the rollout."""
+
+  async def judge(self, view, plan, entry):
+    del view, plan, entry
+    return False, ''
+
+
 VERIFIER_SYSTEM = """\
 You judge whether the memory holds all that is needed to answer the query. Say \
 briefly what is there and what is missing. End with one line, either
@@ -390,6 +438,14 @@ class ModelGenerator:
 ANALYST_SYSTEM = """\
 You analyse a query before it is worked on: what it asks for, what must be \
 found out first, and which tools would help. Do not answer it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OracleAnalyst:
+  """Puts the plan that comes with a task into the place of an analysis.
+
+  For evaluations that ask what a perfect plan is worth; the rollout reads the plan.
+  """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What the modules are told, laid out so that what changes comes last.
 
-Tool cards first, then query and analysis, then memory in order of time, then a
-short instruction: the prompts of one rollout, and of one group, share prefixes.
+Tool cards first, then the policy of a world, then query and analysis, then memory in
+order of time, then a short instruction: the prompts of one rollout, and of one group,
+share prefixes.
 """
 
 import dataclasses
@@ -76,8 +77,15 @@ def planner_prompt(
 
 
 def state_segments(memory: memory_lib.Memory) -> list[records.Segment]:
-  """The query, the analysis and the memory: what all modules read."""
-  segments = [
+  """The policy, the query, the analysis and the memory: what all modules read."""
+  segments = []
+  if memory.policy:
+    segments = [
+        records.Segment('user', 'Policy: '),
+        records.Segment('user', memory.policy, trusted=False),
+        records.Segment('user', '\n'),
+    ]
+  segments += [
       records.Segment('user', 'Query: '),
       records.Segment('user', memory.query, trusted=False),
   ]

@@ -137,6 +137,7 @@ class Recording:
     with self._noting_cancellation(name, asked, key):
       result = await make()
     value = dataclasses.asdict(result)
+    del value['inner']  # A tool without state runs no program of calls.
     value['error'] = result.error and result.error.value
     self._write(name, asked, key, value)
     return result

@@ -22,9 +22,20 @@ class UnknownReference(Exception):
 
 
 class Gazetteer:
-  """Finds the longest known name that starts at a place in a text."""
+  """Finds the longest known name that starts at a place in a text.
 
-  def __init__(self, names: Iterable[str]):
+  Args:
+    names: known names.
+    keys: regular expression of what else has a number of its own, such as keys and
+      dates; '' for none.
+    more: names besides these; None for none.
+  """
+
+  def __init__(
+      self, names: Iterable[str], keys: str = '', more: 'Gazetteer | None' = None
+  ):
+    self._keys = re.compile(rf'(?:{keys})(?!\w)') if keys else None
+    self._more = more
     by_first: dict[str, list[str]] = {}
     for name in set(names):
       first = _WORD.search(name)
@@ -36,13 +47,18 @@ class Gazetteer:
     }
 
   def match(self, text: str, word: re.Match[str], at: int = 0) -> str:
-    """Returns the longest name whose first word is `word`, or ''.
+    """Returns the longest name or key whose first word is `word`, or ''.
 
     Args:
       text: what is searched.
       word: a word of it.
       at: the name begins here or later.
     """
+    found = self._more.match(text, word, at) if self._more else ''
+    key = self._keys.match(text, word.start()) if self._keys else None
+    return max(found, key.group() if key else '', self._name(text, word, at), key=len)
+
+  def _name(self, text, word, at) -> str:
     for name in self._by_first.get(word.group(), ()):
       start = word.start() - _WORD.search(name).start()
       end = start + len(name)
@@ -51,6 +67,14 @@ class Gazetteer:
       if end == len(text) or not text[end].isalnum():
         return name
     return ''
+
+
+@functools.lru_cache(maxsize=256)
+def gazetteer(
+    names: tuple[str, ...], keys: str, more: Gazetteer | None
+) -> Gazetteer | None:
+  """Returns names and keys besides others; the same object for the same ones."""
+  return Gazetteer(names, keys, more) if names or keys else more
 
 
 @dataclasses.dataclass(frozen=True)

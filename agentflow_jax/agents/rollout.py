@@ -17,6 +17,7 @@ from agentflow_jax.agents import modules
 from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents import references as references_lib
+from agentflow_jax.agents.environments import base as environments
 from agentflow_jax.agents.tools import base
 
 Status = records.Status
@@ -24,6 +25,12 @@ _DETAIL_CHARACTERS = 500
 # Shorter queries stand in pages that know nothing of them.
 _SHORTEST_QUOTE = 40
 _WORD = re.compile(r'\w+')
+# What the end of the world decides the reward of. The others break the format or the
+# time limit: their reward is 0, whatever the world looks like.
+_JUDGED = frozenset({
+    Status.ANSWERED, Status.REFUSED, Status.OUT_OF_TURNS, Status.TOOL_ERROR,
+})
+_CLOSE_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,8 @@ class RolloutConfig:
     verdict_tokens: token budget of a verifier's words in memory.
     answer_when_out_of_turns: whether the generator still answers when no turns are
       left.
+    verify_seconds: time limit of the checks of a world after a rollout, which is no
+      part of the deadline [s].
   """
 
   max_turns: int = 3
@@ -44,10 +53,12 @@ class RolloutConfig:
   entry_tokens: int = 512
   verdict_tokens: int = 64
   answer_when_out_of_turns: bool = True
+  verify_seconds: float = 60.0
 
   def __post_init__(self):
     for name in (
-        'max_turns', 'deadline_seconds', 'entry_tokens', 'verdict_tokens'
+        'max_turns', 'deadline_seconds', 'entry_tokens', 'verdict_tokens',
+        'verify_seconds',
     ):
       if getattr(self, name) <= 0:
         raise ValueError(f'{name} must be positive: {getattr(self, name)}')
@@ -59,9 +70,10 @@ class Agent:
 
   Attributes:
     planner, executor, verifier, generator: the four modules.
-    tools: name -> tool.
-    reward: scores a finished task's answer, with a number or with parts by
-      name, which are added up; raises Unreachable.
+    tools: tools without state, by name. In a world the tools of the rollout's
+      episode follow them.
+    reward: function from a task, its ending, and the verdict on its world (None
+      without one) to a number, or to a score of named terms; raises Unreachable.
     count_tokens: tokens of a text, for memory budgets.
     config: the limits.
     analyst: writes the query analysis; None for none.
@@ -69,6 +81,7 @@ class Agent:
     recording: of tools' results, made or replayed; None for neither.
     on_step: called with the name of a module or tool and what it said, as soon
       as it has (to show it).
+    environment: opens the worlds of tasks; None where no task has one.
   """
 
   planner: modules.Planner
@@ -77,14 +90,16 @@ class Agent:
   generator: modules.Generator
   tools: Mapping[str, base.Tool]
   reward: Callable[
-      [records.Task, str], Awaitable[float | Mapping[str, float]]
+      [records.Task, records.Ending, records.Verdict | None],
+      Awaitable[float | records.Score],
   ]
   count_tokens: Callable[[str], int]
   config: RolloutConfig = RolloutConfig()
-  analyst: modules.ModelAnalyst | None = None
+  analyst: modules.ModelAnalyst | modules.OracleAnalyst | None = None
   gazetteer: references_lib.Gazetteer | None = None
   recording: recording_lib.Recording | None = None
   on_step: Callable[[str, str], None] | None = None
+  environment: environments.Environment | None = None
 
   @property
   def cards(self) -> tuple[base.Card, ...]:
@@ -112,11 +127,27 @@ class _Progress:
   turns: list[records.Turn] = dataclasses.field(default_factory=list)
   answer: str = ''
   modules: tuple[records.ModuleCall, ...] = ()
-  reward_parts: dict[str, float] = dataclasses.field(default_factory=dict)
+  score: records.Score | None = None
+  episode: environments.Episode | None = None
+  verdict: records.Verdict | None = None
+  digest: str = ''
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   # Time of the planner's sampling, and of calls whose arguments set the time.
   policy_seconds: float = 0.0
   ends_at: float = float('inf')  # on time.monotonic's clock
+
+  @property
+  def ended(self) -> environments.Ended:
+    """How the episode of the rollout's world ended; '' without one."""
+    return self.episode.ended if self.episode is not None else ''
+
+  def ending(self, status: Status) -> records.Ending:
+    """Returns what checks and rewards read of the rollout."""
+    calls = []
+    for turn in self.turns:
+      if turn.call is not None and turn.result is not None:
+        calls += [(turn.call, turn.result), *turn.result.inner]
+    return records.Ending(status, self.answer, tuple(calls), self.ended)
 
   def check_deadline(self) -> None:
     """Ends a rollout whose module or tool swallowed the cancellation."""
@@ -166,32 +197,14 @@ async def rollout(
   start = time.monotonic()
   progress = _Progress(ends_at=start + agent.config.deadline_seconds)
   try:
-    async with asyncio.timeout(agent.config.deadline_seconds):
-      status, detail = await _run(agent, task, key, analysis, progress)
-      reward = await _score(agent, task, status, key, progress)
-  except TimeoutError:
-    # The side that spent more of the deadline answers for it. The policy's time
-    # is measured: the planner's own sampling, and calls whose arguments set the
-    # time. All other time is the host's: frozen modules, endpoints, queues, and
-    # what is not measured, such as a wait for the processor.
-    elapsed = time.monotonic() - start
-    waited = progress.policy_seconds <= elapsed / 2
-    status = Status.DEADLINE_INFRASTRUCTURE if waited else Status.DEADLINE
-    reward = None if waited else 0.0
-    detail = (
-        f'the deadline of {agent.config.deadline_seconds} s passed;'
-        f' {progress.policy_seconds:.2f} of {elapsed:.2f} s went into the'
-        ' planner\'s sampling and into calls whose arguments set the time'
-    )
-  except _End as end:
-    status, detail = end.status, end.detail
-    reward = 0.0 if status.is_policy else None
-  except recording_lib.Miss:
-    raise  # No fault of this rollout: what is replayed is another run.
-  except Exception as e:  # Our own bug, or text that no tokenizer takes.
-    logging.exception('rollout %d of %s failed', key.rollout, task.id)
-    status, reward = Status.MODULE_FAILED, None
-    detail = f'the rollout raised {type(e).__name__}: {e}'
+    status, detail, reward = await _ended(agent, task, key, analysis, progress, start)
+    if progress.episode is not None and status.is_policy:
+      status, detail, reward = await _verified(
+          agent, task, key, progress, (status, detail, reward)
+      )
+  finally:
+    if progress.episode is not None:
+      await _close(progress.episode)
   progress.seconds['total'] = time.monotonic() - start
   return records.Trajectory(
       task_id=task.id,
@@ -202,10 +215,137 @@ async def rollout(
       answer=progress.answer,
       modules=progress.modules,
       reward=reward,
-      reward_parts=progress.reward_parts if reward is not None else {},
+      score=progress.score if reward is not None else None,
       detail=memory_lib.bounded(detail)[:_DETAIL_CHARACTERS],
       seconds=dict(progress.seconds),
+      verdict=progress.verdict,
+      digest=progress.digest,
   )
+
+
+async def _ended(
+    agent, task, key, analysis, progress, start
+) -> tuple[Status, str, float | None]:
+  """Runs a rollout until it ends or its deadline passes.
+
+  Returns:
+    The status, its detail, and the reward. The reward of a rollout in a world is 0
+    until its checks are made.
+  """
+  try:
+    async with asyncio.timeout(agent.config.deadline_seconds):
+      agent, brief = await _entered(agent, task, key, progress)
+      status, detail = await _run(agent, task, key, analysis, brief, progress)
+      reward = 0.0
+      if task.world is None:
+        reward = await _score(agent, task, status, key, progress)
+      return status, detail, reward
+  except TimeoutError:
+    # The side that spent more of the deadline answers for it. The policy's time
+    # is measured: the planner's own sampling, and calls whose arguments set the
+    # time. All other time is the host's: frozen modules, endpoints, queues, and
+    # what is not measured, such as a wait for the processor.
+    elapsed = time.monotonic() - start
+    waited = progress.policy_seconds <= elapsed / 2
+    status = Status.DEADLINE_INFRASTRUCTURE if waited else Status.DEADLINE
+    detail = (
+        f'the deadline of {agent.config.deadline_seconds} s passed;'
+        f' {progress.policy_seconds:.2f} of {elapsed:.2f} s went into the'
+        ' planner\'s sampling and into calls whose arguments set the time'
+    )
+    return status, detail, None if waited else 0.0
+  except _End as end:
+    return end.status, end.detail, 0.0 if end.status.is_policy else None
+  except recording_lib.Miss:
+    raise  # No fault of this rollout: what is replayed is another run.
+  except Exception as e:  # Our own bug, or text that no tokenizer takes.
+    logging.exception('rollout %d of %s failed', key.rollout, task.id)
+    detail = f'the rollout raised {type(e).__name__}: {e}'
+    return Status.MODULE_FAILED, detail, None
+
+
+async def _entered(
+    agent, task, key, progress
+) -> tuple[Agent, environments.Brief]:
+  """Opens the world of a task, and returns the agent with its tools and names."""
+  if task.world is None:
+    return agent, environments.Brief()
+  with progress.timed('environment/open'):
+    try:
+      progress.episode = episode = await agent.environment.open(task, key)
+    except (Exception, asyncio.CancelledError) as e:
+      # The boundary: whatever an environment raises, one rollout is lost.
+      _raise_if_cancelled(e)
+      said = f'{agent.environment.name} could not be opened: {_said(e)}'
+      raise _End(Status.ENVIRONMENT_UNREACHABLE, said) from e
+  taken = agent.tools.keys() & episode.tools.keys()
+  if taken:
+    raise ValueError(f'{agent.environment.name} has a tool {min(taken)!r}, too')
+  brief, gazetteer = episode.brief, agent.gazetteer
+  if gazetteer is not None:
+    gazetteer = references_lib.gazetteer(brief.names, brief.keys, gazetteer)
+  tools = {**agent.tools, **episode.tools}
+  return dataclasses.replace(agent, tools=tools, gazetteer=gazetteer), brief
+
+
+async def _verified(
+    agent, task, key, progress, ended
+) -> tuple[Status, str, float | None]:
+  """Makes the checks of a world, and scores the rollout by them.
+
+  Args:
+    agent, task, key, progress: as of the rollout.
+    ended: status, detail and reward of the rollout before the checks.
+
+  Returns:
+    The same after the checks. Where the reward does not depend on them, a failure
+    to make them changes nothing.
+  """
+  status, detail, _ = ended
+  environment, episode = agent.environment.name, progress.episode
+  try:
+    with progress.timed('environment/verify'):
+      async with asyncio.timeout(agent.config.verify_seconds):
+        verdict = await episode.verify(progress.ending(status))
+        for result in verdict.results:
+          if result.passed is None:
+            raise environments.Unreachable(f'check {result.name!r}: {result.detail}')
+        progress.digest = await episode.digest()
+        progress.verdict = verdict
+    if status not in _JUDGED:
+      return ended
+    return status, detail, await _score(agent, task, status, key, progress)
+  except _End as end:
+    return end.status, end.detail, 0.0 if end.status.is_policy else None
+  except (Exception, asyncio.CancelledError) as e:
+    # The boundary: whatever an environment raises, one rollout is lost.
+    _raise_if_cancelled(e)
+    if status not in _JUDGED:
+      logging.warning('%s: checks of %s failed: %s', environment, task.id, _said(e))
+      return ended
+    failed = Status.ENVIRONMENT_UNREACHABLE
+    if isinstance(e, environments.JudgeUnreachable):
+      failed = Status.REWARD_UNREACHABLE
+    return failed, f'{environment} could not be verified: {_said(e)}', None
+
+
+def _said(error: BaseException) -> str:
+  """Returns what an error of an environment says, for people."""
+  if isinstance(error, environments.Unreachable):
+    return str(error)
+  return f'{type(error).__name__}: {error}'.removesuffix(': ')
+
+
+async def _close(episode: environments.Episode) -> None:
+  """Closes an episode, also in a rollout that is cancelled, within a time limit."""
+  try:
+    async with asyncio.timeout(_CLOSE_SECONDS):
+      # At once, in this task: a busy loop would start another one late.
+      await episode.close()
+  except TimeoutError:
+    logging.warning('an episode did not close within %g s', _CLOSE_SECONDS)
+  except Exception as e:  # The boundary: the rollout is over.
+    logging.warning('an episode could not be closed: %s', _said(e))
 
 
 async def analyse(
@@ -219,10 +359,14 @@ async def analyse(
   """
   if agent.analyst is None:
     return '', None
+  if isinstance(agent.analyst, modules.OracleAnalyst):
+    return memory_lib.bounded(task.world.plan if task.world else ''), None
   progress = _Progress()
-  memory = memory_lib.start(task.query, '', agent.gazetteer)
-  view = modules.View(task.id, memory, agent.cards, key)
   try:
+    # An analyst sees the tools of the world, which only an episode knows.
+    agent, brief = await _entered(agent, task, key, progress)
+    memory = memory_lib.start(task.query, '', agent.gazetteer, brief.policy)
+    view = modules.View(task.id, memory, agent.cards, key)
     with _module('analyst', progress):
       async with asyncio.timeout(agent.config.deadline_seconds):
         analysis = await agent.analyst.analyse(view)
@@ -237,11 +381,16 @@ async def analyse(
         detail=f'analysis: {end.detail}',
         seconds=progress.seconds | {'total': sum(progress.seconds.values())},
     )
+  finally:
+    if progress.episode is not None:
+      await _close(progress.episode)
 
 
-async def _run(agent, task, key, analysis, progress) -> tuple[Status, str]:
-  """Turns until the verifier stops or the budget ends, then the answer."""
-  memory = memory_lib.start(task.query, analysis, agent.gazetteer)
+async def _run(
+    agent, task, key, analysis, brief, progress
+) -> tuple[Status, str]:
+  """Turns until verifier or world stop or the budget ends, then the answer."""
+  memory = memory_lib.start(task.query, analysis, agent.gazetteer, brief.policy)
   stopped = False
   for turn in range(agent.config.max_turns):
     turn_key = dataclasses.replace(key, turn=turn)
@@ -265,7 +414,8 @@ async def _run(agent, task, key, analysis, progress) -> tuple[Status, str]:
         ),
     )
   if stopped:
-    return Status.ANSWERED, ''
+    refused = progress.ended == 'refuse'
+    return Status.REFUSED if refused else Status.ANSWERED, ''
   last = progress.turns[-1].result
   if last is not None and last.error is records.ToolErrorKind.ARGUMENTS:
     return Status.TOOL_ERROR, last.text
@@ -303,6 +453,12 @@ async def _turn(
       turn, call=call, result=result, modules=calls
   )
   entry, memory = _entry(agent, memory, plan, result)
+  if progress.ended:  # There is nothing left to judge.
+    memory = memory.append(entry)
+    progress.turns[-1] = dataclasses.replace(
+        turn, memory=entry.render(len(memory.entries))
+    )
+    return memory, True
   start = time.monotonic()
   with _module('verifier', progress), modules.noting_prompts() as asked:
     stop, verdict = await agent.verifier.judge(
@@ -413,15 +569,21 @@ async def _call(agent, tool, call, key, progress) -> records.ToolResult:
   """
   name = tool.card.name
   key = dataclasses.replace(key, module=f'tool/{name}')
+  # A world's tools are not recorded: a recorded answer would skip the call's writes.
+  of_world = progress.episode is not None and name in progress.episode.tools
   with progress.timed(f'tool/{name}', tool.arguments_set_time):
-    if agent.recording is None:
+    if agent.recording is None or of_world:
       result = await _attempt(tool, call, key)
     else:
       result = await agent.recording.tool_result(
           key, call, tool.version, lambda: _attempt(tool, call, key)
       )
   if result.error is records.ToolErrorKind.UNREACHABLE:
-    raise _End(Status.TOOL_UNREACHABLE, result.text)
+    # After a call that failed halfway the state of a world is not known.
+    unreachable = Status.ENVIRONMENT_UNREACHABLE if of_world else (
+        Status.TOOL_UNREACHABLE
+    )
+    raise _End(unreachable, result.text)
   if result.error is records.ToolErrorKind.MODEL_UNREACHABLE:
     raise _End(Status.MODEL_UNREACHABLE, result.text)
   return result
@@ -478,17 +640,17 @@ async def _score(agent, task, status, key, progress) -> float:
   answered = status is Status.ANSWERED or (
       agent.config.answer_when_out_of_turns and progress.answer
   )
-  if not answered:
+  if not answered and task.world is None:
     return 0.0
   token = base.request_key.set(dataclasses.replace(key, module='reward'))
   try:
     with _module('reward', progress):
-      reward = await agent.reward(task, progress.answer)
-      if isinstance(reward, Mapping):
-        progress.reward_parts = dict(sorted(reward.items()))
-        reward = sum(progress.reward_parts.values())
+      ending = progress.ending(status)
+      reward = await agent.reward(task, ending, progress.verdict)
+      if isinstance(reward, records.Score):
+        progress.score, reward = reward, reward.reward
       if not math.isfinite(reward):
-        progress.reward_parts = {}
+        progress.score = None
         raise ValueError(f'the reward is {reward}')
       return float(reward)
   except _End as end:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from agentflow_jax.agents.tools.search import passages
 from agentflow_jax.assembly import endpoints, engine_model, model_files
 from agentflow_jax.assembly import own_modules, rewards as rewards_lib
 from agentflow_jax.assembly import rule_reach, scripted_planners, task_sets, toolbox
+from agentflow_jax.assembly import worlds
 from agentflow_jax.config import consistency, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
@@ -41,6 +43,9 @@ _FIXED_TEXTS = (
     ' syntax',
 )
 _REFERENCE_SYMBOLS = tuple(f'#{i}' for i in range(1, 17))
+# Worlds mention more.
+_MORE_REFERENCES = tuple(f'#{i}' for i in range(17, 41))
+_WEIGHT = 5  # Times that texts of worlds count beside queries.
 
 
 @dataclasses.dataclass
@@ -154,6 +159,8 @@ class System:
     for client in self.clients:
       await client.aclose()
     await self.rewards.aclose()
+    if self.agent.environment is not None:
+      await self.agent.environment.close()
     if self.agent.recording is not None:
       self.agent.recording.close()
     for engine in (self.engine, self.frozen_engine):
@@ -206,19 +213,21 @@ def build(
       stack.callback(recording.close)
     judges = []
     box = toolbox.Toolbox(
-        config.agent.tools, tasks, processes.count, recording
+        config.agent.tools, tasks, processes.count, recording,
+        needs_one=not config.agent.environment.kind,
     )
     # Before the model, which takes longer to load than a mistake to find. Together:
     # a process that fails here must not leave the others in what comes next.
-    rewards, tools, gazetteer = processes.together(lambda: (
+    rewards, environment, tools, gazetteer = processes.together(lambda: (
         _rewards(config, tasks, recording, processes, judges),
+        worlds.make(config, tasks, recording, processes.count, judges),
         box.make(),
         _gazetteer(config, tasks, box),
     ))
     loaded = None
     if roles_lib.uses_engine(config):
       mesh = mesh or _sampling_mesh(config)
-      loaded = _start(config, tasks, workdir, mesh, processes)
+      loaded = _start(config, tasks, workdir, mesh, processes, environment)
     samplers = _samplers(config, loaded, mesh, trains, stack)
     loaded = samplers.loaded
     models = _models(
@@ -233,7 +242,7 @@ def build(
     )
     agent = _agent(
         config, planner, models, box.completed(tools, models), gazetteer, rewards,
-        recording,
+        recording, environment,
     )
     system = System(
         config=config,
@@ -382,7 +391,9 @@ def _handover(config, loaded, mesh) -> handover_lib.Handover:
     raise schema.ConfigError(f'mesh: {e}') from e
 
 
-def _start(config, tasks, workdir, mesh, processes) -> model_files.Model:
+def _start(
+    config, tasks, workdir, mesh, processes, environment
+) -> model_files.Model:
   """Returns the model to start from, over the mesh."""
   planner = config.planner
 
@@ -414,10 +425,16 @@ def _start(config, tasks, workdir, mesh, processes) -> model_files.Model:
   def make():
     if not path.exists():
       logging.info('training a tokenizer for this run')
+      said = worlds.Vocabulary((), ())
+      symbols = _FORMAT_SYMBOLS
+      if config.agent.number_mentions:
+        symbols += _REFERENCE_SYMBOLS
+      if environment is not None:
+        said = worlds.vocabulary(environment, tasks.train)
+        symbols += _MORE_REFERENCES + said.symbols
       tokenizers.train_sentencepiece(
-          _texts(config, tasks), path, planner.vocab_size,
-          symbols=_FORMAT_SYMBOLS
-          + (_REFERENCE_SYMBOLS if config.agent.number_mentions else ()),
+          itertools.chain(_texts(config, tasks), said.texts * _WEIGHT), path,
+          planner.vocab_size, symbols=symbols,
       )
 
   processes.first(make)
@@ -503,7 +520,7 @@ def _models(config, tokenizer, engine, frozen, recording, processes):
 
 
 def _agent(
-    config, planner, models, tools, gazetteer, rewards, recording
+    config, planner, models, tools, gazetteer, rewards, recording, environment
 ) -> rollout.Agent:
   """Composes the agent from its config."""
   agent = config.agent
@@ -512,12 +529,14 @@ def _agent(
     role = getattr(agent, name)
     if role.own:
       return own_modules.load(role, name, models)
-    if role.backend == 'rule':
+    if role.backend in ('rule', 'fields', 'world'):
       return rule
     return modelled(models[role.backend], role.sampling)
 
   analyst = None
-  if agent.analyst.backend != 'none':
+  if agent.analyst.backend == 'oracle':
+    analyst = modules.OracleAnalyst()
+  elif agent.analyst.backend != 'none':
     analyst = modules.ModelAnalyst(
         models[agent.analyst.backend], agent.analyst.sampling.max_new_tokens
     )
@@ -525,12 +544,14 @@ def _agent(
       planner=planner,
       executor=backed(
           'executor',
-          modules.RuleExecutor(agent.executor_templates, agent.verbs),
+          modules.FieldExecutor() if agent.executor.backend == 'fields'
+          else modules.RuleExecutor(agent.executor_templates, agent.verbs),
           modules.ModelExecutor,
       ),
       verifier=backed(
           'verifier',
-          modules.RuleVerifier(agent.verbs[-1]),
+          modules.WorldVerifier() if agent.verifier.backend == 'world'
+          else modules.RuleVerifier(agent.verbs[-1]),
           modules.ModelVerifier,
       ),
       generator=backed(
@@ -543,4 +564,5 @@ def _agent(
       analyst=analyst,
       gazetteer=gazetteer,
       recording=recording,
+      environment=environment,
   )

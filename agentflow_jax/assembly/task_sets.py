@@ -10,6 +10,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import plan as plan_lib
+from agentflow_jax.assembly import desk_data
 from agentflow_jax.config import own_code, schema
 from agentflow_jax.data import benchmarks, geohop, mixtures, rows, task_checks
 from agentflow_jax.files import reading
@@ -41,6 +42,7 @@ class TaskSet:
     corpus: what search reads; '' where the set brings none.
     left_out: benchmark -> its items that need more than text.
     mixture: what `train` consists of, in its order; empty where it is no mix.
+    worlds: directory of the seeds of the tasks' worlds; '' where they have none.
   """
 
   train: tuple[records.Task, ...]
@@ -49,6 +51,7 @@ class TaskSet:
   corpus: str = ''
   left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
   mixture: tuple[Part, ...] = ()
+  worlds: str = ''
 
 
 def load(config: schema.TaskSetConfig, data_dir: str) -> TaskSet:
@@ -57,13 +60,16 @@ def load(config: schema.TaskSetConfig, data_dir: str) -> TaskSet:
   Raises:
     ConfigError: a missing or malformed file; names the line.
   """
-  left_out, parts = {}, ()
-  if config.kind == 'geohop':
+  left_out, parts, corpus, worlds = {}, (), '', ''
+  if config.kind == 'desk':
+    directory = epath.Path(data_dir) / f'desk_{config.tier}'
+    splits, worlds = desk_data.load(directory, config.tier)
+    splits |= {s: [splits[s]] for s in ('validation', 'test')}
+  elif config.kind == 'geohop':
     corpus = geohop.prepare(data_dir)
     splits = {s: geohop.load(data_dir, s) for s in _SPLITS}
     splits |= {s: [splits[s]] for s in ('validation', 'test')}
   else:
-    corpus = ''
     if not config.evaluation:
       raise schema.ConfigError(
           f'task_set.evaluation: give the file of task_set.kind={config.kind}'
@@ -87,6 +93,7 @@ def load(config: schema.TaskSetConfig, data_dir: str) -> TaskSet:
       corpus=str(corpus),
       left_out=left_out,
       mixture=parts,
+      worlds=str(worlds),
   )
 
 

@@ -29,6 +29,7 @@ class Toolbox:
     recording: of what tools answer; one that replays asks nobody.
     corpus: that `search` reads, once it is made.
     clients: of endpoints that tools ask and their maker has to close.
+    needs_one: whether there has to be a tool; not where worlds bring their own.
   """
 
   settings: schema.ToolsConfig
@@ -39,6 +40,7 @@ class Toolbox:
   clients: list[client_lib.EndpointClient] = dataclasses.field(
       default_factory=list
   )
+  needs_one: bool = True
   _client: web_client.WebClient | None = None
 
   def make(self) -> Mapping[str, base.Tool | None]:
@@ -75,7 +77,7 @@ class Toolbox:
       made[tool.card.name] = tool
     for said in self.settings.mcp:
       made |= self._mcp(said, taken=made)
-    if not made:
+    if not made and self.needs_one:
       raise schema.ConfigError('agent.tools.enabled is empty')
     return made
 

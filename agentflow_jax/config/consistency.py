@@ -6,6 +6,10 @@ from agentflow_jax.agents.endpoints import presets
 from agentflow_jax.config import own_code, roles as roles_lib, schema, unread
 
 
+# Implementations that only one of the modules has.
+_FURTHER = {'executor': {'fields'}, 'verifier': {'world'}}
+
+
 def check(config: schema.Config) -> None:
   """Refuses what the chosen parts would ignore or cannot do (contract 7).
 
@@ -15,6 +19,7 @@ def check(config: schema.Config) -> None:
   if config.planner.backend == 'engine':
     _check_training(config)
     _check_lengths(config)
+  _check_worlds(config)
   _check_modules(config)
   unread.check_values(config)
   if roles_lib.uses_endpoint(config):
@@ -31,6 +36,11 @@ def check_trains(config: schema.Config) -> None:
     raise schema.ConfigError(
         'planner.backend=endpoint gives no token ids, so it cannot be trained;'
         ' evaluate and solve can use it'
+    )
+  if config.agent.analyst.backend == 'oracle':
+    raise schema.ConfigError(
+        'agent.analyst.backend=oracle shows the planner the plan of each task, so it'
+        ' is for the command evaluate; set none, frozen or endpoint to train'
     )
 
 
@@ -98,6 +108,26 @@ def _check_endpoint(config: schema.Config) -> None:
       )
 
 
+def _check_worlds(config: schema.Config) -> None:
+  """Refuses tasks in worlds that nothing opens, and what needs worlds without them."""
+  kind, tasks = config.agent.environment.kind, config.task_set.kind
+  if tasks == 'desk' and kind != 'desk':
+    raise schema.ConfigError(
+        'task_set.kind=desk has tasks in worlds: set agent.environment.kind=desk'
+    )
+  if kind and tasks != kind:
+    raise schema.ConfigError(
+        f'agent.environment.kind={kind} opens worlds, and no task of'
+        f' task_set.kind={tasks} has one: set task_set.kind={kind}'
+    )
+  for name, backend in (('verifier', 'world'), ('analyst', 'oracle')):
+    if not kind and getattr(config.agent, name).backend == backend:
+      raise schema.ConfigError(
+          f'agent.{name}.backend={backend} is for tasks in worlds: set'
+          ' agent.environment.kind'
+      )
+
+
 def _check_modules(config: schema.Config) -> None:
   """Refuses modules that could not answer one request."""
   agent, sampling = config.agent, config.planner.sampling
@@ -105,8 +135,10 @@ def _check_modules(config: schema.Config) -> None:
   roles = {f'agent.{r}': (getattr(agent, r), modelled) for r in roles_lib.ROLES}
   for name in ('executor', 'verifier', 'generator'):
     roles[f'agent.{name}'] = (
-        getattr(agent, name), {'rule', 'frozen', 'endpoint'}
+        getattr(agent, name),
+        {'rule', 'frozen', 'endpoint'} | _FURTHER.get(name, set()),
     )
+  roles['agent.analyst'] = (agent.analyst, modelled | {'oracle'})
   roles['agent.tools.generalist'] = (agent.tools.generalist, modelled)
   limits = {}
   ending = {name: role.sampling.stop_after for name, (role, _) in roles.items()}

@@ -126,7 +126,9 @@ class TaskSetConfig:
   """The tasks that are trained on and evaluated.
 
   Attributes:
-    kind: kind of the task set. 'geohop': the built-in questions. 'jsonl': the
+    kind: kind of the task set. 'geohop': the built-in questions. 'desk': the
+      built-in tasks of an equipment desk, each in a world of its own (with
+      agent.environment.kind=desk). 'jsonl': the
       user's own tasks, one {"query": ..., "answer": a string or a list of
       alternatives} a row, with an optional "id", and optional "plans" to learn from
       with algorithm='sft' (see assembly.task_sets.read_jsonl). 'benchmark':
@@ -138,7 +140,7 @@ class TaskSetConfig:
     train: path of the training tasks, in the rows of the kind 'jsonl'. Used by
       the kinds 'jsonl' and 'benchmark'.
     mixture: training sources of the kind 'mixture'.
-    evaluation: path of the held-out tasks, for every kind but 'geohop'. With
+    evaluation: path of the held-out tasks, for every kind with files. With
       `benchmark` it is the benchmark's file, or a directory of NAME/data.json.
     reward: reward of tasks in rows of the kind 'jsonl': the name of a built-in one
       (agentflow_jax.agents.rewards); 'judge', for the verdict of a language model;
@@ -147,13 +149,16 @@ class TaskSetConfig:
       name their own rewards.
     reward_seconds: time limit of one call of one's own reward [s].
     judge: endpoint of the language model that the reward 'judge' asks.
+    tier: difficulty of the kind 'desk': 'easy' has short rules and tools that show
+      computed facts, 'plain' shows dates and counts, 'long' has more calls and a
+      policy of about 3,000 tokens.
     validation_items: number of tasks of each benchmark in the evaluations during
       training; 0 for all.
     test_items: number of tasks of each benchmark in the evaluations before and
       after training; 0 for all.
   """
 
-  kind: Literal['geohop', 'jsonl', 'benchmark', 'mixture'] = 'geohop'
+  kind: Literal['geohop', 'desk', 'jsonl', 'benchmark', 'mixture'] = 'geohop'
   benchmark: str = ''
   train: str = ''
   mixture: MixtureConfig = MixtureConfig()
@@ -161,6 +166,7 @@ class TaskSetConfig:
   reward: str = 'match_or_number'
   reward_seconds: float = 30.0
   judge: EndpointConfig = EndpointConfig()
+  tier: Literal['easy', 'plain', 'long'] = 'easy'
   validation_items: int = 100
   test_items: int = 400
 
@@ -218,8 +224,11 @@ class ModuleConfig:
 
   Attributes:
     backend: implementation of the module: 'rule', 'frozen' (the planner's model
-      before training, in this process), 'endpoint', or 'none' for an analyst
-      that is left out.
+      before training, in this process), or 'endpoint'. An executor may be 'fields',
+      which reads arguments from the plan's context, written as name=value;
+      name=value. A verifier may be 'world', which leaves the end to the task's
+      world. An analyst may be 'none', to be left out, or 'oracle', the plan that
+      comes with a task, in evaluations.
     sampling: sampling settings of the module's language model.
     own: a module of one's own in the place of executor, verifier or generator, as
       PATH.py:NAME: an object with the module's method, or a class or function that
@@ -227,7 +236,9 @@ class ModuleConfig:
       argument `model`, `backend` says which language model it is given.
   """
 
-  backend: Literal['rule', 'frozen', 'endpoint', 'none'] = 'rule'
+  backend: Literal[
+      'rule', 'frozen', 'endpoint', 'none', 'fields', 'world', 'oracle'
+  ] = 'rule'
   sampling: SamplingSpec = SamplingSpec(temperature=0.0)
   own: str = ''
 
@@ -314,6 +325,21 @@ class ToolsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EnvironmentConfig:
+  """The worlds in which tasks are carried out.
+
+  Attributes:
+    kind: kind of the environment: '' for none, or 'desk' for the bundled desk that
+      lends and repairs equipment (task_set.kind=desk).
+    judge: endpoint of the language model that rates answers, for tasks with checks
+      of kind 'response'.
+  """
+
+  kind: Literal['', 'desk'] = ''
+  judge: EndpointConfig = EndpointConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class AgentConfig:
   """The system around the planner.
 
@@ -326,6 +352,7 @@ class AgentConfig:
       ... so that plans can refer to them.
     rollout: limits of a rollout.
     tools: tools and their limits.
+    environment: worlds of tasks, with tools of their own.
     endpoint: server of the modules with backend 'endpoint'.
     recording: mode of the recording of tools and endpoints: 'off', 'record' to
       store every answer, or 'replay' to take all answers from a recording
@@ -345,6 +372,7 @@ class AgentConfig:
   number_mentions: bool = False
   rollout: RolloutConfig = RolloutConfig()
   tools: ToolsConfig = ToolsConfig()
+  environment: EnvironmentConfig = EnvironmentConfig()
   endpoint: EndpointConfig = EndpointConfig()
   recording: Literal['off', 'record', 'replay'] = 'off'
   recording_directory: str = ''
@@ -476,15 +504,19 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
-  """Error rates of GeoHop's scripted teacher, which knows the plan format.
+  """Error rates of a scripted teacher, which knows the plan format.
 
   Attributes:
-    search_instead: probability of a search where the step is arithmetic.
+    search_instead: probability of a search where the step is arithmetic. Used by
+      task_set.kind=geohop, as are the next two.
     python_instead: probability of a program where the step is a look-up.
     wrong_what: probability of a uniformly drawn attribute or operator.
-    wrong_reference: probability, for each mention, of a uniformly drawn one.
-    early_answer: probability of claiming that a step answers when it does not.
-    late_answer: probability of not claiming that a step answers when it does.
+    wrong_reference: probability, for each mention (in a world: for each argument),
+      of a uniformly drawn one.
+    early_answer: probability of claiming that a step answers (in a world: of ending
+      the episode) too early.
+    late_answer: probability of not doing so when it is right.
+    wrong_tool: probability of a uniformly drawn tool, in a world.
   """
 
   search_instead: float = 0.5
@@ -493,6 +525,7 @@ class TeacherConfig:
   wrong_reference: float = 0.25
   early_answer: float = 0.5
   late_answer: float = 0.1
+  wrong_tool: float = 0.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

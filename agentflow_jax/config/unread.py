@@ -14,7 +14,7 @@ def check_values(config: schema.Config) -> None:
   agent, default = config.agent, schema.Config(name='')
   asks = roles.uses_endpoint(config)
   kind = config.task_set.kind
-  files, one_file = kind != 'geohop', kind in ('jsonl', 'benchmark')
+  files, one_file = kind not in ('geohop', 'desk'), kind in ('jsonl', 'benchmark')
   unread = {
       'task_set.train': (config.task_set.train, '', one_file),
       'task_set.evaluation': (config.task_set.evaluation, '', files),
@@ -28,6 +28,11 @@ def check_values(config: schema.Config) -> None:
       'task_set.judge': (
           config.task_set.judge, default.task_set.judge,
           config.task_set.reward == 'judge',
+      ),
+      'task_set.tier': (config.task_set.tier, 'easy', kind == 'desk'),
+      'agent.environment.judge': (
+          agent.environment.judge, default.agent.environment.judge,
+          bool(agent.environment.kind),
       ),
       'agent.tools.own_seconds': (
           agent.tools.own_seconds, default.agent.tools.own_seconds,
@@ -67,6 +72,7 @@ def check_values(config: schema.Config) -> None:
   for name, one in (
       ('evaluation.judge', config.evaluation.judge),
       ('task_set.judge', config.task_set.judge),
+      ('agent.environment.judge', agent.environment.judge),
       ('agent.tools.search_embeddings', agent.tools.search_embeddings),
   ):
     if one != type(one)() and not (one.base_url or one.preset):
@@ -85,10 +91,10 @@ def check_values(config: schema.Config) -> None:
     raise schema.ConfigError(
         f'agent.executor_templates: no tool {sorted(templates)} is enabled'
     )
-  if config.algorithm == 'sft' and kind not in ('geohop', 'jsonl'):
+  if config.algorithm == 'sft' and kind not in ('geohop', 'desk', 'jsonl'):
     raise schema.ConfigError(
-        'algorithm=sft learns from the scripted teacher of GeoHop, or from rows with'
-        ' "plans": task_set.kind must be geohop or jsonl'
+        'algorithm=sft learns from a scripted teacher, or from rows with "plans":'
+        ' task_set.kind must be geohop, desk or jsonl'
     )
 
 
@@ -153,8 +159,13 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
       yield name, 'algorithm=sft'
   else:
     yield 'flow_grpo', 'algorithm=flow_grpo'
-    if config.task_set.kind != 'geohop':
-      yield 'teacher', 'task_set.kind=geohop'
+    if config.task_set.kind not in ('geohop', 'desk'):
+      yield 'teacher', 'task_set.kind=geohop or desk'
+    elif config.task_set.kind == 'desk':
+      for name in ('search_instead', 'python_instead', 'wrong_what'):
+        yield f'teacher.{name}', 'task_set.kind=geohop'
+    else:
+      yield 'teacher.wrong_tool', 'task_set.kind=desk'
     for name in (
         'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds',
         'extra_rollouts', 'max_logprob_gap', 'rollout_records',
@@ -186,6 +197,9 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   if 'web_search' not in tools.enabled:
     for name in ('engine', 'key_variable', 'url', 'model'):
       yield f'agent.tools.web_search_{name}', 'the tool web_search'
+  if not config.agent.environment.kind:
+    yield 'agent.environment.judge', 'agent.environment.kind'
+    yield 'agent.rollout.verify_seconds', 'agent.environment.kind'
   if not tools.mcp:
     for name in ('tools', 'environment', 'token_variable', 'seconds'):
       yield f'agent.tools.mcp_{name}', 'agent.tools.mcp'
@@ -193,7 +207,7 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     yield 'agent.recording_directory', '--recording=record or replay'
   found = roles.roles(config)
   for name, role in found.items():
-    if role.backend in ('rule', 'none') or role.own:
+    if role.backend not in ('frozen', 'endpoint') or role.own:
       yield f'{name}.sampling', 'a built-in module with a language model'
   for name in ('temperature', 'top_k', 'top_p', 'min_p', 'stop'):
     # One greedy call a query, shared by its group.

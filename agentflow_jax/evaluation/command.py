@@ -240,7 +240,7 @@ async def _ask(system, options, name, control, journal) -> evaluation.Evaluation
         system.planner, system.config.agent.verbs
     )
     agent = dataclasses.replace(agent, planner=planner)
-    if system.tasks.train and system.config.task_set.kind == 'geohop':
+    if system.tasks.train and system.config.task_set.kind in ('geohop', 'desk'):
       # What a random plan may say is known there.
       agent = system.with_script(scripted_planners.uniform)
   done = 0

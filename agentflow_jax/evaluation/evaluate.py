@@ -14,7 +14,7 @@ from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, modules, recording, rollout
 from agentflow_jax.files import writing
 from agentflow_jax.rollouts import collect, intervals, journal as journal_lib
-from agentflow_jax.rollouts import totals
+from agentflow_jax.rollouts import totals, world_totals
 from agentflow_jax.runtime import processes as processes_lib
 
 # An evaluation has its own randomness: the seed of the run, purpose EVALUATE
@@ -110,12 +110,17 @@ class Evaluation:
             t.seconds.get('total', 0.0) for t in trajectories
         ),
         'seconds': self.seconds,
+        **self._in_worlds(),
         **self._judged(),
         'items': [
             _item(g.task, t) | self._verdict(g.task, t)
             for g in self.groups for t in g.trajectories
         ],
     }
+
+  def _in_worlds(self) -> dict[str, Any]:
+    found = world_totals.of_groups(self.groups)
+    return {'world': found} if found else {}
 
   def _judged(self) -> dict[str, Any]:
     """The judge's accuracy over what it said something of, beside the rule's."""
@@ -318,6 +323,19 @@ def _item(task: records.Task, trajectory: records.Trajectory):
       'detail': trajectory.detail,
       'tags': {k: v for k, v in task.tags.items() if k != 'solution'},
       'turns': [_turn(t) for t in trajectory.turns],
+  } | _world(trajectory)
+
+
+def _world(trajectory: records.Trajectory) -> dict[str, Any]:
+  """Returns what an item says of the rollout's world; {} without one."""
+  verdict = trajectory.verdict
+  if verdict is None:
+    return {}
+  return {
+      'checks': [dataclasses.asdict(result) for result in verdict.results],
+      'changed': list(verdict.changed),
+      'violations': list(verdict.violations),
+      'digest': trajectory.digest,
   }
 
 

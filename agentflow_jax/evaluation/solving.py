@@ -89,8 +89,10 @@ async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
   return trajectory
 
 
-async def _no_reward(task: records.Task, answer: str) -> float:
-  del task, answer
+async def _no_reward(
+    task: records.Task, ending: records.Ending, verdict: records.Verdict | None
+) -> float:
+  del task, ending, verdict
   return 0.0
 
 

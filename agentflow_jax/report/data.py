@@ -46,6 +46,8 @@ class Item:
   detail: str
   hops: str
   turns: tuple[ItemTurn, ...]
+  changed: tuple[str, ...] = ()
+  violations: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Evaluation:
   tool_error_rate: float
   turns_mean: float
   items: tuple[Item, ...]
+  world: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def rollouts(self) -> int:
@@ -223,6 +226,7 @@ def _evaluation(name: str, raw: Mapping[str, Any]) -> Evaluation:
       tool_error_rate=number(raw.get('tool_error_rate')),
       turns_mean=number(raw.get('turns_mean')),
       items=tuple(_item(item) for item in raw.get('items') or ()),
+      world=dict(raw.get('world') or {}),
   )
 
 
@@ -249,6 +253,8 @@ def _item(raw: Mapping[str, Any]) -> Item:
           )
           for turn in raw.get('turns') or ()
       ),
+      changed=tuple(map(_text, raw.get('changed') or ())),
+      violations=tuple(map(_text, raw.get('violations') or ())),
   )
 
 

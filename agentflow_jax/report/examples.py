@@ -129,8 +129,20 @@ def _trajectory(item: data.Item) -> str:
       f'<div class="answer {kind}"><h4>Answer: {kind}{reward}</h4>'
       f'<p class="said">{answer}</p>'
       f'<p class="note">status: {markup.text(item.status)}</p>'
-      f'{detail}</div>'
+      f'{detail}{_changes(item)}</div>'
   )
+
+
+def _changes(item: data.Item) -> str:
+  """Returns what a rollout changed in its world, and what no check allows."""
+  if not item.changed:
+    return ''
+  rows = ''.join(
+      f'<li class="{"bad" if change in item.violations else "said"}">'
+      f'{_cut(change)}</li>'
+      for change in item.changed
+  )
+  return f'<h4>Changed</h4><ul>{rows}</ul>'
 
 
 def _turn(turn: data.ItemTurn, index: int) -> str:

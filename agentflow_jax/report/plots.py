@@ -14,7 +14,9 @@ PLANNERS = {
     'final': ('trained planner', svg.AFTER),
     'start': ('before training', svg.BEFORE),
     'control_frozen_planner': ('frozen planner', svg.TEAL),
+    'control_blind_planner': ('trained planner without tool results', svg.RED),
     'control_random_planner': ('random planner', svg.RANDOM),
+    'control_refusing_planner': ('always refusing planner', svg.MUTED),
     'control_empty_planner': ('empty planner', svg.EMPTY),
 }
 _STACK = (

@@ -16,6 +16,8 @@ _SUMMARY_KEYS = {
     'start': ('eval/accuracy_start', 'eval/accuracy_start_greedy'),
     'control_oracle_planner': ('control/oracle_planner', ''),
     'control_frozen_planner': ('control/frozen_planner', ''),
+    'control_blind_planner': ('control/blind_planner', ''),
+    'control_refusing_planner': ('control/refusing_planner', ''),
     'control_random_planner': ('control/random_planner', ''),
     'control_empty_planner': ('control/empty_planner', ''),
 }

@@ -6,6 +6,9 @@ records. A turn's prompt ids are written as a difference to the turn before:
 before it up to the last memory entry. Where sampling truncated and that was
 recorded, the sets are written as the size of each and the ids of all. Floats
 are written so that they read back to the same bits.
+
+Schema 2 has worlds, verdicts and the terms of scores; schema 1, which is read, too,
+had 'reward_parts', terms of weight 1.
 """
 
 import dataclasses
@@ -22,7 +25,8 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.files import old_names, reading, writing
 
-SCHEMA = 1
+SCHEMA = 2
+_READ = (1, SCHEMA)
 
 
 class RecordError(reading.FileError):
@@ -55,7 +59,8 @@ def to_bytes(
   """Returns what `write` writes."""
   lines = [{'schema': SCHEMA}]
   for place, group in enumerate(groups):
-    lines.append({'kind': 'group', 'task': dataclasses.asdict(group.task)})
+    task = dataclasses.asdict(group.task)
+    lines.append({'kind': 'group', 'task': _without(task, 'world')})
     for trajectory in group.trajectories:
       more = (extras or {}).get((place, trajectory.rollout), {})
       lines += _encode(trajectory, more)
@@ -110,8 +115,8 @@ def _lines(data: bytes, name: str) -> list[dict[str, Any]]:
       RecursionError, ValueError,
   ) as e:
     raise RecordError(f'{name} is not a whole rollout file: {e}') from e
-  if schema != SCHEMA:
-    raise RecordError(f'{name} has schema {schema}, this reads {SCHEMA}')
+  if schema not in _READ:
+    raise RecordError(f'{name} has schema {schema}, this reads {_READ}')
   return lines
 
 
@@ -138,8 +143,7 @@ def _timeless(value: Any) -> Any:
 def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
   header = _plain(dataclasses.replace(trajectory, turns=()))
   del header['turns']
-  if not header['reward_parts']:  # Few rewards have them.
-    del header['reward_parts']
+  header = _without(header, 'score', 'verdict', 'digest')
   yield {'kind': 'rollout', **header, **extras}
   before: tuple[int, ...] = ()
   for i, turn in enumerate(trajectory.turns):
@@ -147,15 +151,20 @@ def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
     ids = turn.completion.prompt_ids
     same = _common(before, ids)
     row['completion']['prompt_ids'] = [same, *ids[same:]]
-    for name in ('thoughts', 'thinking'):  # Few completions have them.
-      if not row['completion'][name]:
-        del row['completion'][name]
+    row['completion'] = _without(row['completion'], 'thoughts', 'thinking')
     del row['completion']['kept']
+    if row['result'] is not None:
+      row['result'] = _without(row['result'], 'inner')
     if turn.completion.kept is not None:
       counts, kept = turn.completion.kept.numbers()
       row['completion']['kept'] = {'counts': counts, 'ids': kept}
     before = ids
     yield {'kind': 'turn', 'turn': i, **row}
+
+
+def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+  """Returns values without those of these names that are empty: few have them."""
+  return {k: v for k, v in values.items() if v or k not in names}
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -186,6 +195,8 @@ def _decode(lines) -> list[records.Group]:
     if kind == 'group':
       task = line['task']
       task['answers'] = tuple(task['answers'])
+      if 'world' in task:
+        task['world'] = records.World.of(task['world'])
       groups.append((records.Task(**task), []))
     elif kind == 'rollout':
       groups[-1][1].append({'header': line, 'turns': []})
@@ -202,12 +213,42 @@ def _trajectory(row) -> records.Trajectory:
   header = {k: v for k, v in row['header'].items() if k in names}
   header['status'] = records.Status(old_names.status(header['status']))
   header['modules'] = _modules(header['modules'])
+  if 'score' in header:
+    terms = header['score']['terms']
+    header['score'] = records.Score(
+        {name: records.Term(**term) for name, term in terms.items()}
+    )
+  elif parts := row['header'].get('reward_parts'):  # Schema 1.
+    header['score'] = records.Score(
+        {name: records.Term(value) for name, value in parts.items()}
+    )
+  if 'verdict' in header:
+    header['verdict'] = _verdict(header['verdict'])
   turns, before = [], ()
   for turn in row['turns']:
     same, *rest = turn['completion']['prompt_ids']
     before = (*before[:same], *rest)
     turns.append(_turn(turn, before))
   return records.Trajectory(**header, turns=tuple(turns))
+
+
+def _verdict(row) -> records.Verdict:
+  return records.Verdict(
+      tuple(records.CheckResult(**result) for result in row['results']),
+      tuple(row['changed']),
+      tuple(row['violations']),
+  )
+
+
+def _result(row) -> records.ToolResult:
+  error = row['error']
+  inner = tuple(
+      (records.ToolCall(**call), _result(result))
+      for call, result in row.get('inner', ())
+  )
+  return records.ToolResult(**(row | {
+      'error': records.ToolErrorKind(error) if error else None, 'inner': inner,
+  }))
 
 
 def _turn(row, prompt_ids) -> records.Turn:
@@ -217,17 +258,12 @@ def _turn(row, prompt_ids) -> records.Turn:
   if 'kept' in completion:
     completion['kept'] = records.KeptSets.of(**completion['kept'])
   sampling = row['sampling'] | {'stop': tuple(row['sampling']['stop'])}
-  result = row['result']
-  if result is not None:
-    error = result['error']
-    error = records.ToolErrorKind(error) if error else None
-    result = records.ToolResult(**(result | {'error': error}))
   return records.Turn(
       completion=records.Completion(**completion),
       sampling=records.SamplingSpec(**sampling),
       parse_error=row['parse_error'],
       call=records.ToolCall(**row['call']) if row['call'] else None,
-      result=result,
+      result=None if row['result'] is None else _result(row['result']),
       modules=_modules(row['modules']),
       memory=row['memory'],
       shortened=row['shortened'],

@@ -86,10 +86,14 @@ def rows(
 
   Fields that every row has: 'step' (from 1), 'task' (id), 'rollout' (index in its
   group), 'turn' (from 1), 'query', 'answers' (texts that are right), 'status',
-  'reward' (number or None), 'reward_parts', 'detail', 'answer', 'plan' (text of the
-  planner), 'parse_error', 'tool', 'arguments', 'result', 'tool_error' (kind of the
-  error or None), 'verdict' (text of the verifier).
+  'reward' (number or None), 'reward_parts' (weight * value of the score's terms),
+  'checks' (list of the results of a world's checks: 'name', 'kind', 'passed',
+  'detail', 'vacuous'), 'changed' (what changed in the world, in words), 'detail', 'answer', 'plan' (text of the planner), 'parse_error',
+  'tool', 'arguments', 'result', 'tool_error' (kind of the error or None), 'verdict'
+  (text of the verifier).
   """
+  terms = trajectory.score.terms if trajectory.score else {}
+  verdict = trajectory.verdict or records.Verdict(())
   of_rollout = {
       'step': step,
       'task': task.id,
@@ -99,7 +103,9 @@ def rows(
       'answers': list(task.answers),
       'status': trajectory.status.value,
       'reward': trajectory.reward,
-      'reward_parts': dict(trajectory.reward_parts),
+      'reward_parts': {k: t.weight * t.value for k, t in terms.items()},
+      'checks': [dataclasses.asdict(result) for result in verdict.results],
+      'changed': list(verdict.changed),
       'detail': trajectory.detail,
       'answer': trajectory.answer,
   }
@@ -140,6 +146,13 @@ def in_words(
     if row['turn'] is not None:
       lines += _turn(row)
   lines.append(f'Answer: {_cut(trajectory.answer) or "none"}')
+  if trajectory.verdict is not None:
+    lines += [f'Changed: {_cut(change)}' for change in trajectory.verdict.changed]
+    lines += [
+        f'Check {_cut(result.name)}: {"passed" if result.passed else "failed"}'
+        f' ({_cut(result.detail)})'
+        for result in trajectory.verdict.results
+    ]
   if trajectory.detail:
     lines.append(f'Detail: {_cut(trajectory.detail)}')
   return '\n'.join(lines)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agentflow_jax import records
-from agentflow_jax.rollouts import intervals
+from agentflow_jax.rollouts import intervals, world_totals
 
 
 def has_variance(group: records.Group) -> bool:
@@ -19,7 +19,8 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
   """Metrics of the rollouts of a step; every denominator is in its name.
 
   'reward/mean' is over scored rollouts, and absent where there are none;
-  so is 'reward/part/NAME', where a rollout without that part counts 0;
+  so is 'reward/part/NAME', the weighted term of scores, where a rollout without
+  that term counts 0;
   status counts add up to requested; 'rollouts/turns_mean' is over those that were
   not aborted as late. 'kept/mean' and 'kept/max' are of the sets
   that response tokens were drawn from, where those are recorded.
@@ -73,8 +74,9 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
   if rewards:
     metrics['reward/mean'] = sum(rewards) / len(rewards)
   scored = [t for t in trajectories if t.reward is not None]
-  for name in sorted({name for t in scored for name in t.reward_parts}):
-    total = sum(t.reward_parts.get(name, 0.0) for t in scored)
+  scores = [t.score.terms for t in scored if t.score is not None]
+  for name in sorted({name for terms in scores for name in terms}):
+    total = sum(t[name].weight * t[name].value for t in scores if name in t)
     metrics[f'reward/part/{name}'] = total / len(scored)
   for status in records.Status:
     metrics[f'rollouts/status/{status.value}'] = sum(
@@ -88,10 +90,14 @@ def tool_calls(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:
   return dict(
       sorted(
           collections.Counter(
-              turn.call.tool
+              call.tool
               for t in trajectories
               for turn in t.turns
               if turn.call is not None
+              for call in (
+                  turn.call,
+                  *(c for c, _ in (turn.result.inner if turn.result else ())),
+              )
           ).items()
       )
   )
@@ -122,7 +128,7 @@ def tool_errors(trajectories: Sequence[records.Trajectory]) -> tuple[int, int]:
 
 def of_step(groups: Sequence[records.Group]) -> dict[str, float]:
   """All that a step's rollouts say, for metrics.jsonl."""
-  metrics = collected(groups)
+  metrics = collected(groups) | world_totals.of_step(groups)
   trajectories = [t for g in groups for t in g.trajectories]
   failed, called = tool_errors(trajectories)
   metrics['rollouts/tool_error_rate'] = failed / max(called, 1)

@@ -26,7 +26,8 @@ def failed_as(line: Mapping[str, Any]) -> records.Status | None:
   for status in records.Status:
     if line.get(f'rollouts/status/{status.value}') == ended:
       is_failing = status not in (
-          records.Status.ANSWERED, records.Status.ABORTED_LATE
+          records.Status.ANSWERED, records.Status.REFUSED,
+          records.Status.ABORTED_LATE,
       )
       return status if is_failing else None
   return None

@@ -103,7 +103,15 @@ class Evaluations:
     """Returns the agents whose planners follow a script, by name."""
     system = self._system
     agents = {'empty': system.with_script(scripted_planners.empty)}
-    if system.config.task_set.kind == 'geohop':
+    if system.config.task_set.kind == 'desk':
+      blind = scripted_planners.BlindPlanner(system.planner)
+      agents |= {
+          'refusing': system.with_script(
+              scripted_planners.make_refusing(system.tasks.train)
+          ),
+          'blind': dataclasses.replace(system.agent, planner=blind),
+      }
+    if system.config.task_set.kind in ('geohop', 'desk'):
       # Only there are the steps known, and what a random plan may say.
       return agents | {
           'oracle': system.with_script(scripted_planners.oracle),

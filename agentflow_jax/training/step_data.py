@@ -157,7 +157,7 @@ class TraceSource:
       groups = rollout_files.read(self._path)
     else:
       tasks, script = self._system.tasks.train, scripted_planners.demonstrated
-      if config.task_set.kind == 'geohop':
+      if config.task_set.kind in ('geohop', 'desk'):
         script = scripted_planners.make_teacher(config.teacher)
       else:
         tasks = [task for task in tasks if 'plans' in task.tags]
@@ -174,7 +174,7 @@ class TraceSource:
       )
       if self._system.processes.is_primary:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
-    if config.task_set.kind != 'geohop':
+    if config.task_set.kind not in ('geohop', 'desk'):
       return [turn for group in groups for turn in _demonstrated(group)]
     return [
         turn for g in groups for t in g.trajectories for turn in t.turns

@@ -53,6 +53,7 @@ def write(
       summary[f'{key}/over_requested'] = value['accuracy_over_requested']
     summary[f'{key}/items_requested'] = value['items_requested']
     summary[f'{key}/items_scored'] = value['items_scored']
+    summary |= _flat(f'{key}/world', value.get('world', {}))
   names = ['rollouts/requested', 'rollouts/scored', 'rollouts/turns']
   names += [f'rollouts/status/{s.value}' for s in records.Status]
   for name in names:
@@ -62,7 +63,7 @@ def write(
     summary[name] = sum(line.get(name, 0.0) for line in lines)
   for name, value in seconds.items():
     summary.setdefault(f'seconds/{name}', value)
-  if config.task_set.kind == 'geohop':
+  if config.task_set.kind in ('geohop', 'desk'):
     for field, value in overrides.flatten(config.teacher).items():
       summary[f'teacher/{field}'] = value
   allowed = config.agent.tools.web.allow
@@ -72,6 +73,17 @@ def write(
   text = json.dumps(summary, indent=1, sort_keys=True)
   writing.write_whole(workdir / _FILE, text + '\n')
   return summary
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns nested values by their paths."""
+  found = {}
+  for name, value in values.items():
+    if isinstance(value, Mapping):
+      found |= _flat(f'{prefix}/{name}', value)
+    else:
+      found[f'{prefix}/{name}'] = value
+  return found
 
 
 def write_card(directory: epath.Path, summary: Mapping[str, Any]) -> None:

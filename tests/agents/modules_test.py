@@ -205,3 +205,63 @@ def test_the_planner_asks_with_its_own_key_and_spec():
   assert completion.text == 'two'  # of turn 1
   assert sampling == records.SamplingSpec()
   assert model.requests[0][2] == KEY
+
+
+_FIELDS = base.Card('move', 'moves', (
+    base.Argument('thing', ''), base.Argument('days', '', 'integer'),
+    base.Argument('at', '', 'number', required=False),
+    base.Argument('gently', '', 'boolean', required=False),
+    base.Argument('to', '', 'array', required=False),
+    base.Argument('more', '', 'any', required=False),
+))
+
+
+@pytest.mark.parametrize(
+    ('context', 'arguments'),
+    [
+        ('thing=T1; days=3', {'thing': 'T1', 'days': 3}),
+        (' thing = a pot ;days=3 ; ', {'thing': 'a pot', 'days': 3}),
+        ('thing=5; days=5', {'thing': '5', 'days': 5}),
+        ('thing=a=b; days=-1; at=0.5', {'thing': 'a=b', 'days': -1, 'at': 0.5}),
+        ('thing=; days=3; gently=true', {'thing': '', 'days': 3, 'gently': True}),
+        ('thing=x; days=1; to=["a", "b"]', {'thing': 'x', 'days': 1, 'to': ['a', 'b']}),
+        ('thing=x; days=1; more=T1', {'thing': 'x', 'days': 1, 'more': 'T1'}),
+        ('thing=x; days=1; more="T1"', {'thing': 'x', 'days': 1, 'more': '"T1"'}),
+        ('thing=x; days=1; more=[1]', {'thing': 'x', 'days': 1, 'more': [1]}),
+    ],
+)
+def test_fields_are_read_in_the_types_of_the_card(context, arguments):
+  plan = plan_lib.Plan('do', context, 'move')
+  call, said = asyncio.run(modules.FieldExecutor().command(_view(), plan, _FIELDS))
+  assert (call.tool, call.arguments, said) == ('move', arguments, '')
+  assert base.check_arguments(_FIELDS, call.arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ('context', 'words'),
+    [
+        ('move the pot', 'name=value'),
+        ('thing=T1; quickly', "'quickly'"),
+        ('=T1', 'name=value'),
+        ('thing=T1; thing=T2; days=1', 'twice'),
+        ('thing=T1; days=soon', 'days'),
+        ('thing=T1; days=1.5', 'days'),
+        ('thing=T1; days=true', 'days'),
+        ('thing=T1', "'days'"),
+        ('thing=T1; days=1; shelf=S1', "'shelf'"),
+        ('', "'thing'"),
+        ('thing=x; days=' + '[' * 100_000, 'days'),
+    ],
+)
+def test_fields_that_fit_no_card_are_text_for_the_model(context, words):
+  plan = plan_lib.Plan('do', context, 'move')
+  with pytest.raises(base.BadArguments, match=words):
+    call, _ = asyncio.run(modules.FieldExecutor().command(_view(), plan, _FIELDS))
+    base.check_arguments(_FIELDS, call.arguments)
+
+
+def test_the_verifier_of_worlds_never_stops():
+  entry = memory_lib.Entry('search', 'answer', 'c', 'found')
+  plan = plan_lib.Plan('answer it', '', 'search')
+  judged = modules.WorldVerifier().judge(_view(), plan, entry)
+  assert asyncio.run(judged) == (False, '')

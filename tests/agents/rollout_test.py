@@ -202,8 +202,10 @@ def test_every_end_has_its_status_and_reward(status, agent):
 def test_every_status_is_reached_above():
   (mark,) = test_every_end_has_its_status_and_reward.pytestmark
   reached = {case[0] for case in mark.args[1]}
-  # Whoever ends a step early gives this one (tests/rollouts/collect_test.py).
-  assert reached == set(Status) - {Status.ABORTED_LATE}
+  # These are in tests/rollouts: a step that ends early, and worlds.
+  assert reached == set(Status) - {
+      Status.ABORTED_LATE, Status.REFUSED, Status.ENVIRONMENT_UNREACHABLE,
+  }
 
 
 def test_policy_failures_score_0_and_a_late_answer_is_scored():
@@ -649,10 +651,10 @@ def _faulty_agent() -> rollout.Agent:
     tool = rng.choice(names) if rng.random() < 0.5 else 'search'
     return f'Sub-Goal: {verb} Oslo\nContext: x\nTool Name: {tool}'
 
-  async def judge(task, answer):
+  async def judge(task, ending, verdict):
     if rng.random() < 0.1:
       raise rng.choice([_GONE, ValueError('judge')])
-    return await fakes.right(task, answer)
+    return await fakes.right(task, ending, verdict)
 
   rng = random.Random(0)
   return fakes.make_agent(

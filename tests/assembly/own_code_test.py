@@ -207,7 +207,9 @@ def _judged(reply, answer='It is Oslo.'):
 
     async def main():
       try:
-        return await made(_TASK, answer)
+        return await made(
+            _TASK, records.Ending(records.Status.ANSWERED, answer)
+        )
       finally:
         await clients[0].aclose()
 

@@ -3,9 +3,10 @@ import random
 from agentflow_jax import records
 from agentflow_jax.agents import memory, modules, plan, references
 from agentflow_jax.agents.tools import base
-from agentflow_jax.assembly import scripted_planners
+from agentflow_jax.assembly import call_solutions, geohop_solutions, scripted_planners
 from agentflow_jax.config import schema
 from agentflow_jax.data import geohop_questions
+from tests.agents.environments import toy_world
 
 _CARDS = tuple(
     base.Card(n, '', (base.Argument('x', ''),)) for n in ('search', 'python')
@@ -29,8 +30,11 @@ def _view(*entries):
   return modules.View('t', state, _CARDS, key)
 
 
-def _plan(script, view, steps=_STEPS, seed=0):
-  text = script(view, steps, random.Random(seed))
+_SOLUTION = geohop_solutions.GeohopSolution(_STEPS)
+
+
+def _plan(script, view, solution=_SOLUTION, seed=0):
+  text = script(view, solution, random.Random(seed))
   return plan.parse(text, ('search', 'python'))
 
 
@@ -56,7 +60,7 @@ def test_a_failed_or_wrong_step_is_not_done():
       ('search', 'find capital', '#2', 'Paris', False),
       ('python', 'find capital', '#1', 'Paris', False),
   ):
-    step, is_last = scripted_planners.next_step(_view(wrong), _STEPS)
+    step, is_last = geohop_solutions.next_step(_view(wrong), _STEPS)
     assert step == _STEPS[0] and not is_last
 
 
@@ -91,4 +95,66 @@ def test_the_random_planner_is_uniform_over_tools_and_mentions():
 
 
 def test_the_empty_planner_says_nothing():
-  assert scripted_planners.empty(_view(), _STEPS, random.Random(0)) == ''
+  assert scripted_planners.empty(_view(), _SOLUTION, random.Random(0)) == ''
+
+
+_CALLS = call_solutions.parse("""[
+  {"tool": "find", "arguments": {"name": "red cup"}},
+  {"tool": "move", "arguments": {"thing": "T1", "shelf": "S2"}},
+  {"tool": "finish", "arguments": {"summary": "done"}}
+]""")
+
+
+def _world_view(*entries):
+  known = references.Gazetteer(['red cup'], r'[ST]\d+')
+  state = memory.start('Move the red cup to S2.', '', known)
+  for tool, context, result, failed in entries:
+    marked, state = state.mark(result)
+    state = state.append(memory.Entry(tool, 'do', context, marked, failed=failed))
+  key = records.RequestKey(0, records.Purpose.TRAIN, 0, 't', 0)
+  cards = tuple(action.card for action in toy_world.ACTIONS)
+  return modules.View('t', state, cards, key)
+
+
+def _call(script, view, seed=0):
+  text = script(view, _CALLS, random.Random(seed))
+  found = plan.parse(text, [card.name for card in view.cards])
+  assert found.sub_goal == 'do'
+  return found.tool, found.context
+
+
+def test_the_oracle_makes_the_calls_of_a_world_in_turn():
+  found = ('find', 'name=#1', 'T1 on S1', False)
+  moved = ('move', 'thing=#3; shelf=#2', 'T1 is on S2 now', False)
+  oracle = scripted_planners.oracle
+  assert _call(oracle, _world_view()) == ('find', 'name=#1')
+  assert _call(oracle, _world_view(found)) == ('move', 'thing=#3; shelf=#2')
+  assert _call(oracle, _world_view(found, moved)) == ('finish', 'summary=done')
+  failed = (*moved[:3], True)
+  assert _call(oracle, _world_view(found, failed)) == ('move', 'thing=#3; shelf=#2')
+
+
+def test_a_teacher_of_a_world_errs_as_often_as_configured():
+  perfect = scripted_planners.make_teacher(schema.TeacherConfig(0, 0, 0, 0, 0, 0))
+  view = _world_view(('find', 'name=#1', 'T1 on S1', False))
+  right = _call(scripted_planners.oracle, view)
+  assert {_call(perfect, view, s) for s in range(20)} == {right}
+  for errors, low, high in (
+      # A uniform tool is the right one in a fifth of the draws, with arguments that
+      # are right in (1/4)^2 of these.
+      ({'wrong_tool': 0.5}, 0.5, 0.5 + 0.5 / 80),
+      ({'early_answer': 0.4}, 0.6, 0.6),
+      # Each of two arguments is drawn with 0.2, and then right in 1 of 4 draws.
+      ({'wrong_reference': 0.2}, 0.85**2, 0.85**2),
+  ):
+    teacher = scripted_planners.make_teacher(schema.TeacherConfig(
+        0, 0, 0, **({'wrong_reference': 0, 'early_answer': 0, 'late_answer': 0} | errors)
+    ))
+    share = sum(_call(teacher, view, s) == right for s in range(4000)) / 4000
+    assert low - 0.024 < share < high + 0.024, errors
+
+
+def test_a_uniform_planner_of_a_world_calls_every_tool():
+  calls = {_call(scripted_planners.uniform, _world_view(), s) for s in range(400)}
+  assert {tool for tool, _ in calls} == {a.name for a in toy_world.ACTIONS}
+  assert ('move', 'thing=#2; shelf=#1') in calls

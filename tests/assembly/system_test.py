@@ -86,6 +86,18 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
              'planner.directory': 'x', 'agent.endpoint.base_url': 'http://x'},
             'planner.thinking is set, and nothing in this config reads it',
         ),
+        ({'task_set.kind': 'desk'}, 'set agent.environment.kind=desk'),
+        ({'agent.environment.kind': 'desk'}, 'set task_set.kind=desk'),
+        ({'agent.verifier.backend': 'world'}, 'is for tasks in worlds'),
+        ({'agent.analyst.backend': 'oracle'}, 'is for tasks in worlds'),
+        ({'agent.generator.backend': 'world'}, 'is not one of'),
+        ({'agent.verifier.backend': 'fields'}, 'is not one of'),
+        ({'agent.executor.backend': 'oracle'}, 'is not one of'),
+        ({'task_set.tier': 'plain'}, 'task_set.tier is set, and nothing'),
+        (
+            {'agent.environment.judge.preset': 'openai'},
+            'agent.environment.judge is set, and nothing',
+        ),
         ({'task_set.train': 'x.jsonl'}, 'nothing in this config reads it'),
         ({'task_set.reward': 'f1'}, 'nothing in this config reads it'),
         (
@@ -99,6 +111,16 @@ def test_what_cannot_work_or_is_not_read_is_refused(overrides, message):
   with pytest.raises(schema.ConfigError) as error:
     consistency.check(config)
   assert message in str(error.value)
+
+
+def test_showing_the_plan_of_a_task_is_for_evaluations():
+  config = overrides_lib.override(
+      schema.load_config('experiments/desk_warm_start.py'),
+      [('agent.analyst.backend', 'oracle')],
+  )
+  consistency.check(config)
+  with pytest.raises(schema.ConfigError, match='for the command evaluate'):
+    consistency.check_trains(config)
 
 
 def test_truncation_is_taken_where_sets_are_recorded_or_nothing_needs_them():
@@ -127,7 +149,7 @@ def test_a_warm_start_needs_tasks_that_can_teach(tmp_path):
   config = dataclasses.replace(
       config, task_set=schema.TaskSetConfig(kind='benchmark', evaluation='x')
   )
-  with pytest.raises(schema.ConfigError, match='must be geohop or jsonl'):
+  with pytest.raises(schema.ConfigError, match='must be geohop, desk or jsonl'):
     consistency.check(config)
 
 

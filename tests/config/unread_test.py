@@ -7,6 +7,7 @@ from tests.config import mini
 
 _QUICKSTART = str(mini.ROOT / 'experiments' / 'quickstart.py')
 _WARM = str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
+_DESK_WARM = str(mini.ROOT / 'experiments' / 'desk_warm_start.py')
 
 
 def _check(path, *pairs):
@@ -19,6 +20,10 @@ def _check(path, *pairs):
     [
         (_QUICKSTART, [('sft.traces', '5')]),
         (_QUICKSTART, [('teacher.wrong_what', '0.1')]),
+        (_WARM, [('teacher.wrong_tool', '0.1')]),
+        (_DESK_WARM, [('teacher.wrong_what', '0.1')]),
+        (_QUICKSTART, [('agent.rollout.verify_seconds', '5')]),
+        (_DESK_WARM, [('agent.executor_templates', '{"finish": "x"}')]),
         (_WARM, [('flow_grpo.kl_coef', '0')]),
         (_WARM, [('train.group_size', '4')]),
         (_WARM, [('train.max_logprob_gap', '1')]),
@@ -80,6 +85,9 @@ def test_an_idle_flag_is_named(path, pairs):
     'path, pairs',
     [
         (_WARM, [('sft.traces', '5'), ('teacher.wrong_what', '0.1')]),
+        (_DESK_WARM, [
+            ('teacher.wrong_tool', '0.1'), ('agent.rollout.verify_seconds', '5'),
+        ]),
         (_WARM, [('planner.vocab_size', '500'), ('train.steps', '3')]),
         (_QUICKSTART, [('flow_grpo.kl_coef', '0'), ('train.group_size', '4')]),
         (

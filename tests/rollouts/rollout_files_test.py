@@ -183,3 +183,66 @@ def test_the_digest_ignores_times_and_nothing_else(tmp_path):
   assert digest(group) == digest(changed(turns=turns))
   assert digest(group) != digest(changed(reward=0.25))
   assert digest(group) != digest(changed(turns=group.trajectories[0].turns[:2]))
+
+
+def _group_in_a_world():
+  world = records.World(
+      'toy', {'seed': 'a', 'changes': [{'key': [1, 'x'], 'set': None}]}, 'Be kind.',
+      ('find', 'move'),
+      (records.Check('c', 'ending', {'ended': 'refuse', 'rule': ['late']}),),
+      'find, then move', False,
+  )
+  task = records.Task('t/2', 'Move it.', (), 'checks', {}, world)
+  call = records.ToolCall('move', {'thing': 'T1'})
+  inner = (
+      (call, records.ToolResult('moved')),
+      (call, records.ToolResult('again', records.ToolErrorKind.ARGUMENTS)),
+  )
+  done = records.Trajectory(
+      't/2', 0, records.Status.REFUSED,
+      (_turn(
+          (1,), call=records.ToolCall('code', {'text': 'move()'}),
+          result=records.ToolResult('ran', inner=inner),
+      ),),
+      reward=0.75,
+      score=records.Score({
+          'success': records.Term(1.0), 'calls': records.Term(-2.5, 0.1)
+      }),
+      verdict=records.Verdict(
+          (records.CheckResult('c', 'ending', True, 'ended by refuse'),
+           records.CheckResult('d', 'state', None, 'no gym', True)),
+          ('thing/T1: shelf "S1" -> "S2"',), ('thing/T1: shelf "S1" -> "S2"',),
+      ),
+      digest='ab' * 32,
+  )
+  return records.Group(task, (done,))
+
+
+def test_worlds_verdicts_and_scores_read_back(tmp_path):
+  path = epath.Path(tmp_path / 'x.jsonl.zst')
+  rollout_files.write(path, [_group_in_a_world(), _group()])
+  assert rollout_files.read(path) == [_group_in_a_world(), _group()]
+
+
+def test_schema_1_is_read():
+  """Its rewards with parts had terms of weight 1, and nothing had a world."""
+  group = _group()
+  lines = zstandard.ZstdDecompressor().decompress(
+      rollout_files.to_bytes([group])
+  ).decode('utf-8', 'surrogatepass').split('\n')
+  assert lines[0] == '{"schema":2}' and '"reward":0.5,' in lines[2]
+  assert not any(name in line for line in lines for name in (
+      'world', 'score', 'inner', 'digest'
+  )), 'what few rollouts have is not written where it is not'
+  lines[0] = '{"schema":1}'
+  lines[2] = lines[2].replace(
+      '"reward":0.5,', '"reward":0.5,"reward_parts":{"b":0.25,"a":0.25},'
+  )
+  text = '\n'.join(lines).encode('utf-8', 'surrogatepass')
+  (found,) = rollout_files.from_bytes(zstandard.ZstdCompressor().compress(text), 'x')
+  first = found.trajectories[0]
+  assert first.score == records.Score(
+      {'a': records.Term(0.25), 'b': records.Term(0.25)}
+  )
+  assert first.score.reward == first.reward
+  assert dataclasses.replace(first, score=None) == group.trajectories[0]

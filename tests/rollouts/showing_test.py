@@ -37,7 +37,9 @@ def _group(task_id):
               modules=(records.ModuleCall('verifier', 'stop'),),
           ),
       ),
-      answer='42', reward=1.0, reward_parts={'form': 0.25, 'answer': 0.75},
+      answer='42', reward=1.0, score=records.Score(
+          {'form': records.Term(0.5, 0.5), 'answer': records.Term(0.75)}
+      ),
   )
   bad = records.Trajectory(
       task_id, 1, records.Status.PROMPT_TOO_LONG, (), reward=0.0, detail='300 tokens'

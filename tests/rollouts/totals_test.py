@@ -97,12 +97,17 @@ def test_a_step_of_several_sources_says_what_each_came_to():
   assert metrics['sources/math/reward'] == 0.0
 
 
+def _score(parts):
+  terms = {name: records.Term(2 * value, 0.5) for name, value in parts.items()}
+  return records.Score(terms) if parts else None
+
+
 def test_parts_of_rewards_are_means_over_all_scored_rollouts():
   """So that they add up to the mean reward."""
   task = records.Task('t', 'q', ('a',), 'r')
   ended = records.Status
   rollouts = [
-      records.Trajectory('t', i, status, (), reward=reward, reward_parts=parts)
+      records.Trajectory('t', i, status, (), reward=reward, score=_score(parts))
       for i, (status, reward, parts) in enumerate([
           (ended.ANSWERED, 1.25, {'right': 1.0, 'brief': 0.25}),
           (ended.ANSWERED, 0.0, {'right': 0.0}),

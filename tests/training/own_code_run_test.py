@@ -36,10 +36,10 @@ def test_its_rewards_are_the_sums_of_named_parts(made):
   for file in sorted((workdir / 'rollouts').iterdir()):
     for group in rollout_files.read(epath.Path(file)):
       for rollout in group.trajectories:
-        if rollout.reward_parts:
-          parts.append(rollout.reward_parts)
+        if rollout.score is not None:
+          parts.append({k: t.value for k, t in rollout.score.terms.items()})
           assert rollout.reward == sum(
-              rollout.reward_parts[name] for name in sorted(rollout.reward_parts)
+              parts[-1][name] for name in sorted(parts[-1])
           )
   assert parts and {name for one in parts for name in one} == {'right', 'brief'}
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()

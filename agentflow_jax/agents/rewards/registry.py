@@ -31,6 +31,8 @@ class Reward:
       reward needs (no answer, an answer of the wrong kind). For the start of
       a run; scoring a task that fails it raises the same.
     close: releases processes; awaited once, at the end.
+    of_world: function from a verdict to the reward, for a reward that reads the
+      checks of a world instead of the answer; None for one that reads the answer.
   """
 
   name: str
@@ -39,6 +41,7 @@ class Reward:
   ]
   check: Callable[[records.Task], None]
   close: Callable[[], Awaitable[None]] | None = None
+  of_world: Callable[[records.Verdict], float] | None = None
 
   async def __call__(
       self, task: records.Task, answer: str
@@ -129,6 +132,25 @@ def _reward_of_task(
   return Reward(name, score, checked)
 
 
+def _check_world(task: records.Task) -> None:
+  if task.world is None or not task.world.checks:
+    raise ValueError(
+        f'task {task.id!r}: reward {task.reward!r} needs a world with checks'
+    )
+
+
+def _checks() -> Reward:
+  """Makes the reward 1 of a rollout that passes all checks of its world."""
+
+  async def score(task: records.Task, answer: str) -> float:
+    del answer
+    raise ValueError(f'task {task.id!r}: checks were not made')
+
+  return Reward(
+      'checks', score, _check_world, of_world=lambda verdict: float(verdict.success)
+  )
+
+
 _MAKERS: dict[str, Callable[[], Reward]] = {
     'exact_match': lambda: _reward_from(
         'exact_match', text.exact_match, check_answers
@@ -151,6 +173,7 @@ _MAKERS: dict[str, Callable[[], Reward]] = {
     'choice': lambda: _reward_of_task(
         'choice', choice.choice, choice.gold_label
     ),
+    'checks': _checks,
     'game24': lambda: _reward_of_task('game24', game24.game24, game24.given),
 }
 
@@ -202,9 +225,26 @@ class Rewards:
     self._find(task).check(task)
 
   async def __call__(
-      self, task: records.Task, answer: str
-  ) -> float | Mapping[str, float]:
-    return await self._find(task)(task, answer)
+      self,
+      task: records.Task,
+      ending: records.Ending,
+      verdict: records.Verdict | None = None,
+  ) -> float | records.Score:
+    """Returns the reward of a rollout.
+
+    Args:
+      task: task of the rollout.
+      ending: what the rollout came to.
+      verdict: results of the checks of the task's world; None without a world.
+    """
+    reward = self._find(task)
+    if reward.of_world is not None and verdict is not None:
+      reward.check(task)
+      return reward.of_world(verdict)
+    found = await reward(task, ending.answer)
+    if not isinstance(found, Mapping):
+      return found
+    return records.Score({k: records.Term(float(v)) for k, v in found.items()})
 
   def _find(self, task: records.Task) -> Reward:
     if task.reward not in self._rewards:

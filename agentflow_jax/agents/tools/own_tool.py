@@ -65,12 +65,16 @@ def make(path: str, name: str, *, seconds: float, processes: int) -> base.Tool:
   )
 
 
-def card_of(function: Callable[..., Any], name: str) -> base.Card:
+def card_of(
+    function: Callable[..., Any], name: str, bound: int = 0
+) -> base.Card:
   """Returns the card of a function.
 
   Args:
     function: function with a docstring and annotations.
     name: name of the tool.
+    bound: number of leading parameters that a call does not give, such as the state
+      that a tool of a world acts on.
 
   Raises:
     ValueError: the docstring or an annotation is missing, or an annotation is not
@@ -89,7 +93,7 @@ def card_of(function: Callable[..., Any], name: str) -> base.Card:
     raise ValueError(f'{name}: an annotation cannot be resolved: {e}') from e
   described = {p.arg_name: p.description or '' for p in docs.params}
   arguments = []
-  for parameter in inspect.signature(function).parameters.values():
+  for parameter in list(inspect.signature(function).parameters.values())[bound:]:
     where = f'{name}: the argument {parameter.name!r}'
     if parameter.kind not in (
         parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY

@@ -403,7 +403,9 @@ def _score():
       short = reward == 'short_answer'
       golds = tuple(golds.split('|')) if short else (golds,)
       task = records.Task('t', query, golds, reward)
-      return runner.run(rewards(task, answer))
+      return runner.run(
+          rewards(task, records.Ending(records.Status.ANSWERED, answer))
+      )
 
     yield score
     runner.run(rewards.aclose())
@@ -430,7 +432,8 @@ def test_known_limits_are_as_stated(score, reward, golds, answer, ruled):
 
 
 def test_the_tables_are_whole():
-  assert set(TABLES) == set(registry.names())
+  # 'checks' reads no answer.
+  assert set(TABLES) == set(registry.names()) - {'checks'}
   rows = [(n, *row[:2]) for n, table in TABLES.items() for row in table]
   assert len(rows) == len(set(rows)) >= 130
   for table in TABLES.values():

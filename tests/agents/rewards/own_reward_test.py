@@ -131,7 +131,7 @@ def test_a_rollout_has_the_status_and_the_parts(path, name, status, reward):
   done = asyncio.run(main())
   assert done.status is status and done.reward == reward
   if name == 'facts':
-    assert list(done.reward_parts) == ['a', 'hops', 'query']
-    assert sum(done.reward_parts.values()) == done.reward
+    assert list(done.score.terms) == ['a', 'hops', 'query']
+    assert sum(t.value for t in done.score.terms.values()) == done.reward
   else:
-    assert done.reward_parts == {}
+    assert done.score is None

@@ -20,6 +20,10 @@ def task(reward, answers, query='q'):
   return records.Task('t', query, tuple(answers), reward)
 
 
+def _ending(answer):
+  return records.Ending(records.Status.ANSWERED, answer)
+
+
 def score(reward, answers, answer, query='q'):
   async def run():
     found = registry.get(reward)
@@ -56,7 +60,7 @@ def test_every_reward_reads_what_stands_behind_the_thoughts(
 
 def test_the_names():
   assert registry.names() == (
-      'choice', 'contains', 'exact_match', 'exact_number', 'f1', 'game24',
+      'checks', 'choice', 'contains', 'exact_match', 'exact_number', 'f1', 'game24',
       'match_or_number', 'number', 'short_answer', 'symbolic',
   )
   # What is used in other files by name says the name back.
@@ -137,10 +141,10 @@ def test_rewards_pick_by_the_tasks_name():
     with pytest.raises(ValueError, match='number'):
       rewards.check(task('number', ['many']))
     with pytest.raises(ValueError, match='this run has'):
-      await rewards(task('f1', ['5']), '5')
+      await rewards(task('f1', ['5']), _ending('5'))
     found = [
-        await rewards(task('number', ['5']), '5.0 km'),
-        await rewards(task('exact_match', ['5']), '5.0 km'),
+        await rewards(task('number', ['5']), _ending('5.0 km')),
+        await rewards(task('exact_match', ['5']), _ending('5.0 km')),
     ]
     await rewards.aclose()
     return found
@@ -164,7 +168,7 @@ def test_closing_ends_the_symbolic_child():
 
   async def run():
     rewards = registry.Rewards(['symbolic', 'f1'])
-    assert await rewards(task('symbolic', ['1/2']), '0.5') == 1
+    assert await rewards(task('symbolic', ['1/2']), _ending('0.5')) == 1
     assert made[0].pid is not None
     await rewards.aclose()
     assert made[0].pid is None
@@ -225,14 +229,14 @@ def test_benchmark_answers_score_against_themselves_only(name, reward, chance):
 
   async def run():
     rewards = registry.Rewards([reward])
-    right = [await rewards(t, a) for t in tasks for a in t.answers]
+    right = [await rewards(t, _ending(a)) for t in tasks for a in t.answers]
     # Spelt otherwise, so that equal text is not all that is recognised.
     said = [f'<answer> {t.answers[0]}. </answer>' for t in tasks]
-    framed = [await rewards(t, s) for t, s in zip(tasks, said, strict=True)]
+    framed = [await rewards(t, _ending(s)) for t, s in zip(tasks, said, strict=True)]
     others = list(tasks)
     random.Random(0).shuffle(others)
     wrong = [
-        await rewards(t, o.answers[0])
+        await rewards(t, _ending(o.answers[0]))
         for t, o in zip(tasks, others, strict=True)
         if t.id != o.id
     ]
@@ -264,3 +268,19 @@ def test_medqa_letters_and_positions():
   # Every question has one right letter, and no letter is right always.
   assert sum(totals.values()) == len(tasks)
   assert max(totals.values()) < 0.5 * len(tasks)
+
+
+def test_the_reward_of_checks_reads_the_verdict_and_not_the_answer():
+  rewards = registry.Rewards(['checks'])
+  world = records.World('w', {}, checks=(records.Check('a', 'ending', {}),))
+  asked = records.Task('t', 'q', (), 'checks', world=world)
+  rewards.check(asked)
+  with pytest.raises(ValueError, match="'t'.*needs a world with checks"):
+    rewards.check(task('checks', ['5']))
+
+  async def score(*passed):
+    results = tuple(records.CheckResult('a', 'ending', p) for p in passed)
+    return await rewards(asked, _ending('5'), records.Verdict(results))
+
+  found = [asyncio.run(score(*p)) for p in ((True,), (True, True), (True, False), ())]
+  assert found == [1.0, 1.0, 0.0, 0.0]

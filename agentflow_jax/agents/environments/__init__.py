@@ -1,0 +1,1 @@
+"""Environments: worlds with state, in which a rollout acts."""

@@ -1,0 +1,1 @@
+"""The bundled domain: a desk that lends and repairs equipment."""

@@ -1,0 +1,348 @@
+"""Environments whose worlds are SQLite databases in memory."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.agents.environments import answer_judge, base, checks
+from agentflow_jax.agents.environments.sqlite import database, differences, seeds
+from agentflow_jax.agents.tools import base as tools_base, own_tool
+from agentflow_jax.files import reading
+
+_STATE = b'sqlite episode 1\n'
+# Worlds whose pages are kept: a group's rollouts, and those of others meanwhile.
+_KEPT = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+  """A tool of a world.
+
+  Attributes:
+    function: function of the database and of the call's arguments, which returns
+      the text for the model. Its name, docstring and annotations are the tool's
+      card, see tools.own_tool. Its queries say ORDER BY wherever they may find more
+      than one row. It raises tools.base.BadArguments for what the model has to do
+      differently; what it wrote is then taken back.
+    ends: how a call that succeeds ends the episode; '' where it goes on.
+  """
+
+  function: Callable[..., str]
+  ends: base.Ended = ''
+
+  @property
+  def name(self) -> str:
+    return self.function.__name__
+
+  @functools.cached_property
+  def card(self) -> tools_base.Card:
+    """The card that the modules read."""
+    return own_tool.card_of(self.function, self.name, bound=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SqliteEnvironment:
+  """Opens worlds in databases.
+
+  The state of a world is {"seed": name of a seed, "sha256": digest of its rows,
+  "changes": list of changed rows, see Seed.changed}; changes may be missing.
+
+  Attributes:
+    name: name that worlds refer to.
+    version: version of the tools: a result depends on it.
+    actions: tools, in the order in which they are shown.
+    seed_of: function from the name of a seed to the seed; raises SeedError.
+    names_of: function from a seed to the names that plans may refer to by number.
+    keys: regular expression of keys and dates, see Brief.
+    judge: judge of 'response' checks; None where no task has one.
+    capacity: see Environment.
+  """
+
+  name: str
+  version: str
+  actions: Sequence[Action]
+  seed_of: Callable[[str], seeds.Seed]
+  names_of: Callable[[seeds.Seed], tuple[str, ...]] = lambda seed: ()
+  keys: str = ''
+  judge: answer_judge.AnswerJudge | None = None
+  capacity: int | None = None
+
+  def __post_init__(self):
+    for name, function in (('_start', self._changed), ('_names', self._named)):
+      object.__setattr__(self, name, functools.lru_cache(_KEPT)(function))
+    object.__setattr__(self, '_holds', {})  # Task id -> (world, what holds).
+
+  def check(self, task: records.Task) -> list[str]:
+    """See Environment.check."""
+    world = task.world
+    try:
+      checks.validate_world(world)
+      unknown = sorted(set(world.tools) - {a.name for a in self.actions})
+      if unknown:
+        raise ValueError(
+            f'{self.name} has no tool {unknown[0]!r}; it has'
+            f' {", ".join(a.name for a in self.actions)}'
+        )
+      holds = self.holds_at_start(task)
+      for check in world.checks:
+        if check.kind == 'response' and self.judge is None:
+          raise ValueError(
+              f'check {check.name!r} of kind "response" needs a judge: set'
+              ' agent.environment.judge'
+          )
+        if check.kind == 'reward':
+          raise ValueError(
+              f'check {check.name!r}: {self.name} returns no reward of its own'
+          )
+    except (ValueError, base.Unreachable) as e:
+      raise ValueError(f'task {task.id!r}: {e}') from e
+    return [
+        f'task {task.id!r}: check {check.name!r} holds before anything is done'
+        for check, passed in zip(world.checks, holds)
+        if passed and world.feasible is not False
+        and check.kind in ('state', 'calls')
+    ]
+
+  async def open(
+      self,
+      task: records.Task,
+      key: records.RequestKey,
+      state: bytes | None = None,
+  ) -> base.Episode:
+    """See Environment.open."""
+    return _Episode(self, task, key, state)
+
+  async def close(self) -> None:
+    """See Environment.close."""
+
+  def start_of(self, world: records.World) -> seeds.Seed:
+    """Returns the state in which a world starts.
+
+    Raises:
+      ValueError: there is no such seed, its rows are not those that the task was
+        made with, or the changes do not fit it.
+    """
+    state = world.state
+    changes = json.dumps(state.get('changes', []))
+    start = self._start(state.get('seed', ''), changes)  # pylint: disable=no-member
+    wanted = state.get('sha256')
+    found = (start.origin or start).sha256
+    if wanted != found:
+      raise ValueError(
+          f'the seed {state.get("seed")!r} has the sha256 {found}, and the task was'
+          f' made with {wanted}: make the tasks again, or restore the seed'
+      )
+    return start
+
+  def _changed(self, name: str, changes: str) -> seeds.Seed:
+    seed, changed = self.seed_of(name), json.loads(changes)
+    return seed.changed(changed) if changed else seed
+
+  def names(self, world: records.World) -> tuple[str, ...]:
+    """Returns the names of a world's people and things."""
+    return self._names(world.state['seed'])  # pylint: disable=no-member
+
+  def _named(self, name: str) -> tuple[str, ...]:
+    return tuple(self.names_of(self.seed_of(name)))
+
+  def holds_at_start(self, task: records.Task) -> tuple[bool, ...]:
+    """Says of each check of a task's world whether it holds before anything is done."""
+    world, known = self._holds.get(task.id, (None, ()))  # pylint: disable=no-member
+    if world == task.world:
+      return known
+    nothing = records.Ending(records.Status.OUT_OF_TURNS)
+    found = []
+    with _opened(self.start_of(task.world).pages) as seed:
+      for check in task.world.checks:
+        if check.kind == 'state':
+          found.append(bool(_queried(check, seed).passed))
+        elif check.kind == 'calls':
+          found.append(bool(checks.of_calls(check, nothing).passed))
+        else:
+          found.append(check.kind == 'unchanged')
+    self._holds[task.id] = task.world, tuple(found)  # pylint: disable=no-member
+    return tuple(found)
+
+
+class _Episode:
+  """One open world, see base.Episode."""
+
+  def __init__(self, environment, task, key, state):
+    self._environment, self._task, self._key = environment, task, key
+    self._known = None  # What differs, and after how many writes.
+    self._start = environment.start_of(task.world)
+    self.ended = ''
+    pages, everything = self._start.pages, False
+    if state is not None:
+      ended, pages = _read_state(state)
+      self.ended, everything = ended, True
+    self._database = database.Database(pages)
+    if everything:  # Which tables were written before is not known.
+      self._database.written.update(t.name for t in self._start.tables)
+    world = task.world
+    self.brief = base.Brief(
+        world.policy, environment.names(world), environment.keys,
+        str(world.state.get('date', '')),
+    )
+    actions = {a.name: a for a in environment.actions}
+    self.tools = {
+        name: tools_base.Tool(
+            actions[name].card, functools.partial(self._call, actions[name]),
+            # Work is bounded by steps; time runs out only where a tool is broken.
+            timeout=60.0, version=environment.version,
+        )
+        for name in world.tools or actions
+    }
+
+  async def verify(self, ending: records.Ending) -> records.Verdict:
+    """See Episode.verify."""
+    changes, violations = sorted(
+        change for table, found in self._differences()
+        for change in differences.in_words(table, found)
+    ), set()
+    world, results = self._task.world, []
+    with _opened(self._database.pages()) as final:
+      for check in world.checks:
+        if check.kind == 'state':
+          result = _queried(check, final)
+        elif check.kind == 'calls':
+          result = checks.of_calls(check, ending)
+        elif check.kind == 'ending':
+          result = checks.of_ending(check, ending)
+        elif check.kind == 'unchanged':
+          result, found = checks.of_changes(check, changes)
+          violations.update(map(str, found))
+        else:
+          result = await self._rated(check, final, ending.answer)
+        results.append(result)
+    holds = self._environment.holds_at_start(self._task)
+    return records.Verdict(
+        tuple(
+            dataclasses.replace(r, vacuous=h) for r, h in zip(results, holds)
+        ),
+        tuple(map(str, changes)),
+        tuple(sorted(violations)),
+    )
+
+  async def digest(self) -> str:
+    """See Episode.digest."""
+    return differences.digest(self._start, [
+        (table.name, pair) for table, found in self._differences() for pair in found
+    ])
+
+  def state(self) -> bytes:
+    """See Episode.state."""
+    return _STATE + self.ended.encode() + b'\n' + self._database.pages()
+
+  async def close(self) -> None:
+    """See Episode.close."""
+    self._database.close()
+
+  def _written(self) -> list[str]:
+    """Returns the tables that may differ from the start."""
+    written = self._database.written
+    if written and self._start.spreads:
+      return [t.name for t in self._start.tables]
+    return sorted(written)
+
+  def _differences(self) -> list[tuple[seeds.Table, list[differences.Pair]]]:
+    """Returns the rows that differ from the start, by table."""
+    changes = self._database.changes
+    if self._known is None or self._known[0] != changes:
+      tables = {t.name: t for t in self._start.tables}
+      found = [
+          (tables[name], differences.pairs(
+              tables[name], self._start.rows[name], self._database.table(name)
+          ))
+          for name in self._written()
+      ]
+      self._known = changes, found
+    return self._known[1]
+
+  async def _call(self, action: Action, arguments: Mapping[str, Any]) -> str:
+    if self.ended:
+      raise tools_base.BadArguments('the episode has ended')
+    try:
+      with self._database.call():
+        said = action.function(self._database, **arguments)
+    except database.Refused as e:
+      raise tools_base.BadArguments(f'{action.name}: {e}') from e
+    self.ended = action.ends
+    return said
+
+  async def _rated(self, check, final, answer) -> records.CheckResult:
+    """Has an answer rated beside the result of the check's query."""
+    try:
+      facts = _result(check.spec['sql_query'], final)
+    except database.Refused as e:
+      return checks.failed(check, str(e))
+    rating = await self._environment.judge.rate(
+        check.spec['comparison_prompt'], json.dumps(facts, default=str), answer,
+        self._key,
+    )
+    return records.CheckResult(
+        check.name, check.kind, rating >= checks.minimum_rating(check),
+        f'rated {rating} of 10',
+    )
+
+
+@contextlib.contextmanager
+def _opened(pages: bytes) -> Iterator[database.Database]:
+  """Opens a database whose rows the body can only read."""
+  opened = database.Database(pages, read_only=True)
+  try:
+    yield opened
+  finally:
+    opened.close()
+
+
+def _queried(
+    check: records.Check, final: database.Database
+) -> records.CheckResult:
+  """Makes a 'state' check on a database."""
+  try:
+    return checks.compared(check, _result(check.spec['query'], final))
+  except database.Refused as e:  # Published so: an exception is a failed check.
+    return checks.failed(check, str(e))
+
+
+def _result(query: str, final: database.Database) -> Any:
+  """Returns the result of a query of a task file, as checks compare it."""
+  with final.call():
+    return checks.result_value(*final.described(query))
+
+
+def _read_state(state: bytes) -> tuple[base.Ended, bytes]:
+  """Reads what `_Episode.state` wrote; raises ValueError."""
+  ended, _, pages = state.removeprefix(_STATE).partition(b'\n')
+  if not state.startswith(_STATE):
+    raise ValueError('this is no state of an episode of a SQLite world')
+  return ended.decode(), pages
+
+
+def seeds_below(directory: str | os.PathLike[str]) -> Callable[[str], seeds.Seed]:
+  """Returns a function that reads DIRECTORY/NAME.json, each file once.
+
+  A file is {"schema": SQL, "rows": {table: list of rows}}.
+  """
+
+  @functools.lru_cache(None)
+  def read(name: str) -> seeds.Seed:
+    if not name or name != pathlib.PurePath(name).name or name.startswith('.'):
+      raise seeds.SeedError(f'{name!r} is no name of a seed')
+    path = epath.Path(directory) / f'{name}.json'
+    if not path.exists():
+      raise seeds.SeedError(f'there is no seed {path}')
+    with reading.boundary(path, seeds.SeedError):
+      said = reading.read_json(path)
+      return seeds.Seed.of(said['schema'], said['rows'])
+
+  return read

@@ -1,0 +1,145 @@
+"""Solutions of tasks in worlds: calls of tools, written as plans with fields."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Mapping, Sequence
+
+from agentflow_jax.agents import modules, plan as plan_lib
+from agentflow_jax.agents.tools import base
+from agentflow_jax.config import schema
+
+# What the sub-goal of every scripted plan says; the tool says the rest.
+_SUB_GOAL = 'do'
+# Text of an argument that no check reads.
+_FREE = 'done'
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """One call of a solution.
+
+  Attributes:
+    tool: name of the tool.
+    arguments: texts of the arguments by name, in order.
+  """
+
+  tool: str
+  arguments: Mapping[str, str]
+
+  @property
+  def context(self) -> str:
+    """The arguments as FieldExecutor reads them."""
+    return _fields(self.arguments)
+
+
+def parse(text: str) -> 'CallSolution':
+  """Returns the solution that a task's tag holds.
+
+  Args:
+    text: JSON list of {"tool": name, "arguments": {name: text}}, in order.
+  """
+  return CallSolution(tuple(Call(**one) for one in json.loads(text)))
+
+
+@dataclasses.dataclass(frozen=True)
+class CallSolution:
+  """The calls that solve a task.
+
+  Attributes:
+    calls: calls in order; the last one ends the episode.
+  """
+
+  calls: Sequence[Call]
+
+  def right(self, view: modules.View) -> str:
+    """See scripted_planners.Solution."""
+    call = self._next(view)
+    return _write(call.tool, _referred(view, call.arguments))
+
+  def noisy(
+      self, view: modules.View, rng: random.Random, errors: schema.TeacherConfig
+  ) -> str:
+    """See scripted_planners.Solution."""
+    call, endings = self._next(view), _endings(view.cards)
+    card = _card(view, call.tool)
+    if rng.random() < errors.wrong_tool:
+      card = rng.choice(view.cards)
+      return _write(card.name, _drawn(view, card, rng))
+    if call is not self.calls[-1] and rng.random() < errors.early_answer:
+      card = rng.choice(endings)
+      return _write(card.name, _drawn(view, card, rng))
+    if call is self.calls[-1] and rng.random() < errors.late_answer:
+      card = rng.choice([c for c in view.cards if c not in endings])
+      return _write(card.name, _drawn(view, card, rng))
+    arguments = {}
+    for name, value in _referred(view, call.arguments).items():
+      wrong = rng.random() < errors.wrong_reference
+      kind = next(a for a in card.arguments if a.name == name)
+      arguments[name] = _value(view, kind, rng) if wrong else value
+    return _write(call.tool, arguments)
+
+  def uniform(self, view: modules.View, rng: random.Random) -> str:
+    """See scripted_planners.Solution."""
+    card = rng.choice(view.cards)
+    return _write(card.name, _drawn(view, card, rng))
+
+  def _next(self, view: modules.View) -> Call:
+    """Returns the first call that memory does not hold yet; the last one else."""
+    resolve = view.memory.references.resolve
+    done = {
+        (e.tool, resolve(e.context)) for e in view.memory.entries if not e.failed
+    }
+    for call in self.calls:
+      if (call.tool, call.context) not in done:
+        return call
+    return self.calls[-1]
+
+
+def refusal(view: modules.View, rule: str, rng: random.Random) -> str:
+  """Returns a plan that declines the task by a rule, about a uniform mention."""
+  card = _card(view, 'refuse')
+  return _write(card.name, _drawn(view, card, rng) | {'rule': rule})
+
+
+def _endings(cards: Sequence[base.Card]) -> list[base.Card]:
+  return [c for c in cards if c.name in ('finish', 'refuse')]
+
+
+def _card(view: modules.View, tool: str) -> base.Card:
+  return next(c for c in view.cards if c.name == tool)
+
+
+def _referred(view: modules.View, arguments: Mapping[str, str]) -> dict[str, str]:
+  """Returns arguments with mentions as numbers; what is mentioned nowhere as text."""
+  mentions = view.memory.references.mentions
+  return {
+      name: f'#{mentions.index(value) + 1}' if value in mentions else value
+      for name, value in arguments.items()
+  }
+
+
+def _drawn(
+    view: modules.View, card: base.Card, rng: random.Random
+) -> dict[str, str]:
+  """Returns uniform arguments of a tool."""
+  return {a.name: _value(view, a, rng) for a in card.arguments if a.required}
+
+
+def _value(
+    view: modules.View, argument: base.Argument, rng: random.Random
+) -> str:
+  """Returns a uniform value: one that the card lists, or a mention."""
+  listed = argument.schema.said.get('enum') if argument.schema else None
+  if listed:
+    return str(rng.choice(listed))
+  mentions = view.memory.references.mentions
+  return f'#{rng.randrange(len(mentions)) + 1}' if mentions else _FREE
+
+
+def _fields(arguments: Mapping[str, str]) -> str:
+  return '; '.join(f'{name}={value}' for name, value in arguments.items())
+
+
+def _write(tool: str, arguments: Mapping[str, str]) -> str:
+  return plan_lib.Plan(_SUB_GOAL, _fields(arguments), tool).render()

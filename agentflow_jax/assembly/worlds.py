@@ -1,0 +1,135 @@
+"""Makes the environment of a run, which opens the worlds of its tasks."""
+
+import asyncio
+import dataclasses
+from concurrent import futures
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from agentflow_jax import records
+from agentflow_jax.agents import modules, recording as recording_lib
+from agentflow_jax.agents.environments import answer_judge, base
+from agentflow_jax.agents.environments.desk import environment as desk
+from agentflow_jax.agents.environments.sqlite import environment as sqlite
+from agentflow_jax.agents.tools import base as tools_base
+from agentflow_jax.assembly import call_solutions, endpoints, task_sets
+from agentflow_jax.config import schema
+
+# Warnings that are shown; the others are counted.
+_SHOWN = 3
+# Tasks whose solutions are played for the texts that a tokenizer is trained on.
+_PLAYED = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+  """What a tokenizer that is trained for a run should know of its worlds.
+
+  Attributes:
+    texts: policies, plans and results of tools.
+    symbols: texts that become one token each: names of tools and arguments.
+  """
+
+  texts: tuple[str, ...]
+  symbols: tuple[str, ...]
+
+
+def make(
+    config: schema.Config,
+    tasks: task_sets.TaskSet,
+    recording: recording_lib.Recording | None,
+    processes: int,
+    clients: list[Any],
+) -> base.Environment | None:
+  """Returns the environment of a config, with all tasks checked; None without one.
+
+  Args:
+    config: config of the run.
+    tasks: tasks of the run, each with a world where there is an environment.
+    recording: recording of the judge's ratings; None for none.
+    processes: number of processes that share limits of hosts.
+    clients: list that the judge's client is added to; its maker has to close it.
+
+  Raises:
+    ConfigError: a task cannot be opened or verified, or the environment cannot hold
+      as many episodes as there are concurrent rollouts; names the remedy.
+  """
+  settings = config.agent.environment
+  if not settings.kind:
+    return None
+  judge = None
+  if settings.judge.base_url or settings.judge.preset:
+    model = endpoints.connect(
+        settings.judge, 'agent.environment.judge', recording, processes
+    )
+    clients.append(model)
+    judge = answer_judge.AnswerJudge(model)
+  environment = desk.make(
+      sqlite.seeds_below(tasks.worlds), tier=config.task_set.tier, judge=judge
+  )
+  _check_capacity(environment, config)
+  _check(environment, (*tasks.train, *tasks.validation, *tasks.test))
+  return environment
+
+
+def _check_capacity(environment: base.Environment, config: schema.Config) -> None:
+  capacity, wanted = environment.capacity, config.train.concurrent_rollouts
+  if capacity is not None and capacity < wanted:
+    raise schema.ConfigError(
+        f'{environment.name} opens {capacity} episodes at once in a process, and'
+        f' train.concurrent_rollouts is {wanted}: rollouts would wait within their'
+        f' deadline; set train.concurrent_rollouts={capacity}'
+    )
+
+
+def _check(
+    environment: base.Environment, tasks: Sequence[records.Task]
+) -> None:
+  """Checks tasks and warns of what their checks do not tell apart."""
+  warnings = []
+  for task in {task.id: task for task in tasks}.values():
+    if task.world is None or task.world.environment != environment.name:
+      raise schema.ConfigError(
+          f'task {task.id!r} has no world of {environment.name!r}'
+      )
+    try:
+      warnings += environment.check(task)
+    except ValueError as e:
+      raise schema.ConfigError(str(e)) from e
+  for warning in warnings[:_SHOWN]:
+    logging.warning('%s', warning)
+  if len(warnings) > _SHOWN:
+    logging.warning('and %d more checks like these', len(warnings) - _SHOWN)
+
+
+def vocabulary(
+    environment: base.Environment, tasks: Sequence[records.Task]
+) -> Vocabulary:
+  """Plays the solutions of training tasks, and returns what is said there."""
+  with futures.ThreadPoolExecutor(1) as pool:  # A loop may be running here.
+    return pool.submit(asyncio.run, _vocabulary(environment, tasks)).result()
+
+
+async def _vocabulary(environment, tasks) -> Vocabulary:
+  texts, executor = [], modules.FieldExecutor()
+  symbols: dict[str, None] = {}
+  for task in [t for t in tasks if 'solution' in t.tags][:_PLAYED]:
+    key = records.RequestKey(0, records.Purpose.SFT, 0, task.id, 0)
+    episode = await environment.open(task, key)
+    for name, tool in episode.tools.items():
+      symbols |= dict.fromkeys([name, *(f'{a.name}=' for a in tool.card.arguments)])
+    texts.append(task.world.policy)
+    for call in call_solutions.parse(task.tags['solution']).calls:
+      try:
+        tool = episode.tools[call.tool]
+        made, _ = await executor.command(None, call, tool.card)
+        said = await tool.call(
+            tools_base.check_arguments(tool.card, made.arguments)
+        )
+      except tools_base.BadArguments as e:
+        said = str(e)
+      texts.append(f'{call.tool}: do; {call.context} -> {said}')
+    await episode.close()
+  return Vocabulary(tuple(texts), tuple(symbols))
