@@ -20,7 +20,7 @@ def get_config() -> c.Config:
           model=c.ModelConfig(
               vocab_size=1024,  # Replaced by the tokenizer's.
               d_model=128,
-              n_layers=3,
+              n_layers=2,
               n_heads=4,
               n_kv_heads=2,
               head_dim=32,
@@ -28,6 +28,7 @@ def get_config() -> c.Config:
               max_positions=640,
               # Bounded attention scores amplify rounding less.
               qk_norm=True,
+              attention='blocks',
           ),
           vocab_size=1024,
           sampling=c.SamplingSpec(temperature=1.0, max_new_tokens=32),
@@ -68,13 +69,14 @@ def get_config() -> c.Config:
           search_instead=0.0,
           python_instead=0.0,
           wrong_what=0.0,
-          wrong_tool=0.1,
+          wrong_tool=0.05,
           wrong_reference=0.1,
-          early_answer=0.1,
+          early_answer=0.15,
           late_answer=0.1,
+          wrong_way=0.6,
       ),
       sft=c.SftConfig(
-          traces=6000, rows_per_step=128, loss=c.SftLossConfig(z_loss=1e-2)
+          traces=6000, rollouts_per_step=32, loss=c.SftLossConfig(z_loss=1e-2)
       ),
       evaluation=c.EvaluationConfig(every=100, controls=False),
   )

@@ -33,13 +33,16 @@ class Call:
     return _fields(self.arguments)
 
 
-def parse(text: str) -> 'CallSolution':
-  """Returns the solution that a task's tag holds.
+def parse(text: str, tempting: str = '[]') -> 'CallSolution':
+  """Returns the solution that a task's tags hold.
 
   Args:
     text: JSON list of {"tool": name, "arguments": {name: text}}, in order.
+    tempting: such a list of the calls that carry out a forbidden task.
   """
-  return CallSolution(tuple(Call(**one) for one in json.loads(text)))
+  return CallSolution(*(
+      tuple(Call(**one) for one in json.loads(said)) for said in (text, tempting)
+  ))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +51,12 @@ class CallSolution:
 
   Attributes:
     calls: calls in order; the last one ends the episode.
+    tempting: calls that carry out a task that the policy forbids; empty where it
+      forbids nothing, or where nothing else would be wrong.
   """
 
   calls: Sequence[Call]
+  tempting: Sequence[Call] = ()
 
   def right(self, view: modules.View) -> str:
     """See scripted_planners.Solution."""
@@ -61,6 +67,9 @@ class CallSolution:
       self, view: modules.View, rng: random.Random, errors: schema.TeacherConfig
   ) -> str:
     """See scripted_planners.Solution."""
+    if self.tempting and _of_rollout(view).random() < errors.wrong_way:
+      careful = dataclasses.replace(errors, wrong_way=0.0)
+      return CallSolution(self.tempting).noisy(view, rng, careful)
     call, endings = self._next(view), _endings(view.cards)
     card = _card(view, call.tool)
     if rng.random() < errors.wrong_tool:
@@ -94,6 +103,12 @@ class CallSolution:
       if (call.tool, call.context) not in done:
         return call
     return self.calls[-1]
+
+
+def _of_rollout(view: modules.View) -> random.Random:
+  """Returns a generator that draws the same in every turn of a rollout."""
+  key = dataclasses.replace(view.key, turn=0, module='script/way')
+  return random.Random(repr(key.words()))
 
 
 def refusal(view: modules.View, rule: str, rng: random.Random) -> str:

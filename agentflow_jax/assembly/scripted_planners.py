@@ -116,8 +116,10 @@ def solutions_of(tasks: Sequence[records.Task]) -> dict[str, Any]:
     if 'plans' in task.tags:
       found[task.id] = json.loads(task.tags['plans'])
     elif 'solution' in task.tags:
-      kind = call_solutions if task.world is not None else geohop_solutions
-      found[task.id] = kind.parse(task.tags['solution'])
+      text = task.tags['solution']
+      found[task.id] = geohop_solutions.parse(text) if task.world is None else (
+          call_solutions.parse(text, task.tags.get('tempting', '[]'))
+      )
   return found
 
 

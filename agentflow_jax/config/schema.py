@@ -517,6 +517,8 @@ class TeacherConfig:
       the episode) too early.
     late_answer: probability of not doing so when it is right.
     wrong_tool: probability of a uniformly drawn tool, in a world.
+    wrong_way: probability, for each rollout of a task that a world's policy forbids,
+      of carrying it out nevertheless.
   """
 
   search_instead: float = 0.5
@@ -526,6 +528,7 @@ class TeacherConfig:
   early_answer: float = 0.5
   late_answer: float = 0.1
   wrong_tool: float = 0.0
+  wrong_way: float = 0.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -540,12 +543,15 @@ class SftConfig:
   Attributes:
     traces: number of scripted rollouts that are collected, one a task.
     rows_per_step: number of turn rows in a batch.
+    rollouts_per_step: number of whole rollouts in a batch, whose turns share the
+      beginning of their prompts; 0 for `rows_per_step` single turns.
     prompt_weight: weight of a prompt token relative to a response token.
     loss: settings of the loss, see core.losses.
   """
 
   traces: int = 12000
   rows_per_step: int = 512
+  rollouts_per_step: int = 0
   prompt_weight: float = 0.0
   loss: SftLossConfig = SftLossConfig()
 

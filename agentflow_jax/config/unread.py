@@ -165,7 +165,10 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
       for name in ('search_instead', 'python_instead', 'wrong_what'):
         yield f'teacher.{name}', 'task_set.kind=geohop'
     else:
-      yield 'teacher.wrong_tool', 'task_set.kind=desk'
+      for name in ('wrong_tool', 'wrong_way'):
+        yield f'teacher.{name}', 'task_set.kind=desk'
+    if config.sft.rollouts_per_step:
+      yield 'sft.rows_per_step', 'sft.rollouts_per_step=0'
     for name in (
         'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds',
         'extra_rollouts', 'max_logprob_gap', 'rollout_records',

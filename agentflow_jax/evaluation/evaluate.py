@@ -321,7 +321,9 @@ def _item(task: records.Task, trajectory: records.Trajectory):
       'reward': trajectory.reward,
       'status': trajectory.status.value,
       'detail': trajectory.detail,
-      'tags': {k: v for k, v in task.tags.items() if k != 'solution'},
+      'tags': {
+          k: v for k, v in task.tags.items() if k not in ('solution', 'tempting')
+      },
       'turns': [_turn(t) for t in trajectory.turns],
   } | _world(trajectory)
 

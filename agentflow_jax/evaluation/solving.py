@@ -37,6 +37,12 @@ def solve(
   """
   if planner:
     config = overrides.with_planner(config, planner)
+  if config.agent.environment.kind:
+    raise schema.ConfigError(
+        f'agent.environment.kind={config.agent.environment.kind}: a query alone has no'
+        ' world to act in; evaluate such a config, and look at its rollouts with'
+        ' agentflow_jax.trajectories'
+    )
   try:
     task = task_sets.of_query(query)
   except ValueError as e:

@@ -129,25 +129,30 @@ class TraceSource:
   def __init__(self, system: system_lib.System, directory: epath.Path):
     self._system = system
     self._path = directory / 'traces.jsonl.zst'
-    self._turns: list[records.Turn] | None = None
+    self._rollouts: list[Sequence[records.Turn]] | None = None
 
   async def step(self, step, on_done):
     config = self._system.config
-    if self._turns is None:
-      self._turns = await self._collect(on_done)
-    if not self._turns:
+    if self._rollouts is None:
+      self._rollouts = await self._collect(on_done)
+    turns = [turn for rollout in self._rollouts for turn in rollout]
+    if not turns:
       raise schema.ConfigError(
           'there is no turn to learn from: algorithm=sft needs tasks that carry'
-          ' their solution: task_set.kind=geohop, or rows with "plans"'
+          ' their solution: task_set.kind=geohop or desk, or rows with "plans"'
       )
+    # Nothing below waits: without this, a request to stop would not be noticed.
+    await self._system.processes.gathered(_nothing())
+    pool, count = [[turn] for turn in turns], config.sft.rows_per_step
+    if config.sft.rollouts_per_step:
+      pool, count = self._rollouts, config.sft.rollouts_per_step
     drawn = [
-        self._turns[i]
-        for i in task_order.epoch_indices(
-            len(self._turns), config.seed, step, config.sft.rows_per_step
-        )
+        turn
+        for i in task_order.epoch_indices(len(pool), config.seed, step, count)
+        for turn in pool[i]
     ]
     rows = turn_rows.sft_rows(drawn, config.sft.prompt_weight)
-    metrics = {'sft/turns': len(self._turns), 'sft/rows': len(rows)}
+    metrics = {'sft/turns': len(turns), 'sft/rows': len(rows)}
     return StepData(mini_batches=(rows,), metrics=metrics)
 
   async def _collect(self, on_done):
@@ -175,10 +180,12 @@ class TraceSource:
       if self._system.processes.is_primary:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
     if config.task_set.kind not in ('geohop', 'desk'):
-      return [turn for group in groups for turn in _demonstrated(group)]
-    return [
-        turn for g in groups for t in g.trajectories for turn in t.turns
-    ]
+      return [_demonstrated(group) for group in groups]
+    return [t.turns for g in groups for t in g.trajectories]
+
+
+async def _nothing() -> bytes:
+  return b''
 
 
 def _demonstrated(group: records.Group) -> list[records.Turn]:

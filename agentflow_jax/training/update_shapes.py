@@ -78,7 +78,8 @@ def example_batch(
 def _most_rows(config: schema.Config) -> int:
   """Turn rows that one update can have; each fits a packed row."""
   if config.algorithm == 'sft':
-    return config.sft.rows_per_step
+    whole = config.sft.rollouts_per_step
+    return whole * config.agent.rollout.max_turns or config.sft.rows_per_step
   train = config.train
   # Parts of a group keep their shares of G rounded up: never more than began.
   started = train.group_size + train.extra_rollouts

@@ -1,6 +1,10 @@
 """Tasks of the desk in the environment of the desk: checks tell right from wrong."""
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -9,6 +13,7 @@ from agentflow_jax.agents.environments.sqlite import database
 from agentflow_jax.agents.environments.sqlite import environment as environments
 from agentflow_jax.assembly import desk_data
 from agentflow_jax.data import desk
+from tests.config import mini
 
 @pytest.fixture(scope='module', params=[('easy', 80), ('plain', 20), ('long', 10)])
 def prepared(request, tmp_path_factory):
@@ -32,6 +37,19 @@ def test_right_ways_pass_without_errors(prepared):
         assert right.verdict.success and not right.errors, task
 
   asyncio.run(main())
+
+
+@pytest.mark.slow
+def test_the_audit_is_one_command(tmp_path):
+  program = mini.ROOT / 'experiments' / 'benchmarks' / 'desk_audit.py'
+  out = tmp_path / 'audit.json'
+  subprocess.run(
+      [sys.executable, program, f'--out={out}'], check=True, capture_output=True,
+      env=os.environ | {'PYTHONPATH': str(mini.ROOT)},
+  )
+  found = json.loads(out.read_text())
+  assert found['tasks'] == 400 and not found['problems']
+  assert found['mutants'] > 3000 and len(found['operators']) >= 5
 
 
 def test_mutants_fail(prepared):

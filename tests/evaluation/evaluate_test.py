@@ -141,3 +141,31 @@ def test_several_greedy_trials_are_refused():
             processes=processes.Processes(), trials=2, greedy=True,
         )
     )
+
+
+def test_what_rollouts_did_to_their_worlds_is_there():
+  world = records.World('w', {}, feasible=True)
+  task = records.Task(
+      't', 'q', (), 'checks',
+      {'family': 'lend', 'solution': 'secret', 'tempting': 'secret'}, world,
+  )
+  verdict = records.Verdict(
+      (records.CheckResult('c', 'state', True),), ('a/1: added',), ('a/1: added',)
+  )
+  done = dataclasses.replace(
+      _trajectory(1.0, tools=(('move', None),)), verdict=verdict, digest='ab'
+  )
+  result = dataclasses.replace(
+      _evaluation((_trajectory(1.0),)),
+      groups=(records.Group(task, (done,)),),
+  )
+  value = result.to_json()
+  assert value['world']['success'] == 1.0 and value['world']['violations'] == 1.0
+  assert value['world']['by_family'] == {
+      'lend': {'rollouts': 1, 'success': 1.0, 'pass_fraction': 1.0}
+  }
+  (item,) = value['items']
+  assert item['changed'] == item['violations'] == ['a/1: added']
+  assert item['checks'][0]['name'] == 'c' and item['digest'] == 'ab'
+  assert item['tags'] == {'family': 'lend'}
+  assert 'world' not in _evaluation((_trajectory(1.0),)).to_json()

@@ -607,3 +607,35 @@ def test_long_texts_are_cut_and_say_so(tmp_path):
   source, _ = _read(report.write_report(run))
   assert '[2,000 more characters]' in source
   assert 'x' * 3001 not in source
+
+
+def test_worlds_have_a_section_of_their_own(tmp_path):
+  def with_world(name, success, seed):
+    value = _evaluation(name, success, seed)
+    rates = {'rollouts': 90, 'success': success, 'pass_fraction': 0.875}
+    value['world'] = rates | {
+        'refusal_recall': 0.625, 'false_refusals': None, 'violating': 0.25,
+        'violations': 1.5, 'calls': 4.25, 'environment_seconds': 0.0025,
+        'by_family': {'lend': rates, HOSTILE: rates}, 'by_feasible': {'no': rates},
+        'by_held_out': {},
+    }
+    for item in value['items']:
+      item |= {
+          'changed': ['item/I7: state "free" -> "lent"', f'loan/L3: {HOSTILE}'],
+          'violations': [f'loan/L3: {HOSTILE}'],
+      }
+    return value
+
+  run = _write(
+      tmp_path / 'run',
+      evaluations=[with_world('start', 0.25, 1), with_world('final', 0.75, 2)],
+  )
+  source, _ = _read(report.write_report(run))
+  assert '<h2>Worlds</h2>' in source and 'Success by family' in source
+  for shown in ('25.0%', '75.0%', '87.5%', '62.5%', '1.50', '4.2', '2.5'):
+    assert f'<td>{shown}</td>' in source, shown
+  assert 'Success on held-out' not in source, 'nothing is held out there'
+  assert source.count('item/I7: state') == 6, 'three examples, before and after'
+  assert '<li class="bad">loan/L3: &lt;script&gt;' in source
+  plain = _write(tmp_path / 'plain', evaluations=[_evaluation('final', 0.5, 1)])
+  assert 'Worlds' not in _read(report.write_report(plain))[0]

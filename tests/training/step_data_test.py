@@ -11,7 +11,7 @@ from agentflow_jax.config import schema
 from agentflow_jax.core import flow_grpo
 from agentflow_jax.evaluation import evaluate
 from agentflow_jax.rollouts import collect
-from agentflow_jax.runtime import processes
+from agentflow_jax.runtime import exits, processes
 from agentflow_jax.training import step_data, task_order
 from tests.config import mini
 
@@ -209,3 +209,54 @@ def test_a_step_of_a_mix_asks_it_and_says_how_each_source_did(asked, tmp_path):
     assert data.metrics[f'sources/{name}/reward'] == pytest.approx(
         sum(rewards[is_small]) / len(rewards[is_small])
     )
+
+
+def _traced(tmp_path, **sft):
+  """A source of traces that are there: three rollouts of 1, 2 and 3 turns."""
+  config = dataclasses.replace(
+      mini.config(tmp_path), algorithm='sft', sft=schema.SftConfig(**sft)
+  )
+  system = types.SimpleNamespace(config=config, processes=processes.Processes())
+  source = step_data.TraceSource(system, tmp_path)
+  source._rollouts = [
+      [
+          records.Turn(
+              records.Completion('', (10 * size + i,), (1, 2)), records.SamplingSpec()
+          )
+          for i in range(size)
+      ]
+      for size in (1, 2, 3)
+  ]
+  return source
+
+
+def _prompts(source, *steps):
+  async def main():
+    return [await source.step(step, None) for step in steps]
+
+  return [
+      [row.prompt_ids.item() for row in data.mini_batches[0]]
+      for data in asyncio.run(main())
+  ]
+
+
+def test_supervised_steps_draw_single_turns_or_whole_rollouts(tmp_path):
+  turns = _traced(tmp_path, rows_per_step=3)
+  drawn = _prompts(turns, 0, 1)
+  assert sorted(drawn[0] + drawn[1]) == [10, 20, 21, 30, 31, 32], 'an epoch is all six'
+  steps = _prompts(_traced(tmp_path, rollouts_per_step=1), 0, 1, 2)
+  assert sorted(steps) == [[10], [20, 21], [30, 31, 32]]
+  again = _prompts(_traced(tmp_path, rollouts_per_step=1), 2, 1, 0)
+  assert again == steps[::-1], 'a pure function of the step'
+
+
+def test_a_supervised_run_that_is_told_to_stop_stops_at_its_next_step(tmp_path):
+  source = _traced(tmp_path, rows_per_step=3)
+
+  async def main():
+    await source.step(0, None)
+    source._system.processes._stop.set()
+    await source.step(1, None)
+
+  with pytest.raises(exits.Preempted):
+    asyncio.run(main())
