@@ -1,10 +1,13 @@
 """Tasks of the desk in the environment of the desk: checks tell right from wrong."""
 
 import asyncio
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -82,3 +85,75 @@ def test_the_order_of_rows_does_not_matter(prepared, monkeypatch):
 
   monkeypatch.setattr(database.Database, '__init__', turned)
   assert asyncio.run(main()) == before
+
+
+_AHEAD = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/time.h>
+#include <time.h>
+static const time_t ahead = 3 * 365 * 24 * 3600;
+int clock_gettime(clockid_t which, struct timespec *now) {
+  int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+  int failed = real(which, now);
+  if (which == CLOCK_REALTIME) now->tv_sec += ahead;
+  return failed;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+  int (*real)(struct timeval *, void *) = dlsym(RTLD_NEXT, "gettimeofday");
+  int failed = real(now, zone);
+  now->tv_sec += ahead;
+  return failed;
+}
+time_t time(time_t *now) {
+  struct timespec found;
+  clock_gettime(CLOCK_REALTIME, &found);
+  if (now) *now = found.tv_sec;
+  return found.tv_sec;
+}
+"""
+
+
+def _played(directory: str) -> str:
+  """Writes tasks and plays them; returns what all of it came to."""
+  sizes = {s: desk.Size(1, 4) for s in desk.SPLITS} | {'test': desk.Size(2, 24)}
+  worlds = desk.write(directory, desk_data.parts(), 'easy', sizes)
+  made = environment.make(environments.seeds_below(worlds), 'easy')
+  tasks = desk.load(directory, 'test')
+
+  async def main():
+    return [
+        await audit.run(made, task, calls)
+        for task in tasks
+        for calls in (mutants.solution_of(task), *mutants.other_orders(task))
+    ]
+
+  return hashlib.sha256(repr((tasks, asyncio.run(main()))).encode()).hexdigest()
+
+
+def test_neither_hash_seed_nor_clock_changes_anything(tmp_path):
+  compiler = shutil.which('cc')
+  settings = {'as it is': {}, 'hash seed': {'PYTHONHASHSEED': '7'}}
+  if compiler:
+    (tmp_path / 'ahead.c').write_text(_AHEAD)
+    library = tmp_path / 'ahead.so'
+    subprocess.run(
+        [compiler, '-shared', '-fPIC', '-o', library, tmp_path / 'ahead.c', '-ldl'],
+        check=True,
+    )
+    settings['clock'] = {'LD_PRELOAD': str(library)}
+  program = (
+      f'import sys, time; sys.path[:0] = {[p for p in sys.path if p]!r}\n'
+      'from tests.assembly import desk_worlds_test\n'
+      'print(time.time(), desk_worlds_test._played(sys.argv[1]))'
+  )
+  found = {}
+  for name, more in settings.items():
+    out = subprocess.run(
+        [sys.executable, '-c', program, str(tmp_path / name)], check=True,
+        capture_output=True, text=True, env=os.environ | more,
+    ).stdout
+    said, found[name] = out.split()
+    ahead = float(said) - time.time()
+    assert (ahead > 1e8 / 2) is (name == 'clock')
+  assert len(set(found.values())) == 1, found

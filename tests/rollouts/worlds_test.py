@@ -3,6 +3,8 @@
 import asyncio
 import collections
 import dataclasses
+import threading
+from concurrent import futures
 
 import pytest
 
@@ -386,3 +388,59 @@ def test_rollouts_at_once_are_those_one_by_one():
   assert asyncio.run(at_once(order)) == alone
   assert asyncio.run(at_once(order[::-1])) == alone
   assert len({digest for _, digest, *_ in alone.values()}) == 3
+
+
+class _OfTwo(processes.Processes):
+  """One of two processes, which live in two threads of a test."""
+
+  def __init__(self, index, said, barrier):
+    super().__init__(index, 2)
+    self._said, self._barrier = said, barrier
+
+  def exchange(self, payload=b''):
+    self._said[self.index] = payload
+    self._barrier.wait(60)
+    found = list(self._said)
+    self._barrier.wait(60)
+    return found
+
+
+@dataclasses.dataclass
+class _ByKey:
+  """A planner whose plans depend on the rollout's key alone."""
+
+  async def plan(self, view):
+    await asyncio.sleep(0)
+    plans = [_MOVE, toy_world.plan('sell', thing='T2'), _FINISH, _REFUSE]
+    text = plans[sum(view.key_of('planner').words()) % len(plans)]
+    return records.Completion(text), records.SamplingSpec()
+
+
+def test_two_processes_get_the_rollouts_of_one():
+  """Digests, verdicts and rewards, through the bytes that processes exchange."""
+  tasks = [toy_world.task(task_id=f't{i}') for i in range(8)]
+  said, barrier = [b'', b''], threading.Barrier(2)
+
+  def collected(mine):
+    async def main():
+      agent = dataclasses.replace(_agent(''), planner=_ByKey())
+      return await collect.groups(
+          agent, tasks, group_size=8, key=toy_world.key(),
+          limit=asyncio.Semaphore(16), processes=mine,
+      )
+
+    return asyncio.run(main())
+
+  def timeless(groups):
+    return [
+        (t.status, t.digest, t.answer, t.reward, t.verdict)
+        for g in groups for t in g.trajectories
+    ]
+
+  alone = timeless(collected(processes.Processes()))
+  with futures.ThreadPoolExecutor(2) as pool:
+    both = list(pool.map(collected, [_OfTwo(i, said, barrier) for i in range(2)]))
+  assert [timeless(groups) for groups in both] == [alone, alone]
+  assert both[0][3].task == tasks[3], 'worlds are exchanged, too'
+  assert len(alone) == 64 and len({digest for _, digest, *_ in alone}) > 3
+  assert {reward for *_, reward, _ in alone} == {0.0, 1.0}
