@@ -1,7 +1,7 @@
 """Runs what the main job is accepted by, and keeps the figures.
 
   .venv/bin/python launch/acceptance.py --workdir=runs/acceptance \
-      [--only=seeds,resume,tests] [--seeds=5] [--kills=20]
+      [--only=seeds,resume,tests] [--seeds=5] [--kills=20] [--config=FILE]
 
 Resumable: a part that holds is not run again; each writes its figures to
 WORKDIR/COMMIT/acceptance.json as soon as it has them, so that none outlives what
@@ -9,7 +9,8 @@ it was measured on. Knows flags and files, nothing of the package's inside.
 
   seeds   the quickstart for each seed, and whether the gain is what it must be
   resume  a short run, killed (SIGKILL) at random moments again and again, must
-          end with the same parameters, rollouts and metrics as an unbroken one
+          end with the same parameters, rollouts and metrics as an unbroken one;
+          of experiments/quickstart.py, or of another config, such as desk.py
   tests   exactness, on-policy, conservation and sandbox: the tests that say so
 """
 
@@ -57,13 +58,16 @@ def main() -> int:
   parser.add_argument('--only', default='seeds,resume,tests')
   parser.add_argument('--seeds', type=int, default=5)
   parser.add_argument('--kills', type=int, default=20)
+  parser.add_argument('--config', default=str(_CONFIG))
   arguments = parser.parse_args()
   workdir = pathlib.Path(arguments.workdir).resolve() / _commit()
   workdir.mkdir(parents=True, exist_ok=True)
   figures = Figures(workdir / 'acceptance.json')
   parts = {
       'seeds': lambda: _seeds(workdir, figures, arguments.seeds),
-      'resume': lambda: _resume(workdir, figures, arguments.kills),
+      'resume': lambda: _resume(
+          workdir, figures, arguments.kills, arguments.config
+      ),
       'tests': lambda: _tests(figures),
   }
   asked = arguments.only.split(',')
@@ -103,9 +107,11 @@ def _commit() -> str:
   return described.stdout.strip()
 
 
-def _command(workdir: pathlib.Path, *more: str) -> list[str]:
+def _command(
+    workdir: pathlib.Path, *more: str, config: str = str(_CONFIG)
+) -> list[str]:
   return [
-      sys.executable, '-m', 'agentflow_jax.train', f'--config={_CONFIG}',
+      sys.executable, '-m', 'agentflow_jax.train', f'--config={config}',
       f'--workdir={workdir}', *more,
   ]
 
@@ -151,32 +157,35 @@ def _seeds(workdir, figures, seeds) -> None:
     )
 
 
-def _resume(workdir, figures, kills) -> None:
+def _resume(workdir, figures, kills, config) -> None:
   """Kills a short run until it has ended, over and over, and compares."""
-  if figures.done('resume'):
+  name = 'resume'
+  if pathlib.Path(config).resolve() != _CONFIG:
+    name = f'resume_{pathlib.Path(config).stem}'
+  if figures.done(name):
     return
-  whole = workdir / 'resume_whole'
+  whole = workdir / f'{name}_whole'
   shutil.rmtree(whole, ignore_errors=True)
-  seconds = _run_whole(whole)
+  seconds = _run_whole(whole, config)
   wanted = fingerprint(whole)
   rng = random.Random(0)
   killed, moments, runs = 0, [], 0
   while killed < kills:
-    broken = workdir / 'resume_broken'
+    broken = workdir / f'{name}_broken'
     shutil.rmtree(broken, ignore_errors=True)
     if runs:
       # The first is broken from its first second on; the others, which find
       # the data set and the compiled programs, where it trains.
-      for name in ('data', 'xla_cache'):
-        shutil.copytree(whole / name, broken / name)
+      for kept in ('data', 'xla_cache'):
+        shutil.copytree(whole / kept, broken / kept)
       if runs == 1:
-        seconds = _run_whole(broken)
+        seconds = _run_whole(broken, config)
         for path in broken.iterdir():
           if path.name not in ('data', 'xla_cache'):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     while True:
       moment = rng.uniform(0, seconds) if killed < kills else None
-      if _killed_at(broken, moment):
+      if _killed_at(broken, moment, config):
         killed += 1
         moments.append(round(moment, 2))
         continue
@@ -185,26 +194,28 @@ def _resume(workdir, figures, kills) -> None:
     got = fingerprint(broken)
     differs = sorted(k for k in wanted if got.get(k) != wanted[k])
     if differs or set(got) != set(wanted):
-      figures.set('resume', False, kills=killed, runs=runs, differs=differs)
+      figures.set(name, False, kills=killed, runs=runs, differs=differs)
       return
   figures.set(
-      'resume', True, kills=killed, runs=runs, moments_seconds=moments,
+      name, True, kills=killed, runs=runs, moments_seconds=moments,
       params_digest=wanted['params_digest'],
   )
 
 
-def _run_whole(workdir) -> float:
+def _run_whole(workdir, config) -> float:
   """Runs it unbroken; returns the seconds that it took."""
   start = time.monotonic()
-  subprocess.run(_command(workdir, *_SHORT), check=True, cwd=_ROOT)
+  subprocess.run(
+      _command(workdir, *_SHORT, config=config), check=True, cwd=_ROOT
+  )
   return time.monotonic() - start
 
 
-def _killed_at(workdir, seconds: float | None) -> bool:
+def _killed_at(workdir, seconds: float | None, config: str) -> bool:
   """Runs; kills it after so many seconds. False where it ended before."""
   process = subprocess.Popen(
-      _command(workdir, *_SHORT), cwd=_ROOT, start_new_session=True,
-      stdout=subprocess.DEVNULL,
+      _command(workdir, *_SHORT, config=config), cwd=_ROOT,
+      start_new_session=True, stdout=subprocess.DEVNULL,
   )
   try:
     code = process.wait(seconds)

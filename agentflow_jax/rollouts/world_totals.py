@@ -62,11 +62,14 @@ def of_groups(groups: Sequence[records.Group]) -> dict[str, Any]:
 
 
 def of_step(groups: Sequence[records.Group]) -> dict[str, float]:
-  """Returns the totals of a training step, flat, for metrics.jsonl."""
+  """Returns the totals of a training step, flat, for metrics.jsonl.
+
+  Times are left out: they are in 'seconds/rollout_sum/...'.
+  """
   return {
       f'world/{name}': value
       for name, value in of_groups(groups).items()
-      if isinstance(value, (int, float))
+      if isinstance(value, (int, float)) and name != 'environment_seconds'
   }
 
 

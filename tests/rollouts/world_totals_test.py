@@ -65,6 +65,7 @@ def test_a_step_without_worlds_says_nothing_of_them():
   assert not any(k.startswith('world/') for k in totals.of_step(_GROUPS[3:]))
   line = totals.of_step(_GROUPS)
   assert line['world/success'] == 0.5 and 'world/by_family' not in line
+  assert not any('seconds' in k for k in line if k.startswith('world/'))
 
 
 def test_what_has_no_denominator_is_unknown():
