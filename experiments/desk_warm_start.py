@@ -69,10 +69,10 @@ def get_config() -> c.Config:
           search_instead=0.0,
           python_instead=0.0,
           wrong_what=0.0,
-          wrong_tool=0.05,
-          wrong_reference=0.1,
+          wrong_tool=0.03,
+          wrong_reference=0.05,
           early_answer=0.15,
-          late_answer=0.1,
+          late_answer=0.05,
           wrong_way=0.6,
       ),
       sft=c.SftConfig(

@@ -26,8 +26,8 @@ class Gazetteer:
 
   Args:
     names: known names.
-    keys: regular expression of what else has a number of its own, such as keys and
-      dates; '' for none.
+    keys: regular expression of what else has a number of its own, such as keys,
+      dates and quantities; '' for numbers, wherever they stand.
     more: names besides these; None for none.
   """
 
@@ -45,6 +45,11 @@ class Gazetteer:
         word: sorted(found, key=lambda n: (-len(n), n))
         for word, found in by_first.items()
     }
+
+  @property
+  def takes_numbers(self) -> bool:
+    """Whether numbers are mentions: there are no keys that say what else is one."""
+    return self._keys is None and (self._more is None or self._more.takes_numbers)
 
   def match(self, text: str, word: re.Match[str], at: int = 0) -> str:
     """Returns the longest name or key whose first word is `word`, or ''.
@@ -150,7 +155,9 @@ class References:
     at = 0
     while word := _WORD.search(text, at):
       before, at = at, word.end()
-      number = _NUMBER.match(text, _sign(text, before, word.start()))
+      number = None
+      if self.gazetteer.takes_numbers:
+        number = _NUMBER.match(text, _sign(text, before, word.start()))
       name = self.gazetteer.match(text, word, before)
       if number and not name:
         yield number.start(), number.group()

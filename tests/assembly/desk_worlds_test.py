@@ -1,6 +1,7 @@
 """Tasks of the desk in the environment of the desk: checks tell right from wrong."""
 
 import asyncio
+import collections
 import hashlib
 import json
 import os
@@ -11,7 +12,9 @@ import time
 
 import pytest
 
-from agentflow_jax.agents.environments.desk import audit, environment, mutants
+from agentflow_jax import records
+from agentflow_jax.agents.environments.desk import actions, audit, environment
+from agentflow_jax.agents.environments.desk import mutants
 from agentflow_jax.agents.environments.sqlite import database
 from agentflow_jax.agents.environments.sqlite import environment as environments
 from agentflow_jax.assembly import desk_data
@@ -85,6 +88,31 @@ def test_the_order_of_rows_does_not_matter(prepared, monkeypatch):
 
   monkeypatch.setattr(database.Database, '__init__', turned)
   assert asyncio.run(main()) == before
+
+
+def test_lazy_ways_gain_nothing(prepared):
+  """Ending at once, one call again and again, notices to all, and only reading."""
+  made, tasks = prepared
+  finish = records.ToolCall('finish', {})
+
+  def ways(task):
+    right = mutants.solution_of(task)
+    yield 'finish', [finish]
+    yield 'one call', [right[0]] * 8 + [finish]
+    yield 'notices', [
+        records.ToolCall('send_notice', {'person': f'P{i}', 'about': 'I1'})
+        for i in range(1, 31)
+    ] + [finish]
+    yield 'reading', [c for c in right if c.tool in actions.READS] + [finish]
+
+  async def main():
+    passed = collections.Counter()
+    for task in tasks:
+      for name, calls in ways(task):
+        passed[name] += (await audit.run(made, task, calls)).verdict.success
+    return passed
+
+  assert asyncio.run(main()).total() == 0
 
 
 _AHEAD = """

@@ -25,8 +25,8 @@ class Brief:
   Attributes:
     policy: rules of the world, as text; may be empty.
     names: names that plans may refer to by number, such as people and things.
-    keys: regular expression of the keys and dates that tools return, which plans
-      may refer to by number; '' for none.
+    keys: regular expression of the keys, dates and quantities that plans may refer
+      to by number; '' for all numbers.
     date: date of the world, YYYY-MM-DD; '' where time plays no part.
   """
 

@@ -8,8 +8,11 @@ from agentflow_jax.agents.environments.sqlite import environment, seeds
 
 NAME = 'desk'
 VERSION = '1'
-# Keys of rows, and dates.
-KEYS = r'\b[A-Z][1-9][0-9]*\b|\b[0-9]{4}-[0-9]{2}-[0-9]{2}\b'
+# Keys of rows, dates, and days: other numbers are facts, which no call takes.
+KEYS = (
+    r'\b[A-Z][1-9][0-9]*\b|\b[0-9]{4}-[0-9]{2}-[0-9]{2}\b'
+    r'|\b[0-9]+(?= (?:more )?days?\b)'
+)
 _NAMED = ('model', 'person', 'site', 'unit')
 
 
