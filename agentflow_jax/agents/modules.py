@@ -174,21 +174,25 @@ class RuleExecutor:
 class FieldExecutor:
   """Reads a call's arguments from the plan's context: 'name=value; name=value'.
 
+  A field ends where '; name=' begins the next one, so that a text may hold semicolons.
   A value is read in the type that the tool's card gives the argument: '5' is a number
-  where the card wants one. Lists and objects are written as JSON. Text around the
-  fields is an error, so that nothing is called by accident.
+  where the card wants one. Lists and objects are written as JSON. Text before the
+  first field is an error, so that nothing is called by accident.
   """
 
   async def command(self, view, plan, card):
     del view
     types = {a.name: a.type for a in card.arguments}
     arguments = {}
-    for field in filter(str.strip, plan.context.split(';')):
+    for field in filter(str.strip, _NEXT_FIELD.split(plan.context)):
       name, equals, value = (part.strip() for part in field.partition('='))
       if not equals or not name:
         raise base.BadArguments(
-            f'{card.name}: {field.strip()!r} is no argument: write name=value;'
-            f' name=value, with {", ".join(types) or "no names"}'
+            f'{card.name}: {field.strip()!r} is no argument: '
+            + (
+                f'write name=value; name=value, with {", ".join(types)}'
+                if types else 'it takes none, leave the context empty'
+            )
         )
       if name in arguments:
         raise base.BadArguments(f'{card.name}: {name!r} is given twice')
@@ -196,9 +200,14 @@ class FieldExecutor:
     return records.ToolCall(card.name, arguments), ''
 
 
+# The end of a field, and where the next one begins.
+_NEXT_FIELD = re.compile(r';\s*(?=\w+\s*=)|;\s*\Z')
+
+
 def _typed(value: str, kind: str) -> Any:
   """Returns a field's text in a card's type; the text itself where it does not fit."""
-  if kind == 'string':
+  # What is nested deeper is refused as text: records of it could not be written.
+  if kind == 'string' or value.count('[') + value.count('{') > calls.MAX_DEPTH:
     return value
   try:
     read = json.loads(value)

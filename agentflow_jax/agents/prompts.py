@@ -1,8 +1,8 @@
 """What the modules are told, laid out so that what changes comes last.
 
-Tool cards first, then the policy of a world, then query and analysis, then memory in
-order of time, then a short instruction: the prompts of one rollout, and of one group,
-share prefixes.
+Instructions and tool cards first, then the policy of a world, then query and analysis,
+then memory in order of time, then what is to be done now: the prompts of one rollout,
+and of one group, share prefixes.
 """
 
 import dataclasses

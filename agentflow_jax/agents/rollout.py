@@ -273,6 +273,8 @@ async def _entered(
   with progress.timed('environment/open'):
     try:
       progress.episode = episode = await agent.environment.open(task, key)
+    except recording_lib.Miss:
+      raise
     except (Exception, asyncio.CancelledError) as e:
       # The boundary: whatever an environment raises, one rollout is lost.
       _raise_if_cancelled(e)
@@ -314,9 +316,12 @@ async def _verified(
         progress.verdict = verdict
     if status not in _JUDGED:
       return ended
-    return status, detail, await _score(agent, task, status, key, progress)
+    async with asyncio.timeout(agent.config.verify_seconds):
+      return status, detail, await _score(agent, task, status, key, progress)
   except _End as end:
     return end.status, end.detail, 0.0 if end.status.is_policy else None
+  except recording_lib.Miss:
+    raise
   except (Exception, asyncio.CancelledError) as e:
     # The boundary: whatever an environment raises, one rollout is lost.
     _raise_if_cancelled(e)
@@ -331,6 +336,8 @@ async def _verified(
 
 def _said(error: BaseException) -> str:
   """Returns what an error of an environment says, for people."""
+  if isinstance(error, TimeoutError) and not str(error):
+    return 'it took longer than agent.rollout.verify_seconds'
   if isinstance(error, environments.Unreachable):
     return str(error)
   return f'{type(error).__name__}: {error}'.removesuffix(': ')
@@ -338,14 +345,14 @@ def _said(error: BaseException) -> str:
 
 async def _close(episode: environments.Episode) -> None:
   """Closes an episode, also in a rollout that is cancelled, within a time limit."""
-  try:
-    async with asyncio.timeout(_CLOSE_SECONDS):
-      # At once, in this task: a busy loop would start another one late.
-      await episode.close()
-  except TimeoutError:
+  closing = asyncio.ensure_future(episode.close())
+  # A second cancellation ends the wait, and not the closing.
+  await asyncio.wait({closing}, timeout=_CLOSE_SECONDS)
+  if not closing.done():
+    closing.cancel()
     logging.warning('an episode did not close within %g s', _CLOSE_SECONDS)
-  except Exception as e:  # The boundary: the rollout is over.
-    logging.warning('an episode could not be closed: %s', _said(e))
+  elif not closing.cancelled() and closing.exception():
+    logging.warning('an episode could not be closed: %s', _said(closing.exception()))
 
 
 async def analyse(
@@ -363,27 +370,36 @@ async def analyse(
     return memory_lib.bounded(task.world.plan if task.world else ''), None
   progress = _Progress()
   try:
-    # An analyst sees the tools of the world, which only an episode knows.
-    agent, brief = await _entered(agent, task, key, progress)
+    async with asyncio.timeout(agent.config.deadline_seconds):
+      # An analyst sees the tools of the world, which only an episode knows.
+      agent, brief = await _entered(agent, task, key, progress)
     memory = memory_lib.start(task.query, '', agent.gazetteer, brief.policy)
     view = modules.View(task.id, memory, agent.cards, key)
     with _module('analyst', progress):
       async with asyncio.timeout(agent.config.deadline_seconds):
         analysis = await agent.analyst.analyse(view)
     return memory_lib.bounded(analysis), None
+  except TimeoutError:
+    end = _End(Status.ENVIRONMENT_UNREACHABLE, 'the world did not open in time')
+    return _not_analysed(task, end, progress)
   except _End as end:
-    return '', records.Trajectory(
-        task_id=task.id,
-        rollout=0,
-        status=end.status,
-        turns=(),
-        reward=0.0 if end.status.is_policy else None,
-        detail=f'analysis: {end.detail}',
-        seconds=progress.seconds | {'total': sum(progress.seconds.values())},
-    )
+    return _not_analysed(task, end, progress)
   finally:
     if progress.episode is not None:
       await _close(progress.episode)
+
+
+def _not_analysed(task, end, progress) -> tuple[str, records.Trajectory]:
+  """Returns the trajectory that each rollout of the group ends with."""
+  return '', records.Trajectory(
+      task_id=task.id,
+      rollout=0,
+      status=end.status,
+      turns=(),
+      reward=0.0 if end.status.is_policy else None,
+      detail=f'analysis: {end.detail}',
+      seconds=progress.seconds | {'total': sum(progress.seconds.values())},
+  )
 
 
 async def _run(
@@ -569,7 +585,7 @@ async def _call(agent, tool, call, key, progress) -> records.ToolResult:
   """
   name = tool.card.name
   key = dataclasses.replace(key, module=f'tool/{name}')
-  # A world's tools are not recorded: a recorded answer would skip the call's writes.
+  # A world's tools are not recorded: replaying an answer would repeat no write.
   of_world = progress.episode is not None and name in progress.episode.tools
   with progress.timed(f'tool/{name}', tool.arguments_set_time):
     if agent.recording is None or of_world:

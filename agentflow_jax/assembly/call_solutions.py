@@ -51,8 +51,8 @@ class CallSolution:
 
   Attributes:
     calls: calls in order; the last one ends the episode.
-    tempting: calls that carry out a task that the policy forbids; empty where it
-      forbids nothing, or where nothing else would be wrong.
+    tempting: calls that carry the task out although the policy forbids it; empty for
+      a task that it allows.
   """
 
   calls: Sequence[Call]

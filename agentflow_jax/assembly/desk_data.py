@@ -3,16 +3,17 @@
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.agents.environments.desk import policy, schema
+from agentflow_jax.agents.environments.desk import policy, schema as tables
 from agentflow_jax.agents.environments.sqlite import seeds
+from agentflow_jax.config import schema
 from agentflow_jax.data import desk
 
 
 def parts() -> desk.Parts:
   """Returns what the generator needs of the environment."""
   return desk.Parts(
-      schema=schema.SQL,
-      digest=lambda rows: seeds.Seed.of(schema.SQL, rows).sha256,
+      schema=tables.SQL,
+      digest=lambda rows: seeds.Seed.of(tables.SQL, rows).sha256,
       policy=policy.render,
   )
 
@@ -25,6 +26,15 @@ def load(
   Args:
     directory: directory of the data set, which is written once.
     tier: difficulty, see TaskSetConfig.tier.
+
+  Raises:
+    ConfigError: the directory holds another version, or its files are broken.
   """
-  worlds = desk.write(directory, parts(), tier)
-  return {split: desk.load(directory, split) for split in desk.SPLITS}, worlds
+  try:
+    worlds = desk.write(directory, parts(), tier)
+    return {split: desk.load(directory, split) for split in desk.SPLITS}, worlds
+  except (ValueError, KeyError, TypeError) as e:
+    raise schema.ConfigError(
+        f'task_set.kind=desk: {directory}: {e}; remove that directory, and it is'
+        ' written anew'
+    ) from e

@@ -37,7 +37,7 @@ def load(
     raise schema.ConfigError(f'{field}: {e}') from e
   is_maker = inspect.isclass(made) or not hasattr(made, method)
   takes_model = is_maker and callable(made) and 'model' in _parameters(made)
-  if takes_model and role.backend == 'rule':
+  if takes_model and role.backend not in ('frozen', 'endpoint'):
     raise schema.ConfigError(
         f"{field}: {where.name} takes a language model: set agent.{name}.backend to"
         " 'frozen' or 'endpoint'"

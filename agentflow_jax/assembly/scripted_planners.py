@@ -93,7 +93,7 @@ class RandomPlanner:
 
 @dataclasses.dataclass(frozen=True)
 class BlindPlanner:
-  """A planner that does not see what tools returned, nor what of it has a number.
+  """A planner that sees neither what tools returned nor the numbers of mentions in it.
 
   Attributes:
     planner: planner that is asked with every result blanked.

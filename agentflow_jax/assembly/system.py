@@ -224,6 +224,7 @@ def build(
         box.make(),
         _gazetteer(config, tasks, box),
     ))
+    worlds.check_names(environment, tools)
     loaded = None
     if roles_lib.uses_engine(config):
       mesh = mesh or _sampling_mesh(config)

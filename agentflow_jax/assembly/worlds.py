@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from concurrent import futures
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import logging
@@ -70,8 +70,28 @@ def make(
       sqlite.seeds_below(tasks.worlds), tier=config.task_set.tier, judge=judge
   )
   _check_capacity(environment, config)
-  _check(environment, (*tasks.train, *tasks.validation, *tasks.test))
+  every = (*tasks.train, *tasks.validation, *tasks.test)
+  _check(environment, every)
+  if judge is not None and not any(
+      check.kind == 'response' for task in every for check in task.world.checks
+  ):
+    raise schema.ConfigError(
+        'agent.environment.judge is set, and no task has a check of kind "response"'
+    )
   return environment
+
+
+def check_names(
+    environment: base.Environment | None, tools: Iterable[str]
+) -> None:
+  """Raises ConfigError where a tool without state has the name of a world's tool."""
+  cards = environment.cards if environment is not None else ()
+  taken = {card.name for card in cards} & set(tools)
+  if taken:
+    raise schema.ConfigError(
+        f'agent.tools: {environment.name} has a tool {min(taken)!r}, too: give yours'
+        ' another name, or take it out'
+    )
 
 
 def _check_capacity(environment: base.Environment, config: schema.Config) -> None:

@@ -515,7 +515,8 @@ class TeacherConfig:
       of a uniformly drawn one.
     early_answer: probability of claiming that a step answers (in a world: of ending
       the episode) too early.
-    late_answer: probability of not doing so when it is right.
+    late_answer: probability of going on where the right step answers, or ends the
+      episode.
     wrong_tool: probability of a uniformly drawn tool, in a world.
     wrong_way: probability, for each rollout of a task that a world's policy forbids,
       of carrying it out nevertheless.
@@ -555,6 +556,11 @@ class SftConfig:
   prompt_weight: float = 0.0
   loss: SftLossConfig = SftLossConfig()
 
+  def __post_init__(self):
+    for name, least in (('traces', 1), ('rows_per_step', 1), ('rollouts_per_step', 0)):
+      if getattr(self, name) < least:
+        raise ConfigError(f'sft.{name} must be at least {least}')
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
@@ -565,7 +571,8 @@ class EvaluationConfig:
     start_and_final: whether the test tasks are evaluated before and after
       training.
     controls: whether the oracle, empty, random and frozen planners are evaluated
-      on the test tasks.
+      on the test tasks; in worlds also one that always refuses, and the trained one
+      without what tools return.
     trials: number of rollouts of an item in sampled evaluations.
     judge: endpoint of a grading model, which the command `evaluate` asks in
       addition to the rule; disabled unless base_url or preset is set.

@@ -217,6 +217,10 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     yield f'agent.analyst.sampling.{name}', 'the other modules'
   if config.agent.executor.backend != 'rule' or config.agent.executor.own:
     yield 'agent.executor_templates', 'agent.executor.backend=rule'
+  if config.agent.verifier.backend == 'world':
+    yield 'agent.rollout.verdict_tokens', 'a verifier that says something'
+    if config.agent.executor.backend == 'fields':
+      yield 'agent.verbs', 'agent.executor.backend=rule or agent.verifier.backend=rule'
   if not roles.uses_endpoint(config):
     yield 'agent.endpoint', 'a module with backend=endpoint'
   if not roles.uses_engine(config):

@@ -88,9 +88,9 @@ def rows(
   group), 'turn' (from 1), 'query', 'answers' (texts that are right), 'status',
   'reward' (number or None), 'reward_parts' (weight * value of the score's terms),
   'checks' (list of the results of a world's checks: 'name', 'kind', 'passed',
-  'detail', 'vacuous'), 'changed' (what changed in the world, in words), 'detail', 'answer', 'plan' (text of the planner), 'parse_error',
-  'tool', 'arguments', 'result', 'tool_error' (kind of the error or None), 'verdict'
-  (text of the verifier).
+  'detail', 'vacuous'), 'changed' (what changed in the world, in words), 'detail',
+  'answer', 'plan' (text of the planner), 'parse_error', 'tool', 'arguments', 'result',
+  'tool_error' (kind of the error or None), 'verdict' (text of the verifier).
   """
   terms = trajectory.score.terms if trajectory.score else {}
   verdict = trajectory.verdict or records.Verdict(())

@@ -16,13 +16,13 @@ def of_groups(groups: Sequence[records.Group]) -> dict[str, Any]:
     rollouts           scored rollouts in worlds
     success            share of them that pass all checks
     pass_fraction      mean share of passed checks among those that fail before
-                       anything is done
+                       anything is done, over rollouts that have such checks
     refusal_recall     share of refusals on tasks that cannot be carried out
     false_refusals     share of refusals on tasks that can be carried out
     violations         mean number of changes that no check allows
     violating          share of rollouts with such a change
     calls              mean number of tool calls
-    environment_seconds    mean time in opening, tools and checks [s]
+    environment_seconds    mean time in opening, all tools and checks [s]
     by_family, by_feasible, by_held_out    the first three, by a fact of the task
   """
   scored = [
@@ -48,7 +48,10 @@ def of_groups(groups: Sequence[records.Group]) -> dict[str, Any]:
       'violations': _mean(violations),
       'violating': _mean(n > 0 for n in violations),
       'calls': _mean(
-          sum(1 + len(turn.result.inner) for turn in t.turns if turn.result)
+          sum(
+              1 + len(turn.result.inner) for turn in t.turns
+              if turn.call is not None and turn.result is not None
+          )
           for _, t in scored
       ),
       'environment_seconds': _mean(_seconds(t) for _, t in scored),

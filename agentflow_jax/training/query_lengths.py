@@ -40,8 +40,11 @@ def measure(
     cards: tuple[base.Card, ...],
     tasks: Sequence[records.Task],
     gazetteer: references.Gazetteer | None = None,
+    world_cards: tuple[base.Card, ...] = (),
 ) -> QueryLengths:
   """Measures the queries of tasks, as they stand in prompts.
+
+  The policy of a task's world and the cards of its tools are part of the prompt.
 
   A query has at most as many tokens as bytes, so that most queries need no
   tokenizer. The tokens of the others and those of the prompt around them are counted
@@ -53,15 +56,35 @@ def measure(
     cards: cards of its tools, which stand in the prompt.
     tasks: tasks to measure.
     gazetteer: names that are numbered in queries; None where none are.
+    world_cards: cards of the tools that worlds bring; empty where they are unknown.
   """
+  groups: dict[tuple, list[records.Task]] = {}
+  for task in tasks:
+    world = task.world
+    key = () if world is None else (world.policy, world.tools)
+    groups.setdefault(key, []).append(task)
+  found = []
+  for key, some in groups.items():
+    policy, names = key or ('', ())
+    shown = [c for c in world_cards if key and (not names or c.name in names)]
+    found.append(_of_prompts(planner, (*cards, *shown), some, gazetteer, policy))
+  return QueryLengths(
+      queries=len(tasks),
+      too_long=sum(part.too_long for part in found),
+      longest=max((part.longest for part in found), default=0),
+      limit=planner.max_prompt_tokens,
+  )
+
+
+def _of_prompts(planner, cards, tasks, gazetteer, policy) -> QueryLengths:
+  """Measures queries whose prompts have the same cards and the same policy."""
   limit = planner.max_prompt_tokens
   marked = [memory.start(task.query, '', gazetteer).query for task in tasks]
   queries = set(marked)
-  if not queries:
-    return QueryLengths(limit=limit)
 
   def whole(query: str) -> int:
-    segments = prompts.planner_prompt(planner.prompt, cards, memory.Memory(query))
+    state = memory.Memory(query, policy=policy)
+    segments = prompts.planner_prompt(planner.prompt, cards, state)
     return planner.model.count_tokens(segments)
 
   count = language_model.text_counter(planner.model)

@@ -117,6 +117,7 @@ async def _train(
     lengths = query_lengths.measure(
         system.planner, system.agent.cards, system.tasks.train,
         system.agent.gazetteer,
+        system.agent.environment.cards if system.agent.environment else (),
     )
     for note in (
         _resumed(done, config.train.steps), *changed, _held(trainer, system),

@@ -228,6 +228,8 @@ _FIELDS = base.Card('move', 'moves', (
         ('thing=x; days=1; more=T1', {'thing': 'x', 'days': 1, 'more': 'T1'}),
         ('thing=x; days=1; more="T1"', {'thing': 'x', 'days': 1, 'more': '"T1"'}),
         ('thing=x; days=1; more=[1]', {'thing': 'x', 'days': 1, 'more': [1]}),
+        ('thing=a; b, c;; days=1;', {'thing': 'a; b, c;', 'days': 1}),
+        ('thing=x; days=1; to=["a;b"]', {'thing': 'x', 'days': 1, 'to': ['a;b']}),
     ],
 )
 def test_fields_are_read_in_the_types_of_the_card(context, arguments):
@@ -241,7 +243,7 @@ def test_fields_are_read_in_the_types_of_the_card(context, arguments):
     ('context', 'words'),
     [
         ('move the pot', 'name=value'),
-        ('thing=T1; quickly', "'quickly'"),
+        ('thing=T1; quickly', "'days'"),
         ('=T1', 'name=value'),
         ('thing=T1; thing=T2; days=1', 'twice'),
         ('thing=T1; days=soon', 'days'),
@@ -251,6 +253,8 @@ def test_fields_are_read_in_the_types_of_the_card(context, arguments):
         ('thing=T1; days=1; shelf=S1', "'shelf'"),
         ('', "'thing'"),
         ('thing=x; days=' + '[' * 100_000, 'days'),
+        ('thing=x; days=' + '[' * 600 + ']' * 600, 'days'),
+        ('thing=x; days=' + '9' * 5_000, 'days'),
     ],
 )
 def test_fields_that_fit_no_card_are_text_for_the_model(context, words):
@@ -258,6 +262,19 @@ def test_fields_that_fit_no_card_are_text_for_the_model(context, words):
   with pytest.raises(base.BadArguments, match=words):
     call, _ = asyncio.run(modules.FieldExecutor().command(_view(), plan, _FIELDS))
     base.check_arguments(_FIELDS, call.arguments)
+
+
+def test_a_call_that_is_nested_too_deep_stays_a_text():
+  """A record of it could not be written."""
+  nested = '[' * 700 + ']' * 700
+  plan = plan_lib.Plan('do', f'thing=x; days=1; more={nested}', 'move')
+  call, _ = asyncio.run(modules.FieldExecutor().command(_view(), plan, _FIELDS))
+  assert call.arguments['more'] == nested
+  card = base.Card('ping', '', ())
+  with pytest.raises(base.BadArguments, match='leave the context empty'):
+    asyncio.run(modules.FieldExecutor().command(
+        _view(), plan_lib.Plan('do', 'now', 'ping'), card
+    ))
 
 
 def test_the_verifier_of_worlds_never_stops():

@@ -97,8 +97,8 @@ def test_unmark_undoes_annotate(text):
 def test_keys_say_what_else_has_a_number():
   """Where there are keys, other numbers are facts that no plan refers to."""
   keys = r'[A-Z]\d+|\d{4}-\d\d-\d\d|\d+(?= days?\b)'
-  known = references.gazetteer(('North', 'North Sea'), keys, references.Gazetteer(()))
-  marked, found = references.References(known).annotate(
+  known = references_lib.gazetteer(('North', 'North Sea'), keys, references_lib.Gazetteer(()))
+  marked, found = references_lib.References(known).annotate(
       'I7 in North Sea, 3 open, due 2031-05-06, lent for 12 days to P12a and P2'
   )
   assert marked == (
@@ -107,7 +107,7 @@ def test_keys_say_what_else_has_a_number():
   )
   assert found.mentions == ('I7', 'North Sea', '2031-05-06', '12', 'P2')
   assert found.resolve('item=#1; days=#4') == 'item=I7; days=12'
-  assert known is references.gazetteer(('North', 'North Sea'), keys, known._more)
-  both = references.gazetteer(('Oslo',), '', references.Gazetteer(('Rome',)))
-  marked, _ = references.References(both).annotate('Oslo, Rome, 5')
+  assert known is references_lib.gazetteer(('North', 'North Sea'), keys, known._more)
+  both = references_lib.gazetteer(('Oslo',), '', references_lib.Gazetteer(("Rome",)))
+  marked, _ = references_lib.References(both).annotate('Oslo, Rome, 5')
   assert marked == '#1 Oslo, #2 Rome, #3 5'

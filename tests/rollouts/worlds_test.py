@@ -9,7 +9,7 @@ from concurrent import futures
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import fakes, modules, references, rollout
+from agentflow_jax.agents import fakes, modules, recording, references, rollout
 from agentflow_jax.agents.environments import base
 from agentflow_jax.agents.tools import base as tools_base
 from agentflow_jax.rollouts import collect
@@ -210,6 +210,7 @@ class Faults:
   name: str = 'toy'
   version: str = '1'
   capacity: int | None = None
+  cards: tuple = ()
 
   def check(self, task):
     return self.inner.check(task)
@@ -305,6 +306,58 @@ def test_where_the_reward_does_not_depend_on_checks_they_may_fail(fault):
   done = _run(_agent(_MOVE, 'no plan', environment=environment, config=config))
   assert (done.status, done.reward) == (Status.UNPARSEABLE_PLAN, 0.0)
   assert done.verdict is None and environment.open_now == 0
+
+
+def test_a_miss_of_a_replay_ends_the_run_and_not_the_rollout():
+  class Missing(Faults):
+    async def open(self, task, key, state=None):
+      if self.fault_of(key) == 'open':
+        raise recording.Miss('not recorded')
+      episode = await super().open(task, key, state)
+
+      async def verify(ending):
+        raise recording.Miss('not recorded')
+
+      episode.verify = verify
+      return episode
+
+  for fault in ('', 'open'):
+    environment = Missing(toy_world.make(), lambda key, fault=fault: fault)
+    with pytest.raises(recording.Miss):
+      _run(_agent(_MOVE, _FINISH, environment=environment))
+    assert environment.open_now == 0
+
+
+def test_a_second_cancellation_does_not_interrupt_the_closing():
+  environment = Faults(toy_world.make(), lambda key: 'slow_call')
+  closed = []
+
+  async def main():
+    agent = _agent(_MOVE, _FINISH, environment=environment)
+    running = asyncio.create_task(
+        rollout.rollout(agent, toy_world.task(), toy_world.key())
+    )
+    while not environment.open_now:
+      await asyncio.sleep(0.01)
+
+    async def slowly(self, close=_Faulty.close):
+      await asyncio.sleep(0.05)
+      await close(self)
+      closed.append(True)
+
+    _Faulty.close, kept = slowly, _Faulty.close
+    try:
+      running.cancel()
+      await asyncio.sleep(0.01)
+      running.cancel()
+      with pytest.raises(asyncio.CancelledError):
+        await running
+      await asyncio.sleep(0.1)
+    finally:
+      _Faulty.close = kept
+
+  asyncio.run(main())
+  assert closed and environment.open_now == 0
 
 
 def test_five_hundred_rollouts_with_faults_are_all_accounted_for(monkeypatch):

@@ -74,11 +74,13 @@ class Environment(Protocol):
     name: name that worlds refer to (records.World.environment).
     version: version of the environment: episodes of another version may differ.
     capacity: largest number of open episodes in this process; None for no limit.
+    cards: cards of its tools; empty where only an episode knows them.
   """
 
   name: str
   version: str
   capacity: int | None
+  cards: tuple[base.Card, ...]
 
   def check(self, task: records.Task) -> list[str]:
     """Checks a task when a run starts, and returns warnings.
@@ -95,6 +97,8 @@ class Environment(Protocol):
       state: bytes | None = None,
   ) -> Episode:
     """Opens an episode; the same task and key give the same episode.
+
+    Where it is cancelled, nothing stays open.
 
     Args:
       task: task with a world of this environment.

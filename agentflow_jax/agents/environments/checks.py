@@ -9,12 +9,14 @@ The fields of a check's spec, by its kind:
              is one row, and a list of objects otherwise; 'equals' is Python's ==,
              'contains' asks whether the expected text is part of str(result), and
              what cannot be compared fails.
-  calls      selected_tools, all of which have to be called, and minimum_tool_calls.
+  calls      selected_tools, all of which have to be called, and minimum_tool_calls;
+             calls that failed count, as they do where this was published.
   response   sql_query, whose result a judge sees beside the answer,
              comparison_prompt, and minimum_comparison_value (of 1 to 10).
   unchanged  allowed: list of {"table"; and optionally "change": 'added', 'removed'
              or 'changed', "keys": list of keys, "columns": list of columns, "most":
              largest number of such changes}. Every other change is a violation.
+             The first rule that fits a change is used up by it.
   ending     ended ('finish' or 'refuse'); and optionally "rule" and "about", lists
              of the values that the ending call's arguments of these names may have.
 """
@@ -129,6 +131,9 @@ def validate(check: records.Check) -> None:
     if not isinstance(rule, Mapping) or 'table' not in rule:
       raise ValueError(f'{where}: each of "allowed" is an object with a "table"')
     _check_types(rule, _ALLOWED, f'{where}: allowed')
+    for name in ('keys', 'columns'):
+      if not all(isinstance(value, str) for value in rule.get(name, ())):
+        raise ValueError(f'{where}: allowed: {name} must be texts: {rule[name]!r}')
     if rule.get('change', 'added') not in ('added', 'removed', 'changed'):
       raise ValueError(
           f"{where}: allowed: change must be 'added', 'removed' or 'changed'"
@@ -206,7 +211,8 @@ def of_ending(check: records.Check, ending: records.Ending) -> records.CheckResu
     return failed(
         check, f'ended by {ending.ended!r}' if ending.ended else 'it did not end'
     )
-  said = ending.calls[-1][0].arguments if ending.calls else {}
+  done = [call for call, result in ending.calls if result.error is None]
+  said = done[-1].arguments if done else {}
   for name in ('rule', 'about'):
     if name in spec and said.get(name) not in spec[name]:
       return failed(check, f'{name} {said.get(name)!r}')

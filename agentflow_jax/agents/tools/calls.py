@@ -28,7 +28,7 @@ from agentflow_jax.agents.tools import base
 # many of its pieces are tried, each at the cost of a pass over what follows.
 _MAX_CHARS = 16_000
 _MAX_PIECES = 8
-_MAX_DEPTH = 100  # of brackets; CPython's own limit is 200
+MAX_DEPTH = 100  # of brackets; CPython's own limit is 200
 _FENCE = re.compile(r'```[^\n`]*\n(.*?)(?:```|\Z)', re.DOTALL)
 _INLINE = re.compile(r'`([^`\n]+)`')
 _START = re.compile(r'\b[A-Za-z_]\w*\s*\.\s*execute\s*\(')
@@ -202,7 +202,7 @@ def _balanced(text: str) -> str:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
       if token.type == tokenize.OP and token.string in '([{':
         depth += 1
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
           return text
       elif token.type == tokenize.OP and token.string in ')]}':
         depth -= 1

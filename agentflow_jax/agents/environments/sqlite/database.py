@@ -2,45 +2,33 @@
 
 What would make two runs differ (the clock, random numbers, the version of the
 library) and what would reach beyond the database (other files, extensions, settings)
-is refused. Work is bounded by SQLite's virtual machine steps, never by seconds, so
-that a result does not depend on the machine's load.
+is refused. Work is bounded by SQLite's virtual machine steps and by the size of
+values, never by seconds, so that a result does not depend on the machine's load. Time
+is a last resort: what it stops counts as a failure of the environment.
 """
 
 import contextlib
 import functools
 import sqlite3
+import time
 from collections.abc import Iterator
 from typing import Any
 
-from agentflow_jax.agents.environments.sqlite import seeds
+from agentflow_jax.agents.environments.sqlite import functions, seeds
 
 # Steps of SQLite's virtual machine that one call, or the query of one check, may take.
 MAX_STEPS = 2_000_000
 _STEPS_BETWEEN_LOOKS = 1_000
 MAX_ROWS = 10_000
-_MAX_VALUE_BYTES = 1_000_000
-_MAX_STATEMENT_BYTES = 100_000
+# One step may work on a whole value, so that values are small, too.
+_MAX_VALUE_BYTES = 20_000
+_MAX_RESULT_BYTES = 4_000_000
+_MAX_STATEMENT_BYTES = 20_000
+# Time after which a call is given up, whatever it does [s].
+_MAX_SECONDS = 5.0
+_TOO_LONG = f'a call took longer than {_MAX_SECONDS:g} s'
+_ROWS_AT_ONCE = 64
 
-# Functions whose result depends on their arguments only.
-_FUNCTIONS = frozenset(
-    # Numbers and texts.
-    'abs char coalesce concat concat_ws format glob hex ifnull iif instr length like'
-    ' likelihood likely lower ltrim max min nullif octet_length printf quote replace'
-    ' round rtrim sign soundex substr substring trim typeof unhex unicode unlikely'
-    ' upper zeroblob acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh'
-    ' degrees exp floor ln log log10 log2 mod pi pow power radians sin sinh sqrt tan'
-    ' tanh trunc'
-    # Aggregates and windows.
-    ' avg count group_concat string_agg sum total row_number rank dense_rank'
-    ' percent_rank cume_dist ntile lag lead first_value last_value nth_value'
-    # JSON.
-    ' json json_array json_array_length json_error_position json_extract json_insert'
-    ' json_object json_patch json_pretty json_quote json_remove json_replace json_set'
-    ' json_type json_valid json_group_array json_group_object json_each json_tree'
-    ' -> ->>'
-    # Rows that the statement before wrote.
-    ' changes last_insert_rowid total_changes'.split()
-)
 # Functions that read the clock where a time is missing or is 'now'; these are
 # replaced by ones that refuse it.
 _DATES = ('date', 'time', 'datetime', 'julianday', 'strftime', 'unixepoch')
@@ -56,6 +44,10 @@ _WRITES = frozenset({
 
 class Refused(Exception):
   """A statement that is not allowed, or that asks for too much; for the caller."""
+
+
+class OutOfTime(Exception):
+  """A call took so long that something is wrong with it or with the machine."""
 
 
 class Database:
@@ -80,6 +72,7 @@ class Database:
       raise
     self._read_only = read_only
     self._steps = 0
+    self._since = time.monotonic()
     self._reason = ''
     self._trusts = False
     self.written: set[str] = set()
@@ -89,10 +82,13 @@ class Database:
         (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 200),
         (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 50),
         (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
-        (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 200),
+        (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100),
         (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 10),
     ):
       self._connection.setlimit(limit, most)
+    # SQLite makes these tables at their first use, which the authorizer would refuse.
+    for name in ('json_each', 'json_tree'):
+      self._connection.execute(f"select 1 from {name}('[]')").fetchall()
     for name in _DATES:
       self._connection.create_function(
           name, -1, functools.partial(self._dated, name), deterministic=True
@@ -124,12 +120,24 @@ class Database:
     self._reason = ''
     try:
       with contextlib.closing(self._connection.execute(sql, values)) as cursor:
-        found = cursor.fetchmany(MAX_ROWS + 1)
         names = tuple(c[0] for c in cursor.description or ())
-    except (sqlite3.Error, sqlite3.Warning, OverflowError, ValueError) as e:
+        found, size = [], 0
+        while some := cursor.fetchmany(_ROWS_AT_ONCE):
+          found += some
+          size += sum(
+              len(v) for row in some for v in row if isinstance(v, (str, bytes))
+          )
+          if len(found) > MAX_ROWS or size > _MAX_RESULT_BYTES:
+            raise Refused(
+                f'more than {MAX_ROWS:,} rows or {_MAX_RESULT_BYTES:,} characters:'
+                ' ask for less'
+            )
+    except (
+        sqlite3.Error, sqlite3.Warning, MemoryError, OverflowError, ValueError
+    ) as e:
+      if self._reason == _TOO_LONG:
+        raise OutOfTime(_TOO_LONG) from e
       raise Refused(self._reason or str(e)) from e
-    if len(found) > MAX_ROWS:
-      raise Refused(f'more than {MAX_ROWS:,} rows: ask for fewer')
     return names, found
 
   def row(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
@@ -155,15 +163,19 @@ class Database:
   @contextlib.contextmanager
   def call(self) -> Iterator[None]:
     """Bounds the work in the body, and takes back what it wrote where it raises."""
-    self._steps = 0
+    self._steps, self._since = 0, time.monotonic()
     self._plainly('savepoint call')
     try:
       yield
     except BaseException:
-      self._plainly('rollback to call')
+      # Where a statement was stopped, SQLite has taken back all of it already.
+      if self._connection.in_transaction:
+        self._plainly('rollback to call')
+        self._plainly('release call')
       raise
-    finally:
-      self._plainly('release call')
+    if not self._connection.in_transaction:
+      raise Refused('a statement took back what the call wrote')
+    self._plainly('release call')
 
   @property
   def changes(self) -> int:
@@ -185,6 +197,9 @@ class Database:
 
   def _look(self) -> int:
     self._steps += _STEPS_BETWEEN_LOOKS
+    if time.monotonic() - self._since > _MAX_SECONDS:
+      self._reason = _TOO_LONG
+      return 1
     if self._steps <= MAX_STEPS:
       return 0
     self._reason = f'more than {MAX_STEPS:,} steps of work: ask for less'
@@ -193,7 +208,15 @@ class Database:
   def _dated(self, name: str, *values: Any) -> Any:
     """Computes SQLite's date function `name` without the clock and time zones."""
     place = _PLACE.get(name, 0)
-    said = [str(value).strip().lower() for value in values]
+    # SQLite reads bytes as text, and a text up to its first NUL.
+    said = [
+        '' if isinstance(value, bytes) or '\0' in str(value)
+        else str(value).strip().lower()
+        for value in values
+    ]
+    if '' in said:
+      self._reason = f'{name} takes texts and numbers that are not empty'
+      raise ValueError(self._reason)
     if len(values) <= place or said[place] in ('now', 'subsec', 'subsecond'):
       self._reason = f'{name} would read the clock: give it a date'
       raise ValueError(self._reason)
@@ -213,7 +236,7 @@ class Database:
         return sqlite3.SQLITE_OK
     if action == sqlite3.SQLITE_FUNCTION:
       name = second.lower()
-      if name in _FUNCTIONS or name in _DATES:
+      if name in functions.ALLOWED or name in _DATES:
         return sqlite3.SQLITE_OK
       self._reason = f'the function {second} is not allowed'
     elif action in _WRITES and self._read_only:

@@ -29,17 +29,29 @@ def pairs(
     after: rows at the end, in any order.
   """
   if not table.key:
-    gone = collections.Counter(before)
-    gone.subtract(collections.Counter(after))
-    return [
-        (row, None) if times > 0 else (None, row)
-        for row, times in gone.items() for _ in range(abs(times))
-    ]
+    return _of_keyless(before, after)
   old, new = set(before), set(after)
-  removed = table.by_key(old - new)
-  added = table.by_key(new - old)
-  return [
+  # SQLite allows null in most keys, and then any number of such rows.
+  without = [{r for r in rows if None in table.key_of(r)} for rows in (old, new)]
+  removed = table.by_key(old - new - without[0])
+  added = table.by_key(new - old - without[1])
+  found = [
       (removed.get(key), added.get(key)) for key in removed.keys() | added.keys()
+  ]
+  if any(without):
+    found += _of_keyless(
+        *([r for r in rows if r in part] for rows, part in
+          ((before, without[0]), (after, without[1])))
+    )
+  return found
+
+
+def _of_keyless(before: Iterable[seeds.Row], after: Iterable[seeds.Row]) -> list[Pair]:
+  gone = collections.Counter(before)
+  gone.subtract(collections.Counter(after))
+  return [
+      (row, None) if times > 0 else (None, row)
+      for row, times in gone.items() for _ in range(abs(times))
   ]
 
 

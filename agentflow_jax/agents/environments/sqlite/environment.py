@@ -20,6 +20,7 @@ from agentflow_jax.files import reading
 _STATE = b'sqlite episode 1\n'
 # Worlds whose pages are kept: a group's rollouts, and those of others meanwhile.
 _KEPT = 512
+_FAILS = 'the query fails'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class SqliteEnvironment:
   def __post_init__(self):
     for name, function in (('_start', self._changed), ('_names', self._named)):
       object.__setattr__(self, name, functools.lru_cache(_KEPT)(function))
-    object.__setattr__(self, '_holds', {})  # Task id -> (world, what holds).
+    object.__setattr__(self, '_known', {})  # Task id -> (world, results at start).
 
   def check(self, task: records.Task) -> list[str]:
     """See Environment.check."""
@@ -91,7 +92,7 @@ class SqliteEnvironment:
             f'{self.name} has no tool {unknown[0]!r}; it has'
             f' {", ".join(a.name for a in self.actions)}'
         )
-      holds = self.holds_at_start(task)
+      results = self.at_start(task)
       for check in world.checks:
         if check.kind == 'response' and self.judge is None:
           raise ValueError(
@@ -102,14 +103,37 @@ class SqliteEnvironment:
           raise ValueError(
               f'check {check.name!r}: {self.name} returns no reward of its own'
           )
-    except (ValueError, base.Unreachable) as e:
+      self._check_rules(world)
+    except (ValueError, database.OutOfTime) as e:
       raise ValueError(f'task {task.id!r}: {e}') from e
-    return [
-        f'task {task.id!r}: check {check.name!r} holds before anything is done'
-        for check, passed in zip(world.checks, holds)
-        if passed and world.feasible is not False
-        and check.kind in ('state', 'calls')
-    ]
+    said = {
+        result.name: 'holds before anything is done' if result.passed
+        else f'cannot be made: {result.detail}'
+        for result in results
+        if result.kind in ('state', 'calls')
+        and (result.detail.startswith(_FAILS) or (
+            result.passed and world.feasible is not False
+        ))
+    }
+    return [f'task {task.id!r}: check {k!r} {v}' for k, v in said.items()]
+
+  @property
+  def cards(self) -> tuple[tools_base.Card, ...]:
+    """See Environment.cards."""
+    return tuple(action.card for action in self.actions)
+
+  def _check_rules(self, world: records.World) -> None:
+    """Raises ValueError where a list of allowed changes names what there is not."""
+    tables = {t.name: t for t in self.start_of(world).tables}
+    for check in world.checks:
+      for rule in check.spec.get('allowed', ()):
+        table = tables.get(rule['table'])
+        unknown = set(rule.get('columns', ())) - set(table.columns if table else ())
+        if table is None or unknown:
+          what = f'table {rule["table"]!r}' if table is None else (
+              f'column {min(unknown)!r} of {rule["table"]!r}'
+          )
+          raise ValueError(f'check {check.name!r}: there is no {what}')
 
   async def open(
       self,
@@ -131,6 +155,8 @@ class SqliteEnvironment:
         made with, or the changes do not fit it.
     """
     state = world.state
+    if not isinstance(state.get('seed'), str):
+      raise ValueError('its world has no "seed", the name of a seed, in "state"')
     changes = json.dumps(state.get('changes', []))
     start = self._start(state.get('seed', ''), changes)  # pylint: disable=no-member
     wanted = state.get('sha256')
@@ -153,9 +179,12 @@ class SqliteEnvironment:
   def _named(self, name: str) -> tuple[str, ...]:
     return tuple(self.names_of(self.seed_of(name)))
 
-  def holds_at_start(self, task: records.Task) -> tuple[bool, ...]:
-    """Says of each check of a task's world whether it holds before anything is done."""
-    world, known = self._holds.get(task.id, (None, ()))  # pylint: disable=no-member
+  def at_start(self, task: records.Task) -> tuple[records.CheckResult, ...]:
+    """Returns what the checks of a task come to before anything is done.
+
+    A check that only an answer or an ending can meet does not pass.
+    """
+    world, known = self._known.get(task.id, (None, ()))  # pylint: disable=no-member
     if world == task.world:
       return known
     nothing = records.Ending(records.Status.OUT_OF_TURNS)
@@ -163,12 +192,15 @@ class SqliteEnvironment:
     with _opened(self.start_of(task.world).pages) as seed:
       for check in task.world.checks:
         if check.kind == 'state':
-          found.append(bool(_queried(check, seed).passed))
+          result = _queried(check, seed)
         elif check.kind == 'calls':
-          found.append(bool(checks.of_calls(check, nothing).passed))
+          result = checks.of_calls(check, nothing)
         else:
-          found.append(check.kind == 'unchanged')
-    self._holds[task.id] = task.world, tuple(found)  # pylint: disable=no-member
+          result = records.CheckResult(
+              check.name, check.kind, check.kind == 'unchanged'
+          )
+        found.append(result)
+    self._known[task.id] = task.world, tuple(found)  # pylint: disable=no-member
     return tuple(found)
 
 
@@ -223,10 +255,11 @@ class _Episode:
         else:
           result = await self._rated(check, final, ending.answer)
         results.append(result)
-    holds = self._environment.holds_at_start(self._task)
+    before = self._environment.at_start(self._task)
     return records.Verdict(
         tuple(
-            dataclasses.replace(r, vacuous=h) for r, h in zip(results, holds)
+            dataclasses.replace(result, vacuous=bool(start.passed))
+            for result, start in zip(results, before)
         ),
         tuple(map(str, changes)),
         tuple(sorted(violations)),
@@ -275,6 +308,8 @@ class _Episode:
         said = action.function(self._database, **arguments)
     except database.Refused as e:
       raise tools_base.BadArguments(f'{action.name}: {e}') from e
+    except database.OutOfTime as e:
+      raise tools_base.ToolUnreachable(f'{action.name}: {e}') from e
     self.ended = action.ends
     return said
 
@@ -311,7 +346,7 @@ def _queried(
   try:
     return checks.compared(check, _result(check.spec['query'], final))
   except database.Refused as e:  # Published so: an exception is a failed check.
-    return checks.failed(check, str(e))
+    return checks.failed(check, f'{_FAILS}: {e}')
 
 
 def _result(query: str, final: database.Database) -> Any:

@@ -15,17 +15,27 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from agentflow_jax.agents.environments.sqlite import functions
+
+# Steps of SQLite's virtual machine that the script of a schema may take.
+_SCHEMA_STEPS = 1_000_000
 # One value of a row. Floats are finite, because SQLite stores NaN as NULL.
 Value = int | float | str | None
 Row = tuple[Value, ...]
 
 _TEXTS = re.compile(
-    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL
+    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/",
+    re.DOTALL,
 )
 # What would make a row depend on the clock, on rows that are gone, or on more than
 # the statement that is executed.
 _REFUSED = (
     (r'\bcurrent_(?:timestamp|date|time)\b', 'reads the clock: store dates as text'),
+    # SQLite asks no authorizer about the functions of a default.
+    (
+        r'\b(?:random|randomblob|date|time|datetime|julianday|strftime|unixepoch'
+        r'|timediff|sqlite_\w+)\s*\(', 'depends on chance, the clock or the machine',
+    ),
     (r'\bautoincrement\b', 'numbers rows by rows that are gone: take max + 1'),
     (r'\bvirtual\b', 'a virtual table has no rows of its own'),
     (r'\b(?:temp|temporary)\b', 'a temporary table is no part of the world'),
@@ -60,7 +70,11 @@ class Table:
 
   def by_key(self, rows: Iterable[Row]) -> dict[Row, Row]:
     """Returns rows by the values of their primary key."""
-    return {tuple(row[i] for i in self.key): row for row in rows}
+    return {self.key_of(row): row for row in rows}
+
+  def key_of(self, row: Row) -> Row:
+    """Returns the values of a row's primary key."""
+    return tuple(row[i] for i in self.key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +103,12 @@ class Seed:
     unknown = sorted(rows.keys() - set(names))
     if unknown:
       raise SeedError(f'rows of {unknown[0]!r}: the schema has no such table')
-    return cls(schema, {name: _canonical(rows.get(name, ())) for name in names})
+    seed = cls(schema, {name: _canonical(rows.get(name, ())) for name in names})
+    for table in seed.tables:
+      for row in seed.rows[table.name]:
+        if any(row[i] is None for i in table.key if i < len(row)):
+          raise SeedError(f'rows of {table.name!r}: {_text(row)} has a key of null')
+    return seed
 
   @property
   def tables(self) -> tuple[Table, ...]:
@@ -131,29 +150,38 @@ class Seed:
         connection.executescript(self.schema)
       table = None
       try:
-        for table in self.tables:
-          rows = self.rows[table.name]
-          if self.origin is not None:
-            if self.origin.rows[table.name] is rows:
-              continue
-            connection.execute(f'delete from {quoted(table.name)}')
+        for table in (changed := self._changed_tables()):
+          connection.execute(f'delete from {quoted(table.name)}')
           marks = ','.join('?' * len(table.columns))
           connection.executemany(
-              f'insert into {quoted(table.name)} values ({marks})', rows
+              f'insert into {quoted(table.name)} values ({marks})',
+              self.rows[table.name],
           )
-          self._check_stored(table, connection)
         connection.commit()
+        # A trigger may have written elsewhere.
+        for table in self.tables if self.spreads else changed:
+          self._check_stored(table, connection)
         broken = connection.execute('pragma foreign_key_check').fetchone()
-      except sqlite3.Error as e:
+      except (sqlite3.Error, OverflowError) as e:
         raise SeedError(f'rows of {table and table.name!r}: {e}') from e
       if broken:
         raise SeedError(f'rows of {broken[0]!r}: a foreign key points at no row')
       return connection.serialize()
 
+  def _changed_tables(self) -> list[Table]:
+    """Returns the tables whose rows are not those of the origin."""
+    known = self.origin.rows if self.origin is not None else {}
+    return [t for t in self.tables if known.get(t.name) is not self.rows[t.name]]
+
   def _check_stored(self, table: Table, connection: sqlite3.Connection) -> None:
-    """Raises SeedError where a column's type turned a value into another one."""
-    stored = connection.execute(f'select * from {quoted(table.name)}')
-    for row, found in zip(self.rows[table.name], _canonical(stored)):
+    """Raises SeedError where the table does not hold the rows as they were given."""
+    stored = _canonical(connection.execute(f'select * from {quoted(table.name)}'))
+    if len(stored) != len(self.rows[table.name]):
+      raise SeedError(
+          f'rows of {table.name!r}: there are {len(stored)} instead of'
+          f' {len(self.rows[table.name])}: the schema itself writes rows'
+      )
+    for row, found in zip(self.rows[table.name], stored):
       if _text(row) != _text(found):
         raise SeedError(
             f'rows of {table.name!r}: {_text(row)} is stored as {_text(found)}:'
@@ -242,11 +270,13 @@ def tables_of(schema: str) -> tuple[Table, ...]:
       raise SeedError(f'schema: {found.group()} {why}')
   with contextlib.closing(sqlite3.connect(':memory:')) as connection:
     connection.set_authorizer(_of_schemas)
+    connection.set_progress_handler(lambda: 1, _SCHEMA_STEPS)
     try:
       connection.executescript(schema)
     except sqlite3.Error as e:
       raise SeedError(f'schema: {e}') from e
     connection.set_authorizer(None)
+    connection.set_progress_handler(None, 0)
     names = [
         name for (name,) in connection.execute(
             "select name from sqlite_master where type = 'table'"
@@ -270,9 +300,17 @@ def _spreads(schema: str) -> bool:
   return bool(_SPREADS.search(_without_texts(schema)))
 
 
-def _of_schemas(action, *_) -> int:
-  refused = (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_PRAGMA)
-  return sqlite3.SQLITE_DENY if action in refused else sqlite3.SQLITE_OK
+def _of_schemas(action, first, second, *_) -> int:
+  """Allows what creates tables, indices, views and triggers, and writes no row."""
+  if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_PRAGMA):
+    return sqlite3.SQLITE_DENY
+  if action == sqlite3.SQLITE_FUNCTION:
+    allowed = second.lower() in functions.ALLOWED
+    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+  writes = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE)
+  if action in writes and not first.startswith('sqlite_'):
+    return sqlite3.SQLITE_DENY
+  return sqlite3.SQLITE_OK
 
 
 def _without_texts(sql: str) -> str:

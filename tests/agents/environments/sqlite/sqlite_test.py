@@ -157,6 +157,10 @@ def test_a_state_is_a_value_that_another_episode_goes_on_from():
         ('select sqlite_version()', 'sqlite_version'),
         ('select sqlite_source_id()', 'sqlite_source_id'),
         ("select date('now')", 'date'),
+        ("select date(x'6e6f77')", 'date'),
+        ("select datetime('now' || char(0))", 'datetime'),
+        ("select strftime('%s', x'6e6f77')", 'strftime'),
+        ("select datetime('2031-01-01', 'localtime' || char(0))", 'datetime'),
         ("select date(' NOW ')", 'date'),
         ('select date()', 'date'),
         ("select datetime('2031-01-01', 'localtime')", 'datetime'),
@@ -185,10 +189,14 @@ def test_a_state_is_a_value_that_another_episode_goes_on_from():
         ('with recursive n(i) as (select 1 union all select i + 1 from n)'
          ' select count(*) from n', 'steps'),
         ('with recursive n(i) as (select 1 union all select i + 1 from n limit 20000)'
-         ' select i from n', 'rows'),
+         ' select i from n', 'ask for less'),
         ('select zeroblob(100000000)', 'too big'),
         ("select printf('%.*c', 100000000, 'x')", None),
-        ("select replace(hex(zeroblob(400000)), '0', '0123456789')", 'too big'),
+        ("select replace(hex(zeroblob(4000)), '0', '0123456789')", 'too big'),
+        ('with recursive n(i) as (select 1 union all select i + 1 from n limit 9000)'
+         ' select hex(zeroblob(9000)) from n', 'ask for less'),
+        ("select 'x' like '" + '%' * 200 + "'", 'pattern too complex'),
+        ("select instr(zeroblob(400000), x'01')", 'too big'),
         ('select ' + '(' * 300 + '1' + ')' * 300, None),
         ('select 1 -- ' + 'x' * 200_000, 'too large'),
     ],
@@ -490,3 +498,131 @@ def test_the_pages_are_a_database_of_sqlite(tmp_path):
 
 def test_a_change_sorts_by_table_and_key():
   assert checks.Change('a', '2', 'added') < checks.Change('b', '1', 'added')
+
+
+def test_json_is_read(db):
+  assert db.rows("select value from json_each('[1, 2]') order by key") == [(1,), (2,)]
+  assert db.value("""select json_extract('{"a": [7]}', '$.a[0]')""") == 7
+
+
+def test_a_call_that_takes_too_long_is_the_environments_fault(db, monkeypatch):
+  monkeypatch.setattr(database, '_MAX_SECONDS', -1.0)
+  with pytest.raises(database.OutOfTime):
+    with db.call():
+      db.rows(
+          'with recursive n(i) as (select 1 union all select i + 1 from n limit 9999)'
+          ' select max(i) from n'
+      )
+
+
+def test_a_write_that_is_stopped_leaves_nothing_behind():
+  """SQLite then takes back the whole transaction, with the call's own savepoint."""
+
+  def fill(db: database.Database, number: int) -> str:
+    """Adds remarks.
+
+    Args:
+      number: how many.
+    """
+    db.rows("insert into remark values ('before')")
+    db.rows(
+        'insert into remark with recursive n(i) as (select 1 union all select i + 1'
+        ' from n where i < ?) select i from n', number,
+    )
+    return 'filled'
+
+  def swallow(db: database.Database) -> str:
+    """Goes on after what was refused."""
+    db.rows("insert into remark values ('before')")
+    with contextlib.suppress(database.Refused):
+      db.rows("insert or rollback into thing values ('T1', 'x', 'S1', 1)")
+    return 'done'
+
+  environment = toy_world.make(
+      actions=(environments.Action(fill), environments.Action(swallow))
+  )
+  verdict, digest, said = _play(
+      ('fill', {'number': 10**8}), ('swallow', {}), ('fill', {'number': 2}),
+      environment=environment,
+  )
+  assert 'steps' in said[0] and 'took back' in said[1] and said[2] == 'filled'
+  assert verdict.changed == ('remark/1: added', 'remark/2: added', 'remark/before: added')
+  assert digest != toy_world.SEED.sha256
+
+
+def test_rows_with_a_key_of_null_are_all_seen():
+  table = next(t for t in toy_world.SEED.tables if t.name == 'thing')
+  rows = [(None, f'cup {i}', 'S1', 1) for i in range(3)]
+  found = differences.pairs(table, rows[:1], [rows[0], rows[1], rows[1], rows[2]])
+  assert sorted(found, key=repr) == [(None, rows[1]), (None, rows[1]), (None, rows[2])]
+  with pytest.raises(seeds.SeedError, match='key of null'):
+    seeds.Seed.of(toy_world.SCHEMA, {'shelf': [[None, 'upper']]})
+
+
+@pytest.mark.parametrize(
+    'more',
+    [
+        "insert into remark values ('x');",
+        "insert into remark values (random());",
+        'create table t (d text check (d = date(d)));',
+        'create table t (i, d text default (Random ()));',
+        'create table t (d text default (strftime(\'%s\')));',
+        'create table t (v text default (sqlite_version()));',
+    ],
+)
+def test_a_schema_writes_no_rows_and_uses_no_chance(more):
+  with pytest.raises(seeds.SeedError):
+    _ = seeds.Seed.of(toy_world.SCHEMA + more, toy_world.ROWS).pages
+
+
+def test_rows_that_a_schema_makes_are_not_there():
+  schema = toy_world.SCHEMA + 'create table copied as select 1 as one;'
+  seed = seeds.Seed.of(schema, toy_world.ROWS)
+  with contextlib.closing(database.Database(seed.pages)) as opened:
+    assert opened.rows('select * from copied') == [], 'rows stand in the rows'
+
+
+def test_a_trigger_that_writes_while_pages_are_made_is_noticed():
+  schema = toy_world.SCHEMA + """
+  create trigger log after insert on thing
+  begin insert into remark values ('new'); end;
+  """
+  with pytest.raises(seeds.SeedError, match="'remark'.*3 instead of 0"):
+    _ = seeds.Seed.of(schema, toy_world.ROWS).pages
+
+
+def test_a_schema_that_never_ends_is_refused():
+  endless = (
+      'create view v as with recursive n(i) as (select 1 union all select i + 1 from n)'
+      ' select i from n; create table t (i); create index x on t (i)'
+  )
+  assert seeds.Seed.of(endless, {}).pages, 'a view is read by nobody here'
+  with pytest.raises(seeds.SeedError):
+    seeds.Seed.of('create table t as select * from (with recursive n(i) as (select 1'
+                  ' union all select i + 1 from n) select i from n)', {})
+
+
+def test_an_integer_that_no_row_holds_is_named():
+  with pytest.raises(seeds.SeedError, match="'sale'"):
+    _ = seeds.Seed.of(toy_world.SCHEMA, {'sale': [[1, 'T1', 2**70]]}).pages
+
+
+def test_checks_that_can_never_pass_are_noticed_at_start():
+  task = toy_world.task((toy_world.state('typo', 'select nme from thing', 1),))
+  assert toy_world.make().check(task) == [
+      "task 't': check 'typo' cannot be made: the query fails: no such column: nme"
+  ]
+  for rule, words in (
+      ({'table': 'things'}, "no table 'things'"),
+      ({'table': 'thing', 'columns': ['colour']}, "no column 'colour' of 'thing'"),
+      ({'table': 'thing', 'keys': [5]}, 'keys must be texts'),
+  ):
+    check = records.Check('u', 'unchanged', {'allowed': [rule]})
+    with pytest.raises(ValueError, match=words):
+      toy_world.make().check(toy_world.task((check,)))
+
+
+def test_a_world_without_a_seed_is_named():
+  for state in ({}, {'seed': ['toy']}):
+    with pytest.raises(ValueError, match='no "seed"'):
+      toy_world.make().check(toy_world.task(state=state))
