@@ -68,7 +68,9 @@ def test_refusing_is_a_status_of_its_own_and_is_scored():
          Status.TOOL_ERROR, False),
     ],
 )
-def test_checks_are_made_after_every_status_of_the_policy(plans, config, status, passed):
+def test_checks_are_made_after_every_status_of_the_policy(
+    plans, config, status, passed
+):
   done = _run(_agent(*plans, config=config))
   assert (done.status, done.reward) == (status, 0.0)
   assert done.verdict.results[0].passed is passed and done.digest
@@ -106,7 +108,8 @@ def test_modules_see_the_policy_before_the_query_and_nothing_else_of_the_world()
 
 def test_a_policy_is_never_shortened():
   long = 'Cups may be moved. ' * 40
-  done = _run(_agent(_MOVE, _FINISH, max_prompt_tokens=400), toy_world.task(policy=long))
+  task = toy_world.task(policy=long)
+  done = _run(_agent(_MOVE, _FINISH, max_prompt_tokens=400), task)
   assert done.reward == 1.0
   done = _run(_agent(_MOVE, max_prompt_tokens=100), toy_world.task(policy=long))
   assert done.status is Status.PROMPT_TOO_LONG and done.verdict is not None
@@ -418,7 +421,8 @@ def test_a_cancelled_rollout_closes_its_episode():
 def test_rollouts_at_once_are_those_one_by_one():
   """Digests, answers and rewards, in any order."""
   plans = [
-      [_MOVE, _FINISH], [_FINISH], [_REFUSE], [toy_world.plan('sell', thing='T2'), _FINISH]
+      [_MOVE, _FINISH], [_FINISH], [_REFUSE],
+      [toy_world.plan('sell', thing='T2'), _FINISH],
   ]
   tasks = [toy_world.task(task_id=f't{i}') for i in range(16)]
 

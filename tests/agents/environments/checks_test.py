@@ -82,7 +82,9 @@ _PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize(('names', 'rows', 'comparison', 'expected', 'passes'), _PUBLISHED)
+@pytest.mark.parametrize(
+    ('names', 'rows', 'comparison', 'expected', 'passes'), _PUBLISHED
+)
 def test_comparisons_are_those_that_are_published(
     names, rows, comparison, expected, passes
 ):
@@ -110,7 +112,8 @@ def _ending(*tools, ended='', **arguments):
 @pytest.mark.parametrize(
     ('selected', 'least', 'called', 'passes'),
     [
-        (['a'], 1, ['a'], True), (['a'], 1, ['b'], False), (['a', 'b'], 1, ['b', 'a'], True),
+        (['a'], 1, ['a'], True), (['a'], 1, ['b'], False),
+        (['a', 'b'], 1, ['b', 'a'], True),
         (['a'], 3, ['a', 'a'], False), (['a'], 3, ['a', 'b', 'a'], True),
         ([], 1, [], False), ([], 0, [], True), ([], 1, ['z'], True),
     ],
@@ -185,7 +188,10 @@ def test_changes_are_said_in_words():
     [
         ('state', {'query': 'select 1'}, 'expected_value'),
         ('state', {'query': 1, 'expected_value': 1}, 'query has the wrong type'),
-        ('state', {'query': 'x', 'expected_value': 1, 'comparison_type': 'is'}, 'equals'),
+        (
+            'state', {'query': 'x', 'expected_value': 1, 'comparison_type': 'is'},
+            'equals',
+        ),
         ('state', {'query': 'x', 'expected_value': 1, 'colour': 1}, 'no field'),
         ('calls', {}, 'selected_tools'),
         ('calls', {'selected_tools': [], 'minimum_tool_calls': True}, 'wrong type'),

@@ -1,4 +1,4 @@
-"""SQLite worlds: what calls may do, what changed, and what does not depend on chance."""
+"""SQLite worlds: what calls may do, what changed, and what no chance decides."""
 
 import asyncio
 import contextlib
@@ -76,8 +76,10 @@ def test_doing_nothing_passes_what_held_before_only():
 @pytest.mark.parametrize(
     ('calls', 'failing', 'violations'),
     [
-        ([('sell', {'thing': 'T3'}), *_DONE], 'only', ('sale/1: added (id=1, thing="T3",'
-                                                       ' price=20)',)),
+        (
+            [('sell', {'thing': 'T3'}), *_DONE], 'only',
+            ('sale/1: added (id=1, thing="T3", price=20)',),
+        ),
         ([('move', {'thing': 'T2', 'shelf': 'S2'}), *_DONE], 'only',
          ('thing/T2: shelf "S1" -> "S2"',)),
         (_DONE[:1], 'finished', ()),
@@ -201,7 +203,9 @@ def test_a_state_is_a_value_that_another_episode_goes_on_from():
         ('select 1 -- ' + 'x' * 200_000, 'too large'),
     ],
 )
-def test_statements_cannot_reach_beyond_their_rows(db, sql, words, tmp_path, monkeypatch):
+def test_statements_cannot_reach_beyond_their_rows(
+    db, sql, words, tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   try:
     with db.call():
@@ -478,7 +482,9 @@ def _histories() -> str:
   for _ in range(20):
     calls = [
         rng.choice([
-            ('move', {'thing': f'T{rng.randint(1, 4)}', 'shelf': f'S{rng.randint(1, 3)}'}),
+            ('move', {
+                'thing': f'T{rng.randint(1, 4)}', 'shelf': f'S{rng.randint(1, 3)}',
+            }),
             ('sell', {'thing': f'T{rng.randint(1, 3)}'}),
             ('find', {'name': 'pot'}),
         ])
@@ -546,7 +552,9 @@ def test_a_write_that_is_stopped_leaves_nothing_behind():
       environment=environment,
   )
   assert 'steps' in said[0] and 'took back' in said[1] and said[2] == 'filled'
-  assert verdict.changed == ('remark/1: added', 'remark/2: added', 'remark/before: added')
+  assert verdict.changed == (
+      'remark/1: added', 'remark/2: added', 'remark/before: added'
+  )
   assert digest != toy_world.SEED.sha256
 
 
