@@ -74,23 +74,52 @@ class Judge:
         },
         ensure_ascii=False,
     )
-    prompt = (
-        records.Segment('system', _INSTRUCTION),
-        records.Segment('user', question, trusted=False),
-    )
-    sampling = records.SamplingSpec(
-        temperature=0.0, max_new_tokens=self.max_new_tokens
-    )
-    key = dataclasses.replace(key, module='judge')
     try:
-      completion = await self.model.generate(prompt, sampling, key)
-    except (
-        client.Refused,  # Such as by a filter of contents.
-        language_model.PromptTooLong,
-        language_model.Unreachable,
-    ) as e:
-      return Verdict(None, f'{type(e).__name__}: {e}')
-    return _read(thoughts.said_by(completion))
+      return _read(
+          await ask(self.model, _INSTRUCTION, question, self.max_new_tokens, key)
+      )
+    except Unanswered as e:
+      return Verdict(None, str(e))
+
+
+class Unanswered(Exception):
+  """A judge was not reached, or refused to answer; says why."""
+
+
+async def ask(
+    model: language_model.LanguageModel,
+    instruction: str,
+    question: str,
+    max_new_tokens: int,
+    key: records.RequestKey,
+) -> str:
+  """Returns what a model answers to a question at temperature 0, without thoughts.
+
+  Args:
+    model: language model that judges.
+    instruction: what it is to do.
+    question: data that it judges.
+    max_new_tokens: longest answer [tokens].
+    key: request key of the rollout.
+
+  Raises:
+    Unanswered: the model did not answer.
+  """
+  prompt = (
+      records.Segment('system', instruction),
+      records.Segment('user', question, trusted=False),
+  )
+  sampling = records.SamplingSpec(temperature=0.0, max_new_tokens=max_new_tokens)
+  key = dataclasses.replace(key, module='judge')
+  try:
+    completion = await model.generate(prompt, sampling, key)
+  except (
+      client.Refused,  # Such as by a filter of contents.
+      language_model.PromptTooLong,
+      language_model.Unreachable,
+  ) as e:
+    raise Unanswered(f'{type(e).__name__}: {e}') from e
+  return thoughts.said_by(completion)
 
 
 def _read(text: str) -> Verdict:

@@ -5,8 +5,7 @@ import json
 import re
 
 from agentflow_jax import records
-from agentflow_jax.agents import language_model, thoughts
-from agentflow_jax.agents.endpoints import client
+from agentflow_jax.agents import judge, language_model, thoughts
 from agentflow_jax.agents.environments import base
 
 # A change of it changes every request, so that no cached rating outlives it.
@@ -58,22 +57,13 @@ class AnswerJudge:
         },
         ensure_ascii=False,
     )
-    prompt = (
-        records.Segment('system', _INSTRUCTION),
-        records.Segment('user', question, trusted=False),
-    )
-    sampling = records.SamplingSpec(
-        temperature=0.0, max_new_tokens=self.max_new_tokens
-    )
     try:
-      completion = await self.model.generate(
-          prompt, sampling, dataclasses.replace(key, module='judge')
+      said = await judge.ask(
+          self.model, _INSTRUCTION, question, self.max_new_tokens, key
       )
-    except (
-        client.Refused, language_model.PromptTooLong, language_model.Unreachable,
-    ) as e:
-      raise base.JudgeUnreachable(f'judge: {type(e).__name__}: {e}') from e
-    found = _RATING.findall(thoughts.said_by(completion))
+    except judge.Unanswered as e:
+      raise base.JudgeUnreachable(f'judge: {e}') from e
+    found = _RATING.findall(said)
     if not found or not 1 <= int(found[-1]) <= 10:
       raise base.JudgeUnreachable('judge: its reply holds no rating from 1 to 10')
     return int(found[-1])
