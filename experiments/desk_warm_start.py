@@ -1,11 +1,13 @@
-"""The supervised warm start of the desk's planner, whose weights we ship.
+"""The supervised warm start of the desk's planner. Not tuned yet.
 
 A small transformer learns to write calls from a scripted teacher that errs (its error
 rates are below and in every report); Flow-GRPO starts from it (desk.py).
 
   python -m agentflow_jax.train --config=experiments/desk_warm_start.py \
       --workdir=runs/desk_warm_start
-  cp -r runs/desk_warm_start/planner/. experiments/desk_planner/
+
+Cost: about 18 minutes on 2 cores. Measured, one seed: accuracy on 100 validation tasks
+36% greedy, 2% sampled at temperature 1.
 """
 
 from agentflow_jax.config import schema as c
