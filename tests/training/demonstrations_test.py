@@ -70,7 +70,7 @@ def test_benchmarks_cannot_teach(tmp_path):
           kind='benchmark', benchmark='gaia', evaluation='x'
       ),
   )
-  with pytest.raises(schema.ConfigError, match='geohop or jsonl'):
+  with pytest.raises(schema.ConfigError, match='geohop, desk or jsonl'):
     consistency.check(config)
 
 
