@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from absl import logging
 
 from agentflow_jax import records
-from agentflow_jax.agents import fitting
+from agentflow_jax.agents import cancelling, fitting
 from agentflow_jax.agents import language_model, memory as memory_lib
 from agentflow_jax.agents import modules
 from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents import references as references_lib
-from agentflow_jax.agents.environments import base as environments
+from agentflow_jax.agents.environments import base as environments, episodes
 from agentflow_jax.agents.tools import base
 
 Status = records.Status
@@ -30,7 +30,6 @@ _WORD = re.compile(r'\w+')
 _JUDGED = frozenset({
     Status.ANSWERED, Status.REFUSED, Status.OUT_OF_TURNS, Status.TOOL_ERROR,
 })
-_CLOSE_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +203,7 @@ async def rollout(
       )
   finally:
     if progress.episode is not None:
-      await _close(progress.episode)
+      await episodes.close(progress.episode)
   progress.seconds['total'] = time.monotonic() - start
   return records.Trajectory(
       task_id=task.id,
@@ -272,14 +271,10 @@ async def _entered(
     return agent, environments.Brief()
   with progress.timed('environment/open'):
     try:
-      progress.episode = episode = await agent.environment.open(task, key)
-    except recording_lib.Miss:
-      raise
-    except (Exception, asyncio.CancelledError) as e:
-      # The boundary: whatever an environment raises, one rollout is lost.
-      _raise_if_cancelled(e)
-      said = f'{agent.environment.name} could not be opened: {_said(e)}'
-      raise _End(Status.ENVIRONMENT_UNREACHABLE, said) from e
+      episode = await episodes.opened(agent.environment, task, key)
+    except environments.Unreachable as e:
+      raise _End(Status.ENVIRONMENT_UNREACHABLE, str(e)) from e
+  progress.episode = episode
   taken = agent.tools.keys() & episode.tools.keys()
   if taken:
     raise ValueError(f'{agent.environment.name} has a tool {min(taken)!r}, too')
@@ -304,55 +299,30 @@ async def _verified(
     to make them changes nothing.
   """
   status, detail, _ = ended
-  environment, episode = agent.environment.name, progress.episode
   try:
     with progress.timed('environment/verify'):
-      async with asyncio.timeout(agent.config.verify_seconds):
-        verdict = await episode.verify(progress.ending(status))
-        for result in verdict.results:
-          if result.passed is None:
-            raise environments.Unreachable(f'check {result.name!r}: {result.detail}')
-        progress.digest = await episode.digest()
-        progress.verdict = verdict
+      progress.verdict, progress.digest = await episodes.verified(
+          agent.environment.name, progress.episode, progress.ending(status),
+          agent.config.verify_seconds,
+      )
     if status not in _JUDGED:
       return ended
     async with asyncio.timeout(agent.config.verify_seconds):
       return status, detail, await _score(agent, task, status, key, progress)
   except _End as end:
     return end.status, end.detail, 0.0 if end.status.is_policy else None
-  except recording_lib.Miss:
-    raise
-  except (Exception, asyncio.CancelledError) as e:
-    # The boundary: whatever an environment raises, one rollout is lost.
-    _raise_if_cancelled(e)
+  except TimeoutError:
+    detail = f'the reward took longer than {agent.config.verify_seconds:g} s'
+    return Status.REWARD_UNREACHABLE, detail, None
+  except environments.Unreachable as e:
     if status not in _JUDGED:
-      logging.warning('%s: checks of %s failed: %s', environment, task.id, _said(e))
+      logging.warning('task %s: %s', task.id, e)
       return ended
-    failed = Status.ENVIRONMENT_UNREACHABLE
-    if isinstance(e, environments.JudgeUnreachable):
-      failed = Status.REWARD_UNREACHABLE
-    return failed, f'{environment} could not be verified: {_said(e)}', None
-
-
-def _said(error: BaseException) -> str:
-  """Returns what an error of an environment says, for people."""
-  if isinstance(error, TimeoutError) and not str(error):
-    return 'it took longer than agent.rollout.verify_seconds'
-  if isinstance(error, environments.Unreachable):
-    return str(error)
-  return f'{type(error).__name__}: {error}'.removesuffix(': ')
-
-
-async def _close(episode: environments.Episode) -> None:
-  """Closes an episode, also in a rollout that is cancelled, within a time limit."""
-  closing = asyncio.ensure_future(episode.close())
-  # A second cancellation ends the wait, and not the closing.
-  await asyncio.wait({closing}, timeout=_CLOSE_SECONDS)
-  if not closing.done():
-    closing.cancel()
-    logging.warning('an episode did not close within %g s', _CLOSE_SECONDS)
-  elif not closing.cancelled() and closing.exception():
-    logging.warning('an episode could not be closed: %s', _said(closing.exception()))
+    of_judge = isinstance(e, environments.JudgeUnreachable)
+    failed = (
+        Status.REWARD_UNREACHABLE if of_judge else Status.ENVIRONMENT_UNREACHABLE
+    )
+    return failed, str(e), None
 
 
 async def analyse(
@@ -386,7 +356,7 @@ async def analyse(
     return _not_analysed(task, end, progress)
   finally:
     if progress.episode is not None:
-      await _close(progress.episode)
+      await episodes.close(progress.episode)
 
 
 def _not_analysed(task, end, progress) -> tuple[str, records.Trajectory]:
@@ -627,7 +597,7 @@ async def _attempt(tool, call, key) -> records.ToolResult:
     text, error = f'{name}: {e}', kinds.MODEL_UNREACHABLE
   except (Exception, asyncio.CancelledError) as e:
     # A tool's bug ends this rollout, not the run.
-    _raise_if_cancelled(e)
+    cancelling.raise_if_cancelled(e)
     text, error = f'{name} raised {type(e).__name__}: {e}', kinds.UNREACHABLE
     if isinstance(e, TimeoutError) and limit.expired():
       text = f'{name} took longer than {tool.timeout} s'
@@ -638,17 +608,6 @@ async def _attempt(tool, call, key) -> records.ToolResult:
   return records.ToolResult(
       memory_lib.bounded(text), error, time.monotonic() - start, dict(counts)
   )
-
-
-def _raise_if_cancelled(error: BaseException) -> None:
-  """Raises a cancellation that is meant for this rollout.
-
-  One that nobody asked for (such as of a future that a closing client gave up)
-  is an error like any other.
-  """
-  if isinstance(error, asyncio.CancelledError):
-    if asyncio.current_task().cancelling():
-      raise error
 
 
 async def _score(agent, task, status, key, progress) -> float:
@@ -696,7 +655,7 @@ def _module(name: str, progress: _Progress):
       raise
     except (Exception, asyncio.CancelledError) as e:
       # The boundary: a module's bug, one rollout lost.
-      _raise_if_cancelled(e)
+      cancelling.raise_if_cancelled(e)
       if isinstance(e, base.BadArguments) and name == 'executor':
         raise
       detail = f'{name} raised {type(e).__name__}: {e}'

@@ -10,7 +10,7 @@ import pytest
 
 from agentflow_jax import records
 from agentflow_jax.agents import fakes, modules, recording, references, rollout
-from agentflow_jax.agents.environments import base
+from agentflow_jax.agents.environments import base, episodes
 from agentflow_jax.agents.tools import base as tools_base
 from agentflow_jax.rollouts import collect
 from agentflow_jax.runtime import processes
@@ -291,7 +291,7 @@ class _Faulty:
 
 @pytest.mark.parametrize('fault', _FAULTS)
 def test_each_fault_has_its_status(fault, monkeypatch):
-  monkeypatch.setattr(rollout, '_CLOSE_SECONDS', 0.1)
+  monkeypatch.setattr(episodes, '_CLOSE_SECONDS', 0.1)
   environment = Faults(toy_world.make(), lambda key: fault)
   config = {'deadline_seconds': 0.3, 'verify_seconds': 0.2}
   done = _run(_agent(_MOVE, _FINISH, environment=environment, config=config))
@@ -365,7 +365,7 @@ def test_a_second_cancellation_does_not_interrupt_the_closing():
 
 def test_five_hundred_rollouts_with_faults_are_all_accounted_for(monkeypatch):
   """A fifth of the groups also has more rollouts than it waits for."""
-  monkeypatch.setattr(rollout, '_CLOSE_SECONDS', 0.1)
+  monkeypatch.setattr(episodes, '_CLOSE_SECONDS', 0.1)
   kinds = [k for k in _FAULTS if k != 'close_slow']
 
   def fault_of(key):
