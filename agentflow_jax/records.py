@@ -257,10 +257,10 @@ class Check:
 
   Attributes:
     name: name of the check in reports; names may repeat within a task.
-    kind: what the check reads. 'state': a query of the world's final state.
-      'response': the answer, by a language model as judge. 'calls': the tool calls.
-      'unchanged': the rows that changed. 'ending': how the episode ended.
-      'reward': the number that the environment itself returned.
+    kind: kind of the facts that are checked. 'state': the result of a query of the
+      world's final state. 'response': the answer, by a language model as judge.
+      'calls': the tool calls. 'unchanged': the rows that changed. 'ending': the end
+      of the episode. 'reward': the number that the environment itself returned.
     spec: JSON object with the condition; its fields depend on the kind, see
       agents.environments.checks.
   """
@@ -500,7 +500,7 @@ class Ending:
     answer: answer of the generator; '' where there is none.
     calls: tool calls that were made, in order, with their results; calls that a
       program made stand behind the call of the program.
-    ended: how the episode ended: 'finish', 'refuse', or 'environment' where the
+    ended: kind of the episode's end: 'finish', 'refuse', or 'environment' where the
       environment ended it by itself; '' where it did not end.
   """
 

@@ -45,8 +45,8 @@ class Judge:
   """Grades answers.
 
   Attributes:
-    model: who judges.
-    max_new_tokens: of its reply.
+    model: language model that judges.
+    max_new_tokens: longest reply of the model [tokens].
   """
 
   model: language_model.LanguageModel
@@ -97,7 +97,7 @@ async def ask(
 
   Args:
     model: language model that judges.
-    instruction: what it is to do.
+    instruction: task of the judge, in words.
     question: data that it judges.
     max_new_tokens: longest answer [tokens].
     key: request key of the rollout.

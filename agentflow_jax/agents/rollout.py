@@ -291,7 +291,7 @@ async def _verified(
   """Makes the checks of a world, and scores the rollout by them.
 
   Args:
-    agent, task, key, progress: as of the rollout.
+    agent, task, key, progress: arguments and progress of the rollout.
     ended: status, detail and reward of the rollout before the checks.
 
   Returns:

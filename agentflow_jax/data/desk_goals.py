@@ -38,15 +38,15 @@ class Said:
   """A goal as a task says it, with names.
 
   Attributes:
-    verb: see desk_rules.Goal.
+    verb: kind of the goal, see desk_rules.Goal.
     person: name of a person; '' where it plays no part, as in all fields below.
     unit: name of the person's unit, where the words tell it.
     model: name of the item's model.
     site: name of the item's site.
     to: name of the site that the item goes to.
     days: days of a loan, or of an extension.
-    reason: see desk_rules.Goal.
-    result: see desk_rules.Goal.
+    reason: reason of a repair, see desk_rules.Goal.
+    result: finding of a repair, see desk_rules.Goal.
     same: whether the item is the one of the first goal.
   """
 
@@ -105,7 +105,7 @@ def plan(
     saids: goals.
     tables: rows at the start.
     rules: parameters of the rules in force.
-    tier: what the reading tools show.
+    tier: difficulty, which decides what the reading tools show.
     at_once: whether the goals are one: nothing is done where a part is forbidden.
 
   Raises:
@@ -201,7 +201,7 @@ def _reads(
     said: goal as it is said.
     tables: rows at the start.
     rules: parameters of the rules in force.
-    tier: what the reading tools show; where they show dates, more calls are needed.
+    tier: difficulty; where the tools show dates, more calls are needed.
     first: first goal of the task; None where this is it.
   """
   easy = tier == 'easy'

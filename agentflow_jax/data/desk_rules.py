@@ -274,7 +274,7 @@ def extended(loan: desk_worlds.Row, days: int) -> str:
 
 
 def can_be_done(goal: Goal, tables: Tables) -> bool:
-  """Says whether the tools could carry out a goal, whatever the rules say."""
+  """Says whether the tools could carry out a goal, allowed by the rules or not."""
   if goal.verb in ('lend', 'grant'):
     return tables.is_free(goal.item)
   if goal.verb == 'transfer':

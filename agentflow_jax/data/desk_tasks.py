@@ -99,7 +99,7 @@ def generate(
     split: 'train', 'validation' or 'test'.
     worlds: worlds of the split, which are used in turn.
     count: number of drafts; None for the size of the split.
-    tier: what the reading tools show.
+    tier: difficulty, which decides what the reading tools show.
 
   Raises:
     ValueError: the worlds are too few for so many different tasks.

@@ -51,7 +51,7 @@ class Twins:
       rule: rule, or AMBIGUOUS for words that fit two rows.
       saids: goals as they are said.
       goals: goals by their keys.
-      at_once: see desk_goals.plan.
+      at_once: whether the goals are one, see desk_goals.plan.
     """
     found: list[Change] = []
     for said, goal in zip(saids, goals):

@@ -38,7 +38,7 @@ class AnswerJudge:
     """Returns a rating from 1 to 10.
 
     Args:
-      condition: what the answer has to meet.
+      condition: requirement that the answer has to meet, in words.
       facts: result of the check's query, as JSON.
       answer: text to rate; its thoughts are left out. A blank one is rated 1
         without asking the model.

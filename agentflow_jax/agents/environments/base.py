@@ -20,7 +20,7 @@ class JudgeUnreachable(Unreachable):
 
 @dataclasses.dataclass(frozen=True)
 class Brief:
-  """What the modules are told of an episode.
+  """Information on an episode for the modules.
 
   Attributes:
     policy: rules of the world, as text; may be empty.
@@ -40,9 +40,9 @@ class Episode(Protocol):
   """The world of one rollout.
 
   Attributes:
-    brief: what the modules are told.
+    brief: information for the modules.
     tools: tools by name; they act on the state of this rollout only.
-    ended: how the episode ended; '' while it goes on.
+    ended: kind of the episode's end; '' while it goes on.
   """
 
   brief: Brief

@@ -72,7 +72,7 @@ class Change:
     key: primary key of the row, as text.
     kind: 'added', 'removed' or 'changed'.
     column: column that changed; '' where a whole row was added or removed.
-    said: what the row or the column holds now, in words.
+    said: new value of the row or the column, in words.
   """
 
   table: str

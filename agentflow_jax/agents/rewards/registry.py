@@ -234,7 +234,7 @@ class Rewards:
 
     Args:
       task: task of the rollout.
-      ending: what the rollout came to.
+      ending: end of the rollout, with its answer and calls.
       verdict: results of the checks of the task's world; None without a world.
     """
     reward = self._find(task)

@@ -24,7 +24,7 @@ class Run:
   Attributes:
     verdict: results of the checks.
     digest: digest of the final state; '' where a check failed.
-    ended: how it ended, with the arguments of the call that ended it.
+    ended: kind of the end, with the arguments of the call that ended it.
     results: texts and errors of the tools, in order.
     errors: number of calls that were errors.
   """

@@ -26,8 +26,8 @@ def make(
   Args:
     seed_of: function from the name of a seed to the seed, such as
       sqlite.environment.seeds_below(directory).
-    tier: what the reading tools show: 'easy' computed facts, 'plain' and 'long'
-      dates and counts.
+    tier: difficulty. The reading tools show computed facts in 'easy', dates and
+      counts in 'plain' and 'long'.
     judge: judge of 'response' checks; the bundled tasks have none.
   """
   return environment.SqliteEnvironment(

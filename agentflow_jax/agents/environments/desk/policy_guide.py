@@ -32,7 +32,7 @@ Approvals and trainings. An approval is given by one person, its approver, for o
 borrower and one item. It is worth nothing for another borrower, nor for another item
 of the same model. A training belongs to one person and one category, and it expires.
 It is valid up to and with the day on which it expires; afterwards the person counts
-as untrained, whatever was true before.""",
+as untrained, even after years of training.""",
     """Names and ids. Tasks speak of people, models, sites and units by their names,
 but most tools want ids: a capital letter and a number, such as P12 for a person, I7
 for an item, L3 for a loan, R5 for a request or W4 for a repair. Look the id up and
@@ -107,7 +107,7 @@ this does not happen, so look again whether you found the right item.
 Second, "Kim Rey brings back the Arlo; then move it to Quay." The loan of the Arlo
 that Kim Rey holds tells you which item is meant. You end the loan. Before you move
 the item, you look at it anew, since its site and its unit play a part in what may be
-done with it, and you see to whatever the rules ask for when an item comes back.
+done with it, and you do what the rules ask for when an item comes back.
 Suppose that a rule forbids the move. The return stands, because it was lawful by
 itself, and you end with a refusal that names this rule. It would be wrong to leave
 the Arlo on loan merely because the second half of the task failed, and just as wrong

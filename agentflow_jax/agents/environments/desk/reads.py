@@ -32,7 +32,7 @@ class Reads:
       values.append(facts.unit_named(db, unit)['id'])
     found = self._keys(db, 'person', where, values)
     if not found:
-      return f'nobody is called {name}' + (f' in {unit}' if unit else '')
+      return f'no person is called {name}' + (f' in {unit}' if unit else '')
     if len(found) == 1 and self._display.whole:
       return self._display.person(db, found[0])
     return displays.listed(db, found, displays.person_in_list)

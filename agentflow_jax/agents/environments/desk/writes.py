@@ -123,7 +123,7 @@ def close_repair(
 
   Args:
     repair: id of the repair, such as W3.
-    result: what the repair found: 'fine' where nothing was broken.
+    result: finding of the repair: 'fine' where nothing was broken.
   """
   said = facts.row(db, 'repair', repair)
   if said['state'] == 'closed':
@@ -193,7 +193,7 @@ def finish(db: database.Database, summary: str = '') -> str:
   """Ends the task when everything that was asked for is done.
 
   Args:
-    summary: what was done, in a few words; may be empty.
+    summary: report of the work in a few words; may be empty.
   """
   del db, summary
   return 'finished'

@@ -24,7 +24,7 @@ MAX_ROWS = 10_000
 _MAX_VALUE_BYTES = 20_000
 _MAX_RESULT_BYTES = 4_000_000
 _MAX_STATEMENT_BYTES = 20_000
-# Time after which a call is given up, whatever it does [s].
+# Time limit of one call [s]; only a call that is broken, or a machine, reaches it.
 _MAX_SECONDS = 5.0
 _TOO_LONG = f'a call took longer than {_MAX_SECONDS:g} s'
 _ROWS_AT_ONCE = 64
@@ -179,7 +179,7 @@ class Database:
 
   @property
   def changes(self) -> int:
-    """Number of rows that were written so far, whatever became of them."""
+    """Number of rows that were written so far, including writes taken back since."""
     return self._connection.total_changes
 
   def pages(self) -> bytes:

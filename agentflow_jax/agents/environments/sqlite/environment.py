@@ -33,7 +33,7 @@ class Action:
       card, see tools.own_tool. Its queries say ORDER BY wherever they may find more
       than one row. It raises tools.base.BadArguments for what the model has to do
       differently; what it wrote is then taken back.
-    ends: how a call that succeeds ends the episode; '' where it goes on.
+    ends: kind of the end that a call brings about when it succeeds; '' for none.
   """
 
   function: Callable[..., str]
@@ -64,7 +64,7 @@ class SqliteEnvironment:
     names_of: function from a seed to the names that plans may refer to by number.
     keys: regular expression of keys and dates, see Brief.
     judge: judge of 'response' checks; None where no task has one.
-    capacity: see Environment.
+    capacity: largest number of open episodes in this process; None for no limit.
   """
 
   name: str

@@ -235,7 +235,7 @@ def digest_of(schema: str, digests: Mapping[str, str]) -> str:
 
 
 def digest_rows(rows: Iterable[Row]) -> str:
-  """Returns the SHA-256 of rows, whatever order they are in."""
+  """Returns the SHA-256 of rows; their order does not matter."""
   texts = '\n'.join(sorted(map(_text, rows)))
   return hashlib.sha256(texts.encode('utf-8', 'surrogatepass')).hexdigest()
 

@@ -59,7 +59,7 @@ def test_an_unknown_tier_is_refused():
     ('easy', 'find_person', {'name': 'Di North', 'unit': 'Survey'},
      'P4 Di North, visitor of Survey, 1 open loans, 1 late, trained in drone'),
     ('easy', 'find_person', {'name': 'Di North', 'unit': 'Optics'},
-     'nobody is called Di North in Optics'),
+     'no person is called Di North in Optics'),
     # P5 is head of Survey, and I1 belongs to Optics.
     ('easy', 'get_item', {'item': 'I1'},
      'I1 Arlo, laser, high value, at Pier of Optics, free, service in 5 days,'
