@@ -1,0 +1,204 @@
+"""A short run on the desk: controls, records, report, and what no prompt may hold."""
+
+import dataclasses
+import functools
+import json
+import random
+
+import pytest
+from etils import epath
+
+from agentflow_jax.agents import language_model, memory, modules
+from agentflow_jax.agents.environments.desk import mutants
+from agentflow_jax.assembly import call_solutions, desk_data, scripted_planners
+from agentflow_jax.assembly import system as system_lib, worlds
+from agentflow_jax.config import loading, schema
+from agentflow_jax.data import desk
+from agentflow_jax.rollouts import rollout_files
+from agentflow_jax.tokenization import tokenizers
+from agentflow_jax.training import query_lengths, run
+from tests.config import mini
+
+_TASKS = 12
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _small():
+  """Few worlds and tasks: writing all of them takes 20 seconds."""
+  with pytest.MonkeyPatch.context() as patch:
+    sizes = {split: desk.Size(2, _TASKS) for split in desk.SPLITS}
+    patch.setattr(desk, 'write', functools.partial(desk.write, sizes=sizes))
+    yield
+
+
+def _config(**changes) -> schema.Config:
+  base = loading.load(str(mini.ROOT / 'experiments' / 'desk_warm_start.py'))
+  model = dataclasses.replace(
+      base.planner.model, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8,
+      d_ff=16, attention='dense',
+  )
+  return dataclasses.replace(
+      base,
+      algorithm='flow_grpo',
+      planner=dataclasses.replace(
+          base.planner, model=model,
+          sampling=dataclasses.replace(base.planner.sampling, max_new_tokens=4),
+      ),
+      mesh=schema.MeshConfig(data=8, fsdp=1, tensor=1),
+      engine=dataclasses.replace(base.engine, slots=8),
+      train=schema.TrainConfig(steps=1, queries_per_step=2, group_size=2),
+      evaluation=schema.EvaluationConfig(every=0, start_and_final=False),
+      **changes,
+  )
+
+
+@pytest.fixture(name='done', scope='module')
+def _done(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('desk') / 'run'
+  run.train(_config(), str(workdir))
+  return workdir
+
+
+def _evaluation(workdir, name):
+  path = workdir / 'evaluations' / f'control_{name}_planner.json'
+  return json.loads(path.read_text())
+
+
+def test_the_controls_stand_where_they_have_to(done):
+  oracle = _evaluation(done, 'oracle')
+  assert oracle['accuracy'] == 1.0 and oracle['items_scored'] == _TASKS
+  assert oracle['world']['violations'] == 0.0
+  for name in ('empty', 'random', 'refusing', 'blind', 'frozen'):
+    assert _evaluation(done, name)['accuracy'] <= 0.1, name
+  assert _evaluation(done, 'refusing')['status'].get('refused', 0) >= _TASKS / 2
+  changed = [item['changed'] for item in oracle['items']]
+  assert any(c.startswith('loan/') for found in changed for c in found)
+
+
+def test_summary_report_and_metrics_know_of_worlds(done):
+  summary = json.loads((done / 'summary.json').read_text())
+  assert summary['control/oracle_planner/world/success'] == 1.0
+  assert 'teacher/wrong_way' in summary
+  assert '<h2>Worlds</h2>' in (done / 'report.html').read_text()
+  (line,) = (done / 'metrics.jsonl').read_text().splitlines()
+  assert json.loads(line)['world/rollouts'] == 4
+
+
+def test_no_prompt_holds_a_plan_a_solution_or_a_seed(done):
+  tokenizer = tokenizers.SentencePieceTokenizer(done / tokenizers.FILE)
+  (path,) = (done / 'rollouts').iterdir()
+  prompts = []
+  for group in rollout_files.read(epath.Path(path)):
+    world = group.task.world
+    hidden = [world.plan.splitlines()[0], world.state['seed'], world.state['sha256']]
+    for trajectory in group.trajectories:
+      assert trajectory.verdict is not None and trajectory.digest
+      for turn in trajectory.turns:
+        text = tokenizer.decode(list(turn.completion.prompt_ids))
+        prompts.append(text)
+        assert group.task.query.split()[0] in text and world.policy[:40] in text
+        assert not any(secret in text for secret in hidden)
+  assert len(prompts) >= 4
+
+
+@pytest.fixture(name='system', scope='module')
+def _system(done):
+  system = system_lib.build(
+      dataclasses.replace(_config(), seed=0), epath.Path(done)
+  )
+  yield system
+  system.engine.close()
+
+
+def test_tools_and_arguments_are_single_tokens(system):
+  for text in ('find_person', 'create_loan', 'person=', 'about=', '#23'):
+    assert len(system.tokenizer.encode(text)) == 1, text
+
+
+def test_queries_that_do_not_fit_beside_a_policy_are_counted(system):
+  planner, cards = system.planner, system.agent.environment.cards
+  tasks = system.tasks.train
+
+  def too_long(limit):
+    return query_lengths.measure(
+        dataclasses.replace(planner, max_prompt_tokens=limit), (), tasks,
+        system.agent.gazetteer, cards,
+    ).too_long
+
+  whole = []
+  for task in tasks:
+    state = memory.start(task.query, '', system.agent.gazetteer, task.world.policy)
+    view = modules.View(task.id, state, cards, None)
+    whole.append(planner.model.count_tokens(planner.compose(view)))
+  for limit in (min(whole) - 1, sorted(whole)[3], max(whole) - 1, max(whole)):
+    assert too_long(limit) == sum(tokens > limit for tokens in whole), limit
+  assert language_model.text_counter(planner.model)(tasks[0].query) < min(whole) / 2
+
+
+def test_a_blind_planner_sees_no_result(system):
+  entry = memory.Entry('find_person', 'do', 'name=#1', '#2 P7 secret')
+  state = memory.start('q', '', None).append(entry)
+  seen = []
+
+  class Planner:
+    async def plan(self, view):
+      seen.append(view.memory.entries[0])
+
+  planner = scripted_planners.BlindPlanner(Planner())
+  with pytest.raises(StopIteration):
+    planner.plan(modules.View('t', state, (), None)).send(None)
+  assert seen == [dataclasses.replace(entry, result='...')]
+
+
+def test_the_refusing_planner_takes_the_commonest_rule(system):
+  tasks = system.tasks.train
+  rules = [mutants.solution_of(t)[-1].arguments.get('rule') for t in tasks]
+  said = [r for r in rules if r]
+  wanted = min(set(said), key=lambda r: (-said.count(r), r))
+  state = memory.start('q', '', None)
+  view = modules.View('t', state, system.agent.environment.cards, None)
+  text = scripted_planners.make_refusing(tasks)(view, None, random.Random(0))
+  assert f'rule={wanted}' in text and 'Tool Name: refuse' in text
+
+
+def test_the_teacher_may_take_the_forbidden_way(system):
+  tagged = [t for t in system.tasks.train if 'tempting' in t.tags]
+  task = tagged[0]
+  solution = scripted_planners.solutions_of([task])[task.id]
+  tempting = call_solutions.parse(task.tags['tempting']).calls
+  assert solution.tempting == tempting and solution.calls[-1].tool == 'refuse'
+  assert tempting[-1].tool == 'finish'
+
+
+def test_names_that_two_tools_have_are_an_error_at_start(system):
+  worlds.check_names(system.agent.environment, ['search'])
+  worlds.check_names(None, ['finish'])
+  with pytest.raises(schema.ConfigError, match="'finish', too"):
+    worlds.check_names(system.agent.environment, ['search', 'finish'])
+
+
+def test_a_judge_that_nothing_asks_is_an_error_at_start(system):
+  config = _config()
+  settings = schema.EnvironmentConfig(
+      'desk', schema.EndpointConfig(base_url='http://127.0.0.1:9/v1', model='m')
+  )
+  config = dataclasses.replace(
+      config, agent=dataclasses.replace(config.agent, environment=settings)
+  )
+  with pytest.raises(schema.ConfigError, match='no task has a check of kind'):
+    worlds.make(config, system.tasks, None, 1, [])
+
+
+def test_more_rollouts_than_an_environment_holds_are_an_error_at_start(
+    system, monkeypatch
+):
+  small = dataclasses.replace(system.agent.environment, capacity=2)
+  monkeypatch.setattr(worlds.desk, 'make', lambda *_, **__: small)
+  with pytest.raises(schema.ConfigError, match='train.concurrent_rollouts=2'):
+    worlds.make(_config(), system.tasks, None, 1, [])
+
+
+def test_a_data_set_that_is_broken_names_its_directory(done, tmp_path):
+  (tmp_path / 'desk.json').write_text('{"version"')
+  with pytest.raises(schema.ConfigError, match='written anew'):
+    desk_data.load(epath.Path(tmp_path), 'easy')
