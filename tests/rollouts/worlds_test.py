@@ -331,6 +331,17 @@ def test_a_miss_of_a_replay_ends_the_run_and_not_the_rollout():
     assert environment.open_now == 0
 
 
+def test_calls_of_a_world_are_made_again_and_never_recorded():
+  """A recorded answer would leave out what the call writes."""
+
+  class Recording:
+    async def tool_result(self, *_):
+      raise AssertionError('asked')
+
+  done = _run(_agent(_MOVE, _FINISH, recording=Recording()))
+  assert done.reward == 1.0 and 'thing/T1: shelf "S1" -> "S2"' in done.verdict.changed
+
+
 def test_a_second_cancellation_does_not_interrupt_the_closing():
   environment = Faults(toy_world.make(), lambda key: 'slow_call')
   closed = []

@@ -279,13 +279,6 @@ class _Episode:
     """See Episode.close."""
     self._database.close()
 
-  def _written(self) -> list[str]:
-    """Returns the tables that may differ from the start."""
-    written = self._database.written
-    if written and self._start.spreads:
-      return [t.name for t in self._start.tables]
-    return sorted(written)
-
   def _differences(self) -> list[tuple[seeds.Table, list[differences.Pair]]]:
     """Returns the rows that differ from the start, by table."""
     changes = self._database.changes
@@ -295,7 +288,8 @@ class _Episode:
           (tables[name], differences.pairs(
               tables[name], self._start.rows[name], self._database.table(name)
           ))
-          for name in self._written()
+          # Statements of triggers and of foreign keys are among the written ones.
+          for name in sorted(self._database.written)
       ]
       self._known = changes, found
     return self._known[1]

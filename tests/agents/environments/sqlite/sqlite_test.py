@@ -139,11 +139,16 @@ def test_a_state_is_a_value_that_another_episode_goes_on_from():
       await ended.tools['sell'].call({'thing': 'T1'})
     with pytest.raises(ValueError, match='no state'):
       await environment.open(task, toy_world.key(), state[1:])
-    return await fork.verify(records.Ending(
+    verdict = await fork.verify(records.Ending(
         records.Status.ANSWERED, '', (), fork.ended
     ))
+    return verdict, await fork.digest()
 
-  assert asyncio.run(main()).success
+  verdict, digest = asyncio.run(main())
+  assert verdict.success and verdict.changed == (
+      'remark/move T1: added', 'thing/T1: shelf "S1" -> "S2"'
+  )
+  assert digest == _play(*_DONE)[1], 'what was written before the fork counts'
 
 
 @pytest.mark.parametrize(
@@ -367,11 +372,31 @@ def test_writing_the_same_value_changes_nothing():
   assert digest == toy_world.SEED.sha256 and verdict.changed == ()
 
 
-def test_where_writes_spread_all_tables_are_compared():
-  schema = toy_world.SCHEMA.replace(
-      'references shelf (id)', 'references shelf (id) on delete cascade'
+@pytest.mark.parametrize(
+    ('before', 'after', 'more', 'changed'),
+    [
+        (
+            'references shelf (id)', 'references shelf (id) on delete cascade', '',
+            ('shelf/S1: removed', 'thing/T1: removed', 'thing/T2: removed'),
+        ),
+        (
+            'text not null references shelf (id)',
+            'text references shelf (id) on delete set null', '',
+            ('shelf/S1: removed', 'thing/T1: shelf "S1" -> null',
+             'thing/T2: shelf "S1" -> null'),
+        ),
+        (
+            'shelf text not null references shelf (id)', 'shelf text not null',
+            "create trigger t after delete on shelf begin insert into remark"
+            " values ('gone'); end;",
+            ('remark/gone: added', 'shelf/S1: removed'),
+        ),
+    ],
+)
+def test_what_foreign_keys_and_triggers_write_is_a_change(before, after, more, changed):
+  seed = seeds.Seed.of(
+      toy_world.SCHEMA.replace(before, after) + more, toy_world.ROWS
   )
-  seed = seeds.Seed.of(schema, toy_world.ROWS)
 
   def drop(db: database.Database) -> str:
     """Drops the upper shelf."""
@@ -383,9 +408,7 @@ def test_where_writes_spread_all_tables_are_compared():
   )
   task = toy_world.task((), state={'seed': 'toy', 'sha256': seed.sha256})
   verdict, _, _ = _play(('drop', {}), environment=environment, task=task)
-  assert verdict.changed == (
-      'shelf/S1: removed', 'thing/T1: removed', 'thing/T2: removed'
-  )
+  assert verdict.changed == changed
 
 
 @pytest.mark.parametrize(
