@@ -57,7 +57,8 @@ class SamplingSpec:
     max_new_tokens: longest response [tokens].
     stop: texts that end the response; they stay in it.
     stop_after: part of the response that ends it: 'plan' for the line that completes
-      a plan (see agents.plan.end_of), '' to go on until the model ends it.
+      a plan (see agents.plan.end_of), 'code' for the end of the first fenced block
+      (see agents.plan.end_of_code), '' to go on until the model ends it.
   """
 
   temperature: float = 1.0
@@ -66,7 +67,7 @@ class SamplingSpec:
   min_p: float = 0.0
   max_new_tokens: int = 256
   stop: tuple[str, ...] = ()
-  stop_after: Literal['', 'plan'] = ''
+  stop_after: Literal['', 'plan', 'code'] = ''
 
   def __post_init__(self):
     for name in ('temperature', 'top_p', 'min_p'):
@@ -114,8 +115,10 @@ class SamplingSpec:
       raise ValueError(
           f'stop must be a sequence of texts, none of them empty: {self.stop!r}'
       )
-    if self.stop_after not in ('', 'plan'):
-      raise ValueError(f"stop_after must be '' or 'plan': {self.stop_after!r}")
+    if self.stop_after not in ('', 'plan', 'code'):
+      raise ValueError(
+          f"stop_after must be '', 'plan' or 'code': {self.stop_after!r}"
+      )
 
   @property
   def truncates(self) -> bool:
@@ -502,12 +505,14 @@ class Ending:
       program made stand behind the call of the program.
     ended: kind of the episode's end: 'finish', 'refuse', or 'environment' where the
       environment ended it by itself; '' where it did not end.
+    turns: turns of the rollout.
   """
 
   status: Status
   answer: str = ''
   calls: tuple[tuple[ToolCall, ToolResult], ...] = ()
   ended: str = ''
+  turns: 'tuple[Turn, ...]' = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,6 +52,11 @@ _MISTAKES = [
     ('train', (*_TRAIN, '--config.lr=1'),
      '--config.lr: there is no such field; did you mean'
      ' --config.optimizer.learning_rate?'),
+    ('train', (*_TRAIN, '--config.agent.plan_format=code'), 'set agent.code.sandbox'),
+    ('train', (*_TRAIN, '--config.agent.code.calls=3'), 'it is for agent.code.sandbox'),
+    ('train', (*_TRAIN, '--config.agent.code.sandbox=docker'), 'docker'),
+    ('train', (*_TRAIN, '--config.agent.code.sandbox=monty',
+               '--config.agent.code.calls=0'), 'agent.code.calls must be positive'),
     ('train', (*_TRAIN, '--config.train.step=1'), 'did you mean --config.train.steps'),
     ('train', (*_TRAIN, '--config.train.steps=many'), 'is not a int'),
     ('train', (*_TRAIN, '--config.train.steps=0'), 'train.steps must be at least 1'),

@@ -171,6 +171,15 @@ class RuleExecutor:
 
 
 @dataclasses.dataclass(frozen=True)
+class CodeExecutor:
+  """Hands a plan's program to the tool that runs programs, as it is."""
+
+  async def command(self, view, plan, card):
+    del view
+    return records.ToolCall(card.name, {card.arguments[0].name: plan.context}), ''
+
+
+@dataclasses.dataclass(frozen=True)
 class FieldExecutor:
   """Reads a call's arguments from the plan's context: 'name=value; name=value'.
 

@@ -20,6 +20,8 @@ _HEADER = re.compile(
 )
 _FIELD = re.compile(r'justification|context|sub_?goal|tool(_name)?')
 _FENCE = re.compile(r'```\w*[ \t]*$', re.MULTILINE)
+# The beginning, or the end, of a fenced block.
+_FENCE_LINE = re.compile(r'[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[ \t]*')
 _DECORATION = ' \t\r\n*_`"\''
 _TOOL_WORD = re.compile(r'[\w.-]+')
 _MARKS = ('**', '*', '`', '"', "'")
@@ -46,7 +48,7 @@ class Plan:
   justification: str = ''
 
   def render(self) -> str:
-    """Returns the plan in the format that the instructions ask for."""
+    """Returns the plan in the format of fields that the instructions ask for."""
     lines = []
     if self.justification:
       lines.append(f'Justification: {self.justification}')
@@ -56,6 +58,14 @@ class Plan:
         f'Tool Name: {self.tool}',
     ]
     return '\n'.join(lines)
+
+  def render_code(self) -> str:
+    """Returns a plan that is a program: its thought, and the program in a fence."""
+    fence = '```'
+    while fence in self.context:
+      fence += '`'
+    block = f'{fence}python\n{self.context}\n{fence}'
+    return f'{self.sub_goal}\n{block}' if self.sub_goal else block
 
 
 def parse(text: str, tools: Sequence[str], thinking: bool = False) -> Plan:
@@ -101,6 +111,75 @@ def parse(text: str, tools: Sequence[str], thinking: bool = False) -> Plan:
       tool=_tool(fields['tool'], tools),
       justification=_undecorated(fields.get('justification', '')),
   )
+
+
+def parse_code(text: str, tool: str, thinking: bool = False) -> Plan:
+  """Reads a program from a planner's response: a thought and one fenced block.
+
+  Thoughts between tags are not read (agents.thoughts). The last fence may be missing.
+
+  Args:
+    text: the response; anything at all.
+    tool: name of the tool that runs programs.
+    thinking: whether the prompt ended inside an open thought.
+
+  Returns:
+    The plan: its sub-goal is the text around the block, its context the program.
+
+  Raises:
+    PlanError: the response is too long, or it has no fenced block, an empty one, or
+      more than one.
+  """
+  outside, blocks = _blocks(_said(text, thinking))
+  if len(blocks) != 1:
+    found = f'{len(blocks)} fenced blocks' if blocks else 'no fenced block'
+    raise PlanError(f'the response has {found}: write one, with a program')
+  if not blocks[0].strip():
+    raise PlanError('the fenced block is empty')
+  return Plan(sub_goal=outside.strip(), context=blocks[0], tool=tool)
+
+
+def _blocks(text: str) -> tuple[str, list[str]]:
+  """Returns the text outside of fenced blocks, and the text of each block."""
+  outside, blocks, fence = [], [], ''
+  for line in text.split('\n'):
+    found = _FENCE_LINE.fullmatch(line)
+    if fence and found and found[1].startswith(fence) and not found[2]:
+      fence = ''
+    elif fence:
+      blocks[-1].append(line)
+    elif found:
+      fence = found[1]
+      blocks.append([])
+    else:
+      outside.append(line)
+  return '\n'.join(outside), ['\n'.join(block) for block in blocks]
+
+
+def end_of_code(text: str, thinking: bool = False) -> int | None:
+  """Finds where a response that is still being written has ended a fenced block.
+
+  Args:
+    text: what there is of it so far.
+    thinking: whether the prompt ended inside an open thought.
+
+  Returns:
+    The length of the text up to and with the line that ends the first block; None
+    while there is none. More text never changes it.
+  """
+  text = text[: text.rfind('\n') + 1]  # Whole lines.
+  end = thoughts.begin(text, thinking, settled=True)
+  if end is None:
+    return None
+  fence = ''
+  for line in text[end:].split('\n')[:-1]:
+    end += len(line) + 1
+    found = _FENCE_LINE.fullmatch(line)
+    if fence and found and found[1].startswith(fence) and not found[2]:
+      return end
+    if not fence and found:
+      fence = found[1]
+  return None
 
 
 def end_of(text: str, thinking: bool = False) -> int | None:

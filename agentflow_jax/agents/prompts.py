@@ -19,8 +19,21 @@ Justification: why this step comes next
 Sub-Goal: what the step is to find out
 Context: everything the tool needs to know, as the tool cannot see the memory
 Tool Name: the name of one tool"""
+CODE_SYSTEM = """\
+You carry out a query by programs in Python, one a turn. Write a short thought on what \
+comes next, and then one block:
+```python
+a program
+```
+The functions below can be called in it. Names are kept from one program to the next. \
+You see what a program prints and the value of its last line. Call final_answer(answer) \
+when the work is done."""
 PLANNER_TAIL = 'Plan the next step.'
 _CARDS = ('full', 'brief', 'names')
+_PYTHON_TYPES = {
+    'string': 'str', 'integer': 'int', 'number': 'float', 'boolean': 'bool',
+    'array': 'list', 'object': 'dict',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +42,8 @@ class PromptConfig:
 
   Attributes:
     system: instructions at the beginning of the prompt; '' for none (a small
-      planner that was trained on the format needs none).
+      planner that was trained on the format needs none). Where plans are programs
+      (agent.plan_format=code), the default stands for CODE_SYSTEM.
     tail: text at the end of the prompt.
     cards: amount that the prompt says of each tool: 'full', 'brief' for names and
       purposes, or 'names', which is enough for a small planner that was trained with
@@ -48,10 +62,11 @@ class PromptConfig:
 def render_card(card: base.Card, style: str = 'full') -> str:
   """Returns a tool's card as text; style as in `PromptConfig.cards`."""
   if style == 'names':
-    return card.name
+    return '\n'.join([card.name, *(f.name for f in card.functions)])
   text = f'{card.name}: {card.purpose}'
+  functions = [_signature(f, style) for f in card.functions]
   if style == 'brief':
-    return text
+    return '\n'.join([text, *functions])
   lines = [text]
   for a in card.arguments:
     optional = '' if a.required else ', optional'
@@ -59,6 +74,23 @@ def render_card(card: base.Card, style: str = 'full') -> str:
   lines += [f'  Example: {e}' for e in card.examples]
   if card.limits:
     lines.append(f'  Limits: {card.limits}')
+  if functions:
+    lines += ['Functions:', *functions]
+  return '\n'.join(lines)
+
+
+def _signature(card: base.Card, style: str) -> str:
+  """Returns a tool as a function of a program."""
+  arguments = ', '.join(
+      f'{a.name}: {_PYTHON_TYPES.get(a.type, a.type)}'
+      f'{"" if a.required else " = None"}'
+      for a in card.arguments
+  )
+  lines = [f'{card.name}({arguments}): {card.purpose}']
+  if style == 'full':
+    lines += [f'  {a.name}: {a.description}' for a in card.arguments]
+    if card.limits:
+      lines.append(f'  {card.limits}')
   return '\n'.join(lines)
 
 

@@ -135,15 +135,21 @@ class References:
 
     return _MARK.sub(plain, text)
 
-  def resolve(self, text: str) -> str:
+  def resolve(self, text: str, literal: bool = False) -> str:
     """Replaces every '#n' by its mention.
+
+    Args:
+      text: text of a plan.
+      literal: whether a mention becomes a literal of Python, for a program.
 
     Raises:
       UnknownReference: a number that nothing carries.
     """
     if self.gazetteer is None:
       return text
-    return _REFERENCE.sub(functools.partial(_mention, self.mentions), text)
+    return _REFERENCE.sub(
+        functools.partial(_mention, self.mentions, literal), text
+    )
 
   def last_in(self, text: str) -> str:
     """Returns the last name or number in an unmarked text, or ''."""
@@ -180,10 +186,13 @@ def _number(digits: str) -> int:
   return int(digits) if len(digits) < 10 else 0
 
 
-def _mention(mentions, match):
+def _mention(mentions, literal, match):
   number = _number(match.group(1))
   if not 1 <= number <= len(mentions):
     raise UnknownReference(
         f'{match.group()} refers to nothing; there are {len(mentions)} mentions'
     )
-  return mentions[number - 1]
+  mention = mentions[number - 1]
+  if literal and not _NUMBER.fullmatch(mention):
+    return repr(mention)
+  return mention

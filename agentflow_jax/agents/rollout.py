@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Literal
 
 from absl import logging
 
@@ -17,6 +18,7 @@ from agentflow_jax.agents import modules
 from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents import references as references_lib
+from agentflow_jax.agents import tool_calls
 from agentflow_jax.agents.environments import base as environments, episodes
 from agentflow_jax.agents.tools import base
 
@@ -80,7 +82,12 @@ class Agent:
     recording: of tools' results, made or replayed; None for neither.
     on_step: called with the name of a module or tool and what it said, as soon
       as it has (to show it).
-    environment: opens the worlds of tasks; None where no task has one.
+    environment: opens an episode for each rollout: the world of its task, or one in
+      which programs act; None for neither.
+    forfeit: score of a rollout that the reward is not asked about, because it broke
+      the format or its time limit; None for a reward of 0 without terms.
+    plan_format: form of the planner's responses: 'fields', or 'code' for a thought
+      and a program (see agents.plan).
   """
 
   planner: modules.Planner
@@ -99,6 +106,8 @@ class Agent:
   recording: recording_lib.Recording | None = None
   on_step: Callable[[str, str], None] | None = None
   environment: environments.Environment | None = None
+  forfeit: records.Score | None = None
+  plan_format: Literal['fields', 'code'] = 'fields'
 
   @property
   def cards(self) -> tuple[base.Card, ...]:
@@ -146,7 +155,9 @@ class _Progress:
     for turn in self.turns:
       if turn.call is not None and turn.result is not None:
         calls += [(turn.call, turn.result), *turn.result.inner]
-    return records.Ending(status, self.answer, tuple(calls), self.ended)
+    return records.Ending(
+        status, self.answer, tuple(calls), self.ended, tuple(self.turns)
+    )
 
   def check_deadline(self) -> None:
     """Ends a rollout whose module or tool swallowed the cancellation."""
@@ -197,7 +208,7 @@ async def rollout(
   progress = _Progress(ends_at=start + agent.config.deadline_seconds)
   try:
     status, detail, reward = await _ended(agent, task, key, analysis, progress, start)
-    if progress.episode is not None and status.is_policy:
+    if task.world is not None and progress.episode is not None and status.is_policy:
       status, detail, reward = await _verified(
           agent, task, key, progress, (status, detail, reward)
       )
@@ -214,7 +225,7 @@ async def rollout(
       answer=progress.answer,
       modules=progress.modules,
       reward=reward,
-      score=progress.score if reward is not None else None,
+      score=(progress.score or agent.forfeit) if reward is not None else None,
       detail=memory_lib.bounded(detail)[:_DETAIL_CHARACTERS],
       seconds=dict(progress.seconds),
       verdict=progress.verdict,
@@ -266,8 +277,8 @@ async def _ended(
 async def _entered(
     agent, task, key, progress
 ) -> tuple[Agent, environments.Brief]:
-  """Opens the world of a task, and returns the agent with its tools and names."""
-  if task.world is None:
+  """Opens the episode of a rollout; returns the agent with its tools and names."""
+  if agent.environment is None:
     return agent, environments.Brief()
   with progress.timed('environment/open'):
     try:
@@ -384,7 +395,10 @@ async def _run(
     progress.check_deadline()
     if stopped:
       break
-  if stopped or agent.config.answer_when_out_of_turns:
+  said = progress.episode.answer if stopped and progress.episode else None
+  if said is not None:
+    progress.answer = said
+  elif stopped or agent.config.answer_when_out_of_turns:
     view = modules.View(task.id, memory, agent.cards, turn_key)
     start = time.monotonic()
     with _module('generator', progress), modules.noting_prompts() as asked:
@@ -426,9 +440,7 @@ async def _turn(
         f'the response reached {sampling.max_new_tokens} tokens',
     )
   try:
-    plan = plan_lib.parse(
-        completion.text, tuple(agent.tools), completion.thinking
-    )
+    plan = _read(agent, completion)
   except plan_lib.PlanError as e:
     progress.turns[-1] = dataclasses.replace(turn, parse_error=str(e))
     raise _End(Status.UNPARSEABLE_PLAN, str(e)) from e
@@ -469,6 +481,15 @@ async def _turn(
   return memory, stop
 
 
+def _read(agent, completion) -> plan_lib.Plan:
+  """Reads a planner's response; raises PlanError."""
+  if agent.plan_format == 'code':
+    return plan_lib.parse_code(
+        completion.text, next(iter(agent.tools)), completion.thinking
+    )
+  return plan_lib.parse(completion.text, tuple(agent.tools), completion.thinking)
+
+
 def _entry(
     agent, memory, plan, result
 ) -> tuple[memory_lib.Entry, memory_lib.Memory]:
@@ -504,7 +525,9 @@ async def _execute(agent, view, plan, progress):
     resolved = dataclasses.replace(
         plan,
         sub_goal=view.memory.references.resolve(plan.sub_goal),
-        context=view.memory.references.resolve(plan.context),
+        context=view.memory.references.resolve(
+            plan.context, literal=agent.plan_format == 'code'
+        ),
     )
     with _module('executor', progress), modules.noting_prompts() as asked:
       call, output = await agent.executor.command(view, resolved, tool.card)
@@ -554,16 +577,12 @@ async def _call(agent, tool, call, key, progress) -> records.ToolResult:
   What a host causes ends the rollout.
   """
   name = tool.card.name
-  key = dataclasses.replace(key, module=f'tool/{name}')
   # A world's tools are not recorded: replaying an answer would repeat no write.
   of_world = progress.episode is not None and name in progress.episode.tools
   with progress.timed(f'tool/{name}', tool.arguments_set_time):
-    if agent.recording is None or of_world:
-      result = await _attempt(tool, call, key)
-    else:
-      result = await agent.recording.tool_result(
-          key, call, tool.version, lambda: _attempt(tool, call, key)
-      )
+    result = await tool_calls.made(
+        tool, call, key, None if of_world else agent.recording
+    )
   if result.error is records.ToolErrorKind.UNREACHABLE:
     # After a call that failed halfway the state of a world is not known.
     unreachable = Status.ENVIRONMENT_UNREACHABLE if of_world else (
@@ -573,41 +592,6 @@ async def _call(agent, tool, call, key, progress) -> records.ToolResult:
   if result.error is records.ToolErrorKind.MODEL_UNREACHABLE:
     raise _End(Status.MODEL_UNREACHABLE, result.text)
   return result
-
-
-async def _attempt(tool, call, key) -> records.ToolResult:
-  """Calls a tool within its timeout; whose fault an overrun is, it knows."""
-  name, kinds = tool.card.name, records.ToolErrorKind
-  limit = asyncio.timeout(tool.timeout)
-  token = base.request_key.set(key)
-  start, error = time.monotonic(), None
-  try:
-    with base.counting() as counts:
-      async with limit:
-        text = await tool.call(call.arguments)
-        if not isinstance(text, str):
-          raise TypeError(f'{type(text).__name__} is no text')
-  except recording_lib.Miss:
-    raise
-  except base.BadArguments as e:
-    text, error = str(e), kinds.ARGUMENTS
-  except base.ToolUnreachable as e:
-    text, error = f'{name}: {e}', kinds.UNREACHABLE
-  except language_model.Unreachable as e:
-    text, error = f'{name}: {e}', kinds.MODEL_UNREACHABLE
-  except (Exception, asyncio.CancelledError) as e:
-    # A tool's bug ends this rollout, not the run.
-    cancelling.raise_if_cancelled(e)
-    text, error = f'{name} raised {type(e).__name__}: {e}', kinds.UNREACHABLE
-    if isinstance(e, TimeoutError) and limit.expired():
-      text = f'{name} took longer than {tool.timeout} s'
-      if tool.arguments_set_time:
-        error = kinds.ARGUMENTS
-  finally:
-    base.request_key.reset(token)
-  return records.ToolResult(
-      memory_lib.bounded(text), error, time.monotonic() - start, dict(counts)
-  )
 
 
 async def _score(agent, task, status, key, progress) -> float:

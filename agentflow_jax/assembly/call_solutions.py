@@ -1,16 +1,22 @@
-"""Solutions of tasks in worlds: calls of tools, written as plans with fields."""
+"""Solutions of tasks in worlds: calls of tools, written as plans or as programs.
+
+A plan has fields; a program, where the one tool runs programs, is a single call.
+"""
 
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 
 from agentflow_jax.agents import modules, plan as plan_lib
 from agentflow_jax.agents.tools import base
 from agentflow_jax.config import schema
 
-# What the sub-goal of every scripted plan says; the tool says the rest.
+# What the sub-goal of a scripted plan without thoughts says; the tool says the rest.
 _SUB_GOAL = 'do'
+# A mention, or a number.
+_IS_LITERAL = re.compile(r'#\d+|-?\d+')
 # Text of an argument that no check reads.
 _FREE = 'done'
 
@@ -22,10 +28,12 @@ class Call:
   Attributes:
     tool: name of the tool.
     arguments: texts of the arguments by name, in order.
+    why: thoughts before the call, which become the plan's sub-goal.
   """
 
   tool: str
   arguments: Mapping[str, str]
+  why: Sequence[str] = ()
 
   @property
   def context(self) -> str:
@@ -37,7 +45,8 @@ def parse(text: str, tempting: str = '[]') -> 'CallSolution':
   """Returns the solution that a task's tags hold.
 
   Args:
-    text: JSON list of {"tool": name, "arguments": {name: text}}, in order.
+    text: JSON list of {"tool": name, "arguments": {name: text}, "why": list of
+      texts}, in order; "why" may be missing.
     tempting: such a list of the calls that carry out a forbidden task.
   """
   return CallSolution(*(
@@ -61,7 +70,9 @@ class CallSolution:
   def right(self, view: modules.View) -> str:
     """See scripted_planners.Solution."""
     call = self._next(view)
-    return _write(call.tool, _referred(view, call.arguments))
+    return _write(
+        view, call.tool, _referred(view, call.arguments), _thought(view, call)
+    )
 
   def noisy(
       self, view: modules.View, rng: random.Random, errors: schema.TeacherConfig
@@ -70,37 +81,42 @@ class CallSolution:
     if self.tempting and _of_rollout(view).random() < errors.wrong_way:
       careful = dataclasses.replace(errors, wrong_way=0.0)
       return CallSolution(self.tempting).noisy(view, rng, careful)
-    call, endings = self._next(view), _endings(view.cards)
+    call, cards = self._next(view), _cards(view)
+    endings = _endings(cards)
     card = _card(view, call.tool)
     if rng.random() < errors.wrong_tool:
-      card = rng.choice(view.cards)
-      return _write(card.name, _drawn(view, card, rng))
+      card = rng.choice(cards)
+      return _write(view, card.name, _drawn(view, card, rng))
     if call is not self.calls[-1] and rng.random() < errors.early_answer:
       card = rng.choice(endings)
-      return _write(card.name, _drawn(view, card, rng))
+      return _write(view, card.name, _drawn(view, card, rng))
     if call is self.calls[-1] and rng.random() < errors.late_answer:
-      card = rng.choice([c for c in view.cards if c not in endings])
-      return _write(card.name, _drawn(view, card, rng))
+      card = rng.choice([c for c in cards if c not in endings])
+      return _write(view, card.name, _drawn(view, card, rng))
     arguments = {}
     for name, value in _referred(view, call.arguments).items():
       wrong = rng.random() < errors.wrong_reference
       kind = next(a for a in card.arguments if a.name == name)
       arguments[name] = _value(view, kind, rng) if wrong else value
-    return _write(call.tool, arguments)
+    return _write(view, call.tool, arguments, _thought(view, call))
 
   def uniform(self, view: modules.View, rng: random.Random) -> str:
     """See scripted_planners.Solution."""
-    card = rng.choice(view.cards)
-    return _write(card.name, _drawn(view, card, rng))
+    card = rng.choice(_cards(view))
+    return _write(view, card.name, _drawn(view, card, rng))
 
   def _next(self, view: modules.View) -> Call:
     """Returns the first call that memory does not hold yet; the last one else."""
-    resolve = view.memory.references.resolve
+    resolve, programs = view.memory.references.resolve, _in_programs(view)
     done = {
-        (e.tool, resolve(e.context)) for e in view.memory.entries if not e.failed
+        resolve(e.context, literal=True) if programs else (e.tool, resolve(e.context))
+        for e in view.memory.entries if not e.failed
     }
     for call in self.calls:
-      if (call.tool, call.context) not in done:
+      said = (call.tool, call.context)
+      if programs:
+        said = _program(call.tool, call.arguments)
+      if said not in done:
         return call
     return self.calls[-1]
 
@@ -114,7 +130,7 @@ def _of_rollout(view: modules.View) -> random.Random:
 def refusal(view: modules.View, rule: str, rng: random.Random) -> str:
   """Returns a plan that declines the task by a rule, about a uniform mention."""
   card = _card(view, 'refuse')
-  return _write(card.name, _drawn(view, card, rng) | {'rule': rule})
+  return _write(view, card.name, _drawn(view, card, rng) | {'rule': rule})
 
 
 def _endings(cards: Sequence[base.Card]) -> list[base.Card]:
@@ -122,7 +138,19 @@ def _endings(cards: Sequence[base.Card]) -> list[base.Card]:
 
 
 def _card(view: modules.View, tool: str) -> base.Card:
-  return next(c for c in view.cards if c.name == tool)
+  return next(c for c in _cards(view) if c.name == tool)
+
+
+def _in_programs(view: modules.View) -> bool:
+  """Says whether calls are written as programs."""
+  return bool(view.cards[0].functions)
+
+
+def _cards(view: modules.View) -> Sequence[base.Card]:
+  """Returns the cards of what can be called; an answer is no call of a world."""
+  if not _in_programs(view):
+    return view.cards
+  return [c for c in view.cards[0].functions if c.name != 'final_answer']
 
 
 def _referred(view: modules.View, arguments: Mapping[str, str]) -> dict[str, str]:
@@ -156,5 +184,26 @@ def _fields(arguments: Mapping[str, str]) -> str:
   return '; '.join(f'{name}={value}' for name, value in arguments.items())
 
 
-def _write(tool: str, arguments: Mapping[str, str]) -> str:
-  return plan_lib.Plan(_SUB_GOAL, _fields(arguments), tool).render()
+def _thought(view: modules.View, call: Call) -> str:
+  """Returns a call's thoughts, where a name that is mentioned is its number."""
+  said = _referred(view, dict(enumerate(call.why)))
+  return ', '.join(said.values()) or _SUB_GOAL
+
+
+def _program(tool: str, arguments: Mapping[str, str]) -> str:
+  """Returns a call as a program, where texts are literals and mentions stay."""
+  said = ', '.join(
+      f'{name}={value if _IS_LITERAL.fullmatch(value) else repr(value)}'
+      for name, value in arguments.items()
+  )
+  return f'{tool}({said})'
+
+
+def _write(
+    view: modules.View, tool: str, arguments: Mapping[str, str],
+    sub_goal: str = _SUB_GOAL,
+) -> str:
+  if not _in_programs(view):
+    return plan_lib.Plan(sub_goal, _fields(arguments), tool).render()
+  thought = '' if sub_goal == _SUB_GOAL else sub_goal
+  return plan_lib.Plan(thought, _program(tool, arguments), tool).render_code()

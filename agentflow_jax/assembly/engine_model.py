@@ -138,16 +138,17 @@ def _stop(
   """Returns how many ids to keep, or None to go on.
 
   The kept ids end with the id that completes a stop string, anywhere in the
-  text, or a plan behind the thoughts.
+  text, or a plan or a fenced block behind the thoughts.
   """
 
   def has_ended(count):
     text = tokenizer.decode(ids[:count])
     if any(s in text for s in sampling.stop):
       return True
-    if sampling.stop_after != 'plan':
+    if not sampling.stop_after:
       return False
-    return plan.end_of(text, thinking) is not None
+    end_of = plan.end_of if sampling.stop_after == 'plan' else plan.end_of_code
+    return end_of(text, thinking) is not None
 
   if not has_ended(len(ids)):
     return None

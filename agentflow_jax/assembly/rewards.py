@@ -1,12 +1,13 @@
 """Makes a run's rewards: built-in rewards, a judge, and a user's own functions."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, language_model
 from agentflow_jax.agents import own_functions, recording as recording_lib
-from agentflow_jax.agents.rewards import own_reward, registry
+from agentflow_jax.agents.rewards import own_reward, parts as parts_lib, registry
 from agentflow_jax.agents.tools import base
 from agentflow_jax.assembly import endpoints
 from agentflow_jax.config import own_code, schema
@@ -50,6 +51,28 @@ def make(
     return registry.Rewards(names, others)
   except ValueError as e:
     raise schema.ConfigError(f'task_set.reward: {e}') from e
+
+
+def parts(
+    config: schema.RewardConfig, rewards: registry.Rewards
+) -> parts_lib.Parts | None:
+  """Returns the reward of training rollouts by terms; None where there are none.
+
+  Args:
+    config: weights of the terms.
+    rewards: rewards that tasks name, with that of the term answer.
+  """
+  if not config.weights:
+    return None
+
+  async def answer(task, ending, verdict):
+    del verdict
+    named = dataclasses.replace(task, reward=config.answer)
+    return await rewards(named, ending)
+
+  return parts_lib.Parts(
+      rewards, config.weights, answer if config.answer else None
+  )
 
 
 def _own(config: schema.TaskSetConfig, said: str) -> registry.Reward:

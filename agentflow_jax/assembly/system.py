@@ -10,10 +10,10 @@ import jax
 from absl import logging
 from etils import epath
 
-from agentflow_jax.agents import language_model, modules
+from agentflow_jax.agents import language_model, modules, prompts
 from agentflow_jax.agents import recording as recording_lib, references, rollout
 from agentflow_jax.agents.endpoints import client as client_lib
-from agentflow_jax.agents.rewards import registry
+from agentflow_jax.agents.rewards import parts as parts_lib, registry
 from agentflow_jax.agents.tools.search import passages
 from agentflow_jax.assembly import endpoints, engine_model, model_files
 from agentflow_jax.assembly import own_modules, rewards as rewards_lib
@@ -45,6 +45,8 @@ _FIXED_TEXTS = (
 _REFERENCE_SYMBOLS = tuple(f'#{i}' for i in range(1, 17))
 # Worlds mention more.
 _MORE_REFERENCES = tuple(f'#{i}' for i in range(17, 41))
+# Days and counts, which a small planner compares: as digits it hardly learns to.
+_COUNTS = tuple(f' {i}' for i in range(32))
 _WEIGHT = 5  # Times that texts of worlds count beside queries.
 
 
@@ -73,6 +75,7 @@ class System:
     planner: the planner, over `engine` or the endpoint.
     agent: the system that rollouts run.
     rewards: every reward that a task names.
+    parts: reward of training rollouts by terms; None where it is the task's.
     clients: of endpoints.
     processes: of the run; rollouts are shared between them.
     handover: brings parameters from `mesh` to this process's sampler; None where
@@ -91,6 +94,7 @@ class System:
   planner: modules.ModelPlanner
   agent: rollout.Agent
   rewards: registry.Rewards
+  parts: parts_lib.Parts | None = None
   clients: tuple[client_lib.EndpointClient, ...] = ()
   processes: processes_lib.Processes = dataclasses.field(
       default_factory=processes_lib.Processes
@@ -109,6 +113,15 @@ class System:
         handed = self.handover(params)
       self.engine.update_params(handed, version, copy=False)
 
+  @property
+  def trained_agent(self) -> rollout.Agent:
+    """The agent of training rollouts, whose reward may have several terms."""
+    if self.parts is None:
+      return self.agent
+    return dataclasses.replace(
+        self.agent, reward=self.parts, forfeit=self.parts.nothing
+    )
+
   def with_script(self, script: scripted_planners.Script) -> rollout.Agent:
     """The same agent with a scripted planner in the planner's place."""
     tasks = self.tasks
@@ -124,6 +137,13 @@ class System:
     """Returns what a user should know of how this machine runs the system."""
     engine = self.engine or self.frozen_engine
     found = [] if engine is None else [choices.said(engine.config)]
+    if self.config.agent.code.sandbox != 'off':
+      code = self.config.agent.code
+      found.append(
+          f'code: programs run in {code.sandbox}; one that takes more than'
+          f' {code.seconds:g} s of processor time is stopped, so a slower machine may'
+          ' give another result'
+      )
     return found + [
         tool.notice for tool in self.agent.tools.values() if tool.notice
     ]
@@ -214,7 +234,9 @@ def build(
     judges = []
     box = toolbox.Toolbox(
         config.agent.tools, tasks, processes.count, recording,
-        needs_one=not config.agent.environment.kind,
+        needs_one=not (
+            config.agent.environment.kind or config.agent.code.sandbox != 'off'
+        ),
     )
     # Before the model, which takes longer to load than a mistake to find. Together:
     # a process that fails here must not leave the others in what comes next.
@@ -238,12 +260,15 @@ def build(
     planner = modules.ModelPlanner(
         model=models['planner'],
         sampling=config.planner.sampling,
-        prompt=config.planner.prompt,
+        prompt=_prompt(config),
         max_prompt_tokens=config.planner.max_prompt_tokens,
     )
+    tools = box.completed(tools, models)
+    if config.agent.code.sandbox != 'off':
+      environment = worlds.with_programs(config, environment, tools, recording)
+      tools = {}  # They are functions of programs now.
     agent = _agent(
-        config, planner, models, box.completed(tools, models), gazetteer, rewards,
-        recording, environment,
+        config, planner, models, tools, gazetteer, rewards, recording, environment
     )
     system = System(
         config=config,
@@ -258,6 +283,7 @@ def build(
         planner=planner,
         agent=agent,
         rewards=rewards,
+        parts=rewards_lib.parts(config.reward, rewards),
         clients=(
             *((models['endpoint'],) if 'endpoint' in models else ()),
             *box.clients, *judges,
@@ -267,6 +293,14 @@ def build(
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
+
+
+def _prompt(config: schema.Config) -> prompts.PromptConfig:
+  """Returns how planner prompts are written: programs have instructions of theirs."""
+  prompt = config.planner.prompt
+  if config.agent.plan_format == 'code' and prompt.system == prompts.PLANNER_SYSTEM:
+    return dataclasses.replace(prompt, system=prompts.CODE_SYSTEM)
+  return prompt
 
 
 def _sampling_mesh(config: schema.Config) -> jax.sharding.Mesh:
@@ -432,7 +466,7 @@ def _start(
         symbols += _REFERENCE_SYMBOLS
       if environment is not None:
         said = worlds.vocabulary(environment, tasks.train)
-        symbols += _MORE_REFERENCES + said.symbols
+        symbols += _MORE_REFERENCES + _COUNTS + said.symbols
       tokenizers.train_sentencepiece(
           itertools.chain(_texts(config, tasks), said.texts * _WEIGHT), path,
           planner.vocab_size, symbols=symbols,
@@ -469,13 +503,17 @@ def _rewards(
 ) -> registry.Rewards:
   """Returns the rewards that tasks name, which have what these need."""
   every = (*tasks.train, *tasks.validation, *tasks.test)
+  answer = config.reward.answer
+  names = {task.reward for task in every} | ({answer} if answer else set())
   rewards = rewards_lib.make(
-      config.task_set, sorted({task.reward for task in every}), recording,
-      processes.count, clients,
+      config.task_set, sorted(names), recording, processes.count, clients
   )
   try:
     for task in every:
       rewards.check(task)
+    if answer:
+      for task in tasks.train:
+        rewards.check(dataclasses.replace(task, reward=answer))
   except ValueError as e:
     raise schema.ConfigError(str(e)) from e
   return rewards
@@ -543,12 +581,7 @@ def _agent(
     )
   return rollout.Agent(
       planner=planner,
-      executor=backed(
-          'executor',
-          modules.FieldExecutor() if agent.executor.backend == 'fields'
-          else modules.RuleExecutor(agent.executor_templates, agent.verbs),
-          modules.ModelExecutor,
-      ),
+      executor=backed('executor', _executor(agent), modules.ModelExecutor),
       verifier=backed(
           'verifier',
           modules.WorldVerifier() if agent.verifier.backend == 'world'
@@ -566,4 +599,14 @@ def _agent(
       gazetteer=gazetteer,
       recording=recording,
       environment=environment,
+      plan_format=agent.plan_format,
   )
+
+
+def _executor(agent: schema.AgentConfig) -> modules.Executor:
+  """Returns the executor that asks no model."""
+  if agent.plan_format == 'code':
+    return modules.CodeExecutor()
+  if agent.executor.backend == 'fields':
+    return modules.FieldExecutor()
+  return modules.RuleExecutor(agent.executor_templates, agent.verbs)

@@ -233,23 +233,36 @@ def _plans(said: Any) -> str:
     raise ValueError('"plans" must be a list of at least one plan')
   texts = []
   for one in said:
-    fields = {'context': ''} | one if isinstance(one, dict) else {}
-    if fields.keys() != {'sub_goal', 'context', 'tool'} or not all(
-        isinstance(value, str) for value in fields.values()
-    ):
-      raise ValueError(
-          'each of "plans" needs the texts "sub_goal" and "tool", and may have'
-          f' "context": {one!r}'
-      )
-    plan = plan_lib.Plan(**fields)
     try:
-      same = plan_lib.parse(plan.render(), (plan.tool,)) == plan
+      texts.append(_plan(one))
     except plan_lib.PlanError as e:
       raise ValueError(f'{one!r} of "plans" cannot be read back: {e}') from e
-    if not same:
-      raise ValueError(f'{one!r} of "plans" reads back as another plan')
-    texts.append(plan.render())
   return json.dumps(texts)
+
+
+def _plan(said: Any) -> str:
+  """Returns the text of a demonstrated plan; raises ValueError and PlanError."""
+  fields = said if isinstance(said, dict) else {}
+  if 'code' in fields:
+    fields = {'thought': ''} | fields
+    wanted, words = {'thought', 'code'}, 'text "code", and may have "thought"'
+  else:
+    fields = {'context': ''} | fields
+    wanted = {'sub_goal', 'context', 'tool'}
+    words = 'texts "sub_goal" and "tool", and may have "context"'
+  if fields.keys() != wanted or not all(isinstance(v, str) for v in fields.values()):
+    raise ValueError(f'each of "plans" needs the {words}: {said!r}')
+  if 'code' in fields:
+    plan = plan_lib.Plan(fields['thought'], fields['code'], 'code')
+    text = plan.render_code()
+    same = plan_lib.parse_code(text, 'code') == plan
+  else:
+    plan = plan_lib.Plan(**fields)
+    text = plan.render()
+    same = plan_lib.parse(text, (plan.tool,)) == plan
+  if not same:
+    raise ValueError(f'{said!r} of "plans" reads back as another plan')
+  return text
 
 
 def of_query(query: str) -> records.Task:

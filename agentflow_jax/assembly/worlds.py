@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from concurrent import futures
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -11,9 +11,13 @@ from absl import logging
 from agentflow_jax import records
 from agentflow_jax.agents import modules, recording as recording_lib
 from agentflow_jax.agents.environments import answer_judge, base
+from agentflow_jax.agents.environments.programs import environment as programs
+from agentflow_jax.agents.environments.programs import monty_sessions
+from agentflow_jax.agents.environments.programs import replayed_sessions, sessions
 from agentflow_jax.agents.environments.desk import environment as desk
 from agentflow_jax.agents.environments.sqlite import environment as sqlite
 from agentflow_jax.agents.tools import base as tools_base
+from agentflow_jax.agents.tools.python import sandbox
 from agentflow_jax.assembly import call_solutions, endpoints, task_sets
 from agentflow_jax.config import schema
 
@@ -79,6 +83,39 @@ def make(
         'agent.environment.judge is set, and no task has a check of kind "response"'
     )
   return environment
+
+
+def with_programs(
+    config: schema.Config,
+    environment: base.Environment | None,
+    tools: Mapping[str, tools_base.Tool],
+    recording: recording_lib.Recording | None,
+) -> programs.CodeEnvironment:
+  """Returns an environment in which programs call the tools of another one.
+
+  Args:
+    config: config of the run, with a sandbox in agent.code.
+    environment: environment of the tasks' worlds; None where they have none.
+    tools: tools without state; the environment closes them.
+    recording: recording of their results; None for none.
+
+  Raises:
+    ToolUnavailable: the sandbox does not work on this machine; names the remedy.
+  """
+  settings = config.agent.code
+  limits = sessions.Limits(
+      sandbox.Limits(
+          cpu_seconds=settings.seconds, wall_seconds=3 * settings.seconds,
+          output_bytes=settings.output_bytes,
+      ),
+      settings.state_bytes,
+      settings.calls,
+  )
+  make = (
+      monty_sessions.MontySessions if settings.sandbox == 'monty'
+      else replayed_sessions.ReplayedSessions
+  )
+  return programs.CodeEnvironment(make(limits), limits, environment, tools, recording)
 
 
 def check_names(
@@ -150,6 +187,7 @@ async def _vocabulary(environment, tasks) -> Vocabulary:
         )
       except tools_base.BadArguments as e:
         said = str(e)
-      texts.append(f'{call.tool}: do; {call.context} -> {said}')
+      thought = ', '.join(call.why) or 'do'
+      texts.append(f'{call.tool}: {thought}; {call.context} -> {said}')
     await episode.close()
   return Vocabulary(tuple(texts), tuple(symbols))

@@ -3,6 +3,8 @@
 import dataclasses
 
 from agentflow_jax.agents.endpoints import presets
+from agentflow_jax.agents.environments.programs import replayed_sessions
+from agentflow_jax.agents.rewards import parts
 from agentflow_jax.config import own_code, roles as roles_lib, schema, unread
 
 
@@ -20,6 +22,8 @@ def check(config: schema.Config) -> None:
     _check_training(config)
     _check_lengths(config)
   _check_worlds(config)
+  _check_programs(config)
+  _check_reward(config)
   _check_modules(config)
   unread.check_values(config)
   if roles_lib.uses_endpoint(config):
@@ -121,11 +125,69 @@ def _check_worlds(config: schema.Config) -> None:
         f' task_set.kind={tasks} has one: set task_set.kind={kind}'
     )
   for name, backend in (('verifier', 'world'), ('analyst', 'oracle')):
-    if not kind and getattr(config.agent, name).backend == backend:
+    programs = name == 'verifier' and config.agent.code.sandbox != 'off'
+    if not (kind or programs) and getattr(config.agent, name).backend == backend:
       raise schema.ConfigError(
           f'agent.{name}.backend={backend} is for tasks in worlds: set'
           ' agent.environment.kind'
       )
+
+
+def _check_reward(config: schema.Config) -> None:
+  """Refuses terms of a reward under which a failure could pay."""
+  weights, answer = config.reward.weights, config.reward.answer
+  normalised = (
+      config.algorithm == 'flow_grpo' and config.flow_grpo.terms == 'normalised'
+  )
+  if not weights:
+    if normalised:
+      raise schema.ConfigError(
+          'flow_grpo.terms=normalised needs terms: set reward.weights'
+      )
+    return
+  try:
+    parts.check(weights, bool(config.agent.environment.kind))
+  except ValueError as e:
+    raise schema.ConfigError(f'reward.weights: {e}') from e
+  if bool(answer) != bool(weights.get('answer')):
+    raise schema.ConfigError(
+        'reward.answer names the reward of the term answer: set both'
+        ' reward.answer and a weight of answer in reward.weights, or neither'
+    )
+  if normalised and config.flow_grpo.advantage_over == 'rows':
+    raise schema.ConfigError(
+        'flow_grpo.terms=normalised: advantages are over rollouts; leave'
+        ' flow_grpo.advantage_over as it is'
+    )
+
+
+def _check_programs(config: schema.Config) -> None:
+  """Refuses plans that are programs where nothing runs or reads them as such."""
+  agent = config.agent
+  most, turns = replayed_sessions.MOST_PROGRAMS, agent.rollout.max_turns
+  if agent.code.sandbox == 'bubblewrap' and turns > most:
+    raise schema.ConfigError(
+        'agent.code.sandbox=bubblewrap repeats the earlier programs of a rollout, so'
+        f' there are {most} at most: set agent.rollout.max_turns={most}, or'
+        ' agent.code.sandbox=monty'
+    )
+  if agent.plan_format != 'code':
+    return
+  if agent.code.sandbox == 'off':
+    raise schema.ConfigError(
+        'agent.plan_format=code: programs need a sandbox; set agent.code.sandbox=monty,'
+        ' or bubblewrap'
+    )
+  if agent.executor != schema.ModuleConfig():
+    raise schema.ConfigError(
+        'agent.executor: with agent.plan_format=code the planner writes the program'
+        ' itself; leave agent.executor as it is'
+    )
+  if agent.verifier.backend == 'rule' and not agent.verifier.own:
+    raise schema.ConfigError(
+        'agent.verifier.backend=rule reads sub-goals, and with agent.plan_format=code'
+        ' there are none: set world, which lets final_answer end a rollout, or a model'
+    )
 
 
 def _check_modules(config: schema.Config) -> None:
@@ -144,6 +206,13 @@ def _check_modules(config: schema.Config) -> None:
   ending = {name: role.sampling.stop_after for name, (role, _) in roles.items()}
   if config.planner.backend != 'engine':
     ending['planner'] = sampling.stop_after
+  if sampling.stop_after and config.planner.backend == 'engine':
+    wanted = 'code' if agent.plan_format == 'code' else 'plan'
+    if sampling.stop_after != wanted:
+      raise schema.ConfigError(
+          f'planner.sampling.stop_after={sampling.stop_after}: with'
+          f' agent.plan_format={agent.plan_format} it is {wanted}, or empty'
+      )
   for name, stop_after in ending.items():
     if stop_after:
       raise schema.ConfigError(

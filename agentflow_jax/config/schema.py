@@ -172,6 +172,25 @@ class TaskSetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardConfig:
+  """A training reward of several terms (agents.rewards.parts).
+
+  Evaluations report success alone, whatever is trained on.
+
+  Attributes:
+    weights: weight by the name of a term: success (the reward of the task), answer,
+      pass_fraction, unchanged and refusal (of worlds), execution, format, calls and
+      length. Empty for success alone. The others have to be below success together,
+      and one below 0 counts only in a success.
+    answer: reward that gives the term answer its value, by name (see
+      task_set.reward); '' without that term.
+  """
+
+  weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  answer: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class PlannerConfig:
   """The trained model.
 
@@ -340,6 +359,32 @@ class EnvironmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CodeConfig:
+  """Programs as actions: one tool `code` whose programs call the others.
+
+  Attributes:
+    sandbox: sandbox of the programs: 'off' for tools that are called one by one,
+      'monty' for a part of Python that is quick, 'bubblewrap' for all of Python,
+      where each program repeats the earlier ones of its rollout (12 at most).
+    seconds: processor time of one program [s].
+    calls: largest number of calls that one program makes.
+    state_bytes: largest size of what is kept between two programs [bytes].
+    output_bytes: most that a program prints [bytes].
+  """
+
+  sandbox: Literal['off', 'monty', 'bubblewrap'] = 'off'
+  seconds: float = 5.0
+  calls: int = 200
+  state_bytes: int = 2**20
+  output_bytes: int = 4000
+
+  def __post_init__(self):
+    for name in ('seconds', 'calls', 'state_bytes', 'output_bytes'):
+      if getattr(self, name) <= 0:
+        raise ConfigError(f'agent.code.{name} must be positive')
+
+
+@dataclasses.dataclass(frozen=True)
 class AgentConfig:
   """The system around the planner.
 
@@ -353,6 +398,10 @@ class AgentConfig:
     rollout: limits of a rollout.
     tools: tools and their limits.
     environment: worlds of tasks, with tools of their own.
+    code: programs as actions.
+    plan_format: form of the planner's responses: 'fields' for sub-goal, context and
+      tool, or 'code' for a thought and one fenced block with a program (needs
+      agent.code.sandbox).
     endpoint: server of the modules with backend 'endpoint'.
     recording: mode of the recording of tools and endpoints: 'off', 'record' to
       store every answer, or 'replay' to take all answers from a recording
@@ -373,6 +422,8 @@ class AgentConfig:
   rollout: RolloutConfig = RolloutConfig()
   tools: ToolsConfig = ToolsConfig()
   environment: EnvironmentConfig = EnvironmentConfig()
+  code: CodeConfig = CodeConfig()
+  plan_format: Literal['fields', 'code'] = 'fields'
   endpoint: EndpointConfig = EndpointConfig()
   recording: Literal['off', 'record', 'replay'] = 'off'
   recording_directory: str = ''
@@ -461,6 +512,10 @@ class TrainConfig:
       replace groups whose rewards are all equal, which teach nothing. Groups that
       are still missing are filled up with those. Metrics and records hold
       everything that was sampled.
+    drop_solved: number of groups of a task in a row, all of whose rollouts succeed,
+      after which the task is asked no more; 0 asks it again and again. Needs
+      rollout_records='all', as the next one does.
+    drop_hopeless: number of such groups in which no rollout succeeds.
     max_logprob_gap: largest |logprob - behavior_logprob| [nats] before the first
       update of a step; above it the run stops.
     concurrent_rollouts: largest number of concurrent rollouts.
@@ -479,6 +534,8 @@ class TrainConfig:
   extra_rollouts: int = 0
   mini_batches: int = 1
   refill_rounds: int = 0
+  drop_solved: int = 0
+  drop_hopeless: int = 0
   max_logprob_gap: float = 1e-5
   concurrent_rollouts: int = 256
   checkpoint_every: int = 5
@@ -491,7 +548,10 @@ class TrainConfig:
                  'concurrent_rollouts', 'checkpoint_every', 'keep_checkpoints'):
       if getattr(self, name) < 1:
         raise ConfigError(f'train.{name} must be at least 1')
-    for name in ('refill_rounds', 'extra_rollouts', 'stop_after_failing_steps'):
+    for name in (
+        'refill_rounds', 'extra_rollouts', 'stop_after_failing_steps', 'drop_solved',
+        'drop_hopeless',
+    ):
       if getattr(self, name) < 0:
         raise ConfigError(f'train.{name} must not be negative')
     if self.queries_per_step % self.mini_batches:
@@ -499,6 +559,11 @@ class TrainConfig:
           f'train.mini_batches {self.mini_batches} must divide'
           f' train.queries_per_step {self.queries_per_step}: mini-batches are'
           ' whole groups'
+      )
+    if self.rollout_records != 'all' and (self.drop_solved or self.drop_hopeless):
+      raise ConfigError(
+          'train.drop_solved and train.drop_hopeless read the records of earlier steps'
+          ' when a run goes on: set train.rollout_records=all'
       )
 
 
@@ -597,7 +662,7 @@ class Config:
       batch.tokens_per_row where they are too small for the planner's prompts and
       responses and for the responses of frozen modules: 'given' refuses them,
       'raised' raises those that no flag sets.
-    task_set, planner, agent, engine, flow_grpo, optimizer, mesh, batch, train,
+    task_set, planner, agent, engine, reward, flow_grpo, optimizer, mesh, batch, train,
       teacher, sft, evaluation: settings of the parts.
   """
 
@@ -609,6 +674,7 @@ class Config:
   planner: PlannerConfig = PlannerConfig()
   agent: AgentConfig = AgentConfig()
   engine: EngineConfig = EngineConfig()
+  reward: RewardConfig = RewardConfig()
   flow_grpo: FlowGrpoConfig = FlowGrpoConfig()
   optimizer: OptimizerConfig = OptimizerConfig(1e-6)
   mesh: MeshConfig = MeshConfig()

@@ -159,6 +159,7 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
       yield name, 'algorithm=sft'
   else:
     yield 'flow_grpo', 'algorithm=flow_grpo'
+    yield 'reward', 'algorithm=flow_grpo'
     if config.task_set.kind not in ('geohop', 'desk'):
       yield 'teacher', 'task_set.kind=geohop or desk'
     elif config.task_set.kind == 'desk':
@@ -172,7 +173,7 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     for name in (
         'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds',
         'extra_rollouts', 'max_logprob_gap', 'rollout_records',
-        'stop_after_failing_steps',
+        'stop_after_failing_steps', 'drop_solved', 'drop_hopeless',
     ):
       yield f'train.{name}', 'algorithm=flow_grpo'
   tools = config.agent.tools
@@ -200,6 +201,10 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   if 'web_search' not in tools.enabled:
     for name in ('engine', 'key_variable', 'url', 'model'):
       yield f'agent.tools.web_search_{name}', 'the tool web_search'
+  if not config.reward.weights:
+    yield 'reward.answer', 'reward.weights'
+  if config.agent.code.sandbox == 'off':
+    yield 'agent.code', 'agent.code.sandbox'
   if not config.agent.environment.kind:
     yield 'agent.environment.judge', 'agent.environment.kind'
     yield 'agent.rollout.verify_seconds', 'agent.environment.kind'

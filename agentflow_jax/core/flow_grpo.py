@@ -39,6 +39,10 @@ class FlowGrpoConfig:
       'rollouts', or its 'rows' (turns), where a reward counts once a turn. The
       second is for comparison: it tilts the baseline to long rollouts, and the
       advantages of a group's rollouts no longer sum to 0.
+    terms: use of the terms of a reward that has several: 'sum' adds them up first,
+      'normalised' normalises each in its group and adds what comes out, see
+      term_advantages. The second gives a rare success no more room than a frequent
+      small term, so that a failure may then have a larger advantage than a success.
     ratio_level: unit of a ratio: 'token', or 'sequence' (GSPO, arXiv 2507.18071) for
       one ratio a turn's response, the geometric mean of its token ratios.
     old_logprobs: source of log pi_old: 'behavior', as recorded by the sampler, or
@@ -56,6 +60,7 @@ class FlowGrpoConfig:
   dr_grpo_length: int | None = None
   advantage: Literal['std', 'no_std'] = 'std'
   advantage_over: Literal['rollouts', 'rows'] = 'rollouts'
+  terms: Literal['sum', 'normalised'] = 'sum'
   ratio_level: Literal['token', 'sequence'] = 'token'
   old_logprobs: Literal['behavior', 'recompute'] = 'behavior'
   importance_cap: float | None = None
@@ -68,6 +73,7 @@ class FlowGrpoConfig:
         ('weighting', _WEIGHTINGS),
         ('advantage', ('std', 'no_std')),
         ('advantage_over', ('rollouts', 'rows')),
+        ('terms', ('sum', 'normalised')),
         ('ratio_level', ('token', 'sequence')),
         ('old_logprobs', ('behavior', 'recompute')),
     ):
@@ -139,6 +145,48 @@ def advantages(
     centered = centered / (sample.std(ddof=1) + _EPSILON)
   result[scored] = centered
   return result
+
+
+def term_advantages(
+    values: Sequence[Sequence[Sequence[float] | None]],
+    weights: Sequence[float],
+    use_std: bool = True,
+) -> list[np.ndarray]:
+  """Returns A_i where each term of a reward is normalised in its group.
+
+  GDPO, arXiv 2601.05242: with terms r_k of weights w_k, in each group
+
+    B_i = sum_k w_k (r_ik - mean_j r_jk) / (std_j r_jk + 1e-6)
+
+  and then A_i = B_i / (std B + 1e-6), with the deviation over all scored rollouts of
+  the batch, so that the scale does not grow with the number of terms. The mean of B is
+  0 in every group.
+
+  Args:
+    values: values of the terms of each rollout of each group; None for a rollout
+      that could not be scored.
+    weights: weight of each term.
+    use_std: whether to divide by the group's deviation.
+
+  Returns:
+    float64[G] for each group.
+
+  Raises:
+    ValueError: a value is not finite.
+  """
+  found = []
+  for group in values:
+    total = np.zeros(len(group), np.float64)
+    for k, weight in enumerate(weights):
+      if weight:
+        term = [None if v is None else v[k] for v in group]
+        total += weight * advantages(term, use_std)
+    found.append(total)
+  scored = np.concatenate([np.zeros(0)] + [
+      total[[v is not None for v in group]] for group, total in zip(values, found)
+  ])
+  scale = scored.std(ddof=1) + _EPSILON if len(scored) > 1 else 1.0
+  return [total / scale for total in found]
 
 
 def target_weights(

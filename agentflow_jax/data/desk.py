@@ -21,7 +21,7 @@ from agentflow_jax.files import writing
 
 SPLITS = tuple(desk_worlds.WORLDS)
 # Version of the worlds and the tasks.
-VERSION = '1'
+VERSION = '2'
 _DONE = 'desk.json'
 
 Rows = Mapping[str, Sequence[Sequence[Any]]]

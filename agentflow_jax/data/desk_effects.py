@@ -10,10 +10,18 @@ from agentflow_jax.data import desk_rules
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """A call of a tool with the texts of its arguments."""
+  """A call of a tool with the texts of its arguments.
+
+  Attributes:
+    tool: name of the tool.
+    arguments: names and texts of the arguments, in order.
+    why: thoughts before the call, each a name or a rule with its facts; two calls are
+      the same whatever was thought.
+  """
 
   tool: str
   arguments: tuple[tuple[str, str], ...]
+  why: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
   @classmethod
   def of(cls, tool: str, **arguments: str) -> 'Call':
@@ -22,7 +30,12 @@ class Call:
 
   def said(self) -> dict[str, Any]:
     """Returns the call as an object of JSON."""
-    return {'tool': self.tool, 'arguments': dict(self.arguments)}
+    why = {'why': list(self.why)} if self.why else {}
+    return {'tool': self.tool, 'arguments': dict(self.arguments)} | why
+
+  def because(self, *why: str) -> 'Call':
+    """Returns this call with thoughts before it."""
+    return dataclasses.replace(self, why=tuple(filter(None, why)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +59,24 @@ def of_goal(
     tables: desk_rules.Tables,
     rules: Mapping[str, Mapping[str, Any]],
     start: desk_rules.Tables,
+    why: Sequence[str] = (),
 ) -> Iterator[Effect]:
   """Yields the calls that carry out a goal.
 
   Args:
-    goal: goal that no rule forbids.
+    goal: goal that is to be carried out.
     tables: rows before the goal.
     rules: parameters of the rules in force.
     start: rows at the start of the task.
+    why: thoughts before the first call.
   """
+  effects = _of_goal(goal, tables, rules, start)
+  first = next(effects)
+  yield dataclasses.replace(first, call=first.call.because(*why))
+  yield from effects
+
+
+def _of_goal(goal, tables, rules, start) -> Iterator[Effect]:
   event = ''
   if goal.verb in ('lend', 'grant'):
     yield _lend(goal, tables)
@@ -158,14 +180,14 @@ def _grant(goal) -> Effect:
 
 def _notify(item, tables, role, start) -> Iterator[Effect]:
   unit = tables.unit_of(item)
-  yield Effect(get_unit(tables, unit))
+  yield Effect(get_unit(tables, unit).because(f'notice {role}'))
   person = tables.holder(unit, role)
   before = sum(
       n['person'] == person and n['about'] == item
       for n in start.rows['notice'].values()
   )
   yield Effect(
-      Call.of('send_notice', person=person, about=item),
+      Call.of('send_notice', person=person, about=item).because(role),
       _counted('notified', 'notice', before + 1, person=person, about=item),
       {'table': 'notice', 'change': 'added', 'most': 1},
   )

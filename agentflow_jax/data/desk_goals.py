@@ -98,6 +98,7 @@ def plan(
     rules: Mapping[str, Mapping[str, Any]],
     tier: Tier = 'easy',
     at_once: bool = False,
+    obeys: bool = True,
 ) -> Plan:
   """Returns the right way to carry out goals in their order.
 
@@ -107,6 +108,7 @@ def plan(
     rules: parameters of the rules in force.
     tier: difficulty, which decides what the reading tools show.
     at_once: whether the goals are one: nothing is done where a part is forbidden.
+    obeys: False for the way of one who judges every goal to be lawful.
 
   Raises:
     Missing: the words fit no row, or a goal cannot be carried out for a reason other
@@ -117,6 +119,8 @@ def plan(
   goals: list[desk_rules.Goal] = []
   waiting: list[desk_effects.Effect] = []
   broken: set[desk_rules.Break] = set()
+  why: list[str] = []
+  refusing: list[str] = []
   state = tables
   try:
     for said in saids:
@@ -125,13 +129,18 @@ def plan(
       first = goals[0] if goals else None
       goal = _collect(_reads(said, tables, rules, tier, first), calls)
       goals.append(goal)
-      found = desk_rules.breaks(goal, state, rules)
+      thoughts = _thoughts(said, goal, state, rules, obeys)
+      why = [*why, *thoughts] if at_once else thoughts
+      found = desk_rules.breaks(goal, state, rules) if obeys else []
       broken |= set(found)
       if found:
+        refusing = why
         continue
       if not desk_rules.can_be_done(goal, state):
         raise Missing(f'{goal} cannot be carried out')
-      made = list(desk_effects.of_goal(goal, state, rules, tables))
+      made = list(desk_effects.of_goal(
+          goal, state, rules, tables, () if at_once else why
+      ))
       waiting += made
       state = desk_rules.after(goal, state, rules)
       if not at_once:
@@ -140,15 +149,30 @@ def plan(
   except Ambiguous as e:
     if effects or broken:
       raise Missing('another goal came before the ambiguous one') from e
-    calls.append(_call('refuse', rule='ambiguous', about=e.keys[0]))
+    calls.append(
+        _call('refuse', rule='ambiguous', about=e.keys[0]).because('two match')
+    )
     checks = (desk_effects.unchanged(()), desk_effects.refused(('ambiguous',), e.keys))
     return Plan('ambiguous', tuple(calls), checks, ())
   if not broken:
+    if waiting:
+      call = waiting[0].call.because(*why)
+      waiting[0] = dataclasses.replace(waiting[0], call=call)
     effects += _made(waiting, calls)
-  return _ended(calls, effects, tuple(goals), tuple(sorted(broken)))
+  return _ended(calls, effects, tuple(goals), tuple(sorted(broken)), refusing)
 
 
-def _ended(calls, effects, goals, broken) -> Plan:
+def _thoughts(said, goal, state, rules, obeys) -> list[str]:
+  """Returns what is thought before a goal is carried out: a name, and the rules."""
+  weighed = desk_rules.weighed(goal, state, rules)
+  if goal.verb == 'return' and 'service' in rules and not goal.reason:
+    weighed.append(desk_rules.service(goal.item, state, rules))
+    obeys = True  # What is due is repaired, and not forbidden.
+  name = said.model if goal.verb in ('return', 'extend') else ''
+  return [name, *(w.in_words(obeys) for w in weighed)]
+
+
+def _ended(calls, effects, goals, broken, refusing) -> Plan:
   """Returns the plan with its end and its checks."""
   checks = [effect.check for effect in effects if effect.check is not None]
   checks.append(desk_effects.unchanged(effects))
@@ -158,7 +182,7 @@ def _ended(calls, effects, goals, broken) -> Plan:
     kind = 'feasible'
   else:
     rule, about = broken[0]
-    calls.append(_call('refuse', rule=rule, about=about))
+    calls.append(_call('refuse', rule=rule, about=about).because(*refusing))
     checks.append(desk_effects.refused((rule,), (about,)))
     kind = 'partial' if effects else 'forbidden'
   return Plan(kind, tuple(calls), tuple(checks), goals, broken)

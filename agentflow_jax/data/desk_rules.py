@@ -145,82 +145,143 @@ class Goal:
   result: str = ''
 
 
+@dataclasses.dataclass(frozen=True)
+class Weighed:
+  """A rule in force that a goal had to be held against.
+
+  Attributes:
+    rule: name of the rule.
+    about: key of the row that the rule is about.
+    facts: what was compared, in words: a number of the row, then that of the rule.
+    broken: whether the rule forbids the goal.
+  """
+
+  rule: str
+  about: str
+  facts: str
+  broken: bool
+
+  def in_words(self, obeyed: bool = True) -> str:
+    """Returns the rule, its facts and the judgement.
+
+    Args:
+      obeyed: False for the words of one who judges every goal to be lawful.
+    """
+    judged = 'no' if self.broken and obeyed else 'ok'
+    return f'{self.rule} {self.facts} {judged}'
+
+
 def breaks(
     goal: Goal, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
 ) -> list[Break]:
   """Returns the rules in force that forbid a goal, each with what it is about."""
+  return [(w.rule, w.about) for w in weighed(goal, tables, rules) if w.broken]
+
+
+def weighed(
+    goal: Goal, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
+) -> list[Weighed]:
+  """Returns the rules in force that may forbid a goal, held against it."""
   if goal.verb in ('lend', 'grant'):
-    found = _of_lending(goal, tables, rules)
-  elif goal.verb == 'extend':
-    found = _of_extending(goal, tables, rules)
-  elif goal.verb == 'transfer':
-    found = _of_moving(goal, tables, rules)
-  elif goal.verb == 'repair':
+    return _of_lending(goal, tables, rules)
+  if goal.verb == 'extend':
+    return _of_extending(goal, tables, rules)
+  if goal.verb == 'transfer':
+    return _of_moving(goal, tables, rules)
+  if goal.verb == 'repair' and 'test' in rules:
     tested = tables.rows['repair'][goal.repair]['tested'] == 'yes'
-    found = [('test', goal.repair)] if 'test' in rules and not tested else []
-  else:
-    found = []
-  return found
+    return [Weighed('test', goal.repair, 'tested' if tested else 'not', not tested)]
+  return []
 
 
-def _of_lending(goal, tables, rules) -> list[Break]:
+def _of_lending(goal, tables, rules) -> list[Weighed]:
   person, item = tables.rows['person'][goal.person], goal.item
   model, site = tables.model_of(item), tables.site_of(item)
   found = []
   if 'limit' in rules:
-    if len(tables.loans_of.get(goal.person, ())) >= rules['limit']['loans']:
-      found.append(('limit', goal.person))
-  if 'late' in rules and tables.is_late(goal.person):
-    found.append(('late', goal.person))
-  if 'approval' in rules and model['worth'] >= desk_worlds.HIGH_VALUE:
+    count, most = len(tables.loans_of.get(goal.person, ())), rules['limit']['loans']
+    found.append(Weighed('limit', goal.person, f'{count} {most}', count >= most))
+  if 'late' in rules:
+    found.append(_lateness(goal.person, tables))
+  if 'approval' in rules:
+    high = model['worth'] >= desk_worlds.HIGH_VALUE
     right = tables.holder(site['unit'], rules['approval']['role'])
-    if not any(
+    given = any(
         a['person'] == goal.person and a['approver'] == right
         for a in tables.approvals_of.get(item, ())
-    ):
-      found.append(('approval', item))
-  if is_due(item, tables, rules):
-    found.append(('service', item))
-  if 'training' in rules and model['category'] == rules['training']['category']:
-    if (goal.person, model['category']) not in tables.trainings:
-      found.append(('training', goal.person))
-  if 'visitor' in rules and person['role'] == 'visitor':
-    if goal.days > rules['visitor']['days']:
-      found.append(('visitor', goal.person))
-  if 'home' in rules and site['name'] == rules['home']['site']:
-    if person['unit'] != site['unit']:
-      found.append(('home', item))
+    )
+    found.append(Weighed(
+        'approval', item, 'high' if high else 'low', high and not given
+    ))
+  if 'service' in rules:
+    found.append(service(item, tables, rules))
+  if 'training' in rules:
+    needed, category = rules['training']['category'], model['category']
+    lacks = (goal.person, category) not in tables.trainings
+    found.append(Weighed(
+        'training', goal.person, f'{category} {needed}', category == needed and lacks
+    ))
+  if 'visitor' in rules:
+    visits, most = person['role'] == 'visitor', rules['visitor']['days']
+    found.append(Weighed(
+        'visitor', goal.person,
+        f'visitor {goal.days} {most}' if visits else person['role'],
+        visits and goal.days > most,
+    ))
+  if 'home' in rules:
+    found.append(_home(item, person['unit'], tables, rules))
   return found
 
 
-def _of_extending(goal, tables, rules) -> list[Break]:
+def _of_extending(goal, tables, rules) -> list[Weighed]:
   found = []
-  if 'late' in rules and tables.is_late(goal.person):
-    found.append(('late', goal.person))
+  if 'late' in rules:
+    found.append(_lateness(goal.person, tables))
   if 'extension' in rules:
-    loan = tables.rows['loan'][goal.loan]
-    if loan['extensions'] >= rules['extension']['times']:
-      found.append(('extension', goal.loan))
+    times = tables.rows['loan'][goal.loan]['extensions']
+    most = rules['extension']['times']
+    found.append(Weighed('extension', goal.loan, f'{times} {most}', times >= most))
   return found
 
 
-def _of_moving(goal, tables, rules) -> list[Break]:
+def _of_moving(goal, tables, rules) -> list[Weighed]:
   found = []
-  if is_due(goal.item, tables, rules):
-    found.append(('service', goal.item))
-  site, target = tables.site_of(goal.item), tables.rows['site'][goal.site]
-  if 'home' in rules and site['name'] == rules['home']['site']:
-    if target['unit'] != site['unit']:
-      found.append(('home', goal.item))
+  if 'service' in rules:
+    found.append(service(goal.item, tables, rules))
+  if 'home' in rules:
+    target = tables.rows['site'][goal.site]['unit']
+    found.append(_home(goal.item, target, tables, rules))
   return found
+
+
+def _lateness(person, tables) -> Weighed:
+  count = sum(x['due'] < tables.today for x in tables.loans_of.get(person, ()))
+  return Weighed('late', person, str(count), count > 0)
+
+
+def _home(item, unit, tables, rules) -> Weighed:
+  """Holds the rule on a site against a unit that an item of it would go to."""
+  site, units = tables.site_of(item), tables.rows['unit']
+  facts, broken = f'{site["name"]} {rules["home"]["site"]}', False
+  if site['name'] == rules['home']['site']:
+    facts += f' {units[unit]["name"]} {units[site["unit"]]["name"]}'
+    broken = unit != site['unit']
+  return Weighed('home', item, facts, broken)
+
+
+def service(
+    item: str, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
+) -> Weighed:
+  """Holds the rule on services, which is in force, against an item."""
+  left = tables.days_until(tables.rows['item'][item]['service_due'])
+  most = rules['service']['days']
+  said = left if left >= 0 else 'overdue'
+  return Weighed('service', item, f'{said} {most}', left <= most)
 
 
 def is_due(item: str, tables: Tables, rules: Mapping[str, Mapping[str, Any]]) -> bool:
   """Says whether the rule on services keeps an item from being lent or moved."""
-  if 'service' not in rules:
-    return False
-  due = tables.rows['item'][item]['service_due']
-  return tables.days_until(due) <= rules['service']['days']
+  return 'service' in rules and service(item, tables, rules).broken
 
 
 def after(

@@ -167,7 +167,7 @@ class _Maker:
             draft,
             dataclasses.replace(
                 draft, changes=(twin[0],), plan=twin[1],
-                tempting=found[1].solution(),
+                tempting=self._obliging(composition, found, twin).solution(),
             ),
         ]
     return []
@@ -214,10 +214,23 @@ class _Maker:
         return change, found
     return None
 
-  def _plan(self, composition, saids, tables) -> desk_goals.Plan | None:
+  def _obliging(self, composition, found, twin) -> desk_goals.Plan:
+    """Returns how a twin is carried out by one who judges it to be lawful."""
+    saids, feasible = found
+    (table, key, values), plan = twin
+    if plan.kind == 'ambiguous':
+      return feasible
+    tables = self._tables.changed(table, key, **values)
+    obliging = self._plan(composition, saids, tables, obeys=False)
+    same = obliging is not None and obliging.calls == feasible.calls
+    return obliging if same else feasible
+
+  def _plan(
+      self, composition, saids, tables, obeys=True
+  ) -> desk_goals.Plan | None:
     try:
       plan = desk_goals.plan(
-          saids, tables, self._world.rules, self._tier, composition == 'swap'
+          saids, tables, self._world.rules, self._tier, composition == 'swap', obeys
       )
     except desk_goals.Missing:
       return None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from agentflow_jax.files import writing
-from agentflow_jax.report import data, examples, markup, plots, tables, worlds
+from agentflow_jax.report import data, examples, markup, plots, tables, terms, worlds
 
 _EXAMPLES = 3
 
@@ -93,6 +93,7 @@ def render(run: data.Run, warnings: Sequence[str] = ()) -> str:
           _opening(run, warnings),
           markup.section('Accuracy', *_accuracy(run)),
           markup.section('Worlds', *worlds.sections(run)),
+          markup.section('Terms of the reward', *terms.sections(run)),
           markup.section('Training', *_training(run)),
           markup.section('Where the time went', *_time(run)),
           markup.section('Trajectories', *_examples(run)),

@@ -1,7 +1,7 @@
 """Totals over rollouts: rewards, statuses, tokens, and tool calls."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -9,13 +9,23 @@ from agentflow_jax import records
 from agentflow_jax.rollouts import intervals, world_totals
 
 
-def has_variance(group: records.Group) -> bool:
-  """Whether a group's scored rollouts have different rewards."""
-  rewards = {t.reward for t in group.trajectories if t.reward is not None}
-  return len(rewards) > 1
+def has_variance(group: records.Group, by_term: bool = False) -> bool:
+  """Says whether a group's scored rollouts have different rewards.
+
+  Args:
+    group: group of rollouts.
+    by_term: whether different values of any one term are enough.
+  """
+  scored = [t for t in group.trajectories if t.reward is not None]
+  if by_term:
+    said = [tuple((t.score.terms if t.score else {}).items()) for t in scored]
+    return len({tuple((k, v.value) for k, v in s if v.weight) for s in said}) > 1
+  return len({t.reward for t in scored}) > 1
 
 
-def collected(groups: Sequence[records.Group]) -> dict[str, float]:
+def collected(
+    groups: Sequence[records.Group], by_term: bool = False
+) -> dict[str, float]:
   """Metrics of the rollouts of a step; every denominator is in its name.
 
   'reward/mean' is over scored rollouts, and absent where there are none;
@@ -24,6 +34,12 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
   status counts add up to requested; 'rollouts/turns_mean' is over those that were
   not aborted as late. 'kept/mean' and 'kept/max' are of the sets
   that response tokens were drawn from, where those are recorded.
+  'reward/correlation/NAME' is that of a term's value with success, over the rollouts
+  that have both, and absent where one of them is the same in all.
+
+  Args:
+    groups: groups of rollouts.
+    by_term: whether a group has variance where any one term has.
   """
   trajectories = [t for g in groups for t in g.trajectories]
   rewards = [t.reward for t in trajectories if t.reward is not None]
@@ -38,7 +54,7 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
           sum(len(t.turns) for t in on_time) / max(len(on_time), 1)
       ),
       'groups/requested': len(groups),
-      'groups/no_variance': sum(not has_variance(g) for g in groups),
+      'groups/no_variance': sum(not has_variance(g, by_term) for g in groups),
       'memory/shortened': sum(
           turn.shortened for t in trajectories for turn in t.turns
       ),
@@ -78,11 +94,27 @@ def collected(groups: Sequence[records.Group]) -> dict[str, float]:
   for name in sorted({name for terms in scores for name in terms}):
     total = sum(t[name].weight * t[name].value for t in scores if name in t)
     metrics[f'reward/part/{name}'] = total / len(scored)
+  metrics |= _correlations(scores)
   for status in records.Status:
     metrics[f'rollouts/status/{status.value}'] = sum(
         t.status is status for t in trajectories
     )
   return metrics
+
+
+def _correlations(
+    scores: Sequence[Mapping[str, records.Term]]
+) -> dict[str, float]:
+  """Returns the correlation of each term's value with that of success."""
+  found = {}
+  both = [s for s in scores if 'success' in s]
+  for name in sorted({name for s in both for name in s} - {'success'}):
+    pairs = np.array([
+        (s[name].value, s['success'].value) for s in both if name in s
+    ], np.float64)
+    if len(pairs) > 1 and np.ptp(pairs, axis=0).all():
+      found[f'reward/correlation/{name}'] = float(np.corrcoef(pairs.T)[0, 1])
+  return found
 
 
 def tool_calls(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:
@@ -126,9 +158,11 @@ def tool_errors(trajectories: Sequence[records.Trajectory]) -> tuple[int, int]:
   return sum(r.error is not None for r in results), len(results)
 
 
-def of_step(groups: Sequence[records.Group]) -> dict[str, float]:
-  """All that a step's rollouts say, for metrics.jsonl."""
-  metrics = collected(groups) | world_totals.of_step(groups)
+def of_step(
+    groups: Sequence[records.Group], by_term: bool = False
+) -> dict[str, float]:
+  """All that a step's rollouts say, for metrics.jsonl; `by_term` as in collected."""
+  metrics = collected(groups, by_term) | world_totals.of_step(groups)
   trajectories = [t for g in groups for t in g.trajectories]
   failed, called = tool_errors(trajectories)
   metrics['rollouts/tool_error_rate'] = failed / max(called, 1)

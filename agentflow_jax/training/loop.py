@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import jax
+from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.assembly import system as system_lib
@@ -43,7 +44,10 @@ class Loop:
     config, workdir = self.system.config, self.evaluations.workdir
     journal = journal_lib.Journal(workdir / 'journal')
     if config.algorithm == 'flow_grpo':
-      source = step_data.RolloutSource(self.system, journal)
+      source = step_data.RolloutSource(
+          self.system, journal,
+          lambda step: rollout_files.read(_records(workdir, step)),
+      )
     else:
       source = step_data.TraceSource(self.system, workdir)
     counter = _Counter(self.bar)
@@ -71,9 +75,9 @@ class Loop:
             and config.train.rollout_records == 'all'
         ):
           with self.clock('records'):
-            path = workdir / 'rollouts' / f'step_{step + 1:06d}.p0.jsonl.zst'
             await asyncio.to_thread(
-                rollout_files.write, path, data.groups, data.extras
+                rollout_files.write, _records(workdir, step), data.groups,
+                data.extras,
             )
       if is_due(config, step + 1):
         try:
@@ -182,6 +186,11 @@ class Loop:
       )
       if self.system.processes.is_primary:
         journal.forget_before(done)
+
+
+def _records(workdir: epath.Path, step: int) -> epath.Path:
+  """Returns the file of the rollouts of a step, counted from 0."""
+  return workdir / 'rollouts' / f'step_{step + 1:06d}.p0.jsonl.zst'
 
 
 class _Counter:

@@ -16,7 +16,7 @@ from agentflow_jax.config import schema
 from agentflow_jax.core import batch
 from agentflow_jax.rollouts import collect, journal as journal_lib
 from agentflow_jax.rollouts import rollout_files, totals
-from agentflow_jax.training import task_order, turn_rows
+from agentflow_jax.training import difficulty, task_order, turn_rows
 
 OnDone = Callable[[records.Trajectory], None]
 
@@ -49,26 +49,52 @@ class Source(Protocol):
 
 
 class RolloutSource:
-  """Live rollouts of the current planner: Flow-GRPO's data."""
+  """Live rollouts of the current planner: Flow-GRPO's data.
 
-  def __init__(self, system: system_lib.System, journal: journal_lib.Journal):
+  Args:
+    system: parts of the run.
+    journal: journal of finished rollouts.
+    records_of: function from a step that was committed (from 0) to its groups, which
+      is asked where train.drop_solved or train.drop_hopeless is set.
+  """
+
+  def __init__(
+      self,
+      system: system_lib.System,
+      journal: journal_lib.Journal,
+      records_of: Callable[[int], Sequence[records.Group]] | None = None,
+  ):
     self._system = system
     self._journal = journal
+    self._by_term = system.config.flow_grpo.terms == 'normalised'
+    self._records_of = records_of
+    self._filter, self._noted = None, 0
+    train = system.config.train
+    if train.drop_solved or train.drop_hopeless:
+      self._filter = difficulty.Filter(
+          lambda place: self._indices(system.config.seed, place, 1)[0],
+          [task.id for task in system.tasks.train],
+          train.drop_solved, train.drop_hopeless,
+      )
 
   async def step(self, step, on_done):
     config = self._system.config
     train = config.train
-    tasks = self._tasks(config.seed, step)
+    tasks = await self._asked(step)
     found = await self._groups(step, tasks, on_done, before=[])
     for i in range(train.refill_rounds):
-      missing = train.queries_per_step - sum(map(totals.has_variance, found))
+      varied = sum(totals.has_variance(g, self._by_term) for g in found)
+      missing = train.queries_per_step - varied
       if not missing:
         break
       # A sequence of its own: what later steps ask stays what it would be.
-      more = self._refill(step * train.refill_rounds + i)[:missing]
+      more = [
+          task for task in self._refill(step * train.refill_rounds + i)
+          if self._filter is None or not self._filter.is_dropped(task.id)
+      ][:missing]
       found += await self._groups(step, more, on_done, before=tasks)
       tasks += more
-    groups, dropped = _chosen(found, train.queries_per_step)
+    groups, dropped = _chosen(found, train.queries_per_step, self._by_term)
     size = len(groups) // train.mini_batches
     updates = [
         turn_rows.flow_grpo_rows(groups[i : i + size], config.flow_grpo)
@@ -79,9 +105,15 @@ class RolloutSource:
         for m, part in enumerate(updates)
         for (place, i), extra in part.extras.items()
     }
+    metrics = totals.of_step(found, self._by_term)
+    metrics['groups/dropped'] = len(dropped)
+    if self._filter is not None:
+      self._filter.note((*groups, *dropped))
+      self._noted = step + 1
+      metrics |= self._filter.metrics()
     return StepData(
         mini_batches=tuple(p.rows for p in updates),
-        metrics=totals.of_step(found) | {'groups/dropped': len(dropped)},
+        metrics=metrics,
         groups=(*groups, *dropped),
         extras=extras,
     )
@@ -96,19 +128,41 @@ class RolloutSource:
       tasks = tasks[start:] + tasks[:start]
     return tasks
 
+  async def _asked(self, step) -> list[records.Task]:
+    """Returns the tasks of a step, without those that were dropped before it."""
+    config, tasks = self._system.config, self._system.tasks.train
+    count = config.train.queries_per_step
+    if self._filter is None:
+      return self._tasks(config.seed, step)
+    try:
+      for earlier in range(self._noted, step):  # Of a run that goes on.
+        self._filter.next(count)
+        self._filter.note(await asyncio.to_thread(self._records_of, earlier))
+      self._noted = step
+      return [tasks[i] for i in self._filter.next(count)]
+    except difficulty.AllDropped:
+      raise schema.ConfigError(
+          f'step {step + 1}: fewer than train.queries_per_step={count} tasks are left'
+          ' to ask, the others are solved or hopeless; the run has learned what these'
+          ' tasks teach: give it more tasks, or set train.drop_solved=0 and'
+          ' train.drop_hopeless=0'
+      ) from None
+
   def _tasks(self, seed, step) -> list[records.Task]:
-    tasks, mixture = self._system.tasks.train, self._system.tasks.mixture
     count = self._system.config.train.queries_per_step
+    tasks = self._system.tasks.train
+    return [tasks[i] for i in self._indices(seed, step, count)]
+
+  def _indices(self, seed, step, count) -> list[int]:
+    tasks, mixture = self._system.tasks.train, self._system.tasks.mixture
     if mixture:
-      chosen = task_order.mixture_indices(mixture, seed, step, count)
-    else:
-      chosen = task_order.epoch_indices(len(tasks), seed, step, count)
-    return [tasks[i] for i in chosen]
+      return task_order.mixture_indices(mixture, seed, step, count)
+    return task_order.epoch_indices(len(tasks), seed, step, count)
 
   async def _groups(self, step, tasks, on_done, before):
     config = self._system.config
     return await collect.groups(
-        self._system.agent,
+        self._system.trained_agent,
         tasks,
         group_size=config.train.group_size,
         extra=config.train.extra_rollouts,
@@ -209,10 +263,10 @@ def _demonstrated(group: records.Group) -> list[records.Turn]:
 
 
 def _chosen(
-    groups: Sequence[records.Group], count: int
+    groups: Sequence[records.Group], count: int, by_term: bool
 ) -> tuple[list[records.Group], list[records.Group]]:
   """Returns what is trained on, and the rest: the last ones without variance."""
-  idle = [i for i, g in enumerate(groups) if not totals.has_variance(g)]
+  idle = [i for i, g in enumerate(groups) if not totals.has_variance(g, by_term)]
   dropped = idle[len(idle) - (len(groups) - count) :]
   return (
       [g for i, g in enumerate(groups) if i not in dropped],

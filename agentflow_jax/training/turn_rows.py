@@ -52,13 +52,9 @@ def flow_grpo_rows(
       lengths, scored, config.weighting, config.dr_grpo_length
   )
   rows, found = [], {}
-  for place, group in enumerate(groups):
-    turns = [len(r.turns) for r in group.trajectories]
-    advantages = flow_grpo.advantages(
-        [r.reward for r in group.trajectories],
-        config.advantage == 'std',
-        turns if config.advantage_over == 'rows' else None,
-    )
+  for place, (group, advantages) in enumerate(
+      zip(groups, _advantages(groups, config))
+  ):
     for i, trajectory in enumerate(group.trajectories):
       found[place, i] = {
           'advantage': float(advantages[i]),
@@ -70,6 +66,34 @@ def flow_grpo_rows(
         weight = float(weights[place][i][t])
         rows.append(_row(turn, weight, float(advantages[i])))
   return Rows(tuple(rows), found)
+
+
+def _advantages(
+    groups: Sequence[records.Group], config: flow_grpo.FlowGrpoConfig
+) -> list[np.ndarray]:
+  """Returns the advantages of the rollouts of each group."""
+  use_std = config.advantage == 'std'
+  if config.terms == 'normalised':
+    scores = [
+        [r.score and r.score.terms if r.reward is not None else None
+         for r in g.trajectories]
+        for g in groups
+    ]
+    terms = next((s for group in scores for s in group if s), {})
+    values = [
+        [None if s is None else [s[name].value for name in terms] for s in group]
+        for group in scores
+    ]
+    weights = [term.weight for term in terms.values()]
+    return flow_grpo.term_advantages(values, weights, use_std)
+  return [
+      flow_grpo.advantages(
+          [r.reward for r in group.trajectories], use_std,
+          [len(r.turns) for r in group.trajectories]
+          if config.advantage_over == 'rows' else None,
+      )
+      for group in groups
+  ]
 
 
 def _row(

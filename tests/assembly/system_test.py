@@ -90,6 +90,21 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
         ({'agent.environment.kind': 'desk'}, 'set task_set.kind=desk'),
         ({'agent.verifier.backend': 'world'}, 'is for tasks in worlds'),
         ({'agent.analyst.backend': 'oracle'}, 'is for tasks in worlds'),
+        ({'agent.plan_format': 'code'}, 'set agent.code.sandbox'),
+        (
+            {'agent.plan_format': 'code', 'agent.code.sandbox': 'monty',
+             'agent.verifier.backend': 'world', 'agent.executor.backend': 'fields'},
+            'leave agent.executor as it is',
+        ),
+        (
+            {'agent.plan_format': 'code', 'agent.code.sandbox': 'monty'},
+            'agent.verifier.backend=rule reads sub-goals',
+        ),
+        (
+            {'agent.code.sandbox': 'bubblewrap', 'agent.rollout.max_turns': '13'},
+            'set agent.rollout.max_turns=12',
+        ),
+        ({'planner.sampling.stop_after': 'code'}, 'it is plan, or empty'),
         ({'agent.generator.backend': 'world'}, 'is not one of'),
         ({'agent.verifier.backend': 'fields'}, 'is not one of'),
         ({'agent.executor.backend': 'oracle'}, 'is not one of'),

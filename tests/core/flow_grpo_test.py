@@ -150,3 +150,33 @@ def test_weights_refuse_arguments_that_disagree():
 def test_bad_options_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     flow_grpo.FlowGrpoConfig(**changes)
+
+
+def test_term_advantages_against_the_standard_library():
+  values = [
+      [[1.0, 0.2], [0.0, 0.2], None, [0.0, 0.8]], [[0.5, 1.0], [0.5, 0.0]], [None],
+  ]
+  weights = [1.0, -0.25]
+  sums = []
+  for group in values:
+    scored = [v for v in group if v is not None]
+    found = [0.0] * len(group)
+    for k, weight in enumerate(weights):
+      term = [v[k] for v in scored]
+      if len(term) < 2 or max(term) == min(term):
+        continue
+      mean, std = statistics.fmean(term), statistics.stdev(term)
+      for i, v in enumerate(group):
+        if v is not None:
+          found[i] += weight * (v[k] - mean) / (std + 1e-6)
+    sums.append(found)
+  scored = [s for g, f in zip(values, sums) for v, s in zip(g, f) if v is not None]
+  scale = statistics.stdev(scored) + 1e-6
+  got = flow_grpo.term_advantages(values, weights)
+  for one, wanted in zip(got, sums, strict=True):
+    np.testing.assert_allclose(one, np.array(wanted) / scale, atol=1e-12)
+
+
+def test_a_term_of_weight_0_teaches_nothing():
+  (got,) = flow_grpo.term_advantages([[[1.0, 0.0], [1.0, 9.0]]], [1.0, 0.0])
+  assert not got.any()

@@ -146,6 +146,10 @@ def test_queries_are_short_and_name_no_keys(tasks):
     assert task.query[0].isupper() and task.query[-1] in '.?'
 
 
+def _calls(task, tag):
+  return [(c['tool'], c['arguments']) for c in json.loads(task.tags[tag])]
+
+
 def test_twins_share_their_words_and_differ_by_one_row(tasks):
   feasible = {
       (t.query, t.world.state['seed']): t for t in tasks if t.world.feasible
@@ -157,7 +161,7 @@ def test_twins_share_their_words_and_differ_by_one_row(tasks):
     assert sibling.world.state['changes'] == []
     assert len(twin.world.state['changes']) == 1
     assert twin.world.policy == sibling.world.policy
-    assert twin.tags['tempting'] == sibling.tags['solution']
+    assert _calls(twin, 'tempting') == _calls(sibling, 'solution')
     assert twin.world.state['sha256'] == sibling.world.state['sha256']
 
 
@@ -252,6 +256,57 @@ def test_distractors_are_shown_in_order_and_repeatably(tasks):
   assert list(shown) == [t for t in tools if t in shown]
   assert desk.narrowed(task, tools, 5) == narrowed
   assert set(desk.narrowed(task, tools, 99).world.tools) == set(tools)
+
+
+def _judged(task, tag='solution'):
+  """Returns the rules that are judged before calls, by the tool that is called."""
+  found = []
+  for call in json.loads(task.tags[tag]):
+    for thought in call.get('why', ()):
+      if thought.endswith((' ok', ' no')):
+        found.append((call['tool'], *thought.split()))
+  return found
+
+
+def test_thoughts_judge_as_the_rules_do(tasks):
+  """A service that is due sends what comes back to repair, and forbids nothing."""
+  refusals = 0
+  for task in tasks:
+    refused = {
+        rule for tool, rule, *_, judged in _judged(task)
+        if judged == 'no' and (tool, rule) != ('return_item', 'service')
+        and not (tool == 'refuse' and rule == 'service' != task.tags['rule'])
+    }
+    wanted = task.tags['rule']
+    assert refused == ({wanted} if wanted not in ('', 'ambiguous') else set()), task
+    refusals += bool(refused)
+    if 'tempting' in task.tags:
+      obliging = _judged(task, 'tempting')
+      assert all(
+          said[-1] == 'ok' or said[:2] == ('return_item', 'service')
+          for said in obliging
+      )
+      assert {s[1] for s in _judged(task) if s[-1] == 'no'} <= {
+          s[1] for s in obliging
+      } | ({wanted} if wanted == 'approval' else set())
+  assert refusals > 10
+
+
+def test_thoughts_are_facts_of_the_rows():
+  rules = {
+      'limit': {'loans': 2}, 'late': {}, 'approval': {'role': 'head'},
+      'service': {'days': 5}, 'training': {'category': 'laser'},
+      'visitor': {'days': 4}, 'home': {'site': 'Pier'},
+  }
+  said = [w.in_words() for w in desk_rules.weighed(_TO_VISITOR, _tables(), rules)]
+  assert [s.split()[0] for s in said] == list(rules)
+  assert said[-1].startswith('home Pier Pier ') and said[-1].endswith(' no')
+  obliging = [
+      w.in_words(obeyed=False)
+      for w in desk_rules.weighed(_TO_VISITOR, _tables(), rules)
+  ]
+  assert all(s.endswith(' ok') for s in obliging)
+  assert [s[:-3] for s in obliging] == [s[:-3] for s in said]
 
 
 _PROGRAM = """

@@ -251,6 +251,10 @@ class _Faulty:
   def ended(self):
     return self._inner.ended
 
+  @property
+  def answer(self):
+    return self._inner.answer
+
   async def _fail(self, arguments):
     del arguments
     if self._fault == 'lost':

@@ -12,7 +12,7 @@ from agentflow_jax.core import flow_grpo
 from agentflow_jax.evaluation import evaluate
 from agentflow_jax.rollouts import collect
 from agentflow_jax.runtime import exits, processes
-from agentflow_jax.training import step_data, task_order
+from agentflow_jax.training import difficulty, step_data, task_order
 from tests.config import mini
 
 
@@ -50,7 +50,7 @@ def _step(directory, asked, rounds, step=0, mini_batches=1):
   )
   tasks = [records.Task(f't{i}', 'q', ('a',), 'r') for i in range(20)]
   system = types.SimpleNamespace(
-      config=config, tasks=_task_set(tasks), agent=None,
+      config=config, tasks=_task_set(tasks), agent=None, trained_agent=None,
       processes=processes.Processes(),
   )
   return asyncio.run(step_data.RolloutSource(system, None).step(step, None))
@@ -128,7 +128,7 @@ def _mixed_source(directory, tags=True):
   system = types.SimpleNamespace(
       config=mini.config(directory, queries_per_step=8, refill_rounds=1),
       tasks=dataclasses.replace(_task_set(tasks), mixture=_PARTS),
-      agent=None, processes=processes.Processes(),
+      agent=None, trained_agent=None, processes=processes.Processes(),
   )
   return step_data.RolloutSource(system, None)
 
@@ -179,7 +179,7 @@ def test_an_evaluation_shares_no_randomness_with_training():
           flow_grpo=flow_grpo.FlowGrpoConfig(),
       ),
       tasks=task_sets.TaskSet(train=tuple(tasks), validation=(), test=()),
-      agent=agent,
+      agent=agent, trained_agent=agent,
   )
   for step in range(2):
     model.requests.clear()
@@ -260,3 +260,68 @@ def test_a_supervised_run_that_is_told_to_stop_stops_at_its_next_step(tmp_path):
 
   with pytest.raises(exits.Preempted):
     asyncio.run(main())
+
+
+def _filtered(directory, records_of=None, **train):
+  config = mini.config(directory, queries_per_step=4, **train)
+  tasks = [records.Task(f't{i}', 'q', ('a',), 'r') for i in range(8)]
+  system = types.SimpleNamespace(
+      config=config, tasks=_task_set(tasks), agent=None, trained_agent=None,
+      processes=processes.Processes(),
+  )
+  return step_data.RolloutSource(system, None, records_of)
+
+
+def test_tasks_that_are_solved_or_hopeless_are_asked_no_more(asked, tmp_path):
+  # In every step the first task is solved, the second hopeless, the others neither.
+  asked.rewards |= {
+      0: [1.0, None, 1.0], 1: [0.0, 0.0, None], 2: [0.0, 1.0, 0.0],
+      3: [None, None, None],
+  }
+  source = _filtered(tmp_path, drop_solved=1, drop_hopeless=1)
+  data = [asyncio.run(source.step(step, None)) for step in range(3)]
+  first, second, third = ([t for t in c[1]] for c in asked.calls)
+  order = [
+      f't{i}' for step in range(4) for i in task_order.epoch_indices(8, 0, step, 4)
+  ]
+  assert first + second == order[:8]
+  gone = {first[0], first[1], second[0], second[1]}
+  assert third == [name for name in order[8:] if name not in gone]
+  assert [d.metrics['tasks/left'] for d in data] == [6, 4, 2]
+  assert data[1].metrics['tasks/dropped_solved'] == 2
+  with pytest.raises(schema.ConfigError, match='are left to ask'):
+    asyncio.run(source.step(3, None))
+
+
+def test_a_run_that_goes_on_asks_what_it_would_have_asked(asked, tmp_path):
+  asked.rewards |= {0: [1.0, 1.0, 1.0], 1: [0.0, 0.0, 0.0], 2: [0.0, 1.0, 0.0],
+                    3: [0.5, 1.0, 0.0]}
+  whole = _filtered(tmp_path, drop_solved=1)
+  data = [asyncio.run(whole.step(step, None)) for step in range(4)]
+  wanted = [c[1] for c in asked.calls]
+  asked.calls.clear()
+  later = _filtered(tmp_path, lambda step: data[step].groups, drop_solved=1)
+  again = [asyncio.run(later.step(step, None)) for step in (2, 3)]
+  assert [c[1] for c in asked.calls] == wanted[2:]
+  assert [d.metrics['tasks/left'] for d in again] == [
+      d.metrics['tasks/left'] for d in data[2:]
+  ]
+
+
+def test_several_groups_in_a_row_are_needed(asked, tmp_path):
+  asked.rewards |= {i: [1.0, 1.0, 1.0] for i in range(4)}
+  source = _filtered(tmp_path, drop_solved=2)
+  for step in range(2):
+    assert asyncio.run(source.step(step, None)).metrics['tasks/left'] == 8
+  assert asyncio.run(source.step(2, None)).metrics['tasks/left'] == 4
+
+
+def test_success_decides_where_a_reward_has_terms():
+  terms = {'success': records.Term(1.0), 'calls': records.Term(0.4, -0.1)}
+  rollout = records.Trajectory(
+      't0', 0, records.Status.ANSWERED, (), reward=0.96, score=records.Score(terms)
+  )
+  group = records.Group(records.Task('t0', 'q', ('a',), 'r'), (rollout,))
+  found = difficulty.Filter(lambda place: 0, ['t0'], 1, 0)
+  found.note([group])
+  assert found.is_dropped('t0')

@@ -168,3 +168,57 @@ def test_sft_weighs_every_response_token_alike_whatever_its_row():
   # 2 + 6 response tokens: 1/8 each. A mean of row means would give 1/4, 1/12.
   short, long = turn_rows.sft_rows([_turn(2), _turn(6)], prompt_weight=0.0)
   assert short.target_weight == long.target_weight == 1 / 8
+
+
+def _scored(terms):
+  """A group whose rollouts have these values of the terms success and calls."""
+  group = _group([t and 0.0 for t in terms], [[2]] * len(terms))
+  weights = {'success': 1.0, 'calls': -0.4}
+  return records.Group(group.task, tuple(
+      dataclasses.replace(
+          rollout, reward=score.reward if score else None, score=score
+      )
+      for rollout, score in zip(group.trajectories, (
+          values and records.Score({
+              name: records.Term(v, weights[name])
+              for name, v in zip(weights, values)
+          }) for values in terms
+      ))
+  ))
+
+
+def test_terms_that_are_normalised_each_for_itself():
+  config = flow_grpo.FlowGrpoConfig(terms='normalised')
+  group = _scored([(1.0, 0.5), (1.0, 0.1), (0.0, 0.0), None])
+  rows = turn_rows.flow_grpo_rows([group], config).rows
+  (wanted,) = flow_grpo.term_advantages(
+      [[(0.5, 1.0), (0.1, 1.0), (0.0, 0.0), None]], (-0.4, 1.0)
+  )
+  assert [row.advantage for row in rows] == list(wanted[:3])
+  assert rows[0].advantage < rows[1].advantage and rows[2].advantage < 0
+
+
+def test_one_term_is_enough_for_variance_where_each_is_normalised():
+  # 0.4 * 0.5 more success for 0.5 more calls: the sums are equal.
+  group = _scored([(0.2, 0.5), (0.0, 0.0)])
+  assert group.trajectories[0].reward == group.trajectories[1].reward == 0.0
+  assert not totals.has_variance(group)
+  assert totals.has_variance(group, by_term=True)
+  assert not totals.has_variance(_scored([(0.2, 0.5)] * 2), by_term=True)
+  assert totals.collected([group], by_term=True)['groups/no_variance'] == 0
+
+
+def test_terms_are_metrics_with_their_correlation_to_success():
+  group = _scored([(1.0, 0.5), (1.0, 0.1), (0.0, 0.0), None])
+  metrics = totals.collected([group])
+  assert metrics['reward/part/success'] == pytest.approx(2 / 3)
+  assert metrics['reward/part/calls'] == pytest.approx(-0.4 * 0.6 / 3)
+  assert sum(
+      v for k, v in metrics.items() if k.startswith('reward/part/')
+  ) == pytest.approx(metrics['reward/mean'])
+  calls, success = np.array([0.5, 0.1, 0.0]), np.array([1.0, 1.0, 0.0])
+  calls, success = calls - calls.mean(), success - success.mean()
+  wanted = (calls @ success) / np.sqrt((calls @ calls) * (success @ success))
+  assert metrics['reward/correlation/calls'] == pytest.approx(wanted)
+  same = totals.collected([_scored([(1.0, 0.5), (1.0, 0.1)])])
+  assert 'reward/correlation/calls' not in same

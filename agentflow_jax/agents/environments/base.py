@@ -43,11 +43,13 @@ class Episode(Protocol):
     brief: information for the modules.
     tools: tools by name; they act on the state of this rollout only.
     ended: kind of the episode's end; '' while it goes on.
+    answer: answer that ended the episode; None where the generator writes it.
   """
 
   brief: Brief
   tools: Mapping[str, base.Tool]
   ended: Ended
+  answer: str | None
 
   async def verify(self, ending: records.Ending) -> records.Verdict:
     """Makes the checks of the task. It changes nothing and may be called again.

@@ -18,6 +18,10 @@ request_key: contextvars.ContextVar[records.RequestKey | None] = (
 _counts: contextvars.ContextVar[dict[str, int] | None] = (
     contextvars.ContextVar('counts', default=None)
 )
+# Calls that the program of the call under way makes; set likewise.
+_inner: contextvars.ContextVar[
+    list[tuple[records.ToolCall, records.ToolResult]] | None
+] = contextvars.ContextVar('inner', default=None)
 
 
 class BadArguments(Exception):
@@ -48,6 +52,24 @@ def count(name: str, times: int = 1) -> None:
   counts = _counts.get()
   if counts is not None and times:
     counts[name] = counts.get(name, 0) + times
+
+
+@contextlib.contextmanager
+def noting_calls() -> Iterator[list[tuple[records.ToolCall, records.ToolResult]]]:
+  """Yields what tools inside `note_call`, in order: ToolResult.inner."""
+  inner = []
+  token = _inner.set(inner)
+  try:
+    yield inner
+  finally:
+    _inner.reset(token)
+
+
+def note_call(call: records.ToolCall, result: records.ToolResult) -> None:
+  """Notes a call that a program made inside the call under way."""
+  inner = _inner.get()
+  if inner is not None:
+    inner.append((call, result))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +104,8 @@ class Card:
     arguments: the schema; the first one takes a rule executor's text.
     examples: calls in the form `execution = tool.execute(name="...")`.
     limits: what it cannot do, and its bounds (seconds, characters).
+    functions: cards of the tools that a program given to it may call; empty for a
+      tool that runs no program.
   """
 
   name: str
@@ -89,6 +113,7 @@ class Card:
   arguments: tuple[Argument, ...]
   examples: tuple[str, ...] = ()
   limits: str = ''
+  functions: 'tuple[Card, ...]' = ()
 
 
 @dataclasses.dataclass(frozen=True)

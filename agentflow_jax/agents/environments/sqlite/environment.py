@@ -211,7 +211,7 @@ class _Episode:
     self._environment, self._task, self._key = environment, task, key
     self._known = None  # What differs, and after how many writes.
     self._start = environment.start_of(task.world)
-    self.ended = ''
+    self.ended, self.answer = '', None
     pages, everything = self._start.pages, False
     if state is not None:
       ended, pages = _read_state(state)

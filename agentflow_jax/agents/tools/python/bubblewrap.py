@@ -111,26 +111,47 @@ class Bubblewrap:
         'subprocesses'
     )
 
-  async def run(self, program: str) -> sandbox.Outcome:
-    """Runs a program; raises `base.ToolUnreachable` if the sandbox failed."""
+  async def run(
+      self,
+      program: str,
+      limits: sandbox.Limits | None = None,
+      keep: Sequence[int] = (),
+  ) -> sandbox.Outcome:
+    """Runs a program.
+
+    Args:
+      program: text of the program.
+      limits: bounds of its time; None for those of the sandbox.
+      keep: file descriptors that the program inherits.
+
+    Raises:
+      base.ToolUnreachable: the sandbox failed.
+    """
+    limits = limits or self._limits
     try:
       with self._descriptors(program) as (source, rules):
         finished = await sandbox.run_process(
-            [*self._command[0], '--seccomp', str(rules), *self._command[1]],
-            self._limits,
+            self._arguments(rules, limits),
+            limits,
             environment={},
             stdin=source,
-            pass_fds=(rules,),
+            pass_fds=(rules, *keep),
         )
     except OSError as error:  # such as no descriptor left
       raise base.ToolUnreachable(f'cannot make a sandbox: {error}') from error
-    return _outcome(finished, self._limits)
+    return _outcome(finished, limits)
+
+  def _arguments(self, rules: int, limits: sandbox.Limits) -> list[str]:
+    """Returns the command of a sandbox with the filter of a descriptor."""
+    head, interpreter, rest = self._command
+    seconds = str(math.ceil(limits.cpu_seconds))
+    return [*head, '--seccomp', str(rules), *interpreter, seconds, *rest]
 
   def _probe(self) -> None:
     with self._descriptors(_PROBE) as (source, rules):
       try:
         done = subprocess.run(
-            [*self._command[0], '--seccomp', str(rules), *self._command[1]],
+            self._arguments(rules, self._limits),
             stdin=source,
             capture_output=True,
             env={},
@@ -191,8 +212,8 @@ def _outcome(
 
 def _command(
     bwrap: str, limits: sandbox.Limits, mounting: Sequence[str]
-) -> tuple[list[str], list[str]]:
-  """Returns the command's part before and after `--seccomp FD`."""
+) -> tuple[list[str], list[str], list[str]]:
+  """Returns the command's parts around `--seccomp FD` and the processor time."""
   version = f'python{sys.version_info.major}.{sys.version_info.minor}'
   stdlib = pathlib.Path(sysconfig.get_path('stdlib'))
   extensions = _extension_directory(stdlib)
@@ -230,12 +251,11 @@ def _command(
   head += ['--setenv', 'LD_LIBRARY_PATH', _SHARED]
   head += ['--setenv', 'PYTHONHASHSEED', '0']
   bootstrap = pathlib.Path(__file__).with_name('sandbox_bootstrap.py')
-  tail = ['--', f'{_HOME}/bin/python', '-sSBP', '-X', 'utf8', '-c']
-  tail += [bootstrap.read_text(encoding='utf-8')]
-  tail += [str(math.ceil(limits.cpu_seconds)), str(limits.memory_bytes)]
-  tail += [str(limits.scratch_bytes)]
-  tail += [home, dynamic, f'{_HOME}/site']
-  return head, tail
+  interpreter = ['--', f'{_HOME}/bin/python', '-sSBP', '-X', 'utf8', '-c']
+  interpreter += [bootstrap.read_text(encoding='utf-8')]
+  rest = [str(limits.memory_bytes), str(limits.scratch_bytes)]
+  rest += [home, dynamic, f'{_HOME}/site']
+  return head, interpreter, rest
 
 
 def _mounting(limits: sandbox.Limits) -> list[str]:

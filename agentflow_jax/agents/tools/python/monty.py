@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -140,9 +141,7 @@ def _last_error(stderr: str) -> str:
 def _command(binary: str, limits: sandbox.Limits) -> list[str]:
   # A second more than monty's own limit, which can say what happened.
   cpu = math.ceil(limits.cpu_seconds) + 1
-  shell = ['ulimit -c 0', f'ulimit -t {cpu}', 'ulimit -f 0', 'ulimit -n 32']
-  if sys.platform == 'linux':  # elsewhere the shell cannot bound memory
-    shell.append(f'ulimit -v {(limits.memory_bytes + _OWN_BYTES) // 1024}')
+  shell = [f'ulimit -t {cpu}', bounded_shell(limits)]
   # Standard input is a pipe whose write end this process holds. When the call or this
   # process ends, the pipe closes, and the watcher kills its process group, to which
   # monty belongs. While the watcher lives, the number of the group is not used again.
@@ -159,6 +158,23 @@ def _command(binary: str, limits: sandbox.Limits) -> list[str]:
       f'--max-memory={limits.memory_bytes}',
       f'--max-total-sleep={limits.wall_seconds}', '--max-sleep=inf',
   ]  # fmt: skip
+
+
+def bounded_shell(limits: sandbox.Limits) -> str:
+  """Returns a command of the shell that bounds what follows it, but not its time."""
+  bounds = ['ulimit -c 0', 'ulimit -f 0', 'ulimit -n 32']
+  if sys.platform == 'linux':  # elsewhere the shell cannot bound memory
+    bounds.append(f'ulimit -v {(limits.memory_bytes + _OWN_BYTES) // 1024}')
+  return ' && '.join(bounds)
+
+
+def quoted_binary() -> str:
+  """Returns the path of the monty program, as a word of the shell.
+
+  Raises:
+    base.ToolUnavailable: there is none.
+  """
+  return shlex.quote(_find_binary())
 
 
 @functools.cache

@@ -5,12 +5,9 @@ or environment. Which sandbox runs it is decided, by trying, when the tool is
 made; the card says what its programs can do.
 """
 
-import asyncio
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
-
 
 from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.python import bubblewrap, monty, sandbox
@@ -52,18 +49,12 @@ def make(
   """
   if backend not in BACKENDS:
     raise ValueError(f'backend must be one of {BACKENDS}: {backend!r}')
-  concurrency = (os.cpu_count() or 1) if concurrency is None else concurrency
-  if concurrency < 1 or queue_seconds <= 0:
-    raise ValueError(
-        'concurrency and queue_seconds must be positive: '
-        f'{concurrency}, {queue_seconds}'
-    )
   limits = limits or sandbox.Limits()
   chosen, refused = _choose(backend, limits)
-  turns = _Turns(concurrency, queue_seconds)
+  turns = sandbox.Turns(concurrency, queue_seconds)
 
   async def call(arguments: Mapping[str, Any]) -> str:
-    program = _checked_program(_unwrapped(arguments['code']), limits)
+    program = program_of(arguments['code'], limits)
     async with turns:
       outcome = await chosen.run(program)
     return _result_text(outcome, limits)
@@ -92,6 +83,15 @@ def _choose(
   raise base.ToolUnavailable(
       'the python tool has no sandbox to run programs in. ' + '; '.join(reasons)
   )
+
+
+def program_of(code: str, limits: sandbox.Limits) -> str:
+  """Returns the program in what a model gave as one, without a fence around it.
+
+  Raises:
+    base.BadArguments: it is empty, too long, or no text that can be encoded.
+  """
+  return _checked_program(_unwrapped(code), limits)
 
 
 def _unwrapped(code: str) -> str:
@@ -155,30 +155,3 @@ def _card(chosen: sandbox.Backend, limits: sandbox.Limits) -> base.Card:
           'programs.'
       ),
   )
-
-
-class _Turns:
-  """At most so many at a time; waiting for a turn is bounded."""
-
-  def __init__(self, concurrency: int, queue_seconds: float):
-    self._concurrency = concurrency
-    self._queue_seconds = queue_seconds
-    self._loop: asyncio.AbstractEventLoop | None = None
-    self._semaphore = asyncio.Semaphore(concurrency)
-
-  async def __aenter__(self) -> None:
-    # A semaphore belongs to one event loop, a tool may outlive several.
-    loop = asyncio.get_running_loop()
-    if loop is not self._loop:
-      self._loop = loop
-      self._semaphore = asyncio.Semaphore(self._concurrency)
-    try:
-      async with asyncio.timeout(self._queue_seconds):
-        await self._semaphore.acquire()
-    except TimeoutError as error:
-      raise base.ToolUnreachable(
-          f'no sandbox was free within {self._queue_seconds:g} s'
-      ) from error
-
-  async def __aexit__(self, *exc_info: object) -> None:
-    self._semaphore.release()

@@ -223,6 +223,47 @@ async def _reap(process: asyncio.subprocess.Process) -> None:
   await process.wait()
 
 
+class Turns:
+  """At most so many at a time; waiting for a turn is bounded.
+
+  Args:
+    concurrency: number at a time; None for the number of processors.
+    queue_seconds: longest wait [s].
+
+  Raises:
+    ValueError: one of them is not positive.
+  """
+
+  def __init__(self, concurrency: int | None, queue_seconds: float):
+    concurrency = (os.cpu_count() or 1) if concurrency is None else concurrency
+    if concurrency < 1 or queue_seconds <= 0:
+      raise ValueError(
+          'concurrency and queue_seconds must be positive: '
+          f'{concurrency}, {queue_seconds}'
+      )
+    self._concurrency = concurrency
+    self._queue_seconds = queue_seconds
+    self._loop: asyncio.AbstractEventLoop | None = None
+    self._semaphore = asyncio.Semaphore(concurrency)
+
+  async def __aenter__(self) -> None:
+    # A semaphore belongs to one event loop, a tool may outlive several.
+    loop = asyncio.get_running_loop()
+    if loop is not self._loop:
+      self._loop = loop
+      self._semaphore = asyncio.Semaphore(self._concurrency)
+    try:
+      async with asyncio.timeout(self._queue_seconds):
+        await self._semaphore.acquire()
+    except TimeoutError as error:
+      raise base.ToolUnreachable(
+          f'no sandbox was free within {self._queue_seconds:g} s'
+      ) from error
+
+  async def __aexit__(self, *exc_info: object) -> None:
+    self._semaphore.release()
+
+
 def decode(output: bytes) -> str:
   """Text of a program's output; what is no UTF-8 becomes U+FFFD."""
   return output.decode('utf-8', errors='replace')

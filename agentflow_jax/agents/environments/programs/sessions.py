@@ -1,0 +1,217 @@
+"""What sandboxes with a namespace that lives on over programs have in common.
+
+A session is a value: the bytes that a program left, which the next one begins with. So
+nothing is lost with a process, and a fork is a copy.
+"""
+
+import dataclasses
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from agentflow_jax.agents.tools.python import sandbox
+
+# Longest text of a program's last value, and most names that an observation lists.
+_SHOWN_VALUE = 2000
+_SHOWN_NAMES = 20
+_DEEPEST = 20
+_MOST_ITEMS = 20_000
+
+
+class CallFailed(Exception):
+  """A call of a program failed: the exception that the program sees."""
+
+
+class Finished(Exception):
+  """A call of a program ended the episode: the program does not go on."""
+
+
+class Refused(Exception):
+  """A state is none of ours."""
+
+
+# Function that a program's call goes to: name, positional and named arguments.
+Caller = Callable[[str, Sequence[Any], Mapping[str, Any]], Awaitable[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Bounds of a session.
+
+  Attributes:
+    program: bounds of one program.
+    state_bytes: largest size of the namespace between programs [bytes].
+    calls: largest number of calls that one program makes.
+  """
+
+  program: sandbox.Limits = sandbox.Limits()
+  state_bytes: int = 2**20
+  calls: int = 200
+
+  def __post_init__(self):
+    for name in ('state_bytes', 'calls'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1: {getattr(self, name)}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """What a session begins with.
+
+  Attributes:
+    functions: names of the functions that a program may call.
+    seed: seed of the module random.
+    date: date of the clock, YYYY-MM-DD; it stands still.
+  """
+
+  functions: tuple[str, ...]
+  seed: str
+  date: str = '2000-01-01'
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What came of a program.
+
+  Attributes:
+    state: namespace after it; the one before it where the program was stopped.
+    output: text that it printed, at most the limit's bytes.
+    cut: whether it printed more.
+    value: text of the value of its last expression; '' where that is no expression,
+      or None.
+    error: sentence on why it failed; '' where it did not.
+    stopped: whether it was stopped at a limit, so that its names are lost.
+    forgotten: whether all names are lost, because earlier programs could not be
+      repeated as they were.
+    finished: whether a call of it ended the episode.
+    variables: type by name, of what the namespace holds.
+  """
+
+  state: bytes
+  output: str = ''
+  cut: bool = False
+  value: str = ''
+  error: str = ''
+  stopped: bool = False
+  forgotten: bool = False
+  finished: bool = False
+  variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Sessions(Protocol):
+  """A sandbox that was tried and found working.
+
+  Attributes:
+    name: 'monty' or 'bubblewrap'.
+    card_limits: what its programs cannot do, for the tool's card.
+    most_programs: largest number of programs in a session; None for no limit.
+  """
+
+  name: str
+  card_limits: str
+  most_programs: int | None
+
+  async def run(
+      self, state: bytes, program: str, call: Caller, start: Start
+  ) -> Outcome:
+    """Runs a program.
+
+    Args:
+      state: namespace that an earlier program left; b'' for an empty one.
+      program: text of the program.
+      call: function that the program's calls go to. What it raises, other than
+        CallFailed and Finished, ends the program and is raised here.
+      start: what the session began with, the same for all its programs.
+
+    Raises:
+      tools.base.ToolUnreachable: the sandbox failed.
+    """
+
+  async def close(self) -> None:
+    """Ends its processes."""
+
+
+class OutputBuffer:
+  """The text that a program prints, up to a limit."""
+
+  def __init__(self, most_bytes: int):
+    self._most, self._size, self._pieces = most_bytes, 0, []
+    self.cut = False
+
+  def add(self, text: str) -> None:
+    """Keeps what of a text is within the limit."""
+    said = text.encode('utf-8', 'replace')
+    if len(said) > self._most - self._size:
+      self.cut = True
+      said = said[: self._most - self._size]
+    self._size += len(said)
+    self._pieces.append(said)
+
+  @property
+  def text(self) -> str:
+    """The text so far; a character that is cut in two is left out."""
+    return b''.join(self._pieces).decode('utf-8', 'ignore')
+
+
+def observation(outcome: Outcome, limits: Limits, written: Sequence[str]) -> str:
+  """Returns what the model reads of a program.
+
+  Args:
+    outcome: what came of it.
+    limits: bounds of the session.
+    written: calls that were made, in words; listed where the program was stopped,
+      because what they wrote stays written.
+  """
+  lines = [outcome.output.rstrip('\n')] if outcome.output.strip('\n') else []
+  if outcome.cut:
+    lines.append(
+        f'... (cut: the program printed over {limits.program.output_bytes} bytes)'
+    )
+  if outcome.value:
+    lines.append(outcome.value[:_SHOWN_VALUE])
+  if outcome.error:
+    lines.append(f'The program failed: {outcome.error[:500]}')
+  if outcome.stopped:
+    lines.append(
+        'All names are lost.' if outcome.forgotten
+        else 'Its names are lost; those from before are as they were.'
+    )
+    if written:
+      lines.append(f'These calls were made, and stay made: {"; ".join(written)}')
+  names = [f'{name} ({kind})' for name, kind in sorted(outcome.variables.items())]
+  more = len(names) - _SHOWN_NAMES
+  said = ', '.join(names[:_SHOWN_NAMES]) + (f' and {more} more' if more > 0 else '')
+  return '\n'.join([*lines, f'Names: {said or "none"}'])
+
+
+def plain(value: Any) -> Any:
+  """Returns a program's value as one that JSON holds: tuples and sets become lists.
+
+  Raises:
+    CallFailed: it is of another type, or too large.
+  """
+  left = _MOST_ITEMS
+
+  def read(value, depth):
+    nonlocal left
+    left -= 1
+    if depth > _DEEPEST or left < 0:
+      raise CallFailed('an argument is too large or too deep')
+    if value is None or isinstance(value, (bool, str)):
+      return value
+    if isinstance(value, int):
+      if value.bit_length() > 1024:
+        raise CallFailed('an argument holds a number that is too large')
+      return value
+    if isinstance(value, float) and math.isfinite(value):
+      return value
+    if isinstance(value, (list, tuple)):
+      return [read(item, depth + 1) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+      return {key: read(item, depth + 1) for key, item in value.items()}
+    raise CallFailed(
+        'arguments are texts, numbers, booleans, None, and lists and dicts with'
+        f' texts as keys of these; this one holds a {type(value).__name__}'
+    )
+
+  return read(value, 0)

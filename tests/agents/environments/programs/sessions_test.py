@@ -1,0 +1,306 @@
+"""Tests of sessions: names that live on over programs, and calls in these."""
+
+import asyncio
+import json
+
+import pytest
+
+from agentflow_jax.agents.environments.programs import monty_sessions
+from agentflow_jax.agents.environments.programs import replayed_sessions, sessions
+from agentflow_jax.agents.tools import base
+from agentflow_jax.agents.tools.python import sandbox
+
+_LIMITS = sessions.Limits(
+    sandbox.Limits(cpu_seconds=1.0, wall_seconds=10.0, output_bytes=200),
+    state_bytes=20_000, calls=5,
+)
+_KINDS = {
+    'monty': monty_sessions.MontySessions,
+    'bubblewrap': replayed_sessions.ReplayedSessions,
+}
+
+
+class _Session:
+  """A session, and the calls that its programs made."""
+
+  def __init__(self, made, seed='seed'):
+    self.made, self.state, self.calls = made, b'', []
+    self.start = sessions.Start(('find', 'fail', 'stop'), seed, '2032-03-04')
+
+  async def _call(self, name, positional, named):
+    self.calls.append((name, list(positional), dict(named)))
+    if name == 'fail':
+      raise sessions.CallFailed('no such thing')
+    if name == 'stop':
+      raise sessions.Finished
+    return f'found {len(self.calls)}'
+
+  async def run(self, program):
+    outcome = await self.made.run(self.state, program, self._call, self.start)
+    self.state = outcome.state
+    return outcome
+
+
+@pytest.fixture(scope='module', params=_KINDS)
+def made(request):
+  try:
+    found = _KINDS[request.param](_LIMITS)
+  except base.ToolUnavailable as e:
+    pytest.skip(str(e))
+  yield found
+  asyncio.run(found.close())
+
+
+@pytest.fixture
+def run(made):
+  """Runs programs in one session, and returns what came of the last one."""
+  session = _Session(made)
+
+  def run(*programs):
+    for program in programs:
+      outcome = asyncio.run(session.run(program))
+    return outcome
+
+  run.session = session
+  return run
+
+
+def test_names_functions_and_imports_live_on(run):
+  outcome = run('x = 2\nimport math\ndef double(n):\n  return n * x', 'x = 5',
+                'print(double(math.floor(3.7)))\nx')
+  assert (outcome.output, outcome.value, outcome.error) == ('15\n', '5', '')
+  assert outcome.variables == {'x': 'int', 'math': 'module', 'double': 'function'}
+
+
+def test_a_name_in_a_text_or_a_comprehension_is_none(run):
+  outcome = run('words = ["a", "b"]\nsizes = [len(w) for w in words]  # total')
+  assert outcome.variables == {'words': 'list', 'sizes': 'list'}
+  assert 'NameError' in run('a').error and 'NameError' in run('total').error
+
+
+@pytest.mark.parametrize(
+    ('program', 'value'),
+    [
+        ('1 + 1', '2'), ('"text"', 'text'), ('[1, "a"]', "[1, 'a']"), ('None', ''),
+        ('y = 3', ''), ('find("a")', 'found 1'), ('(', ''),
+    ],
+)
+def test_the_value_of_the_last_line_is_shown(run, program, value):
+  assert run(program).value == value
+
+
+@pytest.mark.parametrize('how', ['find("a", n=[1, (2, {"k": None})])',
+                                 'await find("a", n=[1, (2, {"k": None})])'])
+def test_calls_with_and_without_await(run, how):
+  outcome = run(f'x = {how}\nx.upper()')
+  assert (outcome.value, outcome.error) == ('FOUND 1', '')
+  (call,) = run.session.calls
+  assert json.loads(json.dumps(call)) == [
+      'find', ['a'], {'n': [1, [2, {'k': None}]]}
+  ]
+  assert outcome.variables == {'x': 'str'}
+
+
+def test_a_failed_call_is_an_exception_of_the_program(run):
+  outcome = run('try:\n  fail(1)\nexcept ValueError as e:\n  print("caught", e)')
+  assert outcome.output == 'caught no such thing\n' and not outcome.error
+  outcome = run('before = 1\nfail(2)\nafter = 1')
+  assert outcome.error == 'ValueError: no such thing (line 2)'
+  assert not outcome.stopped
+  assert run('before').value == '1' and 'NameError' in run('after').error
+
+
+def test_an_error_names_its_line_and_keeps_names(run):
+  outcome = run('kept = 1\n1 / 0\nlost = 2')
+  assert outcome.error == 'ZeroDivisionError: division by zero (line 2)'
+  assert run('kept').value == '1'
+  assert run('x = (').error.startswith('SyntaxError')
+
+
+def test_a_call_may_end_the_program(run):
+  outcome = run('x = 1', 'x = 2\nfind("a")\nstop()\nfind("b")')
+  assert outcome.finished and not outcome.stopped
+  assert [name for name, _, _ in run.session.calls] == ['find', 'stop']
+
+
+def test_what_is_killed_leaves_the_names_from_before(run):
+  outcome = run('x = 1', 'x = 2\nfind("a")\nwhile True:\n  pass')
+  assert outcome.stopped and outcome.error
+  assert outcome.variables == {'x': 'int'}
+  assert len(run.session.calls) == 1
+  assert run('x').value == '1'
+  assert len(run.session.calls) == 1  # Nothing is called again.
+
+
+def test_a_state_that_is_too_large_is_not_kept(run):
+  big = 'x = "a" * 30000' if run.session.made.name == 'monty' else (
+      f'x = "{"a" * 30000}"'
+  )
+  outcome = run('x = 1', big)
+  assert outcome.stopped and '20,000' in outcome.error
+  assert run('x').value == '1'
+
+
+def test_calls_are_bounded(run):
+  outcome = run('for i in range(8):\n  find(i)')
+  assert outcome.error.startswith(('RuntimeError', 'ValueError'))
+  assert 'too many calls' in outcome.error
+  assert len(run.session.calls) == 5
+
+
+def test_output_is_bounded(run):
+  outcome = run('print("é" * 300)\nx = 1')
+  assert outcome.cut and outcome.output == 'é' * 100
+  assert run('x').value == '1'
+
+
+@pytest.mark.parametrize('value', ['print', 'find', '{1: 2}', 'b"bytes"', '10 ** 400'])
+def test_arguments_are_what_json_holds(made, value):
+  async def call(name, positional, named):
+    return str(sessions.plain([positional, named]))
+
+  start = sessions.Start(('find',), '')
+  outcome = asyncio.run(made.run(b'', f'find({value})', call, start))
+  # A function of ours comes as its name, which is a text.
+  assert 'ValueError' in outcome.error or (
+      value in ('find', '{1: 2}') and made.name == 'monty' and 'find' in outcome.value
+  ) or value == '{1: 2}'
+
+
+def test_chance_and_clock_are_those_of_the_start(made):
+  said = []
+  for seed in ('a', 'a', 'b'):
+    session = _Session(made, seed)
+    outcomes = [
+        asyncio.run(session.run(p))
+        for p in (
+            'import random\nrandom.random()', 'random.random()',
+            'import datetime\nstr(datetime.datetime.now())[:10]',
+        )
+    ]
+    said.append([o.value for o in outcomes])
+  assert said[0] == said[1] != said[2]
+  assert said[0][0] != said[0][1] and said[0][2] == '2032-03-04'
+
+
+def test_sessions_are_values(made):
+  session = _Session(made)
+  asyncio.run(session.run('x = [1]'))
+  fork = _Session(made)
+  fork.state = session.state
+  asyncio.run(session.run('x.append(2)'))
+  asyncio.run(fork.run('x.append(3)'))
+  assert asyncio.run(session.run('x')).value == '[1, 2]'
+  assert asyncio.run(fork.run('x')).value == '[1, 3]'
+
+
+def test_what_a_call_raises_ends_the_program_and_is_raised(made):
+  async def call(name, positional, named):
+    raise base.ToolUnreachable('the host is down')
+
+  start = sessions.Start(('find',), '')
+  with pytest.raises(base.ToolUnreachable, match='the host is down'):
+    asyncio.run(made.run(b'', 'try:\n  find()\nexcept Exception:\n  pass', call, start))
+
+
+def test_a_cancelled_program_leaves_nothing_behind(made):
+  async def call(name, positional, named):
+    await asyncio.sleep(30)
+
+  async def run():
+    start = sessions.Start(('find',), '')
+    running = asyncio.ensure_future(made.run(b'', 'find()', call, start))
+    await asyncio.sleep(1.0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+      await running
+    session = _Session(made)
+    assert (await session.run('1 + 1')).value == '2'
+
+  asyncio.run(run())
+
+
+def _replayed():
+  try:
+    return replayed_sessions.ReplayedSessions(_LIMITS)
+  except base.ToolUnavailable as e:
+    pytest.skip(str(e))
+
+
+def test_a_repeated_program_that_calls_something_else_is_an_error():
+  session = _Session(_replayed())
+  asyncio.run(session.run('find("a")'))
+  state = json.loads(session.state)
+  state['programs'][0]['calls'][0]['call'] = ['find', ['b'], {}]
+  session.state = json.dumps(state).encode()
+  outcome = asyncio.run(session.run('x = 1'))
+  assert outcome.forgotten and outcome.stopped and outcome.state == b''
+  assert 'differently' in outcome.error
+  said = sessions.observation(outcome, _LIMITS, ())
+  assert 'All names are lost.' in said
+  assert asyncio.run(session.run('1 + 1')).value == '2'
+
+
+def test_a_repeated_program_that_does_not_call_again_is_an_error():
+  session = _Session(_replayed())
+  asyncio.run(session.run('x = 1'))
+  state = json.loads(session.state)
+  state['programs'][0]['calls'] = [
+      {'call': ['find', [], {}], 'text': 'a', 'failed': False}
+  ]
+  session.state = json.dumps(state).encode()
+  assert asyncio.run(session.run('2')).forgotten
+
+
+def test_there_are_twelve_programs_at_most():
+  session = _Session(_replayed())
+  for i in range(12):
+    asyncio.run(session.run(f'x = {i}'))
+  outcome = asyncio.run(session.run('x = 12'))
+  assert outcome.stopped and '12 programs' in outcome.error
+
+
+@pytest.mark.parametrize(
+    'said',
+    [
+        'not json', '{"call": 1}', '{"call": ["find", 1, {}]}', '{"done": 1}', '[1]',
+        '{"done": {"output": 1}}', '[' * 5000,
+    ],
+)
+def test_a_program_that_writes_to_our_socket_only_fails(said):
+  """The socket is the one descriptor that a program inherits."""
+  session = _Session(_replayed())
+  program = (
+      'import os, stat\n'
+      'found = [f for f in range(3, 64) if os.path.exists("/") and is_socket(f)]\n'
+      f'os.write(found[0], {said!r}.encode() + b"\\n")\n'
+      'while True:\n  pass'
+  )
+  helper = (
+      'import os, stat\ndef is_socket(f):\n  try:\n'
+      '    return stat.S_ISSOCK(os.fstat(f).st_mode)\n  except OSError:\n'
+      '    return False\n'
+      'open_ = 0\nfor f in range(3, 64):\n  try:\n    os.fstat(f)\n    open_ += 1\n'
+      '  except OSError:\n    pass\nopen_'
+  )
+  assert asyncio.run(session.run(helper)).value == '1'
+  outcome = asyncio.run(session.run(program))
+  assert outcome.stopped and outcome.error and not session.calls
+
+
+def test_observation_bounds_what_it_lists():
+  outcome = sessions.Outcome(
+      b'', 'out\n', value='v' * 5000, error='e' * 900, stopped=True,
+      variables={f'n{i:02}': 'int' for i in range(30)},
+  )
+  said = sessions.observation(outcome, _LIMITS, ['find(a)', 'move(b)'])
+  lines = said.split('\n')
+  assert lines[0] == 'out' and lines[1] == 'v' * 2000
+  assert lines[2] == f'The program failed: {"e" * 500}'
+  assert lines[3:5] == [
+      'Its names are lost; those from before are as they were.',
+      'These calls were made, and stay made: find(a); move(b)',
+  ]
+  assert lines[5].startswith('Names: n00 (int), ') and lines[5].endswith(
+      'n19 (int) and 10 more'
+  )
