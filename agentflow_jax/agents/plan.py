@@ -24,6 +24,7 @@ _FENCE = re.compile(r'```\w*[ \t]*$', re.MULTILINE)
 _FENCE_LINE = re.compile(r'[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[ \t]*')
 _DECORATION = ' \t\r\n*_`"\''
 _TOOL_WORD = re.compile(r'[\w.-]+')
+_SHOWN_TOOL = 60  # Characters of what is written instead of a tool's name.
 _MARKS = ('**', '*', '`', '"', "'")
 
 
@@ -38,14 +39,17 @@ class Plan:
   Attributes:
     sub_goal: what this turn is to achieve.
     context: what the tool needs to know; may be empty.
-    tool: one tool's name, as its card spells it.
+    tool: one tool's name, as its card spells it; what is written instead where there
+      is a problem.
     justification: why; may be empty.
+    problem: sentence on why the plan names no tool that there is; '' where it does.
   """
 
   sub_goal: str
   context: str
   tool: str
   justification: str = ''
+  problem: str = ''
 
   def render(self) -> str:
     """Returns the plan in the format of fields that the instructions ask for."""
@@ -68,7 +72,12 @@ class Plan:
     return f'{self.sub_goal}\n{block}' if self.sub_goal else block
 
 
-def parse(text: str, tools: Sequence[str], thinking: bool = False) -> Plan:
+def parse(
+    text: str,
+    tools: Sequence[str],
+    thinking: bool = False,
+    any_tool: bool = False,
+) -> Plan:
   """Reads a plan from a planner's response.
 
   Where a field stands more than once the last one counts (models think aloud
@@ -79,13 +88,15 @@ def parse(text: str, tools: Sequence[str], thinking: bool = False) -> Plan:
     text: the response; anything at all.
     tools: the names of the tools that there are.
     thinking: whether the prompt ended inside an open thought.
+    any_tool: whether a plan whose field does not name exactly one of the tools is
+      returned with its `problem`.
 
   Returns:
     The plan, its tool spelled as in `tools`.
 
   Raises:
-    PlanError: the response is too long, a field is missing or empty, the tool
-      is unknown, or the tool's field does not name exactly one tool.
+    PlanError: the response is too long, a field is missing or empty, or, without
+      `any_tool`, the tool's field does not name exactly one of the tools.
   """
   text = _said(text, thinking)
   text = _FENCE.sub('', text)
@@ -105,11 +116,19 @@ def parse(text: str, tools: Sequence[str], thinking: bool = False) -> Plan:
     raise PlanError('the plan has no sub-goal')
   if 'tool' not in fields:
     raise PlanError('the plan names no tool')
+  problem = ''
+  try:
+    tool = tool_naming.read(fields['tool'], tools)
+  except ValueError as e:
+    if not any_tool:
+      raise PlanError(str(e)) from e
+    tool, problem = ' '.join(fields['tool'].split())[:_SHOWN_TOOL], str(e)
   return Plan(
       sub_goal=sub_goal,
       context=_undecorated(fields.get('context', '')),
-      tool=_tool(fields['tool'], tools),
+      tool=tool,
       justification=_undecorated(fields.get('justification', '')),
+      problem=problem,
   )
 
 
@@ -275,11 +294,3 @@ def _undecorated(text: str) -> str:
     if text.endswith(mark) and text.count(mark) == 1:
       return _undecorated(text[: -len(mark)])
   return text
-
-
-def _tool(text: str, tools: Sequence[str]) -> str:
-  """Returns the one tool that a field's text names."""
-  try:
-    return tool_naming.read(text, tools)
-  except ValueError as e:
-    raise PlanError(str(e)) from e

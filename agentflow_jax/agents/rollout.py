@@ -88,6 +88,8 @@ class Agent:
       the format or its time limit; None for a reward of 0 without terms.
     plan_format: form of the planner's responses: 'fields', or 'code' for a thought
       and a program (see agents.plan).
+    unknown_tool: what a plan does that names no tool that there is: it ends the
+      rollout as unparseable ('end'), or it is a mistake that the planner is told of.
   """
 
   planner: modules.Planner
@@ -108,6 +110,7 @@ class Agent:
   environment: environments.Environment | None = None
   forfeit: records.Score | None = None
   plan_format: Literal['fields', 'code'] = 'fields'
+  unknown_tool: Literal['end', 'tell'] = 'end'
 
   @property
   def cards(self) -> tuple[base.Card, ...]:
@@ -444,7 +447,11 @@ async def _turn(
   except plan_lib.PlanError as e:
     progress.turns[-1] = dataclasses.replace(turn, parse_error=str(e))
     raise _End(Status.UNPARSEABLE_PLAN, str(e)) from e
-  call, said, result = await _execute(agent, view, plan, progress)
+  if plan.problem:
+    call, said = None, records.ModuleCall('executor', '')
+    result = records.ToolResult(plan.problem, records.ToolErrorKind.ARGUMENTS)
+  else:
+    call, said, result = await _execute(agent, view, plan, progress)
   agent.show(plan.tool if call else 'executor', result.text)
   calls = _worth_keeping(said)
   progress.turns[-1] = turn = dataclasses.replace(
@@ -487,7 +494,10 @@ def _read(agent, completion) -> plan_lib.Plan:
     return plan_lib.parse_code(
         completion.text, next(iter(agent.tools)), completion.thinking
     )
-  return plan_lib.parse(completion.text, tuple(agent.tools), completion.thinking)
+  return plan_lib.parse(
+      completion.text, tuple(agent.tools), completion.thinking,
+      any_tool=agent.unknown_tool == 'tell',
+  )
 
 
 def _entry(
@@ -501,7 +511,7 @@ def _entry(
   )
   marked, memory = memory.mark(text)
   entry = memory_lib.Entry(
-      tool=plan.tool,
+      tool=memory.references.defuse(plan.tool),
       sub_goal=memory_lib.shorten(plan.sub_goal, count, limit),
       context=memory_lib.shorten(plan.context, count, limit),
       result=marked,

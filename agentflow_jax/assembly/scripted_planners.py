@@ -70,7 +70,7 @@ class ScriptedPlanner:
 
 @dataclasses.dataclass(frozen=True)
 class RandomPlanner:
-  """A planner for any task: a uniform tool, on the query as it stands.
+  """A planner for any task: a uniform tool or function, on the query as it stands.
 
   Attributes:
     planner: the planner that it stands in for.
@@ -84,6 +84,13 @@ class RandomPlanner:
   async def plan(self, view):
     rng = random.Random(repr(view.key_of('script').words()))
     query = ' '.join(view.memory.unmarked().query.split())
+    if view.cards[0].functions:  # Plans are programs.
+      card = rng.choice(view.cards[0].functions)
+      called = f'{card.name}({query!r})' if card.arguments else f'{card.name}()'
+      if card.name != 'final_answer':
+        called = f'final_answer({called})'
+      text = plan_lib.Plan('', called, 'code').render_code()
+      return records.Completion(text), self.planner.sampling
     plan = plan_lib.Plan(
         f'{rng.choice(self.verbs)} {query}', query,
         rng.choice([c.name for c in view.cards]),

@@ -600,6 +600,7 @@ def _agent(
       recording=recording,
       environment=environment,
       plan_format=agent.plan_format,
+      unknown_tool=agent.unknown_tool,
   )
 
 

@@ -402,6 +402,8 @@ class AgentConfig:
     plan_format: form of the planner's responses: 'fields' for sub-goal, context and
       tool, or 'code' for a thought and one fenced block with a program (needs
       agent.code.sandbox).
+    unknown_tool: what a plan does that names no tool that there is: 'end' ends the
+      rollout as unparseable, 'tell' shows the planner its mistake.
     endpoint: server of the modules with backend 'endpoint'.
     recording: mode of the recording of tools and endpoints: 'off', 'record' to
       store every answer, or 'replay' to take all answers from a recording
@@ -424,6 +426,7 @@ class AgentConfig:
   environment: EnvironmentConfig = EnvironmentConfig()
   code: CodeConfig = CodeConfig()
   plan_format: Literal['fields', 'code'] = 'fields'
+  unknown_tool: Literal['end', 'tell'] = 'end'
   endpoint: EndpointConfig = EndpointConfig()
   recording: Literal['off', 'record', 'replay'] = 'off'
   recording_directory: str = ''

@@ -203,6 +203,8 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
       yield f'agent.tools.web_search_{name}', 'the tool web_search'
   if not config.reward.weights:
     yield 'reward.answer', 'reward.weights'
+  if config.agent.plan_format == 'code':
+    yield 'agent.unknown_tool', 'agent.plan_format=fields'
   if config.agent.code.sandbox == 'off':
     yield 'agent.code', 'agent.code.sandbox'
   if not config.agent.environment.kind:

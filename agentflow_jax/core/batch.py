@@ -33,7 +33,8 @@ class TurnRow:
       behavior_logprobs.
     advantage: A_i of the rollout.
     temperature: what the response was sampled at, > 0.
-    prompt_weight: weight of each prompt token but the first (SFT); 0 for RL.
+    prompt_weight: weight of each prompt token but the first (SFT); 0 for RL. Rows
+      with one are all of the same temperature.
     kept: int[A, <= S], the ids that each response token was drawn from, itself
       among them, padded with -1 at the end; None for the whole vocabulary.
   """
@@ -225,6 +226,8 @@ def pack(
           f'row {index}: sets of {row.kept.shape[1]} ids do not fit'
           f' max_kept={max_kept}'
       )
+  if len({row.temperature for row in rows if row.prompt_weight}) > 1:
+    raise ValueError('rows with a prompt_weight differ in temperature')
   if block is not None and (block < 1 or layout == 'forest'):
     raise ValueError(f'block must be at least 1, in layout rows: {block}')
   plan = _plan(rows, tokens_per_row, layout, block)
@@ -285,9 +288,10 @@ def _plan(rows, tokens_per_row, layout, block) -> forest.Plan:
             np.concatenate([r.prompt_ids, r.response_ids])[: r.places]
             for r in rows
         ],
-        [r.n_prompt_targets + len(r.response_ids) for r in rows],
+        [len(r.response_ids) for r in rows],
         tokens_per_row,
         tokens_per_row,
+        [r.n_prompt_targets for r in rows],
     )
   lengths = [row.places for row in rows]
   bins = _first_fit(lengths, tokens_per_row, block or tokens_per_row)
@@ -359,22 +363,30 @@ def _fill(
   ends[: len(plan.subtree_end)] = plan.subtree_end
   turns = np.zeros(shape[:2], np.int32)
   used = np.zeros(shape[:2], np.int32)
+  # Place of a token -> where it is a target as a token of a prompt; -1 for nowhere.
+  scored = np.full(shape, -1, np.int32)
   places = []
   for row, branch in zip(rows, plan.branches, strict=True):
     here = divmod(branch.bin, shape[1])
     path = branch.path
+    # A prompt's token that another row has, too, is one target with both weights.
     n_prompt = row.n_prompt_targets
-    count = n_prompt + len(row.response_ids)
-    first = len(path) - count  # The parents are the last `count` of the path.
+    found = scored[here][path[1 : 1 + n_prompt]]
+    known = int(np.searchsorted(found < 0, True))
+    batch.weights[here][found[:known]] += row.prompt_weight
+    count = n_prompt - known + len(row.response_ids)
+    # The parents are the last `count` of the path.
+    first = len(path) - count
     if at_parents:
       slots = path[first:]
     else:
       slots = used[here] + np.arange(count)
+    new, response = slots[: n_prompt - known], slots[n_prompt - known :]
     places.append(Place(
         *here, path, branch.shared,
-        int(slots[n_prompt]) if count > n_prompt else 0, len(row.response_ids),
+        int(response[0]) if len(response) else 0, len(row.response_ids),
     ))
-    if not count:
+    if not len(path):
       continue
     used[here] += count
     turns[here] += 1
@@ -384,8 +396,9 @@ def _fill(
     batch.parents[here][slots] = path[first:]
     batch.targets[here][slots] = ids[first + 1 :]
     batch.responses[here][slots] = turns[here]
-    batch.weights[here][slots[:n_prompt]] = row.prompt_weight
-    response = slots[n_prompt:]
+    batch.weights[here][new] = row.prompt_weight
+    children = path[known + 1 : n_prompt + 1]  # The last may have no place.
+    scored[here][children] = new[: len(children)]
     batch.weights[here][response] = row.target_weight
     batch.advantages[here][response] = row.advantage
     batch.temperature[here][slots] = row.temperature

@@ -45,6 +45,7 @@ def share(
     n_targets: Sequence[int],
     capacity: int,
     target_capacity: int,
+    n_shared: Sequence[int] | None = None,
 ) -> Plan:
   """Lays rows out as forests, as many to a packed row as fit.
 
@@ -55,9 +56,11 @@ def share(
 
   Args:
     rows: int[L_i] tokens; a row of none takes no place.
-    n_targets: targets of each row.
+    n_targets: targets of each row that it shares with none.
     capacity: T; holds every row alone.
     target_capacity: N; likewise.
+    n_shared: number of tokens of each row, from its second on, that are targets and
+      count once where rows share them; None for none.
   """
   branches = [Branch(0, np.zeros(0, np.int64))] * len(rows)
   ends: list[np.ndarray] = []
@@ -68,22 +71,25 @@ def share(
     if not len(row):
       continue
     shared = _common(before, row)
+    wanted = 0 if n_shared is None else n_shared[index]
+    more = n_targets[index] + max(wanted + 1 - max(shared, 1), 0)
     fits = (
         cursor + len(row) - shared <= capacity
-        and targets + n_targets[index] <= target_capacity
+        and targets + more <= target_capacity
     )
     if not ends or not fits:
       if ends:
         ends[-1][path] = cursor  # What is still open ends with the row.
       ends.append(np.zeros(capacity, np.int64))
       shared, cursor, targets = 0, 0, 0
+      more = n_targets[index] + wanted
     else:
       ends[-1][path[shared:]] = cursor
     new = len(row) - shared
     path = np.concatenate([path[:shared], np.arange(cursor, cursor + new)])
     branches[index] = Branch(len(ends) - 1, path, shared)
     cursor += new
-    targets += n_targets[index]
+    targets += more
     before = row
   if ends:
     ends[-1][path] = cursor

@@ -384,3 +384,17 @@ def test_a_program_is_read_in_time_in_proportion_to_the_text(piece):
     plan_lib.end_of_code(whole)
     with pytest.raises(plan_lib.PlanError):
       plan_lib.parse_code(whole + '\n```\n```\n```', 'code')
+
+
+def test_a_plan_may_name_a_tool_that_is_none():
+  text = 'Sub-Goal: find it\nContext: x=1\nTool Name: lend or\n  borrow'
+  with pytest.raises(plan_lib.PlanError) as error:
+    plan_lib.parse(text, TOOLS)
+  plan = plan_lib.parse(text, TOOLS, any_tool=True)
+  assert (plan.sub_goal, plan.context) == ('find it', 'x=1')
+  assert plan.tool.startswith('lend') and '\n' not in plan.tool
+  assert plan.problem == str(error.value)
+  named = plan_lib.parse(f'Sub-Goal: a\nTool Name: {TOOLS[0]}', TOOLS, any_tool=True)
+  assert (named.tool, named.problem) == (TOOLS[0], '')
+  with pytest.raises(plan_lib.PlanError):
+    plan_lib.parse('Tool Name: lend', TOOLS, any_tool=True)

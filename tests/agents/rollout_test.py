@@ -709,3 +709,18 @@ def test_conservation():
     assert (trajectory.reward is None) == (not trajectory.status.is_policy)
     results = [t.result.text for t in trajectory.turns if t.result]
     assert len(''.join(results)) < 80_000
+
+
+@pytest.mark.parametrize('unknown_tool', ['end', 'tell'])
+def test_a_tool_that_is_none_ends_the_rollout_or_is_told(unknown_tool):
+  wrong = FIND.replace('Tool Name: search', 'Tool Name: serach #1 engine')
+  agent = _agent(wrong, ANSWER, unknown_tool=unknown_tool)
+  done = _run(agent)
+  if unknown_tool == 'end':
+    assert done.status is Status.UNPARSEABLE_PLAN and done.turns[0].parse_error
+    return
+  assert (done.status, done.answer, done.reward) == (Status.ANSWERED, 'found Oslo', 1)
+  first = done.turns[0]
+  assert first.call is None and not first.parse_error
+  assert first.result.error is records.ToolErrorKind.ARGUMENTS
+  assert 'search' in first.result.text and first.result.text in first.memory

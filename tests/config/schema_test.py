@@ -60,7 +60,7 @@ def test_an_override_leaves_everything_else():
         ('evaluation.controls', 'yes', 'true or false'),
         ('algorithm', 'ppo', 'must be one of'),
         ('planner.sampling.top_p', '0', 'top_p must lie in'),
-        ('planner.sampling.stop_after', 'end', "must be one of ['', 'plan']"),
+        ('planner.sampling.stop_after', 'end', "must be one of ['', 'plan', 'code']"),
         ('flow_grpo.importance_cap', '2', "needs old_logprobs='recompute'"),
         ('agent.executor_templates', '[1]', 'JSON object'),
         ('agent.executor_templates', 'x', 'is not JSON'),

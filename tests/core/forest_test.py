@@ -59,7 +59,8 @@ def _rows(depth, seed=0, prompt_weight=0.0):
           target_weight=float(rng.random()) / 20,
           behavior_logprobs=-4 + rng.normal(size=n).astype(np.float32),
           advantage=float(rng.normal()),
-          temperature=float(rng.choice([0.7, 1.0, 1.3])),
+          # A token of a prompt may be a target of several rows at once.
+          temperature=1.0 if prompt_weight else float(rng.choice([0.7, 1.0, 1.3])),
           prompt_weight=prompt_weight,
       ))
     if level < depth:
@@ -92,8 +93,14 @@ def _gradient(
   return jax.device_get(moments), jax.device_get(metrics), packing
 
 
-def _assert_same(got, expected, tolerance=1e-5):
-  """Asserts ||g - g'|| / ||g|| <= tolerance in every leaf, and equal metrics."""
+def _assert_same(got, expected, tolerance=1e-5, other=()):
+  """Asserts ||g - g'|| / ||g|| <= tolerance in every leaf, and equal metrics.
+
+  Args:
+    got, expected: what `_gradient` returns.
+    tolerance: largest relative error.
+    other: names of metrics that differ.
+  """
   for (path, a), b in zip(
       jax.tree_util.tree_leaves_with_path(got[0]), jax.tree.leaves(expected[0]),
       strict=True,
@@ -102,6 +109,8 @@ def _assert_same(got, expected, tolerance=1e-5):
     assert norm > 0, path
     assert np.linalg.norm(a - b) <= tolerance * norm, path
   for name, value in expected[1].items():
+    if name in other:
+      continue
     np.testing.assert_allclose(
         got[1][name], value, rtol=2 * tolerance, atol=1e-6, err_msg=name
     )
@@ -178,8 +187,18 @@ def test_one_token_prompts_and_twins():
 )
 def test_sequence_ratios_and_prompt_tokens_too(loss):
   rows = _rows(4, prompt_weight=0.01 if loss is SFT else 0.0)
-  apart = _gradient(rows, 'rows', loss)
-  _assert_same(_gradient(rows, 'forest', loss), apart)
+  apart, shared = _gradient(rows, 'rows', loss), _gradient(rows, 'forest', loss)
+  # A token of a prompt that rows share is one target, with the weights of all.
+  other = ('entropy', 'n_targets') if loss is SFT else ()
+  _assert_same(shared, apart, other=other)
+  if loss is SFT:
+    distinct = {
+        (*row.prompt_ids[: i + 1],) for row in rows for i in range(1, len(row.prompt_ids))
+    }
+    responses = sum(len(row.response_ids) for row in rows)
+    assert shared[1]['n_targets'] < apart[1]['n_targets']
+    # A prompt that goes on in another packed row is repeated there.
+    assert shared[1]['n_targets'] >= len(distinct) + responses
 
 
 def test_bfloat16_activations_agree_to_their_own_precision():

@@ -110,10 +110,26 @@ def test_its_demonstrations_know_the_form_and_seldom_the_words():
   assert len(shown) == 84 and 0.2 < found / len(shown) < 0.45
 
 
-@pytest.mark.parametrize('name', ['own_tasks', 'own_tasks_warm_start', 'local_model'])
+@pytest.mark.parametrize('name', [
+    'own_tasks', 'own_tasks_warm_start', 'local_model', 'own_tasks_code',
+    'own_tasks_code_warm_start',
+])
 def test_its_configs_are_consistent(name):
   config = loading.load(str(mini.ROOT / 'experiments' / f'{name}.py'))
   consistency.check(config)
+
+
+def test_its_programs_are_its_plans():
+  plans = {row['id']: row for row in _rows('train.jsonl')}
+  programs = {row['id']: row for row in _rows('train_code.jsonl')}
+  assert programs.keys() == plans.keys()
+  for name, row in programs.items():
+    assert row['query'] == plans[name]['query'] and row['answer'] == plans[name]['answer']
+    assert ('plans' in row) == ('plans' in plans[name])
+    if 'plans' in row:
+      (program,), (plan,) = row['plans'], plans[name]['plans']
+      words = plan['sub_goal'].removeprefix('answer ')
+      assert program == {'code': f'final_answer(search({words!r}))'}
 
 
 def _group(*turns):

@@ -59,6 +59,43 @@ def _done(tmp_path_factory):
   return workdir
 
 
+def _code_config(**changes):
+  base = _config()
+  return dataclasses.replace(
+      base,
+      agent=dataclasses.replace(
+          base.agent, executor=schema.ModuleConfig(), plan_format='code',
+          code=schema.CodeConfig(sandbox='monty'),
+      ),
+      reward=schema.RewardConfig(
+          {'success': 1.0, 'pass_fraction': 0.3, 'format': 0.1, 'calls': -0.1}
+      ),
+      **changes,
+  )
+
+
+def test_a_run_of_programs_with_a_reward_of_several_terms(tmp_path):
+  run.train(_code_config(), str(tmp_path / 'run'))
+  oracle = _evaluation(tmp_path / 'run', 'oracle')
+  assert oracle['accuracy'] == 1.0 and oracle['world']['violations'] == 0.0
+  for name in ('empty', 'random', 'refusing', 'blind', 'frozen'):
+    assert _evaluation(tmp_path / 'run', name)['accuracy'] <= 0.1, name
+  # What programs call is counted, and the programs themselves.
+  tools = oracle['tools']
+  assert tools['code'] >= 2 * _TASKS and tools['finish'] + tools['refuse'] == _TASKS
+  (line,) = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  metrics = json.loads(line)
+  terms = {k: v for k, v in metrics.items() if k.startswith('reward/part/')}
+  assert len(terms) == 4
+  assert sum(terms.values()) == pytest.approx(metrics['reward/mean'], abs=1e-12)
+  (path,) = (tmp_path / 'run' / 'rollouts').iterdir()
+  for group in rollout_files.read(epath.Path(path)):
+    for trajectory in group.trajectories:
+      assert trajectory.score.reward == trajectory.reward
+  report = (tmp_path / 'run' / 'report.html').read_text()
+  assert 'Terms of the reward' in report and 'pass_fraction' in report
+
+
 def _evaluation(workdir, name):
   path = workdir / 'evaluations' / f'control_{name}_planner.json'
   return json.loads(path.read_text())

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentflow_jax.agents.environments.programs import sessions
-from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.python import bubblewrap, sandbox
 
 # Each program repeats all earlier ones, so the work grows with their square.
