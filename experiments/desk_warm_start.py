@@ -22,7 +22,7 @@ def get_config() -> c.Config:
           model=c.ModelConfig(
               vocab_size=1024,  # Replaced by the tokenizer's.
               d_model=128,
-              n_layers=2,
+              n_layers=3,
               n_heads=4,
               n_kv_heads=2,
               head_dim=32,
@@ -33,7 +33,8 @@ def get_config() -> c.Config:
               attention='blocks',
           ),
           vocab_size=1024,
-          sampling=c.SamplingSpec(temperature=1.0, max_new_tokens=32),
+          # Thoughts on the rules come before a call that changes something.
+          sampling=c.SamplingSpec(temperature=1.0, max_new_tokens=64),
           max_prompt_tokens=512,
           prompt=c.PromptConfig(system='', tail='Plan:', cards='names'),
       ),
@@ -53,7 +54,7 @@ def get_config() -> c.Config:
       engine=c.EngineConfig(
           slots=64,
           max_prompt_tokens=512,
-          max_new_tokens=32,
+          max_new_tokens=64,
           prefill_pieces=16,
           piece_tokens=32,
           decode_chunk=8,
@@ -62,23 +63,25 @@ def get_config() -> c.Config:
           learning_rate=2e-3,
           schedule='cosine',
           warmup_steps=50,
-          total_steps=400,
+          total_steps=1600,
+          b2=0.95,
           max_grad_norm=1.0,
       ),
       batch=c.BatchConfig(tokens_per_row=576, rows_per_micro=8),
-      train=c.TrainConfig(steps=400, checkpoint_every=100),
+      train=c.TrainConfig(steps=1600, checkpoint_every=200),
       teacher=c.TeacherConfig(
           search_instead=0.0,
           python_instead=0.0,
           wrong_what=0.0,
-          wrong_tool=0.03,
-          wrong_reference=0.05,
-          early_answer=0.15,
-          late_answer=0.05,
-          wrong_way=0.6,
+          wrong_tool=0.02,
+          wrong_reference=0.03,
+          early_answer=0.05,
+          late_answer=0.03,
+          wrong_way=0.3,
       ),
       sft=c.SftConfig(
-          traces=6000, rollouts_per_step=32, loss=c.SftLossConfig(z_loss=1e-2)
+          traces=8000, rollouts_per_step=16, prompt_weight=0.05,
+          loss=c.SftLossConfig(z_loss=1e-3),
       ),
-      evaluation=c.EvaluationConfig(every=100, controls=False),
+      evaluation=c.EvaluationConfig(every=200, controls=False),
   )

@@ -1,5 +1,6 @@
 """A short run on the desk: controls, records, report, and what no prompt may hold."""
 
+import asyncio
 import dataclasses
 import functools
 import json
@@ -8,15 +9,17 @@ import random
 import pytest
 from etils import epath
 
-from agentflow_jax.agents import language_model, memory, modules
+from agentflow_jax import records
+from agentflow_jax.agents import language_model, memory, modules, rollout
 from agentflow_jax.agents.environments.desk import mutants
 from agentflow_jax.assembly import call_solutions, desk_data, scripted_planners
 from agentflow_jax.assembly import system as system_lib, worlds
 from agentflow_jax.config import loading, schema
+from agentflow_jax.core import flow_grpo
 from agentflow_jax.data import desk
 from agentflow_jax.rollouts import rollout_files
 from agentflow_jax.tokenization import tokenizers
-from agentflow_jax.training import query_lengths, run
+from agentflow_jax.training import query_lengths, run, turn_rows
 from tests.config import mini
 
 _TASKS = 12
@@ -94,6 +97,79 @@ def test_a_run_of_programs_with_a_reward_of_several_terms(tmp_path):
       assert trajectory.score.reward == trajectory.reward
   report = (tmp_path / 'run' / 'report.html').read_text()
   assert 'Terms of the reward' in report and 'pass_fraction' in report
+
+
+def _spam(view, solution, rng):
+  del view, solution, rng
+  return '```python\npass\n```'
+
+
+def _finishes(view, solution, rng):
+  del view, solution, rng
+  return '```python\nfinish()\n```'
+
+
+def _each_once(view, solution, rng):
+  """Calls the tools in order, each in a turn of its own, on uniform mentions."""
+  del solution
+  cards = call_solutions._cards(view)
+  card = cards[len(view.memory.entries) % len(cards)]
+  return call_solutions._write(
+      view, card.name, call_solutions._drawn(view, card, rng)
+  )
+
+
+def test_planners_that_do_nothing_useful_gain_nothing_over_a_random_one(tmp_path):
+  system = system_lib.build(_code_config(), epath.Path(tmp_path))
+  scripts = {
+      'random': scripted_planners.uniform, 'spam': _spam, 'finishes': _finishes,
+      'each': _each_once,
+      'refusing': scripted_planners.make_refusing(system.tasks.train),
+      'oracle': scripted_planners.oracle,
+      'teacher': scripted_planners.make_teacher(schema.TeacherConfig(
+          wrong_tool=0.1, wrong_reference=0.1, early_answer=0.1, late_answer=0.1,
+          wrong_way=0.5,
+      )),
+  }
+
+  async def played(script):
+    planner = system.with_script(script).planner
+    agent = dataclasses.replace(system.trained_agent, planner=planner)
+    return await asyncio.gather(*(
+        rollout.rollout(agent, task, records.RequestKey(
+            0, records.Purpose.EVALUATE, 0, task.id, trial
+        ))
+        for task in system.tasks.test for trial in range(3)
+    ))
+
+  async def main():
+    found = {name: await played(script) for name, script in scripts.items()}
+    await system.close()
+    return found
+
+  means, played_by = {}, asyncio.run(main())
+  for name, done in played_by.items():
+    assert all(t.reward == t.score.reward for t in done)
+    success = [t.score.terms['success'].value for t in done]
+    means[name] = sum(success) / len(done), sum(t.reward for t in done) / len(done)
+  assert means['oracle'][0] == 1.0 and means['oracle'][1] > 1.2
+  for name in ('spam', 'finishes', 'each', 'refusing'):
+    assert means[name][0] <= means['random'][0] + 0.02, means
+    assert means[name][1] <= means['random'][1] + 0.02, means
+  # Normalised each for itself, the terms still teach success.
+  groups = [
+      records.Group(task, tuple(played_by['teacher'][3 * i : 3 * i + 3]))
+      for i, task in enumerate(system.tasks.test)
+  ]
+  advantages = turn_rows._advantages(
+      groups, flow_grpo.FlowGrpoConfig(terms='normalised')
+  )
+  by_success = {True: [], False: []}
+  for group, found in zip(groups, advantages):
+    for done, advantage in zip(group.trajectories, found):
+      by_success[done.score.terms['success'].value == 1.0].append(advantage)
+  won, lost = (sum(v) / len(v) for v in (by_success[True], by_success[False]))
+  assert won > 0 > lost
 
 
 def _evaluation(workdir, name):

@@ -2,10 +2,12 @@
 
     reward = sum over terms of weight * value,    each value in [0, 1]
 
-Two properties hold by construction. A rollout that fails never scores as much as one
+Three properties hold by construction. A rollout that fails never scores as much as one
 that succeeds: the weights of all terms but success are together below the weight of
-success. And nothing scores below a rollout that breaks the format, whose terms are all
-0: a term with a negative weight counts only in a success.
+success. Nothing scores below a rollout that breaks the format, whose terms are all 0: a
+term with a negative weight counts only in a success. And doing nothing useful pays
+nothing: the other terms count only where there was progress, which is a success, a right
+answer, or a check of state or calls that passes and did not before anything was done.
 
 The form follows Tool-R1 (arXiv 2509.12867), whose weights are not public.
 """
@@ -84,12 +86,16 @@ class Parts:
       ValueError: the base reward lies outside of [0, 1].
     """
     success = await _number(self.base, task, ending, verdict)
-    values = _values(task, ending, verdict) | {SUCCESS: success}
+    values = _values(task, ending, verdict)
+    values |= {SUCCESS: success, 'answer': 0.0}
     if self.answer is not None:
       values['answer'] = await _number(self.answer, task, ending, verdict)
+    progress = float(
+        success > 0 or values['answer'] > 0 or _moved(verdict)
+    )
     return records.Score({
         name: records.Term(
-            values[name] * (success if weight < 0 else 1.0), weight
+            values[name] * (success if weight < 0 else progress), weight
         )
         for name, weight in self.weights.items()
     })
@@ -111,6 +117,14 @@ async def _number(base: Base, task, ending, verdict) -> float:
         f' is {number:g}'
     )
   return number
+
+
+def _moved(verdict: records.Verdict | None) -> bool:
+  """Says whether a check of state or calls passes that did not at the start."""
+  results = verdict.results if verdict is not None else ()
+  return any(
+      r.kind in ('state', 'calls') and r.passed and not r.vacuous for r in results
+  )
 
 
 def _values(

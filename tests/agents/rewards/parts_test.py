@@ -79,6 +79,23 @@ def test_terms_by_hand():
   assert score.terms['length'].value == 16 / 32
 
 
+def test_doing_nothing_useful_scores_nothing():
+  held = records.CheckResult('held', 'state', True, vacuous=True)
+  ended = records.CheckResult('ended', 'ending', True)
+  missed = records.CheckResult('done', 'state', False)
+  verdict = records.Verdict((held, ended, missed))
+  turns = [_turn()] * 3
+  score = _score(_WEIGHTS, _task(), _ending(turns), verdict)
+  assert score.reward == 0.0 and not any(t.value for t in score.terms.values())
+  more = records.Verdict((ended, missed, records.CheckResult('other', 'state', True)))
+  assert _score(_WEIGHTS, _task(), _ending(turns), more).reward > 0.2
+  # Without a world the answer alone is progress.
+  weights = {'success': 1.0, 'execution': 0.5}
+  for answer, reward in (('b', 0.0), ('a', 1.5)):
+    ending = _ending(turns, answer=answer)
+    assert _score(weights, _task(), ending, None, _right).reward == reward
+
+
 @pytest.mark.parametrize(
     ('feasible', 'ended', 'value'),
     [(True, 'finish', 1), (True, 'refuse', 0), (False, 'refuse', 1),

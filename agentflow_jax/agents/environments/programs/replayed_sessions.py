@@ -20,6 +20,7 @@ from agentflow_jax.agents.tools.python import bubblewrap, sandbox
 # Each program repeats all earlier ones, so the work grows with their square.
 MOST_PROGRAMS = 12
 _MOST_BYTES = 2**22  # Longest message of a program.
+_SECONDS_TO_END = 2.0
 
 
 class ReplayedSessions:
@@ -60,7 +61,7 @@ class ReplayedSessions:
         'seed': start.seed, 'date': start.date,
         'output_bytes': self._limits.program.output_bytes,
     }
-    run = _Run(call, self._limits.calls)
+    run = _Run(call, start.functions, self._limits.calls)
     async with self._turns:
       said, why = await self._conversation(told, run, len(history) + 1)
     if run.finished:
@@ -113,8 +114,10 @@ class ReplayedSessions:
         )
         if said or run.finished:
           return said, ''
-        outcome = await process
-        return {}, outcome.error or 'the program ended its interpreter'
+        # It is gone, or says what none of ours says: then it may go on for ever.
+        await asyncio.wait({process}, timeout=_SECONDS_TO_END)
+        error = process.result().error if process.done() else ''
+        return {}, error or 'the program ended its interpreter'
       except TimeoutError:
         seconds = program.wall_seconds * programs
         return {}, f'the program ran longer than {seconds:g} s'
@@ -132,8 +135,10 @@ class _Run:
     finished: whether a call of it ended the episode.
   """
 
-  def __init__(self, call: sessions.Caller, most_calls: int):
-    self._call, self._left = call, most_calls
+  def __init__(
+      self, call: sessions.Caller, functions: Sequence[str], most_calls: int
+  ):
+    self._call, self._functions, self._left = call, functions, most_calls
     self.made: list[Mapping[str, Any]] = []
     self.finished = False
 
@@ -162,7 +167,7 @@ class _Run:
       if asked is None:
         return said
       name, positional, named = _asked(asked)
-      if name is None:
+      if name not in self._functions:  # Only a forged message says so.
         return {}
       try:
         message = await self._made(asked, name, positional, named)

@@ -264,7 +264,7 @@ def test_there_are_twelve_programs_at_most():
     'said',
     [
         'not json', '{"call": 1}', '{"call": ["find", 1, {}]}', '{"done": 1}', '[1]',
-        '{"done": {"output": 1}}', '[' * 5000,
+        '{"done": {"output": 1}}', '[' * 5000, '{"call": ["open", [], {}]}',
     ],
 )
 def test_a_program_that_writes_to_our_socket_only_fails(said):
@@ -274,7 +274,7 @@ def test_a_program_that_writes_to_our_socket_only_fails(said):
       'import os, stat\n'
       'found = [f for f in range(3, 64) if os.path.exists("/") and is_socket(f)]\n'
       f'os.write(found[0], {said!r}.encode() + b"\\n")\n'
-      'while True:\n  pass'
+      'import select\nselect.select([], [], [])'
   )
   helper = (
       'import os, stat\ndef is_socket(f):\n  try:\n'
