@@ -3,7 +3,8 @@
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.agents.environments.desk import policy, schema as tables
+from agentflow_jax.agents.environments.desk import actions, policy
+from agentflow_jax.agents.environments.desk import schema as tables
 from agentflow_jax.agents.environments.sqlite import seeds
 from agentflow_jax.config import schema
 from agentflow_jax.data import desk
@@ -19,22 +20,30 @@ def parts() -> desk.Parts:
 
 
 def load(
-    directory: epath.Path, tier: str
+    directory: epath.Path, tier: str, distractors: int = -1
 ) -> tuple[dict[str, list[records.Task]], epath.Path]:
   """Returns the tasks of the desk by split, and the directory of its worlds.
 
   Args:
     directory: directory of the data set, which is written once.
     tier: difficulty, see TaskSetConfig.tier.
+    distractors: number of tools that a task shows besides those it needs; -1 for all.
 
   Raises:
     ConfigError: the directory holds another version, or its files are broken.
   """
   try:
     worlds = desk.write(directory, parts(), tier)
-    return {split: desk.load(directory, split) for split in desk.SPLITS}, worlds
+    splits = {split: desk.load(directory, split) for split in desk.SPLITS}
   except (ValueError, KeyError, TypeError) as e:
     raise schema.ConfigError(
         f'task_set.kind=desk: {directory}: {e}; remove that directory, and it is'
         ' written anew'
     ) from e
+  if distractors >= 0:
+    tools = [action.name for action in actions.of_tier(tier)]
+    splits = {
+        split: [desk.narrowed(task, tools, distractors) for task in tasks]
+        for split, tasks in splits.items()
+    }
+  return splits, worlds

@@ -63,7 +63,7 @@ def load(config: schema.TaskSetConfig, data_dir: str) -> TaskSet:
   left_out, parts, corpus, worlds = {}, (), '', ''
   if config.kind == 'desk':
     directory = epath.Path(data_dir) / f'desk_{config.tier}'
-    splits, worlds = desk_data.load(directory, config.tier)
+    splits, worlds = desk_data.load(directory, config.tier, config.distractors)
     splits |= {s: [splits[s]] for s in ('validation', 'test')}
   elif config.kind == 'geohop':
     corpus = geohop.prepare(data_dir)

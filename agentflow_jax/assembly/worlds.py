@@ -71,7 +71,8 @@ def make(
     clients.append(model)
     judge = answer_judge.AnswerJudge(model)
   environment = desk.make(
-      sqlite.seeds_below(tasks.worlds), tier=config.task_set.tier, judge=judge
+      sqlite.seeds_below(tasks.worlds), tier=config.task_set.tier, judge=judge,
+      faults=settings.faults,
   )
   _check_capacity(environment, config)
   every = (*tasks.train, *tasks.validation, *tasks.test)

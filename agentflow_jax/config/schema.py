@@ -152,6 +152,8 @@ class TaskSetConfig:
     tier: difficulty of the kind 'desk': 'easy' has short rules and tools that show
       computed facts, 'plain' shows dates and counts, 'long' has more calls and a
       policy of about 3,000 tokens.
+    distractors: number of tools that a task of the kind 'desk' shows besides those it
+      needs; -1 for all.
     validation_items: number of tasks of each benchmark in the evaluations during
       training; 0 for all.
     test_items: number of tasks of each benchmark in the evaluations before and
@@ -167,6 +169,7 @@ class TaskSetConfig:
   reward_seconds: float = 30.0
   judge: EndpointConfig = EndpointConfig()
   tier: Literal['easy', 'plain', 'long'] = 'easy'
+  distractors: int = -1
   validation_items: int = 100
   test_items: int = 400
 
@@ -352,10 +355,19 @@ class EnvironmentConfig:
       lends and repairs equipment (task_set.kind=desk).
     judge: endpoint of the language model that rates answers, for tasks with checks
       of kind 'response'.
+    faults: probability that a call fails before it does anything, and asks to be tried
+      again; drawn from the rollout's key.
   """
 
   kind: Literal['', 'desk'] = ''
   judge: EndpointConfig = EndpointConfig()
+  faults: float = 0.0
+
+  def __post_init__(self):
+    if not 0 <= self.faults < 1:
+      raise ConfigError(
+          f'agent.environment.faults must be at least 0 and below 1: {self.faults}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,10 @@ def check_values(config: schema.Config) -> None:
           config.task_set.reward == 'judge',
       ),
       'task_set.tier': (config.task_set.tier, 'easy', kind == 'desk'),
+      'task_set.distractors': (config.task_set.distractors, -1, kind == 'desk'),
+      'agent.environment.faults': (
+          agent.environment.faults, 0.0, bool(agent.environment.kind)
+      ),
       'agent.environment.judge': (
           agent.environment.judge, default.agent.environment.judge,
           bool(agent.environment.kind),

@@ -33,8 +33,8 @@ class TurnRow:
       behavior_logprobs.
     advantage: A_i of the rollout.
     temperature: what the response was sampled at, > 0.
-    prompt_weight: weight of each prompt token but the first (SFT); 0 for RL. Rows
-      with one are all of the same temperature.
+    prompt_weight: weight of each prompt token but the first (SFT); 0 for RL. In a
+      forest, where rows share them, rows with one are all of the same temperature.
     kept: int[A, <= S], the ids that each response token was drawn from, itself
       among them, padded with -1 at the end; None for the whole vocabulary.
   """
@@ -226,7 +226,8 @@ def pack(
           f'row {index}: sets of {row.kept.shape[1]} ids do not fit'
           f' max_kept={max_kept}'
       )
-  if len({row.temperature for row in rows if row.prompt_weight}) > 1:
+  temperatures = {row.temperature for row in rows if row.prompt_weight}
+  if layout == 'forest' and len(temperatures) > 1:
     raise ValueError('rows with a prompt_weight differ in temperature')
   if block is not None and (block < 1 or layout == 'forest'):
     raise ValueError(f'block must be at least 1, in layout rows: {block}')

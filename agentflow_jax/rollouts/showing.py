@@ -90,7 +90,8 @@ def rows(
   'checks' (list of the results of a world's checks: 'name', 'kind', 'passed',
   'detail', 'vacuous'), 'changed' (what changed in the world, in words), 'detail',
   'answer', 'plan' (text of the planner), 'parse_error', 'tool', 'arguments', 'result',
-  'tool_error' (kind of the error or None), 'verdict' (text of the verifier).
+  'tool_error' (kind of the error or None), 'calls' (list of the calls that a program
+  made: 'tool', 'arguments', 'result', 'tool_error'), 'verdict' (text of the verifier).
   """
   terms = trajectory.score.terms if trajectory.score else {}
   verdict = trajectory.verdict or records.Verdict(())
@@ -111,7 +112,7 @@ def rows(
   }
   nothing = dict.fromkeys(
       ('plan', 'parse_error', 'tool', 'arguments', 'result', 'tool_error', 'verdict')
-  )
+  ) | {'calls': []}
   if not trajectory.turns:
     yield of_rollout | nothing
   for number, turn in enumerate(trajectory.turns, start=1):
@@ -121,12 +122,22 @@ def rows(
         'turn': number,
         'plan': turn.completion.text,
         'parse_error': turn.parse_error,
-        'tool': call and call.tool,
-        'arguments': call and dict(call.arguments),
-        'result': result and result.text,
-        'tool_error': result.error.value if result and result.error else None,
+        **_call(call, result),
+        'calls': [_call(*one) for one in (result.inner if result else ())],
         'verdict': said[-1] if said else None,
     }
+
+
+def _call(
+    call: records.ToolCall | None, result: records.ToolResult | None
+) -> dict[str, Any]:
+  """Returns a call and its result as fields of a row."""
+  return {
+      'tool': call and call.tool,
+      'arguments': call and dict(call.arguments),
+      'result': result and result.text,
+      'tool_error': result.error.value if result and result.error else None,
+  }
 
 
 def in_words(
@@ -166,6 +177,10 @@ def _turn(row: Mapping[str, Any]) -> Iterator[str]:
   if row['tool'] is not None:
     arguments = json.dumps(row['arguments'], ensure_ascii=False)
     yield f'   {_cut(row["tool"])} {_cut(arguments)}'
+  for call in row['calls']:
+    arguments = json.dumps(call['arguments'], ensure_ascii=False)
+    mark = '!' if call['tool_error'] else '->'
+    yield f'     {_cut(call["tool"])} {_cut(arguments)} {mark} {_cut(call["result"])}'
   if row['result'] is not None:
     failed = f' ({row["tool_error"]})' if row['tool_error'] else ''
     yield f'   result{failed}: {_cut(row["result"])}'

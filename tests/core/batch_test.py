@@ -342,3 +342,41 @@ def test_the_row_length_that_pads_least_is_taken():
   assert packed(1, (4, 2)) == (4, 1)  # Rows of 2 hold none.
   with pytest.raises(ValueError, match='tokens_per_row=2'):
     packed(1, (2,))
+
+
+def test_a_prompt_token_that_rows_share_is_one_target_with_both_weights():
+  rows = [
+      batch_lib.TurnRow(np.array([1, 2, 3, 4]), np.array([9]), 1.0, prompt_weight=0.5),
+      batch_lib.TurnRow(np.array([1, 2, 3, 5]), np.array([8]), 1.0, prompt_weight=0.5),
+      batch_lib.TurnRow(np.array([1, 2]), np.array([7, 6]), 1.0, prompt_weight=0.25),
+  ]
+  for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+    batch, packing = batch_lib.pack(
+        [rows[i] for i in order], tokens_per_row=16, rows_per_micro=1,
+        layout='forest',
+    )
+    weights, targets = batch.weights[0, 0], batch.targets[0, 0]
+    found = sorted(
+        (int(t), float(w)) for t, w in zip(targets, weights) if w > 0
+    )
+    assert found == [
+        (2, 1.25), (3, 1.0), (4, 0.5), (5, 0.5), (6, 1.0), (7, 1.0), (8, 1.0), (9, 1.0)
+    ]
+    assert packing.n_targets == 8 and packing.n_tokens == 6
+    # Each stands behind the token before it.
+    parents = batch.token_ids[0, 0][batch.parents[0, 0]]
+    before = {(int(t), int(p)) for t, p, w in zip(targets, parents, weights) if w > 0}
+    assert before == {(2, 1), (3, 2), (4, 3), (5, 3), (7, 2), (6, 7), (8, 5), (9, 4)}
+
+
+def test_rows_of_other_temperatures_share_no_prompt_token():
+  rows = [
+      batch_lib.TurnRow(
+          np.array([1, 2]), np.array([3]), 1.0, prompt_weight=0.5, temperature=t
+      )
+      for t in (0.5, 1.0)
+  ]
+  fits = {'tokens_per_row': 16, 'rows_per_micro': 1}
+  assert batch_lib.pack(rows, **fits)[1].n_targets == 4
+  with pytest.raises(ValueError, match='differ in temperature'):
+    batch_lib.pack(rows, layout='forest', **fits)

@@ -107,6 +107,27 @@ def test_every_turn_is_a_row_that_stands_alone(workdir):
   assert lost['reward'] is None and lost['detail'] == 'down'
 
 
+def test_calls_of_a_program_are_shown_behind_it():
+  found = records.ToolResult('found')
+  failed = records.ToolResult('no b', records.ToolErrorKind.ARGUMENTS)
+  ran = records.ToolResult('1', inner=(
+      (records.ToolCall('find', {'name': 'a'}), found),
+      (records.ToolCall('find', {'name': 'b'}), failed),
+  ))
+  turn = _turn('x', call=records.ToolCall('code', {'code': 'y'}), result=ran)
+  done = records.Trajectory('t', 0, records.Status.ANSWERED, (turn,), reward=1.0)
+  task = records.Task('t', 'q', ('a',), 'f1')
+  (row,) = showing.rows(1, task, done)
+  assert row['calls'] == [
+      {'tool': 'find', 'arguments': {'name': 'a'}, 'result': 'found',
+       'tool_error': None},
+      {'tool': 'find', 'arguments': {'name': 'b'}, 'result': 'no b',
+       'tool_error': 'arguments'},
+  ]
+  text = showing.in_words(1, task, done)
+  assert '     find {"name": "a"} -> found\n     find {"name": "b"} ! no b\n' in text
+
+
 def test_people_read_plans_calls_results_and_the_answer(workdir):
   (one, *_) = showing.find(workdir, showing.Wanted(step=2))
   text = showing.in_words(*one)

@@ -223,6 +223,20 @@ def _system(done):
   system.engine.close()
 
 
+def test_tasks_may_show_few_other_tools(system):
+  directory = epath.Path(system.tasks.worlds).parent
+  every, _ = desk_data.load(directory, 'easy')
+  few, _ = desk_data.load(directory, 'easy', 3)
+  for task, narrowed in zip(every['test'], few['test'], strict=True):
+    tools = narrowed.world.tools
+    needed = {'finish', 'refuse'} | {
+        call.tool for tag in ('solution', 'tempting')
+        for call in call_solutions.parse(task.tags.get(tag, '[]')).calls
+    }
+    assert needed <= set(tools) and len(tools) == len(needed) + 3
+    assert narrowed.id == task.id and narrowed.query == task.query
+
+
 def test_tools_and_arguments_are_single_tokens(system):
   for text in ('find_person', 'create_loan', 'person=', 'about=', '#23'):
     assert len(system.tokenizer.encode(text)) == 1, text

@@ -20,6 +20,7 @@ def make(
     seed_of: Callable[[str], seeds.Seed],
     tier: actions.Tier = 'easy',
     judge: answer_judge.AnswerJudge | None = None,
+    faults: float = 0.0,
 ) -> environment.SqliteEnvironment:
   """Returns the environment.
 
@@ -29,6 +30,7 @@ def make(
     tier: difficulty. The reading tools show computed facts in 'easy', dates and
       counts in 'plain' and 'long'.
     judge: judge of 'response' checks; the bundled tasks have none.
+    faults: probability that a call fails and asks to be tried again.
   """
   return environment.SqliteEnvironment(
       name=NAME,
@@ -38,6 +40,7 @@ def make(
       names_of=names_of,
       keys=KEYS,
       judge=judge,
+      faults=faults,
   )
 
 

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,8 @@ class SqliteEnvironment:
     keys: regular expression of keys and dates, see Brief.
     judge: judge of 'response' checks; None where no task has one.
     capacity: largest number of open episodes in this process; None for no limit.
+    faults: probability that a call fails before it does anything, and asks to be
+      tried again; drawn from the rollout's key and the number of the call.
   """
 
   name: str
@@ -75,6 +78,7 @@ class SqliteEnvironment:
   keys: str = ''
   judge: answer_judge.AnswerJudge | None = None
   capacity: int | None = None
+  faults: float = 0.0
 
   def __post_init__(self):
     for name, function in (('_start', self._changed), ('_names', self._named)):
@@ -210,6 +214,7 @@ class _Episode:
   def __init__(self, environment, task, key, state):
     self._environment, self._task, self._key = environment, task, key
     self._known = None  # What differs, and after how many writes.
+    self._chance = random.Random(repr(key.words())) if environment.faults else None
     self._start = environment.start_of(task.world)
     self.ended, self.answer = '', None
     pages, everything = self._start.pages, False
@@ -297,6 +302,9 @@ class _Episode:
   async def _call(self, action: Action, arguments: Mapping[str, Any]) -> str:
     if self.ended:
       raise tools_base.BadArguments('the episode has ended')
+    if self._chance and self._chance.random() < self._environment.faults:
+      tools_base.count('faults')
+      raise tools_base.BadArguments(f'{action.name} is busy: try again')
     try:
       with self._database.call():
         said = action.function(self._database, **arguments)
