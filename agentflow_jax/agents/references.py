@@ -12,7 +12,17 @@ from collections.abc import Iterable, Mapping
 
 _WORD = re.compile(r'\w+')
 _NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?!\w)')
-_REFERENCE = re.compile(r'#(\d+)')
+_REFERENCE = re.compile(r'#(?P<number>\d+)')
+# What a program holds beside other text: a text, which may lack its end, a mention, and
+# a comment: '#' at the beginning of a line, or without a number behind it.
+_PROGRAM = re.compile(
+    r'''(?s:"""(?:\\.|(?!""").)*(?:"""|\Z)|\'\'\'(?:\\.|(?!\'\'\').)*(?:\'\'\'|\Z))'''
+    r'''|"(?:\\.|[^"\\\n])*"?|\'(?:\\.|[^\'\\\n])*\'?'''
+    r'|^[ \t]*#.*|#(?!\d).*|(?P<mention>#(?P<number>\d+))',
+    re.MULTILINE,
+)
+# A number as Python writes it: no leading zeros.
+_LITERAL = re.compile(r'-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?')
 _MARK = re.compile(r'#(\d+)( ?)')
 _FORGED = re.compile(r'#(?=\d)')
 
@@ -140,16 +150,17 @@ class References:
 
     Args:
       text: text of a plan.
-      literal: whether a mention becomes a literal of Python, for a program.
+      literal: whether the text is a program of Python, in which mentions become
+        literals. There, texts and comments stay as they are.
 
     Raises:
       UnknownReference: a number that nothing carries.
     """
     if self.gazetteer is None:
       return text
-    return _REFERENCE.sub(
-        functools.partial(_mention, self.mentions, literal), text
-    )
+    if literal:
+      return _PROGRAM.sub(functools.partial(_literal, self.mentions), text)
+    return _REFERENCE.sub(functools.partial(_mention, self.mentions), text)
 
   def last_in(self, text: str) -> str:
     """Returns the last name or number in an unmarked text, or ''."""
@@ -186,13 +197,18 @@ def _number(digits: str) -> int:
   return int(digits) if len(digits) < 10 else 0
 
 
-def _mention(mentions, literal, match):
-  number = _number(match.group(1))
+def _literal(mentions, match):
+  """Returns a part of a program: a mention as a literal, or the part as it is."""
+  if not match['mention']:
+    return match.group()
+  mention = _mention(mentions, match)
+  return mention if _LITERAL.fullmatch(mention) else repr(mention)
+
+
+def _mention(mentions, match):
+  number = _number(match['number'])
   if not 1 <= number <= len(mentions):
     raise UnknownReference(
         f'{match.group()} refers to nothing; there are {len(mentions)} mentions'
     )
-  mention = mentions[number - 1]
-  if literal and not _NUMBER.fullmatch(mention):
-    return repr(mention)
-  return mention
+  return mentions[number - 1]

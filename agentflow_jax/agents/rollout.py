@@ -562,7 +562,9 @@ async def _execute(agent, view, plan, progress):
         memory_lib.bounded(str(e)), records.ToolErrorKind.ARGUMENTS,
         time.monotonic() - start,
     )
-  if _quotes(result.text, view.memory.unmarked().query):
+  texts = [result.text, *(made.text for _, made in result.inner)]
+  query = view.memory.unmarked().query
+  if any(_quotes(text, query) for text in texts):
     counts = {**result.counts, 'quotes_query': 1}
     result = dataclasses.replace(result, counts=counts)
   return call, said, result
@@ -594,6 +596,8 @@ async def _call(agent, tool, call, key, progress) -> records.ToolResult:
         tool, call, key, None if of_world else agent.recording
     )
   if result.error is records.ToolErrorKind.UNREACHABLE:
+    if result.inner and result.inner[-1][1].error is result.error:
+      of_world = result.inner[-1][0].tool not in progress.episode.outside
     # After a call that failed halfway the state of a world is not known.
     unreachable = Status.ENVIRONMENT_UNREACHABLE if of_world else (
         Status.TOOL_UNREACHABLE

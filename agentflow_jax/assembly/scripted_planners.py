@@ -76,15 +76,17 @@ class RandomPlanner:
     planner: the planner that it stands in for.
     verbs: of which a uniform one begins the sub-goal: rule verifiers stop at the
       last of them.
+    programs: whether plans are programs.
   """
 
   planner: modules.ModelPlanner
   verbs: Sequence[str]
+  programs: bool = False
 
   async def plan(self, view):
     rng = random.Random(repr(view.key_of('script').words()))
     query = ' '.join(view.memory.unmarked().query.split())
-    if view.cards[0].functions:  # Plans are programs.
+    if self.programs:
       card = rng.choice(view.cards[0].functions)
       called = f'{card.name}({query!r})' if card.arguments else f'{card.name}()'
       if card.name != 'final_answer':

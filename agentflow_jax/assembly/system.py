@@ -76,6 +76,7 @@ class System:
     agent: the system that rollouts run.
     rewards: every reward that a task names.
     parts: reward of training rollouts by terms; None where it is the task's.
+    tool_notices: what a user should know of the tools.
     clients: of endpoints.
     processes: of the run; rollouts are shared between them.
     handover: brings parameters from `mesh` to this process's sampler; None where
@@ -95,6 +96,7 @@ class System:
   agent: rollout.Agent
   rewards: registry.Rewards
   parts: parts_lib.Parts | None = None
+  tool_notices: list[str] = dataclasses.field(default_factory=list)
   clients: tuple[client_lib.EndpointClient, ...] = ()
   processes: processes_lib.Processes = dataclasses.field(
       default_factory=processes_lib.Processes
@@ -144,9 +146,7 @@ class System:
           f' {code.seconds:g} s of processor time is stopped, so a slower machine may'
           ' give another result'
       )
-    return found + [
-        tool.notice for tool in self.agent.tools.values() if tool.notice
-    ]
+    return found + self.tool_notices
 
   def endpoint_usage(self) -> dict[str, float]:
     """Returns what the endpoint's requests of this process came to, flat."""
@@ -264,6 +264,7 @@ def build(
         max_prompt_tokens=config.planner.max_prompt_tokens,
     )
     tools = box.completed(tools, models)
+    notices = [tool.notice for tool in tools.values() if tool.notice]
     if config.agent.code.sandbox != 'off':
       environment = worlds.with_programs(config, environment, tools, recording)
       tools = {}  # They are functions of programs now.
@@ -284,6 +285,7 @@ def build(
         agent=agent,
         rewards=rewards,
         parts=rewards_lib.parts(config.reward, rewards),
+        tool_notices=notices,
         clients=(
             *((models['endpoint'],) if 'endpoint' in models else ()),
             *box.clients, *judges,

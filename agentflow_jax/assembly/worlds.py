@@ -102,8 +102,14 @@ def with_programs(
 
   Raises:
     ToolUnavailable: the sandbox does not work on this machine; names the remedy.
+    ConfigError: a tool has a name that no function of a program can have.
   """
   settings = config.agent.code
+  inner = environment.cards if environment is not None else ()
+  try:
+    programs.check_functions([*tools, *(card.name for card in inner)])
+  except ValueError as e:
+    raise schema.ConfigError(f'agent.code: {e}') from e
   limits = sessions.Limits(
       sandbox.Limits(
           cpu_seconds=settings.seconds, wall_seconds=3 * settings.seconds,

@@ -172,6 +172,19 @@ def _check_programs(config: schema.Config) -> None:
         ' agent.code.sandbox=monty'
     )
   if agent.plan_format != 'code':
+    modelled = agent.executor.backend in ('frozen', 'endpoint') or agent.executor.own
+    if agent.code.sandbox != 'off' and not modelled:
+      raise schema.ConfigError(
+          'agent.code.sandbox: nothing writes programs, because'
+          f' agent.executor.backend={agent.executor.backend} fills in arguments; set'
+          ' agent.plan_format=code, or an executor with a language model'
+      )
+    if agent.code.sandbox != 'off' and config.task_set.kind in ('geohop', 'desk'):
+      raise schema.ConfigError(
+          f'agent.code.sandbox: the scripted planners of task_set.kind='
+          f'{config.task_set.kind} write calls, or, with agent.plan_format=code,'
+          ' programs; set agent.plan_format=code'
+      )
     return
   if agent.code.sandbox == 'off':
     raise schema.ConfigError(
@@ -187,6 +200,11 @@ def _check_programs(config: schema.Config) -> None:
     raise schema.ConfigError(
         'agent.verifier.backend=rule reads sub-goals, and with agent.plan_format=code'
         ' there are none: set world, which lets final_answer end a rollout, or a model'
+    )
+  if config.task_set.kind == 'geohop':
+    raise schema.ConfigError(
+        'agent.plan_format=code: the scripted planners of task_set.kind=geohop write no'
+        ' programs; use tasks of another kind'
     )
 
 

@@ -61,5 +61,8 @@ def of_status(
 
 def example_of_plan(config: schema.Config, tool: str) -> str:
   """Returns the text of a plan, as a planner has to write it."""
+  if config.agent.plan_format == 'code':
+    program = 'final_answer("the height of the tower")'
+    return plan.Plan('This answers it.', program, tool).render_code()
   verb = config.agent.verbs[-1]
   return plan.Plan(f'{verb} the height of the tower', '', tool).render()

@@ -66,13 +66,16 @@ def share(
   ends: list[np.ndarray] = []
   before = path = np.zeros(0, np.int64)
   cursor = targets = 0
+  known = 1
   for index in sorted(range(len(rows)), key=lambda i: _sort_key(rows[i], i)):
     row = np.asarray(rows[index])
     if not len(row):
       continue
     shared = _common(before, row)
     wanted = 0 if n_shared is None else n_shared[index]
-    more = n_targets[index] + max(wanted + 1 - max(shared, 1), 0)
+    # Of the tokens up to `known`, the second and later ones are targets already.
+    known = max(min(known, shared), 1)
+    more = n_targets[index] + max(wanted + 1 - known, 0)
     fits = (
         cursor + len(row) - shared <= capacity
         and targets + more <= target_capacity
@@ -81,7 +84,7 @@ def share(
       if ends:
         ends[-1][path] = cursor  # What is still open ends with the row.
       ends.append(np.zeros(capacity, np.int64))
-      shared, cursor, targets = 0, 0, 0
+      shared, cursor, targets, known = 0, 0, 0, 1
       more = n_targets[index] + wanted
     else:
       ends[-1][path[shared:]] = cursor
@@ -90,6 +93,7 @@ def share(
     branches[index] = Branch(len(ends) - 1, path, shared)
     cursor += new
     targets += more
+    known = max(known, wanted + 1)
     before = row
   if ends:
     ends[-1][path] = cursor

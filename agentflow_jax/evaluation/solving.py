@@ -87,7 +87,7 @@ async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
     remedy = remedies.of_status(trajectory.status, config)
     emit(f'No answer: {remedy or "see what the modules said above"}.')
     if trajectory.status is records.Status.UNPARSEABLE_PLAN:
-      tool = next(iter(agent.tools))
+      tool = next(iter(agent.tools), '')
       emit(f'A plan looks like this:\n{remedies.example_of_plan(config, tool)}')
   for name, value in usage.items():
     if value:

@@ -144,6 +144,8 @@ def tool_counts(
     for turn in trajectory.turns:
       if turn.result is not None:
         counts.update(turn.result.counts)
+        for _, made in turn.result.inner:
+          counts.update(made.counts)
   return dict(sorted(counts.items()))
 
 

@@ -118,7 +118,8 @@ class Evaluations:
           'random': system.with_script(scripted_planners.uniform),
       }
     planner = scripted_planners.RandomPlanner(
-        system.planner, system.config.agent.verbs
+        system.planner, system.config.agent.verbs,
+        system.config.agent.plan_format == 'code',
     )
     return agents | {
         'random': dataclasses.replace(system.agent, planner=planner)

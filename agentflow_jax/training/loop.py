@@ -63,7 +63,7 @@ class Loop:
         with self.clock('rollout'):
           try:
             data = await source.step(step, counter)
-          except exits.Preempted:
+          except (exits.Preempted, exits.RunStopped):
             await self._commit(step, journal, stops=True)
             raise
         rates = {}

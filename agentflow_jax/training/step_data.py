@@ -16,6 +16,7 @@ from agentflow_jax.config import schema
 from agentflow_jax.core import batch
 from agentflow_jax.rollouts import collect, journal as journal_lib
 from agentflow_jax.rollouts import rollout_files, totals
+from agentflow_jax.runtime import exits
 from agentflow_jax.training import difficulty, task_order, turn_rows
 
 OnDone = Callable[[records.Trajectory], None]
@@ -71,6 +72,13 @@ class RolloutSource:
     self._filter, self._noted = None, 0
     train = system.config.train
     if train.drop_solved or train.drop_hopeless:
+      count = len(system.tasks.train)
+      if train.queries_per_step > count:
+        raise schema.ConfigError(
+            f'train.queries_per_step={train.queries_per_step}: there are {count}'
+            ' tasks, and with train.drop_solved or train.drop_hopeless a step asks'
+            ' each at most once'
+        )
       self._filter = difficulty.Filter(
           lambda place: self._indices(system.config.seed, place, 1)[0],
           [task.id for task in system.tasks.train],
@@ -141,11 +149,12 @@ class RolloutSource:
       self._noted = step
       return [tasks[i] for i in self._filter.next(count)]
     except difficulty.AllDropped:
-      raise schema.ConfigError(
-          f'step {step + 1}: fewer than train.queries_per_step={count} tasks are left'
-          ' to ask, the others are solved or hopeless; the run has learned what these'
-          ' tasks teach: give it more tasks, or set train.drop_solved=0 and'
-          ' train.drop_hopeless=0'
+      raise exits.RunStopped(
+          f'step {step + 1} asks train.queries_per_step={count} tasks, and fewer are'
+          ' left, because the others are solved or hopeless. Everything is committed.'
+          f' To evaluate what was learned, go on with --config.train.steps={step};'
+          ' other values of train.drop_solved and train.drop_hopeless need another'
+          ' --workdir'
       ) from None
 
   def _tasks(self, seed, step) -> list[records.Task]:

@@ -1,5 +1,7 @@
 """Tests of agents.references."""
 
+import dataclasses
+
 import hypothesis
 from hypothesis import strategies as st
 import pytest
@@ -120,3 +122,28 @@ def test_in_a_program_a_mention_is_a_literal():
   assert found.resolve(said, literal=True) == (
       'lend("Ann\'s cup", to=\'Oslo\', days=9.5)'
   )
+
+
+@pytest.mark.parametrize(
+    ('program', 'resolved'),
+    [
+        ('f(#1, #2)', "f('Oslo', 9)"),
+        ("f('#1', \"#2\")", "f('#1', \"#2\")"),
+        ("x = f'{y:#2x}'  # take #1", "x = f'{y:#2x}'  # take #1"),
+        ('# 1 #1\n  #2 is it\nf(#2)', '# 1 #1\n  #2 is it\nf(9)'),
+        ('s = """\n#1\n"""\nf(#1)', 's = """\n#1\n"""\nf(\'Oslo\')'),
+        ("s = 'it\\'s #1'\nf(#1)", "s = 'it\\'s #1'\nf('Oslo')"),
+        ("s = 'open #1\nf(#2)", "s = 'open #1\nf(9)"),
+        ('f(#3)', "f('007')"),
+    ],
+)
+def test_texts_and_comments_of_a_program_stay(program, resolved):
+  found = references_lib.References(None, ('Oslo', '9', '007'))
+  found = dataclasses.replace(found, gazetteer=references_lib.Gazetteer(('Oslo',)))
+  assert found.resolve(program, literal=True) == resolved
+
+
+def test_an_unknown_mention_of_a_program_is_an_error():
+  found = references_lib.References(references_lib.Gazetteer(('Oslo',)), ('Oslo',))
+  with pytest.raises(references_lib.UnknownReference, match='#2'):
+    found.resolve('f(#2)', literal=True)

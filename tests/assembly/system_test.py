@@ -105,6 +105,12 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
             'set agent.rollout.max_turns=12',
         ),
         ({'planner.sampling.stop_after': 'code'}, 'it is plan, or empty'),
+        ({'agent.code.sandbox': 'monty'}, 'nothing writes programs'),
+        (
+            {'agent.plan_format': 'code', 'agent.code.sandbox': 'monty',
+             'agent.verifier.backend': 'world'},
+            'task_set.kind=geohop write no programs',
+        ),
         ({'agent.generator.backend': 'world'}, 'is not one of'),
         ({'agent.verifier.backend': 'fields'}, 'is not one of'),
         ({'agent.executor.backend': 'oracle'}, 'is not one of'),

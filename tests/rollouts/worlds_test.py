@@ -255,6 +255,10 @@ class _Faulty:
   def answer(self):
     return self._inner.answer
 
+  @property
+  def outside(self):
+    return self._inner.outside
+
   async def _fail(self, arguments):
     del arguments
     if self._fault == 'lost':

@@ -263,7 +263,7 @@ def test_a_supervised_run_that_is_told_to_stop_stops_at_its_next_step(tmp_path):
 
 
 def _filtered(directory, records_of=None, **train):
-  config = mini.config(directory, queries_per_step=4, **train)
+  config = mini.config(directory, **({'queries_per_step': 4} | train))
   tasks = [records.Task(f't{i}', 'q', ('a',), 'r') for i in range(8)]
   system = types.SimpleNamespace(
       config=config, tasks=_task_set(tasks), agent=None, trained_agent=None,
@@ -289,7 +289,7 @@ def test_tasks_that_are_solved_or_hopeless_are_asked_no_more(asked, tmp_path):
   assert third == [name for name in order[8:] if name not in gone]
   assert [d.metrics['tasks/left'] for d in data] == [6, 4, 2]
   assert data[1].metrics['tasks/dropped_solved'] == 2
-  with pytest.raises(schema.ConfigError, match='are left to ask'):
+  with pytest.raises(exits.RunStopped, match='fewer are left'):
     asyncio.run(source.step(3, None))
 
 
@@ -325,3 +325,8 @@ def test_success_decides_where_a_reward_has_terms():
   found = difficulty.Filter(lambda place: 0, ['t0'], 1, 0)
   found.note([group])
   assert found.is_dropped('t0')
+
+
+def test_a_step_that_asks_more_tasks_than_there_are_is_refused(tmp_path):
+  with pytest.raises(schema.ConfigError, match='there are 8 tasks'):
+    _filtered(tmp_path, drop_solved=1, queries_per_step=9)

@@ -44,12 +44,14 @@ class Episode(Protocol):
     tools: tools by name; they act on the state of this rollout only.
     ended: kind of the episode's end; '' while it goes on.
     answer: answer that ended the episode; None where the generator writes it.
+    outside: names of tools without state that programs of the episode may call.
   """
 
   brief: Brief
   tools: Mapping[str, base.Tool]
   ended: Ended
   answer: str | None
+  outside: frozenset[str]
 
   async def verify(self, ending: records.Ending) -> records.Verdict:
     """Makes the checks of the task. It changes nothing and may be called again.

@@ -145,7 +145,7 @@ def _values(
   if verdict is not None:
     refused, feasible = ending.ended == 'refuse', task.world.feasible
     values |= {
-        'pass_fraction': verdict.pass_fraction,
+        'pass_fraction': verdict.pass_fraction or 0.0,
         'refusal': float(feasible is not None and refused != feasible),
         'unchanged': float(not verdict.violations),
     }

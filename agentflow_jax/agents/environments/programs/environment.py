@@ -5,15 +5,18 @@ functions of the program's namespace, which lives on over the turns of a rollout
 `final_answer(x)` ends the rollout, as the tools of the wrapped episode may.
 """
 
+import builtins
 import dataclasses
 import hmac
 import json
+import keyword
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agentflow_jax import records
-from agentflow_jax.agents import memory, recording as recording_lib, tool_calls
+from agentflow_jax.agents import language_model, memory
+from agentflow_jax.agents import recording as recording_lib, tool_calls
 from agentflow_jax.agents.environments import base
 from agentflow_jax.agents.environments.programs import sessions
 from agentflow_jax.agents.tools import base as tools_base
@@ -124,7 +127,8 @@ class _Episode:
     self.brief = inner.brief if inner is not None else base.Brief()
     inner_tools = dict(inner.tools) if inner is not None else {}
     self._functions = {**environment.tools, **inner_tools}
-    self._of_world = frozenset(inner_tools)
+    self._of_world, self.outside = frozenset(inner_tools), frozenset(environment.tools)
+    check_functions(self._functions)
     seed = dataclasses.replace(key, turn=0, module=TOOL, attempt=0).words()
     self._start = sessions.Start(
         (*self._functions, FINAL_ANSWER.name), f'{seed[0]} {seed[1]}',
@@ -188,7 +192,7 @@ class _Episode:
     if outcome.forgotten:
       tools_base.count('replays_differed')
     said = sessions.observation(outcome, environment.limits, written)
-    if outcome.error:
+    if outcome.error or outcome.stopped:
       raise tools_base.BadArguments(said)
     return said
 
@@ -216,7 +220,20 @@ class _Episode:
       return result.text
     if result.error is records.ToolErrorKind.ARGUMENTS:
       raise sessions.CallFailed(result.text)
+    if result.error is records.ToolErrorKind.MODEL_UNREACHABLE:
+      raise language_model.Unreachable(result.text)
     raise tools_base.ToolUnreachable(result.text)
+
+
+def check_functions(names: Iterable[str]) -> None:
+  """Raises ValueError where programs could not call a tool by its name."""
+  taken = {*dir(builtins), FINAL_ANSWER.name}
+  for name in names:
+    if not name.isidentifier() or keyword.iskeyword(name) or name in taken:
+      raise ValueError(
+          f'a program cannot call a tool {name!r}: that is no name of a function in'
+          ' Python, or one that programs have already; give it another name'
+      )
 
 
 def _bound(

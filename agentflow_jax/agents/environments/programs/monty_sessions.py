@@ -22,7 +22,6 @@ from agentflow_jax.agents.tools.python import monty
 
 # Largest heap of a program: what it hands to us becomes objects of this process.
 MEMORY_BYTES = 64 * 2**20
-_SECONDS_FOR_A_WORKER = 120.0
 _NAME = re.compile(r'(?<![\w.])[A-Za-z_]\w*')
 _NOT_NAMES = frozenset({*keyword.kwlist, *dir(builtins)})
 # Most words of a program that are tried as names of its namespace.
@@ -47,14 +46,17 @@ class MontySessions:
   """
 
   name = 'monty'
-  card_limits = monty.Monty.card_limits
+  card_limits = (
+      f'{monty.Monty.card_limits}; functions are called one after the other, and not'
+      ' inside sorted, map or gather'
+  )
   most_programs = None
 
   def __init__(self, limits: sessions.Limits, workers: int | None = None):
     monty.Monty(limits.program)  # Tries whether it works, and whether it holds.
     self._limits = limits
     self._workers = workers or os.cpu_count() or 1
-    self._directory = tempfile.TemporaryDirectory(prefix='monty')
+    self._directory: tempfile.TemporaryDirectory | None = None
     self._pool = None
     self._opening: asyncio.Future | None = None
 
@@ -85,14 +87,14 @@ class MontySessions:
         if _AT_LIMIT.match(run.error):
           return stopped(run.error)
         kinds = await _kinds(
-            session, _candidates(program, known, start.functions)
+            session, _candidates(program, known, start.functions), known
         )
         left = _written(kinds, await session.dump())
+    except (library.MontySyntaxError, library.MontyRuntimeError) as e:
+      return stopped(_one_line(e))  # Looking at its names took too much.
     except library.MontyCrashedError as e:
       said = 'ran too long' if e.timed_out else 'needed more memory than there is'
       return stopped(f'the program {said}')
-    except TimeoutError as e:
-      raise base.ToolUnreachable(f'no monty worker was free: {e}') from e
     except (OSError, RuntimeError, library.MontyError) as e:
       raise base.ToolUnreachable(f'monty failed: {type(e).__name__}: {e}') from e
     if len(left) > self._limits.state_bytes:
@@ -108,7 +110,7 @@ class MontySessions:
     pool, self._pool, self._opening = self._pool, None, None
     if pool is not None:
       await pool.__aexit__(None, None, None)
-    self._directory.cleanup()
+      self._directory.cleanup()
 
   def _bounds(self) -> Mapping[str, Any]:
     program = self._limits.program
@@ -121,9 +123,10 @@ class MontySessions:
 
   async def _opened(self):
     if self._pool is None:
+      self._directory = tempfile.TemporaryDirectory(prefix='monty')
       pool = _library().AsyncMonty(
           binary_path=self._launcher(), max_processes=self._workers,
-          checkout_timeout=_SECONDS_FOR_A_WORKER,
+          checkout_timeout=None,  # A rollout's deadline bounds the wait.
       )
       self._pool, self._opening = pool, asyncio.ensure_future(pool.__aenter__())
     if not self._opening.done():
@@ -168,9 +171,8 @@ class _Run:
       while not isinstance(at, library.MontyComplete):
         at = await self._answered(at)
       value = at.output
-      self.value = '' if value is None else (
-          value if isinstance(value, str) else repr(value)
-      )
+      if value is not None:
+        self.value = value if isinstance(value, str) else sessions.shown(value)
     except sessions.Finished:
       self.finished = True
     except (library.MontySyntaxError, library.MontyRuntimeError) as e:
@@ -206,6 +208,8 @@ class _Run:
       return {'exception': RuntimeError('the program made too many calls')}
     try:
       return {'return_value': await self._call(name, at.args, at.kwargs)}
+    except RecursionError:
+      return {'exception': ValueError('an argument is too deep')}
     except sessions.CallFailed as e:
       return {'exception': ValueError(str(e))}
 
@@ -225,13 +229,22 @@ def _candidates(
 ) -> list[str]:
   """Returns what may be a name of the namespace after a program."""
   words = dict.fromkeys(_NAME.findall(program))
-  new = [w for w in words if w not in _NOT_NAMES and w not in functions]
-  new = [w for w in new if not w.startswith('__')]
+  new = [
+      w for w in words
+      if w.isidentifier() and w not in _NOT_NAMES and w not in functions
+      and not w.startswith('__')
+  ]
   return list(dict.fromkeys([*known, *new[:_TRIED]]))
 
 
-async def _kinds(session, candidates: Sequence[str]) -> dict[str, str]:
-  """Returns the types of those names that the namespace holds."""
+async def _kinds(
+    session, candidates: Sequence[str], known: Mapping[str, str]
+) -> dict[str, str]:
+  """Returns the types of those names that the namespace holds.
+
+  Where the program has bent what this takes, such as the name `type`, the types are
+  those that were known before.
+  """
   if not candidates:
     return {}
   # An answer to a look-up would stay in the namespace, so undefined names are errors.
@@ -240,8 +253,15 @@ async def _kinds(session, candidates: Sequence[str]) -> dict[str, str]:
       'except NameError:\n  pass'
       for name in candidates
   ]
-  found = await session.feed_run('\n'.join([f'{_PROBE} = []', *tries, _PROBE]))
-  return {str(name): str(kind) for name, kind in found}
+  try:
+    found = await session.feed_run('\n'.join([f'{_PROBE} = []', *tries, _PROBE]))
+    return {str(name): str(kind)[:100] for name, kind in found}
+  except (TypeError, ValueError):
+    return dict(known)
+  except _library().MontyRuntimeError as e:
+    if _AT_LIMIT.match(_one_line(e)):
+      raise
+    return dict(known)
 
 
 def _policy(start: sessions.Start) -> Mapping[str, Any]:

@@ -11,10 +11,15 @@ import datetime
 import json
 import os
 import random
+import re
 import sys
 import time
+import uuid
 
 _FILE = '<turn>'  # The sandbox calls this harness '<program>'.
+# An address in the text of an object; it differs from one process to the next.
+_ADDRESS = re.compile(r' at 0x[0-9a-f]+')
+_MOST_CHARACTERS = 20_000  # Of the arguments of one call.
 _COROUTINE = 128  # inspect.CO_COROUTINE; importing inspect and asyncio takes long.
 
 
@@ -55,33 +60,42 @@ class Printed:
     return False
 
 
+class Real(type):
+  """The type of a clock: what the class that it stands for made is one, too."""
+
+  def __instancecheck__(cls, value):
+    return isinstance(value, cls.__mro__[1])
+
+
 def still(date, seed):
   """Stops the clock, and seeds what is random."""
   now = datetime.datetime.fromisoformat(date)
   seconds = (now - datetime.datetime(1970, 1, 1)).total_seconds()
 
-  class Still(datetime.datetime):
+  class Still(datetime.datetime, metaclass=Real):
     """A clock that stands still."""
 
     @classmethod
     def now(cls, tz=None):
-      utc = now.replace(tzinfo=datetime.timezone.utc)
-      return now if tz is None else utc.astimezone(tz)
+      here = cls.fromisoformat(date)
+      if tz is None:
+        return here
+      return here.replace(tzinfo=datetime.timezone.utc).astimezone(tz)
 
     @classmethod
     def utcnow(cls):
-      return now
+      return cls.now()
 
     @classmethod
     def today(cls):
-      return now
+      return cls.now()
 
-  class Today(datetime.date):
+  class Today(datetime.date, metaclass=Real):
     """A calendar that stands still."""
 
     @classmethod
     def today(cls):
-      return now.date()
+      return cls(now.year, now.month, now.day)
 
   Still.__name__ = Still.__qualname__ = 'datetime'
   Today.__name__ = Today.__qualname__ = 'date'
@@ -89,10 +103,31 @@ def still(date, seed):
   for name in ('time', 'monotonic', 'perf_counter', 'process_time', 'thread_time'):
     setattr(time, name, lambda: seconds)
     setattr(time, f'{name}_ns', lambda: int(seconds) * 10**9)
+  time.clock_gettime = lambda clock: seconds
+  time.clock_gettime_ns = lambda clock: int(seconds) * 10**9
+  gmtime, asctime, strftime = time.gmtime, time.asctime, time.strftime
+  time.gmtime = time.localtime = lambda at=None: gmtime(seconds if at is None else at)
+  time.ctime = lambda at=None: asctime(time.gmtime(at))
+  time.asctime = lambda t=None: asctime(time.gmtime() if t is None else t)
+  time.strftime = lambda form, t=None: strftime(form, time.gmtime() if t is None else t)
   time.sleep = lambda seconds: None
   random.seed(seed)
   drawn = random.Random(seed)
   os.urandom = random._urandom = drawn.randbytes  # pylint: disable=protected-access
+  os.getrandom = lambda size, flags=0: drawn.randbytes(size)
+  uuid._generate_time_safe = None  # pylint: disable=protected-access
+  uuid.getnode = lambda: 1
+
+
+def timeless(asyncio):
+  """Lets no coroutine wait for a clock that stands still."""
+  moment = asyncio.sleep
+
+  async def sleep(delay, result=None):
+    await moment(0)
+    return result
+
+  asyncio.sleep = sleep
 
 
 class Session:
@@ -119,7 +154,10 @@ class Session:
 
   def function(self, name):
     def function(*args, **kwargs):
-      asked = json.loads(json.dumps([name, args, kwargs], default=unfit))
+      said = json.dumps([name, args, kwargs], default=unfit)
+      if len(said) > _MOST_CHARACTERS:
+        raise ValueError(f'arguments hold more than {_MOST_CHARACTERS:,} characters')
+      asked = json.loads(said)
       if self.recorded is None:
         self.tell({'call': asked})
         answer = self.told()
@@ -164,8 +202,6 @@ class Session:
 
 
 def unfit(value):
-  if isinstance(value, (set, frozenset)):
-    return list(value)
   raise ValueError(
       'arguments are texts, numbers, booleans, None, and lists and dicts of these, not'
       f' {type(value).__name__}'
@@ -178,7 +214,7 @@ def described(error):
     if trace.tb_frame.f_code.co_filename == _FILE:
       line = trace.tb_lineno
     trace = trace.tb_next
-  text = error.msg if isinstance(error, SyntaxError) else str(error)
+  text = str(error.msg or '') if isinstance(error, SyntaxError) else str(error)
   said = f'{type(error).__name__}: {" ".join(text.split())[:400]}'.removesuffix(': ')
   return f'{said} (line {line})' if line else said
 
@@ -187,6 +223,10 @@ def main(descriptor):
   """Does what the host tells, and tells what came of it."""
   session = Session(descriptor)
   told = session.told()
+  if 'asyncio' in told['program'] + ''.join(e['program'] for e in told['history']):
+    import asyncio  # pylint: disable=g-import-not-at-top
+
+    timeless(asyncio)
   still(told['date'], told['seed'])
   for name in told['functions']:
     session.names[name] = session.function(name)
@@ -209,6 +249,7 @@ def main(descriptor):
       if name not in hidden and not name.startswith('__')
   }
   session.tell({'done': {
-      'output': ''.join(printed.pieces), 'cut': printed.cut, 'value': value[:10000],
-      'error': error, 'names': kinds,
+      'output': _ADDRESS.sub('', ''.join(printed.pieces)), 'cut': printed.cut,
+      'value': _ADDRESS.sub('', value[:10000]), 'error': _ADDRESS.sub('', error),
+      'names': kinds,
   }})

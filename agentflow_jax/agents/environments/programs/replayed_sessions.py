@@ -42,7 +42,8 @@ class ReplayedSessions:
     self._limits = limits
     self._sandbox = bubblewrap.Bubblewrap(limits.program)
     self.card_limits = self._sandbox.card_limits
-    self._turns = sandbox.Turns(concurrency, 120.0)
+    # A rollout's deadline bounds the wait.
+    self._turns = sandbox.Turns(concurrency, float('inf'))
     harness = pathlib.Path(__file__).with_name('replay_harness.py')
     self._harness = harness.read_text(encoding='utf-8')
 
@@ -73,7 +74,7 @@ class ReplayedSessions:
       )
     done = _done(said)
     if done is None:
-      return stopped(f'{why}, those before it included' if history else why)
+      return stopped(why)
     history.append({'program': program, 'calls': run.made})
     kept = {'programs': history, 'names': done.variables}
     left = json.dumps(kept).encode()
@@ -100,29 +101,36 @@ class ReplayedSessions:
         wall_seconds=86400.0,
     )
     ours, theirs = socket.socketpair()
-    with ours, theirs:
+    with theirs:
+      ours.setblocking(False)
+      try:
+        reader, writer = await asyncio.open_connection(sock=ours, limit=_MOST_BYTES)
+      except BaseException:
+        ours.close()
+        raise
       source = f'{self._harness}\nmain({theirs.fileno()})\n'
       process = asyncio.ensure_future(
           self._sandbox.run(source, limits, keep=(theirs.fileno(),))
       )
-      ours.setblocking(False)
-      reader, writer = await asyncio.open_connection(sock=ours, limit=_MOST_BYTES)
       process.add_done_callback(lambda _: reader.feed_eof())
       try:
         said = await run.conversed(
             reader, writer, told, program.wall_seconds * programs
         )
-        if said or run.finished:
-          return said, ''
+        if run.finished or said.keys() & {'done', 'differs'}:
+          return said, 'what the program came to cannot be read'
         # It is gone, or says what none of ours says: then it may go on for ever.
         await asyncio.wait({process}, timeout=_SECONDS_TO_END)
         error = process.result().error if process.done() else ''
+        if 'processor time' in error and programs > 1:
+          error += ', with those before it'
         return {}, error or 'the program ended its interpreter'
       except TimeoutError:
         seconds = program.wall_seconds * programs
         return {}, f'the program ran longer than {seconds:g} s'
       finally:
-        writer.close()
+        # With what was not sent: the socket is closed before its number is used again.
+        writer.transport.abort()
         process.cancel()
         await asyncio.wait({process})
 

@@ -14,8 +14,11 @@ from agentflow_jax.agents.tools.python import sandbox
 # Longest text of a program's last value, and most names that an observation lists.
 _SHOWN_VALUE = 2000
 _SHOWN_NAMES = 20
+# Bounds of the arguments of a call: they become records.
 _DEEPEST = 20
 _MOST_ITEMS = 20_000
+_MOST_CHARACTERS = 20_000
+_MOST_BITS = 1024
 
 
 class CallFailed(Exception):
@@ -185,22 +188,33 @@ def observation(outcome: Outcome, limits: Limits, written: Sequence[str]) -> str
 
 
 def plain(value: Any) -> Any:
-  """Returns a program's value as one that JSON holds: tuples and sets become lists.
+  """Returns a program's value as one that JSON holds: tuples become lists.
 
   Raises:
     CallFailed: it is of another type, or too large.
   """
-  left = _MOST_ITEMS
+  items, characters = _MOST_ITEMS, _MOST_CHARACTERS
+
+  def text(said):
+    nonlocal characters
+    characters -= len(said)
+    if characters < 0:
+      raise CallFailed(
+          f'an argument holds more than {_MOST_CHARACTERS:,} characters'
+      )
+    return said.encode('utf-8', 'replace').decode()
 
   def read(value, depth):
-    nonlocal left
-    left -= 1
-    if depth > _DEEPEST or left < 0:
+    nonlocal items
+    items -= 1
+    if depth > _DEEPEST or items < 0:
       raise CallFailed('an argument is too large or too deep')
-    if value is None or isinstance(value, (bool, str)):
+    if value is None or isinstance(value, bool):
       return value
+    if isinstance(value, str):
+      return text(value)
     if isinstance(value, int):
-      if value.bit_length() > 1024:
+      if value.bit_length() > _MOST_BITS:
         raise CallFailed('an argument holds a number that is too large')
       return value
     if isinstance(value, float) and math.isfinite(value):
@@ -208,10 +222,73 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
       return [read(item, depth + 1) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-      return {key: read(item, depth + 1) for key, item in value.items()}
+      return {text(key): read(item, depth + 1) for key, item in value.items()}
     raise CallFailed(
         'arguments are texts, numbers, booleans, None, and lists and dicts with'
         f' texts as keys of these; this one holds a {type(value).__name__}'
     )
 
   return read(value, 0)
+
+
+def shown(value: Any) -> str:
+  """Returns the text of a program's value, as repr has it, up to a bound.
+
+  A value may share its parts, so that its text is far larger than itself; sets are
+  sorted, because their order differs between processes.
+  """
+  pieces, left = [], _SHOWN_VALUE
+
+  def write(text):
+    nonlocal left
+    pieces.append(text[: max(left, 0)])
+    left -= len(text)
+
+  def several(items, begin, end, depth):
+    write(begin)
+    for i, item in enumerate(items):
+      if left <= 0:
+        break
+      write(', ' if i else '')
+      read(item, depth + 1)
+    write(end)
+
+  def read(value, depth):
+    if left <= 0:
+      return
+    if depth > _DEEPEST:
+      write('...')
+    elif isinstance(value, str):
+      write(repr(value[:_SHOWN_VALUE]))
+    elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+      write(f'<a number of {value.bit_length()} bits>')
+    elif isinstance(value, list):
+      several(value, '[', ']', depth)
+    elif isinstance(value, tuple):
+      several(value, '(', ',)' if len(value) == 1 else ')', depth)
+    elif isinstance(value, (set, frozenset)):
+      several(_sorted(value), '{' if value else 'set(', '}' if value else ')', depth)
+    elif isinstance(value, dict):
+      write('{')
+      for i, (key, item) in enumerate(value.items()):
+        if left <= 0:
+          break
+        write(', ' if i else '')
+        read(key, depth + 1)
+        write(': ')
+        read(item, depth + 1)
+      write('}')
+    elif isinstance(value, (bytes, bytearray)):
+      write(repr(value[:_SHOWN_VALUE]))
+    elif value is None or isinstance(value, (bool, int, float)):
+      write(repr(value))
+    else:
+      write(f'<{type(value).__name__} {str(value)[:100]}>')
+
+  read(value, 0)
+  return ''.join(pieces) + (' ...' if left < 0 else '')
+
+
+def _sorted(values: Any) -> list[Any]:
+  """Returns the items of a set in the order of their texts."""
+  return sorted(list(values)[:_MOST_ITEMS], key=lambda v: (type(v).__name__, shown(v)))

@@ -216,7 +216,7 @@ class _Episode:
     self._known = None  # What differs, and after how many writes.
     self._chance = random.Random(repr(key.words())) if environment.faults else None
     self._start = environment.start_of(task.world)
-    self.ended, self.answer = '', None
+    self.ended, self.answer, self.outside = '', None, frozenset()
     pages, everything = self._start.pages, False
     if state is not None:
       ended, pages = _read_state(state)

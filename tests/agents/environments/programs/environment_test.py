@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import fakes, modules, rollout, tool_calls
+from agentflow_jax.agents import fakes, language_model, modules, rollout, tool_calls
 from agentflow_jax.agents.environments.programs import environment, monty_sessions
 from agentflow_jax.agents.environments.programs import sessions
 from agentflow_jax.agents.tools import base
@@ -158,6 +158,30 @@ def test_a_state_is_gone_on_from_and_only_ours(programs):
   for forged in (b'', state[:-1], state[32:], bytes(32) + state[32:], state + b'x'):
     with pytest.raises(ValueError, match='no state of a code episode'):
       asyncio.run(made.open(task, _KEY, forged))
+
+
+@pytest.mark.parametrize('name', ['final_answer', 'print', 'for', 'find item', 'a-b'])
+def test_tools_that_programs_cannot_call_by_name_are_refused(name):
+  with pytest.raises(ValueError, match='give it another name'):
+    environment.check_functions(['search', name])
+
+
+def test_what_failed_inside_a_program_is_named(programs):
+  """A tool without state is no world, and a language model is neither."""
+  made, _ = _alone(programs)
+  agent, _ = _agent(made, _block('search("down")'))
+  done = asyncio.run(rollout.rollout(agent, _TASK, _KEY))
+  assert done.status is records.Status.TOOL_UNREACHABLE
+
+  async def call(arguments):
+    raise language_model.Unreachable('the model is down')
+
+  made = environment.CodeEnvironment(
+      programs, _LIMITS, toy_world.make(), {'search': base.Tool(_FIND, call)}
+  )
+  agent, _ = _agent(made, _block('search("a")'))
+  done = asyncio.run(rollout.rollout(agent, toy_world.task(), _KEY))
+  assert done.status is records.Status.MODEL_UNREACHABLE
 
 
 def test_the_card_shows_functions_as_python_does(programs):

@@ -409,9 +409,9 @@ def test_a_sandbox_that_does_not_hold_is_refused(monkeypatch):
   whole = bubblewrap._command  # pylint: disable=protected-access
 
   def leaking(*args):
-    head, tail = whole(*args)
+    head, *rest = whole(*args)
     at = head.index('--remount-ro')
-    return [*head[:at], '--ro-bind', '/etc', '/etc', *head[at:]], tail
+    return [*head[:at], '--ro-bind', '/etc', '/etc', *head[at:]], *rest
 
   monkeypatch.setattr(bubblewrap, '_command', leaking)
   with pytest.raises(base.ToolUnavailable, match='does not hold'):
