@@ -50,7 +50,6 @@ class MontySessions:
       f'{monty.Monty.card_limits}; functions are called one after the other, and not'
       ' inside sorted, map or gather'
   )
-  most_programs = None
 
   def __init__(self, limits: sessions.Limits, workers: int | None = None):
     monty.Monty(limits.program)  # Tries whether it works, and whether it holds.

@@ -36,7 +36,6 @@ class ReplayedSessions:
   """
 
   name = 'bubblewrap'
-  most_programs = MOST_PROGRAMS
 
   def __init__(self, limits: sessions.Limits, concurrency: int | None = None):
     self._limits = limits

@@ -29,10 +29,6 @@ class Finished(Exception):
   """A call of a program ended the episode: the program does not go on."""
 
 
-class Refused(Exception):
-  """A state is none of ours."""
-
-
 # Function that a program's call goes to: name, positional and named arguments.
 Caller = Callable[[str, Sequence[Any], Mapping[str, Any]], Awaitable[str]]
 
@@ -107,12 +103,10 @@ class Sessions(Protocol):
   Attributes:
     name: 'monty' or 'bubblewrap'.
     card_limits: what its programs cannot do, for the tool's card.
-    most_programs: largest number of programs in a session; None for no limit.
   """
 
   name: str
   card_limits: str
-  most_programs: int | None
 
   async def run(
       self, state: bytes, program: str, call: Caller, start: Start
