@@ -154,6 +154,11 @@ def _check_reward(config: schema.Config) -> None:
         'reward.answer names the reward of the term answer: set both'
         ' reward.answer and a weight of answer in reward.weights, or neither'
     )
+  if answer == 'checks':
+    raise schema.ConfigError(
+        'reward.answer=checks reads no answer: the terms success and pass_fraction are'
+        ' of the checks of a world'
+    )
   if normalised and config.flow_grpo.advantage_over == 'rows':
     raise schema.ConfigError(
         'flow_grpo.terms=normalised: advantages are over rollouts; leave'

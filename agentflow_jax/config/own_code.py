@@ -54,8 +54,10 @@ def names(config: schema.Config) -> dict[str, Name]:
   }
   for i, one in enumerate(config.agent.tools.own):
     said[f'agent.tools.own[{i}]'] = one
-  if is_own(config.task_set.reward):
-    said['task_set.reward'] = config.task_set.reward
+  rewards = {
+      'task_set.reward': config.task_set.reward, 'reward.answer': config.reward.answer
+  }
+  said |= {field: one for field, one in rewards.items() if is_own(one)}
   return {field: parse(one, field) for field, one in said.items() if one}
 
 

@@ -14,6 +14,7 @@ def check_values(config: schema.Config) -> None:
   agent, default = config.agent, schema.Config(name='')
   asks = roles.uses_endpoint(config)
   kind = config.task_set.kind
+  rewards = (config.task_set.reward, config.reward.answer)
   files, one_file = kind not in ('geohop', 'desk'), kind in ('jsonl', 'benchmark')
   unread = {
       'task_set.train': (config.task_set.train, '', one_file),
@@ -23,11 +24,10 @@ def check_values(config: schema.Config) -> None:
       ),
       'task_set.reward_seconds': (
           config.task_set.reward_seconds, default.task_set.reward_seconds,
-          own_code.is_own(config.task_set.reward),
+          any(map(own_code.is_own, rewards)),
       ),
       'task_set.judge': (
-          config.task_set.judge, default.task_set.judge,
-          config.task_set.reward == 'judge',
+          config.task_set.judge, default.task_set.judge, 'judge' in rewards,
       ),
       'task_set.tier': (config.task_set.tier, 'easy', kind == 'desk'),
       'task_set.distractors': (config.task_set.distractors, -1, kind == 'desk'),
@@ -84,9 +84,10 @@ def check_values(config: schema.Config) -> None:
           f'{name} has no address: set {name}.base_url or {name}.preset'
       )
   judge = config.task_set.judge
-  if config.task_set.reward == 'judge' and not (judge.base_url or judge.preset):
+  if 'judge' in rewards and not (judge.base_url or judge.preset):
+    field = 'task_set.reward' if config.task_set.reward == 'judge' else 'reward.answer'
     raise schema.ConfigError(
-        'task_set.reward=judge needs a language model: set task_set.judge.base_url or'
+        f'{field}=judge needs a language model: set task_set.judge.base_url or'
         ' task_set.judge.preset'
     )
   own = {own_code.parse(one, 'agent.tools.own').name for one in agent.tools.own}

@@ -104,6 +104,25 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
             {'agent.code.sandbox': 'bubblewrap', 'agent.rollout.max_turns': '13'},
             'set agent.rollout.max_turns=12',
         ),
+        (
+            {'reward.weights': '{"success": 1, "answer": 0.1}'},
+            'reward.answer names the reward of the term answer',
+        ),
+        (
+            {'reward.weights': '{"success": 1, "answer": 0.1}',
+             'reward.answer': 'checks'},
+            'reads no answer',
+        ),
+        (
+            {'reward.weights': '{"success": 1, "answer": 0.1}',
+             'reward.answer': 'judge'},
+            'reward.answer=judge needs a language model',
+        ),
+        (
+            {'reward.weights': '{"success": 1, "calls": -0.1}',
+             'flow_grpo.terms': 'normalised', 'flow_grpo.advantage_over': 'rows'},
+            'leave flow_grpo.advantage_over',
+        ),
         ({'planner.sampling.stop_after': 'code'}, 'it is plan, or empty'),
         ({'agent.code.sandbox': 'monty'}, 'nothing writes programs'),
         (
