@@ -1,15 +1,14 @@
-"""Flow-GRPO on the desk: a planner that acts in worlds. Not tuned yet.
+"""Flow-GRPO on the desk: a planner that acts in worlds. It learns, and not enough yet.
 
-  python -m agentflow_jax.train --config=experiments/desk_warm_start.py \
-      --workdir=runs/desk_warm_start
-  python -m agentflow_jax.train --config=experiments/desk.py --workdir=runs/desk \
-      --config.planner.directory=runs/desk_warm_start/planner
+  python -m agentflow_jax.train --config=experiments/desk.py --workdir=runs/desk
 
-No weights ship with it so far. Measured, one seed on 2 cores: 25 seconds a step; the
-mean reward of a step of training rose from 0.26 to 0.43 and 0.50 in steps 9 to 12, and
-accuracy on 100 validation tasks was 26% (greedy 31%) after step 10, where the warm start
-had a greedy accuracy of 36%. So nothing was gained on unseen tasks: rollouts of a group
-become alike before refusals are learned.
+The weights that it starts from are made by desk_warm_start.py. Measured, one seed, 18
+steps of 33 seconds on 2 cores, sampled at temperature 1: the mean reward of a step rose
+from 0.23 and 0.26 to 0.39 and 0.42, accuracy on 100 validation tasks from 18% to 31%, and on
+100 test tasks (other people, things and worlds) from 14 to 21%; greedy from 55 to 49% and
+from 32 to 35%. So sampling comes nearer to what the planner knows; the rules it knows no better:
+refusals of tasks that are forbidden stay at 1 in 10, and half of the groups of such tasks
+hold no right refusal to learn from.
 """
 
 import dataclasses
@@ -28,19 +27,17 @@ def get_config() -> c.Config:
       algorithm='flow_grpo',
       task_set=dataclasses.replace(warm.task_set, test_items=400),
       planner=dataclasses.replace(
-          warm.planner, directory='runs/desk_warm_start/planner', model=None,
+          warm.planner, directory=str(_HERE / 'desk_planner'), model=None,
           attention='blocks',
-          # The teacher's errors are imitated at 1: hardly any rollout succeeds.
-          sampling=dataclasses.replace(warm.planner.sampling, temperature=0.7),
       ),
-      optimizer=c.OptimizerConfig(learning_rate=1.5e-4, max_grad_norm=1.0),
+      optimizer=c.OptimizerConfig(learning_rate=2e-4, max_grad_norm=1.0),
       flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
       train=c.TrainConfig(
           steps=30,
-          queries_per_step=32,
+          queries_per_step=24,
           group_size=8,
-          # Measured: at most 7e-6.
-          max_logprob_gap=1e-5,
+          # Measured: at most 1.8e-5. Thoughts make prompts longer.
+          max_logprob_gap=5e-5,
           checkpoint_every=5,
       ),
       evaluation=c.EvaluationConfig(every=10),

@@ -1,13 +1,17 @@
-"""The supervised warm start of the desk's planner. Not tuned yet.
+"""The supervised warm start of the desk's planner, whose weights we ship.
 
 A small transformer learns to write calls from a scripted teacher that errs (its error
-rates are below and in every report); Flow-GRPO starts from it (desk.py).
+rates are below and in every report); Flow-GRPO starts from it (desk.py). Before a call
+that changes something, the teacher holds the goal against the rules in force, with their
+facts: "limit 1 3 ok, service 2 4 no".
 
   python -m agentflow_jax.train --config=experiments/desk_warm_start.py \
       --workdir=runs/desk_warm_start
+  cp runs/desk_warm_start/planner/* experiments/desk_planner/
 
-Cost: about 18 minutes on 2 cores. Measured, one seed: accuracy on 100 validation tasks
-36% greedy, 2% sampled at temperature 1.
+Cost: about 32 minutes on 2 cores. Measured, one seed: 55% greedy and 18% sampled at
+temperature 1 of 100 validation tasks; 32% and 14% of 100 test tasks, whose people, things,
+worlds, and in part wordings and compositions, are new.
 """
 
 from agentflow_jax.config import schema as c
@@ -63,12 +67,12 @@ def get_config() -> c.Config:
           learning_rate=2e-3,
           schedule='cosine',
           warmup_steps=50,
-          total_steps=1600,
+          total_steps=900,
           b2=0.95,
           max_grad_norm=1.0,
       ),
       batch=c.BatchConfig(tokens_per_row=576, rows_per_micro=8),
-      train=c.TrainConfig(steps=1600, checkpoint_every=200),
+      train=c.TrainConfig(steps=900, checkpoint_every=150),
       teacher=c.TeacherConfig(
           search_instead=0.0,
           python_instead=0.0,
@@ -83,5 +87,5 @@ def get_config() -> c.Config:
           traces=8000, rollouts_per_step=16, prompt_weight=0.05,
           loss=c.SftLossConfig(z_loss=1e-3),
       ),
-      evaluation=c.EvaluationConfig(every=200, controls=False),
+      evaluation=c.EvaluationConfig(every=150, controls=False),
   )
