@@ -179,7 +179,7 @@ def end_of_code(text: str, thinking: bool = False) -> int | None:
   """Finds where a response that is still being written has ended a fenced block.
 
   Args:
-    text: what there is of it so far.
+    text: beginning of the response, as far as it is written.
     thinking: whether the prompt ended inside an open thought.
 
   Returns:
@@ -211,7 +211,7 @@ def end_of(text: str, thinking: bool = False) -> int | None:
   a tag of thoughts behind them may begin or end others.
 
   Args:
-    text: what there is of it so far.
+    text: beginning of the response, as far as it is written.
     thinking: whether the prompt ended inside an open thought.
 
   Returns:

@@ -88,8 +88,8 @@ class Agent:
       the format or its time limit; None for a reward of 0 without terms.
     plan_format: form of the planner's responses: 'fields', or 'code' for a thought
       and a program (see agents.plan).
-    unknown_tool: what a plan does that names no tool that there is: it ends the
-      rollout as unparseable ('end'), or it is a mistake that the planner is told of.
+    unknown_tool: consequence of a plan that names no existing tool: 'end' ends the
+      rollout as unparseable, 'tell' puts an error into memory and goes on.
   """
 
   planner: modules.Planner
@@ -447,11 +447,7 @@ async def _turn(
   except plan_lib.PlanError as e:
     progress.turns[-1] = dataclasses.replace(turn, parse_error=str(e))
     raise _End(Status.UNPARSEABLE_PLAN, str(e)) from e
-  if plan.problem:
-    call, said = None, records.ModuleCall('executor', '')
-    result = records.ToolResult(plan.problem, records.ToolErrorKind.ARGUMENTS)
-  else:
-    call, said, result = await _execute(agent, view, plan, progress)
+  call, said, result = await _execute(agent, view, plan, progress)
   agent.show(plan.tool if call else 'executor', result.text)
   calls = _worth_keeping(said)
   progress.turns[-1] = turn = dataclasses.replace(
@@ -527,9 +523,12 @@ async def _execute(agent, view, plan, progress):
     The call (None where none could be made), what the executor said, and the
     tool's result; an error that the arguments caused is a result, too.
   """
+  said, asked = records.ModuleCall('executor', ''), ()
+  if plan.problem:
+    kind = records.ToolErrorKind.ARGUMENTS
+    return None, said, records.ToolResult(plan.problem, kind)
   tool = agent.tools[plan.tool]
   start = time.monotonic()
-  said, asked = records.ModuleCall('executor', ''), ()
   call = None
   try:
     resolved = dataclasses.replace(

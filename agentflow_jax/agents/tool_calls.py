@@ -1,6 +1,6 @@
-"""One call of a tool: within its time, recorded, and with whatever goes wrong named.
+"""One call of a tool: it is bounded in time, recorded, and its errors are classified.
 
-A rollout makes its calls here, and so does a program that calls tools as functions.
+Rollouts make their calls here, and programs that call tools as functions, too.
 """
 
 import asyncio

@@ -76,7 +76,7 @@ class System:
     agent: the system that rollouts run.
     rewards: every reward that a task names.
     parts: reward of training rollouts by terms; None where it is the task's.
-    tool_notices: what a user should know of the tools.
+    tool_notices: sentences for the user about how tools run on this machine.
     clients: of endpoints.
     processes: of the run; rollouts are shared between them.
     handover: brings parameters from `mesh` to this process's sampler; None where

@@ -178,7 +178,7 @@ class TaskSetConfig:
 class RewardConfig:
   """A training reward of several terms (agents.rewards.parts).
 
-  Evaluations report success alone, whatever is trained on.
+  Evaluations report success alone, also where training has other terms.
 
   Attributes:
     weights: weight by the name of a term: success (the reward of the task), answer,
@@ -414,8 +414,8 @@ class AgentConfig:
     plan_format: form of the planner's responses: 'fields' for sub-goal, context and
       tool, or 'code' for a thought and one fenced block with a program (needs
       agent.code.sandbox).
-    unknown_tool: what a plan does that names no tool that there is: 'end' ends the
-      rollout as unparseable, 'tell' shows the planner its mistake.
+    unknown_tool: consequence of a plan that names no existing tool: 'end' ends the
+      rollout as unparseable, 'tell' shows the planner the error and goes on.
     endpoint: server of the modules with backend 'endpoint'.
     recording: mode of the recording of tools and endpoints: 'off', 'record' to
       store every answer, or 'replay' to take all answers from a recording

@@ -15,8 +15,8 @@ class Call:
   Attributes:
     tool: name of the tool.
     arguments: names and texts of the arguments, in order.
-    why: thoughts before the call, each a name or a rule with its facts; two calls are
-      the same whatever was thought.
+    why: thoughts before the call, each a name or a rule with its facts. They play no
+      part in comparing two calls.
   """
 
   tool: str

@@ -108,7 +108,7 @@ def plan(
     rules: parameters of the rules in force.
     tier: difficulty, which decides what the reading tools show.
     at_once: whether the goals are one: nothing is done where a part is forbidden.
-    obeys: False for the way of one who judges every goal to be lawful.
+    obeys: whether rules are obeyed; otherwise every goal is judged to be lawful.
 
   Raises:
     Missing: the words fit no row, or a goal cannot be carried out for a reason other

@@ -152,7 +152,7 @@ class Weighed:
   Attributes:
     rule: name of the rule.
     about: key of the row that the rule is about.
-    facts: what was compared, in words: a number of the row, then that of the rule.
+    facts: compared values, in words: the value of the row, then that of the rule.
     broken: whether the rule forbids the goal.
   """
 
@@ -165,7 +165,7 @@ class Weighed:
     """Returns the rule, its facts and the judgement.
 
     Args:
-      obeyed: False for the words of one who judges every goal to be lawful.
+      obeyed: whether the rule is obeyed; otherwise the judgement is always "ok".
     """
     judged = 'no' if self.broken and obeyed else 'ok'
     return f'{self.rule} {self.facts} {judged}'

@@ -167,7 +167,7 @@ class _Maker:
             draft,
             dataclasses.replace(
                 draft, changes=(twin[0],), plan=twin[1],
-                tempting=self._obliging(composition, found, twin).solution(),
+                tempting=self._tempting(composition, found, twin).solution(),
             ),
         ]
     return []
@@ -214,16 +214,16 @@ class _Maker:
         return change, found
     return None
 
-  def _obliging(self, composition, found, twin) -> desk_goals.Plan:
-    """Returns how a twin is carried out by one who judges it to be lawful."""
+  def _tempting(self, composition, found, twin) -> desk_goals.Plan:
+    """Returns the forbidden way: a twin is carried out as if no rule forbade it."""
     saids, feasible = found
     (table, key, values), plan = twin
     if plan.kind == 'ambiguous':
       return feasible
     tables = self._tables.changed(table, key, **values)
-    obliging = self._plan(composition, saids, tables, obeys=False)
-    same = obliging is not None and obliging.calls == feasible.calls
-    return obliging if same else feasible
+    tempting = self._plan(composition, saids, tables, obeys=False)
+    same = tempting is not None and tempting.calls == feasible.calls
+    return tempting if same else feasible
 
   def _plan(
       self, composition, saids, tables, obeys=True

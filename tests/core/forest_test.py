@@ -97,7 +97,7 @@ def _assert_same(got, expected, tolerance=1e-5, other=()):
   """Asserts ||g - g'|| / ||g|| <= tolerance in every leaf, and equal metrics.
 
   Args:
-    got, expected: what `_gradient` returns.
+    got, expected: results of `_gradient`.
     tolerance: largest relative error.
     other: names of metrics that differ.
   """

@@ -281,13 +281,13 @@ def test_thoughts_judge_as_the_rules_do(tasks):
     assert refused == ({wanted} if wanted not in ('', 'ambiguous') else set()), task
     refusals += bool(refused)
     if 'tempting' in task.tags:
-      obliging = _judged(task, 'tempting')
+      tempting = _judged(task, 'tempting')
       assert all(
           said[-1] == 'ok' or said[:2] == ('return_item', 'service')
-          for said in obliging
+          for said in tempting
       )
       assert {s[1] for s in _judged(task) if s[-1] == 'no'} <= {
-          s[1] for s in obliging
+          s[1] for s in tempting
       } | ({wanted} if wanted == 'approval' else set())
   assert refusals > 10
 
@@ -301,12 +301,12 @@ def test_thoughts_are_facts_of_the_rows():
   said = [w.in_words() for w in desk_rules.weighed(_TO_VISITOR, _tables(), rules)]
   assert [s.split()[0] for s in said] == list(rules)
   assert said[-1].startswith('home Pier Pier ') and said[-1].endswith(' no')
-  obliging = [
+  tempting = [
       w.in_words(obeyed=False)
       for w in desk_rules.weighed(_TO_VISITOR, _tables(), rules)
   ]
-  assert all(s.endswith(' ok') for s in obliging)
-  assert [s[:-3] for s in obliging] == [s[:-3] for s in said]
+  assert all(s.endswith(' ok') for s in tempting)
+  assert [s[:-3] for s in tempting] == [s[:-3] for s in said]
 
 
 _PROGRAM = """

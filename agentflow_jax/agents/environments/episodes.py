@@ -82,7 +82,7 @@ async def close(episode: base.Episode) -> None:
 
 @contextlib.contextmanager
 def _bounded(what: str) -> Iterator[None]:
-  """Turns whatever an environment raises in the body into Unreachable."""
+  """Turns every error of an environment in the body into Unreachable."""
   try:
     yield
   except recording.Miss:

@@ -18,7 +18,7 @@ request_key: contextvars.ContextVar[records.RequestKey | None] = (
 _counts: contextvars.ContextVar[dict[str, int] | None] = (
     contextvars.ContextVar('counts', default=None)
 )
-# Calls that the program of the call under way makes; set likewise.
+# Calls that a program makes inside the current call; set by the caller of a tool.
 _inner: contextvars.ContextVar[
     list[tuple[records.ToolCall, records.ToolResult]] | None
 ] = contextvars.ContextVar('inner', default=None)
@@ -40,11 +40,18 @@ class ToolUnavailable(Exception):
 def counting() -> Iterator[dict[str, int]]:
   """Yields what tool calls inside `count`, by name."""
   counts: dict[str, int] = {}
-  token = _counts.set(counts)
-  try:
+  with _set(_counts, counts):
     yield counts
+
+
+@contextlib.contextmanager
+def _set(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
+  """Sets a variable for the body."""
+  token = variable.set(value)
+  try:
+    yield
   finally:
-    _counts.reset(token)
+    variable.reset(token)
 
 
 def count(name: str, times: int = 1) -> None:
@@ -58,11 +65,8 @@ def count(name: str, times: int = 1) -> None:
 def noting_calls() -> Iterator[list[tuple[records.ToolCall, records.ToolResult]]]:
   """Yields what tools inside `note_call`, in order: ToolResult.inner."""
   inner = []
-  token = _inner.set(inner)
-  try:
+  with _set(_inner, inner):
     yield inner
-  finally:
-    _inner.reset(token)
 
 
 def note_call(call: records.ToolCall, result: records.ToolResult) -> None:

@@ -30,7 +30,8 @@ FINAL_ANSWER = tools_base.Card(
 _PURPOSE = 'Runs a Python program; its names are kept for the next one.'
 _STATE = b'code episode 1\n'
 _SECRET = os.urandom(32)  # States are of this process.
-# Waits for a worker and calls of tools have limits of their own, which end before.
+# A program and its calls have limits of their own, and the rollout's deadline bounds the
+# wait for a sandbox, so this one ends only what is broken [s].
 _TIMEOUT = 3600.0
 
 

@@ -241,8 +241,8 @@ async def _kinds(
 ) -> dict[str, str]:
   """Returns the types of those names that the namespace holds.
 
-  Where the program has bent what this takes, such as the name `type`, the types are
-  those that were known before.
+  A program may give the name `type` to something else, and then the question fails.
+  The result is then `known`, the types before the program.
   """
   if not candidates:
     return {}

@@ -55,7 +55,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """What a session begins with.
+  """The beginning of a session, which all its programs share.
 
   Attributes:
     functions: names of the functions that a program may call.
@@ -70,7 +70,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What came of a program.
+  """The outcome of a program.
 
   Attributes:
     state: namespace after it; the one before it where the program was stopped.
@@ -102,7 +102,7 @@ class Sessions(Protocol):
 
   Attributes:
     name: 'monty' or 'bubblewrap'.
-    card_limits: what its programs cannot do, for the tool's card.
+    card_limits: restrictions of its programs, in words for the tool's card.
   """
 
   name: str
@@ -118,7 +118,7 @@ class Sessions(Protocol):
       program: text of the program.
       call: function that the program's calls go to. What it raises, other than
         CallFailed and Finished, ends the program and is raised here.
-      start: what the session began with, the same for all its programs.
+      start: beginning of the session, the same for all its programs.
 
     Raises:
       tools.base.ToolUnreachable: the sandbox failed.
@@ -151,10 +151,10 @@ class OutputBuffer:
 
 
 def observation(outcome: Outcome, limits: Limits, written: Sequence[str]) -> str:
-  """Returns what the model reads of a program.
+  """Returns the text of a program's outcome for the model.
 
   Args:
-    outcome: what came of it.
+    outcome: outcome of the program.
     limits: bounds of the session.
     written: calls that were made, in words; listed where the program was stopped,
       because what they wrote stays written.
