@@ -35,6 +35,19 @@ def _group(rewards, lengths, source=None):
   )
 
 
+def test_counts_of_calls_inside_programs_are_added():
+  call = records.ToolCall('search', {})
+  inner = tuple(
+      (call, records.ToolResult('', counts={'web_fetched': n})) for n in (1, 2)
+  )
+  ran = records.ToolResult('', counts={'web_fetched': 4, 'faults': 1}, inner=inner)
+  done = records.Trajectory(
+      't', 0, records.Status.ANSWERED, (_turn(1, 'code', ran),), reward=1.0
+  )
+  assert totals.tool_counts([done]) == {'faults': 1, 'web_fetched': 7}
+  assert totals.tool_calls([done]) == {'code': 1, 'search': 2}
+
+
 def test_statuses_add_up_and_denominators_say_what_they_hold():
   lost = records.Trajectory(
       't', 2, records.Status.MODEL_UNREACHABLE, (), reward=None

@@ -204,6 +204,16 @@ def _agent(made, *replies, **others):
   ), model
 
 
+def test_a_page_that_quotes_the_query_is_noticed_inside_a_program(programs):
+  query = 'Which river flows past the oldest town hall of the north?'
+  made, _ = _alone(programs)
+  agent, _ = _agent(made, _block(f'x = search({query!r})\nlen(x)'))
+  task = dataclasses.replace(_TASK, query=query)
+  done = asyncio.run(rollout.rollout(agent, task, _KEY))
+  assert query not in done.turns[0].result.text
+  assert done.turns[0].result.counts == {'quotes_query': 1}
+
+
 def _block(program, thought='Next.'):
   return f'{thought}\n```python\n{program}\n```'
 

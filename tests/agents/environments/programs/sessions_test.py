@@ -404,3 +404,9 @@ def test_observation_bounds_what_it_lists():
   assert lines[5].startswith('Names: n00 (int), ') and lines[5].endswith(
       'n19 (int) and 10 more'
   )
+
+
+def test_sets_are_shown_in_an_order_that_no_process_decides():
+  said = [f'word {i}' for i in range(60)]
+  wanted = '{' + ', '.join(sorted(map(repr, said))) + '}'
+  assert sessions.shown(set(said)) == sessions.shown(set(said[::-1])) == wanted
