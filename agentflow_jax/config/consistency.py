@@ -172,9 +172,9 @@ def _check_programs(config: schema.Config) -> None:
   most, turns = replayed_sessions.MOST_PROGRAMS, agent.rollout.max_turns
   if agent.code.sandbox == 'bubblewrap' and turns > most:
     raise schema.ConfigError(
-        'agent.code.sandbox=bubblewrap repeats the earlier programs of a rollout, so'
-        f' there are {most} at most: set agent.rollout.max_turns={most}, or'
-        ' agent.code.sandbox=monty'
+        'agent.code.sandbox=bubblewrap runs all earlier programs of a rollout again'
+        f' before each one, so a rollout has {most} at most: set'
+        f' agent.rollout.max_turns={most}, or agent.code.sandbox=monty'
     )
   if agent.plan_format != 'code':
     modelled = agent.executor.backend in ('frozen', 'endpoint') or agent.executor.own
@@ -193,8 +193,8 @@ def _check_programs(config: schema.Config) -> None:
     return
   if agent.code.sandbox == 'off':
     raise schema.ConfigError(
-        'agent.plan_format=code: programs need a sandbox; set agent.code.sandbox=monty,'
-        ' or bubblewrap'
+        'agent.plan_format=code needs a sandbox that runs the programs: set'
+        ' agent.code.sandbox=monty or agent.code.sandbox=bubblewrap'
     )
   if agent.executor != schema.ModuleConfig():
     raise schema.ConfigError(

@@ -375,9 +375,9 @@ class CodeConfig:
   """Programs as actions: one tool `code` whose programs call the others.
 
   Attributes:
-    sandbox: sandbox of the programs: 'off' for tools that are called one by one,
-      'monty' for a part of Python that is quick, 'bubblewrap' for all of Python,
-      where each program repeats the earlier ones of its rollout (12 at most).
+    sandbox: sandbox that runs the programs: 'off' for no programs, 'monty' for a fast
+      interpreter of a part of Python, 'bubblewrap' for full Python, which runs the
+      earlier programs of a rollout again before each one (12 at most).
     seconds: processor time of one program [s].
     calls: largest number of calls that one program makes.
     state_bytes: largest size of what is kept between two programs [bytes].
@@ -530,7 +530,8 @@ class TrainConfig:
     drop_solved: number of groups of a task in a row, all of whose rollouts succeed,
       after which the task is asked no more; 0 asks it again and again. Needs
       rollout_records='all', as the next one does.
-    drop_hopeless: number of such groups in which no rollout succeeds.
+    drop_hopeless: number of groups of a task in a row, none of whose rollouts succeeds,
+      after which the task is asked no more; 0 asks it again and again.
     max_logprob_gap: largest |logprob - behavior_logprob| [nats] before the first
       update of a step; above it the run stops.
     concurrent_rollouts: largest number of concurrent rollouts.

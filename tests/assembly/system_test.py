@@ -90,7 +90,7 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
         ({'agent.environment.kind': 'desk'}, 'set task_set.kind=desk'),
         ({'agent.verifier.backend': 'world'}, 'is for tasks in worlds'),
         ({'agent.analyst.backend': 'oracle'}, 'is for tasks in worlds'),
-        ({'agent.plan_format': 'code'}, 'set agent.code.sandbox'),
+        ({'agent.plan_format': 'code'}, 'agent.code.sandbox=monty'),
         (
             {'agent.plan_format': 'code', 'agent.code.sandbox': 'monty',
              'agent.verifier.backend': 'world', 'agent.executor.backend': 'fields'},

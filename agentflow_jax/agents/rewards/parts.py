@@ -51,9 +51,9 @@ def check(weights: Mapping[str, float], worlds: bool) -> None:
   shaping = sum(abs(w) for name, w in weights.items() if name != SUCCESS)
   if not shaping < weights[SUCCESS]:
     raise ValueError(
-        f'the other weights are {shaping:g} together, and have to be below that of'
-        f' success, {weights[SUCCESS]:g}: else a failure could score more than a'
-        ' success'
+        f'the absolute weights of the other terms add up to {shaping:g}; they must be'
+        f' below the weight of success, {weights[SUCCESS]:g}, so that no failure'
+        ' scores as much as a success'
     )
   for name in _OF_WORLDS:
     if weights.get(name) and not worlds:
