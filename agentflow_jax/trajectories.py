@@ -1,23 +1,23 @@
 r"""Prints the rollouts of a run: what was planned, called, found and answered.
 
   python -m agentflow_jax.trajectories --workdir=DIR \
-      [--step=3 --reward=0 --status=tool_error --task=ID] [--jsonl]
+      [--step=3 --reward=0 --status=tool_error --first_cause=grounding --task=ID] \
+      [--jsonl]
 
 --jsonl prints a line of JSON for each turn, with the fields: step, task, rollout,
 turn (null for a rollout that had none), query, answers, status, reward, reward_parts,
-checks, changed, detail, answer, plan, parse_error, tool, arguments, result,
+checks, changed, first_cause, mistakes, detail, answer, plan, parse_error, tool, arguments, result,
 tool_error, verdict.
 """
 
 import json
-import math
 import sys
 
 from absl import flags
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.config import schema
+from agentflow_jax.rollouts import mistakes
 from agentflow_jax.runtime import command_line
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
@@ -31,6 +31,10 @@ _REWARD = flags.DEFINE_string(
 _STATUS = flags.DEFINE_enum(
     'status', None, [s.value for s in records.Status],
     'Only rollouts that ended so.',
+)
+_FIRST_CAUSE = flags.DEFINE_enum(
+    'first_cause', None, [label.value for label in mistakes.Label],
+    'Only rollouts whose first mistake was this one.',
 )
 _TASK = flags.DEFINE_string('task', '', 'Only rollouts of the task with this id.')
 _LIMIT = flags.DEFINE_integer(
@@ -48,8 +52,9 @@ def main(argv):
   wanted = showing.Wanted(
       step=_STEP.value,
       status=records.Status(_STATUS.value) if _STATUS.value else None,
-      reward=_reward(_REWARD.value),
+      reward=showing.reward_of(_REWARD.value),
       task=_TASK.value,
+      first_cause=_FIRST_CAUSE.value or '',
   )
   shown, found = 0, 0
   with command_line.quiet_pipe():
@@ -64,15 +69,6 @@ def main(argv):
     if not _JSONL.value:
       more = f'; --limit={found} shows all' if found > shown else ''
       print(f'{shown} of {found} rollouts that fit{more}')
-
-
-def _reward(text: str | None) -> float | None:
-  if text is None:
-    return None
-  try:
-    return math.nan if text.lower() == 'none' else float(text)
-  except ValueError as e:
-    raise schema.ConfigError(f"--reward={text}: give a number, or 'none'") from e
 
 
 if __name__ == '__main__':

@@ -526,7 +526,9 @@ async def _execute(agent, view, plan, progress):
   said, asked = records.ModuleCall('executor', ''), ()
   if plan.problem:
     kind = records.ToolErrorKind.ARGUMENTS
-    return None, said, records.ToolResult(plan.problem, kind)
+    return None, said, records.ToolResult(
+        plan.problem, kind, counts={'unknown_tool': 1}
+    )
   tool = agent.tools[plan.tool]
   start = time.monotonic()
   call = None

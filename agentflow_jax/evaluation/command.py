@@ -324,8 +324,15 @@ def _line(value: Mapping[str, Any]) -> str:
       f'{lacking}, {value["accuracy_over_requested"]:.1%} over all requested;'
       f' {value["turns_mean"]:.2f} turns,'
       f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}'
-      f'{"; tools met: " + met if met else ""}{_judged(value)}'
+      f'{"; tools met: " + met if met else ""}{_failed(value)}{_judged(value)}'
   )
+
+
+def _failed(value) -> str:
+  """Says what the failed rollouts failed of, the commonest first."""
+  causes = value['mistakes'].get('first_causes', {})
+  said = ', '.join(f'{k} {n}' for k, n in sorted(causes.items(), key=lambda c: -c[1]))
+  return f'; failed first by: {said}' if said else ''
 
 
 def _judged(value) -> str:

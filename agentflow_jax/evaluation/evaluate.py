@@ -14,7 +14,7 @@ from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, modules, recording, rollout
 from agentflow_jax.files import writing
 from agentflow_jax.rollouts import collect, intervals, journal as journal_lib
-from agentflow_jax.rollouts import totals, world_totals
+from agentflow_jax.rollouts import mistakes, totals, world_totals
 from agentflow_jax.runtime import processes as processes_lib
 
 # An evaluation has its own randomness: the seed of the run, purpose EVALUATE
@@ -110,6 +110,7 @@ class Evaluation:
             t.seconds.get('total', 0.0) for t in trajectories
         ),
         'seconds': self.seconds,
+        'mistakes': mistakes.of_groups(self.groups),
         **self._in_worlds(),
         **self._judged(),
         'items': [
@@ -325,6 +326,7 @@ def _item(task: records.Task, trajectory: records.Trajectory):
           k: v for k, v in task.tags.items() if k not in ('solution', 'tempting')
       },
       'turns': [_turn(t) for t in trajectory.turns],
+      **mistakes.said(task, trajectory),
   } | _world(trajectory)
 
 

@@ -76,6 +76,7 @@ class Evaluation:
   turns_mean: float
   items: tuple[Item, ...]
   world: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  mistakes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def rollouts(self) -> int:
@@ -227,6 +228,7 @@ def _evaluation(name: str, raw: Mapping[str, Any]) -> Evaluation:
       turns_mean=number(raw.get('turns_mean')),
       items=tuple(_item(item) for item in raw.get('items') or ()),
       world=dict(raw.get('world') or {}),
+      mistakes=dict(raw.get('mistakes') or {}),
   )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from agentflow_jax.files import writing
-from agentflow_jax.report import data, examples, markup, plots, tables, terms, worlds
+from agentflow_jax.report import data, examples, markup, mistakes, plots, tables
+from agentflow_jax.report import terms, worlds
 
 _EXAMPLES = 3
 
@@ -93,6 +94,7 @@ def render(run: data.Run, warnings: Sequence[str] = ()) -> str:
           _opening(run, warnings),
           markup.section('Accuracy', *_accuracy(run)),
           markup.section('Worlds', *worlds.sections(run)),
+          markup.section('What went wrong', *mistakes.sections(run)),
           markup.section('Terms of the reward', *terms.sections(run)),
           markup.section('Training', *_training(run)),
           markup.section('Where the time went', *_time(run)),

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.rollouts import rollout_files
+from agentflow_jax.rollouts import mistakes, rollout_files
 
 _FILE = re.compile(r'step_(\d+)\.p\d+\.jsonl\.zst')
 # Longest text of a tool or a model that is shown to people [characters].
@@ -26,12 +26,14 @@ class Wanted:
     status: status; None for any.
     reward: reward, where nan stands for rollouts without one; None for any.
     task: id of the task; '' for any.
+    first_cause: label of the mistake that the rollout failed of; '' for any.
   """
 
   step: int | None = None
   status: records.Status | None = None
   reward: float | None = None
   task: str = ''
+  first_cause: str = ''
 
   def fits(self, trajectory: records.Trajectory) -> bool:
     """Returns whether the status, reward and task of a rollout fit."""
@@ -42,6 +44,22 @@ class Wanted:
         # As it is shown, with six digits.
         and (self.reward is None or f'{self.reward:g}' == f'{has:g}')
     )
+
+
+def reward_of(text: str | None) -> float | None:
+  """Returns the reward that a flag names, as `Wanted` takes it.
+
+  Raises:
+    RecordError: the text is no number and not 'none'.
+  """
+  if text is None:
+    return None
+  try:
+    return math.nan if text.lower() == 'none' else float(text)
+  except ValueError as e:
+    raise rollout_files.RecordError(
+        f"--reward={text}: give a number, or 'none'"
+    ) from e
 
 
 def find(
@@ -75,7 +93,9 @@ def find(
     for path in files[step]:
       for group in rollout_files.read(path):
         for trajectory in group.trajectories:
-          if wanted.fits(trajectory):
+          if wanted.fits(trajectory) and wanted.first_cause in (
+              '', mistakes.said(group.task, trajectory)['first_cause']
+          ):
             yield step, group.task, trajectory
 
 
@@ -88,8 +108,9 @@ def rows(
   group), 'turn' (from 1), 'query', 'answers' (texts that are right), 'status',
   'reward' (number or None), 'reward_parts' (weight * value of the score's terms),
   'checks' (list of the results of a world's checks: 'name', 'kind', 'passed',
-  'detail', 'vacuous'), 'changed' (what changed in the world, in words), 'detail',
-  'answer', 'plan' (text of the planner), 'parse_error', 'tool', 'arguments', 'result',
+  'detail', 'vacuous'), 'changed' (what changed in the world, in words), 'first_cause'
+  (label of the mistake that the rollout failed of, or None), 'mistakes' (labels of all
+  its mistakes; see rollouts.mistakes), 'detail', 'answer', 'plan' (text of the planner), 'parse_error', 'tool', 'arguments', 'result',
   'tool_error' (kind of the error or None), 'calls' (list of the calls that a program
   made: 'tool', 'arguments', 'result', 'tool_error'), 'verdict' (text of the verifier).
   """
@@ -107,6 +128,7 @@ def rows(
       'reward_parts': {k: t.weight * t.value for k, t in terms.items()},
       'checks': [dataclasses.asdict(result) for result in verdict.results],
       'changed': list(verdict.changed),
+      **mistakes.said(task, trajectory),
       'detail': trajectory.detail,
       'answer': trajectory.answer,
   }
@@ -164,6 +186,14 @@ def in_words(
         f' ({_cut(result.detail)})'
         for result in trajectory.verdict.results
     ]
+  lines += [
+      f'Mistake, turn {m.turn + 1}: {m.label.value}{" (made good)" if m.made_good else ""}'
+      f' ({_cut(m.detail)})'
+      for m in mistakes.of_trajectory(task, trajectory)
+      if m.turn < len(trajectory.turns)
+  ]
+  if cause := mistakes.said(task, trajectory)['first_cause']:
+    lines.append(f'First cause: {cause}')
   if trajectory.detail:
     lines.append(f'Detail: {_cut(trajectory.detail)}')
   return '\n'.join(lines)

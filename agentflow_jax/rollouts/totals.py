@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from agentflow_jax import records
-from agentflow_jax.rollouts import intervals, world_totals
+from agentflow_jax.rollouts import intervals, mistakes, world_totals
 
 
 def has_variance(group: records.Group, by_term: bool = False) -> bool:
@@ -165,6 +165,7 @@ def of_step(
 ) -> dict[str, float]:
   """All that a step's rollouts say, for metrics.jsonl; `by_term` as in collected."""
   metrics = collected(groups, by_term) | world_totals.of_step(groups)
+  metrics |= mistakes.of_step(groups)
   trajectories = [t for g in groups for t in g.trajectories]
   failed, called = tool_errors(trajectories)
   metrics['rollouts/tool_error_rate'] = failed / max(called, 1)

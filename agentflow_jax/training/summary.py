@@ -54,6 +54,7 @@ def write(
     summary[f'{key}/items_requested'] = value['items_requested']
     summary[f'{key}/items_scored'] = value['items_scored']
     summary |= _flat(f'{key}/world', value.get('world', {}))
+    summary |= _flat(f'{key}/mistakes', value.get('mistakes', {}))
   names = ['rollouts/requested', 'rollouts/scored', 'rollouts/turns']
   names += [f'rollouts/status/{s.value}' for s in records.Status]
   for name in names:

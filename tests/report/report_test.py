@@ -609,6 +609,35 @@ def test_long_texts_are_cut_and_say_so(tmp_path):
   assert 'x' * 3001 not in source
 
 
+def test_mistakes_stand_before_and_after_training(tmp_path):
+  def with_mistakes(name, accuracy, seed, causes, labels):
+    value = _evaluation(name, accuracy, seed)
+    value['mistakes'] = {
+        'rollouts': 9, 'unscored': 2, 'success': 7 - sum(causes.values()),
+        'first_causes': causes, 'labels': labels, 'levels': {},
+        'calls_valid': 0.25 + accuracy / 2, 'no_call_right': None,
+    }
+    return value
+
+  run = _write(
+      tmp_path / 'run', evaluations=[
+          with_mistakes('start', 0.25, 1, {'grounding': 4}, {'grounding': 5}),
+          with_mistakes('final', 0.75, 2, {'late': 1}, {'grounding': 3, 'late': 1}),
+      ],
+  )
+  source, _ = _read(report.write_report(run))
+  part = source[source.index('<h2>What went wrong</h2>'):]
+  for cells in (
+      ('1, calls', 'grounding', '4', '5', '0', '3'),
+      ('2, completion', 'late', '0', '0', '1', '1'),
+      ('', 'rollouts', '9', '', '9', ''), ('', 'successes', '3', '', '6', ''),
+      ('', 'without a reward', '2', '', '2', ''),
+      ('1, calls', 'calls that their tool accepted', '37.5%', '', '62.5%', ''),
+  ):
+    assert ''.join(f'<td>{cell}</td>' for cell in cells) in part, cells
+  assert 'declined exactly' not in part
+
+
 def test_worlds_have_a_section_of_their_own(tmp_path):
   def with_world(name, success, seed):
     value = _evaluation(name, success, seed)

@@ -24,6 +24,29 @@ def test_a_reward_is_found_as_it_is_shown():
   assert not showing.Wanted(reward=0.3333).fits(one)
 
 
+def test_rollouts_are_found_by_the_mistake_that_they_failed_of(tmp_path):
+  directory = epath.Path(tmp_path) / 'rollouts'
+  rollout_files.write(directory / 'step_000001.p0.jsonl.zst', [_group('t')])
+
+  def found(cause):
+    wanted = showing.Wanted(first_cause=cause)
+    return [t.rollout for _, _, t in showing.find(epath.Path(tmp_path), wanted)]
+
+  assert found('') == [0, 1, 2]
+  assert found('late') == [1], 'a prompt that is too long'
+  assert found('format') == [], 'the first rollout succeeded all the same'
+  rows = [
+      row for one in showing.find(epath.Path(tmp_path), showing.Wanted())
+      for row in showing.rows(*one)
+  ]
+  assert [(r['first_cause'], r['mistakes']) for r in rows] == [
+      (None, ['selection']), (None, ['selection']), ('late', ['late']), (None, []),
+  ]
+  assert 'First cause: late' in showing.in_words(1, *(
+      (g.task, g.trajectories[1]) for g in [_group('t')]
+  ).__next__())
+
+
 def _group(task_id):
   task = records.Task(task_id, f'What of {task_id}?', ('42', 'forty-two'), 'f1')
   good = records.Trajectory(

@@ -197,6 +197,23 @@ def test_summary_report_and_metrics_know_of_worlds(done):
   assert json.loads(line)['world/rollouts'] == 4
 
 
+def test_first_causes_successes_and_the_unscored_are_all_rollouts(done):
+  summary = json.loads((done / 'summary.json').read_text())
+  assert summary['control/refusing_planner/mistakes/first_causes/false refusal'] > 0
+  for path in (done / 'evaluations').glob('*.json'):
+    found = json.loads(path.read_text())
+    said = found['mistakes']
+    causes = sum(said['first_causes'].values())
+    assert found['rollouts_requested'] == said['rollouts'], path.name
+    assert said['rollouts'] == said['unscored'] + said['success'] + causes
+    assert said['success'] == sum(i['reward'] == 1.0 for i in found['items'])
+    of_items = [i['first_cause'] for i in found['items'] if i['first_cause']]
+    assert len(of_items) == causes
+  (line,) = map(json.loads, (done / 'metrics.jsonl').read_text().splitlines())
+  causes = sum(n for k, n in line.items() if k.startswith('first_cause/'))
+  assert line['rollouts/scored'] == causes + 4 * line['reward/mean']
+
+
 def test_no_prompt_holds_a_plan_a_solution_or_a_seed(done):
   tokenizer = tokenizers.SentencePieceTokenizer(done / tokenizers.FILE)
   (path,) = (done / 'rollouts').iterdir()

@@ -50,6 +50,9 @@ def test_everything_a_run_promises_is_there(whole):
   assert [json.loads(l)['step'] for l in lines] == [1, 2, 3, 4]
   assert all(json.loads(l)['update/logprob_gap/max'] <= 1e-5 for l in lines)
   for line in map(json.loads, lines):
+    failed = sum(n for k, n in line.items() if k.startswith('first_cause/'))
+    right = line['reward/mean'] * line['rollouts/scored']
+    assert line['rollouts/scored'] == failed + round(right)
     for name in ('prefix_hits', 'device_idle', 'slots_used', 'pages_used'):
       assert 0 <= line[f'rate/{name}'] <= 1
     for name in (

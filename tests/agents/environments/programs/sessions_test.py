@@ -254,9 +254,10 @@ def test_cancelled_conversations_leave_no_socket_in_the_loop():
     for seconds in (0.0, 0.001, 0.02, 0.1):
       running = asyncio.ensure_future(made.run(first.state, '1', call, start))
       await asyncio.sleep(seconds)
-      running.cancel()
-      with pytest.raises(asyncio.CancelledError):
-        await running
+      # A fast machine may end the program before the last of these moments.
+      if running.cancel():
+        with pytest.raises(asyncio.CancelledError):
+          await running
     await asyncio.sleep(0.1)
     left = [
         key for key in loop._selector.get_map().values() if key.fd != loop._ssock.fileno()
