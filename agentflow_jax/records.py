@@ -471,11 +471,13 @@ class Verdict:
     results: results, in the order of the task's checks.
     changed: changes of the state, sorted, in words: 'table/key: column a -> b'.
     violations: those of `changed` that no check allows.
+    reward: number that the environment itself returned; None where it returns none.
   """
 
   results: tuple[CheckResult, ...]
   changed: tuple[str, ...] = ()
   violations: tuple[str, ...] = ()
+  reward: float | None = None
 
   @property
   def success(self) -> bool:

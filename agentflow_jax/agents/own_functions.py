@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import importlib.util
 import inspect
-import json
 import math
 import os
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from agentflow_jax import records
-from agentflow_jax.agents import child
+from agentflow_jax.agents import child, own_instances
 from agentflow_jax.agents.tools import base
 
 _WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'own_worker.py')
@@ -86,8 +85,11 @@ def caller(
   Args:
     function: function that a user wrote.
     kind: kind of the function: a 'tool' takes named arguments, a 'reward' takes a
-      task and an answer.
+      task and an answer, and an 'environment' is a class, which takes requests (see
+      own_instances).
   """
+  if kind == 'environment':
+    return own_instances.caller(function)
   if kind == 'tool':
     return lambda arguments: function(**arguments)
 
@@ -99,11 +101,11 @@ def caller(
   return score
 
 
-def text_of(value: Any) -> str:
-  """Returns a tool's result as text; a result that is no text becomes JSON."""
-  if isinstance(value, str):
+def result_of(value: Any, kind: str) -> Any:
+  """Returns what a function returned, as a value of JSON; raises what is wrong with it."""
+  if kind == 'environment':
     return value
-  return json.dumps(value, ensure_ascii=False, default=str)
+  return own_instances.text_of(value) if kind == 'tool' else reward_of(value)
 
 
 def reward_of(value: Any) -> float | dict[str, float]:
@@ -138,7 +140,7 @@ class Own:
   Args:
     path: path of the file that holds the function.
     name: name of the function.
-    kind: 'tool' or 'reward', as in `caller`.
+    kind: 'tool', 'reward' or 'environment', as in `caller`.
     seconds: time limit of one call [s], waiting for a process not included.
     processes: number of calls of a synchronous function at a time.
 
@@ -160,7 +162,7 @@ class Own:
           f' positive: {seconds}, {processes}'
       )
     self.function, self.version = load(path, name), digest(path)
-    if not inspect.isroutine(self.function):
+    if kind != 'environment' and not inspect.isroutine(self.function):
       raise LoadError(f'{path}: {name} is no function')
     is_async = inspect.iscoroutinefunction(self.function)
     if inspect.iscoroutinefunction(inspect.unwrap(self.function)) != is_async:
@@ -184,7 +186,7 @@ class Own:
       )
 
   async def __call__(self, arguments: Mapping[str, Any]) -> Any:
-    """Returns the function's result: a tool's text, or a reward or its parts.
+    """Returns the function's result: a tool's text, a reward or its parts, or a reply.
 
     Args:
       arguments: JSON values, as `caller` takes them.
@@ -217,7 +219,7 @@ class Own:
         raise Refused(str(e)) from e
       raise Failed(f'{self._name} raised {type(e).__name__}: {e}') from e
     try:
-      return text_of(value) if self._kind == 'tool' else reward_of(value)
+      return result_of(value, self._kind)
     except Exception as e:  # An invalid result is the function's mistake.
       raise Failed(f'{self._name} raised {type(e).__name__}: {e}') from e
 

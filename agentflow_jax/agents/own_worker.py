@@ -1,7 +1,7 @@
 """The child process that runs a user's own synchronous function.
 
-  argv: the module path as JSON, the function's file, its name, 'tool' or 'reward',
-    and the digest of the file
+  argv: the module path as JSON, the function's file, its name, its kind ('tool',
+    'reward' or 'environment'), and the digest of the file
 
     <- {"ready": true}
     -> {"arguments": {...}}
@@ -65,14 +65,12 @@ def _reply(call, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
   try:
     if inspect.isawaitable(value):
       raise TypeError('it returned an awaitable: name an `async def`')
-    if kind == 'reward':
-      return {'value': own_functions.reward_of(value)}
-    text = own_functions.text_of(value)
+    value = own_functions.result_of(value, kind)
   except Exception as e:  # An invalid result is the function's mistake.
     return {'failed': f'{type(e).__name__}: {e}'}
-  if len(text) > _LONGEST_TEXT:
-    text = f'{text[:_LONGEST_TEXT]}\n... (cut at {_LONGEST_TEXT} characters)'
-  return {'value': text}
+  if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+    value = f'{value[:_LONGEST_TEXT]}\n... (cut at {_LONGEST_TEXT} characters)'
+  return {'value': value}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from agentflow_jax.assembly import endpoints, engine_model, model_files
 from agentflow_jax.assembly import own_modules, rewards as rewards_lib
 from agentflow_jax.assembly import rule_reach, scripted_planners, task_sets, toolbox
 from agentflow_jax.assembly import worlds
-from agentflow_jax.config import consistency, roles as roles_lib, schema
+from agentflow_jax.config import consistency, own_code, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
 from agentflow_jax.files import old_names, paths
@@ -224,7 +224,10 @@ def build(
   _cache_compilations(workdir)
   processes = processes or processes_lib.Processes()
   tasks = processes.first(
-      lambda: task_sets.load(config.task_set, str(workdir / 'data'))
+      lambda: task_sets.load(
+          config.task_set, str(workdir / 'data'),
+          kind if own_code.is_own(kind := config.agent.environment.kind) else '',
+      )
   )
   trains = mesh is not None
   with contextlib.ExitStack() as stack:

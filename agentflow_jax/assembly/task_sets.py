@@ -10,6 +10,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import plan as plan_lib
+from agentflow_jax.agents.environments.own import environment as own
 from agentflow_jax.assembly import desk_data
 from agentflow_jax.config import own_code, schema
 from agentflow_jax.data import benchmarks, geohop, mixtures, rows, task_checks
@@ -54,8 +55,15 @@ class TaskSet:
   worlds: str = ''
 
 
-def load(config: schema.TaskSetConfig, data_dir: str) -> TaskSet:
+def load(
+    config: schema.TaskSetConfig, data_dir: str, environment: str = ''
+) -> TaskSet:
   """Loads the configured tasks; GeoHop is written below `data_dir` first.
+
+  Args:
+    config: the task set.
+    data_dir: directory that data sets are written to.
+    environment: PATH.py:CLASS of the environment of one's own; '' without one.
 
   Raises:
     ConfigError: a missing or malformed file; names the line.
@@ -75,13 +83,15 @@ def load(config: schema.TaskSetConfig, data_dir: str) -> TaskSet:
           f'task_set.evaluation: give the file of task_set.kind={config.kind}'
       )
     if config.kind == 'jsonl':
-      held_out = [read_jsonl(config.evaluation, config.reward)]
+      held_out = [read_jsonl(config.evaluation, config.reward, environment)]
     else:
       held_out, left_out = _benchmarks(config, data_dir)
     if config.kind == 'mixture':
       train, parts = _mixture(config.mixture, data_dir)
     else:
-      train = read_jsonl(config.train, config.reward) if config.train else []
+      train = []
+      if config.train:
+        train = read_jsonl(config.train, config.reward, environment)
     _check_overlap(train, held_out, config)
     splits = {'train': train, 'validation': held_out, 'test': held_out}
   validation = _some(splits['validation'], config.validation_items)
@@ -98,6 +108,7 @@ def load(config: schema.TaskSetConfig, data_dir: str) -> TaskSet:
 
 
 _SPLITS = ('train', 'validation', 'test')
+_FIELDS = ('query', 'answer', 'id', 'plans')  # Those of a task in a row.
 
 
 def _check_overlap(
@@ -176,7 +187,9 @@ def _mixture(
   return train, tuple(parts)
 
 
-def read_jsonl(path: str, reward: str) -> list[records.Task]:
+def read_jsonl(
+    path: str, reward: str, environment: str = ''
+) -> list[records.Task]:
   """Reads tasks from a JSONL file.
 
   Args:
@@ -186,6 +199,8 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
       good rollout: a list of {"sub_goal", "context", "tool"}, of which "context"
       may be left out.
     reward: name of the reward that scores them.
+    environment: PATH.py:CLASS of the environment of one's own that all other fields
+      of a row are for, and "answer" may then be left out; '' without one.
 
   Raises:
     ConfigError: missing, not JSON, or a row without its fields; names the line.
@@ -207,14 +222,18 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
       raise schema.ConfigError(f'{where}: "query" must be text')
     task_id = str(row.get('id', f'{stem}/{line.number:06d}'))
     try:
-      # A reward of one's own may need none.
-      if 'answer' not in row and not own_code.is_own(reward):
+      # A reward or an environment of one's own may need none.
+      needless = environment or own_code.is_own(reward)
+      if 'answer' not in row and not needless:
         raise ValueError('the field "answer" is missing')
       answers = benchmarks.answers(row['answer']) if 'answer' in row else ()
       tags = {} if 'plans' not in row else {'plans': _plans(row['plans'])}
       tasks.append(
           task_checks.checked(
-              records.Task(task_id, row['query'], answers, reward, tags)
+              records.Task(
+                  task_id, row['query'], answers, reward, tags,
+                  _own_world(row, environment) if environment else None,
+              )
           )
       )
     except ValueError as e:
@@ -225,6 +244,13 @@ def read_jsonl(path: str, reward: str) -> list[records.Task]:
   if not tasks:
     raise schema.ConfigError(f'{path} holds no task')
   return tasks
+
+
+def _own_world(row: Mapping[str, Any], environment: str) -> records.World:
+  """Returns the world of a row: what it says besides the fields of a task."""
+  name = own_code.parse(environment, 'agent.environment.kind').name
+  rest = {k: v for k, v in row.items() if k not in _FIELDS}
+  return records.World(name, {'row': rest}, checks=(own.CHECK,))
 
 
 def _plans(said: Any) -> str:

@@ -9,17 +9,19 @@ from typing import Any
 from absl import logging
 
 from agentflow_jax import records
-from agentflow_jax.agents import modules, recording as recording_lib
+from agentflow_jax.agents import language_model, modules, own_functions
+from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents.environments import answer_judge, base
 from agentflow_jax.agents.environments.programs import environment as programs
 from agentflow_jax.agents.environments.programs import monty_sessions
 from agentflow_jax.agents.environments.programs import replayed_sessions, sessions
 from agentflow_jax.agents.environments.desk import environment as desk
+from agentflow_jax.agents.environments.own import environment as own
 from agentflow_jax.agents.environments.sqlite import environment as sqlite
 from agentflow_jax.agents.tools import base as tools_base
 from agentflow_jax.agents.tools.python import sandbox
 from agentflow_jax.assembly import call_solutions, endpoints, task_sets
-from agentflow_jax.config import schema
+from agentflow_jax.config import own_code, schema
 
 # Warnings that are shown; the others are counted.
 _SHOWN = 3
@@ -63,6 +65,12 @@ def make(
   settings = config.agent.environment
   if not settings.kind:
     return None
+  if own_code.is_own(settings.kind):
+    environment = _own(settings)
+    every = (*tasks.train, *tasks.validation, *tasks.test)
+    _check(environment, every)
+    _try_own(settings, every[0])
+    return environment
   judge = None
   if settings.judge.base_url or settings.judge.preset:
     model = endpoints.connect(
@@ -84,6 +92,41 @@ def make(
         'agent.environment.judge is set, and no task has a check of kind "response"'
     )
   return environment
+
+
+def _own(settings: schema.EnvironmentConfig) -> own.OwnEnvironment:
+  """Returns the environment of a user's own class."""
+  name = own_code.parse(settings.kind, 'agent.environment.kind')
+  try:
+    return own.OwnEnvironment(
+        name.path, name.name, seconds=settings.seconds,
+        concurrency=settings.concurrency,
+    )
+  except own_functions.LoadError as e:
+    raise schema.ConfigError(f'agent.environment.kind: {e}') from e
+
+
+def _try_own(settings: schema.EnvironmentConfig, task: records.Task) -> None:
+  """Begins and judges one episode of a user's own class, so that mistakes show."""
+
+  async def tried():
+    # Its processes are of one event loop, so it is no other run's.
+    environment = _own(settings)
+    key = records.RequestKey(0, records.Purpose.EVALUATE, 0, task.id, 0)
+    try:
+      episode = await environment.open(task, key)
+      await episode.verify(records.Ending(records.Status.OUT_OF_TURNS))
+      await episode.close()
+    finally:
+      await environment.close()
+
+  with futures.ThreadPoolExecutor(1) as pool:  # A loop may be running here.
+    try:
+      pool.submit(asyncio.run, tried()).result()
+    except (base.Unreachable, language_model.Unreachable) as e:
+      raise schema.ConfigError(
+          f'agent.environment.kind: task {task.id!r}: {e}'
+      ) from e
 
 
 def with_programs(

@@ -119,7 +119,23 @@ def _check_worlds(config: schema.Config) -> None:
     raise schema.ConfigError(
         'task_set.kind=desk has tasks in worlds: set agent.environment.kind=desk'
     )
-  if kind and tasks != kind:
+  own = own_code.is_own(kind)
+  if kind not in ('', 'desk') and not own:
+    raise schema.ConfigError(
+        f"agent.environment.kind={kind}: give 'desk', or PATH.py:CLASS for a class of"
+        " your own"
+    )
+  if own and tasks != 'jsonl':
+    raise schema.ConfigError(
+        f'agent.environment.kind={kind} begins its episodes with the fields of your own'
+        f' rows, and task_set.kind={tasks} has none: set task_set.kind=jsonl'
+    )
+  if config.task_set.reward == 'environment' and not own:
+    raise schema.ConfigError(
+        'task_set.reward=environment is the number that a class of your own returns:'
+        ' set agent.environment.kind=PATH.py:CLASS'
+    )
+  if kind == 'desk' and tasks != kind:
     raise schema.ConfigError(
         f'agent.environment.kind={kind} opens worlds, and no task of'
         f' task_set.kind={tasks} has one: set task_set.kind={kind}'
@@ -154,9 +170,9 @@ def _check_reward(config: schema.Config) -> None:
         'reward.answer names the reward of the term answer: set both'
         ' reward.answer and a weight of answer in reward.weights, or neither'
     )
-  if answer == 'checks':
+  if answer in ('checks', 'environment'):
     raise schema.ConfigError(
-        'reward.answer=checks reads no answer: the terms success and pass_fraction are'
+        f'reward.answer={answer} reads no answer: the terms success and pass_fraction are'
         ' of the checks of a world'
     )
   if normalised and config.flow_grpo.advantage_over == 'rows':

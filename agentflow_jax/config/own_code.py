@@ -58,6 +58,8 @@ def names(config: schema.Config) -> dict[str, Name]:
       'task_set.reward': config.task_set.reward, 'reward.answer': config.reward.answer
   }
   said |= {field: one for field, one in rewards.items() if is_own(one)}
+  if is_own(config.agent.environment.kind):
+    said['agent.environment.kind'] = config.agent.environment.kind
   return {field: parse(one, field) for field, one in said.items() if one}
 
 

@@ -131,7 +131,8 @@ class TaskSetConfig:
       agent.environment.kind=desk). 'jsonl': the
       user's own tasks, one {"query": ..., "answer": a string or a list of
       alternatives} a row, with an optional "id", and optional "plans" to learn from
-      with algorithm='sft' (see assembly.task_sets.read_jsonl). 'benchmark':
+      with algorithm='sft' (see assembly.task_sets.read_jsonl); with an environment of
+      one's own, the other fields of a row begin its episode. 'benchmark':
       held-out tasks of published benchmarks. 'mixture': training tasks of several
       data sets, and held-out tasks of published benchmarks.
     benchmark: name of a benchmark (agentflow_jax.data.benchmarks), a comma list
@@ -351,15 +352,23 @@ class EnvironmentConfig:
   """The worlds in which tasks are carried out.
 
   Attributes:
-    kind: kind of the environment: '' for none, or 'desk' for the bundled desk that
-      lends and repairs equipment (task_set.kind=desk).
+    kind: kind of the environment: '' for none; 'desk' for the bundled desk that
+      lends and repairs equipment (task_set.kind=desk); or PATH.py:CLASS, for a class
+      of one's own (see agentflow_jax.agents.environments.own.environment), with
+      task_set.kind=jsonl and, for the number that it returns,
+      task_set.reward=environment.
+    seconds: time limit of one call of a method of one's own class [s].
+    concurrency: largest number of concurrent calls of such methods, where they are
+      synchronous.
     judge: endpoint of the language model that rates answers, for tasks with checks
       of kind 'response'.
     faults: probability that a call fails before it does anything, and asks to be tried
       again; drawn from the rollout's key.
   """
 
-  kind: Literal['', 'desk'] = ''
+  kind: str = ''
+  seconds: float = 30.0
+  concurrency: int = 4
   judge: EndpointConfig = EndpointConfig()
   faults: float = 0.0
 

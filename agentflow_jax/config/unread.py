@@ -32,11 +32,19 @@ def check_values(config: schema.Config) -> None:
       'task_set.tier': (config.task_set.tier, 'easy', kind == 'desk'),
       'task_set.distractors': (config.task_set.distractors, -1, kind == 'desk'),
       'agent.environment.faults': (
-          agent.environment.faults, 0.0, bool(agent.environment.kind)
+          agent.environment.faults, 0.0, agent.environment.kind == 'desk'
       ),
       'agent.environment.judge': (
           agent.environment.judge, default.agent.environment.judge,
-          bool(agent.environment.kind),
+          agent.environment.kind == 'desk',
+      ),
+      'agent.environment.seconds': (
+          agent.environment.seconds, default.agent.environment.seconds,
+          own_code.is_own(agent.environment.kind),
+      ),
+      'agent.environment.concurrency': (
+          agent.environment.concurrency, default.agent.environment.concurrency,
+          own_code.is_own(agent.environment.kind),
       ),
       'agent.tools.own_seconds': (
           agent.tools.own_seconds, default.agent.tools.own_seconds,

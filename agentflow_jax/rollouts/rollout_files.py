@@ -144,6 +144,8 @@ def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
   header = _plain(dataclasses.replace(trajectory, turns=()))
   del header['turns']
   header = _without(header, 'score', 'verdict', 'digest')
+  if 'verdict' in header and header['verdict']['reward'] is None:
+    del header['verdict']['reward']  # Few environments return one.
   yield {'kind': 'rollout', **header, **extras}
   before: tuple[int, ...] = ()
   for i, turn in enumerate(trajectory.turns):
@@ -237,6 +239,7 @@ def _verdict(row) -> records.Verdict:
       tuple(records.CheckResult(**result) for result in row['results']),
       tuple(row['changed']),
       tuple(row['violations']),
+      row.get('reward'),
   )
 
 

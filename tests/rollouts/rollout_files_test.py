@@ -185,7 +185,7 @@ def test_the_digest_ignores_times_and_nothing_else(tmp_path):
   assert digest(group) != digest(changed(turns=group.trajectories[0].turns[:2]))
 
 
-def _group_in_a_world():
+def _group_in_a_world(reward=None):
   world = records.World(
       'toy', {'seed': 'a', 'changes': [{'key': [1, 'x'], 'set': None}]}, 'Be kind.',
       ('find', 'move'),
@@ -212,6 +212,7 @@ def _group_in_a_world():
           (records.CheckResult('c', 'ending', True, 'ended by refuse'),
            records.CheckResult('d', 'state', None, 'no gym', True)),
           ('thing/T1: shelf "S1" -> "S2"',), ('thing/T1: shelf "S1" -> "S2"',),
+          reward,
       ),
       digest='ab' * 32,
   )
@@ -222,6 +223,13 @@ def test_worlds_verdicts_and_scores_read_back(tmp_path):
   path = epath.Path(tmp_path / 'x.jsonl.zst')
   rollout_files.write(path, [_group_in_a_world(), _group()])
   assert rollout_files.read(path) == [_group_in_a_world(), _group()]
+
+
+@pytest.mark.parametrize('reward', [None, 0.0, -2.5])
+def test_the_reward_of_an_environment_reads_back(tmp_path, reward):
+  path = epath.Path(tmp_path / 'x.jsonl.zst')
+  rollout_files.write(path, [_group_in_a_world(reward)])
+  assert rollout_files.read(path) == [_group_in_a_world(reward)]
 
 
 def test_schema_1_is_read():

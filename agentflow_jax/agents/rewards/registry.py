@@ -151,6 +151,24 @@ def _checks() -> Reward:
   )
 
 
+def _environment() -> Reward:
+  """Makes the reward that the environment of a world returns itself."""
+
+  async def score(task: records.Task, answer: str) -> float:
+    del answer
+    raise ValueError(f'task {task.id!r}: the environment was not asked')
+
+  def check(task: records.Task) -> None:
+    kinds = {c.kind for c in task.world.checks} if task.world else set()
+    if 'reward' not in kinds:
+      raise ValueError(
+          f'task {task.id!r}: reward {task.reward!r} needs an environment that returns'
+          ' one: set agent.environment.kind=PATH.py:CLASS'
+      )
+
+  return Reward('environment', score, check, of_world=lambda verdict: verdict.reward)
+
+
 _MAKERS: dict[str, Callable[[], Reward]] = {
     'exact_match': lambda: _reward_from(
         'exact_match', text.exact_match, check_answers
@@ -174,6 +192,7 @@ _MAKERS: dict[str, Callable[[], Reward]] = {
         'choice', choice.choice, choice.gold_label
     ),
     'checks': _checks,
+    'environment': _environment,
     'game24': lambda: _reward_of_task('game24', game24.game24, game24.given),
 }
 

@@ -60,8 +60,8 @@ def test_every_reward_reads_what_stands_behind_the_thoughts(
 
 def test_the_names():
   assert registry.names() == (
-      'checks', 'choice', 'contains', 'exact_match', 'exact_number', 'f1', 'game24',
-      'match_or_number', 'number', 'short_answer', 'symbolic',
+      'checks', 'choice', 'contains', 'environment', 'exact_match', 'exact_number',
+      'f1', 'game24', 'match_or_number', 'number', 'short_answer', 'symbolic',
   )
   # What is used in other files by name says the name back.
   for name in registry.names():
@@ -284,3 +284,18 @@ def test_the_reward_of_checks_reads_the_verdict_and_not_the_answer():
 
   found = [asyncio.run(score(*p)) for p in ((True,), (True, True), (True, False), ())]
   assert found == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_the_reward_of_an_environment_is_the_number_that_it_returned():
+  rewards = registry.Rewards(['environment'])
+
+  def asked(kind):
+    world = records.World('w', {}, checks=(records.Check('a', kind, {}),))
+    return records.Task('t', 'q', (), 'environment', world=world)
+
+  rewards.check(asked('reward'))
+  with pytest.raises(ValueError, match='needs an environment that returns one'):
+    rewards.check(asked('ending'))
+  verdict = records.Verdict((), reward=-0.25)
+  found = rewards(asked('reward'), _ending('5'), verdict)
+  assert asyncio.run(found) == -0.25

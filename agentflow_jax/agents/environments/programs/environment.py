@@ -7,17 +7,15 @@ functions of the program's namespace, which lives on over the turns of a rollout
 
 import builtins
 import dataclasses
-import hmac
 import json
 import keyword
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model, memory
 from agentflow_jax.agents import recording as recording_lib, tool_calls
-from agentflow_jax.agents.environments import base
+from agentflow_jax.agents.environments import base, signing
 from agentflow_jax.agents.environments.programs import sessions
 from agentflow_jax.agents.tools import base as tools_base
 from agentflow_jax.agents.tools.python import python_tool
@@ -28,8 +26,7 @@ FINAL_ANSWER = tools_base.Card(
     (tools_base.Argument('answer', 'the answer', 'any'),),
 )
 _PURPOSE = 'Runs a Python program; its names are kept for the next one.'
-_STATE = b'code episode 1\n'
-_SECRET = os.urandom(32)  # States are of this process.
+_STATE = b'code episode'
 # A program and its calls have limits of their own, and the rollout's deadline bounds the
 # wait for a sandbox, so this one ends only what is broken [s].
 _TIMEOUT = 3600.0
@@ -165,8 +162,7 @@ class _Episode:
       if inner is None:
         return None
     said = json.dumps([len(self._names), self.answer]).encode()
-    body = _STATE + said + b'\n' + self._names + inner
-    return hmac.digest(_SECRET, body, 'sha256') + body
+    return signing.signed(_STATE, said + b'\n' + self._names + inner)
 
   async def close(self) -> None:
     """See Episode.close."""
@@ -273,9 +269,6 @@ def _read(state: bytes) -> tuple[bytes, str | None, bytes]:
   Raises:
     ValueError: it is no state of an episode of this process.
   """
-  digest, body = state[:32], state[32:]
-  if not hmac.compare_digest(digest, hmac.digest(_SECRET, body, 'sha256')):
-    raise ValueError('this is no state of a code episode of this process')
-  header, _, rest = body.removeprefix(_STATE).partition(b'\n')
+  header, _, rest = signing.read(_STATE, state).partition(b'\n')
   size, answer = json.loads(header)
   return rest[:size], answer, rest[size:]

@@ -1,0 +1,1 @@
+"""Worlds that a user's own class makes."""
