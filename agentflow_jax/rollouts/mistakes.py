@@ -347,7 +347,6 @@ def _of_verdict(
 ) -> list[Mistake]:
   """Returns what the checks of a world show of a failed rollout."""
   verdict = trajectory.verdict
-  refused = trajectory.status is _Status.REFUSED
   failed = [r for r in verdict.results if not r.passed]
   said = '; '.join(f'{r.name}: {r.detail}' for r in failed)
   if world.feasible is False:
@@ -356,7 +355,7 @@ def _of_verdict(
           Mistake(Label.POLICY_VIOLATION, end, '; '.join(verdict.violations))
       ]
     return [Mistake(Label.MISSED_REFUSAL, end, said)]
-  if refused and (world.feasible or not any(r.kind == 'ending' for r in failed)):
+  if trajectory.status is _Status.REFUSED:
     return [Mistake(Label.FALSE_REFUSAL, end, said)]
   found = []
   if verdict.violations:

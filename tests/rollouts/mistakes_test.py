@@ -142,6 +142,11 @@ def test_each_label_is_the_first_cause_of_its_rollout(label):
   assert _cause(*_HAND_WRITTEN[label]) is label
 
 
+def test_what_was_cut_off_did_not_end_early():
+  found = mistakes.of_trajectory(*_HAND_WRITTEN[_Label.LATE])
+  assert [m.label for m in found] == [_Label.LATE]
+
+
 def test_every_label_has_a_rollout_and_one_level():
   assert list(_HAND_WRITTEN) == list(_Label)
   of_level = [k for labels in mistakes.LEVELS.values() for k in labels]

@@ -13,7 +13,6 @@ loop of the rollouts, and must not block it.
 
 import asyncio
 import base64
-import dataclasses
 import functools
 import hashlib
 import inspect
