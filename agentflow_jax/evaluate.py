@@ -41,10 +41,12 @@ _NAME = flags.DEFINE_string(
 _BENCHMARK = flags.DEFINE_string(
     'benchmark', '',
     'Asks a benchmark instead: 2wiki, aime24, amc23, bamboogle, gaia, gameof24,'
-    ' gpqa, hotpotqa, medqa, musique, several by commas, or all.',
+    ' gpqa, hotpotqa, medqa, musique, several by commas, or all; or enterpriseops.',
 )
 _DATA_DIR = flags.DEFINE_string(
-    'data_dir', '', 'Its JSON file, or a directory of NAME/data.json.'
+    'data_dir', '',
+    'Its JSON file, or a directory of NAME/data.json; of enterpriseops its rows or a'
+    ' directory of task files.'
 )
 _CONTROLS = flags.DEFINE_bool(
     'controls', False,

@@ -245,7 +245,10 @@ def build(
     # a process that fails here must not leave the others in what comes next.
     rewards, environment, tools, gazetteer = processes.together(lambda: (
         _rewards(config, tasks, recording, processes, judges),
-        worlds.make(config, tasks, recording, processes.count, judges),
+        worlds.make(
+            config, tasks, recording, processes.count, judges,
+            _local(workdir / 'environment' / f'p{processes.index}'),
+        ),
         box.make(),
         _gazetteer(config, tasks, box),
     ))
@@ -298,6 +301,11 @@ def build(
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
+
+
+def _local(path: epath.Path) -> str:
+  """Returns a path of this machine's disk; '' for one elsewhere."""
+  return '' if '://' in str(path) else str(path)
 
 
 def _prompt(config: schema.Config) -> prompts.PromptConfig:

@@ -11,7 +11,7 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.agents.environments.own import environment as own
-from agentflow_jax.assembly import desk_data
+from agentflow_jax.assembly import desk_data, enterpriseops_data
 from agentflow_jax.config import own_code, schema
 from agentflow_jax.data import benchmarks, geohop, mixtures, rows, task_checks
 from agentflow_jax.files import reading
@@ -73,6 +73,8 @@ def load(
     directory = epath.Path(data_dir) / f'desk_{config.tier}'
     splits, worlds = desk_data.load(directory, config.tier, config.distractors)
     splits |= {s: [splits[s]] for s in ('validation', 'test')}
+  elif config.kind == 'enterpriseops':
+    splits = _enterpriseops(config)
   elif config.kind == 'geohop':
     corpus = geohop.prepare(data_dir)
     splits = {s: geohop.load(data_dir, s) for s in _SPLITS}
@@ -105,6 +107,22 @@ def load(
       mixture=parts,
       worlds=str(worlds),
   )
+
+
+def _enterpriseops(config: schema.TaskSetConfig) -> dict[str, Any]:
+  """Returns the tasks of EnterpriseOps-Gym by split."""
+  if not config.evaluation:
+    raise schema.ConfigError(
+        'task_set.evaluation: give the rows or the directory of task files of'
+        ' EnterpriseOps-Gym'
+    )
+  try:
+    held_out = [enterpriseops_data.load(config.evaluation)]
+    train = enterpriseops_data.load(config.train) if config.train else []
+  except enterpriseops_data.MalformedTask as e:
+    raise schema.ConfigError(f'task_set: {e}') from e
+  _check_overlap(train, held_out, config)
+  return {'train': train, 'validation': held_out, 'test': held_out}
 
 
 _SPLITS = ('train', 'validation', 'test')

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import pathlib
 from concurrent import futures
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from agentflow_jax.agents.environments.programs import environment as programs
 from agentflow_jax.agents.environments.programs import monty_sessions
 from agentflow_jax.agents.environments.programs import replayed_sessions, sessions
 from agentflow_jax.agents.environments.desk import environment as desk
+from agentflow_jax.agents.environments.enterpriseops import (
+    environment as enterpriseops,
+)
 from agentflow_jax.agents.environments.own import environment as own
 from agentflow_jax.agents.environments.sqlite import environment as sqlite
 from agentflow_jax.agents.tools import base as tools_base
@@ -23,6 +27,8 @@ from agentflow_jax.agents.tools.python import sandbox
 from agentflow_jax.assembly import call_solutions, endpoints, task_sets
 from agentflow_jax.config import own_code, schema
 
+# Largest number of concurrent calls of a class, and of requests to servers.
+_CALLS, _REQUESTS = 4, 32
 # Warnings that are shown; the others are counted.
 _SHOWN = 3
 # Tasks whose solutions are played for the texts that a tokenizer is trained on.
@@ -48,6 +54,7 @@ def make(
     recording: recording_lib.Recording | None,
     processes: int,
     clients: list[Any],
+    directory: str = '',
 ) -> base.Environment | None:
   """Returns the environment of a config, with all tasks checked; None without one.
 
@@ -57,6 +64,8 @@ def make(
     recording: recording of the judge's ratings; None for none.
     processes: number of processes that share limits of hosts.
     clients: list that the judge's client is added to; its maker has to close it.
+    directory: local directory of this process, in which an environment may keep what
+      the next run has to know; '' for none.
 
   Raises:
     ConfigError: a task cannot be opened or verified, or the environment cannot hold
@@ -78,10 +87,18 @@ def make(
     )
     clients.append(model)
     judge = answer_judge.AnswerJudge(model)
-  environment = desk.make(
-      sqlite.seeds_below(tasks.worlds), tier=config.task_set.tier, judge=judge,
-      faults=settings.faults,
-  )
+  if settings.kind == enterpriseops.NAME:
+    environment = enterpriseops.EnterpriseOps(
+        settings.seeds, dict(one.split('=', 1) for one in settings.servers),
+        judge=judge, seconds=settings.seconds,
+        concurrency=settings.concurrency or _REQUESTS,
+        journal=pathlib.Path(directory, 'databases.jsonl') if directory else None,
+    )
+  else:
+    environment = desk.make(
+        sqlite.seeds_below(tasks.worlds), tier=config.task_set.tier, judge=judge,
+        faults=settings.faults,
+    )
   _check_capacity(environment, config)
   every = (*tasks.train, *tasks.validation, *tasks.test)
   _check(environment, every)
@@ -100,7 +117,7 @@ def _own(settings: schema.EnvironmentConfig) -> own.OwnEnvironment:
   try:
     return own.OwnEnvironment(
         name.path, name.name, seconds=settings.seconds,
-        concurrency=settings.concurrency,
+        concurrency=settings.concurrency or _CALLS,
     )
   except own_functions.LoadError as e:
     raise schema.ConfigError(f'agent.environment.kind: {e}') from e

@@ -12,6 +12,10 @@ from agentflow_jax.config import own_code, roles as roles_lib, schema, unread
 _FURTHER = {'executor': {'fields'}, 'verifier': {'world'}}
 
 
+# Kinds of tasks that an environment of the same name opens the worlds of.
+_WORLDS = ('desk', 'enterpriseops')
+
+
 def check(config: schema.Config) -> None:
   """Refuses what the chosen parts would ignore or cannot do (contract 7).
 
@@ -115,15 +119,15 @@ def _check_endpoint(config: schema.Config) -> None:
 def _check_worlds(config: schema.Config) -> None:
   """Refuses tasks in worlds that nothing opens, and what needs worlds without them."""
   kind, tasks = config.agent.environment.kind, config.task_set.kind
-  if tasks == 'desk' and kind != 'desk':
+  if tasks in _WORLDS and kind != tasks:
     raise schema.ConfigError(
-        'task_set.kind=desk has tasks in worlds: set agent.environment.kind=desk'
+        f'task_set.kind={tasks} has tasks in worlds: set agent.environment.kind={tasks}'
     )
   own = own_code.is_own(kind)
-  if kind not in ('', 'desk') and not own:
+  if kind not in ('', *_WORLDS) and not own:
     raise schema.ConfigError(
-        f"agent.environment.kind={kind}: give 'desk', or PATH.py:CLASS for a class of"
-        " your own"
+        f'agent.environment.kind={kind}: give {" or ".join(_WORLDS)}, or PATH.py:CLASS'
+        ' for a class of your own'
     )
   if own and tasks != 'jsonl':
     raise schema.ConfigError(
@@ -135,7 +139,7 @@ def _check_worlds(config: schema.Config) -> None:
         'task_set.reward=environment is the number that a class of your own returns:'
         ' set agent.environment.kind=PATH.py:CLASS'
     )
-  if kind == 'desk' and tasks != kind:
+  if kind in _WORLDS and tasks != kind:
     raise schema.ConfigError(
         f'agent.environment.kind={kind} opens worlds, and no task of'
         f' task_set.kind={tasks} has one: set task_set.kind={kind}'

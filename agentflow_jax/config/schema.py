@@ -128,7 +128,9 @@ class TaskSetConfig:
   Attributes:
     kind: kind of the task set. 'geohop': the built-in questions. 'desk': the
       built-in tasks of an equipment desk, each in a world of its own (with
-      agent.environment.kind=desk). 'jsonl': the
+      agent.environment.kind=desk). 'enterpriseops': tasks of EnterpriseOps-Gym (arXiv
+      2603.13594), in rows of JSONL or parquet or as task files (with
+      agent.environment.kind=enterpriseops). 'jsonl': the
       user's own tasks, one {"query": ..., "answer": a string or a list of
       alternatives} a row, with an optional "id", and optional "plans" to learn from
       with algorithm='sft' (see assembly.task_sets.read_jsonl); with an environment of
@@ -138,8 +140,8 @@ class TaskSetConfig:
     benchmark: name of a benchmark (agentflow_jax.data.benchmarks), a comma list
       of names, or 'all' for every benchmark of the directory `evaluation`. Used
       by the kinds 'benchmark' and 'mixture'.
-    train: path of the training tasks, in the rows of the kind 'jsonl'. Used by
-      the kinds 'jsonl' and 'benchmark'.
+    train: path of the training tasks, in the rows of the kind 'jsonl', or of the
+      kind 'enterpriseops'. Used by these kinds and 'benchmark'.
     mixture: training sources of the kind 'mixture'.
     evaluation: path of the held-out tasks, for every kind with files. With
       `benchmark` it is the benchmark's file, or a directory of NAME/data.json.
@@ -161,7 +163,9 @@ class TaskSetConfig:
       after training; 0 for all.
   """
 
-  kind: Literal['geohop', 'desk', 'jsonl', 'benchmark', 'mixture'] = 'geohop'
+  kind: Literal[
+      'geohop', 'desk', 'enterpriseops', 'jsonl', 'benchmark', 'mixture'
+  ] = 'geohop'
   benchmark: str = ''
   train: str = ''
   mixture: MixtureConfig = MixtureConfig()
@@ -353,13 +357,18 @@ class EnvironmentConfig:
 
   Attributes:
     kind: kind of the environment: '' for none; 'desk' for the bundled desk that
-      lends and repairs equipment (task_set.kind=desk); or PATH.py:CLASS, for a class
+      lends and repairs equipment (task_set.kind=desk); 'enterpriseops' for the
+      servers of EnterpriseOps-Gym (task_set.kind=enterpriseops); or PATH.py:CLASS, for
+      a class
       of one's own (see agentflow_jax.agents.environments.own.environment), with
       task_set.kind=jsonl and, for the number that it returns,
       task_set.reward=environment.
-    seconds: time limit of one call of a method of one's own class [s].
-    concurrency: largest number of concurrent calls of such methods, where they are
-      synchronous.
+    seconds: time limit of one call of a method of one's own class, or of one request
+      to a server, where seeding has ten times as long [s].
+    concurrency: largest number of concurrent calls of synchronous methods of one's own
+      class, or of requests to servers; 0 for 4 calls or 32 requests.
+    seeds: directory of the seeds of EnterpriseOps-Gym, the unpacked gym_dbs.zip.
+    servers: addresses of its servers instead of those of the tasks, as NAME=URL.
     judge: endpoint of the language model that rates answers, for tasks with checks
       of kind 'response'.
     faults: probability that a call fails before it does anything, and asks to be tried
@@ -368,7 +377,9 @@ class EnvironmentConfig:
 
   kind: str = ''
   seconds: float = 30.0
-  concurrency: int = 4
+  concurrency: int = 0
+  seeds: str = ''
+  servers: tuple[str, ...] = ()
   judge: EndpointConfig = EndpointConfig()
   faults: float = 0.0
 
@@ -377,6 +388,15 @@ class EnvironmentConfig:
       raise ConfigError(
           f'agent.environment.faults must be at least 0 and below 1: {self.faults}'
       )
+    if not self.seconds > 0 or self.concurrency < 0:
+      raise ConfigError(
+          'agent.environment: seconds must be above 0, and concurrency at least 0:'
+          f' {self.seconds}, {self.concurrency}'
+      )
+    for one in self.servers:
+      name, _, url = one.partition('=')
+      if not name or not url.startswith(('http://', 'https://')):
+        raise ConfigError(f'agent.environment.servers: write NAME=URL, not {one!r}')
 
 
 @dataclasses.dataclass(frozen=True)

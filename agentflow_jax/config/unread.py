@@ -16,8 +16,12 @@ def check_values(config: schema.Config) -> None:
   kind = config.task_set.kind
   rewards = (config.task_set.reward, config.reward.answer)
   files, one_file = kind not in ('geohop', 'desk'), kind in ('jsonl', 'benchmark')
+  world = agent.environment.kind
+  called = world == 'enterpriseops' or own_code.is_own(world)
   unread = {
-      'task_set.train': (config.task_set.train, '', one_file),
+      'task_set.train': (
+          config.task_set.train, '', one_file or kind == 'enterpriseops'
+      ),
       'task_set.evaluation': (config.task_set.evaluation, '', files),
       'task_set.reward': (
           config.task_set.reward, default.task_set.reward, one_file
@@ -32,19 +36,21 @@ def check_values(config: schema.Config) -> None:
       'task_set.tier': (config.task_set.tier, 'easy', kind == 'desk'),
       'task_set.distractors': (config.task_set.distractors, -1, kind == 'desk'),
       'agent.environment.faults': (
-          agent.environment.faults, 0.0, agent.environment.kind == 'desk'
+          agent.environment.faults, 0.0, world == 'desk'
       ),
       'agent.environment.judge': (
           agent.environment.judge, default.agent.environment.judge,
-          agent.environment.kind == 'desk',
+          world in ('desk', 'enterpriseops'),
       ),
       'agent.environment.seconds': (
-          agent.environment.seconds, default.agent.environment.seconds,
-          own_code.is_own(agent.environment.kind),
+          agent.environment.seconds, default.agent.environment.seconds, called
       ),
-      'agent.environment.concurrency': (
-          agent.environment.concurrency, default.agent.environment.concurrency,
-          own_code.is_own(agent.environment.kind),
+      'agent.environment.concurrency': (agent.environment.concurrency, 0, called),
+      'agent.environment.seeds': (
+          agent.environment.seeds, '', world == 'enterpriseops'
+      ),
+      'agent.environment.servers': (
+          agent.environment.servers, (), world == 'enterpriseops'
       ),
       'agent.tools.own_seconds': (
           agent.tools.own_seconds, default.agent.tools.own_seconds,

@@ -10,9 +10,13 @@ from typing import Any, Literal
 
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, recording
+from agentflow_jax.agents.environments.enterpriseops import (
+    environment as enterpriseops,
+)
 from agentflow_jax.assembly import endpoints, scripted_planners
 from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import overrides, roles, schema
+from agentflow_jax.evaluation import enterpriseops as scores
 from agentflow_jax.evaluation import evaluate as evaluation
 from agentflow_jax.report import benchmarks
 from agentflow_jax.rollouts import journal as journal_lib
@@ -74,15 +78,7 @@ def evaluate(
   if options.benchmark:
     if options.split != 'test':
       raise schema.ConfigError('--benchmark has one split: --split=test')
-    config = dataclasses.replace(
-        config,
-        task_set=schema.TaskSetConfig(
-            kind='benchmark',
-            benchmark=options.benchmark,
-            evaluation=options.data_dir,
-            test_items=0,
-        ),
-    )
+    config = _with_benchmark(config, options)
   elif options.data_dir:
     raise schema.ConfigError('--data_dir needs --benchmark')
   if options.limit is not None:
@@ -103,6 +99,26 @@ def evaluate(
       before = config
     config = overrides.with_planner(config, evaluated)
   return asyncio.run(_evaluate(config, before, directory, options))
+
+
+def _with_benchmark(
+    config: schema.Config, options: EvaluateOptions
+) -> schema.Config:
+  """Returns the config with the tasks of a benchmark."""
+  tasks = schema.TaskSetConfig(
+      kind='benchmark', benchmark=options.benchmark, evaluation=options.data_dir,
+      test_items=0,
+  )
+  if options.benchmark != enterpriseops.NAME:
+    return dataclasses.replace(config, task_set=tasks)
+  environment = dataclasses.replace(
+      config.agent.environment, kind=enterpriseops.NAME
+  )
+  return dataclasses.replace(
+      config,
+      task_set=dataclasses.replace(tasks, kind=enterpriseops.NAME, benchmark=''),
+      agent=dataclasses.replace(config.agent, environment=environment),
+  )
 
 
 def _by_protocol(
@@ -177,6 +193,8 @@ async def _evaluate(config, before, workdir, options) -> str:
         + (' (the same planner)' if of_it is value else '')
     )
   path = workdir / evaluation.DIRECTORY / f'{value["name"]}.json'
+  if 'enterpriseops' in value:
+    lines += [scores.table(value['enterpriseops']), value['enterpriseops_results']]
   return '\n'.join([*lines, str(path)])
 
 
@@ -276,6 +294,13 @@ def _save(
 ) -> dict[str, Mapping[str, Any]]:
   """Writes the file of an evaluation, or one each benchmark; returns them."""
   directory = workdir / evaluation.DIRECTORY
+  if any(g.task.world and g.task.world.environment == enterpriseops.NAME
+         for g in result.groups):
+    place = scores.write(workdir / scores.DIRECTORY / result.name, result.groups)
+    more = more | {
+        'enterpriseops': scores.by_mode_and_domain(result.groups),
+        'enterpriseops_results': str(place),
+    }
   if len(left_out) <= 1:
     lacks = sum(left_out.values())
     saved = evaluation.save(

@@ -13,6 +13,7 @@ The fields of a check's spec, by its kind:
              calls that failed count, as they do where this was published.
   response   sql_query, whose result a judge sees beside the answer,
              comparison_prompt, and minimum_comparison_value (of 1 to 10).
+             These two may name the server whose database is asked, gym_name.
   unchanged  allowed: list of {"table"; and optionally "change": 'added', 'removed'
              or 'changed', "keys": list of keys, "columns": list of columns, "most":
              largest number of such changes}. Every other change is a violation.
@@ -49,9 +50,9 @@ _NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     'reward': {},
 }
 _OPTIONAL: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    'state': {'comparison_type': str},
-    'calls': {'minimum_tool_calls': int},
-    'response': {'minimum_comparison_value': (int, float)},
+    'state': {'comparison_type': str, 'gym_name': str},
+    'calls': {'minimum_tool_calls': int, 'gym_name': str},
+    'response': {'minimum_comparison_value': (int, float), 'gym_name': str},
     'unchanged': {},
     'ending': {'rule': list, 'about': list},
     'reward': {'at_least': (int, float)},
@@ -166,10 +167,17 @@ def validate_world(world: records.World) -> None:
 
 def result_value(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
   """Returns the result of a query as a check compares it."""
-  found = [dict(zip(names, row)) for row in rows]
-  if len(found) == 1:
-    return next(iter(found[0].values())) if len(found[0]) == 1 else found[0]
-  return found
+  return value_of_rows([dict(zip(names, row)) for row in rows])
+
+
+def value_of_rows(rows: list[Any]) -> Any:
+  """Returns what rows are compared as: one row as itself, or as its one column."""
+  if len(rows) != 1:
+    return rows
+  row = rows[0]
+  if isinstance(row, Mapping) and len(row) == 1:
+    return next(iter(row.values()))
+  return row
 
 
 def compared(check: records.Check, actual: Any) -> records.CheckResult:

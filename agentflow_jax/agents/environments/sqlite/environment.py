@@ -103,6 +103,11 @@ class SqliteEnvironment:
               f'check {check.name!r} of kind "response" needs a judge: set'
               ' agent.environment.judge'
           )
+        if 'gym_name' in check.spec:
+          raise ValueError(
+              f'check {check.name!r}: a world of {self.name} has one database, and no'
+              ' gym_name'
+          )
         if check.kind == 'reward':
           raise ValueError(
               f'check {check.name!r}: {self.name} returns no reward of its own'
