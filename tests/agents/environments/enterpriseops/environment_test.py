@@ -318,6 +318,23 @@ def test_databases_of_a_killed_run_are_deleted_by_the_next(seeds, tmp_path):
                        for part in json.loads(line)}
 
 
+def test_what_is_left_of_the_same_rollout_is_deleted_before_it_begins_again(seeds):
+  with gym_server.GymServer() as server:
+    task = _task({'gym': server}, _TWO)
+
+    async def run():
+      made = _made(seeds)
+      lost = await made.open(task, _KEY)
+      await _call(lost, 'create_ticket', title='x')
+      again = await made.open(task, dataclasses.replace(_KEY, attempt=1, turn=2))
+      verdict = await again.verify(_END)
+      await again.close()
+      await made.close()
+      return verdict
+
+    assert asyncio.run(run()).success and not server.databases
+
+
 def test_addresses_of_the_config_replace_those_of_the_tasks(seeds):
   with gym_server.GymServer() as server:
     task = _task({'gym': server}, _TWO)
@@ -390,7 +407,7 @@ def test_a_replys_own_errors_are_for_the_model():
       {'result': {'error': 'bad call'}},
       {'result': {'content': [{'type': 'text', 'text': 'bad call'}], 'isError': True}},
   ):
-    with pytest.raises(tools_base.BadArguments, match='bad call'):
+    with pytest.raises(tools_base.BadArguments, match='^bad call$'):
       gym.text_of(reply, 'x')
   assert gym.text_of({'result': {'content': []}}, 'x') == 'The tool returned nothing.'
   assert gym.text_of({'result': {'a': 1}}, 'x') == '{"a": 1}'
