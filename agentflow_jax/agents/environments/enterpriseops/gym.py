@@ -227,9 +227,9 @@ def text_of(reply: Mapping[str, Any], tool: str) -> str:
   if isinstance(result, dict) and result.get('error'):
     error = result['error']  # HTTP 200, and no error of JSON-RPC.
   if error:
-    said = error.get('message') if isinstance(error, dict) else None
+    said = error.get('message') if isinstance(error, dict) else error
     raise tools_base.BadArguments(
-        str(said) if said else json.dumps(error, ensure_ascii=False)
+        said if isinstance(said, str) else json.dumps(error, ensure_ascii=False)
     )
   if not isinstance(result, dict) or not isinstance(result.get('content'), list):
     text = '' if result is None else json.dumps(result, ensure_ascii=False)
