@@ -31,6 +31,7 @@ def _run(module, *flags):
     [
         ('train', '--config'), ('evaluate', '--config'), ('solve', '--config'),
         ('export', '--model'), ('serve', '--port'), ('trajectories', '--status'),
+        ('openenv_tasks', '--reset'),
     ],
 )
 def test_help_says_what_and_how(module, flag):
@@ -38,7 +39,7 @@ def test_help_says_what_and_how(module, flag):
   assert done.returncode == 0 and not done.stderr
   assert f'\n  python -m agentflow_jax.{module}' in done.stdout
   assert f'\n  {flag}=' in done.stdout
-  takes_config = module not in ('export', 'trajectories')
+  takes_config = module not in ('export', 'trajectories', 'openenv_tasks')
   assert ('--config=VALUE' in done.stdout) == takes_config
   assert ('print_config\n' in done.stdout) == takes_config
 

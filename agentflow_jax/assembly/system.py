@@ -226,7 +226,7 @@ def build(
   tasks = processes.first(
       lambda: task_sets.load(
           config.task_set, str(workdir / 'data'),
-          kind if own_code.is_own(kind := config.agent.environment.kind) else '',
+          _world_of_rows(config.agent.environment.kind),
       )
   )
   trains = mesh is not None
@@ -301,6 +301,13 @@ def build(
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
+
+
+def _world_of_rows(kind: str) -> str:
+  """Returns the environment whose episodes the user's own rows begin; '' for none."""
+  if own_code.is_own(kind):
+    return own_code.parse(kind, 'agent.environment.kind').name
+  return kind if kind == 'openenv' else ''
 
 
 def _local(path: epath.Path) -> str:

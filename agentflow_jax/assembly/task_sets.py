@@ -63,7 +63,8 @@ def load(
   Args:
     config: the task set.
     data_dir: directory that data sets are written to.
-    environment: PATH.py:CLASS of the environment of one's own; '' without one.
+    environment: name of the environment that rows of one's own begin episodes of; ''
+      without one.
 
   Raises:
     ConfigError: a missing or malformed file; names the line.
@@ -217,8 +218,8 @@ def read_jsonl(
       good rollout: a list of {"sub_goal", "context", "tool"}, of which "context"
       may be left out.
     reward: name of the reward that scores them.
-    environment: PATH.py:CLASS of the environment of one's own that all other fields
-      of a row are for, and "answer" may then be left out; '' without one.
+    environment: name of the environment that all other fields of a row are for, and
+      "answer" may then be left out; '' without one.
 
   Raises:
     ConfigError: missing, not JSON, or a row without its fields; names the line.
@@ -266,9 +267,8 @@ def read_jsonl(
 
 def _own_world(row: Mapping[str, Any], environment: str) -> records.World:
   """Returns the world of a row: what it says besides the fields of a task."""
-  name = own_code.parse(environment, 'agent.environment.kind').name
   rest = {k: v for k, v in row.items() if k not in _FIELDS}
-  return records.World(name, {'row': rest}, checks=(own.CHECK,))
+  return records.World(environment, {'row': rest}, checks=(own.CHECK,))
 
 
 def _plans(said: Any) -> str:

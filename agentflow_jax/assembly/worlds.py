@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import pathlib
 from concurrent import futures
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -20,6 +20,7 @@ from agentflow_jax.agents.environments.desk import environment as desk
 from agentflow_jax.agents.environments.enterpriseops import (
     environment as enterpriseops,
 )
+from agentflow_jax.agents.environments.openenv import environment as openenv
 from agentflow_jax.agents.environments.own import environment as own
 from agentflow_jax.agents.environments.sqlite import environment as sqlite
 from agentflow_jax.agents.tools import base as tools_base
@@ -78,7 +79,19 @@ def make(
     environment = _own(settings)
     every = (*tasks.train, *tasks.validation, *tasks.test)
     _check(environment, every)
-    _try_own(settings, every[0])
+    _try_episode(lambda: _own(settings), every[0])
+    return environment
+  if settings.kind == openenv.NAME:
+    environment = openenv.OpenEnv(
+        settings.url, capacity=settings.capacity, seconds=settings.seconds,
+        total=settings.total,
+    )
+    _check_capacity(environment, config)
+    every = (*tasks.train, *tasks.validation, *tasks.test)
+    _check(environment, every)
+    _try_episode(lambda: openenv.OpenEnv(
+        settings.url, seconds=settings.seconds
+    ), every[0])
     return environment
   judge = None
   if settings.judge.base_url or settings.judge.preset:
@@ -123,12 +136,18 @@ def _own(settings: schema.EnvironmentConfig) -> own.OwnEnvironment:
     raise schema.ConfigError(f'agent.environment.kind: {e}') from e
 
 
-def _try_own(settings: schema.EnvironmentConfig, task: records.Task) -> None:
-  """Begins and judges one episode of a user's own class, so that mistakes show."""
+def _try_episode(
+    make_one: Callable[[], base.Environment], task: records.Task
+) -> None:
+  """Begins and judges one episode of an environment that is not ours.
+
+  Raises:
+    ConfigError: it failed, so that a mistake shows before anything compiles.
+  """
 
   async def tried():
-    # Its processes are of one event loop, so it is no other run's.
-    environment = _own(settings)
+    # Its processes and sockets are of one event loop, so it is not the run's.
+    environment = make_one()
     key = records.RequestKey(0, records.Purpose.EVALUATE, 0, task.id, 0)
     try:
       episode = await environment.open(task, key)
@@ -142,7 +161,7 @@ def _try_own(settings: schema.EnvironmentConfig, task: records.Task) -> None:
       pool.submit(asyncio.run, tried()).result()
     except (base.Unreachable, language_model.Unreachable) as e:
       raise schema.ConfigError(
-          f'agent.environment.kind: task {task.id!r}: {e}'
+          f'agent.environment: task {task.id!r}: {e}'
       ) from e
 
 

@@ -124,10 +124,16 @@ def _check_worlds(config: schema.Config) -> None:
         f'task_set.kind={tasks} has tasks in worlds: set agent.environment.kind={tasks}'
     )
   own = own_code.is_own(kind)
-  if kind not in ('', *_WORLDS) and not own:
+  if kind not in ('', 'openenv', *_WORLDS) and not own:
     raise schema.ConfigError(
-        f'agent.environment.kind={kind}: give {" or ".join(_WORLDS)}, or PATH.py:CLASS'
-        ' for a class of your own'
+        f'agent.environment.kind={kind}: give {", ".join(_WORLDS)} or openenv, or'
+        ' PATH.py:CLASS for a class of your own'
+    )
+  own = own or kind == 'openenv'
+  if kind == 'openenv' and not config.agent.environment.url:
+    raise schema.ConfigError(
+        'agent.environment.kind=openenv needs the address of a server: set'
+        ' agent.environment.url'
     )
   if own and tasks != 'jsonl':
     raise schema.ConfigError(
@@ -136,8 +142,8 @@ def _check_worlds(config: schema.Config) -> None:
     )
   if config.task_set.reward == 'environment' and not own:
     raise schema.ConfigError(
-        'task_set.reward=environment is the number that a class of your own returns:'
-        ' set agent.environment.kind=PATH.py:CLASS'
+        'task_set.reward=environment is the number that a class of your own or a server'
+        ' of OpenEnv returns: set agent.environment.kind=PATH.py:CLASS, or openenv'
     )
   if kind in _WORLDS and tasks != kind:
     raise schema.ConfigError(

@@ -358,8 +358,8 @@ class EnvironmentConfig:
   Attributes:
     kind: kind of the environment: '' for none; 'desk' for the bundled desk that
       lends and repairs equipment (task_set.kind=desk); 'enterpriseops' for the
-      servers of EnterpriseOps-Gym (task_set.kind=enterpriseops); or PATH.py:CLASS, for
-      a class
+      servers of EnterpriseOps-Gym (task_set.kind=enterpriseops); 'openenv' for a
+      server of OpenEnv; or PATH.py:CLASS, for a class
       of one's own (see agentflow_jax.agents.environments.own.environment), with
       task_set.kind=jsonl and, for the number that it returns,
       task_set.reward=environment.
@@ -367,6 +367,10 @@ class EnvironmentConfig:
       to a server, where seeding has ten times as long [s].
     concurrency: largest number of concurrent calls of synchronous methods of one's own
       class, or of requests to servers; 0 for 4 calls or 32 requests.
+    url: address of the server of OpenEnv.
+    capacity: number of episodes that this server has for one process of the run.
+    total: whether the reward of an episode on it is the sum of the rewards of its
+      steps; otherwise it is the last one.
     seeds: directory of the seeds of EnterpriseOps-Gym, the unpacked gym_dbs.zip.
     servers: addresses of its servers instead of those of the tasks, as NAME=URL.
     judge: endpoint of the language model that rates answers, for tasks with checks
@@ -378,6 +382,9 @@ class EnvironmentConfig:
   kind: str = ''
   seconds: float = 30.0
   concurrency: int = 0
+  url: str = ''
+  capacity: int = 1
+  total: bool = False
   seeds: str = ''
   servers: tuple[str, ...] = ()
   judge: EndpointConfig = EndpointConfig()
@@ -387,6 +394,14 @@ class EnvironmentConfig:
     if not 0 <= self.faults < 1:
       raise ConfigError(
           f'agent.environment.faults must be at least 0 and below 1: {self.faults}'
+      )
+    if self.capacity < 1:
+      raise ConfigError(
+          f'agent.environment.capacity must be at least 1: {self.capacity}'
+      )
+    if self.url and not self.url.startswith(('http://', 'https://')):
+      raise ConfigError(
+          f'agent.environment.url must begin with http:// or https://: {self.url}'
       )
     if not self.seconds > 0 or self.concurrency < 0:
       raise ConfigError(

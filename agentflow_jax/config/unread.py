@@ -17,7 +17,7 @@ def check_values(config: schema.Config) -> None:
   rewards = (config.task_set.reward, config.reward.answer)
   files, one_file = kind not in ('geohop', 'desk'), kind in ('jsonl', 'benchmark')
   world = agent.environment.kind
-  called = world == 'enterpriseops' or own_code.is_own(world)
+  called = world in ('enterpriseops', 'openenv') or own_code.is_own(world)
   unread = {
       'task_set.train': (
           config.task_set.train, '', one_file or kind == 'enterpriseops'
@@ -45,7 +45,16 @@ def check_values(config: schema.Config) -> None:
       'agent.environment.seconds': (
           agent.environment.seconds, default.agent.environment.seconds, called
       ),
-      'agent.environment.concurrency': (agent.environment.concurrency, 0, called),
+      'agent.environment.concurrency': (
+          agent.environment.concurrency, 0, called and world != 'openenv'
+      ),
+      'agent.environment.url': (agent.environment.url, '', world == 'openenv'),
+      'agent.environment.capacity': (
+          agent.environment.capacity, 1, world == 'openenv'
+      ),
+      'agent.environment.total': (
+          agent.environment.total, False, world == 'openenv'
+      ),
       'agent.environment.seeds': (
           agent.environment.seeds, '', world == 'enterpriseops'
       ),

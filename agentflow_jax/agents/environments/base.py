@@ -1,6 +1,7 @@
 """What an environment is: it opens an episode of a task's world for each rollout."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
@@ -34,6 +35,15 @@ class Brief:
   names: tuple[str, ...] = ()
   keys: str = ''
   date: str = ''
+
+
+def seed_of(task: records.Task) -> int:
+  """Returns a seed of 31 bits that all rollouts of a task share.
+
+  They are compared with each other, so chance must not give one of them another task.
+  """
+  digest = hashlib.blake2b(task.id.encode(), digest_size=4).digest()
+  return int.from_bytes(digest) >> 1
 
 
 class Episode(Protocol):

@@ -128,7 +128,7 @@ class OwnEnvironment:
         'do': 'reset', 'row': dict(task.world.state['row']),
         'offered': {
             'query': task.query, 'answers': list(task.answers),
-            'seed': key.words()[0],
+            'seed': base.seed_of(task),
         },
     }
     if state is not None:

@@ -265,7 +265,8 @@ def test_reset_and_verify_get_what_they_name(path):
     return episode.brief.policy, first, second
 
   policy, first, second = _with(path, 'Seeded', use)
-  assert policy == f'seed {_KEY.words()[0]}'
+  # That of the task: all its rollouts have the same.
+  assert policy == f'seed {base.seed_of(_task({}))}'
   assert [(r.name, r.passed) for r in first.results] == [
       ('answered', True), ('called', False)
   ]
