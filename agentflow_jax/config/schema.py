@@ -664,9 +664,12 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-  """Supervised warm start on traces of GeoHop's teacher, or of demonstrated plans.
+  """Supervised training on scripted rollouts, demonstrated plans, or successes of a run.
 
   Attributes:
+    rollouts: work directory of a run whose successful rollouts are learned from, such
+      as one of Flow-GRPO with a learning rate of 0; '' for scripted rollouts and
+      demonstrated plans.
     traces: number of scripted rollouts that are collected, one a task.
     rows_per_step: number of turn rows in a batch.
     rollouts_per_step: number of whole rollouts in a batch, whose turns share the
@@ -675,6 +678,7 @@ class SftConfig:
     loss: settings of the loss, see core.losses.
   """
 
+  rollouts: str = ''
   traces: int = 12000
   rows_per_step: int = 512
   rollouts_per_step: int = 0

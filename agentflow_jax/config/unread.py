@@ -119,7 +119,8 @@ def check_values(config: schema.Config) -> None:
     raise schema.ConfigError(
         f'agent.executor_templates: no tool {sorted(templates)} is enabled'
     )
-  if config.algorithm == 'sft' and kind not in ('geohop', 'desk', 'jsonl'):
+  scripted = config.algorithm == 'sft' and not config.sft.rollouts
+  if scripted and kind not in ('geohop', 'desk', 'jsonl'):
     raise schema.ConfigError(
         'algorithm=sft learns from a scripted teacher, or from rows with "plans":'
         ' task_set.kind must be geohop, desk or jsonl'
@@ -188,7 +189,10 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   else:
     yield 'flow_grpo', 'algorithm=flow_grpo'
     yield 'reward', 'algorithm=flow_grpo'
-    if config.task_set.kind not in ('geohop', 'desk'):
+    if config.sft.rollouts:
+      for name in ('teacher', 'sft.traces'):
+        yield name, "scripted rollouts, so sft.rollouts=''"
+    elif config.task_set.kind not in ('geohop', 'desk'):
       yield 'teacher', 'task_set.kind=geohop or desk'
     elif config.task_set.kind == 'desk':
       for name in ('search_instead', 'python_instead', 'wrong_what'):

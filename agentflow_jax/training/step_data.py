@@ -15,9 +15,12 @@ from agentflow_jax.assembly import scripted_planners, system as system_lib
 from agentflow_jax.config import schema
 from agentflow_jax.core import batch
 from agentflow_jax.rollouts import collect, journal as journal_lib
-from agentflow_jax.rollouts import rollout_files, totals
+from agentflow_jax.rollouts import mistakes, rollout_files, showing, totals
 from agentflow_jax.runtime import exits
 from agentflow_jax.training import difficulty, task_order, turn_rows
+
+# Rollouts whose texts and tokens are compared with the tokenizer.
+_COMPARED = 8
 
 OnDone = Callable[[records.Trajectory], None]
 
@@ -202,7 +205,8 @@ class TraceSource:
     if not turns:
       raise schema.ConfigError(
           'there is no turn to learn from: algorithm=sft needs tasks that carry'
-          ' their solution: task_set.kind=geohop or desk, or rows with "plans"'
+          ' their solution: task_set.kind=geohop or desk, or rows with "plans"; or'
+          ' set sft.rollouts to a run whose successes it learns from'
       )
     # Nothing below waits: without this, a request to stop would not be noticed.
     await self._system.processes.gathered(_nothing())
@@ -223,6 +227,12 @@ class TraceSource:
     config = self._system.config
     if self._path.exists():
       groups = rollout_files.read(self._path)
+    elif config.sft.rollouts:
+      groups = await asyncio.to_thread(
+          _successes, config.sft.rollouts, self._system
+      )
+      if self._system.processes.is_primary:
+        await asyncio.to_thread(rollout_files.write, self._path, groups)
     else:
       tasks, script = self._system.tasks.train, scripted_planners.demonstrated
       if config.task_set.kind in ('geohop', 'desk'):
@@ -242,9 +252,54 @@ class TraceSource:
       )
       if self._system.processes.is_primary:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
-    if config.task_set.kind not in ('geohop', 'desk'):
+    if config.task_set.kind not in ('geohop', 'desk') and not config.sft.rollouts:
       return [_demonstrated(group) for group in groups]
     return [t.turns for g in groups for t in g.trajectories]
+
+
+def _successes(
+    workdir: str, system: system_lib.System
+) -> list[records.Group]:
+  """Returns the successful rollouts of a run, by task, in their order.
+
+  Args:
+    workdir: work directory of the run.
+    system: system with the planner that learns from them.
+
+  Raises:
+    ConfigError: there are no rollouts, none succeeded, or their tokens are those of
+      another tokenizer.
+  """
+  groups, count, tokenizer = [], 0, system.tokenizer
+  try:
+    for _, task, trajectory in showing.find(
+        epath.Path(workdir), showing.Wanted(step=0)
+    ):
+      count += 1
+      if mistakes.is_success(trajectory):
+        groups.append(records.Group(task, (trajectory,)))
+  except rollout_files.RecordError as e:
+    raise schema.ConfigError(f'sft.rollouts={workdir}: {e}') from e
+  if not groups:
+    raise schema.ConfigError(
+        f'sft.rollouts={workdir}: none of {count} rollouts succeeded, so there is'
+        ' nothing to learn from'
+    )
+  for completion in (
+      turn.completion for group in groups[:_COMPARED]
+      for turn in group.trajectories[0].turns
+  ):
+    ids = completion.response_ids
+    same = max(ids, default=0) < tokenizer.vocab_size and (
+        tokenizer.decode(ids) == completion.text
+    )
+    if not same:
+      raise schema.ConfigError(
+          f'sft.rollouts={workdir}: its tokens are of another tokenizer: set'
+          ' planner.directory to the planner that sampled them'
+      )
+  logging.info('learning from %d successes of %d rollouts', len(groups), count)
+  return groups
 
 
 async def _nothing() -> bytes:
