@@ -2,7 +2,8 @@ r"""Evaluates a planner on held-out tasks.
 
   python -m agentflow_jax.evaluate --config=experiments/X.py --workdir=DIR \
       [--planner=DIR] [--split=test] [--limit=N] [--trials=N | --greedy] \
-      [--protocol=paper] [--controls] [--benchmark=NAME --data_dir=PATH]
+      [--protocol=paper] [--controls] [--benchmark=NAME --data_dir=PATH] \
+      [--injection=bundled]
 
 Evaluates the planner that a run in --workdir ended with, or --planner, on the
 config's own tasks or on a published benchmark. Writes evaluations/NAME.json below
@@ -18,39 +19,45 @@ from agentflow_jax.runtime import command_line
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'A run, and where results go; a path or gs:// URL.'
 )
-_PLANNER = flags.DEFINE_string(
+_FLAGS = {}  # Those that are fields of EvaluateOptions.
+_FLAGS['planner'] = flags.DEFINE_string(
     'planner', '', "A planner directory; '' for the run's own, WORKDIR/planner."
 )
-_SPLIT = flags.DEFINE_enum(
+_FLAGS['split'] = flags.DEFINE_enum(
     'split', 'test', ['validation', 'test'], 'Which tasks.'
 )
-_LIMIT = flags.DEFINE_integer(
+_FLAGS['limit'] = flags.DEFINE_integer(
     'limit', None, "Tasks at most, instead of the config's; 0 for all."
 )
-_TRIALS = flags.DEFINE_integer(
+_FLAGS['trials'] = flags.DEFINE_integer(
     'trials', None, "Sampled rollouts a task; the protocol's, or 1."
 )
-_PROTOCOL = flags.DEFINE_enum(
+_FLAGS['protocol'] = flags.DEFINE_enum(
     'protocol', 'config', ['config', 'paper'],
     'paper: at most 10 turns, temperature 0.7, three trials.',
 )
-_GREEDY = flags.DEFINE_bool('greedy', False, 'Temperature 0 instead.')
-_NAME = flags.DEFINE_string(
+_FLAGS['greedy'] = flags.DEFINE_bool('greedy', False, 'Temperature 0 instead.')
+_FLAGS['name'] = flags.DEFINE_string(
     'name', '', "Of the result file; '' for the benchmark's, or 'evaluation'."
 )
-_BENCHMARK = flags.DEFINE_string(
+_FLAGS['benchmark'] = flags.DEFINE_string(
     'benchmark', '',
     'Asks a benchmark instead: 2wiki, aime24, amc23, bamboogle, gaia, gameof24,'
     ' gpqa, hotpotqa, medqa, musique, several by commas, or all; or enterpriseops.',
 )
-_DATA_DIR = flags.DEFINE_string(
+_FLAGS['data_dir'] = flags.DEFINE_string(
     'data_dir', '',
     'Its JSON file, or a directory of NAME/data.json; of enterpriseops its rows or a'
     ' directory of task files.'
 )
-_CONTROLS = flags.DEFINE_bool(
+_FLAGS['controls'] = flags.DEFINE_bool(
     'controls', False,
     'Evaluates the planner before training and a random one, too.',
+)
+_FLAGS['injection'] = flags.DEFINE_string(
+    'injection', '',
+    "Plants hostile texts into what tools say, a strategy at a time: 'bundled', or a"
+    ' JSONL file of {"strategy", "place", "text"}.',
 )
 
 
@@ -60,18 +67,7 @@ def main(argv):
   # Imported late: --help and config errors should not wait for JAX.
   from agentflow_jax.evaluation import command
 
-  options = command.EvaluateOptions(
-      planner=_PLANNER.value,
-      split=_SPLIT.value,
-      limit=_LIMIT.value,
-      trials=_TRIALS.value,
-      greedy=_GREEDY.value,
-      protocol=_PROTOCOL.value,
-      name=_NAME.value,
-      benchmark=_BENCHMARK.value,
-      data_dir=_DATA_DIR.value,
-      controls=_CONTROLS.value,
-  )
+  options = command.EvaluateOptions(**{k: flag.value for k, flag in _FLAGS.items()})
   print(command.evaluate(config, _WORKDIR.value, options))
 
 

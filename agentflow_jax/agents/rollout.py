@@ -90,6 +90,9 @@ class Agent:
       and a program (see agents.plan).
     unknown_tool: consequence of a plan that names no existing tool: 'end' ends the
       rollout as unparseable, 'tell' puts an error into memory and goes on.
+    plant: function from a task and the tools of its rollout to the tools instead, for
+      evaluations with planted texts (see agents.injection); None for the tools as they
+      are.
   """
 
   planner: modules.Planner
@@ -111,6 +114,9 @@ class Agent:
   forfeit: records.Score | None = None
   plan_format: Literal['fields', 'code'] = 'fields'
   unknown_tool: Literal['end', 'tell'] = 'end'
+  plant: (
+      Callable[[records.Task, Mapping[str, base.Tool]], Mapping[str, base.Tool]] | None
+  ) = None
 
   @property
   def cards(self) -> tuple[base.Card, ...]:
@@ -282,6 +288,8 @@ async def _entered(
 ) -> tuple[Agent, environments.Brief]:
   """Opens the episode of a rollout; returns the agent with its tools and names."""
   if agent.environment is None:
+    if agent.plant is not None:
+      agent = dataclasses.replace(agent, tools=agent.plant(task, agent.tools))
     return agent, environments.Brief()
   with progress.timed('environment/open'):
     try:
@@ -296,6 +304,8 @@ async def _entered(
   if gazetteer is not None:
     gazetteer = references_lib.gazetteer(brief.names, brief.keys, gazetteer)
   tools = {**agent.tools, **episode.tools}
+  if agent.plant is not None:
+    tools = agent.plant(task, tools)
   return dataclasses.replace(agent, tools=tools, gazetteer=gazetteer), brief
 
 
