@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import re
+from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.agents import judge, language_model, thoughts
-from agentflow_jax.agents.environments import base
+from agentflow_jax.agents.environments import base, checks
 
 # A change of it changes every request, so that no cached rating outlives it.
 _INSTRUCTION = """\
@@ -31,6 +32,28 @@ class AnswerJudge:
 
   model: language_model.LanguageModel
   max_new_tokens: int = 256
+
+  async def check(
+      self, check: records.Check, facts: Any, answer: str, key: records.RequestKey
+  ) -> records.CheckResult:
+    """Makes a check of kind 'response'.
+
+    Args:
+      check: check to make.
+      facts: result of the check's query, as a value of JSON.
+      answer: text to rate, see `rate`.
+      key: request key of the rollout.
+
+    Raises:
+      JudgeUnreachable: see `rate`.
+    """
+    rating = await self.rate(
+        check.spec['comparison_prompt'], json.dumps(facts, default=str), answer, key
+    )
+    return records.CheckResult(
+        check.name, check.kind, rating >= checks.minimum_rating(check),
+        f'rated {rating} of 10',
+    )
 
   async def rate(
       self, condition: str, facts: str, answer: str, key: records.RequestKey

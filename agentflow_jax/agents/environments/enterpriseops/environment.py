@@ -265,14 +265,7 @@ class _Episode:
       facts = await one.sql(check.spec['sql_query'])
     except ValueError as e:
       return checks.failed(check, str(e))
-    rating = await self._environment.judge.rate(
-        check.spec['comparison_prompt'], json.dumps(facts, default=str), answer,
-        self._key,
-    )
-    return records.CheckResult(
-        check.name, check.kind, rating >= checks.minimum_rating(check),
-        f'rated {rating} of 10',
-    )
+    return await self._environment.judge.check(check, facts, answer, self._key)
 
   async def digest(self) -> str:
     """See Episode.digest: a server does not show all of its state."""

@@ -13,7 +13,6 @@ the task as headers. A server answers a method that it does not know with HTTP 2
 import dataclasses
 import json
 import re
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -234,13 +233,7 @@ def text_of(reply: Mapping[str, Any], tool: str) -> str:
   if not isinstance(result, dict) or not isinstance(result.get('content'), list):
     text = '' if result is None else json.dumps(result, ensure_ascii=False)
   else:
-    text = cards.text(types.SimpleNamespace(
-        content=[
-            types.SimpleNamespace(**{'type': '', **block})
-            for block in result['content'] if isinstance(block, dict)
-        ],
-        structured_content=result.get('structuredContent'),
-    ))
+    text = cards.text_of_json(result)
   is_error = isinstance(result, dict) and result.get('isError')
   if is_error or reads_as_error(text):
     raise tools_base.BadArguments(text or f'{tool} failed and does not say why')

@@ -11,7 +11,6 @@ import asyncio
 import dataclasses
 import functools
 import json
-import types
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -257,13 +256,7 @@ def tool_text(result: Any) -> str:
     BadArguments: the result says that it is an error.
   """
   if isinstance(result, dict) and isinstance(result.get('content'), list):
-    text = cards.text(types.SimpleNamespace(
-        content=[
-            types.SimpleNamespace(**{'type': '', **block})
-            for block in result['content'] if isinstance(block, dict)
-        ],
-        structured_content=result.get('structured_content'),
-    ))
+    text = cards.text_of_json(result)
     if result.get('is_error'):
       raise tools_base.BadArguments(text or 'the tool failed and does not say why')
   else:

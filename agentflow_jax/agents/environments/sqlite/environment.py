@@ -326,14 +326,7 @@ class _Episode:
       facts = _result(check.spec['sql_query'], final)
     except database.Refused as e:
       return checks.failed(check, str(e))
-    rating = await self._environment.judge.rate(
-        check.spec['comparison_prompt'], json.dumps(facts, default=str), answer,
-        self._key,
-    )
-    return records.CheckResult(
-        check.name, check.kind, rating >= checks.minimum_rating(check),
-        f'rated {rating} of 10',
-    )
+    return await self._environment.judge.check(check, facts, answer, self._key)
 
 
 @contextlib.contextmanager

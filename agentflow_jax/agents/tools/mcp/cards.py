@@ -6,6 +6,7 @@ shortened, and spells no control token.
 
 import json
 import re
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,6 +108,21 @@ def text(result: Any) -> str:
   ):
     parts.insert(0, json.dumps(structured, ensure_ascii=False))
   return '\n'.join(parts).strip()
+
+
+def text_of_json(result: Mapping[str, Any]) -> str:
+  """Returns the text of a result that came as JSON, see `text`."""
+  blocks = result.get('content')
+  return text(types.SimpleNamespace(
+      content=[
+          types.SimpleNamespace(**{'type': '', **block})
+          for block in (blocks if isinstance(blocks, list) else ())
+          if isinstance(block, dict)
+      ],
+      structured_content=result.get(
+          'structuredContent', result.get('structured_content')
+      ),
+  ))
 
 
 def _is_blank(text: str) -> bool:

@@ -8,11 +8,11 @@ import json
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import fakes, modules, rollout
+from agentflow_jax.agents import rollout
 from agentflow_jax.agents.environments import base, checks
 from agentflow_jax.agents.environments.enterpriseops import environment, gym
-from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools import base as tools_base
+from tests.agents.environments import players
 from tests.agents.environments.enterpriseops import gym_server
 
 _KEY = records.RequestKey(0, records.Purpose.EVALUATE, 0, 't', 0)
@@ -199,23 +199,8 @@ def test_a_server_that_cannot_delete_is_no_failure(seeds):
     assert len(server.databases) == 1
 
 
-def _agent(made, *plans, **config):
-  rewards = registry.Rewards(['checks'])
-  plans = [
-      f'Sub-Goal: do\nContext: {context}\nTool Name: {tool}' for tool, context in plans
-  ]
-
-  async def reward(task, ending, verdict):
-    return await rewards(task, ending, verdict)
-
-  return fakes.make_agent(
-      fakes.FakeLanguageModel({'planner': plans}), (),
-      rollout.RolloutConfig(**(
-          {'max_turns': 2, 'answer_when_out_of_turns': False} | config
-      )),
-      executor=modules.FieldExecutor(), verifier=modules.WorldVerifier(),
-      environment=made, reward=reward,
-  )
+def _agent(made, *plans):
+  return players.agent(made, *plans, reward='checks', max_turns=2)
 
 
 def test_rollouts_at_once_do_not_meet_and_neither_do_two_runs(seeds):

@@ -11,11 +11,11 @@ import time
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import fakes, modules, rollout
+from agentflow_jax.agents import rollout
 from agentflow_jax.agents.environments import base
 from agentflow_jax.agents.environments.openenv import environment
-from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools import base as tools_base
+from tests.agents.environments import players
 from tests.agents.environments.openenv import openenv_server
 
 _KEY = records.RequestKey(0, records.Purpose.TRAIN, 1, 't', 0)
@@ -119,29 +119,13 @@ def test_a_full_server_a_refused_reset_and_one_that_is_gone_are_unreachable():
     _with(server.url, _task(), use)
 
 
-def _agent(made, *plans):
-  rewards = registry.Rewards(['environment'])
-  plans = [
-      f'Sub-Goal: do\nContext: {context}\nTool Name: {tool}' for tool, context in plans
-  ]
-
-  async def reward(task, ending, verdict):
-    return await rewards(task, ending, verdict)
-
-  return fakes.make_agent(
-      fakes.FakeLanguageModel({'planner': plans}), (),
-      rollout.RolloutConfig(max_turns=3, answer_when_out_of_turns=False),
-      executor=modules.FieldExecutor(), verifier=modules.WorldVerifier(),
-      environment=made, reward=reward,
-  )
-
-
 def _rollouts(url, count, *plans, capacity=64, seconds=20.0, **row):
   async def run():
     made = environment.OpenEnv(url, capacity=capacity, seconds=seconds)
     return await asyncio.gather(*(
         rollout.rollout(
-            _agent(made, *plans), _task(**row), dataclasses.replace(_KEY, rollout=i)
+            players.agent(made, *plans, max_turns=3), _task(**row),
+            dataclasses.replace(_KEY, rollout=i),
         )
         for i in range(count)
     ))
@@ -183,7 +167,8 @@ def _cancelled(url, count, capacity):
     plans = [('add', 'n=1'), ('look', ''), ('add', 'n=1')]
     running = [
         asyncio.ensure_future(rollout.rollout(
-            _agent(made, *plans), _task(), dataclasses.replace(_KEY, rollout=i)
+            players.agent(made, *plans, max_turns=3), _task(),
+            dataclasses.replace(_KEY, rollout=i),
         ))
         for i in range(count)
     ]

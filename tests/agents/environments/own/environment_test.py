@@ -6,11 +6,11 @@ import pathlib
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import fakes, modules, own_functions, own_instances, rollout
+from agentflow_jax.agents import own_functions, own_instances, rollout
 from agentflow_jax.agents.environments import base
 from agentflow_jax.agents.environments.own import environment as own
-from agentflow_jax.agents.rewards import registry
 from agentflow_jax.agents.tools import base as tools_base
+from tests.agents.environments import players
 
 _ROOT = pathlib.Path(__file__).resolve().parents[4]
 _TILL = _ROOT / 'experiments' / 'own_environment.py'
@@ -363,26 +363,11 @@ def test_other_verdicts_are_refused(said):
 
 
 def _played(*plans, row=None):
-  plans = [
-      f'Sub-Goal: do\nContext: {context}\nTool Name: {tool}' for tool, context in plans
-  ]
-
   async def run():
     made = own.OwnEnvironment(str(_TILL), 'Till', seconds=20.0, concurrency=1)
-    rewards = registry.Rewards(['environment'])
-
-    async def reward(task, ending, verdict):
-      return await rewards(task, ending, verdict)
-
-    agent = fakes.make_agent(
-        fakes.FakeLanguageModel({'planner': plans}), (),
-        rollout.RolloutConfig(max_turns=5, answer_when_out_of_turns=False),
-        executor=modules.FieldExecutor(), verifier=modules.WorldVerifier(),
-        environment=made, reward=reward,
-    )
     task = _task(row or {'price': 35, 'coins': [20, 10, 5, 5]})
     try:
-      return await rollout.rollout(agent, task, _KEY)
+      return await rollout.rollout(players.agent(made, *plans), task, _KEY)
     finally:
       await made.close()
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents.environments import base, checks
+from agentflow_jax.agents.environments import answer_judge, base, checks
 from agentflow_jax.agents.environments.sqlite import database, differences
 from agentflow_jax.agents.environments.sqlite import environment as environments
 from agentflow_jax.agents.environments.sqlite import seeds
@@ -458,7 +458,7 @@ def test_seeds_are_read_from_files(tmp_path):
 
 
 def test_answers_are_rated_by_a_judge():
-  class Judge:
+  class Judge(answer_judge.AnswerJudge):
     async def rate(self, condition, facts, answer, key):
       assert (condition, json.loads(facts), key) == ('polite?', 3, toy_world.key())
       if answer == 'lost':
@@ -468,7 +468,7 @@ def test_answers_are_rated_by_a_judge():
   task = toy_world.task((records.Check('r', 'response', {
       'sql_query': 'select count(*) from thing', 'comparison_prompt': 'polite?',
   }),))
-  environment = toy_world.make(judge=Judge())
+  environment = toy_world.make(judge=Judge(None))
   for answer, passed in (('done', True), ('no', False)):
     verdict, _, _ = _play(
         environment=environment, task=task,
