@@ -1,17 +1,23 @@
 """The supervised warm start of the desk's planner, whose weights we ship.
 
 A small transformer learns to write calls from a scripted teacher that errs (its error
-rates are below and in every report); Flow-GRPO starts from it (desk.py). Before a call
-that changes something, the teacher holds the goal against the rules in force, with their
-facts: "limit 1 3 ok, service 2 4 no".
+rates are below and in every report); Flow-GRPO starts from it (desk.py). The teacher takes
+the forbidden way in 60% of the tasks that cannot be carried out, and ends in a quarter of
+its turns before the work is done, so that there is something to unlearn. Before a call
+that changes something, it holds the goal against the rules in force, with their facts:
+"limit 1 3 ok, service 2 4 no".
 
   python -m agentflow_jax.train --config=experiments/desk_warm_start.py \
       --workdir=runs/desk_warm_start
   cp runs/desk_warm_start/planner/* experiments/desk_planner/
 
-Cost: about 32 minutes on 2 cores. Measured, one seed: 55% greedy and 18% sampled at
-temperature 1 of 100 validation tasks; 32% and 14% of 100 test tasks, whose people, things,
-worlds, and in part wordings and compositions, are new.
+Cost: about 45 minutes on 2 cores. Measured, one seed: 14% sampled at temperature 1 and 49%
+greedy of 100 validation tasks; 6% and 37% of 100 test tasks, whose people, things, worlds,
+and in part wordings and compositions, are new. The teacher itself succeeds in 43%: copying
+the number of a mention is what a network of this size learns last.
+
+An earlier design had a careful teacher (30% forbidden ways, 5% early ends, 900 steps): 18%
+sampled and 55% greedy of the validation tasks, from which Flow-GRPO learned more slowly.
 """
 
 from agentflow_jax.config import schema as c
@@ -67,25 +73,25 @@ def get_config() -> c.Config:
           learning_rate=2e-3,
           schedule='cosine',
           warmup_steps=50,
-          total_steps=900,
+          total_steps=1500,
           b2=0.95,
           max_grad_norm=1.0,
       ),
       batch=c.BatchConfig(tokens_per_row=576, rows_per_micro=8),
-      train=c.TrainConfig(steps=900, checkpoint_every=150),
+      train=c.TrainConfig(steps=1500, checkpoint_every=150),
       teacher=c.TeacherConfig(
           search_instead=0.0,
           python_instead=0.0,
           wrong_what=0.0,
           wrong_tool=0.02,
-          wrong_reference=0.03,
-          early_answer=0.05,
+          wrong_reference=0.02,
+          early_answer=0.25,
           late_answer=0.03,
-          wrong_way=0.3,
+          wrong_way=0.6,
       ),
       sft=c.SftConfig(
           traces=8000, rollouts_per_step=16, prompt_weight=0.05,
           loss=c.SftLossConfig(z_loss=1e-3),
       ),
-      evaluation=c.EvaluationConfig(every=150, controls=False),
+      evaluation=c.EvaluationConfig(every=500, controls=False),
   )
