@@ -53,6 +53,15 @@ def shape_of(found: Any, name: str) -> Shape:
       for part in reversed(found.__mro__[:-1]) for key in vars(part)
       if inspect.isfunction(getattr(found, key, None))
   }
+  for key, method in methods.items():
+    if isinstance(inspect.getattr_static(found, key), staticmethod):
+      raise ValueError(f'{name}.{key} is a static method: give it the instance, self')
+    hidden = inspect.iscoroutinefunction(inspect.unwrap(method))
+    if hidden != inspect.iscoroutinefunction(method):
+      raise ValueError(
+          f'a decorator hides that {name}.{key} is asynchronous: make what it returns an'
+          ' `async def`, too'
+      )
   if 'reset' not in methods:
     raise ValueError(f'{name} needs a method reset(**row), which begins an episode')
   tools = {
@@ -124,6 +133,8 @@ def call(found: type, request: Mapping[str, Any]) -> dict[str, Any]:
     value = getattr(instance, request['tool'])(**request['arguments'])
   except (base.BadArguments, ValueError) as e:
     return {'refused': str(e)}
+  if inspect.isawaitable(value):
+    raise TypeError(f'{request["tool"]} returned an awaitable: name an `async def`')
   return _left(instance, value=text_of(value)[:_LONGEST_TEXT])
 
 
@@ -160,7 +171,21 @@ def restore(found: type, request: Mapping[str, Any]) -> dict[str, Any]:
   return _left(_read(request['state']))
 
 
-_DO = {'reset': reset, 'call': call, 'verify': verify, 'restore': restore}
+def close(found: type, request: Mapping[str, Any]) -> dict[str, Any]:
+  """Calls the method `close` of an instance: returns {}.
+
+  Args:
+    found: class.
+    request: "state".
+  """
+  del found  # The state knows its class.
+  _read(request['state']).close()
+  return {}
+
+
+_DO = {
+    'reset': reset, 'call': call, 'verify': verify, 'restore': restore, 'close': close,
+}
 
 
 def caller(found: type) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -217,15 +242,30 @@ def judged(said: Any) -> tuple[float, dict[str, bool]]:
 
 def changes(start: Any, end: Any) -> list[str]:
   """Returns the attributes that differ, in words, sorted."""
-  before, after = (getattr(x, '__dict__', {}) for x in (start, end))
+  # Both as they are kept: what a class leaves out, or makes anew, is no change.
+  before, after = _attributes(start), _attributes(end)
   found = []
   for name in sorted(before.keys() | after.keys()):
     shown = [_shown(x[name]) if name in x else 'missing' for x in (before, after)]
-    if name not in before or name not in after or pickle.dumps(
-        before[name]
-    ) != pickle.dumps(after[name]):
+    if name not in before or name not in after or (
+        _kept(before[name]) != _kept(after[name])
+    ):
       found.append(f'{name}: {shown[0]} -> {shown[1]}')
   return found
+
+
+def _attributes(instance: Any) -> dict[str, Any]:
+  """Returns the attributes that an instance has after it was kept and read again."""
+  found = getattr(read(bytes_of(instance)), '__dict__', {})
+  return {k: v for k, v in found.items() if _kept(v) is not None}
+
+
+def _kept(value: Any) -> bytes | None:
+  """Returns a value as bytes; None where it cannot be kept."""
+  try:
+    return pickle.dumps(value)
+  except Exception:  # Pickle raises whatever an attribute raises.
+    return None
 
 
 def _shown(value: Any) -> str:
@@ -257,9 +297,8 @@ def bytes_of(instance: Any) -> bytes:
   try:
     said = pickle.dumps(instance)
   except Exception as e:  # Pickle raises whatever an attribute raises.
-    name = next(
-        (k for k, v in vars(instance).items() if not _can_be_kept(v)), 'an attribute'
-    )
+    attributes = getattr(instance, '__dict__', {})
+    name = next((k for k, v in attributes.items() if _kept(v) is None), 'an attribute')
     raise ValueError(
         f'{name} cannot be kept between two calls ({type(e).__name__}: {e}): make it'
         ' where it is used, leave it out in __getstate__, or write the methods as'
@@ -271,14 +310,6 @@ def bytes_of(instance: Any) -> bytes:
         f' {_LONGEST_STATE:,} are kept'
     )
   return said
-
-
-def _can_be_kept(value: Any) -> bool:
-  try:
-    pickle.dumps(value)
-  except Exception:  # See bytes_of.
-    return False
-  return True
 
 
 def read(state: bytes) -> Any:

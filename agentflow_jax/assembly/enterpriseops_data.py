@@ -130,6 +130,9 @@ def _task(row: Mapping[str, Any], source: pathlib.PurePath) -> records.Task:
       ),
   )
   parts = (mode, domain, row.get('task_id') or source.stem)
+  for part in parts:  # They become names of files.
+    if part in ('.', '..') or any(c in part for c in '/\\\0'):
+      raise ValueError(f'{part!r} is no name: mode, domain and task_id have no slashes')
   return records.Task(
       '/'.join(filter(None, parts)), row['user_prompt'], (), 'checks',
       {'domain': domain, 'mode': mode}, world,

@@ -76,11 +76,14 @@ def make(
   if not settings.kind:
     return None
   if own_code.is_own(settings.kind):
-    environment = _own(settings)
     every = (*tasks.train, *tasks.validation, *tasks.test)
-    _check(environment, every)
+    _check(_own(settings), every)
     _try_episode(lambda: _own(settings), every[0])
-    return environment
+    # What the trial made, such as a client, is of an event loop that has ended.
+    own_functions.forget(
+        own_code.parse(settings.kind, 'agent.environment.kind').path
+    )
+    return _own(settings)
   if settings.kind == openenv.NAME:
     environment = openenv.OpenEnv(
         settings.url, capacity=settings.capacity, seconds=settings.seconds,
@@ -101,11 +104,12 @@ def make(
     clients.append(model)
     judge = answer_judge.AnswerJudge(model)
   if settings.kind == enterpriseops.NAME:
+    _check_servers(settings, tasks)
     environment = enterpriseops.EnterpriseOps(
         settings.seeds, dict(one.split('=', 1) for one in settings.servers),
         judge=judge, seconds=settings.seconds,
         concurrency=settings.concurrency or _REQUESTS,
-        journal=pathlib.Path(directory, 'databases.jsonl') if directory else None,
+        journal=pathlib.Path(directory) if directory else None,
     )
   else:
     environment = desk.make(
@@ -122,6 +126,24 @@ def make(
         'agent.environment.judge is set, and no task has a check of kind "response"'
     )
   return environment
+
+
+def _check_servers(
+    settings: schema.EnvironmentConfig, tasks: task_sets.TaskSet
+) -> None:
+  """Refuses the address of a server that no task has."""
+  known = {
+      server['name']
+      for task in (*tasks.train, *tasks.validation, *tasks.test)
+      for server in task.world.state['servers']
+  }
+  for one in settings.servers:
+    name, _, _ = one.partition('=')
+    if name not in known:
+      raise schema.ConfigError(
+          f'agent.environment.servers: no task has a server {name!r}; there are'
+          f' {", ".join(sorted(known))}'
+      )
 
 
 def _own(settings: schema.EnvironmentConfig) -> own.OwnEnvironment:

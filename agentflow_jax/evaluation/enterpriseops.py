@@ -173,12 +173,14 @@ def write(directory: epath.Path, groups: Sequence[records.Group]) -> epath.Path:
   """Writes a file for each task, as the published compute_score.py reads them.
 
   Args:
-    directory: DIRECTORY/MODE/DOMAIN/results_ID.json are written below it.
+    directory: DIRECTORY/MODE/DOMAIN/results_ID.json are written below it; what was
+      there before is removed.
     groups: rollouts of the tasks.
 
   Returns:
     The directory for compute_score.py --results_folder.
   """
+  directory.rmtree(missing_ok=True)
   for group in groups:
     tags = group.task.tags
     place = directory / (tags.get('mode') or 'oracle') / (tags.get('domain') or 'tasks')

@@ -99,6 +99,7 @@ def test_task_files_and_parquet_give_the_same(tmp_path):
 
 @pytest.mark.parametrize('changes, match', [
     ({'user_prompt': 3}, 'user_prompt has the wrong type'),
+    ({'domain': '../../escaped'}, 'is no name'), ({'task_id': 'a/b'}, 'is no name'),
     ({'selected_tools': 'a'}, 'selected_tools has the wrong type'),
     ({'selected_tools': [1]}, 'selected_tools must be a list of texts'),
     ({'gym_servers_config': '[]'}, 'names no server'),

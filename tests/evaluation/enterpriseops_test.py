@@ -135,6 +135,12 @@ def test_results_are_written_as_the_published_scorer_reads_them(tmp_path):
   assert errors == total['files_with_errors']
 
 
+def test_results_of_an_earlier_evaluation_are_removed(tmp_path):
+  for groups in (_GROUPS, _GROUPS[:1]):
+    place = enterpriseops.write(epath.Path(tmp_path / 'x'), groups)
+  assert [p.name for p in (place / 'oracle' / 'csm').iterdir()] == ['results_0.json']
+
+
 def test_scores_are_by_mode_and_domain_and_shown():
   found = enterpriseops.by_mode_and_domain(_GROUPS)
   assert list(found) == ['all', 'oracle/csm'] and found['all'] == found['oracle/csm']

@@ -13,12 +13,13 @@ that comes first keeps it.
 
 import asyncio
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -33,6 +34,8 @@ from agentflow_jax.agents.tools.mcp import cards
 NAME = 'enterpriseops'
 _SEEDS_KEPT = 16
 _LOST = 'no server is called'
+# Longest wait for databases that are still being deleted at the end [s].
+_CLOSE_SECONDS = 60.0
 
 
 class EnterpriseOps:
@@ -46,8 +49,8 @@ class EnterpriseOps:
     judge: judge of checks of kind 'response'; None where no task has one.
     seconds: time limit of one request [s]; seeding has ten times as long.
     concurrency: largest number of requests at a time.
-    journal: file that open databases are written to, so that those of a killed run are
-      deleted by the next one; None for none.
+    journal: directory in which open databases are written down, so that those of a
+      killed run are deleted by the next one; None for none.
 
   Attributes:
     name, version, capacity, cards: see Environment.
@@ -77,7 +80,8 @@ class EnterpriseOps:
     self._at_start: dict[str, tuple[bool, ...]] = {}
     self._warned: set[str] = set()
     self._journal = _Journal(journal) if journal is not None else None
-    self._swept: asyncio.Task | None = None
+    self._swept = False
+    self._deleting: set[asyncio.Future] = set()
     self._sql = functools.lru_cache(_SEEDS_KEPT)(_read_seed)
 
   def places(self, world: records.World) -> list[gym_lib.Place]:
@@ -99,6 +103,10 @@ class EnterpriseOps:
         if not server['seed']:
           raise ValueError(f'server {server["name"]!r} has no file of a seed')
         path = self._seeds / server['seed']
+        if not path.resolve().is_relative_to(self._seeds.resolve()):
+          raise ValueError(
+              f'the seed {server["seed"]!r} is not below the directory of seeds'
+          )
         if not path.is_file():
           raise ValueError(
               f'there is no seed {path}: unpack gym_dbs.zip of the publication, and'
@@ -132,7 +140,7 @@ class EnterpriseOps:
     """See Environment.open."""
     if state is not None:
       raise ValueError(f'{NAME} cannot go on from a state')
-    await self._sweep()
+    self._sweep()
     database = self._database(key)
     gyms = [
         gym_lib.Gym(self._client, place, database)
@@ -147,10 +155,10 @@ class EnterpriseOps:
         await one.start()
       tools = self._shown(task, [await self._tools(one) for one in gyms])
       before = await self._before(task, gyms)
+      return _Episode(self, task, key, gyms, tools, before, database)
     except BaseException:  # Nothing stays open, whatever it was.
-      await asyncio.shield(self._released(opened, database))
+      await self.released(opened, database)
       raise
-    return _Episode(self, task, key, gyms, tools, before, database)
 
   def _database(self, key: records.RequestKey) -> str:
     """Returns the id of a rollout's database, which no model is ever shown."""
@@ -200,28 +208,44 @@ class EnterpriseOps:
     if self._journal is not None:
       self._journal.note(sign, place, database)
 
-  async def _released(self, gyms: Sequence[gym_lib.Gym], database: str) -> None:
-    """Deletes databases; one that cannot be deleted stays in the journal."""
-    for one in gyms:
-      try:
-        await one.delete()
-        self._note('-', one.place, database)
-      except base.Unreachable as e:
-        logging.warning('a database was left: %s', e)
+  async def released(
+      self, gyms: Sequence[gym_lib.Gym], database: str
+  ) -> None:
+    """Deletes databases; one that cannot be deleted stays in the journal.
 
-  async def _sweep(self) -> None:
-    """Deletes, once, the databases that a killed run left."""
-    if self._swept is None:
-      self._swept = asyncio.ensure_future(self._sweep_once())
-    await asyncio.shield(self._swept)
+    Where it is cancelled, it goes on, and `close` waits for it.
+    """
+    deleting = asyncio.gather(*(self._delete(one, database) for one in gyms))
+    self._deleting.add(deleting)
+    deleting.add_done_callback(self._deleting.discard)
+    await asyncio.shield(deleting)
 
-  async def _sweep_once(self) -> None:
-    for place, database in self._journal.left() if self._journal else ():
-      await self._released([gym_lib.Gym(self._client, place, database)], database)
+  async def _delete(self, one: gym_lib.Gym, database: str) -> None:
+    try:
+      await one.delete()
+      self._note('-', one.place, database)
+    except Exception as e:  # The boundary: whatever a server makes of it.
+      logging.warning('the database %s was left: %s', database, e)
+
+  def _sweep(self) -> None:
+    """Begins, once, to delete the databases that killed runs left."""
+    if self._journal is None or self._swept:
+      return
+    self._swept = True
+    for place, database in self._journal.left():
+      sweeping = asyncio.ensure_future(self.released(
+          [gym_lib.Gym(self._client, place, database)], database
+      ))
+      self._deleting.add(sweeping)
+      sweeping.add_done_callback(self._deleting.discard)
 
   async def close(self) -> None:
     """See Environment.close."""
+    if self._deleting:
+      await asyncio.wait(set(self._deleting), timeout=_CLOSE_SECONDS)
     await self._client.aclose()
+    if self._journal is not None:
+      self._journal.close()
 
 
 class _Episode:
@@ -233,13 +257,15 @@ class _Episode:
     self.brief = base.Brief(task.world.policy)
     self.ended, self.answer, self.outside = '', None, frozenset()
     self.tools = {}
-    for name, (i, tool) in tools.items():
+    for shown, name in cards.shown_names(tools).items():
+      i, tool = tools[name]
+      schema = tool.get('inputSchema')
       described = {
-          'name': name, 'description': tool.get('description') or '',
-          'schema': tool.get('inputSchema') or {'type': 'object'},
+          'name': name, 'description': str(tool.get('description') or ''),
+          'schema': schema if isinstance(schema, dict) else {'type': 'object'},
       }
-      card = dataclasses.replace(cards.card('', described), name=name, limits='')
-      self.tools[name] = tools_base.Tool(
+      card = dataclasses.replace(cards.card('', described), name=shown, limits='')
+      self.tools[shown] = tools_base.Tool(
           card, _caller(gyms[i], name, cards.names(described['schema'])),
           timeout=3600.0, version=environment.version,
       )
@@ -276,7 +302,7 @@ class _Episode:
 
   async def close(self) -> None:
     """See Episode.close."""
-    await self._environment._released(self._gyms, self._database)
+    await self._environment.released(self._gyms, self._database)
 
 
 def _caller(
@@ -323,36 +349,63 @@ def _read_seed(path: pathlib.Path) -> str:
 
 
 class _Journal:
-  """A file of the databases that were opened and not deleted yet."""
+  """A directory with a file of open databases for each process that has some.
 
-  def __init__(self, path: pathlib.Path):
-    self._path, self._left = path, self._read(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    self._file = None
+  A process holds a lock on its file while it lives, so what a file without a lock names
+  was left by one that was killed.
+  """
 
-  @staticmethod
-  def _read(path: pathlib.Path) -> dict[tuple[str, str], gym_lib.Place]:
-    """Returns the open databases; a torn last line is left out."""
-    found: dict[tuple[str, str], gym_lib.Place] = {}
-    lines = path.read_text('utf-8').splitlines() if path.is_file() else []
-    for line in lines:
-      try:
-        sign, database, name, url = json.loads(line)
-        where = gym_lib.Place(name, url)
-      except (ValueError, TypeError):
-        continue
-      if sign == '+':
-        found[database, where.name] = where
-      else:
-        found.pop((database, where.name), None)
-    return found
+  def __init__(self, directory: pathlib.Path):
+    directory.mkdir(parents=True, exist_ok=True)
+    self._directory = directory
+    self._path = directory / f'{os.getpid()}-{os.urandom(4).hex()}.jsonl'
+    self._file = open(self._path, 'a', buffering=1, encoding='utf-8')
+    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
   def left(self) -> list[tuple[gym_lib.Place, str]]:
-    """Returns what a run before this one left open."""
-    return [(place, database) for (database, _), place in self._left.items()]
+    """Returns what processes that are gone left open; it is this one's from now on."""
+    found = []
+    for path in sorted(self._directory.glob('*.jsonl')):
+      if path == self._path:
+        continue
+      with open(path, encoding='utf-8', errors='replace') as file:
+        try:
+          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+          continue  # Its process lives.
+        for (database, _), place in _open_in(file).items():
+          self.note('+', place, database)
+          found.append((place, database))
+        path.unlink(missing_ok=True)
+    return found
 
   def note(self, sign: str, place: gym_lib.Place, database: str) -> None:
     """Writes that a database is about to be made ('+'), or is deleted ('-')."""
-    if self._file is None:
-      self._file = open(self._path, 'a', buffering=1, encoding='utf-8')
-    self._file.write(json.dumps([sign, database, place.name, place.url]) + '\n')
+    if not self._file.closed:
+      self._file.write(json.dumps([sign, database, place.name, place.url]) + '\n')
+
+  def close(self) -> None:
+    """Gives the file up, and removes it where nothing is open."""
+    if self._file.closed:
+      return
+    with open(self._path, encoding='utf-8') as file:
+      is_empty = not _open_in(file)
+    if is_empty:
+      self._path.unlink(missing_ok=True)
+    self._file.close()
+
+
+def _open_in(lines: Iterable[str]) -> dict[tuple[str, str], gym_lib.Place]:
+  """Returns the databases that are open by a journal; a torn line is left out."""
+  found: dict[tuple[str, str], gym_lib.Place] = {}
+  for line in lines:
+    try:
+      sign, database, name, url = json.loads(line)
+      where = gym_lib.Place(str(name), str(url))
+    except (ValueError, TypeError):
+      continue
+    if sign == '+':
+      found[str(database), where.name] = where
+    else:
+      found.pop((str(database), where.name), None)
+  return found

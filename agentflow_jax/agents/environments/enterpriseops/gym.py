@@ -32,8 +32,10 @@ _LONGEST_REPLY = 32 << 20
 # A seed may take so many times as long as another request.
 _SEED_FACTOR = 10
 _ERROR_TEXT = re.compile(
-    r'\s*(?:error\b|failed\b|failure\b|exception\b|traceback\b|invalid\b|unknown tool\b'
-    r'|(?:[\w.]+\s+)?not found\b|permission denied\b|(?:4\d\d|5\d\d)\b\s*[:\-]?)',
+    r'\s*(?:error(?: \d+)?\s*(?::|-|$)|error (?:in|while|when|calling|executing)\b'
+    r'|failed(?: to\b|:|$)|failure:|exception\b|traceback\b|invalid\b'
+    r'|unknown tool\b'
+    r'|(?:[\w.]+\s+)?not found\b|permission denied\b|(?:4\d\d|5\d\d)\s*(?::|-\s|$))',
     re.IGNORECASE,
 )
 
@@ -212,7 +214,8 @@ class Gym:
       raise base.Unreachable(
           f'{where}: HTTP {response.status_code}: {_said(response)[:200]}'
       )
-    self._session = response.headers.get('mcp-session-id', self._session)
+    session = response.headers.get('mcp-session-id', self._session)
+    self._session = session if session.isascii() else ''
     return response
 
 
@@ -248,7 +251,7 @@ def reads_as_error(text: str) -> bool:
   """
   try:
     said = json.loads(text)
-  except ValueError:
+  except (ValueError, RecursionError):
     return bool(_ERROR_TEXT.match(text))
   if not isinstance(said, dict):
     return False

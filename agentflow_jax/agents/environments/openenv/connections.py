@@ -8,6 +8,7 @@
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,8 +116,7 @@ class Socket:
     reward, done = data.get('reward'), data.get('done', False)
     if (
         type_ != 'observation' or not isinstance(observation, dict)
-        or not isinstance(reward, (int, float, type(None)))
-        or not isinstance(done, bool)
+        or not _is_finite(reward) or not isinstance(done, bool)
     ):
       raise base.Unreachable(f'{self._url}: {kind} was answered by {type_!r}')
     return data
@@ -140,10 +140,22 @@ class Socket:
     await self._connection.close()
 
 
+def _is_finite(reward: Any) -> bool:
+  """Says whether a reward is a finite number, or absent."""
+  try:
+    return reward is None or (
+        isinstance(reward, (int, float)) and math.isfinite(float(reward))
+    )
+  except OverflowError:
+    return False
+
+
 def _where(errors: Any) -> str:
   """Returns what is wrong with which field, as a server lists it."""
-  found = [
-      f'{".".join(map(str, one.get("loc") or ()))}: {one.get("msg")}'
-      for one in errors or () if isinstance(one, dict)
-  ]
+  found = []
+  for one in errors if isinstance(errors, list) else ():
+    if isinstance(one, dict):
+      place = one.get('loc')
+      place = '.'.join(map(str, place)) if isinstance(place, list) else str(place)
+      found.append(f'{place}: {one.get("msg")}')
   return f' ({"; ".join(found)})' if found else ''

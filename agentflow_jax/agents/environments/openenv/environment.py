@@ -89,10 +89,10 @@ class OpenEnv:
       started = await reset(connection, task)
       if self._tools is None:
         self._tools = await offered(connection, self.url, self._seconds)
+      return _Episode(self, task, connection, self._tools, started)
     except BaseException:  # Nothing stays open, whatever it was.
       await asyncio.shield(self._left(connection))
       raise
-    return _Episode(self, task, connection, self._tools, started)
 
   async def _left(self, connection: connections.Socket) -> None:
     """Gives the place of an episode back."""
@@ -138,11 +138,12 @@ async def offered(
   if isinstance(listed, list):
     return Tools('tools', tuple(
         {
-            'name': tool['name'], 'description': tool.get('description') or '',
-            'schema': tool.get('input_schema') or tool.get('inputSchema')
-            or {'type': 'object'},
+            'name': tool['name'], 'description': str(tool.get('description') or ''),
+            'schema': _object(tool.get('input_schema'))
+            or _object(tool.get('inputSchema')) or {'type': 'object'},
         }
-        for tool in listed if isinstance(tool, dict) and tool.get('name')
+        for tool in listed
+        if isinstance(tool, dict) and isinstance(tool.get('name'), str)
     ))
   try:
     async with httpx.AsyncClient(timeout=seconds, trust_env=False) as client:
@@ -159,6 +160,10 @@ async def offered(
   },))
 
 
+def _object(value: Any) -> dict[str, Any]:
+  return value if isinstance(value, dict) else {}
+
+
 class _Episode:
   """One open episode, see base.Episode."""
 
@@ -173,12 +178,13 @@ class _Episode:
     self.brief = base.Brief(memory.bounded('\n\n'.join(parts)))
     self.tools = {}
     wanted = task.world.tools
-    for described in tools.described:
-      name = described['name']
+    by_name = {described['name']: described for described in tools.described}
+    for shown, name in cards.shown_names(by_name).items():
+      described = by_name[name]
       if wanted and name not in wanted:
         continue
-      card = dataclasses.replace(cards.card('', described), name=name, limits='')
-      self.tools[name] = tools_base.Tool(
+      card = dataclasses.replace(cards.card('', described), name=shown, limits='')
+      self.tools[shown] = tools_base.Tool(
           card, functools.partial(self._call, name, cards.names(described['schema'])),
           timeout=2 * environment._seconds, version=environment.version,
       )

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from agentflow_jax import records
 from agentflow_jax.agents import memory, own_functions, own_instances
-from agentflow_jax.agents.environments import base, signing
+from agentflow_jax.agents.environments import base, episodes, signing
 from agentflow_jax.agents.tools import base as tools_base, own_tool
 
 _STATE = b"user's episode"
@@ -138,7 +138,7 @@ class OwnEnvironment:
     try:
       episode.begin(await self._asked(instance.do(request)))
     except BaseException:  # Nothing stays open, whatever it was.
-      await instance.close()
+      await episodes.close(instance)
       raise
     return episode
 
@@ -252,7 +252,9 @@ class _Kept:
     return base64.b64decode(self._state)
 
   async def close(self) -> None:
-    """See _Instance.close."""
+    """See _Instance.close; a method `close` of the class is called."""
+    if self._state and hasattr(self._own.function, 'close'):
+      await self._own({'do': 'close', 'state': self._state})
 
 
 class _Living:
@@ -303,7 +305,7 @@ class _Living:
 
   async def _verify(self, request) -> dict[str, Any]:
     changed = []
-    if self._start is not None:
+    if self._start is not None and self.kept() is not None:
       changed = own_instances.changes(
           own_instances.read(self._start), self._instance
       )

@@ -7,7 +7,7 @@ shortened, and spells no control token.
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agentflow_jax.agents.tools import base, calls, json_schema
@@ -115,7 +115,7 @@ def text_of_json(result: Mapping[str, Any]) -> str:
   blocks = result.get('content')
   return text(types.SimpleNamespace(
       content=[
-          types.SimpleNamespace(**{'type': '', **block})
+          _block_of_json(block)
           for block in (blocks if isinstance(blocks, list) else ())
           if isinstance(block, dict)
       ],
@@ -123,6 +123,37 @@ def text_of_json(result: Mapping[str, Any]) -> str:
           'structuredContent', result.get('structured_content')
       ),
   ))
+
+
+def _block_of_json(block: Mapping[str, Any]) -> types.SimpleNamespace:
+  """Returns a block of a result; what is no text in it counts as absent."""
+  resource = block.get('resource')
+  fields = {k: v for k, v in block.items() if isinstance(k, str)} | {
+      'type': str(block.get('type', '')),
+      'text': block['text'] if isinstance(block.get('text'), str) else None,
+      'resource': types.SimpleNamespace(**{
+          k: v for k, v in (resource if isinstance(resource, dict) else {}).items()
+          if isinstance(v, str)
+      }),
+  }
+  return types.SimpleNamespace(**fields)
+
+
+def shown_names(names: Iterable[str]) -> dict[str, str]:
+  """Returns the name of each tool on its card -> its name at the server.
+
+  They differ where a server's name is not made of letters, digits and underscores, is very
+  long, or is one that another tool has on its card already.
+  """
+  found: dict[str, str] = {}
+  for name in names:
+    shown = plain = re.sub(r'\W', '_', name, flags=re.ASCII)[:64] or 'tool'
+    number = 1
+    while shown in found:
+      number += 1
+      shown = f'{plain}_{number}'
+    found[shown] = name
+  return found
 
 
 def _is_blank(text: str) -> bool:

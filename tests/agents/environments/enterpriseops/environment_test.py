@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
 import json
+import time
 
 import pytest
 
@@ -278,29 +280,88 @@ def test_a_cancelled_rollout_leaves_no_database(seeds):
 
 
 def test_databases_of_a_killed_run_are_deleted_by_the_next(seeds, tmp_path):
-  journal = tmp_path / 'environment' / 'databases.jsonl'
+  """And those of a run that lives are not."""
+  journal = tmp_path / 'environment'
   with gym_server.GymServer() as server:
     task = _task({'gym': server}, _TWO)
 
-    async def killed():
-      made = _made(seeds, journal=journal)
-      await made.open(task, _KEY)
-      closed = await made.open(task, dataclasses.replace(_KEY, rollout=1))
+    async def run():
+      killed, living = (_made(seeds, journal=journal) for _ in range(2))
+      await killed.open(task, _KEY)
+      closed = await killed.open(task, dataclasses.replace(_KEY, rollout=1))
       await closed.close()
+      (left,) = server.databases
+      mine = await living.open(task, _KEY)
+      assert left in server.databases, 'its process lives'
+      # A process that is gone holds no lock; its last line is torn.
+      fcntl.flock(killed._journal._file, fcntl.LOCK_UN)
+      killed._journal._file.write('["+", "torn')
+      after = _made(seeds, journal=journal)
+      episode = await after.open(task, _KEY)
+      assert await _call(mine, 'close_ticket', id=1) == 'closed'
+      await episode.close()
+      await after.close()
+      assert left in server.deleted and len(server.databases) == 1
+      await mine.close()
+      await living.close()
 
-    asyncio.run(killed())
-    (left,) = server.databases
-    with open(journal, 'a') as file:
-      file.write('["+", "torn')
+    asyncio.run(run())
+    assert not server.databases and not list(journal.iterdir())
 
+
+def test_databases_are_deleted_together_and_after_the_wait_is_over(seeds):
+  """Three servers that take their time, and a close that is cut off."""
+  with contextlib.ExitStack() as stack:
+    servers = {
+        f's{i}': stack.enter_context(gym_server.GymServer(f'{i}', delay=0.4))
+        for i in range(3)
+    }
+
+    async def run():
+      made = _made(seeds)
+      episode = await made.open(_task(servers, _TWO), _KEY)
+      start = time.monotonic()
+      with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.1):
+          await episode.close()
+      await made.close()
+      return time.monotonic() - start
+
+    assert asyncio.run(run()) < 1.1, 'one after the other they take 1.2 s'
+    assert not any(server.databases for server in servers.values())
+
+
+def test_a_seed_outside_of_its_directory_is_refused(seeds):
+  for seed in ('/etc/hostname', '../a.sql'):
+    task = _task({'gym': gym_server.GymServer()}, _TWO)
+    state = json.loads(json.dumps(dict(task.world.state)))
+    state['servers'][0]['seed'] = seed
+    world = dataclasses.replace(task.world, state=state)
+    with pytest.raises(ValueError, match='not below the directory of seeds'):
+      _made(seeds).check(dataclasses.replace(task, world=world))
+
+
+@pytest.mark.parametrize('content, text', [
+    ([{'type': 'text'}], 'The tool returned nothing.'),
+    ([{'type': 'text', 'text': 5}], 'The tool returned nothing.'),
+    ([{'type': 'resource', 'resource': {'uri': 'x', 'text': 'inside'}}], 'inside'),
+    ([{'type': 'resource', 'resource': 5}], '[resource left out: ]'),
+    ([5, None], 'The tool returned nothing.'),
+    ([{'type': 'text', 'text': '[' * 5000}], '[' * 5000),
+])
+def test_odd_results_are_text(content, text):
+  assert gym.text_of({'result': {'content': content}}, 'x') == text
+
+
+def test_names_of_tools_spell_no_control_token(seeds):
+  with gym_server.GymServer('a<|im_end|>') as server:
     async def use(episode):
-      assert left not in server.databases
-      del episode
+      (shown,) = [name for name in episode.tools if name.startswith('only')]
+      assert shown == 'only_a__im_end__' and episode.tools[shown].card.name == shown
+      with pytest.raises(tools_base.BadArguments, match='unknown tool only_a<'):
+        await _call(episode, shown)
 
-    _with(seeds, task, use, journal=journal)
-    assert left in server.deleted and not server.databases
-    assert 'T' not in {part for line in journal.read_text().splitlines()[:1]
-                       for part in json.loads(line)}
+    _with(seeds, _task({'gym': server}, _TWO), use)
 
 
 def test_what_is_left_of_the_same_rollout_is_deleted_before_it_begins_again(seeds):
@@ -379,7 +440,9 @@ def test_values_of_replies(reply, value):
     ('{"success": false}', True), ('403: Forbidden', True), ('Unknown tool x', True),
     ('created', False), ('{"success": true, "error": null}', False),
     ('[]', False), ('{"errors": 0}', False), ('Erroneous entries: 0', False),
-    ('3 tickets, none failed', False), ('The user was not found by mail, but by name',
+    ('3 tickets, none failed', False), ('450 records found', False),
+    ('Failed logins this week: 3', False), ('Error rate: 0.1', False),
+    ('Error 404: no such user', True), ('Error while updating', True), ('The user was not found by mail, but by name',
                                         False), ('', False),
 ])
 def test_errors_are_read_from_text(text, is_error):

@@ -38,8 +38,8 @@ class GymServer:
     peak: most databases that were open at once.
   """
 
-  def __init__(self, mark='', deletes=True):
-    self.mark, self.deletes = mark, deletes
+  def __init__(self, mark='', deletes=True, delay=0.0):
+    self.mark, self.deletes, self.delay = mark, deletes, delay
     self.requests, self.databases, self.deleted, self.peak = [], {}, [], 0
     self._lock = threading.RLock()
     outer = self
@@ -118,6 +118,8 @@ class GymServer:
     if path == '/api/delete-database':
       if not self.deletes:
         return 405, {'detail': 'not allowed'}
+      if body['database_id'] in self.databases:
+        time.sleep(self.delay)
       with self._lock:
         known = self.databases.pop(body['database_id'], None)
       if known is None:

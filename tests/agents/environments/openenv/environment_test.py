@@ -103,6 +103,29 @@ def test_a_row_may_bring_a_seed_of_its_own():
   assert server.resets == [{'seed': 7}]
 
 
+@pytest.mark.parametrize('said', [
+    '{', '[]', '{"type": "observation"}', '{"type": "observation", "data": []}',
+    '{"type": "observation", "data": {"observation": {}, "reward": 1%s}}' % ('0' * 400),
+    '{"type": "observation", "data": {"observation": {}, "reward": NaN}}',
+    '{"type": "observation", "data": {"observation": {}, "reward": "1"}}',
+    '{"type": "observation", "data": {"observation": 5}}',
+    '{"type": "observation", "data": {"observation": {}, "done": "no"}}',
+    '{"type": "error", "data": {"code": 5, "errors": 5}}',
+    '{"type": "error", "data": {"errors": [{"loc": 5}, 3]}}', '[' * 5000,
+])
+def test_odd_answers_are_infrastructure_and_leave_no_place_taken(said):
+  with openenv_server.OpenEnvServer() as server:
+    async def run():
+      made = environment.OpenEnv(server.url, capacity=1, seconds=5.0)
+      for _ in range(2):
+        with pytest.raises(base.Unreachable):
+          await made.open(_task(say=said), _KEY)
+      episode = await made.open(_task(), _KEY)
+      await episode.close()
+
+    asyncio.run(run())
+
+
 def test_a_full_server_a_refused_reset_and_one_that_is_gone_are_unreachable():
   async def use(episode):
     del episode

@@ -7,7 +7,7 @@ import pytest
 
 from agentflow_jax import records
 from agentflow_jax.agents import own_functions, own_instances, rollout
-from agentflow_jax.agents.environments import base
+from agentflow_jax.agents.environments import base, episodes
 from agentflow_jax.agents.environments.own import environment as own
 from agentflow_jax.agents.tools import base as tools_base
 from tests.agents.environments import players
@@ -16,6 +16,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[4]
 _TILL = _ROOT / 'experiments' / 'own_environment.py'
 _SHAPES = '''
 import asyncio
+import functools
 import os
 import threading
 import time
@@ -121,6 +122,66 @@ class Living(Base):
 
   def close(self):
     self.closed.append(self.count)
+
+
+class Closed(Base):
+  def close(self):
+    with open(self.row['path'], 'a') as file:
+      file.write(f'{self.count}\\n')
+
+
+class BadlyClosed(Base):
+  async def reset(self, hang: bool = False):
+    self.hang = hang
+    raise ConnectionError('no host')
+
+  async def close(self):
+    if self.hang:
+      await asyncio.sleep(60)
+    self.connection.close()
+
+
+class Remade(Base):
+  def reset(self, **row):
+    super().reset()
+    self.lock = threading.Lock()
+
+  def __getstate__(self):
+    return {k: v for k, v in self.__dict__.items() if k != 'lock'}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state, lock=threading.Lock())
+
+
+class Slotted:
+  __slots__ = ('count', 'reward')
+
+  def reset(self):
+    self.count, self.reward = 0, 0.0
+
+  def add(self) -> str:
+    """Adds."""
+    self.count += 1
+    return f'{self.count}'
+
+
+def hiding(function):
+  @functools.wraps(function)
+  def call(*args):
+    return function(*args)
+  return call
+
+
+class Hidden(Base):
+  @hiding
+  async def more(self) -> str:
+    """Adds."""
+
+
+class Static(Base):
+  @staticmethod
+  def more(n: int) -> str:
+    """Adds."""
 
 
 class NoReset:
@@ -314,6 +375,8 @@ def test_an_asynchronous_class_lives_in_the_loop(path):
 @pytest.mark.parametrize('name, match', [
     ('NoReset', 'needs a method reset'), ('NoTool', 'needs a public method'),
     ('Needy', "__init__ needs 'size'"), ('Untyped', "'n' needs an annotation"),
+    ('Hidden', 'hides that Hidden.more is asynchronous'),
+    ('Static', 'Static.more is a static method'),
     ('NOT_A_CLASS', 'is no class'), ('Missing', "has no 'Missing'"),
 ])
 def test_a_class_that_lacks_something_is_refused_by_name(path, name, match):
@@ -334,6 +397,32 @@ def test_rows_that_reset_does_not_take_are_refused(path, name, row, match):
     task = _task(row)
   with pytest.raises(ValueError, match=match):
     made.check(task)
+
+
+def test_close_is_called_once_an_episode(path, tmp_path):
+  async def use(episode):
+    await _call(episode, 'add', n=2)
+
+  _with(path, 'Closed', use, {'path': str(tmp_path / 'closed')})
+  assert (tmp_path / 'closed').read_text() == '2\n'
+
+
+@pytest.mark.parametrize('hang', [False, True])
+def test_a_close_that_fails_or_hangs_hides_no_error(path, hang, monkeypatch):
+  monkeypatch.setattr(episodes, '_CLOSE_SECONDS', 0.2)
+  with pytest.raises(base.Unreachable, match='ConnectionError: no host'):
+    _with(path, 'BadlyClosed', None, {'hang': hang})
+
+
+@pytest.mark.parametrize('name, changed', [
+    ('Remade', ('count: 0 -> 1', 'reward: 0.0 -> 0.1')), ('Slotted', ()),
+])
+def test_what_a_class_leaves_out_is_no_change(path, name, changed):
+  async def use(episode):
+    await _call(episode, 'add')
+    return (await episode.verify(_END)).changed
+
+  assert _with(path, name, use) == changed
 
 
 def test_an_instance_that_cannot_be_kept_names_its_attribute(path):
