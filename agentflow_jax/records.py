@@ -611,6 +611,8 @@ class Trajectory:
       where the checks were not made.
     digest: digest of the final state of the world; '' without one, and where the
       environment does not know it.
+    briefing: policy that the environment gave the modules at the start, where it is
+      another text than the policy of the task.
   """
 
   task_id: str
@@ -626,6 +628,7 @@ class Trajectory:
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
   verdict: Verdict | None = None
   digest: str = ''
+  briefing: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -239,7 +239,16 @@ async def rollout(
       seconds=dict(progress.seconds),
       verdict=progress.verdict,
       digest=progress.digest,
+      briefing=_briefing(task, progress),
   )
+
+
+def _briefing(task, progress) -> str:
+  """Returns what the environment said at the start besides the task's policy."""
+  if progress.episode is None or task.world is None:
+    return ''
+  said = progress.episode.brief.policy
+  return '' if said == task.world.policy else said
 
 
 async def _ended(

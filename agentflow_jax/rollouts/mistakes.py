@@ -21,6 +21,7 @@ _Kind = records.ToolErrorKind
 _Status = records.Status
 # A number, a key or a date: what can be copied, and not be a word of one's own.
 _COPIED = re.compile(r'(?=[^\s]*\d)[^\s]{1,64}')
+_WORD = re.compile(r'\w+')
 _LATE = frozenset({
     _Status.OUT_OF_TURNS, _Status.DEADLINE, _Status.TRUNCATED_RESPONSE,
     _Status.PROMPT_TOO_LONG,
@@ -259,7 +260,10 @@ def _of_calls(
 ) -> Iterator[Mistake]:
   """Yields calls that their tool refused, and arguments that nobody said."""
   calls = list(_calls(trajectory))
-  said = [task.query, task.world.policy if task.world else '', trajectory.analysis]
+  said = _Said((
+      task.query, task.world.policy if task.world else '', trajectory.briefing,
+      trajectory.analysis,
+  ))
   accepted = [(i, call.tool) for i, call, r in calls if r.error is None]
   for i, call, result in calls:
     if result.counts.get('injected'):
@@ -269,26 +273,40 @@ def _of_calls(
     if failed:
       yield Mistake(Label.ARGUMENTS, i, result.text, later)
     if not result.inner:  # A program computes arguments of its own.
-      made_up = next(_ungrounded(call.arguments, said), None)
+      made_up = next(filter(None, map(said.lacks, _leaves(call.arguments))), None)
       if made_up is not None:
         yield Mistake(
             Label.GROUNDING, i, f'{call.tool}: {made_up} stands nowhere',
             failed and later,
         )
-    said.append(result.text)
+    said.add(result.text)
 
 
-def _ungrounded(
-    arguments: Mapping[str, Any], said: Sequence[str]
-) -> Iterator[str]:
-  """Yields numbers, keys and dates among arguments that stand in none of the texts."""
-  for value in _leaves(arguments):
+class _Said:
+  """Texts in which numbers, keys and dates are looked up, each read once."""
+
+  def __init__(self, texts: Iterable[str]):
+    self._texts: list[tuple[str, frozenset[str]]] = []
+    for text in texts:
+      self.add(text)
+
+  def add(self, text: str) -> None:
+    """Adds a text."""
+    plain = text.casefold()
+    self._texts.append((plain, frozenset(_WORD.findall(plain))))
+
+  def lacks(self, value: Any) -> str:
+    """Returns a number, key or date that stands in none of the texts; '' otherwise."""
     text = value if isinstance(value, str) else json.dumps(value)
     if not _COPIED.fullmatch(text):
-      continue
-    whole = re.compile(rf'(?<![\w]){re.escape(text)}(?!\w)', re.IGNORECASE)
-    if not any(whole.search(part) for part in said):
-      yield text
+      return ''
+    plain = text.casefold()
+    words = _WORD.findall(plain)
+    whole = re.compile(rf'(?<!\w){re.escape(plain)}(?!\w)')
+    for said, known in self._texts:
+      if known.issuperset(words) and whole.search(said):
+        return ''
+    return text
 
 
 def _leaves(value: Any) -> Iterator[Any]:

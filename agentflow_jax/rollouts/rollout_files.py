@@ -143,7 +143,7 @@ def _timeless(value: Any) -> Any:
 def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
   header = _plain(dataclasses.replace(trajectory, turns=()))
   del header['turns']
-  header = _without(header, 'score', 'verdict', 'digest')
+  header = _without(header, 'score', 'verdict', 'digest', 'briefing')
   if 'verdict' in header and header['verdict']['reward'] is None:
     del header['verdict']['reward']  # Few environments return one.
   yield {'kind': 'rollout', **header, **extras}

@@ -256,3 +256,12 @@ def test_rates_of_calls_and_of_declining_are_over_scored_rollouts():
   # Calls: two, one and one in worlds, of which one failed, and one for the question.
   assert found['calls_valid'] == 4 / 5
   assert found['no_call_right'] == 1 / 3
+
+
+def test_what_an_environment_says_at_the_start_grounds_arguments():
+  ended = _ended(
+      _Status.ANSWERED, [_turn('pay', 'paid', coin=20)], ['reward'], ['paid: 0 -> 20']
+  )
+  assert _cause(_world(), ended) is _Label.GROUNDING
+  told = dataclasses.replace(ended, briefing='Your coins are [5, 20].')
+  assert _cause(_world(), told) is _Label.WRONG_CHANGE

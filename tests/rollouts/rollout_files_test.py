@@ -214,7 +214,7 @@ def _group_in_a_world(reward=None):
           ('thing/T1: shelf "S1" -> "S2"',), ('thing/T1: shelf "S1" -> "S2"',),
           reward,
       ),
-      digest='ab' * 32,
+      digest='ab' * 32, briefing='The price is 35.',
   )
   return records.Group(task, (done,))
 

@@ -12,6 +12,7 @@ that comes first keeps it.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -360,7 +361,9 @@ class _Journal:
     self._directory = directory
     self._path = directory / f'{os.getpid()}-{os.urandom(4).hex()}.jsonl'
     self._file = open(self._path, 'a', buffering=1, encoding='utf-8')
-    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Where a disk knows no locks, nobody gets one, and nothing is taken for left.
+    with contextlib.suppress(OSError):
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
   def left(self) -> list[tuple[gym_lib.Place, str]]:
     """Returns what processes that are gone left open; it is this one's from now on."""

@@ -469,6 +469,7 @@ def test_the_shipped_example_is_played_as_a_rollout():
   assert (done.status, done.reward) == (records.Status.ANSWERED, 1.0)
   assert done.verdict.success and done.verdict.reward == 1.0
   assert 'paid: 0 -> 35' in done.verdict.changed
+  assert done.briefing.startswith('The price is 35. Your coins are')
   too_much = _played(('pay', 'coin=20'), *pay[1:], ('pay', 'coin=5'), ('leave', ''))
   assert too_much.reward == 0.0
   assert {r.name: r.passed for r in too_much.verdict.results} == {
