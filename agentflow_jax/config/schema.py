@@ -359,10 +359,14 @@ class EnvironmentConfig:
     kind: kind of the environment: '' for none; 'desk' for the bundled desk that
       lends and repairs equipment (task_set.kind=desk); 'enterpriseops' for the
       servers of EnterpriseOps-Gym (task_set.kind=enterpriseops); 'openenv' for a
-      server of OpenEnv; or PATH.py:CLASS, for a class
-      of one's own (see agentflow_jax.agents.environments.own.environment), with
-      task_set.kind=jsonl and, for the number that it returns,
+      server of OpenEnv; or PATH.py:CLASS, for a class of one's own (see
+      agentflow_jax.agents.environments.own.environment). The last two have
+      task_set.kind=jsonl and, for the number that they return,
       task_set.reward=environment.
+    judge: endpoint of the language model that rates answers, for tasks with checks
+      of kind 'response'.
+    faults: probability that a call fails before it does anything, and asks to be tried
+      again; drawn from the rollout's key.
     seconds: time limit of one call of a method of one's own class, or of one request
       to a server, where seeding has ten times as long [s].
     concurrency: largest number of concurrent calls of synchronous methods of one's own
@@ -373,13 +377,11 @@ class EnvironmentConfig:
       steps; otherwise it is the last one.
     seeds: directory of the seeds of EnterpriseOps-Gym, the unpacked gym_dbs.zip.
     servers: addresses of its servers instead of those of the tasks, as NAME=URL.
-    judge: endpoint of the language model that rates answers, for tasks with checks
-      of kind 'response'.
-    faults: probability that a call fails before it does anything, and asks to be tried
-      again; drawn from the rollout's key.
   """
 
   kind: str = ''
+  judge: EndpointConfig = EndpointConfig()
+  faults: float = 0.0
   seconds: float = 30.0
   concurrency: int = 0
   url: str = ''
@@ -387,8 +389,6 @@ class EnvironmentConfig:
   total: bool = False
   seeds: str = ''
   servers: tuple[str, ...] = ()
-  judge: EndpointConfig = EndpointConfig()
-  faults: float = 0.0
 
   def __post_init__(self):
     if not 0 <= self.faults < 1:

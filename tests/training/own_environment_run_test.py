@@ -85,7 +85,7 @@ def test_a_class_that_changed_is_refused_by_name(made):
 
 
 @pytest.mark.parametrize('changes, match', [
-    ({'agent.environment.kind': 'desks'}, "give 'desk', or PATH.py:CLASS"),
+    ({'agent.environment.kind': 'desks'}, 'or PATH.py:CLASS for a class of your own'),
     ({'agent.environment.kind': ''}, 'set agent.environment.kind=PATH.py:CLASS'),
     ({'task_set.kind': 'geohop'}, 'set task_set.kind=jsonl'),
     ({'task_set.reward': 'match_or_number'}, 'needs answers that are not blank'),
