@@ -4,8 +4,8 @@ r"""Writes a task file for a server of OpenEnv, and tries what its reset takes.
       --query="Guess the word." --reset=seed=0:99 [--reset='level=easy|hard']
 
 Each combination of values becomes a row. A server drops arguments that it does not know
-without a word, so each one is tried: one that changes no first observation is named, and
-the file is written all the same (a seed may show only later).
+without a word, so each one is tried: one that changes no first observation is named,
+and the file is written all the same (a seed may show only later).
 """
 
 import sys

@@ -6,8 +6,8 @@ r"""Prints the rollouts of a run: what was planned, called, found and answered.
 
 --jsonl prints a line of JSON for each turn, with the fields: step, task, rollout,
 turn (null for a rollout that had none), query, answers, status, reward, reward_parts,
-checks, changed, first_cause, mistakes, detail, answer, plan, parse_error, tool, arguments, result,
-tool_error, verdict.
+checks, changed, first_cause, mistakes, detail, answer, plan, parse_error, tool,
+arguments, result, tool_error, verdict.
 """
 
 import json

@@ -3,20 +3,21 @@
   python -m agentflow_jax.train --config=experiments/desk.py --workdir=runs/desk
 
 The weights that it starts from are made by desk_warm_start.py. Measured, one seed, 24
-steps of about 40 seconds on 2 cores, sampled at temperature 1: accuracy on 100 validation
-tasks went from 14% over 23, 33 to 42% (steps 8, 16, 24), and on 100 test tasks (other
-people, things and worlds) from 6 to 29%, a gain of 23 points [14, 32], paired. Greedy it
-went from 49 to 55%, and from 37 to 36%. Eight more steps stayed at 41%.
+steps of about 40 seconds on 2 cores, sampled at temperature 1: accuracy on 100
+validation tasks went from 14% over 23, 33 to 42% (steps 8, 16, 24), and on 100 test
+tasks (other people, things and worlds) from 6 to 29%, a gain of 23 points [14, 32],
+paired. Greedy it went from 49 to 55%, and from 37 to 36%. Eight more steps stayed at
+41%.
 
 First causes of failures (see rollouts.mistakes) say what was learned: ending early fell
 from 37 of 192 rollouts to none within 14 steps, and refusing what is allowed from 9 to
-about 2. What stays are arguments that a tool refuses, such as a name where an id has to be
-(49, then about 25), other changes than were asked, and forbidden tasks that are carried
-out (about 35; refusals of those stay below 15%): this network does not know the rules
-better than its warm start taught them.
+about 2. What stays are arguments that a tool refuses, such as a name where an id has to
+be (49, then about 25), other changes than were asked, and forbidden tasks that are
+carried out (about 35; refusals of those stay below 15%): this network does not know the
+rules better than its warm start taught them.
 
-From the weights of an earlier warm start with a careful teacher, 18 steps with a learning
-rate of 2e-4 went from 18 to 31% (validation) and from 14 to 21% (test).
+From the weights of an earlier warm start with a careful teacher, 18 steps with a
+learning rate of 2e-4 went from 18 to 31% (validation) and from 14 to 21% (test).
 """
 
 import dataclasses

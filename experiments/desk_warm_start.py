@@ -1,23 +1,24 @@
 """The supervised warm start of the desk's planner, whose weights we ship.
 
 A small transformer learns to write calls from a scripted teacher that errs (its error
-rates are below and in every report); Flow-GRPO starts from it (desk.py). The teacher takes
-the forbidden way in 60% of the tasks that cannot be carried out, and ends in a quarter of
-its turns before the work is done, so that there is something to unlearn. Before a call
-that changes something, it holds the goal against the rules in force, with their facts:
-"limit 1 3 ok, service 2 4 no".
+rates are below and in every report); Flow-GRPO starts from it (desk.py). The teacher
+takes the forbidden way in 60% of the tasks that cannot be carried out, and ends in a
+quarter of its turns before the work is done, so that there is something to unlearn.
+Before a call that changes something, it holds the goal against the rules in force, with
+their facts: "limit 1 3 ok, service 2 4 no".
 
   python -m agentflow_jax.train --config=experiments/desk_warm_start.py \
       --workdir=runs/desk_warm_start
   cp runs/desk_warm_start/planner/* experiments/desk_planner/
 
-Cost: about 45 minutes on 2 cores. Measured, one seed: 14% sampled at temperature 1 and 49%
-greedy of 100 validation tasks; 6% and 37% of 100 test tasks, whose people, things, worlds,
-and in part wordings and compositions, are new. The teacher itself succeeds in 43%: copying
-the number of a mention is what a network of this size learns last.
+Cost: about 45 minutes on 2 cores. Measured, one seed: 14% sampled at temperature 1 and
+49% greedy of 100 validation tasks; 6% and 37% of 100 test tasks, whose people, things,
+worlds, and in part wordings and compositions, are new. The teacher itself succeeds in
+43%: copying the number of a mention is what a network of this size learns last.
 
-An earlier design had a careful teacher (30% forbidden ways, 5% early ends, 900 steps): 18%
-sampled and 55% greedy of the validation tasks, from which Flow-GRPO learned more slowly.
+An earlier design had a careful teacher (30% forbidden ways, 5% early ends, 900 steps):
+18% sampled and 55% greedy of the validation tasks, from which Flow-GRPO learned more
+slowly.
 """
 
 from agentflow_jax.config import schema as c

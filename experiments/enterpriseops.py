@@ -7,12 +7,12 @@
       --config.agent.environment.judge.preset=openai \\
       --config.agent.environment.judge.model=gpt-4o-mini
 
-DIR holds the rows of the data set (JSONL or parquet, in directories named like their mode)
-or task files; SEEDS is the unpacked gym_dbs.zip of the publication, whose servers have to
-run (see its README). --config.agent.environment.servers=NAME=URL,... gives other addresses
-than the tasks'. The agent is AgentFlow's four modules, with fifty turns; the numbers of the
-publication are made with one model and native tool calls, so they are not the same
-experiment. It reproduces nothing.
+DIR holds the rows of the data set (JSONL or parquet, in directories named like their
+mode) or task files; SEEDS is the unpacked gym_dbs.zip of the publication, whose servers
+have to run (see its README). --config.agent.environment.servers=NAME=URL,... gives
+other addresses than the tasks'. The agent is AgentFlow's four modules, with fifty
+turns; the numbers of the publication are made with one model and native tool calls, so
+they are not the same experiment. It reproduces nothing.
 
 The plan experiment: get_sweep has the analysis by nobody, by the plan of the row (where
 rows have a "plan"), and by the endpoint.

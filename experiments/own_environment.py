@@ -1,7 +1,7 @@
 """An environment of one's own: a class whose public methods are tools.
 
-It is named by a flag, without a change to the package, and rows of a task file begin its
-episodes ({"query": "Pay the coffee.", "price": 35, "coins": [20, 10, 5, 5]}):
+It is named by a flag, without a change to the package, and rows of a task file begin
+its episodes ({"query": "Pay the coffee.", "price": 35, "coins": [20, 10, 5, 5]}):
 
   python -m agentflow_jax.evaluate --config=experiments/local_model.py --workdir=runs/till \\
       --config.agent.environment.kind=experiments/own_environment.py:Till \\

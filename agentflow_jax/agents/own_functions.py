@@ -108,7 +108,7 @@ def caller(
 
 
 def result_of(value: Any, kind: str) -> Any:
-  """Returns what a function returned, as a value of JSON; raises what is wrong with it."""
+  """Returns a function's result as a value of JSON; raises what is wrong with it."""
   if kind == 'environment':
     return value
   return own_instances.text_of(value) if kind == 'tool' else reward_of(value)

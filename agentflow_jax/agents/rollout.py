@@ -79,7 +79,7 @@ class Agent:
     config: the limits.
     analyst: writes the query analysis; None for none.
     gazetteer: names that plans may refer to by number; None for none.
-    recording: of tools' results, made or replayed; None for neither.
+    recording: recording of tools' results, made or replayed; None for neither.
     on_step: called with the name of a module or tool and what it said, as soon
       as it has (to show it).
     environment: opens an episode for each rollout: the world of its task, or one in
@@ -205,7 +205,7 @@ async def rollout(
 
   Args:
     agent: modules, tools and limits.
-    task: what is asked; the modules see its query and id only.
+    task: task of the rollout; the modules see its query and id only.
     key: names the rollout; each request adds its turn and module.
     analysis: the group's shared query analysis.
 

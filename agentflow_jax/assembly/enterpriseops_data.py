@@ -33,13 +33,13 @@ class MalformedTask(ValueError):
 def load(path: str) -> list[records.Task]:
   """Reads tasks.
 
-  Their tags are the domain and the mode, which is that of the row, or else a part of the
-  path that is one of MODES. A "plan", which the published rows have not, is for
+  Their tags are the domain and the mode, which is that of the row, or else a part of
+  the path that is one of MODES. A "plan", which the published rows have not, is for
   agent.analyst.backend=oracle.
 
   Args:
-    path: path of JSONL or parquet files (see data.rows.locate), a task file (.json), or a
-      directory of task files, at any depth.
+    path: path of JSONL or parquet files (see data.rows.locate), a task file (.json), or
+      a directory of task files, at any depth.
 
   Raises:
     MalformedTask: names the file, the row and the field.

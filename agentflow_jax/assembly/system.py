@@ -65,7 +65,7 @@ class System:
       where `handover` is set. In a run that does not train, all engines sample
       from these parameters, which are in the layout that engines read. They
       must never be donated.
-    mesh: what holds them.
+    mesh: devices that hold them.
     tokenizer: the planner's.
     described: config.json of the model that the run starts from, if any.
     tasks: the tasks.
@@ -77,8 +77,8 @@ class System:
     rewards: every reward that a task names.
     parts: reward of training rollouts by terms; None where it is the task's.
     tool_notices: sentences for the user about how tools run on this machine.
-    clients: of endpoints.
-    processes: of the run; rollouts are shared between them.
+    clients: clients of endpoints.
+    processes: processes of the run; rollouts are shared between them.
     handover: brings parameters from `mesh` to this process's sampler; None where
       the engine's own copy does.
   """
@@ -213,9 +213,9 @@ def build(
   Args:
     config: the run's.
     workdir: data sets and a tokenizer trained for the run go below it.
-    mesh: what holds the parameters of a run that trains; None for one that
+    mesh: devices that hold the parameters of a run that trains; None for one that
       does not: they are then on the device that samples, once.
-    processes: of a run that trains in several; each has to call it.
+    processes: processes of a run that trains in several; each has to call it.
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable, CorpusError: name the remedy.

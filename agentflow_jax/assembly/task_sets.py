@@ -37,12 +37,12 @@ class TaskSet:
   """Tasks by split, and the corpus that comes with them.
 
   Attributes:
-    train: what is trained on, in a fixed order.
-    validation: what evaluations during training ask.
-    test: what evaluations before and after training ask.
-    corpus: what search reads; '' where the set brings none.
+    train: tasks that are trained on, in a fixed order.
+    validation: tasks that evaluations during training ask.
+    test: tasks that evaluations before and after training ask.
+    corpus: path of the corpus of search; '' where the set brings none.
     left_out: benchmark -> its items that need more than text.
-    mixture: what `train` consists of, in its order; empty where it is no mix.
+    mixture: parts of `train`, in its order; empty where it is no mix.
     worlds: directory of the seeds of the tasks' worlds; '' where they have none.
   """
 

@@ -664,7 +664,7 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-  """Supervised training on scripted rollouts, demonstrated plans, or successes of a run.
+  """Supervised training on scripted rollouts, demonstrations, or successes of a run.
 
   Attributes:
     rollouts: work directory of a run whose successful rollouts are learned from, such
@@ -720,7 +720,7 @@ class Config:
 
   Attributes:
     name: name of the run in reports.
-    algorithm: what is trained: 'flow_grpo', or 'sft' for a supervised warm start.
+    algorithm: way of training: 'flow_grpo', or 'sft' for a supervised warm start.
     seed: seed of all randomness.
     sizes: treatment of engine.max_prompt_tokens, engine.max_new_tokens and
       batch.tokens_per_row where they are too small for the planner's prompts and

@@ -134,7 +134,7 @@ def check_flags(config: schema.Config, names: Iterable[str]) -> None:
   algorithm, but a flag is always meant.
 
   Args:
-    config: with the flags applied.
+    config: config with the flags applied.
     names: dotted names of the fields that flags set.
 
   Raises:
@@ -159,8 +159,8 @@ def check_serves(names: Iterable[str], planner: str = '') -> None:
   """Refuses flags that are nothing to a model without a run around it.
 
   Args:
-    names: as in `check_flags`.
-    planner: what is served instead of the config's own, if anything.
+    names: names of flags, see `check_flags`.
+    planner: planner that is served instead of the config's own; '' for that.
 
   Raises:
     ConfigError: names the flag.

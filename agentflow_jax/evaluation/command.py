@@ -37,10 +37,10 @@ class EvaluateOptions:
     greedy: temperature 0 instead.
     protocol: 'config', or 'paper' for what AgentFlow reports: at most 10 turns,
       temperature 0.7, three trials (arXiv 2510.05592).
-    name: of the result file; '' for the benchmark's, or 'evaluation'.
-    benchmark: of data/benchmarks.py, several by commas, or 'all' of a directory;
+    name: name of the result file; '' for the benchmark's, or 'evaluation'.
+    benchmark: name in data/benchmarks.py, several by commas, or 'all' of a directory;
       '' for the config's own tasks.
-    data_dir: its file, or a directory of NAME/data.json.
+    data_dir: path of its file, or of a directory of NAME/data.json.
     controls: whether the planner before training and a random one are evaluated
       on the same tasks, too.
     injection: 'bundled', or the path of a JSONL file of texts that are planted into
@@ -168,11 +168,11 @@ async def _evaluate(config, before, workdir, options) -> str:
   """Evaluates a planner, and the controls that are asked for.
 
   Args:
-    config: with the planner to evaluate.
-    before: with the planner before training; None where that is the same, or
+    config: config with the planner to evaluate.
+    before: config with the planner before training; None where that is the same, or
       unknown.
-    workdir: where results go.
-    options: what is asked for.
+    workdir: directory that results are written to.
+    options: options of the command.
   """
   injections = _injections(options.injection, config.planner.prompt.cards)
   if injections and config.agent.plan_format == 'code':

@@ -1,11 +1,11 @@
 """Scores of EnterpriseOps-Gym (arXiv 2603.13594): as published, and strict.
 
 The published scripts keep the results of a run by the names of its verifiers, so of two
-with one name the later counts; leave out verifiers that name a server which the task has
-not; end with a division by zero, so with an error, where no result is left; and average
-runs that failed with an error in as failures. The parity score does the same. The strict score makes every check,
-fails those that cannot be made, asks for at least one, and leaves out rollouts without a
-reward, which are counted beside it.
+with one name the later counts; leave out verifiers that name a server which the task
+has not; end with a division by zero, so with an error, where no result is left; and
+average runs that failed with an error in as failures. The parity score does the same.
+The strict score makes every check, fails those that cannot be made, asks for at least
+one, and leaves out rollouts without a reward, which are counted beside it.
 """
 
 import json
@@ -114,9 +114,11 @@ def result_of(group: records.Group) -> dict[str, Any]:
 def scores(groups: Sequence[records.Group]) -> dict[str, Any]:
   """Returns the parity score and the strict one of some tasks.
 
-  Keys: 'tasks', 'rollouts', 'errors' (rollouts without a reward), 'parity' and 'strict',
-  each with 'success' and 'verifier_pass_rate', means over tasks; of 'strict' over those
-  with a scored rollout, which has the 95% 'interval' of 'success', too. None without any.
+  Keys: 'tasks', 'rollouts', 'errors' (rollouts without a reward), and 'parity' and
+  'strict', each with 'success' and 'verifier_pass_rate', means over tasks; of 'strict'
+  over those
+  with a scored rollout, which has the 95% 'interval' of 'success', too. None without
+  any.
   """
   parity = [result_of(group)['statistics'] for group in groups]
   success, passed, errors = [], [], 0

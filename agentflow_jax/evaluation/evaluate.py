@@ -30,9 +30,9 @@ class Evaluation:
   """One evaluation.
 
   Attributes:
-    name: what was evaluated.
+    name: name of what was evaluated.
     split: the split of the tasks.
-    temperature: of the planner's sampling.
+    temperature: temperature of the planner's sampling.
     groups: a group an item, a rollout a trial.
     seconds: wall time.
     verdicts: (task id, trial) -> what a judge said of a rollout that the rule
@@ -211,16 +211,16 @@ async def evaluate(
   """Runs every task `trials` times.
 
   Args:
-    agent: what is evaluated.
+    agent: agent that is evaluated.
     tasks: the items.
-    name: of the result.
+    name: name of the result.
     split: the split they are of.
     seed: the run's.
-    processes: who shares the work; each of them has to call it.
+    processes: processes that share the work; each of them has to call it.
     trials: rollouts an item; more than one needs sampling.
     greedy: sample at temperature 0 instead of the planner's temperature.
     concurrent: rollouts under way at once.
-    journal: where items that are done are kept and found again; None: nowhere.
+    journal: journal of the items that are done; None for none.
     on_done: called with every trajectory as it ends.
 
   Raises:
@@ -262,7 +262,7 @@ async def judge(
 
   Args:
     asked: the judge.
-    groups: what to grade.
+    groups: groups to grade.
     seed: the run's.
     concurrent: answers being graded at once.
 
@@ -303,8 +303,8 @@ def save(
 
   Args:
     directory: created where absent.
-    evaluation: what to write.
-    others: what to write besides.
+    evaluation: evaluation to write.
+    others: further entries of the file.
   """
   value = evaluation.to_json() | dict(others or {})
   path = directory / f'{evaluation.name}.json'

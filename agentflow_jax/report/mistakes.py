@@ -7,8 +7,9 @@ from agentflow_jax.rollouts import mistakes
 
 _LEVELS = {'calls': '1, calls', 'completion': '2, completion', 'state': '3, state'}
 _NOTE = (
-    'Each failed rollout has one first cause: its first mistake that no later turn made '
-    'good. First causes, successes and rollouts without a reward add up to all rollouts. '
+    'Each failed rollout has one first cause: its first mistake that no later turn '
+    'made good. First causes, successes and rollouts without a reward add up to all '
+    'rollouts. '
     '"With it" counts rollouts that have the mistake at all, successes included. The '
     'levels are those of arXiv 2604.00835: single calls, completion, and acting in a '
     'world with state, rules and hostile content.'

@@ -110,8 +110,9 @@ def rows(
   'checks' (list of the results of a world's checks: 'name', 'kind', 'passed',
   'detail', 'vacuous'), 'changed' (what changed in the world, in words), 'first_cause'
   (label of the mistake that the rollout failed of, or None), 'mistakes' (labels of all
-  its mistakes; see rollouts.mistakes), 'detail', 'answer', 'plan' (text of the planner), 'parse_error', 'tool', 'arguments', 'result',
-  'tool_error' (kind of the error or None), 'calls' (list of the calls that a program
+  its mistakes; see rollouts.mistakes), 'detail', 'answer', 'plan' (text of the
+  planner), 'parse_error', 'tool', 'arguments', 'result', 'tool_error' (kind of the
+  error or None), 'calls' (list of the calls that a program
   made: 'tool', 'arguments', 'result', 'tool_error'), 'verdict' (text of the verifier).
   """
   terms = trajectory.score.terms if trajectory.score else {}
@@ -187,8 +188,8 @@ def in_words(
         for result in trajectory.verdict.results
     ]
   lines += [
-      f'Mistake, turn {m.turn + 1}: {m.label.value}{" (made good)" if m.made_good else ""}'
-      f' ({_cut(m.detail)})'
+      f'Mistake, turn {m.turn + 1}: {m.label.value}'
+      f'{" (made good)" if m.made_good else ""} ({_cut(m.detail)})'
       for m in mistakes.of_trajectory(task, trajectory)
       if m.turn < len(trajectory.turns)
   ]

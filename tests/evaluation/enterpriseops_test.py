@@ -1,8 +1,8 @@
 """Scores of EnterpriseOps-Gym against those of the published scripts.
 
-enterpriseops_goldens.json was made once by benchmark/executor.py and compute_score.py of
-ServiceNow/EnterpriseOps-Gym at the commit that it names, from the synthetic runs that it
-holds; no part of those scripts is here.
+enterpriseops_goldens.json was made once by benchmark/executor.py and compute_score.py
+of ServiceNow/EnterpriseOps-Gym at the commit that it names, from the synthetic runs
+that it holds; no part of those scripts is here.
 """
 
 import hashlib

@@ -30,9 +30,11 @@ def _unreadable(text, why):
   )
 
 
-def _world(feasible=True, query='Lend the saw to Mia for 5 days.', policy='At most 14.'):
-  world = records.World('desk', {}, policy=policy, feasible=feasible)
-  return records.Task('t', query, (), 'checks', world=world)
+def _world(feasible=True):
+  world = records.World('desk', {}, policy='At most 14.', feasible=feasible)
+  return records.Task(
+      't', 'Lend the saw to Mia for 5 days.', (), 'checks', world=world
+  )
 
 
 def _question(*answers):

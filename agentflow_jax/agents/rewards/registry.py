@@ -22,7 +22,7 @@ class Reward:
   by name that are added up.
 
   Attributes:
-    name: what tasks call it.
+    name: name that tasks carry.
     score: the asynchronous function behind it; it reads what stands behind an
       answer's thoughts (agents.thoughts). A wrong, blank or malformed answer
       scores 0, it never raises; `language_model.Unreachable` means that

@@ -2,13 +2,13 @@
 
 The state of a world is
 
-  servers     list of {"name", "url", "endpoint", "seed" (path of a file of SQL below the
-              directory of seeds), "context" (headers)}
+  servers     list of {"name", "url", "endpoint", "seed" (path of a file of SQL, below
+              the directory of seeds), "context" (headers)}
   selected    names of the tools that are shown; empty for all
   restricted  names of the tools that are not
 
-The tools of all servers are one list: where two have a tool of the same name, the server
-that comes first keeps it.
+The tools of all servers are one list: where two have a tool of the same name, the
+server that comes first keeps it.
 """
 
 import asyncio

@@ -70,7 +70,7 @@ class Gym:
 
   Args:
     client: HTTP client that all rollouts share.
-    place: where the server is.
+    place: server, and how a task speaks to it.
     database: id of the rollout's database.
   """
 

@@ -1,7 +1,8 @@
 """Worlds on servers of OpenEnv, tool-style and plain, of releases 0.3 and 0.10.
 
-The state of a world is {"row": the arguments of `reset`}. A server drops arguments that it
-does not know, and says nothing: the import command tries them (assembly.openenv_tasks).
+The state of a world is {"row": the arguments of `reset`}. A server drops arguments that
+it does not know, and says nothing: the import command tries them
+(assembly.openenv_tasks).
 
 A tool-style server lists its tools. A plain one has actions: they become the one tool
 `act`, whose arguments are the fields of the action that /schema describes.

@@ -5,10 +5,10 @@
       def pay(self, coin: int) -> str: ...       # public methods are tools
       def verify(self) -> bool: ...              # says how the episode ended
 
-The class is trusted code, like a config. Synchronous methods run in child processes, one
-call at a time, on an instance that is pickled between calls; a call that hangs is killed
-and takes no other rollout along. A class with an asynchronous method lives in the event
-loop of the rollouts, and must not block it.
+The class is trusted code, like a config. Synchronous methods run in child processes,
+one call at a time, on an instance that is pickled between calls; a call that hangs is
+killed and takes no other rollout along. A class with an asynchronous method lives in
+the event loop of the rollouts, and must not block it.
 """
 
 import asyncio

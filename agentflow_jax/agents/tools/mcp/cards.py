@@ -142,8 +142,8 @@ def _block_of_json(block: Mapping[str, Any]) -> types.SimpleNamespace:
 def shown_names(names: Iterable[str]) -> dict[str, str]:
   """Returns the name of each tool on its card -> its name at the server.
 
-  They differ where a server's name is not made of letters, digits and underscores, is very
-  long, or is one that another tool has on its card already.
+  They differ where a server's name is not made of letters, digits and underscores, is
+  very long, or is one that another tool has on its card already.
   """
   found: dict[str, str] = {}
   for name in names:

@@ -442,8 +442,8 @@ def test_values_of_replies(reply, value):
     ('[]', False), ('{"errors": 0}', False), ('Erroneous entries: 0', False),
     ('3 tickets, none failed', False), ('450 records found', False),
     ('Failed logins this week: 3', False), ('Error rate: 0.1', False),
-    ('Error 404: no such user', True), ('Error while updating', True), ('The user was not found by mail, but by name',
-                                        False), ('', False),
+    ('Error 404: no such user', True), ('Error while updating', True),
+    ('The user was not found by mail, but by name', False), ('', False),
 ])
 def test_errors_are_read_from_text(text, is_error):
   assert gym.reads_as_error(text) is is_error

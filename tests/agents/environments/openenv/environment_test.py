@@ -200,7 +200,9 @@ def _cancelled(url, count, capacity):
       one.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     # All places are free again: as many episodes open at once.
-    episodes = await asyncio.gather(*(made.open(_task(), _KEY) for _ in range(capacity)))
+    episodes = await asyncio.gather(
+        *(made.open(_task(), _KEY) for _ in range(capacity))
+    )
     for episode in episodes:
       await episode.close()
 

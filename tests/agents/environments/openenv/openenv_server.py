@@ -1,7 +1,7 @@
 """A stand-in for servers of OpenEnv: the same frames, tool-style or plain.
 
-A tool-style one counts (tools add, look, bug, lost); a plain one repeats a message. Three
-steps with the plain one, or a count of 10, end an episode.
+A tool-style one counts (tools add, look, bug, lost); a plain one repeats a message.
+Three steps with the plain one, or a count of 10, end an episode.
 """
 
 import asyncio
