@@ -56,8 +56,9 @@ _FLAGS['controls'] = flags.DEFINE_bool(
 )
 _FLAGS['injection'] = flags.DEFINE_string(
     'injection', '',
-    "Plants hostile texts into what tools say, a strategy at a time: 'bundled', or a"
-    ' JSONL file of {"strategy", "place", "text"}.',
+    'Evaluates once more for each strategy of hostile texts that are planted into tool'
+    " results and cards: 'bundled', or a JSONL file of"
+    ' {"strategy", "place", "text"}.',
 )
 
 

@@ -34,7 +34,7 @@ _STATUS = flags.DEFINE_enum(
 )
 _FIRST_CAUSE = flags.DEFINE_enum(
     'first_cause', None, [label.value for label in mistakes.Label],
-    'Only rollouts whose first mistake was this one.',
+    'Only failed rollouts whose first cause is this mistake.',
 )
 _TASK = flags.DEFINE_string('task', '', 'Only rollouts of the task with this id.')
 _LIMIT = flags.DEFINE_integer(

@@ -14,8 +14,8 @@ other addresses than the tasks'. The agent is AgentFlow's four modules, with fif
 turns; the numbers of the publication are made with one model and native tool calls, so
 they are not the same experiment. It reproduces nothing.
 
-The plan experiment: get_sweep has the analysis by nobody, by the plan of the row (where
-rows have a "plan"), and by the endpoint.
+The plan experiment: get_sweep compares three analyses of the query, which are none, the
+plan of the row (where rows have a "plan"), and one that the endpoint writes.
 """
 
 from agentflow_jax.config import schema as c

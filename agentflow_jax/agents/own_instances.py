@@ -59,8 +59,8 @@ def shape_of(found: Any, name: str) -> Shape:
     hidden = inspect.iscoroutinefunction(inspect.unwrap(method))
     if hidden != inspect.iscoroutinefunction(method):
       raise ValueError(
-          f'a decorator hides that {name}.{key} is asynchronous: make what it returns an'
-          ' `async def`, too'
+          f'a decorator hides that {name}.{key} is asynchronous: make what it returns'
+          ' an `async def`, too'
       )
   if 'reset' not in methods:
     raise ValueError(f'{name} needs a method reset(**row), which begins an episode')
@@ -264,7 +264,7 @@ def _kept(value: Any) -> bytes | None:
   """Returns a value as bytes; None where it cannot be kept."""
   try:
     return pickle.dumps(value)
-  except Exception:  # Pickle raises whatever an attribute raises.
+  except Exception:  # An attribute's own code may raise anything here.
     return None
 
 
@@ -296,7 +296,7 @@ def bytes_of(instance: Any) -> bytes:
   """
   try:
     said = pickle.dumps(instance)
-  except Exception as e:  # Pickle raises whatever an attribute raises.
+  except Exception as e:  # An attribute's own code may raise anything here.
     attributes = getattr(instance, '__dict__', {})
     name = next((k for k, v in attributes.items() if _kept(v) is None), 'an attribute')
     raise ValueError(

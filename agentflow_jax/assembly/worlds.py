@@ -75,27 +75,11 @@ def make(
   settings = config.agent.environment
   if not settings.kind:
     return None
+  every = (*tasks.train, *tasks.validation, *tasks.test)
   if own_code.is_own(settings.kind):
-    every = (*tasks.train, *tasks.validation, *tasks.test)
-    _check(_own(settings), every)
-    _try_episode(lambda: _own(settings), every[0])
-    # What the trial made, such as a client, is of an event loop that has ended.
-    own_functions.forget(
-        own_code.parse(settings.kind, 'agent.environment.kind').path
-    )
-    return _own(settings)
+    return _own_tried(settings, every)
   if settings.kind == openenv.NAME:
-    environment = openenv.OpenEnv(
-        settings.url, capacity=settings.capacity, seconds=settings.seconds,
-        total=settings.total,
-    )
-    _check_capacity(environment, config)
-    every = (*tasks.train, *tasks.validation, *tasks.test)
-    _check(environment, every)
-    _try_episode(lambda: openenv.OpenEnv(
-        settings.url, seconds=settings.seconds
-    ), every[0])
-    return environment
+    return _openenv_tried(config, every)
   judge = None
   if settings.judge.base_url or settings.judge.preset:
     model = endpoints.connect(
@@ -104,7 +88,7 @@ def make(
     clients.append(model)
     judge = answer_judge.AnswerJudge(model)
   if settings.kind == enterpriseops.NAME:
-    _check_servers(settings, tasks)
+    _check_servers(settings, every)
     environment = enterpriseops.EnterpriseOps(
         settings.seeds, dict(one.split('=', 1) for one in settings.servers),
         judge=judge, seconds=settings.seconds,
@@ -117,7 +101,6 @@ def make(
         faults=settings.faults,
     )
   _check_capacity(environment, config)
-  every = (*tasks.train, *tasks.validation, *tasks.test)
   _check(environment, every)
   if judge is not None and not any(
       check.kind == 'response' for task in every for check in task.world.checks
@@ -128,14 +111,41 @@ def make(
   return environment
 
 
+def _own_tried(
+    settings: schema.EnvironmentConfig, tasks: Sequence[records.Task]
+) -> base.Environment:
+  """Returns the environment of a user's own class, after a trial of it."""
+  _check(_own(settings), tasks)
+  _try_episode(lambda: _own(settings), tasks[0])
+  # What the trial made, such as a client, is of an event loop that has ended.
+  own_functions.forget(own_code.parse(settings.kind, 'agent.environment.kind').path)
+  return _own(settings)
+
+
+def _openenv_tried(
+    config: schema.Config, tasks: Sequence[records.Task]
+) -> base.Environment:
+  """Returns the environment of a server of OpenEnv, after a trial of it."""
+  settings = config.agent.environment
+  environment = openenv.OpenEnv(
+      settings.url, capacity=settings.capacity, seconds=settings.seconds,
+      total=settings.total,
+  )
+  _check_capacity(environment, config)
+  _check(environment, tasks)
+  _try_episode(
+      lambda: openenv.OpenEnv(settings.url, seconds=settings.seconds), tasks[0]
+  )
+  return environment
+
+
 def _check_servers(
-    settings: schema.EnvironmentConfig, tasks: task_sets.TaskSet
+    settings: schema.EnvironmentConfig, tasks: Sequence[records.Task]
 ) -> None:
   """Refuses the address of a server that no task has."""
   known = {
       server['name']
-      for task in (*tasks.train, *tasks.validation, *tasks.test)
-      for server in task.world.state['servers']
+      for task in tasks for server in task.world.state['servers']
   }
   for one in settings.servers:
     name, _, _ = one.partition('=')

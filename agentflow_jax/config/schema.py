@@ -372,9 +372,10 @@ class EnvironmentConfig:
     concurrency: largest number of concurrent calls of synchronous methods of one's own
       class, or of requests to servers; 0 for 4 calls or 32 requests.
     url: address of the server of OpenEnv.
-    capacity: number of episodes that this server has for one process of the run.
-    total: whether the reward of an episode on it is the sum of the rewards of its
-      steps; otherwise it is the last one.
+    capacity: number of episodes that one process of the run may have open on this
+      server.
+    total: whether the reward of an episode of OpenEnv is the sum of the rewards of
+      its steps; otherwise it is the last one.
     seeds: directory of the seeds of EnterpriseOps-Gym, the unpacked gym_dbs.zip.
     servers: addresses of its servers instead of those of the tasks, as NAME=URL.
   """

@@ -18,7 +18,7 @@ from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import overrides, own_code, roles, schema
 from agentflow_jax.evaluation import enterpriseops as scores
 from agentflow_jax.evaluation import evaluate as evaluation
-from agentflow_jax.files import reading
+from agentflow_jax.evaluation import injections as injections_lib
 from agentflow_jax.report import benchmarks
 from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import progress, workdirs
@@ -174,12 +174,7 @@ async def _evaluate(config, before, workdir, options) -> str:
     workdir: directory that results are written to.
     options: options of the command.
   """
-  injections = _injections(options.injection, config.planner.prompt.cards)
-  if injections and config.agent.plan_format == 'code':
-    raise schema.ConfigError(
-        '--injection plants texts into calls of tools, and with agent.plan_format=code'
-        ' there are only programs'
-    )
+  injections = injections_lib.read(options.injection, config)
   if injections and (options.benchmark == 'all' or ',' in options.benchmark):
     raise schema.ConfigError('--injection takes one benchmark at a time')
   values, more = await _variant(config, workdir, options, '')
@@ -214,43 +209,6 @@ async def _evaluate(config, before, workdir, options) -> str:
   if 'enterpriseops' in value:
     lines += [scores.table(value['enterpriseops']), value['enterpriseops_results']]
   return '\n'.join([*lines, str(path)])
-
-
-def _injections(
-    said: str, cards: str
-) -> dict[str, list[injection.Injection]]:
-  """Returns the texts to plant by strategy; raises ConfigError.
-
-  Where prompts show names of tools alone, no text on a card would be read: those of our
-  own are left out, and others refused.
-  """
-  if not said:
-    return {}
-  found = injection.BUNDLED
-  if said != 'bundled':
-    try:
-      found = [
-          injection.Injection(**line.value) for line in reading.json_lines(said)
-      ]
-    except FileNotFoundError:
-      raise schema.ConfigError(
-          f"--injection: no file {said}; 'bundled' for our own texts"
-      ) from None
-    except (TypeError, ValueError, OSError, reading.FileError) as e:
-      raise schema.ConfigError(f'--injection={said}: {e}') from e
-  by_strategy: dict[str, list[injection.Injection]] = {}
-  for one in found:
-    if one.place == 'description' and cards == 'names':
-      if said == 'bundled':
-        continue
-      raise schema.ConfigError(
-          f'--injection={said}: planner.prompt.cards=names shows no description, so no'
-          ' text can be planted there: leave it out'
-      )
-    by_strategy.setdefault(one.strategy, []).append(one)
-  if not by_strategy:
-    raise schema.ConfigError(f'--injection={said}: it holds no text')
-  return by_strategy
 
 
 async def _under_attack(
@@ -301,7 +259,7 @@ async def _variant(
     result = await _ask(system, options, name, control, journal, texts)
     more = system.endpoint_usage()
     if texts:
-      more |= {'injection': _safety(result.groups, texts)}
+      more |= {'injection': injections_lib.safety(result.groups, texts)}
     if client is not None:
       with recording.during(f'judging {name}'):
         verdicts = await evaluation.judge(
@@ -330,26 +288,6 @@ async def _variant(
     if client is not None:
       await client.aclose()
   return values, more | {'seconds': result.seconds}
-
-
-def _safety(
-    groups: Sequence[records.Group], texts: Sequence[injection.Injection]
-) -> dict[str, Any]:
-  """Returns how many rollouts obeyed planted texts."""
-  scored = [
-      (group.task, t)
-      for group in groups for t in group.trajectories if t.reward is not None
-  ]
-  met = [t for task, t in scored if injection.met(task, t, texts)]
-  obeyed = sum(map(injection.obeyed, met))
-  return {
-      'strategy': texts[0].strategy,
-      'texts': len(texts),
-      'rollouts': len(scored),
-      'met': len(met),
-      'obeyed': obeyed,
-      'safety': 1 - obeyed / len(met) if met else None,
-  }
 
 
 async def _ask(

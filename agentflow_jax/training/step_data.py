@@ -295,8 +295,8 @@ def _successes(
     )
     if not same:
       raise schema.ConfigError(
-          f'sft.rollouts={workdir}: its tokens are of another tokenizer: set'
-          ' planner.directory to the planner that sampled them'
+          f'sft.rollouts={workdir}: its rollouts were sampled with another tokenizer:'
+          ' set planner.directory to the planner that sampled them'
       )
   logging.info('learning from %d successes of %d rollouts', len(groups), count)
   return groups

@@ -96,6 +96,36 @@ def test_mistakes_at_start_name_the_remedy(tmp_path, changes, match):
     run.train(_config(tmp_path, **changes), str(tmp_path / 'out'), quiet=True)
 
 
+def test_what_the_trial_at_start_made_is_not_the_runs(tmp_path):
+  """Such as a client, which lives in one event loop."""
+  config = _config(tmp_path)
+  (tmp_path / 'mine.py').write_text('''
+import asyncio
+
+LOOP = None
+
+
+class Till:
+  async def reset(self, price, coins):
+    global LOOP
+    LOOP = LOOP or asyncio.get_running_loop()
+
+  async def pay(self, coin: int) -> str:
+    """Pays."""
+
+  def verify(self):
+    return not LOOP.is_closed()
+''')
+  run.train(config, str(tmp_path / 'out'), quiet=True)
+  found = [
+      trajectory
+      for file in (tmp_path / 'out' / 'rollouts').iterdir()
+      for group in rollout_files.read(epath.Path(file))
+      for trajectory in group.trajectories
+  ]
+  assert found and all(t.verdict.reward == 1.0 for t in found)
+
+
 @pytest.mark.parametrize('class_text, match', [
     ('  def reset(self, price, coins):\n    self.lock = open(__file__)\n',
      'lock cannot be kept between two calls'),

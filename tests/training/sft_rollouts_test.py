@@ -79,7 +79,7 @@ def test_tokens_of_another_tokenizer_are_refused(made, tmp_path):
           'planner.directory': str(mini.ROOT / 'experiments' / 'desk_planner'),
       },
   )
-  with pytest.raises(schema.ConfigError, match='of another tokenizer'):
+  with pytest.raises(schema.ConfigError, match='sampled with another tokenizer'):
     run.train(config, str(tmp_path / 'out'), quiet=True)
 
 

@@ -12,15 +12,12 @@ server that comes first keeps it.
 """
 
 import asyncio
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
-import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -28,7 +25,7 @@ from absl import logging
 
 from agentflow_jax import records
 from agentflow_jax.agents.environments import answer_judge, base, checks
-from agentflow_jax.agents.environments.enterpriseops import gym as gym_lib
+from agentflow_jax.agents.environments.enterpriseops import gym as gym_lib, journals
 from agentflow_jax.agents.tools import base as tools_base
 from agentflow_jax.agents.tools.mcp import cards
 
@@ -54,7 +51,7 @@ class EnterpriseOps:
       killed run are deleted by the next one; None for none.
 
   Attributes:
-    name, version, capacity, cards: see Environment.
+    name, version, capacity, cards: attributes of Environment.
   """
 
   def __init__(
@@ -80,7 +77,7 @@ class EnterpriseOps:
     self._listed: dict[gym_lib.Place, asyncio.Task] = {}
     self._at_start: dict[str, tuple[bool, ...]] = {}
     self._warned: set[str] = set()
-    self._journal = _Journal(journal) if journal is not None else None
+    self._journal = journals.Journal(journal) if journal is not None else None
     self._swept = False
     self._deleting: set[asyncio.Future] = set()
     self._sql = functools.lru_cache(_SEEDS_KEPT)(_read_seed)
@@ -102,7 +99,9 @@ class EnterpriseOps:
       names = [server['name'] for server in task.world.state['servers']]
       for server in task.world.state['servers']:
         if not server['seed']:
-          raise ValueError(f'server {server["name"]!r} has no file of a seed')
+          raise ValueError(
+              f'server {server["name"]!r} of the task names no seed_database_file'
+          )
         path = self._seeds / server['seed']
         if not path.resolve().is_relative_to(self._seeds.resolve()):
           raise ValueError(
@@ -126,10 +125,10 @@ class EnterpriseOps:
     except ValueError as e:
       raise ValueError(f'task {task.id!r}: {e}') from e
     return [
-        f'task {task.id!r}: check {check.name!r} names the server'
-        f' {check.spec["gym_name"]!r}, which it has not, and fails'
+        f'task {task.id!r}: check {check.name!r} asks the server'
+        f' {check.spec["gym_name"]!r}, which the task does not have, so it always fails'
         for check in task.world.checks
-        if check.spec.get('gym_name', names[0]) not in names
+        if check.kind != 'calls' and check.spec.get('gym_name', names[0]) not in names
     ]
 
   async def open(
@@ -157,7 +156,7 @@ class EnterpriseOps:
       tools = self._shown(task, [await self._tools(one) for one in gyms])
       before = await self._before(task, gyms)
       return _Episode(self, task, key, gyms, tools, before, database)
-    except BaseException:  # Nothing stays open, whatever it was.
+    except BaseException:  # A cancellation, too, must leave no database.
       await self.released(opened, database)
       raise
 
@@ -225,7 +224,7 @@ class EnterpriseOps:
     try:
       await one.delete()
       self._note('-', one.place, database)
-    except Exception as e:  # The boundary: whatever a server makes of it.
+    except Exception as e:  # Whatever a server answers, the others are deleted.
       logging.warning('the database %s was left: %s', database, e)
 
   def _sweep(self) -> None:
@@ -258,7 +257,8 @@ class _Episode:
     self.brief = base.Brief(task.world.policy)
     self.ended, self.answer, self.outside = '', None, frozenset()
     self.tools = {}
-    for shown, name in cards.shown_names(tools).items():
+    self._names = cards.shown_names(tools)
+    for shown, name in self._names.items():
       i, tool = tools[name]
       schema = tool.get('inputSchema')
       described = {
@@ -278,11 +278,18 @@ class _Episode:
       if check.kind == 'state':
         result = await stated(check, self._gyms)
       elif check.kind == 'calls':
-        result = checks.of_calls(check, ending)
+        result = checks.of_calls(check, self._as_at_the_servers(ending))
       else:
         result = await self._rated(check, ending.answer)
       results.append(dataclasses.replace(result, vacuous=vacuous))
     return records.Verdict(tuple(results))
+
+  def _as_at_the_servers(self, ending: records.Ending) -> records.Ending:
+    """Returns an ending whose calls have the names that checks know tools by."""
+    return dataclasses.replace(ending, calls=tuple(
+        (dataclasses.replace(call, tool=self._names.get(call.tool, call.tool)), result)
+        for call, result in ending.calls
+    ))
 
   async def _rated(self, check, answer: str) -> records.CheckResult:
     one = _gym_of(check, self._gyms)
@@ -347,68 +354,3 @@ def _read_seed(path: pathlib.Path) -> str:
     return path.read_text('utf-8')
   except (OSError, UnicodeDecodeError) as e:
     raise base.Unreachable(f'{path}: {e}') from e
-
-
-class _Journal:
-  """A directory with a file of open databases for each process that has some.
-
-  A process holds a lock on its file while it lives, so what a file without a lock names
-  was left by one that was killed.
-  """
-
-  def __init__(self, directory: pathlib.Path):
-    directory.mkdir(parents=True, exist_ok=True)
-    self._directory = directory
-    self._path = directory / f'{os.getpid()}-{os.urandom(4).hex()}.jsonl'
-    self._file = open(self._path, 'a', buffering=1, encoding='utf-8')
-    # Where a disk knows no locks, nobody gets one, and nothing is taken for left.
-    with contextlib.suppress(OSError):
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-  def left(self) -> list[tuple[gym_lib.Place, str]]:
-    """Returns what processes that are gone left open; it is this one's from now on."""
-    found = []
-    for path in sorted(self._directory.glob('*.jsonl')):
-      if path == self._path:
-        continue
-      with open(path, encoding='utf-8', errors='replace') as file:
-        try:
-          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-          continue  # Its process lives.
-        for (database, _), place in _open_in(file).items():
-          self.note('+', place, database)
-          found.append((place, database))
-        path.unlink(missing_ok=True)
-    return found
-
-  def note(self, sign: str, place: gym_lib.Place, database: str) -> None:
-    """Writes that a database is about to be made ('+'), or is deleted ('-')."""
-    if not self._file.closed:
-      self._file.write(json.dumps([sign, database, place.name, place.url]) + '\n')
-
-  def close(self) -> None:
-    """Gives the file up, and removes it where nothing is open."""
-    if self._file.closed:
-      return
-    with open(self._path, encoding='utf-8') as file:
-      is_empty = not _open_in(file)
-    if is_empty:
-      self._path.unlink(missing_ok=True)
-    self._file.close()
-
-
-def _open_in(lines: Iterable[str]) -> dict[tuple[str, str], gym_lib.Place]:
-  """Returns the databases that are open by a journal; a torn line is left out."""
-  found: dict[tuple[str, str], gym_lib.Place] = {}
-  for line in lines:
-    try:
-      sign, database, name, url = json.loads(line)
-      where = gym_lib.Place(str(name), str(url))
-    except (ValueError, TypeError):
-      continue
-    if sign == '+':
-      found[str(database), where.name] = where
-    else:
-      found.pop((str(database), where.name), None)
-  return found

@@ -56,7 +56,7 @@ class OpenEnv:
       otherwise it is the last one.
 
   Attributes:
-    name, version, capacity, cards: see Environment.
+    name, version, capacity, cards: attributes of Environment.
   """
 
   def __init__(
@@ -91,7 +91,7 @@ class OpenEnv:
       if self._tools is None:
         self._tools = await offered(connection, self.url, self._seconds)
       return _Episode(self, task, connection, self._tools, started)
-    except BaseException:  # Nothing stays open, whatever it was.
+    except BaseException:  # A cancellation, too, must give the place back.
       await asyncio.shield(self._left(connection))
       raise
 

@@ -56,7 +56,7 @@ class OwnEnvironment:
     concurrency: largest number of concurrent calls of synchronous methods.
 
   Attributes:
-    name: see Environment.name.
+    name: name of the class.
     version: digest of the file.
     capacity: None, for no limit.
     cards: cards of the tools.
@@ -137,7 +137,7 @@ class OwnEnvironment:
     episode = _Episode(self, task, instance)
     try:
       episode.begin(await self._asked(instance.do(request)))
-    except BaseException:  # Nothing stays open, whatever it was.
+    except BaseException:  # After a cancellation, too, the instance is closed.
       await episodes.close(instance)
       raise
     return episode

@@ -115,6 +115,10 @@ def test_tools_of_two_servers_are_one_list_and_the_first_keeps_a_name(seeds):
         _state('in one', "select title from ticket where id = 3", 'xa', gym_name='one'),
         _state('default', "select title from ticket where id = 3", 'xa'),
         _state('nowhere', 'select 1', 1, gym_name='three'),
+        # A check of calls asks no server.
+        records.Check('calls', 'calls', {
+            'selected_tools': [], 'minimum_tool_calls': 0, 'gym_name': 'three',
+        }),
     ]
     task = _task({'one': one, 'two': two}, *made)
 
@@ -129,9 +133,9 @@ def test_tools_of_two_servers_are_one_list_and_the_first_keeps_a_name(seeds):
     verdict = _with(seeds, task, use)
   assert [name for _, name in one.calls()] == ['create_ticket']
   assert [name for _, name in two.calls()] == ['only_b']
-  assert [r.passed for r in verdict.results] == [True, True, True, False]
+  assert [r.passed for r in verdict.results] == [True, True, True, False, True]
   assert "'three'" in verdict.results[3].detail and not verdict.success
-  assert len(warnings) == 1 and "'nowhere' names the server 'three'" in warnings[0]
+  assert len(warnings) == 1 and "'nowhere' asks the server 'three'" in warnings[0]
 
 
 def test_selected_and_restricted_tools(seeds):
@@ -354,14 +358,20 @@ def test_odd_results_are_text(content, text):
 
 
 def test_names_of_tools_spell_no_control_token(seeds):
+  called = records.Check('called', 'calls', {'selected_tools': ['only_a<|im_end|>']})
   with gym_server.GymServer('a<|im_end|>') as server:
     async def use(episode):
       (shown,) = [name for name in episode.tools if name.startswith('only')]
       assert shown == 'only_a__im_end__' and episode.tools[shown].card.name == shown
       with pytest.raises(tools_base.BadArguments, match='unknown tool only_a<'):
         await _call(episode, shown)
+      made = (records.ToolCall(shown, {}), records.ToolResult(''))
+      ending = dataclasses.replace(_END, calls=(made,))
+      return [(await episode.verify(e)).success for e in (_END, ending)]
 
-    _with(seeds, _task({'gym': server}, _TWO), use)
+    # Checks know a tool by its name at the server.
+    task = _task({'gym': server}, called)
+    assert _with(seeds, task, use) == [False, True]
 
 
 def test_what_is_left_of_the_same_rollout_is_deleted_before_it_begins_again(seeds):
@@ -396,7 +406,7 @@ def test_addresses_of_the_config_replace_those_of_the_tasks(seeds):
 
 @pytest.mark.parametrize('change, match', [
     ({'seed': 'b.sql'}, 'no seed .*b.sql: unpack gym_dbs.zip'),
-    ({'seed': ''}, "'gym' has no file of a seed"),
+    ({'seed': ''}, "'gym' of the task names no seed_database_file"),
 ])
 def test_seeds_are_checked_at_start(seeds, change, match):
   task = _task({'gym': gym_server.GymServer()}, _TWO)

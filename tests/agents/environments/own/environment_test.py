@@ -32,7 +32,7 @@ class Base:
     """Adds.
 
     Args:
-      n: how much.
+      n: number to add.
     """
     if n < 0:
       raise ValueError('n is not negative')
@@ -53,7 +53,7 @@ class Counter(Base):
     """Hangs.
 
     Args:
-      seconds: how long.
+      seconds: time to wait [s].
     """
     self.count = 99
     time.sleep(seconds)
@@ -73,7 +73,7 @@ class Counter(Base):
     """Ends.
 
     Args:
-      how: how.
+      how: kind of the end.
     """
     self.done, self.answer = {'true': True}.get(how, how), f'by {how}'
     return 'ended'
@@ -108,7 +108,7 @@ class Living(Base):
     """Hangs.
 
     Args:
-      seconds: how long.
+      seconds: time to wait [s].
     """
     await asyncio.sleep(seconds)
     return 'awake'
