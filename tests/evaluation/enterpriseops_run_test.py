@@ -93,6 +93,8 @@ def test_scores_as_published_and_strict_stand_side_by_side(tmp_path):
 @pytest.mark.parametrize('changes, match', [
     ({'agent.environment.seeds': '/nowhere'}, 'unpack gym_dbs.zip'),
     ({'agent.environment.servers': 'gym'}, 'write NAME=URL'),
+    ({'agent.environment.servers': 'gim=http://127.0.0.1:9'},
+     "no task has a server 'gim'; there are gym"),
     ({'agent.environment.seconds': '0'}, 'seconds must be above 0'),
     ({'agent.environment.faults': '0.1'}, 'agent.environment.faults'),
     ({'agent.environment.judge.base_url': 'http://127.0.0.1:9',
