@@ -42,6 +42,13 @@ class _Session:
     return outcome
 
 
+def _replayed(limits=_LIMITS):
+  try:
+    return replayed_sessions.ReplayedSessions(limits)
+  except base.ToolUnavailable as e:
+    pytest.skip(str(e))
+
+
 @pytest.fixture(scope='module', params=_KINDS)
 def made(request):
   try:
@@ -227,11 +234,10 @@ def test_time_and_objects_of_cpython_are_repeatable():
       'datetime.timedelta(1) > now)\n'
       'datetime.datetime.now(datetime.timezone.utc).isoformat()'
   )
-  made = _replayed()
   limits = dataclasses.replace(
       _LIMITS, program=dataclasses.replace(_LIMITS.program, output_bytes=2000)
   )
-  made = replayed_sessions.ReplayedSessions(limits)
+  made = _replayed(limits)
   found = [asyncio.run(_Session(made).run(program)) for _ in range(2)]
   assert found[0] == found[1] and not found[0].error
   assert found[0].output.endswith('True True True True\n')
@@ -240,9 +246,7 @@ def test_time_and_objects_of_cpython_are_repeatable():
 
 
 def test_cancelled_conversations_leave_no_socket_in_the_loop():
-  made = replayed_sessions.ReplayedSessions(
-      dataclasses.replace(_LIMITS, state_bytes=2**22, calls=200)
-  )
+  made = _replayed(dataclasses.replace(_LIMITS, state_bytes=2**22, calls=200))
 
   async def call(name, positional, named):
     return 'x' * 20_000
@@ -319,13 +323,6 @@ def test_a_cancelled_program_leaves_nothing_behind(made):
     assert (await session.run('1 + 1')).value == '2'
 
   asyncio.run(run())
-
-
-def _replayed():
-  try:
-    return replayed_sessions.ReplayedSessions(_LIMITS)
-  except base.ToolUnavailable as e:
-    pytest.skip(str(e))
 
 
 def test_a_repeated_program_that_calls_something_else_is_an_error():
