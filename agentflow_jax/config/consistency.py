@@ -72,6 +72,11 @@ def _check_training(config: schema.Config) -> None:
     raise schema.ConfigError(
         'planner.sampling.temperature: greedy responses cannot be trained on'
     )
+  if config.optimizer.kind == 'muon' and config.planner.lora.rank:
+    raise schema.ConfigError(
+        'optimizer.kind=muon works on whole matrices of the layers, and with'
+        ' planner.lora.rank none of these is trained; use adam'
+    )
   if config.algorithm == 'flow_grpo' and train.group_size < 2:
     raise schema.ConfigError(
         'train.group_size: one rollout a group has no advantage'

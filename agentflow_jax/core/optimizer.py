@@ -1,15 +1,22 @@
-"""AdamW with warmup, a schedule, and clipping of the total gradient."""
+"""AdamW or Muon, with warmup, a schedule, and clipping of the total gradient."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import optax.contrib
 
 # Norm scales and biases do not decay.
 _DECAYED = ('kernel', 'embedding', 'head', 'lora_a', 'lora_b')
+# Of Muon: the decay of its momentum, and the root mean square of its updates before
+# the learning rate, which is what Adam's are (arXiv 2502.16982, equation 4).
+_MOMENTUM = 0.95
+_ROOT_MEAN_SQUARE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +38,10 @@ class OptimizerConfig:
       None for no limit.
     mu_dtype: dtype of Adam's first moment; 'bfloat16' saves two bytes a parameter.
       The second moment stays float32: with b2 near 1 its steps would be lost.
+    kind: rule of the direction: 'adam', or 'muon' for the matrices of the layers,
+      whose momentum is made orthogonal. Embeddings, norms and biases stay with Adam.
+      Muon's updates are scaled to the size of Adam's (arXiv 2502.16982), so that both
+      share one learning rate.
   """
 
   learning_rate: float
@@ -43,6 +54,7 @@ class OptimizerConfig:
   weight_decay: float = 0.0
   max_grad_norm: float | None = 1.0
   mu_dtype: Literal['float32', 'bfloat16'] = 'float32'
+  kind: Literal['adam', 'muon'] = 'adam'
 
   def __post_init__(self):
     if not 0 <= self.learning_rate < float('inf'):
@@ -70,6 +82,8 @@ class OptimizerConfig:
       raise ValueError(f'max_grad_norm must be > 0: {self.max_grad_norm}')
     if self.mu_dtype not in ('float32', 'bfloat16'):
       raise ValueError(f'mu_dtype: unknown {self.mu_dtype!r}')
+    if self.kind not in ('adam', 'muon'):
+      raise ValueError(f'kind: unknown {self.kind!r}; adam or muon')
 
 
 def make_schedule(config: OptimizerConfig) -> Callable[[Any], jax.Array]:
@@ -98,19 +112,91 @@ def _decay_mask(params: Any) -> Any:
   )
 
 
+def _is_matrix(path: Any) -> bool:
+  """Returns whether a parameter is a layer's matrix, [L, ...], which Muon takes."""
+  return path[-1].key == 'kernel'
+
+
+def _matrix_axes(path: Any, _: Any) -> optax.contrib.MuonDimensionNumbers:
+  """Returns which axes of a layers' kernel are summed over, and which are made.
+
+  Kernels are [L, D, H, E] (q, k, v), [L, H, E, D] (o), [L, D, F] or [L, F, D]; each
+  layer's is one matrix.
+  """
+  name = path[-2].key
+  if name == 'o':
+    return optax.contrib.MuonDimensionNumbers((-3, -2), -1)
+  if name in ('q', 'k', 'v'):
+    return optax.contrib.MuonDimensionNumbers(-3, (-2, -1))
+  return optax.contrib.MuonDimensionNumbers(-2, -1)
+
+
+def _scaled(path: Any, update: jax.Array) -> jax.Array:
+  """Returns an orthogonal update at the size of Adam's (arXiv 2502.16982, eq. 4)."""
+  axes = _matrix_axes(path, update)
+  fans = (
+      math.prod(update.shape[i] for i in np.atleast_1d(numbers)) for numbers in axes
+  )
+  return update * (_ROOT_MEAN_SQUARE * math.sqrt(max(fans)))
+
+
+def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Returns the rule that makes a direction of gradients."""
+  adam = optax.scale_by_adam(
+      b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mu_dtype
+  )
+  if config.kind == 'adam':
+    return adam
+  axes = lambda tree: jax.tree_util.tree_map_with_path(_matrix_axes, tree)
+  muon = optax.chain(
+      optax.contrib.scale_by_muon(
+          beta=_MOMENTUM, mu_dtype=config.mu_dtype, weight_dimension_numbers=axes
+      ),
+      optax.stateless(
+          lambda updates, _: jax.tree_util.tree_map_with_path(_scaled, updates)
+      ),
+  )
+  return optax.partition(
+      {'adam': adam, 'muon': muon},
+      lambda params: jax.tree_util.tree_map_with_path(
+          lambda path, _: 'muon' if _is_matrix(path) else 'adam', params
+      ),
+  )
+
+
 def make_tx(config: OptimizerConfig) -> optax.GradientTransformation:
-  """Returns the optimizer: clip, Adam, decay, then minus the learning rate."""
+  """Returns the optimizer: clip, Adam or Muon, decay, then minus the learning rate."""
   steps = []
   if config.max_grad_norm is not None:
     steps.append(optax.clip_by_global_norm(config.max_grad_norm))
-  steps.append(
-      optax.scale_by_adam(
-          b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mu_dtype
-      )
-  )
+  steps.append(_direction(config))
   if config.weight_decay:
     steps.append(
         optax.add_decayed_weights(config.weight_decay, mask=_decay_mask)
     )
   steps.append(optax.scale_by_learning_rate(make_schedule(config)))
   return optax.chain(*steps)
+
+
+def state_like(
+    tx: optax.GradientTransformation, state: Any, per_param: Any, other: Any
+) -> Any:
+  """Returns an optimizer state's tree with values of the parameters in it.
+
+  Args:
+    tx: the optimizer.
+    state: its state, or the shapes of it.
+    per_param: tree of the parameters; its values stand where the state holds an
+      array a parameter, such as a moment.
+    other: value for everything else, such as counts.
+  """
+  # Muon's state has no array for what Adam takes, and the other way round.
+  is_absent = lambda x: isinstance(x, optax.MaskedNode)
+  return optax.tree_utils.tree_map_params(
+      tx,
+      lambda held, value: held if is_absent(held) else value,
+      state,
+      per_param,
+      transform_non_params=lambda _: other,
+      is_leaf=is_absent,
+  )

@@ -94,12 +94,8 @@ def state_shardings(
           )
       )
   )
-  opt_state = optax.tree_utils.tree_map_params(
-      tx,
-      lambda _, param_sharding: param_sharding,
-      shapes,
-      params,
-      transform_non_params=lambda _: sharding.replicated(mesh),
+  opt_state = optimizer.state_like(
+      tx, shapes, params, sharding.replicated(mesh)
   )
   if masters.is_needed(config):
     opt_state = masters.MasterState(params, opt_state)

@@ -49,6 +49,10 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
         ({'planner.sampling.temperature': '0'}, 'greedy responses'),
         ({'train.group_size': '1'}, 'no advantage'),
         (
+            {'optimizer.kind': 'muon', 'planner.lora.rank': '4'},
+            'works on whole matrices',
+        ),
+        (
             {'planner.backend': 'endpoint', 'planner.sampling.top_k': '5',
              'agent.endpoint.preset': 'openai', 'agent.endpoint.model': 'm'},
             'planner.sampling: top_k and min_p',

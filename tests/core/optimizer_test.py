@@ -1,4 +1,4 @@
-"""Schedules by hand, and one AdamW step against NumPy float64."""
+"""Schedules by hand; steps of AdamW and Muon against NumPy float64."""
 
 import math
 
@@ -105,6 +105,64 @@ def test_the_first_moment_may_be_bfloat16():
   assert 0 < error.max() < 2**-7  # Eight bits, rounded three times.
 
 
+def _orthogonal(matrix: np.ndarray) -> np.ndarray:
+  """Returns five Newton-Schulz steps of the matrix, by its singular values.
+
+  Each step maps a singular value s to a s + b s^3 + c s^5 and leaves the vectors.
+  """
+  left, values, right = np.linalg.svd(matrix, full_matrices=False)
+  values = values / np.sqrt((values**2).sum())
+  for _ in range(5):
+    values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+  return left * values @ right
+
+
+def test_two_steps_of_muon_against_float64():
+  config = optimizer.OptimizerConfig(
+      learning_rate=0.1, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.5,
+      max_grad_norm=None, kind='muon',
+  )
+  # A matrix a layer: how many of its axes are summed over, and its shape as one.
+  shapes = {
+      'q': ((2, 6, 2, 4), (6, 8)), 'o': ((2, 2, 4, 6), (8, 6)),
+      'up': ((2, 6, 10), (6, 10)), 'down': ((2, 10, 6), (10, 6)),
+  }
+  rng = np.random.default_rng(0)
+  draw = lambda: {name: rng.normal(size=shape) for name, (shape, _) in shapes.items()}
+  values, grads = draw(), [draw(), draw()]
+  table, table_grads = rng.normal(size=(5, 6)), rng.normal(size=(2, 5, 6))
+  as_tree = lambda kernels, table: {
+      'embedding': jnp.asarray(table, jnp.float32),
+      'layers': {
+          k: {'kernel': jnp.asarray(v, jnp.float32)} for k, v in kernels.items()
+      },
+  }
+  tx = optimizer.make_tx(config)
+  params = as_tree(values, table)
+  state = tx.init(params)
+  for g, t in zip(grads, table_grads, strict=True):
+    updates, state = tx.update(as_tree(g, t), state, params)
+    params = optax.apply_updates(params, updates)
+
+  for name, (shape, flat) in shapes.items():
+    x, momentum = values[name], np.zeros(shape)
+    for n, g in enumerate((grads[0][name], grads[1][name]), start=1):
+      momentum = 0.95 * momentum + 0.05 * g
+      ahead = 0.95 * momentum / (1 - 0.95**(n + 1)) + 0.05 * g / (1 - 0.95**n)
+      step = np.stack([_orthogonal(a) for a in ahead.reshape(2, *flat)])
+      step = 0.2 * np.sqrt(max(flat)) * step.reshape(shape)
+      x = x - 0.1 * (step + 0.5 * x)
+    np.testing.assert_allclose(
+        params['layers'][name]['kernel'], x, rtol=1e-5, atol=1e-5
+    )
+  m, v, x = 0.0, 0.0, table
+  for n, g in enumerate(table_grads, start=1):
+    m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+    step = m / (1 - 0.8**n) / (np.sqrt(v / (1 - 0.9**n)) + 1e-3)
+    x = x - 0.1 * (step + 0.5 * x)
+  np.testing.assert_allclose(params['embedding'], x, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     'fields, message',
     [
@@ -119,6 +177,7 @@ def test_the_first_moment_may_be_bfloat16():
         ({'b1': 1.0}, 'b1'),
         ({'max_grad_norm': 0.0}, 'max_grad_norm'),
         ({'mu_dtype': 'float16'}, 'mu_dtype'),
+        ({'kind': 'sgd'}, "kind: unknown 'sgd'; adam or muon"),
     ],
 )
 def test_bad_options_are_refused(fields, message):

@@ -436,6 +436,24 @@ def test_state_is_born_sharded_and_the_same_on_every_mesh():
     assert moment['layers']['mlp']['up']['kernel'].sharding == kernel.sharding
 
 
+def test_a_step_of_muon_does_not_depend_on_the_mesh():
+  tx = optimizer.OptimizerConfig(1e-2, kind='muon')
+  batch, _ = _pack(_rows())
+  after = {}
+  for mesh in ((1, 1, 1), (2, 2, 2)):
+    after[mesh], _ = _update_fn(LOSS, mesh, tx)(
+        _state(mesh, tx), _host_params(1), batch, INF
+    )
+  _assert_same(*(jax.device_get(s.params) for s in after.values()))
+  kernel = after[2, 2, 2].params['layers']['mlp']['up']['kernel']
+  assert kernel.addressable_shards[0].data.shape == (2, 8, 16)
+  moments = optax.tree_utils.tree_get_all_with_path(after[2, 2, 2].opt_state, 'mu')
+  held = [m['layers']['mlp']['up']['kernel'] for _, m in moments]
+  # Adam's state has no moment of what Muon takes.
+  (moment,) = [m for m in held if not isinstance(m, optax.MaskedNode)]
+  assert moment.sharding == kernel.sharding
+
+
 def test_what_does_not_fit_is_refused_at_once():
   batch, _ = _pack(_rows())
   with pytest.raises(ValueError, match='NoneType'):

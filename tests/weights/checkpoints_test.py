@@ -42,6 +42,16 @@ def test_an_optimizer_state_that_is_a_pair_restores_too(saved):
   jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
+def test_the_state_of_muon_restores_onto_another_mesh(saved):
+  muon = optimizer.OptimizerConfig(1e-3, kind='muon')
+  state = _state(0, tx=muon)
+  # Zeros would be equal whatever came back.
+  state = jax.tree.map(lambda x: x + 1, state)
+  saved.save(1, state, {})
+  restored, _ = saved.restore(1, _state(1, devices=2, tx=muon))
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
 def test_only_the_newest_commits_are_kept(saved, tmp_path):
   assert saved.latest is None
   for step in (1, 2, 3):
