@@ -1,14 +1,19 @@
 """Mentions by number: a small planner points at a name instead of copying it.
 
 Copying a name never seen is slow to learn; pointing at it is not. Names (from a
-gazetteer) and numbers are marked where they first appear in the query or in a
-tool's result, and a plan may say `#2` for the second one.
+gazetteer) and numbers are marked where they appear in the query or in a tool's
+result, and a plan may say `#2` for the second one.
+
+A mark stands before its mention ('#2 Oslo') or after it ('Oslo #2'). A decoder reads
+from left to right: only a mark that stands after the name is read with the name known,
+so that one layer of attention finds the mark of a name.
 """
 
 import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 _WORD = re.compile(r'\w+')
 _NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?!\w)')
@@ -23,7 +28,8 @@ _PROGRAM = re.compile(
 )
 # A number as Python writes it: no leading zeros.
 _LITERAL = re.compile(r'-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?')
-_MARK = re.compile(r'#(\d+)( ?)')
+_MARK_BEFORE = re.compile(r'#(?P<number>\d+)(?P<space> ?)')
+_MARK_AFTER = re.compile(r'(?P<space> ?)#(?P<number>\d+)')
 _FORGED = re.compile(r'#(?=\d)')
 
 
@@ -39,11 +45,17 @@ class Gazetteer:
     keys: regular expression of what else has a number of its own, such as keys,
       dates and quantities; '' for numbers, wherever they stand.
     more: names besides these; None for none.
+    marks: place of a mark, before or after its mention.
   """
 
   def __init__(
-      self, names: Iterable[str], keys: str = '', more: 'Gazetteer | None' = None
+      self,
+      names: Iterable[str],
+      keys: str = '',
+      more: 'Gazetteer | None' = None,
+      marks: Literal['before', 'after'] = 'before',
   ):
+    self.marks = marks
     self._keys = re.compile(rf'(?:{keys})(?!\w)') if keys else None
     self._more = more
     by_first: dict[str, list[str]] = {}
@@ -88,8 +100,10 @@ class Gazetteer:
 def gazetteer(
     names: tuple[str, ...], keys: str, more: Gazetteer | None
 ) -> Gazetteer | None:
-  """Returns names and keys besides others; the same object for the same ones."""
-  return Gazetteer(names, keys, more) if names or keys else more
+  """Returns names and keys besides others, marked like these; cached."""
+  if not names and not keys:
+    return more
+  return Gazetteer(names, keys, more, more.marks if more else 'before')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +119,7 @@ class References:
   mentions: tuple[str, ...] = ()
 
   def annotate(self, text: str) -> tuple[str, 'References']:
-    """Marks names and numbers in `text` as '#n name'.
+    """Marks names and numbers in `text` as '#n name' or 'name #n'.
 
     Args:
       text: what a user or a tool wrote; a mark that it brings along is broken,
@@ -119,10 +133,12 @@ class References:
     text = self.defuse(text)
     numbers = {mention: i + 1 for i, mention in enumerate(self.mentions)}
     pieces, at = [], 0
+    before = self.gazetteer.marks == 'before'
     for start, mention in self._find(text):
       number = numbers.setdefault(mention, len(numbers) + 1)
-      pieces += [text[at:start], f'#{number} ']
-      at = start
+      place = start if before else start + len(mention)
+      pieces += [text[at:place], f'#{number} ' if before else f' #{number}']
+      at = place
     pieces.append(text[at:])
     return ''.join(pieces), dataclasses.replace(self, mentions=tuple(numbers))
 
@@ -131,19 +147,28 @@ class References:
     return text if self.gazetteer is None else _FORGED.sub('# ', text)
 
   def unmark(self, text: str) -> str:
-    """Writes a marked text in plain words: '#2 Oslo' and '#2' are 'Oslo'."""
+    """Writes a marked text in plain words.
+
+    '#2' is 'Oslo', and so is '#2 Oslo' or, with marks after mentions, 'Oslo #2'.
+    """
     if self.gazetteer is None:
       return text
 
+    before = self.gazetteer.marks == 'before'
+
     def plain(match):
-      number = _number(match.group(1))
+      number = _number(match['number'])
       if not 1 <= number <= len(self.mentions):
         return match.group()
       mention = self.mentions[number - 1]
-      follows = match.group(2) and text.startswith(mention, match.end())
-      return '' if follows else mention + match.group(2)
+      if match['space'] and (
+          text.startswith(mention, match.end()) if before
+          else text.endswith(mention, 0, match.start())
+      ):
+        return ''  # The mark goes, and the mention beside it stays.
+      return mention + match['space'] if before else match['space'] + mention
 
-    return _MARK.sub(plain, text)
+    return (_MARK_BEFORE if before else _MARK_AFTER).sub(plain, text)
 
   def resolve(self, text: str, literal: bool = False) -> str:
     """Replaces every '#n' by its mention.

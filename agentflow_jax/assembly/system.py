@@ -395,9 +395,10 @@ def _gazetteer(config, tasks, box) -> references.Gazetteer | None:
   """Returns the names that mentions are numbered by, if they are."""
   if not config.agent.number_mentions:
     return None
+  titles = () if box.corpus is None else box.corpus.titles
+  found = references.Gazetteer(titles, marks=config.agent.mention_marks)
   if box.corpus is None:
-    return references.Gazetteer(())
-  found = references.Gazetteer(box.corpus.titles)
+    return found
   rule_reach.check(config, (*tasks.train, *tasks.test), found)
   return found
 

@@ -467,6 +467,9 @@ class AgentConfig:
       without asking any host. The flag --recording sets this field.
     recording_directory: local directory of the recording; '' for `recording` in
       the workdir.
+    mention_marks: place of a mention's number, 'before' ('#2 Oslo') or 'after'
+      ('Oslo #2') it. A small network learns faster to find a number that stands
+      behind its name.
   """
 
   executor: ModuleConfig = ModuleConfig()
@@ -487,6 +490,7 @@ class AgentConfig:
   endpoint: EndpointConfig = EndpointConfig()
   recording: Literal['off', 'record', 'replay'] = 'off'
   recording_directory: str = ''
+  mention_marks: Literal['before', 'after'] = 'before'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -237,6 +237,8 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     yield 'reward.answer', 'reward.weights'
   if config.agent.plan_format == 'code':
     yield 'agent.unknown_tool', 'agent.plan_format=fields'
+  if not config.agent.number_mentions:
+    yield 'agent.mention_marks', 'agent.number_mentions'
   if config.agent.code.sandbox == 'off':
     yield 'agent.code', 'agent.code.sandbox'
   if not config.agent.environment.kind:

@@ -82,6 +82,25 @@ def test_last_in_is_the_last_name_or_number():
   assert EMPTY.last_in('nothing') == ''
 
 
+AFTER = references_lib.References(
+    references_lib.Gazetteer(['Oslo', 'New York', 'Port-'], marks='after')
+)
+
+
+def test_marks_may_stand_after_their_mentions():
+  marked, found = AFTER.annotate('New York, Oslo has 3-5 parks; Port--5 Oslo')
+  assert marked == (
+      'New York #1, Oslo #2 has 3 #3-5 #4 parks; Port- #5-5 #6 Oslo #2'
+  )
+  assert found.unmark(marked) == 'New York, Oslo has 3-5 parks; Port--5 Oslo'
+  assert found.unmark('#2 and Oslo #2, not #1') == 'Oslo and Oslo, not New York'
+  assert found.resolve('name=#2') == 'name=Oslo'
+  more, _ = dataclasses.replace(
+      found, gazetteer=references_lib.gazetteer(('Rome',), r'P\d+', found.gazetteer)
+  ).annotate('Rome, P7, #1 Oslo')
+  assert more == 'Rome #7, P7 #8, # 1 Oslo #2'
+
+
 _texts = st.lists(
     st.sampled_from(['Oslo', 'New', 'York', ' ', '-', '5', '.', '#', 'x', "'s",
                      'Port-', '\n', 'Saint', 'Lô', '1e9', '#1 ']),
@@ -92,8 +111,9 @@ _texts = st.lists(
 @hypothesis.given(_texts)
 @hypothesis.settings(deadline=None, max_examples=200)
 def test_unmark_undoes_annotate(text):
-  marked, references = EMPTY.annotate(text)
-  assert references.unmark(marked) == EMPTY.defuse(text)
+  for empty in (EMPTY, AFTER):
+    marked, references = empty.annotate(text)
+    assert references.unmark(marked) == empty.defuse(text)
 
 
 def test_keys_say_what_else_has_a_number():

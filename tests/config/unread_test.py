@@ -38,6 +38,10 @@ def _check(path, *pairs):
              ('agent.tools.enabled', 'search')],
         ),
         (_QUICKSTART, [('agent.tools.search_candidates', '9')]),
+        (
+            _QUICKSTART,
+            [('agent.mention_marks', 'after'), ('agent.number_mentions', 'false')],
+        ),
         (_QUICKSTART, [('agent.tools.search_query_prefix', 'query: ')]),
         (
             _QUICKSTART,
