@@ -19,7 +19,7 @@ not fail; the generator answers with what was found last.
 
 Cost: a warm start of 11 minutes and 32 to 35 minutes of training and evaluation on 2
 CPU cores, 10 GB of memory. Expected on the example: from about 21% to 83% or more,
-sampled, of 250 held-out questions; seeds in the README.
+sampled, of 250 held-out questions; seeds in docs/performance.md.
 
 The sizes of engine and update follow from planner.max_prompt_tokens and
 planner.sampling.max_new_tokens (sizes='raised').

@@ -8,7 +8,8 @@ name a model of one's own of that kind: --config.planner.directory=DIR. As in th
 quickstart, all other modules are rules.
 
 Cost: 29 minutes on 2 CPU cores, 6 GB of memory. Expected: from 20% to about 40%
-sampled, from 34% to about 56% greedy, of 100 held-out questions; see the README.
+sampled, from 34% to about 56% greedy, of 100 held-out questions; see
+docs/performance.md.
 On a GPU give it more: --config.train.queries_per_step=32 --config.train.steps=60.
 """
 

@@ -17,7 +17,7 @@ from packaging import utils
 Files = Mapping[str, str]  # Path from the root, with slashes: text.
 
 _TEXTS = frozenset({'.py', '.sh', '.toml', '.md', '.txt', '.bazel'})
-_OURS = frozenset({'agentflow_jax', 'experiments', 'launch', 'tests'})
+_OURS = frozenset({'agentflow_jax', 'docs', 'experiments', 'launch', 'tests'})
 _DISTRIBUTIONS = {
     'absl': 'absl-py',
     'math_verify': 'math-verify',

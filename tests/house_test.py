@@ -1,4 +1,4 @@
-"""The house stands as BUILD and design.md say, and each check can fail."""
+"""The house stands as BUILD and docs/design.md say, and each check can fail."""
 
 import pathlib
 import shutil

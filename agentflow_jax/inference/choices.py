@@ -17,7 +17,7 @@ For a smaller network on a CPU the launches of programs count, not their product
 lane, 8 pieces of 32 tokens, half of the requests read before more is decoded.
 
 On GPUs and TPUs: one lane, 16 pieces of 128 tokens, and all requests read before more
-is decoded. The README has what was measured on GPUs; nothing was measured on TPUs.
+is decoded. docs/performance.md has the measurements on GPUs; there are none on TPUs.
 """
 
 import dataclasses

@@ -143,7 +143,7 @@ def load(workdir: epath.PathLike) -> Run:
 
   Raises:
     ReportError: neither a training step nor an evaluation is there, or a file
-      is not what design.md says it is. A torn last line of metrics.jsonl (the
+      is not what docs/design.md says it is. A torn last line of metrics.jsonl (the
       run was killed while writing it) is dropped.
   """
   workdir = epath.Path(workdir)

@@ -1,4 +1,4 @@
-"""The README's two commands for tasks of one's own, shrunk."""
+"""The two commands of docs/tasks.md for own tasks, with small sizes."""
 
 import json
 
