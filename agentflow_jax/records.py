@@ -221,13 +221,14 @@ class Completion:
     text: decoded response, without the stop token.
     prompt_ids: token ids that were conditioned on; empty from an endpoint.
     response_ids: token ids as sampled, up to and including the stop.
-    logprobs: of each response id under the sampling distribution [nats].
+    logprobs: log probability of each response id under the sampling distribution
+      [nats].
     finish_reason: 'stop' or 'length'.
     params_version: optimizer step of the parameters that sampled it.
-    queue_seconds: time the request waited before the device took it.
-    model_seconds: time from then until the completion was there.
-    kept: what each response id was drawn from; None for all of the vocabulary,
-      and where that is not recorded.
+    queue_seconds: time that the request waited before the device took it [s].
+    model_seconds: time from then until the completion was there [s].
+    kept: candidate set of each response id; None for all of the vocabulary, and where
+      sets are not recorded.
     thoughts: reasoning that a server returned apart from its text. Thoughts
       inside the text stay there; agents.thoughts reads what stands behind them.
     thinking: whether the prompt ended inside an open thought, so that the text
@@ -339,8 +340,8 @@ class Task:
   """One query with what is needed to check its answer.
 
   Attributes:
-    id: unique in its task set.
-    query: what the user asks.
+    id: name of the task, unique in its task set.
+    query: query of the user.
     answers: acceptable answers; a reward decides what equals means.
     reward: name of the reward that scores it (agents.rewards).
     tags: facts for reports (hops, kind, ...); no module ever reads them.
@@ -388,11 +389,11 @@ class ToolResult:
   """What a tool returned; on an error, text says what to do differently.
 
   Attributes:
-    text: for the model.
-    error: who caused an error; None where there was none.
+    text: text for the model.
+    error: cause of an error; None where there was none.
     seconds: wall time of the call.
-    counts: what the call met on the way that reports show, by name (hosts that
-      are blocked, results that quote the query).
+    counts: counts of events on the way that reports show, by name (hosts that are
+      blocked, results that quote the query).
     inner: calls that a program made inside this call, in order, with their results;
       empty where the call ran no program.
   """
@@ -554,9 +555,10 @@ class ModuleCall:
       text, with its thoughts; the verifier's verdict and the generator's answer,
       without theirs.
     seconds: wall time.
-    prompts: what the model behind it was asked, an attempt each. Empty for a
-      rule, which reads the turn's plan and the memory.
-    shortened: memory entries that were shortened to make room in these prompts.
+    prompts: prompts of the model behind it, one per attempt. Empty for a rule, which
+      reads the turn's plan and the memory.
+    shortened: number of memory entries that were shortened to make room in these
+      prompts.
   """
 
   module: str
@@ -573,12 +575,13 @@ class Turn:
   Attributes:
     completion: the planner's sampled response.
     sampling: the spec it was sampled with.
-    parse_error: why the plan could not be read; empty when it could.
+    parse_error: reason why the plan could not be read; empty when it could.
     call: the tool call that the executor made, if any.
-    result: what the tool returned, if it was called.
-    modules: what the executor and the verifier read and wrote.
+    result: result of the tool, if it was called.
+    modules: input and output of the executor and the verifier.
     memory: the entry that this turn added to memory, as rendered.
-    shortened: older entries that the planner's prompt had no room for.
+    shortened: number of older entries that were shortened to make room in the planner's
+      prompt.
   """
 
   completion: Completion
@@ -596,17 +599,17 @@ class Trajectory:
   """A finished rollout.
 
   Attributes:
-    task_id: the task.
+    task_id: name of the task.
     rollout: index in its group (or trial).
-    status: how it ended.
+    status: end of the rollout.
     turns: planner turns, in order.
     analysis: the query analysis that opened memory, shared by the group.
     answer: the generator's answer; empty when there is none.
-    modules: what the generator read and wrote, where it was asked.
+    modules: input and output of the generator, where it was asked.
     reward: outcome reward; None outside the statistics.
     score: terms of the reward; None where the reward is a plain number.
     detail: text for people about the status (an error, the parse failure).
-    seconds: wall time by what it was spent on.
+    seconds: wall time by what it was spent on [s].
     verdict: results of the checks of the task's world; None without a world, and
       where the checks were not made.
     digest: digest of the final state of the world; '' without one, and where the

@@ -79,9 +79,9 @@ def _download(url, path, limit):
   """Brings one file, from where its .partial ends.
 
   Args:
-    url: of the file.
-    path: where it goes when it is whole.
-    limit: bytes at most.
+    url: URL of the file.
+    path: path of the file once it is whole.
+    limit: largest size [bytes].
 
   Raises:
     _Failed: no network, an error of the server, too long, or cut off.

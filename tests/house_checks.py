@@ -8,7 +8,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from packaging import requirements
 from packaging import utils
@@ -68,6 +68,20 @@ _NEVER = {'agents': {'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'}}
 # Options that launchers pass, and what must be installed to understand them.
 _OPTIONS = {'--dist=loadfile': 'pytest-xdist'}
 _ENTRY_LINES = 80
+# First words that make an entry of a docstring's Args or Attributes a fragment, and
+# no noun phrase: prepositions, some relative words, and auxiliary verbs.
+_FRAGMENTS = frozenset(
+    'about above across after against along among around as at before behind below'
+    ' beneath beside besides between beyond by despite down during except for from in'
+    ' inside into like near of off on onto out outside over past per since than through'
+    ' throughout till to toward towards under underneath unlike until up upon via with'
+    ' within without'
+    ' so what where who'
+    ' am are be been being can cannot could did do does had has have is may might must'
+    ' ought shall should was were will would'.split()
+)
+_ENTRY = re.compile(r'(\*{0,2}\w+(?:, \*{0,2}\w+)*):\s+([A-Za-z][\w\'-]*)')
+_SECTION = re.compile(r'( *)(?:Args|Attributes):$')
 _MACHINE_PATH = re.compile(r'(?<![\w.$}/])/(?:home|mnt|opt|root|Users|work)/\w')
 
 
@@ -178,6 +192,43 @@ def arrow_problems(files: house_sources.Files) -> list[str]:
     wrong |= third - _THIRD_PARTY.get(room, third)
     problems += [f'{path} ({room}) imports {d}' for d in sorted(wrong)]
   return problems
+
+
+def docstring_problems(files: house_sources.Files) -> list[str]:
+  """Entries of Args and Attributes that begin as fragments do, such as "of the run".
+
+  An entry is a noun phrase with a head of its own: "work directory of the run".
+  """
+  problems = []
+  for path in house_sources.python_files(files):
+    if path.startswith('tests/'):
+      continue
+    for node in ast.walk(ast.parse(files[path])):
+      if isinstance(
+          node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+      ):
+        problems += [
+            f'{path}: {getattr(node, "name", "the module")}: {name}: {word} ...'
+            for name, word in _entries(ast.get_docstring(node) or '')
+            if word.lower() in _FRAGMENTS
+        ]
+  return problems
+
+
+def _entries(docstring: str) -> Iterator[tuple[str, str]]:
+  """Yields the names of each entry of Args and Attributes, and its first word."""
+  indent, lines = None, docstring.splitlines()
+  for i, line in enumerate(lines):
+    depth = len(line) - len(line.lstrip())
+    if section := _SECTION.fullmatch(line):
+      indent = len(section[1]) + 2
+    elif line.strip() and indent is not None and depth < indent:
+      indent = None
+    elif depth == indent:
+      # The first word may stand on the next line.
+      entry = _ENTRY.match(line.strip() + ' ' + ''.join(lines[i + 1 : i + 2]).strip())
+      if entry:
+        yield entry[1], entry[2]
 
 
 def _requirements(lines: Iterable[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ _CHECKS = (
     house_checks.import_problems,
     house_checks.arrow_problems,
     house_checks.assignment_problems,
+    house_checks.docstring_problems,
     house_checks.requirement_problems,
     house_checks.install_problems,
     house_checks.lock_problems,
@@ -117,6 +118,10 @@ def _replace(path: str, old: str, new: str) -> dict[str, str]:
   return {path: _HOUSE[path].replace(old, new)}
 
 
+def _documented(section: str) -> str:
+  return f'def g(x):\n  """G.\n\n  {section}\n  """\n'
+
+
 _PLAN = 'agentflow_jax/agents/plan.py'
 _MODEL = 'agentflow_jax/core/model.py'
 _MUTATIONS = [
@@ -174,6 +179,17 @@ _MUTATIONS = [
     ('assignment', _append(_PLAN, 'from agentflow_jax import records\n'
                                   'records.Task = 3\n'),
      'assigns to records.Task'),
+    ('docstring', _append(_PLAN, _documented('Args:\n    x: of it.')),
+     'plan.py: g: x: of ...'),
+    ('docstring', _append(_PLAN, _documented('Attributes:\n    x, *y: What is.')),
+     'plan.py: g: x, *y: What ...'),
+    ('docstring', _append(_PLAN, _documented('Args:\n    a: text.\n    x:\n      is it.')),
+     'plan.py: g: x: is ...'),
+    ('docstring', _append(_PLAN, _documented('Args:\n    a: text\n      of it.\n\n'
+                                             '    x: so many.')),
+     'plan.py: g: x: so ...'),
+    ('docstring', {'launch/l.py': '"""L.\n\nArgs:\n  x: must be there.\n"""\n'},
+     'launch/l.py: the module: x: must ...'),
     ('requirement', _append(_PLAN, 'import math_verify\n'),
      'plan.py imports math-verify, which is not in requirements.txt'),
     ('requirement', _append(_PLAN, 'def g():\n  import sympy\n'),
@@ -245,6 +261,14 @@ def test_each_check_can_fail(name, change, problem):
   check = getattr(house_checks, f'{name}_problems')
   problems = check(_HOUSE | change)
   assert any(problem in p for p in problems), problems
+
+
+def test_noun_phrases_and_other_sections_are_no_fragments():
+  text = _documented(
+      "Args:\n    x: name of it.\n    y: per-token weights.\n    z: 'a' or 'b'.\n\n"
+      '  Returns:\n    x: of it.\n\n  Raises:\n    ValueError: is raised.'
+  )
+  assert house_checks.docstring_problems({'launch/l.py': text}) == []
 
 
 def test_nothing_else_lies_at_the_top():

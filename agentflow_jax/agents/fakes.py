@@ -28,7 +28,7 @@ class FakeLanguageModel:
 
   Attributes:
     script: module -> its replies, one a turn; the last one is repeated.
-    finish_reason: of every completion.
+    finish_reason: finish reason of every completion.
     thinking: whether its prompts end inside an open thought.
     requests: (prompt, sampling, key) of each request so far, in order.
     is_local: whether its time counts as sampling, as an engine's does; False for

@@ -68,7 +68,7 @@ class LanguageModel(Protocol):
     """Samples one response.
 
     Args:
-      prompt: what the model is conditioned on, in order.
+      prompt: segments that the model is conditioned on, in order.
       sampling: temperature, truncation, stops and the token limit.
       request_key: names the request and so its randomness.
 

@@ -28,9 +28,9 @@ def find(
   and nothing is executed.
 
   Args:
-    text: what a model wrote.
-    names: of fields, in lower case with underscores.
-    last: the last one instead.
+    text: text that a model wrote.
+    names: names of fields, in lower case with underscores.
+    last: whether the last such object is returned instead.
 
   Returns:
     The object, its own fields named like `names` are ('Stop Signal' is

@@ -19,9 +19,9 @@ class Entry:
 
   Attributes:
     tool: the tool that the plan named.
-    sub_goal: the plan's, as written.
-    context: the plan's, as written.
-    result: what came back, shortened once, its mentions marked.
+    sub_goal: sub-goal of the plan, as written.
+    context: context of the plan, as written.
+    result: text that the tool returned, shortened once, with its mentions marked.
     failed: whether the tool reported an error.
     verdict: the verifier's conclusion and reason.
   """
@@ -48,8 +48,8 @@ class Memory:
   Attributes:
     query: the query with its mentions marked; never shortened.
     analysis: a frozen model's analysis of the query; may be empty.
-    references: what the marks stand for.
-    entries: one a turn, in order of time.
+    references: texts that the marks stand for.
+    entries: entries of the turns, in order of time.
     shortened: entries that an overflowing prompt has shortened again.
     policy: rules of the task's world; never shortened, and without marks. Empty
       where there is no world.
@@ -98,7 +98,7 @@ class Memory:
 
     Args:
       count_tokens: counts a text's tokens.
-      tokens: what is left of the entry's result, at most.
+      tokens: largest number of tokens that is left of the entry's result.
 
     Returns:
       A new memory, or None when nothing is left to shorten.

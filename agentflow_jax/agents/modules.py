@@ -94,12 +94,12 @@ class ModelPlanner:
   """A planner backed by a language model.
 
   Attributes:
-    model: what samples.
-    sampling: how.
-    prompt: how prompts are written.
-    max_prompt_tokens: an overflowing prompt shortens older entries to
+    model: language model that is sampled.
+    sampling: sampling settings of its responses.
+    prompt: layout of its prompts.
+    max_prompt_tokens: longest prompt [tokens]. A longer one shortens older entries to
       `shortened_tokens`; one that still does not fit raises `PromptTooLong`.
-    shortened_tokens: what is left of such an entry's result.
+    shortened_tokens: length that is left of such an entry's result [tokens].
   """
 
   model: language_model.LanguageModel

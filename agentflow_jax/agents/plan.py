@@ -37,11 +37,11 @@ class Plan:
   """A planner's action.
 
   Attributes:
-    sub_goal: what this turn is to achieve.
-    context: what the tool needs to know; may be empty.
-    tool: one tool's name, as its card spells it; what is written instead where there
-      is a problem.
-    justification: why; may be empty.
+    sub_goal: goal of this turn.
+    context: information that the tool needs; may be empty.
+    tool: one tool's name, as its card spells it; the text in its place where there is a
+      problem.
+    justification: reason for this step; may be empty.
     problem: sentence on why the plan names no tool that there is; '' where it does.
   """
 

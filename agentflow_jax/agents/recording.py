@@ -67,9 +67,9 @@ class Recording:
   Use it from one event loop.
 
   Args:
-    directory: of the files; made where absent, when recording.
+    directory: directory of the files, which is made when recording where it is absent.
     replays: whether answers come from there only.
-    process: of a run in several; each writes a file of its own.
+    process: index of this process in a run of several; each writes a file of its own.
 
   Raises:
     RecordingError: the directory cannot be written, or holds nothing to replay.
@@ -115,10 +115,10 @@ class Recording:
     """Returns a call's recorded result, or makes it, where that is allowed.
 
     Args:
-      key: of the call.
+      key: request key of the call.
       call: the tool and its arguments.
-      version: of the tool.
-      make: makes the call.
+      version: version of the tool.
+      make: function that makes the call.
 
     Raises:
       Miss: it is not recorded, and this is a replay.
@@ -171,9 +171,9 @@ class Recording:
     """Returns a language model whose answers are recorded, or replayed.
 
     Args:
-      model: is asked where an answer is not recorded; in replay only counts
-        tokens.
-      version: what its answers depend on besides what it is asked.
+      model: language model that is asked where an answer is not recorded; in replay it
+        only counts tokens.
+      version: everything that its answers depend on besides the request, as text.
     """
     return RecordedModel(self, model, version)
 

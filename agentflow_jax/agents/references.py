@@ -77,9 +77,9 @@ class Gazetteer:
     """Returns the longest name or key whose first word is `word`, or ''.
 
     Args:
-      text: what is searched.
+      text: text that is searched.
       word: a word of it.
-      at: the name begins here or later.
+      at: place in the text at which the name begins at the earliest.
     """
     found = self._more.match(text, word, at) if self._more else ''
     key = self._keys.match(text, word.start()) if self._keys else None
@@ -112,7 +112,7 @@ class References:
 
   Attributes:
     gazetteer: known names; None leaves every text as it is.
-    mentions: what #1, #2, ... stand for.
+    mentions: texts that #1, #2, ... stand for.
   """
 
   gazetteer: Gazetteer | None = None
@@ -122,8 +122,8 @@ class References:
     """Marks names and numbers in `text` as '#n name' or 'name #n'.
 
     Args:
-      text: what a user or a tool wrote; a mark that it brings along is broken,
-        so that a result cannot forge one.
+      text: text of a user or a tool; a mark in it is broken, so that a result cannot
+        forge one.
 
     Returns:
       The marked text, and the references with its new mentions.

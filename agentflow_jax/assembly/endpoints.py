@@ -16,10 +16,10 @@ def connect(
   """Connects to a language model, recorded where there is a recording.
 
   Args:
-    config: of the endpoint; its limits are those of all processes together.
-    name: of its field, for errors.
-    recording: of answers; one that replays needs no key.
-    processes: that ask it.
+    config: settings of the endpoint; its limits are those of all processes together.
+    name: name of its field, for errors.
+    recording: recording of answers, or None; one that replays needs no key.
+    processes: number of processes that ask it.
 
   Raises:
     ConfigError: it cannot be asked.
@@ -38,8 +38,8 @@ def connect_unrecorded(
   """Connects to an endpoint; as `connect`, but whoever asks records, if at all.
 
   Args:
-    config, name, processes: as there.
-    replays: it will not be asked: no key is needed.
+    config, name, processes: the same arguments of `connect`.
+    replays: whether it will not be asked, so that no key is needed.
 
   Raises:
     ConfigError: it cannot be asked.

@@ -60,11 +60,11 @@ class EngineModel:
     """Like `generate`, from ids.
 
     Args:
-      prompt_ids: what the model is conditioned on.
-      sampling: as in `generate`.
-      request_key: as in `generate`.
-      on_ids: called on the engine's thread now and then, with all ids sampled
-        so far; what follows a stop string or a plan is among them.
+      prompt_ids: token ids that the model is conditioned on.
+      sampling: the same argument of `generate`.
+      request_key: the same argument of `generate`.
+      on_ids: function that is called on the engine's thread now and then, with all ids
+        sampled so far; ids behind a stop string or a plan are among them.
       thinking: whether the prompt ends inside an open thought.
 
     Raises:

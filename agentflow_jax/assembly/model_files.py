@@ -20,11 +20,11 @@ class Model:
 
   Attributes:
     config: the network.
-    params: of `config.param_dtype`, where `load` was told to place them.
+    params: parameters in `config.param_dtype`, where `load` was told to place them.
     tokenizer: the model's own.
     described: its config.json, of which a directory made from it keeps what is
       not about the network.
-    stored_dtype: 'float32' or 'bfloat16', what its tensors need to be kept in.
+    stored_dtype: dtype that its tensors need to be kept in, 'float32' or 'bfloat16'.
   """
 
   config: model.ModelConfig

@@ -74,7 +74,7 @@ class RandomPlanner:
 
   Attributes:
     planner: the planner that it stands in for.
-    verbs: of which a uniform one begins the sub-goal: rule verifiers stop at the
+    verbs: words of which a uniform one begins the sub-goal: rule verifiers stop at the
       last of them.
     programs: whether plans are programs.
   """

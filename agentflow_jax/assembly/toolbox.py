@@ -23,12 +23,13 @@ class Toolbox:
   """Tools in the making.
 
   Attributes:
-    settings: of the tools.
-    tasks: may bring a corpus.
-    processes: that share the limits of a host.
-    recording: of what tools answer; one that replays asks nobody.
-    corpus: that `search` reads, once it is made.
-    clients: of endpoints that tools ask and their maker has to close.
+    settings: settings of the tools.
+    tasks: task set, which may bring a corpus.
+    processes: number of processes that share the limits of a host.
+    recording: recording of the answers of tools, or None; one that replays asks no
+      host.
+    corpus: corpus that `search` reads, once it is made.
+    clients: clients of endpoints that tools ask; the maker of the tools closes them.
     needs_one: whether there has to be a tool; not where worlds bring their own.
   """
 

@@ -73,8 +73,8 @@ def sample(
 
   Args:
     space: field -> values to choose from, or a function that draws one.
-    count: runs.
-    seed: of the draws.
+    count: number of runs.
+    seed: seed of the draws.
   """
   rng = random.Random(seed)
   draw = lambda s: s(rng) if callable(s) else rng.choice(s)

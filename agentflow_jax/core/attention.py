@@ -42,7 +42,7 @@ def attend_dense(
     keys: [B, K, E, S].
     values: [B, K, S, E].
     mask: bool, broadcast to [B, K, H/K, T, S]: which slots a query sees.
-    dtype: of the activations, see primitives.float32_product.
+    dtype: dtype of the activations, see primitives.float32_product.
 
   Returns:
     float32[B, K, H/K, T, E].
@@ -104,10 +104,10 @@ def attend_blocks(
     values: [B, K, T, E].
     subtree_end: int32[B, T]; 0 is padding, which nothing sees.
     blocks: how rows are cut, and by what; they are padded to whole blocks.
-    dtype: of the activations, see primitives.float32_product.
-    mesh: over which rows and heads (tensor) are spread; None where everything is
+    dtype: dtype of the activations, see primitives.float32_product.
+    mesh: mesh over which rows and heads (tensor) are spread; None where everything is
       on one device.
-    rows: its axes that rows are spread over.
+    rows: axes of the mesh that rows are spread over.
 
   Returns:
     float32[B, K, H/K, T, E]; 0 for a token that sees nothing.

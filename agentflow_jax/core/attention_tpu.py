@@ -242,7 +242,7 @@ def forward(
   """Attention of one row; arguments and results as in attention_xla.forward.
 
   Args:
-    q, keys, values, subtree_end, factor: as there.
+    q, keys, values, subtree_end, factor: the same arguments of attention_xla.forward.
     block: tokens of a block; divides T.
     interpret: runs anywhere, slowly.
   """

@@ -70,8 +70,8 @@ def forward(
     values: [K, T, E].
     subtree_end: int32[T].
     blocks: how the row is cut; whole blocks.
-    dtype: of the activations, see primitives.float32_product.
-    factor: what scores are multiplied by, in float32.
+    dtype: dtype of the activations, see primitives.float32_product.
+    factor: factor of the scores, in float32.
 
   Returns:
     float32[K, G, T, E], 0 where nothing is seen; and float32[K, G, T], the
@@ -144,7 +144,8 @@ def backward(
   dK = dS^T Q.
 
   Args:
-    q, keys, values, subtree_end, blocks, dtype, factor: as in `forward`.
+    q, keys, values, subtree_end, blocks, dtype, factor: the same arguments of
+      `forward`.
     normaliser: float32[K, G, T], of `forward`.
     inner: float32[K, G, T], sum over E of d_out times the result.
     d_out: [K, G, T, E], in q's dtype.

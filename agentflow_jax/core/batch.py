@@ -28,11 +28,12 @@ class TurnRow:
     prompt_ids: int[P], P >= 1.
     response_ids: int[A], the tokens that were sampled; A may be 0.
     target_weight: weight of each response token in the loss.
-    behavior_logprobs: float32[A], as recorded when sampled; None (SFT) packs 0.
+    behavior_logprobs: float32[A], recorded when the tokens were sampled; None (SFT)
+      packs 0.
     old_logprobs: float32[A] of the trainer before the step, or None for
       behavior_logprobs.
     advantage: A_i of the rollout.
-    temperature: what the response was sampled at, > 0.
+    temperature: temperature that the response was sampled at, > 0.
     prompt_weight: weight of each prompt token but the first (SFT); 0 for RL. In a
       forest, where rows share them, rows with one are all of the same temperature.
     kept: int[A, <= S], the ids that each response token was drawn from, itself
@@ -132,11 +133,11 @@ class Place:
   """Where a turn row went: batch[micro, row, ...].
 
   Attributes:
-    micro, row: of the packed row.
+    micro, row: indices of the packed row.
     path: int[L], the places of its tokens.
-    shared: how many of them, from the first on, another turn row wrote.
+    shared: number of these tokens, from the first on, that another turn row wrote.
     first: the target that is its first response token.
-    n_response: targets that are its response.
+    n_response: number of targets that are its response.
   """
 
   micro: int
@@ -195,12 +196,12 @@ def pack(
       few shapes are ever compiled. Unused micro-batches cost no time.
     layout: 'rows' packs first-fit, longest first; 'forest' shares what rows
       begin with (see forest.share).
-    block: of layout 'rows'. If given, a turn row starts at a multiple of
-      `block` places or lies between two. A product over many slots is summed
-      block by block; so every turn row is cut as it would be alone, and rounded
-      alike (on CPU, with 128: to the same bits as when it was sampled), and a
-      target is put where its parent is. None packs rows tighter, and targets
-      one after the other, so that fewer chunks of logits are formed.
+    block: alignment of turn rows in layout 'rows', or None. With it a turn row starts
+      at a multiple of `block` places or lies between two. A product over many slots is
+      summed block by block; so every turn row is cut as it would be alone, and rounded
+      alike (on CPU, with 128: to the same bits as when it was sampled), and a target is
+      put where its parent is. None packs rows tighter, and targets one after the other,
+      so that fewer chunks of logits are formed.
     pad_id: token id put where nothing is; any id does.
     max_kept: S, which holds every row's sets, so that shapes do not depend on
       them; 0 for rows without, and a batch without.
@@ -265,7 +266,7 @@ def pack_tightest(
   Every length is a program of its own, so there should be few.
 
   Args:
-    rows: as in `pack`.
+    rows: rows of one optimizer update.
     lengths: values of T to choose from; those that a row exceeds are left out.
     **options: the others of `pack`.
 
@@ -354,7 +355,7 @@ def _fill(
   Args:
     batch: host arrays; changed.
     rows: the turn rows.
-    plan: where their tokens go.
+    plan: places of their tokens.
     at_parents: put a target where its parent is, rather than after the last.
   """
   shape = batch.token_ids.shape

@@ -31,8 +31,8 @@ class Blocks:
   Attributes:
     queries: tokens of a block of queries; a multiple of `keys`.
     keys: tokens of a block of keys.
-    kernel: what goes over them: 'xla' runs anywhere; 'pallas' is a kernel for
-      the platform, whose blocks are square.
+    kernel: implementation that goes over the blocks: 'xla' runs anywhere; 'pallas' is a
+      kernel for the platform, whose blocks are square.
   """
 
   queries: int

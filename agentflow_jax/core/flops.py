@@ -101,7 +101,7 @@ def update_needed(
 
   Args:
     config: the network.
-    work: of one forward pass.
+    work: work of one forward pass.
     reference: whether the reference policy scores the targets, too.
   """
   return forward(config, work) * (4 if reference else 3)
@@ -121,7 +121,7 @@ def update_done(
 
   Args:
     config: the network.
-    work: of one forward pass.
+    work: work of one forward pass.
     length: T, see blocks.blocks_of.
     reference: whether the reference policy scores the targets, too.
   """

@@ -209,7 +209,7 @@ def target_weights(
   Args:
     lengths: lengths[q][i][t] = |a_it| in tokens, over the whole global batch.
     scored: scored[q][i], False where the reward is None.
-    weighting: as above.
+    weighting: name of a line of the table above.
     dr_grpo_length: L.
 
   Returns:

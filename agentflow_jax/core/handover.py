@@ -42,7 +42,7 @@ class Handover:
 
     Args:
       config: the network.
-      mesh: from sharding.make_mesh.
+      mesh: mesh that sharding.make_mesh returned.
       split: whether a process's devices share the parameters (heads, MLP and
         vocabulary, where they divide); otherwise its first one has them all.
         Where there are more devices than key heads, several have each of these.
@@ -135,7 +135,7 @@ class Handover:
     """Returns the same values over this process's devices, in new arrays.
 
     Args:
-      params: as sharding.param_shardings lays them out over the mesh.
+      params: parameters over the mesh, in the layout of sharding.param_shardings.
     """
     mine = set(self._mesh.devices.flat)
 

@@ -37,10 +37,10 @@ class Sent:
   """What one kind of collective comes to, on one device.
 
   Attributes:
-    count: times that it runs.
-    bytes: of what it returns on this device, over all those times. What goes
-      over the wire is about twice that of an all-reduce, and n times that of a
-      reduce-scatter over n.
+    count: number of times that it runs.
+    bytes: size of what it returns on this device, over all those times. About twice
+      that size goes over the wire for an all-reduce, and n times for a reduce-scatter
+      over n.
   """
 
   count: int = 0

@@ -247,7 +247,7 @@ class Cache(Protocol):
     """Keeps a layer's new keys and values, and attends to them and older ones.
 
     Args:
-      dtype: of the activations.
+      dtype: dtype of the activations.
       layer: int32[], from 0.
       q: [B, K, H/K, T, E].
       k: [B, K, E, T], rotated.

@@ -71,7 +71,7 @@ def statistics(
     logits: float32[..., V], or a mesh axis's part of it.
     targets: int32[...].
     temperature: float32[...].
-    axis_name: of the mesh axis that V is split over, inside a shard_map.
+    axis_name: name of the mesh axis that V is split over, inside a shard_map.
     kept: int32[..., S], the sets that were sampled from, see `mask_of`, by
       their ids in all of V; None for all of V.
 
@@ -205,9 +205,9 @@ def kept_ids(
 
   Args:
     logits: float[B, V].
-    temperature, top_k, top_p, min_p: as in `truncation_mask`.
-    size: ids at most, from 1 to V. Probabilities are those over all of V: what
-      top_p and min_p say does not depend on it.
+    temperature, top_k, top_p, min_p: the same arguments of `truncation_mask`.
+    size: largest number of ids, from 1 to V. Probabilities are those over all of V: the
+      sets of top_p and min_p do not depend on it.
 
   Returns:
     int32[B, size], the most likely first; -1 where nothing is kept.

@@ -100,7 +100,7 @@ def merge(config: LoraConfig, base: Any, adapters: Any) -> Any:
   Args:
     config: alpha and rank.
     base: parameters without adapters; kernels [L, *d_in, *d_out].
-    adapters: of `split`.
+    adapters: adapters, as `split` returns them.
   """
 
   def walk(base, adapters):

@@ -60,9 +60,9 @@ class Sums:
 
   Attributes:
     loss: the loss.
-    n_targets: targets.
+    n_targets: number of targets.
     entropy: sum of entropies, nats.
-    policy: what only Flow-GRPO has, or None.
+    policy: sums that only Flow-GRPO has, or None.
   """
 
   loss: Array
@@ -136,7 +136,7 @@ def sft_loss(
 
   Args:
     config: the option.
-    scores: of the micro-batch.
+    scores: scores of the micro-batch.
     micro: fields [B, T] and [B, N].
   """
   is_target = micro.weights > 0
@@ -166,7 +166,7 @@ def flow_grpo_loss(
 
   Args:
     config: the options.
-    scores: of the micro-batch under the parameters that are trained.
+    scores: scores of the micro-batch under the parameters that are trained.
     ref_logprobs: float32[B, N] of the frozen reference; None when kl_coef is 0.
     micro: fields [B, T] and [B, N].
 
@@ -263,7 +263,7 @@ def metrics_of(sums: Sums) -> dict[str, Array]:
   edge of its bin: at most 9% too high. Without any target ratios are 1.
 
   Args:
-    sums: over every micro-batch of an update.
+    sums: sums over every micro-batch of an update.
   """
   n = jnp.maximum(sums.n_targets, 1.0)
   metrics = {

@@ -114,7 +114,7 @@ def unrolled(config: ModelConfig, params: Params) -> Params:
 
   Args:
     config: the network.
-    params: as init_params gives them, or a tree like it.
+    params: parameters as init_params returns them, or a tree like it.
   """
   apart = {k: v for k, v in params.items() if k != 'layers'}
   for i in range(config.n_layers):
@@ -133,7 +133,7 @@ def make_unrolled_fn(
 
   Args:
     config: the network.
-    params: like those it will take; shapes and shardings count.
+    params: example of the parameters that it will take; shapes and shardings count.
   """
   where = jax.tree.map(_layer_sharding, params['layers'])
   split = jax.jit(

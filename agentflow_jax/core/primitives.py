@@ -33,8 +33,9 @@ def float32_product(dtype: str, equation: str, a: Array, b: Array) -> Array:
   """Returns einsum(a, b) of activations, summed and returned in float32.
 
   Args:
-    dtype: of the activations; in 'float32' at the highest precision.
-    equation: of the einsum.
+    dtype: dtype of the activations; for 'float32' the product has the highest
+      precision.
+    equation: equation of the einsum.
     a, b: the activations.
   """
 
@@ -65,10 +66,10 @@ def project(dtype: str, equation: str, x: Array, kernel: Array) -> Array:
   """Returns einsum(x, kernel), computed and returned in `dtype`.
 
   Args:
-    dtype: of the activations.
-    equation: of the einsum; no axis is summed within one operand.
+    dtype: dtype of the activations.
+    equation: equation of the einsum; no axis is summed within one operand.
     x: dtype[...].
-    kernel: of any dtype; its gradient is summed in float32, and has it.
+    kernel: kernel of any dtype; its gradient is summed in float32, and has its dtype.
   """
   return _projected(dtype, equation, x, kernel)
 
@@ -156,8 +157,8 @@ def rms_norm(dtype: str, eps: float, x: Array, scale: Array) -> Array:
   """Returns x / sqrt(mean(x^2) + eps) * scale, computed in float32.
 
   Args:
-    dtype: of the result.
-    eps: added to the mean square.
+    dtype: dtype of the result.
+    eps: term that is added to the mean square.
     x: [..., D].
     scale: [D].
   """

@@ -75,7 +75,7 @@ def scaled_frequencies(
   Args:
     theta: the base.
     head_dim: E.
-    scaling: what changes the plain frequencies.
+    scaling: scaling of the plain frequencies.
 
   Raises:
     ValueError: there are not E/2 divisors.
@@ -125,7 +125,7 @@ def tables(
   Args:
     theta: the base.
     head_dim: E.
-    scaling: of the frequencies, or None.
+    scaling: scaling of the frequencies, or None.
     positions: int32[B, T].
   """
   factor = 1.0

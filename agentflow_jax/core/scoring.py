@@ -87,7 +87,7 @@ def chunk_of(
     rows: B.
     length: N; the last chunk is padded.
     vocab_size: V.
-    logits_chunk: what was asked for; None for as many as 128 MiB hold, in
+    logits_chunk: number that the caller asks for; None for as many as 128 MiB hold, in
       chunks of about one size.
 
   Raises:
@@ -107,8 +107,8 @@ def _mapped(f, spread, takes, gives):
   Args:
     f: the function.
     spread: the mesh and its axes that rows are split over, or None.
-    takes: PartitionSpecs of what it takes; 'rows' stands for those axes.
-    gives: of what it gives, likewise.
+    takes: PartitionSpecs of the arguments of f; 'rows' stands for those axes.
+    gives: PartitionSpecs of its results, in the same notation.
   """
   if spread is None:
     return f

@@ -128,8 +128,8 @@ def process_box(devices: np.ndarray, process: int) -> tuple[int, ...] | None:
   """Returns how many devices a process has along each axis of a mesh.
 
   Args:
-    devices: of the mesh, three axes.
-    process: index of one.
+    devices: devices of the mesh, in three axes.
+    process: index of the process.
 
   Returns:
     None where its devices, or those of another process, are no box at a multiple
@@ -178,7 +178,7 @@ def param_shardings(config: model.ModelConfig, mesh: jax_sharding.Mesh) -> Any:
 
   Args:
     config: the network.
-    mesh: from make_mesh.
+    mesh: mesh that make_mesh returned.
 
   Raises:
     ValueError: an axis of a parameter does not divide over its mesh axis.

@@ -42,8 +42,8 @@ class TrainState:
   """What an update reads and writes.
 
   Attributes:
-    step: int32[], updates made.
-    params: what is trained: the parameters, or with LoRA the adapters alone.
+    step: int32[], number of updates made.
+    params: trained arrays: the parameters, or with LoRA the adapters alone.
     opt_state: state of the optimizer; moments are float32, but see mu_dtype.
       Where params are bfloat16 it is a masters.MasterState: the optimizer's
       state and the float32 master whose rounding `params` are.
@@ -80,7 +80,7 @@ def state_shardings(
   Args:
     config: the network.
     optimizer_config: decides the optimizer state's shape.
-    mesh: from sharding.make_mesh.
+    mesh: mesh that sharding.make_mesh returned.
 
   Raises:
     ValueError: a parameter does not divide over the mesh.
@@ -114,7 +114,7 @@ def init_train_state(
   Args:
     config: the network.
     optimizer_config: the optimizer.
-    mesh: from sharding.make_mesh.
+    mesh: mesh that sharding.make_mesh returned.
     key: random key of fresh parameters.
     params: parameters to start from, copied and cast; None draws fresh ones.
       A float32 master of bfloat16 parameters takes their values before they
@@ -190,7 +190,7 @@ def make_score_fn(
 
   Args:
     config: the network.
-    mesh: from sharding.make_mesh.
+    mesh: mesh that sharding.make_mesh returned.
     logits_chunk: see scoring.score_micro.
   """
   constrain = sharding.make_constrain(mesh)
@@ -224,7 +224,7 @@ def make_merge_fn(
 
   Args:
     config: the network, with LoRA.
-    mesh: from sharding.make_mesh.
+    mesh: mesh that sharding.make_mesh returned.
   """
   whole = sharding.param_shardings(config, mesh)
   base, adapters = lora.split(whole)
@@ -269,7 +269,7 @@ def make_update_fn(
     config: the network.
     optimizer_config: the optimizer.
     loss_config: FlowGrpoConfig or SftConfig.
-    mesh: from sharding.make_mesh. B must divide over data x fsdp.
+    mesh: mesh that sharding.make_mesh returned. B must divide over data x fsdp.
     logits_chunk: see scoring.score_micro.
   """
   tx = optimizer.make_tx(optimizer_config)

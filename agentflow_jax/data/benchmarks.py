@@ -68,7 +68,7 @@ def chosen(path: str, said: str) -> list[str]:
   """Returns the benchmarks that a comma list names; 'all': those PATH holds.
 
   Args:
-    path: of a file or a directory, as for `locate`.
+    path: path of a file or a directory, see `locate`.
     said: the list.
 
   Raises:
@@ -96,7 +96,7 @@ def load(
   """Reads a benchmark, in the order of its file; writes it below `data_dir` first.
 
   Args:
-    data_dir: where the data set is kept, by its file's digest.
+    data_dir: directory below which the data set is kept, by its file's digest.
     path: the file, or a directory that holds BENCHMARK/data.json.
     benchmark: a name in REWARDS.
 
@@ -125,7 +125,7 @@ def read(path: str, benchmark: str) -> tuple[list[records.Task], int]:
   """Reads a benchmark's file.
 
   Args:
-    path: of the file.
+    path: path of the file.
     benchmark: a name in REWARDS.
 
   Returns:

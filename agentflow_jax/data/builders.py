@@ -27,8 +27,8 @@ class Tasks(tfds.core.GeneratorBasedBuilder):
     """Reads nothing yet.
 
     Args:
-      read: gives the tasks.
-      **kwargs: of a TFDS builder.
+      read: function that yields the tasks.
+      **kwargs: arguments of a TFDS builder.
     """
     self._read = read
     super().__init__(**kwargs)
@@ -67,8 +67,9 @@ def load(
   """Returns tasks by id; writes them into a directory first, unless they are there.
 
   Args:
-    directory: of this data set alone: what is in it is believed.
-    read: gives the tasks.
+    directory: directory of this data set alone; its content is not checked against
+      `read`.
+    read: function that yields the tasks.
 
   Raises:
     Exception: of `read`.

@@ -72,7 +72,7 @@ def prepare(data_dir: str | os.PathLike[str]) -> epath.Path:
   """Writes the data set and the search tool's corpus below `data_dir`, once.
 
   Args:
-    data_dir: where both go; created where absent.
+    data_dir: directory that both are written to, created where absent.
 
   Returns:
     The corpus: a JSONL file of {'id', 'title', 'text'} passages.
@@ -92,7 +92,7 @@ def load(
   """Reads a prepared split, in id order.
 
   Args:
-    data_dir: as given to `prepare`.
+    data_dir: directory that `prepare` was given.
     split: 'train', 'validation' or 'test'.
 
   Returns:

@@ -131,7 +131,7 @@ def articles(entities: Mapping[str, Entity]) -> list[dict[str, str]]:
   """Renders what the search tool reads: one passage a fact.
 
   Args:
-    entities: from `load_entities`.
+    entities: entities, as `load_entities` returns them.
 
   Returns:
     Rows of {'id', 'title', 'text'}: a passage names its entity and one fact,

@@ -38,7 +38,7 @@ class Step:
     what: the attribute, or the operator.
     arguments: the entity's name, or the two numbers, as text in the order of
       use; each was named in the question or found by an earlier step.
-    value: what the step finds, as text.
+    value: finding of the step, as text.
   """
 
   tool: str
@@ -81,11 +81,11 @@ class _Kind:
     name: the kind.
     weight: share of the questions.
     texts: ways to ask; {a} and {b} are the entities or numbers.
-    a: what a must be: 'country', 'city' or 'number'.
-    b: likewise; '' where there is no second one.
+    a: type of a: 'country', 'city' or 'number'.
+    b: type of b; '' where there is no second one.
     path_a: attributes looked up one after the other, from a.
-    path_b: likewise from b.
-    operator: applied to the two found values; '' where there is none.
+    path_b: attributes looked up one after the other, from b.
+    operator: operator that is applied to the two found values; '' where there is none.
     big_first: swap a and b so that the first value is the larger.
   """
 

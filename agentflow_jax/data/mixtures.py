@@ -55,7 +55,7 @@ def read(path: str, source: str) -> Iterator[records.Task]:
   """Yields a source's tasks, in the order of its files.
 
   Args:
-    path: of its rows, as for `rows.locate`.
+    path: path of its rows, see `rows.locate`.
     source: a name in SOURCES.
 
   Raises:
@@ -90,8 +90,8 @@ def load(
   """Reads a source, in the order of its files; writes it below `data_dir` first.
 
   Args:
-    data_dir: where the data set is kept, by its files' digest.
-    path: of its rows, as for `rows.locate`.
+    data_dir: directory below which the data set is kept, by its files' digest.
+    path: path of its rows, see `rows.locate`.
     source: a name in SOURCES.
 
   Returns:

@@ -26,7 +26,7 @@ def solve(
 
   Args:
     config: the system.
-    query: what to ask.
+    query: query to answer.
     workdir: work directory of a run, or where data sets are kept.
     planner: a planner directory; '' for the config's own.
     greedy: temperature 0.

@@ -87,12 +87,13 @@ class Result:
   """One sampled response.
 
   Attributes:
-    response_ids: as sampled, up to and including the stop.
-    logprobs: of each id under the distribution it was drawn from [nats].
+    response_ids: token ids as sampled, up to and including the stop.
+    logprobs: log probability of each id under the distribution it was drawn from
+      [nats].
     finish_reason: 'stop' or 'length'.
-    params_version: of the parameters that sampled every token of it.
-    queue_seconds: from the call until the request got a slot.
-    model_seconds: from then until the response was complete.
+    params_version: version of the parameters that sampled all of it.
+    queue_seconds: time from the call until the request got a slot [s].
+    model_seconds: time from then until the response was complete [s].
     kept: int32[n] for each id: those that it was drawn from, itself among them,
       the most likely first. None where the request truncates nothing, or the
       engine does not record (see EngineConfig.max_kept).
@@ -262,37 +263,41 @@ class EngineStats:
   queued or running.
 
   Attributes:
-    requests: accepted.
-    completed: have a result.
-    failed: ended in an EngineError (closing included).
-    cancelled: given up by their caller before they were done.
-    queued: waiting for a slot, or for room, now.
-    running: in a slot now.
-    prompt_tokens: of requests that got a slot.
-    hit_tokens: of those, what was in pages already, or on its way there.
-    prefill_tokens: read into pages. A prompt's last token is none of them nor
-      of the hits: decode reads it.
-    response_tokens: of results.
-    sampled_tokens: on the device; above response_tokens by what lay past a stop
-      of stop_fn, is of running requests, or was of requests that failed or whose
-      callers left.
-    prefill_calls: of the device.
-    decode_steps: a token each for all slots of a lane, of those requests in it
-      that truncate, or of the others.
-    prefill_seconds: the device thread waited for prefill.
-    decode_seconds: likewise for decode, in all lanes.
-    pending_seconds: the device thread had requests in slots. What is not of the
-      two above is time that the device stood idle while work was there.
-    queue_seconds: between a request and its slot, over all that got one.
-    first_token_seconds: between a request and the look that found its first
-      token, over all that came so far.
-    slot_seconds: of pending_seconds, over all slots, those in which each was used.
-    page_seconds: likewise over all pages, those in which a request needed each.
-    slots: that there are.
-    pages: that requests may use.
-    free_pages: that hold nothing now.
-    evicted_pages: whose tokens were forgotten to make room.
-    compilations: programs that this engine compiled, warmup included.
+    requests: number of accepted requests.
+    completed: number of requests that have a result.
+    failed: number of requests that ended in an EngineError (closing included).
+    cancelled: number of requests that their caller gave up before they were done.
+    queued: number of requests that wait for a slot, or for room, now.
+    running: number of requests that have a slot now.
+    prompt_tokens: number of prompt tokens of requests that got a slot.
+    hit_tokens: number of those that were in pages already, or on their way there.
+    prefill_tokens: number of tokens read into pages. A prompt's last token is none of
+      them nor of the hits: decode reads it.
+    response_tokens: number of tokens of results.
+    sampled_tokens: number of tokens sampled on the device. It exceeds response_tokens
+      by those past a stop of stop_fn, those of running requests, and those of requests
+      that failed or whose callers left.
+    prefill_calls: number of calls of prefill on the device.
+    decode_steps: number of decode iterations; truncating and plain requests of a lane
+      run as separate iterations.
+    prefill_seconds: time that the device thread waited for prefill [s].
+    decode_seconds: time that it waited for decode, in all lanes [s].
+    pending_seconds: time in which the device thread had requests in slots [s]. The rest
+      of it, besides the two above, is time that the device stood idle while work was
+      there.
+    queue_seconds: time between a request and its slot, summed over all that got one
+      [s].
+    first_token_seconds: time between a request and the look that found its first token,
+      summed over all that came so far [s].
+    slot_seconds: part of pending_seconds in which a slot was used, summed over all
+      slots [s].
+    page_seconds: part of pending_seconds in which a request needed a page, summed over
+      all pages [s].
+    slots: number of slots.
+    pages: number of pages that requests may use.
+    free_pages: number of pages that hold nothing now.
+    evicted_pages: number of pages whose tokens were forgotten to make room.
+    compilations: number of programs that this engine compiled, warmup included.
   """
 
   requests: int = 0
@@ -332,7 +337,7 @@ def check_request(
   """Refuses what the engine could not sample.
 
   Args:
-    request: what was asked.
+    request: request to check.
     config: the engine's shapes.
     vocab_size: ids lie in [0, vocab_size).
     max_positions: the model's context [tokens].

@@ -15,14 +15,14 @@ class Row:
   """A request in a slot.
 
   Attributes:
-    request: what was asked.
+    request: request of the caller.
     lease: its pages.
     cursor: nodes of the lease before this one are ready.
     turn: number of the call of prefill that read a piece of it last.
-    ids: sampled so far.
-    logprobs: of them [nats].
-    finite: how many of these are known to be finite, in order.
-    sets: what each of them was drawn from, where that is recorded.
+    ids: token ids sampled so far.
+    logprobs: log probabilities of these ids [nats].
+    finite: number of these that are known to be finite, in order.
+    sets: candidate set of each of these ids, where sets are recorded.
     is_copied: whether the lease's tail was copied to a page of its own.
     is_gathered: whether gathered.Store has its prompt.
   """
@@ -59,9 +59,9 @@ def next_pieces(
   behind it, in the same call where there is room.
 
   Args:
-    rows: in the order of their turns.
+    rows: rows in the order of their turns.
     config: the shapes.
-    lanes: that read side by side: none sees what another one reads.
+    lanes: number of lanes that read side by side: none sees what another one reads.
 
   Returns:
     Of each lane up to its part of `prefill_pieces` of (row, index of its first
@@ -166,9 +166,9 @@ def pack_rows(
   Where pages are read, a row whose tail is not copied is told to be.
 
   Args:
-    rows: of a lane, and their places in it.
+    rows: rows of a lane, and their places in it.
     config: the shapes.
-    reading: says what they are decoded from, and how many lanes there are.
+    reading: way in which they are decoded, and number of lanes.
   """
   rows = list(rows)
   places = config.slots // reading.lanes
@@ -259,7 +259,7 @@ def finish(row: Row, done: bool) -> tuple[int, str] | None:
   """Says whether a row has ended, and how.
 
   Args:
-    row: with at least one token.
+    row: row with at least one token.
     done: whether the device saw a stop id or the last token asked for.
 
   Returns:

@@ -109,7 +109,8 @@ def prefill_apart(
     params: the model's parameters.
     desk: pages of the lane; what they held does not count.
     pool: the pages, which stay as they are; `file_pages` takes the new ones there.
-    loads: from the pool to the desk, what the pieces see that is there already.
+    loads: copies from the pool to the desk, of what the pieces see that is there
+      already.
     segments: the pieces, and where on the desk their pages are.
     model_config: static.
 

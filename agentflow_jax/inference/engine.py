@@ -52,15 +52,15 @@ class Engine:
     """Takes the parameters and starts the device thread.
 
     Args:
-      model_config: of the model that the parameters are of.
+      model_config: config of the model that the parameters are of.
       config: shapes and timing.
       params: the model's parameters, or the result of `as_read`. The engine
         keeps its own copy on the device, so the caller may donate these; but see
         `copy`.
-      version: names the parameters in every result.
-      name: of the thread and in logs.
-      sharding: where the copy lives: one `jax.sharding.Sharding` for all, or a
-        pytree of them; by default this process's first device.
+      version: name of the parameters in every result.
+      name: name of the thread and of the engine in logs.
+      sharding: place of the copy: one `jax.sharding.Sharding` for all, or a pytree of
+        them; by default this process's first device.
       copy: False to use the caller's own arrays where they lie as `sharding`
         says; the caller then never donates them.
 
@@ -154,7 +154,7 @@ class Engine:
     as soon as the device is done with what it was given.
 
     Args:
-      request: what to sample.
+      request: request to sample.
 
     Returns:
       Its ids and their log probabilities.
@@ -201,9 +201,9 @@ class Engine:
     device, so the caller may donate them afterwards; but see `copy`.
 
     Args:
-      params: shapes and dtypes as at construction.
-      version: names them in every result.
-      copy: as at construction.
+      params: parameters with the shapes and dtypes of construction.
+      version: name of these parameters in every result.
+      copy: the same argument of construction.
 
     Raises:
       ValueError: the tree, a shape or a dtype differs from construction.
@@ -573,8 +573,8 @@ class Engine:
     """Adds up seconds of the device, and all since the last time; returns now.
 
     Args:
-      name: of which total.
-      start: when it was given the call, maybe behind another one.
+      name: name of the total.
+      start: time at which the device was given the call, maybe behind another one [s].
     """
     now = time.monotonic()
     self._totals[name] += now - max(start, self._mark)
@@ -589,7 +589,7 @@ class Engine:
     """Samples a chunk, settling each request as soon as it is done.
 
     Args:
-      packed: of each lane that is used its number and what _packed gave.
+      packed: number of each lane that is used, and the result of _packed for it.
     """
     start = time.monotonic()
     sampled = sum(self._side_by_side(self._sample, packed), [])

@@ -38,9 +38,9 @@ class Store:
   Rows of up to pages.MAX_DENSE slots are one part, as the trainer attends.
 
   Attributes:
-    keys: of each layer and part dtype[K, B, E, S], or [K, B, S, E] of short rows;
-      what lies beyond a row's slots is finite.
-    values: of each layer and part dtype[K, B, S, E].
+    keys: arrays dtype[K, B, E, S] of each layer and part, or dtype[K, B, S, E] of short
+      rows; what lies beyond a row's slots is finite.
+    values: arrays dtype[K, B, S, E] of each layer and part.
   """
 
   keys: tuple[tuple[Array, ...], ...]
@@ -142,7 +142,7 @@ def gather(
     store: store of B rows.
     pool: the pages.
     fresh: the rows.
-    dtype: of the activations.
+    dtype: dtype of the activations.
   """
   n_layers, page_tokens = len(store.keys), pool.keys.shape[2]
 
@@ -180,7 +180,7 @@ class Cache:
     common: int32[], parts, the first ones, that are the same in all rows that
       anybody looks at; none of them takes a new token. None: all are apart.
     row: int32[], one of these rows.
-    kv_dtype: as api.EngineConfig; static.
+    kv_dtype: format of the pages, see api.EngineConfig; static.
   """
 
   store: Store
@@ -218,10 +218,10 @@ def attend(
   """softmax(q k / sqrt(E)) v, whatever there is beyond a row's slots.
 
   Args:
-    dtype: of the activations.
+    dtype: dtype of the activations.
     q: [B, K, H/K, 1, E].
-    keys: of each part [K, B, E, S].
-    values: of each part [K, B, S, E].
+    keys: [K, B, E, S] of each part.
+    values: [K, B, S, E] of each part.
     starts: int32[B], the last slot that is seen.
     common: see Cache.
     row: see Cache.
@@ -274,12 +274,12 @@ def shares_bits(
   the library that runs it on this machine's CPU, is found by trying.
 
   Args:
-    dtype: of the activations.
+    dtype: dtype of the activations.
     rows: B.
     heads: K.
     groups: H / K.
     dim: E.
-    slots: of a row, more than pages.MAX_DENSE.
+    slots: number of slots of a row, more than pages.MAX_DENSE.
   """
   sizes = (PART, PART, parts(slots)[-1])  # More would be more of the same.
   slots = sum(sizes)

@@ -29,9 +29,9 @@ def lacks(
   """Says why there is no kernel; '' where there is one.
 
   Args:
-    platform: of the device, see core.blocks.platform_of.
-    dtype: of the activations.
-    kv_dtype: of pages, '' for that of the activations.
+    platform: platform of the device, see core.blocks.platform_of.
+    dtype: dtype of the activations.
+    kv_dtype: format of pages, '' for the dtype of the activations.
     head_dim: E.
   """
   if platform == 'rocm':
@@ -58,7 +58,7 @@ def attend(
     pool: a pages.Pool of bfloat16, or of int8 and scales on CUDA GPUs.
     tables: int32[B, M], the rows' pages, in order; whole blocks.
     starts: int32[B], the last slot that a row sees.
-    mesh: over whose axes (kv_heads, groups) heads are split; None on one device.
+    mesh: mesh over whose axes (kv_heads, groups) heads are split; None on one device.
 
   Returns:
     float32[B, K, H/K, 1, E].

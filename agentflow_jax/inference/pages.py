@@ -126,8 +126,8 @@ def copy_pages(
   Args:
     pool: the pages.
     n_layers: L.
-    copies: from which page to which.
-    source: whose pages are copied, if not the pool's own.
+    copies: pairs of pages, from which to which.
+    source: pool whose pages are copied; None for the pool's own.
   """
 
   def copy(i, x, source):
@@ -170,7 +170,7 @@ def new_tokens(kv_dtype: str, k: Array, v: Array) -> Pool:
   """Returns new tokens [K, B, T, E] as pages keep them.
 
   Args:
-    kv_dtype: of the pages, see make_pool.
+    kv_dtype: format of the pages, see make_pool.
     k: [B, K, E, T], rotated.
     v: [B, K, T, E].
   """
@@ -269,10 +269,10 @@ def attend_whole(
   In float32 on CPU it is the same to the bit.
 
   Args:
-    dtype: of the activations.
+    dtype: dtype of the activations.
     q: [B, K, H/K, T, E].
     keys: [K, B, S, E]; whole blocks.
-    values: likewise.
+    values: [K, B, S, E]; whole blocks.
     positions: int32[B, T], the slots up to which the queries see.
 
   Returns:
@@ -319,12 +319,13 @@ def _attend_blocks(
   """Goes over as many blocks of slots as the longest row has.
 
   Args:
-    dtype: of the activations.
+    dtype: dtype of the activations.
     pool: the pages.
     tables: int32[B, M], pages of a layer.
     q: [B, K, H/K, T, E].
     positions: int32[B, T], slots of the new tokens.
-    parts: B is divided into; the rows of each are computed apart.
+    parts: number of parts that B is divided into; the rows of each are computed
+      separately.
 
   Returns:
     float32[B, K, H/K, T, E].
@@ -380,7 +381,7 @@ class Reading:
     lanes: groups of rows that are decoded side by side; more than 1 where rows are
       gathered.
     shares: whether parts that rows have in common are read once, see gathered.
-    mesh: over whose axes (kv_heads, groups) heads are split, see core.handover;
+    mesh: mesh over whose axes (kv_heads, groups) heads are split, see core.handover;
       None on one device.
   """
 
@@ -404,7 +405,8 @@ class Cache:
     writes: int32[B, W], the pages that new tokens are written to: one, from
       slot `starts` on, where a row has one new token; otherwise T is W whole
       pages. SCRATCH where they are not to be kept.
-    reading: by a kernel, for rows of one new token, or not; static.
+    reading: way in which rows of one new token read pages, which may be a kernel;
+      static.
   """
 
   pool: Pool

@@ -21,9 +21,9 @@ class Node:
   Attributes:
     ids: its tokens: a whole page's, or fewer at a prompt's end. The page of
       fewer is shared by being copied, since its reader writes on behind them.
-    page: where they are.
+    page: number of the page that holds them.
     ready: whether their keys and values have been computed.
-    leases: requests that need it.
+    leases: number of requests that need it.
   """
 
   ids: tuple[int, ...]
@@ -42,9 +42,9 @@ class Lease:
   """The pages of one request.
 
   Attributes:
-    nodes: of the prompt without its last token, in order.
+    nodes: nodes of the prompt without its last token, in order.
     own: pages of what follows the last whole one of them, in order.
-    hits: tokens whose pages were ready, or on their way, when it was made.
+    hits: number of tokens whose pages were ready, or on their way, when it was made.
     page_tokens: P.
   """
 

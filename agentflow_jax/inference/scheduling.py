@@ -15,15 +15,15 @@ class Pending:
   """A request on its way through the engine.
 
   Attributes:
-    request: what was asked.
-    loop: of the caller.
-    future: what the caller waits for.
-    submitted: time.monotonic() [s].
-    started: when it got its slot [s].
+    request: request of the caller.
+    loop: event loop of the caller.
+    future: future that the caller waits for.
+    submitted: time of the request, by time.monotonic() [s].
+    started: time at which it got its slot, by the same clock [s].
     device_seconds: device time that the engine had been charged by then [s].
-    row: once it has a slot.
-    abandoned: its caller was cancelled.
-    settled: result or error is on its way to the loop.
+    row: row of the request, once it has a slot.
+    abandoned: whether its caller was cancelled.
+    settled: whether a result or an error is on its way to the loop.
     timing: time of the request, known once it is settled.
   """
 

@@ -94,8 +94,9 @@ class SimpleEngine:
   """Samples batches of up to `slots` requests.
 
   Attributes:
-    read_tokens: of prompts, in all calls; equal ones of a batch count once.
-    read_seconds: that it took.
+    read_tokens: number of prompt tokens that were read, in all calls; equal prompts of
+      a batch count once.
+    read_seconds: time that this took [s].
   """
 
   def __init__(

@@ -52,11 +52,11 @@ def write(
   """Writes NAME.json and NAME.html and returns the table as text.
 
   Args:
-    directory: where both go.
-    name: of the files.
+    directory: directory that both files are written to.
+    name: name of the files.
     values: benchmark -> what its evaluation's file holds.
     controls: 'random' and 'frozen' -> the same of these planners, where asked.
-    more: what the JSON says besides: protocol, seconds, cost.
+    more: further entries of the JSON: protocol, seconds, cost.
   """
   rows = [
       _row(

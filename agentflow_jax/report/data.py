@@ -96,7 +96,7 @@ class Run:
   Attributes:
     name: last component of the work directory.
     metrics: lines of metrics.jsonl by ascending step, one a step.
-    evaluations: by name ('start', 'final', 'control_oracle_planner', ...).
+    evaluations: evaluations by name ('start', 'final', 'control_oracle_planner', ...).
     summary: summary.json, flat; empty where it is absent.
   """
 
@@ -115,7 +115,7 @@ class Run:
     """Sums over all steps of the metrics '<prefix><name>', by name.
 
     Args:
-      prefix: of the metrics' names.
+      prefix: beginning of the metrics' names.
       nested: whether names that hold a further '/' count; otherwise they are
         parts of others and left out.
     """

@@ -83,7 +83,7 @@ def render(
 
   Args:
     name: unique on the page; prefixes the element's ids.
-    label: what the picture shows, for screen readers.
+    label: description of the picture, for screen readers.
     size: width and height [inch]; the page scales the picture to its column.
     paint: draws into an empty figure, in this module's colours.
   """

@@ -34,14 +34,15 @@ async def groups(
   Every process has to call it, and each gets all groups.
 
   Args:
-    agent: what runs them.
+    agent: agent that the rollouts run with.
     tasks: one group each; a task that comes twice gets other randomness.
     group_size: G.
     key: seed, purpose and step; query and rollout are filled in.
     limit: bounds the rollouts under way in this process.
-    processes: who shares the work.
-    journal: where finished groups are kept; None keeps none.
-    on_done: called with every trajectory of this process as it ends (progress).
+    processes: processes that share the work.
+    journal: journal that finished groups are kept in; None keeps none.
+    on_done: function that is called with every trajectory of this process as it ends
+      (progress).
     before: tasks of earlier calls with this key; one that comes again gets
       other randomness.
     extra: rollouts that each group starts beyond G; once G are scored the rest
@@ -134,8 +135,8 @@ async def _group(agent, task, rollouts, key, limit, on_done, enough):
   """A task's rollouts; an analysis that fails ends all of them.
 
   Args:
-    agent, task, rollouts, key, limit, on_done: as in `groups`.
-    enough: when so many are scored, the others are aborted.
+    agent, task, rollouts, key, limit, on_done: arguments of `groups`, for one task.
+    enough: number of scored rollouts at which the others are aborted.
   """
 
   async def one(i: int, analysis: str) -> records.Trajectory:

@@ -25,8 +25,8 @@ def bootstrap_interval(
   Args:
     values: n finite numbers, any unit.
     confidence: coverage aimed at, in (0, 1).
-    samples: resamplings of the n values with replacement.
-    seed: of the resampling.
+    samples: number of resamplings of the n values with replacement.
+    seed: seed of the resampling.
 
   Returns:
     (low, high) in the unit of the values; (nan, nan) where there are none.

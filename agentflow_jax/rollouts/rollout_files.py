@@ -46,7 +46,7 @@ def write(
     groups: the rollouts.
     extras: (place of the group, rollout) -> fields added to its 'rollout'
       record (the advantage, and the turns' weights).
-    level: of zstd compression.
+    level: level of zstd compression.
   """
   writing.write_whole(path, to_bytes(groups, extras, level))
 

@@ -47,7 +47,8 @@ def config_from_flags(
 
   Args:
     argv: the command line without flags.
-    serves: where a model is all that is wanted, which one; '' for the config's.
+    serves: path of the model for a command that only needs a model, or '' for the
+      config's own model; None for a command that runs the config.
 
   Raises:
     ConfigError: a stray argument, what `loading.load` raises, or a flag that

@@ -49,8 +49,8 @@ class ProcessFailed(RuntimeError):
   """Another process of the run cannot go on; says which, and why.
 
   Attributes:
-    code: to exit with: 2 and 3 as that process does, PREEMPTED_CODE where the
-      same command may fare better.
+    code: exit code for this process: 2 and 3 as in the failed one, PREEMPTED_CODE where
+      the same command may succeed later.
   """
 
   def __init__(self, message: str, code: int = PREEMPTED_CODE):
@@ -200,9 +200,9 @@ class Watchdog:
     """Watches from the first `begin` on.
 
     Args:
-      seconds: that a step may take; 0: any time.
-      name: of this process, for the message.
-      end: called with the exit code.
+      seconds: longest time of a step [s]; 0 for no limit.
+      name: name of this process, for the message.
+      end: function that is called with the exit code.
     """
     self._seconds, self._name, self._end = seconds, name, end
     self._what, self._since = '', math.inf

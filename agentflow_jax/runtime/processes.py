@@ -44,12 +44,12 @@ def initialize(
   To be called before anything touches a device.
 
   Args:
-    coordinator: host:port of process 0; '' where the cluster tells (TPU VMs,
-      GKE, Slurm, Open MPI).
-    count: processes; 0 likewise.
-    index: of this one; -1 likewise.
-    heartbeat_seconds: after so long without a sign of one process, the others
-      are ended.
+    coordinator: host:port of process 0; '' where the cluster tells (TPU VMs, GKE,
+      Slurm, Open MPI).
+    count: number of processes; 0 where the cluster tells.
+    index: index of this process; -1 where the cluster tells.
+    heartbeat_seconds: time without a heartbeat from a process after which the others
+      are ended [s].
     distributed: 'on', 'off', or 'auto': on where an argument above or the
       environment says that there are several processes.
     environ: the environment.
@@ -110,10 +110,10 @@ class Processes:
   """The processes of a run, as one of them sees it.
 
   Attributes:
-    index: of this one.
-    count: of all.
-    stop_file: tells the others that one was told to stop; None: nothing does
-      until the next exchange. Not to be there when a run begins.
+    index: index of this process.
+    count: number of all processes.
+    stop_file: path of a file that tells the others that one process was told to stop;
+      None leaves that to the next exchange. It must not exist when a run begins.
   """
 
   def __init__(self, index: int = 0, count: int = 1):

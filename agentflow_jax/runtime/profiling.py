@@ -55,9 +55,9 @@ class Profiler:
     """Traces nothing yet.
 
     Args:
-      steps: which.
-      directory: of TensorBoard's files; a path or gs:// URL.
-      process: index of this one; each keeps a trace of its own.
+      steps: steps to trace.
+      directory: directory of TensorBoard's files; a path or gs:// URL.
+      process: index of this process; each keeps a trace of its own.
     """
     self._steps, self._directory, self._process = steps, directory, process
     self._local: tempfile.TemporaryDirectory | None = None

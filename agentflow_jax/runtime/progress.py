@@ -39,7 +39,7 @@ class Progress:
         the bar but not the estimate of the time left.
       unit: name of one of what is counted, such as 'step' or 'task'.
       quiet: whether nothing but warnings is written.
-      stream: where to write; None is stderr.
+      stream: stream that is written to; None for stderr.
       seconds_between_lines: least time between two plain lines [s]. The first
         and the last step always get one.
       clock: seconds, monotonic; for tests.

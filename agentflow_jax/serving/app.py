@@ -33,9 +33,9 @@ class Service:
 
   Attributes:
     model: the model.
-    name: what clients call it.
-    max_new_tokens: the most that a response may have.
-    key: what clients must send as a bearer token; '' asks for none.
+    name: name of the model for clients.
+    max_new_tokens: longest response [tokens].
+    key: bearer token that clients must send; '' asks for none.
     hosts: names that the header Host may give beside addresses of this machine;
       None allows every name, and every Origin. A page of the web whose own name is
       made to resolve to 127.0.0.1 (DNS rebinding) sends that name.
@@ -225,7 +225,7 @@ async def _unless_gone(request: http.Request, work: Awaitable[_T]) -> _T:
 
   Args:
     request: one whose body has been read: what it receives next is the end.
-    work: what the client asked for.
+    work: work that the client asked for.
 
   Raises:
     _GoneError: the client has left. What `work` raises, it raises too.

@@ -57,7 +57,7 @@ class BadRequest(Exception):
   """A request that cannot be answered.
 
   Attributes:
-    status: of the HTTP response.
+    status: status code of the HTTP response.
     param: the field that is wrong, or None.
     code: OpenAI's word for it, or None.
   """
@@ -78,11 +78,11 @@ class Ask:
   """One request, checked.
 
   Attributes:
-    prompts: what each group of choices is conditioned on: token ids, a text, or
-      a chat's segments.
-    sampling: for every choice.
-    choices: how many for each prompt.
-    seed: names the request's randomness.
+    prompts: prompts of the groups of choices: each one token ids, a text, or a chat's
+      segments.
+    sampling: sampling settings of every choice.
+    choices: number of choices for each prompt.
+    seed: seed of the request's randomness.
     stream: whether the answer comes in pieces.
     logprobs: whether each token's is wanted.
     token_ids: whether ids are wanted.

@@ -25,9 +25,9 @@ def serve(
   Args:
     config: `engine` and the dtypes of `planner` are read.
     planner: a model directory or a GGUF file; '' for the config's own.
-    name: what clients call the model.
+    name: name of the model for clients.
     host: the address to listen on.
-    port: 0 takes a free one.
+    port: port to listen on; 0 takes a free one.
     key_variable: environment variable of the key that clients must send, or ''.
     host_names: further names in the header Host that are answered where only
       this machine is listened to.

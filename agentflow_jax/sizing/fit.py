@@ -42,9 +42,9 @@ def network(config: schema.Config, name: str = '') -> model.ModelConfig:
   """Returns the planner's network, without its parameters.
 
   Args:
-    config: the run's.
-    name: of core.published, for a planner.directory that is not here; '' reads
-      its config.json.
+    config: config of the run.
+    name: name in core.published, for a planner.directory that is not here; '' reads its
+      config.json.
 
   Raises:
     ConfigError, CheckpointError: nothing says what the network is.
@@ -93,11 +93,11 @@ def check(
   """Compiles every program of a run, and adds up what it needs.
 
   Args:
-    config: the run's.
+    config: config of the run.
     planner: its network.
-    topology: of a slice.
+    topology: topology of a slice.
     slices: number of slices.
-    say: told what is being compiled.
+    say: function that is told what is being compiled.
 
   Returns:
     The report, of JSON values; 'fits' says whether it does.

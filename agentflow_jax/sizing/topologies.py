@@ -16,11 +16,11 @@ class Chip:
   """What one chip can do, as its vendor publishes it.
 
   Attributes:
-    memory: that programs may use [bytes]: for TPUs what XLA refuses them beyond,
-      for GPUs the share of it that the launchers let JAX take (92%).
-    flops: bfloat16, dense [FLOP/s].
-    bandwidth: of its memory [bytes/s].
-    links: to the other chips of its slice or node, one way, all of them
+    memory: memory that programs may use [bytes]: for TPUs the size beyond which XLA
+      refuses them, for GPUs the share that the launchers let JAX take (92%).
+    flops: dense bfloat16 throughput [FLOP/s].
+    bandwidth: bandwidth of its memory [bytes/s].
+    links: bandwidth to the other chips of its slice or node, one way, all links
       together [bytes/s].
   """
 
@@ -47,9 +47,9 @@ class Topology:
 
   Attributes:
     platform: 'tpu', 'gpu' or 'cpu'.
-    kind: of CHIPS.
-    shape: as the TPU runtime names it; '' elsewhere.
-    count: chips; 0 for TPUs, whose runtime says.
+    kind: kind of chip, a name in CHIPS.
+    shape: shape as the TPU runtime names it; '' elsewhere.
+    count: number of chips; 0 for TPUs, whose runtime says.
   """
 
   platform: str
@@ -98,8 +98,8 @@ def host_of(topology: Topology, chips: int) -> Topology:
   A compiler takes the chips of a program for a topology of their own.
 
   Args:
-    topology: of a slice.
-    chips: of the host.
+    topology: topology of a slice.
+    chips: number of chips of the host.
 
   Raises:
     ConfigError: no host has so many.
@@ -138,8 +138,8 @@ def devices(topology: Topology, slices: int = 1) -> Sequence[Any]:
   """Returns devices to compile for.
 
   Args:
-    topology: of a slice.
-    slices: TPU slices of that shape.
+    topology: topology of a slice.
+    slices: number of TPU slices of that shape.
 
   Raises:
     ConfigError: there is no such topology, or no compiler for it.

@@ -77,7 +77,8 @@ class ChatTemplate:
     Args:
       source: the template.
       added: every added token, special or not.
-      variables: what the template may read beside the messages: bos_token, ...
+      variables: variables that the template may read beside the messages: bos_token,
+        ...
       thinking: value of the template's variable that switches thinking.
 
     Raises:

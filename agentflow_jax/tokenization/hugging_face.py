@@ -58,10 +58,11 @@ class HuggingFaceTokenizer:
     Args:
       definition: the content of a tokenizer.json.
       template: the chat template.
-      variables: what it may read beside the messages (bos_token, ...).
+      variables: variables that the template may read beside the messages (bos_token,
+        ...).
       stop: added tokens, by spelling or id, that end a response; at least one.
       pad: likewise, what fills rows; None for the first stop.
-      directory: where it was read from, if from files that `save` may copy.
+      directory: directory that it was read from, if from files that `save` may copy.
       thinking: whether the template is told to let the model think.
       ends: added tokens that end a response, too, where the template uses them.
       check: function that tries the template before it is compiled here.

@@ -118,8 +118,8 @@ def train_sentencepiece(
 
   Args:
     texts: the corpus, in an order that is the same every time.
-    path: where the model is written.
-    vocab_size: pieces in all (256 of them are the bytes).
+    path: path that the model is written to.
+    vocab_size: number of pieces in all (256 of them are the bytes).
     symbols: strings that are always one piece.
   """
   model = io.BytesIO()

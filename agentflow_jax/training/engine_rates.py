@@ -17,9 +17,9 @@ def rates(
   some; shares lie in [0, 1]; what nothing was divided by is left out.
 
   Args:
-    before: the totals.
-    after: likewise.
-    name: of the engine: 'rate/<name>/...'; '' for the planner's, 'rate/...'.
+    before: totals before the step.
+    after: totals after the step.
+    name: name of the engine in 'rate/<name>/...'; '' for the planner's, 'rate/...'.
   """
 
   def spent(total):

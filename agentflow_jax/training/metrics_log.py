@@ -34,10 +34,11 @@ class MetricsLog:
     """Begins, or goes on after the lines of a commit.
 
     Args:
-      workdir: of the run.
-      lines: of the steps that are done.
+      workdir: work directory of the run.
+      lines: lines of the steps that are done.
       tensorboard: whether event files are written (local workdirs only).
-      writes: False to keep the lines and write nothing: another process does.
+      writes: whether anything is written; False to keep the lines only, because another
+        process writes.
     """
     self._path = workdir / FILE
     self.lines: list[dict[str, Any]] = [dict(l) for l in lines]

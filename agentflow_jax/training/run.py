@@ -38,10 +38,10 @@ def train(
   process 0 writes there what is written once.
 
   Args:
-    config: what to run.
-    workdir: where everything of the run is kept.
-    quiet: no progress bar.
-    step_seconds: a step that takes longer ends the process; 0: any time.
+    config: config to run.
+    workdir: work directory of the run, a path or gs:// URL.
+    quiet: whether the progress bar is left out.
+    step_seconds: time limit of a step, after which the process ends [s]; 0 for none.
     profiled: steps to trace.
 
   Returns:

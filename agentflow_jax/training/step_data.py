@@ -31,7 +31,7 @@ class StepData:
 
   Attributes:
     mini_batches: the turn rows of each optimizer update; whole groups.
-    metrics: of how they were collected.
+    metrics: metrics of how they were collected.
     groups: the rollouts themselves, those that are trained on first; empty
       where there were none.
     extras: (place of the group, rollout) -> fields for its record.

@@ -24,9 +24,9 @@ def write(
   """Writes summary.json: the run in one flat object.
 
   Args:
-    config: the run's.
-    workdir: where its evaluations are.
-    lines: its metrics, one a step.
+    config: config of the run.
+    workdir: work directory, which holds the evaluations.
+    lines: metrics of the run, one line a step.
     seconds: wall time by name.
     more: further entries.
 

@@ -25,8 +25,8 @@ class Checkpoints:
     """Opens or creates a run's commits.
 
     Args:
-      directory: below the workdir.
-      keep: commits kept.
+      directory: directory of the commits, below the workdir.
+      keep: number of commits that are kept.
     """
     # Orbax wants it absolute; a gs:// path is.
     if paths.is_local(directory):
@@ -66,7 +66,7 @@ class Checkpoints:
     """Reads a commit.
 
     Args:
-      step: as committed.
+      step: step of the commit.
       like: a state of the run; its shapes, dtypes and shardings are restored.
 
     Returns:

@@ -231,7 +231,7 @@ def to_hugging_face(config: model.ModelConfig, dtype: str) -> dict[str, Any]:
 
   Args:
     config: the network.
-    dtype: of the tensors beside it, 'float32' or 'bfloat16'.
+    dtype: dtype of the tensors beside it, 'float32' or 'bfloat16'.
 
   Raises:
     UnsupportedModel: no released family has this combination of options.

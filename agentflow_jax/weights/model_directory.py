@@ -159,8 +159,8 @@ def load(
   """Reads parameters as the config wants them.
 
   Args:
-    directory: of config.json and safetensors.
-    config: the network; decides shapes and the dtype.
+    directory: directory of config.json and safetensors.
+    config: config of the network; decides shapes and the dtype.
     shardings: init_params' tree with a Sharding a leaf: each device's part is
       read straight from the files, by the process that holds it. None returns
       host arrays.
@@ -225,9 +225,9 @@ def save(
     directory: created where absent.
     config: the network.
     params: its parameters.
-    dtype: what they are rounded to, 'float32' or 'bfloat16'.
-    shard_bytes: the most that one file holds.
-    others: what config.json says besides (token ids, ...), as it was read.
+    dtype: dtype that they are rounded to, 'float32' or 'bfloat16'.
+    shard_bytes: largest size of one file [bytes].
+    others: further entries of config.json (token ids, ...), as they were read.
 
   Raises:
     families.UnsupportedModel: no released family is such a network.
@@ -252,13 +252,13 @@ class _Leaf:
   """One of our parameters, and the released tensors that it is made of.
 
   Attributes:
-    shape: ours; with a leading axis of layers where `theirs` has a place for
-      the layer's number.
-    dtype: ours.
-    theirs: the released name.
-    groups: for every axis of a released tensor, the letters of our axes that
-      are merged in it, outermost first.
-    letters: our axes, without that of layers.
+    shape: shape of our parameter, with a leading axis of layers where `theirs` has a
+      place for the layer's number.
+    dtype: dtype of our parameter.
+    theirs: name of the released tensor.
+    groups: letters of our axes that are merged in each axis of a released tensor,
+      outermost first.
+    letters: letters of our axes, without that of layers.
   """
 
   shape: tuple[int, ...]

@@ -193,9 +193,9 @@ class Output:
   """A tensor to be written.
 
   Attributes:
-    name: of the tensor.
-    shape: of the tensor.
-    make: returns it; called once, when its turn has come.
+    name: name of the tensor.
+    shape: shape of the tensor.
+    make: function that returns the tensor; called once, when its turn has come.
   """
 
   name: str
@@ -214,10 +214,10 @@ def write(
   A file has its name only once it is whole. Holds one tensor at a time.
 
   Args:
-    directory: exists.
-    outputs: in the order in which they are written.
-    dtype: what they are rounded to.
-    shard_bytes: a file holds no more, unless one tensor alone does.
+    directory: existing directory that the files are written to.
+    outputs: tensors, in the order in which they are written.
+    dtype: dtype that they are rounded to.
+    shard_bytes: largest size of a file, unless one tensor alone is larger [bytes].
   """
   path, dtype = epath.Path(directory), np.dtype(dtype)
   shards: list[list[Output]] = [[]]

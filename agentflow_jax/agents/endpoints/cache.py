@@ -32,8 +32,8 @@ def key(
   At temperature 0 the seed decides nothing and is left out.
 
   Args:
-    url: what is asked.
-    body: what is sent there: model, messages and sampling.
+    url: address that the request goes to.
+    body: JSON of the request: model, messages and sampling.
     request_key: names the request.
   """
   said = {name: value for name, value in body.items() if name != 'seed'}
@@ -48,7 +48,7 @@ class ResponseCache:
   Holds answers alone: prompts enter as part of a hash.
 
   Args:
-    path: of the file; created where absent.
+    path: path of the SQLite file, which is created where it is absent.
 
   Raises:
     ValueError: there can be no cache at that path.

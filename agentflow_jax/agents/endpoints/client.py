@@ -84,11 +84,13 @@ class Usage:
   """What the requests of one module came to.
 
   Attributes:
-    requests: that the endpoint answered.
-    prompt_tokens: read, as the endpoint counted; 0 where it does not say.
-    completion_tokens: written, likewise.
-    cost: by the config's prices.
-    cached: requests that the cache answered instead, for nothing.
+    requests: number of requests that the endpoint answered.
+    prompt_tokens: number of tokens read, as the endpoint counted; 0 where it does not
+      say.
+    completion_tokens: number of tokens written, as the endpoint counted; 0 where it
+      does not say.
+    cost: cost of these requests by the config's prices.
+    cached: number of requests that the cache answered instead, at no cost.
   """
 
   requests: int = 0
@@ -121,10 +123,11 @@ class _Request:
   """What is sent, and how a success is read.
 
   Attributes:
-    url: where to.
-    body: JSON.
+    url: address that the request goes to.
+    body: JSON of the request.
     parse: content -> answer; raises `openai_protocol.BadAnswer`.
-    tokens: read and written, estimated, for the limit of tokens a minute.
+    tokens: estimated number of tokens read and written, for the limit of tokens a
+      minute.
   """
 
   url: str
@@ -162,7 +165,7 @@ class EndpointClient:
     costs: query, as request keys name it -> the cost of its requests.
 
   Args:
-    config: where the endpoint is.
+    config: address of the endpoint, and limits to keep.
 
   Raises:
     ValueError: the key's variable is unset or does not hold a key, or the cache
@@ -230,7 +233,7 @@ class EndpointClient:
     the text ends before it.
 
     Args:
-      prompt: what the model is conditioned on, in order; not empty.
+      prompt: segments that the model is conditioned on, in order; not empty.
       sampling: how to sample; top_k and min_p only with `extended_sampling`.
       request_key: names the request; gives its seed and spreads its retries.
 

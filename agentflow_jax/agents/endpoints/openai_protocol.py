@@ -84,7 +84,7 @@ class Answer:
   Attributes:
     text: text of the answer, without the stop string.
     finish_reason: 'stop' or 'length'.
-    prompt_tokens, completion_tokens: as the endpoint counted; 0 where it does
+    prompt_tokens, completion_tokens: the endpoint's counts of tokens; 0 where it does
       not say.
     is_whole: there is text, and no filter or fault ended it.
     thoughts: reasoning that the server returned apart from the text.
@@ -290,7 +290,7 @@ class Embeddings:
 
   Attributes:
     vectors: float32 [N, D], in the order of the texts.
-    prompt_tokens, completion_tokens: as the endpoint counted.
+    prompt_tokens, completion_tokens: the endpoint's counts of tokens.
   """
 
   vectors: np.ndarray
@@ -313,8 +313,8 @@ def parse_embeddings(content: bytes, count: int) -> Embeddings:
   """Reads a success of the embeddings interface.
 
   Args:
-    content: of the response.
-    count: vectors that were asked for.
+    content: body of the response.
+    count: number of vectors that were asked for.
 
   Raises:
     BadAnswer: it is anything else than so many vectors of one length.

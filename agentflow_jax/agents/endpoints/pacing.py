@@ -47,7 +47,7 @@ class CircuitOpen(Exception):
   """The server counts as down; nothing was sent.
 
   Attributes:
-    seconds: until the next attempt.
+    seconds: time until the next attempt [s].
   """
 
   def __init__(self, message: str, seconds: float):
@@ -64,9 +64,9 @@ class Breaker:
   that was cancelled did neither.
 
   Args:
-    failures: in a row, to open; 0 for never.
-    seconds: between attempts while open.
-    clock: seconds, monotonic; for tests.
+    failures: number of failures in a row that open the breaker; 0 for never.
+    seconds: time between two attempts while it is open [s].
+    clock: monotonic clock [s]; for tests.
   """
 
   def __init__(

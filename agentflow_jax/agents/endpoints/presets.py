@@ -75,7 +75,8 @@ def config(preset: str, **fields: Any) -> settings.EndpointConfig:
 
   Args:
     preset: a name of PRESETS; '' for none.
-    **fields: of an EndpointConfig; they win over the preset's, unless empty.
+    **fields: fields of an EndpointConfig; they win over the preset's, unless they are
+      empty.
 
   Raises:
     ValueError: no such preset, or a config that cannot work.

@@ -18,7 +18,7 @@ class EndpointConfig:
   """Where the endpoint is and how patient to be with it.
 
   Attributes:
-    base_url: up to and without "/chat/completions", such as
+    base_url: address of the server up to and without "/chat/completions", such as
       "http://127.0.0.1:8000/v1".
     api: 'chat', or 'completions' for a model without a chat template: it gets
       the messages' texts with an empty line between them.
@@ -43,16 +43,16 @@ class EndpointConfig:
     thinking_field: request field that carries the switch:
       'chat_template_kwargs' (vLLM, SGLang, llama.cpp), 'enable_thinking'
       (DashScope), or '' for a provider that has none.
-    prompt_price: of a million tokens read [any currency].
-    completion_price: of a million tokens written.
-    requests_per_minute: attempts at most; 0 for as many as there are.
-    tokens_per_minute: likewise of tokens, by this client's estimate of a prompt
-      and the most that the response may have.
-    breaker_failures: after so many attempts in a row that failed for another
-      reason than being too many, the endpoint counts as down: nothing is sent
-      but one request every `breaker_seconds`, until one is answered. What waits
-      meanwhile spends an attempt on each. 0 for never.
-    breaker_seconds: see there.
+    prompt_price: price of a million tokens read [any currency].
+    completion_price: price of a million tokens written [the same currency].
+    requests_per_minute: largest number of attempts a minute; 0 for no limit.
+    tokens_per_minute: largest number of tokens a minute, by this client's estimate of a
+      prompt and the most that the response may have; 0 for no limit.
+    breaker_failures: number of attempts in a row, failed for another reason than being
+      too many, after which the endpoint counts as down; 0 for never. Nothing is then
+      sent but one request every `breaker_seconds`, until one is answered. A request
+      that waits meanwhile spends an attempt on each.
+    breaker_seconds: time between two attempts while the endpoint counts as down [s].
     cache: path of a file of answers; what is in it is not asked for again. ''
       for none. Requests of temperature 0 share an answer wherever they ask
       the same; others are the same only with the same request key.

@@ -75,7 +75,7 @@ def _fits(
     said: the response.
     bare: it without "The answer is".
     date: the day that it is, if it is one.
-    number: what to look for numbers in: a day's year, or `said`.
+    number: text in which numbers are looked for: a day's year, or `said`.
   """
   value = numeric.parse(gold)
   if value is not None:

@@ -40,7 +40,7 @@ class Checker:
   kills the child, so that no reply is ever read by another check.
 
   Args:
-    limits: what one check may cost.
+    limits: bounds of one check.
   """
 
   def __init__(self, limits: Limits = Limits()):

@@ -103,11 +103,11 @@ class Card:
   """What the planner and the executor read of a tool.
 
   Attributes:
-    name: how a plan names it.
+    name: name of the tool in plans.
     purpose: one sentence: what it is for.
     arguments: the schema; the first one takes a rule executor's text.
     examples: calls in the form `execution = tool.execute(name="...")`.
-    limits: what it cannot do, and its bounds (seconds, characters).
+    limits: restrictions of the tool, and its bounds (seconds, characters).
     functions: cards of the tools that a program given to it may call; empty for a
       tool that runs no program.
   """
@@ -125,16 +125,16 @@ class Tool:
   """A card and the call behind it.
 
   Attributes:
-    card: what the modules read.
-    call: takes checked arguments and returns the result's text; raises
-      `BadArguments` (text for the model) or `ToolUnreachable`. Anything else is
-      a bug in the tool.
+    card: description of the tool for the modules.
+    call: function that takes checked arguments and returns the text of the result;
+      raises `BadArguments` (text for the model) or `ToolUnreachable`. Any other error
+      is a bug in the tool.
     timeout: seconds after which the rollout gives the call up.
-    close: releases processes and files; awaited once, at the end.
+    close: function that releases processes and files; awaited once, at the end.
     arguments_set_time: True where a call that runs out of time does so because
       of its arguments (a program that loops), so that the policy answers for
       it; False where the time is the host's.
-    version: what a result depends on besides the arguments (settings, the
+    version: everything that a result depends on besides the arguments (settings, the
       collection that is searched): part of the name of a recorded call.
     notice: sentence for the user about how the tool runs on this machine, which
       commands show at start; '' for none.

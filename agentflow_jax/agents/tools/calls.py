@@ -49,7 +49,7 @@ def parse_command(
   Thoughts are not read (agents.thoughts).
 
   Args:
-    text: what the model wrote.
+    text: text that the model wrote.
     card: names positional arguments, in its order; without it they are errors.
     thinking: whether the prompt ended inside an open thought.
 

@@ -24,10 +24,9 @@ def make(
   """Makes the generalist tool.
 
   Args:
-    language_model: what answers; a frozen model.
-    sampling: how it is sampled; greedy, 512 tokens by default. Randomness
-      follows `base.request_key` where the caller has set it, and otherwise the
-      question alone.
+    language_model: frozen language model that answers.
+    sampling: sampling settings; greedy with 512 tokens by default. Randomness follows
+      `base.request_key` where the caller has set it, and otherwise the question alone.
     timeout: seconds after which the rollout gives a call up.
 
   Raises:

@@ -40,12 +40,12 @@ class Server:
   """Where a server is.
 
   Attributes:
-    name: what the names of its tools begin with.
-    url: of one over HTTP; '' for a command.
-    command: of one that is started, its words.
-    environment: variables that a started one gets beside the usual harmless ones.
-    token: sent as a bearer token to a URL; '' for none.
-    start_seconds: until it must be ready.
+    name: beginning of the names of its tools.
+    url: address of a server over HTTP; '' for a command.
+    command: words of the command that starts the server; empty for a URL.
+    environment: variables that a started server gets beside the usual harmless ones.
+    token: bearer token for a URL; '' for none.
+    start_seconds: time within which the server must be ready [s].
   """
 
   name: str
@@ -62,9 +62,10 @@ def parse(
   """Reads 'NAME=URL' or 'NAME=COMMAND LINE'.
 
   Args:
-    said: as a config says it.
-    variables: of this environment, that a command gets.
-    token_variable: of this environment, that holds a URL's bearer token.
+    said: text of the config.
+    variables: names of variables of this environment that a command gets.
+    token_variable: name of the variable of this environment that holds a URL's bearer
+      token.
 
   Raises:
     base.ToolUnavailable: it says neither, or a variable is not set.
@@ -151,8 +152,8 @@ def make(
   """Makes a server's tools; they share one connection, opened at the first call.
 
   Args:
-    server: where it is.
-    described: what `describe` returned.
+    server: place of the server.
+    described: descriptions of the tools, as `describe` returned them.
     timeout: seconds after which the rollout gives a call up.
 
   Raises:
@@ -204,7 +205,7 @@ class Connection:
   lives in a task of its own.
 
   Args:
-    server: where it is.
+    server: place of the server.
   """
 
   def __init__(self, server: Server):

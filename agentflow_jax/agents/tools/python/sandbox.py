@@ -24,11 +24,11 @@ class Limits:
   """Bounds of one program.
 
   Attributes:
-    wall_seconds: from its start to its end, waiting included.
+    wall_seconds: time from the start of the program to its end, waiting included [s].
     cpu_seconds: processor time, rounded up to whole seconds.
     memory_bytes: address space; a program that needs more gets a MemoryError.
-    output_bytes: what it may print; it is killed where it prints more, and what
-      it had printed is the result.
+    output_bytes: largest size of its output; a program that prints more is killed, and
+      the output so far is the result.
     scratch_bytes: size of the files that it may write under /tmp (bubblewrap).
     scratch_entries: number of files, directories and links there.
     program_bytes: length of the program itself, in UTF-8.
@@ -68,7 +68,7 @@ class Backend(Protocol):
 
   Attributes:
     name: 'bubblewrap' or 'monty'.
-    card_limits: what its programs cannot do, for the tool's card.
+    card_limits: restrictions of its programs, for the tool's card.
   """
 
   name: str
@@ -84,10 +84,10 @@ class Finished:
 
   Attributes:
     returncode: its exit status; negative for a signal.
-    stdout: what it wrote, at most the bytes it was allowed.
-    stderr: likewise, at most 64 KiB.
-    stopped: why it was killed: 'time', 'output' (it printed too much), 'errors'
-      (likewise, to standard error) or '' if it was not.
+    stdout: its output, cut at the bytes that it was allowed.
+    stderr: its output to standard error, cut at 64 KiB.
+    stopped: reason for which it was killed: 'time', 'output' (too much output),
+      'errors' (too much output to standard error), or '' if it was not.
   """
 
   returncode: int
@@ -111,7 +111,7 @@ async def run_process(
 
   Args:
     command: the program and its arguments.
-    limits: of which wall_seconds and output_bytes are enforced here.
+    limits: bounds of the program; wall_seconds and output_bytes are enforced here.
     environment: the child's whole environment.
     stdin: a file descriptor for its standard input.
     pass_fds: further descriptors it inherits; all others are closed.
@@ -157,7 +157,7 @@ async def _start(
 
   Args:
     command: the program and its arguments.
-    **options: of asyncio.create_subprocess_exec.
+    **options: options of asyncio.create_subprocess_exec.
 
   Raises:
     base.ToolUnreachable: the process could not be started.

@@ -99,7 +99,8 @@ def build(machine: str | None = None) -> bytes:
   """Assembles the filter as an array of `struct sock_filter`.
 
   Args:
-    machine: as `platform.machine()` names it; this machine by default.
+    machine: name of the machine, as `platform.machine()` returns it; this machine by
+      default.
 
   Raises:
     KeyError: there is no table for it; ask `supported` first.

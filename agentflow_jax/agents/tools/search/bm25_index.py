@@ -43,7 +43,7 @@ class Index:
   """BM25 scores of a corpus, ready to be searched.
 
   Args:
-    corpus: what is searched; a passage is its title and its text.
+    corpus: corpus that is searched; a passage is its title and its text.
     k1: how fast repeated words saturate.
     b: how much long passages are discounted, in [0, 1].
 
@@ -73,9 +73,9 @@ class Index:
     passages are then in memory; the vocabulary is.
 
     Args:
-      path: of the file.
-      directory: of indices, created where absent.
-      k1, b: as of the class.
+      path: path of the file.
+      directory: directory of indices, created where absent.
+      k1, b: the same arguments of the class.
 
     Raises:
       passages.CorpusError: the file is missing or malformed, or the index cannot

@@ -38,7 +38,7 @@ class Corpus:
   """Passages in a fixed order, which breaks ties.
 
   Attributes:
-    passages: in memory, or `FilePassages`.
+    passages: passages, in memory or as `FilePassages`.
   """
 
   passages: Sequence[Passage]
@@ -62,9 +62,9 @@ class FilePassages(Sequence[Passage]):
   """Passages of a JSONL file that stay there, and are read when asked for.
 
   Args:
-    path: of the file.
+    path: path of the file.
     starts: int64 [N], where the passages' lines begin.
-    lengths: int32 [N], of the lines [bytes].
+    lengths: int32 [N], lengths of the lines [bytes].
   """
 
   def __init__(

@@ -18,10 +18,10 @@ class Ranker:
   """Asks an endpoint for vectors, and keeps those of passages.
 
   Args:
-    client: of the endpoint; whoever made it closes it.
-    query_prefix: put before a query, as some embedding models want it.
-    passage_prefix: likewise before a passage.
-    kept: passages whose vectors are kept, those that were last asked for.
+    client: client of the endpoint; its maker closes it.
+    query_prefix: text before a query, as some embedding models want it.
+    passage_prefix: text before a passage.
+    kept: number of passages whose vectors are kept, those that were last asked for.
   """
 
   def __init__(

@@ -30,15 +30,15 @@ def make(
   """Makes the search tool.
 
   Args:
-    corpus: where the passages are (see `passages.load_corpus`), or the passages.
-    top_k: results a call returns at most.
-    max_chars: characters of a result at most; a longer one ends in ' ...'.
+    corpus: place of the passages (see `passages.load_corpus`), or the passages.
+    top_k: largest number of results of a call.
+    max_chars: largest number of characters of a result; a longer one ends in ' ...'.
     k1: BM25's saturation.
     b: BM25's length discount.
-    index_directory: where the index of a JSONL file is kept and mapped from; ''
-      for one in memory, made at each start.
-    ranker: orders what BM25 finds, by meaning; None for BM25's own order.
-    candidates: passages that it orders.
+    index_directory: directory that the index of a JSONL file is kept in and mapped
+      from; '' for one in memory, made at each start.
+    ranker: ranker that orders what BM25 finds, by meaning; None for BM25's own order.
+    candidates: number of passages that it orders.
 
   Returns:
     A tool whose result is the passages' texts, best first, one a line.

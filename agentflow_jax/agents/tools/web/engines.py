@@ -28,10 +28,10 @@ class Gemini:
   """Google's grounding through the Gemini API.
 
   Args:
-    key: of the API.
-    model: that searches and writes.
-    base_url: of the API.
-    redirecting: the host whose links are resolved to what they stand for.
+    key: key of the API.
+    model: name of the model that searches and writes.
+    base_url: address of the API.
+    redirecting: host whose links are resolved to what they stand for.
   """
 
   def __init__(
@@ -113,8 +113,8 @@ class Brave:
   """Brave's Search API.
 
   Args:
-    key: of the API.
-    base_url: of the API.
+    key: key of the API.
+    base_url: address of the API.
   """
 
   version = 'brave'
@@ -169,11 +169,12 @@ def make(
   """Makes an engine by name.
 
   Args:
-    name: of PROVIDERS.
+    name: name in PROVIDERS.
     key_variable: environment variable that holds the key; '' for the usual one.
-    base_url: of its API; '' for the usual one.
-    model: of an engine that has several; '' for the usual one.
-    needs_key: False where nothing is going to be asked (in replay).
+    base_url: address of its API; '' for the usual one.
+    model: model of an engine that has several; '' for the usual one.
+    needs_key: whether a key is needed; False where nothing is going to be asked (in
+      replay).
 
   Raises:
     base.ToolUnavailable: no such engine, or no key.

@@ -87,10 +87,10 @@ class Response:
   """What a host said.
 
   Attributes:
-    url: of the last hop.
-    status: of HTTP.
-    headers: in lower case.
-    content: unpacked.
+    url: URL of the last hop.
+    status: status code of HTTP.
+    headers: headers by name in lower case.
+    content: unpacked body.
   """
 
   url: str
@@ -167,7 +167,8 @@ class WebClient:
   Args:
     config: the limits.
     resolve: (host, port) -> addresses; for tests.
-    backoff_seconds: before the second attempt; doubles; for tests.
+    backoff_seconds: pause before the second attempt, which doubles with each further
+      one [s]; for tests.
   """
 
   def __init__(
@@ -258,9 +259,10 @@ class WebClient:
     """Asks for a URL, and follows where it leads.
 
     Args:
-      url: of http or https.
-      params: added to its query.
-      headers: sent to its own host, and to no other that it redirects to.
+      url: URL of http or https.
+      params: parameters that are added to its query.
+      headers: headers that are sent to its own host, and to no other that it redirects
+        to.
       follow: False to return a redirect as it is.
 
     Raises:

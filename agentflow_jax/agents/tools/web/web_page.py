@@ -25,10 +25,10 @@ def make(
   """Makes the tool.
 
   Args:
-    client: fetches; whoever made it closes it.
-    reader: makes text of HTML; closed with the tool.
-    top_k: parts of a page that a call returns at most.
-    max_chars: of one part.
+    client: client that fetches pages; its maker closes it.
+    reader: reader that makes text of HTML; closed with the tool.
+    top_k: largest number of parts of a page that a call returns.
+    max_chars: largest number of characters of one part.
     timeout: seconds after which the rollout gives a call up.
   """
 

@@ -57,10 +57,11 @@ def make(
   """Makes the tool.
 
   Args:
-    client: asks; whoever made it closes it.
+    client: client that asks; its maker closes it.
     provider: the engine.
-    top_k: sources that a call returns at most.
-    max_chars: of the engine's own text, and of each source.
+    top_k: largest number of sources that a call returns.
+    max_chars: largest number of characters of the engine's own text, and of each
+      source.
     timeout: seconds after which the rollout gives a call up.
   """
 

@@ -41,8 +41,8 @@ class Reader:
   Use it from one event loop and await `aclose` at the end.
 
   Args:
-    limits: what one page may cost.
-    processes: pages read at once.
+    limits: bounds of one page.
+    processes: number of pages that are read at once.
 
   Raises:
     base.ToolUnavailable: trafilatura is not installed.
@@ -97,9 +97,10 @@ def best_parts(
   Args:
     text: text to cut into parts, at blank lines or line ends where it can be;
       `unread` says how much of a very long one is left out.
-    query: '' or words of which none occurs: the beginning of the text instead.
-    top_k: parts at most.
-    max_chars: of one part.
+    query: words to match; the beginning of the text is returned for '' and where none
+      of them occurs.
+    top_k: largest number of parts.
+    max_chars: largest number of characters of one part.
   """
   text = '\n\n'.join(text[:_MOST_CHARACTERS].splitlines())
   parts = list(passages.split(text, max_chars))

@@ -31,11 +31,11 @@ def make(
   """Makes the tool.
 
   Args:
-    client: asks; whoever made it closes it.
-    base_url: of a MediaWiki; its API is at /w/api.php.
-    pages: articles that a call reads.
-    top_k: passages it returns at most, from all of them together.
-    max_chars: of one passage.
+    client: client that asks; its maker closes it.
+    base_url: address of a MediaWiki; its API is at /w/api.php.
+    pages: number of articles that a call reads.
+    top_k: largest number of passages that it returns, from all articles together.
+    max_chars: largest number of characters of one passage.
     timeout: seconds after which the rollout gives a call up.
   """
   api = f'{base_url.rstrip("/")}/w/api.php'
