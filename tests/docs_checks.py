@@ -104,7 +104,10 @@ def page_problems(files: house_sources.Files) -> list[str]:
 def field_problems(files: house_sources.Files) -> list[str]:
   """Config fields in code font, such as `train.steps`, exist."""
   known = set(fields.every())
-  known |= {'.'.join(n.split('.')[:i]) for n in known for i in range(1, n.count('.') + 1)}
+  known |= {
+      '.'.join(name.split('.')[:end])
+      for name in known for end in range(1, name.count('.') + 1)
+  }
   tops = {name.partition('.')[0] for name in known}
   problems = []
   for page in pages(files):
@@ -191,7 +194,8 @@ def _command(words: list[str], files: house_sources.Files) -> list[str]:
   if script not in files and not script.endswith('.sbatch'):
     return [f'there is no {script}']
   text = files.get(script, '')
-  given = [n for w in words[words.index(script):] for n in _FLAG.findall(w.split('=')[0])]
+  after = words[words.index(script):]
+  given = [name for word in after for name in _FLAG.findall(word.split('=')[0])]
   return [
       f'{script} has no --{name}'
       for name in given

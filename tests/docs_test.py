@@ -40,7 +40,8 @@ _SMALL = {
     'README.md': (
         '# A project\n\n[design](docs/design.md#contract-1-one-policy) sets'
         ' `train.steps`, `planner.lora` and `--quiet`.\n\n'
-        '```bash\npip install -e \'.[web]\'; bash launch/run.sh --dry_run -- --workdir=D\n'
+        '```bash\npip install -e \'.[web]\'; bash launch/run.sh --dry_run --'
+        ' --workdir=D\n'
         'python -m agentflow_jax.train --config=X.py --config.train.steps=3 \\\n'
         '    --quiet  # again\n```\n'
     ),
@@ -233,7 +234,7 @@ def test_the_environment_of_the_page_runs(written):
 def test_the_tasks_of_the_page_can_be_read(written, monkeypatch):
   monkeypatch.chdir(written)
   names = {'__name__': '__main__'}
-  exec(compile((written / 'write_tasks.py').read_text(), 'write_tasks.py', 'exec'), names)
+  exec((written / 'write_tasks.py').read_text(), names)
   train = task_sets.read_jsonl('train.jsonl', 'contains')
   test = task_sets.read_jsonl('test.jsonl', 'contains')
   assert [t.answers for t in train + test] == [(c,) for c in names['CAPITALS'].values()]

@@ -47,8 +47,8 @@ ARROWS = {
         'files',
     },
     'entry points': {
-        'sizing', 'training', 'evaluation', 'serving', 'assembly', 'rollouts', 'runtime',
-        'config', 'records',
+        'sizing', 'training', 'evaluation', 'serving', 'assembly', 'rollouts',
+        'runtime', 'config', 'records',
     },
     'experiments': {'config', 'records'},
     'benchmarks': {

@@ -61,7 +61,7 @@ class Judge:
       task: the question and its acceptable answers.
       answer: text to grade; its thoughts are left out. A blank answer is wrong,
         and the judge is not asked.
-      key: names the request.
+      key: key of the request.
     """
     answer = thoughts.said(answer)
     if not answer.strip():

@@ -70,7 +70,7 @@ class LanguageModel(Protocol):
     Args:
       prompt: segments that the model is conditioned on, in order.
       sampling: temperature, truncation, stops and the token limit.
-      request_key: names the request and so its randomness.
+      request_key: key of the request, which decides its randomness.
 
     Returns:
       The completion, with ids and logprobs where the model runs in-process.

@@ -97,7 +97,7 @@ class Memory:
     """Shortens the oldest entry that is still longer than `tokens`.
 
     Args:
-      count_tokens: counts a text's tokens.
+      count_tokens: function that counts a text's tokens.
       tokens: largest number of tokens that is left of the entry's result.
 
     Returns:
@@ -149,7 +149,7 @@ def shorten(
 
   Args:
     text: any text.
-    count_tokens: counts a text's tokens.
+    count_tokens: function that counts a text's tokens.
     tokens: the budget, at least 1.
 
   Returns:

@@ -30,10 +30,10 @@ class View:
   """What a module may read.
 
   Attributes:
-    task_id: names the task; scripted planners look their script up by it.
+    task_id: name of the task; scripted planners look their script up by it.
     memory: the query, the analysis and what was found so far.
     cards: the tools that there are.
-    key: names the request of the turn; a module puts its own name in.
+    key: key of the requests of the turn; a module puts its own name in.
     counts: sums of events by name, which modules add to: 'shortened' and
       'shortened/<module>' are the memory entries that were shortened for the
       prompts of the planner and of a frozen module.

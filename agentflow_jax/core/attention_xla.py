@@ -69,7 +69,7 @@ def forward(
     keys: [K, E, T].
     values: [K, T, E].
     subtree_end: int32[T].
-    blocks: how the row is cut; whole blocks.
+    blocks: cut of the row, into whole blocks.
     dtype: dtype of the activations, see primitives.float32_product.
     factor: factor of the scores, in float32.
 

@@ -356,7 +356,7 @@ def _fill(
     batch: host arrays; changed.
     rows: the turn rows.
     plan: places of their tokens.
-    at_parents: put a target where its parent is, rather than after the last.
+    at_parents: whether a target is put where its parent is, rather than after the last.
   """
   shape = batch.token_ids.shape
   if at_parents:

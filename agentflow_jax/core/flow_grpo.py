@@ -120,8 +120,8 @@ def advantages(
   Args:
     rewards: one outcome reward a rollout; None where it could not be scored.
     use_std: whether to divide.
-    counts: how often each reward is in the sample that mean and deviation are
-      of, such as once a turn; once where None.
+    counts: number of times that each reward is in the sample that mean and deviation
+      are of, such as once a turn; once where None.
 
   Returns:
     float64[G]. 0 for an unscored rollout; exactly 0 for every rollout when the

@@ -17,9 +17,9 @@ class Branch:
   """Where the tokens of one row lie.
 
   Attributes:
-    bin: which packed row.
+    bin: index of the packed row.
     path: int[L], the place of each of its tokens, ascending.
-    shared: how many of them, from the first on, an earlier row wrote.
+    shared: number of its tokens, from the first on, that an earlier row wrote.
   """
 
   bin: int

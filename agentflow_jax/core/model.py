@@ -294,7 +294,7 @@ def hidden_states_cached(
     params: its parameters, or those of `unrolled`.
     token_ids: int32[B, T].
     positions: int32[B, T].
-    cache: holds the rows' older tokens, and has room for the new ones.
+    cache: cache that holds the rows' older tokens, and has room for the new ones.
 
   Returns:
     dtype[B, T, D], what `unembed` takes, and the cache with the new tokens.

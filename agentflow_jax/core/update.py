@@ -79,7 +79,7 @@ def state_shardings(
 
   Args:
     config: the network.
-    optimizer_config: decides the optimizer state's shape.
+    optimizer_config: config of the optimizer, which decides the shape of its state.
     mesh: mesh that sharding.make_mesh returned.
 
   Raises:

@@ -221,7 +221,7 @@ async def evaluate(
     greedy: sample at temperature 0 instead of the planner's temperature.
     concurrent: rollouts under way at once.
     journal: journal of the items that are done; None for none.
-    on_done: called with every trajectory as it ends.
+    on_done: function that is called with every trajectory as it ends.
 
   Raises:
     ValueError: several greedy trials, which would all be the same.

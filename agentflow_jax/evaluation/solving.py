@@ -30,7 +30,8 @@ def solve(
     workdir: work directory of a run, or where data sets are kept.
     planner: a planner directory; '' for the config's own.
     greedy: temperature 0.
-    emit: called with a line or more for people as each module or tool ends.
+    emit: function that is called with a line or more for people as each module or tool
+      ends.
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable: name the remedy.

@@ -67,9 +67,10 @@ class Request:
     sampling: temperature, truncation and token limit. Where it names stops,
       `stop_fn` is required, and looks for them.
     stop_ids: token ids that end the response; they stay in it.
-    stop_fn: called on the engine's thread every `decode_chunk` tokens with all
-      ids sampled so far. What it does not keep is dropped; because it must find
-      the FIRST stop, the response does not depend on when it is called.
+    stop_fn: function that is called on the engine's thread every `decode_chunk` tokens
+      with all ids sampled so far, and returns how many to keep, or None. What it does
+      not keep is dropped; because it must find the FIRST stop, the response does not
+      depend on when it is called.
     on_end: function called once, in the caller's task, with the request's time,
       when the request is done, has failed or was cancelled.
   """

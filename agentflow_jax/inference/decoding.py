@@ -154,7 +154,7 @@ def decode(
       gathers, the store of them.
     rows: the requests; tables and copies count for pages, common for the store.
     pool: the pages, where rows are gathered; it stays as it is.
-    fresh: which rows are to be gathered from it first.
+    fresh: rows that are to be gathered from it first.
     model_config: static.
     config: static.
     truncates: static; whether any row truncates.

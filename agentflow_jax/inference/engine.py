@@ -236,9 +236,9 @@ class Engine:
     """Compiles every program, so that no request waits for the compiler.
 
     Args:
-      truncates: which ones: False for requests that set none of top_k, top_p
-        and min_p, True for the others. A program left out is compiled when the
-        first request needs it.
+      truncates: programs to compile: False for requests that set none of top_k, top_p
+        and min_p, True for the others. A program left out is compiled when the first
+        request needs it.
     """
     self._programs.prefill()
     if self.lanes > 1:

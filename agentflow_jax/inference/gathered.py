@@ -62,9 +62,9 @@ class Store:
     """Returns these with a new slot a row in one layer.
 
     Args:
-      layer: which one.
+      layer: index of the layer.
       keys: [K, B, E].
-      values: likewise.
+      values: [K, B, E].
       starts: int32[B], the slots.
       live: bool[B], the rows that have one.
     """

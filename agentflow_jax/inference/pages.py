@@ -42,9 +42,9 @@ class Pool:
 
   Attributes:
     keys: dtype[K, L * N, P, E], rotated; int8 where there are scales.
-    values: likewise.
-    key_scales: float32[K, L * N, P, 1], what a token's int8 count times, or None.
-    value_scales: likewise.
+    values: dtype[K, L * N, P, E]; int8 where there are scales.
+    key_scales: float32[K, L * N, P, 1], factor of a token's int8, or None.
+    value_scales: float32[K, L * N, P, 1], factor of a token's int8, or None.
   """
 
   keys: Array

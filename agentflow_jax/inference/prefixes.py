@@ -119,7 +119,8 @@ class Prefixes:
 
     Args:
       prompt: its ids; the last is not read ahead, and no part of a node.
-      new_tokens: that it may sample at most; None where they are kept elsewhere.
+      new_tokens: largest number of tokens that it may sample; None where they are kept
+        elsewhere.
 
     Returns:
       None where there is no room now.

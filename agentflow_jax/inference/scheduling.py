@@ -56,7 +56,7 @@ class Scheduler:
     """Nobody waits.
 
     Args:
-      config: how many slots and pages there are.
+      config: config with the numbers of slots and pages.
       new_in_pages: whether pages take the tokens that are sampled, too.
     """
     self._new_in_pages = new_in_pages

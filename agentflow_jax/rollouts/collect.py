@@ -38,7 +38,7 @@ async def groups(
     tasks: one group each; a task that comes twice gets other randomness.
     group_size: G.
     key: seed, purpose and step; query and rollout are filled in.
-    limit: bounds the rollouts under way in this process.
+    limit: bound on the concurrent rollouts of this process.
     processes: processes that share the work.
     journal: journal that finished groups are kept in; None keeps none.
     on_done: function that is called with every trajectory of this process as it ends

@@ -44,7 +44,7 @@ class AddedToken:
 
   Attributes:
     id: its id.
-    content: how it is spelled.
+    content: spelling of the token.
     special: whether it says nothing itself: decoding drops it.
     lstrip: whether it takes the white space before it.
     rstrip: whether it takes the white space after it.

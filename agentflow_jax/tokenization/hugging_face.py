@@ -61,7 +61,7 @@ class HuggingFaceTokenizer:
       variables: variables that the template may read beside the messages (bos_token,
         ...).
       stop: added tokens, by spelling or id, that end a response; at least one.
-      pad: likewise, what fills rows; None for the first stop.
+      pad: added token, by spelling or id, that fills rows; None for the first stop.
       directory: directory that it was read from, if from files that `save` may copy.
       thinking: whether the template is told to let the model think.
       ends: added tokens that end a response, too, where the template uses them.

@@ -34,7 +34,7 @@ def key(
   Args:
     url: address that the request goes to.
     body: JSON of the request: model, messages and sampling.
-    request_key: names the request.
+    request_key: key of the request, see above.
   """
   said = {name: value for name, value in body.items() if name != 'seed'}
   named = dataclasses.asdict(request_key) if said['temperature'] else None

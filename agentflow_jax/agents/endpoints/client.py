@@ -234,8 +234,8 @@ class EndpointClient:
 
     Args:
       prompt: segments that the model is conditioned on, in order; not empty.
-      sampling: how to sample; top_k and min_p only with `extended_sampling`.
-      request_key: names the request; gives its seed and spreads its retries.
+      sampling: sampling settings; top_k and min_p only with `extended_sampling`.
+      request_key: key of the request, which gives its seed and spreads its retries.
 
     Returns:
       The completion without ids and logprobs. Time in pauses and failed
@@ -329,7 +329,7 @@ class EndpointClient:
 
     Args:
       texts: one or more.
-      request_key: names the request; spreads its retries.
+      request_key: key of the request, which spreads its retries.
 
     Returns:
       float32 [N, D].

@@ -50,7 +50,8 @@ def parse_command(
 
   Args:
     text: text that the model wrote.
-    card: names positional arguments, in its order; without it they are errors.
+    card: card whose order of arguments names positional ones; without it they are
+      errors.
     thinking: whether the prompt ended inside an open thought.
 
   Returns:

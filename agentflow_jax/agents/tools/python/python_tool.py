@@ -35,9 +35,9 @@ def make(
       anywhere) or 'auto': the first of them that works.
     limits: bounds of one program.
     concurrency: programs at a time; the number of processors by default.
-    queue_seconds: how long a call may wait for its turn, which does not count
-      as the program's time. A call that waits longer was not the model's
-      mistake, so it raises `base.ToolUnreachable`.
+    queue_seconds: longest wait of a call for its turn, which does not count as the
+      program's time [s]. A call that waits longer was not the model's mistake, so it
+      raises `base.ToolUnreachable`.
 
   Returns:
     A tool whose result is what the program printed. A program that fails raises

@@ -55,7 +55,7 @@ class Outcome:
   Attributes:
     output: its standard output, at most `output_bytes` of it.
     cut: whether it printed more than that.
-    error: why it failed, for the model; empty if it did not.
+    error: reason why it failed, for the model; empty if it did not.
   """
 
   output: str

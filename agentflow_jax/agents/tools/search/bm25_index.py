@@ -44,8 +44,8 @@ class Index:
 
   Args:
     corpus: corpus that is searched; a passage is its title and its text.
-    k1: how fast repeated words saturate.
-    b: how much long passages are discounted, in [0, 1].
+    k1: saturation of repeated words.
+    b: discount of long passages, in [0, 1].
 
   Raises:
     base.ToolUnavailable: bm25s is not installed.
