@@ -183,7 +183,7 @@ _MUTATIONS = [
      'plan.py: g: x: of ...'),
     ('docstring', _append(_PLAN, _documented('Attributes:\n    x, *y: What is.')),
      'plan.py: g: x, *y: What ...'),
-    ('docstring', _append(_PLAN, _documented('Args:\n    a: it.\n    x:\n      is it.')),
+    ('docstring', _append(_PLAN, _documented('Args:\n    x:\n      is it.')),
      'plan.py: g: x: is ...'),
     ('docstring', _append(_PLAN, _documented('Args:\n    a: text\n      of it.\n\n'
                                              '    x: so many.')),
