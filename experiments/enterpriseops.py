@@ -10,9 +10,10 @@
 DIR holds the rows of the data set (JSONL or parquet, in directories named like their
 mode) or task files; SEEDS is the unpacked gym_dbs.zip of the publication, whose servers
 have to run (see the README of the publication).
---config.agent.environment.servers=NAME=URL,... gives other addresses than the tasks'. The agent is AgentFlow's four modules, with fifty
-turns; the numbers of the publication are made with one model and native tool calls, so
-they are not the same experiment. It reproduces nothing.
+--config.agent.environment.servers=NAME=URL,... gives other addresses than the tasks'.
+The agent is AgentFlow's four modules, with fifty turns; the numbers of the publication
+are made with one model and native tool calls, so they are not the same experiment. It
+reproduces nothing.
 
 The plan experiment: get_sweep compares three analyses of the query, which are none, the
 plan of the row (where rows have a "plan"), and one that the endpoint writes.
