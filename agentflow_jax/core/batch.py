@@ -38,6 +38,8 @@ class TurnRow:
       forest, where rows share them, rows with one are all of the same temperature.
     kept: int[A, <= S], the ids that each response token was drawn from, itself
       among them, padded with -1 at the end; None for the whole vocabulary.
+    rollout: number of the row's rollout; rows of one rollout have the same.
+    fresh: whether this step's own parameters sampled the response.
   """
 
   prompt_ids: np.ndarray
@@ -49,6 +51,8 @@ class TurnRow:
   temperature: float = 1.0
   prompt_weight: float = 0.0
   kept: np.ndarray | None = None
+  rollout: int = 0
+  fresh: bool = True
 
   def __post_init__(self):
     if not len(self.prompt_ids):
@@ -117,6 +121,12 @@ class TurnBatch:
   # int32[M, B, N, S], the ids that a target was drawn from, -1 for none; where
   # the first is -1, and if this is None, that is the whole vocabulary.
   kept: Array | None = None
+  # float32[M, B, N], factor of the policy term, 0 for a target that is rejected; None
+  # for 1 everywhere. See corrections.importance_of.
+  importance: Array | None = None
+  # bool[M, B, N], whether the sampler had this step's parameters, so that the gap
+  # between its log probabilities and the trainer's must be small; None for all.
+  fresh: Array | None = None
 
   def micro(self, index) -> 'TurnBatch':
     """Returns micro-batch `index`: the same fields without their axis M."""
@@ -444,3 +454,23 @@ def unpack(packing: Packing, values: Array) -> list[np.ndarray]:
       values[p.micro, p.row, p.first : p.first + p.n_response]
       for p in packing.places
   ]
+
+
+def placed(
+    packing: Packing, values: Sequence[Array], like: Array
+) -> np.ndarray:
+  """Returns an array of a batch's shape: the inverse of `unpack`.
+
+  Args:
+    packing: how the turn rows were packed.
+    values: one array[A] for each turn row, in the order in which they were given.
+    like: array [M, B, N] of the batch whose shape and dtype are taken.
+
+  Returns:
+    The values at the rows' response targets, 0 elsewhere.
+  """
+  array = np.zeros(like.shape, like.dtype)
+  for place, value in zip(packing.places, values, strict=True):
+    end = place.first + place.n_response
+    array[place.micro, place.row, place.first : end] = value
+  return array

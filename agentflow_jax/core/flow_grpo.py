@@ -20,8 +20,10 @@ from typing import Literal
 import numpy as np
 
 Weighting = Literal['turn_mean', 'token_mean', 'sequence_mean', 'dr_grpo']
+Level = Literal['token', 'sequence', 'rollout']
 
 _WEIGHTINGS = ('turn_mean', 'token_mean', 'sequence_mean', 'dr_grpo')
+_LEVELS = ('token', 'sequence', 'rollout')
 _EPSILON = 1e-6
 
 
@@ -48,12 +50,22 @@ class FlowGrpoConfig:
     old_logprobs: source of log pi_old: 'behavior', as recorded by the sampler, or
       'recompute', scored by the trainer before the step.
     importance_cap: cap of the truncated importance correction for a sampler that is
-      not the trainer: each target's policy term is multiplied by
-      min(exp(old_logprobs - behavior_logprob), importance_cap). None for no
-      correction.
+      not the trainer: each target's policy term is multiplied by min(c, cap), where
+      c is exp(old_logprobs - behavior_logprob) or its mean, see importance_level.
+      None for no such weight.
     clip_low: distance of the ratio's lower bound from 1.
     clip_high: distance of the ratio's upper bound from 1.
     kl_coef: weight of the k3 KL to the reference; 0 needs no reference.
+    importance_level: set over which the geometric mean in c of importance_cap is
+      taken: one 'token', the 'sequence' of a response, or all responses of a
+      'rollout' (see corrections).
+    rejection_level: the same set for the c of rejection_low and rejection_high.
+    rejection_low: smallest c of a target that counts; a target with a smaller one has
+      no part in the loss and keeps its place in |a|. None for no such bound.
+    rejection_high: largest c of a target that counts; None for no such bound.
+    surrogate: policy term of a target: 'clip' for min(rho A, clip(rho) A), or 'cispo'
+      (MiniMax-M1, arXiv 2506.13585) for stop_gradient(clip(rho)) A log pi, whose
+      gradient the bounds limit and never remove.
   """
 
   weighting: Weighting = 'turn_mean'
@@ -67,6 +79,21 @@ class FlowGrpoConfig:
   clip_low: float = 0.2
   clip_high: float = 0.3
   kl_coef: float = 1e-3
+  importance_level: Level = 'token'
+  rejection_level: Level = 'token'
+  rejection_low: float | None = None
+  rejection_high: float | None = None
+  surrogate: Literal['clip', 'cispo'] = 'clip'
+
+  @property
+  def rejects(self) -> bool:
+    """Whether targets can be rejected."""
+    return self.rejection_low is not None or self.rejection_high is not None
+
+  @property
+  def corrects(self) -> bool:
+    """Whether targets have an importance, see corrections.importance_of."""
+    return self.importance_cap is not None or self.rejects
 
   def __post_init__(self):
     for name, choices in (
@@ -76,26 +103,57 @@ class FlowGrpoConfig:
         ('terms', ('sum', 'normalised')),
         ('ratio_level', ('token', 'sequence')),
         ('old_logprobs', ('behavior', 'recompute')),
+        ('importance_level', _LEVELS),
+        ('rejection_level', _LEVELS),
+        ('surrogate', ('clip', 'cispo')),
     ):
       if getattr(self, name) not in choices:
         raise ValueError(
             f'{name} must be one of {choices}: {getattr(self, name)!r}'
         )
     _check_dr_grpo(self.weighting, self.dr_grpo_length)
-    if self.importance_cap is not None:
-      if self.old_logprobs != 'recompute':
-        raise ValueError(
-            "importance_cap needs old_logprobs='recompute': with 'behavior' the"
-            ' correction is 1 everywhere'
-        )
-      if not self.importance_cap > 0:
-        raise ValueError(f'importance_cap must be > 0: {self.importance_cap}')
+    _check_corrections(self)
     if not 0 <= self.clip_low <= 1:
       raise ValueError(f'clip_low must lie in [0, 1]: {self.clip_low}')
     for name in ('clip_high', 'kl_coef'):
       value = getattr(self, name)
       if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f'{name} must be finite and >= 0: {value}')
+
+
+def _check_corrections(config: FlowGrpoConfig) -> None:
+  """Refuses corrections that nothing would read, or that leave nothing over."""
+  bounds = ('rejection_low', 'rejection_high')
+  for name in ('importance_cap', *bounds):
+    value = getattr(config, name)
+    if value is None:
+      continue
+    if config.old_logprobs != 'recompute':
+      raise ValueError(
+          f"{name} needs old_logprobs='recompute': with 'behavior' the ratio that it"
+          ' bounds is 1 everywhere'
+      )
+    if not 0 < value < math.inf:
+      raise ValueError(f'{name} must be finite and > 0: {value}')
+  low, high = config.rejection_low, config.rejection_high
+  if low is not None and high is not None and not low < high:
+    raise ValueError(
+        f'rejection_low must be below rejection_high: {low}, {high}'
+    )
+  if config.importance_level != 'token' and config.importance_cap is None:
+    raise ValueError(
+        f'importance_level={config.importance_level} is read only with an'
+        ' importance_cap'
+    )
+  if config.rejection_level != 'token' and not config.rejects:
+    raise ValueError(
+        f'rejection_level={config.rejection_level} is read only with rejection_low'
+        ' or rejection_high'
+    )
+  if config.surrogate == 'cispo' and config.ratio_level != 'token':
+    raise ValueError(
+        "surrogate='cispo' is of token ratios: set ratio_level='token'"
+    )
 
 
 def _check_dr_grpo(weighting: str, length: int | None) -> None:

@@ -79,10 +79,13 @@ class PolicySums:
     pg_loss: weighted policy term of the loss.
     kl: weighted k3 estimate, before kl_coef.
     ratio: sum of ratios.
-    clipped_low: targets where the lower clip holds the gradient back.
-    clipped_high: targets where the upper clip does.
-    importance: sum of the truncated importance weights.
-    gap: sum of |logprob - behavior_logprob|, nats.
+    clipped_low: targets where the lower clip holds the gradient back; with CISPO,
+      those of ratios that it raises.
+    clipped_high: targets where the upper clip does; with CISPO, those that it lowers.
+    importance: sum of the importance weights, 0 for targets that are rejected.
+    rejected: targets that a correction leaves out of the loss.
+    n_fresh: targets that the gap is of: those of this step's own parameters.
+    gap: sum of |logprob - behavior_logprob| over them, nats.
     gap_counts: float32[bins], histogram of that gap.
     extremes: float32[3], maxima of ratio, -ratio and gap; -inf at the start.
   """
@@ -93,6 +96,8 @@ class PolicySums:
   clipped_low: Array
   clipped_high: Array
   importance: Array
+  rejected: Array
+  n_fresh: Array
   gap: Array
   gap_counts: Array
   extremes: Array
@@ -159,10 +164,13 @@ def flow_grpo_loss(
 ) -> tuple[Array, Sums]:
   """Returns -J of one micro-batch (arXiv 2510.05592, eq. 3) and its sums.
 
-      -J = sum_t w_t [ -c_t min(rho_t A_t, clip(rho_t) A_t) + kl_coef k3_t ]
+      -J = sum_t w_t [ -c_t s_t + kl_coef k3_t ]    over targets with c_t > 0
+      s   = min(rho_t A_t, clip(rho_t) A_t), or stop_gradient(clip(rho_t)) A_t logprob
       rho = exp(logprob - old_logprob), or its geometric mean over the response
       k3  = exp(d) - d - 1,  d = ref_logprob - logprob
-      c   = min(exp(old_logprob - behavior_logprob), importance_cap), or 1
+      c   = micro.importance, or 1
+
+  The second form of s is CISPO (MiniMax-M1, arXiv 2506.13585).
 
   Args:
     config: the options.
@@ -191,24 +199,32 @@ def flow_grpo_loss(
     log_ratio = _response_mean(log_ratio, is_target, micro.responses)
   ratio = jnp.exp(log_ratio)
   low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
-  surrogate = jnp.minimum(
-      ratio * micro.advantages, jnp.clip(ratio, low, high) * micro.advantages
-  )
-  importance = jnp.ones_like(ratio)
-  if config.importance_cap is not None:
-    importance = jnp.minimum(
-        jnp.exp(only_targets(micro.old_logprobs - micro.behavior_logprobs)),
-        config.importance_cap,
+  clipped = jnp.clip(ratio, low, high)
+  positive, negative = micro.advantages > 0, micro.advantages < 0
+  if config.surrogate == 'cispo':
+    factor = jax.lax.stop_gradient(clipped) * micro.advantages
+    surrogate = factor * only_targets(scores.logprobs)
+    positive = negative = micro.advantages != 0
+  else:
+    surrogate = jnp.minimum(
+        ratio * micro.advantages, clipped * micro.advantages
     )
+  importance, counts = jnp.ones_like(ratio), is_target
+  if micro.importance is not None:
+    importance = only_targets(micro.importance)
+    counts = importance != 0  # A NaN counts, and is refused.
+    surrogate = jnp.where(counts, surrogate, 0.0)
   pg_loss = -jnp.sum(micro.weights * importance * surrogate)
   kl = jnp.float32(0)
   if ref_logprobs is not None:
-    d = only_targets(ref_logprobs - scores.logprobs)
+    d = jnp.where(counts, ref_logprobs - scores.logprobs, 0.0)
     kl = jnp.sum(micro.weights * (jnp.expm1(d) - d))
   loss = pg_loss + config.kl_coef * kl
 
-  gap = only_targets(jnp.abs(scores.logprobs - micro.behavior_logprobs))
-  positive, negative = micro.advantages > 0, micro.advantages < 0
+  is_fresh = is_target if micro.fresh is None else is_target & micro.fresh
+  gap = jnp.where(
+      is_fresh, jnp.abs(scores.logprobs - micro.behavior_logprobs), 0.0
+  )
   sums = Sums(
       loss=loss,
       n_targets=jnp.sum(is_target, dtype=jnp.float32),
@@ -220,12 +236,14 @@ def flow_grpo_loss(
           clipped_low=jnp.sum(only_targets((ratio < low) & negative)),
           clipped_high=jnp.sum(only_targets((ratio > high) & positive)),
           importance=jnp.sum(only_targets(importance)),
+          rejected=jnp.sum(is_target & ~counts, dtype=jnp.float32),
+          n_fresh=jnp.sum(is_fresh, dtype=jnp.float32),
           gap=jnp.sum(gap),
-          gap_counts=_gap_counts(gap, is_target),
+          gap_counts=_gap_counts(gap, is_fresh),
           extremes=jnp.stack([
               jnp.max(only_targets(ratio, -jnp.inf)),
               jnp.max(only_targets(-ratio, -jnp.inf)),
-              jnp.max(only_targets(gap, -jnp.inf)),
+              jnp.max(jnp.where(is_fresh, gap, -jnp.inf)),
           ]),
       ),
   )
@@ -247,10 +265,10 @@ def _response_mean(x: Array, is_target: Array, responses: Array) -> Array:
   return jnp.where(is_target, mean, 0.0)
 
 
-def _gap_counts(gap: Array, is_target: Array) -> Array:
+def _gap_counts(gap: Array, is_fresh: Array) -> Array:
   octaves = jnp.log2(jnp.maximum(gap, 2.0**_GAP_FLOOR)) - _GAP_FLOOR
   bins = jnp.clip(jnp.ceil(octaves * 8), 0, _GAP_BINS)
-  bins = jnp.where(is_target, bins, -1)
+  bins = jnp.where(is_fresh, bins, -1)
   edges = jnp.arange(_GAP_BINS + 1, dtype=jnp.float32)
   return jnp.sum(bins[..., None] == edges, axis=(0, 1), dtype=jnp.float32)
 
@@ -259,8 +277,10 @@ def metrics_of(sums: Sums) -> dict[str, Array]:
   """Returns float32 scalars; means are over targets, unless said otherwise.
 
   loss, pg_loss and kl are the weighted sums that the objective is made of (kl
-  before kl_coef). logprob_gap/p99 is read off a histogram and so the upper
-  edge of its bin: at most 9% too high. Without any target ratios are 1.
+  before kl_coef). logprob_gap/* are over fresh targets, whether or not they are
+  rejected; logprob_gap/p99 is read off a histogram and so the upper edge of its bin: at
+  most 9% too high. importance_mean is over the targets that are not rejected, and
+  rejected_frac the share of those that are. Without any target ratios are 1.
 
   Args:
     sums: sums over every micro-batch of an update.
@@ -276,8 +296,9 @@ def metrics_of(sums: Sums) -> dict[str, Array]:
     return metrics
   any_target = sums.n_targets > 0
   ratio_max, minus_ratio_min, gap_max = policy.extremes
-  gap_max = jnp.where(any_target, gap_max, 0.0)
-  reached = jnp.cumsum(policy.gap_counts) >= 0.99 * sums.n_targets
+  gap_max = jnp.where(policy.n_fresh > 0, gap_max, 0.0)
+  reached = jnp.cumsum(policy.gap_counts) >= 0.99 * policy.n_fresh
+  n_counting = sums.n_targets - policy.rejected
   edge = 2.0 ** (_GAP_FLOOR + jnp.argmax(reached) / 8)
   return metrics | {
       'pg_loss': policy.pg_loss,
@@ -287,8 +308,11 @@ def metrics_of(sums: Sums) -> dict[str, Array]:
       'ratio_min': jnp.where(any_target, -minus_ratio_min, 1.0),
       'clip_frac_low': policy.clipped_low / n,
       'clip_frac_high': policy.clipped_high / n,
-      'importance_mean': jnp.where(any_target, policy.importance / n, 1.0),
-      'logprob_gap/mean': policy.gap / n,
+      'importance_mean': jnp.where(
+          n_counting > 0, policy.importance / jnp.maximum(n_counting, 1.0), 1.0
+      ),
+      'rejected_frac': policy.rejected / n,
+      'logprob_gap/mean': policy.gap / jnp.maximum(policy.n_fresh, 1.0),
       'logprob_gap/p99': jnp.minimum(edge, gap_max),
       'logprob_gap/max': gap_max,
   }

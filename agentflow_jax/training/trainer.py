@@ -9,7 +9,7 @@ import numpy as np
 
 from agentflow_jax.assembly import model_files, system as system_lib
 from agentflow_jax.config import schema
-from agentflow_jax.core import batch, device_time, launches, masters, model
+from agentflow_jax.core import batch, corrections, device_time, launches, masters, model
 from agentflow_jax.core import sharding, update
 from agentflow_jax.runtime import exits
 from agentflow_jax.training import update_shapes
@@ -82,14 +82,17 @@ class Trainer:
         for n, example in examples.items()
     }
     jax.block_until_ready(self.params)  # Compiles the merge, if there is one.
-    self._score = None
+    self._score = self._replicated = None
     if (
         config.algorithm == 'flow_grpo'
         and config.flow_grpo.old_logprobs == 'recompute'
     ):
       self._score = update.make_score_fn(system.model_config, mesh)
+      self._replicated = jax.jit(
+          lambda x: x, out_shardings=sharding.replicated(mesh)
+      )
       for example in examples.values():
-        self._score(self.params, example)
+        self._on_host(self._score(self.params, example))
 
   @property
   def params(self) -> Any:
@@ -111,7 +114,8 @@ class Trainer:
     Raises:
       RunStopped: an update was refused; the state is the one before it.
     """
-    packed = [self._pack(list(rows)) for rows in mini_batches if rows]
+    mini_batches = [list(rows) for rows in mini_batches if rows]
+    packed = [self._pack(rows) for rows in mini_batches]
     if self._score is not None:
       # All before the first update: pi_old is the policy that sampled.
       params = self.params
@@ -120,6 +124,11 @@ class Trainer:
             (b.replace(old_logprobs=self._score(params, b)), p)
             for b, p in packed
         ]
+    if update_shapes.corrects(self._config):
+      packed = [
+          (self._corrected(rows, *one), one[1])
+          for rows, one in zip(mini_batches, packed, strict=True)
+      ]
     results = []
     for i, (turn_batch, _) in enumerate(packed):
       bound = self._config.train.max_logprob_gap if i == 0 else math.inf
@@ -151,6 +160,42 @@ class Trainer:
         metrics['batch/tokens'], 1
     )
     return metrics
+
+  def _corrected(
+      self,
+      rows: list[batch.TurnRow],
+      turn_batch: batch.TurnBatch,
+      packing: batch.Packing,
+  ) -> batch.TurnBatch:
+    """Returns a batch with the importance that follows from its old logprobs.
+
+    Raises:
+      RunStopped: a fresh row was scored otherwise than it was sampled. The update
+        checks that, too, but only the first update of a step.
+    """
+    old = batch.unpack(packing, self._on_host(turn_batch.old_logprobs))
+    recorded = [row.behavior_logprobs for row in rows]
+    bound = self._config.train.max_logprob_gap
+    for row, logprobs in zip(rows, old, strict=True):
+      gap = np.max(np.abs(logprobs - row.behavior_logprobs), initial=0.0)
+      if row.fresh and row.target_weight and not gap <= bound:
+        raise exits.RunStopped(
+            _REASONS[update.REFUSED_GAP].format(gap=gap, bound=bound)
+        )
+    importance = corrections.importance_of(
+        self._config.flow_grpo, old, recorded, [row.rollout for row in rows]
+    )
+    placed = batch.placed(packing, importance, turn_batch.importance)
+    return turn_batch.replace(
+        importance=sharding.put_batch(placed, self._mesh)
+    )
+
+  def _on_host(self, array: jax.Array) -> np.ndarray:
+    """Returns an array that is split over the mesh, whole, in every process."""
+    if not array.is_fully_addressable:
+      with self._in_turn():
+        array = self._replicated(array)
+    return np.asarray(array)
 
   def _in_turn(self):
     return launches.over(self._mesh.devices.size)

@@ -51,7 +51,7 @@ def flow_grpo_rows(
   weights = flow_grpo.target_weights(
       lengths, scored, config.weighting, config.dr_grpo_length
   )
-  rows, found = [], {}
+  rows, found, number = [], {}, 0
   for place, (group, advantages) in enumerate(
       zip(groups, _advantages(groups, config))
   ):
@@ -62,9 +62,10 @@ def flow_grpo_rows(
       }
       if trajectory.reward is None:
         continue
+      number += 1
       for t, turn in enumerate(trajectory.turns):
         weight = float(weights[place][i][t])
-        rows.append(_row(turn, weight, float(advantages[i])))
+        rows.append(_row(turn, weight, float(advantages[i]), number))
   return Rows(tuple(rows), found)
 
 
@@ -97,7 +98,7 @@ def _advantages(
 
 
 def _row(
-    turn: records.Turn, weight: float, advantage: float
+    turn: records.Turn, weight: float, advantage: float, rollout: int
 ) -> batch.TurnRow:
   completion, sampling = turn.completion, turn.sampling
   if sampling.temperature == 0:
@@ -118,6 +119,7 @@ def _row(
       advantage=advantage,
       temperature=sampling.temperature,
       kept=None if completion.kept is None else _padded(completion.kept),
+      rollout=rollout,
   )
 
 

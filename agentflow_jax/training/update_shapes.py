@@ -55,7 +55,7 @@ def pack(
     lengths: row lengths to choose from [tokens]; empty for all of the run's.
   """
   settings = config.batch
-  return batch.pack_tightest(
+  packed, packing = batch.pack_tightest(
       rows,
       lengths or row_lengths(config),
       rows_per_micro=settings.rows_per_micro,
@@ -65,6 +65,14 @@ def pack(
       pad_id=pad_id,
       max_kept=max_kept(config),
   )
+  if corrects(config):  # Of 1 until the old log probabilities are known.
+    packed = packed.replace(importance=np.ones_like(packed.weights))
+  return packed, packing
+
+
+def corrects(config: schema.Config) -> bool:
+  """Says whether an update's targets have an importance."""
+  return config.algorithm == 'flow_grpo' and config.flow_grpo.corrects
 
 
 def example_batch(

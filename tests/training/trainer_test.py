@@ -184,6 +184,52 @@ def test_recomputed_old_logprobs_are_the_first_parameters_own(base):
     assert metrics[f'update/{name}'] == pytest.approx(expected, abs=2e-5), name
 
 
+@pytest.fixture(scope='module')
+def corrected(base):
+  """A trainer that rejects whole rollouts."""
+  return _trainer(dataclasses.replace(
+      base,
+      flow_grpo=dataclasses.replace(
+          base.flow_grpo, old_logprobs='recompute', rejection_level='rollout',
+          rejection_low=0.8, rejection_high=1.25,
+      ),
+  ))
+
+
+def test_a_rollout_that_another_policy_sampled_is_rejected_whole(corrected):
+  """Recorded 1 nat off in one of its two turns: on average off in both."""
+  first, second, other = (
+      dataclasses.replace(row, rollout=number)
+      for row, number in zip(_rows(0), (1, 1, 2), strict=True)
+  )
+  (wrong,) = _shifted((second,), 1.0)
+  metrics = _anew(corrected, bound=2.0).step(((first, other), (wrong,)))
+  # The rows of a rollout are judged by what is in their own mini-batch.
+  assert metrics['update/rejected_frac'] == 0.5
+  metrics = _anew(corrected, bound=2.0).step(((first, wrong, other),))
+  # 3 + 5 of 3 + 5 + 2 targets; the mean over the 8 is -5/8 nats.
+  assert metrics['update/rejected_frac'] == pytest.approx(0.8)
+  assert metrics['update/logprob_gap/max'] == pytest.approx(1.0, abs=1e-5)
+  before = jax.device_get(_anew(corrected, bound=2.0).state.params)
+  metrics = corrected.step(((first, wrong),))
+  assert metrics['update/rejected_frac'] == 1 and metrics['update/grad_norm'] == 0
+  jax.tree.map(np.testing.assert_array_equal, corrected.state.params, before)
+
+
+def test_with_a_correction_fresh_rows_of_every_mini_batch_are_checked(corrected):
+  wrong = _shifted(_rows(1), 0.5)
+  before = jax.device_get(_anew(corrected).state)
+  with pytest.raises(exits.RunStopped, match='max_logprob_gap'):
+    corrected.step((_rows(0), wrong))
+  jax.tree.map(np.testing.assert_array_equal, corrected.state, before)
+  nan = tuple(
+      dataclasses.replace(r, behavior_logprobs=r.behavior_logprobs * np.nan)
+      for r in _rows(1)
+  )
+  with pytest.raises(exits.RunStopped, match='max_logprob_gap'):
+    corrected.step((_rows(0), nan))
+
+
 def _rounded(tree):
   return jax.tree.map(
       lambda x: np.asarray(x).astype(jnp.bfloat16), jax.device_get(tree)

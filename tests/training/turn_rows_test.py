@@ -67,6 +67,9 @@ def test_weights_are_over_groups_rollouts_turns_and_tokens():
   # The second group has no variance: advantage 0, its KL weight stays.
   assert [r.advantage for r in rows[3:]] == [0.0, 0.0, 0.0]
   assert all(r.temperature == 0.7 for r in rows)
+  # Rollouts are told apart over all groups of the update.
+  assert [r.rollout for r in rows] == [1, 1, 2, 3, 3, 4]
+  assert all(r.fresh for r in rows)
 
 
 @pytest.mark.parametrize(
