@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -256,3 +257,44 @@ def test_evaluate_writes_what_it_prints(tmp_path):
   value = json.loads((tmp_path / 'evaluations' / 'mine.json').read_text())
   assert value['items_requested'] == 3
   assert f'accuracy {value["accuracy"]:.1%}' in done.stdout
+
+
+def test_the_table_of_queues_compares_runs_of_one_seed(tmp_path):
+  """Two seeds with and without a queue; two evaluations of 100 rollouts each."""
+
+  def write(way, seed, accuracies, size, refill=0):
+    directory = tmp_path / f'{way}{seed}'
+    directory.mkdir()
+    (directory / 'config.json').write_text(json.dumps(
+        {'queue.size': size, 'train.refill_rounds': refill, 'seed': seed}
+    ))
+    (directory / 'summary.json').write_text(
+        json.dumps({'eval/accuracy_final': accuracies[-1]})
+    )
+    (directory / 'metrics.jsonl').write_text(''.join(
+        json.dumps({
+            'step': i + 1, 'rollouts/requested': 100, 'eval/accuracy': accuracy,
+            'queue/reused': 3 if size else 0,
+        }) + '\n'
+        for i, accuracy in enumerate(accuracies)
+    ))
+
+  write('queue', 0, [0.8, 0.9], 64)
+  write('queue', 1, [0.5, 0.85], 64)
+  write('without', 0, [0.6, 0.8], 0)
+  write('without', 1, [0.7, 0.75], 0)
+  program = 'experiments/benchmarks/sample_queue.py'
+  done = subprocess.run(
+      [sys.executable, program, f'--sweep={tmp_path}', f'--out={tmp_path}/out'],
+      cwd=mini.ROOT, capture_output=True, text=True, check=False,
+      env=os.environ | {'PYTHONPATH': str(mini.ROOT)},
+  )
+  assert done.returncode == 0, done.stderr
+  queue, without = done.stdout.splitlines()[1:]
+  assert queue.split() == [
+      'queue', '2', '150', '(2)', '2', 'of', '2', '82.5%', '87.5%', '+10.0%',
+      '(low', '+10.0%)', '12',
+  ]
+  assert without.split()[:5] == ['without', '2', '200', '(1)', '0']
+  figures = json.loads((tmp_path / 'out').read_text())
+  assert figures['without']['at_equal'] == pytest.approx((0.6 + 0.75) / 2)

@@ -25,6 +25,8 @@ def check(config: schema.Config) -> None:
   if config.planner.backend == 'engine':
     _check_training(config)
     _check_lengths(config)
+  if config.queue.size and config.algorithm == 'flow_grpo':
+    _check_queue(config)
   _check_worlds(config)
   _check_programs(config)
   _check_reward(config)
@@ -80,6 +82,39 @@ def _check_training(config: schema.Config) -> None:
   if config.algorithm == 'flow_grpo' and train.group_size < 2:
     raise schema.ConfigError(
         'train.group_size: one rollout a group has no advantage'
+    )
+
+
+def _check_queue(config: schema.Config) -> None:
+  """Refuses a queue whose groups could not be trained on honestly, or never are."""
+  grpo, train, queue = config.flow_grpo, config.train, config.queue
+  if grpo.old_logprobs != 'recompute':
+    raise schema.ConfigError(
+        'queue.size: groups of earlier steps need log probabilities under the'
+        ' parameters of the step that trains on them: set'
+        ' flow_grpo.old_logprobs=recompute'
+    )
+  if not grpo.corrects:
+    raise schema.ConfigError(
+        'queue.size: groups of earlier steps were sampled by another policy: set a'
+        ' correction, such as flow_grpo.importance_cap=2 or'
+        ' flow_grpo.rejection_high=2'
+    )
+  if train.rollout_records != 'all':
+    raise schema.ConfigError(
+        'queue.size: a run that goes on reads its queue from the records of earlier'
+        ' steps: set train.rollout_records=all'
+    )
+  if train.refill_rounds:
+    raise schema.ConfigError(
+        'queue.size and train.refill_rounds both replace groups without variance: set'
+        ' one of them to 0'
+    )
+  if int(queue.share * train.queries_per_step) < 1:
+    raise schema.ConfigError(
+        f'queue.share={queue.share}: that is less than one of'
+        f' train.queries_per_step={train.queries_per_step} groups; raise it, or set'
+        ' queue.size=0'
     )
 
 

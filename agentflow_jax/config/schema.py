@@ -12,6 +12,7 @@ and `c.load_module` where it starts from another config file.
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import pathlib
 import traceback
@@ -633,6 +634,54 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class QueueConfig:
+  """Groups of earlier steps that take the place of groups without variance.
+
+  Attributes:
+    size: largest number of groups that are kept for later steps; 0 for no queue. A
+      queue needs flow_grpo.old_logprobs=recompute, a correction
+      (flow_grpo.importance_cap, rejection_low or rejection_high), and
+      train.rollout_records=all.
+    max_age: largest number of steps between the one that sampled a group and one that
+      trains on it again.
+    max_gap: largest |log pi - log mu| of a target of a group [nats], between the
+      parameters before the step and the record; a group beyond it is evicted.
+    share: largest share of a step's groups that come from the queue, from 0 to 1.
+    uses: largest number of steps that train on a group again.
+    min_std: smallest standard deviation of the rewards of a group that is admitted;
+      a group whose rewards are all equal never is.
+    reward_low: smallest mean reward of a group that is admitted; None for any.
+    reward_high: largest mean reward of a group that is admitted; None for any.
+  """
+
+  size: int = 0
+  max_age: int = 4
+  max_gap: float = 5.0
+  share: float = 0.5
+  uses: int = 1
+  min_std: float = 0.0
+  reward_low: float | None = None
+  reward_high: float | None = None
+
+  def __post_init__(self):
+    for name, least in (('size', 0), ('max_age', 1), ('uses', 1), ('min_std', 0)):
+      if not getattr(self, name) >= least:
+        raise ConfigError(
+            f'queue.{name} must be at least {least}: {getattr(self, name)}'
+        )
+    if not 0 < self.max_gap < math.inf:
+      raise ConfigError(f'queue.max_gap must be finite and > 0: {self.max_gap}')
+    if not 0 < self.share <= 1:
+      raise ConfigError(f'queue.share must be above 0 and at most 1: {self.share}')
+    bounds = [x for x in (self.reward_low, self.reward_high) if x is not None]
+    if bounds != sorted(bounds):
+      raise ConfigError(
+          'queue.reward_low must not be above queue.reward_high:'
+          f' {self.reward_low}, {self.reward_high}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class TeacherConfig:
   """Error rates of a scripted teacher, which knows the plan format.
 
@@ -732,7 +781,7 @@ class Config:
       responses and for the responses of frozen modules: 'given' refuses them,
       'raised' raises those that no flag sets.
     task_set, planner, agent, engine, reward, flow_grpo, optimizer, mesh, batch, train,
-      teacher, sft, evaluation: settings of the parts.
+      teacher, sft, evaluation, queue: settings of the parts.
   """
 
   name: str
@@ -752,6 +801,7 @@ class Config:
   teacher: TeacherConfig = TeacherConfig()
   sft: SftConfig = SftConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
+  queue: QueueConfig = QueueConfig()
 
 
 def load_module(path: str) -> types.ModuleType:

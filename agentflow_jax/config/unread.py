@@ -1,5 +1,6 @@
 """Settings that nothing would read are errors at start (contract 7)."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 from agentflow_jax.config import own_code, roles, schema
@@ -85,6 +86,7 @@ def check_values(config: schema.Config) -> None:
           # The chat template of a model in this process.
           roles.uses_engine(config) and bool(config.planner.directory),
       ),
+      'queue': (config.queue, default.queue, bool(config.queue.size)),
       'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
       'agent.endpoint.preset': (agent.endpoint.preset, '', asks),
       'agent.tools.corpus': (
@@ -188,6 +190,7 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
       yield name, 'algorithm=sft'
   else:
     yield 'flow_grpo', 'algorithm=flow_grpo'
+    yield 'queue', 'algorithm=flow_grpo'
     yield 'reward', 'algorithm=flow_grpo'
     if config.sft.rollouts:
       for name in ('teacher', 'sft.traces'):
@@ -208,6 +211,10 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
         'stop_after_failing_steps', 'drop_solved', 'drop_hopeless',
     ):
       yield f'train.{name}', 'algorithm=flow_grpo'
+  if not config.queue.size:
+    for field in dataclasses.fields(config.queue):
+      if field.name != 'size':
+        yield f'queue.{field.name}', 'queue.size > 0'
   tools = config.agent.tools
   if 'search' not in tools.enabled:
     for name in (

@@ -33,11 +33,30 @@ class RecordError(reading.FileError):
   """A rollout file that cannot be read; names the file."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+  """All that a file holds.
+
+  Attributes:
+    name: name of the file, for messages.
+    header: first line of the file: its schema, and what `write` was given.
+    groups: groups of rollouts.
+    extras: (place of the group, place of the rollout in it) -> fields of its
+      'rollout' record, those of the trajectory among them.
+  """
+
+  name: str
+  header: Mapping[str, Any]
+  groups: tuple[records.Group, ...]
+  extras: Mapping[tuple[int, int], Mapping[str, Any]]
+
+
 def write(
     path: epath.Path,
     groups: Sequence[records.Group],
     extras: Mapping[tuple[int, int], Mapping[str, Any]] | None = None,
     level: int = 3,
+    header: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes groups of rollouts, whole or not at all.
 
@@ -47,17 +66,19 @@ def write(
     extras: (place of the group, rollout) -> fields added to its 'rollout'
       record (the advantage, and the turns' weights).
     level: level of zstd compression.
+    header: fields added to the first line, about the step.
   """
-  writing.write_whole(path, to_bytes(groups, extras, level))
+  writing.write_whole(path, to_bytes(groups, extras, level, header))
 
 
 def to_bytes(
     groups: Sequence[records.Group],
     extras: Mapping[tuple[int, int], Mapping[str, Any]] | None = None,
     level: int = 3,
+    header: Mapping[str, Any] | None = None,
 ) -> bytes:
   """Returns what `write` writes."""
-  lines = [{'schema': SCHEMA}]
+  lines = [{'schema': SCHEMA, **(header or {})}]
   for place, group in enumerate(groups):
     task = dataclasses.asdict(group.task)
     lines.append({'kind': 'group', 'task': _without(task, 'world')})
@@ -79,8 +100,17 @@ def read(path: epath.Path) -> list[records.Group]:
   Raises:
     RecordError: cut off, of another schema, or not such a file.
   """
+  return list(read_all(path).groups)
+
+
+def read_all(path: epath.Path) -> Recorded:
+  """Reads what `write` wrote, with its extras and its header.
+
+  Raises:
+    RecordError: cut off, of another schema, or not such a file.
+  """
   with reading.boundary(path, RecordError):
-    return from_bytes(path.read_bytes(), str(path))
+    return _recorded(path.read_bytes(), str(path))
 
 
 def from_bytes(data: bytes, name: str) -> list[records.Group]:
@@ -89,8 +119,26 @@ def from_bytes(data: bytes, name: str) -> list[records.Group]:
   Raises:
     RecordError: cut off, of another schema, or not such bytes; gives the name.
   """
+  return list(_recorded(data, name).groups)
+
+
+def _recorded(data: bytes, name: str) -> Recorded:
   try:
-    return _decode(_lines(data, name)[1:])
+    header, *lines = _lines(data, name)
+    rows = _rows(lines)
+    return Recorded(
+        name=name,
+        header=header,
+        groups=tuple(
+            records.Group(task, tuple(_trajectory(r) for r in rollouts))
+            for task, rollouts in rows
+        ),
+        extras={
+            (place, i): rollout['header']
+            for place, (_, rollouts) in enumerate(rows)
+            for i, rollout in enumerate(rollouts)
+        },
+    )
   except RecordError:
     raise
   except (
@@ -190,7 +238,8 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
   return length
 
 
-def _decode(lines) -> list[records.Group]:
+def _rows(lines) -> list[tuple[records.Task, list[dict[str, Any]]]]:
+  """Returns the tasks of the groups, each with the records of its rollouts."""
   groups: list[tuple[records.Task, list[dict[str, Any]]]] = []
   for line in lines:
     kind = line.pop('kind')
@@ -204,10 +253,7 @@ def _decode(lines) -> list[records.Group]:
       groups[-1][1].append({'header': line, 'turns': []})
     else:
       groups[-1][1][-1]['turns'].append(line)
-  return [
-      records.Group(task, tuple(_trajectory(r) for r in rollouts))
-      for task, rollouts in groups
-  ]
+  return groups
 
 
 def _trajectory(row) -> records.Trajectory:

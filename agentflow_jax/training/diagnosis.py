@@ -38,6 +38,11 @@ def _has_equal_rewards(line: Mapping[str, Any]) -> bool:
   return line['groups/no_variance'] == line['groups/requested']
 
 
+def _taught_nothing(line: Mapping[str, Any]) -> bool:
+  """Returns whether no group that a step trained on has different rewards."""
+  return _has_equal_rewards(line) and not line.get('queue/reused')
+
+
 def failing_steps(lines: Sequence[Mapping[str, Any]]) -> int:
   """Returns how many of the last steps failed in one and the same status."""
   count, last = 0, None
@@ -64,7 +69,7 @@ def of_step(
   if not line.get('groups/requested'):
     return []
   found = []
-  if _has_equal_rewards(line):
+  if _taught_nothing(line):
     found.append(
         f'in none of the {line["groups/requested"]} groups do two rollouts have'
         ' different rewards, so there is nothing to learn from (mean reward'
@@ -89,14 +94,14 @@ def of_run(
     lengths: lengths of the training queries.
   """
   sampled = [line for line in lines if line.get('groups/requested')]
-  equal = [line for line in sampled if _has_equal_rewards(line)]
+  equal = [line for line in sampled if _taught_nothing(line)]
   found = []
   if equal:
     found.append(
         f'In {len(equal)} of {len(sampled)} steps no group had two rollouts with'
         ' different rewards, so these steps taught nothing.'
     )
-  failed = [line for line in equal if failed_as(line) is not None]
+  failed = [line for line in sampled if failed_as(line) is not None]
   if failed:
     last = failed[-1]
     said = _all_failed(last, failed_as(last), config, lengths)

@@ -46,7 +46,8 @@ class Loop:
     if config.algorithm == 'flow_grpo':
       source = step_data.RolloutSource(
           self.system, journal,
-          lambda step: rollout_files.read(_records(workdir, step)),
+          lambda step: rollout_files.read_all(_records(workdir, step)),
+          self.trainer.logprobs_of,
       )
     else:
       source = step_data.TraceSource(self.system, workdir)
@@ -77,7 +78,7 @@ class Loop:
           with self.clock('records'):
             await asyncio.to_thread(
                 rollout_files.write, _records(workdir, step), data.groups,
-                data.extras,
+                data.extras, header=data.header,
             )
       if is_due(config, step + 1):
         try:

@@ -17,7 +17,7 @@ from agentflow_jax.core import batch
 from agentflow_jax.rollouts import collect, journal as journal_lib
 from agentflow_jax.rollouts import mistakes, rollout_files, showing, totals
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import difficulty, task_order, turn_rows
+from agentflow_jax.training import difficulty, sample_queue, task_order, turn_rows
 
 # Rollouts whose texts and tokens are compared with the tokenizer.
 _COMPARED = 8
@@ -32,9 +32,10 @@ class StepData:
   Attributes:
     mini_batches: the turn rows of each optimizer update; whole groups.
     metrics: metrics of how they were collected.
-    groups: the rollouts themselves, those that are trained on first; empty
-      where there were none.
+    groups: the rollouts that the step sampled, those that are trained on first;
+      empty where there were none.
     extras: (place of the group, rollout) -> fields for its record.
+    header: fields for the first line of the step's record.
   """
 
   mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
@@ -43,6 +44,7 @@ class StepData:
   extras: Mapping[tuple[int, int], Mapping[str, Any]] = dataclasses.field(
       default_factory=dict
   )
+  header: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -58,20 +60,27 @@ class RolloutSource:
   Args:
     system: parts of the run.
     journal: journal of finished rollouts.
-    records_of: function from a step that was committed (from 0) to its groups, which
-      is asked where train.drop_solved or train.drop_hopeless is set.
+    records_of: function from a step that was committed (from 0) to its record, which
+      is asked where train.drop_solved, train.drop_hopeless or a queue is set.
+    score: function from turn rows to their log probabilities under the parameters
+      now, for a queue.
   """
 
   def __init__(
       self,
       system: system_lib.System,
       journal: journal_lib.Journal,
-      records_of: Callable[[int], Sequence[records.Group]] | None = None,
+      records_of: Callable[[int], rollout_files.Recorded] | None = None,
+      score: sample_queue.Score | None = None,
   ):
     self._system = system
     self._journal = journal
     self._by_term = system.config.flow_grpo.terms == 'normalised'
     self._records_of = records_of
+    self._score = score
+    self._queue, self._queued = None, 0
+    if system.config.queue.size:
+      self._queue = sample_queue.SampleQueue(system.config.queue, self._by_term)
     self._filter, self._noted = None, 0
     train = system.config.train
     if train.drop_solved or train.drop_hopeless:
@@ -106,18 +115,37 @@ class RolloutSource:
       found += await self._groups(step, more, on_done, before=tasks)
       tasks += more
     groups, dropped = _chosen(found, train.queries_per_step, self._by_term)
-    size = len(groups) // train.mini_batches
+    reused = []
+    if self._queue is not None:
+      groups, dropped, reused = await self._with_queue(step, groups, dropped)
+    size = train.queries_per_step // train.mini_batches
+    everything = [*groups, *(one.group for one, _ in reused)]
+    frozen = {
+        len(groups) + i: one.advantages for i, (one, _) in enumerate(reused)
+    }
     updates = [
-        turn_rows.flow_grpo_rows(groups[i : i + size], config.flow_grpo)
-        for i in range(0, len(groups), size)
+        turn_rows.flow_grpo_rows(
+            everything[i : i + size], config.flow_grpo,
+            {place - i: a for place, a in frozen.items() if i <= place < i + size},
+        )
+        for i in range(0, len(everything), size)
     ]
     extras = {
         (m * size + place, i): extra
         for m, part in enumerate(updates)
         for (place, i), extra in part.extras.items()
+        if m * size + place not in frozen
     }
     metrics = totals.of_step(found, self._by_term)
     metrics['groups/dropped'] = len(dropped)
+    header = {}
+    if self._queue is not None:
+      extras = sample_queue.checksums(step, groups, extras)
+      self._queue.use([one for one, _ in reused])
+      self._queue.admit(step, groups, extras)
+      self._queued = step + 1
+      header = {sample_queue.FIELD: self._queue.content()}
+      metrics |= self._queue.metrics(reused, step, train.group_size)
     if self._filter is not None:
       self._filter.note((*groups, *dropped))
       self._noted = step + 1
@@ -127,7 +155,37 @@ class RolloutSource:
         metrics=metrics,
         groups=(*groups, *dropped),
         extras=extras,
+        header=header,
     )
+
+  async def _with_queue(self, step, groups, dropped):
+    """Puts groups of the queue in the place of groups without variance.
+
+    Returns:
+      The groups of this step that are trained on, those that are not, and pairs of a
+      queued group and its gap. Queued groups come last, so that the first update
+      checks as many fresh groups as there are.
+    """
+    config, queue = self._system.config, self._queue
+    if self._queued != step:  # Of a run that goes on.
+      await asyncio.to_thread(queue.restore, step, self._records_of)
+    queue.begin(step)
+    size = config.train.queries_per_step // config.train.mini_batches
+    count = min(
+        sum(not totals.has_variance(g, self._by_term) for g in groups),
+        int(config.queue.share * config.train.queries_per_step),
+    )
+
+    def rows_of(one):
+      return turn_rows.flow_grpo_rows(
+          [one.group], config.flow_grpo, {0: one.advantages}
+      ).rows
+
+    taken = await asyncio.to_thread(queue.take, count, rows_of, self._score, size)
+    kept, replaced = _chosen(groups, len(groups) - len(taken), self._by_term)
+    if not any(_has_target(group) for group in kept[:size]):
+      return groups, dropped, []
+    return kept, [*replaced, *dropped], taken
 
   def _refill(self, step) -> list[records.Task]:
     seed = f'{self._system.config.seed} refill'
@@ -148,7 +206,8 @@ class RolloutSource:
     try:
       for earlier in range(self._noted, step):  # Of a run that goes on.
         self._filter.next(count)
-        self._filter.note(await asyncio.to_thread(self._records_of, earlier))
+        recorded = await asyncio.to_thread(self._records_of, earlier)
+        self._filter.note(recorded.groups)
       self._noted = step
       return [tasks[i] for i in self._filter.next(count)]
     except difficulty.AllDropped:
@@ -324,6 +383,15 @@ def _demonstrated(group: records.Group) -> list[records.Turn]:
           f' out: {turn.parse_error}'
       )
   return turns
+
+
+def _has_target(group: records.Group) -> bool:
+  """Says whether the loss has a target of a group."""
+  return any(
+      turn.completion.response_ids
+      for t in group.trajectories if t.reward is not None
+      for turn in t.turns
+  )
 
 
 def _chosen(

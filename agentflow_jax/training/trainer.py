@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -101,6 +102,18 @@ class Trainer:
       return self.state.params
     with self._in_turn():
       return self._merge(self._reference, self.state.params)
+
+  @device_time.METER.used()
+  def logprobs_of(self, rows: Sequence[batch.TurnRow]) -> list[np.ndarray]:
+    """Returns float32[A] for each turn row: its response under the parameters now.
+
+    It needs flow_grpo.old_logprobs=recompute, and the rows must fit into one update.
+    """
+    turn_batch, packing = self._pack(rows)
+    params = self.params
+    with self._in_turn():
+      scores = self._score(params, turn_batch)
+    return batch.unpack(packing, self._on_host(scores))
 
   @device_time.METER.used()
   def step(

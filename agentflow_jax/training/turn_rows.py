@@ -25,7 +25,9 @@ class Rows:
 
 
 def flow_grpo_rows(
-    groups: Sequence[records.Group], config: flow_grpo.FlowGrpoConfig
+    groups: Sequence[records.Group],
+    config: flow_grpo.FlowGrpoConfig,
+    frozen: Mapping[int, Sequence[float]] | None = None,
 ) -> Rows:
   """Makes the rows of one optimizer batch of whole groups.
 
@@ -36,6 +38,8 @@ def flow_grpo_rows(
     groups: the rollouts; every response carries ids and logprobs, and where it
       was truncated the sets that it was drawn from.
     config: weighting and advantage.
+    frozen: place of each group that an earlier step sampled -> advantages of its
+      rollouts, as they were in that step. Its rows are not fresh.
 
   Raises:
     ValueError: a turn was sampled greedily, or lacks ids, logprobs or sets.
@@ -51,10 +55,14 @@ def flow_grpo_rows(
   weights = flow_grpo.target_weights(
       lengths, scored, config.weighting, config.dr_grpo_length
   )
+  frozen = frozen or {}
+  fresh = iter(_advantages(
+      [g for place, g in enumerate(groups) if place not in frozen], config
+  ))
   rows, found, number = [], {}, 0
-  for place, (group, advantages) in enumerate(
-      zip(groups, _advantages(groups, config))
-  ):
+  for place, group in enumerate(groups):
+    is_fresh = place not in frozen
+    advantages = next(fresh) if is_fresh else frozen[place]
     for i, trajectory in enumerate(group.trajectories):
       found[place, i] = {
           'advantage': float(advantages[i]),
@@ -65,7 +73,7 @@ def flow_grpo_rows(
       number += 1
       for t, turn in enumerate(trajectory.turns):
         weight = float(weights[place][i][t])
-        rows.append(_row(turn, weight, float(advantages[i]), number))
+        rows.append(_row(turn, weight, float(advantages[i]), number, is_fresh))
   return Rows(tuple(rows), found)
 
 
@@ -98,7 +106,7 @@ def _advantages(
 
 
 def _row(
-    turn: records.Turn, weight: float, advantage: float, rollout: int
+    turn: records.Turn, weight: float, advantage: float, rollout: int, fresh: bool
 ) -> batch.TurnRow:
   completion, sampling = turn.completion, turn.sampling
   if sampling.temperature == 0:
@@ -120,6 +128,7 @@ def _row(
       temperature=sampling.temperature,
       kept=None if completion.kept is None else _padded(completion.kept),
       rollout=rollout,
+      fresh=fresh,
   )
 
 

@@ -2,7 +2,9 @@ import dataclasses
 
 import pytest
 
-from agentflow_jax.config import loading, overrides as overrides_lib, schema
+from agentflow_jax.config import consistency, loading
+from agentflow_jax.config import overrides as overrides_lib, schema
+from tests.config import mini
 
 _CONFIG = schema.Config(name='x')
 
@@ -132,3 +134,42 @@ def test_defaults_are_what_a_config_has_that_sets_nothing():
   # Also where this config sets something, and below a part that it adds.
   found = overrides_lib.defaults(_set('train.group_size', '4'))
   assert found['train.group_size'] == flat['train.group_size'] == 8
+
+
+_QUEUE = [
+    ('queue.size', '8'), ('flow_grpo.old_logprobs', 'recompute'),
+    ('flow_grpo.rejection_high', '2'),
+]
+
+
+def _checked(pairs):
+  config = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'), pairs)
+  consistency.check(config)
+  return config
+
+
+@pytest.mark.parametrize(
+    'pairs, message',
+    [
+        (_QUEUE[:1], 'set flow_grpo.old_logprobs=recompute'),
+        (_QUEUE[:2], 'set a correction'),
+        (_QUEUE + [('train.rollout_records', 'none')], 'train.rollout_records=all'),
+        (_QUEUE + [('train.refill_rounds', '1')], 'set one of them to 0'),
+        (_QUEUE + [('queue.share', '0.01')], 'less than one of'),
+        ([('queue.uses', '2')], 'queue is set, and nothing'),
+        (_QUEUE + [('queue.uses', '0')], 'queue.uses must be at least 1'),
+        (_QUEUE + [('queue.share', '1.5')], 'queue.share must be'),
+        (_QUEUE + [('queue.max_gap', 'nan')], 'queue.max_gap must be finite'),
+        (
+            _QUEUE + [('queue.reward_low', '0.6'), ('queue.reward_high', '0.5')],
+            'must not be above',
+        ),
+    ],
+)
+def test_a_queue_that_could_not_work_is_refused(pairs, message):
+  with pytest.raises(schema.ConfigError, match=message):
+    _checked(pairs)
+
+
+def test_a_queue_with_all_that_it_needs_is_taken():
+  assert _checked(_QUEUE).queue.size == 8

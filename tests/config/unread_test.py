@@ -26,6 +26,7 @@ def _check(path, *pairs):
         (_DESK_WARM, [('agent.executor_templates', '{"finish": "x"}')]),
         (_WARM, [('flow_grpo.kl_coef', '0')]),
         (_WARM, [('train.group_size', '4')]),
+        (_WARM, [('queue.share', '0.2')]),
         (_WARM, [('train.max_logprob_gap', '1')]),
         (
             _QUICKSTART,

@@ -46,6 +46,20 @@ def test_a_step_fails_where_all_rollouts_end_in_one_failing_status(line, status)
   assert (found and found.value) == status
 
 
+def test_a_step_that_trained_on_queued_groups_taught_something():
+  line = _line(answered=8)
+  (said,) = diagnosis.of_step(line, _CONFIG, _LENGTHS)
+  assert 'nothing to learn from' in said
+  reused = line | {'queue/reused': 2}
+  assert diagnosis.of_step(reused, _CONFIG, _LENGTHS) == []
+  assert diagnosis.of_run([reused], _CONFIG, _LENGTHS) == []
+  # A planner that only fails still stops the run: what it samples teaches nothing.
+  failing = _line(prompt_too_long=8) | {'queue/reused': 2}
+  assert diagnosis.failing_steps([failing] * 3) == 3
+  (said,) = diagnosis.of_run([failing], _CONFIG, _LENGTHS)
+  assert 'every rollout failed in one way' in said
+
+
 def test_failing_steps_are_counted_from_the_last_one_in_one_status():
   bad, other = _line(tool_error=8), _line(deadline=8)
   good = _line(answered=8, equal=2)

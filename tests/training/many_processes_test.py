@@ -192,6 +192,38 @@ def test_sets_that_processes_recorded_are_told_to_all(alone, split):
 
 
 @pytest.mark.slow
+def test_a_queue_holds_the_same_on_two_processes(alone):
+  flags = [
+      f'--config.{name}' for name in (
+          'train.steps=5', 'train.queries_per_step=4', 'train.group_size=2',
+          'optimizer.learning_rate=1e-3', 'evaluation.every=0',
+          'evaluation.start_and_final=false', 'flow_grpo.old_logprobs=recompute',
+          'flow_grpo.importance_cap=2', 'flow_grpo.importance_level=rollout',
+          'queue.size=3', 'queue.share=0.75', 'queue.uses=2',
+      )
+  ]
+  found = []
+  for processes in (1, 2):
+    job = _Job(alone, f'queue_on_{processes}', processes, *flags)
+    assert job.wait() == 0, job.text()
+    summary = json.loads((job.workdir / 'summary.json').read_text())
+    assert summary['compiles/after_warmup'] == 0
+    headers = [
+        rollout_files.read_all(path).header
+        for path in sorted((job.workdir / 'rollouts').iterdir())
+    ]
+    lines = [
+        {k: v for k, v in line.items() if k.startswith('queue/')}
+        for line in _lines(job.workdir)
+    ]
+    gaps = [line.pop('queue/gap_max') for line in lines]
+    found.append((headers, lines, gaps))
+  assert found[0][:2] == found[1][:2]
+  assert found[0][2] == pytest.approx(found[1][2], abs=1e-4)
+  assert sum(line['queue/reused'] for line in found[0][1]) > 0
+
+
+@pytest.mark.slow
 def test_told_to_stop_it_commits_and_goes_on_with_other_processes(
     alone, pair
 ):

@@ -3,6 +3,7 @@ import dataclasses
 import types
 
 import pytest
+from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import fakes
@@ -10,7 +11,7 @@ from agentflow_jax.assembly import task_sets
 from agentflow_jax.config import schema
 from agentflow_jax.core import flow_grpo
 from agentflow_jax.evaluation import evaluate
-from agentflow_jax.rollouts import collect
+from agentflow_jax.rollouts import collect, rollout_files
 from agentflow_jax.runtime import exits, processes
 from agentflow_jax.training import difficulty, step_data, task_order
 from tests.config import mini
@@ -176,7 +177,7 @@ def test_an_evaluation_shares_no_randomness_with_training():
           train=schema.TrainConfig(
               queries_per_step=3, group_size=4, steps=2
           ),
-          flow_grpo=flow_grpo.FlowGrpoConfig(),
+          flow_grpo=flow_grpo.FlowGrpoConfig(), queue=schema.QueueConfig(),
       ),
       tasks=task_sets.TaskSet(train=tuple(tasks), validation=(), test=()),
       agent=agent, trained_agent=agent,
@@ -300,7 +301,7 @@ def test_a_run_that_goes_on_asks_what_it_would_have_asked(asked, tmp_path):
   data = [asyncio.run(whole.step(step, None)) for step in range(4)]
   wanted = [c[1] for c in asked.calls]
   asked.calls.clear()
-  later = _filtered(tmp_path, lambda step: data[step].groups, drop_solved=1)
+  later = _filtered(tmp_path, lambda step: data[step], drop_solved=1)
   again = [asyncio.run(later.step(step, None)) for step in (2, 3)]
   assert [c[1] for c in asked.calls] == wanted[2:]
   assert [d.metrics['tasks/left'] for d in again] == [
@@ -330,3 +331,139 @@ def test_success_decides_where_a_reward_has_terms():
 def test_a_step_that_asks_more_tasks_than_there_are_is_refused(tmp_path):
   with pytest.raises(schema.ConfigError, match='there are 8 tasks'):
     _filtered(tmp_path, drop_solved=1, queries_per_step=9)
+
+
+def _sampled(task, rewards, step):
+  """A group whose rollouts have one turn of two tokens."""
+  completion = records.Completion(
+      '', (1, 2), (3, 4), (-0.1, -0.2), params_version=step
+  )
+  turn = records.Turn(completion, records.SamplingSpec())
+  return records.Group(task, tuple(
+      records.Trajectory(
+          task.id, i, records.Status.ANSWERED, (turn,), reward=r
+      )
+      for i, r in enumerate(rewards)
+  ))
+
+
+def _queued(directory, rewards, monkeypatch, records_of=None, **queue):
+  """A source whose steps sample groups of `rewards[step]`, with a queue."""
+
+  async def groups(agent, tasks, *, key, **unused):
+    return [
+        _sampled(task, r, key.step)
+        for task, r in zip(tasks, rewards[key.step], strict=True)
+    ]
+
+  monkeypatch.setattr(collect, 'groups', groups)
+  config = mini.config(
+      directory, queries_per_step=4, group_size=2, mini_batches=2
+  )
+  config = dataclasses.replace(
+      config, queue=schema.QueueConfig(**({'size': 8} | queue))
+  )
+  tasks = [records.Task(f't{i}', 'q', ('a',), 'r') for i in range(20)]
+  system = types.SimpleNamespace(
+      config=config, tasks=_task_set(tasks), agent=None, trained_agent=None,
+      processes=processes.Processes(),
+  )
+  score = lambda rows: [row.behavior_logprobs + 0.01 for row in rows]
+  return step_data.RolloutSource(system, None, records_of, score)
+
+
+_BOTH, _NONE = [1.0, 0.0], [0.0, 0.0]
+
+
+def _two_steps(source):
+  return [asyncio.run(source.step(step, None)) for step in range(2)]
+
+
+def test_queued_groups_replace_the_last_groups_without_variance(
+    monkeypatch, tmp_path
+):
+  source = _queued(
+      tmp_path, [[_BOTH] * 4, [_NONE, _BOTH, _NONE, _NONE]], monkeypatch
+  )
+  first, second = _two_steps(source)
+  # Half of four at most; fresh groups fill the first mini-batch.
+  assert [[row.fresh for row in rows] for rows in second.mini_batches] == [
+      [True] * 4, [False] * 4
+  ]
+  assert [g.task.id for g in second.groups] == [
+      f't{i}' for i in _places(1, (0, 1, 2, 3))
+  ]
+  assert second.metrics['queue/reused'] == 2
+  assert second.metrics['queue/saved'] == 4
+  assert second.metrics['queue/age_mean'] == 1
+  assert second.metrics['queue/gap_max'] == pytest.approx(0.01, rel=1e-3)
+  assert second.metrics['groups/dropped'] == 2
+  # What was sampled is counted, and nothing else.
+  assert second.metrics['rollouts/requested'] == 8
+  assert second.metrics['groups/requested'] == 4
+  assert second.metrics['groups/no_variance'] == 3
+  assert {place for place, _ in second.extras} == {0, 1}
+  # Advantages and weights are those of whole groups: 1 / (2 groups x 2 x 1 x 2).
+  rows = second.mini_batches[1]
+  assert [row.target_weight for row in rows] == [1 / 8] * 4
+  assert [row.advantage for row in rows] == [
+      row.advantage for row in first.mini_batches[0]
+  ]
+  # The groups of step 0 were used; those of step 1 with variance came in.
+  assert second.header == {'queue': [[0, 2, 0], [0, 3, 0], [1, 1, 0]]}
+  assert first.header == {'queue': [[0, i, 0] for i in range(4)]}
+
+
+def _places(step, which):
+  order = task_order.epoch_indices(20, 0, step, 4)
+  return [order[i] for i in which]
+
+
+def test_a_first_update_without_a_fresh_target_takes_nothing(
+    monkeypatch, tmp_path
+):
+  unscored = [None, None]
+  source = _queued(
+      tmp_path, [[_BOTH] * 4, [unscored] * 3 + [_NONE]], monkeypatch, share=1.0
+  )
+  _, second = _two_steps(source)
+  assert second.metrics['queue/reused'] == 0
+  assert second.metrics['groups/dropped'] == 0
+  assert len(second.groups) == 4
+  assert second.header['queue'] == [[0, i, 0] for i in range(4)]
+
+
+def test_an_old_group_beyond_its_bound_is_evicted_with_its_reason(
+    monkeypatch, tmp_path
+):
+  source = _queued(
+      tmp_path, [[_BOTH] * 4, [_BOTH, _NONE, _NONE, _NONE]], monkeypatch,
+      max_gap=0.005,
+  )
+  _, second = _two_steps(source)
+  assert second.metrics['queue/reused'] == 0
+  assert second.metrics['queue/evicted/gap'] == 4
+  assert second.metrics['queue/size'] == 1  # What this step sampled.
+  assert all(row.fresh for rows in second.mini_batches for row in rows)
+
+
+def test_a_run_that_goes_on_trains_on_what_it_would_have(monkeypatch, tmp_path):
+  rewards = [[_BOTH] * 4, [_NONE, _BOTH, _NONE, _NONE], [_NONE, _BOTH, _BOTH, _NONE]]
+  whole = _queued(tmp_path, rewards, monkeypatch, uses=2)
+  data = [asyncio.run(whole.step(step, None)) for step in range(3)]
+  path = lambda step: tmp_path / f'{step}.zst'
+  for step, one in enumerate(data[:2]):
+    rollout_files.write(
+        epath.Path(path(step)), one.groups, one.extras, header=one.header
+    )
+  later = _queued(
+      tmp_path, rewards, monkeypatch,
+      lambda step: rollout_files.read_all(epath.Path(path(step))), uses=2,
+  )
+  again = asyncio.run(later.step(2, None))
+  assert again.metrics == data[2].metrics and again.metrics['queue/reused'] == 2
+  assert again.header == data[2].header
+  for mine, theirs in zip(
+      sum(again.mini_batches, ()), sum(data[2].mini_batches, ()), strict=True
+  ):
+    assert repr(mine) == repr(theirs)

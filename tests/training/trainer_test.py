@@ -159,15 +159,24 @@ def test_the_gap_is_checked_at_the_first_update_alone(trainer):
   jax.tree.map(np.testing.assert_array_equal, trainer.state, before)
 
 
-def test_recomputed_old_logprobs_are_the_first_parameters_own(base):
-  """Else every ratio would be 1, and nothing would ever be clipped."""
-  config = dataclasses.replace(
+@pytest.fixture(scope='module')
+def corrected(base):
+  """A trainer that rejects whole rollouts, and has a queue."""
+  return _trainer(dataclasses.replace(
       base,
-      flow_grpo=dataclasses.replace(base.flow_grpo, old_logprobs='recompute'),
-  )
+      queue=schema.QueueConfig(size=4),
+      flow_grpo=dataclasses.replace(
+          base.flow_grpo, old_logprobs='recompute', rejection_level='rollout',
+          rejection_low=0.8, rejection_high=1.25,
+      ),
+  ))
+
+
+def test_recomputed_old_logprobs_are_the_first_parameters_own(corrected):
+  """Else every ratio would be 1, and nothing would ever be clipped."""
+  trainer = corrected
   # What was recorded differs, so the ratios do not come from there.
   wrong = tuple(_shifted(_rows(seed), 1e-3) for seed in (0, 1))
-  trainer = _trainer(config)
   metrics = _anew(trainer, bound=1e-2).step(wrong)
   _anew(trainer, bound=1e-2).step(wrong[:1])
   between = jax.device_get(trainer.params)
@@ -182,18 +191,6 @@ def test_recomputed_old_logprobs_are_the_first_parameters_own(base):
       ('ratio_mean', (1.0 + ratios.mean()) / 2),
   ):
     assert metrics[f'update/{name}'] == pytest.approx(expected, abs=2e-5), name
-
-
-@pytest.fixture(scope='module')
-def corrected(base):
-  """A trainer that rejects whole rollouts."""
-  return _trainer(dataclasses.replace(
-      base,
-      flow_grpo=dataclasses.replace(
-          base.flow_grpo, old_logprobs='recompute', rejection_level='rollout',
-          rejection_low=0.8, rejection_high=1.25,
-      ),
-  ))
 
 
 def test_a_rollout_that_another_policy_sampled_is_rejected_whole(corrected):
@@ -228,6 +225,32 @@ def test_with_a_correction_fresh_rows_of_every_mini_batch_are_checked(corrected)
   )
   with pytest.raises(exits.RunStopped, match='max_logprob_gap'):
     corrected.step((_rows(0), nan))
+
+
+def test_the_gap_of_rows_of_earlier_steps_stops_nothing(corrected):
+  wrong = _shifted(_rows(0), 0.1)
+  stale = tuple(
+      dataclasses.replace(row, fresh=False, rollout=9) for row in wrong
+  )
+  metrics = _anew(corrected).step((_rows(1) + stale, stale))
+  assert 0 < metrics['update/logprob_gap/max'] <= 1e-5
+  assert metrics['update/rejected_frac'] == 0
+  # Beside them, a fresh row that is as far off stops the run.
+  for mini_batches in ((_rows(1) + stale + wrong,), (_rows(1), stale + wrong)):
+    with pytest.raises(exits.RunStopped, match='max_logprob_gap'):
+      _anew(corrected).step(mini_batches)
+
+
+def test_rows_are_scored_by_the_parameters_now(corrected):
+  rows = _rows(0) + _rows(1)
+  scores = _anew(corrected).logprobs_of(rows)
+  for row, score in zip(rows, scores, strict=True):
+    np.testing.assert_allclose(score, row.behavior_logprobs, atol=1e-5)
+  corrected.step((_rows(0),))
+  (moved, *_) = corrected.logprobs_of(rows)
+  expected = _logprobs(jax.device_get(corrected.params), rows[0])
+  np.testing.assert_allclose(moved, expected, atol=1e-5)
+  assert np.abs(moved - scores[0]).max() > 1e-3
 
 
 def _rounded(tree):

@@ -1,0 +1,43 @@
+r"""The quickstart with a queue of earlier groups, and what it is compared with.
+
+  python -m agentflow_jax.train --config=experiments/quickstart_queue.py \
+      --workdir=runs/queue
+  python experiments/benchmarks/sample_queue.py --run      # 24 runs, and their table
+
+Groups without variance are replaced by groups of the last four steps, at most half of a
+step, each once more, with truncated importance weights (docs/corrections.md). The sweep
+has the queue, no queue, and two rounds of further queries instead, with 8 seeds each;
+all three have the same correction.
+
+Not measured yet: whether the queue needs fewer rollouts until the validation accuracy
+reaches 80%, and what it does to the final accuracy. The program's table says both.
+"""
+
+import dataclasses
+import pathlib
+
+from agentflow_jax.config import schema as c
+
+_HERE = pathlib.Path(__file__).parent
+
+
+def get_config() -> c.Config:
+  base = c.load_module(str(_HERE / 'quickstart.py')).get_config()
+  return dataclasses.replace(
+      base,
+      name='quickstart_queue',
+      flow_grpo=dataclasses.replace(
+          base.flow_grpo, old_logprobs='recompute', importance_cap=2.0
+      ),
+      evaluation=dataclasses.replace(base.evaluation, every=2),
+      queue=c.QueueConfig(size=64),
+  )
+
+
+def get_sweep() -> list[dict[str, str]]:
+  ways = [
+      {'queue.size': '64'},
+      {'queue.size': '0'},
+      {'queue.size': '0', 'train.refill_rounds': '2'},
+  ]
+  return c.sweep.product(ways, c.sweep.grid({'seed': list(range(8))}))
