@@ -180,7 +180,9 @@ class SampleQueue:
         read[sampled] = recorded(sampled)
       self._entries.append(_entry(read[sampled], sampled, place, uses))
 
-  def metrics(self, taken: Sequence[tuple[Queued, float]], step: int, size: int):
+  def metrics(
+      self, taken: Sequence[tuple[Queued, float]], step: int, size: int
+  ) -> dict[str, float]:
     """Returns metrics of a step: what was reused, and why groups left the queue.
 
     Args:
@@ -218,47 +220,42 @@ class SampleQueue:
     )
 
 
-def checksum(
-    step: int, trajectory: records.Trajectory, advantage: float
-) -> str:
+def checksum(trajectory: records.Trajectory, advantage: float) -> str:
   """Returns the SHA-256 of all that a rollout is trained on by, for its record.
 
+  The version of the parameters that sampled it is left out: it has to be the step.
+
   Args:
-    step: number of the step that sampled it, from 0.
     trajectory: the rollout.
     advantage: its advantage.
   """
   turns = [
       (
-          turn.completion.params_version, turn.completion.prompt_ids,
-          turn.completion.response_ids, turn.completion.logprobs,
+          turn.completion.prompt_ids, turn.completion.response_ids,
+          turn.completion.logprobs,
           turn.completion.kept and turn.completion.kept.numbers(),
           turn.sampling.temperature,
       )
       for turn in trajectory.turns
   ]
-  text = json.dumps([step, trajectory.reward, advantage, turns])
+  text = json.dumps([trajectory.reward, advantage, turns])
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksums(
-    step: int,
     groups: Sequence[records.Group],
     extras: Mapping[tuple[int, int], Mapping[str, Any]],
 ) -> dict[tuple[int, int], dict[str, Any]]:
   """Returns the fields of the rollouts' records, each with its checksum.
 
   Args:
-    step: number of the step that sampled the groups, from 0.
-    groups: the groups, in their places.
+    groups: groups that a step sampled, in their places.
     extras: (place of the group, rollout) -> fields of its record.
   """
   return {
       (place, i): {
           **extra,
-          'checksum': checksum(
-              step, groups[place].trajectories[i], extra['advantage']
-          ),
+          'checksum': checksum(groups[place].trajectories[i], extra['advantage']),
       }
       for (place, i), extra in extras.items()
   }
@@ -286,7 +283,7 @@ def _entry(
     }
     is_whole = versions <= {step} and all(
         'advantage' in extra
-        and extra.get('checksum') == checksum(step, t, extra['advantage'])
+        and extra.get('checksum') == checksum(t, extra['advantage'])
         for t, extra in zip(group.trajectories, extras, strict=True)
     )
     if is_whole:

@@ -118,29 +118,15 @@ class RolloutSource:
     reused = []
     if self._queue is not None:
       groups, dropped, reused = await self._with_queue(step, groups, dropped)
-    size = train.queries_per_step // train.mini_batches
-    everything = [*groups, *(one.group for one, _ in reused)]
-    frozen = {
-        len(groups) + i: one.advantages for i, (one, _) in enumerate(reused)
-    }
-    updates = [
-        turn_rows.flow_grpo_rows(
-            everything[i : i + size], config.flow_grpo,
-            {place - i: a for place, a in frozen.items() if i <= place < i + size},
-        )
-        for i in range(0, len(everything), size)
-    ]
-    extras = {
-        (m * size + place, i): extra
-        for m, part in enumerate(updates)
-        for (place, i), extra in part.extras.items()
-        if m * size + place not in frozen
-    }
+    mini_batches, extras = _rows_of(
+        groups, [one for one, _ in reused], config.flow_grpo,
+        train.queries_per_step // train.mini_batches,
+    )
     metrics = totals.of_step(found, self._by_term)
     metrics['groups/dropped'] = len(dropped)
     header = {}
     if self._queue is not None:
-      extras = sample_queue.checksums(step, groups, extras)
+      extras = sample_queue.checksums(groups, extras)
       self._queue.use([one for one, _ in reused])
       self._queue.admit(step, groups, extras)
       self._queued = step + 1
@@ -151,7 +137,7 @@ class RolloutSource:
       self._noted = step + 1
       metrics |= self._filter.metrics()
     return StepData(
-        mini_batches=tuple(p.rows for p in updates),
+        mini_batches=mini_batches,
         metrics=metrics,
         groups=(*groups, *dropped),
         extras=extras,
@@ -383,6 +369,44 @@ def _demonstrated(group: records.Group) -> list[records.Turn]:
           f' out: {turn.parse_error}'
       )
   return turns
+
+
+def _rows_of(
+    groups: Sequence[records.Group],
+    reused: Sequence[sample_queue.Queued],
+    config: schema.FlowGrpoConfig,
+    size: int,
+) -> tuple[
+    tuple[tuple[batch.TurnRow, ...], ...],
+    dict[tuple[int, int], Mapping[str, Any]],
+]:
+  """Returns the turn rows of each optimizer update of a step, and fields for records.
+
+  Args:
+    groups: groups that the step sampled.
+    reused: groups of earlier steps, which come last.
+    config: weighting and advantage.
+    size: number of groups of an update.
+
+  Returns:
+    The rows, and (place of the group, rollout) -> fields of the rollout's record, for
+    what the step sampled.
+  """
+  everything = [*groups, *(one.group for one in reused)]
+  frozen = {len(groups) + i: one.advantages for i, one in enumerate(reused)}
+  mini_batches, extras = [], {}
+  for start in range(0, len(everything), size):
+    part = turn_rows.flow_grpo_rows(
+        everything[start : start + size], config,
+        {p - start: a for p, a in frozen.items() if start <= p < start + size},
+    )
+    mini_batches.append(part.rows)
+    extras |= {
+        (start + place, i): extra
+        for (place, i), extra in part.extras.items()
+        if start + place < len(groups)
+    }
+  return tuple(mini_batches), extras
 
 
 def _has_target(group: records.Group) -> bool:

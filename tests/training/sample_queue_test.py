@@ -35,9 +35,9 @@ def _group(name, rewards=(1.0, 0.0), version=0, logprob=-0.1):
   )
 
 
-def _extras(step, groups):
+def _extras(groups):
   found = turn_rows.flow_grpo_rows(groups, _GRPO).extras
-  return sample_queue.checksums(step, groups, found)
+  return sample_queue.checksums(groups, found)
 
 
 def _queue(**config):
@@ -45,7 +45,7 @@ def _queue(**config):
 
 
 def _admitted(queue, step, *groups):
-  queue.admit(step, groups, _extras(step, groups))
+  queue.admit(step, groups, _extras(groups))
 
 
 def _rows(one):
@@ -160,7 +160,7 @@ def _committed(tmp_path, queue=None):
   queue = queue or _queue(uses=3)
   for step in range(2):
     groups = [_group(f'{step}a', version=step), _group(f'{step}b', version=step)]
-    extras = _extras(step, groups)
+    extras = _extras(groups)
     queue.begin(step)
     if step:
       (taken,) = queue.take(1, _rows, _zeros, 1)
@@ -250,6 +250,6 @@ def test_a_record_without_the_queue_is_refused(tmp_path):
 def test_checksums_do_not_depend_on_the_clock():
   group = _group('a')
   trajectory = dataclasses.replace(group.trajectories[0], seconds={'x': 1.0})
-  assert sample_queue.checksum(0, trajectory, 0.5) == sample_queue.checksum(
-      0, group.trajectories[0], 0.5
+  assert sample_queue.checksum(trajectory, 0.5) == sample_queue.checksum(
+      group.trajectories[0], 0.5
   )
