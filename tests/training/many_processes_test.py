@@ -196,7 +196,8 @@ def test_a_queue_holds_the_same_on_two_processes(alone):
   flags = [
       f'--config.{name}' for name in (
           'train.steps=5', 'train.queries_per_step=4', 'train.group_size=2',
-          'optimizer.learning_rate=1e-3', 'evaluation.every=0',
+          'train.mini_batches=2', 'optimizer.learning_rate=1e-3',
+          'evaluation.every=0',
           'evaluation.start_and_final=false', 'flow_grpo.old_logprobs=recompute',
           'flow_grpo.importance_cap=2', 'flow_grpo.importance_level=rollout',
           'queue.size=3', 'queue.share=0.75', 'queue.uses=2',

@@ -224,7 +224,8 @@ def test_with_a_correction_fresh_rows_of_every_mini_batch_are_checked(corrected)
       for r in _rows(1)
   )
   with pytest.raises(exits.RunStopped, match='max_logprob_gap'):
-    corrected.step((_rows(0), nan))
+    corrected.step((_rows(0), nan))  # Before the first update.
+  jax.tree.map(np.testing.assert_array_equal, corrected.state, before)
 
 
 def test_the_gap_of_rows_of_earlier_steps_stops_nothing(corrected):
