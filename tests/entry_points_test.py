@@ -108,6 +108,46 @@ def test_serve_answers_until_it_is_interrupted():
     server.stderr.close()
 
 
+def test_serve_offers_an_environment_until_it_is_interrupted(tmp_path):
+  rows = tmp_path / 'rows.jsonl'
+  rows.write_text('{"query": "Pay.", "price": 15, "coins": [10, 5]}\n')
+  kind = 'experiments/own_environment.py:Till'
+  flags = [f'--environment={kind}', f'--config={_QUICKSTART}', '--port=0']
+  flags += [f'--config.{k}={v}' for k, v in {
+      'agent.environment.kind': kind, 'task_set.kind': 'jsonl',
+      'task_set.train': rows, 'task_set.evaluation': rows,
+      'task_set.reward': 'environment',
+  }.items()]
+  server = subprocess.Popen(
+      [sys.executable, '-m', 'agentflow_jax.serve', *flags],
+      cwd=mini.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )
+  try:
+    said = server.stdout.readline()
+    assert said.startswith('Till at http://127.0.0.1:') and '1 tasks' in said
+    answer = httpx.post(f'{said.split()[2].rstrip(",")}/reset', timeout=60).json()
+    assert 'The price is 15' in answer['observation']['policy']
+    server.send_signal(signal.SIGINT)
+    assert server.wait(30) == 0
+    assert 'Traceback' not in server.stderr.read()
+  finally:
+    server.kill()
+    server.wait()
+    server.stdout.close()
+    server.stderr.close()
+
+
+@pytest.mark.parametrize('flags, said', [
+    (['--environment=desk', '--planner=x'], '--planner: nothing reads it with'),
+    (['--idle_seconds=5'], '--idle_seconds: nothing reads it without --environment'),
+    (['--environment=desk', '--config.train.steps=5'], 'does not read it, only task_'),
+    (['--environment=x.py:Y'], 'give the --config that has its tasks'),
+])
+def test_serve_refuses_flags_that_nothing_reads(flags, said):
+  refused = _run('serve', *flags)
+  assert refused.returncode == 2 and said in refused.stderr
+
+
 def test_trajectories_prints_text_or_json_lines(tmp_path):
   task = records.Task('a', 'Why?', ('42',), 'f1')
   lost = records.Trajectory('a', 0, records.Status.DEADLINE, (), reward=1 / 3)

@@ -32,7 +32,7 @@ ARROWS = {
         'runtime', 'config', 'agents', 'data', 'tokenization', 'inference',
         'weights', 'core', 'records', 'files',
     },
-    'serving': {'assembly', 'config', 'records'},
+    'serving': {'assembly', 'config', 'agents', 'records'},
     'report': {'rollouts', 'files'},
     'evaluation': {
         'assembly', 'rollouts', 'report', 'runtime', 'config', 'agents',

@@ -19,7 +19,7 @@ from agentflow_jax.assembly import endpoints, engine_model, model_files
 from agentflow_jax.assembly import own_modules, rewards as rewards_lib
 from agentflow_jax.assembly import rule_reach, scripted_planners, task_sets, toolbox
 from agentflow_jax.assembly import worlds
-from agentflow_jax.config import consistency, own_code, roles as roles_lib, schema
+from agentflow_jax.config import consistency, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
 from agentflow_jax.files import old_names, paths
@@ -226,7 +226,7 @@ def build(
   tasks = processes.first(
       lambda: task_sets.load(
           config.task_set, str(workdir / 'data'),
-          _world_of_rows(config.agent.environment.kind),
+          worlds.of_rows(config.agent.environment.kind),
       )
   )
   trains = mesh is not None
@@ -301,13 +301,6 @@ def build(
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
-
-
-def _world_of_rows(kind: str) -> str:
-  """Returns the environment whose episodes the user's own rows begin; '' for none."""
-  if own_code.is_own(kind):
-    return own_code.parse(kind, 'agent.environment.kind').name
-  return kind if kind == 'openenv' else ''
 
 
 def _local(path: epath.Path) -> str:

@@ -111,6 +111,17 @@ def make(
   return environment
 
 
+def of_rows(kind: str) -> str:
+  """Returns the environment whose episodes the user's own rows begin; '' for none.
+
+  Args:
+    kind: kind of the environment, as in agent.environment.kind.
+  """
+  if own_code.is_own(kind):
+    return own_code.parse(kind, 'agent.environment.kind').name
+  return kind if kind == openenv.NAME else ''
+
+
 def _own_tried(
     settings: schema.EnvironmentConfig, tasks: Sequence[records.Task]
 ) -> base.Environment:

@@ -27,3 +27,31 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
     config = schema.load_config(path)
   config = overrides_lib.override(config, overrides)
   return sizes.raised(config, [name for name, _ in overrides])
+
+
+def of_environment(
+    kind: str, overrides: Sequence[tuple[str, str]] = ()
+) -> schema.Config:
+  """Returns the config of an environment that brings tasks of its own.
+
+  Args:
+    kind: kind of the environment, as in agent.environment.kind.
+    overrides: ('a.b', 'value') pairs, in order.
+
+  Raises:
+    ConfigError: the environment has no tasks of its own, or an override is unknown
+      or malformed.
+  """
+  if kind != 'desk':
+    raise schema.ConfigError(
+        f'--environment={kind}: give the --config that has its tasks; only'
+        ' --environment=desk brings tasks of its own'
+    )
+  return overrides_lib.override(schema.Config(
+      name=kind,
+      task_set=schema.TaskSetConfig(kind=kind, validation_items=0, test_items=0),
+      agent=schema.AgentConfig(
+          tools=schema.ToolsConfig(enabled=()),
+          environment=schema.EnvironmentConfig(kind=kind),
+      ),
+  ), overrides)

@@ -183,6 +183,28 @@ def check_serves(names: Iterable[str], planner: str = '') -> None:
       )
 
 
+_SERVED_WORLDS = (
+    'task_set', 'agent.environment', 'agent.rollout.verify_seconds', 'seed',
+)
+
+
+def check_serves_worlds(names: Iterable[str]) -> None:
+  """Refuses flags that are nothing to an environment without an agent.
+
+  Args:
+    names: names of flags, see `check_flags`.
+
+  Raises:
+    ConfigError: names the flag.
+  """
+  for name in names:
+    if not any(name == f or name.startswith(f'{f}.') for f in _SERVED_WORLDS):
+      raise schema.ConfigError(
+          f'--config.{name}: serving an environment does not read it, only'
+          f' {", ".join(_SERVED_WORLDS)}'
+      )
+
+
 def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   """Yields fields (and all below them) that are idle, and what reads them."""
   if config.algorithm == 'flow_grpo':

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import app, flags, logging
 from etils import epath
@@ -41,7 +41,7 @@ _overrides: list[tuple[str, str]] = []
 
 
 def config_from_flags(
-    argv: Sequence[str], serves: str | None = None
+    argv: Sequence[str], serves: str | None = None, environment: str = ''
 ) -> schema.Config:
   """Returns the config of --config and its --config.a.b=v overrides.
 
@@ -49,6 +49,8 @@ def config_from_flags(
     argv: the command line without flags.
     serves: path of the model for a command that only needs a model, or '' for the
       config's own model; None for a command that runs the config.
+    environment: kind of the environment for a command that only needs an environment,
+      which may need no --config; '' for any other command.
 
   Raises:
     ConfigError: a stray argument, what `loading.load` raises, or a flag that
@@ -59,8 +61,11 @@ def config_from_flags(
   for flag in (_RECORDING, _RECORDING_DIRECTORY):
     if flag.value is not None:
       overrides.append((f'agent.{flag.name}', flag.value))
-  config = loading.load(_source(), overrides)
   names = [name for name, _ in overrides]
+  if environment and _CONFIG.value is None and config_of_run() is None:
+    config = loading.of_environment(environment, overrides)
+  else:
+    config = loading.load(_source(), overrides)
   unread.check_flags(config, names)
   if _PRINT_CONFIG.value:
     with quiet_pipe():
@@ -68,6 +73,8 @@ def config_from_flags(
     sys.exit(0)
   if serves is not None:
     unread.check_serves(names, serves)
+  if environment:
+    unread.check_serves_worlds(names)
   return config
 
 
@@ -144,6 +151,23 @@ def no_arguments(argv: Sequence[str]) -> None:
   """Raises ConfigError where the command line holds more than flags."""
   if len(argv) > 1:
     raise schema.ConfigError(f'not a flag: {argv[1]!r}')
+
+
+def refuse(
+    idle: Iterable[flags.FlagHolder], how: str, flag: flags.FlagHolder
+) -> None:
+  """Raises ConfigError where a flag is given that nothing reads.
+
+  Args:
+    idle: flags that are not read.
+    how: 'with' or 'without'.
+    flag: flag because of which they are not.
+  """
+  for one in idle:
+    if one.present:
+      raise schema.ConfigError(
+          f'--{one.name}: nothing reads it {how} --{flag.name}: leave it out'
+      )
 
 
 def _parse(argv: Sequence[str], takes_config: bool) -> list[str]:

@@ -15,6 +15,8 @@ import uvicorn
 from starlette import types
 from uvicorn.protocols.http import h11_impl
 
+# Longest frame that a client may send [bytes].
+_LONGEST_FRAME = 1 << 20
 _MOST_CONNECTIONS = 4096
 _FEWEST_CONNECTIONS = 8
 _FULL = (
@@ -60,20 +62,25 @@ class Bounds:
 
 
 def make_server(
-    application: types.ASGIApp, bounds: Bounds | None = None
+    application: types.ASGIApp, bounds: Bounds | None = None, sockets: bool = False
 ) -> uvicorn.Server:
   """Returns a server that has not begun to listen.
 
   Args:
     application: application that answers the requests.
     bounds: bounds on what a client may take; None for the defaults.
+    sockets: whether it has WebSockets, which need the package websockets, and a
+      lifespan. The application bounds how long a WebSocket may be idle; one that
+      leaves pings without an answer for 20 seconds is closed before.
   """
   return uvicorn.Server(
       uvicorn.Config(
           application,
           http=functools.partial(_Protocol, bounds or Bounds(), {}),
-          ws='none',
-          lifespan='off',
+          ws='websockets-sansio' if sockets else 'none',
+          ws_max_size=_LONGEST_FRAME,
+          ws_per_message_deflate=False,  # A frame is as long as what came.
+          lifespan='on' if sockets else 'off',
           # Warnings tell of requests that are no HTTP, which anyone can send.
           log_level='error',
           access_log=False,
@@ -122,6 +129,15 @@ class _Protocol(h11_impl.H11Protocol):
       return
     super().data_received(data)
     self._enter()
+
+  def handle_websocket_upgrade(self, event):
+    # From here on uvicorn's WebSocket has the transport, and no deadline is ours.
+    self._lingers = True
+    self._waiting.pop(self, None)
+    if self._deadline is not None:
+      self._deadline.cancel()
+    self.transport = self.transport.bare
+    super().handle_websocket_upgrade(event)
 
   def on_response_complete(self):
     super().on_response_complete()
@@ -216,13 +232,13 @@ class _Transport:
   """A transport that lingers if it is closed before the end of a body."""
 
   def __init__(self, transport: asyncio.Transport, protocol: _Protocol):
-    self._transport, self._protocol = transport, protocol
+    self.bare, self._protocol = transport, protocol
 
   def __getattr__(self, name):
-    return getattr(self._transport, name)
+    return getattr(self.bare, name)
 
   def close(self) -> None:
     if self._protocol.body_is_left:
       self._protocol.linger()
     else:
-      self._transport.close()
+      self.bare.close()

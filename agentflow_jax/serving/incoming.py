@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette import datastructures, types
 from starlette import requests as http
+from starlette import websockets
 
 from agentflow_jax.serving import requests, writing
 
@@ -24,7 +25,7 @@ class Gate:
     self._app, self._hosts = app, hosts
 
   async def __call__(self, scope, receive, send):
-    if scope['type'] != 'http':
+    if scope['type'] == 'lifespan':
       await self._app(scope, receive, send)
       return
     headers = datastructures.Headers(scope=scope)
@@ -52,6 +53,8 @@ class Gate:
           'the Origin header names another site: only pages of this machine, and'
           ' of the names of --host_names, may ask', 403, 'invalid_request_error',
       )
+    if app is not self._app and scope['type'] == 'websocket':
+      app = websockets.WebSocketClose()  # Before it is accepted: status 403.
     await app(scope, receive, send)
 
 
@@ -82,8 +85,12 @@ class Bodies:
   def __init__(self):
     self._held = 0
 
-  async def read(self, request: http.Request) -> Any:
+  async def read(self, request: http.Request, empty: Any = None) -> Any:
     """Returns the JSON value of a body.
+
+    Args:
+      request: request whose body is read.
+      empty: value of an empty body; None where that is an error.
 
     Raises:
       BadRequest: the body is too long, is not JSON, or the bodies that are being
@@ -108,6 +115,8 @@ class Bodies:
         chunks.append(chunk)
     finally:
       self._held -= held
+    if not size and empty is not None:
+      return empty
     try:
       return json.loads(b''.join(chunks))
     except (ValueError, RecursionError) as e:

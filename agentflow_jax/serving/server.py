@@ -1,12 +1,13 @@
-"""Loads a model and listens for clients."""
+"""Loads a model or an environment, and listens for clients."""
 
 import contextlib
 import ipaddress
 import os
 import socket
+import tempfile
 from collections.abc import Sequence
 
-from agentflow_jax.assembly import standalone_model
+from agentflow_jax.assembly import served_worlds, standalone_model
 from agentflow_jax.config import schema
 
 
@@ -52,6 +53,89 @@ def serve(
   if not directory:
     raise schema.ConfigError('give --planner, or planner.directory')
   # Before the model is loaded: a port that is taken should not cost a minute.
+  listener, url, hosts = _opened(host, port, host_names)
+  with listener, standalone_model.opened(config, directory) as model:
+    service = app.Service(
+        model=model,
+        name=name,
+        max_new_tokens=config.engine.max_new_tokens,
+        key=key,
+        hosts=hosts,
+    )
+    print(f'{name} at {url}/v1', flush=True)
+    if not key and hosts is None:
+      print(
+          'warning: anyone who reaches this machine can use the model; set'
+          ' --api_key_variable', flush=True,
+      )
+    server = connections.make_server(app.make(service))
+    with contextlib.suppress(KeyboardInterrupt):  # It is how to end it.
+      server.run(sockets=[listener])
+
+
+def serve_environment(
+    config: schema.Config,
+    *,
+    kind: str,
+    split: str,
+    workdir: str,
+    capacity: int,
+    idle_seconds: float,
+    host: str,
+    port: int,
+    host_names: Sequence[str] = (),
+) -> None:
+  """Serves an environment of this process to clients of OpenEnv until interrupted.
+
+  Args:
+    config: config with the tasks, see served_worlds.load.
+    kind: kind of the environment.
+    split: split of the tasks.
+    workdir: directory below which data sets are written; '' for a temporary one.
+    capacity: largest number of episodes at once.
+    idle_seconds: time after which a connection that sends nothing is closed [s].
+    host, port, host_names: address, as in `serve`.
+
+  Raises:
+    ConfigError: names the remedy.
+  """
+  try:
+    import websockets  # pylint: disable=unused-import
+
+    from agentflow_jax.serving import connections, openenv_app, openenv_places
+    from agentflow_jax.serving import openenv_sessions
+  except ModuleNotFoundError as e:
+    raise schema.ConfigError(
+        f"serving an environment needs {e.name}: pip install -e '.[serve,openenv]'"
+    ) from e
+  listener, url, hosts = _opened(host, port, host_names)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(listener)
+    directory = f'{workdir}/data' if workdir else stack.enter_context(
+        tempfile.TemporaryDirectory()
+    )
+    served = served_worlds.load(config, kind, split, directory)
+    service = openenv_app.Service(openenv_places.Places(
+        openenv_sessions.Worlds(served), capacity, idle_seconds
+    ), hosts)
+    print(f'{served.environment.name} at {url}, {len(served.tasks)} tasks', flush=True)
+    if hosts is None:
+      print(
+          'warning: anyone who reaches this machine can take its places; this server'
+          ' asks for no key', flush=True,
+      )
+    server = connections.make_server(openenv_app.make(service), sockets=True)
+    with contextlib.suppress(KeyboardInterrupt):
+      server.run(sockets=[listener])
+
+
+def _opened(
+    host: str, port: int, host_names: Sequence[str]
+) -> tuple[socket.socket, str, frozenset[str] | None]:
+  """Opens a port; returns it, its address, and the names that Host may give.
+
+  The names are None where other machines reach it.
+  """
   listener = _listen(host, port)
   where, taken = listener.getsockname()[:2]
   is_local = ipaddress.ip_address(where).is_loopback
@@ -64,24 +148,9 @@ def serve(
         f'--host_names is read only where --host is this machine alone, and {host}'
         ' is not: leave it out'
     )
-  with listener, standalone_model.opened(config, directory) as model:
-    service = app.Service(
-        model=model,
-        name=name,
-        max_new_tokens=config.engine.max_new_tokens,
-        key=key,
-        hosts=frozenset(map(str.lower, host_names)) if is_local else None,
-    )
-    shown = f'[{where}]' if ':' in where else where
-    print(f'{name} at http://{shown}:{taken}/v1', flush=True)
-    if not key and not is_local:
-      print(
-          'warning: anyone who reaches this machine can use the model; set'
-          ' --api_key_variable', flush=True,
-      )
-    server = connections.make_server(app.make(service))
-    with contextlib.suppress(KeyboardInterrupt):  # It is how to end it.
-      server.run(sockets=[listener])
+  shown = f'[{where}]' if ':' in where else where
+  names = frozenset(map(str.lower, host_names)) if is_local else None
+  return listener, f'http://{shown}:{taken}', names
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,10 +8,10 @@ from agentflow_jax.serving import connections
 
 
 @contextlib.contextmanager
-def listening(application, bounds=None):
+def listening(application, bounds=None, sockets=False):
   """Runs an application on a free port of this machine; yields its URL."""
   with socket.create_server(('127.0.0.1', 0)) as listener:
-    server = connections.make_server(application, bounds)
+    server = connections.make_server(application, bounds, sockets)
     thread = threading.Thread(
         target=server.run, kwargs={'sockets': [listener]}
     )

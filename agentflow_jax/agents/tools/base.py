@@ -120,6 +120,20 @@ class Card:
   functions: 'tuple[Card, ...]' = ()
 
 
+def schema_of(card: Card) -> dict[str, Any]:
+  """Returns the JSON schema of the object of a tool's arguments."""
+  properties = {}
+  for argument in card.arguments:
+    typed = {} if argument.type == 'any' else {'type': argument.type}
+    said = argument.schema.said if argument.schema else typed
+    described = {'description': argument.description} if argument.description else {}
+    properties[argument.name] = {**said, **described}
+  return {
+      'type': 'object', 'properties': properties, 'additionalProperties': False,
+      'required': [a.name for a in card.arguments if a.required],
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class Tool:
   """A card and the call behind it.

@@ -1,9 +1,4 @@
-"""One WebSocket of a server of OpenEnv: one connection is one episode.
-
-  -> {"type": "reset" | "step" | "close", "data": {...}}
-  <- {"type": "observation", "data": {"observation", "reward", "done", ["metadata"]}}
-  <- {"type": "error", "data": {"message", "code"}}
-"""
+"""A client's side of one WebSocket of a server of OpenEnv, see wire."""
 
 import asyncio
 import contextlib
@@ -13,10 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentflow_jax.agents.environments import base
+from agentflow_jax.agents.environments.openenv import wire
 
-# The server refuses the message, and its state is what it was.
-REFUSED = 'VALIDATION_ERROR'
-_LONGEST_FRAME = 16 << 20
 # A server that does not answer the close of a socket is left after so long [s].
 _CLOSE_SECONDS = 2.0
 
@@ -53,7 +46,7 @@ class Socket:
 
   def __init__(self, url: str, seconds: float):
     scheme, _, rest = url.rstrip('/').partition('://')
-    self._url = f'{"wss" if scheme == "https" else "ws"}://{rest}/ws'
+    self._url = f'{"wss" if scheme == "https" else "ws"}://{rest}{wire.SOCKET}'
     self._seconds, self._connection = seconds, None
     self._connecting: asyncio.Future | None = None
     self._lock = asyncio.Lock()
@@ -65,7 +58,7 @@ class Socket:
     async def connect():
       return await library.asyncio.client.connect(
           self._url, open_timeout=self._seconds, close_timeout=_CLOSE_SECONDS,
-          max_size=_LONGEST_FRAME, proxy=None,
+          max_size=wire.LONGEST_ANSWER, proxy=None,
       )
 
     try:
@@ -109,7 +102,7 @@ class Socket:
       raise base.Unreachable(f'{self._url}: an answer that is no message') from e
     if type_ == 'error':
       message = f'{data.get("message")}{_where(data.get("errors"))}'
-      if data.get('code') == REFUSED:
+      if data.get('code') == wire.Code.VALIDATION_ERROR:
         raise Rejected(message)
       raise base.Unreachable(f'{self._url}: {kind}: {data.get("code")}: {message}')
     observation = data.get('observation')

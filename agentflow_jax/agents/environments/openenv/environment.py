@@ -20,16 +20,14 @@ import httpx
 from agentflow_jax import records
 from agentflow_jax.agents import memory
 from agentflow_jax.agents.environments import base
-from agentflow_jax.agents.environments.openenv import connections
+from agentflow_jax.agents.environments.openenv import connections, wire
 from agentflow_jax.agents.tools import base as tools_base
 from agentflow_jax.agents.tools.mcp import cards
 
 NAME = 'openenv'
 ACT = 'act'
-# Fields of an observation that are not for the model.
-_HIDDEN = ('done', 'reward', 'metadata')
-# The state of the server is not known after these errors of a tool.
-_LOST = ('transport_error', 'timeout')
+# Digests are texts of at most so many characters.
+_LONGEST_DIGEST = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +130,7 @@ async def offered(
     Unreachable: the server neither lists tools nor describes an action.
   """
   try:
-    data = await connection.ask('step', {'type': 'list_tools'})
+    data = await connection.ask('step', {'type': wire.LIST_TOOLS})
     listed = data['observation'].get('tools')
   except connections.Rejected:
     listed = None
@@ -172,6 +170,7 @@ class _Episode:
     self._environment, self._connection = environment, connection
     self._style, self._closed = tools.style, False
     self._rewards: list[float] = []
+    self._digest = ''
     self.ended, self.answer, self.outside = '', None, frozenset()
     self._take(started)
     said = text_of(started['observation'])
@@ -195,6 +194,9 @@ class _Episode:
       self._rewards.append(float(data['reward']))
     if data.get('done'):
       self.ended = 'environment'
+    said = wire.metadata_of(data).get('digest')
+    if isinstance(said, str):
+      self._digest = memory.bounded(said)[:_LONGEST_DIGEST]
 
   async def _call(
       self, name: str, fields: Mapping[str, str], arguments: Mapping[str, Any]
@@ -202,9 +204,7 @@ class _Episode:
     if self.ended:
       raise tools_base.BadArguments('the episode has ended')
     given = {fields[k]: v for k, v in arguments.items()}
-    action = given if self._style == 'plain' else {
-        'type': 'call_tool', 'tool_name': name, 'arguments': given,
-    }
+    action = given if self._style == 'plain' else wire.call(name, given)
     try:
       data = await self._connection.ask('step', action)
     except connections.Rejected as e:
@@ -218,7 +218,7 @@ class _Episode:
     error = observation.get('error')
     if isinstance(error, dict):
       message = str(error.get('message') or error)
-      if error.get('error_type') in _LOST:
+      if error.get('error_type') in wire.LOST:
         raise tools_base.ToolUnreachable(f'{name}: {message}')
       raise tools_base.BadArguments(message)
     return tool_text(observation.get('result'))
@@ -233,8 +233,8 @@ class _Episode:
     return records.Verdict((result,), reward=reward)
 
   async def digest(self) -> str:
-    """See Episode.digest: a server does not show all of its state."""
-    return ''
+    """See Episode.digest: it is known where the metadata has a "digest"."""
+    return self._digest
 
   def state(self) -> None:
     """See Episode.state."""
@@ -248,7 +248,7 @@ class _Episode:
 
 def text_of(observation: Mapping[str, Any]) -> str:
   """Returns an observation as text: its one text, or its fields as JSON."""
-  shown = {k: v for k, v in observation.items() if k not in _HIDDEN}
+  shown = {k: v for k, v in observation.items() if k not in wire.HIDDEN}
   if len(shown) == 1:
     (value,) = shown.values()
     if isinstance(value, str):
