@@ -2,8 +2,8 @@ r"""Evaluates a planner on held-out tasks.
 
   python -m agentflow_jax.evaluate --config=experiments/X.py --workdir=DIR \
       [--planner=DIR] [--split=test] [--limit=N] [--trials=N | --greedy] \
-      [--protocol=paper] [--controls] [--benchmark=NAME --data_dir=PATH] \
-      [--injection=bundled]
+      [--protocol=paper] [--controls] [--injection=bundled] [--tools=renamed] \
+      [--benchmark=NAME --data_dir=PATH]
 
 Evaluates the planner that a run in --workdir ended with, or --planner, on the
 config's own tasks or on a published benchmark. Writes evaluations/NAME.json below
@@ -37,9 +37,7 @@ _FLAGS['protocol'] = flags.DEFINE_enum(
     'paper: at most 10 turns, temperature 0.7, three trials.',
 )
 _FLAGS['greedy'] = flags.DEFINE_bool('greedy', False, 'Temperature 0 instead.')
-_FLAGS['name'] = flags.DEFINE_string(
-    'name', '', "Of the result file; '' for the benchmark's, or 'evaluation'."
-)
+_FLAGS['name'] = flags.DEFINE_string('name', '', 'Name of the result file.')
 _FLAGS['benchmark'] = flags.DEFINE_string(
     'benchmark', '',
     'Asks a benchmark instead: 2wiki, aime24, amc23, bamboogle, gaia, gameof24,'
@@ -59,6 +57,10 @@ _FLAGS['injection'] = flags.DEFINE_string(
     'Evaluates once more for each strategy of hostile texts that are planted into tool'
     " results and cards: 'bundled', or a JSONL file of"
     ' {"strategy", "place", "text"}.',
+)
+_FLAGS['tools'] = flags.DEFINE_string(
+    'tools', '',
+    "Evaluates once more with renamed tools: 'renamed', or a JSON file, see README.md.",
 )
 
 

@@ -137,17 +137,6 @@ def test_serve_offers_an_environment_until_it_is_interrupted(tmp_path):
     server.stderr.close()
 
 
-@pytest.mark.parametrize('flags, said', [
-    (['--environment=desk', '--planner=x'], '--planner: nothing reads it with'),
-    (['--idle_seconds=5'], '--idle_seconds: nothing reads it without --environment'),
-    (['--environment=desk', '--config.train.steps=5'], 'does not read it, only task_'),
-    (['--environment=x.py:Y'], 'give the --config that has its tasks'),
-])
-def test_serve_refuses_flags_that_nothing_reads(flags, said):
-  refused = _run('serve', *flags)
-  assert refused.returncode == 2 and said in refused.stderr
-
-
 def test_trajectories_prints_text_or_json_lines(tmp_path):
   task = records.Task('a', 'Why?', ('42',), 'f1')
   lost = records.Trajectory('a', 0, records.Status.DEADLINE, (), reward=1 / 3)

@@ -11,14 +11,16 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax.agents import language_model, modules, prompts
-from agentflow_jax.agents import recording as recording_lib, references, rollout
+from agentflow_jax.agents import recording as recording_lib, references, renaming
+from agentflow_jax.agents import rollout
 from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.rewards import parts as parts_lib, registry
 from agentflow_jax.agents.tools.search import passages
 from agentflow_jax.assembly import endpoints, engine_model, model_files
-from agentflow_jax.assembly import own_modules, rewards as rewards_lib
+from agentflow_jax.assembly import own_modules, renamed_solutions
+from agentflow_jax.assembly import rewards as rewards_lib
 from agentflow_jax.assembly import rule_reach, scripted_planners, task_sets, toolbox
-from agentflow_jax.assembly import worlds
+from agentflow_jax.assembly import withheld_tools, worlds
 from agentflow_jax.config import consistency, roles as roles_lib, schema
 from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
@@ -47,6 +49,7 @@ _REFERENCE_SYMBOLS = tuple(f'#{i}' for i in range(1, 17))
 _MORE_REFERENCES = tuple(f'#{i}' for i in range(17, 41))
 # Days and counts, which a small planner compares: as digits it hardly learns to.
 _COUNTS = tuple(f' {i}' for i in range(32))
+_UNBOUNDED = 1 << 30  # Tokens of a prompt.
 _WEIGHT = 5  # Times that texts of worlds count beside queries.
 
 
@@ -124,16 +127,34 @@ class System:
         self.agent, reward=self.parts, forfeit=self.parts.nothing
     )
 
-  def with_script(self, script: scripted_planners.Script) -> rollout.Agent:
-    """The same agent with a scripted planner in the planner's place."""
+  def with_script(
+      self,
+      script: scripted_planners.Script,
+      names: renaming.Names | None = None,
+  ) -> rollout.Agent:
+    """Returns the same agent with a scripted planner in the planner's place.
+
+    Args:
+      script: script of the planner.
+      names: new names of the tools, which the planner then knows; None for their own.
+    """
     tasks = self.tasks
-    planner = scripted_planners.ScriptedPlanner(
-        script,
-        scripted_planners.solutions_of((*tasks.train, *tasks.validation, *tasks.test)),
-        self.planner,
-        self.tokenizer,
+    solutions = scripted_planners.solutions_of(
+        (*tasks.train, *tasks.validation, *tasks.test)
     )
-    return dataclasses.replace(self.agent, planner=planner)
+    agent, composes = self.agent, self.planner
+    if names is not None:
+      agent = renaming.renamed(agent, names)
+      solutions = {
+          task: renamed_solutions.RenamedSolution(solution, names)
+          for task, solution in solutions.items()
+      }
+      # New names may be long in the planner's tokens; a script reads no prompt.
+      composes = dataclasses.replace(composes, max_prompt_tokens=_UNBOUNDED)
+    planner = scripted_planners.ScriptedPlanner(
+        script, solutions, composes, self.tokenizer
+    )
+    return dataclasses.replace(agent, planner=planner)
 
   def notices(self) -> list[str]:
     """Returns what a user should know of how this machine runs the system."""
@@ -253,6 +274,7 @@ def build(
         _gazetteer(config, tasks, box),
     ))
     worlds.check_names(environment, tools)
+    tasks = withheld_tools.applied(tasks, environment, config.agent.withheld_tools)
     loaded = None
     if roles_lib.uses_engine(config):
       mesh = mesh or _sampling_mesh(config)

@@ -471,6 +471,9 @@ class AgentConfig:
     mention_marks: place of a mention's number, 'before' ('#2 Oslo') or 'after'
       ('Oslo #2') it. A small network learns faster to find a number that stands
       behind its name.
+    withheld_tools: tools of the environment that training never shows. Tasks whose
+      known solution needs one of them are not trained on; validation and test are as
+      they are, and `evaluate` tells the two kinds of their tasks apart.
   """
 
   executor: ModuleConfig = ModuleConfig()
@@ -492,6 +495,7 @@ class AgentConfig:
   recording: Literal['off', 'record', 'replay'] = 'off'
   recording_directory: str = ''
   mention_marks: Literal['before', 'after'] = 'before'
+  withheld_tools: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

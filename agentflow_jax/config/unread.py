@@ -36,6 +36,7 @@ def check_values(config: schema.Config) -> None:
       ),
       'task_set.tier': (config.task_set.tier, 'easy', kind == 'desk'),
       'task_set.distractors': (config.task_set.distractors, -1, kind == 'desk'),
+      'agent.withheld_tools': (agent.withheld_tools, (), bool(world)),
       'agent.environment.faults': (
           agent.environment.faults, 0.0, world == 'desk'
       ),

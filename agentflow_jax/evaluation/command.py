@@ -13,16 +13,21 @@ from agentflow_jax.agents import injection, judge as judge_lib, recording
 from agentflow_jax.agents.environments.enterpriseops import (
     environment as enterpriseops,
 )
-from agentflow_jax.assembly import endpoints, scripted_planners
+from agentflow_jax.assembly import endpoints, scripted_planners, withheld_tools
 from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import overrides, own_code, roles, schema
 from agentflow_jax.evaluation import enterpriseops as scores
 from agentflow_jax.evaluation import evaluate as evaluation
-from agentflow_jax.evaluation import injections as injections_lib
+from agentflow_jax.evaluation import injections as injections_lib, other_tools
 from agentflow_jax.report import benchmarks
 from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import progress, workdirs
 from agentflow_jax.weights import host_copies
+
+# Variants of an evaluation with renamed tools.
+_RENAMED, _RENAMED_ORACLE = 'renamed_tools', 'renamed_tools_oracle'
+# Task sets whose solutions are known.
+_SCRIPTED = ('geohop', 'desk')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,8 @@ class EvaluateOptions:
       on the same tasks, too.
     injection: 'bundled', or the path of a JSONL file of texts that are planted into
       what tools say, in one more evaluation a strategy; '' for none.
+    tools: 'renamed', or the path of a JSON file of new names of tools, for one more
+      evaluation with renamed tools; '' for none.
   """
 
   planner: str = ''
@@ -58,6 +65,7 @@ class EvaluateOptions:
   data_dir: str = ''
   controls: bool = False
   injection: str = ''
+  tools: str = ''
 
   @property
   def result_name(self) -> str:
@@ -143,13 +151,15 @@ def _by_protocol(
 
 
 def _journal(
-    system, workdir, options, result_name, texts
+    system, workdir, options, result_name, texts, names
 ) -> journal_lib.Journal:
   """Where an evaluation's items are kept until it is done: one of the same kind."""
   same = [
       overrides.flatten(system.config), dataclasses.asdict(options),
       own_code.digests(system.config), [dataclasses.asdict(text) for text in texts],
   ]
+  if names is not None:
+    same.append(names.said())
   if system.params is not None:
     same.append(host_copies.params_digest(system.params))
   text = json.dumps(same, sort_keys=True, default=str)
@@ -175,8 +185,10 @@ async def _evaluate(config, before, workdir, options) -> str:
     options: options of the command.
   """
   injections = injections_lib.read(options.injection, config)
-  if injections and (options.benchmark == 'all' or ',' in options.benchmark):
-    raise schema.ConfigError('--injection takes one benchmark at a time')
+  names = other_tools.read(options.tools, config)
+  for flag, is_set in (('injection', injections), ('tools', names)):
+    if is_set and (options.benchmark == 'all' or ',' in options.benchmark):
+      raise schema.ConfigError(f'--{flag} takes one benchmark at a time')
   values, more = await _variant(config, workdir, options, '')
   controls = {}
   if options.controls:
@@ -205,6 +217,7 @@ async def _evaluate(config, before, workdir, options) -> str:
         + (' (the same planner)' if of_it is value else '')
     )
   lines += await _under_attack(config, workdir, options, injections, value)
+  lines += await _with_other_tools(config, workdir, options, names, value)
   path = workdir / evaluation.DIRECTORY / f'{value["name"]}.json'
   if 'enterpriseops' in value:
     lines += [scores.table(value['enterpriseops']), value['enterpriseops_results']]
@@ -237,6 +250,37 @@ async def _under_attack(
   return lines
 
 
+async def _with_other_tools(
+    config, workdir, options, names, value: Mapping[str, Any]
+) -> list[str]:
+  """Evaluates the planner with renamed tools; returns a table of kinds of tools.
+
+  The file of the evaluation gets the table, too. With --controls, a planner that knows
+  the solutions and the new names is in it: it has to succeed.
+
+  Args:
+    config, workdir, options: config, directory and options of the command.
+    names: new names of tools; None for none.
+    value: content of the file of the evaluation with the tools' own names.
+  """
+  if names is None and not config.agent.withheld_tools:
+    return []
+  items, withheld = {}, value.get('tasks_with_withheld_tools', ())
+  kinds = [] if names is None else [_RENAMED]
+  if names is not None and options.controls and config.task_set.kind in _SCRIPTED:
+    kinds.append(_RENAMED_ORACLE)
+  for kind in kinds:
+    values, _ = await _variant(config, workdir, options, kind)
+    (found,) = values.values()
+    items[kind] = found['items']
+  table = other_tools.rows(value['items'], items.get(_RENAMED, ()), withheld)
+  if _RENAMED_ORACLE in items:
+    of_it = other_tools.rows((), items[_RENAMED_ORACLE], ())
+    table['oracle'] = of_it[other_tools.RENAMED]
+  evaluation.add(workdir / evaluation.DIRECTORY, value, {'tools_shown': table})
+  return other_tools.table(table)
+
+
 async def _variant(
     config, workdir, options, control: str, texts: Sequence[injection.Injection] = ()
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
@@ -250,14 +294,22 @@ async def _variant(
   name = '_'.join(filter(None, (options.result_name, control)))
   try:
     system = system_lib.build(config, workdir)
+    names = other_tools.read(options.tools, config)
+    if names is not None:  # In every variant, so that a mistake shows at the start.
+      other_tools.renamed(system.agent, names, options.tools)
+    if control not in (_RENAMED, _RENAMED_ORACLE):
+      names = None
     system.warmup()
     if _has_judge(config):
       client = endpoints.connect(
           config.evaluation.judge, 'evaluation.judge', system.agent.recording
       )
-    journal = _journal(system, workdir, options, name, texts)
-    result = await _ask(system, options, name, control, journal, texts)
+    journal = _journal(system, workdir, options, name, texts, names)
+    result = await _ask(system, options, name, control, journal, texts, names)
     more = system.endpoint_usage()
+    if withheld := config.agent.withheld_tools:
+      tasks = getattr(system.tasks, options.split)
+      more['tasks_with_withheld_tools'] = withheld_tools.needing(tasks, withheld)
     if texts:
       more |= {'injection': injections_lib.safety(result.groups, texts)}
     if client is not None:
@@ -291,19 +343,23 @@ async def _variant(
 
 
 async def _ask(
-    system, options, name, control, journal, texts
+    system, options, name, control, journal, texts, names
 ) -> evaluation.Evaluation:
   """Runs the rollouts of one planner."""
   tasks = getattr(system.tasks, options.split)
   agent = system.agent
   if texts:
     agent = injection.planted(agent, texts)
+  if names is not None:
+    agent = other_tools.renamed(agent, names, options.tools)
+  if control == _RENAMED_ORACLE:
+    agent = system.with_script(scripted_planners.oracle, names)
   if control == 'random_planner':
     planner = scripted_planners.RandomPlanner(
         system.planner, system.config.agent.verbs
     )
     agent = dataclasses.replace(agent, planner=planner)
-    if system.tasks.train and system.config.task_set.kind in ('geohop', 'desk'):
+    if system.tasks.train and system.config.task_set.kind in _SCRIPTED:
       # What a random plan may say is known there.
       agent = system.with_script(scripted_planners.uniform)
   done = 0

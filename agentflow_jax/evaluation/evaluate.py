@@ -306,8 +306,21 @@ def save(
     evaluation: evaluation to write.
     others: further entries of the file.
   """
-  value = evaluation.to_json() | dict(others or {})
-  path = directory / f'{evaluation.name}.json'
+  return add(directory, evaluation.to_json(), others or {})
+
+
+def add(
+    directory: epath.Path, value: Mapping[str, Any], others: Mapping[str, Any]
+) -> Mapping[str, Any]:
+  """Writes the file of an evaluation with further entries, and returns what it holds.
+
+  Args:
+    directory: directory of the file, created where absent.
+    value: content of the file without them.
+    others: further entries.
+  """
+  value = {**value, **others}
+  path = directory / f'{value["name"]}.json'
   writing.write_whole(path, json.dumps(value, indent=1))
   return value
 

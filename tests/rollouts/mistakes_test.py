@@ -1,5 +1,6 @@
 """Labels of mistakes: hand-written rollouts, one a label, and totals that add up."""
 
+import asyncio
 import dataclasses
 import itertools
 import random
@@ -7,7 +8,9 @@ import random
 import pytest
 
 from agentflow_jax import records
+from agentflow_jax.agents import fakes, modules, renaming, rollout
 from agentflow_jax.rollouts import mistakes
+from tests.agents.environments import toy_world
 
 _Label, _Status = mistakes.Label, records.Status
 _ARGUMENTS = records.ToolErrorKind.ARGUMENTS
@@ -258,6 +261,22 @@ def test_rates_of_calls_and_of_declining_are_over_scored_rollouts():
   # Calls: two, one and one in worlds, of which one failed, and one for the question.
   assert found['calls_valid'] == 4 / 5
   assert found['no_call_right'] == 1 / 3
+
+
+def test_own_names_of_renamed_tools_are_mistakes_of_selection():
+  plan = toy_world.plan('move', thing='T1', shelf='S2')
+  names = renaming.Names({'move': renaming.NewName('carry')})
+  for unknown_tool in ('end', 'tell'):
+    agent = fakes.make_agent(
+        fakes.FakeLanguageModel({'planner': [plan] * 3}), (),
+        rollout.RolloutConfig(max_turns=3, answer_when_out_of_turns=False),
+        executor=modules.FieldExecutor(), verifier=modules.WorldVerifier(),
+        environment=toy_world.make(), unknown_tool=unknown_tool,
+    )
+    done = asyncio.run(rollout.rollout(
+        renaming.renamed(agent, names), toy_world.task(), toy_world.key()
+    ))
+    assert _cause(toy_world.task(), done) is _Label.SELECTION
 
 
 def test_what_an_environment_says_at_the_start_grounds_arguments():

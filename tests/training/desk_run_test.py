@@ -13,10 +13,11 @@ from agentflow_jax import records
 from agentflow_jax.agents import language_model, memory, modules, rollout
 from agentflow_jax.agents.environments.desk import mutants
 from agentflow_jax.assembly import call_solutions, desk_data, scripted_planners
-from agentflow_jax.assembly import system as system_lib, worlds
+from agentflow_jax.assembly import system as system_lib, withheld_tools, worlds
 from agentflow_jax.config import loading, schema
 from agentflow_jax.core import flow_grpo
 from agentflow_jax.data import desk
+from agentflow_jax.evaluation import command, evaluate as evaluation, other_tools
 from agentflow_jax.rollouts import rollout_files
 from agentflow_jax.tokenization import tokenizers
 from agentflow_jax.training import query_lengths, run, turn_rows
@@ -60,6 +61,62 @@ def _done(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('desk') / 'run'
   run.train(_config(), str(workdir))
   return workdir
+
+
+def _withheld() -> schema.Config:
+  base = _config()
+  return dataclasses.replace(
+      base, agent=dataclasses.replace(base.agent, withheld_tools=('extend_loan',))
+  )
+
+
+@pytest.mark.slow
+def test_withheld_tools_are_unknown_to_training_and_renamed_ones_work(tmp_path):
+  config = _withheld()
+  system = system_lib.build(config, epath.Path(tmp_path))
+  needs = withheld_tools.needing(system.tasks.test, ('extend_loan',))
+  assert 0 < len(needs) < len(system.tasks.test) == _TASKS
+  assert 0 < len(system.tasks.train) < _TASKS
+  for task in system.tasks.train:
+    assert 'extend_loan' not in task.world.tools and len(task.world.tools) == 19
+    assert 'extend_loan' not in str(task.tags)
+  assert all(not task.world.tools for task in system.tasks.test)
+  # It is no word of the planner, either, as the other tools are.
+  words = [len(system.tokenizer.encode(name)) for name in ('extend_loan', 'get_item')]
+  assert words[0] > words[1]
+
+  async def played(names):
+    return await evaluation.evaluate(
+        system.with_script(scripted_planners.oracle, names), system.tasks.test,
+        name='x', split='test', seed=0, processes=system.processes,
+    )
+
+  async def both():
+    names = other_tools.read('renamed', config)
+    found = [await played(None), await played(names)]
+    await system.close()
+    return found
+
+  own, renamed = asyncio.run(both())
+  assert own.accuracy == renamed.accuracy == 1.0
+  called = [other.to_json()['tools'] for other in (own, renamed)]
+  assert called[0].keys().isdisjoint(called[1])
+  assert sum(called[0].values()) == sum(called[1].values())
+
+
+@pytest.mark.slow
+def test_a_table_of_seen_renamed_and_unseen_tools(tmp_path):
+  config = _withheld()
+  run.train(config, str(tmp_path), quiet=True)
+  options = command.EvaluateOptions(greedy=True, tools='renamed', controls=True)
+  said = command.evaluate(config, str(tmp_path), options)
+  path = tmp_path / 'evaluations' / 'evaluation.json'
+  table = json.loads(path.read_text())['tools_shown']
+  assert list(table) == ['seen', 'renamed', 'unseen', 'oracle']
+  assert table['seen']['tasks'] == table['renamed']['tasks']
+  assert table['seen']['tasks'] + table['unseen']['tasks'] == _TASKS
+  assert table['oracle']['success'] == 1.0 and table['oracle']['tasks'] == _TASKS
+  assert 'oracle' in said and 'unseen' in said
 
 
 def _code_config(**changes):
