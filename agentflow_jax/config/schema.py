@@ -726,7 +726,7 @@ class SftConfig:
 
   Attributes:
     rollouts: work directory of a run whose successful rollouts are learned from, such
-      as one of Flow-GRPO with a learning rate of 0; '' for scripted rollouts and
+      as one of algorithm=none; '' for scripted rollouts and
       demonstrated plans.
     traces: number of scripted rollouts that are collected, one a task.
     rows_per_step: number of turn rows in a batch.
@@ -778,7 +778,9 @@ class Config:
 
   Attributes:
     name: name of the run in reports.
-    algorithm: way of training: 'flow_grpo', or 'sft' for a supervised warm start.
+    algorithm: way of training: 'flow_grpo', 'sft' for supervised training, or 'none',
+      which samples the rollouts of Flow-GRPO and trains nothing: prompting, and
+      rollouts that another run can learn from (sft.rollouts).
     seed: seed of all randomness.
     sizes: treatment of engine.max_prompt_tokens, engine.max_new_tokens and
       batch.tokens_per_row where they are too small for the planner's prompts and
@@ -789,7 +791,7 @@ class Config:
   """
 
   name: str
-  algorithm: Literal['flow_grpo', 'sft'] = 'flow_grpo'
+  algorithm: Literal['flow_grpo', 'sft', 'none'] = 'flow_grpo'
   seed: int = 0
   sizes: Literal['given', 'raised'] = 'given'
   task_set: TaskSetConfig = TaskSetConfig()

@@ -208,9 +208,12 @@ def check_serves_worlds(names: Iterable[str]) -> None:
 
 def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   """Yields fields (and all below them) that are idle, and what reads them."""
-  if config.algorithm == 'flow_grpo':
+  if config.algorithm != 'sft':
     for name in ('sft', 'teacher'):
       yield name, 'algorithm=sft'
+    if config.algorithm == 'none':
+      for name in ('optimizer', 'batch', 'queue', 'train.max_logprob_gap'):
+        yield name, 'an algorithm that trains'
   else:
     yield 'flow_grpo', 'algorithm=flow_grpo'
     yield 'queue', 'algorithm=flow_grpo'

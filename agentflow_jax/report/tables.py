@@ -117,9 +117,6 @@ def rows(run: data.Run) -> list[Row]:
 def gain(run: data.Run, suffix: str = '') -> Gain | None:
   """The gain from 'start' to 'final', over questions scored in both.
 
-  The questions are resampled together with their two rewards, so what makes a
-  question hard both times does not widen the interval.
-
   Args:
     run: a run.
     suffix: '' for the sampled evaluations, '_greedy' for the greedy ones.
@@ -127,22 +124,16 @@ def gain(run: data.Run, suffix: str = '') -> Gain | None:
   Returns:
     None where no question was scored both times.
   """
-  means = []
+  pairs = []
   for name in ('start', 'final'):
     evaluation = run.evaluations.get(name + suffix)
-    rewards = {}
-    for item in evaluation.items if evaluation else ():
-      if item.reward is not None:
-        rewards.setdefault(item.id, []).append(item.reward)
-    means.append({key: sum(r) / len(r) for key, r in rewards.items()})
-  before, after = means
-  shared = sorted(before.keys() & after.keys())
-  if not shared:
+    items = evaluation.items if evaluation else ()
+    pairs.append([(item.id, item.reward) for item in items])
+  found = intervals.paired_gain(*pairs, CONFIDENCE)
+  if found is None:
     return None
-  differences = [after[key] - before[key] for key in shared]
-  low, high = intervals.bootstrap_interval(differences, CONFIDENCE)
-  mean = sum(differences) / len(differences)
-  return Gain(Estimate(mean, low, high), len(shared))
+  mean, low, high, questions = found
+  return Gain(Estimate(mean, low, high), questions)
 
 
 def checks(run: data.Run) -> list[tuple[bool, str]]:

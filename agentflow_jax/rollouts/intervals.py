@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -54,6 +54,41 @@ def bootstrap_interval(
   tail = (1.0 - confidence) / 2.0
   low, high = np.quantile(means, (tail, 1.0 - tail))
   return float(low), float(high)
+
+
+def paired_gain(
+    before: Iterable[tuple[str, float | None]],
+    after: Iterable[tuple[str, float | None]],
+    confidence: float = 0.95,
+) -> tuple[float, float, float, int] | None:
+  """Returns how much a mean rose, over the items that were scored both times.
+
+  Items are resampled with both of their rewards, so what makes an item hard both
+  times does not widen the interval.
+
+  Args:
+    before: pairs of an item's id and the reward of a rollout, None without one.
+    after: the same of the second evaluation.
+    confidence: coverage aimed at, in (0, 1).
+
+  Returns:
+    (difference of the means, low, high, number of items) with a bootstrap interval;
+    None where no item was scored both times.
+  """
+  means = []
+  for pairs in (before, after):
+    rewards: dict[str, list[float]] = {}
+    for item, reward in pairs:
+      if reward is not None:
+        rewards.setdefault(item, []).append(reward)
+    means.append({item: sum(r) / len(r) for item, r in rewards.items()})
+  first, second = means
+  shared = sorted(first.keys() & second.keys())
+  if not shared:
+    return None
+  differences = [second[item] - first[item] for item in shared]
+  low, high = bootstrap_interval(differences, confidence)
+  return sum(differences) / len(differences), low, high, len(shared)
 
 
 def wilson_interval(

@@ -43,7 +43,7 @@ class Loop:
     """Data, update, evaluation, records, metrics, commit: step by step."""
     config, workdir = self.system.config, self.evaluations.workdir
     journal = journal_lib.Journal(workdir / 'journal')
-    if config.algorithm == 'flow_grpo':
+    if config.algorithm != 'sft':
       source = step_data.RolloutSource(
           self.system, journal,
           lambda step: rollout_files.read_all(_records(workdir, step)),
@@ -139,7 +139,8 @@ class Loop:
     with self.clock('update'):
       metrics = await asyncio.to_thread(self._traced_update, step + 1, data)
       config = self.system.config
-      if config.algorithm == 'flow_grpo' or is_due(config, step + 1):
+      is_read = config.algorithm == 'flow_grpo' or is_due(config, step + 1)
+      if config.algorithm != 'none' and is_read:
         await asyncio.to_thread(
             self.system.sample_from, self.trainer.params, step + 1
         )

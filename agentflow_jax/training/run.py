@@ -241,7 +241,7 @@ def _warnings_at_start(
   total, updates = config.optimizer.total_steps, config.train.steps
   if config.algorithm == 'flow_grpo':
     updates *= config.train.mini_batches
-  if total is not None and updates > total:
+  if total is not None and updates > total and config.algorithm != 'none':
     found.append(
         f'{config.train.steps} steps make {updates} updates, and the learning rate is'
         f' 0 after the first {total} (optimizer.total_steps)'

@@ -79,7 +79,7 @@ class RolloutSource:
     self._records_of = records_of
     self._score = score
     self._queue, self._queued = None, 0
-    if system.config.queue.size:
+    if system.config.queue.size and system.config.algorithm == 'flow_grpo':
       self._queue = sample_queue.SampleQueue(system.config.queue, self._by_term)
     self._filter, self._noted = None, 0
     train = system.config.train

@@ -10,6 +10,7 @@ from agentflow_jax import records
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.evaluation import evaluate
 from agentflow_jax.files import reading, writing
+from agentflow_jax.rollouts import intervals
 
 _FILE = 'summary.json'
 
@@ -39,8 +40,10 @@ def write(
       'config/algorithm': config.algorithm,
       'steps': len(lines),
   }
+  rewards = {}
   for name, path in _evaluation_files(workdir):
     value = reading.read_json(path, allows_nan=True)
+    rewards[name] = [(i['id'], i['reward']) for i in value.get('items', ())]
     key = (
         f'control/{name.removeprefix("control_")}'
         if name.startswith('control_')
@@ -55,6 +58,13 @@ def write(
     summary[f'{key}/items_scored'] = value['items_scored']
     summary |= _flat(f'{key}/world', value.get('world', {}))
     summary |= _flat(f'{key}/mistakes', value.get('mistakes', {}))
+  for suffix in ('', '_greedy'):
+    gain = intervals.paired_gain(
+        rewards.get(f'start{suffix}', ()), rewards.get(f'final{suffix}', ())
+    )
+    if gain is not None:
+      names = ('', '/ci_low', '/ci_high', '/items')
+      summary |= {f'eval/gain{suffix}{n}': v for n, v in zip(names, gain, strict=True)}
   names = ['rollouts/requested', 'rollouts/scored', 'rollouts/turns']
   names += [f'rollouts/status/{s.value}' for s in records.Status]
   for name in names:

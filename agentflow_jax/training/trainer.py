@@ -69,9 +69,12 @@ class Trainer:
           f'batch.rows_per_micro {config.batch.rows_per_micro} must be a'
           f' multiple of data x fsdp = {shards}'
       )
+    lengths = update_shapes.row_lengths(config)
+    if config.algorithm == 'none':
+      lengths = ()
     examples = {
         n: sharding.put_batch(update_shapes.example_batch(config, n, self._pad_id), mesh)
-        for n in update_shapes.row_lengths(config)
+        for n in lengths
     }
     update_fn = update.make_update_fn(
         network, config.optimizer, update_shapes.loss_of(config), mesh
@@ -127,6 +130,8 @@ class Trainer:
     Raises:
       RunStopped: an update was refused; the state is the one before it.
     """
+    if self._config.algorithm == 'none':
+      return {'updates': 0}
     mini_batches = [list(rows) for rows in mini_batches if rows]
     packed = [self._pack(rows) for rows in mini_batches]
     if self._score is not None:

@@ -18,8 +18,7 @@ def network_of(
 
 def loss_of(config: schema.Config) -> update.LossConfig:
   """Returns the loss that the run's algorithm is."""
-  is_policy = config.algorithm == 'flow_grpo'
-  return config.flow_grpo if is_policy else config.sft.loss
+  return config.sft.loss if config.algorithm == 'sft' else config.flow_grpo
 
 
 def needs_reference(config: schema.Config) -> bool:

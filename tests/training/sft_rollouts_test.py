@@ -10,6 +10,7 @@ from agentflow_jax import records
 from agentflow_jax.config import overrides, schema, unread
 from agentflow_jax.rollouts import mistakes, rollout_files
 from agentflow_jax.training import run
+from agentflow_jax.weights import host_copies, model_directory
 from tests.config import mini
 
 
@@ -26,10 +27,10 @@ def _sft(directory, rollouts, **changes):
 
 @pytest.fixture(scope='module', name='made')
 def _made(tmp_path_factory):
-  """A run whose policy stays as it was."""
+  """A run that samples rollouts and trains nothing."""
   directory = tmp_path_factory.mktemp('sampled')
   config = overrides.override(mini.config(directory / 'in', steps=2), [
-      ('optimizer.learning_rate', '0'), ('evaluation.every', '0'),
+      ('algorithm', 'none'), ('evaluation.every', '0'),
       ('evaluation.start_and_final', 'false'),
   ])
   run.train(config, str(directory / 'out'), quiet=True)
@@ -43,6 +44,23 @@ def _records(directory):
       for group in rollout_files.read(epath.Path(file))
       for trajectory in group.trajectories
   ]
+
+
+def test_algorithm_none_samples_what_flow_grpo_does_and_keeps_the_planner(made):
+  lines = (made / 'out' / 'metrics.jsonl').read_text().splitlines()
+  for line in map(json.loads, lines):
+    assert line['updates'] == 0 and line['rollouts/requested'] == 9
+  for _, trajectory in _records(made / 'out'):
+    versions = {t.completion.params_version for t in trajectory.turns}
+    assert versions <= {0}
+  config = mini.config(made / 'in')
+  before, after = (
+      host_copies.params_digest(
+          model_directory.load(directory, model_directory.load_config(directory))
+      )
+      for directory in (config.planner.directory, made / 'out' / 'planner')
+  )
+  assert before == after
 
 
 def test_it_learns_from_the_successes_and_from_nothing_else(made, tmp_path):
