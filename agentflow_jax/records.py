@@ -32,15 +32,39 @@ class Segment:
   """A piece of a prompt with one author.
 
   Attributes:
-    role: 'system', 'user' or 'assistant'; what a chat template calls a role.
+    role: 'system', 'user' or 'assistant'; what a chat template calls a role. In a
+      conversation with tool calls also 'tool', for the result of one call; results
+      stand behind the calls, in the order of the calls.
     text: the piece itself.
     trusted: False for whatever a model, a tool or a server returned. No text of
       an untrusted segment ever becomes a control token.
+    calls: tool calls that an assistant makes behind its text.
   """
 
   role: str
   text: str
   trusted: bool = True
+  calls: 'tuple[ToolCall, ...]' = ()
+
+
+def joined(prompt: Sequence[Segment]) -> list[Segment]:
+  """Returns a prompt with neighbouring segments of one role as one segment each.
+
+  What a tool returned, and text with calls behind it, is joined to nothing.
+  """
+  found: list[Segment] = []
+  for segment in prompt:
+    last = found[-1] if found else None
+    if last is None or segment.role != last.role or segment.role == 'tool' or (
+        segment.calls or last.calls
+    ):
+      found.append(segment)
+    else:
+      found[-1] = dataclasses.replace(
+          last, text=last.text + segment.text,
+          trusted=last.trusted and segment.trusted,
+      )
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -582,6 +606,9 @@ class Turn:
     memory: the entry that this turn added to memory, as rendered.
     shortened: number of older entries that were shortened to make room in the planner's
       prompt.
+    more: further calls of the same response, in order, with their results, where
+      one response may make several (agent.plan_format=tool_calls). As for the first
+      call, either may be None.
   """
 
   completion: Completion
@@ -592,6 +619,33 @@ class Turn:
   modules: tuple[ModuleCall, ...] = ()
   memory: str = ''
   shortened: int = 0
+  more: tuple[tuple[ToolCall | None, ToolResult | None], ...] = ()
+
+  @property
+  def attempts(self) -> tuple[tuple[ToolCall | None, ToolResult | None], ...]:
+    """All that the response tried to call, in order, with the results.
+
+    A call is None where none could be made of what was written, a result where the
+    call ended the rollout.
+    """
+    if self.call is None and self.result is None:
+      return self.more
+    return ((self.call, self.result), *self.more)
+
+  @property
+  def results(self) -> tuple[ToolResult, ...]:
+    """Results of the response, in order; not those inside a program."""
+    return tuple(result for _, result in self.attempts if result is not None)
+
+  @property
+  def calls(self) -> tuple[tuple[ToolCall, ToolResult], ...]:
+    """Calls that were made, with their results; a program's calls follow it."""
+    return tuple(
+        pair
+        for call, result in self.attempts
+        if call is not None and result is not None
+        for pair in ((call, result), *result.inner)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

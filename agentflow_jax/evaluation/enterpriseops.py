@@ -45,8 +45,8 @@ def run_of(
     return {'run_number': number, 'error': why, 'overall_success': False}
   passed = sum(result['passed'] for result in results.values())
   calls = [
-      (turn.call, turn.result) for turn in trajectory.turns
-      if turn.call is not None and turn.result is not None
+      (call, result) for turn in trajectory.turns for call, result in turn.attempts
+      if call is not None and result is not None
   ]
   return {
       'run_number': number,

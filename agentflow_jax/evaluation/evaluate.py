@@ -358,12 +358,21 @@ def _world(trajectory: records.Trajectory) -> dict[str, Any]:
 
 def _turn(turn: records.Turn) -> dict[str, Any]:
   verdicts = [m.output for m in turn.modules if m.module == 'verifier']
+  more = [_attempt(*one) for one in turn.more]
   return {
       'planner': turn.completion.text,
       'parse_error': turn.parse_error,
-      'tool': turn.call.tool if turn.call else None,
-      'arguments': dict(turn.call.arguments) if turn.call else {},
-      'result': turn.result.text[:2000] if turn.result else '',
-      'failed': bool(turn.result and turn.result.error),
+      **_attempt(turn.call, turn.result),
       'verdict': verdicts[-1] if verdicts else '',
+  } | ({'more': more} if more else {})
+
+
+def _attempt(
+    call: records.ToolCall | None, result: records.ToolResult | None
+) -> dict[str, Any]:
+  return {
+      'tool': call.tool if call else None,
+      'arguments': dict(call.arguments) if call else {},
+      'result': result.text[:2000] if result else '',
+      'failed': bool(result and result.error),
   }

@@ -21,6 +21,16 @@ class ReportError(reading.FileError):
 
 
 @dataclasses.dataclass(frozen=True)
+class ItemCall:
+  """A further call of a response that makes several, as text for people."""
+
+  tool: str
+  arguments: Mapping[str, Any]
+  result: str
+  failed: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class ItemTurn:
   """One planner turn of an evaluated question, as text for people."""
 
@@ -31,6 +41,7 @@ class ItemTurn:
   result: str
   failed: bool
   verdict: str
+  more: tuple[ItemCall, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,17 +258,24 @@ def _item(raw: Mapping[str, Any]) -> Item:
           ItemTurn(
               planner=_text(turn.get('planner')),
               parse_error=_text(turn.get('parse_error')),
-              tool=_text(turn.get('tool')),
-              arguments=dict(turn.get('arguments') or {}),
-              result=_text(turn.get('result')),
-              failed=bool(turn.get('failed')),
+              **_call(turn),
               verdict=_text(turn.get('verdict')),
+              more=tuple(ItemCall(**_call(one)) for one in turn.get('more') or ()),
           )
           for turn in raw.get('turns') or ()
       ),
       changed=tuple(map(_text, raw.get('changed') or ())),
       violations=tuple(map(_text, raw.get('violations') or ())),
   )
+
+
+def _call(raw: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+      'tool': _text(raw.get('tool')),
+      'arguments': dict(raw.get('arguments') or {}),
+      'result': _text(raw.get('result')),
+      'failed': bool(raw.get('failed')),
+  }
 
 
 def _counts(raw: Mapping[str, Any] | None) -> dict[str, int]:

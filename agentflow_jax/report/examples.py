@@ -152,19 +152,20 @@ def _turn(turn: data.ItemTurn, index: int) -> str:
         '<h4 class="bad">This plan could not be read</h4>',
         _pre(turn.parse_error, failed=True),
     ]
-  if turn.tool or turn.result:
-    if turn.tool:
-      parts += ['<h4>Tool call</h4>', _pre(_call(turn))]
-    title = 'Tool failed' if turn.failed else 'Result'
-    mark = ' class="bad"' if turn.failed else ''
-    parts += [f'<h4{mark}>{title}</h4>', _pre(turn.result, failed=turn.failed)]
+  for one in (turn, *turn.more):
+    if one.tool:
+      parts += ['<h4>Tool call</h4>', _pre(_call(one))]
+    if one.tool or one.result:
+      title = 'Tool failed' if one.failed else 'Result'
+      mark = ' class="bad"' if one.failed else ''
+      parts += [f'<h4{mark}>{title}</h4>', _pre(one.result, failed=one.failed)]
   if turn.verdict:
     said = f'<p class="note said">{_cut(turn.verdict)}</p>'
     parts.append(f'<h4>Verifier</h4>{said}')
   return '<li>' + ''.join(parts) + '</li>'
 
 
-def _call(turn: data.ItemTurn) -> str:
+def _call(turn: data.ItemTurn | data.ItemCall) -> str:
   """The call as it reads best: a program keeps its lines."""
   shown = []
   for name, value in turn.arguments.items():

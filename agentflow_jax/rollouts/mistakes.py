@@ -32,7 +32,7 @@ class Label(enum.Enum):
   """A kind of mistake; the order decides between mistakes of one turn."""
 
   # Level 1, single calls and the decision to make none.
-  FORMAT = 'format'  # A response that is no plan.
+  FORMAT = 'format'  # A response that is no plan, or a call that cannot be read.
   SELECTION = 'selection'  # A tool that there is not, or a needed one not called.
   GROUNDING = 'grounding'  # An argument that stands in no text which was shown.
   ARGUMENTS = 'arguments'  # A call that its tool refused.
@@ -219,10 +219,14 @@ def _of_plans(trajectory: records.Trajectory) -> Iterator[Mistake]:
     if turn.parse_error:
       label = Label.SELECTION if _names_a_tool(turn) else Label.FORMAT
       yield Mistake(label, i, turn.parse_error)
-    elif turn.call is None and turn.result is not None:
-      unknown = turn.result.counts.get('unknown_tool')
-      label = Label.SELECTION if unknown else Label.ARGUMENTS
-      yield Mistake(label, i, turn.result.text, _goes_on(trajectory, i))
+    for call, result in turn.attempts:
+      if call is None and result is not None:
+        label = Label.ARGUMENTS
+        if result.counts.get('unknown_tool'):
+          label = Label.SELECTION
+        elif result.counts.get('malformed_call'):
+          label = Label.FORMAT
+        yield Mistake(label, i, result.text, _goes_on(trajectory, i))
 
 
 def _names_a_tool(turn: records.Turn) -> bool:
@@ -239,8 +243,8 @@ def _names_a_tool(turn: records.Turn) -> bool:
 def _goes_on(trajectory: records.Trajectory, turn: int) -> bool:
   """Says whether a later turn made a call that its tool accepted."""
   return any(
-      later.result is not None and later.result.error is None
-      for later in trajectory.turns[turn + 1 :]
+      result.error is None
+      for later in trajectory.turns[turn + 1 :] for result in later.results
   )
 
 
@@ -249,10 +253,8 @@ def _calls(
 ) -> Iterator[tuple[int, records.ToolCall, records.ToolResult]]:
   """Yields each call with its turn and result, those that programs made included."""
   for i, turn in enumerate(trajectory.turns):
-    if turn.call is not None and turn.result is not None:
-      yield i, turn.call, turn.result
-      for call, result in turn.result.inner:
-        yield i, call, result
+    for call, result in turn.calls:
+      yield i, call, result
 
 
 def _of_calls(

@@ -203,8 +203,10 @@ def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
     row['completion']['prompt_ids'] = [same, *ids[same:]]
     row['completion'] = _without(row['completion'], 'thoughts', 'thinking')
     del row['completion']['kept']
-    if row['result'] is not None:
-      row['result'] = _without(row['result'], 'inner')
+    row = _without(row, 'more')
+    for result in (row['result'], *(one for _, one in row.get('more', ()))):
+      if result is not None and not result['inner']:
+        del result['inner']
     if turn.completion.kept is not None:
       counts, kept = turn.completion.kept.numbers()
       row['completion']['kept'] = {'counts': counts, 'ids': kept}
@@ -311,12 +313,20 @@ def _turn(row, prompt_ids) -> records.Turn:
       completion=records.Completion(**completion),
       sampling=records.SamplingSpec(**sampling),
       parse_error=row['parse_error'],
-      call=records.ToolCall(**row['call']) if row['call'] else None,
+      call=_call(row['call']),
       result=None if row['result'] is None else _result(row['result']),
       modules=_modules(row['modules']),
       memory=row['memory'],
       shortened=row['shortened'],
+      more=tuple(
+          (_call(call), None if result is None else _result(result))
+          for call, result in row.get('more', ())
+      ),
   )
+
+
+def _call(row) -> records.ToolCall | None:
+  return records.ToolCall(**row) if row else None
 
 
 def _modules(rows) -> tuple[records.ModuleCall, ...]:

@@ -112,8 +112,9 @@ def rows(
   (label of the mistake that the rollout failed of, or None), 'mistakes' (labels of all
   its mistakes; see rollouts.mistakes), 'detail', 'answer', 'plan' (text of the
   planner), 'parse_error', 'tool', 'arguments', 'result', 'tool_error' (kind of the
-  error or None), 'calls' (list of the calls that a program
-  made: 'tool', 'arguments', 'result', 'tool_error'), 'verdict' (text of the verifier).
+  error or None), 'calls' (list of the calls that a program made, and of further calls
+  of the same response: 'tool', 'arguments', 'result', 'tool_error'), 'verdict' (text of
+  the verifier).
   """
   terms = trajectory.score.terms if trajectory.score else {}
   verdict = trajectory.verdict or records.Verdict(())
@@ -146,7 +147,13 @@ def rows(
         'plan': turn.completion.text,
         'parse_error': turn.parse_error,
         **_call(call, result),
-        'calls': [_call(*one) for one in (result.inner if result else ())],
+        'calls': [
+            _call(*one)
+            for one in (
+                *(result.inner if result else ()),
+                *(p for c, r in turn.more for p in ((c, r), *(r.inner if r else ()))),
+            )
+        ],
         'verdict': said[-1] if said else None,
     }
 
@@ -211,7 +218,8 @@ def _turn(row: Mapping[str, Any]) -> Iterator[str]:
   for call in row['calls']:
     arguments = json.dumps(call['arguments'], ensure_ascii=False)
     mark = '!' if call['tool_error'] else '->'
-    yield f'     {_cut(call["tool"])} {_cut(arguments)} {mark} {_cut(call["result"])}'
+    tool, said = call['tool'] or 'no call', call['result'] or ''
+    yield f'     {_cut(tool)} {_cut(arguments)} {mark} {_cut(said)}'
   if row['result'] is not None:
     failed = f' ({row["tool_error"]})' if row['tool_error'] else ''
     yield f'   result{failed}: {_cut(row["result"])}'

@@ -125,11 +125,9 @@ def tool_calls(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:
               call.tool
               for t in trajectories
               for turn in t.turns
-              if turn.call is not None
-              for call in (
-                  turn.call,
-                  *(c for c, _ in (turn.result.inner if turn.result else ())),
-              )
+              for made, result in turn.attempts
+              if made is not None
+              for call in (made, *(c for c, _ in (result.inner if result else ())))
           ).items()
       )
   )
@@ -142,20 +140,20 @@ def tool_counts(
   counts: collections.Counter[str] = collections.Counter()
   for trajectory in trajectories:
     for turn in trajectory.turns:
-      if turn.result is not None:
-        counts.update(turn.result.counts)
-        for _, made in turn.result.inner:
+      for result in turn.results:
+        counts.update(result.counts)
+        for _, made in result.inner:
           counts.update(made.counts)
   return dict(sorted(counts.items()))
 
 
 def tool_errors(trajectories: Sequence[records.Trajectory]) -> tuple[int, int]:
-  """Counts (turns whose call failed, turns that parsed to a plan)."""
+  """Counts (calls that failed, calls); a program is one, whatever it calls."""
   results = [
-      turn.result
+      result
       for trajectory in trajectories
       for turn in trajectory.turns
-      if turn.result is not None
+      for result in turn.results
   ]
   return sum(r.error is not None for r in results), len(results)
 

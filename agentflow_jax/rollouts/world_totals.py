@@ -48,11 +48,7 @@ def of_groups(groups: Sequence[records.Group]) -> dict[str, Any]:
       'violations': _mean(violations),
       'violating': _mean(n > 0 for n in violations),
       'calls': _mean(
-          sum(
-              1 + len(turn.result.inner) for turn in t.turns
-              if turn.call is not None and turn.result is not None
-          )
-          for _, t in scored
+          sum(len(turn.calls) for turn in t.turns) for _, t in scored
       ),
       'environment_seconds': _mean(_seconds(t) for _, t in scored),
       'by_family': _by(scored, lambda task: task.tags.get(_TAG)),

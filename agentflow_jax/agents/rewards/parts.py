@@ -131,7 +131,7 @@ def _values(
     task: records.Task, ending: records.Ending, verdict: records.Verdict | None
 ) -> dict[str, float]:
   """Returns the values of all terms but success and answer."""
-  results = [t.result for t in ending.turns if t.result is not None]
+  results = [result for t in ending.turns for result in t.results]
   tokens = sum(len(t.completion.response_ids) for t in ending.turns)
   most = sum(t.sampling.max_new_tokens for t in ending.turns)
   values = {
