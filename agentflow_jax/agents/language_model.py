@@ -3,8 +3,8 @@
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from agentflow_jax import records
 
@@ -64,6 +64,7 @@ class LanguageModel(Protocol):
       prompt: tuple[records.Segment, ...],
       sampling: records.SamplingSpec,
       request_key: records.RequestKey,
+      tools: Sequence[Mapping[str, Any]] = (),
   ) -> records.Completion:
     """Samples one response.
 
@@ -71,6 +72,8 @@ class LanguageModel(Protocol):
       prompt: segments that the model is conditioned on, in order.
       sampling: temperature, truncation, stops and the token limit.
       request_key: key of the request, which decides its randomness.
+      tools: tools that the response may call, as OpenAI's interface describes them.
+        What it calls is part of its text, see agents.call_text.
 
     Returns:
       The completion, with ids and logprobs where the model runs in-process.
@@ -80,8 +83,12 @@ class LanguageModel(Protocol):
       Unreachable: the engine or endpoint failed.
     """
 
-  def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
-    """Tokens of the rendered prompt, the template's own included."""
+  def count_tokens(
+      self,
+      prompt: tuple[records.Segment, ...],
+      tools: Sequence[Mapping[str, Any]] = (),
+  ) -> int:
+    """Tokens of the rendered prompt, the template's own and the tools included."""
 
 
 def text_counter(model: LanguageModel) -> Callable[[str], int]:

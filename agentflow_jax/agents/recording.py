@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentflow_jax import records
@@ -250,15 +250,20 @@ class RecordedModel:
   def __getattr__(self, name: str) -> Any:
     return getattr(self._model, name)  # usage, aclose
 
-  def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
+  def count_tokens(
+      self,
+      prompt: tuple[records.Segment, ...],
+      tools: Sequence[Mapping[str, Any]] = (),
+  ) -> int:
     """Estimates tokens, as the model behind it does."""
-    return self._model.count_tokens(prompt)
+    return self._model.count_tokens(prompt, *([tools] if tools else []))
 
   async def generate(
       self,
       prompt: tuple[records.Segment, ...],
       sampling: records.SamplingSpec,
       request_key: records.RequestKey,
+      tools: Sequence[Mapping[str, Any]] = (),
   ) -> records.Completion:
     """Returns the recorded completion, or asks; raises what the model raises.
 
@@ -268,9 +273,14 @@ class RecordedModel:
     recording = self._recording
     asked = {
         'model': self._version,
-        'prompt': [[s.role, s.text] for s in prompt],
+        'prompt': [
+            [s.role, s.text, *([c.tool, dict(c.arguments)] for c in s.calls)]
+            for s in prompt
+        ],
         'sampling': dataclasses.asdict(sampling),
     }
+    with_tools = {'tools': list(tools)} if tools else {}
+    asked |= with_tools
     name, found = await recording._find(asked, request_key)
     if found is not None:
       error = found.get('error')
@@ -281,7 +291,9 @@ class RecordedModel:
         raise _ERRORS[error](found['message'])
     try:
       with recording._noting_cancellation(name, asked, request_key):
-        completion = await self._model.generate(prompt, sampling, request_key)
+        completion = await self._model.generate(
+            prompt, sampling, request_key, **with_tools
+        )
     except tuple(_ERRORS.values()) as e:
       value = {'error': type(e).__name__, 'message': str(e)}
       recording._write(name, asked, request_key, value)

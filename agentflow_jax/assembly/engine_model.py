@@ -1,18 +1,20 @@
 """The planner as a language model: segments in, ids and text out."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from agentflow_jax import records
-from agentflow_jax.agents import language_model, plan
+from agentflow_jax.agents import call_text, language_model, plan
 from agentflow_jax.inference import api, engine as engine_lib
 from agentflow_jax.tokenization import tokenizers
 
 # For serving, which sees no room below this one.
 PromptTooLong = language_model.PromptTooLong
 Unreachable = language_model.Unreachable
+read_calls, sure_content = call_text.read, call_text.sure
 
 
 class EngineModel:
@@ -27,6 +29,31 @@ class EngineModel:
   ):
     self.engine = engine
     self.tokenizer = tokenizer
+
+  @functools.cached_property
+  def calls_as_trained(self) -> bool:
+    """Whether calls are in the chat template's own syntax, and not in a plain form."""
+    shown = call_text.read(self.tokenizer.shown_call)
+    return bool(shown.calls and not shown.problems and shown.calls[0].arguments)
+
+  def render(
+      self,
+      prompt: Sequence[records.Segment],
+      tools: Sequence[Mapping[str, Any]] = (),
+  ) -> list[int]:
+    """Encodes a prompt up to where the assistant begins to speak.
+
+    With tools or calls the chat template renders them, if it does so in a syntax that
+    `read_calls` reads; otherwise they are written as agents.call_text.plain does.
+
+    Raises:
+      ValueError: the chat template refuses the messages.
+    """
+    if not tools and not any(s.calls or s.role == 'tool' for s in prompt):
+      return self.tokenizer.render(prompt)
+    if self.calls_as_trained:
+      return self.tokenizer.render(prompt, tools)
+    return self.tokenizer.render(call_text.plain(prompt, tools))
 
   @property
   def max_prompt_tokens(self) -> int:
@@ -43,8 +70,9 @@ class EngineModel:
       prompt: tuple[records.Segment, ...],
       sampling: records.SamplingSpec,
       request_key: records.RequestKey,
+      tools: Sequence[Mapping[str, Any]] = (),
   ) -> records.Completion:
-    ids = self.tokenizer.render(prompt)
+    ids = self.render(prompt, tools)
     return await self.sample(
         ids, sampling, request_key, thinking=self.tokenizer.opens_thought
     )
@@ -104,8 +132,12 @@ class EngineModel:
         stalled_seconds=result.stalled_seconds,
     )
 
-  def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
-    return len(self.tokenizer.render(prompt))
+  def count_tokens(
+      self,
+      prompt: tuple[records.Segment, ...],
+      tools: Sequence[Mapping[str, Any]] = (),
+  ) -> int:
+    return len(self.render(prompt, tools))
 
 
 def _tell_time(timing: api.Timing) -> None:

@@ -25,6 +25,18 @@ Thinking = Literal['auto', 'on', 'off']
 # The variables that released templates read: Qwen3, SmolLM3 and GLM read
 # enable_thinking; DeepSeek-V3.1 and Granite read thinking.
 _THINKING_VARIABLES = ('enable_thinking', 'thinking')
+_PROBES = ({
+    'type': 'function',
+    'function': {
+        'name': 'probe_name', 'description': 'probe_purpose',
+        'parameters': {
+            'type': 'object', 'required': ['probe_argument'],
+            'properties': {
+                'probe_argument': {'type': 'string', 'description': 'probe'}
+            },
+        },
+    },
+},)
 _THOUGHT_TAG = re.compile(
     rf'<(/?)(?:{records.THOUGHT_TAGS})>|\[(/?)think\]', re.IGNORECASE
 )
@@ -63,6 +75,9 @@ class ChatTemplate:
   Attributes:
     opens_thought: whether a prompt ends inside a thought that the template
       opened, so that a response begins with the rest of that thought.
+    shown_call: text of a response with one call as the template writes it, which is
+      what the model was trained to write; '' where the template shows no tools, calls
+      or results. `pieces` takes them only where there is such a text.
   """
 
   def __init__(
@@ -102,6 +117,37 @@ class ChatTemplate:
     )
     self._longest_first = [self._added[c] for c in spelled]
     self.opens_thought = self._opens_thought()
+    self.shown_call = self._shown_calls(1)
+    # Llama 3's template refuses several calls in one message.
+    self._joins_calls = bool(self.shown_call and self._shown_calls(2))
+
+  def _shown_calls(self, count: int) -> str:
+    """Renders a probe; returns the message with calls, '' where they are left out."""
+    calls = tuple(
+        records.ToolCall('probe_name', {'probe_argument': f'probe_value_{i}'})
+        for i in range(count)
+    )
+    prompt = (
+        records.Segment('system', 'probe'), records.Segment('user', 'probe'),
+        records.Segment('assistant', '', calls=calls),
+        *(records.Segment('tool', f'probe_result_{i}') for i in range(count)),
+    )
+    try:
+      pieces = self._pieces(*self._render(prompt, tools=_PROBES, split=False))
+    except TooCostly:
+      raise
+    except TemplateError:
+      return ''
+    spelled = {t.id: '\0' if t.special else t.content for t in self._longest_first}
+    text = ''.join(p if isinstance(p, str) else spelled[p] for p in pieces)
+    wanted = ('probe_purpose', *(
+        f'probe_{what}_{i}' for i in range(count) for what in ('value', 'result')
+    ))
+    if not all(word in text for word in wanted):
+      return ''
+    # Special tokens, which decoding drops, stand around the messages.
+    said = next(part for part in text.split('\0') if 'probe_value_0' in part)
+    return said.strip().removeprefix('assistant').strip()
 
   def _opens_thought(self) -> bool:
     """Renders a probe, and reads whether its end is inside a thought."""
@@ -126,13 +172,22 @@ class ChatTemplate:
     rendered, mark = self._render(prompt)
     return rendered.replace(mark, '')
 
-  def pieces(self, prompt: Sequence[records.Segment]) -> list[str | int]:
+  def pieces(
+      self,
+      prompt: Sequence[records.Segment],
+      tools: Sequence[Mapping[str, Any]] = (),
+  ) -> list[str | int]:
     """Renders a prompt as ids of the template's own added tokens, and texts.
+
+    Args:
+      prompt: prompt, with calls and results only where there is a `shown_call`.
+      tools: tools as OpenAI's interface describes them. No text in them becomes a
+        control token.
 
     Raises:
       TemplateError: the template refuses the messages.
     """
-    return self._pieces(*self._render(prompt))
+    return self._pieces(*self._render(prompt, tools=tools))
 
   def ends_of_turn(self) -> set[int]:
     """Returns ids of the added tokens that the template puts after answers."""
@@ -175,41 +230,108 @@ class ChatTemplate:
       )
     return self._patterns[mark]
 
-  def _render(self, prompt, asks: bool = True) -> tuple[str, str]:
+  def _render(
+      self, prompt, asks: bool = True, tools=(), split: bool | None = None
+  ) -> tuple[str, str]:
     """Returns the rendered prompt with marks in it, and the mark.
 
     Args:
       prompt: segments of the prompt.
       asks: whether the rendered prompt begins the assistant's next turn.
+      tools: tools, see `pieces`.
+      split: whether each call is in a message of its own; None as it has to be.
     """
-    marker = message_text.Marker(
-        _absent_from([s.text for s in prompt]), self._looks
-    )
-    messages: list[dict[str, str]] = []
-    for segment in prompt:
-      if not messages or messages[-1]['role'] != segment.role:
-        messages.append({'role': segment.role, 'content': ''})
-      messages[-1]['content'] += segment.text
-    for message in messages:
-      text = message['content']
-      message['content'] = message_text.MessageText(
-          text, bytes(len(text)), marker
-      )
+    segments = records.joined(prompt)
+    if any(len(s.calls) > 1 for s in segments) and (
+        not self._joins_calls if split is None else split
+    ):
+      segments = _one_call_each(segments)
     try:
+      texts = _texts([
+          *(s.text for s in segments), *tools,
+          *(part for s in segments for c in s.calls for part in (c.tool, c.arguments)),
+      ])
+      marker = message_text.Marker(_absent_from(texts), self._looks)
+      messages = _messages(segments, marker)
+      shown = message_text.marked_json(list(tools), marker)
       with template_bounds.budget():
         rendered = self._template.render(
             # transformers passes None, and templates test `tools is not none`.
-            {'tools': None, 'documents': None} | self._variables,
+            {'tools': None, 'documents': None} | self._variables
+            | ({'tools': shown} if shown else {}),
             messages=messages, add_generation_prompt=asks,
         )
     except (MemoryError, RecursionError, template_bounds.TooMuch) as e:
       raise TooCostly(
           f'the chat template asks for too much: {str(e) or type(e).__name__}'
       ) from e
+    except TemplateError:
+      raise
     except Exception as e:  # Whatever a template of somebody else's does.
       raise TemplateError(f'the chat template failed: {e}') from e
     # The join makes a plain str that holds the marks.
     return ''.join([rendered]), marker.mark
+
+
+def _one_call_each(
+    segments: Sequence[records.Segment],
+) -> list[records.Segment]:
+  """Returns a conversation whose messages have one call, each before its result."""
+  found, at = [], 0
+  while at < len(segments):
+    segment = segments[at]
+    results = segments[at + 1 : at + 1 + len(segment.calls)]
+    if len(segment.calls) < 2:
+      found.append(segment)
+      at += 1
+      continue
+    for i, (call, result) in enumerate(zip(segment.calls, results, strict=True)):
+      text = segment.text if i == 0 else ''
+      found += [dataclasses.replace(segment, text=text, calls=(call,)), result]
+    at += 1 + len(results)
+  return found
+
+
+def _messages(
+    segments: Sequence[records.Segment], marker: message_text.Marker
+) -> list[dict[str, Any]]:
+  """Returns messages as templates read them, with marks in their texts."""
+  messages, waiting, number = [], [], 0
+  for segment in segments:
+    message = {
+        'role': segment.role,
+        'content': message_text.marked_json(segment.text, marker),
+    }
+    if segment.calls:
+      message['tool_calls'], waiting = [], []
+      for call in segment.calls:
+        name = message_text.marked_json(call.tool, marker)
+        arguments = message_text.marked_json(call.arguments, marker)
+        # Mistral's templates want nine characters.
+        waiting.append((f'call{number:05d}', name))
+        message['tool_calls'].append({
+            'id': waiting[-1][0], 'type': 'function',
+            'function': {'name': name, 'arguments': arguments},
+        })
+        number += 1
+    elif segment.role == 'tool' and waiting:
+      message['tool_call_id'], message['name'] = waiting.pop(0)
+    messages.append(message)
+  return messages
+
+
+def _texts(value: Any) -> list[str]:
+  """Returns the texts in a value of JSON, the keys of its objects included."""
+  found, waiting = [], [value]
+  while waiting:
+    one = waiting.pop()
+    if isinstance(one, str):
+      found.append(one)
+    elif isinstance(one, Mapping):
+      waiting += [*one.keys(), *one.values()]
+    elif isinstance(one, (list, tuple)):
+      waiting += one
+  return found
 
 
 def _with_spaces(token: AddedToken, mark: str) -> str:

@@ -106,6 +106,7 @@ class HuggingFaceTokenizer:
       check(template, added, variables, thinking)
     self.template = chat.ChatTemplate(template, added, variables, thinking)
     self.opens_thought = self.template.opens_thought
+    self.shown_call = self.template.shown_call
     size = whole.get_vocab_size(with_added_tokens=True)
     self.vocab_size = max([size, *(t.id + 1 for t in added)])
     behind = self.template.ends_of_turn() if ends else set()
@@ -159,9 +160,13 @@ class HuggingFaceTokenizer:
     kept = [i for i in ids if i not in self._special and i < self.vocab_size]
     return self._whole.decode(kept, skip_special_tokens=False)
 
-  def render(self, prompt: Sequence[records.Segment]) -> list[int]:
+  def render(
+      self,
+      prompt: Sequence[records.Segment],
+      tools: Sequence[Mapping[str, Any]] = (),
+  ) -> list[int]:
     ids = []
-    for piece in self.template.pieces(prompt):
+    for piece in self.template.pieces(prompt, tools):
       if isinstance(piece, int):
         ids.append(piece)
       else:

@@ -218,10 +218,14 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
+  marker = message_text.marker_in(value)
   text = json.dumps(
-      value, ensure_ascii=False, indent=indent, separators=separators,
-      sort_keys=sort_keys,
+      message_text.plain_json(value), ensure_ascii=False, indent=indent,
+      separators=separators, sort_keys=sort_keys,
   )
   if ensure_ascii:
     text = _ESCAPED.sub(lambda m: json.dumps(m.group())[1:-1], text)
-  return text
+  if marker is None:
+    return text
+  # A message decides what the escapes are, so all of it counts as a message's.
+  return message_text.MessageText(text, bytes(len(text)), marker)

@@ -12,7 +12,7 @@ safe: the worst is that a template does not find what it looks for.
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _RUNS = re.compile(b'\0+|\1+')
@@ -203,6 +203,42 @@ def plain(value: Any) -> Any:
   if isinstance(value, tuple):
     return tuple(map(plain, value))
   return value._text if isinstance(value, MessageText) else value
+
+
+def marker_in(value: Any) -> Marker | None:
+  """Returns the marker of the text of a message in a value of JSON; None without."""
+  waiting = [value]
+  while waiting:
+    one = waiting.pop()
+    if isinstance(one, MessageText):
+      return one._marker
+    if isinstance(one, Mapping):
+      waiting += [*one.keys(), *one.values()]
+    elif isinstance(one, (list, tuple)):
+      waiting += one
+  return None
+
+
+def plain_json(value: Any) -> Any:
+  """Returns a value of JSON whose texts have no marks."""
+  if isinstance(value, Mapping):
+    return {plain(k): plain_json(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain_json(one) for one in value]
+  return plain(value)
+
+
+def marked_json(value: Any, marker: Marker) -> Any:
+  """Returns a value of JSON whose texts, the keys included, are a message's."""
+  if isinstance(value, str):
+    return MessageText(value, bytes(len(value)), marker)
+  if isinstance(value, Mapping):
+    return {
+        marked_json(k, marker): marked_json(v, marker) for k, v in value.items()
+    }
+  if isinstance(value, (list, tuple)):
+    return [marked_json(one, marker) for one in value]
+  return value
 
 
 def concat(parts: Iterable[str]) -> str:

@@ -2,8 +2,8 @@
 
 import io
 import os
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import sentencepiece
 from etils import epath
@@ -27,12 +27,16 @@ class Tokenizer(Protocol):
     opens_thought: whether a rendered prompt ends inside a thought that the
       chat template opened (`<think>`, `<thinking>` or `<reasoning>`), so that a
       response holds only the end of that thought.
+    shown_call: text of a response with one call as the chat template writes it; ''
+      where `render` takes no tools, calls and results. A conversation with calls is
+      then written as text (agents.call_text.plain).
   """
 
   vocab_size: int
   pad_id: int
   stop_ids: tuple[int, ...]
   opens_thought: bool
+  shown_call: str
 
   def encode(self, text: str) -> list[int]:
     """Encodes text; never gives a control token, whatever the text holds."""
@@ -40,8 +44,18 @@ class Tokenizer(Protocol):
   def decode(self, ids: Sequence[int]) -> str:
     """Decodes ids; control tokens decode to nothing."""
 
-  def render(self, prompt: Sequence[records.Segment]) -> list[int]:
-    """Encodes a prompt up to where the assistant begins to speak."""
+  def render(
+      self,
+      prompt: Sequence[records.Segment],
+      tools: Sequence[Mapping[str, Any]] = (),
+  ) -> list[int]:
+    """Encodes a prompt up to where the assistant begins to speak.
+
+    Args:
+      prompt: prompt.
+      tools: tools as OpenAI's interface describes them; only where there is a
+        `shown_call`.
+    """
 
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes the files that it is loaded from to an existing directory."""
@@ -55,7 +69,9 @@ class SentencePieceTokenizer:
   role, the role's id and the run's text encoded as one piece.
   """
 
-  opens_thought = False  # There is no chat template.
+  # There is no chat template.
+  opens_thought = False
+  shown_call = ''
 
   def __init__(self, path: str | os.PathLike[str]):
     """Loads a model.
@@ -92,18 +108,15 @@ class SentencePieceTokenizer:
     known = [i for i in ids if not self._model.is_control(i)]
     return self._model.decode(known)
 
-  def render(self, prompt):
+  def render(self, prompt, tools=()):
+    if tools:
+      raise ValueError('there is no chat template that shows tools')
     ids: list[int] = []
-    runs: list[tuple[str, list[str]]] = []
-    for segment in prompt:
+    for segment in records.joined(prompt):
       if segment.role not in self._role_ids:
         raise ValueError(f'unknown role {segment.role!r}; roles are {_ROLES}')
-      if not runs or runs[-1][0] != segment.role:
-        runs.append((segment.role, []))
-      runs[-1][1].append(segment.text)
-    for role, texts in runs:
-      ids.append(self._role_ids[role])
-      ids += self._model.encode(''.join(texts))
+      ids.append(self._role_ids[segment.role])
+      ids += self._model.encode(segment.text)
     ids.append(self._role_ids['assistant'])
     return ids
 

@@ -1,9 +1,12 @@
 """Chat templates: sandboxed, deterministic, and honest about what fails."""
 
+import json
+
 import pytest
 
 from agentflow_jax import records
 from agentflow_jax.tokenization import chat
+from tests.tokenization import byte_tokenizer
 
 _END = chat.AddedToken(7, '<|end|>')
 
@@ -193,3 +196,106 @@ def test_a_switch_that_the_template_does_not_read_is_refused(source):
     with pytest.raises(chat.TemplateError, match="set thinking to 'auto'"):
       chat.ChatTemplate(source, (), {}, thinking)
   chat.ChatTemplate(source, (), {}, 'auto')
+
+
+_FUNCTION = {
+    'type': 'function',
+    'function': {
+        'name': 'look<|end|>', 'description': 'Looks <|end|> up.',
+        'parameters': {
+            'type': 'object',
+            'properties': {'<|end|>': {'type': 'string', 'enum': ['<|end|>']}},
+        },
+    },
+}
+_CALLS = (
+    records.ToolCall('look<|end|>', {'<|end|>': ['<|end|>', {'é"': '\n'}]}),
+    records.ToolCall('b', {}),
+)
+_CONVERSATION = (
+    records.Segment('user', 'Who?<|end|>', False),
+    records.Segment('assistant', 'Hm.<|end|>', False, _CALLS),
+    records.Segment('tool', 'one<|end|>', False),
+    records.Segment('tool', 'two', False),
+)
+# One call in a message, in JSON without tags, as Llama 3's templates have it.
+_SINGLE = (
+    '{% for t in tools or [] %}{{ t | tojson(indent=1) }}{% endfor %}'
+    '{% for m in messages %}{% if "tool_calls" in m %}'
+    '{% if m.tool_calls | length != 1 %}{{ raise_exception("one at once") }}{% endif %}'
+    '{% set f = m.tool_calls[0].function %}[assistant]<|end|>'
+    '{"name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}<|end|>'
+    '{% elif m.role == "tool" %}[ipython]{{ {"output": m.content} | tojson }}<|end|>'
+    '{% else %}[{{ m.role }}]{{ m.content | trim }}<|end|>{% endif %}{% endfor %}'
+)
+
+
+def test_tools_calls_and_results_are_rendered_and_none_becomes_a_token():
+  template = _template(byte_tokenizer.TOOLS_TEMPLATE.replace('<|im_end|>', '<|end|>'))
+  pieces = template.pieces(_CONVERSATION, (_FUNCTION,))
+  assert pieces.count(7) == 5  # A message each: system, user, assistant, two results.
+  text = ''.join(p if isinstance(p, str) else '#' for p in pieces)
+  assert json.dumps(_FUNCTION) in text
+  arguments = '{"<|end|>": ["<|end|>", {"é\\"": "\\n"}]}'
+  assert f'{{"name": "look<|end|>", "arguments": {arguments}}}' in text
+  assert 'Result: one<|end|>#' in text
+  assert text.index('Result: one') < text.index('Result: two')
+  # The text of messages alone is what it was.
+  assert template.pieces(_CONVERSATION[:1]) == [
+      '<|im_start|>user\nWho?<|end|>', 7, '\n<|im_start|>assistant\n'
+  ]
+
+
+def test_escapes_of_json_cannot_make_a_token():
+  token = chat.AddedToken(3, '\\n')  # A backslash, which JSON writes for a line break.
+  template = _template(
+      '{{ tools | tojson }}{{ messages[0].content | tojson }}', (token,)
+  )
+  (text,) = template.pieces(_user('a\nb'), ({'x': '\n'},))
+  assert text == '[{"x": "\\n"}]"a\\nb"'
+
+
+def test_a_template_that_takes_one_call_gets_each_in_a_message_of_its_own():
+  template = _template(_SINGLE)
+  text = template.text(_CONVERSATION)
+  assert text.count('[assistant]') == text.count('[ipython]') == 2
+  assert text.index('"name": "look') < text.index('one') < text.index('"name": "b"')
+  assert template.pieces(_CONVERSATION, (_FUNCTION,)).count(7) == 7
+
+
+@pytest.mark.parametrize(
+    'source, shown',
+    [
+        (byte_tokenizer.TOOLS_TEMPLATE.replace('<|im_end|>', '<|end|>'),
+         '<|im_start|>assistant\n<tool_call>\n{"name": "probe_name", "arguments":'
+         ' {"probe_argument": "probe_value_0"}}\n</tool_call>'),
+        (_SINGLE,
+         '{"name": "probe_name", "parameters": {"probe_argument": "probe_value_0"}}'),
+        # These leave out tools, calls, or results; the last one fails.
+        ('{% for m in messages %}{{ m.content }}{% endfor %}', ''),
+        ('{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}', ''),
+        ('{{ messages | tojson }}', ''),
+        ('{{ tools }}{% for m in messages %}{{ m.tool_calls[0].id }}{% endfor %}', ''),
+        ('{{ raise_exception("no") }}', ''),
+    ],
+)
+def test_a_template_is_asked_how_it_shows_a_call(source, shown):
+  assert _template(source).shown_call == shown
+
+
+def test_ids_and_names_of_results_are_those_of_their_calls():
+  template = _template(
+      '{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }} {% endfor %}'
+      '{% if m.role == "tool" %}={{ m.tool_call_id }} {{ m.name }} {% endif %}'
+      '{% endfor %}{{ tools | tojson }}'
+  )
+  calls = tuple(records.ToolCall(n, {}) for n in 'ab')
+  turn = (
+      records.Segment('assistant', '', False, calls),
+      records.Segment('tool', 'x'), records.Segment('tool', 'y'),
+  )
+  template._joins_calls = True
+  assert template.text(turn * 2) == (
+      'call00000 call00001 =call00000 a =call00001 b '
+      'call00002 call00003 =call00002 a =call00003 b null'
+  )

@@ -7,6 +7,8 @@ role and never a trained one.
 import asyncio
 import collections
 import dataclasses
+import functools
+import json
 import logging as std_logging
 import math
 import os
@@ -226,6 +228,7 @@ class EndpointClient:
       prompt: tuple[records.Segment, ...],
       sampling: records.SamplingSpec,
       request_key: records.RequestKey,
+      tools: Sequence[Mapping[str, Any]] = (),
   ) -> records.Completion:
     """Samples one response; neighbouring segments of a role are one message.
 
@@ -236,6 +239,8 @@ class EndpointClient:
       prompt: segments that the model is conditioned on, in order; not empty.
       sampling: sampling settings; top_k and min_p only with `extended_sampling`.
       request_key: key of the request, which gives its seed and spreads its retries.
+      tools: tools that the response may call, as OpenAI's interface describes them.
+        What it calls is part of its text, see agents.call_text.
 
     Returns:
       The completion without ids and logprobs. Time in pauses and failed
@@ -248,11 +253,14 @@ class EndpointClient:
       language_model.Unreachable: every attempt failed.
       Refused: the endpoint turned the request down for good.
     """
-    body = openai_protocol.body(self._config, prompt, sampling, request_key)
+    body = openai_protocol.body(
+        self._config, prompt, sampling, request_key, tools
+    )
     began = time.monotonic()
     request = _Request(
-        self._url, body, openai_protocol.parse,
-        self.count_tokens(prompt) + sampling.max_new_tokens,
+        self._url, body,
+        functools.partial(openai_protocol.parse, with_calls=bool(tools)),
+        self.count_tokens(prompt, tools) + sampling.max_new_tokens,
     )
     if self._cache is None:
       answer, sent = await self._ask(request, request_key)
@@ -393,14 +401,20 @@ class EndpointClient:
         f'one with: {reason}'
     )
 
-  def count_tokens(self, prompt: tuple[records.Segment, ...]) -> int:
+  def count_tokens(
+      self,
+      prompt: tuple[records.Segment, ...],
+      tools: Sequence[Mapping[str, Any]] = (),
+  ) -> int:
     """Estimates tokens: a quarter of the characters and four a message.
 
     The endpoint's tokenizer is not known here. Text other than English prose
     can take several times as many tokens, so leave room.
     """
     messages = openai_protocol.messages(prompt)
-    characters = sum(len(m['content']) for m in messages)
+    characters = sum(
+        len(m['content']) + sum(map(_size, m.get('tool_calls', ()))) for m in messages
+    ) + sum(map(_size, tools))
     return math.ceil(characters / _CHARACTERS_PER_TOKEN) + (
         _TOKENS_PER_MESSAGE * len(messages)
     )
@@ -502,6 +516,11 @@ class EndpointClient:
     if retry_after is not None:
       pause = max(pause, retry_after)
     return min(pause, self._config.max_backoff_seconds)
+
+
+def _size(value: Mapping[str, Any]) -> int:
+  """Returns the characters of a tool or a call."""
+  return len(json.dumps(value, ensure_ascii=False))
 
 
 def _url_of(config: settings.EndpointConfig, path: str) -> str:

@@ -7,12 +7,13 @@ import email.utils
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from agentflow_jax import records
+from agentflow_jax.agents import call_text
 from agentflow_jax.agents.endpoints import settings
 
 
@@ -103,15 +104,18 @@ def body(
     prompt: tuple[records.Segment, ...],
     sampling: records.SamplingSpec,
     request_key: records.RequestKey,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
   """Returns the JSON of a request.
 
   Raises:
-    ValueError: the prompt is empty, or the sampling is more than the endpoint
-      was said to understand.
+    ValueError: the prompt is empty, or the sampling, or the tools, are more than the
+      endpoint was said to understand.
   """
   if not prompt:
     raise ValueError('the prompt is empty')
+  if tools and config.api != 'chat':
+    raise ValueError(f'tools need an endpoint with api=chat, not {config.api}')
   said = messages(prompt)
   asked: dict[str, Any] = {
       'model': config.model,
@@ -122,6 +126,8 @@ def body(
   if config.api == 'chat':
     asked['messages'] = said
     asked |= _switch(config)
+    if tools:
+      asked['tools'] = list(tools)
   else:
     asked['prompt'] = '\n\n'.join(m['content'] for m in said)
   if sampling.stop:
@@ -151,29 +157,47 @@ def _switch(config: settings.EndpointConfig) -> dict[str, Any]:
   return {'chat_template_kwargs': {'enable_thinking': on, 'thinking': on}}
 
 
-def messages(prompt: tuple[records.Segment, ...]) -> list[dict[str, str]]:
+def messages(prompt: tuple[records.Segment, ...]) -> list[dict[str, Any]]:
   """Joins neighbouring segments of one role; chat servers want them to vary.
 
   A lone surrogate, which a model's JSON may bring and UTF-8 has none of, becomes
   U+FFFD.
   """
-  joined: list[dict[str, str]] = []
-  for segment in prompt:
+  found: list[dict[str, Any]] = []
+  made, waiting = 0, []
+  for segment in records.joined(prompt):
     text = _SURROGATE.sub('\ufffd', segment.text)
-    if joined and joined[-1]['role'] == segment.role:
-      joined[-1]['content'] += text
-    else:
-      joined.append({'role': segment.role, 'content': text})
-  return joined
+    found.append({'role': segment.role, 'content': text})
+    if segment.calls:
+      waiting = [f'call{made + i:05d}' for i in range(len(segment.calls))]
+      made += len(waiting)
+      found[-1]['tool_calls'] = [
+          {
+              'id': name, 'type': 'function',
+              'function': {
+                  'name': call.tool,
+                  'arguments': json.dumps(dict(call.arguments), ensure_ascii=False),
+              },
+          }
+          for name, call in zip(waiting, segment.calls)
+      ]
+    elif segment.role == 'tool' and waiting:
+      found[-1]['tool_call_id'] = waiting.pop(0)
+  return found
 
 
-def parse(content: bytes) -> Answer:
+def parse(content: bytes, with_calls: bool = False) -> Answer:
   """Reads a success, of either interface.
 
   The content is text, or parts whose texts are joined. Thoughts are parts of
   their own (Mistral), or a field beside the content: reasoning_content
   (DeepSeek, SGLang) or reasoning (OpenRouter, newer vLLM). A completion of
   thoughts alone has no text.
+
+  Args:
+    content: content of the response.
+    with_calls: whether tools were sent. Calls are then part of the text, in the form
+      of agents.call_text, whatever the form in which the server's model writes them.
 
   Raises:
     BadAnswer: the content is not a completion, or the completion ended for an
@@ -194,12 +218,28 @@ def parse(content: bytes) -> Answer:
       raise LookupError('an empty message')
     thoughts = thoughts or _reasoning(message)
     reason = choice.get('finish_reason')
+    calls = _calls(message.get('tool_calls')) if with_calls else []
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     raise BadAnswer('a success that is no completion') from None
   end, is_whole = _read_end(reason)
+  if calls:
+    is_whole = is_whole or end == 'stop'
+    text = call_text.write(text, calls)
   return Answer(
       text, end, *_tokens(answer.get('usage')), is_whole and bool(text), thoughts
   )
+
+
+def _calls(said: Any) -> list[tuple[str, Any]]:
+  """Returns name and arguments of each call; arguments as text where no object."""
+  found = []
+  for one in said or ():
+    name, arguments = one['function']['name'], one['function'].get('arguments')
+    if isinstance(arguments, str):
+      with contextlib.suppress(ValueError, RecursionError):
+        arguments = json.loads(arguments)
+    found.append((name, arguments))
+  return found
 
 
 def _raise_error(value: dict[str, Any]) -> None:

@@ -153,7 +153,7 @@ def _from_json(
   if found is None:
     return None
   if found.keys() <= own.keys():
-    return None, _json_arguments({own[k]: v for k, v in found.items()})
+    return None, json_arguments({own[k]: v for k, v in found.items()})
   command = found.get('command')
   if isinstance(command, str) and _START.search(command):
     return parse_command(command, card)
@@ -169,16 +169,36 @@ def _from_json(
       (v for k in ('name', 'tool', 'tool_name')
        if isinstance(v := found.get(k), str)), None
   )
-  return (None if tool == 'tool' else tool), _json_arguments(arguments)
+  return (None if tool == 'tool' else tool), json_arguments(arguments)
 
 
-def _json_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def json_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns arguments that were read as JSON, if they are values that we record.
+
+  Raises:
+    base.BadArguments: a value is no JSON, such as NaN or half of a character, or is
+      nested in more than `MAX_DEPTH` others.
+  """
   try:
+    _check_depth(arguments)
     return _json_like(dict(arguments))
   except (ValueError, RecursionError) as error:
     raise base.BadArguments(
         f'the arguments must be plain values: {error}'
     ) from error
+
+
+def _check_depth(value: Any) -> None:
+  """Raises ValueError where a value of JSON is nested too deep."""
+  level = [value]
+  for _ in range(MAX_DEPTH):
+    level = [
+        part for one in level if isinstance(one, (dict, list))
+        for part in (one.values() if isinstance(one, dict) else one)
+    ]
+    if not level:
+      return
+  raise ValueError(f'more than {MAX_DEPTH} values inside each other')
 
 
 def _sources(text: str) -> Iterator[str]:
