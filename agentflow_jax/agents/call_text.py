@@ -57,8 +57,7 @@ JSON between tags, one block for each call, and nothing behind the blocks:
 <tool_call>
 {"name": "FUNCTION", "arguments": {"ARGUMENT": "VALUE"}}
 </tool_call>
-Each result comes back between <tool_response> tags. When no call is needed any more, \
-answer without one.
+The next message holds the results. When no call is needed any more, answer without one.
 Functions:
 """
 
@@ -220,7 +219,7 @@ def _call(value: Any) -> records.ToolCall:
   name.encode()  # Half of a pair of surrogates raises.
   arguments = value.get('arguments', value.get('parameters'))
   if isinstance(arguments, str):  # As OpenAI's interface writes them.
-    arguments = _DECODER.decode(arguments)
+    arguments = _DECODER.decode(arguments) if arguments.strip() else {}
   if not isinstance(arguments, dict | None):
     raise ValueError('its "arguments" are no JSON object')
   return records.ToolCall(name, calls_lib.json_arguments(arguments or {}))

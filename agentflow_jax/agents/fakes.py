@@ -31,6 +31,7 @@ class FakeLanguageModel:
     finish_reason: finish reason of every completion.
     thinking: whether its prompts end inside an open thought.
     requests: (prompt, sampling, key) of each request so far, in order.
+    tools: tools of each request so far, in order.
     is_local: whether its time counts as sampling, as an engine's does; False for
       a stand-in of an endpoint.
   """
@@ -40,9 +41,11 @@ class FakeLanguageModel:
   thinking: bool = False
   requests: list[tuple] = dataclasses.field(default_factory=list)
   is_local: bool = True
+  tools: list[tuple] = dataclasses.field(default_factory=list)
 
-  async def generate(self, prompt, sampling, request_key):
+  async def generate(self, prompt, sampling, request_key, tools=()):
     self.requests.append((prompt, sampling, request_key))
+    self.tools.append(tools)
     start = time.monotonic()
     try:
       text = await self._reply(request_key)
@@ -60,7 +63,8 @@ class FakeLanguageModel:
       raise reply
     return reply if isinstance(reply, str) else await reply(request_key)
 
-  def count_tokens(self, prompt):
+  def count_tokens(self, prompt, tools=()):
+    del tools
     return count_words(prompt)
 
   def prompts_of(self, module: str) -> list[str]:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentflow_jax import records
@@ -37,6 +37,8 @@ class View:
     counts: sums of events by name, which modules add to: 'shortened' and
       'shortened/<module>' are the memory entries that were shortened for the
       prompts of the planner and of a frozen module.
+    messages: conversation behind the query, where one model calls the tools itself
+      (see agents.calling); memory then has no entries.
   """
 
   task_id: str
@@ -46,6 +48,7 @@ class View:
   counts: collections.Counter[str] = dataclasses.field(
       default_factory=collections.Counter, compare=False
   )
+  messages: tuple[records.Segment, ...] = ()
 
   def key_of(self, module: str) -> records.RequestKey:
     return dataclasses.replace(self.key, module=module)
@@ -135,6 +138,13 @@ class ModelPlanner:
         f'the prompt has {tokens} tokens, more than'
         f' {self.max_prompt_tokens}, with every memory entry shortened'
     )
+
+  def count_tokens(
+      self, cards: Sequence[base.Card], memory: memory_lib.Memory
+  ) -> int:
+    """Returns the tokens of the prompt for a memory, which may be too many."""
+    segments = prompts.planner_prompt(self.prompt, cards, memory)
+    return self.model.count_tokens(segments)
 
 
 _FIELD = re.compile(r'\{(sub_goal|context)\}')

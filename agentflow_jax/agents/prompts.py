@@ -43,7 +43,8 @@ class PromptConfig:
   Attributes:
     system: instructions at the beginning of the prompt; '' for none (a small
       planner that was trained on the format needs none). Where plans are programs
-      (agent.plan_format=code), the default stands for CODE_SYSTEM.
+      (agent.plan_format=code), the default stands for CODE_SYSTEM; where one model
+      calls tools (agent.plan_format=tool_calls), it stands for ''.
     tail: text at the end of the prompt.
     cards: amount that the prompt says of each tool: 'full', 'brief' for names and
       purposes, or 'names', which is enough for a small planner that was trained with

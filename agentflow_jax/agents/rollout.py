@@ -12,7 +12,7 @@ from typing import Literal
 from absl import logging
 
 from agentflow_jax import records
-from agentflow_jax.agents import cancelling, fitting
+from agentflow_jax.agents import call_text, calling, cancelling, fitting
 from agentflow_jax.agents import language_model, memory as memory_lib
 from agentflow_jax.agents import modules
 from agentflow_jax.agents import plan as plan_lib
@@ -86,8 +86,9 @@ class Agent:
       which programs act; None for neither.
     forfeit: score of a rollout that the reward is not asked about, because it broke
       the format or its time limit; None for a reward of 0 without terms.
-    plan_format: form of the planner's responses: 'fields', or 'code' for a thought
-      and a program (see agents.plan).
+    plan_format: form of the planner's responses: 'fields', 'code' for a thought and a
+      program (see agents.plan), or 'tool_calls' for one model that calls the tools
+      itself and answers (see agents.calling), without the other modules.
     unknown_tool: consequence of a plan that names no existing tool: 'end' ends the
       rollout as unparseable, 'tell' puts an error into memory and goes on.
     plant: function from a task and the tools of its rollout to the tools instead, for
@@ -112,7 +113,7 @@ class Agent:
   on_step: Callable[[str, str], None] | None = None
   environment: environments.Environment | None = None
   forfeit: records.Score | None = None
-  plan_format: Literal['fields', 'code'] = 'fields'
+  plan_format: Literal['fields', 'code', 'tool_calls'] = 'fields'
   unknown_tool: Literal['end', 'tell'] = 'end'
   plant: (
       Callable[[records.Task, Mapping[str, base.Tool]], Mapping[str, base.Tool]] | None
@@ -160,12 +161,9 @@ class _Progress:
 
   def ending(self, status: Status) -> records.Ending:
     """Returns what checks and rewards read of the rollout."""
-    calls = []
-    for turn in self.turns:
-      if turn.call is not None and turn.result is not None:
-        calls += [(turn.call, turn.result), *turn.result.inner]
+    calls = tuple(pair for turn in self.turns for pair in turn.calls)
     return records.Ending(
-        status, self.answer, tuple(calls), self.ended, tuple(self.turns)
+        status, self.answer, calls, self.ended, tuple(self.turns)
     )
 
   def check_deadline(self) -> None:
@@ -408,8 +406,85 @@ def _not_analysed(task, end, progress) -> tuple[str, records.Trajectory]:
 async def _run(
     agent, task, key, analysis, brief, progress
 ) -> tuple[Status, str]:
-  """Turns until verifier or world stop or the budget ends, then the answer."""
+  """Runs turns until the rollout is stopped or the budget ends, and the answer."""
   memory = memory_lib.start(task.query, analysis, agent.gazetteer, brief.policy)
+  if agent.plan_format == 'tool_calls':
+    stopped = await _converse(agent, task, key, memory, progress)
+  else:
+    stopped = await _work(agent, task, key, memory, progress)
+  if stopped:
+    refused = progress.ended == 'refuse'
+    return Status.REFUSED if refused else Status.ANSWERED, ''
+  results = progress.turns[-1].results
+  if results and results[-1].error is records.ToolErrorKind.ARGUMENTS:
+    return Status.TOOL_ERROR, results[-1].text
+  return Status.OUT_OF_TURNS, ''
+
+
+async def _converse(agent, task, key, memory, progress) -> bool:
+  """Turns of one model that calls tools; returns whether it, or the world, ended."""
+  messages: calling.Messages = ()
+  for turn in range(agent.config.max_turns):
+    view = modules.View(
+        task.id, memory, agent.cards, dataclasses.replace(key, turn=turn),
+        messages=messages,
+    )
+    completion = await _speak(agent, view, progress)
+    said = call_text.read(completion.text, completion.thinking)
+    if said.calls or said.problems:
+      messages += await _call_all(agent, view, said, progress)
+    progress.check_deadline()
+    if progress.ended or not (said.calls or said.problems):
+      ended_by = progress.episode.answer if progress.ended else None
+      progress.answer = said.answer if ended_by is None else ended_by
+      return True
+  return False
+
+
+async def _call_all(agent, view, said, progress) -> calling.Messages:
+  """Makes the calls of a response, in order, until one ends the world's episode."""
+  attempts: list[tuple[records.ToolCall | None, records.ToolResult | None]] = []
+
+  def keep(call, result=None):
+    attempts.append((call, result))
+    (first, of_first), *more = attempts
+    progress.turns[-1] = dataclasses.replace(
+        progress.turns[-1], call=first, result=of_first, more=tuple(more)
+    )
+
+  for i, call in enumerate(said.calls):
+    if call.tool not in agent.tools:
+      text = f'unknown tool {call.tool!r:.80}; the tools are {sorted(agent.tools)}'
+      keep(None, _refusal(text, 'unknown_tool'))
+    else:
+      keep(call)  # At once: the call may be what ends the rollout.
+      key = dataclasses.replace(view.key, attempt=i)
+      call, result = await _checked_call(agent, call, key, view.memory, progress)
+      attempts.pop()
+      keep(call, result)
+    agent.show(call.tool, attempts[-1][1].text)
+    progress.check_deadline()
+    if progress.ended:
+      return ()  # Nobody reads a message any more.
+  for problem in said.problems:
+    keep(None, _refusal(problem, 'malformed_call'))
+  return calling.turn(
+      said, [result for _, result in attempts],
+      lambda text: memory_lib.shorten(
+          text, agent.count_tokens, agent.config.entry_tokens
+      ),
+  )
+
+
+def _refusal(text: str, kind: str) -> records.ToolResult:
+  """Returns the result of what is no call that can be made."""
+  return records.ToolResult(
+      memory_lib.bounded(text), records.ToolErrorKind.ARGUMENTS, counts={kind: 1}
+  )
+
+
+async def _work(agent, task, key, memory, progress) -> bool:
+  """Turns of the four modules, and the answer; returns whether a turn was the last."""
   stopped = False
   for turn in range(agent.config.max_turns):
     turn_key = dataclasses.replace(key, turn=turn)
@@ -435,32 +510,32 @@ async def _run(
             tuple(asked), view.counts['shortened/generator'],
         ),
     )
-  if stopped:
-    refused = progress.ended == 'refuse'
-    return Status.REFUSED if refused else Status.ANSWERED, ''
-  last = progress.turns[-1].result
-  if last is not None and last.error is records.ToolErrorKind.ARGUMENTS:
-    return Status.TOOL_ERROR, last.text
-  return Status.OUT_OF_TURNS, ''
+  return stopped
 
 
-async def _turn(
-    agent, task, key, memory, progress
-) -> tuple[memory_lib.Memory, bool]:
-  """One turn; its record is kept from the moment the planner has spoken."""
-  view = modules.View(task.id, memory, agent.cards, key)
+async def _speak(agent, view, progress) -> records.Completion:
+  """Asks the planner; its turn is kept from the moment it has spoken."""
   with _module('planner', progress), progress.sampling():
     completion, sampling = await agent.planner.plan(view)
-  turn = records.Turn(
-      completion, sampling, shortened=view.counts['shortened']
+  progress.turns.append(
+      records.Turn(completion, sampling, shortened=view.counts['shortened'])
   )
-  progress.turns.append(turn)
   agent.show('planner', completion.text)
   if completion.finish_reason == 'length':
     raise _End(
         Status.TRUNCATED_RESPONSE,
         f'the response reached {sampling.max_new_tokens} tokens',
     )
+  return completion
+
+
+async def _turn(
+    agent, task, key, memory, progress
+) -> tuple[memory_lib.Memory, bool]:
+  """One turn of the four modules."""
+  view = modules.View(task.id, memory, agent.cards, key)
+  completion = await _speak(agent, view, progress)
+  turn = progress.turns[-1]
   try:
     plan = _read(agent, completion)
   except plan_lib.PlanError as e:
@@ -570,24 +645,51 @@ async def _execute(agent, view, plan, progress):
         progress.turns[-1], call=call, modules=_worth_keeping(said)
     )
     agent.show('executor', f'{call.tool} {dict(call.arguments)}')
-    checked = base.check_arguments(tool.card, call.arguments)
-    call = dataclasses.replace(call, arguments=checked)
-    result = await _call(agent, tool, call, view.key, progress)
   except (base.BadArguments, references_lib.UnknownReference) as e:
     said = dataclasses.replace(
         said, prompts=tuple(asked),
         shortened=view.counts['shortened/executor'],
     )
-    result = records.ToolResult(
-        memory_lib.bounded(str(e)), records.ToolErrorKind.ARGUMENTS,
-        time.monotonic() - start,
-    )
-  texts = [result.text, *(made.text for _, made in result.inner)]
-  query = view.memory.unmarked().query
-  if any(_quotes(text, query) for text in texts):
-    counts = {**result.counts, 'quotes_query': 1}
-    result = dataclasses.replace(result, counts=counts)
+    return None, said, _noting_quotes(_bad_arguments(e, start), view.memory)
+  call, result = await _checked_call(agent, call, view.key, view.memory, progress)
   return call, said, result
+
+
+async def _checked_call(
+    agent, call, key, memory, progress
+) -> tuple[records.ToolCall, records.ToolResult]:
+  """Makes a call if its arguments fit the tool's card.
+
+  Returns:
+    The call, with arguments in the types of the card where they fit, and the result;
+    an error that the arguments caused is a result, too.
+  """
+  tool, start = agent.tools[call.tool], time.monotonic()
+  try:
+    checked = base.check_arguments(tool.card, call.arguments)
+    call = dataclasses.replace(call, arguments=checked)
+    result = await _call(agent, tool, call, key, progress)
+  except base.BadArguments as e:
+    result = _bad_arguments(e, start)
+  return call, _noting_quotes(result, memory)
+
+
+def _bad_arguments(error: Exception, start: float) -> records.ToolResult:
+  """Returns the result of a call, begun at `start`, that its arguments spoilt."""
+  return records.ToolResult(
+      memory_lib.bounded(str(error)), records.ToolErrorKind.ARGUMENTS,
+      time.monotonic() - start,
+  )
+
+
+def _noting_quotes(result, memory) -> records.ToolResult:
+  """Counts a result that holds the whole query."""
+  texts = [result.text, *(made.text for _, made in result.inner)]
+  query = memory.unmarked().query
+  if not any(_quotes(text, query) for text in texts):
+    return result
+  counts = {**result.counts, 'quotes_query': 1}
+  return dataclasses.replace(result, counts=counts)
 
 
 def _quotes(text: str, query: str) -> bool:

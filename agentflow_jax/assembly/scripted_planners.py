@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentflow_jax import records
-from agentflow_jax.agents import modules, plan as plan_lib
+from agentflow_jax.agents import call_text, modules, plan as plan_lib
 from agentflow_jax.assembly import call_solutions, geohop_solutions
 from agentflow_jax.config import schema
 from agentflow_jax.tokenization import tokenizers
@@ -76,17 +76,19 @@ class RandomPlanner:
     planner: the planner that it stands in for.
     verbs: words of which a uniform one begins the sub-goal: rule verifiers stop at the
       last of them.
-    programs: whether plans are programs.
+    plan_format: form of plans, see agent.plan_format.
   """
 
   planner: modules.ModelPlanner
   verbs: Sequence[str]
-  programs: bool = False
+  plan_format: str = 'fields'
 
   async def plan(self, view):
     rng = random.Random(repr(view.key_of('script').words()))
     query = ' '.join(view.memory.unmarked().query.split())
-    if self.programs:
+    if self.plan_format == 'tool_calls':
+      return records.Completion(_random_call(rng, view, query)), self.planner.sampling
+    if self.plan_format == 'code':
       card = rng.choice(view.cards[0].functions)
       called = f'{card.name}({query!r})' if card.arguments else f'{card.name}()'
       if card.name != 'final_answer':
@@ -98,6 +100,15 @@ class RandomPlanner:
         rng.choice([c.name for c in view.cards]),
     )
     return records.Completion(plan.render()), self.planner.sampling
+
+
+def _random_call(rng: random.Random, view: modules.View, query: str) -> str:
+  """Returns a call of a uniform tool, or after one, half of the time, its result."""
+  if view.messages and rng.random() < 0.5:
+    return view.messages[-1].text
+  card = rng.choice(view.cards)
+  arguments = {card.arguments[0].name: query} if card.arguments else {}
+  return call_text.write('', [(card.name, arguments)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from agentflow_jax.agents import language_model, modules, prompts
+from agentflow_jax.agents import calling, language_model, modules, prompts
 from agentflow_jax.agents import recording as recording_lib, references, renaming
 from agentflow_jax.agents import rollout
 from agentflow_jax.agents.endpoints import client as client_lib
@@ -167,6 +167,12 @@ class System:
           f' {code.seconds:g} s of processor time is stopped, so a slower machine may'
           ' give another result'
       )
+    if self.config.agent.plan_format == 'tool_calls' and self.engine is not None:
+      if not self.planner.model.calls_as_trained:
+        found.append(
+            'tool calls: the model has no chat template that shows tools in a syntax'
+            ' that is read here, so they are written in a plain form (see README.md)'
+        )
     return found + self.tool_notices
 
   def endpoint_usage(self) -> dict[str, float]:
@@ -285,7 +291,10 @@ def build(
         config, loaded and loaded.tokenizer, samplers.engine, samplers.frozen,
         recording, processes.count,
     )
-    planner = modules.ModelPlanner(
+    kind = modules.ModelPlanner
+    if config.agent.plan_format == 'tool_calls':
+      kind = calling.CallingPlanner
+    planner = kind(
         model=models['planner'],
         sampling=config.planner.sampling,
         prompt=_prompt(config),
@@ -331,10 +340,12 @@ def _local(path: epath.Path) -> str:
 
 
 def _prompt(config: schema.Config) -> prompts.PromptConfig:
-  """Returns how planner prompts are written: programs have instructions of theirs."""
-  prompt = config.planner.prompt
-  if config.agent.plan_format == 'code' and prompt.system == prompts.PLANNER_SYSTEM:
-    return dataclasses.replace(prompt, system=prompts.CODE_SYSTEM)
+  """Returns how planner prompts are written: each format has its instructions."""
+  prompt, form = config.planner.prompt, config.agent.plan_format
+  if form != 'fields' and prompt.system == prompts.PLANNER_SYSTEM:
+    # The policy of a task is all that the single model of tool_calls is told.
+    own = prompts.CODE_SYSTEM if form == 'code' else ''
+    return dataclasses.replace(prompt, system=own)
   return prompt
 
 

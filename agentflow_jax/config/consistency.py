@@ -28,7 +28,10 @@ def check(config: schema.Config) -> None:
   if config.queue.size and config.algorithm == 'flow_grpo':
     _check_queue(config)
   _check_worlds(config)
-  _check_programs(config)
+  if config.agent.plan_format == 'tool_calls':
+    _check_calls(config)
+  else:
+    _check_programs(config)
   _check_reward(config)
   _check_modules(config)
   unread.check_values(config)
@@ -276,6 +279,34 @@ def _check_programs(config: schema.Config) -> None:
     raise schema.ConfigError(
         'agent.plan_format=code: the scripted planners of task_set.kind=geohop write no'
         ' programs; use tasks of another kind'
+    )
+
+
+def _check_calls(config: schema.Config) -> None:
+  """Refuses what has no place where one model calls the tools itself."""
+  agent, planner = config.agent, config.planner
+  if agent.code.sandbox != 'off':
+    raise schema.ConfigError(
+        'agent.code.sandbox runs programs, and with agent.plan_format=tool_calls the'
+        ' model calls each tool itself; set agent.code.sandbox=off, or'
+        ' agent.plan_format=code'
+    )
+  if planner.sampling.stop_after:
+    raise schema.ConfigError(
+        f'planner.sampling.stop_after={planner.sampling.stop_after}: with'
+        ' agent.plan_format=tool_calls the model itself ends its responses; leave it'
+        ' empty'
+    )
+  if planner.backend == 'endpoint' and agent.endpoint.api == 'completions':
+    raise schema.ConfigError(
+        'agent.endpoint.api=completions takes no tools, which'
+        ' agent.plan_format=tool_calls needs; set agent.endpoint.api=chat'
+    )
+  if config.algorithm == 'sft' and not config.sft.rollouts:
+    raise schema.ConfigError(
+        'algorithm=sft: the scripted teachers and "plans" of rows write plans, and with'
+        ' agent.plan_format=tool_calls there are none; set sft.rollouts, the workdir of'
+        ' a run whose successful rollouts are learned from'
     )
 
 

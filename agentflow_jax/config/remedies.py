@@ -1,12 +1,12 @@
 """What a user may change where rollouts end in a failing status."""
 
 from agentflow_jax import records
-from agentflow_jax.agents import plan
+from agentflow_jax.agents import call_text, plan
 from agentflow_jax.config import schema
 
 _TEXTS = {
     records.Status.OUT_OF_TURNS: (
-        'no plan that answers came within'
+        'no plan or response that answers came within'
         ' agent.rollout.max_turns={config.agent.rollout.max_turns}; raise it, or use a'
         ' planner that knows when to answer'
     ),
@@ -61,6 +61,8 @@ def of_status(
 
 def example_of_plan(config: schema.Config, tool: str) -> str:
   """Returns the text of a plan, as a planner has to write it."""
+  if config.agent.plan_format == 'tool_calls':
+    return call_text.write('', [(tool, {'query': 'the height of the tower'})])
   if config.agent.plan_format == 'code':
     program = 'final_answer("the height of the tower")'
     return plan.Plan('This answers it.', program, tool).render_code()

@@ -458,8 +458,10 @@ class AgentConfig:
     environment: worlds of tasks, with tools of their own.
     code: programs as actions.
     plan_format: form of the planner's responses: 'fields' for sub-goal, context and
-      tool, or 'code' for a thought and one fenced block with a program (needs
-      agent.code.sandbox).
+      tool; 'code' for a thought and one fenced block with a program (needs
+      agent.code.sandbox); or 'tool_calls' for one model that calls the tools itself,
+      several in a response, and ends with a response without a call. Executor,
+      verifier and generator are then not used.
     unknown_tool: consequence of a plan that names no existing tool: 'end' ends the
       rollout as unparseable, 'tell' shows the planner the error and goes on.
     endpoint: server of the modules with backend 'endpoint'.
@@ -489,7 +491,7 @@ class AgentConfig:
   tools: ToolsConfig = ToolsConfig()
   environment: EnvironmentConfig = EnvironmentConfig()
   code: CodeConfig = CodeConfig()
-  plan_format: Literal['fields', 'code'] = 'fields'
+  plan_format: Literal['fields', 'code', 'tool_calls'] = 'fields'
   unknown_tool: Literal['end', 'tell'] = 'end'
   endpoint: EndpointConfig = EndpointConfig()
   recording: Literal['off', 'record', 'replay'] = 'off'

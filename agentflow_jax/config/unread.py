@@ -1,9 +1,20 @@
 """Settings that nothing would read are errors at start (contract 7)."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from agentflow_jax.config import own_code, roles, schema
+
+
+# What plans and the modules around them read, and one model that calls tools does not.
+_OF_PLANS = (
+    'agent.executor', 'agent.verifier', 'agent.generator', 'agent.executor_templates',
+    'agent.verbs', 'agent.number_mentions', 'agent.unknown_tool',
+    'agent.rollout.verdict_tokens', 'agent.rollout.answer_when_out_of_turns',
+    'planner.prompt.tail', 'planner.prompt.cards',
+)
 
 
 def check_values(config: schema.Config) -> None:
@@ -99,6 +110,12 @@ def check_values(config: schema.Config) -> None:
       raise schema.ConfigError(
           f'{name} is set, and nothing in this config reads it'
       )
+  for name in _OF_PLANS if agent.plan_format == 'tool_calls' else ():
+    if _value(config, name) != _value(default, name):
+      raise schema.ConfigError(
+          f'{name} is set, and nothing reads it: with agent.plan_format=tool_calls one'
+          ' model calls the tools and writes the answer'
+      )
   for name, one in (
       ('evaluation.judge', config.evaluation.judge),
       ('task_set.judge', config.task_set.judge),
@@ -128,6 +145,11 @@ def check_values(config: schema.Config) -> None:
         'algorithm=sft learns from a scripted teacher, or from rows with "plans":'
         ' task_set.kind must be geohop, desk or jsonl'
     )
+
+
+def _value(config: schema.Config, name: str) -> Any:
+  """Returns the value of a field, by its dotted name."""
+  return functools.reduce(getattr, name.split('.'), config)
 
 
 def check_flags(config: schema.Config, names: Iterable[str]) -> None:
@@ -272,6 +294,9 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     yield 'agent.unknown_tool', 'agent.plan_format=fields'
   if not config.agent.number_mentions:
     yield 'agent.mention_marks', 'agent.number_mentions'
+  if config.agent.plan_format == 'tool_calls':
+    for name in _OF_PLANS:
+      yield name, 'agent.plan_format=fields or code'
   if config.agent.code.sandbox == 'off':
     yield 'agent.code', 'agent.code.sandbox'
   if not config.agent.environment.kind:

@@ -356,10 +356,12 @@ async def _ask(
     agent = system.with_script(scripted_planners.oracle, names)
   if control == 'random_planner':
     planner = scripted_planners.RandomPlanner(
-        system.planner, system.config.agent.verbs
+        system.planner, system.config.agent.verbs, system.config.agent.plan_format
     )
     agent = dataclasses.replace(agent, planner=planner)
-    if system.tasks.train and system.config.task_set.kind in _SCRIPTED:
+    if system.tasks.train and system.config.task_set.kind in _SCRIPTED and (
+        system.config.agent.plan_format != 'tool_calls'
+    ):
       # What a random plan may say is known there.
       agent = system.with_script(scripted_planners.uniform)
   done = 0

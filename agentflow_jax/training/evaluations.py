@@ -103,7 +103,10 @@ class Evaluations:
     """Returns the agents whose planners follow a script, by name."""
     system = self._system
     agents = {'empty': system.with_script(scripted_planners.empty)}
-    if system.config.task_set.kind == 'desk':
+    kind = system.config.task_set.kind
+    if system.config.agent.plan_format == 'tool_calls':
+      kind = ''  # The scripts write plans.
+    if kind == 'desk':
       blind = scripted_planners.BlindPlanner(system.planner)
       agents |= {
           'refusing': system.with_script(
@@ -111,7 +114,7 @@ class Evaluations:
           ),
           'blind': dataclasses.replace(system.agent, planner=blind),
       }
-    if system.config.task_set.kind in ('geohop', 'desk'):
+    if kind in ('geohop', 'desk'):
       # Only there are the steps known, and what a random plan may say.
       return agents | {
           'oracle': system.with_script(scripted_planners.oracle),
@@ -119,7 +122,7 @@ class Evaluations:
       }
     planner = scripted_planners.RandomPlanner(
         system.planner, system.config.agent.verbs,
-        system.config.agent.plan_format == 'code',
+        system.config.agent.plan_format,
     )
     return agents | {
         'random': dataclasses.replace(system.agent, planner=planner)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from agentflow_jax import records
-from agentflow_jax.agents import language_model, memory, modules, prompts
+from agentflow_jax.agents import language_model, memory, modules
 from agentflow_jax.agents import references
 from agentflow_jax.agents.tools import base
 
@@ -84,8 +84,7 @@ def _of_prompts(planner, cards, tasks, gazetteer, policy) -> QueryLengths:
 
   def whole(query: str) -> int:
     state = memory.Memory(query, policy=policy)
-    segments = prompts.planner_prompt(planner.prompt, cards, state)
-    return planner.model.count_tokens(segments)
+    return planner.count_tokens(cards, state)
 
   count = language_model.text_counter(planner.model)
   by_size = sorted(queries, key=_bytes, reverse=True)

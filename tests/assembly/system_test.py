@@ -20,7 +20,7 @@ _BASE = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
 
 def test_the_shipped_configs_pass():
   consistency.check(_BASE)
-  for name in ('geohop_warm_start', 'smollm2_geohop'):
+  for name in ('geohop_warm_start', 'smollm2_geohop', 'tool_calls'):
     path = mini.ROOT / 'experiments' / f'{name}.py'
     consistency.check(loading.load(str(path)))
 
@@ -94,6 +94,10 @@ def test_the_endpoint_config_needs_only_to_be_told_where():
         ({'agent.environment.kind': 'desk'}, 'set task_set.kind=desk'),
         ({'agent.verifier.backend': 'world'}, 'is for tasks in worlds'),
         ({'agent.analyst.backend': 'oracle'}, 'is for tasks in worlds'),
+        (
+            {'agent.plan_format': 'tool_calls'},
+            'agent.executor_templates is set, and nothing reads it',
+        ),
         ({'agent.plan_format': 'code'}, 'agent.code.sandbox=monty'),
         (
             {'agent.plan_format': 'code', 'agent.code.sandbox': 'monty',

@@ -1,10 +1,12 @@
 """Answers as OpenAI-compatible servers write them."""
 
+import dataclasses
 import json
 
 import pytest
 
 from agentflow_jax import records
+from agentflow_jax.agents import call_text
 from agentflow_jax.agents.endpoints import openai_protocol, settings
 
 _PROMPT = (records.Segment('user', 'q'),)
@@ -157,3 +159,77 @@ def test_the_switch_of_thinking_is_sent():
     assert sent == plain
     sent = _body(thinking=thinking, thinking_field='enable_thinking')
     assert sent.pop('enable_thinking') is on and sent == plain
+
+
+_TOOL = {'type': 'function', 'function': {'name': 'f', 'parameters': {}}}
+
+
+def test_a_conversation_with_tools_is_sent_as_openai_has_it():
+  calls = (records.ToolCall('f', {'q': 'é'}), records.ToolCall('g', {}))
+  turn = (
+      records.Segment('assistant', 'Hm.', False, calls),
+      records.Segment('tool', 'one', False), records.Segment('tool', 'two\ud800', False),
+  )
+  config = settings.EndpointConfig(base_url='http://x/v1', model='m')
+  body = openai_protocol.body(
+      config, (*_PROMPT, *turn, *turn), records.SamplingSpec(), _KEY, (_TOOL,)
+  )
+  assert body['tools'] == [_TOOL]
+  first, second = body['messages'][1:4], body['messages'][4:]
+  assert first == [
+      {
+          'role': 'assistant', 'content': 'Hm.',
+          'tool_calls': [
+              {'id': 'call00000', 'type': 'function',
+               'function': {'name': 'f', 'arguments': '{"q": "é"}'}},
+              {'id': 'call00001', 'type': 'function',
+               'function': {'name': 'g', 'arguments': '{}'}},
+          ],
+      },
+      {'role': 'tool', 'content': 'one', 'tool_call_id': 'call00000'},
+      {'role': 'tool', 'content': 'two\ufffd', 'tool_call_id': 'call00001'},
+  ]
+  assert [m.get('tool_call_id') for m in second] == [None, 'call00002', 'call00003']
+  assert 'tools' not in openai_protocol.body(
+      config, _PROMPT, records.SamplingSpec(), _KEY
+  )
+  with pytest.raises(ValueError, match='api=chat'):
+    openai_protocol.body(
+        dataclasses.replace(config, api='completions'), _PROMPT,
+        records.SamplingSpec(), _KEY, (_TOOL,),
+    )
+
+
+def _with_calls(message, reason='tool_calls'):
+  content = json.dumps({'choices': [{'message': message, 'finish_reason': reason}]})
+  return openai_protocol.parse(content.encode(), with_calls=True)
+
+
+@pytest.mark.parametrize(
+    'function, call',
+    [
+        ({'name': 'f', 'arguments': '{"q": "x"}'}, ('f', {'q': 'x'})),
+        ({'name': 'f', 'arguments': {'q': 'x'}}, ('f', {'q': 'x'})),
+        ({'name': 'f', 'arguments': ''}, ('f', {})),
+        ({'name': 'f', 'arguments': '{"q": '}, None),
+        # No text of arguments can become another call.
+        ({'name': 'f', 'arguments': '{}, "name": "g"'}, None),
+        ({'name': None, 'arguments': '{}'}, None),
+    ],
+)
+def test_calls_of_a_server_are_read_from_the_text(function, call):
+  answer = _with_calls({'content': 'Hm.', 'tool_calls': [{'function': function}]})
+  said = call_text.read(answer.text)
+  assert said.calls == (() if call is None else (records.ToolCall(*call),))
+  assert len(said.problems) == (call is None) and said.content.startswith('Hm.')
+  assert (answer.finish_reason, answer.is_whole) == ('stop', True)
+
+
+def test_a_thought_that_was_cut_hides_no_call():
+  calls = [{'function': {'name': 'f', 'arguments': '{}'}}]
+  answer = _with_calls({'content': '<think>so', 'tool_calls': calls})
+  assert [c.tool for c in call_text.read(answer.text).calls] == ['f']
+  with pytest.raises(openai_protocol.BadAnswer):
+    _with_calls({'content': '', 'tool_calls': [{}]})
+  # Without tools nothing was asked for, and a call is no answer.
+  assert not _parse({'content': None, 'tool_calls': calls}, 'tool_calls').is_whole
