@@ -170,7 +170,7 @@ async def _answer(service: Service, kind: str, request: http.Request):
   tokenizer = service.model.tokenizer
   # Not on the event loop, and refused before there are `n` requests of each.
   prompts = await asyncio.to_thread(
-      lambda: [_ids(tokenizer, p) for p in ask.prompts]
+      lambda: [_ids(service.model, p, ask.tools) for p in ask.prompts]
   )
   longest = max(map(len, prompts))
   most = service.model.max_prompt_tokens
@@ -249,12 +249,12 @@ async def _client_gone(unused_request, unused_error):
   return responses.Response(status_code=499)
 
 
-def _ids(tokenizer, prompt) -> list[int]:
+def _ids(model, prompt, tools) -> list[int]:
   if isinstance(prompt, str):
-    return tokenizer.encode(prompt)
+    return model.tokenizer.encode(prompt)
   if isinstance(prompt[0], records.Segment):
     try:
-      return tokenizer.render(prompt)
+      return model.render(prompt, tools)
     except ValueError as e:  # The chat template refuses the messages.
       raise requests.BadRequest(str(e), 'messages') from e
   return list(prompt)

@@ -5,6 +5,7 @@ error that names it, never ignored.
 """
 
 import dataclasses
+import json
 import math
 import reprlib
 import secrets
@@ -16,7 +17,10 @@ from agentflow_jax import records
 _MAX_CHOICES = 64
 _MAX_PROMPTS = 64
 _MAX_STOPS = 4
-_ROLES = ('system', 'user', 'assistant')
+_ROLES = ('system', 'user', 'assistant', 'tool')
+_MAX_TOOLS = 128
+_MAX_NAME = 128  # Characters of the name of a tool.
+_FUNCTION_FIELDS = frozenset({'name', 'description', 'parameters', 'strict'})
 # Fields that both ends know, of both kinds of request.
 _SHARED = frozenset({
     'model', 'max_tokens', 'temperature', 'top_p', 'n', 'stop', 'stream',
@@ -87,6 +91,7 @@ class Ask:
     logprobs: whether each token's is wanted.
     token_ids: whether ids are wanted.
     usage: whether a stream ends with the numbers of tokens.
+    tools: tools that a chat's response may call, as the client describes them.
   """
 
   prompts: tuple[tuple[int, ...] | str | tuple[records.Segment, ...], ...]
@@ -97,6 +102,7 @@ class Ask:
   logprobs: bool
   token_ids: bool
   usage: bool
+  tools: tuple[Mapping[str, Any], ...] = ()
 
 
 def chat(body: Any, model: str, max_new_tokens: int) -> Ask:
@@ -111,31 +117,133 @@ def chat(body: Any, model: str, max_new_tokens: int) -> Ask:
     BadRequest: names the field.
   """
   _check_fields(
-      body, model, _SHARED | {'messages', 'max_completion_tokens'}
+      body, model,
+      _SHARED | {
+          'messages', 'max_completion_tokens', 'tools', 'tool_choice',
+          'parallel_tool_calls',
+      },
   )
   messages = body.get('messages')
   if not isinstance(messages, list) or not messages:
     raise BadRequest('messages must be a list of at least one', 'messages')
-  segments = tuple(_segment(m, i) for i, m in enumerate(messages))
+  segments = _conversation(messages)
   limits = [body.get('max_completion_tokens'), body.get('max_tokens')]
   limits = [limit for limit in limits if limit is not None]
   if len(limits) > 1 and limits[0] != limits[1]:
     raise BadRequest('max_completion_tokens and max_tokens differ', 'max_tokens')
   limit = limits[0] if limits else None
   wanted = _typed(body, 'logprobs', bool, False)
-  return _ask(body, (segments,), limit, max_new_tokens, wanted)
+  ask = _ask(body, (segments,), limit, max_new_tokens, wanted)
+  return dataclasses.replace(ask, tools=_tools(body))
 
 
-def _segment(message, index: int) -> records.Segment:
+def _tools(body) -> tuple[Mapping[str, Any], ...]:
+  """Returns the tools that the response may call."""
+  tools = _typed(body, 'tools', list, [])
+  choice = body.get('tool_choice')
+  if choice not in (None, 'none', 'auto'):
+    raise BadRequest(
+        f'tool_choice={shown(choice)} is not supported, only auto and none',
+        'tool_choice',
+    )
+  if not _typed(body, 'parallel_tool_calls', bool, True) and tools:
+    raise BadRequest(
+        'parallel_tool_calls=false is not supported: a response may make several'
+        ' calls', 'parallel_tool_calls',
+    )
+  if len(tools) > _MAX_TOOLS:
+    raise BadRequest(f'tools: {_MAX_TOOLS} at most', 'tools')
+  for i, tool in enumerate(tools):
+    _check_tool(tool, f'tools[{i}]')
+  return () if choice == 'none' else tuple(tools)
+
+
+def _check_tool(tool, where: str) -> None:
+  function = tool.get('function') if isinstance(tool, dict) else None
+  if not isinstance(function, dict) or tool.get('type') != 'function':
+    raise BadRequest(f'{where} must be of type function', 'tools')
+  others = {k for k, v in function.items() if v} - _FUNCTION_FIELDS
+  if others or set(tool) - {'type', 'function'} or function.get('strict'):
+    raise BadRequest(
+        f'{where}: only name, description and parameters of a function are supported',
+        'tools',
+    )
+  _check_name(function.get('name'), f'{where}.function.name', 'tools')
+  _typed(function, 'description', str, '')
+  _typed(function, 'parameters', dict, {})
+  try:
+    text = json.dumps(tool, ensure_ascii=False)
+  except RecursionError as e:
+    raise BadRequest(f'{where} is nested too deep', 'tools') from e
+  _check_text(text, 'tools')
+
+
+def _check_name(name, where: str, field: str) -> None:
+  if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
+    raise BadRequest(
+        f'{where} must be a name of 1 to {_MAX_NAME} characters', field
+    )
+  _check_text(name, field)
+
+
+def _conversation(messages: list[Any]) -> tuple[records.Segment, ...]:
+  """Reads messages; results are put in the order of the calls before them."""
+  found: list[records.Segment] = []
+  wanted: list[str] = []
+  results: dict[str, records.Segment] = {}
+  for i, message in enumerate(messages):
+    segment, ids = _segment(message, i)
+    if segment.role == 'tool':
+      if ids[0] not in wanted or ids[0] in results:
+        raise BadRequest(
+            f'messages[{i}].tool_call_id: {shown(ids[0])} is no call of the assistant'
+            ' that has no result yet', f'messages[{i}]',
+        )
+      results[ids[0]] = segment
+      if len(results) == len(wanted):
+        found += [results[name] for name in wanted]
+        wanted, results = [], {}
+      continue
+    if wanted:
+      break
+    found.append(segment)
+    wanted = ids
+  if wanted:
+    missing = [name for name in wanted if name not in results]
+    raise BadRequest(
+        f'messages: the results of the calls {shown(missing)} are missing behind them',
+        'messages',
+    )
+  return tuple(found)
+
+
+def _segment(message, index: int) -> tuple[records.Segment, list[str]]:
+  """Returns a message, and ids: of its calls, or of the call that it answers."""
   where = f'messages[{index}]'
   if not isinstance(message, dict) or message.get('role') not in _ROLES:
     raise BadRequest(f'{where}.role must be one of {list(_ROLES)}', where)
+  role = message['role']
+  known = {'assistant': {'tool_calls'}, 'tool': {'tool_call_id', 'name'}}
   others = {k for k, v in message.items() if v} - {'role', 'content'}
+  others -= known.get(role, set())
   if others:
     raise BadRequest(
         f'{where}: {shown(sorted(others))} are not supported', where
     )
   content = message.get('content')
+  calls, ids = [], []
+  if role == 'tool':
+    ids = [message.get('tool_call_id')]
+    _check_name(ids[0], f'{where}.tool_call_id', where)
+  elif said := message.get('tool_calls'):
+    if not isinstance(said, list):
+      raise BadRequest(f'{where}.tool_calls must be a list', where)
+    calls, ids = zip(*(
+        _call(one, f'{where}.tool_calls[{i}]', where) for i, one in enumerate(said)
+    ))
+    if len({*ids}) < len(ids):
+      raise BadRequest(f'{where}.tool_calls: two have the same id', where)
+    content = '' if content is None else content
   if isinstance(content, list):  # Parts, of which text is understood.
     parts = [
         p.get('text')
@@ -146,7 +254,27 @@ def _segment(message, index: int) -> records.Segment:
   if not isinstance(content, str):
     raise BadRequest(f'{where}.content must be text', where)
   _check_text(content, where)
-  return records.Segment(message['role'], content, trusted=False)
+  return records.Segment(role, content, False, tuple(calls)), list(ids)
+
+
+def _call(said, where: str, field: str) -> tuple[records.ToolCall, str]:
+  """Returns a call that the client sends back, and its id."""
+  function = said.get('function') if isinstance(said, dict) else None
+  if not isinstance(function, dict) or said.get('type', 'function') != 'function':
+    raise BadRequest(f'{where} must be of type function', field)
+  _check_name(function.get('name'), f'{where}.function.name', field)
+  _check_name(said.get('id'), f'{where}.id', field)
+  try:
+    arguments = json.loads(function.get('arguments') or '{}')
+    text = json.dumps(arguments, ensure_ascii=False)
+  except (TypeError, ValueError, RecursionError):
+    arguments, text = None, ''
+  if not isinstance(arguments, dict):
+    raise BadRequest(
+        f'{where}.function.arguments must be a JSON object, as a text', field
+    )
+  _check_text(text, field)
+  return records.ToolCall(function['name'], arguments), said['id']
 
 
 def completion(
@@ -206,10 +334,12 @@ def _check_fields(body, model: str, known: frozenset[str]) -> None:
   if not isinstance(body, dict):
     raise BadRequest('the body must be a JSON object')
   for name, value in body.items():
+    if name in known:
+      continue
     if name in _IDLE:
       if value not in _IDLE[name]:
         raise BadRequest(f'{name}={shown(value)} is not supported', name)
-    elif name not in known:
+    else:
       raise BadRequest(f'unknown or unsupported field {shown(name)}', name[:80])
   if body.get('model') != model:
     raise BadRequest(

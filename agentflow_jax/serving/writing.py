@@ -1,12 +1,14 @@
 """What the server says: OpenAI's shapes, whole or as server-sent events."""
 
 import json
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 from starlette import responses
 
 from agentflow_jax import records
+from agentflow_jax.assembly import engine_model
 from agentflow_jax.serving import requests
 
 
@@ -62,6 +64,16 @@ class Writer:
     }
     if self._is_chat:
       choice['message'] = {'role': 'assistant', 'content': text}
+      if self._ask.tools:
+        said = engine_model.read_calls(text, self._tokenizer.opens_thought)
+        choice['message']['content'] = said.content
+        if said.calls:
+          choice['message'] |= {
+              'content': said.content or None,
+              'tool_calls': [_call(call) for call in said.calls],
+          }
+          if choice['finish_reason'] == 'stop':
+            choice['finish_reason'] = 'tool_calls'
     else:
       choice['text'] = text
     if self._ask.token_ids:
@@ -83,15 +95,20 @@ class Writer:
     )
     if not stopped:
       text = text[: len(text) - _unsure(text, self._ask.sampling.stop)]
+    if self._ask.tools:  # Calls are sent at the end.
+      text = engine_model.sure_content(text)
     return self._delta(index, text)
 
   def last(self, index: int, done: records.Completion) -> dict[str, Any]:
     """The rest of a choice, how it ended, and what only then is known."""
     whole = self.choice(index, done)
-    text = whole.pop('message')['content'] if self._is_chat else whole['text']
-    rest = self._delta(index, text)
+    message = whole.pop('message') if self._is_chat else {'content': whole.pop('text')}
+    rest = self._delta(index, message['content'] or '')
     delta = rest['choices'][0] if rest else self._empty(index)
-    whole.pop('text', None)
+    if 'tool_calls' in message:
+      delta['delta']['tool_calls'] = [
+          {'index': i} | call for i, call in enumerate(message['tool_calls'])
+      ]
     return self.chunk([delta | whole])
 
   def _delta(self, index: int, text: str) -> dict[str, Any] | None:
@@ -147,6 +164,15 @@ class Writer:
       else:
         end, parts = end + len(text), []
     return offsets
+
+
+def _call(call: records.ToolCall) -> dict[str, Any]:
+  """Returns a call as a client reads it; its id is a new one."""
+  arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
+  return {
+      'id': f'call_{secrets.token_hex(12)}', 'type': 'function',
+      'function': {'name': call.tool, 'arguments': arguments},
+  }
 
 
 def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -368,6 +368,7 @@ def test_a_stream_sends_nothing_that_it_would_take_back():
 def test_an_engine_that_fails_is_the_servers_error(model):
   class Broken:
     tokenizer, max_prompt_tokens, is_closed = model.tokenizer, 96, True
+    render = staticmethod(model.render)
 
     async def sample(self, *_):
       raise app.engine_model.Unreachable('the device is gone')
@@ -385,6 +386,7 @@ def test_an_engine_that_fails_is_the_servers_error(model):
 def test_a_bug_is_an_error_that_clients_can_read(model):
   class Buggy:
     tokenizer, max_prompt_tokens, is_closed = model.tokenizer, 96, False
+    render = staticmethod(model.render)
 
     async def sample(self, *_):
       raise KeyError('a secret of ours')
@@ -403,6 +405,9 @@ class _Endless:
     self.tokenizer, self._says = tokenizer, says
     self.max_prompt_tokens = 96
     self.entered, self.cancelled = 0, 0
+
+  def render(self, prompt, tools=()):
+    return self.tokenizer.render(prompt, tools)
 
   async def sample(self, prompt, sampling, key, on_ids=None):
     self.entered += 1

@@ -44,7 +44,8 @@ class _Model:
   def decode(self, ids):
     return bytes(ids).decode(errors='replace')
 
-  def render(self, segments):
+  def render(self, segments, tools=()):
+    del tools
     return self.encode(segments[-1].text)
 
   async def sample(self, prompt, sampling, key, on_ids=None):
