@@ -5,9 +5,9 @@
   python -m agentflow_jax.train --config=experiments/tool_calls.py \
       --workdir=runs/tool_calls --config.planner.directory=DIR
 
-DIR is a Hugging Face directory, or a GGUF file, of a model that was trained to call tools,
-such as Qwen2.5, Qwen3, Hermes or Llama 3. To ask a model behind an endpoint instead (for
-evaluations, since a server returns no token ids):
+DIR is a Hugging Face directory, or a GGUF file, of a model that was trained to call
+tools, such as Qwen2.5, Qwen3, Hermes or Llama 3. To ask a model behind an endpoint
+instead (for evaluations, since a server returns no token ids):
 
   --config.planner.backend=endpoint --config.agent.endpoint.model=NAME \
       --config.agent.endpoint.base_url=http://127.0.0.1:8000/v1

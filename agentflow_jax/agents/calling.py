@@ -2,8 +2,8 @@
 
 The loop of EnterpriseOps-Gym (arXiv 2603.13594): a model gets the policy of a task as
 its system message and the query as the user's, calls tools, sees their results as
-messages, and ends with a response without a call. It is the single-model baseline beside
-the four modules of AgentFlow; agents.rollout runs both.
+messages, and ends with a response without a call. It is the single-model baseline
+beside the four modules of AgentFlow; agents.rollout runs both.
 """
 
 import dataclasses

@@ -462,7 +462,8 @@ async def _call_all(agent, view, said, progress) -> calling.Messages:
       call, result = await _checked_call(agent, call, key, view.memory, progress)
       attempts.pop()
       keep(call, result)
-    agent.show(call.tool, attempts[-1][1].text)
+    known, result = attempts[-1]
+    agent.show(known.tool if known else 'tool', result.text)
     progress.check_deadline()
     if progress.ended:
       return ()  # Nobody reads a message any more.

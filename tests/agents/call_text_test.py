@@ -138,7 +138,8 @@ def test_what_is_read_is_written_and_read_again():
       '<tool_call>', '</tool_call>', '{"name": "a", "arguments": {"q": "x"}}', '{', '}',
       '[', ']', '\n', ' ', 'text', '"', ',', '<think>', '<think>so</think>', ';',
       '<|python_tag|>', '{"name": "b", "parameters": {}}', '\\', '```',
-      '<tool_call>{"name": "c"}</tool_call>', '<tool_call>\n{"name": "d", "arguments": "{}"}\n',
+      '<tool_call>{"name": "c"}</tool_call>',
+      '<tool_call>\n{"name": "d", "arguments": "{}"}\n',
   )
   seen = 0
   for _ in range(4000):

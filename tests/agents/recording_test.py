@@ -277,3 +277,26 @@ def test_thoughts_are_recorded_and_replayed(tmp_path):
     finally:
       kept.close()
     assert found == answer
+
+
+def test_tools_and_calls_are_part_of_what_a_model_was_asked(tmp_path):
+  tool = {'type': 'function', 'function': {'name': 'f'}}
+
+  def ask(replays, tools, *calls):
+    kept = recording.Recording(str(tmp_path), replays=replays)
+    fake = fakes.FakeLanguageModel({_KEY.module: ['yes']})
+    prompt = (records.Segment('assistant', 'a', False, calls),)
+    try:
+      asyncio.run(kept.model(fake, 'm').generate(
+          prompt, records.SamplingSpec(), _KEY, tools
+      ))
+      return fake.tools
+    finally:
+      kept.close()
+
+  call = records.ToolCall('f', {'q': 1})
+  assert ask(False, (tool,), call) == [[tool]]
+  assert ask(True, (tool,), call) == []
+  for tools, calls in (((), (call,)), ((tool,), ()), ((tool,), (call, call))):
+    with pytest.raises(recording.Miss):
+      ask(True, tools, *calls)

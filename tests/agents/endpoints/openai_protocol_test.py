@@ -168,7 +168,8 @@ def test_a_conversation_with_tools_is_sent_as_openai_has_it():
   calls = (records.ToolCall('f', {'q': 'é'}), records.ToolCall('g', {}))
   turn = (
       records.Segment('assistant', 'Hm.', False, calls),
-      records.Segment('tool', 'one', False), records.Segment('tool', 'two\ud800', False),
+      records.Segment('tool', 'one', False),
+      records.Segment('tool', 'two\ud800', False),
   )
   config = settings.EndpointConfig(base_url='http://x/v1', model='m')
   body = openai_protocol.body(
