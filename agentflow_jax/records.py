@@ -173,7 +173,8 @@ class RequestKey:
     rollout: index in the group; in evaluation the trial.
     turn: turn of the rollout, from 0.
     module: 'planner', 'executor', 'verifier', 'generator', 'analysis', ...
-    attempt: retries of the same call, from 0.
+    attempt: retries of the same call, from 0; for a tool, number of the call in a
+      response that makes several.
   """
 
   seed: int

@@ -1,7 +1,10 @@
+import asyncio
+import dataclasses
 import random
+import types
 
 from agentflow_jax import records
-from agentflow_jax.agents import memory, modules, plan, references
+from agentflow_jax.agents import call_text, memory, modules, plan, references
 from agentflow_jax.agents.tools import base
 from agentflow_jax.assembly import call_solutions, geohop_solutions, scripted_planners
 from agentflow_jax.config import schema
@@ -158,3 +161,22 @@ def test_a_uniform_planner_of_a_world_calls_every_tool():
   calls = {_call(scripted_planners.uniform, _world_view(), s) for s in range(400)}
   assert {tool for tool, _ in calls} == {a.name for a in toy_world.ACTIONS}
   assert ('move', 'thing=#2; shelf=#1') in calls
+
+
+def test_a_random_model_calls_a_tool_and_then_answers_half_of_the_time():
+  planner = scripted_planners.RandomPlanner(
+      types.SimpleNamespace(sampling=records.SamplingSpec()), ('a', 'b'), 'tool_calls'
+  )
+  view, seen = _view(), []
+  for turn in range(40):
+    key = dataclasses.replace(view.key, turn=turn)
+    result = records.Segment('tool', 'It is Paris.', False)
+    now = dataclasses.replace(view, key=key, messages=(result,) if turn else ())
+    completion, _ = asyncio.run(planner.plan(now))
+    seen.append(call_text.read(completion.text))
+  assert {c.tool for said in seen for c in said.calls} == {'search', 'python'}
+  assert {c.arguments['x'] for said in seen for c in said.calls} == {
+      'Capital of France, times 3?'
+  }
+  assert {said.answer for said in seen if not said.calls} == {'It is Paris.'}
+  assert seen[0].calls and not all(said.calls for said in seen)

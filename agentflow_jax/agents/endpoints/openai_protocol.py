@@ -237,7 +237,9 @@ def _calls(said: Any) -> list[tuple[str, Any]]:
     name, arguments = one['function']['name'], one['function'].get('arguments')
     if isinstance(arguments, str):
       with contextlib.suppress(ValueError, RecursionError):
-        arguments = json.loads(arguments)
+        read = json.loads(arguments)
+        json.dumps([read])  # What is nested too deep stays text, and is refused later.
+        arguments = read
     found.append((name, arguments))
   return found
 

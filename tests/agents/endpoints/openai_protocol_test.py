@@ -216,6 +216,8 @@ def _with_calls(message, reason='tool_calls'):
         # No text of arguments can become another call.
         ({'name': 'f', 'arguments': '{}, "name": "g"'}, None),
         ({'name': None, 'arguments': '{}'}, None),
+        ({'name': 'f', 'arguments': '{"q": ' + '[' * 990 + ']' * 990 + '}'}, None),
+        ({'name': 'f', 'arguments': '{"q": ' + '[' * 10**5}, None),
     ],
 )
 def test_calls_of_a_server_are_read_from_the_text(function, call):
