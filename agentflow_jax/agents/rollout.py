@@ -466,7 +466,7 @@ async def _call_all(agent, view, said, progress) -> calling.Messages:
     agent.show(known.tool if known else 'tool', result.text)
     progress.check_deadline()
     if progress.ended:
-      return ()  # Nobody reads a message any more.
+      return ()  # The conversation is over.
   for problem in said.problems:
     keep(None, _refusal(problem, 'malformed_call'))
   return calling.turn(

@@ -43,8 +43,8 @@ class EngineModel:
   ) -> list[int]:
     """Encodes a prompt up to where the assistant begins to speak.
 
-    With tools or calls the chat template renders them, if it does so in a syntax that
-    `read_calls` reads; otherwise they are written as agents.call_text.plain does.
+    The chat template renders tools and calls where `read_calls` reads its syntax of
+    calls; elsewhere they are written in the form of agents.call_text.plain.
 
     Raises:
       ValueError: the chat template refuses the messages.
