@@ -112,23 +112,12 @@ def functions(cards: Sequence[base.Card]) -> tuple[dict[str, Any], ...]:
 
 
 def _function(card: base.Card) -> dict[str, Any]:
-  properties = {}
-  for argument in card.arguments:
-    schema = argument.schema.said if argument.schema is not None else None
-    if not isinstance(schema, dict):
-      schema = {} if argument.type == 'any' else {'type': argument.type}
-    about = {'description': argument.description} if argument.description else {}
-    properties[argument.name] = schema | about
   return {
       'type': 'function',
       'function': {
           'name': card.name,
           'description': '\n'.join(filter(None, (card.purpose, card.limits))),
-          'parameters': {
-              'type': 'object',
-              'properties': properties,
-              'required': [a.name for a in card.arguments if a.required],
-          },
+          'parameters': base.schema_of(card),
       },
   }
 

@@ -277,7 +277,9 @@ class Session:
         {
             'name': card.name,
             'description': ' '.join(filter(None, (card.purpose, card.limits))),
-            'input_schema': tools_base.schema_of(card),
+            'input_schema': {
+                **tools_base.schema_of(card), 'additionalProperties': False,
+            },
         }
         for card in cards
     ]

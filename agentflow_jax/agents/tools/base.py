@@ -124,12 +124,13 @@ def schema_of(card: Card) -> dict[str, Any]:
   """Returns the JSON schema of the object of a tool's arguments."""
   properties = {}
   for argument in card.arguments:
-    typed = {} if argument.type == 'any' else {'type': argument.type}
-    said = argument.schema.said if argument.schema else typed
+    said = argument.schema.said if argument.schema else None
+    if not isinstance(said, dict):  # A schema may also be true or false.
+      said = {} if argument.type == 'any' else {'type': argument.type}
     described = {'description': argument.description} if argument.description else {}
     properties[argument.name] = {**said, **described}
   return {
-      'type': 'object', 'properties': properties, 'additionalProperties': False,
+      'type': 'object', 'properties': properties,
       'required': [a.name for a in card.arguments if a.required],
   }
 
