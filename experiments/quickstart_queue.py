@@ -9,8 +9,15 @@ step, each once more, with truncated importance weights (docs/corrections.md). T
 has the queue, no queue, and two rounds of further queries instead, with 8 seeds each;
 all three have the same correction.
 
-Not measured yet: whether the queue needs fewer rollouts until the validation accuracy
-reaches 80%, and what it does to the final accuracy. The program's table says both.
+Measured with one seed (0) on 2 shared CPU cores, and cut off early: with the queue (11
+steps) and without it (14 steps) the validation accuracy, sampled over 100 questions,
+first reached 80% after step 10, which is 2,560 rollouts: 85% with the queue and 87%
+without, a difference well within the noise. So one seed shows no saving. In the 11
+steps the queue reused 125 groups. Their largest |log pi - log mu| was 4.2 nats, so that
+none was beyond its bound of 5.
+
+Not measured: the other seeds, further queries instead, and the final accuracy. The
+program's table says all of that.
 """
 
 import dataclasses
