@@ -11,7 +11,13 @@ import pytest
 _QUICK = (
     'tests/core/', 'tests/weights/', 'tests/inference/kernels_test.py',
     'tests/inference/gathered_test.py', 'tests/inference/pages_test.py',
-    'tests/sizing/fit_test.py',
+    'tests/sizing/fit_test.py', 'tests/training/', 'tests/evaluation/',
+    'tests/report/', 'tests/assembly/', 'tests/rollouts/', 'tests/serving/',
+)
+# These are about programs as they are in use: what sampler and trainer make of one
+# policy, and processes that have to agree.
+_IN_USE = (
+    'tests/training/on_policy_test.py', 'tests/training/many_processes_test.py',
 )
 
 # Files that take long, in the order in which processes are given them: one that
@@ -45,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
   )
   for item in items:
     where = item.path.relative_to(config.rootpath).as_posix()
-    if where.startswith(_QUICK):
+    if where.startswith(_QUICK) and where not in _IN_USE:
       item.add_marker('quick')
     if item.get_closest_marker('exact') and config.option.markexpr == 'slow':
       item.add_marker('slow')
