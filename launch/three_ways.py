@@ -9,7 +9,8 @@ the config as it is. All three begin with the same planner, and are evaluated on
 same tasks with the same random keys. The table is printed, and written to
 WORKDIR/three_ways.json.
 
-The same command goes on where it was cut off.
+The same command goes on where it was cut off. A way that fails (prompting may have no success
+to learn from) has no figures in the table, and the exit code is its own.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from agentflow_jax.files import reading, writing
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _WAYS = ('prompting', 'supervised', 'flow_grpo')
+_TRAIN = (sys.executable, '-m', 'agentflow_jax.train')
 # Beginnings of flags, and the ways that they are for.
 _SCOPES = {
     'config': _WAYS, 'sampling': ('prompting', 'flow_grpo'),
@@ -51,28 +53,62 @@ def main() -> int:
     for way in _SCOPES[scope]:
       fields[way].append(f'--config.{field}')
   workdir = pathlib.Path(arguments.workdir).resolve()
-  rows = []
-  for seed in range(arguments.seeds):
-    for way in _WAYS:
-      run = workdir / f'seed_{seed}' / way
-      if not (run / 'summary.json').exists():
-        command = [
-            sys.executable, '-m', 'agentflow_jax.train', f'--config={arguments.config}',
-            f'--workdir={run}', f'--config.seed={seed}',
-            *_own_fields(way, run.parent / 'prompting'), *fields[way],
-        ]
-        code = subprocess.run(command, cwd=_ROOT, check=False).returncode
-        if code:
-          print(f'error: {way}, seed {seed}, ended with {code}', file=sys.stderr)
-          return code
-      row = _row(way, seed, reading.read_json(run / 'summary.json'))
-      if way == 'supervised':  # It learns from those of the run before it.
-        row['rollouts'] = rows[-1]['rollouts']
-      rows.append(row)
+  runs = {
+      (seed, way): [
+          f'--config={arguments.config}', f'--workdir={workdir}/seed_{seed}/{way}',
+          f'--config.seed={seed}',
+          *_own_fields(way, workdir / f'seed_{seed}' / 'prompting'), *fields[way],
+      ]
+      for seed in range(arguments.seeds) for way in _WAYS
+  }
+  _check(workdir, runs)
+  rows, failed = [], 0
+  for (seed, way), command in runs.items():
+    summary = workdir / f'seed_{seed}' / way / 'summary.json'
+    if not summary.exists():
+      code = subprocess.run([*_TRAIN, *command], cwd=_ROOT, check=False).returncode
+      if code:
+        print(f'error: {way}, seed {seed}, ended with {code}', file=sys.stderr)
+        rows.append({'way': way, 'seed': seed})
+        failed = code
+        continue
+    row = _row(way, seed, reading.read_json(summary))
+    if way == 'supervised':  # It learns from those of the run before it.
+      row['rollouts'] = rows[-1].get('rollouts')
+    rows.append(row)
   text = json.dumps(rows, indent=1)
   writing.write_whole(workdir / 'three_ways.json', text + '\n')
   print(_table(rows))
-  return 0
+  return failed
+
+
+def _check(workdir: pathlib.Path, runs: dict) -> None:
+  """Refuses, before anything runs, flags that one way would refuse, and other runs.
+
+  Args:
+    workdir: directory of the comparison.
+    runs: flags by seed and way.
+  """
+  path = workdir / 'flags.json'
+  flags = {way: command for (_, way), command in runs.items()}
+  said = {f'{way}, seed {seed}': command for (seed, way), command in runs.items()}
+  if path.exists():
+    before = reading.read_json(path)
+    for name, command in said.items():
+      if before.get(name, command) != command:
+        raise SystemExit(
+            f'error: {workdir} holds {name} with other flags: {before[name]}; give'
+            ' another --workdir'
+        )
+    said = before | said
+  for way, command in flags.items():
+    code = subprocess.run(
+        [*_TRAIN, *command, '--print_config'], cwd=_ROOT, check=False,
+        stdout=subprocess.DEVNULL,
+    ).returncode
+    if code:
+      raise SystemExit(f'error: {way} would refuse these flags')
+  writing.write_whole(path, json.dumps(said, indent=1) + '\n')
 
 
 def _own_fields(way: str, prompting: pathlib.Path) -> list[str]:
@@ -106,9 +142,12 @@ def _table(rows: list[dict]) -> str:
       'Accuracy on the test tasks with its 95% interval; the gain over the planner that'
       ' all begin with is paired over tasks.',
       f'{"way":<12}{"seed":>5}{"rollouts":>10}{"sampled":>24}{"greedy":>24}'
-      f'{"gain, sampled":>26}',
+      f'{"gain, sampled":>30}',
   ]
   for row in rows:
+    if 'gain' not in row:
+      lines.append(f'{row["way"]:<12}{row["seed"]:>5}{"-":>10}{"-":>24}{"-":>24}{"-":>30}')
+      continue
     cells = [
         f'{100 * mean:.1f}% [{100 * low:.1f}, {100 * high:.1f}]'
         for mean, low, high in (row['sampled'], row['greedy'])
@@ -117,7 +156,7 @@ def _table(rows: list[dict]) -> str:
     gain = f'{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]'
     lines.append(
         f'{row["way"]:<12}{row["seed"]:>5}{row["rollouts"]:>10}{cells[0]:>24}'
-        f'{cells[1]:>24}{gain:>26}'
+        f'{cells[1]:>24}{gain:>30}'
     )
   return '\n'.join(lines)
 

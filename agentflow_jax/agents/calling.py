@@ -99,11 +99,16 @@ def turn(
       for result in results
   ]
   count = len(said.calls)
-  found = [records.Segment('assistant', said.content, False, said.calls)]
-  found += [records.Segment('tool', text, trusted=False) for text in texts[:count]]
+  shown = texts[:count]
+  role = 'tool'
   if said.problems:
-    found.append(records.Segment('user', '\n'.join(texts[count:]), trusted=False))
-  return tuple(found)
+    # Behind the last result: some templates want no user between tool and assistant.
+    shown[-1:] = ['\n'.join([*shown[-1:], *texts[count:]])]
+    role = 'tool' if count else 'user'
+  return (
+      records.Segment('assistant', said.content, False, said.calls),
+      *(records.Segment(role, text, trusted=False) for text in shown),
+  )
 
 
 def functions(cards: Sequence[base.Card]) -> tuple[dict[str, Any], ...]:

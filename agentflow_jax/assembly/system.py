@@ -171,7 +171,7 @@ class System:
       if not self.planner.model.calls_as_trained:
         found.append(
             'tool calls: the model has no chat template that shows tools in a syntax'
-            ' that is read here, so they are written in a plain form (see README.md)'
+            ' that is read here, so they are written in a plain form (docs/tools.md)'
         )
     return found + self.tool_notices
 

@@ -126,7 +126,7 @@ def _check_lengths(config: schema.Config) -> None:
   longest = (
       config.planner.max_prompt_tokens + config.planner.sampling.max_new_tokens
   )
-  if longest > config.batch.tokens_per_row:
+  if config.algorithm != 'none' and longest > config.batch.tokens_per_row:
     raise schema.ConfigError(
         f'batch.tokens_per_row {config.batch.tokens_per_row} cannot hold a'
         f' prompt and response of {longest} tokens'

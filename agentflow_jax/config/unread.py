@@ -234,8 +234,15 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     for name in ('sft', 'teacher'):
       yield name, 'algorithm=sft'
     if config.algorithm == 'none':
-      for name in ('optimizer', 'batch', 'queue', 'train.max_logprob_gap'):
-        yield name, 'an algorithm that trains'
+      trains = 'an algorithm that trains'
+      for name in (
+          'optimizer', 'batch', 'queue', 'train.max_logprob_gap', 'train.mini_batches',
+          'planner.lora',
+      ):
+        yield name, trains
+      for field in dataclasses.fields(config.flow_grpo):
+        if field.name != 'terms':  # It says which groups count as equal.
+          yield f'flow_grpo.{field.name}', trains
   else:
     yield 'flow_grpo', 'algorithm=flow_grpo'
     yield 'queue', 'algorithm=flow_grpo'

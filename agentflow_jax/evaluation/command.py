@@ -267,7 +267,11 @@ async def _with_other_tools(
     return []
   items, withheld = {}, value.get('tasks_with_withheld_tools', ())
   kinds = [] if names is None else [_RENAMED]
-  if names is not None and options.controls and config.task_set.kind in _SCRIPTED:
+  # Scripts write plans, which one model that calls tools would answer with.
+  has_script = (
+      config.task_set.kind in _SCRIPTED and config.agent.plan_format != 'tool_calls'
+  )
+  if names is not None and options.controls and has_script:
     kinds.append(_RENAMED_ORACLE)
   for kind in kinds:
     values, _ = await _variant(config, workdir, options, kind)

@@ -114,7 +114,7 @@ async def _broken(unused_request, unused_error):
 async def _health(service, unused_request):
   if service.model.is_closed:  # For good: who watches should restart it.
     return writing.error('the engine has ended', 503, 'server_error')
-  return responses.JSONResponse({'status': 'ok'})
+  return writing.JSONResponse({'status': 'ok'})
 
 
 def _authorise(service: Service, request: http.Request) -> None:
@@ -140,7 +140,7 @@ def _card(service: Service) -> dict[str, Any]:
 
 async def _models(service, request):
   _authorise(service, request)
-  return responses.JSONResponse({'object': 'list', 'data': [_card(service)]})
+  return writing.JSONResponse({'object': 'list', 'data': [_card(service)]})
 
 
 async def _model(service, request):
@@ -152,7 +152,7 @@ async def _model(service, request):
         f' {service.name!r}',
         'model', 404, 'model_not_found',
     )
-  return responses.JSONResponse(_card(service))
+  return writing.JSONResponse(_card(service))
 
 
 async def _answer(service: Service, kind: str, request: http.Request):
@@ -203,7 +203,7 @@ async def _answer(service: Service, kind: str, request: http.Request):
   finally:
     for task in tasks:  # One failed, or the client has gone.
       task.cancel()
-  return responses.JSONResponse(
+  return writing.JSONResponse(
       head
       | {
           'choices': [writer.choice(i, c) for i, c in enumerate(done)],

@@ -24,6 +24,7 @@ from agentflow_jax.agents import language_model
 from agentflow_jax.agents.environments import base
 from agentflow_jax.agents.environments.openenv import wire
 from agentflow_jax.serving import incoming, openenv_places, openenv_sessions, requests
+from agentflow_jax.serving import writing
 
 _GOING_AWAY = 1001
 _OBJECT = {'type': 'object'}
@@ -68,7 +69,7 @@ def make(service: Service) -> applications.Starlette:
 
   def get(path: str, value: Callable[[Service], Mapping[str, Any]]):
     async def answer(unused_request):
-      return responses.JSONResponse(value(service))
+      return writing.JSONResponse(value(service))
 
     return routing.Route(path, answer)
 
@@ -155,7 +156,7 @@ def _on(said: Callable[[Any], tuple[int, Any]]):
 
 
 def _refused(status: int, detail: Any) -> responses.Response:
-  return responses.JSONResponse({'detail': detail}, status)
+  return writing.JSONResponse({'detail': detail}, status)
 
 
 async def _body(service: Service, request: http.Request) -> dict[str, Any]:
@@ -171,7 +172,7 @@ async def _reset(service, request) -> responses.Response:
   async with service.places.one() as session:
     if session is None:
       return _refused(503, service.full()['data']['message'])
-    return responses.JSONResponse(await session.reset(body))
+    return writing.JSONResponse(await session.reset(body))
 
 
 async def _step(service, request) -> responses.Response:
@@ -182,7 +183,7 @@ async def _step(service, request) -> responses.Response:
   async with service.places.one() as session:
     if session is None:
       return _refused(503, service.full()['data']['message'])
-    return responses.JSONResponse(await session.step(action))
+    return writing.JSONResponse(await session.step(action))
 
 
 async def _mcp(service, request) -> responses.Response:
@@ -193,7 +194,7 @@ async def _mcp(service, request) -> responses.Response:
     answer = await _rpc(service, body, name if isinstance(name, str) else '')
   except openenv_places.Unknown as e:
     answer = openenv_sessions.rpc_error(body, openenv_sessions.NO_PARAMS, str(e))
-  return responses.JSONResponse(answer)
+  return writing.JSONResponse(answer)
 
 
 async def _rpc(service: Service, body: dict[str, Any], name: str) -> dict[str, Any]:

@@ -17,9 +17,16 @@ _MOST_PARTS = 4
 _MAX_MESSAGE = 1000  # Characters of an error.
 
 
+class JSONResponse(responses.JSONResponse):
+  """A response in ASCII: a client's text may hold what UTF-8 cannot, and is quoted."""
+
+  def render(self, content: Any) -> bytes:
+    return json.dumps(content, allow_nan=False, separators=(',', ':')).encode('ascii')
+
+
 def error(message, status, kind, param=None, code=None) -> responses.Response:
   """Returns an error as OpenAI's clients read it."""
-  return responses.JSONResponse(error_object(message, kind, param, code), status)
+  return JSONResponse(error_object(message, kind, param, code), status)
 
 
 def error_object(message, kind, param=None, code=None) -> dict[str, Any]:

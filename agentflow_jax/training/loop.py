@@ -139,8 +139,7 @@ class Loop:
     with self.clock('update'):
       metrics = await asyncio.to_thread(self._traced_update, step + 1, data)
       config = self.system.config
-      is_read = config.algorithm == 'flow_grpo' or is_due(config, step + 1)
-      if config.algorithm != 'none' and is_read:
+      if config.algorithm != 'sft' or is_due(config, step + 1):
         await asyncio.to_thread(
             self.system.sample_from, self.trainer.params, step + 1
         )

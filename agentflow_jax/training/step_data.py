@@ -12,7 +12,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.assembly import scripted_planners, system as system_lib
-from agentflow_jax.config import schema
+from agentflow_jax.config import loading, schema
 from agentflow_jax.core import batch
 from agentflow_jax.rollouts import collect, journal as journal_lib
 from agentflow_jax.rollouts import mistakes, rollout_files, showing, totals
@@ -21,6 +21,9 @@ from agentflow_jax.training import difficulty, sample_queue, task_order, turn_ro
 
 # Rollouts whose texts and tokens are compared with the tokenizer.
 _COMPARED = 8
+
+# Fields of the agent that prompts and responses are written by.
+_SAME = ('plan_format', 'number_mentions', 'mention_marks', 'withheld_tools')
 
 OnDone = Callable[[records.Trajectory], None]
 
@@ -118,10 +121,12 @@ class RolloutSource:
     reused = []
     if self._queue is not None:
       groups, dropped, reused = await self._with_queue(step, groups, dropped)
-    mini_batches, extras = _rows_of(
-        groups, [one for one, _ in reused], config.flow_grpo,
-        train.queries_per_step // train.mini_batches,
-    )
+    mini_batches, extras = (), {}
+    if config.algorithm != 'none':
+      mini_batches, extras = _rows_of(
+          groups, [one for one, _ in reused], config.flow_grpo,
+          train.queries_per_step // train.mini_batches,
+      )
     metrics = totals.of_step(found, self._by_term)
     metrics['groups/dropped'] = len(dropped)
     header = {}
@@ -312,10 +317,11 @@ def _successes(
     system: system with the planner that learns from them.
 
   Raises:
-    ConfigError: there are no rollouts, none succeeded, or their tokens are those of
-      another tokenizer.
+    ConfigError: there are no rollouts, none succeeded, their tokens are those of
+      another tokenizer, or the run showed its planner something else.
   """
   groups, count, tokenizer = [], 0, system.tokenizer
+  _check_same_prompts(workdir, system.config)
   try:
     for _, task, trajectory in showing.find(
         epath.Path(workdir), showing.Wanted(step=0)
@@ -345,6 +351,21 @@ def _successes(
       )
   logging.info('learning from %d successes of %d rollouts', len(groups), count)
   return groups
+
+
+def _check_same_prompts(workdir: str, config: schema.Config) -> None:
+  """Raises ConfigError where a run's planner saw or wrote another form of things."""
+  path = epath.Path(workdir) / 'config.json'
+  if not path.exists():  # Rollouts of no run of ours.
+    return
+  other = loading.load(str(path))
+  for name in _SAME:
+    theirs, ours = (getattr(c.agent, name) for c in (other, config))
+    if theirs != ours:
+      raise schema.ConfigError(
+          f'sft.rollouts={workdir}: there agent.{name} is {theirs!r}, here {ours!r},'
+          ' so its prompts and responses are not those of this run; set it as there'
+      )
 
 
 async def _nothing() -> bytes:

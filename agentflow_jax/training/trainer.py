@@ -63,15 +63,15 @@ class Trainer:
     self._uses_lora = network.lora.rank > 0
     self._reference = system.params if update_shapes.needs_reference(config) else None
     self._pad_id = system.tokenizer.pad_id
+    lengths = update_shapes.row_lengths(config)
+    if config.algorithm == 'none':
+      lengths = ()
     shards = sharding.row_shards(mesh)
-    if config.batch.rows_per_micro % shards:
+    if lengths and config.batch.rows_per_micro % shards:
       raise schema.ConfigError(
           f'batch.rows_per_micro {config.batch.rows_per_micro} must be a'
           f' multiple of data x fsdp = {shards}'
       )
-    lengths = update_shapes.row_lengths(config)
-    if config.algorithm == 'none':
-      lengths = ()
     examples = {
         n: sharding.put_batch(update_shapes.example_batch(config, n, self._pad_id), mesh)
         for n in lengths

@@ -91,7 +91,7 @@ def test_every_field_says_what_it_is():
       if field.meaning.count('(') != field.meaning.count(')')
   ]
   assert '0 for none' in found['evaluation.every'].meaning
-  assert found['algorithm'].type == 'flow_grpo|sft'
+  assert found['algorithm'].type == 'flow_grpo|sft|none'
   assert found['agent.verbs'].type == 'comma list of text'
   assert found['planner.dtype'].type == 'float32|bfloat16 or none'
 

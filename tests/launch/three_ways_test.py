@@ -30,11 +30,15 @@ def _ran(monkeypatch):
   commands = []
 
   def run(command, **_):
+    if '--print_config' in command:
+      return subprocess.CompletedProcess(command, int('--config.bad=1' in command))
     commands.append(command)
     (workdir,) = [c.partition('=')[2] for c in command if c.startswith('--workdir=')]
     way = workdir.rpartition('/')[2]
     said = _summary({'prompting': 0.0, 'supervised': 0.1, 'flow_grpo': 0.3}[way],
                     0 if way == 'supervised' else 48)
+    if '--config.fails=1' in command:
+      return subprocess.CompletedProcess(command, 3)
     path = mini.pathlib.Path(workdir)
     path.mkdir(parents=True)
     (path / 'summary.json').write_text(json.dumps(said))
@@ -72,6 +76,27 @@ def test_each_way_gets_its_fields_and_is_run_once(ran, monkeypatch, tmp_path, ca
   shown = capsys.readouterr().out
   assert '+30.0 points [+20.0, +40.0]' in shown and '80.0% [70.0, 90.0]' in shown
   assert _main(monkeypatch, *flags) == 0 and len(ran) == 6
+  with pytest.raises(SystemExit, match='holds flow_grpo, seed 0 with other flags'):
+    _main(monkeypatch, *flags[:-1], '--flow_grpo.train.steps=4')
+  assert len(ran) == 6
+
+
+def test_a_way_that_fails_leaves_the_others(ran, monkeypatch, tmp_path, capsys):
+  code = _main(monkeypatch, f'--workdir={tmp_path}', '--supervised.fails=1')
+  assert code == 3 and len(ran) == 3
+  shown = capsys.readouterr()
+  assert 'error: supervised, seed 0, ended with 3' in shown.err
+  lines = shown.out.splitlines()
+  assert lines[-2].split() == ['supervised', '0', '-', '-', '-', '-']
+  assert lines[-1].startswith('flow_grpo')
+
+
+def test_flags_that_one_way_refuses_are_refused_before_any_run(
+    ran, monkeypatch, tmp_path
+):
+  with pytest.raises(SystemExit, match='flow_grpo would refuse'):
+    _main(monkeypatch, f'--workdir={tmp_path}', '--flow_grpo.bad=1')
+  assert not ran
 
 
 @pytest.mark.parametrize('flag', ['--steps=3', '--config.x', '--other.a=b', 'x'])

@@ -207,6 +207,11 @@ def test_http_around_it(desk):
     assert 'no episode' in done['observation']['error']['message']
     rpc = {'jsonrpc': '2.0', 'id': 1, 'method': 'tools/list'}
     assert len(web.post('/mcp', json=rpc).json()['result']['tools']) == 20
+    # Half a character cannot be written in UTF-8, and is quoted.
+    fly = {'type': 'call_tool', 'tool_name': '\ud800'}
+    said = web.post('/step', content=json.dumps({'action': fly})).json()
+    assert said['observation']['tool_name'] == '\ud800'
+    assert web.post('/reset', content=b'{"\\ud800": 1}').status_code == 422
     for path, body, status in (
         ('/reset', b'{', 400), ('/reset', b'[]', 422), ('/reset', b'{"sed": 1}', 422),
         ('/step', b'{}', 422), ('/step', b'{"action": {"type": "fly"}}', 422),

@@ -170,6 +170,19 @@ def test_refilled_groups_end_in_the_same_bits_as_well(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('temperature', ['0', '1'])
+def test_a_run_that_only_samples_ends_in_the_same_records(
+    tmp_path, monkeypatch, temperature
+):
+  config = mini.config(tmp_path / 'in', steps=2)
+  config = overrides.override(config, [
+      ('algorithm', 'none'), ('planner.sampling.temperature', temperature),
+  ])
+  for line in _whole_and_cut(config, tmp_path, monkeypatch):
+    assert line['updates'] == 0 and line['rollouts/scored'] == 9
+
+
+@pytest.mark.slow
 def test_a_planner_that_truncates_ends_in_the_same_bits_as_well(
     tmp_path, monkeypatch
 ):

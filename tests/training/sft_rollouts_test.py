@@ -9,7 +9,7 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.config import overrides, schema, unread
 from agentflow_jax.rollouts import mistakes, rollout_files
-from agentflow_jax.training import run
+from agentflow_jax.training import run, step_data
 from agentflow_jax.weights import host_copies, model_directory
 from tests.config import mini
 
@@ -50,9 +50,6 @@ def test_algorithm_none_samples_what_flow_grpo_does_and_keeps_the_planner(made):
   lines = (made / 'out' / 'metrics.jsonl').read_text().splitlines()
   for line in map(json.loads, lines):
     assert line['updates'] == 0 and line['rollouts/requested'] == 9
-  for _, trajectory in _records(made / 'out'):
-    versions = {t.completion.params_version for t in trajectory.turns}
-    assert versions <= {0}
   config = mini.config(made / 'in')
   before, after = (
       host_copies.params_digest(
@@ -89,6 +86,20 @@ def test_a_run_without_rollouts_or_successes_is_refused_by_name(tmp_path):
     config = _sft(tmp_path / 'in', tmp_path / name)
     with pytest.raises(schema.ConfigError, match=rf'sft.rollouts=.*{name}.*{match}'):
       run.train(config, str(tmp_path / f'out_{name}'), quiet=True)
+
+
+@pytest.mark.parametrize(
+    'field, value, said',
+    [
+        ('mention_marks', 'after', "there agent.mention_marks is 'before', here 'after'"),
+        ('number_mentions', 'false', 'agent.number_mentions is True'),
+    ],
+)
+def test_rollouts_of_other_prompts_are_refused(made, tmp_path, field, value, said):
+  config = _sft(tmp_path / 'in', made / 'out', **{f'agent.{field}': value})
+  with pytest.raises(schema.ConfigError, match=rf'sft.rollouts=.*{said}'):
+    step_data._check_same_prompts(str(made / 'out'), config)
+  step_data._check_same_prompts(str(made / 'out'), mini.config(tmp_path / 'in'))
 
 
 def test_tokens_of_another_tokenizer_are_refused(made, tmp_path):

@@ -1,4 +1,4 @@
-"""A run of one model that calls tools is trained as any other, and resumed."""
+"""A run of one model that calls tools is trained as any other."""
 
 import dataclasses
 import json
