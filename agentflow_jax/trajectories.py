@@ -2,12 +2,9 @@ r"""Prints the rollouts of a run: what was planned, called, found and answered.
 
   python -m agentflow_jax.trajectories --workdir=DIR \
       [--step=3 --reward=0 --status=tool_error --first_cause=grounding --task=ID] \
-      [--jsonl]
+      [--slowest=5] [--jsonl]
 
---jsonl prints a line of JSON for each turn, with the fields: step, task, rollout,
-turn (null for a rollout that had none), query, answers, status, reward, reward_parts,
-checks, changed, first_cause, mistakes, detail, answer, plan, parse_error, tool,
-arguments, result, tool_error, verdict.
+--jsonl prints a line of JSON for each turn; docs/training.md lists its fields.
 """
 
 import json
@@ -41,6 +38,10 @@ _LIMIT = flags.DEFINE_integer(
     'limit', 20, 'The most rollouts to print; 0 for all. --jsonl prints all.',
     lower_bound=0,
 )
+_SLOWEST = flags.DEFINE_integer(
+    'slowest', 0, 'Only so many rollouts of a step, the slowest; 0 for all.',
+    lower_bound=0,
+)
 _JSONL = flags.DEFINE_bool('jsonl', False, 'Prints JSON lines, one a turn.')
 
 
@@ -55,6 +56,7 @@ def main(argv):
       reward=showing.reward_of(_REWARD.value),
       task=_TASK.value,
       first_cause=_FIRST_CAUSE.value or '',
+      slowest=_SLOWEST.value,
   )
   shown, found = 0, 0
   with command_line.quiet_pipe():

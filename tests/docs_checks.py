@@ -24,6 +24,8 @@ _ROW = re.compile(r'^\| `([^`|]+)` \|.*\| ([^|]+) \|$', re.MULTILINE)
 _DEFINED = re.compile(r"DEFINE_\w+\(\s*'(\w+)'")
 _FLAG = re.compile(r'--([a-z]\w*)')
 _FIELD = re.compile(r'([a-z_]+(?:\.[a-z]\w*)+)(?:=.*)?')
+# Of files, which look like fields.
+_SUFFIXES = ('.py', '.md', '.json', '.jsonl')
 _CITED = re.compile(r'\bcontract (\d+)')
 # Words of absl, bash and pytest, and operators of a shell.
 _ALWAYS = frozenset({'help', 'verbosity', 'no-deps'})
@@ -115,7 +117,7 @@ def field_problems(files: house_sources.Files) -> list[str]:
       match = _FIELD.fullmatch(span)
       if not match or match[1].partition('.')[0] not in tops:
         continue
-      if match[1] not in known and not match[1].endswith(('.py', '.md', '.json')):
+      if match[1] not in known and not match[1].endswith(_SUFFIXES):
         problems.append(f'{page}: `{span}` is no field of the config')
   return problems
 

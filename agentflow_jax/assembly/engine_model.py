@@ -1,7 +1,8 @@
 """The planner as a language model: segments in, ids and text out."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,19 @@ class EngineModel:
   ):
     self.engine = engine
     self.tokenizer = tokenizer
+    self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
+
+  @contextlib.contextmanager
+  def keeping(self) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """Yields a list that grows by (prompt_ids, response_ids) with every response.
+
+    Both are int32. Only responses that end inside the body are in it.
+    """
+    self._kept = kept = []
+    try:
+      yield kept
+    finally:
+      self._kept = None
 
   @functools.cached_property
   def calls_as_trained(self) -> bool:
@@ -118,6 +132,9 @@ class EngineModel:
       raise language_model.PromptTooLong(str(e)) from e
     except api.EngineError as e:
       raise language_model.Unreachable(str(e)) from e
+    if self._kept is not None:
+      self._kept.append((np.array(ids, np.int32),
+                         np.array(result.response_ids, np.int32)))
     return records.Completion(
         text=self.tokenizer.decode(result.response_ids),
         prompt_ids=ids,

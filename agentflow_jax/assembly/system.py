@@ -84,6 +84,8 @@ class System:
     processes: processes of the run; rollouts are shared between them.
     handover: brings parameters from `mesh` to this process's sampler; None where
       the engine's own copy does.
+    samplers: models over the engines of this process: 'planner' and 'frozen', where
+      there are such.
   """
 
   config: schema.Config
@@ -105,6 +107,9 @@ class System:
       default_factory=processes_lib.Processes
   )
   handover: handover_lib.Handover | None = None
+  samplers: Mapping[str, engine_model.EngineModel] = dataclasses.field(
+      default_factory=dict
+  )
 
   def sample_from(self, params: model.Params, version: int) -> None:
     """Gives the planner's engine parameters that lie over `mesh`.
@@ -329,6 +334,10 @@ def build(
         ),
         processes=processes,
         handover=samplers.handover,
+        samplers={
+            name: found for name, found in models.items()
+            if isinstance(found, engine_model.EngineModel)
+        },
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system

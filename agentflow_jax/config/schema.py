@@ -775,6 +775,28 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MetricsConfig:
+  """What is reported of a run besides what it learns.
+
+  Attributes:
+    peak_flops: throughput of one device that utilisation is a share of [FLOP/s]; 0
+      for the published dense bfloat16 throughput of the chip, and where none is
+      known, such as on CPU, for the fastest product that is measured at start.
+    device_hour_dollars: price of one device for an hour [dollars]; 0 reports no cost.
+  """
+
+  peak_flops: float = 0.0
+  device_hour_dollars: float = 0.0
+
+  def __post_init__(self):
+    for name in ('peak_flops', 'device_hour_dollars'):
+      if not 0 <= getattr(self, name) < float('inf'):
+        raise ConfigError(
+            f'metrics.{name} must be finite and not negative: {getattr(self, name)}'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """A whole run. Rooms bring their own parts.
 
@@ -789,7 +811,7 @@ class Config:
       responses and for the responses of frozen modules: 'given' refuses them,
       'raised' raises those that no flag sets.
     task_set, planner, agent, engine, reward, flow_grpo, optimizer, mesh, batch, train,
-      teacher, sft, evaluation, queue: settings of the parts.
+      teacher, sft, evaluation, queue, metrics: settings of the parts.
   """
 
   name: str
@@ -810,6 +832,7 @@ class Config:
   sft: SftConfig = SftConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   queue: QueueConfig = QueueConfig()
+  metrics: MetricsConfig = MetricsConfig()
 
 
 def load_module(path: str) -> types.ModuleType:

@@ -1,4 +1,4 @@
-"""Counts the products of an update, from the shapes and the batch alone.
+"""Counts the products of updates and of sampling, from shapes and tokens alone.
 
 XLA's cost_analysis counts the body of a loop once, whatever its length, and here
 layers, micro-batches, blocks and chunks are loops. Products alone are counted: 2
@@ -6,11 +6,13 @@ a multiply-add; what is element by element is some per cent more.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from agentflow_jax.core import batch as batch_lib
 from agentflow_jax.core import blocks as blocks_lib
+from agentflow_jax.core import forest
 from agentflow_jax.core import layers
 from agentflow_jax.core import scoring
 
@@ -29,17 +31,54 @@ class Work:
   pairs: int
   targets: int
 
+  def __add__(self, other: 'Work') -> 'Work':
+    return Work(
+        self.tokens + other.tokens, self.pairs + other.pairs,
+        self.targets + other.targets,
+    )
 
-def needed(batch: batch_lib.TurnBatch) -> Work:
-  """Returns the work without padding: unique tokens and what they see."""
-  ends = np.asarray(batch.subtree_end, np.int64)
-  place = np.arange(ends.shape[-1])
-  return Work(
-      tokens=int((ends > 0).sum()),
-      # A token is seen by all from itself to its subtree's end.
-      pairs=int(np.where(ends > 0, ends - place, 0).sum()),
-      targets=int((np.asarray(batch.responses) > 0).sum()),
-  )
+
+def useful(
+    responses: Sequence[tuple[Sequence[int], Sequence[int]]],
+    scores_prompts: bool = False,
+) -> Work:
+  """Returns the least work that scores, or samples, every response token.
+
+  Tokens that responses share from the first token of their prompts on count once.
+  Padding and whatever is computed again are no part of it, so it does not depend on
+  how turn rows are packed or what a cache holds.
+
+  Args:
+    responses: (prompt_ids, response_ids) of each response. One without a token
+      needs nothing, unless prompts are scored.
+    scores_prompts: whether the tokens of prompts but the first are targets, too (SFT).
+  """
+  places, prompts, targets = [], [], 0
+  for prompt_ids, response_ids in responses:
+    if not len(response_ids) and not scores_prompts:
+      continue
+    ids = np.concatenate([np.asarray(x, np.int64) for x in (prompt_ids, response_ids)])
+    places.append(ids[:-1])  # The last token is only ever a target.
+    prompts.append(ids[: len(prompt_ids)])
+    targets += len(response_ids)
+  if scores_prompts:
+    first = {int(ids[0]) for ids in prompts}
+    targets += forest.unique_tokens(prompts)[0] - len(first)
+  return Work(*forest.unique_tokens(places), targets)
+
+
+def utilisation(flops: float, seconds: float, devices: int, peak: float) -> float:
+  """Returns the MFU: useful FLOPs as a share of what the devices could have made.
+
+  Model FLOPs utilisation as in PaLM (arXiv 2204.02311, appendix B).
+
+  Args:
+    flops: FLOPs of useful work, see `useful`.
+    seconds: wall time [s].
+    devices: number of devices.
+    peak: throughput of one device [FLOP/s], see core.peaks.
+  """
+  return flops / (seconds * devices * peak)
 
 
 def done(

@@ -100,6 +100,27 @@ def share(
   return Plan(tuple(branches), np.array(ends or [np.zeros(capacity, np.int64)]))
 
 
+def unique_tokens(rows: Sequence[np.ndarray]) -> tuple[int, int]:
+  """Counts the tokens of rows, where tokens that rows begin with count once.
+
+  Args:
+    rows: int[L_i] tokens; rows may be empty.
+
+  Returns:
+    The number of different tokens, where two are the same if they and everything
+    before them are; and the number of tokens that these see, themselves among them.
+  """
+  tokens = pairs = 0
+  before = np.zeros(0, np.int64)
+  for index in sorted(range(len(rows)), key=lambda i: _sort_key(rows[i], i)):
+    row = np.asarray(rows[index])
+    shared, length = _common(before, row), len(row)
+    tokens += length - shared
+    pairs += (length * (length + 1) - shared * (shared + 1)) // 2
+    before = row
+  return tokens, pairs
+
+
 def _sort_key(row: np.ndarray, index: int) -> tuple[bytes, int]:
   """Orders rows like their tokens; big-endian bytes compare as numbers do."""
   return np.asarray(row).astype('>u4').tobytes(), index

@@ -4,13 +4,13 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.rollouts import mistakes, rollout_files
+from agentflow_jax.rollouts import mistakes, rollout_files, waits
 
 _FILE = re.compile(r'step_(\d+)\.p\d+\.jsonl\.zst')
 # Longest text of a tool or a model that is shown to people [characters].
@@ -27,6 +27,8 @@ class Wanted:
     reward: reward, where nan stands for rollouts without one; None for any.
     task: id of the task; '' for any.
     first_cause: label of the mistake that the rollout failed of; '' for any.
+    slowest: number of rollouts of each step, the slowest of those that fit, slowest
+      first; 0 for all of them, in their order.
   """
 
   step: int | None = None
@@ -34,6 +36,7 @@ class Wanted:
   reward: float | None = None
   task: str = ''
   first_cause: str = ''
+  slowest: int = 0
 
   def fits(self, trajectory: records.Trajectory) -> bool:
     """Returns whether the status, reward and task of a rollout fit."""
@@ -90,13 +93,24 @@ def find(
       )
     chosen = [step]
   for step in chosen:
-    for path in files[step]:
-      for group in rollout_files.read(path):
-        for trajectory in group.trajectories:
-          if wanted.fits(trajectory) and wanted.first_cause in (
-              '', mistakes.said(group.task, trajectory)['first_cause']
-          ):
-            yield step, group.task, trajectory
+    found = _of_step(files[step], wanted)
+    if wanted.slowest:
+      found = sorted(found, key=lambda one: -waits.total(one[1]))[: wanted.slowest]
+    for task, trajectory in found:
+      yield step, task, trajectory
+
+
+def _of_step(
+    files: Sequence[epath.Path], wanted: Wanted
+) -> Iterator[tuple[records.Task, records.Trajectory]]:
+  """Yields the rollouts of a step that fit."""
+  for path in files:
+    for group in rollout_files.read(path):
+      for trajectory in group.trajectories:
+        if wanted.fits(trajectory) and wanted.first_cause in (
+            '', mistakes.said(group.task, trajectory)['first_cause']
+        ):
+          yield group.task, trajectory
 
 
 def rows(
@@ -114,7 +128,8 @@ def rows(
   planner), 'parse_error', 'tool', 'arguments', 'result', 'tool_error' (kind of the
   error or None), 'calls' (list of the calls that a program made, and of further calls
   of the same response: 'tool', 'arguments', 'result', 'tool_error'), 'verdict' (text of
-  the verifier).
+  the verifier), 'seconds' (time of the rollout by what it waited for, and 'total'; see
+  waits.parts).
   """
   terms = trajectory.score.terms if trajectory.score else {}
   verdict = trajectory.verdict or records.Verdict(())
@@ -133,6 +148,7 @@ def rows(
       **mistakes.said(task, trajectory),
       'detail': trajectory.detail,
       'answer': trajectory.answer,
+      'seconds': waits.parts(trajectory) | {'total': waits.total(trajectory)},
   }
   nothing = dict.fromkeys(
       ('plan', 'parse_error', 'tool', 'arguments', 'result', 'tool_error', 'verdict')
@@ -202,6 +218,8 @@ def in_words(
   ]
   if cause := mistakes.said(task, trajectory)['first_cause']:
     lines.append(f'First cause: {cause}')
+  if spent := waits.in_words(trajectory):
+    lines.append(f'Time: {_cut(spent)}')
   if trajectory.detail:
     lines.append(f'Detail: {_cut(trajectory.detail)}')
   return '\n'.join(lines)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from agentflow_jax import records
-from agentflow_jax.rollouts import intervals, mistakes, world_totals
+from agentflow_jax.rollouts import intervals, mistakes, waits, world_totals
 
 
 def has_variance(group: records.Group, by_term: bool = False) -> bool:
@@ -190,4 +190,4 @@ def of_step(
   for what in {k for t in trajectories for k in t.seconds}:
     total = sum(t.seconds.get(what, 0.0) for t in trajectories)
     metrics[f'seconds/rollout_sum/{what}'] = total
-  return metrics
+  return metrics | waits.of_slowest(trajectories)

@@ -6,39 +6,9 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from agentflow_jax.config import schema
+from agentflow_jax.core import published
 
-_GIB = 1 << 30
 _STAND_INS = '--xla_force_host_platform_device_count'
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """What one chip can do, as its vendor publishes it.
-
-  Attributes:
-    memory: memory that programs may use [bytes]: for TPUs the size beyond which XLA
-      refuses them, for GPUs the share that the launchers let JAX take (92%).
-    flops: dense bfloat16 throughput [FLOP/s].
-    bandwidth: bandwidth of its memory [bytes/s].
-    links: bandwidth to the other chips of its slice or node, one way, all links
-      together [bytes/s].
-  """
-
-  memory: float
-  flops: float
-  bandwidth: float
-  links: float
-
-
-CHIPS = {
-    'v5p': Chip(95.7 * _GIB, 459e12, 2765e9, 600e9),
-    'v5e': Chip(15.75 * _GIB, 197e12, 819e9, 200e9),
-    'v6e': Chip(31.25 * _GIB, 918e12, 1640e9, 448e9),
-    'h100': Chip(73 * _GIB, 989e12, 3350e9, 450e9),
-    'h200': Chip(129 * _GIB, 989e12, 4800e9, 450e9),
-    # No chip: to try the program. The figures are of nobody's machine.
-    'cpu': Chip(16 * _GIB, 1e11, 1e10, 1e10),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +17,7 @@ class Topology:
 
   Attributes:
     platform: 'tpu', 'gpu' or 'cpu'.
-    kind: kind of chip, a name in CHIPS.
+    kind: kind of chip, a name in core.published.CHIPS.
     shape: shape as the TPU runtime names it; '' elsewhere.
     count: number of chips; 0 for TPUs, whose runtime says.
   """
@@ -58,8 +28,8 @@ class Topology:
   count: int
 
   @property
-  def chip(self) -> Chip:
-    return CHIPS[self.kind]
+  def chip(self) -> published.Chip:
+    return published.CHIPS[self.kind]
 
   @property
   def is_estimate(self) -> bool:
@@ -80,7 +50,7 @@ def parse(text: str) -> Topology:
     if kind == 'gpu':
       kind, _, rest = rest.partition(':')
     most = 8 if platform == 'gpu' else 1 << 20  # Of one node, one process.
-    if kind in CHIPS and rest.isdigit() and 1 <= int(rest) <= most:
+    if kind in published.CHIPS and rest.isdigit() and 1 <= int(rest) <= most:
       return Topology(platform, kind, '', int(rest))
   elif kind in ('v5p', 'v5e', 'v6e') and all(
       n.isdigit() and int(n) for n in rest.split('x')

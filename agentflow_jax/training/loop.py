@@ -1,6 +1,7 @@
 """The steps of a run: data, update, evaluation, metrics, commit."""
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from agentflow_jax.rollouts import journal as journal_lib, rollout_files
 from agentflow_jax.runtime import clocks, exits, profiling, progress
 from agentflow_jax.training import diagnosis, engine_rates
 from agentflow_jax.training import evaluations as evaluations_lib, metrics_log
-from agentflow_jax.training import query_lengths, step_data
+from agentflow_jax.training import query_lengths, step_costs, step_data
 from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import checkpoints
 
@@ -37,6 +38,7 @@ class Loop:
   watchdog: exits.Watchdog
   profiler: profiling.Profiler
   lengths: query_lengths.QueryLengths
+  costs: step_costs.Costs
   pending: dict[str, float] | None = None
 
   async def run(self) -> None:
@@ -52,7 +54,7 @@ class Loop:
     else:
       source = step_data.TraceSource(self.system, workdir)
     counter = _Counter(self.bar)
-    before = dict(self.clock.seconds)
+    before, began = dict(self.clock.seconds), self.elapsed()
     processes = self.system.processes
     self._stop_if_failing(len(self.log.lines))
     for step in range(len(self.log.lines), config.train.steps):
@@ -61,7 +63,7 @@ class Loop:
       metrics, self.pending = self.pending, None
       if metrics is None:
         sampled = self._sampled()
-        with self.clock('rollout'):
+        with self.clock('rollout'), self._keeping() as responses:
           try:
             data = await source.step(step, counter)
           except (exits.Preempted, exits.RunStopped):
@@ -71,6 +73,9 @@ class Loop:
         for name, now in self._sampled().items():
           rates |= engine_rates.rates(sampled[name], now, name)
         metrics = rates | await self._update(step, data)
+        metrics |= await asyncio.to_thread(
+            self._rates, responses, data.mini_batches, before
+        )
         if (
             processes.is_primary and data.groups
             and config.train.rollout_records == 'all'
@@ -86,9 +91,12 @@ class Loop:
         except exits.Preempted:
           await self._commit(step + 1, journal, stops=True, pending=metrics)
           raise
-      now = dict(self.clock.seconds)
+      now, ended = dict(self.clock.seconds), self.elapsed()
+      dollars = self.costs.dollars(ended - began)
+      if dollars is not None:
+        metrics['rate/dollars'] = dollars
       self._log(step + 1, metrics, before, now)
-      before = now  # So a commit's seconds are in the next step's line.
+      before, began = now, ended  # So a commit's seconds are in the next step's line.
       await self._commit(step + 1, journal, stops=self._is_failing())
       self.profiler.end(step + 1)
       self.bar.update(step + 1, metrics)
@@ -101,6 +109,27 @@ class Loop:
     """What the engines have done so far, see engine_rates."""
     engines = {'': self.system.engine, 'frozen': self.system.frozen_engine}
     return {k: engine.stats() for k, engine in engines.items() if engine}
+
+  @contextlib.contextmanager
+  def _keeping(self):
+    """Yields lists that get what each engine samples, see EngineModel.keeping."""
+    with contextlib.ExitStack() as stack:
+      yield [
+          stack.enter_context(model.keeping())
+          for model in self.system.samplers.values()
+      ]
+
+  def _rates(self, responses, mini_batches, before) -> dict[str, float]:
+    """Returns what the rollouts and updates of a step cost; process 0 alone counts."""
+    if not self.system.processes.is_primary:
+      return {}
+    spent = {
+        name: self.clock.seconds.get(name, 0.0) - before.get(name, 0.0)
+        for name in ('rollout', 'update')
+    }
+    return self.costs.of_rollouts(responses, spent['rollout']) | (
+        self.costs.of_update(mini_batches, spent['update'])
+    )
 
   def _is_failing(self) -> bool:
     most = self.system.config.train.stop_after_failing_steps

@@ -65,7 +65,8 @@ class Change:
       return not any(
           role.backend == 'frozen' for role in roles.roles(config).values()
       )
-    return self.name in _MAY_CHANGE or self.of_evaluation
+    is_report = self.name.startswith('metrics.')
+    return self.name in _MAY_CHANGE or self.of_evaluation or is_report
 
 
 def check_same_run(config: schema.Config, workdir: epath.Path) -> list[Change]:

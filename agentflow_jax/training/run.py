@@ -19,7 +19,7 @@ from agentflow_jax.runtime import clocks, exits, processes as processes_lib
 from agentflow_jax.runtime import profiling, progress, workdirs
 from agentflow_jax.training import evaluations as evaluations_lib
 from agentflow_jax.training import diagnosis, loop as loop_lib, metrics_log
-from agentflow_jax.training import query_lengths, resuming
+from agentflow_jax.training import query_lengths, resuming, step_costs
 from agentflow_jax.training import summary as summary_lib
 from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import checkpoints, host_copies
@@ -102,6 +102,7 @@ async def _train(
     saved = checkpoints.Checkpoints(
         workdir / 'checkpoints', config.train.keep_checkpoints
     )
+    costs = step_costs.Costs(config, system.model_config, system.mesh)
     inputs = resuming.inputs_of(system)
     processes.check_same('the planner or the task set', repr(inputs))
     lines, spent, pending = resuming.restore(trainer, system, saved, inputs)
@@ -121,7 +122,7 @@ async def _train(
     )
     for note in (
         _resumed(done, config.train.steps), *changed, _held(trainer, system),
-        *system.notices(),
+        *system.notices(), _peak(costs),
     ):
       bar.note(note)
     for warning in _warnings_at_start(config, lengths) if primary else ():
@@ -146,6 +147,7 @@ async def _train(
           watchdog,
           profiler,
           lengths,
+          costs,
           pending,
       )
 
@@ -169,8 +171,12 @@ async def _train(
 
     clock.seconds['total'] = time.monotonic() - started
     facts = {
-        'compiles/after_warmup': compiled, 'warnings': warnings(), **usage
+        'compiles/after_warmup': compiled, 'warnings': warnings(), **usage,
+        'peak/flops_per_device': costs.peak.flops, 'peak/source': costs.peak.source,
     }
+    dollars = costs.dollars(clock.seconds['total'])
+    if dollars is not None:
+      facts['dollars'] = dollars
     table = processes.alone(
         lambda: _write_results(
             system, workdir, params, log.lines, clock.seconds, facts
@@ -216,6 +222,14 @@ def _resumed(done: int, steps: int) -> str:
   if done >= steps:
     return f'finished before: {done} of {steps} steps; evaluating'
   return f'resuming after step {done} of {steps}'
+
+
+def _peak(costs: step_costs.Costs) -> str:
+  """Says what the utilisation in metrics.jsonl is a share of."""
+  return (
+      f'utilisation (rate/.../mfu) is a share of {costs.peak.flops:.3g} FLOP/s a'
+      f' device ({costs.peak.source})'
+  )
 
 
 def _summed(processes, usage: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from agentflow_jax import records
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.evaluation import evaluate
 from agentflow_jax.files import reading, writing
-from agentflow_jax.rollouts import intervals
+from agentflow_jax.rollouts import intervals, waits
 
 _FILE = 'summary.json'
 
@@ -69,7 +69,11 @@ def write(
   names += [f'rollouts/status/{s.value}' for s in records.Status]
   for name in names:
     summary[name] = sum(line.get(name, 0) for line in lines)
-  stepwise = {k for line in lines for k in line if k.startswith('seconds/')}
+  # Not of the slowest rollouts: those are means.
+  stepwise = {
+      k for line in lines for k in line
+      if k.startswith('seconds/') and not k.startswith(waits.PREFIX)
+  }
   for name in sorted(stepwise):
     summary[name] = sum(line.get(name, 0.0) for line in lines)
   for name, value in seconds.items():

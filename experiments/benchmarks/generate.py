@@ -48,7 +48,7 @@ import numpy as np
 
 from agentflow_jax import records
 from agentflow_jax.assembly import model_files
-from agentflow_jax.core import flops, model, published
+from agentflow_jax.core import flops, forest, model, peaks, published
 from agentflow_jax.files import reading
 from agentflow_jax.inference import api, choices, engine, simple_engine
 from agentflow_jax.weights import model_directory
@@ -154,24 +154,6 @@ def _traced(path):
   ]
 
 
-def _unique_tokens(rollouts):
-  """Returns how many tokens the prompts have, what they share counted once.
-
-  And how many tokens those see, each those before it and itself.
-  """
-  root, count, pairs = {}, 0, 0
-  for turns in rollouts:
-    for turn in turns:
-      node = root
-      for depth, token in enumerate(turn.prompt_ids, 1):
-        if token not in node:
-          node[token] = {}
-          count += 1
-          pairs += depth
-        node = node[token]
-  return count, pairs
-
-
 def _request(i, turn, new):
   return api.Request(
       prompt_ids=new.prompt_ids, key_words=(i, turn),
@@ -195,13 +177,7 @@ def _limits(dtype):
   """Returns this process's fastest product [FLOP/s] and reading [bytes/s]."""
   # Large enough that a launch does not count.
   width, size = (2048, 2**27) if _is_cpu() else (8192, 2**30)
-  a = jax.random.normal(jax.random.key(0), (width, width), dtype)
-  product = jax.jit(
-      lambda a: jnp.matmul(
-          a, a, precision='highest' if dtype == 'float32' else None
-      )
-  )
-  flop = 2 * width**3 / _fastest(lambda: jax.block_until_ready(product(a)))
+  flop = peaks.measured(dtype, (width,))
   if not _is_cpu():
     x = jnp.ones(size, jnp.float32)
     read = jax.jit(lambda x: x.reshape(64, -1).max(axis=1))
@@ -304,7 +280,9 @@ def _paged(args, config, params, rollouts, latencies):
       f.name: getattr(after, f.name) - getattr(before, f.name)
       for f in dataclasses.fields(after)
   }
-  unique, pairs = _unique_tokens(rollouts)
+  unique, pairs = forest.unique_tokens(
+      [np.array(turn.prompt_ids) for turns in rollouts for turn in turns]
+  )
   size = jnp.dtype(config.dtype).itemsize
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
   slots = np.mean([len(t.prompt_ids) + t.new_tokens / 2

@@ -9,8 +9,8 @@ begins with turn t's prompt but its tail, and every response is of its own. Or
 response_ids, behavior_logprobs (or null), reward. Parameters are random.
 
 Writes JSON: seconds by phase (median, min, max), tokens, FLOPs as core/flops.py
-counts them, matmul_peak_share (of the fastest product of this process), memory,
-and the gradient by leaf (norm and a random projection), to compare layouts by.
+counts them, mfu and matmul_peak_share (useful FLOPs, and all that are computed, as
+shares of the fastest product of this process), memory, and the gradient by leaf (norm and a random projection), to compare layouts by.
 """
 
 import argparse
@@ -23,12 +23,11 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from agentflow_jax.core import batch, flops, flow_grpo, model
-from agentflow_jax.core import optimizer, published, sharding, update
+from agentflow_jax.core import optimizer, peaks, published, sharding, update
 from agentflow_jax.files import reading
 
 MODELS = published.MODELS | {
@@ -41,6 +40,7 @@ _FIELDS = {
     'group', 'rollout', 'turn', 'prompt_ids', 'response_ids', 'reward',
     'behavior_logprobs',
 }
+_WIDTHS = (1024, 2048, 4096)  # Of the products that the peak is measured with.
 # Without clipping and with b1 = 0 Adam's first moment is the gradient itself.
 _OPTIMIZER = optimizer.OptimizerConfig(1e-6, b1=0.0, max_grad_norm=None)
 
@@ -140,25 +140,6 @@ def _row_length(rows, layout):
   return -(-max(min(total, 16384), longest) // 128) * 128
 
 
-def _matmul_peak(dtype):
-  """Returns the most FLOP/s that a product of this process reached."""
-  best = 0.0
-  for n in (1024, 2048, 4096):
-    a = jnp.ones((n, n), dtype)
-    product = jax.jit(
-        lambda a: jnp.matmul(
-            a, a, precision='highest' if dtype == 'float32' else None,
-            preferred_element_type=jnp.float32,
-        )
-    )
-    jax.block_until_ready(product(a))
-    for _ in range(3):
-      start = time.perf_counter()
-      jax.block_until_ready(product(a))
-      best = max(best, 2 * n**3 / (time.perf_counter() - start))
-  return best
-
-
 def _spread(seconds):
   return {
       'median': float(np.median(seconds)), 'min': min(seconds),
@@ -252,14 +233,18 @@ def main():
   rows = _read(args, config.vocab_size)
   length = args.micro_tokens or _row_length(rows, args.layout)
   # Before and after: on a shared machine it is not the same all the time.
-  peak = _matmul_peak(args.dtype)
+  peak = peaks.measured(args.dtype, _WIDTHS)
   packed, packing, gradient, first, seconds, memory = _measure(
       args, config, rows, length
   )
-  peak = max(peak, _matmul_peak(args.dtype))
+  peak = max(peak, peaks.measured(args.dtype, _WIDTHS))
   reference = bool(args.kl_coef)
   counted = flops.update_done(
       config, flops.done(config, packed), length=length, reference=reference
+  )
+  useful = flops.update_needed(
+      config, flops.useful([(r.prompt_ids, r.response_ids) for r in rows]),
+      reference=reference,
   )
   result = {
       'arguments': vars(args),
@@ -271,11 +256,12 @@ def main():
       'tokens_padded': packing.n_micro * length - packing.n_tokens,
       'targets': packing.n_targets,
       'flops': counted,
-      'flops_needed': flops.update_needed(
-          config, flops.needed(packed), reference=reference
-      ),
+      'flops_useful': useful,
       'seconds': {k: _spread(v) for k, v in seconds.items()},
       'matmul_peak_flops': peak,
+      'mfu': flops.utilisation(
+          useful, float(np.median(seconds['update'])), devices=1, peak=peak
+      ),
       'matmul_peak_share': counted / np.median(seconds['update']) / peak,
       'peak_memory_bytes': (
           memory.temp_size_in_bytes + memory.argument_size_in_bytes

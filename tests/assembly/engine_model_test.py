@@ -43,6 +43,25 @@ def _generate(engine, tokenizer, sampling=records.SamplingSpec()):
   return asyncio.run(model.generate(_PROMPT, sampling, _KEY))
 
 
+def test_responses_are_kept_where_somebody_counts_them(tokenizer):
+  engine = _Engine(api.Result((5, 6), (-1.0, -1.0), 'stop', 0, 0.0, 0.0))
+  model = engine_model.EngineModel(engine, tokenizer)
+
+  def generate():
+    asyncio.run(model.generate(_PROMPT, records.SamplingSpec(), _KEY))
+
+  generate()
+  with model.keeping() as kept:
+    generate()
+    generate()
+  generate()
+  assert len(kept) == 2
+  prompt_ids, response_ids = kept[0]
+  assert prompt_ids.tolist() == list(tokenizer.render(_PROMPT))
+  assert response_ids.tolist() == [5, 6]
+  assert prompt_ids.dtype == response_ids.dtype == np.int32
+
+
 def test_ids_and_logprobs_are_passed_on_as_sampled(tokenizer):
   ids = (*tokenizer.encode('a city'), *tokenizer.stop_ids)
   logprobs = tuple(-0.1 * i for i in range(len(ids)))

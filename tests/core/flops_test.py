@@ -32,11 +32,37 @@ def _batch(layout='forest', tokens=8):
   )[0]
 
 
-def test_needed_work_by_hand():
+def test_useful_work_by_hand():
   # 1; 5 6 7; 8 after 5 6: 5 places. They see 1, 1, 2, 3, 3 tokens.
-  assert flops.needed(_batch()) == flops.Work(5, 1 + 1 + 2 + 3 + 3, 5)
-  # Apart: 5 6 8; 5 6 7; 1.
-  assert flops.needed(_batch('rows')) == flops.Work(7, 6 + 6 + 1, 5)
+  turns = [([5, 6], [8, 9]), ([5, 6], [7, 9]), ([1], [2])]
+  assert flops.useful(turns) == flops.Work(5, 1 + 1 + 2 + 3 + 3, 5)
+  # A response without a token needs nothing.
+  assert flops.useful([([5, 6, 7], []), *turns]) == flops.useful(turns)
+  # Of the prompts the 6 is scored, once.
+  assert flops.useful(turns, scores_prompts=True) == flops.Work(5, 10, 6)
+  assert flops.useful([]) == flops.Work(0, 0, 0)
+
+
+def test_useful_work_is_that_of_the_forest_in_one_row():
+  rng = np.random.default_rng(0)
+  rows = [
+      _row(rng.integers(0, 2, rng.integers(1, 9)), rng.integers(0, 2, 4))
+      for _ in range(40)
+  ]
+  batch, _ = batch_lib.pack(
+      rows, tokens_per_row=512, rows_per_micro=1, layout='forest'
+  )
+  ends, place = np.asarray(batch.subtree_end), np.arange(512)
+  assert ends.shape == (1, 1, 512)
+  assert flops.useful([(r.prompt_ids, r.response_ids) for r in rows]) == flops.Work(
+      (ends > 0).sum(), np.where(ends > 0, ends - place, 0).sum(),
+      (np.asarray(batch.responses) > 0).sum(),
+  )
+
+
+def test_utilisation_by_hand():
+  # 6e12 FLOPs in 2 s on 3 devices of 4e12 FLOP/s: 1 of 4.
+  assert flops.utilisation(6e12, 2.0, 3, 4e12) == 0.25
 
 
 def test_done_work_by_hand():

@@ -1,5 +1,6 @@
 """Rollouts of a run are found, shown to people, and written as JSON lines."""
 
+import dataclasses
 import json
 import math
 
@@ -102,6 +103,29 @@ def _workdir(tmp_path):
 def test_rollouts_are_found_by_step_status_reward_and_task(workdir, wanted, found):
   got = showing.find(workdir, showing.Wanted(**wanted))
   assert [(step, task.id, t.rollout) for step, task, t in got] == found
+
+
+def test_the_slowest_rollouts_come_first_and_say_what_they_waited_for(tmp_path):
+  group = _group('t')
+  seconds = ({'planner': 1.0, 'total': 2.0}, {}, {'tool/search': 4.0, 'total': 4.0})
+  group = records.Group(group.task, tuple(
+      dataclasses.replace(t, seconds=s)
+      for t, s in zip(group.trajectories, seconds, strict=True)
+  ))
+  for step in (1, 2):
+    rollout_files.write(
+        epath.Path(tmp_path) / 'rollouts' / f'step_{step:06d}.p0.jsonl.zst', [group]
+    )
+  found = list(showing.find(
+      epath.Path(tmp_path), showing.Wanted(step=0, slowest=2)
+  ))
+  assert [(step, t.rollout) for step, _, t in found] == [
+      (1, 2), (1, 0), (2, 2), (2, 0)
+  ]
+  assert 'Time: 4.00 s: tool/search 4.00' in showing.in_words(*found[0])
+  (row, *_) = showing.rows(*found[1])
+  assert row['seconds'] == {'planner': 1.0, 'other': 1.0, 'total': 2.0}
+  assert 'Time' not in showing.in_words(1, group.task, group.trajectories[1])
 
 
 def test_what_is_not_there_is_said(workdir, tmp_path):

@@ -26,6 +26,7 @@ def whole(tmp_path_factory):
   config = overrides.override(mini.config(directory / 'in'), [
       ('optimizer.learning_rate', '3e-3'),
       ('evaluation.trials', '2'), ('evaluation.controls', 'true'),
+      ('metrics.device_hour_dollars', '3.6'),
   ])
   table = run.train(config, str(directory / 'out'), quiet=True)
   return config, directory / 'out', table
@@ -46,6 +47,9 @@ def test_everything_a_run_promises_is_there(whole):
       v for k, v in summary.items() if k.startswith('rollouts/status/')
   ]
   assert sum(statuses) == summary['rollouts/requested']
+  assert summary['peak/flops_per_device'] > 0
+  # 8 devices at 0.1 cents a second.
+  assert summary['dollars'] == pytest.approx(8e-3 * summary['seconds/total'])
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(l)['step'] for l in lines] == [1, 2, 3, 4]
   assert all(json.loads(l)['update/logprob_gap/max'] <= 1e-5 for l in lines)
@@ -62,6 +66,11 @@ def test_everything_a_run_promises_is_there(whole):
     ):
       assert line[f'rate/{name}'] > 0
     assert 0 < line['seconds/rollout/engine'] <= line['seconds/rollout']
+    for phase in ('rollout', 'update'):
+      assert line[f'rate/{phase}/mfu'] > 0
+      assert line[f'rate/{phase}/tokens_per_second_per_device'] > 0
+    assert 0 < line['seconds/slowest/planner'] <= line['seconds/slowest/total']
+    assert line['rate/dollars'] > 0
   for path in (workdir / 'evaluations').iterdir():
     temperature = json.loads(path.read_text())['temperature']
     scripted = path.name.startswith(('control_empty', 'control_random'))
