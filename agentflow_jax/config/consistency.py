@@ -27,6 +27,7 @@ def check(config: schema.Config) -> None:
     _check_lengths(config)
   if config.queue.size and config.algorithm == 'flow_grpo':
     _check_queue(config)
+  _check_metrics(config)
   _check_worlds(config)
   if config.agent.plan_format == 'tool_calls':
     _check_calls(config)
@@ -54,6 +55,17 @@ def check_trains(config: schema.Config) -> None:
     raise schema.ConfigError(
         'agent.analyst.backend=oracle shows the planner the plan of each task, so it'
         ' is for the command evaluate; set none, frozen or endpoint to train'
+    )
+
+
+def _check_metrics(config: schema.Config) -> None:
+  """Refuses tables of trajectories where none are recorded."""
+  if config.metrics.trajectories_every and (
+      config.algorithm != 'flow_grpo' or config.train.rollout_records != 'all'
+  ):
+    raise schema.ConfigError(
+        'metrics.trajectories_every shows recorded rollouts of training steps: it needs'
+        ' algorithm=flow_grpo and train.rollout_records=all'
     )
 
 

@@ -774,26 +774,57 @@ class EvaluationConfig:
   judge: EndpointConfig = EndpointConfig()
 
 
+_TRACKERS = ('wandb', 'mlflow', 'trackio')
+
+
 @dataclasses.dataclass(frozen=True)
 class MetricsConfig:
   """What is reported of a run besides what it learns.
 
   Attributes:
+    trackers: names of what the metrics of a run are written to besides metrics.jsonl:
+      tensorboard (local workdirs only), wandb, mlflow and trackio. The last three get
+      a step when a commit covers it; each needs the extra of its name.
+    project: name of the project (in MLflow the experiment) in these three; '' for
+      agentflow_jax.
+    trajectories_every: number of steps between tables of sampled trajectories in these
+      three; 0 for none. Needs train.rollout_records=all.
+    tracker_seconds: longest time that one delivery to one of these three may take, and
+      that the end of a run waits for all of them [s]. Steps never wait.
     peak_flops: throughput of one device that utilisation is a share of [FLOP/s]; 0
       for the published dense bfloat16 throughput of the chip, and where none is
       known, such as on CPU, for the fastest product that is measured at start.
     device_hour_dollars: price of one device for an hour [dollars]; 0 reports no cost.
   """
 
+  trackers: tuple[str, ...] = ('tensorboard',)
+  project: str = ''
+  trajectories_every: int = 0
+  tracker_seconds: float = 60.0
   peak_flops: float = 0.0
   device_hour_dollars: float = 0.0
 
   def __post_init__(self):
+    unknown = sorted(set(self.trackers) - {'tensorboard', *_TRACKERS})
+    if unknown or len(set(self.trackers)) < len(self.trackers):
+      raise ConfigError(
+          f'metrics.trackers={",".join(self.trackers)}: give tensorboard,'
+          f' {", ".join(_TRACKERS)}, some of them once each, or none'
+      )
+    if self.trajectories_every < 0:
+      raise ConfigError('metrics.trajectories_every must not be negative')
+    if not 0 < self.tracker_seconds < float('inf'):
+      raise ConfigError('metrics.tracker_seconds must be positive and finite')
     for name in ('peak_flops', 'device_hour_dollars'):
       if not 0 <= getattr(self, name) < float('inf'):
         raise ConfigError(
             f'metrics.{name} must be finite and not negative: {getattr(self, name)}'
         )
+
+  @property
+  def beyond_tensorboard(self) -> tuple[str, ...]:
+    """The trackers that have a process of their own, in the order given."""
+    return tuple(name for name in self.trackers if name in _TRACKERS)
 
 
 @dataclasses.dataclass(frozen=True)

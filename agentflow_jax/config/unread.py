@@ -105,6 +105,11 @@ def check_values(config: schema.Config) -> None:
           agent.tools.corpus, '', 'search' in agent.tools.enabled
       ),
   }
+  for name in ('project', 'trajectories_every', 'tracker_seconds'):
+    unread[f'metrics.{name}'] = (
+        getattr(config.metrics, name), getattr(default.metrics, name),
+        bool(config.metrics.beyond_tensorboard),
+    )
   for name, (value, unset, is_read) in unread.items():
     if value != unset and not is_read:
       raise schema.ConfigError(

@@ -18,7 +18,7 @@ LOCK = 'lock'
 # Directories and files that a run writes to its workdir.
 _DIRECTORIES = (
     'checkpoints', 'data', 'earlier', 'evaluations', 'journal', 'planner', 'recording',
-    'rollouts', 'tensorboard', 'xla_cache',
+    'rollouts', 'tensorboard', 'trackers', 'xla_cache',
 )
 _FILES = (
     LOCK, 'config.json', 'config_changes.jsonl', 'metrics.jsonl', 'report.html',

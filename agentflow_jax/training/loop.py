@@ -17,6 +17,7 @@ from agentflow_jax.runtime import clocks, exits, profiling, progress
 from agentflow_jax.training import diagnosis, engine_rates
 from agentflow_jax.training import evaluations as evaluations_lib, metrics_log
 from agentflow_jax.training import query_lengths, step_costs, step_data
+from agentflow_jax.training import trackers as trackers_lib
 from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import checkpoints
 
@@ -39,6 +40,7 @@ class Loop:
   profiler: profiling.Profiler
   lengths: query_lengths.QueryLengths
   costs: step_costs.Costs
+  trackers: trackers_lib.Trackers
   pending: dict[str, float] | None = None
 
   async def run(self) -> None:
@@ -48,7 +50,7 @@ class Loop:
     if config.algorithm != 'sft':
       source = step_data.RolloutSource(
           self.system, journal,
-          lambda step: rollout_files.read_all(_records(workdir, step)),
+          lambda step: rollout_files.read_all(records_of(workdir, step)),
           self.trainer.logprobs_of,
       )
     else:
@@ -56,6 +58,8 @@ class Loop:
     counter = _Counter(self.bar)
     before, began = dict(self.clock.seconds), self.elapsed()
     processes = self.system.processes
+    # What a process that ended after its commit did not deliver.
+    self.trackers.cover(self.log.lines)
     self._stop_if_failing(len(self.log.lines))
     for step in range(len(self.log.lines), config.train.steps):
       self.watchdog.begin(f'step {step + 1}')
@@ -82,7 +86,7 @@ class Loop:
         ):
           with self.clock('records'):
             await asyncio.to_thread(
-                rollout_files.write, _records(workdir, step), data.groups,
+                rollout_files.write, records_of(workdir, step), data.groups,
                 data.extras, header=data.header,
             )
       if is_due(config, step + 1):
@@ -216,9 +220,11 @@ class Loop:
       )
       if self.system.processes.is_primary:
         journal.forget_before(done)
+    for problem in self.trackers.cover(self.log.lines):
+      self.bar.warn(problem)
 
 
-def _records(workdir: epath.Path, step: int) -> epath.Path:
+def records_of(workdir: epath.Path, step: int) -> epath.Path:
   """Returns the file of the rollouts of a step, counted from 0."""
   return workdir / 'rollouts' / f'step_{step + 1:06d}.p0.jsonl.zst'
 

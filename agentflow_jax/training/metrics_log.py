@@ -1,5 +1,8 @@
 """Metrics of a run: metrics.jsonl, TensorBoard, and their interval names.
 
+TensorBoard has a step at once, because it can hide steps that are made again;
+training.trackers has the trackers that get a step when a commit covers it.
+
 Names that begin with 'seconds/' or 'rate/' depend on the clock; every other one
 is the same again when a run is repeated or resumed (contract 4).
 """

@@ -20,7 +20,7 @@ from agentflow_jax.runtime import profiling, progress, workdirs
 from agentflow_jax.training import evaluations as evaluations_lib
 from agentflow_jax.training import diagnosis, loop as loop_lib, metrics_log
 from agentflow_jax.training import query_lengths, resuming, step_costs
-from agentflow_jax.training import summary as summary_lib
+from agentflow_jax.training import summary as summary_lib, trackers as trackers_lib
 from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import checkpoints, host_copies
 
@@ -57,6 +57,7 @@ def train(
     OSError: something cannot be written, see `exits.cause`.
   """
   consistency.check_trains(config)
+  trackers_lib.check_installed(config.metrics)
   processes = processes_lib.Processes.current()
   directory = processes.together(lambda: workdirs.opened(workdir))
   processes.check_same('the config', written.text(config))
@@ -92,7 +93,7 @@ async def _train(
             config, workdir, system_lib.make_mesh(config), processes
         )
     )
-  saved = None
+  saved, trackers, is_done = None, trackers_lib.Trackers(), False
   try:
     if not system.tasks.train:
       raise schema.ConfigError('task_set.train: no training tasks')
@@ -127,7 +128,13 @@ async def _train(
       bar.note(note)
     for warning in _warnings_at_start(config, lengths) if primary else ():
       bar.warn(warning)
-    log = metrics_log.MetricsLog(workdir, lines, writes=primary)
+    log = metrics_log.MetricsLog(
+        workdir, lines, 'tensorboard' in config.metrics.trackers, writes=primary
+    )
+    if primary:
+      trackers = trackers_lib.of_run(
+          config, workdir, lambda step: loop_lib.records_of(workdir, step)
+      )
     evaluations = evaluations_lib.Evaluations(system, workdir, bar, clock)
     with contextlib.closing(bar), contextlib.closing(log):
       warm = compilations.count
@@ -148,6 +155,7 @@ async def _train(
           profiler,
           lengths,
           costs,
+          trackers,
           pending,
       )
 
@@ -183,9 +191,12 @@ async def _train(
         )
     ) or ''
     loop.refuse_failure()  # After a last step that failed, all else is written.
+    is_done = True
     return table
   finally:
     processes.deafen()
+    for problem in trackers.close(is_done):
+      bar.warn(problem)
     try:
       if saved is not None:
         saved.close()
