@@ -1,8 +1,9 @@
 """The tasks of a run: GeoHop, a benchmark, a mix, or a user's own JSONL files."""
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -13,7 +14,8 @@ from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.agents.environments.own import environment as own
 from agentflow_jax.assembly import desk_data, enterpriseops_data
 from agentflow_jax.config import own_code, schema
-from agentflow_jax.data import benchmarks, geohop, mixtures, rows, task_checks
+from agentflow_jax.data import benchmarks, geohop, hub, mixtures, rows
+from agentflow_jax.data import task_checks
 from agentflow_jax.files import reading
 
 
@@ -70,6 +72,12 @@ def load(
     ConfigError: a missing or malformed file; names the line.
   """
   left_out, parts, corpus, worlds = {}, (), '', ''
+
+  def own_rows(path):
+    return read_jsonl(
+        path, config.reward, environment, config.columns, config.revision
+    )
+
   if config.kind == 'desk':
     directory = epath.Path(data_dir) / f'desk_{config.tier}'
     splits, worlds = desk_data.load(directory, config.tier, config.distractors)
@@ -86,15 +94,13 @@ def load(
           f'task_set.evaluation: give the file of task_set.kind={config.kind}'
       )
     if config.kind == 'jsonl':
-      held_out = [read_jsonl(config.evaluation, config.reward, environment)]
+      held_out = [own_rows(config.evaluation)]
     else:
       held_out, left_out = _benchmarks(config, data_dir)
     if config.kind == 'mixture':
       train, parts = _mixture(config.mixture, data_dir)
     else:
-      train = []
-      if config.train:
-        train = read_jsonl(config.train, config.reward, environment)
+      train = own_rows(config.train) if config.train else []
     _check_overlap(train, held_out, config)
     splits = {'train': train, 'validation': held_out, 'test': held_out}
   validation = _some(splits['validation'], config.validation_items)
@@ -184,6 +190,8 @@ def _mixture(
   """Returns the tasks of all sources that have a weight, and what they are."""
   train, parts = [], []
   for field in dataclasses.fields(config):
+    if field.name == 'sources':
+      continue
     source, where = getattr(config, field.name), f'task_set.mixture.{field.name}'
     if bool(source.path) != bool(source.weight):
       raise schema.ConfigError(
@@ -198,48 +206,81 @@ def _mixture(
     tasks = tasks[: source.items or None]
     train += tasks
     parts.append(Part(field.name, len(tasks), source.weight))
+  for name, source in config.own().items():
+    if not (source.path and source.weight):
+      raise schema.ConfigError(
+          f'task_set.mixture.sources: {name} needs a path and a weight: {source}'
+      )
+    try:
+      tasks = _own_source(name, source)
+    except schema.ConfigError as e:
+      raise schema.ConfigError(f'task_set.mixture.sources: {name}: {e}') from e
+    train += tasks
+    parts.append(Part(name, len(tasks), source.weight))
   if not parts:
     raise schema.ConfigError(
         'task_set.mixture: no source has a weight; set'
-        ' task_set.mixture.SOURCE.path and .weight'
+        ' task_set.mixture.SOURCE.path and .weight, or task_set.mixture.sources'
     )
   return train, tuple(parts)
 
 
-def read_jsonl(
-    path: str, reward: str, environment: str = ''
+def _own_source(
+    name: str, source: schema.OwnSourceConfig
 ) -> list[records.Task]:
-  """Reads tasks from a JSONL file.
+  """Returns the tasks of a source of a mix, named by their places in it."""
+  tasks = read_jsonl(
+      source.path, source.reward, columns=source.columns, revision=source.revision,
+      items=source.items,
+  )
+  return [
+      dataclasses.replace(
+          task, id=f'{name}/{i:07d}', tags={**task.tags, 'source': name}
+      )
+      for i, task in enumerate(tasks)
+  ]
+
+
+def read_jsonl(
+    path: str,
+    reward: str,
+    environment: str = '',
+    columns: Mapping[str, str] | None = None,
+    revision: str = '',
+    items: int = 0,
+) -> list[records.Task]:
+  """Reads tasks from a JSONL file, or from a data set by name.
 
   Args:
     path: path of rows of {"query", "answer" (text, number or a list of
       alternatives), optionally "id"}; blank lines are skipped. With a reward of
       one's own, "answer" may be left out. "plans" demonstrates the turns of a
       good rollout: a list of {"sub_goal", "context", "tool"}, of which "context"
-      may be left out.
+      may be left out. Or hf://OWNER/NAME/SPLIT, see data.hub.
     reward: name of the reward that scores them.
     environment: name of the environment that all other fields of a row are for, and
       "answer" may then be left out; '' without one.
+    columns: path of a column by the name of a field, see rows.picked; None or empty
+      for rows as they are.
+    revision: revision of a data set by name.
+    items: number of rows that are read, from the first; 0 for all.
 
   Raises:
     ConfigError: missing, not JSON, or a row without its fields; names the line.
   """
-  try:
-    lines = list(reading.json_lines(path))
-  except FileNotFoundError:
-    raise schema.ConfigError(f'no task file {path}') from None
-  except (OSError, reading.FileError) as e:
-    raise schema.ConfigError(str(e)) from e
-  tasks, seen, stem = [], set(), epath.Path(path).stem
-  for line in lines:
-    where, row = line.where, line.value
+  tasks, seen = [], set()
+  stem = epath.Path(path).stem
+  if path.startswith(hub.PREFIX):
+    stem = path.removeprefix(hub.PREFIX).strip('/')
+  found = _rows(path, columns or {}, revision)
+  for where, number, row in itertools.islice(found, items or None):
     if not isinstance(row, dict):
       raise schema.ConfigError(f'{where}: a row must be a JSON object')
     if 'query' not in row:
       raise schema.ConfigError(f'{where}: the field "query" is missing')
     if not isinstance(row['query'], str):
       raise schema.ConfigError(f'{where}: "query" must be text')
-    task_id = str(row.get('id', f'{stem}/{line.number:06d}'))
+    task_id = str(row.get('id', f'{stem}/{number:06d}'))
     try:
       # A reward or an environment of one's own may need none.
       needless = environment or own_code.is_own(reward)
@@ -263,6 +304,26 @@ def read_jsonl(
   if not tasks:
     raise schema.ConfigError(f'{path} holds no task')
   return tasks
+
+
+def _rows(
+    path: str, columns: Mapping[str, str], revision: str
+) -> Iterator[tuple[str, int, Any]]:
+  """Yields (where, number from 1, row) of a JSONL file or a data set by name."""
+  try:
+    if path.startswith(hub.PREFIX):
+      for number, (where, row) in enumerate(hub.read(path, columns, revision), 1):
+        yield where, number, row
+      return
+    for line in reading.json_lines(path):
+      row = line.value
+      if columns and isinstance(row, dict):
+        row = rows.picked(row, columns, line.where)
+      yield line.where, line.number, row
+  except FileNotFoundError:
+    raise schema.ConfigError(f'no task file {path}') from None
+  except (OSError, reading.FileError, rows.MalformedRow) as e:
+    raise schema.ConfigError(str(e)) from e
 
 
 def _own_world(row: Mapping[str, Any], environment: str) -> records.World:

@@ -28,6 +28,7 @@ def check(config: schema.Config) -> None:
   if config.queue.size and config.algorithm == 'flow_grpo':
     _check_queue(config)
   _check_metrics(config)
+  _check_sources(config.task_set.mixture)
   _check_worlds(config)
   if config.agent.plan_format == 'tool_calls':
     _check_calls(config)
@@ -67,6 +68,16 @@ def _check_metrics(config: schema.Config) -> None:
         'metrics.trajectories_every shows recorded rollouts of training steps: it needs'
         ' algorithm=flow_grpo and train.rollout_records=all'
     )
+
+
+def _check_sources(mixture: schema.MixtureConfig) -> None:
+  """Refuses rewards of a mix that need more than their name."""
+  for name, source in mixture.own().items():
+    if source.reward == 'judge' or own_code.is_own(source.reward):
+      raise schema.ConfigError(
+          f'task_set.mixture.sources: {name}.reward={source.reward}: a source of a mix'
+          ' takes built-in rewards only; train on it alone with task_set.kind=jsonl'
+      )
 
 
 def _check_training(config: schema.Config) -> None:

@@ -18,7 +18,7 @@ import pathlib
 import traceback
 import types
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from agentflow_jax import records
 from agentflow_jax.agents import prompts, rollout
@@ -105,8 +105,53 @@ class SourceConfig:
 
   def __post_init__(self):
     for name in ('weight', 'items'):
-      if getattr(self, name) < 0:
+      value = getattr(self, name)
+      if type(value) is not int:
+        raise ConfigError(f'task_set.mixture: {name} must be a whole number: {value!r}')
+      if value < 0:
         raise ConfigError(f'task_set.mixture: {name} must not be negative')
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnSourceConfig(SourceConfig):
+  """One source of a mix whose rows are the user's own, or those of a data set by name.
+
+  Attributes:
+    path: JSONL file, or a data set by name, as in task_set.train.
+    weight: integer weight of the source, see SourceConfig.
+    items: number of rows that are used, from the first; 0 for all.
+    reward: reward of its tasks, by name, as in task_set.reward.
+    columns: path of a column by the name of a field, as in task_set.columns.
+    revision: revision of a data set by name, as in task_set.revision.
+  """
+
+  reward: str = 'match_or_number'
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  revision: str = ''
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_rows('task_set.mixture.sources: ', self.path, self.columns, self.revision)
+
+
+def _check_rows(
+    prefix: str, path: str, columns: Mapping[str, str], revision: str
+) -> None:
+  """Refuses columns and a revision that do not fit the rows that they are for."""
+  if not isinstance(columns, Mapping) or not all(
+      isinstance(part, str) and part for pair in columns.items() for part in pair
+  ):
+    raise ConfigError(
+        f'{prefix}columns must be an object of texts, such as {{"query": "question",'
+        f' "answer": "solution.final"}}: {columns!r}'
+    )
+  if columns and 'query' not in columns:
+    raise ConfigError(f'{prefix}columns must name the column of "query": {columns!r}')
+  if revision and 'hf://' not in path:
+    raise ConfigError(
+        f'{prefix}revision={revision}: only data sets by name (hf://OWNER/NAME/SPLIT)'
+        ' have revisions'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +161,42 @@ class MixtureConfig:
   Attributes:
     natural_questions: source of Natural Questions, in FlashRAG's format.
     deepmath: source of DeepMath-103K.
+    sources: further sources by name: a JSON object of objects with the fields path,
+      weight, items, reward, columns and revision, see OwnSourceConfig.
   """
 
   natural_questions: SourceConfig = SourceConfig()
   deepmath: SourceConfig = SourceConfig()
+  sources: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    taken = {'natural_questions', 'deepmath'} & self.sources.keys()
+    if taken:
+      raise ConfigError(
+          f'task_set.mixture.sources: {min(taken)} is a field of its own,'
+          f' task_set.mixture.{min(taken)}; give yours another name'
+      )
+    self.own()  # Names what cannot be read.
+
+  def own(self) -> dict[str, OwnSourceConfig]:
+    """Returns the further sources by name.
+
+    Raises:
+      ConfigError: one of them has an unknown or malformed field.
+    """
+    known = [field.name for field in dataclasses.fields(OwnSourceConfig)]
+    found = {}
+    for name, said in self.sources.items():
+      if not isinstance(said, Mapping) or set(said) - set(known):
+        raise ConfigError(
+            f'task_set.mixture.sources: {name} must be an object with fields of'
+            f' {", ".join(known)}: {said!r}'
+        )
+      for field in ('path', 'reward', 'revision'):
+        if not isinstance(said.get(field, ''), str):
+          raise ConfigError(f'task_set.mixture.sources: {name}.{field} must be text')
+      found[name] = OwnSourceConfig(**said)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +219,8 @@ class TaskSetConfig:
       of names, or 'all' for every benchmark of the directory `evaluation`. Used
       by the kinds 'benchmark' and 'mixture'.
     train: path of the training tasks, in the rows of the kind 'jsonl', or of the
-      kind 'enterpriseops'. Used by these kinds and 'benchmark'.
+      kind 'enterpriseops'. Used by these kinds and 'benchmark'. The kind 'jsonl' also
+      takes the split of a data set by name, hf://OWNER/NAME/SPLIT (see data.hub).
     mixture: training sources of the kind 'mixture'.
     evaluation: path of the held-out tasks, for every kind with files. With
       `benchmark` it is the benchmark's file, or a directory of NAME/data.json.
@@ -162,6 +240,11 @@ class TaskSetConfig:
       training; 0 for all.
     test_items: number of tasks of each benchmark in the evaluations before and
       after training; 0 for all.
+    columns: path of a column by the name of a field, for rows of the kind 'jsonl'
+      whose fields have other names: {"query": "question", "answer": "solution.final"};
+      empty for rows as they are. Holds for `train` and `evaluation`.
+    revision: branch, tag or commit of data sets by name, for `train` and `evaluation`;
+      '' for the newest.
   """
 
   kind: Literal[
@@ -178,6 +261,12 @@ class TaskSetConfig:
   distractors: int = -1
   validation_items: int = 100
   test_items: int = 400
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  revision: str = ''
+
+  def __post_init__(self):
+    both = f'{self.train},{self.evaluation}'
+    _check_rows('task_set.', both, self.columns, self.revision)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,6 +85,8 @@ def check_values(config: schema.Config) -> None:
       'task_set.benchmark': (
           config.task_set.benchmark, '', kind in ('benchmark', 'mixture')
       ),
+      'task_set.columns': (config.task_set.columns, {}, one_file),
+      'task_set.revision': (config.task_set.revision, '', one_file),
       'task_set.mixture': (
           config.task_set.mixture, default.task_set.mixture, kind == 'mixture'
       ),

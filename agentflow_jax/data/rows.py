@@ -1,8 +1,8 @@
 """Rows of JSONL and parquet files, in order, without holding a file in memory."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -96,6 +96,51 @@ def read(
     raise MalformedRow(f'{file}: holds no row')
 
 
+def column_of(path: str, names: Sequence[str]) -> str:
+  """Returns the column that a path begins with: 'a' of 'a.b'.
+
+  Args:
+    path: path of a value, see `picked`.
+    names: names of columns; one that is the whole path counts first.
+  """
+  return path if path in names else path.partition('.')[0]
+
+
+def picked(
+    row: Mapping[str, Any], columns: Mapping[str, str], where: str
+) -> dict[str, Any]:
+  """Returns a row with fields of other names, taken from wherever they lie in it.
+
+  Args:
+    row: row as it was read.
+    columns: path by the name of a field. 'a.b' is the value 'b' of the object 'a';
+      of a list of objects, the list of their values. A value that is null is left
+      out.
+    where: place of the row, for errors.
+
+  Raises:
+    MalformedRow: a path leads to nothing.
+  """
+  found = {}
+  for field, path in columns.items():
+    column = column_of(path, row.keys())
+    rest = path.removeprefix(column).removeprefix('.')
+    value: Any = row
+    for part in (column, *(rest.split('.') if rest else ())):
+      try:
+        if isinstance(value, list):
+          value = [one[part] for one in value]
+        elif value is not None:
+          value = value[part]
+      except (KeyError, TypeError, IndexError):
+        raise MalformedRow(
+            f'{where}: there is no {path!r} for the field {field!r}'
+        ) from None
+    if value is not None:
+      found[field] = value
+  return found
+
+
 def _jsonl(file, wanted, columns):
   try:
     for line in reading.json_lines(file):
@@ -111,32 +156,49 @@ def _jsonl(file, wanted, columns):
 
 
 def _parquet(file, wanted, columns):
+  def choose(names):
+    for column in columns:
+      if column not in names:
+        raise MalformedRow(
+            f'{file}: no column "{column}"; there are {", ".join(names)}'
+        )
+    return [n for n in wanted if n in names]
+
+  with reading.boundary(file, MalformedRow), file.open('rb') as f:
+    for number, row in enumerate(parquet_rows(f, str(file), choose), 1):
+      yield f'{file}:{number}', row
+
+
+def parquet_rows(
+    file: BinaryIO, name: str, choose: Callable[[Sequence[str]], Sequence[str]]
+) -> Iterator[dict[str, Any]]:
+  """Yields the rows of an open parquet file, some of which are in memory at a time.
+
+  Args:
+    file: file that is open for reading.
+    name: name of the file, for errors.
+    choose: function from the names of all columns to those that are read.
+
+  Raises:
+    MalformedRow: pyarrow is missing, or the file is not parquet or cut off.
+  """
   try:
     import pyarrow  # pylint: disable=g-import-not-at-top
     from pyarrow import parquet  # pylint: disable=g-import-not-at-top
   except ImportError as e:
     raise MalformedRow(
-        f'{file}: parquet needs pyarrow: pip install pyarrow (the extra'
+        f'{name}: parquet needs pyarrow: pip install pyarrow (the extra'
         ' `parquet`)'
     ) from e
   number = 0
-  with reading.boundary(file, MalformedRow), file.open('rb') as f:
-    try:
-      table = parquet.ParquetFile(f)
-      names = table.schema_arrow.names
-      for column in columns:
-        if column not in names:
-          raise MalformedRow(
-              f'{file}: no column "{column}"; there are {", ".join(names)}'
-          )
-      batches = table.iter_batches(
-          batch_size=_BATCH, columns=[n for n in wanted if n in names]
-      )
-      for batch in batches:
-        for row in batch.to_pylist():
-          number += 1
-          yield f'{file}:{number}', row
-    except (pyarrow.ArrowException, OSError) as e:
-      raise MalformedRow(
-          f'{file}: not parquet, or cut off after row {number}: {e}'
-      ) from e
+  try:
+    table = parquet.ParquetFile(file)
+    columns = choose(table.schema_arrow.names)
+    for batch in table.iter_batches(batch_size=_BATCH, columns=columns):
+      for row in batch.to_pylist():
+        number += 1
+        yield row
+  except (pyarrow.ArrowException, OSError) as e:
+    raise MalformedRow(
+        f'{name}: not parquet, or cut off after row {number}: {e}'
+    ) from e

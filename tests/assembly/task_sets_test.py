@@ -150,6 +150,85 @@ def test_a_mix_holds_its_sources_and_a_benchmark_is_held_out(tmp_path):
   assert len(tasks.test) == 2 and tasks.test[0].answers == ('33',)
 
 
+def _own(tmp_path, **sources):
+  """Returns a mix of further sources alone; one of the name 'x' has 5 rows."""
+  (tmp_path / 'x.jsonl').write_text(''.join(
+      json.dumps({'q': f'x{i}', 'to': {'say': [str(i), f'{i}.0']}, 'id': 'same'}) + '\n'
+      for i in range(5)
+  ))
+  sources = {
+      name: {'path': str(tmp_path / 'x.jsonl'), 'weight': 1} | said
+      for name, said in sources.items()
+  }
+  none = {
+      f'mixture.{s}.{f}': v for s in ('deepmath', 'natural_questions')
+      for f, v in (('path', ''), ('weight', 0))
+  }
+  return _mixture(tmp_path, **none, **{'mixture.sources': json.dumps(sources)})
+
+
+_COLUMNS = {'query': 'q', 'answer': 'to.say'}
+
+
+def test_a_mix_takes_sources_of_one_s_own(tmp_path):
+  config = _own(
+      tmp_path, x={'columns': _COLUMNS, 'items': 3, 'weight': 4},
+      y={'columns': {'query': 'to.say.0', 'answer': 'q'} | _COLUMNS, 'reward': 'f1'},
+  )
+  tasks = task_sets.load(config, str(tmp_path / 'data'))
+  assert tasks.mixture == (task_sets.Part('x', 3, 4), task_sets.Part('y', 5, 1))
+  first, last = tasks.train[0], tasks.train[-1]
+  assert (first.id, first.query, first.answers) == ('x/0000000', 'x0', ('0', '0.0'))
+  assert first.reward == 'match_or_number' and first.tags == {'source': 'x'}
+  assert (last.id, last.reward, last.tags['source']) == ('y/0000004', 'f1', 'y')
+
+
+@pytest.mark.parametrize(
+    ('sources', 'message'),
+    [
+        ({'x': {'weight': 0}}, 'sources: x needs a path and a weight'),
+        ({'x': {'colums': {}}}, 'sources: x must be an object with fields of path'),
+        ({'x': {'weight': 'much'}}, 'weight must be a whole number'),
+        ({'x': {'revision': 'v1'}}, 'revision=v1: only data sets by name'),
+        ({'x': {'columns': {'answer': 'q'}}}, 'must name the column of "query"'),
+        ({'x': {}}, 'sources: x: .*x.jsonl:1: the field "query" is missing'),
+        ({'x': {'columns': {'query': 'q.r'}}}, "x.jsonl:1: there is no 'q.r'"),
+        ({'deepmath': {}}, 'deepmath is a field of its own'),
+    ],
+)
+def test_a_source_of_one_s_own_that_cannot_be_is_refused(tmp_path, sources, message):
+  with pytest.raises(schema.ConfigError, match=message):
+    task_sets.load(_own(tmp_path, **sources), str(tmp_path / 'data'))
+
+
+def test_rows_of_a_data_set_by_name_are_tasks(tmp_path, monkeypatch):
+  asked = []
+
+  def read(path, columns, revision):
+    asked.append((path, columns, revision))
+    for i in range(3):
+      yield f'{path}:{i + 1}', {'query': f'q{i}', 'answer': i}
+
+  monkeypatch.setattr(task_sets.hub, 'read', read)
+  held_out = _write(tmp_path, '{"q": "x", "to": {"say": "y"}}\n')
+  config = schema.TaskSetConfig(
+      kind='jsonl', train='hf://o/n/train', evaluation=held_out, columns=_COLUMNS,
+      revision='v1', reward='exact_match',
+  )
+  tasks = task_sets.load(config, str(tmp_path / 'data'))
+  assert asked == [('hf://o/n/train', _COLUMNS, 'v1')]
+  assert [(t.id, t.query, t.answers, t.reward) for t in tasks.train[1:]] == [
+      ('o/n/train/000002', 'q1', ('1',), 'exact_match'),
+      ('o/n/train/000003', 'q2', ('2',), 'exact_match'),
+  ]
+  assert [(t.id, t.query, t.answers) for t in tasks.test] == [
+      ('mine/000001', 'x', ('y',))
+  ]
+  with pytest.raises(schema.ConfigError, match='give hf://OWNER/NAME/SPLIT'):
+    monkeypatch.undo()
+    task_sets.read_jsonl('hf://train', 'f1')
+
+
 def test_a_source_without_a_weight_is_left_out(tmp_path):
   changes = {'mixture.deepmath.path': '', 'mixture.deepmath.weight': 0}
   tasks = task_sets.load(_mixture(tmp_path, **changes), str(tmp_path / 'data'))

@@ -1,11 +1,13 @@
 """The order of tasks: epochs, and sources by their weights."""
 
 import collections
+import json
 
 import numpy as np
 import pytest
 
 from agentflow_jax.assembly import task_sets
+from agentflow_jax.config import schema
 from agentflow_jax.training import task_order
 
 
@@ -17,6 +19,35 @@ def test_every_item_comes_once_an_epoch_and_epochs_differ():
   epochs = [tuple(seen[i : i + 7]) for i in range(0, 42, 7)]
   assert all(sorted(e) == list(range(7)) for e in epochs)
   assert len(set(epochs)) > 1
+
+
+def test_three_sources_of_a_mix_are_asked_by_their_weights(tmp_path):
+  sources = {}
+  for name, count, weight in (('a', 4, 5), ('b', 9, 3), ('c', 2, 2)):
+    path = tmp_path / f'{name}.jsonl'
+    path.write_text(''.join(
+        json.dumps({'query': f'{name}{i}', 'answer': i}) + '\n' for i in range(count)
+    ))
+    sources[name] = {'path': str(path), 'weight': weight}
+  aime = tmp_path / 'aime.json'
+  aime.write_text(json.dumps([{'query': 'x', 'answer': 33}]))
+  config = schema.TaskSetConfig(
+      kind='mixture', benchmark='aime24', evaluation=str(aime),
+      mixture=schema.MixtureConfig(sources=sources),
+  )
+  tasks = task_sets.load(config, str(tmp_path / 'data'))
+  asked = [
+      tasks.train[i] for step in range(5)
+      for i in task_order.mixture_indices(tasks.mixture, 0, step, 10)
+  ]
+  for n in range(1, 51):
+    counts = collections.Counter(t.tags['source'] for t in asked[:n])
+    for name, weight in (('a', 5), ('b', 3), ('c', 2)):
+      assert abs(counts[name] - n * weight / 10) < 1
+  # 50 places: 25, 15 and 10, whole epochs of each source and the rest of one.
+  queries = collections.Counter(t.query for t in asked)
+  assert sorted(v for q, v in queries.items() if q[0] == 'c') == [5, 5]
+  assert sorted(v for q, v in queries.items() if q[0] == 'b') == [1] * 3 + [2] * 6
 
 
 def test_a_step_depends_on_the_seed_and_the_step_alone():
