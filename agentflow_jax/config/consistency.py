@@ -62,11 +62,11 @@ def check_trains(config: schema.Config) -> None:
 def _check_metrics(config: schema.Config) -> None:
   """Refuses tables of trajectories where none are recorded."""
   if config.metrics.trajectories_every and (
-      config.algorithm != 'flow_grpo' or config.train.rollout_records != 'all'
+      config.algorithm == 'sft' or config.train.rollout_records != 'all'
   ):
     raise schema.ConfigError(
         'metrics.trajectories_every shows recorded rollouts of training steps: it needs'
-        ' algorithm=flow_grpo and train.rollout_records=all'
+        ' train.rollout_records=all, and algorithm=flow_grpo or none'
     )
 
 

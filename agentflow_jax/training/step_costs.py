@@ -45,6 +45,7 @@ class Costs:
     )
     # The reference is scored for the KL term alone; adapters keep it otherwise.
     self._reference = config.algorithm == 'flow_grpo' and config.flow_grpo.kl_coef > 0
+    self._trains = config.algorithm != 'none'
     self._price = config.metrics.device_hour_dollars
 
   def of_rollouts(
@@ -72,7 +73,7 @@ class Costs:
       seconds: wall time of the updates, with packing and handover [s].
     """
     work = flops.Work(0, 0, 0)
-    for rows in mini_batches:
+    for rows in mini_batches if self._trains else ():
       work += flops.useful(
           [(row.prompt_ids, row.response_ids) for row in rows],
           any(row.prompt_weight for row in rows),

@@ -100,6 +100,7 @@ def test_scored_prompt_tokens_have_logits_too():
 def test_a_step_without_work_has_no_rates():
   assert not _costs().of_rollouts([[], []], 1.0)
   assert not _costs().of_update([], 1.0)
+  assert not _costs(algorithm='none').of_update([_rows()], 1.0)
 
 
 def test_dollars_by_hand():

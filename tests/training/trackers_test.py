@@ -227,10 +227,10 @@ def test_settings_of_trackers_without_one_are_refused():
       consistency.check(overrides.override(config, [(f'metrics.{name}', value)]))
   more = [('metrics.trackers', 'wandb'), ('metrics.trajectories_every', '2')]
   consistency.check(overrides.override(config, more))
-  with pytest.raises(schema.ConfigError, match='rollout_records=all'):
-    consistency.check(
-        overrides.override(config, [*more, ('train.rollout_records', 'none')])
-    )
+  for field in (('train.rollout_records', 'none'), ('algorithm', 'sft')):
+    with pytest.raises(schema.ConfigError, match='rollout_records=all'):
+      consistency.check(overrides.override(config, [*more, field]))
+  consistency.check(overrides.override(config, [*more, ('algorithm', 'none')]))
 
 
 def test_a_run_keeps_its_id_and_tells_no_passwords(tmp_path):
