@@ -145,6 +145,20 @@ def test_a_failure_halfway_is_said_once_and_made_good(tmp_path, fault):
   assert [held['step'] for held in _held(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_after_a_failure_the_tracker_says_what_it_holds(tmp_path):
+  delivery = _delivery(tmp_path)
+  delivery.cover(_lines(2))
+  _wait(lambda: delivery.sent == 2)
+  (tmp_path / 'fails').touch()
+  delivery.cover(_lines(4))
+  _wait(lambda: delivery._problems)
+  held = tmp_path / 'held.jsonl'
+  held.write_text(held.read_text().splitlines(keepends=True)[0])  # It lost the rest.
+  delivery.cover(_lines(4))
+  _close(delivery)
+  assert [held['step'] for held in _held(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_a_tracker_that_hangs_is_left_and_tried_again(tmp_path):
   (tmp_path / 'hangs').touch()
   delivery = _delivery(tmp_path, seconds=1.0)
@@ -159,7 +173,7 @@ def test_a_tracker_that_hangs_is_left_and_tried_again(tmp_path):
 
 def test_the_end_of_a_run_waits_no_longer_than_it_says(tmp_path):
   (tmp_path / 'never_closes').touch()
-  delivery = _delivery(tmp_path)
+  delivery = _delivery(tmp_path, seconds=1000.0)
   delivery.cover(_lines(2))
   _wait(lambda: delivery.sent == 2)
   child = delivery._child
