@@ -381,6 +381,17 @@ class Task:
   tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
   world: World | None = None
 
+  @property
+  def its_world(self) -> World:
+    """The world, for code that only sees tasks with one.
+
+    Raises:
+      ValueError: the task has no world.
+    """
+    if self.world is None:
+      raise ValueError(f'task {self.id!r} has no world')
+    return self.world
+
   def __repr__(self) -> str:
     # Digests of task sets are taken of this text: a field that was added later is
     # left out at its default, so that the digests of older runs stay.

@@ -5,8 +5,9 @@
       --query='How many inhabitants has Poland?'
 
 The model is SmolLM2-135M-Instruct, which shows that all parts run, and is too small to
-write plans by itself: the command then ends without an answer. Name a larger one with --config.planner.directory=DIR (a Hugging Face directory, or a GGUF file)
-and one's own articles with --config.agent.tools.corpus=articles/. Nothing is trained.
+write plans by itself: the command then ends without an answer. Name a larger one with
+--config.planner.directory=DIR (a Hugging Face directory, or a GGUF file) and one's own
+articles with --config.agent.tools.corpus=articles/. Nothing is trained.
 """
 
 import dataclasses

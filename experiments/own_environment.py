@@ -3,7 +3,8 @@
 It is named by a flag, without a change to the package, and rows of a task file begin
 its episodes ({"query": "Pay the coffee.", "price": 35, "coins": [20, 10, 5, 5]}):
 
-  python -m agentflow_jax.evaluate --config=experiments/local_model.py --workdir=runs/till \\
+  python -m agentflow_jax.evaluate --config=experiments/local_model.py \\
+      --workdir=runs/till \\
       --config.agent.environment.kind=experiments/own_environment.py:Till \\
       --config.task_set.kind=jsonl --config.task_set.reward=environment \\
       --config.task_set.evaluation=till.jsonl ...

@@ -53,7 +53,7 @@ _FINAL, _GAIN, _GAIN_OVER_BEST, _SECONDS = 0.84, 0.55, 0.25, 600
 
 def main() -> int:
   """Runs the asked parts; the exit code says whether all hold."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('--workdir', default='runs/acceptance')
   parser.add_argument('--only', default='seeds,resume,tests')
   parser.add_argument('--seeds', type=int, default=5)
@@ -187,7 +187,7 @@ def _resume(workdir, figures, kills, config) -> None:
       moment = rng.uniform(0, seconds) if killed < kills else None
       if _killed_at(broken, moment, config):
         killed += 1
-        moments.append(round(moment, 2))
+        moments.append(round(moment or 0.0, 2))
         continue
       break
     runs += 1

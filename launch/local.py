@@ -9,8 +9,9 @@ output begin with the number of their process.
 
 As soon as one process ends with an error or by a signal, the rest are ended, too:
 SIGTERM, and SIGKILL --grace seconds later. So is who has not ended --grace seconds
-after the first one, or after a signal that came from outside. The exit code is that of the first one that failed: 75 and 70 mean
-that the same command goes on, and so does 1 where a process was killed.
+after the first one, or after a signal that came from outside. The exit code is that of
+the first one that failed: 75 and 70 mean that the same command goes on, and so does 1
+where a process was killed.
 """
 
 import argparse

@@ -52,6 +52,8 @@ def _sweep(path):
     raise SystemExit(f'error: --config: no file {path}')
   sys.path.insert(0, str(_ROOT))
   spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
+  if spec is None or spec.loader is None:
+    raise SystemExit(f'error: --config: {path} is not a Python file')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, 'get_sweep'):
@@ -116,7 +118,7 @@ def main():
         if args.submit else [sys.executable, '-m', module]
     )
     attempts = 1 if args.submit else 1 + args.retries
-    for attempt in range(attempts):
+    for _ in range(attempts):
       print(f'{where}: {"submitting" if args.submit else "running"}', flush=True)
       try:
         done = subprocess.run([*command, *flags], cwd=_ROOT, check=False)

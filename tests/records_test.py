@@ -106,7 +106,8 @@ def test_kept_sets_that_do_not_add_up_are_refused(counts, ids):
 def test_a_world_is_json_and_reads_back():
   world = records.World(
       'w', {'seed': 's', 'changes': [[1, None]]}, 'p', ('a',),
-      (records.Check('c', 'state', {'query': 'q', 'expected_value': [1]}),), 'plan', True,
+      (records.Check('c', 'state', {'query': 'q', 'expected_value': [1]}),), 'plan',
+      True,
   )
   assert records.World.of(json.loads(json.dumps(dataclasses.asdict(world)))) == world
   assert records.World.of({'environment': 'w', 'state': {}}) == records.World('w', {})
@@ -145,3 +146,10 @@ def test_a_score_is_the_weighted_sum_in_the_order_of_names():
   assert list(score.terms) == ['a', 'b', 'c']
   assert score.reward == ((0.2 * 3.0 + 0.1) + 1e17)
   assert score == records.Score(dict(reversed(terms.items())))
+
+
+def test_the_world_of_a_task_without_one_is_an_error_that_names_the_task():
+  world = records.World('w', {})
+  assert records.Task('a', 'q', (), 'r', world=world).its_world is world
+  with pytest.raises(ValueError, match="task 'b' has no world"):
+    _ = records.Task('b', 'q', (), 'r').its_world

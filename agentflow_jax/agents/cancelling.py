@@ -13,5 +13,6 @@ def raise_if_cancelled(error: BaseException) -> None:
     error: exception that was caught.
   """
   if isinstance(error, asyncio.CancelledError):
-    if asyncio.current_task().cancelling():
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
       raise error

@@ -154,6 +154,8 @@ class Child:
       TimeoutError: it did not reply in time.
     """
     process = self._process
+    assert process is not None and process.stdin is not None
+    assert process.stdout is not None
     done = False
     try:
       async with asyncio.timeout(seconds):
@@ -210,7 +212,8 @@ class Child:
     with contextlib.suppress(ProcessLookupError):
       if process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.stdin.close()
+    if process.stdin is not None:
+      process.stdin.close()
     await process.wait()
 
 

@@ -183,7 +183,7 @@ def make_agent(
   planner = modules.ModelPlanner(
       model, records.SamplingSpec(), prompts.PromptConfig(), max_prompt_tokens
   )
-  fields = dict(
+  fields: dict[str, Any] = dict(
       planner=planner,
       executor=modules.RuleExecutor(verbs=('find', 'answer')),
       verifier=modules.RuleVerifier(),

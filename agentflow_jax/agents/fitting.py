@@ -65,6 +65,7 @@ async def ask(
     language_model.PromptTooLong: the prompt is too long with every entry
       shortened.
   """
+  refusal: Exception = language_model.PromptTooLong('nothing fits')
   for shorter in shortenings(memory, model):
     try:
       completion = await generate(compose(shorter))

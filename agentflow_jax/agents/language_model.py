@@ -82,6 +82,7 @@ class LanguageModel(Protocol):
       PromptTooLong: the rendered prompt does not fit.
       Unreachable: the engine or endpoint failed.
     """
+    ...
 
   def count_tokens(
       self,
@@ -89,6 +90,7 @@ class LanguageModel(Protocol):
       tools: Sequence[Mapping[str, Any]] = (),
   ) -> int:
     """Tokens of the rendered prompt, the template's own and the tools included."""
+    ...
 
 
 def text_counter(model: LanguageModel) -> Callable[[str], int]:

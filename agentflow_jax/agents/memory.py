@@ -170,11 +170,15 @@ def shorten(
   return _ends(text, low)
 
 
+def _found(match: re.Match[str] | None) -> str:
+  return match.group() if match else ''
+
+
 def _ends(text, kept):
   head = (2 * kept + 2) // 3
   tail = len(text) - (kept - head)
   if not text[head : head + 1].isspace():
-    head -= len(_WORD_END.search(text, max(head - 40, 0), head).group())
+    head -= len(_found(_WORD_END.search(text, max(head - 40, 0), head)))
   if not text[tail - 1 : tail].isspace():
-    tail += len(_WORD_START.match(text, tail, tail + 40).group())
+    tail += len(_found(_WORD_START.match(text, tail, tail + 40)))
   return text[:head] + CUT.rstrip() + text[tail:]

@@ -61,6 +61,7 @@ class Planner(Protocol):
       self, view: View
   ) -> tuple[records.Completion, records.SamplingSpec]:
     """Returns the response as sampled and the spec it was sampled with."""
+    ...
 
 
 class Executor(Protocol):
@@ -74,6 +75,7 @@ class Executor(Protocol):
     Raises:
       base.BadArguments: no call can be made of the plan; text for the model.
     """
+    ...
 
 
 class Verifier(Protocol):
@@ -83,6 +85,7 @@ class Verifier(Protocol):
       self, view: View, plan: plan_lib.Plan, entry: memory_lib.Entry
   ) -> tuple[bool, str]:
     """Returns whether to stop, and the verdict that enters memory."""
+    ...
 
 
 class Generator(Protocol):
@@ -90,6 +93,7 @@ class Generator(Protocol):
 
   async def answer(self, view: View) -> str:
     """Returns the answer; '' where memory holds none."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +240,9 @@ def _typed(value: str, kind: str) -> Any:
   return value if kind == 'any' and isinstance(read, str) else read
 
 
-_ASKED = contextvars.ContextVar('asked', default=None)
+_ASKED: contextvars.ContextVar[list | None] = contextvars.ContextVar(
+    'asked', default=None
+)
 
 
 @contextlib.contextmanager
@@ -330,7 +336,7 @@ class ModelExecutor:
             self.model, self.sampling, view,
             dataclasses.replace(key, attempt=attempt),
             lambda memory: prompts.module_prompt(
-                EXECUTOR_SYSTEM, memory, tail + note  # pylint: disable=cell-var-from-loop
+                EXECUTOR_SYSTEM, memory, tail + note  # noqa: B023 (called at once)
             ),
             None if note else alone,
         )
@@ -346,6 +352,7 @@ class ModelExecutor:
         return records.ToolCall(card.name, arguments), completion.text
       except base.BadArguments as e:
         error = e
+    assert error is not None  # An attempt was made, and its command refused.
     raise error
 
 
@@ -415,7 +422,7 @@ class ModelVerifier:
             self.model, self.sampling, seen,
             dataclasses.replace(key, attempt=attempt),
             lambda memory: prompts.module_prompt(
-                VERIFIER_SYSTEM, memory, note  # pylint: disable=cell-var-from-loop
+                VERIFIER_SYSTEM, memory, note  # noqa: B023 (called at once)
             ),
             None if note else alone,
         )

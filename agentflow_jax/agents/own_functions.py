@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from agentflow_jax import records
 from agentflow_jax.agents import child, own_instances
@@ -59,6 +59,8 @@ def load(path: str, name: str) -> Any:
   module = sys.modules.get(module_name)
   if module is None:
     spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+      raise LoadError(f'{path} is not a Python file')
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # Dataclasses look their module up there.
     try:
@@ -95,7 +97,7 @@ def caller(
       own_instances).
   """
   if kind == 'environment':
-    return own_instances.caller(function)
+    return own_instances.caller(cast(type, function))
   if kind == 'tool':
     return lambda arguments: function(**arguments)
 

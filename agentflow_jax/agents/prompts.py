@@ -26,8 +26,8 @@ comes next, and then one block:
 a program
 ```
 The functions below can be called in it. Names are kept from one program to the next. \
-You see what a program prints and the value of its last line. Call final_answer(answer) \
-when the work is done."""
+You see what a program prints and the value of its last line. Call \
+final_answer(answer) when the work is done."""
 PLANNER_TAIL = 'Plan the next step.'
 _CARDS = ('full', 'brief', 'names')
 _PYTHON_TYPES = {

@@ -133,7 +133,8 @@ class Recording:
       error = found['error'] and records.ToolErrorKind(found['error'])
       # Who records tries again what failed for a reason of the host's.
       if self.replays or error is not records.ToolErrorKind.UNREACHABLE:
-        return records.ToolResult(**(found | {'error': error}))
+        fields: dict[str, Any] = found | {'error': error}
+        return records.ToolResult(**fields)
     with self._noting_cancellation(name, asked, key):
       result = await make()
     value = dataclasses.asdict(result)
@@ -234,6 +235,7 @@ class Recording:
         'occasion': _occasion.get(), 'value': value,
     }
     data = json.dumps(line).encode() + b'\n'
+    assert self._file is not None
     offset = self._file.tell()
     self._file.write(data)
     self._file.flush()

@@ -55,7 +55,7 @@ class Gazetteer:
       more: 'Gazetteer | None' = None,
       marks: Literal['before', 'after'] = 'before',
   ):
-    self.marks = marks
+    self.marks: Literal['before', 'after'] = marks
     self._keys = re.compile(rf'(?:{keys})(?!\w)') if keys else None
     self._more = more
     by_first: dict[str, list[str]] = {}
@@ -87,13 +87,19 @@ class Gazetteer:
 
   def _name(self, text, word, at) -> str:
     for name in self._by_first.get(word.group(), ()):
-      start = word.start() - _WORD.search(name).start()
+      start = word.start() - _first(name)
       end = start + len(name)
       if start < at or not text.startswith(name, start):
         continue
       if end == len(text) or not text[end].isalnum():
         return name
     return ''
+
+
+def _first(name: str) -> int:
+  """Returns where the first word of a name begins; names of a gazetteer have one."""
+  word = _WORD.search(name)
+  return word.start() if word else 0
 
 
 @functools.lru_cache(maxsize=256)
@@ -194,6 +200,7 @@ class References:
 
   def _find(self, text):
     """Yields (start, mention), left to right, without overlaps."""
+    assert self.gazetteer is not None
     at = 0
     while word := _WORD.search(text, at):
       before, at = at, word.end()
@@ -205,7 +212,7 @@ class References:
         yield number.start(), number.group()
         at = number.end()
       elif name:
-        start = word.start() - _WORD.search(name).start()
+        start = word.start() - _first(name)
         yield start, name
         at = start + len(name)
 

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from absl import logging
 
@@ -378,7 +378,8 @@ async def analyse(
     view = modules.View(task.id, memory, agent.cards, key)
     with _module('analyst', progress):
       async with asyncio.timeout(agent.config.deadline_seconds):
-        analysis = await agent.analyst.analyse(view)
+        analyst: Any = agent.analyst  # Not the oracle, see above.
+        analysis = await analyst.analyse(view)
     return memory_lib.bounded(analysis), None
   except TimeoutError:
     end = _End(Status.ENVIRONMENT_UNREACHABLE, 'the world did not open in time')
@@ -720,7 +721,8 @@ async def _call(agent, tool, call, key, progress) -> records.ToolResult:
     )
   if result.error is records.ToolErrorKind.UNREACHABLE:
     if result.inner and result.inner[-1][1].error is result.error:
-      of_world = result.inner[-1][0].tool not in progress.episode.outside
+      episode = progress.episode
+      of_world = episode is None or result.inner[-1][0].tool not in episode.outside
     # After a call that failed halfway the state of a world is not known.
     unreachable = Status.ENVIRONMENT_UNREACHABLE if of_world else (
         Status.TOOL_UNREACHABLE

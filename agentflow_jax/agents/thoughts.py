@@ -131,10 +131,16 @@ def begin(
   if lone is not None and not settled and not _opens(text, tags, 0, 0):
     start, at = _behind(text, tags, lone, settled)
   while _opens(text, tags, at, start):
-    if ends[at] is None:
+    end = ends[at]
+    if end is None:
       return None
-    start, at = _behind(text, tags, ends[at], settled)
-  return _SPACE.match(text, start).end() if start else 0
+    start, at = _behind(text, tags, end, settled)
+  return _past_space(text, start) if start else 0
+
+
+def _past_space(text: str, start: int) -> int:
+  space = _SPACE.match(text, start)
+  return space.end() if space else start
 
 
 def _without_blocks(text: str) -> str:
@@ -180,7 +186,7 @@ def _behind(
   """
   start, at = tags[last].end, last + 1
   while not settled and at < len(tags) and tags[at].closes and (
-      tags[at].start <= _SPACE.match(text, start).end()
+      tags[at].start <= _past_space(text, start)
   ):
     start, at = tags[at].end, at + 1
   return start, at
@@ -190,7 +196,7 @@ def _opens(text: str, tags: list[_Tag], at: int, start: int) -> bool:
   """Returns whether tag number `at` opens a block at `start` or after space."""
   if at >= len(tags) or tags[at].closes:
     return False
-  return tags[at].start <= _SPACE.match(text, start).end()
+  return tags[at].start <= _past_space(text, start)
 
 
 def _tags(text: str) -> list[_Tag]:

@@ -151,4 +151,5 @@ def _denies(behind: str, rejected: Set[int]) -> bool:
 
 def _item(line: str) -> str:
   """Returns a line's text without the marks of a list, in lower case."""
-  return _ITEM.fullmatch(line)[1].strip(_DECORATION + ',.[]()').lower()
+  item = _ITEM.fullmatch(line)
+  return (item[1] if item else line).strip(_DECORATION + ',.[]()').lower()

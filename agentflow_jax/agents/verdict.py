@@ -65,7 +65,7 @@ def parse(text: str, thinking: bool = False) -> tuple[bool | None, str]:
   else:
     alone = _ALONE.fullmatch(text)
     stop = _read(text, alone)
-    reason = text if stop is None else alone['rest'] or ''
+    reason = text if stop is None or alone is None else alone['rest'] or ''
   verdict = 'stop' if stop else 'continue'
   reason = ' '.join(reason.split())
   if not reason.strip('#*_`"\' '):

@@ -8,6 +8,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from agentflow_jax.agents import modules, plan as plan_lib
 from agentflow_jax.agents.tools import base
@@ -153,7 +154,7 @@ def _cards(view: modules.View) -> Sequence[base.Card]:
   return [c for c in view.cards[0].functions if c.name != 'final_answer']
 
 
-def _referred(view: modules.View, arguments: Mapping[str, str]) -> dict[str, str]:
+def _referred(view: modules.View, arguments: Mapping[Any, str]) -> dict[Any, str]:
   """Returns arguments with mentions as numbers; what is mentioned nowhere as text."""
   mentions = view.memory.references.mentions
   return {

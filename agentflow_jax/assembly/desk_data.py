@@ -20,7 +20,7 @@ def parts() -> desk.Parts:
 
 
 def load(
-    directory: epath.Path, tier: str, distractors: int = -1
+    directory: epath.Path, tier: actions.Tier, distractors: int = -1
 ) -> tuple[dict[str, list[records.Task]], epath.Path]:
   """Returns the tasks of the desk by split, and the directory of its worlds.
 

@@ -60,7 +60,9 @@ def connect_unrecorded(
     raise schema.ConfigError(f'{name}: {e}') from e
 
 
-def usage(client: client_lib.EndpointClient) -> dict[str, float]:
+def usage(
+    client: client_lib.EndpointClient | recording_lib.RecordedModel,
+) -> dict[str, float]:
   """Returns what an endpoint's requests came to, by module, flat."""
   return {
       f'endpoint/{module}/{name}': value

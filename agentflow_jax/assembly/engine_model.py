@@ -169,7 +169,7 @@ def _as_record(kept: Sequence[np.ndarray]) -> records.KeptSets:
 
 
 def _watch(
-    tokenizer, sampling, thinking, on_ids, ids: list[int]
+    tokenizer, sampling, thinking, on_ids, ids: Sequence[int]
 ) -> int | None:
   if on_ids is not None:
     on_ids(ids)

@@ -52,8 +52,8 @@ def rows(query: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
     name, _, said = one.partition('=')
     if not name or not said or name in _FIELDS:
       raise schema.ConfigError(
-          f'--reset={one}: write NAME=FIRST:LAST or NAME=VALUE|VALUE, where NAME is none'
-          f' of {", ".join(_FIELDS)}'
+          f'--reset={one}: write NAME=FIRST:LAST or NAME=VALUE|VALUE, where NAME is'
+          f' none of {", ".join(_FIELDS)}'
       )
     first, colon, last = said.partition(':')
     if colon and first.isdecimal() and last.isdecimal():

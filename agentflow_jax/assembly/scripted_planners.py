@@ -24,14 +24,17 @@ class Solution(Protocol):
 
   def right(self, view: modules.View) -> str:
     """Returns the plan of the next step that is not done yet."""
+    ...
 
   def noisy(
       self, view: modules.View, rng: random.Random, errors: schema.TeacherConfig
   ) -> str:
     """Returns such a plan, with errors drawn as configured."""
+    ...
 
   def uniform(self, view: modules.View, rng: random.Random) -> str:
     """Returns a plan with a uniform tool on uniform arguments."""
+    ...
 
 
 # A function that writes a plan's text from the view, the task's solution (or the texts

@@ -116,6 +116,7 @@ class System:
 
     All processes have to call it. The caller may donate them afterwards.
     """
+    assert self.engine is not None
     if self.handover is None:
       self.engine.update_params(params, version)
     else:
@@ -144,6 +145,7 @@ class System:
       names: new names of the tools, which the planner then knows; None for their own.
     """
     tasks = self.tasks
+    assert self.tokenizer is not None
     solutions = scripted_planners.solutions_of(
         (*tasks.train, *tasks.validation, *tasks.test)
     )
@@ -443,7 +445,7 @@ def _cache_compilations(workdir: epath.Path) -> None:
 
   The next start from it is quick.
   """
-  if jax.config.jax_compilation_cache_dir is None and (
+  if getattr(jax.config, 'jax_compilation_cache_dir', None) is None and (
       paths.is_local(workdir)
   ):
     jax.config.update('jax_compilation_cache_dir', str(workdir / 'xla_cache'))

@@ -72,6 +72,7 @@ def load(
     ConfigError: a missing or malformed file; names the line.
   """
   left_out, parts, corpus, worlds = {}, (), '', ''
+  splits: dict[str, Any]
 
   def own_rows(path):
     return read_jsonl(

@@ -89,7 +89,7 @@ def make(
     judge = answer_judge.AnswerJudge(model)
   if settings.kind == enterpriseops.NAME:
     _check_servers(settings, every)
-    environment = enterpriseops.EnterpriseOps(
+    environment: base.Environment = enterpriseops.EnterpriseOps(
         settings.seeds, dict(one.split('=', 1) for one in settings.servers),
         judge=judge, seconds=settings.seconds,
         concurrency=settings.concurrency or _REQUESTS,
@@ -103,7 +103,7 @@ def make(
   _check_capacity(environment, config)
   _check(environment, every)
   if judge is not None and not any(
-      check.kind == 'response' for task in every for check in task.world.checks
+      check.kind == 'response' for task in every for check in task.its_world.checks
   ):
     raise schema.ConfigError(
         'agent.environment.judge is set, and no task has a check of kind "response"'
@@ -156,7 +156,7 @@ def _check_servers(
   """Refuses the address of a server that no task has."""
   known = {
       server['name']
-      for task in tasks for server in task.world.state['servers']
+      for task in tasks for server in task.its_world.state['servers']
   }
   for one in settings.servers:
     name, _, _ = one.partition('=')
@@ -251,7 +251,9 @@ def check_names(
     environment: base.Environment | None, tools: Iterable[str]
 ) -> None:
   """Raises ConfigError where a tool without state has the name of a world's tool."""
-  cards = environment.cards if environment is not None else ()
+  if environment is None:
+    return
+  cards = environment.cards
   taken = {card.name for card in cards} & set(tools)
   if taken:
     raise schema.ConfigError(

@@ -248,8 +248,8 @@ def _check_reward(config: schema.Config) -> None:
     )
   if answer in ('checks', 'environment'):
     raise schema.ConfigError(
-        f'reward.answer={answer} reads no answer: the terms success and pass_fraction are'
-        ' of the checks of a world'
+        f'reward.answer={answer} reads no answer: the terms success and pass_fraction'
+        ' are of the checks of a world'
     )
   if normalised and config.flow_grpo.advantage_over == 'rows':
     raise schema.ConfigError(

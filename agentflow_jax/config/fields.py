@@ -62,7 +62,7 @@ def _below(cls: type, default: Any, prefix: str) -> Iterator[Field]:
 def _part(kind: Any) -> type | None:
   """Returns the dataclass that a field holds, if it holds one."""
   for one in (kind, *typing.get_args(kind)):
-    if dataclasses.is_dataclass(one):
+    if isinstance(one, type) and dataclasses.is_dataclass(one):
       return one
   return None
 

@@ -126,7 +126,7 @@ def _value(value: Any, kind: Any, where: str, name: str) -> Any:
       return None
     kind = next(a for a in arguments if a is not type(None))
     return _value(value, kind, where, name)
-  if dataclasses.is_dataclass(kind):
+  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     if isinstance(value, _Node):
       return _build(kind, value, where, f'{name}.')
   elif origin is Literal:

@@ -117,7 +117,7 @@ class TurnBatch:
   behavior_logprobs: Array  # float32[M, B, N]
   old_logprobs: Array  # float32[M, B, N]
   temperature: Array  # float32[M, B, N]
-  n_micro: Array  # int32[], micro-batches in use; the others are skipped
+  n_micro: Array | np.int32  # int32[], micro-batches in use; the others are skipped
   # int32[M, B, N, S], the ids that a target was drawn from, -1 for none; where
   # the first is -1, and if this is None, that is the whole vocabulary.
   kept: Array | None = None
@@ -321,7 +321,7 @@ def _first_fit(
   result = [(0, 0)] * len(sizes)
   for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
     size = sizes[index]
-    for bin_index, rooms in enumerate(bins):
+    for bin_index, rooms in enumerate(bins):  # noqa: B007 (read after the loop)
       first = _first_block(rooms, blocks, size)
       if first is not None:
         break
@@ -415,6 +415,7 @@ def _fill(
     batch.advantages[here][response] = row.advantage
     batch.temperature[here][slots] = row.temperature
     if row.kept is not None and len(response):
+      assert batch.kept is not None  # Made for the largest set of all rows.
       batch.kept[here][response, : row.kept.shape[1]] = row.kept
     if row.behavior_logprobs is not None:
       batch.behavior_logprobs[here][response] = row.behavior_logprobs

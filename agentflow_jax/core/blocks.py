@@ -50,7 +50,9 @@ class Blocks:
       )
 
 
-def platform_of(device: jax.Device) -> str:
+def platform_of(
+    device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]  # jax assigns the class.
+) -> str:
   """Returns 'cpu', 'tpu', 'cuda' or 'rocm': to JAX the last two are both 'gpu'."""
   if device.platform != 'gpu':
     return device.platform

@@ -69,6 +69,7 @@ class User:
 
   def __exit__(self, *unused_exc_info) -> None:
     with self._lock:
+      assert self._since is not None
       self._seconds += self._meter.change(-1) - self._since
       self._since = None
 

@@ -304,6 +304,7 @@ def target_weights(
     elif weighting == 'sequence_mean':
       weight = np.full(len(a), rollout / a.sum())
     else:
+      assert dr_grpo_length is not None
       weight = np.full(len(a), rollout / dr_grpo_length)
     return np.where(a > 0, weight, 0.0).astype(np.float32)
 

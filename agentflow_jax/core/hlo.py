@@ -89,7 +89,7 @@ def collectives(text: str) -> Mapping[str, Sent]:
     for called, trips in computations[name].calls:
       if called not in computations:
         continue
-      condition = computations.get(computations[name].conditions.get(called))
+      condition = computations.get(computations[name].conditions.get(called, ''))
       if condition is not None and len(condition.constants) == 1:
         trips = condition.constants[0]
       walk(called, times * trips)

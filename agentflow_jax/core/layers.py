@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import flax.linen as nn
 import flax.struct
@@ -152,17 +152,17 @@ class _Linear(nn.Module):
   def __call__(self, x: Array) -> Array:
     config = self.config
     init = nn.initializers.normal(self.scale / math.sqrt(self.fan_in))
-    kernel = self.param(
+    kernel: Any = self.param(
         'kernel',
         nn.with_logical_partitioning(init, self.axes),
         self.shape,
         config.param_dtype,
     )
-    if config.lora.adapts(self.name):
+    if config.lora.adapts(self.name or ''):
       kernel = lora_lib.merged(config.lora, kernel, *self._adapter())
-    y = primitives.project(config.dtype, self.equation, x, kernel)
+    y: Any = primitives.project(config.dtype, self.equation, x, kernel)
     if self.bias_axes is not None:
-      bias = self.param(
+      bias: Any = self.param(
           'bias',
           nn.with_logical_partitioning(
               nn.initializers.zeros_init(), self.bias_axes
@@ -180,7 +180,7 @@ class _Linear(nn.Module):
         n for n in range(len(self.shape))
         if math.prod(self.shape[:n]) == self.fan_in
     )
-    a = self.param(
+    a: Any = self.param(
         lora_lib.A,
         nn.with_logical_partitioning(
             nn.initializers.normal(1 / math.sqrt(self.fan_in)),
@@ -188,7 +188,7 @@ class _Linear(nn.Module):
         ),
         (*self.shape[:n_in], rank), jnp.float32,
     )
-    b = self.param(
+    b: Any = self.param(
         lora_lib.B,
         nn.with_logical_partitioning(
             nn.initializers.zeros_init(), ('lora', *self.axes[n_in:])
@@ -256,6 +256,7 @@ class Cache(Protocol):
     Returns:
       float32[B, K, H/K, T, E], and the cache that holds the new tokens.
     """
+    ...
 
 
 class _Attention(nn.Module):
@@ -298,11 +299,11 @@ class _Attention(nn.Module):
       mask = context.mask[:, None, None]
       y = attention.attend_dense(q, k, v, mask, config.dtype)
     else:
+      blocks = blocks_lib.blocks_of(length, config.attention, config.head_dim)
+      assert context.subtree_end is not None and blocks is not None
       y = attention.attend_blocks(
           q, k, v, context.subtree_end,
-          blocks=blocks_lib.blocks_of(
-              length, config.attention, config.head_dim
-          ),
+          blocks=blocks,
           dtype=config.dtype,
           mesh=self.constrain.mesh, rows=self.constrain.rows,
       )
@@ -379,7 +380,7 @@ def scanned_block(config: ModelConfig) -> type[nn.Module]:
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(0, nn.broadcast),
+      in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]  # Flax takes one for each argument.
       out_axes=0,
       length=config.n_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},

@@ -109,7 +109,8 @@ def zero_sums(with_policy: bool) -> Sums:
   policy = None
   if with_policy:
     names = [field.name for field in dataclasses.fields(PolicySums)]
-    policy = PolicySums(**{name: zero for name in names}).replace(
+    policy = dataclasses.replace(
+        PolicySums(**{name: zero for name in names}),
         gap_counts=jnp.zeros(_GAP_BINS + 1, jnp.float32),
         extremes=jnp.full(3, -jnp.inf, jnp.float32),
     )
@@ -121,6 +122,7 @@ def add_sums(a: Sums, b: Sums) -> Sums:
   total = jax.tree.map(jnp.add, a, b)
   if a.policy is None:
     return total
+  assert b.policy is not None
   extremes = jnp.maximum(a.policy.extremes, b.policy.extremes)
   return total.replace(policy=total.policy.replace(extremes=extremes))
 
@@ -189,14 +191,14 @@ def flow_grpo_loss(
         f'kl_coef {config.kl_coef}: a reference is '
         + ('needed' if ref_logprobs is None else 'given, and would be ignored')
     )
-  is_target = micro.weights > 0
+  is_target = jnp.asarray(micro.weights > 0)
 
   def only_targets(x, otherwise=0.0):
     return jnp.where(is_target, x, otherwise)
 
   log_ratio = only_targets(scores.logprobs - micro.old_logprobs)
   if config.ratio_level == 'sequence':
-    log_ratio = _response_mean(log_ratio, is_target, micro.responses)
+    log_ratio = _response_mean(log_ratio, is_target, jnp.asarray(micro.responses))
   ratio = jnp.exp(log_ratio)
   low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
   clipped = jnp.clip(ratio, low, high)

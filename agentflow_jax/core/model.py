@@ -94,15 +94,17 @@ class Transformer(nn.Module):
         mask=mask,
         subtree_end=subtree_end,
     )
-    x = self.constrain.lookup(self.embedding, token_ids)
+    embedding: Any = self.embedding
+    stack: Any = self.layers  # A list of them, or one that is scanned.
+    x = self.constrain.lookup(embedding, token_ids)
     x = x.astype(self.config.dtype)
     x = self.constrain(x, ('batch', 'stream', None))
     if self.unrolled:
-      for i, layer in enumerate(self.layers):
+      for i, layer in enumerate(stack):
         (x, cache), _ = layer((x, cache), i, context)
     else:
       numbers = None if cache is None else jnp.arange(self.config.n_layers)
-      (x, cache), _ = self.layers((x, cache), numbers, context)
+      (x, cache), _ = stack((x, cache), numbers, context)
     return self.final_norm(x), cache
 
 
@@ -300,4 +302,5 @@ def hidden_states_cached(
     dtype[B, T, D], what `unembed` takes, and the cache with the new tokens.
   """
   network = Transformer(config, unrolled='layers' not in params)
-  return network.apply({'params': params}, token_ids, positions, cache=cache)
+  done: Any = network.apply({'params': params}, token_ids, positions, cache=cache)
+  return done

@@ -93,6 +93,7 @@ def make_schedule(config: OptimizerConfig) -> Callable[[Any], jax.Array]:
     count = jnp.asarray(count, jnp.float32)
     rate = jnp.float32(config.learning_rate)
     if config.schedule != 'constant':
+      assert config.total_steps is not None
       span = config.total_steps - config.warmup_steps
       done = jnp.clip((count - config.warmup_steps) / span, 0.0, 1.0)
       if config.schedule == 'linear':

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+# A field of a program's input: a jax.Array in the program, and a np.ndarray where the
+# host fills it. The union of both would be right in neither.
+HostArray = Any
 
 
 def precision_of(dtype: str) -> jax.lax.Precision | None:

@@ -6,6 +6,7 @@ Logits are formed for targets alone, and only so many at a time that no array of
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +49,12 @@ def score_micro(
   Raises:
     ValueError: logits_chunk is less than 1.
   """
+  as_jax = jnp.asarray
   hidden = model.hidden_states(
-      config, params, micro.token_ids, micro.positions, micro.subtree_end,
-      constrain,
+      config, params, as_jax(micro.token_ids), as_jax(micro.positions),
+      as_jax(micro.subtree_end), constrain,
   )
-  hidden = constrain.pick(hidden, micro.parents)
+  hidden = constrain.pick(hidden, as_jax(micro.parents))
   kernel = model.output_kernel(config, params)
   if not config.tie_embeddings:
     kernel = kernel.T
@@ -159,7 +161,7 @@ def _score(
 
 
 def _forward(config, spread, chunk, *arrays):
-  scores = _score(config, spread, chunk, *arrays)
+  scores: Any = _score(config, spread, chunk, *arrays)
   return scores, (arrays, scores.log_normalizer)
 
 
@@ -224,10 +226,13 @@ def _backward(config, spread, chunk, saved, cotangents):
       d_hidden = jax.lax.psum(d_hidden, 'tensor')
     return d_kernel.T.astype(kernel.dtype), d_hidden.astype(hidden.dtype)
 
-  d_kernel, d_hidden = _mapped(
+  mapped: Any = _mapped(
       local, spread, [*_TAKES, *['rows'] * 3],
       [_Spec('tensor', 'fsdp'), 'rows'],
-  )(*arrays, log_normalizer, cotangents.logprobs, cotangents.log_normalizer)
+  )
+  d_kernel, d_hidden = mapped(
+      *arrays, log_normalizer, cotangents.logprobs, cotangents.log_normalizer
+  )
   return d_kernel, d_hidden, None, None, None, None
 
 

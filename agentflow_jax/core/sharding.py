@@ -211,6 +211,7 @@ class _OnMesh(model.Constrain):
   def __call__(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     rules = ACTIVATION_RULES | {'batch': self.rows}
     spec = [None if name is None else rules[name] for name in axes]
+    assert self.mesh is not None
     for i, name in enumerate(axes):
       if name == 'stream' and x.shape[i] % self.mesh.shape['tensor']:
         spec[i] = None

@@ -99,7 +99,8 @@ def state_shardings(
   )
   if masters.is_needed(config):
     opt_state = masters.MasterState(params, opt_state)
-  return TrainState(sharding.replicated(mesh), params, opt_state)
+  step: Any = sharding.replicated(mesh)
+  return TrainState(step, params, opt_state)
 
 
 def init_train_state(
@@ -176,8 +177,9 @@ def check_params(config: model.ModelConfig, params: Any) -> None:
 
 def _batch_shardings(mesh: Mesh) -> batch_lib.TurnBatch:
   rows = sharding.batch_sharding(mesh, row_axis=1)
-  fields = dict.fromkeys(batch_lib.TurnBatch.__dataclass_fields__, rows)
-  return batch_lib.TurnBatch(**fields | {'n_micro': sharding.replicated(mesh)})
+  fields: dict[str, Any] = dict.fromkeys(batch_lib.TurnBatch.__dataclass_fields__, rows)
+  fields['n_micro'] = sharding.replicated(mesh)
+  return batch_lib.TurnBatch(**fields)
 
 
 def make_score_fn(
@@ -349,17 +351,20 @@ def _make_gradient(config, loss_config, mesh, logits_chunk):
 
   if mesh.shape['data'] == 1:
     constrain = sharding.make_constrain(mesh)
-    return lambda *arrays: gradient(*arrays, constrain)
+    return lambda params, ref_params, batch: gradient(
+        params, ref_params, batch, constrain
+    )
   # Each part of 'data' adds up its own micro-batches, and what crosses the
   # network between slices is the sum, once an update, as parameters are split.
   # XLA would add up whole kernels' gradients over data x fsdp each time.
   spec = jax_sharding.PartitionSpec
-  rows = dict.fromkeys(
+  rows: dict[str, Any] = dict.fromkeys(
       batch_lib.TurnBatch.__dataclass_fields__, spec(None, 'data')
   )
+  rows['n_micro'] = spec()
   return jax.shard_map(
       of_part, mesh=mesh,
-      in_specs=(spec(), spec(), batch_lib.TurnBatch(**rows | {'n_micro': spec()})),
+      in_specs=(spec(), spec(), batch_lib.TurnBatch(**rows)),
       out_specs=spec(), axis_names={'data'}, check_vma=False,
   )
 

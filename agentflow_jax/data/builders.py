@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -78,7 +79,9 @@ def load(
       read=read, data_dir=os.fspath(directory), file_format='array_record'
   )
   prepare(builder)
-  stored, tasks = builder.as_data_source(split=_SPLIT), []
+  described: Any = builder  # A decorator of TFDS hides the arguments.
+  stored = described.as_data_source(split=_SPLIT)
+  tasks = []
   for first in range(0, len(stored), _CHUNK):
     places = range(first, min(first + _CHUNK, len(stored)))
     tasks += map(_task, stored.__getitems__(list(places)))

@@ -40,7 +40,7 @@ class Parts:
 
   schema: str
   digest: Callable[[Rows], str]
-  policy: Callable[[Mapping[str, Mapping[str, Any]], str, str], str]
+  policy: Callable[[Mapping[str, Mapping[str, Any]], desk_goals.Tier, str], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def generate(
   """
   columns = columns_of(parts.schema)
   worlds = desk_worlds.generate(split, size.worlds)
-  rows = {w.name: desk_worlds.rows_of(w, columns) for w in worlds}
+  rows: dict[str, Rows] = {w.name: desk_worlds.rows_of(w, columns) for w in worlds}
   drafts = desk_tasks.generate(split, worlds, size.tasks, tier)
   tasks = desk_tasks.tasks(
       split,
@@ -121,7 +121,7 @@ def write(
     for name, rows in worlds.items():
       text = json.dumps({'schema': parts.schema, 'rows': rows})
       writing.write_whole(root / 'worlds' / f'{name}.json', text)
-    policies = {t.world.state['seed']: t.world.policy for t in tasks}
+    policies = {t.its_world.state['seed']: t.its_world.policy for t in tasks}
     writing.write_whole(root / f'{split}_policies.json', json.dumps(policies))
     lines = ''.join(json.dumps(_said(task)) + '\n' for task in tasks)
     writing.write_whole(root / f'{split}.jsonl', lines)
@@ -163,7 +163,7 @@ def narrowed(
   return dataclasses.replace(
       task,
       world=dataclasses.replace(
-          task.world, tools=tuple(name for name in tools if name in shown)
+          task.its_world, tools=tuple(name for name in tools if name in shown)
       ),
   )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Mapping
+from typing import Any
 
 from agentflow_jax.data import desk_goals, desk_rules, desk_worlds
 
@@ -246,14 +247,14 @@ class Sampler:
         'lend', **self._person_of(person, rule), days=days, same=True
     )
 
-  def _person_of(self, key: str, rule: str) -> dict[str, str]:
+  def _person_of(self, key: str, rule: str) -> dict[str, Any]:
     """Returns the words for a person; the unit is told where it is needed."""
     name = self.tables.rows['person'][key]['name']
     needed = len(self.tables.named('person', name)) > 1
     told = needed or (rule != 'home' and self.rng.random() < 0.15)
     return {'person': name, 'unit': self._unit(key) if told else ''}
 
-  def _item_of(self, key: str) -> dict[str, str]:
+  def _item_of(self, key: str) -> dict[str, Any]:
     return {
         'model': self.tables.model_of(key)['name'],
         'site': self.tables.site_of(key)['name'],

@@ -161,7 +161,7 @@ class _Maker:
         continue
       found = self._feasible(composition, rule)
       twin = found and self._twin(composition, rule, *found)
-      if twin:
+      if found and twin:
         draft = self._draft(composition, *found)
         return [
             draft,
@@ -191,11 +191,15 @@ class _Maker:
     weights = [times if c in desk_words.HELD_OUT else 1 for c in compositions]
     return self._rng.choices(compositions, weights)[0]
 
-  def _feasible(self, composition, rule):
+  def _feasible(
+      self, composition, rule
+  ) -> tuple[desk_samples.Saids, desk_goals.Plan] | None:
     """Returns goals with their plan, or None."""
     for _ in range(_TRIES):
       saids = self._sampler.saids(composition, rule)
-      plan = saids and self._plan(composition, saids, self._tables)
+      if saids is None:
+        continue
+      plan = self._plan(composition, saids, self._tables)
       if plan and plan.kind == 'feasible':
         return saids, plan
     return None
@@ -223,7 +227,7 @@ class _Maker:
     tables = self._tables.changed(table, key, **values)
     tempting = self._plan(composition, saids, tables, obeys=False)
     same = tempting is not None and tempting.calls == feasible.calls
-    return tempting if same else feasible
+    return tempting if same and tempting is not None else feasible
 
   def _plan(
       self, composition, saids, tables, obeys=True

@@ -6,6 +6,7 @@ Written as array_record, so neither building nor reading it needs TensorFlow.
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -98,7 +99,8 @@ def load(
   Returns:
     The tasks; their reward is 'match_or_number'.
   """
-  source = _builder(data_dir).as_data_source(split=split)
+  builder: Any = _builder(data_dir)  # A decorator of TFDS hides the arguments.
+  source = builder.as_data_source(split=split)
   tasks = []
   for row in source:
     text = {k: v.decode() for k, v in row.items()}

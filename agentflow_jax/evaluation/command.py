@@ -85,7 +85,7 @@ def evaluate(
     ConfigError, CheckpointError, ToolUnavailable: name the remedy.
   """
   config, options = _by_protocol(config, options)
-  if options.greedy and options.trials > 1:
+  if options.greedy and (options.trials or 1) > 1:
     raise schema.ConfigError('--greedy trials are all the same: --trials=1')
   if options.benchmark:
     if options.split != 'test':
@@ -310,7 +310,7 @@ async def _variant(
       )
     journal = _journal(system, workdir, options, name, texts, names)
     result = await _ask(system, options, name, control, journal, texts, names)
-    more = system.endpoint_usage()
+    more: dict[str, Any] = dict(system.endpoint_usage())
     if withheld := config.agent.withheld_tools:
       tasks = getattr(system.tasks, options.split)
       more['tasks_with_withheld_tools'] = withheld_tools.needing(tasks, withheld)

@@ -34,10 +34,10 @@ def run_of(
   if trajectory.verdict is None or trajectory.reward is None:
     why = f'{trajectory.status.value}: {trajectory.detail}'
     return {'run_number': number, 'error': why, 'overall_success': False}
-  names = {server['name'] for server in task.world.state['servers']}
+  names = {server['name'] for server in task.its_world.state['servers']}
   results = {
       check.name: {'passed': bool(result.passed), 'details': result.detail}
-      for check, result in zip(task.world.checks, trajectory.verdict.results)
+      for check, result in zip(task.its_world.checks, trajectory.verdict.results)
       if check.spec.get('gym_name') in (None, *names)
   }
   if not results:
@@ -88,7 +88,7 @@ def statistics(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def result_of(group: records.Group) -> dict[str, Any]:
   """Returns the result of a task as the published scripts write it."""
-  state = group.task.world.state
+  state = group.task.its_world.state
   runs = [
       run_of(group.task, trajectory, i + 1)
       for i, trajectory in enumerate(group.trajectories)
@@ -146,7 +146,8 @@ def scores(groups: Sequence[records.Group]) -> dict[str, Any]:
 
 def _succeeded(trajectory: records.Trajectory) -> bool:
   return bool(
-      trajectory.verdict and trajectory.verdict.success and trajectory.reward > 0
+      trajectory.verdict and trajectory.verdict.success
+      and (trajectory.reward or 0.0) > 0
   )
 
 

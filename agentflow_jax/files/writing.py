@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from etils import epath
 
@@ -44,7 +44,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   partial = path.parent / f'{path.name}.partial'
   try:
     with partial.open('wb') as file:
-      yield file
+      yield cast(BinaryIO, file)
     partial.replace(path)
   except BaseException:
     # The first error is the one to show, and not a failure of this clean-up.

@@ -67,6 +67,7 @@ def next_pieces(
     Of each lane up to its part of `prefill_pieces` of (row, index of its first
     node, nodes).
   """
+  assert config.prefill_pieces is not None and config.piece_tokens is not None
   pieces = [[] for _ in range(lanes)]
   room, left = config.prefill_pieces // lanes, config.prefill_pieces
   taken: dict[prefixes.Node, list[Piece]] = {}  # And the lane that has it.
@@ -104,6 +105,7 @@ def pack_pieces(
     pieces: Sequence[Piece], config: api.EngineConfig, lanes: int = 1
 ) -> decoding.Segments:
   """Lays a lane's pieces out as host arrays, then unused ones."""
+  assert config.prefill_pieces is not None and config.piece_tokens is not None
   size, page = config.prefill_pieces // lanes, config.page_tokens
   segments = decoding.Segments(
       ids=np.zeros((size, config.piece_tokens), np.int32),
@@ -142,8 +144,8 @@ def pack_apart(
   moved = np.vectorize(places.__getitem__, otypes=[np.int32])
   return (
       _copies([(x, places[x]) for x in sorted(old)], segments.tables.size),
-      segments.replace(
-          tables=moved(segments.tables), writes=moved(segments.writes)
+      dataclasses.replace(
+          segments, tables=moved(segments.tables), writes=moved(segments.writes)
       ),
       _copies([(places[x], x) for x in sorted(new)], segments.writes.size),
   )
@@ -213,11 +215,11 @@ def pack_rows(
     out.tables[place, : len(table)] = table
     if not row.is_copied and row.lease.tail is not None:
       copies.append((row.lease.tail.page, row.lease.own[0]))
-  out = out.replace(copies=_copies(copies, places))
+  out = dataclasses.replace(out, copies=_copies(copies, places))
   if not (rows and reading.shares):
     return out
-  return out.replace(
-      common=np.int32(_common_parts([row for _, row in rows], config)),
+  return dataclasses.replace(
+      out, common=np.int32(_common_parts([row for _, row in rows], config)),
       common_row=np.int32(rows[0][0]),
   )
 
@@ -252,7 +254,7 @@ def pack_fresh(
     fresh.tables[place, : len(table)] = table
     fresh.rows[count] = place
     count += 1
-  return fresh.replace(count=np.int32(count))
+  return dataclasses.replace(fresh, count=np.int32(count))
 
 
 def finish(row: Row, done: bool) -> tuple[int, str] | None:

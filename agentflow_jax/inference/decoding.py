@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from agentflow_jax.core import model
+from agentflow_jax.core import model, primitives
 from agentflow_jax.inference import api
 from agentflow_jax.inference import gathered
 from agentflow_jax.inference import pages as pages_lib
@@ -30,26 +30,26 @@ class Segments:
   among them. An unused piece writes to SCRATCH alone.
   """
 
-  ids: jax.Array  # int32 [R, C]; padded on the right.
-  starts: jax.Array  # int32 [R]; slot of the first token.
-  tables: jax.Array  # int32 [R, M]; see pages.Cache.
-  writes: jax.Array  # int32 [R, C / P]; likewise.
+  ids: primitives.HostArray  # int32 [R, C]; padded on the right.
+  starts: primitives.HostArray  # int32 [R]; slot of the first token.
+  tables: primitives.HostArray  # int32 [R, M]; see pages.Cache.
+  writes: primitives.HostArray  # int32 [R, C / P]; likewise.
 
 
 @flax.struct.dataclass
 class Rows:
   """The requests that are sampled. An unused row has `left` 0."""
 
-  last: jax.Array  # int32 [B]; the newest token, not read yet.
-  positions: jax.Array  # int32 [B]; its slot.
-  sampled: jax.Array  # int32 [B]; tokens of the response so far.
-  left: jax.Array  # int32 [B]; tokens that may still come.
-  tables: jax.Array  # int32 [B, M]; see pages.Cache.
-  stop_ids: jax.Array  # int32 [B, max_stop_ids]; padded with NO_STOP.
+  last: primitives.HostArray  # int32 [B]; the newest token, not read yet.
+  positions: primitives.HostArray  # int32 [B]; its slot.
+  sampled: primitives.HostArray  # int32 [B]; tokens of the response so far.
+  left: primitives.HostArray  # int32 [B]; tokens that may still come.
+  tables: primitives.HostArray  # int32 [B, M]; see pages.Cache.
+  stop_ids: primitives.HostArray  # int32 [B, max_stop_ids]; padded with NO_STOP.
   sampling: sampling.RowSampling
   copies: pages_lib.Copies  # Up to B pages to copy first.
-  common: jax.Array  # int32 []; see gathered.Cache.
-  common_row: jax.Array  # int32 []; likewise.
+  common: primitives.HostArray  # int32 []; see gathered.Cache.
+  common_row: primitives.HostArray  # int32 []; likewise.
 
 
 @flax.struct.dataclass
@@ -88,10 +88,11 @@ def prefill(
       tables=segments.tables, writes=segments.writes,
   )
   positions = segments.starts[:, None] + jnp.arange(segments.ids.shape[1])
-  hidden, cache = model.hidden_states_cached(
+  known: Any
+  hidden, known = model.hidden_states_cached(
       model_config, params, segments.ids, positions, cache
   )
-  return cache.pool, jnp.isfinite(hidden).all()
+  return known.pool, jnp.isfinite(hidden).all()
 
 
 def prefill_apart(
@@ -165,7 +166,8 @@ def decode(
     done.
   """
   is_gathered = isinstance(store, gathered.Store)
-  if is_gathered:
+  if isinstance(store, gathered.Store):
+    assert pool is not None and fresh is not None
     store = gathered.gather(store, pool, fresh, dtype=model_config.dtype)
   else:
     store = pages_lib.copy_pages(
@@ -211,6 +213,7 @@ def decode(
     live = ~sampled.done
     # A row that is done stays where it is, and writes nowhere.
     starts = rows.positions + sampled.lengths
+    cache: Any
     hidden, cache = model.hidden_states_cached(
         model_config, params, last[:, None], starts[:, None],
         cache_of(store, starts, live),

@@ -116,7 +116,7 @@ class Engine:
     self._threads = futures.ThreadPoolExecutor(  # Beside this engine's own.
         reading.lanes, thread_name_prefix=f'engine-{name}-lane'
     )
-    self._totals = collections.Counter()
+    self._totals: Any = collections.Counter()  # Whole numbers, and seconds.
     self._device = device_time.User(device_time.METER)
     # Guards everything below, and the totals.
     self._wake = threading.Condition()
@@ -416,7 +416,7 @@ class Engine:
         self._mark = max(self._mark, first)  # Before, nothing was pending.
         waited = time.monotonic() - first
         left = self._patience() - waited
-        full = min(self.config.slots, self.config.prefill_pieces)
+        full = min(self.config.slots, self.config.prefill_pieces or 1)
         if len(scheduler.queue) < full and left > 0:
           self._wake.wait(left)
           continue
@@ -441,7 +441,7 @@ class Engine:
       pending.device_seconds = self._device.seconds
     self._totals.update(
         prompt_tokens=sum(len(p.request.prompt_ids) for p in admitted),
-        hit_tokens=sum(p.row.lease.hits for p in admitted),
+        hit_tokens=sum(p.slot_row.lease.hits for p in admitted),
         queue_seconds=sum(p.started - p.submitted for p in admitted),
     )
 
@@ -462,8 +462,10 @@ class Engine:
   def _read_and_sample(self, slots: dict[int, scheduling.Pending]):
     """Runs programs that are compiled already; their time is device time."""
     unread = [
-        p.row for p in slots.values() if not (p.abandoned or p.row.is_read())
+        p.slot_row for p in slots.values()
+        if not (p.abandoned or p.slot_row.is_read())
     ]
+    assert self.config.prefill_burst is not None
     while unread and self._calls < self.config.prefill_burst:
       if self._calls and not self._is_thin(len(slots) - len(unread), len(slots)):
         break
@@ -474,7 +476,7 @@ class Engine:
       unread = [row for row in unread if not row.is_read()]
     lanes = collections.defaultdict(lambda: collections.defaultdict(dict))
     for slot, pending in slots.items():
-      if pending.row.is_read() and not pending.abandoned:
+      if pending.slot_row.is_read() and not pending.abandoned:
         truncates = pending.request.sampling.truncates
         lanes[slot % self._page_reading.lanes][truncates][slot] = pending
     # Those that truncate are apart, so that who else samples does not choose a
@@ -492,6 +494,7 @@ class Engine:
       self._decode(packed)
 
   def _is_thin(self, n_read: int, n_used: int) -> bool:
+    assert self.config.read_share is not None
     return n_read < self.config.read_share * n_used
 
   def _has_company(
@@ -505,6 +508,7 @@ class Engine:
         return False  # Nobody is let in.
       if scheduler.lacks_pages:
         return False  # Nor is who is next.
+    assert self.config.prefill_burst is not None
     return (
         came > 0 and self._calls < self.config.prefill_burst
         and self._is_thin(n_read, len(slots) + came)
@@ -599,7 +603,7 @@ class Engine:
         self._totals['decode_steps'] += int(host.step)
         self._totals['sampled_tokens'] += int(host.lengths.sum())
         self._totals['first_token_seconds'] += sum(
-            now - p.submitted for p in slots.values() if not p.row.ids
+            now - p.submitted for p in slots.values() if not p.slot_row.ids
         )
     for slots, host in sampled:
       self._take(slots, host)
@@ -616,8 +620,9 @@ class Engine:
 
   def _packed(self, truncates: bool, slots: dict[int, scheduling.Pending]):
     """Returns requests of a lane by slot, their program, and its host arrays."""
-    rows = [(slot // self._page_reading.lanes, p.row) for slot, p in slots.items()]
-    arrays = [batching.pack_rows(rows, self.config, self._page_reading)]
+    lanes = self._page_reading.lanes
+    rows = [(slot // lanes, p.slot_row) for slot, p in slots.items()]
+    arrays: list[Any] = [batching.pack_rows(rows, self.config, self._page_reading)]
     if self._stores is not None:
       fresh = [(place, row) for place, row in rows if not row.is_gathered]
       arrays.append(batching.pack_fresh(fresh, self.config, self._page_reading))
@@ -648,7 +653,7 @@ class Engine:
     self._is_spoilt |= not np.isfinite(host.logprobs).all()
     outcomes = []
     for slot, pending in slots.items():
-      row, place = pending.row, slot // self._page_reading.lanes
+      row, place = pending.slot_row, slot // self._page_reading.lanes
       length = int(host.lengths[place])
       row.is_copied = row.is_gathered = True
       row.ids += host.tokens[place, :length].tolist()
@@ -666,7 +671,7 @@ class Engine:
       self, pending: scheduling.Pending, done: bool
   ) -> api.Result | api.EngineError | None:
     """Returns how a row ended, or None while it goes on."""
-    row = pending.row
+    row = pending.slot_row
     try:
       end = batching.finish(row, done)
     # Boundary: stop_fn is the caller's own function, and may be a tokenizer
@@ -750,7 +755,7 @@ def _shapes(params: Any) -> dict[str, str]:
   }
 
 
-def _failure(name: str, cause: Exception) -> api.EngineError:
+def _failure(name: str, cause: BaseException) -> api.EngineError:
   error = api.EngineError(f'engine {name}: {type(cause).__name__}: {cause}')
   error.__cause__ = cause
   return error

@@ -11,8 +11,10 @@ Slots of long rows are divided into parts. A part that all rows have in common
 gives the bits that it gives a row alone is up to a library; `shares_bits` asks it.
 """
 
+import dataclasses
 import functools
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -128,9 +130,10 @@ def make_store(config: model.ModelConfig, rows: int, slots: int) -> Store:
 class Fresh:
   """Rows to gather."""
 
-  tables: Array  # int32 [B, M]; the pages of a row's prompt, in order.
-  rows: Array  # int32 [B]; which ones.
-  count: Array  # int32 []; how many of them.
+  # int32 [B, M]; the pages of a row's prompt, in order.
+  tables: primitives.HostArray
+  rows: primitives.HostArray  # int32 [B]; which ones.
+  count: primitives.HostArray  # int32 []; how many of them.
 
 
 def gather(
@@ -208,7 +211,7 @@ class Cache:
       y = attend(
           dtype, q, keys, values, self.starts, self.common, self.row
       )
-    return y, self.replace(store=store)
+    return y, dataclasses.replace(self, store=store)
 
 
 def attend(
@@ -257,7 +260,7 @@ def attend(
   )
   weights = [jnp.exp(x - top) for x in scores]
   total = sum(x.sum(axis=3, keepdims=True) for x in weights)
-  mixed = sum(
+  mixed: Any = sum(
       either(j, 'kbgs,kbse->kbge', 'kqs,kse->kqe', w.astype(dtype), v)
       for j, (w, v) in enumerate(zip(weights, values, strict=True))
   )

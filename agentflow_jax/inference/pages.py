@@ -62,8 +62,8 @@ class Copies:
     count: int32[], how many of the pairs count.
   """
 
-  pairs: Array
-  count: Array
+  pairs: primitives.HostArray
+  count: primitives.HostArray
 
 
 def make_pool(
@@ -183,14 +183,15 @@ def new_tokens(kv_dtype: str, k: Array, v: Array) -> Pool:
 
 def plain(dtype: str, some: Pool) -> tuple[Array, Array]:
   """Returns keys and values of what a pool, or a part of one, holds."""
-  if some.key_scales is None:
+  if some.key_scales is None or some.value_scales is None:
     return some.keys, some.values
-  return tuple(
+  keys, values = (
       (x.astype(jnp.float32) * scales).astype(dtype)
       for x, scales in (
           (some.keys, some.key_scales), (some.values, some.value_scales)
       )
   )
+  return keys, values
 
 
 def write(
@@ -425,10 +426,10 @@ class Cache:
     pool = write(
         self.pool, new_tokens(kv_dtype, k, v), first, self.starts, self.writes
     )
-    cache = self.replace(pool=pool)
+    cache = dataclasses.replace(self, pool=pool)
     return cache._attended(dtype, first, q), cache
 
-  def _attended(self, dtype: str, first: Array, q: Array) -> Array:
+  def _attended(self, dtype: str, first: Array | int, q: Array) -> Array:
     """softmax(q k / sqrt(E)) v over each row's slots, its new ones included."""
     if self.reading.way == 'kernel':
       return kernels.attend(

@@ -180,6 +180,7 @@ class Prefixes:
       heapq.heapify(self._idle)
 
   def _forget(self, node: Node) -> None:
+    assert node.parent is not None  # The root is never forgotten.
     del node.parent.children[node.ids]
     self._free.append(node.page)
 
@@ -195,7 +196,7 @@ class Prefixes:
       self.evicted += 1
       self._forget(node)
       parent = node.parent
-      if parent is not self._root and not (parent.leases or parent.children):
+      if parent and parent is not self._root and not (parent.leases or parent.children):
         self._is_idle(parent)
     return True
 

@@ -5,7 +5,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from absl import logging
@@ -123,6 +123,7 @@ class Programs:
 
   def _empty_desk(self) -> Callable[[], pages_lib.Pool]:
     config = self._config
+    assert config.prefill_pieces is not None
     pieces = config.prefill_pieces // self.reading.lanes
     return functools.partial(
         pages_lib.make_pool, self._model_config,
@@ -266,6 +267,7 @@ def reading_of(
     ValueError: config.attention asks for a kernel that there is not, or
       config.lanes for lanes.
   """
+  assert config.lanes is not None
   device = next(iter(sharding.device_set))
   way = _way(model_config, config, device)
   mesh = getattr(sharding, 'mesh', None)
@@ -288,8 +290,9 @@ def reading_of(
 
 
 def _way(
-    model_config: model.ModelConfig, config: api.EngineConfig, device: jax.Device
-) -> str:
+    model_config: model.ModelConfig, config: api.EngineConfig,
+    device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]  # jax assigns the class.
+) -> Literal['blocks', 'kernel', 'gathered']:
   """Returns the way in which decoding reads pages on a device."""
   why_not = kernels.lacks(
       blocks.platform_of(device), model_config.dtype, config.kv_dtype,
@@ -309,6 +312,7 @@ def _way(
 
 def _shares(model_config: model.ModelConfig, config: api.EngineConfig) -> bool:
   slots = config.table_pages * config.page_tokens
+  assert config.lanes is not None
   return slots > pages_lib.MAX_DENSE and gathered.shares_bits(
       model_config.dtype, config.slots // config.lanes,
       model_config.n_kv_heads, model_config.n_heads // model_config.n_kv_heads,

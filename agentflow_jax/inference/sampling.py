@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from agentflow_jax.core import logprobs
+from agentflow_jax.core import logprobs, primitives
 
 # Into how many blocks a vocabulary is divided. A power of 2: devices that share a
 # vocabulary have whole ones each.
@@ -17,11 +17,11 @@ _BLOCKS = 128
 class RowSampling:
   """How each row is sampled. Nothing in it depends on the other rows."""
 
-  temperature: jax.Array  # float32 [B]; 0 is greedy.
-  top_k: jax.Array  # int32 [B]; 0 keeps all.
-  top_p: jax.Array  # float32 [B]; 1 keeps all.
-  min_p: jax.Array  # float32 [B]; 0 keeps all.
-  key_words: jax.Array  # uint32 [B, 2].
+  temperature: primitives.HostArray  # float32 [B]; 0 is greedy.
+  top_k: primitives.HostArray  # int32 [B]; 0 keeps all.
+  top_p: primitives.HostArray  # float32 [B]; 1 keeps all.
+  min_p: primitives.HostArray  # float32 [B]; 0 keeps all.
+  key_words: primitives.HostArray  # uint32 [B, 2].
 
 
 def sample(

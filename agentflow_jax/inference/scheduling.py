@@ -39,6 +39,12 @@ class Pending:
   timing: api.Timing | None = None
 
   @property
+  def slot_row(self) -> batching.Row:
+    """The row of a request that has a slot."""
+    assert self.row is not None
+    return self.row
+
+  @property
   def has_ended(self) -> bool:
     return self.settled or self.abandoned
 
@@ -81,7 +87,7 @@ class Scheduler:
     """Takes their slots and pages from requests that have ended."""
     for slot, pending in self.used.items():
       if pending.has_ended:
-        self.prefixes.release(pending.row.lease)
+        self.prefixes.release(pending.slot_row.lease)
         self._slots[slot] = None
 
   def fill_slots(self, turn: int) -> list[Pending]:

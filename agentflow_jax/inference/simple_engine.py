@@ -9,11 +9,13 @@ attention on one); and then every row is decoded until the last one ends. Nothin
 outlives a batch.
 """
 
-from concurrent import futures
+import dataclasses
 import functools
 import math
 import os
 import time
+from concurrent import futures
+from typing import Any
 
 import flax.struct
 import jax
@@ -55,12 +57,13 @@ class _Cache:
         jnp.arange(length) < self.lengths[:, None], self.lengths[:, None], 0
     )
     blocks = blocks_lib.blocks_of(length, 'blocks')
+    assert blocks is not None
     y = attention.attend_blocks(q, k, v, ends, blocks=blocks, dtype=dtype)
     put = lambda x, new: lax.dynamic_update_slice(
         x, new.swapaxes(0, 1)[None], (layer, 0, 0, 0, 0)
     )
-    return y, self.replace(
-        keys=put(self.keys, k), values=put(self.values, v)
+    return y, dataclasses.replace(
+        self, keys=put(self.keys, k), values=put(self.values, v)
     )
 
   def _decode(self, dtype, layer, q, k, v):
@@ -85,8 +88,8 @@ class _Cache:
         jnp.where(seen, scores / math.sqrt(q.shape[-1]), blocks_lib.MASKED)
     )
     y = product('kbgs,kbse->kbge', weights.astype(dtype), values)
-    return y.swapaxes(0, 1)[:, :, :, None], self.replace(
-        keys=all_keys, values=all_values
+    return y.swapaxes(0, 1)[:, :, :, None], dataclasses.replace(
+        self, keys=all_keys, values=all_values
     )
 
 
@@ -131,7 +134,7 @@ class SimpleEngine:
     )
 
   def _read_block(self, params, ids, lengths):
-    cache = self._empty(*ids.shape).replace(lengths=lengths)
+    cache = dataclasses.replace(self._empty(*ids.shape), lengths=lengths)
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     _, cache = model.hidden_states_cached(
         self._config, params, ids, positions, cache
@@ -156,14 +159,17 @@ class SimpleEngine:
     return lax.fori_loop(0, count, one, cache)
 
   def _step(self, params, cache, last, rows, index, *, truncates):
-    hidden, cache = model.hidden_states_cached(
+    known: Any
+    hidden, known = model.hidden_states_cached(
         self._config, params, last[:, None], cache.lengths[:, None], cache
     )
     logits = model.unembed(self._config, params, hidden[:, 0])
     tokens, logprobs, _ = sampling.sample(
         logits, rows, jnp.full(last.shape, index), truncates=truncates
     )
-    return cache.replace(lengths=cache.lengths + 1), tokens, logprobs
+    return (
+        dataclasses.replace(known, lengths=known.lengths + 1), tokens, logprobs
+    )
 
   def _read(self, requests: list[api.Request]) -> _Cache:
     """Reads all prompts but their last tokens."""
@@ -235,7 +241,8 @@ class SimpleEngine:
         ids, scores = found[i]
         ids.append(int(last[i]))
         scores.append(float(logprobs[i]))
-        keep = requests[i].stop_fn and requests[i].stop_fn(ids)
+        stop_fn = requests[i].stop_fn
+        keep = stop_fn and stop_fn(ids)
         if (
             keep or ids[-1] in requests[i].stop_ids
             or len(ids) == specs[i].max_new_tokens

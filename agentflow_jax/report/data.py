@@ -130,7 +130,7 @@ class Run:
       nested: whether names that hold a further '/' count; otherwise they are
         parts of others and left out.
     """
-    sums = collections.Counter()
+    sums: Any = collections.Counter()
     for line in self.metrics:
       for key, value in line.items():
         name = key.removeprefix(prefix)

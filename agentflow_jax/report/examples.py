@@ -25,7 +25,9 @@ class Pair:
 
   @property
   def item(self) -> data.Item:
-    return self.after or self.before
+    item = self.after or self.before
+    assert item is not None  # It was asked once at least.
+    return item
 
   @property
   def change(self) -> tuple[str, str]:

@@ -169,8 +169,8 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 def section(title: str, *parts: str) -> str:
   """A headed section; '' where all its parts are empty."""
-  parts = [part for part in parts if part]
-  return '\n'.join([f'<h2>{text(title)}</h2>', *parts]) if parts else ''
+  found = [part for part in parts if part]
+  return '\n'.join([f'<h2>{text(title)}</h2>', *found]) if found else ''
 
 
 def figure(title: str, svg: str, caption: str = '') -> str:

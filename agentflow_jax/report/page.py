@@ -5,7 +5,7 @@ script, and nothing is fetched. The same files give the same bytes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -270,7 +270,7 @@ def _training(run: data.Run) -> list[str]:
 
 
 def _status_table(run: data.Run) -> str:
-  counts = {'training': run.totals('rollouts/status/')}
+  counts: dict[str, Mapping[str, float]] = {'training': run.totals('rollouts/status/')}
   for name in ('start', 'final'):
     if name in run.evaluations:
       title = f'evaluation: {plots.PLANNERS[name][0]}'

@@ -1,6 +1,7 @@
 """The report's pictures: each an <svg>, or '' where there is nothing to see."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import axes, ticker
@@ -93,7 +94,7 @@ def accuracy_by_hops(run: data.Run) -> str:
     width = 0.84 / len(shown)
     for i, (name, evaluation) in enumerate(shown.items()):
       color = PLANNERS[name][1]
-      parts = [evaluation.by_hops.get(h) for h in hops]
+      parts: list[Any] = [evaluation.by_hops.get(h) for h in hops]
       x = np.arange(len(hops)) + (i - (len(shown) - 1) / 2) * width
       keep = [j for j, part in enumerate(parts) if part is not None]
       means = np.array([parts[j].accuracy for j in keep])

@@ -103,7 +103,9 @@ def _inline(svg: str, name: str, label: str) -> str:
   for part in ('metadata', 'style'):  # A <style> would reach the whole page.
     svg = re.sub(rf'<{part}\b.*?</{part}>\s*', '', svg, flags=re.DOTALL)
   head, body = svg.split('>', 1)
-  box = re.search(r'viewBox="[^"]*"', head).group()
+  found = re.search(r'viewBox="[^"]*"', head)
+  assert found is not None  # matplotlib writes one.
+  box = found.group()
   body = body.replace('xlink:href=', 'href=')
   used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
 

@@ -8,9 +8,10 @@ _PREFIX = 'reward/part/'
 # Steps at either end whose mean is shown.
 _ENDS = 5
 _NOTE = (
-    'Weighted terms of the training reward, means over the scored rollouts of the first '
-    'and the last steps; they add up to the mean reward. The correlation is that of a '
-    'term’s value with success, within a step, mean over the steps in which both vary.'
+    'Weighted terms of the training reward, means over the scored rollouts of the '
+    'first and the last steps; they add up to the mean reward. The correlation is that '
+    'of a term’s value with success, within a step, mean over the steps in which both '
+    'vary.'
 )
 
 

@@ -367,6 +367,7 @@ def _of_verdict(
 ) -> list[Mistake]:
   """Returns what the checks of a world show of a failed rollout."""
   verdict = trajectory.verdict
+  assert verdict is not None
   failed = [r for r in verdict.results if not r.passed]
   said = '; '.join(f'{r.name}: {r.detail}' for r in failed)
   if world.feasible is False:

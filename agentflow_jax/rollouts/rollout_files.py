@@ -78,7 +78,7 @@ def to_bytes(
     header: Mapping[str, Any] | None = None,
 ) -> bytes:
   """Returns what `write` writes."""
-  lines = [{'schema': SCHEMA, **(header or {})}]
+  lines: list[dict[str, Any]] = [{'schema': SCHEMA, **(header or {})}]
   for place, group in enumerate(groups):
     task = dataclasses.asdict(group.task)
     lines.append({'kind': 'group', 'task': _without(task, 'world')})

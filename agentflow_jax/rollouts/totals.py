@@ -113,7 +113,8 @@ def _correlations(
         (s[name].value, s['success'].value) for s in both if name in s
     ], np.float64)
     if len(pairs) > 1 and np.ptp(pairs, axis=0).all():
-      found[f'reward/correlation/{name}'] = float(np.corrcoef(pairs.T)[0, 1])
+      matrix = np.asarray(np.corrcoef(pairs.T))
+      found[f'reward/correlation/{name}'] = float(matrix[0, 1])
   return found
 
 

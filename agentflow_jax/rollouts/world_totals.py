@@ -36,7 +36,7 @@ def of_groups(groups: Sequence[records.Group]) -> dict[str, Any]:
   refused = {
       feasible: [
           t.status is records.Status.REFUSED
-          for task, t in scored if task.world.feasible is feasible
+          for task, t in scored if task.its_world.feasible is feasible
       ]
       for feasible in (True, False)
   }

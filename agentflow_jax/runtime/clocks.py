@@ -34,8 +34,8 @@ class Compilations:
     self.count = 0
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-  def _listen(self, event: str, seconds: float, **unused_kwargs):
-    del seconds
+  def _listen(self, event: str, duration_secs: float, **unused_kwargs):
+    del duration_secs
     self.count += event.endswith('backend_compile_duration')
 
   @contextlib.contextmanager

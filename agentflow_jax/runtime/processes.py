@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -171,7 +171,8 @@ class Processes:
       Exception: whatever it raises here.
       ProcessFailed: it raised elsewhere.
     """
-    result, error = None, None
+    result: Any = None
+    error = None
     try:
       result = function()
     except Exception as e:  # Boundary: the others have to hear of it.
@@ -200,7 +201,7 @@ class Processes:
       Exception: whatever it raises here.
       ProcessFailed: it raised elsewhere.
     """
-    result = self.alone(function)
+    result: Any = self.alone(function)
     return self.together((lambda: result) if self.is_primary else function)
 
   def _agree(

@@ -12,7 +12,7 @@ import functools
 import hmac
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 from starlette import applications, exceptions, middleware
@@ -279,7 +279,7 @@ def _usage(prompts, done) -> dict[str, int]:
   }
 
 
-async def _chained(first, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _chained(first, rest: AsyncGenerator[str, None]) -> AsyncIterator[str]:
   yield first
   try:
     async for piece in rest:
@@ -288,7 +288,7 @@ async def _chained(first, rest: AsyncIterator[str]) -> AsyncIterator[str]:
     await rest.aclose()
 
 
-async def _stream(service, ask, prompts, writer) -> AsyncIterator[str]:
+async def _stream(service, ask, prompts, writer) -> AsyncGenerator[str, None]:
   """Yields server-sent events as the engine samples; choices interleave."""
   loop, queue = asyncio.get_running_loop(), asyncio.Queue()
 

@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import functools
 import resource
+from typing import Any
 
 import h11
 import uvicorn
@@ -73,10 +74,11 @@ def make_server(
       lifespan. The application bounds how long a WebSocket may be idle; one that
       leaves pings without an answer for 20 seconds is closed before.
   """
+  http: Any = functools.partial(_Protocol, bounds or Bounds(), {})
   return uvicorn.Server(
       uvicorn.Config(
           application,
-          http=functools.partial(_Protocol, bounds or Bounds(), {}),
+          http=http,
           ws='websockets-sansio' if sockets else 'none',
           ws_max_size=_LONGEST_FRAME,
           ws_per_message_deflate=False,  # A frame is as long as what came.
@@ -111,7 +113,8 @@ class _Protocol(h11_impl.H11Protocol):
     self._lingers = False
 
   def connection_made(self, transport):
-    super().connection_made(_Transport(transport, self))
+    bounded: Any = _Transport(transport, self)
+    super().connection_made(bounded)
     self._enter()
     if len(self.connections) > self._bounds.connections:
       self._make_room()

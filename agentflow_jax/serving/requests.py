@@ -245,7 +245,7 @@ def _segment(message, index: int) -> tuple[records.Segment, list[str]]:
       raise BadRequest(f'{where}.tool_calls: two have the same id', where)
     content = '' if content is None else content
   if isinstance(content, list):  # Parts, of which text is understood.
-    parts = [
+    parts: list[Any] = [
         p.get('text')
         if isinstance(p, dict) and p.get('type') == 'text' else None
         for p in content

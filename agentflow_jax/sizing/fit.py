@@ -225,7 +225,7 @@ def _lowered(config, planner, mesh, topology):
     ):
       score = update.make_score_fn(planner, mesh)
       programs[f'old logprobs of rows of {length}'] = (
-          lambda taken=taken: score.lower(params, taken).compile()
+          lambda taken=taken, score=score: score.lower(params, taken).compile()
       )
   process = mesh.devices.flat[0].process_index
   local = sum(d.process_index == process for d in mesh.devices.flat)

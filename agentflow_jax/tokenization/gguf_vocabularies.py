@@ -77,7 +77,7 @@ def read(path: str | os.PathLike[str]) -> Vocabulary:
 
 def _vocabulary(path, fields: Mapping[str, Any]) -> Vocabulary:
   kind, split = fields.get('ggml.model'), fields.get('ggml.pre')
-  split = _SAME_SPLIT.get(split, split)
+  split = _SAME_SPLIT.get(split, split) if isinstance(split, str) else split
   if kind != 'gpt2' or split not in _SPLITS:
     raise TokenizerError(
         f'{path}: a tokenizer of model {kind!r} and split {split!r} is not'

@@ -231,7 +231,7 @@ def _from_files(
   if (path / 'chat_template.jinja').exists():
     template = _text(path / 'chat_template.jinja')
   elif (path / 'chat_template.json').exists():
-    template = _json(path / 'chat_template.json').get('chat_template')
+    template = (_json(path / 'chat_template.json') or {}).get('chat_template')
   if isinstance(template, list):  # Several, by name.
     template = {t['name']: t['template'] for t in template}
   if isinstance(template, dict):
@@ -262,13 +262,13 @@ def _from_files(
     )
 
 
-def _stops(path: epath.Path) -> list[int]:
+def _stops(path: epath.Path) -> list[int | str]:
   """Returns the ids of eos_token_id in the generation config, or the config."""
   for name in ('generation_config.json', 'config.json'):
     stop = (_json(path / name) or {}).get('eos_token_id')
     if stop is None:
       continue
-    ids = [stop] if isinstance(stop, int) else stop
+    ids: Any = [stop] if isinstance(stop, int) else stop
     if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
       raise TokenizerError(
           f'{path / name}: eos_token_id is an id or a list of ids, not {stop!r}'

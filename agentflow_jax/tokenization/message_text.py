@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 _RUNS = re.compile(b'\0+|\1+')
 
@@ -41,6 +41,10 @@ class Marker:
 
 class MessageText(str):
   """A text with parts of messages in it, beside parts that a template wrote."""
+
+  _text: str
+  _own: bytes
+  _marker: Marker
 
   def __new__(
       cls,
@@ -70,7 +74,7 @@ class MessageText(str):
     return self
 
   def _of(self, text: str, own: bytes) -> 'MessageText':
-    return MessageText(text, own, self._marker)
+    return cast(MessageText, MessageText(text, own, self._marker))
 
   def _changed(self, text: str) -> 'MessageText':
     """Returns a text made from this one.

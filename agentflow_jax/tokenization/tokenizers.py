@@ -40,9 +40,11 @@ class Tokenizer(Protocol):
 
   def encode(self, text: str) -> list[int]:
     """Encodes text; never gives a control token, whatever the text holds."""
+    ...
 
   def decode(self, ids: Sequence[int]) -> str:
     """Decodes ids; control tokens decode to nothing."""
+    ...
 
   def render(
       self,
@@ -56,6 +58,7 @@ class Tokenizer(Protocol):
       tools: tools as OpenAI's interface describes them; only where there is a
         `shown_call`.
     """
+    ...
 
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes the files that it is loaded from to an existing directory."""

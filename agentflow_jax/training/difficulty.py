@@ -87,4 +87,4 @@ def _outcome(group: records.Group) -> str:
 def _success(trajectory: records.Trajectory) -> float:
   """Returns the term success of a reward that has one, else the reward."""
   terms = trajectory.score.terms if trajectory.score else {}
-  return terms['success'].value if 'success' in terms else trajectory.reward
+  return terms['success'].value if 'success' in terms else trajectory.reward or 0.0

@@ -49,6 +49,7 @@ class Evaluations:
   async def during(self) -> dict[str, float]:
     """The current planner on the validation tasks, sampled and greedy."""
     system = self._system
+    assert system.engine is not None  # A planner is trained.
     metrics = {}
     with self._clock('evaluate'):
       for suffix, greedy in (('', False), ('_greedy', True)):
@@ -94,6 +95,7 @@ class Evaluations:
       with self._clock('controls'):
         for name, agent in self._controls().items():
           await self._test(f'control_{name}_planner', agent=agent)
+        assert self._system.engine is not None
         version = self._system.engine.params_version
         self._system.sample_from(start_params, 0)
         await self._test('control_frozen_planner')

@@ -22,6 +22,7 @@ from agentflow_jax.files import paths, writing
 
 FILE = 'metrics.jsonl'
 CLOCK_PREFIXES = ('seconds/', 'rate/')
+_EVENTS: Any = event_pb2  # Its classes are made when it is imported.
 
 
 class MetricsLog:
@@ -45,7 +46,7 @@ class MetricsLog:
     """
     self._path = workdir / FILE
     self.lines: list[dict[str, Any]] = [dict(l) for l in lines]
-    self._events = None
+    self._events: Any = None
     self._writes = writes
     if writes and tensorboard and paths.is_local(workdir):
       # Without the thread of SummaryWriter, which a full disk ends with
@@ -54,7 +55,7 @@ class MetricsLog:
       directory.mkdir(parents=True, exist_ok=True)
       self._events = event_file_writer.EventsWriter(str(directory / 'events'))
       # What an earlier process wrote of these steps is not shown.
-      started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      started = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
       self._write_event(len(self.lines) + 1, session_log=started)
 
   def add(self, step: int, values: Mapping[str, Any]) -> None:
@@ -67,7 +68,7 @@ class MetricsLog:
     Raises:
       ValueError: a value that is no finite number; names it.
     """
-    line = {'step': step}
+    line: dict[str, float] = {'step': step}
     for name, value in sorted(values.items()):
       if not math.isfinite(value):
         raise ValueError(f'metric {name} is {value} at step {step}')
@@ -83,7 +84,7 @@ class MetricsLog:
       self._events.flush()
 
   def _write_event(self, step: int, **content: Any) -> None:
-    event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+    event = _EVENTS.Event(step=step, wall_time=time.time(), **content)
     self._events.write_event(event)
 
   def close(self) -> None:

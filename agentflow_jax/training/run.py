@@ -285,6 +285,7 @@ def _held(trainer: trainer_lib.Trainer, system: system_lib.System) -> str:
     base.insert(0, 'base of the adapters')
   if system.config.algorithm == 'flow_grpo' and system.config.flow_grpo.kl_coef:
     base.insert(0, 'reference')
+  assert system.engine is not None
   copies = {
       'trained parameters and optimizer': trainer.state,
       'sampler': system.engine.params,

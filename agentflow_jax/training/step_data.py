@@ -55,6 +55,7 @@ class Source(Protocol):
 
   async def step(self, step: int, on_done: OnDone) -> StepData:
     """Returns the data of `step` (from 0)."""
+    ...
 
 
 class RolloutSource:
@@ -197,6 +198,7 @@ class RolloutSource:
     try:
       for earlier in range(self._noted, step):  # Of a run that goes on.
         self._filter.next(count)
+        assert self._records_of is not None  # Given with a filter.
         recorded = await asyncio.to_thread(self._records_of, earlier)
         self._filter.note(recorded.groups)
       self._noted = step
@@ -245,7 +247,7 @@ class TraceSource:
   def __init__(self, system: system_lib.System, directory: epath.Path):
     self._system = system
     self._path = directory / 'traces.jsonl.zst'
-    self._rollouts: list[Sequence[records.Turn]] | None = None
+    self._rollouts: Sequence[Sequence[records.Turn]] | None = None
 
   async def step(self, step, on_done):
     config = self._system.config
@@ -260,7 +262,8 @@ class TraceSource:
       )
     # Nothing below waits: without this, a request to stop would not be noticed.
     await self._system.processes.gathered(_nothing())
-    pool, count = [[turn] for turn in turns], config.sft.rows_per_step
+    pool: Sequence[Sequence[records.Turn]] = [[turn] for turn in turns]
+    count = config.sft.rows_per_step
     if config.sft.rollouts_per_step:
       pool, count = self._rollouts, config.sft.rollouts_per_step
     drawn = [
@@ -269,7 +272,7 @@ class TraceSource:
         for turn in pool[i]
     ]
     rows = turn_rows.sft_rows(drawn, config.sft.prompt_weight)
-    metrics = {'sft/turns': len(turns), 'sft/rows': len(rows)}
+    metrics: dict[str, float] = {'sft/turns': len(turns), 'sft/rows': len(rows)}
     return StepData(mini_batches=(rows,), metrics=metrics)
 
   async def _collect(self, on_done):
@@ -321,6 +324,7 @@ def _successes(
       another tokenizer, or the run showed its planner something else.
   """
   groups, count, tokenizer = [], 0, system.tokenizer
+  assert tokenizer is not None
   _check_same_prompts(workdir, system.config)
   try:
     for _, task, trajectory in showing.find(

@@ -37,10 +37,11 @@ def _starting_values(
   """
   directory = system.config.planner.directory
   if (
-      not masters.is_needed(network) or not directory
+      not masters.is_needed(network) or not directory or system.described is None
       or model_files.stored_dtype(system.described) != 'float32'
   ):
     return system.params
+  assert system.mesh is not None
   return model_files.read_float32(
       directory, network, sharding.param_shardings(network, system.mesh)
   )
@@ -52,6 +53,9 @@ class Trainer:
   def __init__(self, system: system_lib.System):
     """Copies the parameters and compiles the update before step 0."""
     config, mesh = system.config, system.mesh
+    # A planner behind an endpoint has none of these, and is not trained.
+    assert mesh is not None and system.tokenizer is not None
+    assert system.model_config is not None
     self._config = config
     network = update_shapes.network_of(config, system.model_config)
     self._mesh = mesh
@@ -73,7 +77,9 @@ class Trainer:
           f' multiple of data x fsdp = {shards}'
       )
     examples = {
-        n: sharding.put_batch(update_shapes.example_batch(config, n, self._pad_id), mesh)
+        n: sharding.put_batch(
+            update_shapes.example_batch(config, n, self._pad_id), mesh
+        )
         for n in lengths
     }
     update_fn = update.make_update_fn(

@@ -236,7 +236,7 @@ def to_hugging_face(config: model.ModelConfig, dtype: str) -> dict[str, Any]:
   Raises:
     UnsupportedModel: no released family has this combination of options.
   """
-  for model_type, family in _FAMILIES.items():
+  for model_type, family in _FAMILIES.items():  # noqa: B007 (read after the loop)
     if (family.qkv_bias, family.qk_norm) == (config.qkv_bias, config.qk_norm):
       break
   else:

@@ -22,6 +22,7 @@ def gather_to_host(params: Any) -> Any:
       with launches.in_turn(x):
         return multihost_utils.process_allgather(x, tiled=True)
     # Layer by layer: a device gets all of what is gathered.
+    assert isinstance(x.sharding, jax.sharding.NamedSharding)
     whole = jax.jit(
         lambda x, i: x[i],
         out_shardings=jax.sharding.NamedSharding(

@@ -204,7 +204,7 @@ def read(
       flat[ours] = jax.make_array_from_callback(
           leaf.shape,
           shardings[ours],
-          lambda index, leaf=leaf: leaf.read(stored, index),
+          lambda index, leaf=leaf: leaf.read(stored, index or ()),
       )
   return flax.traverse_util.unflatten_dict(flat, sep='.')
 
@@ -236,7 +236,7 @@ def save(
   described = families.to_hugging_face(config, dtype)
   # transformers 5 has other names for what it says twice then.
   kept = set(others or ()) - {'rope_parameters', 'dtype'}
-  described = {k: others[k] for k in kept} | described
+  described = {k: v for k, v in (others or {}).items() if k in kept} | described
   text = json.dumps(described, indent=2, sort_keys=True)
   path.mkdir(parents=True, exist_ok=True)
   flat = flax.traverse_util.flatten_dict(params, sep='.')
@@ -333,7 +333,7 @@ class _Leaf:
 @functools.lru_cache(maxsize=8)
 def _leaves(config: model.ModelConfig) -> Mapping[str, _Leaf]:
   """Returns our name -> how it is stored, in a fixed order."""
-  shapes = flax.traverse_util.flatten_dict(
+  shapes: dict[Any, Any] = flax.traverse_util.flatten_dict(
       jax.eval_shape(
           lambda key: model.init_params(config, key), jax.random.key(0)
       ),

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -45,7 +45,8 @@ class Tensors(Protocol):
     shapes: name -> shape of every tensor.
   """
 
-  shapes: Mapping[str, tuple[int, ...]]
+  @property
+  def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
   def read(self, name: str, ranges: Sequence[Range]) -> np.ndarray:
     """Returns a block of a tensor, a range an axis, in its stored dtype.
@@ -53,6 +54,7 @@ class Tensors(Protocol):
     Raises:
       TensorError: there is no such tensor, or its bytes cannot be had.
     """
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +253,8 @@ def _write_file(
     path: epath.Path, outputs: Sequence[Output], dtype: np.dtype
 ) -> None:
   # transformers refuses files that do not say whose layout they have.
-  header, offset = {'__metadata__': {'format': 'pt'}}, 0
+  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  offset = 0
   for output in outputs:
     end = offset + math.prod(output.shape) * dtype.itemsize
     header[output.name] = {

@@ -457,7 +457,7 @@ def _shares(rates, flop_limit, byte_limit):
     }
     shares |= {f'{what}_share_of_{k}': v for k, v in found.items() if v}
     if all(found.values()):
-      shares[f'{what}_limit'] = max(found, key=found.get)
+      shares[f'{what}_limit'] = max(found, key=found.__getitem__)
   return shares
 
 

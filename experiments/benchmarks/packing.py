@@ -9,8 +9,10 @@ repeats alternate, so that both see the same machine.
 """
 
 import argparse
+import dataclasses
 import json
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +30,7 @@ _ROWS_PER_MICRO = 16
 
 def main() -> None:
   """Runs both and prints the comparison."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('--rows', type=int, default=512)
   parser.add_argument('--repeats', type=int, default=5)
   arguments = parser.parse_args()
@@ -41,7 +43,7 @@ def main() -> None:
   for _ in range(arguments.repeats):
     for program in programs.values():
       program.run()
-  found = {name: p.figures() for name, p in programs.items()}
+  found: dict[str, Any] = {name: p.figures() for name, p in programs.items()}
   found['seconds_ratio'] = (
       found['padded']['seconds'] / found['packed']['seconds']
   )
@@ -122,7 +124,7 @@ def _padded(rows, tokens):
         n_micro, _ROWS_PER_MICRO, tokens
     )
 
-  counts = [b.replace(n_micro=None) for b in batches]
+  counts = [dataclasses.replace(b, n_micro=None) for b in batches]
   joined = jax.tree.map(join, *counts)
   temperature = np.where(joined.temperature > 0, joined.temperature, 1.0)
   joined = joined.replace(

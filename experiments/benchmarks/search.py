@@ -21,6 +21,7 @@ import resource
 import statistics
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def _corpus(path: pathlib.Path, passages: int, words: int) -> np.ndarray:
 
 def _best(drawn: np.ndarray, query: list[int], top_k: int) -> list[int]:
   """Returns the best passages by BM25's formula (Lucene's form), float64."""
-  count, length = drawn.shape
+  count = len(drawn)
   scores = np.zeros(count)
   for word in query:
     times = (drawn == word).sum(1)
@@ -102,7 +103,7 @@ def _make(path, index, out):
 
 
 def _ask(path, index, queries, out):
-  figures = {'before': _memory()}
+  figures: dict[str, Any] = {'before': _memory()}
   start = time.perf_counter()
   found = bm25_index.Index.kept(path, index, _K1, _B)
   figures['open_seconds'] = time.perf_counter() - start

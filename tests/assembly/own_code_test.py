@@ -11,7 +11,8 @@ from agentflow_jax import records
 from agentflow_jax.agents import language_model
 from agentflow_jax.assembly import own_modules, rewards, system as system_lib
 from agentflow_jax.assembly import task_sets
-from agentflow_jax.config import consistency, loading, overrides, own_code, schema, unread
+from agentflow_jax.config import consistency, loading, overrides, own_code, schema
+from agentflow_jax.config import unread
 from tests.agents.endpoints import http_server
 from tests.config import mini
 

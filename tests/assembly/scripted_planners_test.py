@@ -70,7 +70,8 @@ def test_a_failed_or_wrong_step_is_not_done():
 def test_a_perfect_teacher_is_the_oracle():
   perfect = scripted_planners.make_teacher(schema.TeacherConfig(0, 0, 0, 0, 0, 0))
   for seed in range(20):
-    assert _plan(perfect, _view(), seed=seed) == _plan(scripted_planners.oracle, _view())
+    right = _plan(scripted_planners.oracle, _view())
+    assert _plan(perfect, _view(), seed=seed) == right
 
 
 def test_the_teacher_errs_as_often_as_configured():
@@ -151,7 +152,8 @@ def test_a_teacher_of_a_world_errs_as_often_as_configured():
       ({'wrong_reference': 0.2}, 0.85**2, 0.85**2),
   ):
     teacher = scripted_planners.make_teacher(schema.TeacherConfig(
-        0, 0, 0, **({'wrong_reference': 0, 'early_answer': 0, 'late_answer': 0} | errors)
+        0, 0, 0,
+        **({'wrong_reference': 0, 'early_answer': 0, 'late_answer': 0} | errors),
     ))
     share = sum(_call(teacher, view, s) == right for s in range(4000)) / 4000
     assert low - 0.024 < share < high + 0.024, errors

@@ -10,7 +10,8 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
 from agentflow_jax.assembly import system as system_lib
-from agentflow_jax.config import consistency, loading, overrides as overrides_lib, schema
+from agentflow_jax.config import consistency, loading
+from agentflow_jax.config import overrides as overrides_lib, schema
 from agentflow_jax.core import sharding
 from tests.assembly import pointers
 from tests.config import mini

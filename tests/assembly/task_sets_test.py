@@ -255,7 +255,8 @@ def test_a_source_without_a_weight_is_left_out(tmp_path):
         ({'benchmark': ''}, "no benchmark ''"),
         ({'evaluation': ''}, 'task_set.evaluation: give the file'),
         ({'mixture.deepmath.weight': -1}, 'weight must not be negative'),
-        ({'mixture.deep_math.weight': 1}, 'did you mean --config.task_set.mixture.deepmath.weight'),
+        ({'mixture.deep_math.weight': 1},
+         'did you mean --config.task_set.mixture.deepmath.weight'),
     ],
 )
 def test_a_mix_that_cannot_be_is_refused(tmp_path, changes, message):

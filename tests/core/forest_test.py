@@ -193,7 +193,8 @@ def test_sequence_ratios_and_prompt_tokens_too(loss):
   _assert_same(shared, apart, other=other)
   if loss is SFT:
     distinct = {
-        (*row.prompt_ids[: i + 1],) for row in rows for i in range(1, len(row.prompt_ids))
+        (*row.prompt_ids[: i + 1],)
+        for row in rows for i in range(1, len(row.prompt_ids))
     }
     responses = sum(len(row.response_ids) for row in rows)
     assert shared[1]['n_targets'] < apart[1]['n_targets']

@@ -201,11 +201,11 @@ def test_norms_are_those_of_the_master_and_of_what_is_sampled_from():
 def test_a_refused_update_leaves_the_master():
   state, _ = _update_fn()(_state(), None, _batch(), INF)
   before = jax.device_get(state)
-  batch = _batch()
-  batch.advantages[tuple(np.argwhere(batch.weights > 0)[0])] = np.nan
+  spoilt = _batch()
+  spoilt.advantages[tuple(np.argwhere(spoilt.weights > 0)[0])] = np.nan
   for batch, bound, reason in (
       (_batch(), 1e-12, update.REFUSED_GAP),
-      (batch, np.inf, update.REFUSED_NONFINITE),
+      (spoilt, np.inf, update.REFUSED_NONFINITE),
   ):
     state, metrics = _update_fn()(state, None, batch, np.float32(bound))
     assert metrics['refused'] == reason

@@ -468,7 +468,7 @@ def test_same_bits_over_long_prompts(attention, lanes, monkeypatch):
   monkeypatch.setattr(batching, 'pack_rows', packed)
   rng = random.Random(6)
   draw = lambda n: tuple(rng.randrange(_V) for _ in range(n))
-  cards, requests = draw(400), []
+  cards, query, requests = draw(400), (), []
   for i in range(24):
     # Most begin with 400 tokens in common, a group of eight with 30 more.
     query = draw(30) if i % 8 == 0 else query

@@ -157,7 +157,7 @@ def _check_where_pages_lie():
   for seed in (0, 1):
     places = np.random.default_rng(seed).permutation(np.arange(1, 97))
     tables = _tables(3, places)
-    pool = jax.tree.map(lambda x: x * seed, _spoilt_pool(config, 97))
+    pool = jax.tree.map(lambda x, seed=seed: x * seed, _spoilt_pool(config, 97))
     others = ids.copy()
     others[1] = np.random.default_rng(seed).integers(0, 61, 200)
     found.append(_read(config, params, pool, others, tables, lengths)[0])

@@ -19,7 +19,7 @@ def _raised(error, within=None):
     try:
       raise within or KeyError('first')
     except Exception:
-      raise error
+      raise error  # noqa: B904 (its context is what is tested)
   except Exception as e:
     return e
 

@@ -304,7 +304,7 @@ def test_names_of_this_machine_are_answered(place, host):
     ],
 )
 def test_a_page_of_another_site_cannot_ask(place, origin, status):
-  port, model = place
+  port, _ = place
   response = httpx.post(
       f'http://127.0.0.1:{port}/v1/chat/completions', json=_CHAT,
       headers={'Origin': origin, 'Content-Type': 'text/plain'},

@@ -43,7 +43,8 @@ _LOOKS = [
     "x | reverse",
     "x | first ~ x | last if x else 'empty'",
     "x | tojson",
-    "{'text': x.replace('\ufdd0', '')} | tojson(ensure_ascii=true, separators=(',', ':'))",
+    "{'text': x.replace('\ufdd0', '')}"
+    " | tojson(ensure_ascii=true, separators=(',', ':'))",
     "'%s!' % x",
     "'{}!'.format(x)",
     "x == 'None' or x in ['<think>', 'plain'] or x != x",

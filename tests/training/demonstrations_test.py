@@ -27,7 +27,9 @@ def _with_plans(tmp_path, plans):
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   return dataclasses.replace(
       config, algorithm='sft', sft=schema.SftConfig(rows_per_step=2),
-      evaluation=schema.EvaluationConfig(every=0, start_and_final=False, controls=False),
+      evaluation=schema.EvaluationConfig(
+          every=0, start_and_final=False, controls=False
+      ),
   )
 
 
@@ -124,7 +126,8 @@ def test_its_programs_are_its_plans():
   programs = {row['id']: row for row in _rows('train_code.jsonl')}
   assert programs.keys() == plans.keys()
   for name, row in programs.items():
-    assert row['query'] == plans[name]['query'] and row['answer'] == plans[name]['answer']
+    assert row['query'] == plans[name]['query']
+    assert row['answer'] == plans[name]['answer']
     assert ('plans' in row) == ('plans' in plans[name])
     if 'plans' in row:
       (program,), (plan,) = row['plans'], plans[name]['plans']

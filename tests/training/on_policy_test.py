@@ -240,7 +240,7 @@ def test_another_distribution_is_caught(live, mutation):
 
 
 def test_a_stale_parameter_version_is_caught(live):
-  _, rows, trainer, state = live
+  _, rows, trainer, _ = live
   _step(live, rows)
   newer = jax.tree.map(lambda x: x.copy(), trainer.state.params)
   with pytest.raises(exits.RunStopped, match='scores the sampled tokens'):

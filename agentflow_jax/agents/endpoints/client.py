@@ -305,6 +305,7 @@ class EndpointClient:
     Whoever asks the same meanwhile waits for the one answer to it, and has its
     failure, too; where it was cancelled the next one asks.
     """
+    assert self._cache is not None
     flight = self._asking.setdefault(name, _Flight())
     ended = flight.ended
     async with flight.lock:

@@ -387,7 +387,8 @@ def _tokens(usage: Any) -> tuple[int, int]:
     return 0, 0
   counts = (usage.get(f'{n}_tokens') for n in ('prompt', 'completion'))
   # A bool is an int, too; a count below 0, or that no float holds, is none.
-  return tuple(c if type(c) is int and 0 < c < 2**53 else 0 for c in counts)
+  read, written = (c if type(c) is int and 0 < c < 2**53 else 0 for c in counts)
+  return read, written
 
 
 def retry_after(header: str | None) -> float | None:
@@ -400,7 +401,7 @@ def retry_after(header: str | None) -> float | None:
   with contextlib.suppress(ValueError, OverflowError):
     date = email.utils.parsedate_to_datetime(header)
     if date.tzinfo is None:
-      date = date.replace(tzinfo=datetime.timezone.utc)
-    now = datetime.datetime.now(datetime.timezone.utc)
+      date = date.replace(tzinfo=datetime.UTC)
+    now = datetime.datetime.now(datetime.UTC)
     return max((date - now).total_seconds(), 0.0)
   return None

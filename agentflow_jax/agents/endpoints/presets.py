@@ -84,5 +84,6 @@ def config(preset: str, **fields: Any) -> settings.EndpointConfig:
   if preset and preset not in PRESETS:
     raise ValueError(f'preset must be one of {sorted(PRESETS)}: {preset!r}')
   chosen = {k: v for k, v in fields.items() if v not in ('', None)}
-  merged = {'base_url': '', 'model': ''} | dict(PRESETS.get(preset, {})) | chosen
+  merged: dict[str, Any] = {'base_url': '', 'model': ''}
+  merged |= dict(PRESETS.get(preset, {})) | chosen
   return settings.EndpointConfig(**merged)

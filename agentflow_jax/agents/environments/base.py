@@ -57,11 +57,16 @@ class Episode(Protocol):
     outside: names of tools without state that programs of the episode may call.
   """
 
-  brief: Brief
-  tools: Mapping[str, base.Tool]
-  ended: Ended
-  answer: str | None
-  outside: frozenset[str]
+  @property
+  def brief(self) -> Brief: ...
+  @property
+  def tools(self) -> Mapping[str, base.Tool]: ...
+  @property
+  def ended(self) -> Ended: ...
+  @property
+  def answer(self) -> str | None: ...
+  @property
+  def outside(self) -> frozenset[str]: ...
 
   async def verify(self, ending: records.Ending) -> records.Verdict:
     """Makes the checks of the task. It changes nothing and may be called again.
@@ -70,12 +75,15 @@ class Episode(Protocol):
       Unreachable: the checks could not be made; JudgeUnreachable where only the
         judge failed.
     """
+    ...
 
   async def digest(self) -> str:
     """Returns a digest of the logical state; '' where it cannot be read."""
+    ...
 
   def state(self) -> bytes | None:
     """Returns a value that `Environment.open` goes on from; None where it cannot."""
+    ...
 
   async def close(self) -> None:
     """Releases the episode. It never raises for a host that is gone."""
@@ -91,10 +99,14 @@ class Environment(Protocol):
     cards: cards of its tools; empty where only an episode knows them.
   """
 
-  name: str
-  version: str
-  capacity: int | None
-  cards: tuple[base.Card, ...]
+  @property
+  def name(self) -> str: ...
+  @property
+  def version(self) -> str: ...
+  @property
+  def capacity(self) -> int | None: ...
+  @property
+  def cards(self) -> tuple[base.Card, ...]: ...
 
   def check(self, task: records.Task) -> list[str]:
     """Checks a task when a run starts, and returns warnings.
@@ -103,6 +115,7 @@ class Environment(Protocol):
       ValueError: the task cannot be opened or verified; names the task and the
         remedy.
     """
+    ...
 
   async def open(
       self,
@@ -122,6 +135,7 @@ class Environment(Protocol):
     Raises:
       Unreachable: the environment or its host failed.
     """
+    ...
 
   async def close(self) -> None:
     """Releases what the environment holds; every episode is closed before."""

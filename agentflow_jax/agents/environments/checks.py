@@ -35,7 +35,7 @@ _COMPARISONS = {
     'less_than': lambda actual, expected: actual < expected,
     'contains': lambda actual, expected: expected in str(actual),
 }
-_PUBLISHED = {
+_PUBLISHED: Mapping[str, records.CheckKind] = {
     'database_state': 'state',
     'tool_execution': 'calls',
     'response_check': 'response',

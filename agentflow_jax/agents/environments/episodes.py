@@ -7,6 +7,7 @@ An environment may raise anything and take any time. What leaves this module is
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from typing import Protocol
 
 from absl import logging
 
@@ -68,7 +69,14 @@ async def verified(
       ) from e
 
 
-async def close(episode: base.Episode) -> None:
+class Closing(Protocol):
+  """Anything that has to be closed, such as an episode."""
+
+  async def close(self) -> None:
+    """See Episode.close."""
+
+
+async def close(episode: Closing) -> None:
   """Closes an episode, also in a rollout that is cancelled, within five seconds."""
   closing = asyncio.ensure_future(episode.close())
   # A second cancellation ends the wait, and not the closing.
@@ -76,8 +84,8 @@ async def close(episode: base.Episode) -> None:
   if not closing.done():
     closing.cancel()
     logging.warning('an episode did not close within %g s', _CLOSE_SECONDS)
-  elif not closing.cancelled() and closing.exception():
-    logging.warning('an episode could not be closed: %s', _said(closing.exception()))
+  elif not closing.cancelled() and (error := closing.exception()):
+    logging.warning('an episode could not be closed: %s', _said(error))
 
 
 @contextlib.contextmanager

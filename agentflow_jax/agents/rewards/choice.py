@@ -120,7 +120,7 @@ def chosen(found: tuple[Option, ...], answer: str) -> str | None:
   """
   # Full-width letters and digits are those that an option is labelled with.
   said = unicodedata.normalize('NFKC', text.unwrap(text.extract(answer)))
-  said = _BRACKETED.sub(lambda m: f'({m[m.lastindex]})', said)
+  said = _BRACKETED.sub(lambda m: f'({m[m.lastindex or 0]})', said)
   said = _QUOTED.sub(r'\1', said)
   known = {o.label for o in found}
   alone = (
@@ -132,7 +132,7 @@ def chosen(found: tuple[Option, ...], answer: str) -> str | None:
     return alone
   leading = _LEADING.match(said)
   label = (leading[1] or leading[2]) if leading else None
-  if label in known:
+  if leading and label in known:
     behind = leading[3]
     mentioned = _mentioned(found, behind)
     several = behind.strip() and _SEVERAL.fullmatch(behind)

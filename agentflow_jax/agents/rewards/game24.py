@@ -133,7 +133,7 @@ def read(answer: str) -> str | None:
       continue
     expression = _SPACES.sub(r'\1', match[0].rstrip(' .-+*/'))
     is_result = before and said[before[1] : match.start()].strip() == '='
-    if not (is_result and _same_value(before[0], expression)):
+    if not (before and is_result and _same_value(before[0], expression)):
       found.add(expression)
     before = expression, match.end()
   return found.pop() if len(found) == 1 else None

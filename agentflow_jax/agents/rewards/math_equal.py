@@ -9,6 +9,7 @@ is that value, correctly rounded, with six significant digits or more.
 
 import itertools
 import random
+from typing import Any
 
 import sympy
 
@@ -138,8 +139,8 @@ def _is_name(side: math_forms.Value, others: list[math_forms.Value]) -> bool:
       len(factors) == 2
       and all(f.is_Symbol or f.is_Integer for f in factors)
       and any(
-          f.is_Symbol and f.name in ('f', 'g', 'h', 'p', 'q', 'F', 'G', 'P')
-          and f not in symbols
+          isinstance(f, sympy.Symbol)
+          and f.name in ('f', 'g', 'h', 'p', 'q', 'F', 'G', 'P') and f not in symbols
           for f in factors
       )
   )
@@ -198,6 +199,8 @@ def _equal_relations(
       isinstance(p, sympy.Expr) and p.is_finite is not False for p in parts
   ):
     return False
+  first: Any  # sympy says less of its values than is known here.
+  second: Any
   first, second = (
       sympy.together(side[0] - side[1]) for side in (gold.sides, said.sides)
   )
@@ -208,7 +211,7 @@ def _equal_relations(
   if not first.free_symbols or first.free_symbols != second.free_symbols:
     return False
   symbols = sorted(first.free_symbols, key=str)
-  place = {s: sympy.Rational(3 + i, 7) for i, s in enumerate(symbols)}
+  place: Any = {s: sympy.Rational(3 + i, 7) for i, s in enumerate(symbols)}
   above, below = first.subs(place), second.subs(place)
   if not (above.is_extended_nonzero and below.is_extended_nonzero):
     return False
@@ -232,7 +235,7 @@ def equal_expressions(gold: sympy.Expr, said: sympy.Expr) -> bool:
     return False
   if _is_unworked(gold) or _is_unworked(said):
     return False
-  symbols = sorted(gold.free_symbols | said.free_symbols, key=str)
+  symbols: Any = sorted(gold.free_symbols | said.free_symbols, key=str)
   if not symbols:
     return _same_number(gold, said) or _is_rounded(gold, said)
   return _same_function(gold, said, symbols)
@@ -290,8 +293,11 @@ def _has_finite_decimals(value: sympy.Expr) -> bool:
   return bool(value.is_Rational and _places(value) is not None)
 
 
-def _places(value: sympy.Rational) -> tuple[int, int] | None:
-  """Returns digits behind the point and significant digits; None if endless."""
+def _places(value: Any) -> tuple[int, int] | None:
+  """Returns a sympy.Rational's digits behind the point, and significant digits.
+
+  None if they are endless.
+  """
   below, twos, fives = int(value.q), 0, 0
   while below % 2 == 0:
     below, twos = below // 2, twos + 1
@@ -317,7 +323,7 @@ def _same_function(
   rng = random.Random(0)
   compared = 0
   for sign in itertools.islice(itertools.cycle((1, -1)), 4 * _POINTS):
-    place = {
+    place: Any = {
         s: sympy.Rational(rng.randint(1, 10**6), rng.randint(1, 10**5) * 2 + 1)
         * (1 if s.is_positive else sign * rng.choice((1, sign)))
         for s in symbols

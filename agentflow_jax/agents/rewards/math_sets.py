@@ -217,7 +217,9 @@ def _intervals(value: math_forms.Value) -> list[_Interval] | None:
 
 def _all(parts: tuple[math_forms.Value, ...]) -> list[_Interval] | None:
   found = [_intervals(p) for p in parts]
-  return None if None in found else [i for f in found for i in f]
+  if None in found:
+    return None
+  return [i for f in found if f is not None for i in f]
 
 
 def _of_list(value: math_forms.Sequence) -> list[_Interval] | None:

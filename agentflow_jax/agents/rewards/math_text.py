@@ -209,8 +209,8 @@ def _glued(said: str, start: int, end: int) -> bool:
   if said[end : end + 1] in tuple("'′″^_"):
     return True
   before = said[start - 1 : start]
-  after = re.match(r'[^\W\d_]*', said[end:])[0]
-  return before.isalnum() or bool(after and not units.is_word(after))
+  after = re.match(r'[^\W\d_]+', said[end:])
+  return before.isalnum() or bool(after and not units.is_word(after[0]))
 
 
 def _braced(sign: str, characters: str, plain: dict[str, str]) -> str:

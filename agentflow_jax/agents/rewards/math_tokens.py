@@ -75,7 +75,7 @@ def tokens(said: str, grouped: bool) -> list[Token]:
     match = _TOKEN.match(said, position)
     if match is None:
       raise math_forms.Unreadable(f'{said[position]!r} is no mathematics')
-    kind = match.lastgroup
+    kind = match.lastgroup or ''
     start = match.start(kind)
     end = match.end()
     if kind == 'number' and grouped and not depth:

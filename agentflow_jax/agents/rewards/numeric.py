@@ -331,5 +331,7 @@ def number(
   return float(
       bool(said)
       and None not in said
-      and any(all(close(g, s, tolerance) for s in said) for g in golds)
+      and any(
+          all(s is not None and close(g, s, tolerance) for s in said) for g in golds
+      )
   )

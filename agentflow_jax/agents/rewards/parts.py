@@ -6,8 +6,9 @@ Three properties hold by construction. A rollout that fails never scores as much
 that succeeds: the weights of all terms but success are together below the weight of
 success. Nothing scores below a rollout that breaks the format, whose terms are all 0: a
 term with a negative weight counts only in a success. And doing nothing useful pays
-nothing: the other terms count only where there was progress, which is a success, a right
-answer, or a check of state or calls that passes and did not before anything was done.
+nothing: the other terms count only where there was progress, which is a success, a
+right answer, or a check of state or calls that passes and did not before anything was
+done.
 
 The form follows Tool-R1 (arXiv 2509.12867), whose weights are not public.
 """
@@ -143,7 +144,7 @@ def _values(
       'length': min(tokens / most, 1.0) if most else 0.0,
   }
   if verdict is not None:
-    refused, feasible = ending.ended == 'refuse', task.world.feasible
+    refused, feasible = ending.ended == 'refuse', task.its_world.feasible
     values |= {
         'pass_fraction': verdict.pass_fraction or 0.0,
         'refusal': float(feasible is not None and refused != feasible),

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.agents import thoughts
@@ -166,7 +167,9 @@ def _environment() -> Reward:
           ' one: set agent.environment.kind=PATH.py:CLASS'
       )
 
-  return Reward('environment', score, check, of_world=lambda verdict: verdict.reward)
+  # A world with a check of kind 'reward' returns a number.
+  of_world: Any = lambda verdict: verdict.reward
+  return Reward('environment', score, check, of_world=of_world)
 
 
 _MAKERS: dict[str, Callable[[], Reward]] = {

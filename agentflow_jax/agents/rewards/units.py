@@ -53,7 +53,7 @@ def name(said: str) -> str:
     if plain in _POWERS:
       power = _POWERS[plain]
     elif word not in ('^', 'of', '\u00b0'):
-      plain = {'per': '/', '²': '2', '³': '3'}.get(plain, plain)
+      plain = {'per': '/', '²': '2', '³': '3'}.get(plain) or plain
       words += [_WORDS.get(plain, plain), *([power] if power else [])]
       power = ''
   return ' '.join(words)

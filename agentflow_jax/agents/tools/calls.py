@@ -302,7 +302,7 @@ def _read(
     if name in arguments:
       raise base.BadArguments(f'the argument {name!r} is given twice')
     arguments[name] = _literal(name, node, assigned)
-  tool = call.func.value.id
+  tool = getattr(getattr(call.func, 'value', None), 'id', None)
   return (None if tool == 'tool' else tool), arguments
 
 
@@ -313,12 +313,10 @@ def _pairs(
   if isinstance(node, ast.Name):
     node = assigned.get(node.id, node)
   keys = [
-      key.value if isinstance(key, ast.Constant) else None
-      for key in getattr(node, 'keys', ())
+      key.value for key in getattr(node, 'keys', ())
+      if isinstance(key, ast.Constant) and isinstance(key.value, str)
   ]
-  if not isinstance(node, ast.Dict) or not all(
-      isinstance(key, str) for key in keys
-  ):
+  if not isinstance(node, ast.Dict) or len(keys) < len(node.keys):
     raise base.BadArguments(
         'what follows ** must be a dictionary with strings as its keys, such as'
         ' tool.execute(**{"from": "x"})'
@@ -338,7 +336,7 @@ class _JsonNames(ast.NodeTransformer):
       return node
     return ast.copy_location(ast.Constant(_JSON_NAMES[node.id]), node)
 
-  def visit_Dict(self, node: ast.Dict) -> ast.expr:
+  def visit_Dict(self, node: ast.Dict) -> ast.AST:
     keys = collections.Counter(
         key.value for key in node.keys if isinstance(key, ast.Constant)
     )

@@ -111,8 +111,8 @@ def _choices(said: Mapping[str, Any]) -> list[Any] | None:
 
 def _types(said: Mapping[str, Any]) -> tuple[str, ...]:
   """Returns the types that `type` names; () where all are allowed."""
-  types = said.get('type')
-  types = types if isinstance(types, list) else [types]
+  given = said.get('type')
+  types: list[Any] = given if isinstance(given, list) else [given]
   if not all(isinstance(t, str) and t in _KINDS for t in types):
     return ()
   is_nullable = said.get('nullable') is True  # As OpenAPI says it.
@@ -129,7 +129,8 @@ def _kinds(schema: Schema, depth: int) -> set[str] | None:
     return {_kind_of(choice) for choice in choices}
   if options := _parts(schema, 'anyOf', 'oneOf'):
     found = [_kinds(option, depth + 1) for option in options]
-    return None if None in found else set().union(*found)
+    known = [kinds for kinds in found if kinds is not None]
+    return set().union(*known) if len(known) == len(found) else None
   target = _target(schema)
   for part in ([target] if target else []) + _parts(schema, 'allOf'):
     if (kinds := _kinds(part, depth + 1)) is not None:
@@ -267,7 +268,7 @@ class _Check:
     needed = said.get('required')
     for field in needed if isinstance(needed, list) else ():
       if field not in value:
-        raise Mismatch(lambda: f'{name} needs the field {_json(field)}')
+        raise Mismatch(lambda field=field: f'{name} needs the field {_json(field)}')
     others = said.get('additionalProperties')
     return {
         key: self.value(

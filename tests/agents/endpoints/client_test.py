@@ -627,7 +627,7 @@ def test_a_completion_that_holds_only_thoughts_is_logged(caplog):
 
 
 def test_retry_after_is_honoured_within_the_longest_pause():
-  date = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(
+  date = datetime.datetime.now(datetime.UTC) + datetime.timedelta(
       seconds=3600)
   cases = [('0.5', 10.0, 0.5), ('3600', 0.4, 0.4),
            (email.utils.format_datetime(date, usegmt=True), 0.4, 0.4)]

@@ -36,7 +36,7 @@ def test_options_are_the_last_unbroken_run():
      '\\boxed{\\text{C}}', 'It is <answer>C</answer>, not A.',
      'This patient is at risk of colorectal cancer.',
      'C. Colorectal cancer, rather than oral ulcers', '[C]', '{C}', '<C>',
-     '[c]',     '\\{C\\}', '\\boxed{[C]}', '**[C]**', '[C] Colorectal cancer', "It's C.",
+     '[c]', '\\{C\\}', '\\boxed{[C]}', '**[C]**', '[C] Colorectal cancer', "It's C.",
      'It’s C', 'It is C, not A.', "It's (C).", "It's [C].", 'It must be C.',
      'The answer is [C].', 'The answer is "C".', "'C'", 'C!',
      'My answer would be C.'],

@@ -156,7 +156,8 @@ def test_breaking_the_format_scores_nothing_in_every_term():
         ({'sucess': 1.0}, "no term 'sucess'"),
         ({'execution': 0.5}, 'success needs a weight'),
         ({'success': -1.0}, 'success needs a weight'),
-        ({'success': 1.0, 'execution': 0.5, 'calls': -0.5}, 'below the weight of success'),
+        ({'success': 1.0, 'execution': 0.5, 'calls': -0.5},
+         'below the weight of success'),
         ({'success': 1.0, 'refusal': 0.5}, 'reads the checks of a world'),
     ],
 )

@@ -326,9 +326,10 @@ def test_a_rollout_ends_with_the_status_of_built_in_tools(
 
 
 def _documented(
-    a: str, b: int, c: float = 1.5, d: Optional[bool] = None,
+    a: str, b: int, c: float = 1.5,
+    d: Optional[bool] = None,  # noqa: UP045 (as users write it)
     e: Literal['x', 'y'] = 'x', f: list[int] | None = None, *,
-    g: dict[str, float] = {}, h: Any = None,
+    g: dict[str, float] = {}, h: Any = None,  # noqa: B006 (as users write it)
 ):
   """Does something
   in two lines.

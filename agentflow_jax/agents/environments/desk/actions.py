@@ -1,7 +1,9 @@
 """The tools of the desk, in the order in which they are shown."""
 
+from collections.abc import Callable
 from typing import Literal
 
+from agentflow_jax.agents.environments import base
 from agentflow_jax.agents.environments.desk import displays, reads, writes
 from agentflow_jax.agents.environments.sqlite import environment
 
@@ -16,7 +18,9 @@ WRITES = (
     'close_repair', 'set_request_state', 'send_notice',
 )
 ENDINGS = ('finish', 'refuse')
-_ENDS = (writes.finish, writes.refuse)
+_ENDS: dict[Callable[..., str], base.Ended] = {
+    writes.finish: 'finish', writes.refuse: 'refuse',
+}
 
 
 def of_tier(tier: Tier) -> tuple[environment.Action, ...]:
@@ -32,7 +36,7 @@ def of_tier(tier: Tier) -> tuple[environment.Action, ...]:
     raise ValueError(f'tier must be one of {", ".join(shown)}: {tier!r}')
   found = reads.Reads(shown[tier]())
   return tuple(
-      environment.Action(function, function.__name__ if function in _ENDS else '')
+      environment.Action(function, _ENDS.get(function, ''))
       for function in (
           *(getattr(found, name) for name in READS),
           *(getattr(writes, name) for name in WRITES),

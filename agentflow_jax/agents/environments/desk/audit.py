@@ -106,7 +106,7 @@ async def audit(
       if not other.verdict.success:
         found.failures.append(f'{task.id}: another right way fails')
     count = 0
-    for mutant in mutants.of(task, environment.start_of(task.world)):
+    for mutant in mutants.of(task, environment.start_of(task.its_world)):
       wrong = await run(environment, task, mutant.calls)
       same = (wrong.digest, wrong.ended) == (right.digest, right.ended)
       found.add_mutant(task, mutant, wrong, same)
@@ -137,7 +137,7 @@ class _Findings:
     """Adds the run of a right way."""
     self.words += [len(text.split()) for text in right.results]
     self.errors += right.errors
-    self.names |= {check.name for check in task.world.checks}
+    self.names |= {check.name for check in task.its_world.checks}
     if not right.verdict.success:
       failed = [f'{r.name} ({r.detail})' for r in right.verdict.results if not r.passed]
       self.failures.append(f'{task.id}: the right way fails {"; ".join(failed)}')
@@ -159,7 +159,7 @@ class _Findings:
   def figures(self, tasks: Sequence[records.Task]) -> dict[str, Any]:
     """Returns the figures."""
     made = self.operators.total()
-    feasible = [t.id for t in tasks if t.world.feasible]
+    feasible = [t.id for t in tasks if t.its_world.feasible]
     return {
         **of_tasks(tasks),
         'words_of_results': spread(self.words),
@@ -178,7 +178,7 @@ class _Findings:
 
 def of_tasks(tasks: Sequence[records.Task]) -> dict[str, Any]:
   """Returns figures that follow from the tasks alone."""
-  infeasible = [t for t in tasks if not t.world.feasible]
+  infeasible = [t for t in tasks if not t.its_world.feasible]
   rules = collections.Counter(t.tags['rule'] for t in infeasible)
   dependent = [len(mutants.solution_of(t)) - 1 for t in tasks]
   return {
@@ -191,7 +191,7 @@ def of_tasks(tasks: Sequence[records.Task]) -> dict[str, Any]:
       'share_of_3_dependent_calls': statistics.fmean(n >= 3 for n in dependent),
       'calls': spread([n + 1 for n in dependent]),
       'words_of_query': spread([len(t.query.split()) for t in tasks]),
-      'words_of_policy': spread([len(t.world.policy.split()) for t in tasks]),
+      'words_of_policy': spread([len(t.its_world.policy.split()) for t in tasks]),
   }
 
 

@@ -24,21 +24,27 @@ class Display(Protocol):
 
   def person(self, db: database.Database, key: str) -> str:
     """Returns a person's text."""
+    ...
 
   def item(self, db: database.Database, key: str) -> str:
     """Returns an item's text."""
+    ...
 
   def loan(self, db: database.Database, key: str) -> str:
     """Returns a loan's text in a list."""
+    ...
 
   def request(self, db: database.Database, key: str) -> str:
     """Returns a request's text in a list."""
+    ...
 
   def repair(self, db: database.Database, key: str) -> str:
     """Returns a repair's text."""
+    ...
 
   def training(self, db: database.Database, person: str, category: str) -> str:
     """Returns the text of a person's training in a category."""
+    ...
 
 
 def listed(

@@ -48,7 +48,7 @@ def names_of(seed: seeds.Seed) -> tuple[str, ...]:
   """Returns the names of the models, people, sites and units of a seed, sorted."""
   tables = {t.name: t for t in seed.tables}
   return tuple(sorted({
-      row[tables[name].columns.index('name')]
+      str(row[tables[name].columns.index('name')])
       for name in _NAMED
       for row in seed.rows[name]
   }))

@@ -56,7 +56,7 @@ def of(task: records.Task, start: seeds.Seed) -> list[Mutant]:
     start: state at the start of the task.
   """
   maker = _Maker(task, start)
-  found = maker.feasible() if task.world.feasible else maker.infeasible()
+  found = maker.feasible() if task.its_world.feasible else maker.infeasible()
   return list(found)
 
 
@@ -70,7 +70,7 @@ def other_orders(task: records.Task) -> list[Calls]:
   rest = tuple(c for c in calls if c.tool not in actions.READS)
   found = [doubled, (*reversed(reads), *rest)]
   composition = task.tags.get('composition')
-  if task.world.feasible and composition in ('extend+lend', 'return+extend'):
+  if task.its_world.feasible and composition in ('extend+lend', 'return+extend'):
     # The last write is the second goal, which does not need the first one.
     found.append((*reads, rest[-2], *rest[:-2], rest[-1]))
   return found
@@ -150,7 +150,8 @@ class _Maker:
         'extra request': [
             _call(
                 'set_request_state', state='hold', request=self._unnamed([
-                    r['id'] for r in self._rows('request') if r['state'] == 'open'
+                    str(r['id'])
+                    for r in self._rows('request') if r['state'] == 'open'
                 ]),
             )
         ],
@@ -175,7 +176,7 @@ class _Maker:
   def _other(self, key: str) -> str:
     """Returns another key of the same table, of a row in a like state."""
     allowed = {
-        v for check in self._task.world.checks if check.kind == 'ending'
+        v for check in self._task.its_world.checks if check.kind == 'ending'
         for v in check.spec.get('about', ())
     }
     keys = self._keys(key[0])
@@ -199,18 +200,18 @@ class _Maker:
   @functools.cached_property
   def _taken(self) -> tuple[set[str], set[str]]:
     """The items that are lent, and those that are in repair."""
-    lent = {x['item'] for x in self._rows('loan') if x['returned'] is None}
-    repaired = {x['item'] for x in self._rows('repair') if x['state'] == 'open'}
+    lent = {str(x['item']) for x in self._rows('loan') if x['returned'] is None}
+    repaired = {str(x['item']) for x in self._rows('repair') if x['state'] == 'open'}
     return lent, repaired
 
   def _keys(self, letter: str) -> list[str]:
-    return sorted(r['id'] for r in self._rows(schema.LETTERS[letter]))
+    return sorted(str(r['id']) for r in self._rows(schema.LETTERS[letter]))
 
   def _key(self, letter: str) -> str:
     return self._rng.choice(self._keys(letter))
 
   def _names(self, table: str) -> list[str]:
-    return sorted(r['name'] for r in self._rows(table))
+    return sorted(str(r['name']) for r in self._rows(table))
 
   def _rows(self, table: str) -> list[dict[str, seeds.Value]]:
     return self._tables[table]

@@ -86,7 +86,7 @@ class EnterpriseOps:
     """Returns the servers of a world, in their order."""
     return [
         gym_lib.Place(
-            server['name'], self._urls.get(server['name'], server['url']),
+            server['name'], str(self._urls.get(server['name'], server['url'])),
             server['endpoint'], tuple(server['context'].items()),
         )
         for server in world.state['servers']
@@ -95,9 +95,9 @@ class EnterpriseOps:
   def check(self, task: records.Task) -> list[str]:
     """See Environment.check."""
     try:
-      checks.validate_world(task.world)
-      names = [server['name'] for server in task.world.state['servers']]
-      for server in task.world.state['servers']:
+      checks.validate_world(task.its_world)
+      names = [server['name'] for server in task.its_world.state['servers']]
+      for server in task.its_world.state['servers']:
         if not server['seed']:
           raise ValueError(
               f'server {server["name"]!r} of the task names no seed_database_file'
@@ -112,7 +112,7 @@ class EnterpriseOps:
               f'there is no seed {path}: unpack gym_dbs.zip of the publication, and'
               ' name its directory, agent.environment.seeds'
           )
-      for check in task.world.checks:
+      for check in task.its_world.checks:
         if check.kind == 'response' and self.judge is None:
           raise ValueError(
               f'check {check.name!r} of kind "response" needs a judge: set'
@@ -127,7 +127,7 @@ class EnterpriseOps:
     return [
         f'task {task.id!r}: check {check.name!r} asks the server'
         f' {check.spec["gym_name"]!r}, which the task does not have, so it always fails'
-        for check in task.world.checks
+        for check in task.its_world.checks
         if check.kind != 'calls' and check.spec.get('gym_name', names[0]) not in names
     ]
 
@@ -144,11 +144,11 @@ class EnterpriseOps:
     database = self._database(key)
     gyms = [
         gym_lib.Gym(self._client, place, database)
-        for place in self.places(task.world)
+        for place in self.places(task.its_world)
     ]
     opened: list[gym_lib.Gym] = []
     try:
-      for one, server in zip(gyms, task.world.state['servers']):
+      for one, server in zip(gyms, task.its_world.state['servers']):
         self._note('+', one.place, database)
         opened.append(one)
         await one.seed(self._sql(self._seeds / server['seed']))
@@ -184,8 +184,8 @@ class EnterpriseOps:
     for i, tools in enumerate(listed):
       for tool in tools:
         merged.setdefault(tool['name'], (i, tool))
-    selected = task.world.state['selected']
-    restricted = set(task.world.state['restricted'])
+    selected = task.its_world.state['selected']
+    restricted = set(task.its_world.state['restricted'])
     lacking = sorted(set(selected) - merged.keys())
     if lacking and task.id not in self._warned:
       self._warned.add(task.id)
@@ -200,7 +200,7 @@ class EnterpriseOps:
     if task.id not in self._at_start:
       self._at_start[task.id] = tuple([
           check.kind == 'state' and bool((await stated(check, gyms)).passed)
-          for check in task.world.checks
+          for check in task.its_world.checks
       ])
     return self._at_start[task.id]
 
@@ -254,8 +254,9 @@ class _Episode:
   def __init__(self, environment, task, key, gyms, tools, before, database):
     self._environment, self._task, self._key = environment, task, key
     self._gyms, self._before, self._database = gyms, before, database
-    self.brief = base.Brief(task.world.policy)
-    self.ended, self.answer, self.outside = '', None, frozenset()
+    self.brief = base.Brief(task.its_world.policy)
+    self.ended: base.Ended = ''
+    self.answer, self.outside = None, frozenset()
     self.tools = {}
     self._names = cards.shown_names(tools)
     for shown, name in self._names.items():

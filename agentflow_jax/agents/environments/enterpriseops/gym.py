@@ -200,7 +200,8 @@ class Gym:
       headers['mcp-session-id'] = self._session
     where, timeout = f'{self.place.name}: {method} {path}', self._client.timeout
     if path == _SEED:
-      timeout = httpx.Timeout(_SEED_FACTOR * timeout.read, pool=None)
+      read = timeout.read
+      timeout = httpx.Timeout(read and _SEED_FACTOR * read, pool=None)
     try:
       response = await self._client.request(
           method, f'{self.place.url.rstrip("/")}{path}', json=body, headers=headers,

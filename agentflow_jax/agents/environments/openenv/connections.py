@@ -78,6 +78,7 @@ class Socket:
         answer is not asked again: its state is not known.
     """
     library = _websockets()
+    assert self._connection is not None
     async with self._lock:
       try:
         async with asyncio.timeout(self._seconds):

@@ -68,7 +68,7 @@ class OpenEnv:
 
   def check(self, task: records.Task) -> list[str]:
     """See Environment.check."""
-    if not isinstance(task.world.state.get('row'), Mapping):
+    if not isinstance(task.its_world.state.get('row'), Mapping):
       raise ValueError(f'task {task.id!r}: its world has no "row"')
     return []
 
@@ -114,7 +114,7 @@ async def reset(
   Raises:
     Unreachable: the server failed, or refuses the arguments.
   """
-  row = {'seed': base.seed_of(task), **task.world.state['row']}
+  row = {'seed': base.seed_of(task), **task.its_world.state['row']}
   try:
     return await connection.ask('reset', row)
   except connections.Rejected as e:
@@ -171,13 +171,14 @@ class _Episode:
     self._style, self._closed = tools.style, False
     self._rewards: list[float] = []
     self._digest = ''
-    self.ended, self.answer, self.outside = '', None, frozenset()
+    self.ended: base.Ended = ''
+    self.answer, self.outside = None, frozenset()
     self._take(started)
     said = text_of(started['observation'])
-    parts = filter(None, (task.world.policy, '' if said == '{}' else said))
+    parts = filter(None, (task.its_world.policy, '' if said == '{}' else said))
     self.brief = base.Brief(memory.bounded('\n\n'.join(parts)))
     self.tools = {}
-    wanted = task.world.tools
+    wanted = task.its_world.tools
     by_name = {described['name']: described for described in tools.described}
     for shown, name in cards.shown_names(by_name).items():
       described = by_name[name]

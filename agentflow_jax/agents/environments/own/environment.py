@@ -36,9 +36,11 @@ class _Instance(Protocol):
 
   async def do(self, request: Mapping[str, Any]) -> dict[str, Any]:
     """Carries out a request, see own_instances."""
+    ...
 
   def kept(self) -> bytes | None:
     """Returns the instance as bytes; None where it cannot be kept."""
+    ...
 
   async def close(self) -> None:
     """Releases the instance."""
@@ -76,7 +78,8 @@ class OwnEnvironment:
       )
     except ValueError as e:
       raise own_functions.LoadError(f'{path}: {e}') from e
-    self.name, self.capacity, self._seconds = name, None, seconds
+    self.name, self._seconds = name, seconds
+    self.capacity: int | None = None
     self._own = None
     self.version = own_functions.digest(path)
     if not self._shape.is_async:
@@ -103,9 +106,9 @@ class OwnEnvironment:
 
   def check(self, task: records.Task) -> list[str]:
     """See Environment.check."""
-    row = task.world.state.get('row')
+    row = task.its_world.state.get('row')
     why = self.misfit(row) if isinstance(row, dict) else 'its world has no "row"'
-    unknown = sorted(set(task.world.tools) - self._shape.tools.keys())
+    unknown = sorted(set(task.its_world.tools) - self._shape.tools.keys())
     if unknown:
       why = f'{self.name} has no tool {unknown[0]!r}'
     if why:
@@ -125,7 +128,7 @@ class OwnEnvironment:
     else:
       instance = _Kept(self._own)
     request = {
-        'do': 'reset', 'row': dict(task.world.state['row']),
+        'do': 'reset', 'row': dict(task.its_world.state['row']),
         'offered': {
             'query': task.query, 'answers': list(task.answers),
             'seed': base.seed_of(task),
@@ -165,14 +168,15 @@ class _Episode:
   def __init__(self, environment, task, instance):
     self._environment, self._task, self._instance = environment, task, instance
     self.brief, self.outside = base.Brief(), frozenset()
-    self.ended, self.answer = '', None
+    self.ended: base.Ended = ''
+    self.answer: str | None = None
     cards = {card.name: card for card in environment.cards}
     self.tools = {
         name: tools_base.Tool(
             cards[name], functools.partial(self._call, name),
             timeout=environment._seconds + _QUEUE_SECONDS, version=environment.version,
         )
-        for name in task.world.tools or cards
+        for name in task.its_world.tools or cards
     }
 
   def begin(self, reply: Mapping[str, Any]) -> None:
@@ -314,7 +318,8 @@ class _Living:
       arguments = own_instances.accepted(
           self._class.verify, {}, request['offered']
       )
-      said = await _value(self._instance.verify(**arguments))
+      instance: Any = self._instance
+      said = await _value(instance.verify(**arguments))
     reward, found = own_instances.judged(said)
     return {'reward': reward, 'checks': found, 'changed': changed}
 

@@ -27,9 +27,10 @@ FINAL_ANSWER = tools_base.Card(
 )
 _PURPOSE = 'Runs a Python program; its names are kept for the next one.'
 _STATE = b'code episode'
-# A program and its calls have limits of their own, and the rollout's deadline bounds the
-# wait for a sandbox, so this one ends only what is broken [s].
+# A program and its calls have limits of their own, and the rollout's deadline bounds
+# the wait for a sandbox, so this one ends only what is broken [s].
 _TIMEOUT = 3600.0
+_Limits = sessions.Limits  # Below, a field has the name of the module.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class CodeEnvironment:
   """
 
   sessions: sessions.Sessions
-  limits: sessions.Limits
+  limits: _Limits
   inner: base.Environment | None = None
   tools: Mapping[str, tools_base.Tool] = dataclasses.field(default_factory=dict)
   recording: recording_lib.Recording | None = None
@@ -204,6 +205,7 @@ class _Episode:
     tool = self._functions[name]
     call = _bound(tool.card, positional, named)
     key = tools_base.request_key.get()
+    assert key is not None  # Set for each call of a tool.
     recording = self._environment.recording
     result = await tool_calls.made(
         tool, call, key, None if name in self._of_world else recording

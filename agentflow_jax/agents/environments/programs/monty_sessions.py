@@ -56,7 +56,7 @@ class MontySessions:
     self._limits = limits
     self._workers = workers or os.cpu_count() or 1
     self._directory: tempfile.TemporaryDirectory | None = None
-    self._pool = None
+    self._pool: Any = None
     self._opening: asyncio.Future | None = None
 
   async def run(self, state, program, call, start):
@@ -109,9 +109,10 @@ class MontySessions:
     pool, self._pool, self._opening = self._pool, None, None
     if pool is not None:
       await pool.__aexit__(None, None, None)
-      self._directory.cleanup()
+      if self._directory is not None:
+        self._directory.cleanup()
 
-  def _bounds(self) -> Mapping[str, Any]:
+  def _bounds(self) -> Any:
     program = self._limits.program
     return {
         'max_feed_duration_secs': program.cpu_seconds,
@@ -124,17 +125,17 @@ class MontySessions:
     if self._pool is None:
       self._directory = tempfile.TemporaryDirectory(prefix='monty')
       pool = _library().AsyncMonty(
-          binary_path=self._launcher(), max_processes=self._workers,
+          binary_path=self._launcher(self._directory.name), max_processes=self._workers,
           checkout_timeout=None,  # A rollout's deadline bounds the wait.
       )
       self._pool, self._opening = pool, asyncio.ensure_future(pool.__aenter__())
-    if not self._opening.done():
+    if self._opening is not None and not self._opening.done():
       await asyncio.shield(self._opening)
     return self._pool
 
-  def _launcher(self) -> pathlib.Path:
+  def _launcher(self, directory: str) -> pathlib.Path:
     """Writes a program that becomes monty, with bounds and in the root directory."""
-    path = pathlib.Path(self._directory.name) / 'monty'
+    path = pathlib.Path(directory) / 'monty'
     path.write_text(
         f'#!/bin/sh\n{monty.bounded_shell(self._limits.program)}'
         f' && cd / && exec {monty.quoted_binary()} "$@"\nexit 125\n',
@@ -156,7 +157,7 @@ class _Run:
   def __init__(self, session, call, functions, buffer, most_calls):
     self._session, self._call, self._buffer = session, call, buffer
     self._functions, self._left = frozenset(functions), most_calls
-    self._awaited: dict[int, Mapping[str, Any]] = {}
+    self._awaited: dict[int, Any] = {}
     self.value = self.error = ''
     self.finished = False
 

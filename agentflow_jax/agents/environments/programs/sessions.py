@@ -123,6 +123,7 @@ class Sessions(Protocol):
     Raises:
       tools.base.ToolUnreachable: the sandbox failed.
     """
+    ...
 
   async def close(self) -> None:
     """Ends its processes."""

@@ -59,7 +59,9 @@ def in_words(table: seeds.Table, found: Iterable[Pair]) -> list[checks.Change]:
   """Returns differences as changes."""
   changes = []
   for old, new in found:
-    name = table.name_of(new or old)[:_SHOWN]
+    row = new or old
+    assert row is not None
+    name = table.name_of(row)[:_SHOWN]
     if new is None:
       changes.append(checks.Change(table.name, name, 'removed'))
     elif old is None:

@@ -8,7 +8,7 @@ import os
 import pathlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 
@@ -79,15 +79,25 @@ class SqliteEnvironment:
   judge: answer_judge.AnswerJudge | None = None
   capacity: int | None = None
   faults: float = 0.0
+  _start: Callable[[str, str], seeds.Seed] = dataclasses.field(
+      init=False, repr=False, compare=False
+  )
+  _names: Callable[[str], tuple[str, ...]] = dataclasses.field(
+      init=False, repr=False, compare=False
+  )
+  _known: dict[str, tuple[records.World, tuple[records.CheckResult, ...]]] = (
+      dataclasses.field(init=False, repr=False, compare=False)
+  )
 
   def __post_init__(self):
     for name, function in (('_start', self._changed), ('_names', self._named)):
       object.__setattr__(self, name, functools.lru_cache(_KEPT)(function))
-    object.__setattr__(self, '_known', {})  # Task id -> (world, results at start).
+    # Task id -> (world, results at start).
+    object.__setattr__(self, '_known', {})
 
   def check(self, task: records.Task) -> list[str]:
     """See Environment.check."""
-    world = task.world
+    world = task.its_world
     try:
       checks.validate_world(world)
       unknown = sorted(set(world.tools) - {a.name for a in self.actions})
@@ -167,7 +177,7 @@ class SqliteEnvironment:
     if not isinstance(state.get('seed'), str):
       raise ValueError('its world has no "seed", the name of a seed, in "state"')
     changes = json.dumps(state.get('changes', []))
-    start = self._start(state.get('seed', ''), changes)  # pylint: disable=no-member
+    start = self._start(state.get('seed', ''), changes)
     wanted = state.get('sha256')
     found = (start.origin or start).sha256
     if wanted != found:
@@ -183,7 +193,7 @@ class SqliteEnvironment:
 
   def names(self, world: records.World) -> tuple[str, ...]:
     """Returns the names of a world's people and things."""
-    return self._names(world.state['seed'])  # pylint: disable=no-member
+    return self._names(world.state['seed'])
 
   def _named(self, name: str) -> tuple[str, ...]:
     return tuple(self.names_of(self.seed_of(name)))
@@ -193,13 +203,13 @@ class SqliteEnvironment:
 
     A check that only an answer or an ending can meet does not pass.
     """
-    world, known = self._known.get(task.id, (None, ()))  # pylint: disable=no-member
+    world, known = self._known.get(task.id, (None, ()))
     if world == task.world:
       return known
     nothing = records.Ending(records.Status.OUT_OF_TURNS)
     found = []
-    with _opened(self.start_of(task.world).pages) as seed:
-      for check in task.world.checks:
+    with _opened(self.start_of(task.its_world).pages) as seed:
+      for check in task.its_world.checks:
         if check.kind == 'state':
           result = _queried(check, seed)
         elif check.kind == 'calls':
@@ -209,7 +219,7 @@ class SqliteEnvironment:
               check.name, check.kind, check.kind == 'unchanged'
           )
         found.append(result)
-    self._known[task.id] = task.world, tuple(found)  # pylint: disable=no-member
+    self._known[task.id] = task.its_world, tuple(found)
     return tuple(found)
 
 
@@ -221,7 +231,8 @@ class _Episode:
     self._known = None  # What differs, and after how many writes.
     self._chance = random.Random(repr(key.words())) if environment.faults else None
     self._start = environment.start_of(task.world)
-    self.ended, self.answer, self.outside = '', None, frozenset()
+    self.ended: base.Ended = ''
+    self.answer, self.outside = None, frozenset()
     pages, everything = self._start.pages, False
     if state is not None:
       ended, pages = _read_state(state)
@@ -360,7 +371,7 @@ def _read_state(state: bytes) -> tuple[base.Ended, bytes]:
   ended, _, pages = state.removeprefix(_STATE).partition(b'\n')
   if not state.startswith(_STATE):
     raise ValueError('this is no state of an episode of a SQLite world')
-  return ended.decode(), pages
+  return cast(base.Ended, ended.decode()), pages
 
 
 def seeds_below(directory: str | os.PathLike[str]) -> Callable[[str], seeds.Seed]:

@@ -225,7 +225,8 @@ class Connection:
       Exception: of the SDK or the system: the server cannot be reached.
     """
     loop = asyncio.get_running_loop()
-    if self._loop is not loop:  # What an ended loop held is gone with it.
+    # What an ended loop held is gone with it.
+    if self._loop is not loop or self._lock is None:
       self._loop, self._lock = loop, asyncio.Lock()
       self._owner = self._client = None
       self._calls = 0
@@ -305,6 +306,7 @@ class Connection:
     if client is None or client is not self._client:
       return
     owner, self._owner, self._client = self._owner, None, None
+    assert owner is not None and self._stop is not None  # As there is a client.
     self._stop.set()
     await asyncio.wait([owner])
 

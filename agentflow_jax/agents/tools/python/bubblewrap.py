@@ -218,7 +218,8 @@ def _command(
   stdlib = pathlib.Path(sysconfig.get_path('stdlib'))
   extensions = _extension_directory(stdlib)
   # A virtual environment's interpreter is a link without a library beside it.
-  interpreter = pathlib.Path(os.path.realpath(getattr(sys, '_base_executable')))
+  own = sys._base_executable  # pyright: ignore[reportAttributeAccessIssue]  # typeshed lacks it.
+  interpreter = pathlib.Path(os.path.realpath(own))
   home = f'{_HOME}/lib/{version}'
   dynamic = f'{_HOME}/{sys.platlibdir}/{version}/lib-dynload'
   head = [*mounting, bwrap, '--unshare-all', '--unshare-user', '--uid', '65534']

@@ -76,6 +76,7 @@ class Backend(Protocol):
 
   async def run(self, program: str) -> Outcome:
     """Runs a program; raises `base.ToolUnreachable` if the sandbox failed."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,7 @@ async def run_process(
       start_new_session=True,
       pass_fds=tuple(pass_fds),
   )
+  assert process.stdout is not None and process.stderr is not None
   stdout, stderr = bytearray(), bytearray()
   stopped = ''
   try:
@@ -147,6 +149,7 @@ async def run_process(
   finally:
     _kill(process)
     await asyncio.shield(_reap(process))
+  assert process.returncode is not None  # It was waited for.
   return Finished(process.returncode, bytes(stdout), bytes(stderr), stopped)
 
 
@@ -218,7 +221,7 @@ async def _end(starting: asyncio.Task) -> None:
 async def _reap(process: asyncio.subprocess.Process) -> None:
   # A stream that nobody reads would never reach its end, nor close its pipe.
   for stream in (process.stdout, process.stderr):
-    while await stream.read(_CHUNK):
+    while stream is not None and await stream.read(_CHUNK):
       pass
   await process.wait()
 

@@ -18,6 +18,7 @@ import threading
 import types
 import unicodedata
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from absl import logging
 import numpy as np
@@ -237,13 +238,14 @@ def _jax_hidden() -> Iterator[None]:
   submodule is hidden; a name that maps to None cannot be imported.
   """
   name = 'jax.lax' if sys.modules.get('jax') is not None else 'jax'
+  modules: dict[str, Any] = sys.modules
   absent = object()
-  before = sys.modules.get(name, absent)
-  sys.modules[name] = None
+  before = modules.get(name, absent)
+  modules[name] = None
   try:
     yield
   finally:
     if before is absent:
-      del sys.modules[name]
+      del modules[name]
     else:
-      sys.modules[name] = before
+      modules[name] = before

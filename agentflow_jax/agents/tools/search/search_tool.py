@@ -54,6 +54,8 @@ def make(
     raise ValueError(f'candidates must be >= top_k: {candidates}, {top_k}')
   count = top_k if ranker is None else candidates
   if index_directory:
+    if isinstance(corpus, passages.Corpus):
+      raise ValueError('an index in a directory is of a file, not of a loaded corpus')
     index = bm25_index.Index.kept(corpus, index_directory, k1=k1, b=b)
   else:
     if not isinstance(corpus, passages.Corpus):

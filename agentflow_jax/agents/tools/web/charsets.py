@@ -196,7 +196,8 @@ def _attributes(head: bytes, at: int) -> tuple[dict[bytes, bytes], int]:
   """Returns a tag's attributes and the place of its end; -1 for no end."""
   fields: dict[bytes, bytes] = {}
   while True:
-    at = _BETWEEN.match(head, at).end()
+    between = _BETWEEN.match(head, at)
+    at = between.end() if between else at
     field = _FIELD.match(head, at)
     if field is None:
       return fields, -1
@@ -211,7 +212,8 @@ def _attributes(head: bytes, at: int) -> tuple[dict[bytes, bytes], int]:
           return fields, -1
         value, at = head[at + 1 : end], end + 1
       else:
-        value = _UNQUOTED.match(head, at)[0]
+        unquoted = _UNQUOTED.match(head, at)
+        value = unquoted[0] if unquoted else b''
         at += len(value)
     fields.setdefault(field[1].lower(), value)
 

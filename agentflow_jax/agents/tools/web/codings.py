@@ -6,6 +6,7 @@ them may do that, so the output of every coding is limited, and made in pieces.
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 _CODINGS = frozenset({'gzip', 'x-gzip', 'deflate'})
 _MOST_CODINGS = 4
@@ -114,7 +115,7 @@ class _Stage:
 
   def __init__(self, coding: str):
     self._coding = coding
-    self._unpack = None  # None between the members of a gzip file.
+    self._unpack: Any = None  # None between the members of a gzip file.
     self._is_gzip = False
     self._head = b''
     self.made = 0
@@ -130,13 +131,14 @@ class _Stage:
           if not self._begin():
             break
           rest, self._head = self._head, b''
-        piece = self._unpack.decompress(rest, _PIECE)
-        rest = self._unpack.unconsumed_tail
+        unpack: Any = self._unpack
+        piece = unpack.decompress(rest, _PIECE)
+        rest = unpack.unconsumed_tail
         if piece:
           self.made += len(piece)
           yield piece
-        if self._unpack.eof:
-          rest, self._unpack = self._unpack.unused_data, None
+        if unpack.eof:
+          rest, self._unpack = unpack.unused_data, None
           self.is_complete = True
           self.is_over = not self._is_gzip
         if not rest and len(piece) < _PIECE:

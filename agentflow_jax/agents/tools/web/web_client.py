@@ -156,7 +156,7 @@ async def _resolve(host: str, port: int) -> Sequence[str]:
   found = await asyncio.get_running_loop().getaddrinfo(
       host, port, type=socket.SOCK_STREAM
   )
-  return list(dict.fromkeys(entry[4][0] for entry in found))
+  return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class WebClient:
@@ -300,7 +300,7 @@ class WebClient:
       if response.status >= 400:
         raise FetchFailed(f'{response.url} gave status {response.status}')
       return response
-    raise FetchFailed(str(reason), reason.is_ours)
+    raise FetchFailed(str(reason), reason is not None and reason.is_ours)
 
   async def _follow(self, url, headers, follow) -> Response:
     at = self.check(url)

@@ -44,6 +44,7 @@ class Provider(Protocol):
       self, client: web_client.WebClient, query: str, results: int
   ) -> Found:
     """Asks it. Raises FetchFailed where it cannot be asked or understood."""
+    ...
 
 
 def make(

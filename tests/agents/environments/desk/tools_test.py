@@ -292,6 +292,6 @@ def test_the_schema_refuses_impossible_rows():
     rows = json.loads(json.dumps(small_world.ROWS))
     rows[table].append(row)
     with pytest.raises(seeds.SeedError, match='rows of'):
-      seeds.Seed.of(schema.SQL, rows).pages
+      _ = seeds.Seed.of(schema.SQL, rows).pages
   assert len(small_world.SEED.tables) == 12
   assert not small_world.SEED.spreads

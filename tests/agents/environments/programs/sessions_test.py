@@ -264,7 +264,8 @@ def test_cancelled_conversations_leave_no_socket_in_the_loop():
           await running
     await asyncio.sleep(0.1)
     left = [
-        key for key in loop._selector.get_map().values() if key.fd != loop._ssock.fileno()
+        key for key in loop._selector.get_map().values()
+        if key.fd != loop._ssock.fileno()
     ]
     assert not left
     assert (await made.run(b'', '1 + 1', call, start)).value == '2'

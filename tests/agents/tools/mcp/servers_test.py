@@ -118,7 +118,8 @@ def test_errors_are_for_the_model(said, described):
     for name, arguments, match in (
         ('fail', {}, 'Error executing tool fail'),
         ('join', {'texts': ['a'], 'how': 'left'}, 'how'),
-        ('join', {'texts': 'a', 'how': 'up'}, 'texts must be an array of string, not the string "a"'),
+        ('join', {'texts': 'a', 'how': 'up'},
+         'texts must be an array of string, not the string "a"'),
         ('add', {}, "needs the argument 'a'"),
     ):
       with pytest.raises(base.BadArguments, match=match):

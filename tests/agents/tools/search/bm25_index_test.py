@@ -9,7 +9,9 @@ import pytest
 
 from agentflow_jax.agents.tools.search import bm25_index, passages, search_tool
 
-_WORDS = ['alpha', 'beta', 'gamma', 'd\u00e9lta', 'Epsilon', '\u03b6\u03b7\u03c4\u03b1', '7']
+_WORDS = [
+    'alpha', 'beta', 'gamma', 'd\u00e9lta', 'Epsilon', '\u03b6\u03b7\u03c4\u03b1', '7',
+]
 
 
 def _write(path, count=200, seed=0):

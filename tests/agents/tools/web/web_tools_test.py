@@ -167,7 +167,8 @@ _RUSSIAN = (
     '<html><head>{head}<title>\u041f\u0440\u0438\u0432\u0435\u0442</title></head>'
     '<body><p>\u0413\u043e\u0440\u043e\u0434.</p></body></html>'
 )
-_TITLE, _WORD = '\u041f\u0440\u0438\u0432\u0435\u0442', '\u0413\u043e\u0440\u043e\u0434.'
+_TITLE = '\u041f\u0440\u0438\u0432\u0435\u0442'
+_WORD = '\u0413\u043e\u0440\u043e\u0434.'
 
 
 @pytest.mark.parametrize(
