@@ -71,7 +71,7 @@ def main(argv):
   from agentflow_jax.evaluation import command
 
   options = command.EvaluateOptions(**{k: flag.value for k, flag in _FLAGS.items()})
-  print(command.evaluate(config, _WORKDIR.value, options))
+  print(command.evaluate(config, command_line.given(_WORKDIR), options))
 
 
 if __name__ == '__main__':

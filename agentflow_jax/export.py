@@ -40,7 +40,7 @@ def main(argv):
       model_export.export(
           model=_MODEL.value,
           workdir=_WORKDIR.value,
-          out=_OUT.value,
+          out=command_line.given(_OUT),
           dtype=_DTYPE.value,
           shard_bytes=int(_SHARD_GB.value * 1e9),
       )

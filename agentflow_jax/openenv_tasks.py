@@ -31,7 +31,8 @@ def main(argv):
   from agentflow_jax.assembly import openenv_tasks
 
   rows = openenv_tasks.rows(_QUERY.value, _RESET.value)
-  tried = openenv_tasks.write(_OUT.value, _URL.value, rows, _SECONDS.value)
+  url = command_line.given(_URL)
+  tried = openenv_tasks.write(_OUT.value, url, rows, _SECONDS.value)
   print(f'{_OUT.value}: {len(rows)} tasks')
   print(f'{tried.style} server with {", ".join(tried.tools) or "no tools"}')
   if tried.heeded:

@@ -34,7 +34,7 @@ _OUT = flags.DEFINE_string('out', '', 'A JSON file to write.')
 
 def main(argv):
   config = command_line.config_from_flags(argv)
-  topology = topologies.parse(_TOPOLOGY.value)
+  topology = topologies.parse(command_line.given(_TOPOLOGY))
   topologies.prepare(topology)
   # Imported late: a device is not to be touched before that.
   from agentflow_jax.sizing import fit

@@ -37,7 +37,7 @@ def main(argv):
 
   trajectory = solving.solve(
       config,
-      _QUERY.value,
+      command_line.given(_QUERY),
       workdir=_WORKDIR.value,
       planner=_PLANNER.value or command_line.planner_of_run(),
       greedy=_GREEDY.value,

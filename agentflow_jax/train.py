@@ -67,7 +67,7 @@ def main(argv):
   )
   logging.info('config %s, algorithm %s', config.name, config.algorithm)
   table = run.train(
-      config, _WORKDIR.value, quiet=_QUIET.value,
+      config, command_line.given(_WORKDIR), quiet=_QUIET.value,
       step_seconds=_STEP_SECONDS.value, profiled=profiled,
   )
   if table:  # Process 0 has it.

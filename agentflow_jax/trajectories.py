@@ -60,7 +60,7 @@ def main(argv):
   )
   shown, found = 0, 0
   with command_line.quiet_pipe():
-    for one in showing.find(epath.Path(_WORKDIR.value), wanted):
+    for one in showing.find(epath.Path(command_line.given(_WORKDIR)), wanted):
       found += 1
       if _JSONL.value:
         for row in showing.rows(*one):

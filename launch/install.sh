@@ -1,10 +1,12 @@
 # Sourced by the other launchers; sets ROOT and defines install_agentflow.
 #
-#   install_agentflow [EXTRA]     e.g. install_agentflow test
+#   install_agentflow [EXTRA [locked]]     e.g. install_agentflow test
 #
 # Makes a virtual environment where there is none, installs this checkout into
-# it (editable) with an extra of pyproject.toml, and sets VENV_PYTHON. What is
-# installed already is kept, until pyproject.toml or requirements.txt change.
+# it (editable) with an extra of pyproject.toml, and sets VENV_PYTHON. With `locked`,
+# at the versions of requirements_lock.txt; otherwise at the newest that
+# requirements.txt allows. What is installed already is kept, until one of these files
+# changes.
 #
 # Environment:
 #   PYTHON           the Python that makes the environment (3.11 or later)
@@ -30,15 +32,20 @@ _find_python() {
 
 # What an installation depends on. An editable one knows the checkout's path.
 _fingerprint() {
-  (cd "$ROOT" && cat pyproject.toml requirements.txt && echo "$ROOT [$1]") | cksum
+  (
+    cd "$ROOT"
+    cat pyproject.toml requirements.txt
+    if [[ -n "$2" ]]; then cat requirements_lock.txt; fi
+    echo "$ROOT [$1] $2"
+  ) | cksum
 }
 
 install_agentflow() {
-  local extra="${1:-}" venv="${AGENTFLOW_VENV:-$ROOT/.venv}" python stamp
+  local extra="${1:-}" locked="${2:-}" versions=() venv="${AGENTFLOW_VENV:-$ROOT/.venv}" python stamp
   [[ "$venv" == /* ]] || venv="$PWD/$venv"
   VENV_PYTHON="$venv/bin/python"
   stamp="$venv/.agentflow_installed${extra:+_$extra}"
-  if [[ -f "$stamp" && "$(<"$stamp")" == "$(_fingerprint "$extra")" ]]; then
+  if [[ -f "$stamp" && "$(<"$stamp")" == "$(_fingerprint "$extra" "$locked")" ]]; then
     return
   fi
   # Making it again completes an environment whose making was interrupted.
@@ -52,7 +59,10 @@ install_agentflow() {
     fi
   fi
   echo "Installing (some minutes the first time) ..." >&2
+  if [[ -n "$locked" ]]; then
+    versions=(--constraint "$ROOT/requirements_lock.txt")
+  fi
   "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check \
-    --editable "$ROOT${extra:+[$extra]}"
-  _fingerprint "$extra" >"$stamp"
+    ${versions[@]+"${versions[@]}"} --editable "$ROOT${extra:+[$extra]}"
+  _fingerprint "$extra" "$locked" >"$stamp"
 }

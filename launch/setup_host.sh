@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs on a host, with the jax that its accelerator needs.
+# Installs on a host, with the jax that its accelerator needs, at the versions of
+# requirements_lock.txt.
 #
 #   bash launch/setup_host.sh [--accelerator=auto|tpu|gpu|cpu] [--dry_run]
 #
@@ -47,6 +48,6 @@ if "$dry_run"; then
   exit 0
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
-install_agentflow "$extra"
+install_agentflow "$extra" locked
 "$VENV_PYTHON" -c 'import jax; print(jax.__version__)' >&2
 echo "$VENV_PYTHON"

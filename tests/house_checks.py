@@ -68,6 +68,8 @@ _NEVER = {'agents': {'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'}}
 # Options that launchers pass, and what must be installed to understand them.
 _OPTIONS = {'--dist=loadfile': 'pytest-xdist'}
 _ENTRY_LINES = 80
+_MOST_IGNORES = 30
+_IGNORE = re.compile(r'  # pyright: ignore\[\w+\]  # \w.*\.$')
 # First words that make an entry of a docstring's Args or Attributes a fragment, and
 # no noun phrase: prepositions, some relative words, and auxiliary verbs.
 _FRAGMENTS = frozenset(
@@ -355,6 +357,49 @@ def _name_with_extras(line: str) -> str:
   requirement = requirements.Requirement(line)
   named = ','.join(sorted(requirement.extras))
   return requirement.name + (f'[{named}]' if named else '')
+
+
+def package_problems(files: house_sources.Files) -> list[str]:
+  """A wheel holds every package, and has a command for every entry point."""
+  settings = tomllib.loads(files['pyproject.toml'])
+  tool = settings['tool']['setuptools']
+  paths = house_sources.python_files(files)
+  rooms = {
+      path.rpartition('/')[0].replace('/', '.')
+      for path in paths if path.startswith('agentflow_jax/')
+  }
+  listed = set(tool['packages']) - set(tool['package-dir'])
+  entries = {
+      f'agentflow-{path.split("/")[1].removesuffix(".py").replace("_", "-")}'
+      for path in paths if _room(path) == 'entry points'
+  }
+  commands = set(settings['project']['scripts'])
+  return [
+      *(f'pyproject.toml does not list the package {p}'
+        for p in sorted(rooms - listed)),
+      *(f'pyproject.toml lists {p}, which is not there'
+        for p in sorted(listed - rooms)),
+      *(f'pyproject.toml has no script {c}' for c in sorted(entries - commands)),
+      *(f'pyproject.toml has {c}, but no such entry point'
+        for c in sorted(commands - entries)),
+  ]
+
+
+def ignore_problems(files: house_sources.Files) -> list[str]:
+  """Lines that pyright passes over are few, and say which rule and why."""
+  lines = [
+      (f'{path}:{number}', line)
+      for path in house_sources.python_files(files) if not path.startswith('tests/')
+      for number, line in enumerate(files[path].splitlines(), 1)
+      if re.search(r'#\s*(pyright|type):', line)
+  ]
+  problems = [
+      f'{place} needs the form # pyright: ignore[RULE]  # REASON'
+      for place, line in lines if not _IGNORE.search(line)
+  ]
+  if len(lines) > _MOST_IGNORES:
+    problems.append(f'{len(lines)} lines are ignored, of {_MOST_IGNORES}')
+  return problems
 
 
 def lock_problems(files: house_sources.Files) -> list[str]:

@@ -84,7 +84,7 @@ def read_files(root: pathlib.Path) -> dict[str, str]:
     )
     for name in sorted(names):
       path = pathlib.Path(place, name)
-      if path.suffix in _TEXTS or name in ('BUILD', 'run'):
+      if path.suffix in _TEXTS or name in ('BUILD', 'run', 'wheel'):
         texts[path.relative_to(root).as_posix()] = path.read_text('utf-8')
   return texts
 

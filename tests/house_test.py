@@ -19,6 +19,8 @@ _CHECKS = (
     house_checks.docstring_problems,
     house_checks.requirement_problems,
     house_checks.install_problems,
+    house_checks.package_problems,
+    house_checks.ignore_problems,
     house_checks.lock_problems,
     house_checks.name_problems,
     house_checks.path_problems,
@@ -84,9 +86,14 @@ py_test(
 _PYPROJECT = """
 [project]
 name = "agentflow-jax"
+[project.scripts]
+agentflow-train = "agentflow_jax.runtime.scripts:main"
 [project.optional-dependencies]
 tools = ["math-verify>=0.8"]
 test = ["agentflow-jax[tools]", "pytest>=8"]
+[tool.setuptools]
+packages = ["agentflow_jax", "agentflow_jax.agents", "agentflow_jax.core", "x"]
+package-dir = { x = "experiments" }
 """
 _HOUSE = {
     'BUILD': _BUILD,
@@ -208,6 +215,22 @@ _MUTATIONS = [
      "plan.py: \"install 'agentflow-jax\" names a distribution"),
     ('install', _append(_PLAN, 'x = "pip install a (the extra `tools`)"'),
      "(the extra `tools`)', but the extra holds ['math-verify']"),
+    ('package', {'agentflow_jax/core/kernels/mask.py': ''},
+     'does not list the package agentflow_jax.core.kernels'),
+    ('package', _replace('pyproject.toml', 'jax.agents', 'jax.agent'),
+     'lists agentflow_jax.agent, which is not there'),
+    ('package', {'agentflow_jax/openenv_tasks.py': ''},
+     'no script agentflow-openenv-tasks'),
+    ('package', _replace('pyproject.toml', '-train', '-trian'),
+     'has agentflow-trian, but no such entry point'),
+    ('ignore', _append(_MODEL, 'x = y  # pyright: ignore\n'),
+     'core/model.py:2 needs the form'),
+    ('ignore', _append(_MODEL, 'x = y  # pyright: ignore[reportX]\n'),
+     'core/model.py:2 needs the form'),
+    ('ignore', _append(_MODEL, 'x = y  # type: ignore\n'),
+     'core/model.py:2 needs the form'),
+    ('ignore', _append(_MODEL, 'x = y  # pyright: ignore[reportX]  # Why.\n' * 31),
+     '31 lines are ignored, of 30'),
     ('lock', _replace('requirements_lock.txt', 'numpy==2.1\n', ''),
      '@pypi//numpy is not in requirements_lock.txt'),
     ('lock', _replace('requirements_lock.txt', 'numpy==2.1', 'numpy==1.9'),

@@ -3,21 +3,22 @@
 from collections.abc import Sequence
 
 from agentflow_jax.config import overrides as overrides_lib
-from agentflow_jax.config import schema, sizes, written
+from agentflow_jax.config import schema, shipped, sizes, written
 
 
-def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
+def load(said: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
   """Loads a config and applies overrides.
 
   Args:
-    path: path of a Python file with `get_config()`, or of the config.json of a
-      workdir.
+    said: name of a shipped config, such as 'quickstart', or path of a Python file with
+      `get_config()` or of the config.json of a workdir.
     overrides: ('a.b', 'value') pairs, in order.
 
   Raises:
-    ConfigError: no such file, no `get_config`, an error in the file, an unknown or
-      malformed field.
+    ConfigError: no such name or file, no `get_config`, an error in the file, an
+      unknown or malformed field.
   """
+  path = shipped.path_of(said)
   if path.endswith('.json'):
     try:
       config = written.read(path)

@@ -19,8 +19,9 @@ from agentflow_jax.runtime import help_text
 
 _CONFIG = flags.DEFINE_string(
     'config', None,
-    'A Python file with get_config(), such as experiments/X.py, or the config.json of'
-    ' a run. Default: that of the run in --workdir, where there is one.',
+    'The name of a config that comes with the package, such as quickstart (an unknown'
+    ' name lists them), or the path of a Python file with get_config() or of the'
+    ' config.json of a run. Default: that of the run in --workdir, where there is one.',
 )
 _PRINT_CONFIG = flags.DEFINE_bool(
     'print_config', False,
@@ -134,17 +135,23 @@ def say_differences(config: schema.Config) -> None:
 
 
 def _source() -> str:
-  """Returns the path of the config to load."""
+  """Returns the name or path of the config to load."""
   if _CONFIG.value is not None:
     return _CONFIG.value
   found = config_of_run()
   if found is None:
     also = ', or the --workdir of a run' if 'workdir' in flags.FLAGS else ''
     raise schema.ConfigError(
-        '--config is missing: give a Python file with get_config(), such as'
-        f' experiments/quickstart.py{also}'
+        '--config is missing: give the name of a config that comes with the package,'
+        f' such as quickstart, a Python file with get_config(){also}'
     )
   return str(found)
+
+
+def given(flag: flags.FlagHolder[str | None]) -> str:
+  """Returns the value of a flag that `run` requires."""
+  assert flag.value is not None
+  return flag.value
 
 
 def no_arguments(argv: Sequence[str]) -> None:
@@ -221,7 +228,7 @@ def _help(
   """Returns the help of this command, and of a config that is named."""
   modules = [sys.argv[0]]  # Which is how absl names the main module.
   if takes_config:
-    modules.append(flags.FLAGS.find_module_defining_flag('config'))
+    modules.append(str(flags.FLAGS.find_module_defining_flag('config')))
   text = help_text.of_command(
       sys.modules['__main__'].__doc__ or '', modules, takes_config
   )

@@ -36,7 +36,7 @@ def _checkout(tmp_path):
   """A copy of what the launchers need, its path with a space in it."""
   root = tmp_path / 'check out'
   shutil.copytree(_ROOT / 'launch', root / 'launch')
-  for name in ('pyproject.toml', 'requirements.txt'):
+  for name in ('pyproject.toml', 'requirements.txt', 'requirements_lock.txt'):
     shutil.copy(_ROOT / name, root)
   fake = tmp_path / 'fake_python'
   fake.write_text(_PYTHON)
@@ -153,10 +153,58 @@ def test_ci_uses_a_fresh_environment_and_removes_it(checkout):
   scratch = checkout.parent / 'scratch'
   scratch.mkdir()
   done, asked = _run(
-      checkout, '../.ci/run', '--', 'tests/core', TMPDIR=str(scratch)
+      checkout, '../.ci/run', 'tests', '--', 'tests/core', TMPDIR=str(scratch)
   )
   assert done.returncode == 0, done.stderr
   assert asked[-1] == f'{checkout}: -m pytest {_SHARED} tests/core'
   assert f'-m venv {scratch}/' in asked[0]
   assert not list(scratch.iterdir())
   assert not (checkout / '.venv').exists()
+
+
+def test_ci_runs_all_jobs_and_names_those_that_failed(checkout):
+  shutil.copytree(_ROOT / '.ci', checkout / '.ci')
+  for name in ('agentflow_jax', 'experiments', 'LICENSE', 'README.md'):
+    (checkout / name).touch()
+  done, asked = _run(checkout, '../.ci/run', FAIL='--group')
+  assert done.returncode == 1
+  assert 'error: ruff and pyright cannot be installed' in done.stderr
+  # The wheel's job fails as well: this Python builds none.
+  assert done.stderr.endswith('failed: lint wheel\n')
+  assert not any('ruff' in a for a in asked)
+  assert any('-m pytest' in a for a in asked)
+  assert any(' wheel --no-deps ' in a for a in asked)
+  done, asked = _run(checkout, '../.ci/run', 'test')
+  assert done.returncode == 2 and not asked
+  assert 'there is no job test' in done.stderr
+
+
+def test_lint_runs_both_programs_whatever_the_first_finds(checkout):
+  done, asked = _run(checkout, 'lint.sh', FAIL='-m ruff')
+  assert done.returncode == 1
+  venv = checkout / '.venv'
+  assert asked[-2:] == [
+      f'{checkout}: -m ruff check',
+      f'{checkout}: -m pyright --pythonpath {venv}/bin/python',
+  ]
+  assert asked[-3].endswith(f'--group {checkout}/pyproject.toml:lint')
+  done, _ = _run(checkout, 'lint.sh')
+  assert done.returncode == 0
+  done, _ = _run(checkout, 'lint.sh', FAIL='-m pyright')
+  assert done.returncode == 1
+
+
+def test_a_host_gets_the_locked_versions(checkout):
+  host = ('setup_host.sh', '--accelerator=cpu')
+  done, asked = _run(checkout, *host)
+  assert done.returncode == 0, done.stderr
+  lock = checkout / 'requirements_lock.txt'
+  assert f' --constraint {lock} --editable {checkout}[models,gcs]' in asked[1]
+  _, asked = _run(checkout, *host)
+  assert not any('pip' in a for a in asked)
+  lock.write_text(lock.read_text() + '# Again.\n')
+  _, asked = _run(checkout, *host)
+  assert '-m pip install' in asked[0]
+  # The tests run with the newest versions that are allowed.
+  _, asked = _run(checkout, 'test.sh')
+  assert not any('--constraint' in a for a in asked)
