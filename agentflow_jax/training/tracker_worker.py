@@ -9,8 +9,10 @@ line:
   <- {"close": true or false}                whether the run is done
   -> {"closed": true}
 
-When the run's process is gone, this one ends at once: the next one continues from what
-the tracker holds.
+When the run's process is gone, this one ends what it is doing, for some seconds at most,
+and goes too. What is cut off in the middle can be worse than a step that is missing: a
+database of MLflow whose tables are half made cannot be opened again. A lock keeps the
+next process waiting meanwhile; it continues from what the tracker holds.
 """
 
 import fcntl
@@ -20,10 +22,14 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from agentflow_jax.training import tracker_clients
+
+
+_GRACE_SECONDS = 20.0
 
 
 def serve(
@@ -31,7 +37,7 @@ def serve(
     messages: Iterable[Mapping[str, Any]],
     reply: Callable[[Mapping[str, Any]], None],
 ) -> None:
-  """Answers messages until one closes the tracker.
+  """Answers messages until one closes the tracker, or says that the run is gone.
 
   Args:
     tracker: tracker that gets the steps; steps that it holds already are left out.
@@ -40,6 +46,8 @@ def serve(
   """
   last = None
   for message in messages:
+    if 'gone' in message:
+      return
     try:
       if 'close' in message:
         tracker.close(message['close'])
@@ -65,14 +73,22 @@ def _step(said: Mapping[str, Any]) -> tracker_clients.Step:
   )
 
 
-def run(clients: Mapping[str, Callable[..., tracker_clients.Tracker]]) -> None:
-  """Serves the tracker that the first line on stdin names, then ends the process."""
+def run(
+    clients: Mapping[str, Callable[..., tracker_clients.Tracker]],
+    grace_seconds: float = _GRACE_SECONDS,
+) -> None:
+  """Serves the tracker that the first line on stdin names, then ends the process.
+
+  Args:
+    clients: function that makes a tracker, by name.
+    grace_seconds: longest time that this process outlives that of the run [s].
+  """
   # Libraries print; replies go to a descriptor of their own.
   replies = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(2, 1)
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)  # The run's process says when to end.
-  messages = _read()
+  messages = _read(grace_seconds)
   first = next(messages)
   of = tracker_clients.Run(**first['run'])
   lock = None
@@ -89,13 +105,15 @@ def run(clients: Mapping[str, Callable[..., tracker_clients.Tracker]]) -> None:
   os._exit(0)  # Hooks of the libraries could hang.
 
 
-def _read() -> Iterator[Mapping[str, Any]]:
-  """Yields the messages on stdin; where stdin ends, the process does."""
+def _read(grace_seconds: float) -> Iterator[Mapping[str, Any]]:
+  """Yields the messages on stdin, and {"gone": true} where it ends."""
   found: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
 
   def read():
     for line in sys.stdin:
       found.put(json.loads(line))
+    found.put({'gone': True})
+    time.sleep(grace_seconds)
     os._exit(1)
 
   threading.Thread(target=read, daemon=True).start()

@@ -59,7 +59,7 @@ _PROGRAM = textwrap.dedent("""
         if self.has('never_closes'):
           time.sleep(1000)
 
-    tracker_worker.run({'fake': Fake})
+    tracker_worker.run({'fake': Fake}, grace_seconds=0.5)
 """)
 
 
@@ -216,6 +216,8 @@ def test_a_worker_leaves_out_what_its_tracker_holds_and_asks_after_a_failure():
       [{'steps': steps[:3]}, {'steps': steps}, {'steps': steps}, {'close': True}],
       said.append,
   )
+  # Where the run is gone, nothing is closed: another process continues.
+  tracker_worker.serve(Tracker(), [{'gone': True}, {'close': True}], said.append)
   assert held == [1, 2, 3, 4, 5] and len(begun) == 2
   assert said == [{'sent': 3}, {'error': 'OSError: full'}, {'sent': 5}, True,
                   {'closed': True}]
