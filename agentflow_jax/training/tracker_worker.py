@@ -30,6 +30,7 @@ from agentflow_jax.training import tracker_clients
 
 
 _GRACE_SECONDS = 20.0
+_LONGEST_ERROR = 300  # Characters.
 
 
 def serve(
@@ -62,7 +63,8 @@ def serve(
       reply({'sent': last})
     except Exception as e:  # Boundary: a library of any kind, and its server.
       last = None
-      reply({'error': ' '.join(f'{type(e).__name__}: {e}'.split())})
+      said = ' '.join(f'{type(e).__name__}: {e}'.split())
+      reply({'error': said[:_LONGEST_ERROR]})
 
 
 def _step(said: Mapping[str, Any]) -> tracker_clients.Step:
