@@ -5,22 +5,22 @@
 The weights that it starts from are made by desk_warm_start.py. Measured, one seed, 24
 steps of 18 to 44 seconds on 2 cores beside other work, 17 minutes with all evaluations:
 on 400 test tasks (other people, things and worlds), sampled at temperature 1, accuracy
-went from 12.5 to 35.8%, a gain of 23.3 points [18.8, 27.8], paired over tasks. Greedy it
-stayed (41.0 and 40.2%). On 100 validation tasks it was 16% at the start and 26, 44 and 43%
-after 8, 16 and 24 steps; the reward of training steps rose from 0.19 to between 0.5 and
-0.7. The oracle succeeds in 100% of the test tasks; the random, empty, always refusing and
-blind planners in none.
+went from 12.5 to 35.8%, a gain of 23.3 points [18.8, 27.8], paired over tasks. Greedy
+it stayed (41.0 and 40.2%). On 100 validation tasks it was 16% at the start and 26, 44
+and 43% after 8, 16 and 24 steps; the reward of training steps rose from 0.19 to between
+0.5 and 0.7. The oracle succeeds in 100% of the test tasks; the random, empty, always
+refusing and blind planners in none.
 
 First causes of failures (see rollouts.mistakes) say what was learned: ending early fell
-from 36 of 192 rollouts to almost none within 6 steps, refusals of what is allowed from 16
-to about 2, and wrong arguments from 49 to about 25. They also say what limits it. On test
-tasks wrong arguments stay the first cause in 157 of 400 rollouts: all names there are new,
-and the network takes the name of a thing for that of a person. And forbidden tasks are
-carried out: refusal recall is 8%, because the warm start taught no better.
+from 36 of 192 rollouts to almost none within 6 steps, refusals of what is allowed from
+16 to about 2, and wrong arguments from 49 to about 25. They also say what limits it. On
+test tasks wrong arguments stay the first cause in 157 of 400 rollouts: all names there
+are new, and the network takes the name of a thing for that of a person. And forbidden
+tasks are carried out: refusal recall is 8%, because the warm start taught no better.
 
-From earlier warm starts: with AdamW and marks before mentions, the gain on 100 test tasks
-was 23 points [14, 32] (6 to 29%; validation 14 to 42%); with a careful teacher besides, 18
-steps went from 18 to 31% (validation) and from 14 to 21% (test).
+From earlier warm starts: with AdamW and marks before mentions, the gain on 100 test
+tasks was 23 points [14, 32] (6 to 29%; validation 14 to 42%); with a careful teacher
+besides, 18 steps went from 18 to 31% (validation) and from 14 to 21% (test).
 """
 
 import dataclasses

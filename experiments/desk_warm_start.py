@@ -12,13 +12,13 @@ their facts: "limit 1 3 ok, service 2 4 no".
   cp runs/desk_warm_start/planner/* experiments/desk_planner/
 
 Muon and marks behind mentions ('Oslo #2') are what made it learn faster: over steps 181
-to 200 the loss was 1.18 with Muon and 1.29 with AdamW, although AdamW's learning rate had
-gone to 0 by then and Muon's had not. With marks before mentions AdamW's was 1.32.
+to 200 the loss was 1.18 with Muon and 1.29 with AdamW, although AdamW's learning rate
+had gone to 0 by then and Muon's had not. With marks before mentions AdamW's was 1.32.
 
 Cost: about an hour on 2 cores beside other work. Measured, one seed: 16% sampled at
 temperature 1 and 50% greedy of 100 validation tasks; 12.5% [9.5, 15.8] and 41.0% of 400
-test tasks, whose people, things, worlds, and in part wordings and compositions, are new.
-The teacher itself succeeds in 43%: it errs on purpose.
+test tasks, whose people, things, worlds, and in part wordings and compositions, are
+new. The teacher itself succeeds in 43%: it errs on purpose.
 
 Earlier designs, all with AdamW and marks before mentions: the same teacher came to 14%
 sampled and 49% greedy (validation), 6 and 37% (test); a careful teacher (30% forbidden

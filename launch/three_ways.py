@@ -4,13 +4,13 @@
       --workdir=runs/three_ways [--seeds=3] [--flow_grpo.train.steps=24 ...]
 
 Prompting samples as many rollouts as Flow-GRPO and trains nothing (algorithm=none).
-Supervised training learns from those of them that succeeded (sft.rollouts). Flow-GRPO is
-the config as it is. All three begin with the same planner, and are evaluated on the
+Supervised training learns from those of them that succeeded (sft.rollouts). Flow-GRPO
+is the config as it is. All three begin with the same planner, and are evaluated on the
 same tasks with the same random keys. The table is printed, and written to
 WORKDIR/three_ways.json.
 
-The same command goes on where it was cut off. A way that fails (prompting may have no success
-to learn from) has no figures in the table, and the exit code is its own.
+The same command goes on where it was cut off. A way that fails (prompting may have no
+success to learn from) has no figures in the table, and the exit code is its own.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def main() -> int:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
       epilog='Fields of the config: --config.FIELD=VALUE for all three ways,'
-      ' --sampling.FIELD=VALUE for prompting and Flow-GRPO, and --supervised.FIELD=VALUE'
-      ' or --flow_grpo.FIELD=VALUE for one.',
+      ' --sampling.FIELD=VALUE for prompting and Flow-GRPO, and'
+      ' --supervised.FIELD=VALUE or --flow_grpo.FIELD=VALUE for one.',
   )
   parser.add_argument('--config', required=True, help='file of the config')
   parser.add_argument('--workdir', default='runs/three_ways')

@@ -153,13 +153,19 @@ def _reason(error: Exception, start: int) -> str:
   return f'{error.msg.lower()}' + (f' behind {before!r}' if before else '')
 
 
+def _behind(pattern: re.Pattern[str], text: str, start: int) -> int:
+  """Returns where the match of a pattern that may be empty ends."""
+  found = pattern.match(text, start)
+  return found.end() if found else start
+
+
 def _block(text: str, start: int) -> tuple[list[records.ToolCall], int]:
   """Returns the calls of a block, and where the text behind it begins.
 
   Raises:
     ValueError, RecursionError, BadArguments: the block cannot be read.
   """
-  value, end = _DECODER.raw_decode(text, _SPACE.match(text, start).end())
+  value, end = _DECODER.raw_decode(text, _behind(_SPACE, text, start))
   behind = _BEHIND.match(text, end)
   if not behind:
     raise ValueError(f'text follows its JSON, before {_CLOSE}')
@@ -189,7 +195,7 @@ def _without_bare_calls(text: str) -> tuple[str, list[records.ToolCall], str]:
       if not found and _MEANT.match(text):
         return text, found, _problem(_reason(e, begin.end()))
       break
-    end = _BETWEEN.match(text, end).end()
+    end = _behind(_BETWEEN, text, end)
     if text.startswith(_PYTHON_TAG, end):
       end += len(_PYTHON_TAG)
     rest = text[end:]

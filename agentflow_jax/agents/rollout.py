@@ -464,6 +464,7 @@ async def _call_all(agent, view, said, progress) -> calling.Messages:
       attempts.pop()
       keep(call, result)
     known, result = attempts[-1]
+    assert result is not None
     agent.show(known.tool if known else 'tool', result.text)
     progress.check_deadline()
     if progress.ended:
@@ -471,7 +472,7 @@ async def _call_all(agent, view, said, progress) -> calling.Messages:
   for problem in said.problems:
     keep(None, _refusal(problem, 'malformed_call'))
   return calling.turn(
-      said, [result for _, result in attempts],
+      said, [result for _, result in attempts if result is not None],
       lambda text: memory_lib.shorten(
           text, agent.count_tokens, agent.config.entry_tokens
       ),

@@ -5,6 +5,7 @@ A solution that knows the new names has to do as well with them as it does witho
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from agentflow_jax.agents import modules, plan as plan_lib, renaming
@@ -66,6 +67,6 @@ class RenamedSolution:
     ).render()
 
 
-def _in_fields(context: str, names: dict[str, str]) -> str:
+def _in_fields(context: str, names: Mapping[str, str]) -> str:
   """Returns 'name=value; name=value' with other names."""
   return _FIELD.sub(lambda m: f'{m[1]}{names.get(m[2], m[2])}', context)

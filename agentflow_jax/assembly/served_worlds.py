@@ -87,6 +87,7 @@ def load(
   except ValueError as e:
     raise schema.ConfigError(str(e)) from e
   environment = worlds.make(config, loaded, None, 1, clients)
+  assert environment is not None  # A kind is given.
   if taken := wire.RESERVED & {card.name for card in environment.cards}:
     raise schema.ConfigError(
         f'--environment={kind}: a tool of OpenEnv cannot be called {min(taken)!r}; give'

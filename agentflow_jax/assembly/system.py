@@ -175,7 +175,8 @@ class System:
           ' give another result'
       )
     if self.config.agent.plan_format == 'tool_calls' and self.engine is not None:
-      if not self.planner.model.calls_as_trained:
+      model: Any = self.planner.model  # The engine's.
+      if not model.calls_as_trained:
         found.append(
             'tool calls: the model has no chat template that shows tools in a syntax'
             ' that is read here, so they are written in a plain form (docs/tools.md)'

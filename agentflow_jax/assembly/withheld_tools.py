@@ -49,8 +49,9 @@ def applied(
   """
   if not withheld:
     return tasks
+  assert environment is not None  # config.unread asks for one.
   known = [card.name for card in environment.cards] or sorted({
-      name for task in tasks.train for name in task.world.tools
+      name for task in tasks.train for name in task.its_world.tools
   })
   if unknown := sorted(set(withheld) - set(known)):
     raise schema.ConfigError(
@@ -59,10 +60,12 @@ def applied(
     )
   needs, train = set(needing(tasks.train, withheld)), []
   for task in tasks.train:
-    shown = tuple(n for n in task.world.tools or known if n not in withheld)
+    shown = tuple(n for n in task.its_world.tools or known if n not in withheld)
     if task.id not in needs and shown:
       train.append(
-          dataclasses.replace(task, world=dataclasses.replace(task.world, tools=shown))
+          dataclasses.replace(
+              task, world=dataclasses.replace(task.its_world, tools=shown)
+          )
       )
   if tasks.train and not train:
     raise schema.ConfigError(

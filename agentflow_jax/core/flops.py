@@ -16,6 +16,9 @@ from agentflow_jax.core import forest
 from agentflow_jax.core import layers
 from agentflow_jax.core import scoring
 
+# Token ids.
+Ids = Sequence[int] | np.ndarray
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -39,7 +42,7 @@ class Work:
 
 
 def useful(
-    responses: Sequence[tuple[Sequence[int], Sequence[int]]],
+    responses: Sequence[tuple[Ids, Ids]],
     scores_prompts: bool = False,
 ) -> Work:
   """Returns the least work that scores, or samples, every response token.

@@ -28,7 +28,11 @@ class Peak:
   source: str
 
 
-def of_devices(devices: Sequence[jax.Device], dtype: str, given: float = 0.0) -> Peak:
+def of_devices(
+    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]  # jax assigns the class.
+    dtype: str,
+    given: float = 0.0,
+) -> Peak:
   """Returns the peak of one of the devices that a run trains on.
 
   Args:

@@ -72,7 +72,7 @@ def read(
   """
   address = parse(text)
   try:
-    import datasets  # pylint: disable=g-import-not-at-top
+    import datasets  # pyright: ignore[reportMissingImports]  # An extra.
   except ImportError as e:
     raise rows.MalformedRow(
         f'{text}: its library is missing: pip install datasets fsspec pyarrow (the'
@@ -119,6 +119,7 @@ def _stream(
     import fsspec  # pylint: disable=g-import-not-at-top
 
     for file in split:
+      f: Any
       with fsspec.open(str(file), 'rb') as f:
         yield from rows.parquet_rows(f, str(file), choose)
     return
@@ -129,7 +130,7 @@ def _stream(
 
 
 def _wanted(text: str, columns: Mapping[str, str], names: Sequence[str]) -> list[str]:
-  """Returns the columns that are read; raises MalformedRow for one that is not there."""
+  """Returns the columns that are read; raises MalformedRow for a missing one."""
   if not columns:
     return list(names)
   wanted = {rows.column_of(path, names) for path in columns.values()}

@@ -124,7 +124,7 @@ def picked(
   """
   found = {}
   for field, path in columns.items():
-    column = column_of(path, row.keys())
+    column = column_of(path, list(row))
     rest = path.removeprefix(column).removeprefix('.')
     value: Any = row
     for part in (column, *(rest.split('.') if rest else ())):

@@ -124,12 +124,12 @@ def gain(run: data.Run, suffix: str = '') -> Gain | None:
   Returns:
     None where no question was scored both times.
   """
-  pairs = []
-  for name in ('start', 'final'):
+
+  def rewards(name):
     evaluation = run.evaluations.get(name + suffix)
-    items = evaluation.items if evaluation else ()
-    pairs.append([(item.id, item.reward) for item in items])
-  found = intervals.paired_gain(*pairs, CONFIDENCE)
+    return [(i.id, i.reward) for i in evaluation.items] if evaluation else ()
+
+  found = intervals.paired_gain(rewards('start'), rewards('final'), CONFIDENCE)
   if found is None:
     return None
   mean, low, high, questions = found

@@ -139,7 +139,8 @@ class _Protocol(h11_impl.H11Protocol):
     self._waiting.pop(self, None)
     if self._deadline is not None:
       self._deadline.cancel()
-    self.transport = self.transport.bare
+    bounded: Any = self.transport
+    self.transport = bounded.bare
     super().handle_websocket_upgrade(event)
 
   def on_response_complete(self):

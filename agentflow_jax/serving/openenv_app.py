@@ -204,8 +204,8 @@ async def _rpc(service: Service, body: dict[str, Any], name: str) -> dict[str, A
       body, openenv_sessions.SERVER_ERROR, service.full()['data']['message']
   )
   if method == _CREATE:
-    name = places.create()
-    return openenv_sessions.rpc_result(body, {'session_id': name}) if name else full
+    made = places.create()
+    return openenv_sessions.rpc_result(body, {'session_id': made}) if made else full
   if method == _CLOSE:
     closed = await places.end(name)
     return openenv_sessions.rpc_result(

@@ -321,7 +321,7 @@ class Session:
 
     Before the end, only a number that the environment itself returns is a reward.
     """
-    ended, world = opened.episode.ended, opened.task.world
+    ended, world = opened.episode.ended, opened.task.its_world
     if not ended and any(check.kind != 'reward' for check in world.checks):
       return None, False, {}
     statuses = {'': records.Status.OUT_OF_TURNS, 'refuse': records.Status.REFUSED}

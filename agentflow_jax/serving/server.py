@@ -100,7 +100,7 @@ def serve_environment(
     ConfigError: names the remedy.
   """
   try:
-    import websockets  # pylint: disable=unused-import
+    import websockets  # noqa: F401  # Asks for the extra.
 
     from agentflow_jax.serving import connections, openenv_app, openenv_places
     from agentflow_jax.serving import openenv_sessions

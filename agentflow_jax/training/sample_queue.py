@@ -191,7 +191,7 @@ class SampleQueue:
       size: number of rollouts of a group.
     """
     ages = [step - one.step for one, _ in taken]
-    found = {
+    found: dict[str, float] = {
         'queue/size': len(self._entries),
         'queue/reused': len(taken),
         'queue/saved': len(taken) * size,

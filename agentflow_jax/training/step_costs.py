@@ -7,12 +7,10 @@ computed again, is no part of it. docs/scaling.md has the definition.
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from agentflow_jax.config import schema
 from agentflow_jax.core import batch, flops, model, peaks
 
-Ids = Sequence[int] | np.ndarray
 
 
 class Costs:
@@ -49,7 +47,7 @@ class Costs:
     self._price = config.metrics.device_hour_dollars
 
   def of_rollouts(
-      self, responses: Sequence[Sequence[tuple[Ids, Ids]]], seconds: float
+      self, responses: Sequence[Sequence[tuple[flops.Ids, flops.Ids]]], seconds: float
   ) -> dict[str, float]:
     """Returns the rates of a step's rollouts, over this process's devices.
 
@@ -58,7 +56,9 @@ class Costs:
         Engines share no work: their parameters differ.
       seconds: wall time of the rollouts, tools and waits included [s].
     """
-    work = sum(map(flops.useful, responses), flops.Work(0, 0, 0))
+    work = flops.Work(0, 0, 0)
+    for of_engine in responses:
+      work += flops.useful(of_engine)
     return self._rates(
         'rollout', work, flops.forward(self._network, work), seconds, self._local
     )

@@ -159,8 +159,12 @@ class RolloutSource:
       checks as many fresh groups as there are.
     """
     config, queue = self._system.config, self._queue
+    assert queue is not None
+    # Both are given with a queue, and the score is asked only where it has groups.
+    recorded: Any = self._records_of
+    score: Any = self._score
     if self._queued != step:  # Of a run that goes on.
-      await asyncio.to_thread(queue.restore, step, self._records_of)
+      await asyncio.to_thread(queue.restore, step, recorded)
     queue.begin(step)
     size = config.train.queries_per_step // config.train.mini_batches
     count = min(
@@ -173,7 +177,7 @@ class RolloutSource:
           [one.group], config.flow_grpo, {0: one.advantages}
       ).rows
 
-    taken = await asyncio.to_thread(queue.take, count, rows_of, self._score, size)
+    taken = await asyncio.to_thread(queue.take, count, rows_of, score, size)
     kept, replaced = _chosen(groups, len(groups) - len(taken), self._by_term)
     if not any(_has_target(group) for group in kept[:size]):
       return groups, dropped, []

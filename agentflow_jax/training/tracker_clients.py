@@ -78,6 +78,7 @@ class Tracker(Protocol):
 
     It is called before the first delivery, and again after one that failed.
     """
+    ...
 
   def send(self, steps: Sequence[Step]) -> None:
     """Delivers steps that follow the last one; returns when the tracker has them."""
@@ -102,11 +103,11 @@ class Wandb:
 
   def __init__(self, run: Run):
     self._of = run
-    self._run = None
+    self._run: Any = None
     self._is_offline = False
 
   def begin(self) -> int:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]  # An extra.
 
     self.close(done=False)
     self._is_offline = wandb.setup().settings.mode == 'offline'
@@ -125,7 +126,7 @@ class Wandb:
     return epath.Path(self._of.directory) / 'wandb.json'
 
   def _open(self, directory: epath.Path):
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]  # An extra.
 
     directory.mkdir(parents=True, exist_ok=True)
     return wandb.init(
@@ -146,7 +147,7 @@ class Wandb:
       writing.write_whole(self._counter, f'{{"sent": {steps[-1].step}}}\n')
 
   def _log(self, run, steps):
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]  # An extra.
 
     for step in steps:
       values = dict(step.metrics)
@@ -174,10 +175,11 @@ class Mlflow:
 
   def __init__(self, run: Run):
     self._of = run
-    self._client, self._id, self._last = None, '', 0
+    self._client: Any = None
+    self._id, self._last = '', 0
 
   def begin(self) -> int:
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]  # An extra.
 
     self._client = client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(self._of.project)
@@ -207,7 +209,7 @@ class Mlflow:
 
   def _write_config(self, known: Mapping[str, str]) -> None:
     """Writes the config; a parameter cannot change, the artifact holds all as now."""
-    from mlflow import entities
+    from mlflow import entities  # pyright: ignore[reportMissingImports]  # An extra.
 
     params = [
         entities.Param(_key(name), str(value)[:6000])
@@ -218,7 +220,7 @@ class Mlflow:
     self._client.log_dict(self._id, dict(self._of.config), 'config.json')
 
   def send(self, steps):
-    from mlflow import entities
+    from mlflow import entities  # pyright: ignore[reportMissingImports]  # An extra.
 
     for step in steps:
       now = int(1000 * time.time())
@@ -259,7 +261,7 @@ class Trackio:
     self._of = run
 
   def _open(self):
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]  # An extra.
 
     return trackio.init(
         project=self._of.project, name=f'{self._of.name}-{self._of.id}',
@@ -276,7 +278,7 @@ class Trackio:
       run.finish()
 
   def send(self, steps):
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]  # An extra.
 
     run = self._open()
     try:

@@ -9,10 +9,10 @@ line:
   <- {"close": true or false}                whether the run is done
   -> {"closed": true}
 
-When the run's process is gone, this one ends what it is doing, for some seconds at most,
-and goes too. What is cut off in the middle can be worse than a step that is missing: a
-database of MLflow whose tables are half made cannot be opened again. A lock keeps the
-next process waiting meanwhile; it continues from what the tracker holds.
+When the run's process is gone, this one ends what it is doing, for some seconds at
+most, and goes too. What is cut off in the middle can be worse than a step that is
+missing: a database of MLflow whose tables are half made cannot be opened again. A lock
+keeps the next process waiting meanwhile; it continues from what the tracker holds.
 """
 
 import fcntl

@@ -144,7 +144,9 @@ class Delivery:
     seen = 0
     while True:
       with self._wake:
-        self._wake.wait_for(lambda: self._asked > seen or self._closing is not None)
+        self._wake.wait_for(
+            lambda seen=seen: self._asked > seen or self._closing is not None
+        )
         seen, lines, closing = self._asked, self._lines, self._closing
       try:
         self._deliver(lines)
@@ -185,6 +187,7 @@ class Delivery:
     self._write(self._hello)
 
   def _write(self, message: Mapping[str, Any]) -> None:
+    assert self._child is not None and self._child.stdin is not None
     self._child.stdin.write(json.dumps(message).encode() + b'\n')
     self._child.stdin.flush()
 
@@ -208,6 +211,7 @@ class Delivery:
 
   def _read(self) -> dict[str, Any]:
     child, until = self._child, time.monotonic() + self._seconds
+    assert child is not None and child.stdout is not None
     descriptor = child.stdout.fileno()
     while b'\n' not in self._unread:
       left = until - time.monotonic()
@@ -228,7 +232,8 @@ class Delivery:
     child.wait()
     for pipe in (child.stdin, child.stdout):
       with contextlib.suppress(OSError):
-        pipe.close()
+        if pipe is not None:
+          pipe.close()
 
   def _problem(self, why: str) -> None:
     """Notes a problem for the user, but not the same one after every commit."""

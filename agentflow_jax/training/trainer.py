@@ -1,5 +1,6 @@
 """The device side of a run: packed rows in, a new train state out."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -120,6 +121,7 @@ class Trainer:
     """
     turn_batch, packing = self._pack(rows)
     params = self.params
+    assert self._score is not None
     with self._in_turn():
       scores = self._score(params, turn_batch)
     return batch.unpack(packing, self._on_host(scores))
@@ -138,8 +140,8 @@ class Trainer:
     """
     if self._config.algorithm == 'none':
       return {'updates': 0}
-    mini_batches = [list(rows) for rows in mini_batches if rows]
-    packed = [self._pack(rows) for rows in mini_batches]
+    updates = [list(rows) for rows in mini_batches if rows]
+    packed = [self._pack(rows) for rows in updates]
     if self._score is not None:
       # All before the first update: pi_old is the policy that sampled.
       params = self.params
@@ -151,7 +153,7 @@ class Trainer:
     if update_shapes.corrects(self._config):
       packed = [
           (self._corrected(rows, *one), one[1])
-          for rows, one in zip(mini_batches, packed, strict=True)
+          for rows, one in zip(updates, packed, strict=True)
       ]
     results = []
     for i, (turn_batch, _) in enumerate(packed):
@@ -198,10 +200,10 @@ class Trainer:
         checks that, too, but only the first update of a step.
     """
     old = batch.unpack(packing, self._on_host(turn_batch.old_logprobs))
-    recorded = [row.behavior_logprobs for row in rows]
+    recorded = [np.asarray(row.behavior_logprobs) for row in rows]
     bound = self._config.train.max_logprob_gap
-    for row, logprobs in zip(rows, old, strict=True):
-      gap = np.max(np.abs(logprobs - row.behavior_logprobs), initial=0.0)
+    for row, logprobs, sampled in zip(rows, old, recorded, strict=True):
+      gap = np.max(np.abs(logprobs - sampled), initial=0.0)
       if row.fresh and row.target_weight and not gap <= bound:
         raise exits.RunStopped(
             _REASONS[update.REFUSED_GAP].format(gap=gap, bound=bound)
@@ -209,14 +211,15 @@ class Trainer:
     importance = corrections.importance_of(
         self._config.flow_grpo, old, recorded, [row.rollout for row in rows]
     )
-    placed = batch.placed(packing, importance, turn_batch.importance)
-    return turn_batch.replace(
-        importance=sharding.put_batch(placed, self._mesh)
+    placed = batch.placed(packing, importance, turn_batch.weights)
+    return dataclasses.replace(
+        turn_batch, importance=sharding.put_batch(placed, self._mesh)
     )
 
-  def _on_host(self, array: jax.Array) -> np.ndarray:
+  def _on_host(self, array: Any) -> np.ndarray:
     """Returns an array that is split over the mesh, whole, in every process."""
     if not array.is_fully_addressable:
+      assert self._replicated is not None
       with self._in_turn():
         array = self._replicated(array)
     return np.asarray(array)

@@ -65,11 +65,11 @@ def pack(
       max_kept=max_kept(config),
   )
   if corrects(config):  # Of 1 until the old log probabilities are known.
-    packed = packed.replace(importance=np.ones_like(packed.weights))
+    packed = dataclasses.replace(packed, importance=np.ones_like(packed.weights))
   if config.queue.size:
     fresh = [np.full(len(row.response_ids), row.fresh) for row in rows]
-    packed = packed.replace(
-        fresh=batch.placed(packing, fresh, packed.weights > 0)
+    packed = dataclasses.replace(
+        packed, fresh=batch.placed(packing, fresh, packed.weights > 0)
     )
   return packed, packing
 

@@ -10,7 +10,8 @@ response_ids, behavior_logprobs (or null), reward. Parameters are random.
 
 Writes JSON: seconds by phase (median, min, max), tokens, FLOPs as core/flops.py
 counts them, mfu and matmul_peak_share (useful FLOPs, and all that are computed, as
-shares of the fastest product of this process), memory, and the gradient by leaf (norm and a random projection), to compare layouts by.
+shares of the fastest product of this process), memory, and the gradient by leaf (norm
+and a random projection), to compare layouts by.
 """
 
 import argparse

@@ -8,7 +8,6 @@ import pytest
 from agentflow_jax import records
 from agentflow_jax.agents import fakes, modules, recording, renaming, rollout
 from agentflow_jax.agents.environments.desk import actions, new_names
-from agentflow_jax.agents.tools import base
 from tests.agents.environments import toy_world
 
 _NAMES = {

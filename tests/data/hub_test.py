@@ -112,7 +112,8 @@ def test_what_cannot_be_read_is_named(asked, text, columns, said):
 
 def test_a_missing_library_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', None)
-  with pytest.raises(rows.MalformedRow, match=r'datasets fsspec pyarrow \(the extra `hf`\)'):
+  said = r'datasets fsspec pyarrow \(the extra `hf`\)'
+  with pytest.raises(rows.MalformedRow, match=said):
     list(hub.read('hf://o/n/train', {}))
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import types
@@ -146,9 +145,9 @@ def test_engine_and_endpoint_see_the_same_tokens_and_make_the_same_calls(scripte
   assert '"name": "search", "description": "Looks up."' in shown
   # The template's own tokens alone, whatever tools and texts spell.
   end = scripted.tokenizer.stop_ids[0]
-  # System and user; then a response and its results (2, then 2 and a problem, then 1),
+  # System and user; then a response and its results (2; 2, the last with a problem; 1),
   # which are one message of the user in the plain form.
-  messages = [2, 5, 9, 11] if scripted.calls_as_trained else [2, 4, 6, 8]
+  messages = [2, 5, 8, 10] if scripted.calls_as_trained else [2, 4, 6, 8]
   assert [ids.count(end) for ids in own] == messages
 
 

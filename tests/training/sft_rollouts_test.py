@@ -91,7 +91,7 @@ def test_a_run_without_rollouts_or_successes_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     'field, value, said',
     [
-        ('mention_marks', 'after', "there agent.mention_marks is 'before', here 'after'"),
+        ('mention_marks', 'after', "agent.mention_marks is 'before', here 'after'"),
         ('number_mentions', 'false', 'agent.number_mentions is True'),
     ],
 )
