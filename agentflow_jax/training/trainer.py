@@ -55,8 +55,7 @@ class Trainer:
     """Copies the parameters and compiles the update before step 0."""
     config, mesh = system.config, system.mesh
     # A planner behind an endpoint has none of these, and is not trained.
-    assert mesh is not None and system.tokenizer is not None
-    assert system.model_config is not None
+    assert mesh is not None and system.model_config is not None
     self._config = config
     network = update_shapes.network_of(config, system.model_config)
     self._mesh = mesh
@@ -67,6 +66,7 @@ class Trainer:
     self._merge = update.make_merge_fn(network, mesh)
     self._uses_lora = network.lora.rank > 0
     self._reference = system.params if update_shapes.needs_reference(config) else None
+    assert system.tokenizer is not None
     self._pad_id = system.tokenizer.pad_id
     lengths = update_shapes.row_lengths(config)
     if config.algorithm == 'none':
