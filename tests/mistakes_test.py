@@ -79,7 +79,7 @@ _MISTAKES = [
     ('train', (*_TRAIN, '--config.train=3'), 'name one of its fields'),
     ('train', (*_TRAIN, '--config.seed.x=3'), "'seed' has no fields"),
     ('train', (*_TRAIN, '--config.algorithm=ppo'),
-     "must be one of ['flow_grpo', 'sft']"),
+     "must be one of ['flow_grpo', 'sft', 'none']"),
     ('train', (*_TRAIN, '--config.optimizer.schedule=cosine'), 'total_steps goes with'),
     ('train', (*_TRAIN, '--config.sft.traces=3'), 'nothing would read it'),
     ('train', (*_TRAIN, '--learning_rate=1'),
