@@ -137,7 +137,7 @@ def _problem(reason: str) -> str:
 
 
 def _reason_of(broken: str) -> str:
-  """Returns what is wrong with a block, whatever follows it; '' if that is unknown."""
+  """Returns what is wrong with a block alone, without the text behind it, or ''."""
   try:
     _block(broken, 0)
   except _UNREADABLE as e:

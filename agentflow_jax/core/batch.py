@@ -463,7 +463,7 @@ def placed(
   """Returns an array of a batch's shape: the inverse of `unpack`.
 
   Args:
-    packing: how the turn rows were packed.
+    packing: places of the turn rows in the batch.
     values: one array[A] for each turn row, in the order in which they were given.
     like: array [M, B, N] of the batch whose shape and dtype are taken.
 

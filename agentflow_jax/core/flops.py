@@ -1,8 +1,8 @@
 """Counts the products of updates and of sampling, from shapes and tokens alone.
 
-XLA's cost_analysis counts the body of a loop once, whatever its length, and here
-layers, micro-batches, blocks and chunks are loops. Products alone are counted: 2
-a multiply-add; what is element by element is some per cent more.
+XLA's cost_analysis counts the body of a loop once, not once an iteration, and here
+layers, micro-batches, blocks and chunks are loops. Only products are counted, 2 FLOPs
+for a multiply-add; operations by element would add a few per cent.
 """
 
 import dataclasses
@@ -48,8 +48,8 @@ def useful(
   """Returns the least work that scores, or samples, every response token.
 
   Tokens that responses share from the first token of their prompts on count once.
-  Padding and whatever is computed again are no part of it, so it does not depend on
-  how turn rows are packed or what a cache holds.
+  Padding and recomputation do not count, so the result does not depend on how turn
+  rows are packed or on what a cache holds.
 
   Args:
     responses: (prompt_ids, response_ids) of each response. One without a token

@@ -66,6 +66,6 @@ CHIPS = {
     'v6e': Chip(31.25 * _GIB, 918e12, 1640e9, 448e9, ('TPU v6 lite', 'TPU v6e')),
     'h100': Chip(73 * _GIB, 989e12, 3350e9, 450e9, ('NVIDIA H100 80GB HBM3',)),
     'h200': Chip(129 * _GIB, 989e12, 4800e9, 450e9, ('NVIDIA H200',)),
-    # No chip: to try the program. The figures are of nobody's machine.
+    # Not a chip: a placeholder to try the program with, whose figures are made up.
     'cpu': Chip(16 * _GIB, 1e11, 1e10, 1e10),
 }

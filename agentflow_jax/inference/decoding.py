@@ -33,7 +33,7 @@ class Segments:
   ids: primitives.HostArray  # int32 [R, C]; padded on the right.
   starts: primitives.HostArray  # int32 [R]; slot of the first token.
   tables: primitives.HostArray  # int32 [R, M]; see pages.Cache.
-  writes: primitives.HostArray  # int32 [R, C / P]; likewise.
+  writes: primitives.HostArray  # int32 [R, C / P]; see pages.Cache.
 
 
 @flax.struct.dataclass
@@ -49,7 +49,7 @@ class Rows:
   sampling: sampling.RowSampling
   copies: pages_lib.Copies  # Up to B pages to copy first.
   common: primitives.HostArray  # int32 []; see gathered.Cache.
-  common_row: primitives.HostArray  # int32 []; likewise.
+  common_row: primitives.HostArray  # int32 []; see gathered.Cache.
 
 
 @flax.struct.dataclass
@@ -58,7 +58,7 @@ class Sampled:
 
   step: jax.Array  # int32 []; steps taken.
   tokens: jax.Array  # int32 [B, decode_chunk]; 0 beyond a row's length.
-  logprobs: jax.Array  # float32 [B, decode_chunk] [nats]; likewise.
+  logprobs: jax.Array  # float32 [B, decode_chunk] [nats]; 0 beyond it, too.
   lengths: jax.Array  # int32 [B].
   done: jax.Array  # bool [B]; at a stop id, or nothing left.
   # int32 [B, decode_chunk, max_kept], see sampling.sample; if that is recorded.

@@ -149,7 +149,7 @@ def tool_counts(
 
 
 def tool_errors(trajectories: Sequence[records.Trajectory]) -> tuple[int, int]:
-  """Counts (calls that failed, calls); a program is one, whatever it calls."""
+  """Counts (calls that failed, calls); a program counts as one, with all its calls."""
   results = [
       result
       for trajectory in trajectories

@@ -1,7 +1,7 @@
 """What a step costs: utilisation, tokens per second and device, and dollars.
 
-Useful work is counted from tokens (core.flops.useful): padding, and whatever is
-computed again, is no part of it. docs/scaling.md has the definition.
+Useful work is counted from tokens (core.flops.useful); padding and recomputation do not
+count. docs/scaling.md has the definition.
 """
 
 from collections.abc import Sequence

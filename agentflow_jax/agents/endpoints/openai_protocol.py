@@ -197,7 +197,7 @@ def parse(content: bytes, with_calls: bool = False) -> Answer:
   Args:
     content: content of the response.
     with_calls: whether tools were sent. Calls are then part of the text, in the form
-      of agents.call_text, whatever the form in which the server's model writes them.
+      of agents.call_text; the form in which the server's model writes them is lost.
 
   Raises:
     BadAnswer: the content is not a completion, or the completion ended for an

@@ -28,7 +28,8 @@ NEW_NAMES: Mapping[str, renaming.NewName] = {
         {'item': 'piece'},
     ),
     'list_loans': _New(
-        'show_borrowed', 'Says what somebody has borrowed, or who has a piece.',
+        'show_borrowed',
+        'Lists what a person has borrowed, or who has borrowed a piece.',
         {'of': 'key'},
     ),
     'get_request': _New(
@@ -52,7 +53,7 @@ NEW_NAMES: Mapping[str, renaming.NewName] = {
         {'repair': 'job'},
     ),
     'create_loan': _New(
-        'hand_out', 'Gives a piece that nobody has to somebody, from now on.',
+        'hand_out', 'Hands a piece that is in stock to a person, from today on.',
         {'person': 'who', 'item': 'piece', 'days': 'length'},
     ),
     'extend_loan': _New(
@@ -63,7 +64,7 @@ NEW_NAMES: Mapping[str, renaming.NewName] = {
         'take_back', 'Notes that a borrowed piece is here again.', {'item': 'piece'},
     ),
     'transfer_item': _New(
-        'relocate', 'Brings a piece that nobody has to another place.',
+        'relocate', 'Moves a piece that is in stock to another place.',
         {'item': 'piece', 'site': 'place'},
     ),
     'open_repair': _New(

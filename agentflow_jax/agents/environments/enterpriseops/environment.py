@@ -224,7 +224,7 @@ class EnterpriseOps:
     try:
       await one.delete()
       self._note('-', one.place, database)
-    except Exception as e:  # Whatever a server answers, the others are deleted.
+    except Exception as e:  # One server's failure must not keep the others' databases.
       logging.warning('the database %s was left: %s', database, e)
 
   def _sweep(self) -> None:
