@@ -30,7 +30,7 @@ def check(
   """
   generator = config.agent.generator
   if (
-      config.task_set.kind in ('geohop', 'desk') or generator.backend != 'rule'
+      config.task_set.has_solutions or generator.backend != 'rule'
       or generator.own
   ):
     return

@@ -276,7 +276,7 @@ def _check_programs(config: schema.Config) -> None:
           f' agent.executor.backend={agent.executor.backend} fills in arguments; set'
           ' agent.plan_format=code, or an executor with a language model'
       )
-    if agent.code.sandbox != 'off' and config.task_set.kind in ('geohop', 'desk'):
+    if agent.code.sandbox != 'off' and config.task_set.has_solutions:
       raise schema.ConfigError(
           f'agent.code.sandbox: the scripted planners of task_set.kind='
           f'{config.task_set.kind} write calls, or, with agent.plan_format=code,'

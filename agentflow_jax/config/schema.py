@@ -268,6 +268,11 @@ class TaskSetConfig:
     both = f'{self.train},{self.evaluation}'
     _check_rows('task_set.', both, self.columns, self.revision)
 
+  @property
+  def has_solutions(self) -> bool:
+    """Whether its tasks say how they are solved, so that scripts can follow that."""
+    return self.kind in ('geohop', 'desk')
+
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
@@ -953,6 +958,14 @@ class Config:
   evaluation: EvaluationConfig = EvaluationConfig()
   queue: QueueConfig = QueueConfig()
   metrics: MetricsConfig = MetricsConfig()
+
+  @property
+  def has_scripts(self) -> bool:
+    """Whether there are scripted planners that solve its tasks.
+
+    They write plans, which one model that calls tools would give as answers.
+    """
+    return self.task_set.has_solutions and self.agent.plan_format != 'tool_calls'
 
 
 def load_module(path: str) -> types.ModuleType:

@@ -27,7 +27,7 @@ def check_values(config: schema.Config) -> None:
   asks = roles.uses_endpoint(config)
   kind = config.task_set.kind
   rewards = (config.task_set.reward, config.reward.answer)
-  files, one_file = kind not in ('geohop', 'desk'), kind in ('jsonl', 'benchmark')
+  files, one_file = not config.task_set.has_solutions, kind in ('jsonl', 'benchmark')
   world = agent.environment.kind
   called = world in ('enterpriseops', 'openenv') or own_code.is_own(world)
   unread = {
@@ -257,7 +257,7 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     if config.sft.rollouts:
       for name in ('teacher', 'sft.traces'):
         yield name, "scripted rollouts, so sft.rollouts=''"
-    elif config.task_set.kind not in ('geohop', 'desk'):
+    elif not config.task_set.has_solutions:
       yield 'teacher', 'task_set.kind=geohop or desk'
     elif config.task_set.kind == 'desk':
       for name in ('search_instead', 'python_instead', 'wrong_what'):

@@ -26,8 +26,6 @@ from agentflow_jax.weights import host_copies
 
 # Variants of an evaluation with renamed tools.
 _RENAMED, _RENAMED_ORACLE = 'renamed_tools', 'renamed_tools_oracle'
-# Task sets whose solutions are known.
-_SCRIPTED = ('geohop', 'desk')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,11 +265,7 @@ async def _with_other_tools(
     return []
   items, withheld = {}, value.get('tasks_with_withheld_tools', ())
   kinds = [] if names is None else [_RENAMED]
-  # Scripts write plans, which one model that calls tools would answer with.
-  has_script = (
-      config.task_set.kind in _SCRIPTED and config.agent.plan_format != 'tool_calls'
-  )
-  if names is not None and options.controls and has_script:
+  if names is not None and options.controls and config.has_scripts:
     kinds.append(_RENAMED_ORACLE)
   for kind in kinds:
     values, _ = await _variant(config, workdir, options, kind)
@@ -363,9 +357,7 @@ async def _ask(
         system.planner, system.config.agent.verbs, system.config.agent.plan_format
     )
     agent = dataclasses.replace(agent, planner=planner)
-    if system.tasks.train and system.config.task_set.kind in _SCRIPTED and (
-        system.config.agent.plan_format != 'tool_calls'
-    ):
+    if system.tasks.train and system.config.has_scripts:
       # What a random plan may say is known there.
       agent = system.with_script(scripted_planners.uniform)
   done = 0

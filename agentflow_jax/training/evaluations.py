@@ -105,10 +105,8 @@ class Evaluations:
     """Returns the agents whose planners follow a script, by name."""
     system = self._system
     agents = {'empty': system.with_script(scripted_planners.empty)}
-    kind = system.config.task_set.kind
-    if system.config.agent.plan_format == 'tool_calls':
-      kind = ''  # The scripts write plans.
-    if kind == 'desk':
+    has_scripts = system.config.has_scripts
+    if has_scripts and system.config.task_set.kind == 'desk':
       blind = scripted_planners.BlindPlanner(system.planner)
       agents |= {
           'refusing': system.with_script(
@@ -116,7 +114,7 @@ class Evaluations:
           ),
           'blind': dataclasses.replace(system.agent, planner=blind),
       }
-    if kind in ('geohop', 'desk'):
+    if has_scripts:
       # Only there are the steps known, and what a random plan may say.
       return agents | {
           'oracle': system.with_script(scripted_planners.oracle),

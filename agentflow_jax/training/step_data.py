@@ -292,7 +292,7 @@ class TraceSource:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
     else:
       tasks, script = self._system.tasks.train, scripted_planners.demonstrated
-      if config.task_set.kind in ('geohop', 'desk'):
+      if config.task_set.has_solutions:
         script = scripted_planners.make_teacher(config.teacher)
       else:
         tasks = [task for task in tasks if 'plans' in task.tags]
@@ -309,7 +309,7 @@ class TraceSource:
       )
       if self._system.processes.is_primary:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
-    if config.task_set.kind not in ('geohop', 'desk') and not config.sft.rollouts:
+    if not config.task_set.has_solutions and not config.sft.rollouts:
       return [_demonstrated(group) for group in groups]
     return [t.turns for g in groups for t in g.trajectories]
 

@@ -78,7 +78,7 @@ def write(
     summary[name] = sum(line.get(name, 0.0) for line in lines)
   for name, value in seconds.items():
     summary.setdefault(f'seconds/{name}', value)
-  if config.task_set.kind in ('geohop', 'desk'):
+  if config.task_set.has_solutions:
     for field, value in overrides.flatten(config.teacher).items():
       summary[f'teacher/{field}'] = value
   allowed = config.agent.tools.web.allow

@@ -173,3 +173,22 @@ def test_a_queue_that_could_not_work_is_refused(pairs, message):
 
 def test_a_queue_with_all_that_it_needs_is_taken():
   assert _checked(_QUEUE).queue.size == 8
+
+
+@pytest.mark.parametrize(
+    'kind, plan_format, has_scripts',
+    [
+        ('geohop', 'fields', True), ('desk', 'code', True), ('jsonl', 'fields', False),
+        ('desk', 'tool_calls', False), ('geohop', 'tool_calls', False),
+    ],
+)
+def test_scripts_need_tasks_with_solutions_and_write_plans(
+    kind, plan_format, has_scripts
+):
+  config = dataclasses.replace(
+      _CONFIG,
+      task_set=schema.TaskSetConfig(kind=kind),
+      agent=schema.AgentConfig(plan_format=plan_format),
+  )
+  assert config.has_scripts == has_scripts
+  assert config.task_set.has_solutions == (kind != 'jsonl')

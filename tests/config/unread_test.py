@@ -38,6 +38,15 @@ def _check(path, *pairs):
             [('agent.tools.python_seconds', '3'),
              ('agent.tools.enabled', 'search')],
         ),
+        *(
+            (_QUICKSTART, [(name, value), ('algorithm', 'none')])
+            for name, value in (
+                ('optimizer.learning_rate', '1e-3'), ('batch.tokens_per_row', '256'),
+                ('train.mini_batches', '2'), ('train.max_logprob_gap', '1'),
+                ('planner.lora.rank', '4'), ('flow_grpo.kl_coef', '0'),
+                ('queue.size', '4'), ('sft.traces', '5'),
+            )
+        ),
         (_QUICKSTART, [('agent.tools.search_candidates', '9')]),
         (
             _QUICKSTART,

@@ -43,6 +43,12 @@ def test_everything_a_run_promises_is_there(whole):
   ):
     assert name in summary
   assert summary['rollouts/requested'] == 4 * 3 * 3
+  for suffix in ('', '_greedy'):  # The same tasks, each once: the means' difference.
+    before, after = (
+        summary[f'eval/accuracy_{name}{suffix}'] for name in ('start', 'final')
+    )
+    assert summary[f'eval/gain{suffix}'] == pytest.approx(after - before, abs=1e-12)
+    assert summary[f'eval/gain{suffix}/items'] == 3
   statuses = [
       v for k, v in summary.items() if k.startswith('rollouts/status/')
   ]
