@@ -141,7 +141,15 @@ def main():
     for command in commands:
       print(' '.join(command))
     return 0
-  job = _Job(commands, _environment(args.devices), args.grace)
+  try:
+    job = _Job(commands, _environment(args.devices), args.grace)
+  except OSError as e:
+    print(
+        f'error: cannot run {args.command[0]}: {e.strerror}; behind -- comes a command,'
+        ' such as python -m agentflow_jax.train',
+        file=sys.stderr,
+    )
+    return 2
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, job.tell)
   return job.wait()

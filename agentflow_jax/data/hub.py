@@ -94,7 +94,7 @@ def read(
   except Exception as e:  # Boundary: errors of the library, of its files, of the hub.
     said = ' '.join(str(e).split())
     raise rows.MalformedRow(
-        f'{text}: cannot be read behind row {number}: {type(e).__name__}: {said}'
+        f'{text}: cannot be read after row {number}: {type(e).__name__}: {said}'
     ) from e
   if not number:
     raise rows.MalformedRow(f'{text}: holds no row')

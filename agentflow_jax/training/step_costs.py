@@ -12,7 +12,6 @@ from agentflow_jax.config import schema
 from agentflow_jax.core import batch, flops, model, peaks
 
 
-
 class Costs:
   """The rates of the steps of one run.
 

@@ -95,3 +95,13 @@ def test_nothing_to_run_is_a_mistake():
       text=True, check=False,
   )
   assert done.returncode == 2 and 'give it after --' in done.stderr
+
+
+def test_a_command_that_does_not_exist_is_named_in_one_line():
+  done = subprocess.run(
+      [sys.executable, str(_LOCAL), '--processes=2', '--', '--config=x.py'],
+      check=False, capture_output=True, text=True,
+  )
+  assert done.returncode == 2 and not done.stdout
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: cannot run --config=x.py: No such file')
