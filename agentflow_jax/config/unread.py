@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from agentflow_jax.config import own_code, roles, schema
@@ -175,7 +175,7 @@ def check_flags(config: schema.Config, names: Iterable[str]) -> None:
   unread = dict(_unread(config))
   for name in names:
     for prefix, reader in unread.items():
-      if name == prefix or name.startswith(f'{prefix}.'):
+      if _is_at(name, prefix):
         raise schema.ConfigError(
             f'--config.{name}: nothing would read it; it is for {reader}'
         )
@@ -198,11 +198,7 @@ def check_serves(names: Iterable[str], planner: str = '') -> None:
     ConfigError: names the flag.
   """
   for name in names:
-    if not any(name == f or name.startswith(f'{f}.') for f in _SERVED):
-      raise schema.ConfigError(
-          f'--config.{name}: serving does not read it, only'
-          f' {", ".join(_SERVED)}'
-      )
+    _check_served(name, 'serving', _SERVED)
     if name == 'engine.max_kept':
       raise schema.ConfigError(
           f'--config.{name}: serving does not read it; it is for training'
@@ -228,11 +224,19 @@ def check_serves_worlds(names: Iterable[str]) -> None:
     ConfigError: names the flag.
   """
   for name in names:
-    if not any(name == f or name.startswith(f'{f}.') for f in _SERVED_WORLDS):
-      raise schema.ConfigError(
-          f'--config.{name}: serving an environment does not read it, only'
-          f' {", ".join(_SERVED_WORLDS)}'
-      )
+    _check_served(name, 'serving an environment', _SERVED_WORLDS)
+
+
+def _check_served(name: str, what: str, read: Sequence[str]) -> None:
+  if not any(_is_at(name, field) for field in read):
+    raise schema.ConfigError(
+        f'--config.{name}: {what} does not read it, only {", ".join(read)}'
+    )
+
+
+def _is_at(name: str, field: str) -> bool:
+  """Returns whether a flag sets a field, or one below it."""
+  return name == field or name.startswith(f'{field}.')
 
 
 def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
