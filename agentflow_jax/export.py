@@ -15,19 +15,20 @@ from absl import flags
 from agentflow_jax.runtime import command_line
 
 _WORKDIR = flags.DEFINE_string(
-    'workdir', '', 'A finished run, whose planner is exported.'
+  'workdir', '', 'A finished run, whose planner is exported.'
 )
 _MODEL = flags.DEFINE_string(
-    'model', '', 'Instead: a model directory, or the path of a GGUF file.'
+  'model', '', 'Instead: a model directory, or the path of a GGUF file.'
 )
 _OUT = flags.DEFINE_string('out', None, 'The directory to write.')
 _DTYPE = flags.DEFINE_enum(
-    'dtype', 'stored', ['stored', 'float32', 'bfloat16'],
-    "What tensors are rounded to; 'stored' keeps what they are.",
+  'dtype',
+  'stored',
+  ['stored', 'float32', 'bfloat16'],
+  "What tensors are rounded to; 'stored' keeps what they are.",
 )
 _SHARD_GB = flags.DEFINE_float(
-    'shard_gb', 5.0, 'The most that one file holds [10^9 bytes].',
-    lower_bound=0.001,
+  'shard_gb', 5.0, 'The most that one file holds [10^9 bytes].', lower_bound=0.001
 )
 
 
@@ -37,13 +38,13 @@ def main(argv):
   from agentflow_jax.assembly import model_export
 
   print(
-      model_export.export(
-          model=_MODEL.value,
-          workdir=_WORKDIR.value,
-          out=command_line.given(_OUT),
-          dtype=_DTYPE.value,
-          shard_bytes=int(_SHARD_GB.value * 1e9),
-      )
+    model_export.export(
+      model=_MODEL.value,
+      workdir=_WORKDIR.value,
+      out=command_line.given(_OUT),
+      dtype=_DTYPE.value,
+      shard_bytes=int(_SHARD_GB.value * 1e9),
+    )
   )
 
 

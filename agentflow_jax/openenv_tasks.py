@@ -18,10 +18,10 @@ _URL = flags.DEFINE_string('url', None, 'Address of the server.')
 _OUT = flags.DEFINE_string('out', 'tasks.jsonl', 'JSONL file that is written.')
 _QUERY = flags.DEFINE_string('query', '', 'What is asked in every task.')
 _RESET = flags.DEFINE_multi_string(
-    'reset', [], 'An argument of reset: NAME=FIRST:LAST, or NAME=VALUE|VALUE.'
+  'reset', [], 'An argument of reset: NAME=FIRST:LAST, or NAME=VALUE|VALUE.'
 )
 _SECONDS = flags.DEFINE_float(
-    'seconds', 30.0, 'Time limit of an answer [s].', lower_bound=0.0
+  'seconds', 30.0, 'Time limit of an answer [s].', lower_bound=0.0
 )
 
 

@@ -20,14 +20,15 @@ from agentflow_jax.runtime import command_line
 from agentflow_jax.sizing import topologies
 
 _TOPOLOGY = flags.DEFINE_string(
-    'topology', None, 'Such as v5p:4x4x4, v5e:8x8, gpu:h100:8 or cpu:8.'
+  'topology', None, 'Such as v5p:4x4x4, v5e:8x8, gpu:h100:8 or cpu:8.'
 )
 _NUM_SLICES = flags.DEFINE_integer(
-    'num_slices', 1, 'TPU slices of that topology.', lower_bound=1
+  'num_slices', 1, 'TPU slices of that topology.', lower_bound=1
 )
 _MODEL = flags.DEFINE_string(
-    'model', '',
-    'A released network, such as qwen2.5-7b, where planner.directory is not here.',
+  'model',
+  '',
+  'A released network, such as qwen2.5-7b, where planner.directory is not here.',
 )
 _OUT = flags.DEFINE_string('out', '', 'A JSON file to write.')
 
@@ -41,8 +42,11 @@ def main(argv):
 
   try:
     report = fit.check(
-        config, fit.network(config, _MODEL.value), topology,
-        _NUM_SLICES.value, lambda text: print(text, file=sys.stderr, flush=True),
+      config,
+      fit.network(config, _MODEL.value),
+      topology,
+      _NUM_SLICES.value,
+      lambda text: print(text, file=sys.stderr, flush=True),
     )
   except fit.DoesNotFit as e:
     sys.stderr.write(f'{e}\n')

@@ -55,14 +55,16 @@ def joined(prompt: Sequence[Segment]) -> list[Segment]:
   found: list[Segment] = []
   for segment in prompt:
     last = found[-1] if found else None
-    if last is None or segment.role != last.role or segment.role == 'tool' or (
-        segment.calls or last.calls
+    if (
+      last is None
+      or segment.role != last.role
+      or segment.role == 'tool'
+      or (segment.calls or last.calls)
     ):
       found.append(segment)
     else:
       found[-1] = dataclasses.replace(
-          last, text=last.text + segment.text,
-          trusted=last.trusted and segment.trusted,
+        last, text=last.text + segment.text, trusted=last.trusted and segment.trusted
       )
   return found
 
@@ -98,27 +100,24 @@ class SamplingSpec:
       value = getattr(self, name)
       if not isinstance(value, numbers.Real):
         raise ValueError(
-            f'{name} must be a number, not {type(value).__name__}: {value!r}'
+          f'{name} must be a number, not {type(value).__name__}: {value!r}'
         )
     if not 0.0 <= self.temperature < float('inf'):
-      raise ValueError(
-          f'temperature must be finite and >= 0: {self.temperature}'
-      )
+      raise ValueError(f'temperature must be finite and >= 0: {self.temperature}')
     if 0.0 < self.temperature < _LEAST_TEMPERATURE:
       raise ValueError(
-          f'temperature must be 0 (greedy) or at least {_LEAST_TEMPERATURE}:'
-          f' {self.temperature}'
+        f'temperature must be 0 (greedy) or at least {_LEAST_TEMPERATURE}:'
+        f' {self.temperature}'
       )
     if self.temperature > _LARGEST_TEMPERATURE:
       raise ValueError(
-          f'temperature must be at most {_LARGEST_TEMPERATURE}:'
-          f' {self.temperature}'
+        f'temperature must be at most {_LARGEST_TEMPERATURE}: {self.temperature}'
       )
     for name in ('top_k', 'max_new_tokens'):
       value = getattr(self, name)
       if not isinstance(value, numbers.Integral):
         raise ValueError(
-            f'{name} must be an integer, not {type(value).__name__}: {value!r}'
+          f'{name} must be an integer, not {type(value).__name__}: {value!r}'
         )
     if self.top_k < 0:
       raise ValueError(f'top_k must be >= 0 (0 keeps all): {self.top_k}')
@@ -126,23 +125,20 @@ class SamplingSpec:
       raise ValueError(f'top_p must lie in (0, 1]: {self.top_p}')
     if self.top_p < _LEAST_TOP_P:
       raise ValueError(
-          f'top_p must be at least {_LEAST_TOP_P}: {self.top_p}; top_k=1 keeps'
-          ' one token'
+        f'top_p must be at least {_LEAST_TOP_P}: {self.top_p}; top_k=1 keeps one token'
       )
     if not 0.0 <= self.min_p <= 1.0:
       raise ValueError(f'min_p must lie in [0, 1]: {self.min_p}')
     if self.max_new_tokens < 1:
       raise ValueError(f'max_new_tokens must be >= 1: {self.max_new_tokens}')
     if isinstance(self.stop, str) or not all(
-        isinstance(text, str) and text for text in self.stop
+      isinstance(text, str) and text for text in self.stop
     ):
       raise ValueError(
-          f'stop must be a sequence of texts, none of them empty: {self.stop!r}'
+        f'stop must be a sequence of texts, none of them empty: {self.stop!r}'
       )
     if self.stop_after not in ('', 'plan', 'code'):
-      raise ValueError(
-          f"stop_after must be '', 'plan' or 'code': {self.stop_after!r}"
-      )
+      raise ValueError(f"stop_after must be '', 'plan' or 'code': {self.stop_after!r}")
 
   @property
   def truncates(self) -> bool:
@@ -189,14 +185,14 @@ class RequestKey:
   def words(self) -> tuple[int, int]:
     """Two uint32 words that fold every field; the same on every machine."""
     fields = (
-        self.seed,
-        self.purpose.value,
-        self.step,
-        self.query,
-        self.rollout,
-        self.turn,
-        self.module,
-        self.attempt,
+      self.seed,
+      self.purpose.value,
+      self.step,
+      self.query,
+      self.rollout,
+      self.turn,
+      self.module,
+      self.attempt,
     )
     digest = hashlib.blake2b(repr(fields).encode(), digest_size=8).digest()
     return struct.unpack('<II', digest)
@@ -301,8 +297,8 @@ class Check:
   def __post_init__(self):
     if self.kind not in typing.get_args(CheckKind):
       raise ValueError(
-          f'check {self.name!r}: kind must be one of'
-          f' {", ".join(typing.get_args(CheckKind))}: {self.kind!r}'
+        f'check {self.name!r}: kind must be one of'
+        f' {", ".join(typing.get_args(CheckKind))}: {self.kind!r}'
       )
     _check_json(self.spec, f'check {self.name!r}: spec')
 
@@ -344,10 +340,15 @@ class World:
     Raises:
       TypeError, ValueError: a field is unknown, missing or malformed.
     """
-    return cls(**(dict(said) | {
-        'tools': tuple(said.get('tools', ())),
-        'checks': tuple(Check(**check) for check in said.get('checks', ())),
-    }))
+    return cls(
+      **(
+        dict(said)
+        | {
+          'tools': tuple(said.get('tools', ())),
+          'checks': tuple(Check(**check) for check in said.get('checks', ())),
+        }
+      )
+    )
 
 
 def _check_json(value: Any, name: str) -> None:
@@ -468,7 +469,8 @@ class Status(enum.Enum):
     return self in _POLICY
 
 
-_POLICY = frozenset({
+_POLICY = frozenset(
+  {
     Status.ANSWERED,
     Status.REFUSED,
     Status.OUT_OF_TURNS,
@@ -477,7 +479,8 @@ _POLICY = frozenset({
     Status.PROMPT_TOO_LONG,
     Status.TOOL_ERROR,
     Status.DEADLINE,
-})
+  }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -653,10 +656,10 @@ class Turn:
   def calls(self) -> tuple[tuple[ToolCall, ToolResult], ...]:
     """Calls that were made, with their results; a program's calls follow it."""
     return tuple(
-        pair
-        for call, result in self.attempts
-        if call is not None and result is not None
-        for pair in ((call, result), *result.inner)
+      pair
+      for call, result in self.attempts
+      if call is not None and result is not None
+      for pair in ((call, result), *result.inner)
     )
 
 

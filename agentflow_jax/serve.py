@@ -17,42 +17,47 @@ from absl import flags
 from agentflow_jax.runtime import command_line
 
 _WORKDIR = flags.DEFINE_string(
-    'workdir', '',
-    'A run, whose config and planner are used unless --config is given; data sets of'
-    ' an environment are written below it.',
+  'workdir',
+  '',
+  'A run, whose config and planner are used unless --config is given; data sets of'
+  ' an environment are written below it.',
 )
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'The address to listen on.')
 _PORT = flags.DEFINE_integer(
-    'port', 8000, 'The port; 0 takes a free one.', lower_bound=0, upper_bound=65535
+  'port', 8000, 'The port; 0 takes a free one.', lower_bound=0, upper_bound=65535
 )
 _HOST_NAMES = flags.DEFINE_list(
-    'host_names', [],
-    'Names in the header Host that are answered beside localhost, such as a'
-    " proxy's. Checked where --host is this machine alone.",
+  'host_names',
+  [],
+  'Names in the header Host that are answered beside localhost, such as a'
+  " proxy's. Checked where --host is this machine alone.",
 )
 _MODEL, _WORLDS = {}, {}  # Flags of a model, and of an environment.
 _MODEL['planner'] = flags.DEFINE_string(
-    'planner', '',
-    'A model directory or GGUF file. Default: that of the run whose config is used,'
-    " or else the config's own.",
+  'planner',
+  '',
+  'A model directory or GGUF file. Default: that of the run whose config is used,'
+  " or else the config's own.",
 )
 _MODEL['name'] = flags.DEFINE_string('name', 'planner', "The model's name for clients.")
 _MODEL['key_variable'] = flags.DEFINE_string(
-    'api_key_variable', '',
-    'Environment variable that holds the key which clients must send.',
+  'api_key_variable',
+  '',
+  'Environment variable that holds the key which clients must send.',
 )
 _ENVIRONMENT = flags.DEFINE_string(
-    'environment', '',
-    'Serves an environment instead: desk, or PATH.py:CLASS with a config of its tasks.',
+  'environment',
+  '',
+  'Serves an environment instead: desk, or PATH.py:CLASS with a config of its tasks.',
 )
 _WORLDS['split'] = flags.DEFINE_enum(
-    'split', 'train', ['train', 'validation', 'test'], 'Tasks of the environment.'
+  'split', 'train', ['train', 'validation', 'test'], 'Tasks of the environment.'
 )
 _WORLDS['capacity'] = flags.DEFINE_integer(
-    'max_concurrent_envs', 64, 'Largest number of episodes at once.', lower_bound=1
+  'max_concurrent_envs', 64, 'Largest number of episodes at once.', lower_bound=1
 )
 _WORLDS['idle_seconds'] = flags.DEFINE_float(
-    'idle_seconds', 900.0, 'Time after which a silent connection is closed [s].', 0.001
+  'idle_seconds', 900.0, 'Time after which a silent connection is closed [s].', 0.001
 )
 
 

@@ -17,14 +17,16 @@ from agentflow_jax.runtime import command_line
 
 _QUERY = flags.DEFINE_string('query', None, 'What to ask.')
 _PLANNER = flags.DEFINE_string(
-    'planner', '',
-    "A planner directory. Default: that of the run whose config is used, or else the"
-    " config's own.",
+  'planner',
+  '',
+  'A planner directory. Default: that of the run whose config is used, or else the'
+  " config's own.",
 )
 _WORKDIR = flags.DEFINE_string(
-    'workdir', 'runs/solve',
-    'A run, whose config and planner are used unless --config is given; or where data'
-    ' sets are kept.',
+  'workdir',
+  'runs/solve',
+  'A run, whose config and planner are used unless --config is given; or where data'
+  ' sets are kept.',
 )
 _GREEDY = flags.DEFINE_bool('greedy', True, 'Temperature 0.')
 
@@ -36,12 +38,12 @@ def main(argv):
   from agentflow_jax.evaluation import solving
 
   trajectory = solving.solve(
-      config,
-      command_line.given(_QUERY),
-      workdir=_WORKDIR.value,
-      planner=_PLANNER.value or command_line.planner_of_run(),
-      greedy=_GREEDY.value,
-      emit=lambda text: print(text, flush=True),
+    config,
+    command_line.given(_QUERY),
+    workdir=_WORKDIR.value,
+    planner=_PLANNER.value or command_line.planner_of_run(),
+    greedy=_GREEDY.value,
+    emit=lambda text: print(text, flush=True),
   )
   sys.exit(0 if trajectory.answer else 1)
 

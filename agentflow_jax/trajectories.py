@@ -19,28 +19,35 @@ from agentflow_jax.runtime import command_line
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
 _STEP = flags.DEFINE_integer(
-    'step', None, 'The training step, from 1; 0 for all. Default: the newest.',
-    lower_bound=0,
+  'step',
+  None,
+  'The training step, from 1; 0 for all. Default: the newest.',
+  lower_bound=0,
 )
 _REWARD = flags.DEFINE_string(
-    'reward', None, "Only rollouts with this reward; 'none' for those without one."
+  'reward', None, "Only rollouts with this reward; 'none' for those without one."
 )
 _STATUS = flags.DEFINE_enum(
-    'status', None, [s.value for s in records.Status],
-    'Only rollouts that ended so.',
+  'status', None, [s.value for s in records.Status], 'Only rollouts that ended so.'
 )
 _FIRST_CAUSE = flags.DEFINE_enum(
-    'first_cause', None, [label.value for label in mistakes.Label],
-    'Only failed rollouts whose first cause is this mistake.',
+  'first_cause',
+  None,
+  [label.value for label in mistakes.Label],
+  'Only failed rollouts whose first cause is this mistake.',
 )
 _TASK = flags.DEFINE_string('task', '', 'Only rollouts of the task with this id.')
 _LIMIT = flags.DEFINE_integer(
-    'limit', 20, 'The most rollouts to print; 0 for all. --jsonl prints all.',
-    lower_bound=0,
+  'limit',
+  20,
+  'The most rollouts to print; 0 for all. --jsonl prints all.',
+  lower_bound=0,
 )
 _SLOWEST = flags.DEFINE_integer(
-    'slowest', 0, 'Only so many rollouts of a step, the slowest; 0 for all.',
-    lower_bound=0,
+  'slowest',
+  0,
+  'Only so many rollouts of a step, the slowest; 0 for all.',
+  lower_bound=0,
 )
 _JSONL = flags.DEFINE_bool('jsonl', False, 'Prints JSON lines, one a turn.')
 
@@ -51,12 +58,12 @@ def main(argv):
   from agentflow_jax.rollouts import showing
 
   wanted = showing.Wanted(
-      step=_STEP.value,
-      status=records.Status(_STATUS.value) if _STATUS.value else None,
-      reward=showing.reward_of(_REWARD.value),
-      task=_TASK.value,
-      first_cause=_FIRST_CAUSE.value or '',
-      slowest=_SLOWEST.value,
+    step=_STEP.value,
+    status=records.Status(_STATUS.value) if _STATUS.value else None,
+    reward=showing.reward_of(_REWARD.value),
+    task=_TASK.value,
+    first_cause=_FIRST_CAUSE.value or '',
+    slowest=_SLOWEST.value,
   )
   shown, found = 0, 0
   with command_line.quiet_pipe():

@@ -59,13 +59,13 @@ def _table(members: Sequence[fields.Field]) -> str:
 
 
 def _reference(
-    members: Sequence[fields.Field], first: Sequence[fields.Field], name: str
+  members: Sequence[fields.Field], first: Sequence[fields.Field], name: str
 ) -> str:
   """Returns one sentence for a group whose fields an earlier one has, too."""
   other = [
-      f'`{_last(field)}` is {_default(field)}'
-      for field, earlier in zip(members, first)
-      if field.default != earlier.default
+    f'`{_last(field)}` is {_default(field)}'
+    for field, earlier in zip(members, first)
+    if field.default != earlier.default
   ]
   differs = f' Other defaults: {", ".join(other)}.' if other else ''
   anchor = name.replace('.', '')

@@ -28,11 +28,11 @@ def get_config() -> c.Config:
 
 def get_sweep() -> list[dict[str, str]]:
   one_at_a_time = c.sweep.chain(
-      c.sweep.grid({'algorithm': ['flow_grpo', 'sft']}),
-      c.sweep.grid({'agent.rollout.max_turns': [3, 5, 7, 10]}),
-      c.sweep.grid({'flow_grpo.kl_coef': [0, 1e-2]}),
-      c.sweep.grid({'flow_grpo.clip_high': [0.2, 0.5]}),
-      c.sweep.grid({'flow_grpo.advantage_over': ['rollouts', 'rows']}),
-      c.sweep.grid({'flow_grpo.weighting': ['token_mean', 'sequence_mean']}),
+    c.sweep.grid({'algorithm': ['flow_grpo', 'sft']}),
+    c.sweep.grid({'agent.rollout.max_turns': [3, 5, 7, 10]}),
+    c.sweep.grid({'flow_grpo.kl_coef': [0, 1e-2]}),
+    c.sweep.grid({'flow_grpo.clip_high': [0.2, 0.5]}),
+    c.sweep.grid({'flow_grpo.advantage_over': ['rollouts', 'rows']}),
+    c.sweep.grid({'flow_grpo.weighting': ['token_mean', 'sequence_mean']}),
   )
   return c.sweep.product(one_at_a_time, c.sweep.grid({'seed': [0, 1]}))

@@ -36,25 +36,27 @@ _HERE = pathlib.Path(__file__).parent
 def get_config() -> c.Config:
   warm = c.load_module(str(_HERE / 'desk_warm_start.py')).get_config()
   return dataclasses.replace(
-      warm,
-      name='desk',
-      algorithm='flow_grpo',
-      task_set=dataclasses.replace(warm.task_set, test_items=400),
-      planner=dataclasses.replace(
-          warm.planner, directory=str(_HERE / 'desk_planner'), model=None,
-          attention='blocks',
-      ),
-      optimizer=c.OptimizerConfig(learning_rate=3e-4, max_grad_norm=1.0),
-      flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
-      train=c.TrainConfig(
-          steps=24,
-          queries_per_step=24,
-          group_size=8,
-          # Measured: at most 1.8e-5. Thoughts make prompts longer.
-          max_logprob_gap=5e-5,
-          checkpoint_every=5,
-      ),
-      evaluation=c.EvaluationConfig(every=8),
+    warm,
+    name='desk',
+    algorithm='flow_grpo',
+    task_set=dataclasses.replace(warm.task_set, test_items=400),
+    planner=dataclasses.replace(
+      warm.planner,
+      directory=str(_HERE / 'desk_planner'),
+      model=None,
+      attention='blocks',
+    ),
+    optimizer=c.OptimizerConfig(learning_rate=3e-4, max_grad_norm=1.0),
+    flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
+    train=c.TrainConfig(
+      steps=24,
+      queries_per_step=24,
+      group_size=8,
+      # Measured: at most 1.8e-5. Thoughts make prompts longer.
+      max_logprob_gap=5e-5,
+      checkpoint_every=5,
+    ),
+    evaluation=c.EvaluationConfig(every=8),
   )
 
 

@@ -23,12 +23,12 @@ def get_config() -> c.Config:
   plain = c.load_module(str(_HERE / 'desk.py')).get_config()
   warm = c.load_module(str(_HERE / 'desk_code_warm_start.py')).get_config()
   return dataclasses.replace(
-      plain,
-      name='desk_code',
-      planner=dataclasses.replace(
-          plain.planner, directory='runs/desk_code_warm_start/planner'
-      ),
-      agent=warm.agent,
+    plain,
+    name='desk_code',
+    planner=dataclasses.replace(
+      plain.planner, directory='runs/desk_code_warm_start/planner'
+    ),
+    agent=warm.agent,
   )
 
 

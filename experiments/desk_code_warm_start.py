@@ -18,12 +18,12 @@ _HERE = pathlib.Path(__file__).parent
 def get_config() -> c.Config:
   plain = c.load_module(str(_HERE / 'desk_warm_start.py')).get_config()
   return dataclasses.replace(
-      plain,
-      name='desk_code_warm_start',
-      agent=dataclasses.replace(
-          plain.agent,
-          executor=c.ModuleConfig(),
-          code=c.CodeConfig(sandbox='monty'),
-          plan_format='code',
-      ),
+    plain,
+    name='desk_code_warm_start',
+    agent=dataclasses.replace(
+      plain.agent,
+      executor=c.ModuleConfig(),
+      code=c.CodeConfig(sandbox='monty'),
+      plan_format='code',
+    ),
   )

@@ -17,23 +17,21 @@ from agentflow_jax.config import schema as c
 
 def get_config() -> c.Config:
   role = c.ModuleConfig(
-      'endpoint', c.SamplingSpec(temperature=0.0, max_new_tokens=1024)
+    'endpoint', c.SamplingSpec(temperature=0.0, max_new_tokens=1024)
   )
   return c.Config(
-      name='endpoint',
-      planner=c.PlannerConfig(
-          backend='endpoint',
-          sampling=c.SamplingSpec(temperature=0.7, max_new_tokens=1024),
-          max_prompt_tokens=16_384,
-      ),
-      agent=c.AgentConfig(
-          executor=role,
-          verifier=role,
-          generator=role,
-          analyst=role,
-          rollout=c.RolloutConfig(max_turns=10),
-          tools=c.ToolsConfig(
-              enabled=('python', 'generalist'), generalist=role
-          ),
-      ),
+    name='endpoint',
+    planner=c.PlannerConfig(
+      backend='endpoint',
+      sampling=c.SamplingSpec(temperature=0.7, max_new_tokens=1024),
+      max_prompt_tokens=16_384,
+    ),
+    agent=c.AgentConfig(
+      executor=role,
+      verifier=role,
+      generator=role,
+      analyst=role,
+      rollout=c.RolloutConfig(max_turns=10),
+      tools=c.ToolsConfig(enabled=('python', 'generalist'), generalist=role),
+    ),
   )

@@ -24,35 +24,33 @@ from agentflow_jax.config import schema as c
 
 def get_config() -> c.Config:
   role = c.ModuleConfig(
-      'endpoint', c.SamplingSpec(temperature=0.0, max_new_tokens=2048)
+    'endpoint', c.SamplingSpec(temperature=0.0, max_new_tokens=2048)
   )
   return c.Config(
-      name='enterpriseops',
-      planner=c.PlannerConfig(
-          backend='endpoint',
-          sampling=c.SamplingSpec(temperature=0.0, max_new_tokens=2048),
-          max_prompt_tokens=100_000,
-      ),
-      agent=c.AgentConfig(
-          executor=role,
-          verifier=role,
-          generator=role,
-          analyst=role,
-          # A tool that is not there costs a turn, not the task.
-          unknown_tool='tell',
-          rollout=c.RolloutConfig(
-              max_turns=50, deadline_seconds=3600.0, entry_tokens=4096
-          ),
-          tools=c.ToolsConfig(enabled=()),
-          environment=c.EnvironmentConfig(kind='enterpriseops'),
-      ),
-      task_set=c.TaskSetConfig(kind='enterpriseops', test_items=0, validation_items=0),
-      train=c.TrainConfig(concurrent_rollouts=8),
+    name='enterpriseops',
+    planner=c.PlannerConfig(
+      backend='endpoint',
+      sampling=c.SamplingSpec(temperature=0.0, max_new_tokens=2048),
+      max_prompt_tokens=100_000,
+    ),
+    agent=c.AgentConfig(
+      executor=role,
+      verifier=role,
+      generator=role,
+      analyst=role,
+      # A tool that is not there costs a turn, not the task.
+      unknown_tool='tell',
+      rollout=c.RolloutConfig(max_turns=50, deadline_seconds=3600.0, entry_tokens=4096),
+      tools=c.ToolsConfig(enabled=()),
+      environment=c.EnvironmentConfig(kind='enterpriseops'),
+    ),
+    task_set=c.TaskSetConfig(kind='enterpriseops', test_items=0, validation_items=0),
+    train=c.TrainConfig(concurrent_rollouts=8),
   )
 
 
 def get_sweep() -> list[dict[str, str]]:
   """The plan experiment."""
   return [
-      {'agent.analyst.backend': backend} for backend in ('none', 'oracle', 'endpoint')
+    {'agent.analyst.backend': backend} for backend in ('none', 'oracle', 'endpoint')
   ]

@@ -24,10 +24,10 @@ _HERE = pathlib.Path(__file__).parent
 def get_config() -> c.Config:
   larger = c.load_module(str(_HERE / 'flow_grpo_qwen2p5_7b.py')).get_config()
   return dataclasses.replace(
-      larger,
-      name='flow_grpo_qwen2p5_3b',
-      planner=dataclasses.replace(
-          larger.planner, directory='weights/Qwen2.5-3B-Instruct'
-      ),
-      engine=dataclasses.replace(larger.engine, kv_tokens=262_144),
+    larger,
+    name='flow_grpo_qwen2p5_3b',
+    planner=dataclasses.replace(
+      larger.planner, directory='weights/Qwen2.5-3B-Instruct'
+    ),
+    engine=dataclasses.replace(larger.engine, kv_tokens=262_144),
   )

@@ -67,9 +67,9 @@ class OneSentence:
     memory = view.memory.unmarked()
     found = '\n'.join(entry.result for entry in memory.entries)
     prompt = (
-        records.Segment('system', 'Answer with one short sentence.', True),
-        # What tools and users write is never trusted.
-        records.Segment('user', f'{memory.query}\n\n{found}', False),
+      records.Segment('system', 'Answer with one short sentence.', True),
+      # What tools and users write is never trusted.
+      records.Segment('user', f'{memory.query}\n\n{found}', False),
     )
     sampling = records.SamplingSpec(temperature=0.0, max_new_tokens=24)
     done = await self._model.generate(prompt, sampling, view.key_of('generator'))

@@ -39,5 +39,8 @@ class Till:
 
   def verify(self) -> dict[str, bool]:
     """Says how the episode ended: each entry is a check."""
-    return {'paid in full': self.paid >= self.price, 'left': bool(self.done),
-            'not a coin too many': self.paid - self.price < 5}
+    return {
+      'paid in full': self.paid >= self.price,
+      'left': bool(self.done),
+      'not a coin too many': self.paid - self.price < 5,
+    }

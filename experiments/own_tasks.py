@@ -36,24 +36,24 @@ _HERE = pathlib.Path(__file__).parent
 def get_config() -> c.Config:
   warm = c.load_module(str(_HERE / 'own_tasks_warm_start.py')).get_config()
   return dataclasses.replace(
-      warm,
-      name='own_tasks',
-      algorithm='flow_grpo',
-      planner=dataclasses.replace(
-          warm.planner, directory='runs/own_tasks_warm_start/planner'
-      ),
-      optimizer=c.OptimizerConfig(learning_rate=2e-5, max_grad_norm=1.0),
-      flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
-      train=c.TrainConfig(
-          steps=16,
-          queries_per_step=8,
-          group_size=8,
-          checkpoint_every=8,
-          keep_checkpoints=1,
-          # Float32 of a real model; see smollm2_geohop.py.
-          max_logprob_gap=1e-3,
-      ),
-      evaluation=c.EvaluationConfig(every=0),
+    warm,
+    name='own_tasks',
+    algorithm='flow_grpo',
+    planner=dataclasses.replace(
+      warm.planner, directory='runs/own_tasks_warm_start/planner'
+    ),
+    optimizer=c.OptimizerConfig(learning_rate=2e-5, max_grad_norm=1.0),
+    flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
+    train=c.TrainConfig(
+      steps=16,
+      queries_per_step=8,
+      group_size=8,
+      checkpoint_every=8,
+      keep_checkpoints=1,
+      # Float32 of a real model; see smollm2_geohop.py.
+      max_logprob_gap=1e-3,
+    ),
+    evaluation=c.EvaluationConfig(every=0),
   )
 
 

@@ -26,15 +26,15 @@ def get_config() -> c.Config:
   warm = c.load_module(str(_HERE / 'own_tasks_code_warm_start.py')).get_config()
   plain = c.load_module(str(_HERE / 'own_tasks.py')).get_config()
   return dataclasses.replace(
-      plain,
-      name='own_tasks_code',
-      task_set=warm.task_set,
-      planner=dataclasses.replace(
-          warm.planner, directory='runs/own_tasks_code_warm_start/planner'
-      ),
-      agent=warm.agent,
-      engine=warm.engine,
-      reward=c.RewardConfig(weights={'success': 1.0, 'execution': 0.1}),
+    plain,
+    name='own_tasks_code',
+    task_set=warm.task_set,
+    planner=dataclasses.replace(
+      warm.planner, directory='runs/own_tasks_code_warm_start/planner'
+    ),
+    agent=warm.agent,
+    engine=warm.engine,
+    reward=c.RewardConfig(weights={'success': 1.0, 'execution': 0.1}),
   )
 
 

@@ -24,15 +24,15 @@ _HERE = pathlib.Path(__file__).parent
 def get_config() -> c.Config:
   base = c.load_module(str(_HERE / 'flow_grpo_qwen2p5_7b.py')).get_config()
   return dataclasses.replace(
-      base,
-      name='paper_mix',
-      task_set=c.TaskSetConfig(
-          kind='mixture',
-          mixture=c.MixtureConfig(
-              natural_questions=c.SourceConfig('data/nq/train.jsonl', weight=10),
-              deepmath=c.SourceConfig('data/deepmath', weight=13),
-          ),
-          benchmark='aime24',
-          evaluation='data/aime24.json',
+    base,
+    name='paper_mix',
+    task_set=c.TaskSetConfig(
+      kind='mixture',
+      mixture=c.MixtureConfig(
+        natural_questions=c.SourceConfig('data/nq/train.jsonl', weight=10),
+        deepmath=c.SourceConfig('data/deepmath', weight=13),
       ),
+      benchmark='aime24',
+      evaluation='data/aime24.json',
+    ),
   )

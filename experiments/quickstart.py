@@ -17,22 +17,18 @@ _HERE = pathlib.Path(__file__).parent
 def get_config() -> c.Config:
   warm = c.load_module(str(_HERE / 'geohop_warm_start.py')).get_config()
   return dataclasses.replace(
-      warm,
-      name='quickstart',
-      algorithm='flow_grpo',
-      planner=dataclasses.replace(
-          warm.planner, directory=str(_HERE / 'geohop_planner'), model=None
-      ),
-      optimizer=c.OptimizerConfig(learning_rate=3e-4, max_grad_norm=1.0),
-      flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
-      train=c.TrainConfig(
-          steps=30,
-          queries_per_step=32,
-          group_size=8,
-          mini_batches=2,
-          checkpoint_every=5,
-      ),
-      evaluation=c.EvaluationConfig(every=10),
+    warm,
+    name='quickstart',
+    algorithm='flow_grpo',
+    planner=dataclasses.replace(
+      warm.planner, directory=str(_HERE / 'geohop_planner'), model=None
+    ),
+    optimizer=c.OptimizerConfig(learning_rate=3e-4, max_grad_norm=1.0),
+    flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
+    train=c.TrainConfig(
+      steps=30, queries_per_step=32, group_size=8, mini_batches=2, checkpoint_every=5
+    ),
+    evaluation=c.EvaluationConfig(every=10),
   )
 
 

@@ -31,20 +31,20 @@ _HERE = pathlib.Path(__file__).parent
 def get_config() -> c.Config:
   base = c.load_module(str(_HERE / 'quickstart.py')).get_config()
   return dataclasses.replace(
-      base,
-      name='quickstart_queue',
-      flow_grpo=dataclasses.replace(
-          base.flow_grpo, old_logprobs='recompute', importance_cap=2.0
-      ),
-      evaluation=dataclasses.replace(base.evaluation, every=2),
-      queue=c.QueueConfig(size=64),
+    base,
+    name='quickstart_queue',
+    flow_grpo=dataclasses.replace(
+      base.flow_grpo, old_logprobs='recompute', importance_cap=2.0
+    ),
+    evaluation=dataclasses.replace(base.evaluation, every=2),
+    queue=c.QueueConfig(size=64),
   )
 
 
 def get_sweep() -> list[dict[str, str]]:
   ways = [
-      {'queue.size': '64'},
-      {'queue.size': '0'},
-      {'queue.size': '0', 'train.refill_rounds': '2'},
+    {'queue.size': '64'},
+    {'queue.size': '0'},
+    {'queue.size': '0', 'train.refill_rounds': '2'},
   ]
   return c.sweep.product(ways, c.sweep.grid({'seed': list(range(8))}))

@@ -25,23 +25,23 @@ def get_config() -> c.Config:
   warm = c.load_module(str(_HERE / 'smollm2_warm_start.py'))
   base = warm.get_config(weights='runs/smollm2_warm_start/planner')
   return dataclasses.replace(
-      base,
-      name='smollm2_geohop',
-      algorithm='flow_grpo',
-      optimizer=c.OptimizerConfig(learning_rate=1.5e-5, max_grad_norm=1.0),
-      flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
-      # Room for what a group shares.
-      batch=c.BatchConfig(tokens_per_row=512, rows_per_micro=2),
-      train=c.TrainConfig(
-          steps=14,
-          queries_per_step=8,
-          group_size=8,
-          checkpoint_every=7,
-          keep_checkpoints=1,
-          # Measured: 4.2e-5 in float32 (bfloat16: 0.22).
-          max_logprob_gap=1e-3,
-      ),
-      evaluation=c.EvaluationConfig(every=0),
+    base,
+    name='smollm2_geohop',
+    algorithm='flow_grpo',
+    optimizer=c.OptimizerConfig(learning_rate=1.5e-5, max_grad_norm=1.0),
+    flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
+    # Room for what a group shares.
+    batch=c.BatchConfig(tokens_per_row=512, rows_per_micro=2),
+    train=c.TrainConfig(
+      steps=14,
+      queries_per_step=8,
+      group_size=8,
+      checkpoint_every=7,
+      keep_checkpoints=1,
+      # Measured: 4.2e-5 in float32 (bfloat16: 0.22).
+      max_logprob_gap=1e-3,
+    ),
+    evaluation=c.EvaluationConfig(every=0),
   )
 
 

@@ -26,9 +26,7 @@ def get_config() -> c.Config:
   base = c.load_module(str(_HERE / 'flow_grpo_qwen2p5_7b.py')).get_config()
   tools = dataclasses.replace(base.agent.tools, enabled=_TOOLS)
   return dataclasses.replace(
-      base,
-      name='tool_ablation',
-      agent=dataclasses.replace(base.agent, tools=tools),
+    base, name='tool_ablation', agent=dataclasses.replace(base.agent, tools=tools)
   )
 
 

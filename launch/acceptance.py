@@ -31,20 +31,20 @@ from agentflow_jax.files import reading, writing
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _CONFIG = _ROOT / 'experiments' / 'quickstart.py'
 _SHORT = (
-    '--config.train.steps=6',
-    '--config.train.queries_per_step=6',
-    '--config.train.group_size=4',
-    '--config.train.checkpoint_every=2',
-    '--config.evaluation.every=3',
-    '--config.evaluation.controls=false',
-    '--config.task_set.validation_items=12',
-    '--config.task_set.test_items=12',
+  '--config.train.steps=6',
+  '--config.train.queries_per_step=6',
+  '--config.train.group_size=4',
+  '--config.train.checkpoint_every=2',
+  '--config.evaluation.every=3',
+  '--config.evaluation.controls=false',
+  '--config.task_set.validation_items=12',
+  '--config.task_set.test_items=12',
 )
 _TESTS = {
-    'exactness': ['tests/core'],
-    'on_policy': ['tests/training/on_policy_test.py', 'tests/inference'],
-    'conservation': ['tests/agents/rollout_test.py'],
-    'sandbox': ['tests/agents/tools'],
+  'exactness': ['tests/core'],
+  'on_policy': ['tests/training/on_policy_test.py', 'tests/inference'],
+  'conservation': ['tests/agents/rollout_test.py'],
+  'sandbox': ['tests/agents/tools'],
 }
 # Sampled accuracy at the end; its gain over the sampled accuracy at the start, and
 # over the better of sampled and greedy there; seconds of a run on 2 quiet cores.
@@ -64,11 +64,9 @@ def main() -> int:
   workdir.mkdir(parents=True, exist_ok=True)
   figures = Figures(workdir / 'acceptance.json')
   parts = {
-      'seeds': lambda: _seeds(workdir, figures, arguments.seeds),
-      'resume': lambda: _resume(
-          workdir, figures, arguments.kills, arguments.config
-      ),
-      'tests': lambda: _tests(figures),
+    'seeds': lambda: _seeds(workdir, figures, arguments.seeds),
+    'resume': lambda: _resume(workdir, figures, arguments.kills, arguments.config),
+    'tests': lambda: _tests(figures),
   }
   asked = arguments.only.split(',')
   unknown = [a for a in asked if a not in parts]
@@ -101,18 +99,25 @@ class Figures:
 def _commit() -> str:
   """The commit that the figures are of, and whether more has changed."""
   described = subprocess.run(
-      ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*'],
-      cwd=_ROOT, check=True, capture_output=True, text=True,
+    ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*'],
+    cwd=_ROOT,
+    check=True,
+    capture_output=True,
+    text=True,
   )
   return described.stdout.strip()
 
 
 def _command(
-    workdir: pathlib.Path, *more: str, config: str = str(_CONFIG)
+  workdir: pathlib.Path, *more: str, config: str = str(_CONFIG)
 ) -> list[str]:
   return [
-      sys.executable, '-m', 'agentflow_jax.train', f'--config={config}',
-      f'--workdir={workdir}', *more,
+    sys.executable,
+    '-m',
+    'agentflow_jax.train',
+    f'--config={config}',
+    f'--workdir={workdir}',
+    *more,
   ]
 
 
@@ -124,36 +129,36 @@ def _seeds(workdir, figures, seeds) -> None:
       continue
     run = workdir / name
     start = time.monotonic()
-    subprocess.run(
-        _command(run, f'--config.seed={seed}'), check=True, cwd=_ROOT
-    )
+    subprocess.run(_command(run, f'--config.seed={seed}'), check=True, cwd=_ROOT)
     seconds = time.monotonic() - start
     s = reading.read_json(run / 'summary.json')
     best_start = max(s['eval/accuracy_start'], s['eval/accuracy_start_greedy'])
     final, low = s['eval/accuracy_final'], s['eval/accuracy_final/ci_low']
     gain = final - s['eval/accuracy_start']
-    apart = all(
-        low > s[f'control/{c}_planner/ci_high'] for c in ('random', 'frozen')
-    )
+    apart = all(low > s[f'control/{c}_planner/ci_high'] for c in ('random', 'frozen'))
     holds = (
-        final >= _FINAL
-        and gain >= _GAIN
-        and final - best_start >= _GAIN_OVER_BEST
-        and apart
-        and s['control/oracle_planner'] >= 0.98
-        and s['control/empty_planner'] <= 0.05
-        and s['control/frozen_planner'] == s['eval/accuracy_start']
-        and s['compiles/after_warmup'] == 0
-        and seconds < _SECONDS
-        and sum(v for k, v in s.items() if k.startswith('rollouts/status/'))
-        == s['rollouts/requested']
+      final >= _FINAL
+      and gain >= _GAIN
+      and final - best_start >= _GAIN_OVER_BEST
+      and apart
+      and s['control/oracle_planner'] >= 0.98
+      and s['control/empty_planner'] <= 0.05
+      and s['control/frozen_planner'] == s['eval/accuracy_start']
+      and s['compiles/after_warmup'] == 0
+      and seconds < _SECONDS
+      and sum(v for k, v in s.items() if k.startswith('rollouts/status/'))
+      == s['rollouts/requested']
     )
     names = [k for k in s if k.startswith(('eval/', 'control/'))]
     figures.set(
-        name, holds, seconds=round(seconds, 1), gain=gain,
-        gain_over_best=final - best_start, params_digest=s['params_digest'],
-        compiles_after_warmup=s['compiles/after_warmup'],
-        **{k: s[k] for k in sorted(names)},
+      name,
+      holds,
+      seconds=round(seconds, 1),
+      gain=gain,
+      gain_over_best=final - best_start,
+      params_digest=s['params_digest'],
+      compiles_after_warmup=s['compiles/after_warmup'],
+      **{k: s[k] for k in sorted(names)},
     )
 
 
@@ -197,25 +202,29 @@ def _resume(workdir, figures, kills, config) -> None:
       figures.set(name, False, kills=killed, runs=runs, differs=differs)
       return
   figures.set(
-      name, True, kills=killed, runs=runs, moments_seconds=moments,
-      params_digest=wanted['params_digest'],
+    name,
+    True,
+    kills=killed,
+    runs=runs,
+    moments_seconds=moments,
+    params_digest=wanted['params_digest'],
   )
 
 
 def _run_whole(workdir, config) -> float:
   """Runs it unbroken; returns the seconds that it took."""
   start = time.monotonic()
-  subprocess.run(
-      _command(workdir, *_SHORT, config=config), check=True, cwd=_ROOT
-  )
+  subprocess.run(_command(workdir, *_SHORT, config=config), check=True, cwd=_ROOT)
   return time.monotonic() - start
 
 
 def _killed_at(workdir, seconds: float | None, config: str) -> bool:
   """Runs; kills it after so many seconds. False where it ended before."""
   process = subprocess.Popen(
-      _command(workdir, *_SHORT, config=config), cwd=_ROOT,
-      start_new_session=True, stdout=subprocess.DEVNULL,
+    _command(workdir, *_SHORT, config=config),
+    cwd=_ROOT,
+    start_new_session=True,
+    stdout=subprocess.DEVNULL,
   )
   try:
     code = process.wait(seconds)
@@ -240,17 +249,17 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
   found['params_digest'] = summary['params_digest']
   for i, line in enumerate(reading.json_lines(workdir / 'metrics.jsonl')):
     kept = {
-        k: v
-        for k, v in line.value.items()
-        if not k.startswith(('seconds/', 'rate/'))
+      k: v for k, v in line.value.items() if not k.startswith(('seconds/', 'rate/'))
     }
     found[f'metrics/{i}'] = json.dumps(kept, sort_keys=True)
   reader = [
-      sys.executable, '-m', 'agentflow_jax.rollouts.rollout_files',
-      str(workdir / 'rollouts'),
+    sys.executable,
+    '-m',
+    'agentflow_jax.rollouts.rollout_files',
+    str(workdir / 'rollouts'),
   ]
   text = subprocess.run(
-      reader, check=True, capture_output=True, text=True, cwd=_ROOT
+    reader, check=True, capture_output=True, text=True, cwd=_ROOT
   ).stdout
   found |= dict(line.split('\t') for line in text.splitlines())
   for path in sorted((workdir / 'evaluations').glob('*.json')):
@@ -265,14 +274,15 @@ def _tests(figures) -> None:
   """The tests that hold the other lines of the acceptance."""
   for name, paths in _TESTS.items():
     result = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-rs', *paths],
-        cwd=_ROOT, capture_output=True, text=True, check=False,
+      [sys.executable, '-m', 'pytest', '-q', '-rs', *paths],
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
     )
     lines = result.stdout.strip().splitlines() or ['nothing printed']
     skipped = [x for x in lines if x.startswith('SKIPPED')]
-    figures.set(
-        name, result.returncode == 0, pytest=lines[-1], skipped=skipped
-    )
+    figures.set(name, result.returncode == 0, pytest=lines[-1], skipped=skipped)
 
 
 if __name__ == '__main__':

@@ -31,8 +31,26 @@ from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
 
 # Two-sided 95% points of Student's t, by degrees of freedom.
 _T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201,
-    2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+  12.706,
+  4.303,
+  3.182,
+  2.776,
+  2.571,
+  2.447,
+  2.365,
+  2.306,
+  2.262,
+  2.228,
+  2.201,
+  2.179,
+  2.160,
+  2.145,
+  2.131,
+  2.120,
+  2.110,
+  2.101,
+  2.093,
+  2.086,
 )
 _SEED = 'seed'
 _EVALUATION = 'evaluation'
@@ -40,12 +58,13 @@ _EVALUATION = 'evaluation'
 
 def _arguments():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--sweep', required=True)
   parser.add_argument(
-      '--metric', default='',
-      help='of the table: eval/accuracy_final, or accuracy of evaluations',
+    '--metric',
+    default='',
+    help='of the table: eval/accuracy_final, or accuracy of evaluations',
   )
   parser.add_argument('--curve', default='reward/mean')
   parser.add_argument('--out', default='')
@@ -66,13 +85,16 @@ def _runs(directory):
   for path in sorted(directory.glob('*/config.json')):
     run = path.parent
     summary = run / 'summary.json'
-    runs.append((
+    runs.append(
+      (
         run.name,
         old_names.config(reading.read_json(path, allows_nan=True)),
         _json_lines(run / 'metrics.jsonl'),
         old_names.metrics(reading.read_json(summary, allows_nan=True))
-        if summary.exists() else None,
-    ))
+        if summary.exists()
+        else None,
+      )
+    )
   return runs
 
 
@@ -90,9 +112,7 @@ def _varied(runs):
   """Returns the fields of the configs that are not the same in all runs."""
   names = sorted({name for _, config, _, _ in runs for name in config})
   text = lambda config, name: json.dumps(config.get(name))
-  return [
-      n for n in names if len({text(config, n) for _, config, _, _ in runs}) > 1
-  ]
+  return [n for n in names if len({text(config, n) for _, config, _, _ in runs}) > 1]
 
 
 def _interval(values):
@@ -139,8 +159,8 @@ def _over_requested(metric):
 def _text(header, rows):
   widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
   return '\n'.join(
-      '  '.join(c.ljust(w) for c, w in zip(row, widths)).rstrip()
-      for row in [header, *rows]
+    '  '.join(c.ljust(w) for c, w in zip(row, widths)).rstrip()
+    for row in [header, *rows]
   )
 
 
@@ -155,8 +175,11 @@ def _picture(runs, knob, curve):
     if not points:
       continue
     axes.plot(
-        *zip(*points), color=f'C{values.index(value) % 10}', alpha=0.8,
-        linewidth=1, label=None if value in shown else value,
+      *zip(*points),
+      color=f'C{values.index(value) % 10}',
+      alpha=0.8,
+      linewidth=1,
+      label=None if value in shown else value,
     )
     shown.add(value)
   axes.set_xlabel('step')
@@ -174,24 +197,24 @@ def _scaling(runs, knob):
   is_numeric = all(map(number, values))
   place = {v: v if is_numeric else i for i, v in enumerate(values)}
   figure, (above, below) = plt.subplots(
-      2, 1, figsize=(7, 5), sharex=True, height_ratios=[3, 2]
+    2, 1, figsize=(7, 5), sharex=True, height_ratios=[3, 2]
   )
   for name in sorted({config[_EVALUATION] for _, config, _, _ in runs}):
     found = sorted(
-        (
-            (place[config.get(knob)], value)
-            for _, config, _, value in runs
-            if config[_EVALUATION] == name and value['items_scored']
-        ),
-        key=lambda pair: pair[0],
+      (
+        (place[config.get(knob)], value)
+        for _, config, _, value in runs
+        if config[_EVALUATION] == name and value['items_scored']
+      ),
+      key=lambda pair: pair[0],
     )
     if not found:
       continue
     x = [p for p, _ in found]
     y = [v['accuracy'] for _, v in found]
     spread = [
-        [a - v['ci_low'] for a, (_, v) in zip(y, found)],
-        [v['ci_high'] - a for a, (_, v) in zip(y, found)],
+      [a - v['ci_low'] for a, (_, v) in zip(y, found)],
+      [v['ci_high'] - a for a, (_, v) in zip(y, found)],
     ]
     above.errorbar(x, y, spread, marker='o', capsize=3, label=name)
     below.plot(x, [v['turns_mean'] for _, v in found], marker='o')
@@ -210,26 +233,22 @@ def _svg(figure):
   figure.savefig(out, format='svg')
   plt.close(figure)
   svg = out.getvalue()
-  return svg[svg.index('<svg'):]
+  return svg[svg.index('<svg') :]
 
 
 def _page(name, header, rows, pictures):
-  cells = lambda row, tag: ''.join(
-      f'<{tag}>{html.escape(c)}</{tag}>' for c in row
-  )
+  cells = lambda row, tag: ''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in row)
   body = ''.join(f'<tr>{cells(row, "td")}</tr>\n' for row in rows)
-  figures = ''.join(
-      f'<h2>{html.escape(knob)}</h2>\n{svg}\n' for knob, svg in pictures
-  )
+  figures = ''.join(f'<h2>{html.escape(knob)}</h2>\n{svg}\n' for knob, svg in pictures)
   return (
-      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-      f'<title>{html.escape(name)}</title>\n<style>'
-      'body{font:15px sans-serif;margin:2em auto;max-width:60em}'
-      'table{border-collapse:collapse}'
-      'td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:left}'
-      f'</style></head>\n<body><h1>{html.escape(name)}</h1>\n'
-      f'<table><tr>{cells(header, "th")}</tr>\n{body}</table>\n{figures}'
-      '</body></html>\n'
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    f'<title>{html.escape(name)}</title>\n<style>'
+    'body{font:15px sans-serif;margin:2em auto;max-width:60em}'
+    'table{border-collapse:collapse}'
+    'td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:left}'
+    f'</style></head>\n<body><h1>{html.escape(name)}</h1>\n'
+    f'<table><tr>{cells(header, "th")}</tr>\n{body}</table>\n{figures}'
+    '</body></html>\n'
   )
 
 
@@ -248,9 +267,9 @@ def main():
   print(_text(header, rows))
   # With one run, or none that differs, its curve is still worth a look.
   pictures = [
-      (k, picture(runs, k) if picture else _picture(runs, k, args.curve))
-      for k in varied or [_SEED]
-      if k != _EVALUATION
+    (k, picture(runs, k) if picture else _picture(runs, k, args.curve))
+    for k in varied or [_SEED]
+    if k != _EVALUATION
   ]
   out = pathlib.Path(args.out or directory / 'sweep.html')
   writing.write_whole(out, _page(directory.name, header, rows, pictures))

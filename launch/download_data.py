@@ -20,18 +20,18 @@ import urllib.request
 # error names it, and --base_url or a download by hand is the way on.
 _SHARDS = 10
 _FILES = {
-    'nq': {
-        'nq/train.jsonl': (
-            'datasets/RUC-NLPIR/FlashRAG_datasets/resolve/main/nq/train.jsonl'
-        )
-    },
-    'deepmath': {
-        f'deepmath/train-{i:05d}-of-{_SHARDS:05d}.parquet': (
-            'datasets/zwhe99/DeepMath-103K/resolve/main/data/'
-            f'train-{i:05d}-of-{_SHARDS:05d}.parquet'
-        )
-        for i in range(_SHARDS)
-    },
+  'nq': {
+    'nq/train.jsonl': (
+      'datasets/RUC-NLPIR/FlashRAG_datasets/resolve/main/nq/train.jsonl'
+    )
+  },
+  'deepmath': {
+    f'deepmath/train-{i:05d}-of-{_SHARDS:05d}.parquet': (
+      'datasets/zwhe99/DeepMath-103K/resolve/main/data/'
+      f'train-{i:05d}-of-{_SHARDS:05d}.parquet'
+    )
+    for i in range(_SHARDS)
+  },
 }
 _CHUNK = 1 << 20
 _TOLD = 64 << 20  # Bytes from one line of progress to the next.
@@ -44,7 +44,7 @@ class _Failed(Exception):
 
 def _arguments():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--dir', default='data')
   parser.add_argument('--only', choices=sorted(_FILES), default=None)
@@ -70,9 +70,7 @@ def _open(url, start):
     raise _Failed(f'{url}: {e.code} {e.reason}; has it moved?') from e
   except (OSError, http.client.HTTPException) as e:
     reason = getattr(e, 'reason', e)
-    raise _Failed(
-        f'{url}: {reason}. No network? Download it where there is one'
-    ) from e
+    raise _Failed(f'{url}: {reason}. No network? Download it where there is one') from e
 
 
 def _download(url, path, limit):
@@ -113,12 +111,10 @@ def _download(url, path, limit):
             print(f'  {done >> 20}{of} MiB', flush=True)
       except (OSError, http.client.HTTPException) as e:
         raise _Failed(
-            f'{url}: cut off at byte {done}: {e}; the same command goes on'
+          f'{url}: cut off at byte {done}: {e}; the same command goes on'
         ) from e
   if size is not None and done != size:
-    raise _Failed(
-        f'{url}: cut off at byte {done} of {size}; the same command goes on'
-    )
+    raise _Failed(f'{url}: cut off at byte {done} of {size}; the same command goes on')
   partial.rename(path)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs ruff (lint) and pyright (types), as CI does.
+# Runs ruff (lint and format) and pyright (types), as CI does.
 #
 #   bash launch/lint.sh
 #
@@ -32,5 +32,6 @@ fi
 cd "$ROOT"
 status=0
 "$VENV_PYTHON" -m ruff check || status=1
+"$VENV_PYTHON" -m ruff format --diff --quiet || status=1
 "$VENV_PYTHON" -m pyright --pythonpath "$VENV_PYTHON" || status=1
 exit "$status"

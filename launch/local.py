@@ -26,7 +26,7 @@ import time
 
 def _arguments():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--processes', type=int, required=True)
   parser.add_argument('--devices', type=int, default=0)
@@ -34,7 +34,7 @@ def _arguments():
   parser.add_argument('--dry_run', action='store_true')
   parser.add_argument('command', nargs=argparse.REMAINDER)
   args = parser.parse_args()
-  args.command = args.command[args.command[:1] == ['--']:]
+  args.command = args.command[args.command[:1] == ['--'] :]
   if not args.command:
     parser.error('nothing to run: give it after --')
   if args.processes < 1 or args.devices < 0:
@@ -67,8 +67,9 @@ def _pump(index, stream):
 
 def _described(index, code):
   how = (
-      f'was ended by {signal.Signals(-code).name}' if code < 0
-      else f'ended with exit code {code}'
+    f'was ended by {signal.Signals(-code).name}'
+    if code < 0
+    else f'ended with exit code {code}'
   )
   return f'process {index} {how}'
 
@@ -78,15 +79,19 @@ class _Job:
 
   def __init__(self, commands, environment, grace):
     self.all = [
-        subprocess.Popen(
-            c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors='replace', env=environment,
-        )
-        for c in commands
+      subprocess.Popen(
+        c,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+        env=environment,
+      )
+      for c in commands
     ]
     self.pumps = [
-        threading.Thread(target=_pump, args=(i, p.stdout), daemon=True)
-        for i, p in enumerate(self.all)
+      threading.Thread(target=_pump, args=(i, p.stdout), daemon=True)
+      for i, p in enumerate(self.all)
     ]
     for i, (process, pump) in enumerate(zip(self.all, self.pumps)):
       print(f'process {i} is {process.pid}', flush=True)
@@ -131,11 +136,13 @@ def main():
   args = _arguments()
   coordinator = f'127.0.0.1:{_free_port()}'
   commands = [
-      [
-          *args.command, f'--coordinator={coordinator}',
-          f'--num_processes={args.processes}', f'--process_id={i}',
-      ]
-      for i in range(args.processes)
+    [
+      *args.command,
+      f'--coordinator={coordinator}',
+      f'--num_processes={args.processes}',
+      f'--process_id={i}',
+    ]
+    for i in range(args.processes)
   ]
   if args.dry_run:
     for command in commands:
@@ -145,9 +152,9 @@ def main():
     job = _Job(commands, _environment(args.devices), args.grace)
   except OSError as e:
     print(
-        f'error: cannot run {args.command[0]}: {e.strerror}; behind -- comes a command,'
-        ' such as python -m agentflow_jax.train',
-        file=sys.stderr,
+      f'error: cannot run {args.command[0]}: {e.strerror}; behind -- comes a command,'
+      ' such as python -m agentflow_jax.train',
+      file=sys.stderr,
     )
     return 2
   for number in (signal.SIGTERM, signal.SIGINT):

@@ -29,13 +29,11 @@ _LONGEST_NAME = 120
 
 def _arguments():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--config', required=True)
   parser.add_argument('--workdir', default='')
-  parser.add_argument(
-      '--program', default='train', choices=['train', 'evaluate']
-  )
+  parser.add_argument('--program', default='train', choices=['train', 'evaluate'])
   parser.add_argument('--only', default='', help='a regular expression')
   how = parser.add_mutually_exclusive_group()
   how.add_argument('--run', action='store_true')
@@ -95,8 +93,10 @@ def main():
       raise SystemExit(f'error: {args.config}: get_sweep() has {name} twice')
     if re.search(args.only, name):
       runs[name] = [
-          f'--config={args.config}', f'--workdir={workdir}/{name}',
-          *(f'--config.{k}={v}' for k, v in overrides.items()), *args.flags,
+        f'--config={args.config}',
+        f'--workdir={workdir}/{name}',
+        *(f'--config.{k}={v}' for k, v in overrides.items()),
+        *args.flags,
       ]
   if not runs:
     raise SystemExit(f'error: no run of {args.config} matches {args.only!r}')
@@ -108,14 +108,11 @@ def main():
   failed = []
   for i, (name, flags) in enumerate(runs.items(), 1):
     where = f'[{i}/{len(runs)}] {name}'
-    if '://' not in workdir and _is_done(
-        _ROOT / workdir / name, args.program
-    ):
+    if '://' not in workdir and _is_done(_ROOT / workdir / name, args.program):
       print(f'{where}: done before', flush=True)
       continue
     command = (
-        shlex.split(args.submit)
-        if args.submit else [sys.executable, '-m', module]
+      shlex.split(args.submit) if args.submit else [sys.executable, '-m', module]
     )
     attempts = 1 if args.submit else 1 + args.retries
     for _ in range(attempts):

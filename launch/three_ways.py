@@ -26,18 +26,21 @@ _WAYS = ('prompting', 'supervised', 'flow_grpo')
 _TRAIN = (sys.executable, '-m', 'agentflow_jax.train')
 # Beginnings of flags, and the ways that they are for.
 _SCOPES = {
-    'config': _WAYS, 'sampling': ('prompting', 'flow_grpo'),
-    'supervised': ('supervised',), 'flow_grpo': ('flow_grpo',),
+  'config': _WAYS,
+  'sampling': ('prompting', 'flow_grpo'),
+  'supervised': ('supervised',),
+  'flow_grpo': ('flow_grpo',),
 }
 
 
 def main() -> int:
   """Runs what has not been run, and prints the table."""
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-      epilog='Fields of the config: --config.FIELD=VALUE for all three ways,'
-      ' --sampling.FIELD=VALUE for prompting and Flow-GRPO, and'
-      ' --supervised.FIELD=VALUE or --flow_grpo.FIELD=VALUE for one.',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    epilog='Fields of the config: --config.FIELD=VALUE for all three ways,'
+    ' --sampling.FIELD=VALUE for prompting and Flow-GRPO, and'
+    ' --supervised.FIELD=VALUE or --flow_grpo.FIELD=VALUE for one.',
   )
   parser.add_argument('--config', required=True, help='file of the config')
   parser.add_argument('--workdir', default='runs/three_ways')
@@ -54,12 +57,15 @@ def main() -> int:
       fields[way].append(f'--config.{field}')
   workdir = pathlib.Path(arguments.workdir).resolve()
   runs = {
-      (seed, way): [
-          f'--config={arguments.config}', f'--workdir={workdir}/seed_{seed}/{way}',
-          f'--config.seed={seed}',
-          *_own_fields(way, workdir / f'seed_{seed}' / 'prompting'), *fields[way],
-      ]
-      for seed in range(arguments.seeds) for way in _WAYS
+    (seed, way): [
+      f'--config={arguments.config}',
+      f'--workdir={workdir}/seed_{seed}/{way}',
+      f'--config.seed={seed}',
+      *_own_fields(way, workdir / f'seed_{seed}' / 'prompting'),
+      *fields[way],
+    ]
+    for seed in range(arguments.seeds)
+    for way in _WAYS
   }
   _check(workdir, runs)
   rows, failed = [], 0
@@ -97,14 +103,16 @@ def _check(workdir: pathlib.Path, runs: dict) -> None:
     for name, command in said.items():
       if before.get(name, command) != command:
         raise SystemExit(
-            f'error: {workdir} holds {name} with other flags: {before[name]}; give'
-            ' another --workdir'
+          f'error: {workdir} holds {name} with other flags: {before[name]}; give'
+          ' another --workdir'
         )
     said = before | said
   for way, command in flags.items():
     code = subprocess.run(
-        [*_TRAIN, *command, '--print_config'], cwd=_ROOT, check=False,
-        stdout=subprocess.DEVNULL,
+      [*_TRAIN, *command, '--print_config'],
+      cwd=_ROOT,
+      check=False,
+      stdout=subprocess.DEVNULL,
     ).returncode
     if code:
       raise SystemExit(f'error: {way} would refuse these flags')
@@ -124,13 +132,15 @@ def _row(way: str, seed: int, summary: dict) -> dict:
   """Returns a line of the table, from the summary of a run."""
   row = {'way': way, 'seed': seed, 'rollouts': summary['rollouts/requested']}
   for name, key in (
-      ('sampled', 'eval/accuracy_final'), ('greedy', 'eval/accuracy_final_greedy'),
-      ('gain', 'eval/gain'), ('gain_greedy', 'eval/gain_greedy'),
+    ('sampled', 'eval/accuracy_final'),
+    ('greedy', 'eval/accuracy_final_greedy'),
+    ('gain', 'eval/gain'),
+    ('gain_greedy', 'eval/gain_greedy'),
   ):
     if key not in summary:
       raise SystemExit(
-          f'error: {way}, seed {seed}, has no {key}: the evaluations before and after'
-          ' training are compared, so evaluation.start_and_final must be true'
+        f'error: {way}, seed {seed}, has no {key}: the evaluations before and after'
+        ' training are compared, so evaluation.start_and_final must be true'
       )
     row[name] = [summary[key + end] for end in ('', '/ci_low', '/ci_high')]
   row['params_digest'] = summary['params_digest']
@@ -139,24 +149,26 @@ def _row(way: str, seed: int, summary: dict) -> dict:
 
 def _table(rows: list[dict]) -> str:
   lines = [
-      'Accuracy on the test tasks with its 95% interval; the gain over the planner that'
-      ' all begin with is paired over tasks.',
-      f'{"way":<12}{"seed":>5}{"rollouts":>10}{"sampled":>24}{"greedy":>24}'
-      f'{"gain, sampled":>30}',
+    'Accuracy on the test tasks with its 95% interval; the gain over the planner that'
+    ' all begin with is paired over tasks.',
+    f'{"way":<12}{"seed":>5}{"rollouts":>10}{"sampled":>24}{"greedy":>24}'
+    f'{"gain, sampled":>30}',
   ]
   for row in rows:
     if 'gain' not in row:
-      lines.append(f'{row["way"]:<12}{row["seed"]:>5}{"-":>10}{"-":>24}{"-":>24}{"-":>30}')
+      lines.append(
+        f'{row["way"]:<12}{row["seed"]:>5}{"-":>10}{"-":>24}{"-":>24}{"-":>30}'
+      )
       continue
     cells = [
-        f'{100 * mean:.1f}% [{100 * low:.1f}, {100 * high:.1f}]'
-        for mean, low, high in (row['sampled'], row['greedy'])
+      f'{100 * mean:.1f}% [{100 * low:.1f}, {100 * high:.1f}]'
+      for mean, low, high in (row['sampled'], row['greedy'])
     ]
     mean, low, high = row['gain']
     gain = f'{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]'
     lines.append(
-        f'{row["way"]:<12}{row["seed"]:>5}{row["rollouts"]:>10}{cells[0]:>24}'
-        f'{cells[1]:>24}{gain:>30}'
+      f'{row["way"]:<12}{row["seed"]:>5}{row["rollouts"]:>10}{cells[0]:>24}'
+      f'{cells[1]:>24}{gain:>30}'
     )
   return '\n'.join(lines)
 

@@ -9,45 +9,59 @@ import pytest
 # test that says that two programs give equal bits is marked `exact`: there they are
 # compiled alike, and -m slow runs it again with programs as they are in use.
 _QUICK = (
-    'tests/core/', 'tests/weights/', 'tests/inference/kernels_test.py',
-    'tests/inference/gathered_test.py', 'tests/inference/pages_test.py',
-    'tests/sizing/fit_test.py', 'tests/training/', 'tests/evaluation/',
-    'tests/report/', 'tests/assembly/', 'tests/rollouts/', 'tests/serving/',
+  'tests/core/',
+  'tests/weights/',
+  'tests/inference/kernels_test.py',
+  'tests/inference/gathered_test.py',
+  'tests/inference/pages_test.py',
+  'tests/sizing/fit_test.py',
+  'tests/training/',
+  'tests/evaluation/',
+  'tests/report/',
+  'tests/assembly/',
+  'tests/rollouts/',
+  'tests/serving/',
 )
 # These are about programs as they are in use: what sampler and trainer make of one
 # policy, and processes that have to agree.
-_IN_USE = (
-    'tests/training/on_policy_test.py', 'tests/training/many_processes_test.py',
-)
+_IN_USE = ('tests/training/on_policy_test.py', 'tests/training/many_processes_test.py')
 
 # Files that take long, in the order in which processes are given them: one that
 # begins last would keep one process busy while the others are done.
 _LONG = (
-    'tests/core/update_test.py', 'tests/core/truncation_test.py',
-    'tests/core/forest_test.py', 'tests/sizing/fit_test.py',
-    'tests/core/masters_test.py', 'tests/core/attention_test.py',
-    'tests/inference/engine_test.py', 'tests/entry_points_test.py',
-    'tests/evaluation/command_test.py', 'tests/training/run_test.py',
-    'tests/training/own_code_run_test.py', 'tests/agents/tools/mcp/servers_test.py',
-    'tests/training/demonstrations_test.py', 'tests/training/on_policy_test.py',
-    'tests/training/trainer_test.py', 'tests/inference/sampling_test.py',
-    'tests/training/many_processes_test.py',
+  'tests/core/update_test.py',
+  'tests/core/truncation_test.py',
+  'tests/core/forest_test.py',
+  'tests/sizing/fit_test.py',
+  'tests/core/masters_test.py',
+  'tests/core/attention_test.py',
+  'tests/inference/engine_test.py',
+  'tests/entry_points_test.py',
+  'tests/evaluation/command_test.py',
+  'tests/training/run_test.py',
+  'tests/training/own_code_run_test.py',
+  'tests/agents/tools/mcp/servers_test.py',
+  'tests/training/demonstrations_test.py',
+  'tests/training/on_policy_test.py',
+  'tests/training/trainer_test.py',
+  'tests/inference/sampling_test.py',
+  'tests/training/many_processes_test.py',
 )
 
 _DEVICES = '--xla_force_host_platform_device_count=8'
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}"
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}'
 
 
 @pytest.hookimpl(tryfirst=True)  # Before -m chooses.
 def pytest_collection_modifyitems(config, items):
   places = {where: place for place, where in enumerate(_LONG)}
   items.sort(
-      key=lambda item: places.get(
-          item.path.relative_to(config.rootpath).as_posix(), len(_LONG)
-      )
+    key=lambda item: places.get(
+      item.path.relative_to(config.rootpath).as_posix(), len(_LONG)
+    )
   )
   for item in items:
     where = item.path.relative_to(config.rootpath).as_posix()

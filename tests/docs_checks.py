@@ -10,9 +10,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 
-from agentflow_jax.config import (
-    consistency, fields, loading, overrides, schema, unread,
-)
+from agentflow_jax.config import consistency, fields, loading, overrides, schema, unread
 from tests import house_sources
 
 _README_LINES = 200
@@ -50,8 +48,8 @@ def _links(text: str) -> list[str]:
 def _anchors(text: str) -> set[str]:
   """Returns the anchors of a page's headings, as GitHub makes them."""
   return {
-      re.sub(r'[^\w\- ]', '', heading.strip().lower()).replace(' ', '-')
-      for heading in _HEADING.findall(_prose(text))
+    re.sub(r'[^\w\- ]', '', heading.strip().lower()).replace(' ', '-')
+    for heading in _HEADING.findall(_prose(text))
   }
 
 
@@ -92,14 +90,14 @@ def page_problems(files: house_sources.Files) -> list[str]:
   if lines > _README_LINES:
     problems.append(f'README.md has {lines} lines, more than {_README_LINES}')
   linked = {
-      posixpath.normpath(
-          posixpath.join(posixpath.dirname(page), link.partition('#')[0])
-      )
-      for page in pages(files) for link in _links(files[page])
+    posixpath.normpath(posixpath.join(posixpath.dirname(page), link.partition('#')[0]))
+    for page in pages(files)
+    for link in _links(files[page])
   }
   return problems + [
-      f'no page links to {page}'
-      for page in pages(files) if page != 'README.md' and page not in linked
+    f'no page links to {page}'
+    for page in pages(files)
+    if page != 'README.md' and page not in linked
   ]
 
 
@@ -107,8 +105,9 @@ def field_problems(files: house_sources.Files) -> list[str]:
   """Config fields in code font, such as `train.steps`, exist."""
   known = set(fields.every())
   known |= {
-      '.'.join(name.split('.')[:end])
-      for name in known for end in range(1, name.count('.') + 1)
+    '.'.join(name.split('.')[:end])
+    for name in known
+    for end in range(1, name.count('.') + 1)
   }
   tops = {name.partition('.')[0] for name in known}
   problems = []
@@ -125,15 +124,17 @@ def field_problems(files: house_sources.Files) -> list[str]:
 def flag_problems(files: house_sources.Files) -> list[str]:
   """Flags in code font, such as `--step_seconds`, are those of some program."""
   programs = [
-      text for path, text in files.items()
-      if path.startswith(('launch/', 'experiments/benchmarks/'))
-      or path == _CONFIG_FLAGS
-      or path.startswith('agentflow_jax/') and path.count('/') == 1
+    text
+    for path, text in files.items()
+    if path.startswith(('launch/', 'experiments/benchmarks/'))
+    or path == _CONFIG_FLAGS
+    or path.startswith('agentflow_jax/')
+    and path.count('/') == 1
   ]
   known = _ALWAYS.union(
-      *(_DEFINED.findall(text) for text in programs),
-      *(_FLAG.findall(text) for text in programs),
-      *(re.findall(r"'(\w+)'", text) for text in programs),
+    *(_DEFINED.findall(text) for text in programs),
+    *(_FLAG.findall(text) for text in programs),
+    *(re.findall(r"'(\w+)'", text) for text in programs),
   )
   problems = []
   for page in pages(files):
@@ -156,7 +157,7 @@ def commands(text: str) -> Iterator[list[str]]:
       while words:
         end = words.index(';') if ';' in words else len(words)
         yield words[:end]
-        words = words[end + 1:]
+        words = words[end + 1 :]
 
 
 def command_problems(files: house_sources.Files) -> list[str]:
@@ -173,7 +174,7 @@ def _command(words: list[str], files: house_sources.Files) -> list[str]:
     words = ['python', '-m', 'agentflow_jax.train', *words]
   if '--' in words:
     at = words.index('--')
-    rest = words[at + 1:]
+    rest = words[at + 1 :]
     problems = _command(words[:at], files)
     if rest[:1] == ['python']:
       return problems + _command(rest, files)
@@ -196,12 +197,12 @@ def _command(words: list[str], files: house_sources.Files) -> list[str]:
   if script not in files and not script.endswith('.sbatch'):
     return [f'there is no {script}']
   text = files.get(script, '')
-  after = words[words.index(script):]
+  after = words[words.index(script) :]
   given = [name for word in after for name in _FLAG.findall(word.split('=')[0])]
   return [
-      f'{script} has no --{name}'
-      for name in given
-      if text and not re.search(rf'\b{name}\b', text)
+    f'{script} has no --{name}'
+    for name in given
+    if text and not re.search(rf'\b{name}\b', text)
   ]
 
 
@@ -209,11 +210,11 @@ def _extras(words: list[str], files: house_sources.Files) -> list[str]:
   project = tomllib.loads(files['pyproject.toml'])['project']
   known = project['optional-dependencies']
   return [
-      f'{" ".join(words)}: there is no extra {extra}'
-      for word in words
-      for named in re.findall(r'^\.\[(.*)\]$', word)
-      for extra in named.split(',')
-      if extra not in known
+    f'{" ".join(words)}: there is no extra {extra}'
+    for word in words
+    for named in re.findall(r'^\.\[(.*)\]$', word)
+    for extra in named.split(',')
+    if extra not in known
   ]
 
 
@@ -242,8 +243,10 @@ def _entry(words: list[str], files: house_sources.Files) -> list[str]:
   # Without a config of the repository, the run in --workdir has one.
   example = config if config in files else 'experiments/quickstart.py'
   try:
-    found = loading.load(example, said) if config in files else overrides.override(
-        loading.load(example), said
+    found = (
+      loading.load(example, said)
+      if config in files
+      else overrides.override(loading.load(example), said)
     )
     if config in files:
       consistency.check(found)
@@ -258,10 +261,10 @@ def contract_problems(files: house_sources.Files) -> list[str]:
   headings = ' '.join(_HEADING.findall(files[_DESIGN])).lower()
   known = set(_CITED.findall(headings))
   return [
-      f'{path} cites contract {number}, which {_DESIGN} does not have'
-      for path, text in files.items()
-      if path.endswith(('.py', '.md')) and not path.startswith('tests/docs_')
-      for number in sorted(set(_CITED.findall(text)) - known)
+    f'{path} cites contract {number}, which {_DESIGN} does not have'
+    for path, text in files.items()
+    if path.endswith(('.py', '.md')) and not path.startswith('tests/docs_')
+    for number in sorted(set(_CITED.findall(text)) - known)
   ]
 
 
@@ -270,8 +273,8 @@ def rooms(files: house_sources.Files) -> dict[str, set[str]]:
   _, _, below = files[_DESIGN].partition('| room | what is in it | imports |')
   table, _, _ = below.partition('\n\n')
   return {
-      room: set() if said == 'nothing' else set(said.split(', '))
-      for room, said in _ROW.findall(table)
+    room: set() if said == 'nothing' else set(said.split(', '))
+    for room, said in _ROW.findall(table)
   }
 
 

@@ -20,62 +20,77 @@ from tests import house_sources
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _CHECKS = (
-    docs_checks.link_problems,
-    docs_checks.page_problems,
-    docs_checks.field_problems,
-    docs_checks.flag_problems,
-    docs_checks.command_problems,
-    docs_checks.contract_problems,
+  docs_checks.link_problems,
+  docs_checks.page_problems,
+  docs_checks.field_problems,
+  docs_checks.flag_problems,
+  docs_checks.command_problems,
+  docs_checks.contract_problems,
 )
 # Addresses that pages link to. They are not opened by a test.
 _EXTERNAL = {
-    'https://arxiv.org/abs/2510.05592',
-    'https://github.com/containers/bubblewrap',
-    'https://pypi.org/project/pydantic-monty/',
-    'https://www.geonames.org',
+  'https://arxiv.org/abs/2510.05592',
+  'https://github.com/containers/bubblewrap',
+  'https://pypi.org/project/pydantic-monty/',
+  'https://www.geonames.org',
 }
 
 # A small documentation that is in order, and what each change makes of it.
 _SMALL = {
-    'README.md': (
-        '# A project\n\n[design](docs/design.md#contract-1-one-policy) sets'
-        ' `train.steps`, `planner.lora` and `--quiet`.\n\n'
-        '```bash\npip install -e \'.[web]\'; bash launch/run.sh --dry_run --'
-        ' --workdir=D\n'
-        'python -m agentflow_jax.train --config=X.py --config.train.steps=3 \\\n'
-        '    --quiet  # again\n```\n'
-    ),
-    'docs/design.md': '# Design\n\n### Contract 1: one policy\n\n[up](../README.md)\n',
-    'launch/run.sh': '--dry_run\n',
-    'agentflow_jax/train.py': (
-        "# contract 1\nflags.DEFINE_bool(\n    'quiet', False)\n"
-        "flags.DEFINE_string('workdir', None)\n"
-    ),
-    'agentflow_jax/runtime/command_line.py': "flags.DEFINE_string(\n  'config', None)",
-    'pyproject.toml': '[project.optional-dependencies]\nweb = []\n',
+  'README.md': (
+    '# A project\n\n[design](docs/design.md#contract-1-one-policy) sets'
+    ' `train.steps`, `planner.lora` and `--quiet`.\n\n'
+    "```bash\npip install -e '.[web]'; bash launch/run.sh --dry_run --"
+    ' --workdir=D\n'
+    'python -m agentflow_jax.train --config=X.py --config.train.steps=3 \\\n'
+    '    --quiet  # again\n```\n'
+  ),
+  'docs/design.md': '# Design\n\n### Contract 1: one policy\n\n[up](../README.md)\n',
+  'launch/run.sh': '--dry_run\n',
+  'agentflow_jax/train.py': (
+    "# contract 1\nflags.DEFINE_bool(\n    'quiet', False)\n"
+    "flags.DEFINE_string('workdir', None)\n"
+  ),
+  'agentflow_jax/runtime/command_line.py': "flags.DEFINE_string(\n  'config', None)",
+  'pyproject.toml': '[project.optional-dependencies]\nweb = []\n',
 }
 _MUTATIONS = [
-    # (check, path, old, new, problem that it must report)
-    ('link', 'README.md', 'docs/design.md#', 'docs/desing.md#', 'no docs/desing.md'),
-    ('link', 'README.md', '#contract-1-one', '#contract-one', 'has no heading'),
-    ('link', 'docs/design.md', '../README', 'README', 'there is no docs/README.md'),
-    ('page', 'README.md', '# A', '\n' * 200 + '# A', 'more than 200'),
-    ('page', 'README.md', '[design](docs/design.md#contract-1-one-policy)', 'It',
-     'no page links to docs/design.md'),
-    ('field', 'README.md', '`train.steps`', '`train.step`', '`train.step` is no field'),
-    ('field', 'README.md', '`planner.lora`', '`planner.lora.q=1`', 'is no field'),
-    ('flag', 'README.md', '`--quiet`', '`--silent`', 'no program has --silent'),
-    ('command', 'README.md', '--quiet  #', '--silent  #', 'train has no --silent'),
-    ('command', 'README.md', 'agentflow_jax.train', 'agentflow_jax.drain',
-     'no program agentflow_jax.drain'),
-    ('command', 'README.md', 'train.steps=3', 'train.step=3', 'no such field'),
-    ('command', 'README.md', 'train.steps=3', 'train.steps=x', 'is not a int'),
-    ('command', 'README.md', 'launch/run.sh', 'launch/runs.sh', 'no launch/runs.sh'),
-    ('command', 'README.md', '--dry_run', '--dry', 'launch/run.sh has no --dry'),
-    ('command', 'README.md', '--workdir=D', '--word=D', 'train has no --word'),
-    ('command', 'README.md', '[web]', '[wed]', 'there is no extra wed'),
-    ('contract', 'agentflow_jax/train.py', 'contract 1', 'contract 9',
-     'cites contract 9'),
+  # (check, path, old, new, problem that it must report)
+  ('link', 'README.md', 'docs/design.md#', 'docs/desing.md#', 'no docs/desing.md'),
+  ('link', 'README.md', '#contract-1-one', '#contract-one', 'has no heading'),
+  ('link', 'docs/design.md', '../README', 'README', 'there is no docs/README.md'),
+  ('page', 'README.md', '# A', '\n' * 200 + '# A', 'more than 200'),
+  (
+    'page',
+    'README.md',
+    '[design](docs/design.md#contract-1-one-policy)',
+    'It',
+    'no page links to docs/design.md',
+  ),
+  ('field', 'README.md', '`train.steps`', '`train.step`', '`train.step` is no field'),
+  ('field', 'README.md', '`planner.lora`', '`planner.lora.q=1`', 'is no field'),
+  ('flag', 'README.md', '`--quiet`', '`--silent`', 'no program has --silent'),
+  ('command', 'README.md', '--quiet  #', '--silent  #', 'train has no --silent'),
+  (
+    'command',
+    'README.md',
+    'agentflow_jax.train',
+    'agentflow_jax.drain',
+    'no program agentflow_jax.drain',
+  ),
+  ('command', 'README.md', 'train.steps=3', 'train.step=3', 'no such field'),
+  ('command', 'README.md', 'train.steps=3', 'train.steps=x', 'is not a int'),
+  ('command', 'README.md', 'launch/run.sh', 'launch/runs.sh', 'no launch/runs.sh'),
+  ('command', 'README.md', '--dry_run', '--dry', 'launch/run.sh has no --dry'),
+  ('command', 'README.md', '--workdir=D', '--word=D', 'train has no --word'),
+  ('command', 'README.md', '[web]', '[wed]', 'there is no extra wed'),
+  (
+    'contract',
+    'agentflow_jax/train.py',
+    'contract 1',
+    'contract 9',
+    'cites contract 9',
+  ),
 ]
 
 
@@ -97,8 +112,7 @@ def test_the_small_documentation_is_in_order(check, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('name', 'path', 'old', 'new', 'problem'), _MUTATIONS,
-    ids=[m[4] for m in _MUTATIONS],
+  ('name', 'path', 'old', 'new', 'problem'), _MUTATIONS, ids=[m[4] for m in _MUTATIONS]
 )
 def test_each_check_can_fail(name, path, old, new, problem, monkeypatch):
   monkeypatch.chdir(_ROOT)
@@ -112,13 +126,13 @@ def test_a_command_whose_config_is_refused_is_found(monkeypatch):
   """Each field exists, but nothing would open such worlds."""
   monkeypatch.chdir(_ROOT)
   block = (
-      '```bash\npython -m agentflow_jax.train --config=experiments/quickstart.py'
-      ' --config.agent.environment.kind=desk\n```\n'
+    '```bash\npython -m agentflow_jax.train --config=experiments/quickstart.py'
+    ' --config.agent.environment.kind=desk\n```\n'
   )
   files = house_sources.read_files(_ROOT) | {'README.md': block}
   assert any(
-      p.startswith('README.md: agentflow_jax.train --config=experiments/quickstart.py')
-      for p in docs_checks.command_problems(files)
+    p.startswith('README.md: agentflow_jax.train --config=experiments/quickstart.py')
+    for p in docs_checks.command_problems(files)
   )
 
 
@@ -132,7 +146,7 @@ def test_the_rooms_of_the_design_are_those_that_the_house_tests(files):
 
 def test_the_list_of_fields_is_current():
   assert make_config.PATH.read_text() == make_config.page(), (
-      'run python docs/make_config.py'
+    'run python docs/make_config.py'
   )
 
 
@@ -146,15 +160,19 @@ def _written(files, tmp_path):
   for name, text in examples.items():
     (tmp_path / name).write_text(text)
   assert {p.name for p in tmp_path.iterdir()} == {
-      'my_tools.py', 'my_reward.py', 'my_generator.py', 'my_environment.py',
-      'write_tasks.py', 'my_config.py',
+    'my_tools.py',
+    'my_reward.py',
+    'my_generator.py',
+    'my_environment.py',
+    'write_tasks.py',
+    'my_config.py',
   }
   return tmp_path
 
 
 def test_the_tool_of_the_page_runs(written):
   tool = own_tool.make(
-      str(written / 'my_tools.py'), 'convert_temperature', seconds=30, processes=1
+    str(written / 'my_tools.py'), 'convert_temperature', seconds=30, processes=1
   )
 
   async def call(**arguments):
@@ -205,12 +223,15 @@ def test_the_module_of_the_page_runs(written):
 
 def test_the_environment_of_the_page_runs(written):
   environment = own_environment.OwnEnvironment(
-      str(written / 'my_environment.py'), 'Till', seconds=30, concurrency=1
+    str(written / 'my_environment.py'), 'Till', seconds=30, concurrency=1
   )
   row = {'price': 35, 'coins': [20, 10, 5, 5]}
   task = records.Task(
-      't', 'Pay the coffee.', (), 'environment',
-      world=records.World('Till', {'row': row}, checks=(own_environment.CHECK,)),
+    't',
+    'Pay the coffee.',
+    (),
+    'environment',
+    world=records.World('Till', {'row': row}, checks=(own_environment.CHECK,)),
   )
 
   async def run():

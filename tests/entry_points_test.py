@@ -22,18 +22,25 @@ _QUICKSTART = 'experiments/quickstart.py'
 
 def _run(module, *flags):
   return subprocess.run(
-      [sys.executable, '-m', f'agentflow_jax.{module}', *flags],
-      cwd=mini.ROOT, capture_output=True, text=True, check=False,
+    [sys.executable, '-m', f'agentflow_jax.{module}', *flags],
+    cwd=mini.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
   )
 
 
 @pytest.mark.parametrize(
-    'module, flag',
-    [
-        ('train', '--config'), ('evaluate', '--config'), ('solve', '--config'),
-        ('export', '--model'), ('serve', '--port'), ('trajectories', '--status'),
-        ('openenv_tasks', '--reset'),
-    ],
+  'module, flag',
+  [
+    ('train', '--config'),
+    ('evaluate', '--config'),
+    ('solve', '--config'),
+    ('export', '--model'),
+    ('serve', '--port'),
+    ('trajectories', '--status'),
+    ('openenv_tasks', '--reset'),
+  ],
 )
 def test_help_says_what_and_how(module, flag):
   done = _run(module, '--help')
@@ -46,9 +53,7 @@ def test_help_says_what_and_how(module, flag):
 
 
 def test_the_help_of_a_config_has_every_field_with_its_value():
-  done = _run(
-      'train', f'--config={_QUICKSTART}', '--config.train.steps=7', '--help'
-  )
+  done = _run('train', f'--config={_QUICKSTART}', '--config.train.steps=7', '--help')
   assert done.returncode == 0 and not done.stderr
   for name, field in fields.every().items():
     if name.startswith('planner.model.'):  # Which is none there.
@@ -76,16 +81,18 @@ def test_serve_answers_until_it_is_interrupted():
   flags = [f'--config={_QUICKSTART}', '--port=0', '--name=geo']
   flags += ['--config.engine.max_prompt_tokens=96', '--config.engine.slots=8']
   server = subprocess.Popen(
-      [sys.executable, '-m', 'agentflow_jax.serve', *flags],
-      cwd=mini.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    [sys.executable, '-m', 'agentflow_jax.serve', *flags],
+    cwd=mini.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
   )
   try:
     name, _, url = server.stdout.readline().split()
     assert name == 'geo' and url.startswith('http://127.0.0.1:')
     with httpx.Client(base_url=url, timeout=60) as client:
       answer = client.post(
-          '/completions',
-          json={'model': 'geo', 'prompt': 'Query: ', 'max_tokens': 4},
+        '/completions', json={'model': 'geo', 'prompt': 'Query: ', 'max_tokens': 4}
       )
       assert answer.status_code == 200, answer.text
       assert answer.json()['usage']['completion_tokens'] <= 4
@@ -113,14 +120,22 @@ def test_serve_offers_an_environment_until_it_is_interrupted(tmp_path):
   rows.write_text('{"query": "Pay.", "price": 15, "coins": [10, 5]}\n')
   kind = 'experiments/own_environment.py:Till'
   flags = [f'--environment={kind}', f'--config={_QUICKSTART}', '--port=0']
-  flags += [f'--config.{k}={v}' for k, v in {
-      'agent.environment.kind': kind, 'task_set.kind': 'jsonl',
-      'task_set.train': rows, 'task_set.evaluation': rows,
+  flags += [
+    f'--config.{k}={v}'
+    for k, v in {
+      'agent.environment.kind': kind,
+      'task_set.kind': 'jsonl',
+      'task_set.train': rows,
+      'task_set.evaluation': rows,
       'task_set.reward': 'environment',
-  }.items()]
+    }.items()
+  ]
   server = subprocess.Popen(
-      [sys.executable, '-m', 'agentflow_jax.serve', *flags],
-      cwd=mini.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    [sys.executable, '-m', 'agentflow_jax.serve', *flags],
+    cwd=mini.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
   )
   try:
     said = server.stdout.readline()
@@ -146,11 +161,9 @@ def test_trajectories_prints_text_or_json_lines(tmp_path):
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith('== step 2, task a, rollout 0: deadline')
   assert done.stdout.endswith('1 of 3 rollouts that fit; --limit=3 shows all\n')
-  done = _run(
-      'trajectories', f'--workdir={tmp_path}', '--jsonl', '--reward=0.333333'
-  )
+  done = _run('trajectories', f'--workdir={tmp_path}', '--jsonl', '--reward=0.333333')
   assert [json.loads(line)['query'] for line in done.stdout.splitlines()] == [
-      'Why?'
+    'Why?'
   ] * 3
 
 
@@ -158,12 +171,28 @@ def test_trajectories_prints_text_or_json_lines(tmp_path):
 def test_the_benchmark_of_sampling_measures_both_engines(tmp_path):
   out = tmp_path / 'out.json'
   done = subprocess.run(
-      [sys.executable, 'experiments/benchmarks/generate.py', '--model=tiny',
-       '--requests=4', '--group_size=2', '--turns=2', '--prompt_len=64',
-       '--shared_prefix=32', '--memory_len=16', '--new_tokens=4', '--slots=4',
-       '--piece_tokens=16', '--tool_latency=fixed:0', '--score=2',
-       f'--out={out}'],
-      cwd=mini.ROOT, capture_output=True, text=True, check=True, timeout=300,
+    [
+      sys.executable,
+      'experiments/benchmarks/generate.py',
+      '--model=tiny',
+      '--requests=4',
+      '--group_size=2',
+      '--turns=2',
+      '--prompt_len=64',
+      '--shared_prefix=32',
+      '--memory_len=16',
+      '--new_tokens=4',
+      '--slots=4',
+      '--piece_tokens=16',
+      '--tool_latency=fixed:0',
+      '--score=2',
+      f'--out={out}',
+    ],
+    cwd=mini.ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=300,
   )
   found = json.loads(out.read_text())
   assert json.loads(done.stdout) == found
@@ -174,18 +203,21 @@ def test_the_benchmark_of_sampling_measures_both_engines(tmp_path):
   assert paged['compilations'] == 0 < paged['decode_steps']
   assert paged['logprob_gap']['max'] < 1e-4
   for name in (
-      'prefix_hit_rate', 'slots_used', 'pages_used', 'device_idle_share',
-      'prefill_share_of_matmul_peak', 'prefill_share_of_bandwidth',
-      'decode_share_of_matmul_peak', 'decode_share_of_bandwidth',
+    'prefix_hit_rate',
+    'slots_used',
+    'pages_used',
+    'device_idle_share',
+    'prefill_share_of_matmul_peak',
+    'prefill_share_of_bandwidth',
+    'decode_share_of_matmul_peak',
+    'decode_share_of_bandwidth',
   ):
     assert 0 <= paged[name] <= 1
   for name in ('queue_seconds', 'first_token_seconds', 'seconds_over_unique'):
     assert paged[name] > 0
-  assert {paged['prefill_limit'], paged['decode_limit']} <= {
-      'matmul_peak', 'bandwidth'
-  }
+  assert {paged['prefill_limit'], paged['decode_limit']} <= {'matmul_peak', 'bandwidth'}
   assert found['times_the_rollouts_per_minute'] == pytest.approx(
-      simple['seconds'] / paged['seconds']
+    simple['seconds'] / paged['seconds']
   )
 
 
@@ -219,16 +251,34 @@ def test_the_benchmark_of_sampling_gives_servers_the_same_work():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f'http://127.0.0.1:{server.server_address[1]}/v1'
     done = subprocess.run(
-        [sys.executable, 'experiments/benchmarks/generate.py', '--model=tiny',
-         '--requests=4', '--group_size=2', '--turns=2', '--prompt_len=64',
-         '--shared_prefix=32', '--memory_len=16', '--new_tokens=4', '--slots=4',
-         '--tool_latency=fixed:0', '--repeats=2', f'--servers=a={url},b={url}'],
-        cwd=mini.ROOT, capture_output=True, text=True, check=True, timeout=300,
+      [
+        sys.executable,
+        'experiments/benchmarks/generate.py',
+        '--model=tiny',
+        '--requests=4',
+        '--group_size=2',
+        '--turns=2',
+        '--prompt_len=64',
+        '--shared_prefix=32',
+        '--memory_len=16',
+        '--new_tokens=4',
+        '--slots=4',
+        '--tool_latency=fixed:0',
+        '--repeats=2',
+        f'--servers=a={url},b={url}',
+      ],
+      cwd=mini.ROOT,
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=300,
     )
     server.shutdown()
   found = json.loads(done.stdout)
   assert {k: len(v) for k, v in found['seconds'].items()} == {
-      'paged': 2, 'a': 2, 'b': 2
+    'paged': 2,
+    'a': 2,
+    'b': 2,
   }
   assert found['settings'].startswith('engine.lanes=1')
   asked = [tuple(b['prompt']) for b in _Completions.asked if b['max_tokens'] == 4]
@@ -250,12 +300,14 @@ def test_export_writes_the_shipped_planner(tmp_path):
 def test_solve_shows_the_steps_and_the_answer(tmp_path):
   config = mini.config(tmp_path / 'in')
   done = _run(
-      'solve', f'--config={_QUICKSTART}', f'--workdir={tmp_path}',
-      '--query=What is the capital of Spain?',
-      '--config.task_set.kind=jsonl',
-      f'--config.task_set.train={config.task_set.train}',
-      f'--config.task_set.evaluation={config.task_set.evaluation}',
-      f'--config.agent.tools.corpus={config.agent.tools.corpus}',
+    'solve',
+    f'--config={_QUICKSTART}',
+    f'--workdir={tmp_path}',
+    '--query=What is the capital of Spain?',
+    '--config.task_set.kind=jsonl',
+    f'--config.task_set.train={config.task_set.train}',
+    f'--config.task_set.evaluation={config.task_set.evaluation}',
+    f'--config.agent.tools.corpus={config.agent.tools.corpus}',
   )
   assert done.returncode == 0, done.stderr
   assert 'Query: What is the capital of Spain?' in done.stdout
@@ -265,7 +317,7 @@ def test_solve_shows_the_steps_and_the_answer(tmp_path):
   # A planner that cannot say what is wanted: no answer, and what to change.
   flags = [f for f in done.args[3:] if 'query' not in f]
   done = _run(
-      'solve', *flags, '--query=Why?', '--config.planner.sampling.max_new_tokens=1'
+    'solve', *flags, '--query=Why?', '--config.planner.sampling.max_new_tokens=1'
   )
   assert done.returncode == 1, done.stderr
   assert 'Answer: none  (truncated_response)' in done.stdout
@@ -275,12 +327,17 @@ def test_solve_shows_the_steps_and_the_answer(tmp_path):
 def test_evaluate_writes_what_it_prints(tmp_path):
   config = mini.config(tmp_path / 'in')
   done = _run(
-      'evaluate', f'--config={_QUICKSTART}', f'--workdir={tmp_path}',
-      '--planner=experiments/geohop_planner', '--limit=3', '--greedy',
-      '--name=mine', '--config.task_set.kind=jsonl',
-      f'--config.task_set.train={config.task_set.train}',
-      f'--config.task_set.evaluation={config.task_set.evaluation}',
-      f'--config.agent.tools.corpus={config.agent.tools.corpus}',
+    'evaluate',
+    f'--config={_QUICKSTART}',
+    f'--workdir={tmp_path}',
+    '--planner=experiments/geohop_planner',
+    '--limit=3',
+    '--greedy',
+    '--name=mine',
+    '--config.task_set.kind=jsonl',
+    f'--config.task_set.train={config.task_set.train}',
+    f'--config.task_set.evaluation={config.task_set.evaluation}',
+    f'--config.agent.tools.corpus={config.agent.tools.corpus}',
   )
   assert done.returncode == 0, done.stderr
   value = json.loads((tmp_path / 'evaluations' / 'mine.json').read_text())
@@ -294,19 +351,26 @@ def test_the_table_of_queues_compares_runs_of_one_seed(tmp_path):
   def write(way, seed, accuracies, size, refill=0):
     directory = tmp_path / f'{way}{seed}'
     directory.mkdir()
-    (directory / 'config.json').write_text(json.dumps(
-        {'queue.size': size, 'train.refill_rounds': refill, 'seed': seed}
-    ))
-    (directory / 'summary.json').write_text(
-        json.dumps({'eval/accuracy_final': accuracies[-1]})
+    (directory / 'config.json').write_text(
+      json.dumps({'queue.size': size, 'train.refill_rounds': refill, 'seed': seed})
     )
-    (directory / 'metrics.jsonl').write_text(''.join(
-        json.dumps({
-            'step': i + 1, 'rollouts/requested': 100, 'eval/accuracy': accuracy,
+    (directory / 'summary.json').write_text(
+      json.dumps({'eval/accuracy_final': accuracies[-1]})
+    )
+    (directory / 'metrics.jsonl').write_text(
+      ''.join(
+        json.dumps(
+          {
+            'step': i + 1,
+            'rollouts/requested': 100,
+            'eval/accuracy': accuracy,
             'queue/reused': 3 if size else 0,
-        }) + '\n'
+          }
+        )
+        + '\n'
         for i, accuracy in enumerate(accuracies)
-    ))
+      )
+    )
 
   write('queue', 0, [0.8, 0.9], 64)
   write('queue', 1, [0.5, 0.85], 64)
@@ -314,15 +378,29 @@ def test_the_table_of_queues_compares_runs_of_one_seed(tmp_path):
   write('without', 1, [0.7, 0.75], 0)
   program = 'experiments/benchmarks/sample_queue.py'
   done = subprocess.run(
-      [sys.executable, program, f'--sweep={tmp_path}', f'--out={tmp_path}/out'],
-      cwd=mini.ROOT, capture_output=True, text=True, check=False,
-      env=os.environ | {'PYTHONPATH': str(mini.ROOT)},
+    [sys.executable, program, f'--sweep={tmp_path}', f'--out={tmp_path}/out'],
+    cwd=mini.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ | {'PYTHONPATH': str(mini.ROOT)},
   )
   assert done.returncode == 0, done.stderr
   queue, without = done.stdout.splitlines()[1:]
   assert queue.split() == [
-      'queue', '2', '150', '(2)', '2', 'of', '2', '82.5%', '87.5%', '+10.0%',
-      '(low', '+10.0%)', '12',
+    'queue',
+    '2',
+    '150',
+    '(2)',
+    '2',
+    'of',
+    '2',
+    '82.5%',
+    '87.5%',
+    '+10.0%',
+    '(low',
+    '+10.0%)',
+    '12',
   ]
   assert without.split()[:5] == ['without', '2', '200', '(1)', '0']
   figures = json.loads((tmp_path / 'out').read_text())

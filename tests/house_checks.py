@@ -17,70 +17,106 @@ from tests import house_sources
 
 # The arrows of docs/design.md, which docs_test.py compares. A room may import itself.
 ARROWS = {
-    'files': set(),
-    'records': set(),
-    'core': set(),
-    'inference': {'core', 'records'},
-    'agents': {'files', 'records'},
-    'weights': {'core', 'files'},
-    'data': {'files', 'records'},
-    'tokenization': {'files', 'records'},
-    'config': {'agents', 'inference', 'core', 'records', 'files'},
-    'runtime': {'config', 'agents', 'weights', 'core', 'files'},
-    'rollouts': {'runtime', 'agents', 'records', 'files'},
-    'assembly': {
-        'runtime', 'config', 'agents', 'data', 'tokenization', 'inference',
-        'weights', 'core', 'records', 'files',
-    },
-    'serving': {'assembly', 'config', 'agents', 'records'},
-    'report': {'rollouts', 'files'},
-    'evaluation': {
-        'assembly', 'rollouts', 'report', 'runtime', 'config', 'agents',
-        'weights', 'records', 'files',
-    },
-    'training': {
-        'evaluation', 'report', 'assembly', 'rollouts', 'runtime', 'config',
-        'agents', 'inference', 'core', 'weights', 'records', 'files',
-    },
-    'sizing': {
-        'training', 'assembly', 'config', 'inference', 'core', 'weights',
-        'files',
-    },
-    'entry points': {
-        'sizing', 'training', 'evaluation', 'serving', 'assembly', 'rollouts',
-        'runtime', 'config', 'records',
-    },
-    'experiments': {'config', 'records'},
-    'benchmarks': {
-        'training', 'assembly', 'config', 'agents', 'inference', 'weights', 'core',
-        'records', 'files',
-    },
-    'launch': {'files'},
-    'docs': {'config'},
+  'files': set(),
+  'records': set(),
+  'core': set(),
+  'inference': {'core', 'records'},
+  'agents': {'files', 'records'},
+  'weights': {'core', 'files'},
+  'data': {'files', 'records'},
+  'tokenization': {'files', 'records'},
+  'config': {'agents', 'inference', 'core', 'records', 'files'},
+  'runtime': {'config', 'agents', 'weights', 'core', 'files'},
+  'rollouts': {'runtime', 'agents', 'records', 'files'},
+  'assembly': {
+    'runtime',
+    'config',
+    'agents',
+    'data',
+    'tokenization',
+    'inference',
+    'weights',
+    'core',
+    'records',
+    'files',
+  },
+  'serving': {'assembly', 'config', 'agents', 'records'},
+  'report': {'rollouts', 'files'},
+  'evaluation': {
+    'assembly',
+    'rollouts',
+    'report',
+    'runtime',
+    'config',
+    'agents',
+    'weights',
+    'records',
+    'files',
+  },
+  'training': {
+    'evaluation',
+    'report',
+    'assembly',
+    'rollouts',
+    'runtime',
+    'config',
+    'agents',
+    'inference',
+    'core',
+    'weights',
+    'records',
+    'files',
+  },
+  'sizing': {'training', 'assembly', 'config', 'inference', 'core', 'weights', 'files'},
+  'entry points': {
+    'sizing',
+    'training',
+    'evaluation',
+    'serving',
+    'assembly',
+    'rollouts',
+    'runtime',
+    'config',
+    'records',
+  },
+  'experiments': {'config', 'records'},
+  'benchmarks': {
+    'training',
+    'assembly',
+    'config',
+    'agents',
+    'inference',
+    'weights',
+    'core',
+    'records',
+    'files',
+  },
+  'launch': {'files'},
+  'docs': {'config'},
 }
 _THIRD_PARTY = {
-    'files': {'etils', 'gguf', 'numpy'},
-    'records': set(),
-    'core': {'jax', 'flax', 'optax', 'numpy'},
-    'launch': {'matplotlib'},  # The page of a sweep.
+  'files': {'etils', 'gguf', 'numpy'},
+  'records': set(),
+  'core': {'jax', 'flax', 'optax', 'numpy'},
+  'launch': {'matplotlib'},  # The page of a sweep.
 }  # Rooms whose third-party imports the design lists.
 _NEVER = {'agents': {'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'}}
 # Options that launchers pass, and what must be installed to understand them.
 _OPTIONS = {'--dist=loadfile': 'pytest-xdist'}
-_ENTRY_LINES = 80
+_ENTRY_LINES = 100
 _MOST_IGNORES = 30
 _IGNORE = re.compile(r'  # pyright: ignore\[\w+\]  # \w.*\.$')
 # First words that make an entry of a docstring's Args or Attributes a fragment, and
 # no noun phrase: prepositions, some relative words, and auxiliary verbs.
 _FRAGMENTS = frozenset(
-    'about above across after against along among around as at before behind below'
-    ' beneath beside besides between beyond by despite down during except for from in'
-    ' inside into like near of off on onto out outside over past per since than through'
-    ' throughout till to toward towards under underneath unlike until up upon via with'
-    ' within without'
-    ' so what where who'
-    ' am are be been being can cannot could did do does had has have is may might must'
-    ' ought shall should was were will would'.split()
+  'about above across after against along among around as at before behind below'
+  ' beneath beside besides between beyond by despite down during except for from in'
+  ' inside into like near of off on onto out outside over past per since than through'
+  ' throughout till to toward towards under underneath unlike until up upon via with'
+  ' within without'
+  ' so what where who'
+  ' am are be been being can cannot could did do does had has have is may might must'
+  ' ought shall should was were will would'.split()
 )
 _ENTRY = re.compile(r'(\*{0,2}\w+(?:, \*{0,2}\w+)*):\s+([A-Za-z][\w\'-]*)')
 _SECTION = re.compile(r'( *)(?:Args|Attributes):$')
@@ -101,8 +137,9 @@ def target_problems(files: house_sources.Files) -> list[str]:
       owner[source] = f':{target.name}'
     if not target.srcs:
       problems.append(f':{target.name} has no sources')
-    if target.rule == 'py_binary' and f'main = "{target.srcs[0]}"' not in (
-        files['BUILD']
+    if (
+      target.rule == 'py_binary'
+      and f'main = "{target.srcs[0]}"' not in (files['BUILD'])
     ):
       problems.append(f':{target.name} does not name its main file')
   problems += [f'{p} is in no target' for p in paths if p not in owner]
@@ -119,9 +156,7 @@ def target_problems(files: house_sources.Files) -> list[str]:
     needed.discard(f':{target.name}')
     have = set(target.deps)
     problems += [f':{target.name} lacks dep {d}' for d in sorted(needed - have)]
-    problems += [
-        f':{target.name} has idle dep {d}' for d in sorted(have - needed)
-    ]
+    problems += [f':{target.name} has idle dep {d}' for d in sorted(have - needed)]
   return problems + _cycles(targets)
 
 
@@ -141,9 +176,9 @@ def _cycles(targets: list[house_sources.Target]) -> list[str]:
 def import_problems(files: house_sources.Files) -> list[str]:
   """Names under our packages that do not exist, and relative imports."""
   return [
-      f'{path} imports {name}, which is no file here'
-      for path in house_sources.python_files(files)
-      for name in sorted(house_sources.imports_of(path, files).unknown)
+    f'{path} imports {name}, which is no file here'
+    for path in house_sources.python_files(files)
+    for name in sorted(house_sources.imports_of(path, files).unknown)
   ]
 
 
@@ -207,12 +242,12 @@ def docstring_problems(files: house_sources.Files) -> list[str]:
       continue
     for node in ast.walk(ast.parse(files[path])):
       if isinstance(
-          node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
       ):
         problems += [
-            f'{path}: {getattr(node, "name", "the module")}: {name}: {word} ...'
-            for name, word in _entries(ast.get_docstring(node) or '')
-            if word.lower() in _FRAGMENTS
+          f'{path}: {getattr(node, "name", "the module")}: {name}: {word} ...'
+          for name, word in _entries(ast.get_docstring(node) or '')
+          if word.lower() in _FRAGMENTS
         ]
   return problems
 
@@ -254,17 +289,19 @@ def assignment_problems(files: house_sources.Files) -> list[str]:
       continue
     tree = ast.parse(files[path])
     modules = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        and (node.module or '').startswith('agentflow_jax')
-        for alias in node.names
+      alias.asname or alias.name
+      for node in ast.walk(tree)
+      if isinstance(node, ast.ImportFrom)
+      and (node.module or '').startswith('agentflow_jax')
+      for alias in node.names
     }
     problems += [
-        f'{path}:{node.lineno} assigns to {ast.unparse(node)}'
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-        and isinstance(node.value, ast.Name) and node.value.id in modules
+      f'{path}:{node.lineno} assigns to {ast.unparse(node)}'
+      for node in ast.walk(tree)
+      if isinstance(node, ast.Attribute)
+      and isinstance(node.ctx, ast.Store)
+      and isinstance(node.value, ast.Name)
+      and node.value.id in modules
     ]
   return problems
 
@@ -274,8 +311,8 @@ def requirement_problems(files: house_sources.Files) -> list[str]:
   project = tomllib.loads(files['pyproject.toml'])['project']
   core = _requirements(files['requirements.txt'].splitlines())
   extras = {
-      extra: set(_requirements(lines)) - {project['name']}
-      for extra, lines in project['optional-dependencies'].items()
+    extra: set(_requirements(lines)) - {project['name']}
+    for extra, lines in project['optional-dependencies'].items()
   }
   users = set(core).union(*(v for k, v in extras.items() if k != 'test'))
   used_by_package, used_by_tests, problems = set(), set(), []
@@ -287,31 +324,29 @@ def requirement_problems(files: house_sources.Files) -> list[str]:
       if path.startswith('agentflow_jax/serving/'):
         early = set()  # A room that only its own entry point opens, late.
       problems += [
-          f'{path} imports {d}, which is not in requirements.txt' for d in early
+        f'{path} imports {d}, which is not in requirements.txt' for d in early
       ]
     else:
       used_by_tests |= used
   problems += [
-      f'{d} is imported, but in neither requirements.txt nor an extra'
-      for d in sorted(used_by_package - users)
+    f'{d} is imported, but in neither requirements.txt nor an extra'
+    for d in sorted(used_by_package - users)
   ]
   problems += [
-      f'{d} is imported by tests, but not in [test]'
-      for d in sorted(used_by_tests - users - extras['test'])
+    f'{d} is imported by tests, but not in [test]'
+    for d in sorted(used_by_tests - users - extras['test'])
   ]
   used = used_by_package | used_by_tests
   launchers = [v for k, v in files.items() if k.startswith('launch/')]
-  used |= {
-      d for option, d in _OPTIONS.items() if any(option in x for x in launchers)
-  }
+  used |= {d for option, d in _OPTIONS.items() if any(option in x for x in launchers)}
   problems += [
-      f'{d} is required, but nothing imports it'
-      for d in sorted(users.union(extras['test']) - used)
+    f'{d} is required, but nothing imports it'
+    for d in sorted(users.union(extras['test']) - used)
   ]
   problems += [
-      f'{d} is in requirements.txt and in [{extra}]'
-      for extra, names in extras.items()
-      for d in sorted(names & set(core) - {'jax', 'etils'})  # Extras of theirs.
+    f'{d} is in requirements.txt and in [{extra}]'
+    for extra, names in extras.items()
+    for d in sorted(names & set(core) - {'jax', 'etils'})  # Extras of theirs.
   ]
   lines = files['requirements.txt'].splitlines()
   for before, line in zip(['', *lines], lines):
@@ -328,8 +363,8 @@ def install_problems(files: house_sources.Files) -> list[str]:
   """
   project = tomllib.loads(files['pyproject.toml'])['project']
   extras = {
-      extra: {_name_with_extras(line) for line in lines}
-      for extra, lines in project['optional-dependencies'].items()
+    extra: {_name_with_extras(line) for line in lines}
+    for extra, lines in project['optional-dependencies'].items()
   }
   by_name = re.compile(rf'install[^\n]*{re.escape(project["name"])}\b')
   told = re.compile(r'pip install ((?:[^\s()`]+ )+)\(the extra `(\w+)`\)')
@@ -340,15 +375,15 @@ def install_problems(files: house_sources.Files) -> list[str]:
     # Over the ends of the literals of one message.
     joined = re.sub(r'[\'"]\n\s*f?[\'"]', '', text)
     problems += [
-        f'{path}: {match[0]!r} names a distribution that is not ours'
-        for match in by_name.finditer(joined)
+      f'{path}: {match[0]!r} names a distribution that is not ours'
+      for match in by_name.finditer(joined)
     ]
     for match in told.finditer(joined):
       names = {n.strip('\'"') for n in match[1].split()}
       if names != extras.get(match[2]):
         problems.append(
-            f'{path}: {match[0]!r}, but the extra holds'
-            f' {sorted(extras.get(match[2], ()))}'
+          f'{path}: {match[0]!r}, but the extra holds'
+          f' {sorted(extras.get(match[2], ()))}'
         )
   return problems
 
@@ -365,37 +400,41 @@ def package_problems(files: house_sources.Files) -> list[str]:
   tool = settings['tool']['setuptools']
   paths = house_sources.python_files(files)
   rooms = {
-      path.rpartition('/')[0].replace('/', '.')
-      for path in paths if path.startswith('agentflow_jax/')
+    path.rpartition('/')[0].replace('/', '.')
+    for path in paths
+    if path.startswith('agentflow_jax/')
   }
   listed = set(tool['packages']) - set(tool['package-dir'])
   entries = {
-      f'agentflow-{path.split("/")[1].removesuffix(".py").replace("_", "-")}'
-      for path in paths if _room(path) == 'entry points'
+    f'agentflow-{path.split("/")[1].removesuffix(".py").replace("_", "-")}'
+    for path in paths
+    if _room(path) == 'entry points'
   }
   commands = set(settings['project']['scripts'])
   return [
-      *(f'pyproject.toml does not list the package {p}'
-        for p in sorted(rooms - listed)),
-      *(f'pyproject.toml lists {p}, which is not there'
-        for p in sorted(listed - rooms)),
-      *(f'pyproject.toml has no script {c}' for c in sorted(entries - commands)),
-      *(f'pyproject.toml has {c}, but no such entry point'
-        for c in sorted(commands - entries)),
+    *(f'pyproject.toml does not list the package {p}' for p in sorted(rooms - listed)),
+    *(f'pyproject.toml lists {p}, which is not there' for p in sorted(listed - rooms)),
+    *(f'pyproject.toml has no script {c}' for c in sorted(entries - commands)),
+    *(
+      f'pyproject.toml has {c}, but no such entry point'
+      for c in sorted(commands - entries)
+    ),
   ]
 
 
 def ignore_problems(files: house_sources.Files) -> list[str]:
   """Lines that pyright passes over are few, and say which rule and why."""
   lines = [
-      (f'{path}:{number}', line)
-      for path in house_sources.python_files(files) if not path.startswith('tests/')
-      for number, line in enumerate(files[path].splitlines(), 1)
-      if re.search(r'#\s*(pyright|type):', line)
+    (f'{path}:{number}', line)
+    for path in house_sources.python_files(files)
+    if not path.startswith('tests/')
+    for number, line in enumerate(files[path].splitlines(), 1)
+    if re.search(r'#\s*(pyright|type):', line)
   ]
   problems = [
-      f'{place} needs the form # pyright: ignore[RULE]  # REASON'
-      for place, line in lines if not _IGNORE.search(line)
+    f'{place} needs the form # pyright: ignore[RULE]  # REASON'
+    for place, line in lines
+    if not _IGNORE.search(line)
   ]
   if len(lines) > _MOST_IGNORES:
     problems.append(f'{len(lines)} lines are ignored, of {_MOST_IGNORES}')
@@ -408,14 +447,12 @@ def lock_problems(files: house_sources.Files) -> list[str]:
   for line in files['requirements_lock.txt'].splitlines():
     if line.split('#')[0].strip():
       name, _, version = line.split(';')[0].strip().partition('==')
-      locked.setdefault(utils.canonicalize_name(name), []).append(
-          version
-      )
+      locked.setdefault(utils.canonicalize_name(name), []).append(version)
   labels = set(re.findall(r'"@pypi//(\w+)"', files['BUILD']))
   problems = [
-      f'@pypi//{n} is not in requirements_lock.txt'
-      for n in sorted(labels)
-      if n.replace('_', '-') not in locked
+    f'@pypi//{n} is not in requirements_lock.txt'
+    for n in sorted(labels)
+    if n.replace('_', '-') not in locked
   ]
   project = tomllib.loads(files['pyproject.toml'])['project']
   lines = files['requirements.txt'].splitlines()
@@ -441,10 +478,10 @@ def name_problems(files: house_sources.Files) -> list[str]:
 def path_problems(files: house_sources.Files) -> list[str]:
   """Absolute paths of somebody's machine."""
   return [
-      f'{path}:{number}: {line.strip()}'
-      for path, text in files.items()
-      for number, line in enumerate(text.splitlines(), 1)
-      if _MACHINE_PATH.search(line)
+    f'{path}:{number}: {line.strip()}'
+    for path, text in files.items()
+    for number, line in enumerate(text.splitlines(), 1)
+    if _MACHINE_PATH.search(line)
   ]
 
 
@@ -456,17 +493,17 @@ def entry_point_problems(files: house_sources.Files) -> list[str]:
   entries = {p for p in paths if _room(p) == 'entry points'}
   problems = [f'{p} is no py_binary' for p in sorted(entries - binaries)]
   programs = entries | {
-      p
-      for p in paths
-      if p.startswith(
-          ('launch/', 'docs/', 'experiments/benchmarks/', 'experiments/own_tasks/')
-      )
+    p
+    for p in paths
+    if p.startswith(
+      ('launch/', 'docs/', 'experiments/benchmarks/', 'experiments/own_tasks/')
+    )
   }
   problems += [f'{p} is no entry point' for p in sorted(binaries - programs)]
   return problems + [
-      f'{p} has {lines} lines; an entry point has fewer than {_ENTRY_LINES}'
-      for p in sorted(entries)
-      if (lines := len(files[p].splitlines())) >= _ENTRY_LINES
+    f'{p} has {lines} lines; an entry point has fewer than {_ENTRY_LINES}'
+    for p in sorted(entries)
+    if (lines := len(files[p].splitlines())) >= _ENTRY_LINES
   ]
 
 
@@ -474,26 +511,26 @@ def mirror_problems(files: house_sources.Files) -> list[str]:
   """tests/ mirrors the rooms, and holds tests and what they import."""
   paths = house_sources.python_files(files)
   rooms = {
-      '/'.join(p.split('/')[1:-1])
-      for p in paths
-      if p.startswith('agentflow_jax/') and not p.endswith('/__init__.py')
+    '/'.join(p.split('/')[1:-1])
+    for p in paths
+    if p.startswith('agentflow_jax/') and not p.endswith('/__init__.py')
   } - {''}
   tests = [p for p in paths if p.startswith('tests/')]
-  tested = {
-      '/'.join(p.split('/')[1:-1]) for p in tests if p.endswith('_test.py')
-  } - {''}
+  tested = {'/'.join(p.split('/')[1:-1]) for p in tests if p.endswith('_test.py')} - {
+    ''
+  }
   imported = [house_sources.imports_of(p, files).files for p in tests]
   helped = set().union(*imported)
   problems = [f'room {r} has no tests' for r in sorted(rooms - tested)]
   problems += [
-      f'tests/{r} mirrors no room'
-      for r in sorted(tested - rooms - {'experiments', 'launch'})
+    f'tests/{r} mirrors no room'
+    for r in sorted(tested - rooms - {'experiments', 'launch'})
   ]
   return problems + [
-      f'{p} is neither a test nor imported by one'
-      for p in tests
-      if not p.endswith(('_test.py', '/__init__.py'))
-      # Programs that write goldens; they are run by hand.
-      and '/make_' not in p
-      and p not in helped
+    f'{p} is neither a test nor imported by one'
+    for p in tests
+    if not p.endswith(('_test.py', '/__init__.py'))
+    # Programs that write goldens; they are run by hand.
+    and '/make_' not in p
+    and p not in helped
   ]

@@ -19,20 +19,20 @@ Files = Mapping[str, str]  # Path from the root, with slashes: text.
 _TEXTS = frozenset({'.py', '.sh', '.toml', '.md', '.txt', '.bazel'})
 _OURS = frozenset({'agentflow_jax', 'docs', 'experiments', 'launch', 'tests'})
 _DISTRIBUTIONS = {
-    'absl': 'absl-py',
-    'math_verify': 'math-verify',
-    'ml_dtypes': 'ml-dtypes',
-    'orbax': 'orbax-checkpoint',
-    'pydantic_monty': 'pydantic-monty',
-    'tensorflow_datasets': 'tensorflow-datasets',
+  'absl': 'absl-py',
+  'math_verify': 'math-verify',
+  'ml_dtypes': 'ml-dtypes',
+  'orbax': 'orbax-checkpoint',
+  'pydantic_monty': 'pydantic-monty',
+  'tensorflow_datasets': 'tensorflow-datasets',
 }  # Import names that are not the names of their distributions.
 _LOADS = {
-    # TFDS writes and reads array_record, which needs importlib_resources.
-    'agentflow_jax/data/geohop.py': {'array-record', 'importlib-resources'},
-    # Programs in the sandbox may import it.
-    'agentflow_jax/agents/tools/python/bubblewrap.py': {'sympy', 'tzdata'},
-    # trafilatura does.
-    'agentflow_jax/agents/tools/web/web_text_worker.py': {'lxml-html-clean'},
+  # TFDS writes and reads array_record, which needs importlib_resources.
+  'agentflow_jax/data/geohop.py': {'array-record', 'importlib-resources'},
+  # Programs in the sandbox may import it.
+  'agentflow_jax/agents/tools/python/bubblewrap.py': {'sympy', 'tzdata'},
+  # trafilatura does.
+  'agentflow_jax/agents/tools/web/web_text_worker.py': {'lxml-html-clean'},
 }  # What a file needs when it runs without an import that says so.
 # What programs that write goldens (make_*.py) compare with, and what single
 # tests and configs ask for by name: no dependencies of the project, nor of its
@@ -74,13 +74,13 @@ def read_files(root: pathlib.Path) -> dict[str, str]:
   texts = {}
   for place, directories, names in os.walk(root):
     directories[:] = sorted(
-        d
-        for d in directories
-        if (d[0] != '.' or d == '.ci')
-        and d not in ('__pycache__', 'runs', 'dist', 'node_modules')
-        and not d.startswith('bazel-')
-        and not d.endswith('.egg-info')
-        and not os.path.exists(os.path.join(place, d, 'pyvenv.cfg'))
+      d
+      for d in directories
+      if (d[0] != '.' or d == '.ci')
+      and d not in ('__pycache__', 'runs', 'dist', 'node_modules')
+      and not d.startswith('bazel-')
+      and not d.endswith('.egg-info')
+      and not os.path.exists(os.path.join(place, d, 'pyvenv.cfg'))
     )
     for name in sorted(names):
       path = pathlib.Path(place, name)
@@ -109,10 +109,10 @@ def _paths(node: ast.expr, paths: Iterable[str]) -> list[str]:
     include = [_glob_pattern(g) for g in ast.literal_eval(node.args[0])]
     exclude = [_glob_pattern(g) for g in keywords.get('exclude', ())]
     return [
-        p
-        for p in paths
-        if any(g.fullmatch(p) for g in include)
-        and not any(g.fullmatch(p) for g in exclude)
+      p
+      for p in paths
+      if any(g.fullmatch(p) for g in include)
+      and not any(g.fullmatch(p) for g in exclude)
     ]
   return ast.literal_eval(node)
 
@@ -131,12 +131,12 @@ def parse_build(build: str, paths: Iterable[str]) -> list[Target]:
       continue
     given = {k.arg: k.value for k in call.keywords}
     targets.append(
-        Target(
-            name=ast.literal_eval(given['name']),
-            rule=rule,
-            srcs=tuple(_paths(given['srcs'], paths)),
-            deps=tuple(_paths(given.get('deps', ast.List([])), ())),
-        )
+      Target(
+        name=ast.literal_eval(given['name']),
+        rule=rule,
+        srcs=tuple(_paths(given['srcs'], paths)),
+        deps=tuple(_paths(given.get('deps', ast.List([])), ())),
+      )
     )
   return targets
 
@@ -154,10 +154,10 @@ def _named(tree: ast.AST) -> Iterator[tuple[str, str]]:
       for alias in node.names:
         yield '.' * node.level + (node.module or ''), alias.name
     elif (
-        isinstance(node, ast.Call)
-        and getattr(node.func, 'attr', '') in ('find_spec', 'import_module')
-        and node.args
-        and isinstance(node.args[0], ast.Constant)
+      isinstance(node, ast.Call)
+      and getattr(node.func, 'attr', '') in ('find_spec', 'import_module')
+      and node.args
+      and isinstance(node.args[0], ast.Constant)
     ):
       yield node.args[0].value, ''
 
@@ -172,16 +172,17 @@ def _named_at_once(text: str) -> tuple[tuple[str, str], ...]:
   """What merely importing a file imports: not in functions, nor as a script."""
   tree = ast.parse(text)
   inside = {
-      child
-      for node in ast.walk(tree)
-      if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-      or isinstance(node, ast.If) and '__main__' in ast.dump(node.test)
-      for child in ast.walk(node)
+    child
+    for node in ast.walk(tree)
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    or isinstance(node, ast.If)
+    and '__main__' in ast.dump(node.test)
+    for child in ast.walk(node)
   }
   kept = [
-      node
-      for node in ast.walk(tree)
-      if isinstance(node, (ast.Import, ast.ImportFrom)) and node not in inside
+    node
+    for node in ast.walk(tree)
+    if isinstance(node, (ast.Import, ast.ImportFrom)) and node not in inside
   ]
   return tuple(_named(ast.Module(body=kept, type_ignores=[])))
 
@@ -227,9 +228,7 @@ def imports_of(path: str, files: Files) -> Imports:
       theirs.add(distribution(top))
   if path.startswith(('tests/', 'experiments/')):
     theirs -= _OPTIONAL
-  return Imports(
-      frozenset(ours - {path}), frozenset(theirs), frozenset(unknown)
-  )
+  return Imports(frozenset(ours - {path}), frozenset(theirs), frozenset(unknown))
 
 
 def imported_at_once(path: str, files: Files) -> frozenset[str]:

@@ -12,20 +12,20 @@ from tests import house_sources
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _CHECKS = (
-    house_checks.target_problems,
-    house_checks.import_problems,
-    house_checks.arrow_problems,
-    house_checks.assignment_problems,
-    house_checks.docstring_problems,
-    house_checks.requirement_problems,
-    house_checks.install_problems,
-    house_checks.package_problems,
-    house_checks.ignore_problems,
-    house_checks.lock_problems,
-    house_checks.name_problems,
-    house_checks.path_problems,
-    house_checks.entry_point_problems,
-    house_checks.mirror_problems,
+  house_checks.target_problems,
+  house_checks.import_problems,
+  house_checks.arrow_problems,
+  house_checks.assignment_problems,
+  house_checks.docstring_problems,
+  house_checks.requirement_problems,
+  house_checks.install_problems,
+  house_checks.package_problems,
+  house_checks.ignore_problems,
+  house_checks.lock_problems,
+  house_checks.name_problems,
+  house_checks.path_problems,
+  house_checks.entry_point_problems,
+  house_checks.mirror_problems,
 )
 
 # A small house that is in order, and what each change makes of it.
@@ -96,23 +96,23 @@ packages = ["agentflow_jax", "agentflow_jax.agents", "agentflow_jax.core", "x"]
 package-dir = { x = "experiments" }
 """
 _HOUSE = {
-    'BUILD': _BUILD,
-    'pyproject.toml': _PYPROJECT,
-    'requirements.txt': '# Arrays.\nnumpy>=2.0\n',
-    'requirements_lock.txt': 'math-verify==0.9\nnumpy==2.1\npytest==8.4\n',
-    'agentflow_jax/__init__.py': '',
-    'agentflow_jax/records.py': 'import dataclasses\n',
-    'agentflow_jax/agents/__init__.py': '',
-    'agentflow_jax/agents/plan.py': (
-        'from agentflow_jax import records\ndef f():\n  import math_verify\n'
-    ),
-    'agentflow_jax/core/__init__.py': '',
-    'agentflow_jax/core/model.py': 'import numpy as np\n',
-    'agentflow_jax/train.py': 'from agentflow_jax import records\n',
-    'tests/conftest.py': 'import pytest\n',
-    'tests/agents/plan_test.py': 'from agentflow_jax.agents import plan\n',
-    'tests/core/model_test.py': 'from tests.core import oracle\n',
-    'tests/core/oracle.py': '',
+  'BUILD': _BUILD,
+  'pyproject.toml': _PYPROJECT,
+  'requirements.txt': '# Arrays.\nnumpy>=2.0\n',
+  'requirements_lock.txt': 'math-verify==0.9\nnumpy==2.1\npytest==8.4\n',
+  'agentflow_jax/__init__.py': '',
+  'agentflow_jax/records.py': 'import dataclasses\n',
+  'agentflow_jax/agents/__init__.py': '',
+  'agentflow_jax/agents/plan.py': (
+    'from agentflow_jax import records\ndef f():\n  import math_verify\n'
+  ),
+  'agentflow_jax/core/__init__.py': '',
+  'agentflow_jax/core/model.py': 'import numpy as np\n',
+  'agentflow_jax/train.py': 'from agentflow_jax import records\n',
+  'tests/conftest.py': 'import pytest\n',
+  'tests/agents/plan_test.py': 'from agentflow_jax.agents import plan\n',
+  'tests/core/model_test.py': 'from tests.core import oracle\n',
+  'tests/core/oracle.py': '',
 }
 
 
@@ -132,127 +132,261 @@ def _documented(section: str) -> str:
 _PLAN = 'agentflow_jax/agents/plan.py'
 _MODEL = 'agentflow_jax/core/model.py'
 _MUTATIONS = [
-    # (check, change, problem that it must report)
-    ('target', {'launch/x.py': ''}, 'launch/x.py is in no target'),
-    ('target', {'agentflow_jax/core/x.py': ''}, 'core/x.py is in no target'),
-    ('target', _replace('BUILD', '**/*.py"]),\n    main_m', 'a*/*.py"]),\n  m'),
-     'oracle.py is in no target'),
-    ('target', _replace('BUILD', 'core/*.py"]', 'core/*.py", "*/train.py"]'),
-     'train.py is in :core and :train'),
-    ('target', _replace('BUILD', '/records.py', '/record.py'),
-     'names agentflow_jax/record.py, which is not there'),
-    ('target', _replace('BUILD', '    main = "agentflow_jax/train.py",\n', ''),
-     ':train does not name its main file'),
-    ('target', _replace('BUILD', 'name = "core"', 'name = "agents"'),
-     ':agents is defined twice'),
-    ('target', _append(_MODEL, 'import jax\n'), ':core lacks dep @pypi//jax'),
-    ('target', _append(_PLAN, 'def g():\n  import absl.flags\n'),
-     ':agents lacks dep @pypi//absl_py'),
-    ('target', _append(_PLAN, 'importlib.util.find_spec("bm25s")'),
-     ':agents lacks dep @pypi//bm25s'),
-    ('target', _append(_PLAN, 'from agentflow_jax.core import model'),
-     ':agents lacks dep :core'),
-    ('target', _replace(_MODEL, 'numpy', 'math'), 'idle dep @pypi//numpy'),
-    ('target', _replace('BUILD', '/records.py"],\n    deps = [":package"]',
-                        '/records.py"],\n    deps = [":agents"]'),
-     "targets depend on each other: [':agents', ':records'"),
-    ('import', _append(_PLAN, 'from agentflow_jax import nothing'),
-     'plan.py imports agentflow_jax.nothing'),
-    ('import', _append(_PLAN, 'from . import memory'),
-     'plan.py imports .memory'),
-    ('arrow', _append(_MODEL, 'from agentflow_jax import records'),
-     'core/model.py imports agentflow_jax/records.py'),
-    ('arrow',
-     _append(_PLAN, 'def g():\n  from agentflow_jax.core import model'),
-     'plan.py imports agentflow_jax/core/model.py'),
-    ('arrow', _append(_PLAN, 'import jax.numpy'),
-     'plan.py (agents) imports jax'),
-    ('arrow', _append(_MODEL, 'import httpx'), 'model.py (core) imports httpx'),
-    ('arrow', _append('agentflow_jax/records.py', 'import numpy'),
-     'records.py (records) imports numpy'),
-    ('arrow', _append(_PLAN, 'from tests.core import oracle'),
-     'plan.py imports tests/core/oracle.py'),
-    ('arrow', _append('agentflow_jax/__init__.py',
-                      'from agentflow_jax import records'),
-     '__init__.py imports agentflow_jax/records.py'),
-    ('arrow', _append('tests/agents/plan_test.py',
-                      'from agentflow_jax.core import model'),
-     'plan_test.py imports agentflow_jax/core/model.py'),
-    ('arrow', {'experiments/e.py': 'from agentflow_jax.core import model\n'},
-     'experiments/e.py imports agentflow_jax/core/model.py'),
-    ('arrow', {'launch/l.py': 'from agentflow_jax import records\n'},
-     'launch/l.py imports agentflow_jax/records.py'),
-    ('arrow', {'agentflow_jax/cellar/wine.py': ''}, 'knows no room cellar'),
-    ('assignment', _append(_PLAN, 'from agentflow_jax import records\n'
-                                  'records.Task = 3\n'),
-     'assigns to records.Task'),
-    ('docstring', _append(_PLAN, _documented('Args:\n    x: of it.')),
-     'plan.py: g: x: of ...'),
-    ('docstring', _append(_PLAN, _documented('Attributes:\n    x, *y: What is.')),
-     'plan.py: g: x, *y: What ...'),
-    ('docstring', _append(_PLAN, _documented('Args:\n    x:\n      is it.')),
-     'plan.py: g: x: is ...'),
-    ('docstring', _append(_PLAN, _documented('Args:\n    a: text\n      of it.\n\n'
-                                             '    x: so many.')),
-     'plan.py: g: x: so ...'),
-    ('docstring', {'launch/l.py': '"""L.\n\nArgs:\n  x: must be there.\n"""\n'},
-     'launch/l.py: the module: x: must ...'),
-    ('requirement', _append(_PLAN, 'import math_verify\n'),
-     'plan.py imports math-verify, which is not in requirements.txt'),
-    ('requirement', _append(_PLAN, 'def g():\n  import sympy\n'),
-     'sympy is imported, but in neither'),
-    ('requirement', _append('tests/core/oracle.py', 'import scipy'),
-     'scipy is imported by tests, but not in [test]'),
-    ('requirement', _append(_PLAN, 'def g():\n  import pytest\n'),
-     'pytest is imported, but in neither'),
-    ('requirement', _append('requirements.txt', '# Idle.\njax\n'),
-     'jax is required, but nothing imports it'),
-    ('requirement', _append('requirements.txt', '# Twice.\nmath-verify\n'),
-     'math-verify is in requirements.txt and in [tools]'),
-    ('requirement', _replace('requirements.txt', '# Arrays.', ''),
-     'no comment says what numpy>=2.0 is for'),
-    ('install', _append(_PLAN, '"""pip install \'agentflow-jax[tools]\'"""'),
-     "plan.py: \"install 'agentflow-jax\" names a distribution"),
-    ('install', _append(_PLAN, 'x = "pip install a (the extra `tools`)"'),
-     "(the extra `tools`)', but the extra holds ['math-verify']"),
-    ('package', {'agentflow_jax/core/kernels/mask.py': ''},
-     'does not list the package agentflow_jax.core.kernels'),
-    ('package', _replace('pyproject.toml', 'jax.agents', 'jax.agent'),
-     'lists agentflow_jax.agent, which is not there'),
-    ('package', {'agentflow_jax/openenv_tasks.py': ''},
-     'no script agentflow-openenv-tasks'),
-    ('package', _replace('pyproject.toml', '-train', '-trian'),
-     'has agentflow-trian, but no such entry point'),
-    ('ignore', _append(_MODEL, 'x = y  # pyright: ignore\n'),
-     'core/model.py:2 needs the form'),
-    ('ignore', _append(_MODEL, 'x = y  # pyright: ignore[reportX]\n'),
-     'core/model.py:2 needs the form'),
-    ('ignore', _append(_MODEL, 'x = y  # type: ignore\n'),
-     'core/model.py:2 needs the form'),
-    ('ignore', _append(_MODEL, 'x = y  # pyright: ignore[reportX]  # Why.\n' * 31),
-     '31 lines are ignored, of 30'),
-    ('lock', _replace('requirements_lock.txt', 'numpy==2.1\n', ''),
-     '@pypi//numpy is not in requirements_lock.txt'),
-    ('lock', _replace('requirements_lock.txt', 'numpy==2.1', 'numpy==1.9'),
-     'requirements_lock.txt has numpy not >=2.0'),
-    ('name', {'tests/core/random.py': ''},
-     'random is a module of the standard'),
-    ('name', {'agentflow_jax/json/a.py': ''},
-     'json is a module of the standard'),
-    ('path', _append(_MODEL, 'PLACE = "' + '/'.join(['', 'home', 'me"'])),
-     'model.py:2'),
-    ('entry_point', _append('agentflow_jax/train.py', 'f()\n' * 79),
-     'train.py has 80 lines'),
-    ('entry_point', {'agentflow_jax/serve.py': ''}, 'serve.py is no py_binary'),
-    ('entry_point', _replace('BUILD', 'py_library(\n    name = "core"',
-                             'py_binary(\n    name = "core"'),
-     'core/model.py is no entry point'),
-    ('mirror', {'agentflow_jax/core/kernels/mask.py': ''},
-     'room core/kernels has no tests'),
-    ('mirror', {'tests/cellar/wine_test.py': ''},
-     'tests/cellar mirrors no room'),
-    ('mirror', _replace('tests/core/model_test.py', 'oracle', 'model'),
-     'tests/core/oracle.py is neither a test nor imported by one'),
+  # (check, change, problem that it must report)
+  ('target', {'launch/x.py': ''}, 'launch/x.py is in no target'),
+  ('target', {'agentflow_jax/core/x.py': ''}, 'core/x.py is in no target'),
+  (
+    'target',
+    _replace('BUILD', '**/*.py"]),\n    main_m', 'a*/*.py"]),\n  m'),
+    'oracle.py is in no target',
+  ),
+  (
+    'target',
+    _replace('BUILD', 'core/*.py"]', 'core/*.py", "*/train.py"]'),
+    'train.py is in :core and :train',
+  ),
+  (
+    'target',
+    _replace('BUILD', '/records.py', '/record.py'),
+    'names agentflow_jax/record.py, which is not there',
+  ),
+  (
+    'target',
+    _replace('BUILD', '    main = "agentflow_jax/train.py",\n', ''),
+    ':train does not name its main file',
+  ),
+  (
+    'target',
+    _replace('BUILD', 'name = "core"', 'name = "agents"'),
+    ':agents is defined twice',
+  ),
+  ('target', _append(_MODEL, 'import jax\n'), ':core lacks dep @pypi//jax'),
+  (
+    'target',
+    _append(_PLAN, 'def g():\n  import absl.flags\n'),
+    ':agents lacks dep @pypi//absl_py',
+  ),
+  (
+    'target',
+    _append(_PLAN, 'importlib.util.find_spec("bm25s")'),
+    ':agents lacks dep @pypi//bm25s',
+  ),
+  (
+    'target',
+    _append(_PLAN, 'from agentflow_jax.core import model'),
+    ':agents lacks dep :core',
+  ),
+  ('target', _replace(_MODEL, 'numpy', 'math'), 'idle dep @pypi//numpy'),
+  (
+    'target',
+    _replace(
+      'BUILD',
+      '/records.py"],\n    deps = [":package"]',
+      '/records.py"],\n    deps = [":agents"]',
+    ),
+    "targets depend on each other: [':agents', ':records'",
+  ),
+  (
+    'import',
+    _append(_PLAN, 'from agentflow_jax import nothing'),
+    'plan.py imports agentflow_jax.nothing',
+  ),
+  ('import', _append(_PLAN, 'from . import memory'), 'plan.py imports .memory'),
+  (
+    'arrow',
+    _append(_MODEL, 'from agentflow_jax import records'),
+    'core/model.py imports agentflow_jax/records.py',
+  ),
+  (
+    'arrow',
+    _append(_PLAN, 'def g():\n  from agentflow_jax.core import model'),
+    'plan.py imports agentflow_jax/core/model.py',
+  ),
+  ('arrow', _append(_PLAN, 'import jax.numpy'), 'plan.py (agents) imports jax'),
+  ('arrow', _append(_MODEL, 'import httpx'), 'model.py (core) imports httpx'),
+  (
+    'arrow',
+    _append('agentflow_jax/records.py', 'import numpy'),
+    'records.py (records) imports numpy',
+  ),
+  (
+    'arrow',
+    _append(_PLAN, 'from tests.core import oracle'),
+    'plan.py imports tests/core/oracle.py',
+  ),
+  (
+    'arrow',
+    _append('agentflow_jax/__init__.py', 'from agentflow_jax import records'),
+    '__init__.py imports agentflow_jax/records.py',
+  ),
+  (
+    'arrow',
+    _append('tests/agents/plan_test.py', 'from agentflow_jax.core import model'),
+    'plan_test.py imports agentflow_jax/core/model.py',
+  ),
+  (
+    'arrow',
+    {'experiments/e.py': 'from agentflow_jax.core import model\n'},
+    'experiments/e.py imports agentflow_jax/core/model.py',
+  ),
+  (
+    'arrow',
+    {'launch/l.py': 'from agentflow_jax import records\n'},
+    'launch/l.py imports agentflow_jax/records.py',
+  ),
+  ('arrow', {'agentflow_jax/cellar/wine.py': ''}, 'knows no room cellar'),
+  (
+    'assignment',
+    _append(_PLAN, 'from agentflow_jax import records\nrecords.Task = 3\n'),
+    'assigns to records.Task',
+  ),
+  (
+    'docstring',
+    _append(_PLAN, _documented('Args:\n    x: of it.')),
+    'plan.py: g: x: of ...',
+  ),
+  (
+    'docstring',
+    _append(_PLAN, _documented('Attributes:\n    x, *y: What is.')),
+    'plan.py: g: x, *y: What ...',
+  ),
+  (
+    'docstring',
+    _append(_PLAN, _documented('Args:\n    x:\n      is it.')),
+    'plan.py: g: x: is ...',
+  ),
+  (
+    'docstring',
+    _append(_PLAN, _documented('Args:\n    a: text\n      of it.\n\n    x: so many.')),
+    'plan.py: g: x: so ...',
+  ),
+  (
+    'docstring',
+    {'launch/l.py': '"""L.\n\nArgs:\n  x: must be there.\n"""\n'},
+    'launch/l.py: the module: x: must ...',
+  ),
+  (
+    'requirement',
+    _append(_PLAN, 'import math_verify\n'),
+    'plan.py imports math-verify, which is not in requirements.txt',
+  ),
+  (
+    'requirement',
+    _append(_PLAN, 'def g():\n  import sympy\n'),
+    'sympy is imported, but in neither',
+  ),
+  (
+    'requirement',
+    _append('tests/core/oracle.py', 'import scipy'),
+    'scipy is imported by tests, but not in [test]',
+  ),
+  (
+    'requirement',
+    _append(_PLAN, 'def g():\n  import pytest\n'),
+    'pytest is imported, but in neither',
+  ),
+  (
+    'requirement',
+    _append('requirements.txt', '# Idle.\njax\n'),
+    'jax is required, but nothing imports it',
+  ),
+  (
+    'requirement',
+    _append('requirements.txt', '# Twice.\nmath-verify\n'),
+    'math-verify is in requirements.txt and in [tools]',
+  ),
+  (
+    'requirement',
+    _replace('requirements.txt', '# Arrays.', ''),
+    'no comment says what numpy>=2.0 is for',
+  ),
+  (
+    'install',
+    _append(_PLAN, '"""pip install \'agentflow-jax[tools]\'"""'),
+    'plan.py: "install \'agentflow-jax" names a distribution',
+  ),
+  (
+    'install',
+    _append(_PLAN, 'x = "pip install a (the extra `tools`)"'),
+    "(the extra `tools`)', but the extra holds ['math-verify']",
+  ),
+  (
+    'package',
+    {'agentflow_jax/core/kernels/mask.py': ''},
+    'does not list the package agentflow_jax.core.kernels',
+  ),
+  (
+    'package',
+    _replace('pyproject.toml', 'jax.agents', 'jax.agent'),
+    'lists agentflow_jax.agent, which is not there',
+  ),
+  (
+    'package',
+    {'agentflow_jax/openenv_tasks.py': ''},
+    'no script agentflow-openenv-tasks',
+  ),
+  (
+    'package',
+    _replace('pyproject.toml', '-train', '-trian'),
+    'has agentflow-trian, but no such entry point',
+  ),
+  (
+    'ignore',
+    _append(_MODEL, 'x = y  # pyright: ignore\n'),
+    'core/model.py:2 needs the form',
+  ),
+  (
+    'ignore',
+    _append(_MODEL, 'x = y  # pyright: ignore[reportX]\n'),
+    'core/model.py:2 needs the form',
+  ),
+  (
+    'ignore',
+    _append(_MODEL, 'x = y  # type: ignore\n'),
+    'core/model.py:2 needs the form',
+  ),
+  (
+    'ignore',
+    _append(_MODEL, 'x = y  # pyright: ignore[reportX]  # Why.\n' * 31),
+    '31 lines are ignored, of 30',
+  ),
+  (
+    'lock',
+    _replace('requirements_lock.txt', 'numpy==2.1\n', ''),
+    '@pypi//numpy is not in requirements_lock.txt',
+  ),
+  (
+    'lock',
+    _replace('requirements_lock.txt', 'numpy==2.1', 'numpy==1.9'),
+    'requirements_lock.txt has numpy not >=2.0',
+  ),
+  ('name', {'tests/core/random.py': ''}, 'random is a module of the standard'),
+  ('name', {'agentflow_jax/json/a.py': ''}, 'json is a module of the standard'),
+  ('path', _append(_MODEL, 'PLACE = "' + '/'.join(['', 'home', 'me"'])), 'model.py:2'),
+  (
+    'entry_point',
+    _append('agentflow_jax/train.py', 'f()\n' * 99),
+    'train.py has 100 lines',
+  ),
+  ('entry_point', {'agentflow_jax/serve.py': ''}, 'serve.py is no py_binary'),
+  (
+    'entry_point',
+    _replace(
+      'BUILD', 'py_library(\n    name = "core"', 'py_binary(\n    name = "core"'
+    ),
+    'core/model.py is no entry point',
+  ),
+  (
+    'mirror',
+    {'agentflow_jax/core/kernels/mask.py': ''},
+    'room core/kernels has no tests',
+  ),
+  ('mirror', {'tests/cellar/wine_test.py': ''}, 'tests/cellar mirrors no room'),
+  (
+    'mirror',
+    _replace('tests/core/model_test.py', 'oracle', 'model'),
+    'tests/core/oracle.py is neither a test nor imported by one',
+  ),
 ]
 
 
@@ -278,7 +412,7 @@ def test_the_small_house_is_in_order(check):
 
 
 @pytest.mark.parametrize(
-    ('name', 'change', 'problem'), _MUTATIONS, ids=[m[2] for m in _MUTATIONS]
+  ('name', 'change', 'problem'), _MUTATIONS, ids=[m[2] for m in _MUTATIONS]
 )
 def test_each_check_can_fail(name, change, problem):
   check = getattr(house_checks, f'{name}_problems')
@@ -288,8 +422,8 @@ def test_each_check_can_fail(name, change, problem):
 
 def test_noun_phrases_and_other_sections_are_no_fragments():
   text = _documented(
-      "Args:\n    x: name of it.\n    y: per-token weights.\n    z: 'a' or 'b'.\n\n"
-      '  Returns:\n    x: of it.\n\n  Raises:\n    ValueError: is raised.'
+    "Args:\n    x: name of it.\n    y: per-token weights.\n    z: 'a' or 'b'.\n\n"
+    '  Returns:\n    x: of it.\n\n  Raises:\n    ValueError: is raised.'
   )
   assert house_checks.docstring_problems({'launch/l.py': text}) == []
 
@@ -297,20 +431,29 @@ def test_noun_phrases_and_other_sections_are_no_fragments():
 def test_nothing_else_lies_at_the_top():
   """Such as a wheel that somebody downloaded here: it is no text to read."""
   listed = subprocess.run(
-      ['git', 'ls-files'], cwd=_ROOT, capture_output=True, text=True, check=False
+    ['git', 'ls-files'], cwd=_ROOT, capture_output=True, text=True, check=False
   )
   if listed.returncode:
     pytest.skip('no checkout of git')
   found = {path.partition('/')[0] for path in listed.stdout.splitlines()}
   always = {
-      '.ci', '.dockerignore', '.gitignore', 'BUILD', 'LICENSE', 'MODULE.bazel',
-      'README.md', 'agentflow_jax', 'experiments', 'launch', 'pyproject.toml',
-      'requirements.txt', 'requirements_lock.txt', 'tests',
+    '.ci',
+    '.dockerignore',
+    '.gitignore',
+    'BUILD',
+    'LICENSE',
+    'MODULE.bazel',
+    'README.md',
+    'agentflow_jax',
+    'experiments',
+    'launch',
+    'pyproject.toml',
+    'requirements.txt',
+    'requirements_lock.txt',
+    'tests',
   }
   assert always <= found
-  assert found - always <= {
-      '.github', 'CHANGELOG.md', 'CONTRIBUTING.md', 'docs'
-  }
+  assert found - always <= {'.github', 'CHANGELOG.md', 'CONTRIBUTING.md', 'docs'}
 
 
 def test_globs_stay_in_their_directory():
@@ -354,15 +497,13 @@ print(len(modules))
 """
 
 
-def _import_agents(
-    root: pathlib.Path, mode: str
-) -> subprocess.CompletedProcess[str]:
+def _import_agents(root: pathlib.Path, mode: str) -> subprocess.CompletedProcess[str]:
   return subprocess.run(
-      [sys.executable, '-c', _IMPORT_AGENTS, mode],
-      cwd=root,
-      capture_output=True,
-      text=True,
-      check=False,
+    [sys.executable, '-c', _IMPORT_AGENTS, mode],
+    cwd=root,
+    capture_output=True,
+    text=True,
+    check=False,
   )
 
 
@@ -375,8 +516,7 @@ def test_agents_do_without_jax(files, mode):
 
 
 @pytest.mark.parametrize(
-    ('mode', 'problem'),
-    [('absent', 'jax is absent'), ('present', 'agents.bad loads')],
+  ('mode', 'problem'), [('absent', 'jax is absent'), ('present', 'agents.bad loads')]
 )
 def test_agents_that_import_jax_are_found(tmp_path, mode, problem):
   agents = tmp_path / 'agentflow_jax' / 'agents'
@@ -394,11 +534,11 @@ def _buildifier(directory: pathlib.Path) -> subprocess.CompletedProcess[str]:
   if shutil.which('buildifier') is None:
     pytest.skip('no buildifier on PATH; the npm @bazel/buildifier carries one')
   return subprocess.run(
-      ['buildifier', '--mode=check', '--lint=warn', 'BUILD', 'MODULE.bazel'],
-      cwd=directory,
-      capture_output=True,
-      text=True,
-      check=False,
+    ['buildifier', '--mode=check', '--lint=warn', 'BUILD', 'MODULE.bazel'],
+    cwd=directory,
+    capture_output=True,
+    text=True,
+    check=False,
   )
 
 
@@ -408,11 +548,15 @@ def test_buildifier_finds_nothing():
 
 
 @pytest.mark.parametrize(
-    'change',
-    [('deps = [":package"],', 'deps = [ ":package" ],'),
-     ('load("@rules_python//python:defs.bzl", "py_binary", ',
-      'load("@rules_python//python:defs.bzl", "py_import", "py_binary", ')],
-    ids=['format', 'lint'],
+  'change',
+  [
+    ('deps = [":package"],', 'deps = [ ":package" ],'),
+    (
+      'load("@rules_python//python:defs.bzl", "py_binary", ',
+      'load("@rules_python//python:defs.bzl", "py_import", "py_binary", ',
+    ),
+  ],
+  ids=['format', 'lint'],
 )
 def test_buildifier_can_find_something(tmp_path, change):
   build = (_ROOT / 'BUILD').read_text()

@@ -15,8 +15,14 @@ WORDS = (1158897065, 4211198331)
 
 def test_every_field_of_a_key_changes_its_words():
   changed = dict(
-      seed=8, purpose=records.Purpose.EVALUATE, step=4, query='q2', rollout=2,
-      turn=1, module='verifier', attempt=1,
+    seed=8,
+    purpose=records.Purpose.EVALUATE,
+    step=4,
+    query='q2',
+    rollout=2,
+    turn=1,
+    module='verifier',
+    attempt=1,
   )
   assert set(changed) == {f.name for f in dataclasses.fields(KEY)}
   keys = [dataclasses.replace(KEY, **{k: v}) for k, v in changed.items()]
@@ -39,26 +45,49 @@ def test_fields_do_not_run_into_each_other():
 def test_statuses_are_policy_or_infrastructure():
   policy = {s.value for s in records.Status if s.is_policy}
   assert policy == {
-      'answered', 'out_of_turns', 'unparseable_plan', 'truncated_response',
-      'prompt_too_long', 'tool_error', 'deadline', 'refused',
+    'answered',
+    'out_of_turns',
+    'unparseable_plan',
+    'truncated_response',
+    'prompt_too_long',
+    'tool_error',
+    'deadline',
+    'refused',
   }
   assert {s.value for s in records.Status} - policy == {
-      'model_unreachable', 'tool_unreachable', 'reward_unreachable',
-      'module_failed', 'deadline_infrastructure', 'aborted_late',
-      'environment_unreachable',
+    'model_unreachable',
+    'tool_unreachable',
+    'reward_unreachable',
+    'module_failed',
+    'deadline_infrastructure',
+    'aborted_late',
+    'environment_unreachable',
   }
 
 
 @pytest.mark.parametrize(
-    'field, value',
-    [
-        ('temperature', -0.1), ('temperature', float('nan')),
-        ('temperature', float('inf')), ('temperature', 1e-7), ('top_k', -1),
-        ('temperature', 1e39), ('temperature', '1'), ('top_p', 1e-50),
-        ('min_p', None), ('stop', 'END'), ('stop', ('END', '')), ('stop', (1,)),
-        ('top_k', 2.5), ('top_p', 0.0), ('top_p', 1.1), ('min_p', -0.1),
-        ('min_p', 1.1), ('max_new_tokens', 0), ('max_new_tokens', 8.0),
-    ],
+  'field, value',
+  [
+    ('temperature', -0.1),
+    ('temperature', float('nan')),
+    ('temperature', float('inf')),
+    ('temperature', 1e-7),
+    ('top_k', -1),
+    ('temperature', 1e39),
+    ('temperature', '1'),
+    ('top_p', 1e-50),
+    ('min_p', None),
+    ('stop', 'END'),
+    ('stop', ('END', '')),
+    ('stop', (1,)),
+    ('top_k', 2.5),
+    ('top_p', 0.0),
+    ('top_p', 1.1),
+    ('min_p', -0.1),
+    ('min_p', 1.1),
+    ('max_new_tokens', 0),
+    ('max_new_tokens', 8.0),
+  ],
 )
 def test_sampling_refuses_what_has_no_meaning(field, value):
   with pytest.raises(ValueError, match=field):
@@ -66,9 +95,14 @@ def test_sampling_refuses_what_has_no_meaning(field, value):
 
 
 @pytest.mark.parametrize(
-    'fields, truncates',
-    [({}, False), ({'temperature': 0.0}, False), ({'top_k': 1}, True),
-     ({'top_p': 0.9}, True), ({'min_p': 0.1}, True)],
+  'fields, truncates',
+  [
+    ({}, False),
+    ({'temperature': 0.0}, False),
+    ({'top_k': 1}, True),
+    ({'top_p': 0.9}, True),
+    ({'min_p': 0.1}, True),
+  ],
 )
 def test_truncates(fields, truncates):
   assert records.SamplingSpec(**fields).truncates is truncates
@@ -96,7 +130,7 @@ def test_kept_sets_are_four_bytes_a_number_and_read_back():
 
 
 @pytest.mark.parametrize(
-    'counts, ids', [((2, 1), (1, 2)), ((1,), (1, 2)), ((1, 0), (1,)), ((), (1,))]
+  'counts, ids', [((2, 1), (1, 2)), ((1,), (1, 2)), ((1, 0), (1,)), ((), (1,))]
 )
 def test_kept_sets_that_do_not_add_up_are_refused(counts, ids):
   with pytest.raises(ValueError, match='kept: '):
@@ -105,9 +139,13 @@ def test_kept_sets_that_do_not_add_up_are_refused(counts, ids):
 
 def test_a_world_is_json_and_reads_back():
   world = records.World(
-      'w', {'seed': 's', 'changes': [[1, None]]}, 'p', ('a',),
-      (records.Check('c', 'state', {'query': 'q', 'expected_value': [1]}),), 'plan',
-      True,
+    'w',
+    {'seed': 's', 'changes': [[1, None]]},
+    'p',
+    ('a',),
+    (records.Check('c', 'state', {'query': 'q', 'expected_value': [1]}),),
+    'plan',
+    True,
   )
   assert records.World.of(json.loads(json.dumps(dataclasses.asdict(world)))) == world
   assert records.World.of({'environment': 'w', 'state': {}}) == records.World('w', {})
@@ -116,7 +154,7 @@ def test_a_world_is_json_and_reads_back():
 
 
 @pytest.mark.parametrize(
-    'value', [{'a': (1, 2)}, {1: 'a'}, {'a': float('nan')}, {'a': {1}}, ['a']]
+  'value', [{'a': (1, 2)}, {1: 'a'}, {'a': float('nan')}, {'a': {1}}, ['a']]
 )
 def test_what_would_come_back_from_json_as_another_value_is_refused(value):
   with pytest.raises(ValueError, match="world of 'w': state"):
@@ -134,7 +172,7 @@ def test_the_text_of_a_task_without_a_world_is_what_it_always_was():
   """Runs that began before there were worlds have digests of it."""
   task = records.Task('a', 'b', ('c',), 'd', {'x': 'y'})
   assert repr((task,)) == (
-      "(Task(id='a', query='b', answers=('c',), reward='d', tags={'x': 'y'}),)"
+    "(Task(id='a', query='b', answers=('c',), reward='d', tags={'x': 'y'}),)"
   )
   other = dataclasses.replace(task, world=records.World('w', {}))
   assert 'world=World(' in repr(other)

@@ -41,8 +41,17 @@ def _wheel(tmp_path_factory):
     shutil.copy(_ROOT / name, source)
   made = tmp_path_factory.mktemp('dist')
   subprocess.run(
-      [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps',
-       f'--wheel-dir={made}', str(source)], check=True,
+    [
+      sys.executable,
+      '-m',
+      'pip',
+      'wheel',
+      '--quiet',
+      '--no-deps',
+      f'--wheel-dir={made}',
+      str(source),
+    ],
+    check=True,
   )
   (wheel,) = made.glob('*.whl')
   return wheel
@@ -57,15 +66,21 @@ def test_it_holds_the_package_and_the_configs_with_their_files(wheel):
   wanted = {p.relative_to(_ROOT).as_posix() for p in package.rglob('*.py')}
   wanted |= {'agentflow_jax/py.typed'}
   wanted |= {
-      f'agentflow_jax/_experiments/{p.relative_to(shipped).as_posix()}'
-      for pattern in ('*.py', '*_planner/*', 'own_tasks/*.jsonl', 'own_tasks/*/*.txt')
-      for p in shipped.glob(pattern)
+    f'agentflow_jax/_experiments/{p.relative_to(shipped).as_posix()}'
+    for pattern in ('*.py', '*_planner/*', 'own_tasks/*.jsonl', 'own_tasks/*/*.txt')
+    for p in shipped.glob(pattern)
   }
   assert names == wanted
   assert f'-{agentflow_jax.__version__}-' in wheel.name
   for command in (
-      'train', 'evaluate', 'solve', 'serve', 'export', 'preflight', 'trajectories',
-      'openenv-tasks',
+    'train',
+    'evaluate',
+    'solve',
+    'serve',
+    'export',
+    'preflight',
+    'trajectories',
+    'openenv-tasks',
   ):
     assert f'agentflow-{command} = ' in commands
 
@@ -76,8 +91,12 @@ def test_every_config_is_found_by_name_outside_of_a_checkout(wheel, tmp_path):
   with zipfile.ZipFile(wheel) as archive:
     archive.extractall(site)
   done = subprocess.run(
-      [sys.executable, '-c', _RESOLVE], cwd=elsewhere, capture_output=True, text=True,
-      check=False, env={**os.environ, 'PYTHONPATH': str(site)},
+    [sys.executable, '-c', _RESOLVE],
+    cwd=elsewhere,
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, 'PYTHONPATH': str(site)},
   )
   assert done.returncode == 0, done.stderr
   file, weights, version = done.stdout.splitlines()

@@ -40,8 +40,9 @@ _BETWEEN = re.compile(r'[\s;,]*')
 _BARE_FIELDS = frozenset({'name', 'arguments', 'parameters', 'type', 'id', 'function'})
 # A text that begins so, and names arguments, was meant as a call.
 _MEANT = re.compile(
-    r'\s*(?:<\|python_tag\|>)?\s*\[?\s*\{\s*"(?:name|type|function)"\s*:'
-    r'.*?"(?:arguments|parameters)"\s*:', re.DOTALL
+  r'\s*(?:<\|python_tag\|>)?\s*\[?\s*\{\s*"(?:name|type|function)"\s*:'
+  r'.*?"(?:arguments|parameters)"\s*:',
+  re.DOTALL,
 )
 _CALLS_FIRST = re.compile(rf'\s*(?:{_OPEN}|<\|python_tag\|>|[{{\[]\s*[{{"])')
 # Models write line breaks inside of strings, such as those of programs.
@@ -99,14 +100,14 @@ def read(text: str, thinking: bool = False) -> Said:
     if problem and not problems:
       problems.append(problem)
   return Said(
-      (text[:start] + rest).strip(), tuple(found), tuple(problems),
-      thoughts.said(text[:start] + rest, thinking).strip(),
+    (text[:start] + rest).strip(),
+    tuple(found),
+    tuple(problems),
+    thoughts.said(text[:start] + rest, thinking).strip(),
   )
 
 
-def _without_blocks(
-    text: str,
-) -> tuple[str, list[records.ToolCall], list[str]]:
+def _without_blocks(text: str) -> tuple[str, list[records.ToolCall], list[str]]:
   """Returns a text without its blocks, their calls, and problems of broken ones."""
   pieces, found, problems = [], [], []
   start = resume = blocks = 0
@@ -269,7 +270,7 @@ def write(content: str, calls: Sequence[tuple[str, Any]]) -> str:
 
 
 def plain(
-    prompt: Sequence[records.Segment], tools: Sequence[Mapping[str, Any]] = ()
+  prompt: Sequence[records.Segment], tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[records.Segment, ...]:
   """Returns a conversation with calls and results as messages of text alone.
 
@@ -284,17 +285,15 @@ def plain(
       segment = records.Segment('user', text, trusted=False)
     elif segment.calls:
       pairs = [(call.tool, dict(call.arguments)) for call in segment.calls]
-      segment = records.Segment(
-          segment.role, write(segment.text, pairs), trusted=False
-      )
+      segment = records.Segment(segment.role, write(segment.text, pairs), trusted=False)
     if found and found[-1].role == segment.role:
       found.append(records.Segment(segment.role, '\n'))
     found.append(segment)
   if tools:
     shown = '\n'.join(_json(tool['function']) for tool in tools)
     about = [
-        records.Segment('system', INSTRUCTIONS),
-        records.Segment('system', shown, trusted=False),
+      records.Segment('system', INSTRUCTIONS),
+      records.Segment('system', shown, trusted=False),
     ]
     if found and found[0].role == 'system':
       about.insert(0, records.Segment('system', '\n\n'))

@@ -29,7 +29,7 @@ class CallingPlanner(modules.ModelPlanner):
   async def plan(self, view):
     prompt = self.compose(view)
     completion = await self.model.generate(
-        prompt, self.sampling, view.key_of('planner'), tools=functions(view.cards)
+      prompt, self.sampling, view.key_of('planner'), tools=functions(view.cards)
     )
     return completion, self.sampling
 
@@ -41,7 +41,7 @@ class CallingPlanner(modules.ModelPlanner):
     """
     count = language_model.text_counter(self.model)
     for shortened, messages in enumerate(
-        _shortenings(view.messages, count, self.shortened_tokens)
+      _shortenings(view.messages, count, self.shortened_tokens)
     ):
       prompt = opening(self.prompt, view.memory) + messages
       tokens = self.model.count_tokens(prompt, functions(view.cards))
@@ -49,20 +49,16 @@ class CallingPlanner(modules.ModelPlanner):
         view.counts['shortened'] += shortened
         return prompt
     raise language_model.PromptTooLong(
-        f'the conversation has {tokens} tokens, more than {self.max_prompt_tokens},'
-        ' with every result of a tool shortened'
+      f'the conversation has {tokens} tokens, more than {self.max_prompt_tokens},'
+      ' with every result of a tool shortened'
     )
 
-  def count_tokens(
-      self, cards: Sequence[base.Card], memory: memory_lib.Memory
-  ) -> int:
+  def count_tokens(self, cards: Sequence[base.Card], memory: memory_lib.Memory) -> int:
     prompt = opening(self.prompt, memory)
     return self.model.count_tokens(prompt, functions(cards))
 
 
-def opening(
-    config: prompts.PromptConfig, memory: memory_lib.Memory
-) -> Messages:
+def opening(config: prompts.PromptConfig, memory: memory_lib.Memory) -> Messages:
   """Returns the messages before the first turn.
 
   The system message is the instructions of the config, if any, and the policy of the
@@ -76,16 +72,16 @@ def opening(
   found.append(records.Segment('user', memory.query, trusted=False))
   if memory.analysis:
     found += [
-        records.Segment('user', '\n\n'),
-        records.Segment('user', memory.analysis, trusted=False),
+      records.Segment('user', '\n\n'),
+      records.Segment('user', memory.analysis, trusted=False),
     ]
   return tuple(found)
 
 
 def turn(
-    said: call_text.Said,
-    results: Sequence[records.ToolResult],
-    shorten: Callable[[str], str],
+  said: call_text.Said,
+  results: Sequence[records.ToolResult],
+  shorten: Callable[[str], str],
 ) -> Messages:
   """Returns the messages of one turn: the response, and what came of its calls.
 
@@ -95,8 +91,8 @@ def turn(
     shorten: function from a result's text to the text that is shown.
   """
   texts = [
-      shorten(result.text if result.error is None else f'Error: {result.text}')
-      for result in results
+    shorten(result.text if result.error is None else f'Error: {result.text}')
+    for result in results
   ]
   count = len(said.calls)
   shown = texts[:count]
@@ -106,8 +102,8 @@ def turn(
     shown[-1:] = ['\n'.join([*shown[-1:], *texts[count:]])]
     role = 'tool' if count else 'user'
   return (
-      records.Segment('assistant', said.content, False, said.calls),
-      *(records.Segment(role, text, trusted=False) for text in shown),
+    records.Segment('assistant', said.content, False, said.calls),
+    *(records.Segment(role, text, trusted=False) for text in shown),
   )
 
 
@@ -118,17 +114,17 @@ def functions(cards: Sequence[base.Card]) -> tuple[dict[str, Any], ...]:
 
 def _function(card: base.Card) -> dict[str, Any]:
   return {
-      'type': 'function',
-      'function': {
-          'name': card.name,
-          'description': '\n'.join(filter(None, (card.purpose, card.limits))),
-          'parameters': base.schema_of(card),
-      },
+    'type': 'function',
+    'function': {
+      'name': card.name,
+      'description': '\n'.join(filter(None, (card.purpose, card.limits))),
+      'parameters': base.schema_of(card),
+    },
   }
 
 
 def _shortenings(
-    messages: Messages, count: Callable[[str], int], tokens: int
+  messages: Messages, count: Callable[[str], int], tokens: int
 ) -> Iterator[Messages]:
   """Yields the messages, and then shorter ones, one more result shortened each time."""
   yield messages

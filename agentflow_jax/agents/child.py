@@ -54,9 +54,7 @@ class Program:
 
   path: str
   arguments: tuple[str, ...] = ()
-  environment: Mapping[str, str] = dataclasses.field(
-      default_factory=dict, repr=False
-  )
+  environment: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
   directory: str = os.sep
 
 
@@ -116,8 +114,8 @@ class Child:
         except TimeoutError as error:
           if last:
             raise language_model.Unreachable(
-                f'no reply of {self._name} within {self._limits.wall_seconds}'
-                f' s, at {self._limits.attempts} attempts'
+              f'no reply of {self._name} within {self._limits.wall_seconds}'
+              f' s, at {self._limits.attempts} attempts'
             ) from error
     raise AssertionError('unreachable')
 
@@ -138,14 +136,15 @@ class Child:
   async def _ensure_started(self) -> None:
     process = self._process
     if (
-        process is None or process.returncode is not None
-        or self._served >= self._limits.requests
+      process is None
+      or process.returncode is not None
+      or self._served >= self._limits.requests
     ):
       await self._kill()
       await self._start()
 
   async def _exchange(
-      self, request: dict[str, Any] | None, seconds: float
+    self, request: dict[str, Any] | None, seconds: float
   ) -> dict[str, Any]:
     """Sends a line, if any, and reads one; kills the child on any failure.
 
@@ -179,21 +178,18 @@ class Child:
     with tempfile.TemporaryFile() as errors:
       try:
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *('-s', '-P', self._program.path),
-            json.dumps([p for p in sys.path if p]),
-            *self._program.arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            # Sets iterate in the same order in every child.
-            env={
-                **self._program.environment,
-                'PYTHONHASHSEED': '0', 'PYTHONUTF8': '1',
-            },
-            cwd=self._program.directory,
-            start_new_session=True,
-            limit=_LONGEST_REPLY,
+          sys.executable,
+          *('-s', '-P', self._program.path),
+          json.dumps([p for p in sys.path if p]),
+          *self._program.arguments,
+          stdin=asyncio.subprocess.PIPE,
+          stdout=asyncio.subprocess.PIPE,
+          stderr=errors,
+          # Sets iterate in the same order in every child.
+          env={**self._program.environment, 'PYTHONHASHSEED': '0', 'PYTHONUTF8': '1'},
+          cwd=self._program.directory,
+          start_new_session=True,
+          limit=_LONGEST_REPLY,
         )
         await self._exchange(None, self._limits.start_seconds)
         self._served = 0
@@ -201,7 +197,7 @@ class Child:
         errors.seek(0)
         last = errors.read().decode(errors='replace').strip().rpartition('\n')
         raise language_model.Unreachable(
-            f'{self._name} does not start: {last[2] or repr(error)}'
+          f'{self._name} does not start: {last[2] or repr(error)}'
         ) from error
 
   async def _kill(self) -> None:
@@ -228,9 +224,7 @@ class Pool:
     processes: number of children.
   """
 
-  def __init__(
-      self, program: Program | str, limits: Limits, processes: int
-  ):
+  def __init__(self, program: Program | str, limits: Limits, processes: int):
     self._children = [Child(program, limits) for _ in range(processes)]
     # The one that was asked last is asked first, so that few are started.
     self._idle = asyncio.LifoQueue()

@@ -25,14 +25,32 @@ _OPEN_FILES = 64
 
 # Audit events that end a request: everything that leaves the process.
 _FORBIDDEN = (
-    'socket.', 'subprocess.', 'os.', 'shutil.', 'ctypes.', 'pty.', 'urllib.',
-    'http.', 'ftplib.', 'smtplib.', 'sqlite3.', 'tempfile.', 'mmap.',
-    'signal.', 'resource.', 'sys.addaudithook', 'sys.settrace',
+  'socket.',
+  'subprocess.',
+  'os.',
+  'shutil.',
+  'ctypes.',
+  'pty.',
+  'urllib.',
+  'http.',
+  'ftplib.',
+  'smtplib.',
+  'sqlite3.',
+  'tempfile.',
+  'mmap.',
+  'signal.',
+  'resource.',
+  'sys.addaudithook',
+  'sys.settrace',
 )
-_HARMLESS = frozenset({
+_HARMLESS = frozenset(
+  {
     # The import system lists directories of libraries.
-    'os.listdir', 'os.scandir', 'os.add_dll_directory',
-})
+    'os.listdir',
+    'os.scandir',
+    'os.add_dll_directory',
+  }
+)
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
 
@@ -42,9 +60,9 @@ class _Guard:
   def __init__(self):
     self.armed = False
     self._readable = tuple(
-        os.path.join(os.path.realpath(p), '')
-        for p in {*sys.path, sys.prefix, sys.base_prefix}
-        if p and os.path.realpath(p) != os.sep
+      os.path.join(os.path.realpath(p), '')
+      for p in {*sys.path, sys.prefix, sys.base_prefix}
+      if p and os.path.realpath(p) != os.sep
     )
 
   def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -64,8 +82,7 @@ class _Guard:
 
 
 def serve(
-    answer: Callable[[dict[str, Any]], dict[str, Any]],
-    first: dict[str, Any],
+  answer: Callable[[dict[str, Any]], dict[str, Any]], first: dict[str, Any]
 ) -> None:
   """Answers the parent's requests until it is gone.
 
@@ -103,10 +120,10 @@ def serve(
 
 def _limit() -> None:
   for name, soft in (
-      ('RLIMIT_AS', _MEMORY_BYTES),
-      ('RLIMIT_FSIZE', 0),
-      ('RLIMIT_CORE', 0),
-      ('RLIMIT_NOFILE', _OPEN_FILES),
+    ('RLIMIT_AS', _MEMORY_BYTES),
+    ('RLIMIT_FSIZE', 0),
+    ('RLIMIT_CORE', 0),
+    ('RLIMIT_NOFILE', _OPEN_FILES),
   ):
     which = getattr(resource, name)
     _, hard = resource.getrlimit(which)

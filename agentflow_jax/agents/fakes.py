@@ -53,7 +53,7 @@ class FakeLanguageModel:
       if self.is_local:
         language_model.spend(time.monotonic() - start)
     return records.Completion(
-        text, finish_reason=self.finish_reason, thinking=self.thinking
+      text, finish_reason=self.finish_reason, thinking=self.thinking
     )
 
   async def _reply(self, request_key):
@@ -70,23 +70,21 @@ class FakeLanguageModel:
   def prompts_of(self, module: str) -> list[str]:
     """The texts that a module was asked, in order."""
     return [
-        ''.join(s.text for s in prompt)
-        for prompt, _, key in self.requests
-        if key.module == module
+      ''.join(s.text for s in prompt)
+      for prompt, _, key in self.requests
+      if key.module == module
     ]
 
 
 def make_tool(
-    call: Callable[[Mapping[str, Any]], Awaitable[str]],
-    name: str = 'search',
-    timeout: float = 30.0,
-    arguments_set_time: bool = False,
+  call: Callable[[Mapping[str, Any]], Awaitable[str]],
+  name: str = 'search',
+  timeout: float = 30.0,
+  arguments_set_time: bool = False,
 ) -> base.Tool:
   """Makes a tool with one argument, 'query'."""
   card = base.Card(name, 'Looks up.', (base.Argument('query', 'what'),))
-  return base.Tool(
-      card, call, timeout, arguments_set_time=arguments_set_time
-  )
+  return base.Tool(card, call, timeout, arguments_set_time=arguments_set_time)
 
 
 async def echo(arguments: Mapping[str, Any]) -> str:
@@ -134,9 +132,7 @@ async def vanish(arguments: Mapping[str, Any]) -> str:
 
 async def flood(arguments: Mapping[str, Any]) -> str:
   """Returns 10 MB, in a new string each time."""
-  return (arguments['query'] + ' #1 ') * (
-      10_000_000 // (len(arguments['query']) + 4)
-  )
+  return (arguments['query'] + ' #1 ') * (10_000_000 // (len(arguments['query']) + 4))
 
 
 async def garbage(arguments: Mapping[str, Any]) -> str:
@@ -151,20 +147,20 @@ async def no_text(arguments: Mapping[str, Any]) -> Any:
 
 
 FAULTS = (
-    hang,
-    ignore_cancellation,
-    crash,
-    cancel_itself,
-    refuse,
-    vanish,
-    flood,
-    garbage,
-    no_text,
+  hang,
+  ignore_cancellation,
+  crash,
+  cancel_itself,
+  refuse,
+  vanish,
+  flood,
+  garbage,
+  no_text,
 )
 
 
 async def right(
-    task: records.Task, ending: records.Ending, verdict: records.Verdict | None = None
+  task: records.Task, ending: records.Ending, verdict: records.Verdict | None = None
 ) -> float:
   """A reward: whether all checks passed, or the answer is among the task's."""
   if verdict is not None:
@@ -173,24 +169,24 @@ async def right(
 
 
 def make_agent(
-    model: FakeLanguageModel,
-    tools: Sequence[base.Tool],
-    config: rollout.RolloutConfig = rollout.RolloutConfig(),
-    max_prompt_tokens: int = 10_000,
-    **others: Any,
+  model: FakeLanguageModel,
+  tools: Sequence[base.Tool],
+  config: rollout.RolloutConfig = rollout.RolloutConfig(),
+  max_prompt_tokens: int = 10_000,
+  **others: Any,
 ) -> rollout.Agent:
   """An agent with a fake planner and rules; `others` replace its fields."""
   planner = modules.ModelPlanner(
-      model, records.SamplingSpec(), prompts.PromptConfig(), max_prompt_tokens
+    model, records.SamplingSpec(), prompts.PromptConfig(), max_prompt_tokens
   )
   fields: dict[str, Any] = dict(
-      planner=planner,
-      executor=modules.RuleExecutor(verbs=('find', 'answer')),
-      verifier=modules.RuleVerifier(),
-      generator=modules.RuleGenerator(),
-      tools={tool.card.name: tool for tool in tools},
-      reward=right,
-      count_tokens=lambda text: len(text.encode().split()),
-      config=config,
+    planner=planner,
+    executor=modules.RuleExecutor(verbs=('find', 'answer')),
+    verifier=modules.RuleVerifier(),
+    generator=modules.RuleGenerator(),
+    tools={tool.card.name: tool for tool in tools},
+    reward=right,
+    count_tokens=lambda text: len(text.encode().split()),
+    config=config,
   )
   return rollout.Agent(**(fields | others))

@@ -24,9 +24,9 @@ class PlannerTooLong(language_model.PromptTooLong):
 
 
 def shortenings(
-    memory: memory_lib.Memory,
-    model: language_model.LanguageModel,
-    tokens: int = SHORTENED_TOKENS,
+  memory: memory_lib.Memory,
+  model: language_model.LanguageModel,
+  tokens: int = SHORTENED_TOKENS,
 ) -> Iterator[memory_lib.Memory]:
   """Yields a memory, and then shorter ones, one more entry shortened each time.
 
@@ -43,10 +43,10 @@ def shortenings(
 
 
 async def ask(
-    model: language_model.LanguageModel,
-    generate: Callable[[Prompt], Awaitable[records.Completion]],
-    compose: Callable[[memory_lib.Memory], Prompt],
-    memory: memory_lib.Memory,
+  model: language_model.LanguageModel,
+  generate: Callable[[Prompt], Awaitable[records.Completion]],
+  compose: Callable[[memory_lib.Memory], Prompt],
+  memory: memory_lib.Memory,
 ) -> tuple[records.Completion, int]:
   """Asks a frozen model, with less memory each time that it refuses the prompt.
 
@@ -77,9 +77,9 @@ async def ask(
 
 
 async def explained(
-    refusal: language_model.PromptTooLong,
-    generate: Callable[[Prompt], Awaitable[records.Completion]],
-    alone: Prompt,
+  refusal: language_model.PromptTooLong,
+  generate: Callable[[Prompt], Awaitable[records.Completion]],
+  alone: Prompt,
 ) -> language_model.PromptTooLong:
   """Returns an error that blames the planner or the config for a long prompt.
 
@@ -94,19 +94,19 @@ async def explained(
   except language_model.PromptTooLong as e:
     return config_too_long(e)
   return PlannerTooLong(
-      'the plans and the results of their calls are too long, with every memory'
-      f' entry shortened: {refusal}'
+    'the plans and the results of their calls are too long, with every memory'
+    f' entry shortened: {refusal}'
   )
 
 
 def config_too_long(
-    refusal: language_model.PromptTooLong,
+  refusal: language_model.PromptTooLong,
 ) -> language_model.PromptTooLong:
   """Returns the error of a prompt without turns that a model refused."""
   return language_model.PromptTooLong(
-      'the model has no room for the query and the instructions, even without any'
-      ' turn; give it a longer context, or remove the task from the task set:'
-      f' {refusal}'
+    'the model has no room for the query and the instructions, even without any'
+    ' turn; give it a longer context, or remove the task from the task set:'
+    f' {refusal}'
   )
 
 

@@ -53,7 +53,7 @@ class Judge:
   max_new_tokens: int = 512
 
   async def __call__(
-      self, task: records.Task, answer: str, key: records.RequestKey
+    self, task: records.Task, answer: str, key: records.RequestKey
   ) -> Verdict:
     """Returns the verdict on one answer; never raises for what a model says.
 
@@ -67,16 +67,16 @@ class Judge:
     if not answer.strip():
       return Verdict(False, 'no answer')
     question = json.dumps(
-        {
-            'question': task.query,
-            'reference_answers': list(task.answers),
-            'answer': answer[-_LONGEST_ANSWER:],  # What it says in the end.
-        },
-        ensure_ascii=False,
+      {
+        'question': task.query,
+        'reference_answers': list(task.answers),
+        'answer': answer[-_LONGEST_ANSWER:],  # What it says in the end.
+      },
+      ensure_ascii=False,
     )
     try:
       return _read(
-          await ask(self.model, _INSTRUCTION, question, self.max_new_tokens, key)
+        await ask(self.model, _INSTRUCTION, question, self.max_new_tokens, key)
       )
     except Unanswered as e:
       return Verdict(None, str(e))
@@ -87,11 +87,11 @@ class Unanswered(Exception):
 
 
 async def ask(
-    model: language_model.LanguageModel,
-    instruction: str,
-    question: str,
-    max_new_tokens: int,
-    key: records.RequestKey,
+  model: language_model.LanguageModel,
+  instruction: str,
+  question: str,
+  max_new_tokens: int,
+  key: records.RequestKey,
 ) -> str:
   """Returns what a model answers to a question at temperature 0, without thoughts.
 
@@ -106,17 +106,17 @@ async def ask(
     Unanswered: the model did not answer.
   """
   prompt = (
-      records.Segment('system', instruction),
-      records.Segment('user', question, trusted=False),
+    records.Segment('system', instruction),
+    records.Segment('user', question, trusted=False),
   )
   sampling = records.SamplingSpec(temperature=0.0, max_new_tokens=max_new_tokens)
   key = dataclasses.replace(key, module='judge')
   try:
     completion = await model.generate(prompt, sampling, key)
   except (
-      client.Refused,  # Such as by a filter of contents.
-      language_model.PromptTooLong,
-      language_model.Unreachable,
+    client.Refused,  # Such as by a filter of contents.
+    language_model.PromptTooLong,
+    language_model.Unreachable,
   ) as e:
     raise Unanswered(f'{type(e).__name__}: {e}') from e
   return thoughts.said_by(completion)

@@ -29,8 +29,8 @@ class SamplingTime:
   seconds: float = 0.0
 
 
-_sampling_time: contextvars.ContextVar[SamplingTime | None] = (
-    contextvars.ContextVar('sampling_time', default=None)
+_sampling_time: contextvars.ContextVar[SamplingTime | None] = contextvars.ContextVar(
+  'sampling_time', default=None
 )
 
 
@@ -60,11 +60,11 @@ class LanguageModel(Protocol):
   """
 
   async def generate(
-      self,
-      prompt: tuple[records.Segment, ...],
-      sampling: records.SamplingSpec,
-      request_key: records.RequestKey,
-      tools: Sequence[Mapping[str, Any]] = (),
+    self,
+    prompt: tuple[records.Segment, ...],
+    sampling: records.SamplingSpec,
+    request_key: records.RequestKey,
+    tools: Sequence[Mapping[str, Any]] = (),
   ) -> records.Completion:
     """Samples one response.
 
@@ -85,9 +85,7 @@ class LanguageModel(Protocol):
     ...
 
   def count_tokens(
-      self,
-      prompt: tuple[records.Segment, ...],
-      tools: Sequence[Mapping[str, Any]] = (),
+    self, prompt: tuple[records.Segment, ...], tools: Sequence[Mapping[str, Any]] = ()
   ) -> int:
     """Tokens of the rendered prompt, the template's own and the tools included."""
     ...

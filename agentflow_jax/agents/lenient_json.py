@@ -12,14 +12,12 @@ import json_repair
 MAX_CHARACTERS = 20_000
 _MAX_REPAIRED = 2_000
 _MAX_STARTS = 8
-_WHOLE = re.compile(
-    r'(?:```\w*\s*)?\{\s*["\'].*\}\s*(?:```)?', re.DOTALL
-)
+_WHOLE = re.compile(r'(?:```\w*\s*)?\{\s*["\'].*\}\s*(?:```)?', re.DOTALL)
 _DECODER = json.JSONDecoder()
 
 
 def find(
-    text: str, names: Collection[str], last: bool = False
+  text: str, names: Collection[str], last: bool = False
 ) -> dict[str, Any] | None:
   """Returns the first object in a text that has a field of one of `names`.
 
@@ -41,9 +39,7 @@ def find(
       cut: a part of it could hold another object than the intended one.
   """
   if len(text) > MAX_CHARACTERS:
-    raise ValueError(
-        f'a text of {len(text):,} characters; {MAX_CHARACTERS:,} at most'
-    )
+    raise ValueError(f'a text of {len(text):,} characters; {MAX_CHARACTERS:,} at most')
   found = None
   for value in _objects(text):
     if found is not None and not last:

@@ -75,24 +75,21 @@ class Memory:
     """Returns this memory in plain words, for modules that know no marks."""
     plain = self.references.unmark
     entries = tuple(
-        dataclasses.replace(
-            e,
-            sub_goal=plain(e.sub_goal),
-            context=plain(e.context),
-            result=plain(e.result),
-            verdict=plain(e.verdict),
-        )
-        for e in self.entries
+      dataclasses.replace(
+        e,
+        sub_goal=plain(e.sub_goal),
+        context=plain(e.context),
+        result=plain(e.result),
+        verdict=plain(e.verdict),
+      )
+      for e in self.entries
     )
     return dataclasses.replace(
-        self,
-        query=plain(self.query),
-        analysis=plain(self.analysis),
-        entries=entries,
+      self, query=plain(self.query), analysis=plain(self.analysis), entries=entries
     )
 
   def shorten_older(
-      self, count_tokens: Callable[[str], int], tokens: int
+    self, count_tokens: Callable[[str], int], tokens: int
   ) -> 'Memory | None':
     """Shortens the oldest entry that is still longer than `tokens`.
 
@@ -111,17 +108,15 @@ class Memory:
       if len(result) < len(entry.result):
         entry = dataclasses.replace(entry, result=result)
         entries = self.entries[:i] + (entry,) + self.entries[i + 1 :]
-        return dataclasses.replace(
-            self, entries=entries, shortened=self.shortened + 1
-        )
+        return dataclasses.replace(self, entries=entries, shortened=self.shortened + 1)
     return None
 
 
 def start(
-    query: str,
-    analysis: str,
-    gazetteer: references_lib.Gazetteer | None,
-    policy: str = '',
+  query: str,
+  analysis: str,
+  gazetteer: references_lib.Gazetteer | None,
+  policy: str = '',
 ) -> Memory:
   """Returns the memory a rollout begins with."""
   memory = Memory('', references=references_lib.References(gazetteer))
@@ -129,9 +124,7 @@ def start(
   analysis, memory = memory.mark(analysis)
   # No plan refers to a rule by number: a mark in the policy would be a forged one.
   policy = memory.references.defuse(policy)
-  return dataclasses.replace(
-      memory, query=query, analysis=analysis, policy=policy
-  )
+  return dataclasses.replace(memory, query=query, analysis=analysis, policy=policy)
 
 
 def bounded(text: str) -> str:
@@ -142,9 +135,7 @@ def bounded(text: str) -> str:
   return text.encode('utf-8', 'replace').decode()
 
 
-def shorten(
-    text: str, count_tokens: Callable[[str], int], tokens: int
-) -> str:
+def shorten(text: str, count_tokens: Callable[[str], int], tokens: int) -> str:
   """Keeps the head and the tail of a text within a token budget.
 
   Args:

@@ -46,7 +46,7 @@ class View:
   cards: tuple[base.Card, ...]
   key: records.RequestKey
   counts: collections.Counter[str] = dataclasses.field(
-      default_factory=collections.Counter, compare=False
+    default_factory=collections.Counter, compare=False
   )
   messages: tuple[records.Segment, ...] = ()
 
@@ -57,9 +57,7 @@ class View:
 class Planner(Protocol):
   """Writes the next step; the module that Flow-GRPO trains."""
 
-  async def plan(
-      self, view: View
-  ) -> tuple[records.Completion, records.SamplingSpec]:
+  async def plan(self, view: View) -> tuple[records.Completion, records.SamplingSpec]:
     """Returns the response as sampled and the spec it was sampled with."""
     ...
 
@@ -68,7 +66,7 @@ class Executor(Protocol):
   """Turns a plan into one concrete tool call."""
 
   async def command(
-      self, view: View, plan: plan_lib.Plan, card: base.Card
+    self, view: View, plan: plan_lib.Plan, card: base.Card
   ) -> tuple[records.ToolCall, str]:
     """Returns the call and the module's own words.
 
@@ -82,7 +80,7 @@ class Verifier(Protocol):
   """Judges whether memory suffices."""
 
   async def judge(
-      self, view: View, plan: plan_lib.Plan, entry: memory_lib.Entry
+    self, view: View, plan: plan_lib.Plan, entry: memory_lib.Entry
   ) -> tuple[bool, str]:
     """Returns whether to stop, and the verdict that enters memory."""
     ...
@@ -118,7 +116,7 @@ class ModelPlanner:
   async def plan(self, view):
     segments = self.compose(view)
     completion = await self.model.generate(
-        segments, self.sampling, view.key_of('planner')
+      segments, self.sampling, view.key_of('planner')
     )
     return completion, self.sampling
 
@@ -130,22 +128,18 @@ class ModelPlanner:
     Raises:
       PromptTooLong: it does not fit with every entry shortened.
     """
-    for memory in fitting.shortenings(
-        view.memory, self.model, self.shortened_tokens
-    ):
+    for memory in fitting.shortenings(view.memory, self.model, self.shortened_tokens):
       segments = prompts.planner_prompt(self.prompt, view.cards, memory)
       tokens = self.model.count_tokens(segments)
       if tokens <= self.max_prompt_tokens:
         view.counts['shortened'] += memory.shortened
         return segments
     raise language_model.PromptTooLong(
-        f'the prompt has {tokens} tokens, more than'
-        f' {self.max_prompt_tokens}, with every memory entry shortened'
+      f'the prompt has {tokens} tokens, more than'
+      f' {self.max_prompt_tokens}, with every memory entry shortened'
     )
 
-  def count_tokens(
-      self, cards: Sequence[base.Card], memory: memory_lib.Memory
-  ) -> int:
+  def count_tokens(self, cards: Sequence[base.Card], memory: memory_lib.Memory) -> int:
     """Returns the tokens of the prompt for a memory, which may be too many."""
     segments = prompts.planner_prompt(self.prompt, cards, memory)
     return self.model.count_tokens(segments)
@@ -211,11 +205,12 @@ class FieldExecutor:
       name, equals, value = (part.strip() for part in field.partition('='))
       if not equals or not name:
         raise base.BadArguments(
-            f'{card.name}: {field.strip()!r} is no argument: '
-            + (
-                f'write name=value; name=value, with {", ".join(types)}'
-                if types else 'it takes none, leave the context empty'
-            )
+          f'{card.name}: {field.strip()!r} is no argument: '
+          + (
+            f'write name=value; name=value, with {", ".join(types)}'
+            if types
+            else 'it takes none, leave the context empty'
+          )
         )
       if name in arguments:
         raise base.BadArguments(f'{card.name}: {name!r} is given twice')
@@ -241,7 +236,7 @@ def _typed(value: str, kind: str) -> Any:
 
 
 _ASKED: contextvars.ContextVar[list | None] = contextvars.ContextVar(
-    'asked', default=None
+  'asked', default=None
 )
 
 
@@ -266,12 +261,12 @@ async def _ask(model, segments, sampling, key) -> records.Completion:
 
 
 async def _ask_fitting(
-    model: language_model.LanguageModel,
-    sampling: records.SamplingSpec,
-    view: View,
-    key: records.RequestKey,
-    compose: Callable[[memory_lib.Memory], fitting.Prompt],
-    alone: fitting.Prompt | None = None,
+  model: language_model.LanguageModel,
+  sampling: records.SamplingSpec,
+  view: View,
+  key: records.RequestKey,
+  compose: Callable[[memory_lib.Memory], fitting.Prompt],
+  alone: fitting.Prompt | None = None,
 ) -> records.Completion:
   """Asks a frozen model, shortening older entries until their prompt fits.
 
@@ -293,16 +288,13 @@ async def _ask_fitting(
   """
   try:
     completion, shortened = await fitting.ask(
-        model,
-        lambda prompt: _ask(model, prompt, sampling, key),
-        compose,
-        view.memory,
+      model, lambda prompt: _ask(model, prompt, sampling, key), compose, view.memory
     )
   except language_model.PromptTooLong as e:
     if alone is None:
       raise
     raise await fitting.explained(
-        e, lambda prompt: model.generate(prompt, sampling, key), alone
+      e, lambda prompt: model.generate(prompt, sampling, key), alone
     ) from e
   view.counts[f'shortened/{key.module}'] += shortened
   return completion
@@ -326,28 +318,30 @@ class ModelExecutor:
     shown_card = prompts.render_card(card)
     tail = f'{plan.render()}\n\n{shown_card}'
     alone = prompts.module_prompt(
-        EXECUTOR_SYSTEM, fitting.without_turns(view.memory), shown_card
+      EXECUTOR_SYSTEM, fitting.without_turns(view.memory), shown_card
     )
     key, error = view.key_of('executor'), None
     for attempt in range(self.attempts):
       note = f'\n\nYour last command was refused: {error}' if error else ''
       try:
         completion = await _ask_fitting(
-            self.model, self.sampling, view,
-            dataclasses.replace(key, attempt=attempt),
-            lambda memory: prompts.module_prompt(
-                EXECUTOR_SYSTEM, memory, tail + note  # noqa: B023 (called at once)
-            ),
-            None if note else alone,
+          self.model,
+          self.sampling,
+          view,
+          dataclasses.replace(key, attempt=attempt),
+          lambda memory: prompts.module_prompt(
+            EXECUTOR_SYSTEM,
+            memory,
+            tail + note,  # noqa: B023 (called at once)
+          ),
+          None if note else alone,
         )
       except language_model.PromptTooLong:
         if not note:
           raise
         break  # No room for the note that says why the command was refused.
       try:
-        _, arguments = calls.parse_command(
-            completion.text, card, completion.thinking
-        )
+        _, arguments = calls.parse_command(completion.text, card, completion.thinking)
         arguments = base.check_arguments(card, arguments)
         return records.ToolCall(card.name, arguments), completion.text
       except base.BadArguments as e:
@@ -412,19 +406,21 @@ class ModelVerifier:
   async def judge(self, view, plan, entry):
     del plan
     seen = dataclasses.replace(view, memory=view.memory.append(entry))
-    alone = prompts.module_prompt(
-        VERIFIER_SYSTEM, fitting.without_turns(view.memory)
-    )
+    alone = prompts.module_prompt(VERIFIER_SYSTEM, fitting.without_turns(view.memory))
     key, note = view.key_of('verifier'), ''
     for attempt in range(self.attempts):
       try:
         completion = await _ask_fitting(
-            self.model, self.sampling, seen,
-            dataclasses.replace(key, attempt=attempt),
-            lambda memory: prompts.module_prompt(
-                VERIFIER_SYSTEM, memory, note  # noqa: B023 (called at once)
-            ),
-            None if note else alone,
+          self.model,
+          self.sampling,
+          seen,
+          dataclasses.replace(key, attempt=attempt),
+          lambda memory: prompts.module_prompt(
+            VERIFIER_SYSTEM,
+            memory,
+            note,  # noqa: B023 (called at once)
+          ),
+          None if note else alone,
         )
       except language_model.PromptTooLong:
         if not note:
@@ -464,8 +460,12 @@ class ModelGenerator:
   async def answer(self, view):
     compose = functools.partial(prompts.module_prompt, GENERATOR_SYSTEM)
     completion = await _ask_fitting(
-        self.model, self.sampling, view, view.key_of('generator'), compose,
-        alone=compose(fitting.without_turns(view.memory)),
+      self.model,
+      self.sampling,
+      view,
+      view.key_of('generator'),
+      compose,
+      alone=compose(fitting.without_turns(view.memory)),
     )
     return thoughts.said_by(completion).strip()
 
@@ -492,11 +492,9 @@ class ModelAnalyst:
 
   async def analyse(self, view: View) -> str:
     cards = '\n'.join(prompts.render_card(c, 'brief') for c in view.cards)
-    sampling = records.SamplingSpec(
-        temperature=0.0, max_new_tokens=self.max_new_tokens
-    )
+    sampling = records.SamplingSpec(temperature=0.0, max_new_tokens=self.max_new_tokens)
     segments = prompts.module_prompt(
-        f'{ANALYST_SYSTEM}\n\nTools:\n{cards}', view.memory
+      f'{ANALYST_SYSTEM}\n\nTools:\n{cards}', view.memory
     )
     key = dataclasses.replace(view.key_of('analysis'), rollout=0, turn=0)
     try:

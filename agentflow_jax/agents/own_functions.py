@@ -86,7 +86,7 @@ def digest(path: str) -> str:
 
 
 def caller(
-    function: Callable[..., Any], kind: str
+  function: Callable[..., Any], kind: str
 ) -> Callable[[Mapping[str, Any]], Any]:
   """Returns a function that takes the arguments of a request as one mapping.
 
@@ -161,13 +161,11 @@ class Own:
       limit is not positive.
   """
 
-  def __init__(
-      self, path: str, name: str, kind: str, seconds: float, processes: int
-  ):
+  def __init__(self, path: str, name: str, kind: str, seconds: float, processes: int):
     if seconds <= 0 or processes < 1:
       raise LoadError(
-          f'{path}: the time limit and the number of calls at a time must be'
-          f' positive: {seconds}, {processes}'
+        f'{path}: the time limit and the number of calls at a time must be'
+        f' positive: {seconds}, {processes}'
       )
     self.function, self.version = load(path, name), digest(path)
     if kind != 'environment' and not inspect.isroutine(self.function):
@@ -175,22 +173,24 @@ class Own:
     is_async = inspect.iscoroutinefunction(self.function)
     if inspect.iscoroutinefunction(inspect.unwrap(self.function)) != is_async:
       raise LoadError(
-          f'{path}: a decorator hides that {name} is asynchronous: make what it'
-          ' returns an `async def`, too'
+        f'{path}: a decorator hides that {name} is asynchronous: make what it'
+        ' returns an `async def`, too'
       )
     self._name, self._kind, self._seconds = name, kind, seconds
     self._call = caller(self.function, kind)
     self._children = None
     if not is_async:
       self._children = child.Pool(
-          child.Program(
-              _WORKER, (os.path.abspath(path), name, kind, self.version),
-              dict(os.environ), os.getcwd(),
-          ),
-          # A function may have side effects, so no call is repeated. The limit
-          # of `_limited` is reached before this one.
-          child.Limits(wall_seconds=2 * seconds + 60, attempts=1),
-          processes,
+        child.Program(
+          _WORKER,
+          (os.path.abspath(path), name, kind, self.version),
+          dict(os.environ),
+          os.getcwd(),
+        ),
+        # A function may have side effects, so no call is repeated. The limit
+        # of `_limited` is reached before this one.
+        child.Limits(wall_seconds=2 * seconds + 60, attempts=1),
+        processes,
       )
 
   async def __call__(self, arguments: Mapping[str, Any]) -> Any:

@@ -49,9 +49,10 @@ def shape_of(found: Any, name: str) -> Shape:
   if not inspect.isclass(found):
     raise ValueError(f'{name} is no class')
   methods = {
-      key: getattr(found, key)
-      for part in reversed(found.__mro__[:-1]) for key in vars(part)
-      if inspect.isfunction(getattr(found, key, None))
+    key: getattr(found, key)
+    for part in reversed(found.__mro__[:-1])
+    for key in vars(part)
+    if inspect.isfunction(getattr(found, key, None))
   }
   for key, method in methods.items():
     if isinstance(inspect.getattr_static(found, key), staticmethod):
@@ -59,34 +60,34 @@ def shape_of(found: Any, name: str) -> Shape:
     hidden = inspect.iscoroutinefunction(inspect.unwrap(method))
     if hidden != inspect.iscoroutinefunction(method):
       raise ValueError(
-          f'a decorator hides that {name}.{key} is asynchronous: make what it returns'
-          ' an `async def`, too'
+        f'a decorator hides that {name}.{key} is asynchronous: make what it returns'
+        ' an `async def`, too'
       )
   if 'reset' not in methods:
     raise ValueError(f'{name} needs a method reset(**row), which begins an episode')
   tools = {
-      key: method for key, method in methods.items()
-      if not key.startswith('_') and key not in _RESERVED
+    key: method
+    for key, method in methods.items()
+    if not key.startswith('_') and key not in _RESERVED
   }
   if not tools:
     raise ValueError(f'{name} needs a public method beside {", ".join(_RESERVED)}')
   needed = [
-      p.name for p in inspect.signature(found).parameters.values()
-      if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    p.name
+    for p in inspect.signature(found).parameters.values()
+    if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
   ]
   if needed:
     raise ValueError(
-        f'{name} is made without arguments, and __init__ needs {needed[0]!r}: take it'
-        ' in reset'
+      f'{name} is made without arguments, and __init__ needs {needed[0]!r}: take it'
+      ' in reset'
     )
   verifies = 'verify' in methods
-  return Shape(
-      tools, any(map(inspect.iscoroutinefunction, methods.values())), verifies
-  )
+  return Shape(tools, any(map(inspect.iscoroutinefunction, methods.values())), verifies)
 
 
 def accepted(
-    method: Callable[..., Any], row: Mapping[str, Any], offered: Mapping[str, Any]
+  method: Callable[..., Any], row: Mapping[str, Any], offered: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns the arguments that a method is called with.
 
@@ -184,7 +185,11 @@ def close(found: type, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _DO = {
-    'reset': reset, 'call': call, 'verify': verify, 'restore': restore, 'close': close,
+  'reset': reset,
+  'call': call,
+  'verify': verify,
+  'restore': restore,
+  'close': close,
 }
 
 
@@ -228,7 +233,7 @@ def judged(said: Any) -> tuple[float, dict[str, bool]]:
   """
   if isinstance(said, Mapping):
     if not said or not all(
-        isinstance(k, str) and isinstance(v, bool) for k, v in said.items()
+      isinstance(k, str) and isinstance(v, bool) for k, v in said.items()
     ):
       raise ValueError(f'checks need names and True or False: {said!r}')
     return float(all(said.values())), dict(said)
@@ -247,8 +252,10 @@ def changes(start: Any, end: Any) -> list[str]:
   found = []
   for name in sorted(before.keys() | after.keys()):
     shown = [_shown(x[name]) if name in x else 'missing' for x in (before, after)]
-    if name not in before or name not in after or (
-        _kept(before[name]) != _kept(after[name])
+    if (
+      name not in before
+      or name not in after
+      or (_kept(before[name]) != _kept(after[name]))
     ):
       found.append(f'{name}: {shown[0]} -> {shown[1]}')
   return found
@@ -300,14 +307,14 @@ def bytes_of(instance: Any) -> bytes:
     attributes = getattr(instance, '__dict__', {})
     name = next((k for k, v in attributes.items() if _kept(v) is None), 'an attribute')
     raise ValueError(
-        f'{name} cannot be kept between two calls ({type(e).__name__}: {e}): make it'
-        ' where it is used, leave it out in __getstate__, or write the methods as'
-        ' `async def`, so that instances live in the process of the run'
+      f'{name} cannot be kept between two calls ({type(e).__name__}: {e}): make it'
+      ' where it is used, leave it out in __getstate__, or write the methods as'
+      ' `async def`, so that instances live in the process of the run'
     ) from e
   if len(said) > _LONGEST_STATE:
     raise ValueError(
-        f'an instance takes {len(said):,} bytes between two calls; at most'
-        f' {_LONGEST_STATE:,} are kept'
+      f'an instance takes {len(said):,} bytes between two calls; at most'
+      f' {_LONGEST_STATE:,} are kept'
     )
   return said
 

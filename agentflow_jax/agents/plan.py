@@ -12,11 +12,11 @@ from agentflow_jax.agents import lenient_json, thoughts, tool_naming
 # follows, or the name has its line for itself as a heading has. No two
 # neighbouring repetitions match the same character: the time is linear.
 _HEADER = re.compile(
-    r'^[ \t>#*_`"\'•-]*(?:\(?\d{1,2}[.):][\s*_`"\'#]*)?'
-    r'(?P<name>justification|context|sub[\s_‐‑–-]?goals?|(?:selected\s+)?'
-    r'tool(?:[\s_-]?name)?)'
-    r'[*_`"\' \t]*(?:[:：](?:\*+|[_`]+(?=\s|$))?[ \t]*|$)',
-    re.IGNORECASE | re.MULTILINE,
+  r'^[ \t>#*_`"\'•-]*(?:\(?\d{1,2}[.):][\s*_`"\'#]*)?'
+  r'(?P<name>justification|context|sub[\s_‐‑–-]?goals?|(?:selected\s+)?'
+  r'tool(?:[\s_-]?name)?)'
+  r'[*_`"\' \t]*(?:[:：](?:\*+|[_`]+(?=\s|$))?[ \t]*|$)',
+  re.IGNORECASE | re.MULTILINE,
 )
 _FIELD = re.compile(r'justification|context|sub_?goal|tool(_name)?')
 _FENCE = re.compile(r'```\w*[ \t]*$', re.MULTILINE)
@@ -57,9 +57,9 @@ class Plan:
     if self.justification:
       lines.append(f'Justification: {self.justification}')
     lines += [
-        f'Sub-Goal: {self.sub_goal}',
-        f'Context: {self.context}',
-        f'Tool Name: {self.tool}',
+      f'Sub-Goal: {self.sub_goal}',
+      f'Context: {self.context}',
+      f'Tool Name: {self.tool}',
     ]
     return '\n'.join(lines)
 
@@ -73,10 +73,7 @@ class Plan:
 
 
 def parse(
-    text: str,
-    tools: Sequence[str],
-    thinking: bool = False,
-    any_tool: bool = False,
+  text: str, tools: Sequence[str], thinking: bool = False, any_tool: bool = False
 ) -> Plan:
   """Reads a plan from a planner's response.
 
@@ -124,11 +121,11 @@ def parse(
       raise PlanError(str(e)) from e
     tool, problem = ' '.join(fields['tool'].split())[:_SHOWN_TOOL], str(e)
   return Plan(
-      sub_goal=sub_goal,
-      context=_undecorated(fields.get('context', '')),
-      tool=tool,
-      justification=_undecorated(fields.get('justification', '')),
-      problem=problem,
+    sub_goal=sub_goal,
+    context=_undecorated(fields.get('context', '')),
+    tool=tool,
+    justification=_undecorated(fields.get('justification', '')),
+    problem=problem,
   )
 
 
@@ -257,8 +254,8 @@ def _said(text: str, thinking: bool) -> str:
     raise PlanError('the response holds thoughts and nothing behind them')
   if len(said) > lenient_json.MAX_CHARACTERS:
     raise PlanError(
-        f'the response has {len(said):,} characters; a plan has'
-        f' {lenient_json.MAX_CHARACTERS:,} at most: write a shorter context'
+      f'the response has {len(said):,} characters; a plan has'
+      f' {lenient_json.MAX_CHARACTERS:,} at most: write a shorter context'
     )
   return said
 
@@ -267,9 +264,9 @@ def _from_json(text: str) -> dict[str, str]:
   """The fields of a plan that is a JSON object; none if there is none."""
   found = lenient_json.find(text, {'sub_goal', 'subgoal'}, last=True) or {}
   fields = {
-      _canonical(name): value if isinstance(value, str) else json.dumps(value)
-      for name, value in found.items()
-      if _FIELD.fullmatch(name) and value is not None
+    _canonical(name): value if isinstance(value, str) else json.dumps(value)
+    for name, value in found.items()
+    if _FIELD.fullmatch(name) and value is not None
   }
   return fields if {'sub_goal', 'tool'} <= fields.keys() else {}
 

@@ -31,8 +31,12 @@ final_answer(answer) when the work is done."""
 PLANNER_TAIL = 'Plan the next step.'
 _CARDS = ('full', 'brief', 'names')
 _PYTHON_TYPES = {
-    'string': 'str', 'integer': 'int', 'number': 'float', 'boolean': 'bool',
-    'array': 'list', 'object': 'dict',
+  'string': 'str',
+  'integer': 'int',
+  'number': 'float',
+  'boolean': 'bool',
+  'array': 'list',
+  'object': 'dict',
 }
 
 
@@ -83,9 +87,8 @@ def render_card(card: base.Card, style: str = 'full') -> str:
 def _signature(card: base.Card, style: str) -> str:
   """Returns a tool as a function of a program."""
   arguments = ', '.join(
-      f'{a.name}: {_PYTHON_TYPES.get(a.type, a.type)}'
-      f'{"" if a.required else " = None"}'
-      for a in card.arguments
+    f'{a.name}: {_PYTHON_TYPES.get(a.type, a.type)}{"" if a.required else " = None"}'
+    for a in card.arguments
   )
   lines = [f'{card.name}({arguments}): {card.purpose}']
   if style == 'full':
@@ -96,16 +99,14 @@ def _signature(card: base.Card, style: str) -> str:
 
 
 def planner_prompt(
-    config: PromptConfig,
-    cards: Sequence[base.Card],
-    memory: memory_lib.Memory,
+  config: PromptConfig, cards: Sequence[base.Card], memory: memory_lib.Memory
 ) -> tuple[records.Segment, ...]:
   """Composes the planner's prompt for one turn."""
   rendered = '\n'.join(render_card(c, config.cards) for c in cards)
   head = f'{config.system}\n\n' if config.system else ''
   segments = [records.Segment('system', f'{head}Tools:\n{rendered}')]
   return tuple(segments + state_segments(memory)) + (
-      records.Segment('user', f'\n{config.tail}'),
+    records.Segment('user', f'\n{config.tail}'),
   )
 
 
@@ -114,18 +115,18 @@ def state_segments(memory: memory_lib.Memory) -> list[records.Segment]:
   segments = []
   if memory.policy:
     segments = [
-        records.Segment('user', 'Policy: '),
-        records.Segment('user', memory.policy, trusted=False),
-        records.Segment('user', '\n'),
+      records.Segment('user', 'Policy: '),
+      records.Segment('user', memory.policy, trusted=False),
+      records.Segment('user', '\n'),
     ]
   segments += [
-      records.Segment('user', 'Query: '),
-      records.Segment('user', memory.query, trusted=False),
+    records.Segment('user', 'Query: '),
+    records.Segment('user', memory.query, trusted=False),
   ]
   if memory.analysis:
     segments += [
-        records.Segment('user', '\nAnalysis: '),
-        records.Segment('user', memory.analysis, trusted=False),
+      records.Segment('user', '\nAnalysis: '),
+      records.Segment('user', memory.analysis, trusted=False),
     ]
   for i, entry in enumerate(memory.entries):
     text = f'\n{entry.render(i + 1)}'
@@ -134,7 +135,7 @@ def state_segments(memory: memory_lib.Memory) -> list[records.Segment]:
 
 
 def module_prompt(
-    instructions: str, memory: memory_lib.Memory, tail: str = ''
+  instructions: str, memory: memory_lib.Memory, tail: str = ''
 ) -> tuple[records.Segment, ...]:
   """Composes a frozen module's prompt: instructions, state, what to do now.
 

@@ -29,17 +29,15 @@ from agentflow_jax.files import reading
 # Part of every name: raise it when the meaning of a request or answer changes.
 _SCHEMA = 1
 _ERRORS: Mapping[str, type[Exception]] = {
-    'PromptTooLong': language_model.PromptTooLong,
-    'Refused': client.Refused,
-    'Unreachable': language_model.Unreachable,
+  'PromptTooLong': language_model.PromptTooLong,
+  'Refused': client.Refused,
+  'Unreachable': language_model.Unreachable,
 }
 _SHOWN = 300
 # Of a call whose caller was cancelled before it was answered.
 _CANCELLED = {'cancelled': True}
 
-_occasion: contextvars.ContextVar[str] = contextvars.ContextVar(
-    'occasion', default=''
-)
+_occasion: contextvars.ContextVar[str] = contextvars.ContextVar('occasion', default='')
 
 
 class Miss(Exception):
@@ -90,27 +88,26 @@ class Recording:
         self._index.update(_read(path))
       if replays and not paths:
         raise RecordingError(
-            f'nothing to replay in {directory}: record a run with'
-            ' --recording=record first, and name its directory'
+          f'nothing to replay in {directory}: record a run with'
+          ' --recording=record first, and name its directory'
         )
       if not replays:
         self._path = self._directory / f'{len(paths):04d}.{process}.jsonl'
         self._file = self._path.open('xb')
     except OSError as e:
       raise RecordingError(
-          f'{directory} cannot hold a recording: {e}; it has to be a local'
-          ' directory'
+        f'{directory} cannot hold a recording: {e}; it has to be a local directory'
       ) from e
 
   def __len__(self) -> int:
     return len(self._index)
 
   async def tool_result(
-      self,
-      key: records.RequestKey,
-      call: records.ToolCall,
-      version: str,
-      make: Callable[[], Awaitable[records.ToolResult]],
+    self,
+    key: records.RequestKey,
+    call: records.ToolCall,
+    version: str,
+    make: Callable[[], Awaitable[records.ToolResult]],
   ) -> records.ToolResult:
     """Returns a call's recorded result, or makes it, where that is allowed.
 
@@ -123,11 +120,7 @@ class Recording:
     Raises:
       Miss: it is not recorded, and this is a replay.
     """
-    asked = {
-        'tool': call.tool,
-        'arguments': dict(call.arguments),
-        'version': version,
-    }
+    asked = {'tool': call.tool, 'arguments': dict(call.arguments), 'version': version}
     name, found = await self._find(asked, key)
     if found is not None:
       error = found['error'] and records.ToolErrorKind(found['error'])
@@ -161,14 +154,12 @@ class Recording:
       return value
     if name not in self._index:
       raise Miss(
-          f'not in the recording {self._directory}: {what}; replay the same'
-          ' command that was recorded'
+        f'not in the recording {self._directory}: {what}; replay the same'
+        ' command that was recorded'
       )
     return self._value(name)
 
-  def model(
-      self, model: language_model.LanguageModel, version: str
-  ) -> 'RecordedModel':
+  def model(self, model: language_model.LanguageModel, version: str) -> 'RecordedModel':
     """Returns a language model whose answers are recorded, or replayed.
 
     Args:
@@ -194,7 +185,7 @@ class Recording:
       raise
 
   async def _find(
-      self, asked: Mapping[str, Any], key: records.RequestKey
+    self, asked: Mapping[str, Any], key: records.RequestKey
   ) -> tuple[str, dict[str, Any] | None]:
     """Returns a request's name, and its answer if there is one.
 
@@ -215,12 +206,12 @@ class Recording:
     if self.replays:
       shown = json.dumps(asked, ensure_ascii=False, default=str)
       raise Miss(
-          f'not in the recording {self._directory}: {shown[:_SHOWN]}, asked'
-          f' {times + 1} time(s) by {key.module} in turn {key.turn} of rollout'
-          f' {key.rollout} of {key.query!r} ({key.purpose.value}, step'
-          f' {key.step}{", " + _occasion.get() if _occasion.get() else ""});'
-          ' replay the same command that was recorded, or record it anew with'
-          ' --recording=record'
+        f'not in the recording {self._directory}: {shown[:_SHOWN]}, asked'
+        f' {times + 1} time(s) by {key.module} in turn {key.turn} of rollout'
+        f' {key.rollout} of {key.query!r} ({key.purpose.value}, step'
+        f' {key.step}{", " + _occasion.get() if _occasion.get() else ""});'
+        ' replay the same command that was recorded, or record it anew with'
+        ' --recording=record'
       )
     return name, None
 
@@ -231,8 +222,11 @@ class Recording:
 
   def _write(self, name, asked, key, value) -> None:
     line = {
-        'name': name, 'asked': asked, 'key': key and _plain(key),
-        'occasion': _occasion.get(), 'value': value,
+      'name': name,
+      'asked': asked,
+      'key': key and _plain(key),
+      'occasion': _occasion.get(),
+      'value': value,
     }
     data = json.dumps(line).encode() + b'\n'
     assert self._file is not None
@@ -253,19 +247,17 @@ class RecordedModel:
     return getattr(self._model, name)  # usage, aclose
 
   def count_tokens(
-      self,
-      prompt: tuple[records.Segment, ...],
-      tools: Sequence[Mapping[str, Any]] = (),
+    self, prompt: tuple[records.Segment, ...], tools: Sequence[Mapping[str, Any]] = ()
   ) -> int:
     """Estimates tokens, as the model behind it does."""
     return self._model.count_tokens(prompt, *([tools] if tools else []))
 
   async def generate(
-      self,
-      prompt: tuple[records.Segment, ...],
-      sampling: records.SamplingSpec,
-      request_key: records.RequestKey,
-      tools: Sequence[Mapping[str, Any]] = (),
+    self,
+    prompt: tuple[records.Segment, ...],
+    sampling: records.SamplingSpec,
+    request_key: records.RequestKey,
+    tools: Sequence[Mapping[str, Any]] = (),
   ) -> records.Completion:
     """Returns the recorded completion, or asks; raises what the model raises.
 
@@ -274,12 +266,12 @@ class RecordedModel:
     """
     recording = self._recording
     asked = {
-        'model': self._version,
-        'prompt': [
-            [s.role, s.text, *([c.tool, dict(c.arguments)] for c in s.calls)]
-            for s in prompt
-        ],
-        'sampling': dataclasses.asdict(sampling),
+      'model': self._version,
+      'prompt': [
+        [s.role, s.text, *([c.tool, dict(c.arguments)] for c in s.calls)]
+        for s in prompt
+      ],
+      'sampling': dataclasses.asdict(sampling),
     }
     with_tools = {'tools': list(tools)} if tools else {}
     asked |= with_tools
@@ -294,15 +286,13 @@ class RecordedModel:
     try:
       with recording._noting_cancellation(name, asked, request_key):
         completion = await self._model.generate(
-            prompt, sampling, request_key, **with_tools
+          prompt, sampling, request_key, **with_tools
         )
     except tuple(_ERRORS.values()) as e:
       value = {'error': type(e).__name__, 'message': str(e)}
       recording._write(name, asked, request_key, value)
       raise
-    value = {
-        'text': completion.text, 'finish_reason': completion.finish_reason
-    }
+    value = {'text': completion.text, 'finish_reason': completion.finish_reason}
     value |= {'thoughts': completion.thoughts} if completion.thoughts else {}
     value |= {'thinking': True} if completion.thinking else {}
     recording._write(name, asked, request_key, value)
@@ -323,7 +313,7 @@ def _read(path: pathlib.Path) -> dict[str, tuple[pathlib.Path, int, int]]:
       index[line.value['name']] = path, line.start, line.length
   except reading.FileError as e:
     raise RecordingError(
-        f'{e}; this is not a recorded answer: delete the file, or restore it'
+      f'{e}; this is not a recorded answer: delete the file, or restore it'
     ) from e
   return index
 

@@ -21,10 +21,10 @@ _REFERENCE = re.compile(r'#(?P<number>\d+)')
 # What a program holds beside other text: a text, which may lack its end, a mention, and
 # a comment: '#' at the beginning of a line, or without a number behind it.
 _PROGRAM = re.compile(
-    r'''(?s:"""(?:\\.|(?!""").)*(?:"""|\Z)|\'\'\'(?:\\.|(?!\'\'\').)*(?:\'\'\'|\Z))'''
-    r'''|"(?:\\.|[^"\\\n])*"?|\'(?:\\.|[^\'\\\n])*\'?'''
-    r'|^[ \t]*#.*|#(?!\d).*|(?P<mention>#(?P<number>\d+))',
-    re.MULTILINE,
+  r'''(?s:"""(?:\\.|(?!""").)*(?:"""|\Z)|\'\'\'(?:\\.|(?!\'\'\').)*(?:\'\'\'|\Z))'''
+  r"""|"(?:\\.|[^"\\\n])*"?|\'(?:\\.|[^\'\\\n])*\'?"""
+  r'|^[ \t]*#.*|#(?!\d).*|(?P<mention>#(?P<number>\d+))',
+  re.MULTILINE,
 )
 # A number as Python writes it: no leading zeros.
 _LITERAL = re.compile(r'-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?')
@@ -49,11 +49,11 @@ class Gazetteer:
   """
 
   def __init__(
-      self,
-      names: Iterable[str],
-      keys: str = '',
-      more: 'Gazetteer | None' = None,
-      marks: Literal['before', 'after'] = 'before',
+    self,
+    names: Iterable[str],
+    keys: str = '',
+    more: 'Gazetteer | None' = None,
+    marks: Literal['before', 'after'] = 'before',
   ):
     self.marks: Literal['before', 'after'] = marks
     self._keys = re.compile(rf'(?:{keys})(?!\w)') if keys else None
@@ -64,8 +64,8 @@ class Gazetteer:
       if first:
         by_first.setdefault(first.group(), []).append(name)
     self._by_first: Mapping[str, list[str]] = {
-        word: sorted(found, key=lambda n: (-len(n), n))
-        for word, found in by_first.items()
+      word: sorted(found, key=lambda n: (-len(n), n))
+      for word, found in by_first.items()
     }
 
   @property
@@ -104,7 +104,7 @@ def _first(name: str) -> int:
 
 @functools.lru_cache(maxsize=256)
 def gazetteer(
-    names: tuple[str, ...], keys: str, more: Gazetteer | None
+  names: tuple[str, ...], keys: str, more: Gazetteer | None
 ) -> Gazetteer | None:
   """Returns names and keys besides others, marked like these; cached."""
   if not names and not keys:
@@ -168,8 +168,9 @@ class References:
         return match.group()
       mention = self.mentions[number - 1]
       if match['space'] and (
-          text.startswith(mention, match.end()) if before
-          else text.endswith(mention, 0, match.start())
+        text.startswith(mention, match.end())
+        if before
+        else text.endswith(mention, 0, match.start())
       ):
         return ''  # The mark goes, and the mention beside it stays.
       return mention + match['space'] if before else match['space'] + mention
@@ -241,6 +242,6 @@ def _mention(mentions, match):
   number = _number(match['number'])
   if not 1 <= number <= len(mentions):
     raise UnknownReference(
-        f'{match.group()} refers to nothing; there are {len(mentions)} mentions'
+      f'{match.group()} refers to nothing; there are {len(mentions)} mentions'
     )
   return mentions[number - 1]

@@ -40,21 +40,23 @@ class NewName:
     for name in (self.name, *self.arguments.values()):
       if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            f'a name has letters, digits and underscores, and begins with none of the'
-            f' digits: {name!r}'
+          f'a name has letters, digits and underscores, and begins with none of the'
+          f' digits: {name!r}'
         )
 
 
 # New names of the tools of GeoHop; those of the desk are in desk.new_names.
 BUNDLED: Mapping[str, NewName] = {
-    'search': NewName(
-        'look_up', 'Shows the passages of a collection that fit some words best.',
-        {'query': 'words'},
-    ),
-    'python': NewName(
-        'run_program', 'Executes source text in Python and gives back its output.',
-        {'code': 'source'},
-    ),
+  'search': NewName(
+    'look_up',
+    'Shows the passages of a collection that fit some words best.',
+    {'query': 'words'},
+  ),
+  'python': NewName(
+    'run_program',
+    'Executes source text in Python and gives back its output.',
+    {'code': 'source'},
+  ),
 }
 
 
@@ -64,9 +66,12 @@ def made_up(card: base.Card) -> NewName:
   It is a function of the tool's name, so that every rollout shows the same one.
   """
   digest = hashlib.blake2b(card.name.encode(), digest_size=3).hexdigest()
-  return NewName(f'tool_{digest}', arguments={
+  return NewName(
+    f'tool_{digest}',
+    arguments={
       argument.name: f'value_{i + 1}' for i, argument in enumerate(card.arguments)
-  })
+    },
+  )
 
 
 class Names:
@@ -95,9 +100,7 @@ class Names:
     arguments = {card.name: {a.name for a in card.arguments} for card in cards}
     for tool, new in self._known.items():
       if tool not in arguments:
-        raise ValueError(
-            f'there is no tool {tool!r}; there are {", ".join(arguments)}'
-        )
+        raise ValueError(f'there is no tool {tool!r}; there are {", ".join(arguments)}')
       if unknown := sorted(set(new.arguments) - arguments[tool]):
         raise ValueError(f'{tool} has no argument {unknown[0]!r}')
 
@@ -112,13 +115,16 @@ class Names:
     new = self.of(card)
     self._cards[new.name] = card
     arguments = tuple(
-        dataclasses.replace(a, name=new.arguments.get(a.name, a.name))
-        for a in card.arguments
+      dataclasses.replace(a, name=new.arguments.get(a.name, a.name))
+      for a in card.arguments
     )
     return dataclasses.replace(
-        card, name=new.name, purpose=new.purpose or self.text(card.purpose),
-        arguments=arguments, limits=self.text(card.limits),
-        examples=tuple(_in_examples(new, text) for text in card.examples),
+      card,
+      name=new.name,
+      purpose=new.purpose or self.text(card.purpose),
+      arguments=arguments,
+      limits=self.text(card.limits),
+      examples=tuple(_in_examples(new, text) for text in card.examples),
     )
 
   def tools(self, tools: Mapping[str, base.Tool]) -> dict[str, base.Tool]:
@@ -155,8 +161,10 @@ class Names:
     def new(found: re.Match[str]) -> str:
       name, behind = found[0], text[found.end() : found.end() + 1]
       is_mention = (
-          '_' in name or behind == '(' or (behind == ':' and not found.start())
-          or text[: found.start()].endswith('call ')
+        '_' in name
+        or behind == '('
+        or (behind == ':' and not found.start())
+        or text[: found.start()].endswith('call ')
       )
       return own.get(name, name) if is_mention else name
 
@@ -173,22 +181,23 @@ class Names:
       return call
     back = {value: key for key, value in self.of(card).arguments.items()}
     return records.ToolCall(
-        card.name, {back.get(k, k): v for k, v in call.arguments.items()}
+      card.name, {back.get(k, k): v for k, v in call.arguments.items()}
     )
 
   def ending_before(self, ending: records.Ending) -> records.Ending:
     """Returns the end of a rollout, its calls under the names that tools know."""
-    return dataclasses.replace(ending, calls=tuple(
-        (self.call_before(call), result) for call, result in ending.calls
-    ))
+    return dataclasses.replace(
+      ending,
+      calls=tuple((self.call_before(call), result) for call, result in ending.calls),
+    )
 
 
 def check_distinct(cards: Iterable[base.Card]) -> None:
   """Raises ValueError where two tools, or two arguments of one, have one name."""
   cards = list(cards)
   for where, names in [
-      ('tools', [card.name for card in cards]),
-      *((f'arguments of {c.name}', [a.name for a in c.arguments]) for c in cards),
+    ('tools', [card.name for card in cards]),
+    *((f'arguments of {c.name}', [a.name for a in c.arguments]) for c in cards),
   ]:
     name, count = (collections.Counter(names).most_common(1) or [('', 0)])[0]
     if count > 1:
@@ -214,24 +223,26 @@ def renamed(agent: rollout.Agent, names: Names) -> rollout.Agent:
     environment = _Environment(environment, names)
     check_distinct([*(tool.card for tool in tools.values()), *environment.cards])
   if isinstance(executor, modules.RuleExecutor):
-    executor = dataclasses.replace(executor, templates={
+    executor = dataclasses.replace(
+      executor,
+      templates={
         names.of(agent.tools[k].card).name: text
-        for k, text in executor.templates.items() if k in agent.tools
-    })
+        for k, text in executor.templates.items()
+        if k in agent.tools
+      },
+    )
 
   async def rewarded(task, ending, verdict):
     return await reward(task, names.ending_before(ending), verdict)
 
   return dataclasses.replace(
-      agent, tools=tools, environment=environment, executor=executor, reward=rewarded
+    agent, tools=tools, environment=environment, executor=executor, reward=rewarded
   )
 
 
 def _in_examples(new: NewName, text: str) -> str:
   """Returns an example of a call with the new names of its arguments."""
-  return re.sub(
-      r'\b(\w+)(?==)', lambda m: new.arguments.get(m[1], m[1]), text
-  )
+  return re.sub(r'\b(\w+)(?==)', lambda m: new.arguments.get(m[1], m[1]), text)
 
 
 class _Environment:
@@ -247,10 +258,7 @@ class _Environment:
     return self._inner.check(task)
 
   async def open(
-      self,
-      task: records.Task,
-      key: records.RequestKey,
-      state: bytes | None = None,
+    self, task: records.Task, key: records.RequestKey, state: bytes | None = None
   ) -> environments.Episode:
     """See Environment.open."""
     episode = await self._inner.open(task, key, state)
@@ -271,9 +279,7 @@ class _Episode:
   def __init__(self, inner: environments.Episode, names: Names):
     self._inner, self._names = inner, names
     self.tools, self.outside = names.tools(inner.tools), inner.outside
-    self.brief = dataclasses.replace(
-        inner.brief, policy=names.text(inner.brief.policy)
-    )
+    self.brief = dataclasses.replace(inner.brief, policy=names.text(inner.brief.policy))
 
   @property
   def ended(self) -> environments.Ended:

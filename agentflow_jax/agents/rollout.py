@@ -29,9 +29,9 @@ _SHORTEST_QUOTE = 40
 _WORD = re.compile(r'\w+')
 # What the end of the world decides the reward of. The others break the format or the
 # time limit: their reward is 0, whatever the world looks like.
-_JUDGED = frozenset({
-    Status.ANSWERED, Status.REFUSED, Status.OUT_OF_TURNS, Status.TOOL_ERROR,
-})
+_JUDGED = frozenset(
+  {Status.ANSWERED, Status.REFUSED, Status.OUT_OF_TURNS, Status.TOOL_ERROR}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,11 @@ class RolloutConfig:
 
   def __post_init__(self):
     for name in (
-        'max_turns', 'deadline_seconds', 'entry_tokens', 'verdict_tokens',
-        'verify_seconds',
+      'max_turns',
+      'deadline_seconds',
+      'entry_tokens',
+      'verdict_tokens',
+      'verify_seconds',
     ):
       if getattr(self, name) <= 0:
         raise ValueError(f'{name} must be positive: {getattr(self, name)}')
@@ -102,8 +105,8 @@ class Agent:
   generator: modules.Generator
   tools: Mapping[str, base.Tool]
   reward: Callable[
-      [records.Task, records.Ending, records.Verdict | None],
-      Awaitable[float | records.Score],
+    [records.Task, records.Ending, records.Verdict | None],
+    Awaitable[float | records.Score],
   ]
   count_tokens: Callable[[str], int]
   config: RolloutConfig = RolloutConfig()
@@ -116,7 +119,7 @@ class Agent:
   plan_format: Literal['fields', 'code', 'tool_calls'] = 'fields'
   unknown_tool: Literal['end', 'tell'] = 'end'
   plant: (
-      Callable[[records.Task, Mapping[str, base.Tool]], Mapping[str, base.Tool]] | None
+    Callable[[records.Task, Mapping[str, base.Tool]], Mapping[str, base.Tool]] | None
   ) = None
 
   @property
@@ -162,9 +165,7 @@ class _Progress:
   def ending(self, status: Status) -> records.Ending:
     """Returns what checks and rewards read of the rollout."""
     calls = tuple(pair for turn in self.turns for pair in turn.calls)
-    return records.Ending(
-        status, self.answer, calls, self.ended, tuple(self.turns)
-    )
+    return records.Ending(status, self.answer, calls, self.ended, tuple(self.turns))
 
   def check_deadline(self) -> None:
     """Ends a rollout whose module or tool swallowed the cancellation."""
@@ -194,10 +195,7 @@ class _Progress:
 
 
 async def rollout(
-    agent: Agent,
-    task: records.Task,
-    key: records.RequestKey,
-    analysis: str = '',
+  agent: Agent, task: records.Task, key: records.RequestKey, analysis: str = ''
 ) -> records.Trajectory:
   """Runs one rollout to its end, whatever happens on the way.
 
@@ -217,27 +215,27 @@ async def rollout(
     status, detail, reward = await _ended(agent, task, key, analysis, progress, start)
     if task.world is not None and progress.episode is not None and status.is_policy:
       status, detail, reward = await _verified(
-          agent, task, key, progress, (status, detail, reward)
+        agent, task, key, progress, (status, detail, reward)
       )
   finally:
     if progress.episode is not None:
       await episodes.close(progress.episode)
   progress.seconds['total'] = time.monotonic() - start
   return records.Trajectory(
-      task_id=task.id,
-      rollout=key.rollout,
-      status=status,
-      turns=tuple(progress.turns),
-      analysis=analysis,
-      answer=progress.answer,
-      modules=progress.modules,
-      reward=reward,
-      score=(progress.score or agent.forfeit) if reward is not None else None,
-      detail=memory_lib.bounded(detail)[:_DETAIL_CHARACTERS],
-      seconds=dict(progress.seconds),
-      verdict=progress.verdict,
-      digest=progress.digest,
-      briefing=_briefing(task, progress),
+    task_id=task.id,
+    rollout=key.rollout,
+    status=status,
+    turns=tuple(progress.turns),
+    analysis=analysis,
+    answer=progress.answer,
+    modules=progress.modules,
+    reward=reward,
+    score=(progress.score or agent.forfeit) if reward is not None else None,
+    detail=memory_lib.bounded(detail)[:_DETAIL_CHARACTERS],
+    seconds=dict(progress.seconds),
+    verdict=progress.verdict,
+    digest=progress.digest,
+    briefing=_briefing(task, progress),
   )
 
 
@@ -250,7 +248,7 @@ def _briefing(task, progress) -> str:
 
 
 async def _ended(
-    agent, task, key, analysis, progress, start
+  agent, task, key, analysis, progress, start
 ) -> tuple[Status, str, float | None]:
   """Runs a rollout until it ends or its deadline passes.
 
@@ -275,9 +273,9 @@ async def _ended(
     waited = progress.policy_seconds <= elapsed / 2
     status = Status.DEADLINE_INFRASTRUCTURE if waited else Status.DEADLINE
     detail = (
-        f'the deadline of {agent.config.deadline_seconds} s passed;'
-        f' {progress.policy_seconds:.2f} of {elapsed:.2f} s went into the'
-        ' planner\'s sampling and into calls whose arguments set the time'
+      f'the deadline of {agent.config.deadline_seconds} s passed;'
+      f' {progress.policy_seconds:.2f} of {elapsed:.2f} s went into the'
+      " planner's sampling and into calls whose arguments set the time"
     )
     return status, detail, None if waited else 0.0
   except _End as end:
@@ -290,9 +288,7 @@ async def _ended(
     return Status.MODULE_FAILED, detail, None
 
 
-async def _entered(
-    agent, task, key, progress
-) -> tuple[Agent, environments.Brief]:
+async def _entered(agent, task, key, progress) -> tuple[Agent, environments.Brief]:
   """Opens the episode of a rollout; returns the agent with its tools and names."""
   if agent.environment is None:
     if agent.plant is not None:
@@ -317,7 +313,7 @@ async def _entered(
 
 
 async def _verified(
-    agent, task, key, progress, ended
+  agent, task, key, progress, ended
 ) -> tuple[Status, str, float | None]:
   """Makes the checks of a world, and scores the rollout by them.
 
@@ -333,8 +329,10 @@ async def _verified(
   try:
     with progress.timed('environment/verify'):
       progress.verdict, progress.digest = await episodes.verified(
-          agent.environment.name, progress.episode, progress.ending(status),
-          agent.config.verify_seconds,
+        agent.environment.name,
+        progress.episode,
+        progress.ending(status),
+        agent.config.verify_seconds,
       )
     if status not in _JUDGED:
       return ended
@@ -350,14 +348,12 @@ async def _verified(
       logging.warning('task %s: %s', task.id, e)
       return ended
     of_judge = isinstance(e, environments.JudgeUnreachable)
-    failed = (
-        Status.REWARD_UNREACHABLE if of_judge else Status.ENVIRONMENT_UNREACHABLE
-    )
+    failed = Status.REWARD_UNREACHABLE if of_judge else Status.ENVIRONMENT_UNREACHABLE
     return failed, str(e), None
 
 
 async def analyse(
-    agent: Agent, task: records.Task, key: records.RequestKey
+  agent: Agent, task: records.Task, key: records.RequestKey
 ) -> tuple[str, records.Trajectory | None]:
   """Writes a query's analysis, to share over its group.
 
@@ -394,19 +390,17 @@ async def analyse(
 def _not_analysed(task, end, progress) -> tuple[str, records.Trajectory]:
   """Returns the trajectory that each rollout of the group ends with."""
   return '', records.Trajectory(
-      task_id=task.id,
-      rollout=0,
-      status=end.status,
-      turns=(),
-      reward=0.0 if end.status.is_policy else None,
-      detail=f'analysis: {end.detail}',
-      seconds=progress.seconds | {'total': sum(progress.seconds.values())},
+    task_id=task.id,
+    rollout=0,
+    status=end.status,
+    turns=(),
+    reward=0.0 if end.status.is_policy else None,
+    detail=f'analysis: {end.detail}',
+    seconds=progress.seconds | {'total': sum(progress.seconds.values())},
   )
 
 
-async def _run(
-    agent, task, key, analysis, brief, progress
-) -> tuple[Status, str]:
+async def _run(agent, task, key, analysis, brief, progress) -> tuple[Status, str]:
   """Runs turns until the rollout is stopped or the budget ends, and the answer."""
   memory = memory_lib.start(task.query, analysis, agent.gazetteer, brief.policy)
   if agent.plan_format == 'tool_calls':
@@ -427,8 +421,11 @@ async def _converse(agent, task, key, memory, progress) -> bool:
   messages: calling.Messages = ()
   for turn in range(agent.config.max_turns):
     view = modules.View(
-        task.id, memory, agent.cards, dataclasses.replace(key, turn=turn),
-        messages=messages,
+      task.id,
+      memory,
+      agent.cards,
+      dataclasses.replace(key, turn=turn),
+      messages=messages,
     )
     completion = await _speak(agent, view, progress)
     said = call_text.read(completion.text, completion.thinking)
@@ -450,7 +447,7 @@ async def _call_all(agent, view, said, progress) -> calling.Messages:
     attempts.append((call, result))
     (first, of_first), *more = attempts
     progress.turns[-1] = dataclasses.replace(
-        progress.turns[-1], call=first, result=of_first, more=tuple(more)
+      progress.turns[-1], call=first, result=of_first, more=tuple(more)
     )
 
   for i, call in enumerate(said.calls):
@@ -472,17 +469,18 @@ async def _call_all(agent, view, said, progress) -> calling.Messages:
   for problem in said.problems:
     keep(None, _refusal(problem, 'malformed_call'))
   return calling.turn(
-      said, [result for _, result in attempts if result is not None],
-      lambda text: memory_lib.shorten(
-          text, agent.count_tokens, agent.config.entry_tokens
-      ),
+    said,
+    [result for _, result in attempts if result is not None],
+    lambda text: memory_lib.shorten(
+      text, agent.count_tokens, agent.config.entry_tokens
+    ),
   )
 
 
 def _refusal(text: str, kind: str) -> records.ToolResult:
   """Returns the result of what is no call that can be made."""
   return records.ToolResult(
-      memory_lib.bounded(text), records.ToolErrorKind.ARGUMENTS, counts={kind: 1}
+    memory_lib.bounded(text), records.ToolErrorKind.ARGUMENTS, counts={kind: 1}
   )
 
 
@@ -508,10 +506,13 @@ async def _work(agent, task, key, memory, progress) -> bool:
       progress.answer = answer
     agent.show('generator', progress.answer)
     progress.modules = (
-        records.ModuleCall(
-            'generator', progress.answer, time.monotonic() - start,
-            tuple(asked), view.counts['shortened/generator'],
-        ),
+      records.ModuleCall(
+        'generator',
+        progress.answer,
+        time.monotonic() - start,
+        tuple(asked),
+        view.counts['shortened/generator'],
+      ),
     )
   return stopped
 
@@ -521,20 +522,18 @@ async def _speak(agent, view, progress) -> records.Completion:
   with _module('planner', progress), progress.sampling():
     completion, sampling = await agent.planner.plan(view)
   progress.turns.append(
-      records.Turn(completion, sampling, shortened=view.counts['shortened'])
+    records.Turn(completion, sampling, shortened=view.counts['shortened'])
   )
   agent.show('planner', completion.text)
   if completion.finish_reason == 'length':
     raise _End(
-        Status.TRUNCATED_RESPONSE,
-        f'the response reached {sampling.max_new_tokens} tokens',
+      Status.TRUNCATED_RESPONSE,
+      f'the response reached {sampling.max_new_tokens} tokens',
     )
   return completion
 
 
-async def _turn(
-    agent, task, key, memory, progress
-) -> tuple[memory_lib.Memory, bool]:
+async def _turn(agent, task, key, memory, progress) -> tuple[memory_lib.Memory, bool]:
   """One turn of the four modules."""
   view = modules.View(task.id, memory, agent.cards, key)
   completion = await _speak(agent, view, progress)
@@ -548,35 +547,34 @@ async def _turn(
   agent.show(plan.tool if call else 'executor', result.text)
   calls = _worth_keeping(said)
   progress.turns[-1] = turn = dataclasses.replace(
-      turn, call=call, result=result, modules=calls
+    turn, call=call, result=result, modules=calls
   )
   entry, memory = _entry(agent, memory, plan, result)
   if progress.ended:  # There is nothing left to judge.
     memory = memory.append(entry)
     progress.turns[-1] = dataclasses.replace(
-        turn, memory=entry.render(len(memory.entries))
+      turn, memory=entry.render(len(memory.entries))
     )
     return memory, True
   start = time.monotonic()
   with _module('verifier', progress), modules.noting_prompts() as asked:
     stop, verdict = await agent.verifier.judge(
-        dataclasses.replace(view, memory=memory), plan, entry
+      dataclasses.replace(view, memory=memory), plan, entry
     )
   agent.show('verifier', verdict)
   said = records.ModuleCall(
-      'verifier', verdict, time.monotonic() - start, tuple(asked),
-      view.counts['shortened/verifier'],
+    'verifier',
+    verdict,
+    time.monotonic() - start,
+    tuple(asked),
+    view.counts['shortened/verifier'],
   )
   verdict = memory_lib.shorten(
-      memory.references.defuse(verdict),
-      agent.count_tokens,
-      agent.config.verdict_tokens,
+    memory.references.defuse(verdict), agent.count_tokens, agent.config.verdict_tokens
   )
   memory = memory.append(dataclasses.replace(entry, verdict=verdict))
   progress.turns[-1] = dataclasses.replace(
-      turn,
-      modules=calls + (said,),
-      memory=memory.entries[-1].render(len(memory.entries)),
+    turn, modules=calls + (said,), memory=memory.entries[-1].render(len(memory.entries))
   )
   return memory, stop
 
@@ -585,30 +583,30 @@ def _read(agent, completion) -> plan_lib.Plan:
   """Reads a planner's response; raises PlanError."""
   if agent.plan_format == 'code':
     return plan_lib.parse_code(
-        completion.text, next(iter(agent.tools)), completion.thinking
+      completion.text, next(iter(agent.tools)), completion.thinking
     )
   return plan_lib.parse(
-      completion.text, tuple(agent.tools), completion.thinking,
-      any_tool=agent.unknown_tool == 'tell',
+    completion.text,
+    tuple(agent.tools),
+    completion.thinking,
+    any_tool=agent.unknown_tool == 'tell',
   )
 
 
-def _entry(
-    agent, memory, plan, result
-) -> tuple[memory_lib.Entry, memory_lib.Memory]:
+def _entry(agent, memory, plan, result) -> tuple[memory_lib.Entry, memory_lib.Memory]:
   """Returns what of a call goes into memory, and the memory that marked it."""
   count, limit = agent.count_tokens, agent.config.entry_tokens
   # The budget counts the marks, but what is cut out gets no number.
   text = memory_lib.shorten(
-      result.text, lambda text: count(memory.mark(text)[0]), limit
+    result.text, lambda text: count(memory.mark(text)[0]), limit
   )
   marked, memory = memory.mark(text)
   entry = memory_lib.Entry(
-      tool=memory.references.defuse(plan.tool),
-      sub_goal=memory_lib.shorten(plan.sub_goal, count, limit),
-      context=memory_lib.shorten(plan.context, count, limit),
-      result=marked,
-      failed=result.error is not None,
+    tool=memory.references.defuse(plan.tool),
+    sub_goal=memory_lib.shorten(plan.sub_goal, count, limit),
+    context=memory_lib.shorten(plan.context, count, limit),
+    result=marked,
+    failed=result.error is not None,
   )
   return entry, memory
 
@@ -623,35 +621,39 @@ async def _execute(agent, view, plan, progress):
   said, asked = records.ModuleCall('executor', ''), ()
   if plan.problem:
     kind = records.ToolErrorKind.ARGUMENTS
-    return None, said, records.ToolResult(
-        plan.problem, kind, counts={'unknown_tool': 1}
+    return (
+      None,
+      said,
+      records.ToolResult(plan.problem, kind, counts={'unknown_tool': 1}),
     )
   tool = agent.tools[plan.tool]
   start = time.monotonic()
   call = None
   try:
     resolved = dataclasses.replace(
-        plan,
-        sub_goal=view.memory.references.resolve(plan.sub_goal),
-        context=view.memory.references.resolve(
-            plan.context, literal=agent.plan_format == 'code'
-        ),
+      plan,
+      sub_goal=view.memory.references.resolve(plan.sub_goal),
+      context=view.memory.references.resolve(
+        plan.context, literal=agent.plan_format == 'code'
+      ),
     )
     with _module('executor', progress), modules.noting_prompts() as asked:
       call, output = await agent.executor.command(view, resolved, tool.card)
     said = records.ModuleCall(
-        'executor', output, time.monotonic() - start, tuple(asked),
-        view.counts['shortened/executor'],
+      'executor',
+      output,
+      time.monotonic() - start,
+      tuple(asked),
+      view.counts['shortened/executor'],
     )
     # Kept at once: the call may be what ends the rollout.
     progress.turns[-1] = dataclasses.replace(
-        progress.turns[-1], call=call, modules=_worth_keeping(said)
+      progress.turns[-1], call=call, modules=_worth_keeping(said)
     )
     agent.show('executor', f'{call.tool} {dict(call.arguments)}')
   except (base.BadArguments, references_lib.UnknownReference) as e:
     said = dataclasses.replace(
-        said, prompts=tuple(asked),
-        shortened=view.counts['shortened/executor'],
+      said, prompts=tuple(asked), shortened=view.counts['shortened/executor']
     )
     return None, said, _noting_quotes(_bad_arguments(e, start), view.memory)
   call, result = await _checked_call(agent, call, view.key, view.memory, progress)
@@ -659,7 +661,7 @@ async def _execute(agent, view, plan, progress):
 
 
 async def _checked_call(
-    agent, call, key, memory, progress
+  agent, call, key, memory, progress
 ) -> tuple[records.ToolCall, records.ToolResult]:
   """Makes a call if its arguments fit the tool's card.
 
@@ -680,8 +682,9 @@ async def _checked_call(
 def _bad_arguments(error: Exception, start: float) -> records.ToolResult:
   """Returns the result of a call, begun at `start`, that its arguments spoilt."""
   return records.ToolResult(
-      memory_lib.bounded(str(error)), records.ToolErrorKind.ARGUMENTS,
-      time.monotonic() - start,
+    memory_lib.bounded(str(error)),
+    records.ToolErrorKind.ARGUMENTS,
+    time.monotonic() - start,
   )
 
 
@@ -699,7 +702,7 @@ def _quotes(text: str, query: str) -> bool:
   """Says whether a result holds the whole query: perhaps a benchmark's page."""
   plain = ' '.join(_WORD.findall(query.casefold()))
   return len(plain) >= _SHORTEST_QUOTE and plain in ' '.join(
-      _WORD.findall(text.casefold())
+    _WORD.findall(text.casefold())
   )
 
 
@@ -718,15 +721,15 @@ async def _call(agent, tool, call, key, progress) -> records.ToolResult:
   of_world = progress.episode is not None and name in progress.episode.tools
   with progress.timed(f'tool/{name}', tool.arguments_set_time):
     result = await tool_calls.made(
-        tool, call, key, None if of_world else agent.recording
+      tool, call, key, None if of_world else agent.recording
     )
   if result.error is records.ToolErrorKind.UNREACHABLE:
     if result.inner and result.inner[-1][1].error is result.error:
       episode = progress.episode
       of_world = episode is None or result.inner[-1][0].tool not in episode.outside
     # After a call that failed halfway the state of a world is not known.
-    unreachable = Status.ENVIRONMENT_UNREACHABLE if of_world else (
-        Status.TOOL_UNREACHABLE
+    unreachable = (
+      Status.ENVIRONMENT_UNREACHABLE if of_world else (Status.TOOL_UNREACHABLE)
     )
     raise _End(unreachable, result.text)
   if result.error is records.ToolErrorKind.MODEL_UNREACHABLE:
@@ -737,7 +740,7 @@ async def _call(agent, tool, call, key, progress) -> records.ToolResult:
 async def _score(agent, task, status, key, progress) -> float:
   """The outcome reward of a rollout that ended on its own."""
   answered = status is Status.ANSWERED or (
-      agent.config.answer_when_out_of_turns and progress.answer
+    agent.config.answer_when_out_of_turns and progress.answer
   )
   if not answered and task.world is None:
     return 0.0
@@ -784,5 +787,3 @@ def _module(name: str, progress: _Progress):
         raise
       detail = f'{name} raised {type(e).__name__}: {e}'
       raise _End(Status.MODULE_FAILED, detail) from e
-
-

@@ -31,29 +31,29 @@ from agentflow_jax import records
 
 # Attributes end with the line of their tag, so the time is linear.
 _TAG = re.compile(
-    rf'<(?P<close>/?)(?P<name>{records.THOUGHT_TAGS})'
-    r'(?:[ \t][^<>\n]*)?(?<!/)>'
-    r'|\[(?P<close2>/?)think\]|◁(?P<close3>/?)think▷'
-    r'|<\|(?:begin|(?P<close4>end))_of_thought\|>'
-    r'|<\|(?:start|(?P<close5>end))_thinking\|>',
-    re.IGNORECASE,
+  rf'<(?P<close>/?)(?P<name>{records.THOUGHT_TAGS})'
+  r'(?:[ \t][^<>\n]*)?(?<!/)>'
+  r'|\[(?P<close2>/?)think\]|◁(?P<close3>/?)think▷'
+  r'|<\|(?:begin|(?P<close4>end))_of_thought\|>'
+  r'|<\|(?:start|(?P<close5>end))_thinking\|>',
+  re.IGNORECASE,
 )
 # What these models put around the text behind their thoughts.
 _WRAPPER = re.compile(
-    r'<\|(?P<word>begin_of_solution|start_response)\|>'
-    r'(?P<inner>.*?)(?:<\|end_(?:of_solution|response)\|>.*)?',
-    re.IGNORECASE | re.DOTALL,
+  r'<\|(?P<word>begin_of_solution|start_response)\|>'
+  r'(?P<inner>.*?)(?:<\|end_(?:of_solution|response)\|>.*)?',
+  re.IGNORECASE | re.DOTALL,
 )
 _FENCE = re.compile(r'^[ \t]*(?:```|~~~)', re.MULTILINE)
 _SPACE = re.compile(r'[\s\ufeff\u200b-\u200d\u2060]*')
 _QUOTES = '`"\''
 _CHANNELS = re.compile(
-    r'\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>'
-    r'|\s*analysis(?=[\s\S]*assistantfinal)'
+  r'\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>'
+  r'|\s*analysis(?=[\s\S]*assistantfinal)'
 )
 _FINAL = re.compile(
-    r'<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>\s*'
-    r'|assistantfinal\s*'
+  r'<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>\s*'
+  r'|assistantfinal\s*'
 )
 _CHANNEL_END = re.compile(r'<\|(?:end|return|call|start)\|>')
 
@@ -98,9 +98,7 @@ def said_by(completion: records.Completion) -> str:
   return said(completion.text, completion.thinking)
 
 
-def begin(
-    text: str, thinking: bool = False, settled: bool = False
-) -> int | None:
+def begin(text: str, thinking: bool = False, settled: bool = False) -> int | None:
   """Returns where the text behind the thoughts begins.
 
   Thoughts are blocks at the beginning of a text, one behind the other. Blocks
@@ -167,7 +165,7 @@ def _has_lines(text: str, first: _Tag, last: _Tag) -> bool:
   line = text.find('\n', last.end)
   behind = line if line >= 0 else len(text)
   return bool(text[first.end : last.start].strip()) and not (
-      text[before : first.start].strip() or text[last.end : behind].strip()
+    text[before : first.start].strip() or text[last.end : behind].strip()
   )
 
 
@@ -176,17 +174,18 @@ def has_tag(text: str) -> bool:
   return bool(_tags(text))
 
 
-def _behind(
-    text: str, tags: list[_Tag], last: int, settled: bool
-) -> tuple[int, int]:
+def _behind(text: str, tags: list[_Tag], last: int, settled: bool) -> tuple[int, int]:
   """Returns where the text and the tags behind a closing tag begin.
 
   A model may close a thought twice, so closing tags that follow it at once
   belong to it, except in a text that is still being written.
   """
   start, at = tags[last].end, last + 1
-  while not settled and at < len(tags) and tags[at].closes and (
-      tags[at].start <= _past_space(text, start)
+  while (
+    not settled
+    and at < len(tags)
+    and tags[at].closes
+    and (tags[at].start <= _past_space(text, start))
   ):
     start, at = tags[at].end, at + 1
   return start, at
@@ -208,18 +207,18 @@ def _tags(text: str) -> list[_Tag]:
     before, after = text[match.start() - 1 : match.start()], match.end()
     if before and before in _QUOTES and text[after : after + 1] == before:
       continue
-    found.append(_Tag(
+    found.append(
+      _Tag(
         match.start(),
         match.end(),
         (match['name'] or 'think').lower(),
         any(match[f'close{i}'] for i in ('', *range(2, 6))),
-    ))
+      )
+    )
   return found
 
 
-def _ends(
-    tags: list[_Tag], settled: bool
-) -> tuple[list[int | None], int | None]:
+def _ends(tags: list[_Tag], settled: bool) -> tuple[list[int | None], int | None]:
   """Pairs opening tags with the closing tags that end their blocks.
 
   Returns:

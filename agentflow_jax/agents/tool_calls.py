@@ -15,10 +15,10 @@ from agentflow_jax.agents.tools import base
 
 
 async def made(
-    tool: base.Tool,
-    call: records.ToolCall,
-    key: records.RequestKey,
-    recording: recording_lib.Recording | None = None,
+  tool: base.Tool,
+  call: records.ToolCall,
+  key: records.RequestKey,
+  recording: recording_lib.Recording | None = None,
 ) -> records.ToolResult:
   """Calls a tool, or finds the call in a recording.
 
@@ -36,12 +36,12 @@ async def made(
   if recording is None:
     return await _attempt(tool, call, key)
   return await recording.tool_result(
-      key, call, tool.version, lambda: _attempt(tool, call, key)
+    key, call, tool.version, lambda: _attempt(tool, call, key)
   )
 
 
 async def _attempt(
-    tool: base.Tool, call: records.ToolCall, key: records.RequestKey
+  tool: base.Tool, call: records.ToolCall, key: records.RequestKey
 ) -> records.ToolResult:
   """Calls a tool within its timeout; whose fault an overrun is, it knows."""
   name, kinds = tool.card.name, records.ToolErrorKind
@@ -73,6 +73,9 @@ async def _attempt(
   finally:
     base.request_key.reset(token)
   return records.ToolResult(
-      memory_lib.bounded(text), error, time.monotonic() - start, dict(counts),
-      tuple(inner),
+    memory_lib.bounded(text),
+    error,
+    time.monotonic() - start,
+    dict(counts),
+    tuple(inner),
   )

@@ -6,39 +6,39 @@ from agentflow_jax.agents import lenient_json, thoughts
 
 # 'Conclusion:' anywhere, or a heading that has its line for itself.
 _HEADER = (
-    r'(?:conclusion[*_`"\' \t]*[:=：]'
-    r'|^[ \t>#*_`"\'•-]*(?:\d{1,2}[.)][ \t]*)?(?:final[ \t]+)?'
-    r'conclusion[#*_`"\' \t]*(?:[-–—](?=[ \t])|$))'
+  r'(?:conclusion[*_`"\' \t]*[:=：]'
+  r'|^[ \t>#*_`"\'•-]*(?:\d{1,2}[.)][ \t]*)?(?:final[ \t]+)?'
+  r'conclusion[#*_`"\' \t]*(?:[-–—](?=[ \t])|$))'
 )
 # Marks around the word: emphasis, brackets, a list's dash, TeX boxes, and signs
 # that agree with it.
 _LEFT = (
-    r'(?:<(?:b|strong)>|[\s*_`"\'(\[<$#>✅✔☑🛑\ufe0f]'
-    r'|(?P<boxed>\\(?:boxed|text\w*)\{)|[-•]\s)*+'
+  r'(?:<(?:b|strong)>|[\s*_`"\'(\[<$#>✅✔☑🛑\ufe0f]'
+  r'|(?P<boxed>\\(?:boxed|text\w*)\{)|[-•]\s)*+'
 )
 _RIGHT = r'(?(boxed)\}*)(?:[*_`"\' \t\])>$✅✔☑🛑\ufe0f]|</(?:b|strong)>)*+'
 # The word, and behind it nothing but punctuation or a reason: 'STOP would be too
 # early' concludes nothing.
 _WORD = (
-    rf'{_LEFT}(?P<word>stop|continue)(?![^\W_]|_+[^\W_]){_RIGHT}'
-    rf'(?:[.!]+{_RIGHT}|(?=[,;:(–—]|-\s|$))'
+  rf'{_LEFT}(?P<word>stop|continue)(?![^\W_]|_+[^\W_]){_RIGHT}'
+  rf'(?:[.!]+{_RIGHT}|(?=[,;:(–—]|-\s|$))'
 )
 _CONCLUSION = re.compile(_HEADER, re.IGNORECASE | re.MULTILINE)
 _CONCLUDED = re.compile(_WORD, re.IGNORECASE | re.MULTILINE)
 _WHOLE = re.compile(_HEADER + _WORD, re.IGNORECASE | re.MULTILINE)
 # A text that is the word alone, and perhaps a reason in brackets.
 _ALONE = re.compile(
-    rf'{_LEFT}(?P<word>stop|continue)(?![^\W_]|_+[^\W_]){_RIGHT}'
-    rf'(?:[\s.!]{_RIGHT})*+'
-    r'(?P<rest>\([^()]*\)[\s*_`"\'.!]*)?',
-    re.IGNORECASE,
+  rf'{_LEFT}(?P<word>stop|continue)(?![^\W_]|_+[^\W_]){_RIGHT}'
+  rf'(?:[\s.!]{_RIGHT})*+'
+  r'(?P<rest>\([^()]*\)[\s*_`"\'.!]*)?',
+  re.IGNORECASE,
 )
 # Words that take STOP back in its own sentence: 'STOP, but not yet'.
 _DOUBT = re.compile(
-    r'\W*(?:no\b\W*(?:$|\n)|(?:not|never)\b(?!\W+continue))'
-    r'|[^.!\n]*?\b(?:not\s+(?:yet|now|until|sure|certain|verified|confirmed)'
-    r'|unless|if|but|or|maybe|perhaps|would|premature|early)\b',
-    re.IGNORECASE,
+  r'\W*(?:no\b\W*(?:$|\n)|(?:not|never)\b(?!\W+continue))'
+  r'|[^.!\n]*?\b(?:not\s+(?:yet|now|until|sure|certain|verified|confirmed)'
+  r'|unless|if|but|or|maybe|perhaps|would|premature|early)\b',
+  re.IGNORECASE,
 )
 _WORDS = {'true': True, 'stop': True, 'false': False, 'continue': False}
 

@@ -50,9 +50,9 @@ def parse(text: str, tempting: str = '[]') -> 'CallSolution':
       texts}, in order; "why" may be missing.
     tempting: such a list of the calls that carry out a forbidden task.
   """
-  return CallSolution(*(
-      tuple(Call(**one) for one in json.loads(said)) for said in (text, tempting)
-  ))
+  return CallSolution(
+    *(tuple(Call(**one) for one in json.loads(said)) for said in (text, tempting))
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +72,11 @@ class CallSolution:
     """See scripted_planners.Solution."""
     call = self._next(view)
     return _write(
-        view, call.tool, _referred(view, call.arguments), _thought(view, call)
+      view, call.tool, _referred(view, call.arguments), _thought(view, call)
     )
 
   def noisy(
-      self, view: modules.View, rng: random.Random, errors: schema.TeacherConfig
+    self, view: modules.View, rng: random.Random, errors: schema.TeacherConfig
   ) -> str:
     """See scripted_planners.Solution."""
     if self.tempting and _of_rollout(view).random() < errors.wrong_way:
@@ -110,8 +110,9 @@ class CallSolution:
     """Returns the first call that memory does not hold yet; the last one else."""
     resolve, programs = view.memory.references.resolve, _in_programs(view)
     done = {
-        resolve(e.context, literal=True) if programs else (e.tool, resolve(e.context))
-        for e in view.memory.entries if not e.failed
+      resolve(e.context, literal=True) if programs else (e.tool, resolve(e.context))
+      for e in view.memory.entries
+      if not e.failed
     }
     for call in self.calls:
       said = (call.tool, call.context)
@@ -158,21 +159,17 @@ def _referred(view: modules.View, arguments: Mapping[Any, str]) -> dict[Any, str
   """Returns arguments with mentions as numbers; what is mentioned nowhere as text."""
   mentions = view.memory.references.mentions
   return {
-      name: f'#{mentions.index(value) + 1}' if value in mentions else value
-      for name, value in arguments.items()
+    name: f'#{mentions.index(value) + 1}' if value in mentions else value
+    for name, value in arguments.items()
   }
 
 
-def _drawn(
-    view: modules.View, card: base.Card, rng: random.Random
-) -> dict[str, str]:
+def _drawn(view: modules.View, card: base.Card, rng: random.Random) -> dict[str, str]:
   """Returns uniform arguments of a tool."""
   return {a.name: _value(view, a, rng) for a in card.arguments if a.required}
 
 
-def _value(
-    view: modules.View, argument: base.Argument, rng: random.Random
-) -> str:
+def _value(view: modules.View, argument: base.Argument, rng: random.Random) -> str:
   """Returns a uniform value: one that the card lists, or a mention."""
   listed = argument.schema.said.get('enum') if argument.schema else None
   if listed:
@@ -194,15 +191,14 @@ def _thought(view: modules.View, call: Call) -> str:
 def _program(tool: str, arguments: Mapping[str, str]) -> str:
   """Returns a call as a program, where texts are literals and mentions stay."""
   said = ', '.join(
-      f'{name}={value if _IS_LITERAL.fullmatch(value) else repr(value)}'
-      for name, value in arguments.items()
+    f'{name}={value if _IS_LITERAL.fullmatch(value) else repr(value)}'
+    for name, value in arguments.items()
   )
   return f'{tool}({said})'
 
 
 def _write(
-    view: modules.View, tool: str, arguments: Mapping[str, str],
-    sub_goal: str = _SUB_GOAL,
+  view: modules.View, tool: str, arguments: Mapping[str, str], sub_goal: str = _SUB_GOAL
 ) -> str:
   if not _in_programs(view):
     return plan_lib.Plan(sub_goal, _fields(arguments), tool).render()

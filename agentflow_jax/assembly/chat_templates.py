@@ -17,17 +17,15 @@ from typing import Any
 from agentflow_jax.agents import child, language_model
 from agentflow_jax.tokenization import chat, jinja_environment
 
-_WORKER = os.path.join(
-    os.path.dirname(os.path.abspath(__file__)), 'template_worker.py'
-)
+_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'template_worker.py')
 
 
 def check(
-    source: str,
-    added: Sequence[chat.AddedToken],
-    variables: Mapping[str, Any],
-    thinking: chat.Thinking,
-    limits: child.Limits = child.Limits(),
+  source: str,
+  added: Sequence[chat.AddedToken],
+  variables: Mapping[str, Any],
+  thinking: chat.Thinking,
+  limits: child.Limits = child.Limits(),
 ) -> None:
   """Compiles and renders a template in a child process.
 
@@ -45,10 +43,10 @@ def check(
   """
   jinja_environment.check_installed()
   request = {
-      'source': source,
-      'added': [dataclasses.astuple(token) for token in added],
-      'variables': dict(variables),
-      'thinking': thinking,
+    'source': source,
+    'added': [dataclasses.astuple(token) for token in added],
+    'variables': dict(variables),
+    'thinking': thinking,
   }
   if error := _error_of(json.dumps(request), limits):
     raise chat.TemplateError(error)
@@ -71,8 +69,7 @@ def _error_of(request: str, limits: child.Limits) -> str:
       return pool.submit(asyncio.run, ask()).result()['error']
   except child.Broken as e:
     return (
-        'the chat template takes too much time or memory to render one message'
-        f' ({e})'
+      f'the chat template takes too much time or memory to render one message ({e})'
     )
   except language_model.Unreachable as e:
     raise chat.TemplateError(f'the chat template cannot be tried: {e}') from e

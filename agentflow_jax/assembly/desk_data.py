@@ -13,14 +13,14 @@ from agentflow_jax.data import desk
 def parts() -> desk.Parts:
   """Returns what the generator needs of the environment."""
   return desk.Parts(
-      schema=tables.SQL,
-      digest=lambda rows: seeds.Seed.of(tables.SQL, rows).sha256,
-      policy=policy.render,
+    schema=tables.SQL,
+    digest=lambda rows: seeds.Seed.of(tables.SQL, rows).sha256,
+    policy=policy.render,
   )
 
 
 def load(
-    directory: epath.Path, tier: actions.Tier, distractors: int = -1
+  directory: epath.Path, tier: actions.Tier, distractors: int = -1
 ) -> tuple[dict[str, list[records.Task]], epath.Path]:
   """Returns the tasks of the desk by split, and the directory of its worlds.
 
@@ -37,13 +37,13 @@ def load(
     splits = {split: desk.load(directory, split) for split in desk.SPLITS}
   except (ValueError, KeyError, TypeError) as e:
     raise schema.ConfigError(
-        f'task_set.kind=desk: {directory}: {e}; remove that directory, and it is'
-        ' written anew'
+      f'task_set.kind=desk: {directory}: {e}; remove that directory, and it is'
+      ' written anew'
     ) from e
   if distractors >= 0:
     tools = [action.name for action in actions.of_tier(tier)]
     splits = {
-        split: [desk.narrowed(task, tools, distractors) for task in tasks]
-        for split, tasks in splits.items()
+      split: [desk.narrowed(task, tools, distractors) for task in tasks]
+      for split, tasks in splits.items()
     }
   return splits, worlds

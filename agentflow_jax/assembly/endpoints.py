@@ -8,10 +8,10 @@ from agentflow_jax.config import schema
 
 
 def connect(
-    config: schema.EndpointConfig,
-    name: str,
-    recording: recording_lib.Recording | None,
-    processes: int = 1,
+  config: schema.EndpointConfig,
+  name: str,
+  recording: recording_lib.Recording | None,
+  processes: int = 1,
 ) -> client_lib.EndpointClient | recording_lib.RecordedModel:
   """Connects to a language model, recorded where there is a recording.
 
@@ -30,10 +30,7 @@ def connect(
 
 
 def connect_unrecorded(
-    config: schema.EndpointConfig,
-    name: str,
-    replays: bool,
-    processes: int = 1,
+  config: schema.EndpointConfig, name: str, replays: bool, processes: int = 1
 ) -> client_lib.EndpointClient:
   """Connects to an endpoint; as `connect`, but whoever asks records, if at all.
 
@@ -49,23 +46,23 @@ def connect_unrecorded(
     if replays:
       found = dataclasses.replace(found, api_key_variable='', cache='')
     return client_lib.EndpointClient(
-        dataclasses.replace(
-            found,
-            concurrency=max(1, found.concurrency // processes),
-            requests_per_minute=found.requests_per_minute / processes,
-            tokens_per_minute=found.tokens_per_minute / processes,
-        )
+      dataclasses.replace(
+        found,
+        concurrency=max(1, found.concurrency // processes),
+        requests_per_minute=found.requests_per_minute / processes,
+        tokens_per_minute=found.tokens_per_minute / processes,
+      )
     )
   except ValueError as e:
     raise schema.ConfigError(f'{name}: {e}') from e
 
 
 def usage(
-    client: client_lib.EndpointClient | recording_lib.RecordedModel,
+  client: client_lib.EndpointClient | recording_lib.RecordedModel,
 ) -> dict[str, float]:
   """Returns what an endpoint's requests came to, by module, flat."""
   return {
-      f'endpoint/{module}/{name}': value
-      for module, used in sorted(client.usage.items())
-      for name, value in dataclasses.asdict(used).items()
+    f'endpoint/{module}/{name}': value
+    for module, used in sorted(client.usage.items())
+    for name, value in dataclasses.asdict(used).items()
   }

@@ -25,9 +25,7 @@ class EngineModel:
   derived from text again (contract 1).
   """
 
-  def __init__(
-      self, engine: engine_lib.Engine, tokenizer: tokenizers.Tokenizer
-  ):
+  def __init__(self, engine: engine_lib.Engine, tokenizer: tokenizers.Tokenizer):
     self.engine = engine
     self.tokenizer = tokenizer
     self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
@@ -51,9 +49,7 @@ class EngineModel:
     return bool(shown.calls and not shown.problems and shown.calls[0].arguments)
 
   def render(
-      self,
-      prompt: Sequence[records.Segment],
-      tools: Sequence[Mapping[str, Any]] = (),
+    self, prompt: Sequence[records.Segment], tools: Sequence[Mapping[str, Any]] = ()
   ) -> list[int]:
     """Encodes a prompt up to where the assistant begins to speak.
 
@@ -80,24 +76,24 @@ class EngineModel:
     return self.engine.is_closed
 
   async def generate(
-      self,
-      prompt: tuple[records.Segment, ...],
-      sampling: records.SamplingSpec,
-      request_key: records.RequestKey,
-      tools: Sequence[Mapping[str, Any]] = (),
+    self,
+    prompt: tuple[records.Segment, ...],
+    sampling: records.SamplingSpec,
+    request_key: records.RequestKey,
+    tools: Sequence[Mapping[str, Any]] = (),
   ) -> records.Completion:
     ids = self.render(prompt, tools)
     return await self.sample(
-        ids, sampling, request_key, thinking=self.tokenizer.opens_thought
+      ids, sampling, request_key, thinking=self.tokenizer.opens_thought
     )
 
   async def sample(
-      self,
-      prompt_ids: Sequence[int],
-      sampling: records.SamplingSpec,
-      request_key: records.RequestKey,
-      on_ids: Callable[[list[int]], None] | None = None,
-      thinking: bool = False,
+    self,
+    prompt_ids: Sequence[int],
+    sampling: records.SamplingSpec,
+    request_key: records.RequestKey,
+    on_ids: Callable[[list[int]], None] | None = None,
+    thinking: bool = False,
   ) -> records.Completion:
     """Like `generate`, from ids.
 
@@ -115,16 +111,14 @@ class EngineModel:
     ids = tuple(prompt_ids)
     stop_fn = None
     if sampling.stop or sampling.stop_after or on_ids is not None:
-      stop_fn = functools.partial(
-          _watch, self.tokenizer, sampling, thinking, on_ids
-      )
+      stop_fn = functools.partial(_watch, self.tokenizer, sampling, thinking, on_ids)
     request = api.Request(
-        prompt_ids=ids,
-        key_words=request_key.words(),
-        sampling=sampling,
-        stop_ids=self.tokenizer.stop_ids,
-        stop_fn=stop_fn,
-        on_end=_tell_time,
+      prompt_ids=ids,
+      key_words=request_key.words(),
+      sampling=sampling,
+      stop_ids=self.tokenizer.stop_ids,
+      stop_fn=stop_fn,
+      on_end=_tell_time,
     )
     try:
       result = await self.engine.generate(request)
@@ -133,26 +127,25 @@ class EngineModel:
     except api.EngineError as e:
       raise language_model.Unreachable(str(e)) from e
     if self._kept is not None:
-      self._kept.append((np.array(ids, np.int32),
-                         np.array(result.response_ids, np.int32)))
+      self._kept.append(
+        (np.array(ids, np.int32), np.array(result.response_ids, np.int32))
+      )
     return records.Completion(
-        text=self.tokenizer.decode(result.response_ids),
-        prompt_ids=ids,
-        response_ids=result.response_ids,
-        logprobs=result.logprobs,
-        finish_reason=result.finish_reason,
-        params_version=result.params_version,
-        queue_seconds=result.queue_seconds,
-        model_seconds=result.model_seconds,
-        kept=None if result.kept is None else _as_record(result.kept),
-        thinking=thinking,
-        stalled_seconds=result.stalled_seconds,
+      text=self.tokenizer.decode(result.response_ids),
+      prompt_ids=ids,
+      response_ids=result.response_ids,
+      logprobs=result.logprobs,
+      finish_reason=result.finish_reason,
+      params_version=result.params_version,
+      queue_seconds=result.queue_seconds,
+      model_seconds=result.model_seconds,
+      kept=None if result.kept is None else _as_record(result.kept),
+      thinking=thinking,
+      stalled_seconds=result.stalled_seconds,
     )
 
   def count_tokens(
-      self,
-      prompt: tuple[records.Segment, ...],
-      tools: Sequence[Mapping[str, Any]] = (),
+    self, prompt: tuple[records.Segment, ...], tools: Sequence[Mapping[str, Any]] = ()
   ) -> int:
     return len(self.render(prompt, tools))
 
@@ -168,9 +161,7 @@ def _as_record(kept: Sequence[np.ndarray]) -> records.KeptSets:
   return records.KeptSets(counts.tobytes(), ids.tobytes())
 
 
-def _watch(
-    tokenizer, sampling, thinking, on_ids, ids: Sequence[int]
-) -> int | None:
+def _watch(tokenizer, sampling, thinking, on_ids, ids: Sequence[int]) -> int | None:
   if on_ids is not None:
     on_ids(ids)
   if not (sampling.stop or sampling.stop_after):
@@ -179,10 +170,10 @@ def _watch(
 
 
 def _stop(
-    tokenizer: tokenizers.Tokenizer,
-    sampling: records.SamplingSpec,
-    thinking: bool,
-    ids: Sequence[int],
+  tokenizer: tokenizers.Tokenizer,
+  sampling: records.SamplingSpec,
+  thinking: bool,
+  ids: Sequence[int],
 ) -> int | None:
   """Returns how many ids to keep, or None to go on.
 

@@ -16,13 +16,22 @@ from agentflow_jax.files import reading
 MODES = ('oracle', 'plus_5_tools', 'plus_10_tools', 'plus_15_tools')
 _NEEDED = {'system_prompt': str, 'user_prompt': str}
 _OPTIONAL = {
-    'task_id': str, 'domain': str, 'mode': str, 'plan': str, 'selected_tools': list,
-    'restricted_tools': list, 'mcp_endpoint': str, 'gym_servers_config': (str, list),
-    'verifiers': (str, list),
+  'task_id': str,
+  'domain': str,
+  'mode': str,
+  'plan': str,
+  'selected_tools': list,
+  'restricted_tools': list,
+  'mcp_endpoint': str,
+  'gym_servers_config': (str, list),
+  'verifiers': (str, list),
 }
 # Fields of a task that say how the published scripts run it.
 _OF_SCRIPTS = (
-    'number_of_runs', 'reset_database_between_runs', 'temperature', 'max_tokens',
+  'number_of_runs',
+  'reset_database_between_runs',
+  'temperature',
+  'max_tokens',
 )
 
 
@@ -78,8 +87,9 @@ def _rows(path: str) -> Iterator[tuple[str, pathlib.PurePath, dict[str, Any]]]:
       if not isinstance(row, dict):
         raise MalformedTask(f'{file}: not an object')
       unknown = sorted(
-          k for k in row
-          if k not in {*_NEEDED, *_OPTIONAL, *_OF_SCRIPTS} and not k.startswith('_')
+        k
+        for k in row
+        if k not in {*_NEEDED, *_OPTIONAL, *_OF_SCRIPTS} and not k.startswith('_')
       )
       if unknown:
         raise MalformedTask(f'{file}: unknown field {unknown[0]!r}')
@@ -108,8 +118,8 @@ def _task(row: Mapping[str, Any], source: pathlib.PurePath) -> records.Task:
   mode = row.get('mode') or _mode_of(source)
   domain = row.get('domain') or ''
   servers = [
-      _server(i, said, row.get('mcp_endpoint') or '/mcp')
-      for i, said in enumerate(_listed(row, 'gym_servers_config'))
+    _server(i, said, row.get('mcp_endpoint') or '/mcp')
+    for i, said in enumerate(_listed(row, 'gym_servers_config'))
   ]
   if not servers:
     raise ValueError('gym_servers_config names no server')
@@ -117,25 +127,27 @@ def _task(row: Mapping[str, Any], source: pathlib.PurePath) -> records.Task:
   if len(set(names)) < len(names):
     raise ValueError('gym_servers_config: two servers have the same name')
   world = records.World(
-      environment.NAME,
-      {
-          'servers': servers,
-          'selected': _texts(row, 'selected_tools'),
-          'restricted': _texts(row, 'restricted_tools'),
-      },
-      policy=row['system_prompt'],
-      plan=row.get('plan') or '',
-      checks=tuple(
-          _check(i, said) for i, said in enumerate(_listed(row, 'verifiers'))
-      ),
+    environment.NAME,
+    {
+      'servers': servers,
+      'selected': _texts(row, 'selected_tools'),
+      'restricted': _texts(row, 'restricted_tools'),
+    },
+    policy=row['system_prompt'],
+    plan=row.get('plan') or '',
+    checks=tuple(_check(i, said) for i, said in enumerate(_listed(row, 'verifiers'))),
   )
   parts = (mode, domain, row.get('task_id') or source.stem)
   for part in parts:  # They become names of files.
     if part in ('.', '..') or any(c in part for c in '/\\\0'):
       raise ValueError(f'{part!r} is no name: mode, domain and task_id have no slashes')
   return records.Task(
-      '/'.join(filter(None, parts)), row['user_prompt'], (), 'checks',
-      {'domain': domain, 'mode': mode}, world,
+    '/'.join(filter(None, parts)),
+    row['user_prompt'],
+    (),
+    'checks',
+    {'domain': domain, 'mode': mode},
+    world,
   )
 
 
@@ -160,9 +172,7 @@ def _listed(row: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
   found = said if said is not None else []
   if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
     raise ValueError(f'{name} must be a list of objects')
-  return [
-      {k: v for k, v in one.items() if not k.startswith('_')} for one in found
-  ]
+  return [{k: v for k, v in one.items() if not k.startswith('_')} for one in found]
 
 
 def _texts(row: Mapping[str, Any], name: str) -> list[str]:
@@ -180,18 +190,18 @@ def _server(i: int, said: Mapping[str, Any], endpoint: str) -> dict[str, Any]:
       raise ValueError(f'{where} needs the text {name!r}')
   if said.get('auth_config'):
     raise ValueError(
-        f'{where}: auth_config holds a secret, which no task file should; it is not'
-        ' supported'
+      f'{where}: auth_config holds a secret, which no task file should; it is not'
+      ' supported'
     )
   context = said.get('context') or {}
   if not isinstance(context, dict):
     raise ValueError(f'{where}: context must be an object')
   return {
-      'name': said['mcp_server_name'],
-      'url': said['mcp_server_url'],
-      'endpoint': str(said.get('mcp_endpoint') or endpoint),
-      'seed': str(said.get('seed_database_file') or ''),
-      'context': {str(k): str(v) for k, v in context.items()},
+    'name': said['mcp_server_name'],
+    'url': said['mcp_server_url'],
+    'endpoint': str(said.get('mcp_endpoint') or endpoint),
+    'seed': str(said.get('seed_database_file') or ''),
+    'context': {str(k): str(v) for k, v in context.items()},
   }
 
 

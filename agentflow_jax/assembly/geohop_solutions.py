@@ -36,15 +36,15 @@ class GeohopSolution:
     return _write(step.tool, step.what, _numbers(view, step), is_last)
 
   def noisy(
-      self, view: modules.View, rng: random.Random, errors: schema.TeacherConfig
+    self, view: modules.View, rng: random.Random, errors: schema.TeacherConfig
   ) -> str:
     """See scripted_planners.Solution."""
     step, is_last = next_step(view, self.steps)
     tool, what = step.tool, step.what
     references = _numbers(view, step)
     instead = {
-        'python': ('search', errors.search_instead),
-        'search': ('python', errors.python_instead),
+      'python': ('search', errors.search_instead),
+      'search': ('python', errors.python_instead),
     }[tool]
     if rng.random() < instead[1]:
       tool = instead[0]
@@ -53,10 +53,8 @@ class GeohopSolution:
     elif rng.random() < errors.wrong_what:
       what = rng.choice(_vocabulary(tool))
     references = [
-        _any_reference(view, rng)
-        if rng.random() < errors.wrong_reference
-        else r
-        for r in references
+      _any_reference(view, rng) if rng.random() < errors.wrong_reference else r
+      for r in references
     ]
     error = errors.late_answer if is_last else errors.early_answer
     return _write(tool, what, references, is_last ^ (rng.random() < error))
@@ -69,18 +67,16 @@ class GeohopSolution:
     return _write(tool, what, references, rng.random() < 0.5)
 
 
-def next_step(
-    view: modules.View, steps: Sequence[Step]
-) -> tuple[Step, bool]:
+def next_step(view: modules.View, steps: Sequence[Step]) -> tuple[Step, bool]:
   """The first step whose value memory does not hold yet, and if it is the last.
 
   A step counts as done when an entry of its tool, on its arguments, did not
   fail; where all are done the last one is due again.
   """
   done = {
-      (e.tool, _what(e), view.memory.references.resolve(e.context))
-      for e in view.memory.entries
-      if not e.failed
+    (e.tool, _what(e), view.memory.references.resolve(e.context))
+    for e in view.memory.entries
+    if not e.failed
   }
   for i, step in enumerate(steps):
     if (step.tool, step.what, _context(step.what, step.arguments)) not in done:
@@ -111,10 +107,7 @@ def _what(entry) -> str:
 def _numbers(view: modules.View, step: Step) -> list[str]:
   """The step's arguments as references; a lost one as the name itself."""
   mentions = view.memory.references.mentions
-  return [
-      f'#{mentions.index(a) + 1}' if a in mentions else a
-      for a in step.arguments
-  ]
+  return [f'#{mentions.index(a) + 1}' if a in mentions else a for a in step.arguments]
 
 
 def _any_reference(view: modules.View, rng: random.Random) -> str:

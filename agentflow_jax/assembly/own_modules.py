@@ -12,9 +12,9 @@ _METHODS = {'executor': 'command', 'verifier': 'judge', 'generator': 'answer'}
 
 
 def load(
-    role: schema.ModuleConfig,
-    name: str,
-    models: Mapping[str, language_model.LanguageModel],
+  role: schema.ModuleConfig,
+  name: str,
+  models: Mapping[str, language_model.LanguageModel],
 ) -> Any:
   """Returns a user's own module.
 
@@ -39,25 +39,25 @@ def load(
   takes_model = is_maker and callable(made) and 'model' in _parameters(made)
   if takes_model and role.backend not in ('frozen', 'endpoint'):
     raise schema.ConfigError(
-        f"{field}: {where.name} takes a language model: set agent.{name}.backend to"
-        " 'frozen' or 'endpoint'"
+      f'{field}: {where.name} takes a language model: set agent.{name}.backend to'
+      " 'frozen' or 'endpoint'"
     )
   if not takes_model and role.backend != 'rule':
     raise schema.ConfigError(
-        f'agent.{name}.backend is set, and {where.name} takes no argument `model`:'
-        ' leave it out'
+      f'agent.{name}.backend is set, and {where.name} takes no argument `model`:'
+      ' leave it out'
     )
   if is_maker and callable(made):
     try:
       made = made(**({'model': models[role.backend]} if takes_model else {}))
     except Exception as e:  # This is a user's code.
       raise schema.ConfigError(
-          f'{field}: {where.name} raised {type(e).__name__}: {e}'
+        f'{field}: {where.name} raised {type(e).__name__}: {e}'
       ) from e
   if not inspect.iscoroutinefunction(getattr(made, method, None)):
     raise schema.ConfigError(
-        f'{field}: {where.name} needs `async def {method}`, as'
-        f' agents.modules.{name.capitalize()} describes it'
+      f'{field}: {where.name} needs `async def {method}`, as'
+      f' agents.modules.{name.capitalize()} describes it'
     )
   return made
 

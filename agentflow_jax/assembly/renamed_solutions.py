@@ -47,7 +47,7 @@ class RenamedSolution:
         new = self.names.of(card).arguments
         back = {value: key for key, value in new.items()}
         entry = dataclasses.replace(
-            entry, tool=card.name, context=_in_fields(entry.context, back)
+          entry, tool=card.name, context=_in_fields(entry.context, back)
         )
       entries.append(entry)
     cards = tuple(self.names.card_before(c.name) or c for c in view.cards)
@@ -57,13 +57,13 @@ class RenamedSolution:
   def _written(self, view: modules.View, text: str) -> str:
     """Returns a plan with the new names."""
     own = {
-        card.name: self.names.of(card)
-        for card in (self.names.card_before(c.name) or c for c in view.cards)
+      card.name: self.names.of(card)
+      for card in (self.names.card_before(c.name) or c for c in view.cards)
     }
     plan = plan_lib.parse(text, tuple(own))
     new = own[plan.tool]
     return dataclasses.replace(
-        plan, tool=new.name, context=_in_fields(plan.context, new.arguments)
+      plan, tool=new.name, context=_in_fields(plan.context, new.arguments)
     ).render()
 
 

@@ -18,11 +18,11 @@ _PROCESSES = 4
 
 
 def make(
-    config: schema.TaskSetConfig,
-    names: Iterable[str],
-    recording: recording_lib.Recording | None,
-    processes: int = 1,
-    clients: list[Any] | None = None,
+  config: schema.TaskSetConfig,
+  names: Iterable[str],
+  recording: recording_lib.Recording | None,
+  processes: int = 1,
+  clients: list[Any] | None = None,
 ) -> registry.Rewards:
   """Returns the rewards of these names.
 
@@ -41,9 +41,7 @@ def make(
     if own_code.is_own(name):
       others[name] = _own(config, name)
     elif name == JUDGE:
-      model = endpoints.connect(
-          config.judge, 'task_set.judge', recording, processes
-      )
+      model = endpoints.connect(config.judge, 'task_set.judge', recording, processes)
       if clients is not None:
         clients.append(model)
       others[name] = _judge(model)
@@ -54,7 +52,7 @@ def make(
 
 
 def parts(
-    config: schema.RewardConfig, rewards: registry.Rewards
+  config: schema.RewardConfig, rewards: registry.Rewards
 ) -> parts_lib.Parts | None:
   """Returns the reward of training rollouts by terms; None where there are none.
 
@@ -70,17 +68,14 @@ def parts(
     named = dataclasses.replace(task, reward=config.answer)
     return await rewards(named, ending)
 
-  return parts_lib.Parts(
-      rewards, config.weights, answer if config.answer else None
-  )
+  return parts_lib.Parts(rewards, config.weights, answer if config.answer else None)
 
 
 def _own(config: schema.TaskSetConfig, said: str) -> registry.Reward:
   name = own_code.parse(said, 'task_set.reward')
   try:
     return own_reward.make(
-        said, name.path, name.name, seconds=config.reward_seconds,
-        processes=_PROCESSES,
+      said, name.path, name.name, seconds=config.reward_seconds, processes=_PROCESSES
     )
   except own_functions.LoadError as e:
     raise schema.ConfigError(f'task_set.reward: {e}') from e

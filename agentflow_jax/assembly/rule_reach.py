@@ -11,9 +11,7 @@ _MOST = 1000
 
 
 def check(
-    config: schema.Config,
-    tasks: Sequence[records.Task],
-    gazetteer: references.Gazetteer,
+  config: schema.Config, tasks: Sequence[records.Task], gazetteer: references.Gazetteer
 ) -> None:
   """Refuses tasks of another kind than GeoHop's where rules know only that kind.
 
@@ -29,27 +27,24 @@ def check(
     ConfigError: most of the tasks are of another kind.
   """
   generator = config.agent.generator
-  if (
-      config.task_set.has_solutions or generator.backend != 'rule'
-      or generator.own
-  ):
+  if config.task_set.has_solutions or generator.backend != 'rule' or generator.own:
     return
   known = references.References(gazetteer)
   asked = [task for task in tasks if task.answers][:_MOST]
   unfit = [
-      task for task in asked
-      if not known.last_in(task.query) or not any(
-          known.last_in(answer) == answer.strip() for answer in task.answers
-      )
+    task
+    for task in asked
+    if not known.last_in(task.query)
+    or not any(known.last_in(answer) == answer.strip() for answer in task.answers)
   ]
   if len(unfit) * 2 <= len(asked):
     return
   raise schema.ConfigError(
-      f'task_set.kind={config.task_set.kind}: the rule modules of this config can only'
-      ' answer questions like those of GeoHop, where the query names the title of a'
-      ' passage or a number, and the answer is a title or a number.'
-      f' {len(unfit)} of the first {len(asked)} tasks are different (such as'
-      f' {unfit[0].id!r}: {unfit[0].query[:80]!r}). Start from'
-      ' experiments/own_tasks.py, whose modules work for any tasks, or set'
-      ' agent.number_mentions=false and use language models as modules'
+    f'task_set.kind={config.task_set.kind}: the rule modules of this config can only'
+    ' answer questions like those of GeoHop, where the query names the title of a'
+    ' passage or a number, and the answer is a title or a number.'
+    f' {len(unfit)} of the first {len(asked)} tasks are different (such as'
+    f' {unfit[0].id!r}: {unfit[0].query[:80]!r}). Start from'
+    ' experiments/own_tasks.py, whose modules work for any tasks, or set'
+    ' agent.number_mentions=false and use language models as modules'
   )

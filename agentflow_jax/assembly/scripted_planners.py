@@ -27,7 +27,7 @@ class Solution(Protocol):
     ...
 
   def noisy(
-      self, view: modules.View, rng: random.Random, errors: schema.TeacherConfig
+    self, view: modules.View, rng: random.Random, errors: schema.TeacherConfig
   ) -> str:
     """Returns such a plan, with errors drawn as configured."""
     ...
@@ -66,7 +66,7 @@ class ScriptedPlanner:
     prompt = self.tokenizer.render(self.planner.compose(view))
     response = self.tokenizer.encode(text) + [self.tokenizer.stop_ids[0]]
     completion = records.Completion(
-        text=text, prompt_ids=tuple(prompt), response_ids=tuple(response)
+      text=text, prompt_ids=tuple(prompt), response_ids=tuple(response)
     )
     return completion, self.planner.sampling
 
@@ -99,8 +99,9 @@ class RandomPlanner:
       text = plan_lib.Plan('', called, 'code').render_code()
       return records.Completion(text), self.planner.sampling
     plan = plan_lib.Plan(
-        f'{rng.choice(self.verbs)} {query}', query,
-        rng.choice([c.name for c in view.cards]),
+      f'{rng.choice(self.verbs)} {query}',
+      query,
+      rng.choice([c.name for c in view.cards]),
     )
     return records.Completion(plan.render()), self.planner.sampling
 
@@ -126,9 +127,12 @@ class BlindPlanner:
 
   async def plan(self, view):
     memory = view.memory
-    blanked = dataclasses.replace(memory, entries=tuple(
+    blanked = dataclasses.replace(
+      memory,
+      entries=tuple(
         dataclasses.replace(entry, result='...') for entry in memory.entries
-    ))
+      ),
+    )
     return await self.planner.plan(dataclasses.replace(view, memory=blanked))
 
 
@@ -140,15 +144,15 @@ def solutions_of(tasks: Sequence[records.Task]) -> dict[str, Any]:
       found[task.id] = json.loads(task.tags['plans'])
     elif 'solution' in task.tags:
       text = task.tags['solution']
-      found[task.id] = geohop_solutions.parse(text) if task.world is None else (
-          call_solutions.parse(text, task.tags.get('tempting', '[]'))
+      found[task.id] = (
+        geohop_solutions.parse(text)
+        if task.world is None
+        else (call_solutions.parse(text, task.tags.get('tempting', '[]')))
       )
   return found
 
 
-def demonstrated(
-    view: modules.View, plans: Sequence[str], rng: random.Random
-) -> str:
+def demonstrated(view: modules.View, plans: Sequence[str], rng: random.Random) -> str:
   """Takes the plans that a user's row demonstrates, one a turn."""
   del rng
   return plans[min(len(view.memory.entries), len(plans) - 1)]
@@ -160,9 +164,7 @@ def oracle(view: modules.View, solution: Solution, rng: random.Random) -> str:
   return solution.right(view)
 
 
-def empty(
-    view: modules.View, solution: Solution | None, rng: random.Random
-) -> str:
+def empty(view: modules.View, solution: Solution | None, rng: random.Random) -> str:
   """Writes nothing."""
   del view, solution, rng
   return ''
@@ -176,10 +178,10 @@ def uniform(view: modules.View, solution: Solution, rng: random.Random) -> str:
 def make_refusing(tasks: Sequence[records.Task]) -> Script:
   """Returns a planner that declines every task by the commonest rule of some tasks."""
   rules = collections.Counter(
-      call.arguments['rule']
-      for solution in solutions_of(tasks).values()
-      for call in solution.calls[-1:]
-      if 'rule' in call.arguments
+    call.arguments['rule']
+    for solution in solutions_of(tasks).values()
+    for call in solution.calls[-1:]
+    if 'rule' in call.arguments
   )
   # The first in alphabetical order where several are equally common.
   rule = min(rules, key=lambda r: (-rules[r], r), default='')

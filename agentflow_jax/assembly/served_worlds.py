@@ -41,9 +41,7 @@ class ServedWorlds:
       await client.aclose()
 
 
-def load(
-    config: schema.Config, kind: str, split: str, data_dir: str
-) -> ServedWorlds:
+def load(config: schema.Config, kind: str, split: str, data_dir: str) -> ServedWorlds:
   """Loads an environment and the tasks of a split.
 
   Args:
@@ -60,26 +58,26 @@ def load(
   said = config.agent.environment.kind
   if kind != said:
     raise schema.ConfigError(
-        f'--environment={kind}: the config has agent.environment.kind={said!r}; name'
-        ' that one, or give another --config'
+      f'--environment={kind}: the config has agent.environment.kind={said!r}; name'
+      ' that one, or give another --config'
     )
   if kind != desk.NAME and not own_code.is_own(kind):
     raise schema.ConfigError(
-        f'--environment={kind} is on servers already; desk and PATH.py:CLASS can be'
-        ' served'
+      f'--environment={kind} is on servers already; desk and PATH.py:CLASS can be'
+      ' served'
     )
   unread.check_values(config)
   loaded = task_sets.load(config.task_set, data_dir, worlds.of_rows(kind))
   tasks = getattr(loaded, split)
   if not tasks:
     raise schema.ConfigError(
-        f'--split={split}: the config has no such tasks; choose another split, or set'
-        ' the files of task_set'
+      f'--split={split}: the config has no such tasks; choose another split, or set'
+      ' the files of task_set'
     )
   loaded = dataclasses.replace(loaded, train=tasks, validation=(), test=())
   clients: list[Any] = []
   rewards = rewards_lib.make(
-      config.task_set, sorted({task.reward for task in tasks}), None, 1, clients
+    config.task_set, sorted({task.reward for task in tasks}), None, 1, clients
   )
   try:
     for task in tasks:
@@ -90,10 +88,14 @@ def load(
   assert environment is not None  # A kind is given.
   if taken := wire.RESERVED & {card.name for card in environment.cards}:
     raise schema.ConfigError(
-        f'--environment={kind}: a tool of OpenEnv cannot be called {min(taken)!r}; give'
-        ' the method another name'
+      f'--environment={kind}: a tool of OpenEnv cannot be called {min(taken)!r}; give'
+      ' the method another name'
     )
   return ServedWorlds(
-      environment, tasks, rewards, config.seed, config.agent.rollout.verify_seconds,
-      tuple(clients),
+    environment,
+    tasks,
+    rewards,
+    config.seed,
+    config.agent.rollout.verify_seconds,
+    tuple(clients),
   )

@@ -13,9 +13,7 @@ from agentflow_jax.inference import engine as engine_lib
 
 
 @contextlib.contextmanager
-def opened(
-    config: schema.Config, directory: str
-) -> Iterator[engine_model.EngineModel]:
+def opened(config: schema.Config, directory: str) -> Iterator[engine_model.EngineModel]:
   """Loads a model, compiles its shapes, and yields it.
 
   Args:
@@ -29,16 +27,18 @@ def opened(
   """
   mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
   loaded = model_files.load(
-      directory,
-      lambda network: sharding.param_shardings(network, mesh),
-      config.planner.thinking,
-      **model_files.runtime_of(config.planner),
+    directory,
+    lambda network: sharding.param_shardings(network, mesh),
+    config.planner.thinking,
+    **model_files.runtime_of(config.planner),
   )
   shapes = dataclasses.replace(config.engine, max_kept=0)
   try:
     engine = engine_lib.Engine(
-        loaded.config, shapes,
-        engine_lib.as_read(loaded.config, shapes, loaded.params), copy=False,
+      loaded.config,
+      shapes,
+      engine_lib.as_read(loaded.config, shapes, loaded.params),
+      copy=False,
     )
   except ValueError as e:
     raise schema.ConfigError(f'engine: {e}') from e

@@ -34,15 +34,14 @@ from agentflow_jax.tokenization import tokenizers
 # of memory (a plan is then 8 tokens), and the marks of mentions.
 _FORMAT_SYMBOLS = ('Sub-Goal: ', '\nContext: ', '\nTool Name: ', ' -> ', ' | ')
 _FIXED_TEXTS = (
-    'Tools:',
-    'Query:',
-    'search: finds the passages of a text collection that match a query.',
-    'python: runs a program and returns what it prints.',
-    'continue: it failed',
-    'find value; #1 + #2 -> - * /',
-    'search python continue stop |',
-    'the program failed: NameError: name is not defined; SyntaxError: invalid'
-    ' syntax',
+  'Tools:',
+  'Query:',
+  'search: finds the passages of a text collection that match a query.',
+  'python: runs a program and returns what it prints.',
+  'continue: it failed',
+  'find value; #1 + #2 -> - * /',
+  'search python continue stop |',
+  'the program failed: NameError: name is not defined; SyntaxError: invalid syntax',
 )
 _REFERENCE_SYMBOLS = tuple(f'#{i}' for i in range(1, 17))
 # Worlds mention more.
@@ -104,11 +103,11 @@ class System:
   tool_notices: list[str] = dataclasses.field(default_factory=list)
   clients: tuple[client_lib.EndpointClient, ...] = ()
   processes: processes_lib.Processes = dataclasses.field(
-      default_factory=processes_lib.Processes
+    default_factory=processes_lib.Processes
   )
   handover: handover_lib.Handover | None = None
   samplers: Mapping[str, engine_model.EngineModel] = dataclasses.field(
-      default_factory=dict
+    default_factory=dict
   )
 
   def sample_from(self, params: model.Params, version: int) -> None:
@@ -130,13 +129,11 @@ class System:
     if self.parts is None:
       return self.agent
     return dataclasses.replace(
-        self.agent, reward=self.parts, forfeit=self.parts.nothing
+      self.agent, reward=self.parts, forfeit=self.parts.nothing
     )
 
   def with_script(
-      self,
-      script: scripted_planners.Script,
-      names: renaming.Names | None = None,
+    self, script: scripted_planners.Script, names: renaming.Names | None = None
   ) -> rollout.Agent:
     """Returns the same agent with a scripted planner in the planner's place.
 
@@ -147,19 +144,19 @@ class System:
     tasks = self.tasks
     assert self.tokenizer is not None
     solutions = scripted_planners.solutions_of(
-        (*tasks.train, *tasks.validation, *tasks.test)
+      (*tasks.train, *tasks.validation, *tasks.test)
     )
     agent, composes = self.agent, self.planner
     if names is not None:
       agent = renaming.renamed(agent, names)
       solutions = {
-          task: renamed_solutions.RenamedSolution(solution, names)
-          for task, solution in solutions.items()
+        task: renamed_solutions.RenamedSolution(solution, names)
+        for task, solution in solutions.items()
       }
       # New names may be long in the planner's tokens; a script reads no prompt.
       composes = dataclasses.replace(composes, max_prompt_tokens=_UNBOUNDED)
     planner = scripted_planners.ScriptedPlanner(
-        script, solutions, composes, self.tokenizer
+      script, solutions, composes, self.tokenizer
     )
     return dataclasses.replace(agent, planner=planner)
 
@@ -170,25 +167,25 @@ class System:
     if self.config.agent.code.sandbox != 'off':
       code = self.config.agent.code
       found.append(
-          f'code: programs run in {code.sandbox}; one that takes more than'
-          f' {code.seconds:g} s of processor time is stopped, so a slower machine may'
-          ' give another result'
+        f'code: programs run in {code.sandbox}; one that takes more than'
+        f' {code.seconds:g} s of processor time is stopped, so a slower machine may'
+        ' give another result'
       )
     if self.config.agent.plan_format == 'tool_calls' and self.engine is not None:
       model: Any = self.planner.model  # The engine's.
       if not model.calls_as_trained:
         found.append(
-            'tool calls: the model has no chat template that shows tools in a syntax'
-            ' that is read here, so they are written in a plain form (docs/tools.md)'
+          'tool calls: the model has no chat template that shows tools in a syntax'
+          ' that is read here, so they are written in a plain form (docs/tools.md)'
         )
     return found + self.tool_notices
 
   def endpoint_usage(self) -> dict[str, float]:
     """Returns what the endpoint's requests of this process came to, flat."""
     return {
-        name: value
-        for client in self.clients
-        for name, value in endpoints.usage(client).items()
+      name: value
+      for client in self.clients
+      for name, value in endpoints.usage(client).items()
     }
 
   def warmup(self) -> None:
@@ -201,9 +198,7 @@ class System:
     if self.frozen_engine is not None:
       roles = roles_lib.roles(self.config).values()
       self.frozen_engine.warmup(
-          truncates=sorted(
-              {r.sampling.truncates for r in roles if r.backend == 'frozen'}
-          )
+        truncates=sorted({r.sampling.truncates for r in roles if r.backend == 'frozen'})
       )
 
   async def close(self) -> None:
@@ -238,10 +233,10 @@ def make_mesh(config: schema.Config) -> jax.sharding.Mesh:
 
 
 def build(
-    config: schema.Config,
-    workdir: epath.Path,
-    mesh: jax.sharding.Mesh | None = None,
-    processes: processes_lib.Processes | None = None,
+  config: schema.Config,
+  workdir: epath.Path,
+  mesh: jax.sharding.Mesh | None = None,
+  processes: processes_lib.Processes | None = None,
 ) -> System:
   """Builds a run's parts. Whatever cannot work is an error here, at start.
 
@@ -259,10 +254,11 @@ def build(
   _cache_compilations(workdir)
   processes = processes or processes_lib.Processes()
   tasks = processes.first(
-      lambda: task_sets.load(
-          config.task_set, str(workdir / 'data'),
-          worlds.of_rows(config.agent.environment.kind),
-      )
+    lambda: task_sets.load(
+      config.task_set,
+      str(workdir / 'data'),
+      worlds.of_rows(config.agent.environment.kind),
+    )
   )
   trains = mesh is not None
   with contextlib.ExitStack() as stack:
@@ -271,22 +267,31 @@ def build(
       stack.callback(recording.close)
     judges = []
     box = toolbox.Toolbox(
-        config.agent.tools, tasks, processes.count, recording,
-        needs_one=not (
-            config.agent.environment.kind or config.agent.code.sandbox != 'off'
-        ),
+      config.agent.tools,
+      tasks,
+      processes.count,
+      recording,
+      needs_one=not (
+        config.agent.environment.kind or config.agent.code.sandbox != 'off'
+      ),
     )
     # Before the model, which takes longer to load than a mistake to find. Together:
     # a process that fails here must not leave the others in what comes next.
-    rewards, environment, tools, gazetteer = processes.together(lambda: (
+    rewards, environment, tools, gazetteer = processes.together(
+      lambda: (
         _rewards(config, tasks, recording, processes, judges),
         worlds.make(
-            config, tasks, recording, processes.count, judges,
-            _local(workdir / 'environment' / f'p{processes.index}'),
+          config,
+          tasks,
+          recording,
+          processes.count,
+          judges,
+          _local(workdir / 'environment' / f'p{processes.index}'),
         ),
         box.make(),
         _gazetteer(config, tasks, box),
-    ))
+      )
+    )
     worlds.check_names(environment, tools)
     tasks = withheld_tools.applied(tasks, environment, config.agent.withheld_tools)
     loaded = None
@@ -296,17 +301,21 @@ def build(
     samplers = _samplers(config, loaded, mesh, trains, stack)
     loaded = samplers.loaded
     models = _models(
-        config, loaded and loaded.tokenizer, samplers.engine, samplers.frozen,
-        recording, processes.count,
+      config,
+      loaded and loaded.tokenizer,
+      samplers.engine,
+      samplers.frozen,
+      recording,
+      processes.count,
     )
     kind = modules.ModelPlanner
     if config.agent.plan_format == 'tool_calls':
       kind = calling.CallingPlanner
     planner = kind(
-        model=models['planner'],
-        sampling=config.planner.sampling,
-        prompt=_prompt(config),
-        max_prompt_tokens=config.planner.max_prompt_tokens,
+      model=models['planner'],
+      sampling=config.planner.sampling,
+      prompt=_prompt(config),
+      max_prompt_tokens=config.planner.max_prompt_tokens,
     )
     tools = box.completed(tools, models)
     notices = [tool.notice for tool in tools.values() if tool.notice]
@@ -314,33 +323,35 @@ def build(
       environment = worlds.with_programs(config, environment, tools, recording)
       tools = {}  # They are functions of programs now.
     agent = _agent(
-        config, planner, models, tools, gazetteer, rewards, recording, environment
+      config, planner, models, tools, gazetteer, rewards, recording, environment
     )
     system = System(
-        config=config,
-        model_config=loaded and loaded.config,
-        params=loaded and loaded.params,
-        mesh=mesh,
-        tokenizer=loaded and loaded.tokenizer,
-        described=loaded and loaded.described,
-        tasks=tasks,
-        engine=samplers.engine,
-        frozen_engine=samplers.frozen,
-        planner=planner,
-        agent=agent,
-        rewards=rewards,
-        parts=rewards_lib.parts(config.reward, rewards),
-        tool_notices=notices,
-        clients=(
-            *((models['endpoint'],) if 'endpoint' in models else ()),
-            *box.clients, *judges,
-        ),
-        processes=processes,
-        handover=samplers.handover,
-        samplers={
-            name: found for name, found in models.items()
-            if isinstance(found, engine_model.EngineModel)
-        },
+      config=config,
+      model_config=loaded and loaded.config,
+      params=loaded and loaded.params,
+      mesh=mesh,
+      tokenizer=loaded and loaded.tokenizer,
+      described=loaded and loaded.described,
+      tasks=tasks,
+      engine=samplers.engine,
+      frozen_engine=samplers.frozen,
+      planner=planner,
+      agent=agent,
+      rewards=rewards,
+      parts=rewards_lib.parts(config.reward, rewards),
+      tool_notices=notices,
+      clients=(
+        *((models['endpoint'],) if 'endpoint' in models else ()),
+        *box.clients,
+        *judges,
+      ),
+      processes=processes,
+      handover=samplers.handover,
+      samplers={
+        name: found
+        for name, found in models.items()
+        if isinstance(found, engine_model.EngineModel)
+      },
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
@@ -404,13 +415,13 @@ def _samplers(config, loaded, mesh, trains, stack) -> _Samplers:
   made = _Samplers(loaded=loaded, handover=handover)
   if config.planner.backend == 'engine':
     made.engine = stack.enter_context(
-        _engine(loaded, config.engine, sampled, sharding=where, copy=copy)
+      _engine(loaded, config.engine, sampled, sharding=where, copy=copy)
     )
   if any(r.backend == 'frozen' for r in roles_lib.roles(config).values()):
     # Nothing of it is trained on: it keeps what its roles ask for.
     shapes = dataclasses.replace(config.engine, max_kept=0)
     made.frozen = stack.enter_context(
-        _engine(loaded, shapes, sampled, name='frozen', sharding=where, copy=False)
+      _engine(loaded, shapes, sampled, name='frozen', sharding=where, copy=False)
     )
   return made
 
@@ -419,13 +430,13 @@ def _check_model(config: schema.Config, network: model.ModelConfig) -> None:
   """Refuses sizes of the engine that the model does not have."""
   if config.engine.max_prompt_tokens > network.max_positions:
     raise schema.ConfigError(
-        f'engine.max_prompt_tokens {config.engine.max_prompt_tokens}: the'
-        f' model reads {network.max_positions} tokens at most'
+      f'engine.max_prompt_tokens {config.engine.max_prompt_tokens}: the'
+      f' model reads {network.max_positions} tokens at most'
     )
   if config.engine.max_kept > network.vocab_size:
     raise schema.ConfigError(
-        f'engine.max_kept {config.engine.max_kept}: the vocabulary has'
-        f' {network.vocab_size} tokens'
+      f'engine.max_kept {config.engine.max_kept}: the vocabulary has'
+      f' {network.vocab_size} tokens'
     )
 
 
@@ -447,7 +458,7 @@ def _cache_compilations(workdir: epath.Path) -> None:
   The next start from it is quick.
   """
   if getattr(jax.config, 'jax_compilation_cache_dir', None) is None and (
-      paths.is_local(workdir)
+    paths.is_local(workdir)
   ):
     jax.config.update('jax_compilation_cache_dir', str(workdir / 'xla_cache'))
 
@@ -479,15 +490,13 @@ def _handover(config, loaded, mesh) -> handover_lib.Handover:
   """Returns what brings parameters from the mesh to this process's devices."""
   try:
     return handover_lib.Handover(
-        loaded.config, mesh, split=config.mesh.sampler_devices == -1
+      loaded.config, mesh, split=config.mesh.sampler_devices == -1
     )
   except ValueError as e:
     raise schema.ConfigError(f'mesh: {e}') from e
 
 
-def _start(
-    config, tasks, workdir, mesh, processes, environment
-) -> model_files.Model:
+def _start(config, tasks, workdir, mesh, processes, environment) -> model_files.Model:
   """Returns the model to start from, over the mesh."""
   planner = config.planner
 
@@ -501,18 +510,16 @@ def _start(
   if planner.directory:
     if planner.model is not None:
       raise schema.ConfigError(
-          'planner.model is ignored where planner.directory is set: the'
-          ' directory says which network it holds'
+        'planner.model is ignored where planner.directory is set: the'
+        ' directory says which network it holds'
       )
-    return model_files.load(
-        planner.directory, place, planner.thinking, **runtime
-    )
+    return model_files.load(planner.directory, place, planner.thinking, **runtime)
   if planner.model is None:
     raise schema.ConfigError('planner: set directory, or model')
   if runtime:
     raise schema.ConfigError(
-        f'planner.{next(iter(runtime))} is of a planner.directory: where'
-        ' planner.model is set, set it there'
+      f'planner.{next(iter(runtime))} is of a planner.directory: where'
+      ' planner.model is set, set it there'
     )
   path = workdir / tokenizers.FILE
 
@@ -527,19 +534,19 @@ def _start(
         said = worlds.vocabulary(environment, tasks.train)
         symbols += _MORE_REFERENCES + _COUNTS + said.symbols
       tokenizers.train_sentencepiece(
-          itertools.chain(_texts(config, tasks), said.texts * _WEIGHT), path,
-          planner.vocab_size, symbols=symbols,
+        itertools.chain(_texts(config, tasks), said.texts * _WEIGHT),
+        path,
+        planner.vocab_size,
+        symbols=symbols,
       )
 
   processes.first(make)
   tokenizer = tokenizers.SentencePieceTokenizer(path)
-  model_config = dataclasses.replace(
-      planner.model, vocab_size=tokenizer.vocab_size
-  )
+  model_config = dataclasses.replace(planner.model, vocab_size=tokenizer.vocab_size)
   params = jax.tree.map(
-      sharding.put,
-      model.init_params(model_config, jax.random.key(config.seed)),
-      place(model_config),
+    sharding.put,
+    model.init_params(model_config, jax.random.key(config.seed)),
+    place(model_config),
   )
   return model_files.Model(model_config, params, tokenizer, {})
 
@@ -557,15 +564,13 @@ def _texts(config, tasks):
     yield from fixed
 
 
-def _rewards(
-    config, tasks, recording, processes, clients
-) -> registry.Rewards:
+def _rewards(config, tasks, recording, processes, clients) -> registry.Rewards:
   """Returns the rewards that tasks name, which have what these need."""
   every = (*tasks.train, *tasks.validation, *tasks.test)
   answer = config.reward.answer
   names = {task.reward for task in every} | ({answer} if answer else set())
   rewards = rewards_lib.make(
-      config.task_set, sorted(names), recording, processes.count, clients
+    config.task_set, sorted(names), recording, processes.count, clients
   )
   try:
     for task in every:
@@ -578,24 +583,22 @@ def _rewards(
   return rewards
 
 
-def _recording(
-    config, workdir, processes
-) -> recording_lib.Recording | None:
+def _recording(config, workdir, processes) -> recording_lib.Recording | None:
   """Opens the recording of tools' and endpoints' answers, if there is one."""
   mode = config.agent.recording
   if mode == 'off':
     return None
   directory = config.agent.recording_directory or str(
-      old_names.place(workdir, 'recording')
+    old_names.place(workdir, 'recording')
   )
   if not paths.is_local(directory):
     raise schema.ConfigError(
-        f'--recording: {directory} is not local: name a directory of this'
-        ' machine with --recording_directory'
+      f'--recording: {directory} is not local: name a directory of this'
+      ' machine with --recording_directory'
     )
   try:
     return recording_lib.Recording(
-        directory, replays=mode == 'replay', process=processes.index
+      directory, replays=mode == 'replay', process=processes.index
     )
   except recording_lib.RecordingError as e:
     raise schema.ConfigError(f'--recording={mode}: {e}') from e
@@ -610,7 +613,7 @@ def _models(config, tokenizer, engine, frozen, recording, processes):
     models['frozen'] = engine_model.EngineModel(frozen, tokenizer)
   if roles_lib.has_endpoint(config):
     models['endpoint'] = endpoints.connect(
-        config.agent.endpoint, 'agent.endpoint', recording, processes
+      config.agent.endpoint, 'agent.endpoint', recording, processes
     )
   if engine is None:
     models['planner'] = models['endpoint']
@@ -618,7 +621,7 @@ def _models(config, tokenizer, engine, frozen, recording, processes):
 
 
 def _agent(
-    config, planner, models, tools, gazetteer, rewards, recording, environment
+  config, planner, models, tools, gazetteer, rewards, recording, environment
 ) -> rollout.Agent:
   """Composes the agent from its config."""
   agent = config.agent
@@ -636,30 +639,29 @@ def _agent(
     analyst = modules.OracleAnalyst()
   elif agent.analyst.backend != 'none':
     analyst = modules.ModelAnalyst(
-        models[agent.analyst.backend], agent.analyst.sampling.max_new_tokens
+      models[agent.analyst.backend], agent.analyst.sampling.max_new_tokens
     )
   return rollout.Agent(
-      planner=planner,
-      executor=backed('executor', _executor(agent), modules.ModelExecutor),
-      verifier=backed(
-          'verifier',
-          modules.WorldVerifier() if agent.verifier.backend == 'world'
-          else modules.RuleVerifier(agent.verbs[-1]),
-          modules.ModelVerifier,
-      ),
-      generator=backed(
-          'generator', modules.RuleGenerator(), modules.ModelGenerator
-      ),
-      tools=tools,
-      reward=rewards,
-      count_tokens=language_model.text_counter(planner.model),
-      config=agent.rollout,
-      analyst=analyst,
-      gazetteer=gazetteer,
-      recording=recording,
-      environment=environment,
-      plan_format=agent.plan_format,
-      unknown_tool=agent.unknown_tool,
+    planner=planner,
+    executor=backed('executor', _executor(agent), modules.ModelExecutor),
+    verifier=backed(
+      'verifier',
+      modules.WorldVerifier()
+      if agent.verifier.backend == 'world'
+      else modules.RuleVerifier(agent.verbs[-1]),
+      modules.ModelVerifier,
+    ),
+    generator=backed('generator', modules.RuleGenerator(), modules.ModelGenerator),
+    tools=tools,
+    reward=rewards,
+    count_tokens=language_model.text_counter(planner.model),
+    config=agent.rollout,
+    analyst=analyst,
+    gazetteer=gazetteer,
+    recording=recording,
+    environment=environment,
+    plan_format=agent.plan_format,
+    unknown_tool=agent.unknown_tool,
   )
 
 

@@ -57,9 +57,7 @@ class TaskSet:
   worlds: str = ''
 
 
-def load(
-    config: schema.TaskSetConfig, data_dir: str, environment: str = ''
-) -> TaskSet:
+def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> TaskSet:
   """Loads the configured tasks; GeoHop is written below `data_dir` first.
 
   Args:
@@ -75,9 +73,7 @@ def load(
   splits: dict[str, Any]
 
   def own_rows(path):
-    return read_jsonl(
-        path, config.reward, environment, config.columns, config.revision
-    )
+    return read_jsonl(path, config.reward, environment, config.columns, config.revision)
 
   if config.kind == 'desk':
     directory = epath.Path(data_dir) / f'desk_{config.tier}'
@@ -92,7 +88,7 @@ def load(
   else:
     if not config.evaluation:
       raise schema.ConfigError(
-          f'task_set.evaluation: give the file of task_set.kind={config.kind}'
+        f'task_set.evaluation: give the file of task_set.kind={config.kind}'
       )
     if config.kind == 'jsonl':
       held_out = [own_rows(config.evaluation)]
@@ -107,13 +103,13 @@ def load(
   validation = _some(splits['validation'], config.validation_items)
   test = _some(splits['test'], config.test_items)
   return TaskSet(
-      train=tuple(splits['train']),
-      validation=tuple(validation),
-      test=tuple(test),
-      corpus=str(corpus),
-      left_out=left_out,
-      mixture=parts,
-      worlds=str(worlds),
+    train=tuple(splits['train']),
+    validation=tuple(validation),
+    test=tuple(test),
+    corpus=str(corpus),
+    left_out=left_out,
+    mixture=parts,
+    worlds=str(worlds),
   )
 
 
@@ -121,8 +117,8 @@ def _enterpriseops(config: schema.TaskSetConfig) -> dict[str, Any]:
   """Returns the tasks of EnterpriseOps-Gym by split."""
   if not config.evaluation:
     raise schema.ConfigError(
-        'task_set.evaluation: give the rows or the directory of task files of'
-        ' EnterpriseOps-Gym'
+      'task_set.evaluation: give the rows or the directory of task files of'
+      ' EnterpriseOps-Gym'
     )
   try:
     held_out = [enterpriseops_data.load(config.evaluation)]
@@ -138,9 +134,9 @@ _FIELDS = ('query', 'answer', 'id', 'plans')  # Those of a task in a row.
 
 
 def _check_overlap(
-    train: Sequence[records.Task],
-    held_out: Sequence[Sequence[records.Task]],
-    config: schema.TaskSetConfig,
+  train: Sequence[records.Task],
+  held_out: Sequence[Sequence[records.Task]],
+  config: schema.TaskSetConfig,
 ) -> None:
   """Warns of evaluation tasks whose query is trained on, or refuses them.
 
@@ -154,21 +150,18 @@ def _check_overlap(
     return
   trained, asked = pairs[0]
   said = (
-      f'task_set: {len(pairs)} of {len(tasks)} evaluation tasks have the query'
-      f' of a training task (the first: {asked.id!r} has that of'
-      f' {trained.id!r}: {asked.query[:80]!r})'
+    f'task_set: {len(pairs)} of {len(tasks)} evaluation tasks have the query'
+    f' of a training task (the first: {asked.id!r} has that of'
+    f' {trained.id!r}: {asked.query[:80]!r})'
   )
   if config.kind != 'jsonl':
     raise schema.ConfigError(
-        f'{said}; take them out of the training tasks: a benchmark has to be'
-        ' held out'
+      f'{said}; take them out of the training tasks: a benchmark has to be held out'
     )
   logging.warning('%s: their accuracy says nothing about unseen tasks', said)
 
 
-def _some(
-    parts: Sequence[Sequence[records.Task]], items: int
-) -> list[records.Task]:
+def _some(parts: Sequence[Sequence[records.Task]], items: int) -> list[records.Task]:
   """Returns the first items of every part; 0: all."""
   return [task for part in parts for task in part[: items or None]]
 
@@ -186,7 +179,7 @@ def _benchmarks(config, data_dir):
 
 
 def _mixture(
-    config: schema.MixtureConfig, data_dir: str
+  config: schema.MixtureConfig, data_dir: str
 ) -> tuple[list[records.Task], tuple[Part, ...]]:
   """Returns the tasks of all sources that have a weight, and what they are."""
   train, parts = [], []
@@ -195,9 +188,7 @@ def _mixture(
       continue
     source, where = getattr(config, field.name), f'task_set.mixture.{field.name}'
     if bool(source.path) != bool(source.weight):
-      raise schema.ConfigError(
-          f'{where}: give path and weight, or neither: {source}'
-      )
+      raise schema.ConfigError(f'{where}: give path and weight, or neither: {source}')
     if not source.weight:
       continue
     try:
@@ -210,7 +201,7 @@ def _mixture(
   for name, source in config.own().items():
     if not (source.path and source.weight):
       raise schema.ConfigError(
-          f'task_set.mixture.sources: {name} needs a path and a weight: {source}'
+        f'task_set.mixture.sources: {name} needs a path and a weight: {source}'
       )
     try:
       tasks = _own_source(name, source)
@@ -220,35 +211,34 @@ def _mixture(
     parts.append(Part(name, len(tasks), source.weight))
   if not parts:
     raise schema.ConfigError(
-        'task_set.mixture: no source has a weight; set'
-        ' task_set.mixture.SOURCE.path and .weight, or task_set.mixture.sources'
+      'task_set.mixture: no source has a weight; set'
+      ' task_set.mixture.SOURCE.path and .weight, or task_set.mixture.sources'
     )
   return train, tuple(parts)
 
 
-def _own_source(
-    name: str, source: schema.OwnSourceConfig
-) -> list[records.Task]:
+def _own_source(name: str, source: schema.OwnSourceConfig) -> list[records.Task]:
   """Returns the tasks of a source of a mix, named by their places in it."""
   tasks = read_jsonl(
-      source.path, source.reward, columns=source.columns, revision=source.revision,
-      items=source.items,
+    source.path,
+    source.reward,
+    columns=source.columns,
+    revision=source.revision,
+    items=source.items,
   )
   return [
-      dataclasses.replace(
-          task, id=f'{name}/{i:07d}', tags={**task.tags, 'source': name}
-      )
-      for i, task in enumerate(tasks)
+    dataclasses.replace(task, id=f'{name}/{i:07d}', tags={**task.tags, 'source': name})
+    for i, task in enumerate(tasks)
   ]
 
 
 def read_jsonl(
-    path: str,
-    reward: str,
-    environment: str = '',
-    columns: Mapping[str, str] | None = None,
-    revision: str = '',
-    items: int = 0,
+  path: str,
+  reward: str,
+  environment: str = '',
+  columns: Mapping[str, str] | None = None,
+  revision: str = '',
+  items: int = 0,
 ) -> list[records.Task]:
   """Reads tasks from a JSONL file, or from a data set by name.
 
@@ -290,12 +280,16 @@ def read_jsonl(
       answers = benchmarks.answers(row['answer']) if 'answer' in row else ()
       tags = {} if 'plans' not in row else {'plans': _plans(row['plans'])}
       tasks.append(
-          task_checks.checked(
-              records.Task(
-                  task_id, row['query'], answers, reward, tags,
-                  _own_world(row, environment) if environment else None,
-              )
+        task_checks.checked(
+          records.Task(
+            task_id,
+            row['query'],
+            answers,
+            reward,
+            tags,
+            _own_world(row, environment) if environment else None,
           )
+        )
       )
     except ValueError as e:
       raise schema.ConfigError(f'{where}: {e}') from e
@@ -308,7 +302,7 @@ def read_jsonl(
 
 
 def _rows(
-    path: str, columns: Mapping[str, str], revision: str
+  path: str, columns: Mapping[str, str], revision: str
 ) -> Iterator[tuple[str, int, Any]]:
   """Yields (where, number from 1, row) of a JSONL file or a data set by name."""
   try:

@@ -16,10 +16,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
   try:
     # Compiles the template, and renders a probe.
     template = chat.ChatTemplate(
-        request['source'],
-        [chat.AddedToken(*token) for token in request['added']],
-        request['variables'],
-        request['thinking'],
+      request['source'],
+      [chat.AddedToken(*token) for token in request['added']],
+      request['variables'],
+      request['thinking'],
     )
     template.ends_of_turn()
   except chat.TemplateError as e:
@@ -34,11 +34,11 @@ if __name__ == '__main__':
   from agentflow_jax.tokenization import chat
 
   child_server.serve(
-      _answer,
-      {
-          'source': '{% for m in messages %}<|a|>{{ m.content | trim }}{% endfor %}',
-          'added': [[0, '<|a|>', True, False, False]],
-          'variables': {},
-          'thinking': 'auto',
-      },
+    _answer,
+    {
+      'source': '{% for m in messages %}<|a|>{{ m.content | trim }}{% endfor %}',
+      'added': [[0, '<|a|>', True, False, False]],
+      'variables': {},
+      'thinking': 'auto',
+    },
   )

@@ -10,9 +10,7 @@ from agentflow_jax.assembly import task_sets
 from agentflow_jax.config import schema
 
 
-def needing(
-    tasks: Sequence[records.Task], withheld: Sequence[str]
-) -> list[str]:
+def needing(tasks: Sequence[records.Task], withheld: Sequence[str]) -> list[str]:
   """Returns the ids of the tasks whose known solution needs a withheld tool.
 
   The way that carries out a forbidden task counts, too: with the tool withheld, there
@@ -26,16 +24,16 @@ def _tools_of(task: records.Task) -> set[str]:
   if task.world is None:
     return set()
   return {
-      call['tool']
-      for tag in ('solution', 'tempting')
-      for call in json.loads(task.tags.get(tag, '[]'))
+    call['tool']
+    for tag in ('solution', 'tempting')
+    for call in json.loads(task.tags.get(tag, '[]'))
   }
 
 
 def applied(
-    tasks: task_sets.TaskSet,
-    environment: base.Environment | None,
-    withheld: Sequence[str],
+  tasks: task_sets.TaskSet,
+  environment: base.Environment | None,
+  withheld: Sequence[str],
 ) -> task_sets.TaskSet:
   """Returns tasks whose training part lacks tools and what needs them.
 
@@ -50,26 +48,26 @@ def applied(
   if not withheld:
     return tasks
   assert environment is not None  # config.unread asks for one.
-  known = [card.name for card in environment.cards] or sorted({
-      name for task in tasks.train for name in task.its_world.tools
-  })
+  known = [card.name for card in environment.cards] or sorted(
+    {name for task in tasks.train for name in task.its_world.tools}
+  )
   if unknown := sorted(set(withheld) - set(known)):
     raise schema.ConfigError(
-        f'agent.withheld_tools: {environment.name} has no tool {unknown[0]!r}; it has'
-        f' {", ".join(known) or "none that is known before an episode begins"}'
+      f'agent.withheld_tools: {environment.name} has no tool {unknown[0]!r}; it has'
+      f' {", ".join(known) or "none that is known before an episode begins"}'
     )
   needs, train = set(needing(tasks.train, withheld)), []
   for task in tasks.train:
     shown = tuple(n for n in task.its_world.tools or known if n not in withheld)
     if task.id not in needs and shown:
       train.append(
-          dataclasses.replace(
-              task, world=dataclasses.replace(task.its_world, tools=shown)
-          )
+        dataclasses.replace(
+          task, world=dataclasses.replace(task.its_world, tools=shown)
+        )
       )
   if tasks.train and not train:
     raise schema.ConfigError(
-        f'agent.withheld_tools={",".join(withheld)}: every training task needs one of'
-        ' them; withhold fewer'
+      f'agent.withheld_tools={",".join(withheld)}: every training task needs one of'
+      ' them; withhold fewer'
     )
   return dataclasses.replace(tasks, train=tuple(train))

@@ -17,9 +17,7 @@ from agentflow_jax.agents.environments.programs import environment as programs
 from agentflow_jax.agents.environments.programs import monty_sessions
 from agentflow_jax.agents.environments.programs import replayed_sessions, sessions
 from agentflow_jax.agents.environments.desk import environment as desk
-from agentflow_jax.agents.environments.enterpriseops import (
-    environment as enterpriseops,
-)
+from agentflow_jax.agents.environments.enterpriseops import environment as enterpriseops
 from agentflow_jax.agents.environments.openenv import environment as openenv
 from agentflow_jax.agents.environments.own import environment as own
 from agentflow_jax.agents.environments.sqlite import environment as sqlite
@@ -50,12 +48,12 @@ class Vocabulary:
 
 
 def make(
-    config: schema.Config,
-    tasks: task_sets.TaskSet,
-    recording: recording_lib.Recording | None,
-    processes: int,
-    clients: list[Any],
-    directory: str = '',
+  config: schema.Config,
+  tasks: task_sets.TaskSet,
+  recording: recording_lib.Recording | None,
+  processes: int,
+  clients: list[Any],
+  directory: str = '',
 ) -> base.Environment | None:
   """Returns the environment of a config, with all tasks checked; None without one.
 
@@ -83,30 +81,34 @@ def make(
   judge = None
   if settings.judge.base_url or settings.judge.preset:
     model = endpoints.connect(
-        settings.judge, 'agent.environment.judge', recording, processes
+      settings.judge, 'agent.environment.judge', recording, processes
     )
     clients.append(model)
     judge = answer_judge.AnswerJudge(model)
   if settings.kind == enterpriseops.NAME:
     _check_servers(settings, every)
     environment: base.Environment = enterpriseops.EnterpriseOps(
-        settings.seeds, dict(one.split('=', 1) for one in settings.servers),
-        judge=judge, seconds=settings.seconds,
-        concurrency=settings.concurrency or _REQUESTS,
-        journal=pathlib.Path(directory) if directory else None,
+      settings.seeds,
+      dict(one.split('=', 1) for one in settings.servers),
+      judge=judge,
+      seconds=settings.seconds,
+      concurrency=settings.concurrency or _REQUESTS,
+      journal=pathlib.Path(directory) if directory else None,
     )
   else:
     environment = desk.make(
-        sqlite.seeds_below(tasks.worlds), tier=config.task_set.tier, judge=judge,
-        faults=settings.faults,
+      sqlite.seeds_below(tasks.worlds),
+      tier=config.task_set.tier,
+      judge=judge,
+      faults=settings.faults,
     )
   _check_capacity(environment, config)
   _check(environment, every)
   if judge is not None and not any(
-      check.kind == 'response' for task in every for check in task.its_world.checks
+    check.kind == 'response' for task in every for check in task.its_world.checks
   ):
     raise schema.ConfigError(
-        'agent.environment.judge is set, and no task has a check of kind "response"'
+      'agent.environment.judge is set, and no task has a check of kind "response"'
     )
   return environment
 
@@ -123,7 +125,7 @@ def of_rows(kind: str) -> str:
 
 
 def _own_tried(
-    settings: schema.EnvironmentConfig, tasks: Sequence[records.Task]
+  settings: schema.EnvironmentConfig, tasks: Sequence[records.Task]
 ) -> base.Environment:
   """Returns the environment of a user's own class, after a trial of it."""
   _check(_own(settings), tasks)
@@ -134,36 +136,37 @@ def _own_tried(
 
 
 def _openenv_tried(
-    config: schema.Config, tasks: Sequence[records.Task]
+  config: schema.Config, tasks: Sequence[records.Task]
 ) -> base.Environment:
   """Returns the environment of a server of OpenEnv, after a trial of it."""
   settings = config.agent.environment
   environment = openenv.OpenEnv(
-      settings.url, capacity=settings.capacity, seconds=settings.seconds,
-      total=settings.total,
+    settings.url,
+    capacity=settings.capacity,
+    seconds=settings.seconds,
+    total=settings.total,
   )
   _check_capacity(environment, config)
   _check(environment, tasks)
   _try_episode(
-      lambda: openenv.OpenEnv(settings.url, seconds=settings.seconds), tasks[0]
+    lambda: openenv.OpenEnv(settings.url, seconds=settings.seconds), tasks[0]
   )
   return environment
 
 
 def _check_servers(
-    settings: schema.EnvironmentConfig, tasks: Sequence[records.Task]
+  settings: schema.EnvironmentConfig, tasks: Sequence[records.Task]
 ) -> None:
   """Refuses the address of a server that no task has."""
   known = {
-      server['name']
-      for task in tasks for server in task.its_world.state['servers']
+    server['name'] for task in tasks for server in task.its_world.state['servers']
   }
   for one in settings.servers:
     name, _, _ = one.partition('=')
     if name not in known:
       raise schema.ConfigError(
-          f'agent.environment.servers: no task has a server {name!r}; there are'
-          f' {", ".join(sorted(known))}'
+        f'agent.environment.servers: no task has a server {name!r}; there are'
+        f' {", ".join(sorted(known))}'
       )
 
 
@@ -172,16 +175,16 @@ def _own(settings: schema.EnvironmentConfig) -> own.OwnEnvironment:
   name = own_code.parse(settings.kind, 'agent.environment.kind')
   try:
     return own.OwnEnvironment(
-        name.path, name.name, seconds=settings.seconds,
-        concurrency=settings.concurrency or _CALLS,
+      name.path,
+      name.name,
+      seconds=settings.seconds,
+      concurrency=settings.concurrency or _CALLS,
     )
   except own_functions.LoadError as e:
     raise schema.ConfigError(f'agent.environment.kind: {e}') from e
 
 
-def _try_episode(
-    make_one: Callable[[], base.Environment], task: records.Task
-) -> None:
+def _try_episode(make_one: Callable[[], base.Environment], task: records.Task) -> None:
   """Begins and judges one episode of an environment that is not ours.
 
   Raises:
@@ -203,16 +206,14 @@ def _try_episode(
     try:
       pool.submit(asyncio.run, tried()).result()
     except (base.Unreachable, language_model.Unreachable) as e:
-      raise schema.ConfigError(
-          f'agent.environment: task {task.id!r}: {e}'
-      ) from e
+      raise schema.ConfigError(f'agent.environment: task {task.id!r}: {e}') from e
 
 
 def with_programs(
-    config: schema.Config,
-    environment: base.Environment | None,
-    tools: Mapping[str, tools_base.Tool],
-    recording: recording_lib.Recording | None,
+  config: schema.Config,
+  environment: base.Environment | None,
+  tools: Mapping[str, tools_base.Tool],
+  recording: recording_lib.Recording | None,
 ) -> programs.CodeEnvironment:
   """Returns an environment in which programs call the tools of another one.
 
@@ -233,23 +234,23 @@ def with_programs(
   except ValueError as e:
     raise schema.ConfigError(f'agent.code: {e}') from e
   limits = sessions.Limits(
-      sandbox.Limits(
-          cpu_seconds=settings.seconds, wall_seconds=3 * settings.seconds,
-          output_bytes=settings.output_bytes,
-      ),
-      settings.state_bytes,
-      settings.calls,
+    sandbox.Limits(
+      cpu_seconds=settings.seconds,
+      wall_seconds=3 * settings.seconds,
+      output_bytes=settings.output_bytes,
+    ),
+    settings.state_bytes,
+    settings.calls,
   )
   make = (
-      monty_sessions.MontySessions if settings.sandbox == 'monty'
-      else replayed_sessions.ReplayedSessions
+    monty_sessions.MontySessions
+    if settings.sandbox == 'monty'
+    else replayed_sessions.ReplayedSessions
   )
   return programs.CodeEnvironment(make(limits), limits, environment, tools, recording)
 
 
-def check_names(
-    environment: base.Environment | None, tools: Iterable[str]
-) -> None:
+def check_names(environment: base.Environment | None, tools: Iterable[str]) -> None:
   """Raises ConfigError where a tool without state has the name of a world's tool."""
   if environment is None:
     return
@@ -257,8 +258,8 @@ def check_names(
   taken = {card.name for card in cards} & set(tools)
   if taken:
     raise schema.ConfigError(
-        f'agent.tools: {environment.name} has a tool {min(taken)!r}, too: give yours'
-        ' another name, or take it out'
+      f'agent.tools: {environment.name} has a tool {min(taken)!r}, too: give yours'
+      ' another name, or take it out'
     )
 
 
@@ -266,22 +267,18 @@ def _check_capacity(environment: base.Environment, config: schema.Config) -> Non
   capacity, wanted = environment.capacity, config.train.concurrent_rollouts
   if capacity is not None and capacity < wanted:
     raise schema.ConfigError(
-        f'{environment.name} opens {capacity} episodes at once in a process, and'
-        f' train.concurrent_rollouts is {wanted}: rollouts would wait within their'
-        f' deadline; set train.concurrent_rollouts={capacity}'
+      f'{environment.name} opens {capacity} episodes at once in a process, and'
+      f' train.concurrent_rollouts is {wanted}: rollouts would wait within their'
+      f' deadline; set train.concurrent_rollouts={capacity}'
     )
 
 
-def _check(
-    environment: base.Environment, tasks: Sequence[records.Task]
-) -> None:
+def _check(environment: base.Environment, tasks: Sequence[records.Task]) -> None:
   """Checks tasks and warns of what their checks do not tell apart."""
   warnings = []
   for task in {task.id: task for task in tasks}.values():
     if task.world is None or task.world.environment != environment.name:
-      raise schema.ConfigError(
-          f'task {task.id!r} has no world of {environment.name!r}'
-      )
+      raise schema.ConfigError(f'task {task.id!r} has no world of {environment.name!r}')
     try:
       warnings += environment.check(task)
     except ValueError as e:
@@ -293,7 +290,7 @@ def _check(
 
 
 def vocabulary(
-    environment: base.Environment, tasks: Sequence[records.Task]
+  environment: base.Environment, tasks: Sequence[records.Task]
 ) -> Vocabulary:
   """Plays the solutions of training tasks, and returns what is said there."""
   with futures.ThreadPoolExecutor(1) as pool:  # A loop may be running here.
@@ -313,9 +310,7 @@ async def _vocabulary(environment, tasks) -> Vocabulary:
       try:
         tool = episode.tools[call.tool]
         made, _ = await executor.command(None, call, tool.card)
-        said = await tool.call(
-            tools_base.check_arguments(tool.card, made.arguments)
-        )
+        said = await tool.call(tools_base.check_arguments(tool.card, made.arguments))
       except tools_base.BadArguments as e:
         said = str(e)
       thought = ', '.join(call.why) or 'do'

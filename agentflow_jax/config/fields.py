@@ -72,9 +72,7 @@ def _in_words(kind: Any) -> str:
   if origin is Literal:
     return '|'.join(str(a) or "''" for a in arguments)
   if origin in (typing.Union, types.UnionType):
-    return ' or '.join(
-        'none' if a is type(None) else _in_words(a) for a in arguments
-    )
+    return ' or '.join('none' if a is type(None) else _in_words(a) for a in arguments)
   if origin is tuple:
     return f'comma list of {_in_words(arguments[0])}'
   if kind is bool:
@@ -94,8 +92,7 @@ def _meanings(cls: type) -> Mapping[str, str]:
     elif line.startswith('   '):
       found |= {name: f'{found[name]} {line.strip()}' for name in names}
   return {
-      name: _SENTENCE_END.split(text)[0].removesuffix('.')
-      for name, text in found.items()
+    name: _SENTENCE_END.split(text)[0].removesuffix('.') for name, text in found.items()
   }
 
 
@@ -120,7 +117,7 @@ def nearest(name: str, count: int = 3) -> list[str]:
     return sorted(by_leaf[leaf], key=likeness, reverse=True)[:count]
   words = set(leaf.split('_'))
   leaves = [
-      one for one in by_leaf if leaf == ''.join(word[:1] for word in one.split('_'))
+    one for one in by_leaf if leaf == ''.join(word[:1] for word in one.split('_'))
   ]
   leaves += difflib.get_close_matches(leaf, by_leaf, n=count, cutoff=0.75)
   leaves += [one for one in by_leaf if len(leaf) >= 4 and leaf in one]

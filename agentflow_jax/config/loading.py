@@ -31,7 +31,7 @@ def load(said: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
 
 
 def of_environment(
-    kind: str, overrides: Sequence[tuple[str, str]] = ()
+  kind: str, overrides: Sequence[tuple[str, str]] = ()
 ) -> schema.Config:
   """Returns the config of an environment that brings tasks of its own.
 
@@ -45,14 +45,17 @@ def of_environment(
   """
   if kind != 'desk':
     raise schema.ConfigError(
-        f'--environment={kind}: give the --config that has its tasks; only'
-        ' --environment=desk brings tasks of its own'
+      f'--environment={kind}: give the --config that has its tasks; only'
+      ' --environment=desk brings tasks of its own'
     )
-  return overrides_lib.override(schema.Config(
+  return overrides_lib.override(
+    schema.Config(
       name=kind,
       task_set=schema.TaskSetConfig(kind=kind, validation_items=0, test_items=0),
       agent=schema.AgentConfig(
-          tools=schema.ToolsConfig(enabled=()),
-          environment=schema.EnvironmentConfig(kind=kind),
+        tools=schema.ToolsConfig(enabled=()),
+        environment=schema.EnvironmentConfig(kind=kind),
       ),
-  ), overrides)
+    ),
+    overrides,
+  )

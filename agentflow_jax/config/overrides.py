@@ -12,7 +12,7 @@ from agentflow_jax.files import old_names
 
 
 def override(
-    config: Any, overrides: Sequence[tuple[str, str]], prefix: str = ''
+  config: Any, overrides: Sequence[tuple[str, str]], prefix: str = ''
 ) -> Any:
   """Returns `config` with dotted fields set to parsed values, all at once.
 
@@ -36,7 +36,7 @@ def override(
     whole = f'--config.{prefix}{name}'
     if prefix + name in old_names.FIELDS:
       raise schema.ConfigError(
-          f'{whole}: the field was renamed to {old_names.FIELDS[prefix + name]}'
+        f'{whole}: the field was renamed to {old_names.FIELDS[prefix + name]}'
       )
     if head not in hints:
       near = fields.nearest(prefix + name)
@@ -57,9 +57,7 @@ def override(
       except ValueError as e:
         raise schema.ConfigError(f'{whole}={value}: {e}') from e
   for head, pairs in below.items():
-    changes[head] = override(
-        getattr(config, head), pairs, f'{prefix}{head}.'
-    )
+    changes[head] = override(getattr(config, head), pairs, f'{prefix}{head}.')
   try:
     return dataclasses.replace(config, **changes)
   except schema.ConfigError:
@@ -105,9 +103,7 @@ def _parse(value: str, kind: Any) -> Any:
   return parsed
 
 
-def split_overrides(
-    argv: Sequence[str],
-) -> tuple[list[str], list[tuple[str, str]]]:
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
   """Separates `--config.a.b=v` from the other flags.
 
   Raises:
@@ -167,9 +163,7 @@ def defaults(config: Any, default: Any = None, prefix: str = '') -> dict[str, An
   return flat
 
 
-def with_planner(
-    config: schema.Config, directory: str
-) -> schema.Config:
+def with_planner(config: schema.Config, directory: str) -> schema.Config:
   """Returns the config with `directory` as the planner's model.
 
   Raises:
@@ -177,9 +171,7 @@ def with_planner(
   """
   if not roles.uses_engine(config):
     raise schema.ConfigError(
-        '--planner names weights, and no module of this config reads any'
+      '--planner names weights, and no module of this config reads any'
     )
-  planner = dataclasses.replace(
-      config.planner, directory=directory, model=None
-  )
+  planner = dataclasses.replace(config.planner, directory=directory, model=None)
   return dataclasses.replace(config, planner=planner)

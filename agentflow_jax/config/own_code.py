@@ -37,7 +37,7 @@ def parse(said: str, field: str) -> Name:
   path, _, name = said.rpartition(':')
   if not path.endswith('.py') or not name.isidentifier():
     raise schema.ConfigError(
-        f'{field}: {said!r} does not name code: write PATH.py:NAME'
+      f'{field}: {said!r} does not name code: write PATH.py:NAME'
     )
   return Name(path, name)
 
@@ -49,13 +49,14 @@ def names(config: schema.Config) -> dict[str, Name]:
     ConfigError: a value is not of the form PATH.py:NAME.
   """
   said = {
-      f'agent.{role}.own': getattr(config.agent, role).own
-      for role in ('executor', 'verifier', 'generator')
+    f'agent.{role}.own': getattr(config.agent, role).own
+    for role in ('executor', 'verifier', 'generator')
   }
   for i, one in enumerate(config.agent.tools.own):
     said[f'agent.tools.own[{i}]'] = one
   rewards = {
-      'task_set.reward': config.task_set.reward, 'reward.answer': config.reward.answer
+    'task_set.reward': config.task_set.reward,
+    'reward.answer': config.reward.answer,
   }
   said |= {field: one for field, one in rewards.items() if is_own(one)}
   if is_own(config.agent.environment.kind):

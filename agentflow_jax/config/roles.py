@@ -14,14 +14,14 @@ def roles(config: schema.Config) -> dict[str, schema.ModuleConfig]:
 def uses_endpoint(config: schema.Config) -> bool:
   """Returns whether anything is behind the endpoint."""
   return config.planner.backend == 'endpoint' or any(
-      role.backend == 'endpoint' for role in roles(config).values()
+    role.backend == 'endpoint' for role in roles(config).values()
   )
 
 
 def uses_engine(config: schema.Config) -> bool:
   """Returns whether any model samples in this process."""
   return config.planner.backend == 'engine' or any(
-      role.backend == 'frozen' for role in roles(config).values()
+    role.backend == 'frozen' for role in roles(config).values()
   )
 
 

@@ -135,22 +135,22 @@ class OwnSourceConfig(SourceConfig):
 
 
 def _check_rows(
-    prefix: str, path: str, columns: Mapping[str, str], revision: str
+  prefix: str, path: str, columns: Mapping[str, str], revision: str
 ) -> None:
   """Refuses columns and a revision that do not fit the rows that they are for."""
   if not isinstance(columns, Mapping) or not all(
-      isinstance(part, str) and part for pair in columns.items() for part in pair
+    isinstance(part, str) and part for pair in columns.items() for part in pair
   ):
     raise ConfigError(
-        f'{prefix}columns must be an object of texts, such as {{"query": "question",'
-        f' "answer": "solution.final"}}: {columns!r}'
+      f'{prefix}columns must be an object of texts, such as {{"query": "question",'
+      f' "answer": "solution.final"}}: {columns!r}'
     )
   if columns and 'query' not in columns:
     raise ConfigError(f'{prefix}columns must name the column of "query": {columns!r}')
   if revision and 'hf://' not in path:
     raise ConfigError(
-        f'{prefix}revision={revision}: only data sets by name (hf://OWNER/NAME/SPLIT)'
-        ' have revisions'
+      f'{prefix}revision={revision}: only data sets by name (hf://OWNER/NAME/SPLIT)'
+      ' have revisions'
     )
 
 
@@ -173,8 +173,8 @@ class MixtureConfig:
     taken = {'natural_questions', 'deepmath'} & self.sources.keys()
     if taken:
       raise ConfigError(
-          f'task_set.mixture.sources: {min(taken)} is a field of its own,'
-          f' task_set.mixture.{min(taken)}; give yours another name'
+        f'task_set.mixture.sources: {min(taken)} is a field of its own,'
+        f' task_set.mixture.{min(taken)}; give yours another name'
       )
     self.own()  # Names what cannot be read.
 
@@ -189,8 +189,8 @@ class MixtureConfig:
     for name, said in self.sources.items():
       if not isinstance(said, Mapping) or set(said) - set(known):
         raise ConfigError(
-            f'task_set.mixture.sources: {name} must be an object with fields of'
-            f' {", ".join(known)}: {said!r}'
+          f'task_set.mixture.sources: {name} must be an object with fields of'
+          f' {", ".join(known)}: {said!r}'
         )
       for field in ('path', 'reward', 'revision'):
         if not isinstance(said.get(field, ''), str):
@@ -247,9 +247,9 @@ class TaskSetConfig:
       '' for the newest.
   """
 
-  kind: Literal[
-      'geohop', 'desk', 'enterpriseops', 'jsonl', 'benchmark', 'mixture'
-  ] = 'geohop'
+  kind: Literal['geohop', 'desk', 'enterpriseops', 'jsonl', 'benchmark', 'mixture'] = (
+    'geohop'
+  )
   benchmark: str = ''
   train: str = ''
   mixture: MixtureConfig = MixtureConfig()
@@ -359,7 +359,7 @@ class ModuleConfig:
   """
 
   backend: Literal[
-      'rule', 'frozen', 'endpoint', 'none', 'fields', 'world', 'oracle'
+    'rule', 'frozen', 'endpoint', 'none', 'fields', 'world', 'oracle'
   ] = 'rule'
   sampling: SamplingSpec = SamplingSpec(temperature=0.0)
   own: str = ''
@@ -489,20 +489,20 @@ class EnvironmentConfig:
   def __post_init__(self):
     if not 0 <= self.faults < 1:
       raise ConfigError(
-          f'agent.environment.faults must be at least 0 and below 1: {self.faults}'
+        f'agent.environment.faults must be at least 0 and below 1: {self.faults}'
       )
     if self.capacity < 1:
       raise ConfigError(
-          f'agent.environment.capacity must be at least 1: {self.capacity}'
+        f'agent.environment.capacity must be at least 1: {self.capacity}'
       )
     if self.url and not self.url.startswith(('http://', 'https://')):
       raise ConfigError(
-          f'agent.environment.url must begin with http:// or https://: {self.url}'
+        f'agent.environment.url must begin with http:// or https://: {self.url}'
       )
     if not self.seconds > 0 or self.concurrency < 0:
       raise ConfigError(
-          'agent.environment: seconds must be above 0, and concurrency at least 0:'
-          f' {self.seconds}, {self.concurrency}'
+        'agent.environment: seconds must be above 0, and concurrency at least 0:'
+        f' {self.seconds}, {self.concurrency}'
       )
     for one in self.servers:
       name, _, url = one.partition('=')
@@ -576,9 +576,7 @@ class AgentConfig:
   verifier: ModuleConfig = ModuleConfig()
   generator: ModuleConfig = ModuleConfig()
   analyst: ModuleConfig = ModuleConfig(backend='none')
-  executor_templates: Mapping[str, str] = dataclasses.field(
-      default_factory=dict
-  )
+  executor_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
   verbs: tuple[str, ...] = ('find', 'answer')
   number_mentions: bool = False
   rollout: RolloutConfig = RolloutConfig()
@@ -615,8 +613,8 @@ class MeshConfig:
   def __post_init__(self):
     if self.sampler_devices not in (1, -1):
       raise ConfigError(
-          'mesh.sampler_devices must be 1, or -1 for all that a process has:'
-          f' {self.sampler_devices}'
+        'mesh.sampler_devices must be 1, or -1 for all that a process has:'
+        f' {self.sampler_devices}'
       )
 
 
@@ -650,11 +648,11 @@ class BatchConfig:
         raise ConfigError(f'batch.{name} must be at least 1')
     shorter = self.shorter_rows
     if any(not 2 <= n < self.tokens_per_row for n in shorter) or (
-        len(set(shorter)) < len(shorter)
+      len(set(shorter)) < len(shorter)
     ):
       raise ConfigError(
-          'batch.shorter_rows must differ, from 2 to below'
-          f' batch.tokens_per_row: {shorter}'
+        'batch.shorter_rows must differ, from 2 to below'
+        f' batch.tokens_per_row: {shorter}'
       )
     if self.block is not None and self.layout == 'forest':
       raise ConfigError("batch.block is of batch.layout='rows'")
@@ -710,26 +708,36 @@ class TrainConfig:
   stop_after_failing_steps: int = 3
 
   def __post_init__(self):
-    for name in ('steps', 'queries_per_step', 'group_size', 'mini_batches',
-                 'concurrent_rollouts', 'checkpoint_every', 'keep_checkpoints'):
+    for name in (
+      'steps',
+      'queries_per_step',
+      'group_size',
+      'mini_batches',
+      'concurrent_rollouts',
+      'checkpoint_every',
+      'keep_checkpoints',
+    ):
       if getattr(self, name) < 1:
         raise ConfigError(f'train.{name} must be at least 1')
     for name in (
-        'refill_rounds', 'extra_rollouts', 'stop_after_failing_steps', 'drop_solved',
-        'drop_hopeless',
+      'refill_rounds',
+      'extra_rollouts',
+      'stop_after_failing_steps',
+      'drop_solved',
+      'drop_hopeless',
     ):
       if getattr(self, name) < 0:
         raise ConfigError(f'train.{name} must not be negative')
     if self.queries_per_step % self.mini_batches:
       raise ConfigError(
-          f'train.mini_batches {self.mini_batches} must divide'
-          f' train.queries_per_step {self.queries_per_step}: mini-batches are'
-          ' whole groups'
+        f'train.mini_batches {self.mini_batches} must divide'
+        f' train.queries_per_step {self.queries_per_step}: mini-batches are'
+        ' whole groups'
       )
     if self.rollout_records != 'all' and (self.drop_solved or self.drop_hopeless):
       raise ConfigError(
-          'train.drop_solved and train.drop_hopeless read the records of earlier steps'
-          ' when a run goes on: set train.rollout_records=all'
+        'train.drop_solved and train.drop_hopeless read the records of earlier steps'
+        ' when a run goes on: set train.rollout_records=all'
       )
 
 
@@ -767,7 +775,7 @@ class QueueConfig:
     for name, least in (('size', 0), ('max_age', 1), ('uses', 1), ('min_std', 0)):
       if not getattr(self, name) >= least:
         raise ConfigError(
-            f'queue.{name} must be at least {least}: {getattr(self, name)}'
+          f'queue.{name} must be at least {least}: {getattr(self, name)}'
         )
     if not 0 < self.max_gap < math.inf:
       raise ConfigError(f'queue.max_gap must be finite and > 0: {self.max_gap}')
@@ -776,8 +784,8 @@ class QueueConfig:
     bounds = [x for x in (self.reward_low, self.reward_high) if x is not None]
     if bounds != sorted(bounds):
       raise ConfigError(
-          'queue.reward_low must not be above queue.reward_high:'
-          f' {self.reward_low}, {self.reward_high}'
+        'queue.reward_low must not be above queue.reward_high:'
+        f' {self.reward_low}, {self.reward_high}'
       )
 
 
@@ -902,8 +910,8 @@ class MetricsConfig:
     unknown = sorted(set(self.trackers) - {'tensorboard', *_TRACKERS})
     if unknown or len(set(self.trackers)) < len(self.trackers):
       raise ConfigError(
-          f'metrics.trackers={",".join(self.trackers)}: give tensorboard,'
-          f' {", ".join(_TRACKERS)}, some of them once each, or none'
+        f'metrics.trackers={",".join(self.trackers)}: give tensorboard,'
+        f' {", ".join(_TRACKERS)}, some of them once each, or none'
       )
     if self.trajectories_every < 0:
       raise ConfigError('metrics.trajectories_every must not be negative')
@@ -912,7 +920,7 @@ class MetricsConfig:
     for name in ('peak_flops', 'device_hour_dollars'):
       if not 0 <= getattr(self, name) < float('inf'):
         raise ConfigError(
-            f'metrics.{name} must be finite and not negative: {getattr(self, name)}'
+          f'metrics.{name} must be finite and not negative: {getattr(self, name)}'
         )
 
   @property
@@ -985,7 +993,7 @@ def load_module(path: str) -> types.ModuleType:
   if not file.is_file():
     raise ConfigError(f'--config: no file {path}')
   spec = importlib.util.spec_from_file_location(
-      f'config_{file.stem}', os.path.abspath(file)
+    f'config_{file.stem}', os.path.abspath(file)
   )
   if spec is None or spec.loader is None:
     raise ConfigError(f'--config: {path} is not a Python file')
@@ -1012,8 +1020,8 @@ def load_config(path: str) -> Config:
     config = module.get_config()
   if not isinstance(config, Config):
     raise ConfigError(
-        f'--config: {path}: get_config() returned {type(config).__name__}, and has to'
-        ' return a Config'
+      f'--config: {path}: get_config() returned {type(config).__name__}, and has to'
+      ' return a Config'
     )
   return config
 
@@ -1034,5 +1042,5 @@ def _naming_the_line(path: str) -> Iterator[None]:
       raise  # Of another config file, which this one loads.
     place = where if line is None else f'{where}, line {line}'
     raise ConfigError(
-        f'--config: {place}: {type(e).__name__}: {" ".join(said.split())}'
+      f'--config: {place}: {type(e).__name__}: {" ".join(said.split())}'
     ) from e

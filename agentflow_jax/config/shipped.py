@@ -16,9 +16,9 @@ def directory() -> pathlib.Path:
 def names() -> list[str]:
   """Returns the names of all shipped configs, sorted."""
   return sorted(
-      file.stem
-      for file in directory().glob('*.py')
-      if '\ndef get_config(' in file.read_text(encoding='utf-8')
+    file.stem
+    for file in directory().glob('*.py')
+    if '\ndef get_config(' in file.read_text(encoding='utf-8')
   )
 
 
@@ -42,13 +42,13 @@ def path_of(said: str) -> str:
   if is_path:
     if file.suffix == '.py' and name in known:
       raise schema.ConfigError(
-          f'--config: no file {said}; --config={name} is the config of that name that'
-          ' comes with the package'
+        f'--config: no file {said}; --config={name} is the config of that name that'
+        ' comes with the package'
       )
     return said
   if name not in known:
     raise schema.ConfigError(
-        f'--config: {said!r} is neither a file nor the name of a config that comes with'
-        f' the package; those are {", ".join(known)}'
+      f'--config: {said!r} is neither a file nor the name of a config that comes with'
+      f' the package; those are {", ".join(known)}'
     )
   return str(directory() / f'{name}.py')

@@ -24,9 +24,9 @@ def raised(config: schema.Config, given: Collection[str] = ()) -> schema.Config:
     return config
   planner = config.planner
   asked = [planner.sampling.max_new_tokens] + [
-      role.sampling.max_new_tokens
-      for role in roles_lib.roles(config).values()
-      if role.backend == 'frozen'
+    role.sampling.max_new_tokens
+    for role in roles_lib.roles(config).values()
+    if role.backend == 'frozen'
   ]
   longest = planner.max_prompt_tokens + planner.sampling.max_new_tokens
   engine, batch = config.engine, config.batch
@@ -34,11 +34,11 @@ def raised(config: schema.Config, given: Collection[str] = ()) -> schema.Config:
   if tokens < longest:
     tokens = -(-longest // _ROUND) * _ROUND
   needed = {
-      'engine.max_prompt_tokens': max(
-          engine.max_prompt_tokens, planner.max_prompt_tokens
-      ),
-      'engine.max_new_tokens': max(engine.max_new_tokens, *asked),
-      'batch.tokens_per_row': tokens,
+    'engine.max_prompt_tokens': max(
+      engine.max_prompt_tokens, planner.max_prompt_tokens
+    ),
+    'engine.max_new_tokens': max(engine.max_new_tokens, *asked),
+    'batch.tokens_per_row': tokens,
   }
   changes = {'engine': {}, 'batch': {}}
   for name, value in needed.items():
@@ -46,7 +46,7 @@ def raised(config: schema.Config, given: Collection[str] = ()) -> schema.Config:
     if name not in given:
       changes[part][field] = value
   return dataclasses.replace(
-      config,
-      engine=dataclasses.replace(engine, **changes['engine']),
-      batch=dataclasses.replace(batch, **changes['batch']),
+    config,
+    engine=dataclasses.replace(engine, **changes['engine']),
+    batch=dataclasses.replace(batch, **changes['batch']),
   )

@@ -16,8 +16,8 @@ Runs = list[dict[str, str]]
 def grid(choices: Mapping[str, Sequence[Any]]) -> Runs:
   """Returns every combination; the last field varies fastest."""
   return [
-      dict(zip(choices, map(_text, values)))
-      for values in itertools.product(*choices.values())
+    dict(zip(choices, map(_text, values)))
+    for values in itertools.product(*choices.values())
   ]
 
 
@@ -29,13 +29,10 @@ def zipped(choices: Mapping[str, Sequence[Any]]) -> Runs:
   """
   if len({len(values) for values in choices.values()}) > 1:
     raise ValueError(
-        'zipped fields need equally many values: '
-        + str({name: len(values) for name, values in choices.items()})
+      'zipped fields need equally many values: '
+      + str({name: len(values) for name, values in choices.items()})
     )
-  return [
-      dict(zip(choices, map(_text, values)))
-      for values in zip(*choices.values())
-  ]
+  return [dict(zip(choices, map(_text, values))) for values in zip(*choices.values())]
 
 
 def chain(*sweeps: Runs) -> Runs:
@@ -65,9 +62,9 @@ def product(*sweeps: Runs) -> Runs:
 
 
 def sample(
-    space: Mapping[str, Sequence[Any] | Callable[[random.Random], Any]],
-    count: int,
-    seed: int = 0,
+  space: Mapping[str, Sequence[Any] | Callable[[random.Random], Any]],
+  count: int,
+  seed: int = 0,
 ) -> Runs:
   """Returns runs with fields drawn at random; the same ones for a seed.
 
@@ -79,8 +76,7 @@ def sample(
   rng = random.Random(seed)
   draw = lambda s: s(rng) if callable(s) else rng.choice(s)
   return [
-      {name: _text(draw(values)) for name, values in space.items()}
-      for _ in range(count)
+    {name: _text(draw(values)) for name, values in space.items()} for _ in range(count)
   ]
 
 

@@ -10,10 +10,17 @@ from agentflow_jax.config import own_code, roles, schema
 
 # What plans and the modules around them read, and one model that calls tools does not.
 _OF_PLANS = (
-    'agent.executor', 'agent.verifier', 'agent.generator', 'agent.executor_templates',
-    'agent.verbs', 'agent.number_mentions', 'agent.unknown_tool',
-    'agent.rollout.verdict_tokens', 'agent.rollout.answer_when_out_of_turns',
-    'planner.prompt.tail', 'planner.prompt.cards',
+  'agent.executor',
+  'agent.verifier',
+  'agent.generator',
+  'agent.executor_templates',
+  'agent.verbs',
+  'agent.number_mentions',
+  'agent.unknown_tool',
+  'agent.rollout.verdict_tokens',
+  'agent.rollout.answer_when_out_of_turns',
+  'planner.prompt.tail',
+  'planner.prompt.cards',
 )
 
 
@@ -31,126 +38,128 @@ def check_values(config: schema.Config) -> None:
   world = agent.environment.kind
   called = world in ('enterpriseops', 'openenv') or own_code.is_own(world)
   unread = {
-      'task_set.train': (
-          config.task_set.train, '', one_file or kind == 'enterpriseops'
-      ),
-      'task_set.evaluation': (config.task_set.evaluation, '', files),
-      'task_set.reward': (
-          config.task_set.reward, default.task_set.reward, one_file
-      ),
-      'task_set.reward_seconds': (
-          config.task_set.reward_seconds, default.task_set.reward_seconds,
-          any(map(own_code.is_own, rewards)),
-      ),
-      'task_set.judge': (
-          config.task_set.judge, default.task_set.judge, 'judge' in rewards,
-      ),
-      'task_set.tier': (config.task_set.tier, 'easy', kind == 'desk'),
-      'task_set.distractors': (config.task_set.distractors, -1, kind == 'desk'),
-      'agent.withheld_tools': (agent.withheld_tools, (), bool(world)),
-      'agent.environment.faults': (
-          agent.environment.faults, 0.0, world == 'desk'
-      ),
-      'agent.environment.judge': (
-          agent.environment.judge, default.agent.environment.judge,
-          world in ('desk', 'enterpriseops'),
-      ),
-      'agent.environment.seconds': (
-          agent.environment.seconds, default.agent.environment.seconds, called
-      ),
-      'agent.environment.concurrency': (
-          agent.environment.concurrency, 0, called and world != 'openenv'
-      ),
-      'agent.environment.url': (agent.environment.url, '', world == 'openenv'),
-      'agent.environment.capacity': (
-          agent.environment.capacity, 1, world == 'openenv'
-      ),
-      'agent.environment.total': (
-          agent.environment.total, False, world == 'openenv'
-      ),
-      'agent.environment.seeds': (
-          agent.environment.seeds, '', world == 'enterpriseops'
-      ),
-      'agent.environment.servers': (
-          agent.environment.servers, (), world == 'enterpriseops'
-      ),
-      'agent.tools.own_seconds': (
-          agent.tools.own_seconds, default.agent.tools.own_seconds,
-          bool(agent.tools.own),
-      ),
-      'agent.tools.own_concurrency': (
-          agent.tools.own_concurrency, default.agent.tools.own_concurrency,
-          bool(agent.tools.own),
-      ),
-      'task_set.benchmark': (
-          config.task_set.benchmark, '', kind in ('benchmark', 'mixture')
-      ),
-      'task_set.columns': (config.task_set.columns, {}, one_file),
-      'task_set.revision': (config.task_set.revision, '', one_file),
-      'task_set.mixture': (
-          config.task_set.mixture, default.task_set.mixture, kind == 'mixture'
-      ),
-      'planner.model.lora': (
-          config.planner.model and config.planner.model.lora,
-          config.planner.model and schema.LoraConfig(),
-          False,  # It is planner.lora that is read.
-      ),
-      'planner.thinking': (
-          config.planner.thinking, 'auto',
-          # The chat template of a model in this process.
-          roles.uses_engine(config) and bool(config.planner.directory),
-      ),
-      'queue': (config.queue, default.queue, bool(config.queue.size)),
-      'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
-      'agent.endpoint.preset': (agent.endpoint.preset, '', asks),
-      'agent.tools.corpus': (
-          agent.tools.corpus, '', 'search' in agent.tools.enabled
-      ),
+    'task_set.train': (config.task_set.train, '', one_file or kind == 'enterpriseops'),
+    'task_set.evaluation': (config.task_set.evaluation, '', files),
+    'task_set.reward': (config.task_set.reward, default.task_set.reward, one_file),
+    'task_set.reward_seconds': (
+      config.task_set.reward_seconds,
+      default.task_set.reward_seconds,
+      any(map(own_code.is_own, rewards)),
+    ),
+    'task_set.judge': (
+      config.task_set.judge,
+      default.task_set.judge,
+      'judge' in rewards,
+    ),
+    'task_set.tier': (config.task_set.tier, 'easy', kind == 'desk'),
+    'task_set.distractors': (config.task_set.distractors, -1, kind == 'desk'),
+    'agent.withheld_tools': (agent.withheld_tools, (), bool(world)),
+    'agent.environment.faults': (agent.environment.faults, 0.0, world == 'desk'),
+    'agent.environment.judge': (
+      agent.environment.judge,
+      default.agent.environment.judge,
+      world in ('desk', 'enterpriseops'),
+    ),
+    'agent.environment.seconds': (
+      agent.environment.seconds,
+      default.agent.environment.seconds,
+      called,
+    ),
+    'agent.environment.concurrency': (
+      agent.environment.concurrency,
+      0,
+      called and world != 'openenv',
+    ),
+    'agent.environment.url': (agent.environment.url, '', world == 'openenv'),
+    'agent.environment.capacity': (agent.environment.capacity, 1, world == 'openenv'),
+    'agent.environment.total': (agent.environment.total, False, world == 'openenv'),
+    'agent.environment.seeds': (agent.environment.seeds, '', world == 'enterpriseops'),
+    'agent.environment.servers': (
+      agent.environment.servers,
+      (),
+      world == 'enterpriseops',
+    ),
+    'agent.tools.own_seconds': (
+      agent.tools.own_seconds,
+      default.agent.tools.own_seconds,
+      bool(agent.tools.own),
+    ),
+    'agent.tools.own_concurrency': (
+      agent.tools.own_concurrency,
+      default.agent.tools.own_concurrency,
+      bool(agent.tools.own),
+    ),
+    'task_set.benchmark': (
+      config.task_set.benchmark,
+      '',
+      kind in ('benchmark', 'mixture'),
+    ),
+    'task_set.columns': (config.task_set.columns, {}, one_file),
+    'task_set.revision': (config.task_set.revision, '', one_file),
+    'task_set.mixture': (
+      config.task_set.mixture,
+      default.task_set.mixture,
+      kind == 'mixture',
+    ),
+    'planner.model.lora': (
+      config.planner.model and config.planner.model.lora,
+      config.planner.model and schema.LoraConfig(),
+      False,  # It is planner.lora that is read.
+    ),
+    'planner.thinking': (
+      config.planner.thinking,
+      'auto',
+      # The chat template of a model in this process.
+      roles.uses_engine(config) and bool(config.planner.directory),
+    ),
+    'queue': (config.queue, default.queue, bool(config.queue.size)),
+    'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
+    'agent.endpoint.preset': (agent.endpoint.preset, '', asks),
+    'agent.tools.corpus': (agent.tools.corpus, '', 'search' in agent.tools.enabled),
   }
   for name in ('project', 'trajectories_every', 'tracker_seconds'):
     unread[f'metrics.{name}'] = (
-        getattr(config.metrics, name), getattr(default.metrics, name),
-        bool(config.metrics.beyond_tensorboard),
+      getattr(config.metrics, name),
+      getattr(default.metrics, name),
+      bool(config.metrics.beyond_tensorboard),
     )
   for name, (value, unset, is_read) in unread.items():
     if value != unset and not is_read:
-      raise schema.ConfigError(
-          f'{name} is set, and nothing in this config reads it'
-      )
+      raise schema.ConfigError(f'{name} is set, and nothing in this config reads it')
   for name in _OF_PLANS if agent.plan_format == 'tool_calls' else ():
     if _value(config, name) != _value(default, name):
       raise schema.ConfigError(
-          f'{name} is set, and nothing reads it: with agent.plan_format=tool_calls one'
-          ' model calls the tools and writes the answer'
+        f'{name} is set, and nothing reads it: with agent.plan_format=tool_calls one'
+        ' model calls the tools and writes the answer'
       )
   for name, one in (
-      ('evaluation.judge', config.evaluation.judge),
-      ('task_set.judge', config.task_set.judge),
-      ('agent.environment.judge', agent.environment.judge),
-      ('agent.tools.search_embeddings', agent.tools.search_embeddings),
+    ('evaluation.judge', config.evaluation.judge),
+    ('task_set.judge', config.task_set.judge),
+    ('agent.environment.judge', agent.environment.judge),
+    ('agent.tools.search_embeddings', agent.tools.search_embeddings),
   ):
     if one != type(one)() and not (one.base_url or one.preset):
       raise schema.ConfigError(
-          f'{name} has no address: set {name}.base_url or {name}.preset'
+        f'{name} has no address: set {name}.base_url or {name}.preset'
       )
   judge = config.task_set.judge
   if 'judge' in rewards and not (judge.base_url or judge.preset):
     field = 'task_set.reward' if config.task_set.reward == 'judge' else 'reward.answer'
     raise schema.ConfigError(
-        f'{field}=judge needs a language model: set task_set.judge.base_url or'
-        ' task_set.judge.preset'
+      f'{field}=judge needs a language model: set task_set.judge.base_url or'
+      ' task_set.judge.preset'
     )
   own = {own_code.parse(one, 'agent.tools.own').name for one in agent.tools.own}
   templates = set(agent.executor_templates) - set(agent.tools.enabled) - own
   if templates and templates - {'search', 'python', 'generalist'}:
     raise schema.ConfigError(
-        f'agent.executor_templates: no tool {sorted(templates)} is enabled'
+      f'agent.executor_templates: no tool {sorted(templates)} is enabled'
     )
   scripted = config.algorithm == 'sft' and not config.sft.rollouts
   if scripted and kind not in ('geohop', 'desk', 'jsonl'):
     raise schema.ConfigError(
-        'algorithm=sft learns from a scripted teacher, or from rows with "plans":'
-        ' task_set.kind must be geohop, desk or jsonl'
+      'algorithm=sft learns from a scripted teacher, or from rows with "plans":'
+      ' task_set.kind must be geohop, desk or jsonl'
     )
 
 
@@ -177,13 +186,17 @@ def check_flags(config: schema.Config, names: Iterable[str]) -> None:
     for prefix, reader in unread.items():
       if _is_at(name, prefix):
         raise schema.ConfigError(
-            f'--config.{name}: nothing would read it; it is for {reader}'
+          f'--config.{name}: nothing would read it; it is for {reader}'
         )
 
 
 _SERVED = (
-    'engine', 'planner.directory', 'planner.dtype', 'planner.param_dtype',
-    'planner.attention', 'planner.thinking',
+  'engine',
+  'planner.directory',
+  'planner.dtype',
+  'planner.param_dtype',
+  'planner.attention',
+  'planner.thinking',
 )
 
 
@@ -201,16 +214,19 @@ def check_serves(names: Iterable[str], planner: str = '') -> None:
     _check_served(name, 'serving', _SERVED)
     if name == 'engine.max_kept':
       raise schema.ConfigError(
-          f'--config.{name}: serving does not read it; it is for training'
+        f'--config.{name}: serving does not read it; it is for training'
       )
     if name == 'planner.directory' and planner:
       raise schema.ConfigError(
-          f'--config.{name}: serving does not read it beside --planner'
+        f'--config.{name}: serving does not read it beside --planner'
       )
 
 
 _SERVED_WORLDS = (
-    'task_set', 'agent.environment', 'agent.rollout.verify_seconds', 'seed',
+  'task_set',
+  'agent.environment',
+  'agent.rollout.verify_seconds',
+  'seed',
 )
 
 
@@ -230,7 +246,7 @@ def check_serves_worlds(names: Iterable[str]) -> None:
 def _check_served(name: str, what: str, read: Sequence[str]) -> None:
   if not any(_is_at(name, field) for field in read):
     raise schema.ConfigError(
-        f'--config.{name}: {what} does not read it, only {", ".join(read)}'
+      f'--config.{name}: {what} does not read it, only {", ".join(read)}'
     )
 
 
@@ -247,8 +263,12 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     if config.algorithm == 'none':
       trains = 'an algorithm that trains'
       for name in (
-          'optimizer', 'batch', 'queue', 'train.max_logprob_gap', 'train.mini_batches',
-          'planner.lora',
+        'optimizer',
+        'batch',
+        'queue',
+        'train.max_logprob_gap',
+        'train.mini_batches',
+        'planner.lora',
       ):
         yield name, trains
       for field in dataclasses.fields(config.flow_grpo):
@@ -272,9 +292,16 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     if config.sft.rollouts_per_step:
       yield 'sft.rows_per_step', 'sft.rollouts_per_step=0'
     for name in (
-        'queries_per_step', 'group_size', 'mini_batches', 'refill_rounds',
-        'extra_rollouts', 'max_logprob_gap', 'rollout_records',
-        'stop_after_failing_steps', 'drop_solved', 'drop_hopeless',
+      'queries_per_step',
+      'group_size',
+      'mini_batches',
+      'refill_rounds',
+      'extra_rollouts',
+      'max_logprob_gap',
+      'rollout_records',
+      'stop_after_failing_steps',
+      'drop_solved',
+      'drop_hopeless',
     ):
       yield f'train.{name}', 'algorithm=flow_grpo'
   if not config.queue.size:
@@ -284,8 +311,13 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   tools = config.agent.tools
   if 'search' not in tools.enabled:
     for name in (
-        'results', 'index', 'embeddings', 'candidates', 'query_prefix',
-        'passage_prefix', 'passage_chars',
+      'results',
+      'index',
+      'embeddings',
+      'candidates',
+      'query_prefix',
+      'passage_prefix',
+      'passage_chars',
     ):
       yield f'agent.tools.search_{name}', 'the tool search'
   for name in ('api', 'thinking', 'cache', 'completion_price'):
@@ -342,16 +374,22 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     yield 'agent.endpoint', 'a module with backend=endpoint'
   if not roles.uses_engine(config):
     for name in (
-        'directory', 'dtype', 'param_dtype', 'remat', 'attention', 'lora',
-        'model', 'vocab_size', 'thinking',
+      'directory',
+      'dtype',
+      'param_dtype',
+      'remat',
+      'attention',
+      'lora',
+      'model',
+      'vocab_size',
+      'thinking',
     ):
       yield f'planner.{name}', 'a model in this process'
     yield 'engine', 'a model in this process'
-  elif config.planner.backend != 'engine' or (
-      not config.planner.sampling.truncates
-  ):
-    yield 'engine.max_kept', (
-        'a planner with sampling.top_k, sampling.top_p or sampling.min_p'
+  elif config.planner.backend != 'engine' or (not config.planner.sampling.truncates):
+    yield (
+      'engine.max_kept',
+      ('a planner with sampling.top_k, sampling.top_p or sampling.min_p'),
     )
   if not config.planner.lora.rank:
     for name in ('alpha', 'targets'):

@@ -63,7 +63,7 @@ def read(path: str | os.PathLike[str]) -> schema.Config:
 
 
 def differences(
-    config: schema.Config, written: Mapping[str, Any]
+  config: schema.Config, written: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
   """Returns dotted name -> (value written, value now) where these differ.
 
@@ -75,9 +75,9 @@ def differences(
   now = flat(config)
   before = _plain(overrides.defaults(config)) | dict(written)
   return {
-      name: (before.get(name), now.get(name))
-      for name in sorted(now.keys() | before.keys())
-      if now.get(name) != before.get(name)
+    name: (before.get(name), now.get(name))
+    for name in sorted(now.keys() | before.keys())
+    if now.get(name) != before.get(name)
   }
 
 
@@ -95,19 +95,17 @@ def _build(cls: type, tree: Mapping[str, Any], where: str, prefix: str = '') -> 
   unknown = sorted(tree.keys() - hints.keys())
   if unknown:
     raise schema.ConfigError(
-        f'{where}: there is no field {prefix}{unknown[0]}: a newer version may have'
-        ' written it'
+      f'{where}: there is no field {prefix}{unknown[0]}: a newer version may have'
+      ' written it'
     )
   fields = {}
   for field in dataclasses.fields(cls):
     if field.name in tree:
       name = f'{prefix}{field.name}'
-      fields[field.name] = _value(
-          tree[field.name], hints[field.name], where, name
-      )
+      fields[field.name] = _value(tree[field.name], hints[field.name], where, name)
     elif (
-        field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+      field.default is dataclasses.MISSING
+      and field.default_factory is dataclasses.MISSING
     ):
       raise schema.ConfigError(f'{where}: {prefix}{field.name} is missing')
   try:
@@ -145,5 +143,5 @@ def _value(value: Any, kind: Any, where: str, name: str) -> Any:
   elif isinstance(value, dict) and not isinstance(value, _Node):
     return value
   raise schema.ConfigError(
-      f'{where}: {name} cannot be {json.dumps(value, default=str)[:80]}'
+    f'{where}: {name} cannot be {json.dumps(value, default=str)[:80]}'
   )

@@ -33,7 +33,7 @@ def visible(subtree_end: Array) -> Array:
 
 
 def attend_dense(
-    q: Array, keys: Array, values: Array, mask: Array, dtype: str
+  q: Array, keys: Array, values: Array, mask: Array, dtype: str
 ) -> Array:
   """softmax(q k / sqrt(E)) v, with all scores at once.
 
@@ -86,15 +86,15 @@ def _mix(dtype: str, values: Array, weights: Array) -> Array:
 
 
 def attend_blocks(
-    q: Array,
-    keys: Array,
-    values: Array,
-    subtree_end: Array,
-    *,
-    blocks: Blocks,
-    dtype: str,
-    mesh: jax_sharding.Mesh | jax_sharding.AbstractMesh | None = None,
-    rows: tuple[str, ...] = ('data', 'fsdp'),
+  q: Array,
+  keys: Array,
+  values: Array,
+  subtree_end: Array,
+  *,
+  blocks: Blocks,
+  dtype: str,
+  mesh: jax_sharding.Mesh | jax_sharding.AbstractMesh | None = None,
+  rows: tuple[str, ...] = ('data', 'fsdp'),
 ) -> Array:
   """softmax(q k / sqrt(E)) v over what each token sees.
 
@@ -118,9 +118,7 @@ def attend_blocks(
   def padded(x, axis):
     return jnp.pad(x, [(0, short if a == axis else 0) for a in range(x.ndim)])
 
-  arrays = (
-      padded(q, 3), padded(keys, 3), padded(values, 2), padded(subtree_end, 1)
-  )
+  arrays = (padded(q, 3), padded(keys, 3), padded(values, 2), padded(subtree_end, 1))
 
   def one_row(arrays):
     return _attend_row(blocks, dtype, *arrays)
@@ -132,10 +130,12 @@ def attend_blocks(
     spec = jax_sharding.PartitionSpec
     heads = 'tensor'
     local = jax.shard_map(
-        local, mesh=mesh,
-        in_specs=(*[spec(rows, heads)] * 3, spec(rows)),
-        out_specs=spec(rows, heads), axis_names={*rows, heads},
-        check_vma=False,
+      local,
+      mesh=mesh,
+      in_specs=(*[spec(rows, heads)] * 3, spec(rows)),
+      out_specs=spec(rows, heads),
+      axis_names={*rows, heads},
+      check_vma=False,
     )
   return local(*arrays)[:, :, :, :length]
 
@@ -157,14 +157,22 @@ def _backward(blocks, dtype, saved, d_out):
   q, keys, values, subtree_end, out, normaliser = saved
   inner = jnp.sum(d_out * out, axis=-1)
   d_q, d_keys, d_values = _run(
-      'backward', blocks, dtype, q, keys, values, subtree_end, normaliser,
-      inner, d_out.astype(dtype),
+    'backward',
+    blocks,
+    dtype,
+    q,
+    keys,
+    values,
+    subtree_end,
+    normaliser,
+    inner,
+    d_out.astype(dtype),
   )
   return (
-      _scaled(d_q).astype(q.dtype),
-      d_keys.transpose(0, 2, 1).astype(keys.dtype),
-      d_values.astype(values.dtype),
-      None,
+    _scaled(d_q).astype(q.dtype),
+    d_keys.transpose(0, 2, 1).astype(keys.dtype),
+    d_values.astype(values.dtype),
+    None,
   )
 
 
@@ -199,5 +207,5 @@ def _run(name: str, blocks: Blocks, dtype: str, *arrays: Array) -> Any:
 
   tpu = functools.partial(of, attention_tpu, block=blocks.keys)
   return jax.lax.platform_dependent(
-      *arrays, tpu=tpu(), cuda=of(attention_gpu), cpu=tpu(interpret=True)
+    *arrays, tpu=tpu(), cuda=of(attention_gpu), cpu=tpu(interpret=True)
   )

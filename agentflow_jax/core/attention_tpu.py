@@ -60,9 +60,9 @@ def _list(needed: Array, partial: Array) -> tuple[Array, Array]:
   before = jnp.roll(row, 1)
   after = jnp.roll(row, -1)
   flags = (
-      _FIRST * ((place == 0) | (row != before))
-      + _LAST * ((place == count - 1) | (row != after))
-      + _PARTIAL * partial.reshape(-1)[order]
+    _FIRST * ((place == 0) | (row != before))
+    + _LAST * ((place == count - 1) | (row != after))
+    + _PARTIAL * partial.reshape(-1)[order]
   )
   entries = (row << (_FLAG_BITS + _BLOCK_BITS)) | (column << _FLAG_BITS) | flags
   return entries.astype(jnp.int32), count
@@ -78,11 +78,11 @@ def _column(entry):
 
 def _dot(a, b, contract):
   return jax.lax.dot_general(
-      a, b, ((contract[:1], contract[1:]), ((), ())),
-      precision=(
-          jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-      ),
-      preferred_element_type=jnp.float32,
+    a,
+    b,
+    ((contract[:1], contract[1:]), ((), ())),
+    precision=(jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None),
+    preferred_element_type=jnp.float32,
   )
 
 
@@ -104,8 +104,7 @@ def _by_kind(entry, step):
 
 
 def _forward_kernel(
-    entries, q, k, v, ends, out, normaliser, top, total, mixed, *, block,
-    factor,
+  entries, q, k, v, ends, out, normaliser, top, total, mixed, *, block, factor
 ):
   entry = entries[pl.program_id(1)]
   i, j = _row(entry), _column(entry)
@@ -117,9 +116,7 @@ def _forward_kernel(
     mixed[...] = jnp.zeros_like(mixed)
 
   def step(is_partial):
-    scores = _scores(
-        q[0], k[0], ends[...], i, j, block, factor, is_partial
-    )
+    scores = _scores(q[0], k[0], ends[...], i, j, block, factor, is_partial)
     new_top = jnp.maximum(top[...], scores.max(axis=0, keepdims=True))
     # As in attention_xla: what was added before a query's first seen key is
     # multiplied by 0 when that comes.
@@ -127,9 +124,7 @@ def _forward_kernel(
     rescale = jnp.exp(top[...] - new_top)
     top[...] = new_top
     total[...] = total[...] * rescale + weights.sum(axis=0, keepdims=True)
-    mixed[...] = mixed[...] * rescale + _dot(
-        v[0], weights.astype(v.dtype), (1, 0)
-    )
+    mixed[...] = mixed[...] * rescale + _dot(v[0], weights.astype(v.dtype), (1, 0))
 
   _by_kind(entry, step)
 
@@ -140,9 +135,7 @@ def _forward_kernel(
     normaliser[0] = jnp.where(blind, -_MASKED, top[...] + jnp.log(total[...]))
 
 
-def _d_scores(
-    q, k, v, ends, normaliser, inner, d_out, i, j, block, factor, is_partial
-):
+def _d_scores(q, k, v, ends, normaliser, inner, d_out, i, j, block, factor, is_partial):
   """Returns the weights and dS, float32[S, Q]."""
   scores = _scores(q, k, ends, i, j, block, factor, is_partial)
   weights = jnp.exp(scores - normaliser)
@@ -150,8 +143,7 @@ def _d_scores(
 
 
 def _queries_kernel(
-    entries, q, k, keys_t, v, ends, normaliser, inner, d_out, d_q, total, *,
-    block, factor,
+  entries, q, k, keys_t, v, ends, normaliser, inner, d_out, d_q, total, *, block, factor
 ):
   entry = entries[pl.program_id(1)]
   i, j = _row(entry), _column(entry)
@@ -162,8 +154,18 @@ def _queries_kernel(
 
   def step(is_partial):
     _, d_scores = _d_scores(
-        q[0], k[0], v[0], ends[...], normaliser[0], inner[0], d_out[0], i, j,
-        block, factor, is_partial,
+      q[0],
+      k[0],
+      v[0],
+      ends[...],
+      normaliser[0],
+      inner[0],
+      d_out[0],
+      i,
+      j,
+      block,
+      factor,
+      is_partial,
     )
     total[...] += _dot(keys_t[0], d_scores.astype(k.dtype), (1, 0))
 
@@ -175,8 +177,22 @@ def _queries_kernel(
 
 
 def _keys_kernel(
-    entries, q, k, v, ends, normaliser, inner, d_out, d_k, d_v, k_total,
-    v_total, *, block, factor, groups,
+  entries,
+  q,
+  k,
+  v,
+  ends,
+  normaliser,
+  inner,
+  d_out,
+  d_k,
+  d_v,
+  k_total,
+  v_total,
+  *,
+  block,
+  factor,
+  groups,
 ):
   entry, group = entries[pl.program_id(1)], pl.program_id(2)
   j, i = _row(entry), _column(entry)
@@ -188,8 +204,18 @@ def _keys_kernel(
 
   def step(is_partial):
     weights, d_scores = _d_scores(
-        q[0], k[0], v[0], ends[...], normaliser[0], inner[0], d_out[0], i, j,
-        block, factor, is_partial,
+      q[0],
+      k[0],
+      v[0],
+      ends[...],
+      normaliser[0],
+      inner[0],
+      d_out[0],
+      i,
+      j,
+      block,
+      factor,
+      is_partial,
     )
     v_total[...] += _dot(weights.astype(q.dtype), d_out[0], (1, 0))
     k_total[...] += _dot(d_scores.astype(q.dtype), q[0], (1, 0))
@@ -206,14 +232,12 @@ def _call(kernel, name, grid, semantics, interpret, **specs):
   """Returns what runs a kernel, with a list of entries prefetched."""
   shapes = specs.pop('out_shape')
   return pl.pallas_call(
-      kernel,
-      grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=1, grid=grid, **specs
-      ),
-      out_shape=shapes,
-      compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
-      interpret=interpret,
-      name=f'forest_attention_{name}',
+    kernel,
+    grid_spec=pltpu.PrefetchScalarGridSpec(num_scalar_prefetch=1, grid=grid, **specs),
+    out_shape=shapes,
+    compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+    interpret=interpret,
+    name=f'forest_attention_{name}',
   )
 
 
@@ -226,18 +250,24 @@ def _along_queries(block: int, dim: int, groups: int) -> dict[str, Any]:
   column = lambda p, e: _column(e[p])
   kv = lambda h: jax.lax.div(h, groups)
   return {
-      'query': _spec((1, block, dim), lambda h, p, e: (h, row(p, e), 0)),
-      'query_t': _spec((1, dim, block), lambda h, p, e: (h, 0, row(p, e))),
-      'sum': _spec((1, 1, block), lambda h, p, e: (h, 0, row(p, e))),
-      'key': _spec((1, block, dim), lambda h, p, e: (kv(h), column(p, e), 0)),
-      'key_t': _spec((1, dim, block), lambda h, p, e: (kv(h), 0, column(p, e))),
-      'ends': _spec((block, 1), lambda h, p, e: (column(p, e), 0)),
+    'query': _spec((1, block, dim), lambda h, p, e: (h, row(p, e), 0)),
+    'query_t': _spec((1, dim, block), lambda h, p, e: (h, 0, row(p, e))),
+    'sum': _spec((1, 1, block), lambda h, p, e: (h, 0, row(p, e))),
+    'key': _spec((1, block, dim), lambda h, p, e: (kv(h), column(p, e), 0)),
+    'key_t': _spec((1, dim, block), lambda h, p, e: (kv(h), 0, column(p, e))),
+    'ends': _spec((block, 1), lambda h, p, e: (column(p, e), 0)),
   }
 
 
 def forward(
-    q: Array, keys: Array, values: Array, subtree_end: Array, *, block: int,
-    factor: float = 1.0, interpret: bool = False,
+  q: Array,
+  keys: Array,
+  values: Array,
+  subtree_end: Array,
+  *,
+  block: int,
+  factor: float = 1.0,
+  interpret: bool = False,
 ) -> tuple[Array, Array]:
   """Attention of one row; arguments and results as in attention_xla.forward.
 
@@ -252,46 +282,59 @@ def forward(
   at = _along_queries(block, dim, groups)
   a_sum = pltpu.VMEM((1, block), jnp.float32)
   out, normaliser = _call(
-      functools.partial(_forward_kernel, block=block, factor=factor),
-      'forward', (heads, count), ('parallel', 'arbitrary'), interpret,
-      in_specs=[at['query'], at['key'], at['key_t'], at['ends']],
-      out_specs=(at['query_t'], at['sum']),
-      out_shape=(
-          jax.ShapeDtypeStruct((heads, dim, length), jnp.float32),
-          jax.ShapeDtypeStruct((heads, 1, length), jnp.float32),
-      ),
-      scratch_shapes=[a_sum, a_sum, pltpu.VMEM((dim, block), jnp.float32)],
+    functools.partial(_forward_kernel, block=block, factor=factor),
+    'forward',
+    (heads, count),
+    ('parallel', 'arbitrary'),
+    interpret,
+    in_specs=[at['query'], at['key'], at['key_t'], at['ends']],
+    out_specs=(at['query_t'], at['sum']),
+    out_shape=(
+      jax.ShapeDtypeStruct((heads, dim, length), jnp.float32),
+      jax.ShapeDtypeStruct((heads, 1, length), jnp.float32),
+    ),
+    scratch_shapes=[a_sum, a_sum, pltpu.VMEM((dim, block), jnp.float32)],
   )(
-      entries, q.reshape(heads, length, dim), keys.transpose(0, 2, 1),
-      values.transpose(0, 2, 1), subtree_end[:, None],
+    entries,
+    q.reshape(heads, length, dim),
+    keys.transpose(0, 2, 1),
+    values.transpose(0, 2, 1),
+    subtree_end[:, None],
   )
-  return (
-      out.transpose(0, 2, 1).reshape(q.shape), normaliser.reshape(q.shape[:3])
-  )
+  return (out.transpose(0, 2, 1).reshape(q.shape), normaliser.reshape(q.shape[:3]))
 
 
 def backward(
-    q: Array, keys: Array, values: Array, subtree_end: Array, normaliser: Array,
-    inner: Array, d_out: Array, *, block: int, factor: float = 1.0,
-    interpret: bool = False,
+  q: Array,
+  keys: Array,
+  values: Array,
+  subtree_end: Array,
+  normaliser: Array,
+  inner: Array,
+  d_out: Array,
+  *,
+  block: int,
+  factor: float = 1.0,
+  interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
   """Gradients of one row; as in attention_xla.backward, and `forward`."""
   kv_heads, groups, length, dim = q.shape
   heads = kv_heads * groups
   arrays = {
-      'q': q.reshape(heads, length, dim), 'k': keys.transpose(0, 2, 1),
-      'k_t': keys, 'v': values, 'ends': subtree_end[:, None],
-      'normaliser': normaliser.reshape(heads, 1, length),
-      'inner': inner.reshape(heads, 1, length),
-      'd_out': d_out.reshape(heads, length, dim),
+    'q': q.reshape(heads, length, dim),
+    'k': keys.transpose(0, 2, 1),
+    'k_t': keys,
+    'v': values,
+    'ends': subtree_end[:, None],
+    'normaliser': normaliser.reshape(heads, 1, length),
+    'inner': inner.reshape(heads, 1, length),
+    'd_out': d_out.reshape(heads, length, dim),
   }
   needed, partial = _pairs(subtree_end, block)
   shared = {'block': block, 'factor': factor}
-  d_q = _queries_gradient(
-      arrays, _list(needed, partial), groups, shared, interpret
-  )
+  d_q = _queries_gradient(arrays, _list(needed, partial), groups, shared, interpret)
   d_k, d_v = _keys_gradient(
-      arrays, _list(needed.T, partial.T), groups, shared, interpret
+    arrays, _list(needed.T, partial.T), groups, shared, interpret
   )
   return d_q.transpose(0, 2, 1).reshape(q.shape), d_k, d_v
 
@@ -304,21 +347,28 @@ def _queries_gradient(arrays, along, groups, shared, interpret) -> Array:
   at = _along_queries(block, dim, groups)
   order = ('q', 'k', 'k_t', 'v', 'ends', 'normaliser', 'inner', 'd_out')
   return _call(
-      functools.partial(_queries_kernel, **shared), 'queries', (heads, count),
-      ('parallel', 'arbitrary'), interpret,
-      in_specs=[
-          at['query'], at['key'], at['key_t'], at['key'], at['ends'],
-          at['sum'], at['sum'], at['query'],
-      ],
-      out_specs=at['query_t'],
-      out_shape=jax.ShapeDtypeStruct((heads, dim, length), jnp.float32),
-      scratch_shapes=[pltpu.VMEM((dim, block), jnp.float32)],
+    functools.partial(_queries_kernel, **shared),
+    'queries',
+    (heads, count),
+    ('parallel', 'arbitrary'),
+    interpret,
+    in_specs=[
+      at['query'],
+      at['key'],
+      at['key_t'],
+      at['key'],
+      at['ends'],
+      at['sum'],
+      at['sum'],
+      at['query'],
+    ],
+    out_specs=at['query_t'],
+    out_shape=jax.ShapeDtypeStruct((heads, dim, length), jnp.float32),
+    scratch_shapes=[pltpu.VMEM((dim, block), jnp.float32)],
   )(entries, *(arrays[name] for name in order))
 
 
-def _keys_gradient(
-    arrays, along, groups, shared, interpret
-) -> tuple[Array, Array]:
+def _keys_gradient(arrays, along, groups, shared, interpret) -> tuple[Array, Array]:
   """Returns float32[K, T, E] of keys and of values; `along` is by keys."""
   kv_heads, _, dim = arrays['k'].shape
   entries, count = along
@@ -326,21 +376,19 @@ def _keys_gradient(
   row = lambda p, e: _row(e[p])  # Of keys; a column is of queries.
   column = lambda p, e: _column(e[p])
   head = lambda h, g: h * groups + g
-  query = _spec(
-      (1, block, dim), lambda h, p, g, e: (head(h, g), column(p, e), 0)
-  )
+  query = _spec((1, block, dim), lambda h, p, g, e: (head(h, g), column(p, e), 0))
   key = _spec((1, block, dim), lambda h, p, g, e: (h, row(p, e), 0))
   ends = _spec((block, 1), lambda h, p, g, e: (row(p, e), 0))
-  a_sum = _spec(
-      (1, 1, block), lambda h, p, g, e: (head(h, g), 0, column(p, e))
-  )
+  a_sum = _spec((1, 1, block), lambda h, p, g, e: (head(h, g), 0, column(p, e)))
   order = ('q', 'k', 'v', 'ends', 'normaliser', 'inner', 'd_out')
   return _call(
-      functools.partial(_keys_kernel, groups=groups, **shared), 'keys',
-      (kv_heads, count, groups), ('parallel', 'arbitrary', 'arbitrary'),
-      interpret,
-      in_specs=[query, key, key, ends, a_sum, a_sum, query],
-      out_specs=(key, key),
-      out_shape=(jax.ShapeDtypeStruct(arrays['k'].shape, jnp.float32),) * 2,
-      scratch_shapes=[pltpu.VMEM((block, dim), jnp.float32)] * 2,
+    functools.partial(_keys_kernel, groups=groups, **shared),
+    'keys',
+    (kv_heads, count, groups),
+    ('parallel', 'arbitrary', 'arbitrary'),
+    interpret,
+    in_specs=[query, key, key, ends, a_sum, a_sum, query],
+    out_specs=(key, key),
+    out_shape=(jax.ShapeDtypeStruct(arrays['k'].shape, jnp.float32),) * 2,
+    scratch_shapes=[pltpu.VMEM((block, dim), jnp.float32)] * 2,
   )(entries, *(arrays[name] for name in order))

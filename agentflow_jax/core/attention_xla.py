@@ -21,9 +21,7 @@ Blocks = blocks_lib.Blocks
 
 def _lists(subtree_end: Array, blocks: Blocks) -> tuple[Array, Array]:
   """Returns the key blocks of each block of queries, and how many."""
-  return blocks_lib.lists(
-      blocks_lib.needed(subtree_end, blocks.queries, blocks.keys)
-  )
+  return blocks_lib.lists(blocks_lib.needed(subtree_end, blocks.queries, blocks.keys))
 
 
 def _take(x: Array, index: Array, block: int, axis: int) -> Array:
@@ -59,8 +57,14 @@ def _scores(dtype, blocks, factor, q, k, ends, i, j) -> Array:
 
 
 def forward(
-    q: Array, keys: Array, values: Array, subtree_end: Array, *,
-    blocks: Blocks, dtype: str, factor: float,
+  q: Array,
+  keys: Array,
+  values: Array,
+  subtree_end: Array,
+  *,
+  blocks: Blocks,
+  dtype: str,
+  factor: float,
 ) -> tuple[Array, Array]:
   """Attention of one row.
 
@@ -88,8 +92,14 @@ def forward(
       top, total, mixed = state
       j = which[i, c]
       scores = _scores(
-          dtype, blocks, factor, mine, _take(key_rows, j, blocks.keys, 1),
-          _take(subtree_end, j, blocks.keys, 0), i, j,
+        dtype,
+        blocks,
+        factor,
+        mine,
+        _take(key_rows, j, blocks.keys, 1),
+        _take(subtree_end, j, blocks.keys, 0),
+        i,
+        j,
       )
       new_top = jnp.maximum(top, scores.max(axis=1, keepdims=True))
       # Before a query's first seen key these are exp(0); what they add up to is
@@ -97,46 +107,54 @@ def forward(
       weights = jnp.exp(scores - new_top)
       rescale = jnp.exp(top - new_top)
       added = product(
-          'kes,ksgq->kegq', _take(value_columns, j, blocks.keys, 2),
-          weights.astype(dtype),
+        'kes,ksgq->kegq', _take(value_columns, j, blocks.keys, 2), weights.astype(dtype)
       )
       return (
-          new_top,
-          total * rescale + weights.sum(axis=1, keepdims=True),
-          mixed * rescale + added,
+        new_top,
+        total * rescale + weights.sum(axis=1, keepdims=True),
+        mixed * rescale + added,
       )
 
     one_each = (mine.shape[0], 1, *mine.shape[2:])
     top, total, mixed = jax.lax.fori_loop(
-        0, count[i], one,
-        (
-            jnp.full(one_each, blocks_lib.MASKED, jnp.float32),
-            jnp.zeros(one_each, jnp.float32),
-            jnp.zeros(mine.shape, jnp.float32),
-        ),
+      0,
+      count[i],
+      one,
+      (
+        jnp.full(one_each, blocks_lib.MASKED, jnp.float32),
+        jnp.zeros(one_each, jnp.float32),
+        jnp.zeros(mine.shape, jnp.float32),
+      ),
     )
     blind = top == blocks_lib.MASKED  # A padding token sees nothing.
     out, normaliser = carry
     log_total = jnp.where(blind, -blocks_lib.MASKED, top + jnp.log(total))
     return (
-        _put(out, _rows(jnp.where(blind, 0.0, mixed / total)), i, 2),
-        _put(normaliser, _rows(log_total), i, 2),
+      _put(out, _rows(jnp.where(blind, 0.0, mixed / total)), i, 2),
+      _put(normaliser, _rows(log_total), i, 2),
     )
 
   out, normaliser = jax.lax.fori_loop(
-      0, count.shape[0], queries,
-      (
-          jnp.zeros(q.shape, jnp.float32),
-          jnp.zeros((*q.shape[:3], 1), jnp.float32),
-      ),
+    0,
+    count.shape[0],
+    queries,
+    (jnp.zeros(q.shape, jnp.float32), jnp.zeros((*q.shape[:3], 1), jnp.float32)),
   )
   return out, normaliser[..., 0]
 
 
 def backward(
-    q: Array, keys: Array, values: Array, subtree_end: Array,
-    normaliser: Array, inner: Array, d_out: Array, *,
-    blocks: Blocks, dtype: str, factor: float,
+  q: Array,
+  keys: Array,
+  values: Array,
+  subtree_end: Array,
+  normaliser: Array,
+  inner: Array,
+  d_out: Array,
+  *,
+  blocks: Blocks,
+  dtype: str,
+  factor: float,
 ) -> tuple[Array, Array, Array]:
   """Gradients of one row.
 
@@ -169,32 +187,35 @@ def backward(
       d_q, d_keys, d_values = state
       j = which[i, c]
       scores = _scores(
-          dtype, blocks, factor, mine, _take(key_rows, j, blocks.keys, 1),
-          _take(subtree_end, j, blocks.keys, 0), i, j,
+        dtype,
+        blocks,
+        factor,
+        mine,
+        _take(key_rows, j, blocks.keys, 1),
+        _take(subtree_end, j, blocks.keys, 0),
+        i,
+        j,
       )
       weights = jnp.exp(scores - log_total)
-      d_weights = product(
-          'kse,kegq->ksgq', _take(values, j, blocks.keys, 1), d_mine
-      )
+      d_weights = product('kse,kegq->ksgq', _take(values, j, blocks.keys, 1), d_mine)
       d_scores = _times(weights * (d_weights - my_inner), factor).astype(dtype)
       d_k = product('ksgq,kgqe->kse', d_scores, my_rows)
       d_v = product('ksgq,kgqe->kse', weights.astype(dtype), d_rows)
       return (
-          d_q + product(
-              'kes,ksgq->kegq', _take(keys, j, blocks.keys, 2), d_scores
-          ),
-          _put(d_keys, _take(d_keys, j, blocks.keys, 1) + d_k, j, 1),
-          _put(d_values, _take(d_values, j, blocks.keys, 1) + d_v, j, 1),
+        d_q + product('kes,ksgq->kegq', _take(keys, j, blocks.keys, 2), d_scores),
+        _put(d_keys, _take(d_keys, j, blocks.keys, 1) + d_k, j, 1),
+        _put(d_values, _take(d_values, j, blocks.keys, 1) + d_v, j, 1),
       )
 
     d_q, d_keys, d_values = carry
     d_mine_q, d_keys, d_values = jax.lax.fori_loop(
-        0, count[i], one,
-        (jnp.zeros(mine.shape, jnp.float32), d_keys, d_values),
+      0, count[i], one, (jnp.zeros(mine.shape, jnp.float32), d_keys, d_values)
     )
     return _put(d_q, _rows(d_mine_q), i, 2), d_keys, d_values
 
   return jax.lax.fori_loop(
-      0, count.shape[0], queries,
-      tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, values, values)),
+    0,
+    count.shape[0],
+    queries,
+    tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, values, values)),
   )

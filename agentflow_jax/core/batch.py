@@ -61,11 +61,11 @@ class TurnRow:
       value = getattr(self, name)
       if value is not None and len(value) != len(self.response_ids):
         raise ValueError(
-            f'{name}: {len(value)} for {len(self.response_ids)} response tokens'
+          f'{name}: {len(value)} for {len(self.response_ids)} response tokens'
         )
     if not 0 < self.temperature < float('inf'):
       raise ValueError(
-          f'temperature must be finite and > 0 to train: {self.temperature}'
+        f'temperature must be finite and > 0 to train: {self.temperature}'
       )
     for name in ('target_weight', 'prompt_weight'):
       if not 0 <= getattr(self, name) < float('inf'):
@@ -78,8 +78,8 @@ class TurnRow:
       if not is_in.all():
         first = int(np.argmin(is_in))
         raise ValueError(
-            f'kept: response token {first}, {self.response_ids[first]}, is not'
-            f' in the set that it was drawn from: {self.kept[first].tolist()}'
+          f'kept: response token {first}, {self.response_ids[first]}, is not'
+          f' in the set that it was drawn from: {self.kept[first].tolist()}'
         )
 
   @property
@@ -132,8 +132,7 @@ class TurnBatch:
     """Returns micro-batch `index`: the same fields without their axis M."""
     per_token = dataclasses.replace(self, n_micro=None)
     one = jax.tree.map(
-        lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False),
-        per_token,
+      lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), per_token
     )
     return dataclasses.replace(one, n_micro=self.n_micro)
 
@@ -184,15 +183,15 @@ class Packing:
 
 
 def pack(
-    rows: Sequence[TurnRow],
-    *,
-    tokens_per_row: int,
-    rows_per_micro: int,
-    max_micro: int | None = None,
-    layout: Literal['rows', 'forest'] = 'rows',
-    block: int | None = None,
-    pad_id: int = 0,
-    max_kept: int = 0,
+  rows: Sequence[TurnRow],
+  *,
+  tokens_per_row: int,
+  rows_per_micro: int,
+  max_micro: int | None = None,
+  layout: Literal['rows', 'forest'] = 'rows',
+  block: int | None = None,
+  pad_id: int = 0,
+  max_kept: int = 0,
 ) -> tuple[TurnBatch, Packing]:
   """Packs turn rows; deterministic; drops nothing.
 
@@ -228,14 +227,13 @@ def pack(
   for index, row in enumerate(rows):
     if row.places > tokens_per_row:
       raise ValueError(
-          f'row {index}: {len(row.prompt_ids)} prompt and '
-          f'{len(row.response_ids)} response tokens do not fit '
-          f'tokens_per_row={tokens_per_row} (+ 1)'
+        f'row {index}: {len(row.prompt_ids)} prompt and '
+        f'{len(row.response_ids)} response tokens do not fit '
+        f'tokens_per_row={tokens_per_row} (+ 1)'
       )
     if row.kept is not None and row.kept.shape[1] > max_kept:
       raise ValueError(
-          f'row {index}: sets of {row.kept.shape[1]} ids do not fit'
-          f' max_kept={max_kept}'
+        f'row {index}: sets of {row.kept.shape[1]} ids do not fit max_kept={max_kept}'
       )
   temperatures = {row.temperature for row in rows if row.prompt_weight}
   if layout == 'forest' and len(temperatures) > 1:
@@ -248,28 +246,28 @@ def pack(
     max_micro = 1 << (n_micro - 1).bit_length()
   if n_micro > max_micro:
     raise ValueError(
-        f'{len(rows)} rows need {n_micro} micro-batches of {rows_per_micro} x '
-        f'{tokens_per_row} tokens; max_micro is {max_micro}'
+      f'{len(rows)} rows need {n_micro} micro-batches of {rows_per_micro} x '
+      f'{tokens_per_row} tokens; max_micro is {max_micro}'
     )
   shape = (max_micro, rows_per_micro, tokens_per_row)
   batch = _empty(shape, pad_id, n_micro, max_kept)
   places = _fill(batch, rows, plan, block is not None)
   n_tokens = int((batch.subtree_end > 0).sum())
   packing = Packing(
-      places=places,
-      n_rows=len(rows),
-      n_empty=sum(not row.places for row in rows),
-      n_row_tokens=sum(row.places for row in rows),
-      n_tokens=n_tokens,
-      n_targets=int((batch.weights > 0).sum()),
-      n_micro=n_micro,
-      fill=n_tokens / (n_micro * rows_per_micro * tokens_per_row),
+    places=places,
+    n_rows=len(rows),
+    n_empty=sum(not row.places for row in rows),
+    n_row_tokens=sum(row.places for row in rows),
+    n_tokens=n_tokens,
+    n_targets=int((batch.weights > 0).sum()),
+    n_micro=n_micro,
+    fill=n_tokens / (n_micro * rows_per_micro * tokens_per_row),
   )
   return batch, packing
 
 
 def pack_tightest(
-    rows: Sequence[TurnRow], lengths: Sequence[int], **options: Any
+  rows: Sequence[TurnRow], lengths: Sequence[int], **options: Any
 ) -> tuple[TurnBatch, Packing]:
   """Packs into rows of whichever length pads least; of equals, the longest.
 
@@ -286,8 +284,7 @@ def pack_tightest(
   longest = max((row.places for row in rows), default=0)
   fitting = [n for n in lengths if n >= longest] or [max(lengths)]
   packed = [
-      pack(rows, tokens_per_row=n, **options)
-      for n in sorted(fitting, reverse=True)
+    pack(rows, tokens_per_row=n, **options) for n in sorted(fitting, reverse=True)
   ]
   return min(packed, key=lambda p: p[1].n_micro * p[0].token_ids.shape[-1])
 
@@ -296,14 +293,11 @@ def _plan(rows, tokens_per_row, layout, block) -> forest.Plan:
   """Decides where the tokens of every row go."""
   if layout == 'forest':
     return forest.share(
-        [
-            np.concatenate([r.prompt_ids, r.response_ids])[: r.places]
-            for r in rows
-        ],
-        [len(r.response_ids) for r in rows],
-        tokens_per_row,
-        tokens_per_row,
-        [r.n_prompt_targets for r in rows],
+      [np.concatenate([r.prompt_ids, r.response_ids])[: r.places] for r in rows],
+      [len(r.response_ids) for r in rows],
+      tokens_per_row,
+      tokens_per_row,
+      [r.n_prompt_targets for r in rows],
     )
   lengths = [row.places for row in rows]
   bins = _first_fit(lengths, tokens_per_row, block or tokens_per_row)
@@ -311,12 +305,10 @@ def _plan(rows, tokens_per_row, layout, block) -> forest.Plan:
 
 
 def _first_fit(
-    sizes: Sequence[int], capacity: int, block: int
+  sizes: Sequence[int], capacity: int, block: int
 ) -> list[tuple[int, int]]:
   """Returns (bin, start) for each size; first fit, decreasing, stable."""
-  blocks = [
-      min(block, capacity - start) for start in range(0, capacity, block)
-  ]
+  blocks = [min(block, capacity - start) for start in range(0, capacity, block)]
   bins: list[list[int]] = [list(blocks)]  # Room left in each block.
   result = [(0, 0)] * len(sizes)
   for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -338,9 +330,7 @@ def _first_fit(
   return result
 
 
-def _first_block(
-    rooms: Sequence[int], blocks: Sequence[int], size: int
-) -> int | None:
+def _first_block(rooms: Sequence[int], blocks: Sequence[int], size: int) -> int | None:
   """Returns the first block from which `size` places fit, or None."""
   for first, room in enumerate(rooms):
     if size <= room:
@@ -355,10 +345,7 @@ def _first_block(
 
 
 def _fill(
-    batch: TurnBatch,
-    rows: Sequence[TurnRow],
-    plan: forest.Plan,
-    at_parents: bool,
+  batch: TurnBatch, rows: Sequence[TurnRow], plan: forest.Plan, at_parents: bool
 ) -> tuple[Place, ...]:
   """Writes rows into a batch that is all padding; returns where they went.
 
@@ -394,10 +381,15 @@ def _fill(
     else:
       slots = used[here] + np.arange(count)
     new, response = slots[: n_prompt - known], slots[n_prompt - known :]
-    places.append(Place(
-        *here, path, branch.shared,
-        int(response[0]) if len(response) else 0, len(row.response_ids),
-    ))
+    places.append(
+      Place(
+        *here,
+        path,
+        branch.shared,
+        int(response[0]) if len(response) else 0,
+        len(row.response_ids),
+      )
+    )
     if not len(path):
       continue
     used[here] += count
@@ -428,23 +420,23 @@ def _fill(
 
 
 def _empty(
-    shape: tuple[int, int, int], pad_id: int, n_micro: int, max_kept: int
+  shape: tuple[int, int, int], pad_id: int, n_micro: int, max_kept: int
 ) -> TurnBatch:
   """Returns a batch that is all padding."""
   return TurnBatch(
-      token_ids=np.full(shape, pad_id, np.int32),
-      positions=np.zeros(shape, np.int32),
-      subtree_end=np.zeros(shape, np.int32),
-      parents=np.zeros(shape, np.int32),
-      targets=np.full(shape, pad_id, np.int32),
-      responses=np.zeros(shape, np.int32),
-      weights=np.zeros(shape, np.float32),
-      advantages=np.zeros(shape, np.float32),
-      behavior_logprobs=np.zeros(shape, np.float32),
-      old_logprobs=np.zeros(shape, np.float32),
-      temperature=np.ones(shape, np.float32),
-      n_micro=np.int32(n_micro),
-      kept=np.full((*shape, max_kept), -1, np.int32) if max_kept else None,
+    token_ids=np.full(shape, pad_id, np.int32),
+    positions=np.zeros(shape, np.int32),
+    subtree_end=np.zeros(shape, np.int32),
+    parents=np.zeros(shape, np.int32),
+    targets=np.full(shape, pad_id, np.int32),
+    responses=np.zeros(shape, np.int32),
+    weights=np.zeros(shape, np.float32),
+    advantages=np.zeros(shape, np.float32),
+    behavior_logprobs=np.zeros(shape, np.float32),
+    old_logprobs=np.zeros(shape, np.float32),
+    temperature=np.ones(shape, np.float32),
+    n_micro=np.int32(n_micro),
+    kept=np.full((*shape, max_kept), -1, np.int32) if max_kept else None,
   )
 
 
@@ -452,14 +444,11 @@ def unpack(packing: Packing, values: Array) -> list[np.ndarray]:
   """Returns each turn row's response targets of values[M, B, N], in order."""
   values = np.asarray(values)
   return [
-      values[p.micro, p.row, p.first : p.first + p.n_response]
-      for p in packing.places
+    values[p.micro, p.row, p.first : p.first + p.n_response] for p in packing.places
   ]
 
 
-def placed(
-    packing: Packing, values: Sequence[Array], like: Array
-) -> np.ndarray:
+def placed(packing: Packing, values: Sequence[Array], like: Array) -> np.ndarray:
   """Returns an array of a batch's shape: the inverse of `unpack`.
 
   Args:

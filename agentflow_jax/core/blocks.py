@@ -42,16 +42,12 @@ class Blocks:
   def __post_init__(self):
     if self.keys < 1 or self.queries % self.keys:
       raise ValueError(f'queries must be a multiple of keys: {self}')
-    if self.kernel == 'pallas' and (
-        self.queries != self.keys or self.keys % _LANES
-    ):
-      raise ValueError(
-          f'a kernel has square blocks of multiples of {_LANES}: {self}'
-      )
+    if self.kernel == 'pallas' and (self.queries != self.keys or self.keys % _LANES):
+      raise ValueError(f'a kernel has square blocks of multiples of {_LANES}: {self}')
 
 
 def platform_of(
-    device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]  # jax assigns the class.
+  device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]  # jax assigns the class.
 ) -> str:
   """Returns 'cpu', 'tpu', 'cuda' or 'rocm': to JAX the last two are both 'gpu'."""
   if device.platform != 'gpu':
@@ -59,9 +55,7 @@ def platform_of(
   return 'rocm' if 'rocm' in device.client.platform_version else 'cuda'
 
 
-def blocks_of(
-    length: int, choice: str = 'auto', head_dim: int = 0
-) -> Blocks | None:
+def blocks_of(length: int, choice: str = 'auto', head_dim: int = 0) -> Blocks | None:
   """Returns how rows of T tokens are cut; None for dense rows.
 
   Args:
@@ -73,9 +67,7 @@ def blocks_of(
     choice = 'blocks' if length >= _MIN_BLOCKED else 'dense'
     # The kernel for TPUs has run on none yet, and that for GPUs on CUDA's alone.
     has_kernel = head_dim in KERNEL_HEADS
-    if choice == 'blocks' and has_kernel and (
-        platform_of(jax.devices()[0]) == 'cuda'
-    ):
+    if choice == 'blocks' and has_kernel and (platform_of(jax.devices()[0]) == 'cuda'):
       choice = 'pallas'
   if choice == 'dense':
     return None

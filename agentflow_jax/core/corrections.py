@@ -36,10 +36,10 @@ _LEAST = float(np.finfo(np.float32).tiny)
 
 
 def importance_of(
-    config: flow_grpo.FlowGrpoConfig,
-    old_logprobs: Sequence[np.ndarray],
-    behavior_logprobs: Sequence[np.ndarray],
-    rollouts: Sequence[int],
+  config: flow_grpo.FlowGrpoConfig,
+  old_logprobs: Sequence[np.ndarray],
+  behavior_logprobs: Sequence[np.ndarray],
+  rollouts: Sequence[int],
 ) -> list[np.ndarray]:
   """Returns the importance of every target of some turn rows.
 
@@ -56,8 +56,8 @@ def importance_of(
     and otherwise gives an importance that is not a number.
   """
   gaps = [
-      np.asarray(old, np.float64) - np.asarray(behavior, np.float64)
-      for old, behavior in zip(old_logprobs, behavior_logprobs, strict=True)
+    np.asarray(old, np.float64) - np.asarray(behavior, np.float64)
+    for old, behavior in zip(old_logprobs, behavior_logprobs, strict=True)
   ]
   weighed = _means(gaps, rollouts, config.importance_level)
   judged = _means(gaps, rollouts, config.rejection_level)
@@ -78,7 +78,7 @@ def importance_of(
 
 
 def _means(
-    gaps: Sequence[np.ndarray], rollouts: Sequence[int], level: flow_grpo.Level
+  gaps: Sequence[np.ndarray], rollouts: Sequence[int], level: flow_grpo.Level
 ) -> list[np.ndarray]:
   """Returns for each target the mean of the gaps over its set at a level."""
   if level == 'token':
@@ -90,6 +90,6 @@ def _means(
     sums[name] = sums.get(name, 0.0) + float(gap.sum())
     sizes[name] = sizes.get(name, 0) + len(gap)
   return [
-      np.full(len(gap), sums[name] / max(sizes[name], 1))
-      for name, gap in zip(names, gaps, strict=True)
+    np.full(len(gap), sums[name] / max(sizes[name], 1))
+    for name, gap in zip(names, gaps, strict=True)
   ]

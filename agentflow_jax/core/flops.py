@@ -36,15 +36,11 @@ class Work:
 
   def __add__(self, other: 'Work') -> 'Work':
     return Work(
-        self.tokens + other.tokens, self.pairs + other.pairs,
-        self.targets + other.targets,
+      self.tokens + other.tokens, self.pairs + other.pairs, self.targets + other.targets
     )
 
 
-def useful(
-    responses: Sequence[tuple[Ids, Ids]],
-    scores_prompts: bool = False,
-) -> Work:
+def useful(responses: Sequence[tuple[Ids, Ids]], scores_prompts: bool = False) -> Work:
   """Returns the least work that scores, or samples, every response token.
 
   Tokens that responses share from the first token of their prompts on count once.
@@ -85,11 +81,11 @@ def utilisation(flops: float, seconds: float, devices: int, peak: float) -> floa
 
 
 def done(
-    config: layers.ModelConfig,
-    batch: batch_lib.TurnBatch,
-    logits_chunk: int | None = None,
-    row_shards: int = 1,
-    vocab_shards: int = 1,
+  config: layers.ModelConfig,
+  batch: batch_lib.TurnBatch,
+  logits_chunk: int | None = None,
+  row_shards: int = 1,
+  vocab_shards: int = 1,
 ) -> Work:
   """Returns the work that the micro-batches in use come to, padding included.
 
@@ -113,7 +109,7 @@ def done(
   is_target = np.asarray(batch.responses)[:n_micro] > 0
   n_targets, local_rows = is_target.shape[-1], rows // row_shards
   chunk = scoring.chunk_of(
-      local_rows, n_targets, config.vocab_size // vocab_shards, logits_chunk
+    local_rows, n_targets, config.vocab_size // vocab_shards, logits_chunk
   )
   is_target = np.pad(is_target, [(0, 0)] * 2 + [(0, -n_targets % chunk)])
   split = is_target.reshape(n_micro, row_shards, local_rows, -1, chunk)
@@ -128,15 +124,13 @@ def forward(config: layers.ModelConfig, work: Work) -> int:
   a_token = c.n_layers * (projections + 3 * c.d_model * c.d_ff)
   a_pair = c.n_layers * 2 * c.n_heads * c.head_dim
   return 2 * (
-      work.tokens * a_token
-      + work.pairs * a_pair
-      + work.targets * c.d_model * c.vocab_size
+    work.tokens * a_token
+    + work.pairs * a_pair
+    + work.targets * c.d_model * c.vocab_size
   )
 
 
-def update_needed(
-    config: layers.ModelConfig, work: Work, *, reference: bool
-) -> int:
+def update_needed(config: layers.ModelConfig, work: Work, *, reference: bool) -> int:
   """Returns the FLOPs of an update: forward, backward, reference forward.
 
   A backward pass makes two products for each of the forward pass.
@@ -150,11 +144,7 @@ def update_needed(
 
 
 def update_done(
-    config: layers.ModelConfig,
-    work: Work,
-    *,
-    length: int,
-    reference: bool,
+  config: layers.ModelConfig, work: Work, *, length: int, reference: bool
 ) -> int:
   """Returns the FLOPs of an update with what its backward pass makes again.
 

@@ -97,20 +97,18 @@ class FlowGrpoConfig:
 
   def __post_init__(self):
     for name, choices in (
-        ('weighting', _WEIGHTINGS),
-        ('advantage', ('std', 'no_std')),
-        ('advantage_over', ('rollouts', 'rows')),
-        ('terms', ('sum', 'normalised')),
-        ('ratio_level', ('token', 'sequence')),
-        ('old_logprobs', ('behavior', 'recompute')),
-        ('importance_level', _LEVELS),
-        ('rejection_level', _LEVELS),
-        ('surrogate', ('clip', 'cispo')),
+      ('weighting', _WEIGHTINGS),
+      ('advantage', ('std', 'no_std')),
+      ('advantage_over', ('rollouts', 'rows')),
+      ('terms', ('sum', 'normalised')),
+      ('ratio_level', ('token', 'sequence')),
+      ('old_logprobs', ('behavior', 'recompute')),
+      ('importance_level', _LEVELS),
+      ('rejection_level', _LEVELS),
+      ('surrogate', ('clip', 'cispo')),
     ):
       if getattr(self, name) not in choices:
-        raise ValueError(
-            f'{name} must be one of {choices}: {getattr(self, name)!r}'
-        )
+        raise ValueError(f'{name} must be one of {choices}: {getattr(self, name)!r}')
     _check_dr_grpo(self.weighting, self.dr_grpo_length)
     _check_corrections(self)
     if not 0 <= self.clip_low <= 1:
@@ -130,45 +128,40 @@ def _check_corrections(config: FlowGrpoConfig) -> None:
       continue
     if config.old_logprobs != 'recompute':
       raise ValueError(
-          f"{name} needs old_logprobs='recompute': with 'behavior' the ratio that it"
-          ' bounds is 1 everywhere'
+        f"{name} needs old_logprobs='recompute': with 'behavior' the ratio that it"
+        ' bounds is 1 everywhere'
       )
     if not 0 < value < math.inf:
       raise ValueError(f'{name} must be finite and > 0: {value}')
   low, high = config.rejection_low, config.rejection_high
   if low is not None and high is not None and not low < high:
-    raise ValueError(
-        f'rejection_low must be below rejection_high: {low}, {high}'
-    )
+    raise ValueError(f'rejection_low must be below rejection_high: {low}, {high}')
   if config.importance_level != 'token' and config.importance_cap is None:
     raise ValueError(
-        f'importance_level={config.importance_level} is read only with an'
-        ' importance_cap'
+      f'importance_level={config.importance_level} is read only with an importance_cap'
     )
   if config.rejection_level != 'token' and not config.rejects:
     raise ValueError(
-        f'rejection_level={config.rejection_level} is read only with rejection_low'
-        ' or rejection_high'
+      f'rejection_level={config.rejection_level} is read only with rejection_low'
+      ' or rejection_high'
     )
   if config.surrogate == 'cispo' and config.ratio_level != 'token':
-    raise ValueError(
-        "surrogate='cispo' is of token ratios: set ratio_level='token'"
-    )
+    raise ValueError("surrogate='cispo' is of token ratios: set ratio_level='token'")
 
 
 def _check_dr_grpo(weighting: str, length: int | None) -> None:
   if (weighting == 'dr_grpo') != (length is not None):
     raise ValueError(
-        f'dr_grpo_length goes with weighting dr_grpo: {weighting!r}, {length}'
+      f'dr_grpo_length goes with weighting dr_grpo: {weighting!r}, {length}'
     )
   if length is not None and length < 1:
     raise ValueError(f'dr_grpo_length must be at least 1 token: {length}')
 
 
 def advantages(
-    rewards: Sequence[float | None],
-    use_std: bool = True,
-    counts: Sequence[int] | None = None,
+  rewards: Sequence[float | None],
+  use_std: bool = True,
+  counts: Sequence[int] | None = None,
 ) -> np.ndarray:
   """Returns A_i of one group's rollouts.
 
@@ -206,9 +199,9 @@ def advantages(
 
 
 def term_advantages(
-    values: Sequence[Sequence[Sequence[float] | None]],
-    weights: Sequence[float],
-    use_std: bool = True,
+  values: Sequence[Sequence[Sequence[float] | None]],
+  weights: Sequence[float],
+  use_std: bool = True,
 ) -> list[np.ndarray]:
   """Returns A_i where each term of a reward is normalised in its group.
 
@@ -240,18 +233,19 @@ def term_advantages(
         term = [None if v is None else v[k] for v in group]
         total += weight * advantages(term, use_std)
     found.append(total)
-  scored = np.concatenate([np.zeros(0)] + [
-      total[[v is not None for v in group]] for group, total in zip(values, found)
-  ])
+  scored = np.concatenate(
+    [np.zeros(0)]
+    + [total[[v is not None for v in group]] for group, total in zip(values, found)]
+  )
   scale = scored.std(ddof=1) + _EPSILON if len(scored) > 1 else 1.0
   return [total / scale for total in found]
 
 
 def target_weights(
-    lengths: Sequence[Sequence[Sequence[int]]],
-    scored: Sequence[Sequence[bool]],
-    weighting: Weighting = 'turn_mean',
-    dr_grpo_length: int | None = None,
+  lengths: Sequence[Sequence[Sequence[int]]],
+  scored: Sequence[Sequence[bool]],
+  weighting: Weighting = 'turn_mean',
+  dr_grpo_length: int | None = None,
 ) -> list[list[np.ndarray]]:
   """Returns the weight of each target of each turn of an optimizer batch.
 
@@ -284,10 +278,10 @@ def target_weights(
     raise ValueError('lengths and scored do not name the same rollouts')
   n_groups = sum(any(group) for group in scored)
   n_targets = sum(
-      sum(turns)
-      for group, flags in zip(lengths, scored, strict=True)
-      for turns, flag in zip(group, flags, strict=True)
-      if flag
+    sum(turns)
+    for group, flags in zip(lengths, scored, strict=True)
+    for turns, flag in zip(group, flags, strict=True)
+    if flag
   )
 
   def per_turn(turns: Sequence[int], flag: bool, n_scored: int) -> np.ndarray:
@@ -309,6 +303,6 @@ def target_weights(
     return np.where(a > 0, weight, 0.0).astype(np.float32)
 
   return [
-      [per_turn(turns, flag, sum(flags)) for turns, flag in zip(group, flags)]
-      for group, flags in zip(lengths, scored)
+    [per_turn(turns, flag, sum(flags)) for turns, flag in zip(group, flags)]
+    for group, flags in zip(lengths, scored)
   ]

@@ -41,11 +41,11 @@ class Plan:
 
 
 def share(
-    rows: Sequence[np.ndarray],
-    n_targets: Sequence[int],
-    capacity: int,
-    target_capacity: int,
-    n_shared: Sequence[int] | None = None,
+  rows: Sequence[np.ndarray],
+  n_targets: Sequence[int],
+  capacity: int,
+  target_capacity: int,
+  n_shared: Sequence[int] | None = None,
 ) -> Plan:
   """Lays rows out as forests, as many to a packed row as fit.
 
@@ -76,10 +76,7 @@ def share(
     # Of the tokens up to `known`, the second and later ones are targets already.
     known = max(min(known, shared), 1)
     more = n_targets[index] + max(wanted + 1 - known, 0)
-    fits = (
-        cursor + len(row) - shared <= capacity
-        and targets + more <= target_capacity
-    )
+    fits = cursor + len(row) - shared <= capacity and targets + more <= target_capacity
     if not ends or not fits:
       if ends:
         ends[-1][path] = cursor  # What is still open ends with the row.
@@ -133,8 +130,9 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
   return int(differ[0]) if len(differ) else n
 
 
-def apart(places: Sequence[tuple[int, int]], lengths: Sequence[int],
-          capacity: int) -> Plan:
+def apart(
+  places: Sequence[tuple[int, int]], lengths: Sequence[int], capacity: int
+) -> Plan:
   """Returns the layout in which every row is a tree of its own.
 
   Args:

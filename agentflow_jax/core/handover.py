@@ -35,9 +35,7 @@ class Handover:
     local: a tree of this process's shardings, as the result has it.
   """
 
-  def __init__(
-      self, config: model.ModelConfig, mesh: jax_sharding.Mesh, split: bool
-  ):
+  def __init__(self, config: model.ModelConfig, mesh: jax_sharding.Mesh, split: bool):
     """Compiles nothing yet.
 
     Args:
@@ -53,9 +51,9 @@ class Handover:
     inner = sharding.process_box(mesh.devices, jax.process_index())
     if inner is None:
       raise ValueError(
-          'the devices of a process have to be a box of the mesh'
-          f' {dict(mesh.shape)}: make mesh.tensor, or mesh.tensor x mesh.fsdp, a'
-          ' multiple or a divisor of the devices of a process'
+        'the devices of a process have to be a box of the mesh'
+        f' {dict(mesh.shape)}: make mesh.tensor, or mesh.tensor x mesh.fsdp, a'
+        ' multiple or a divisor of the devices of a process'
       )
     if not split:
       inner = (1,) * len(inner)
@@ -71,19 +69,16 @@ class Handover:
     # The same devices in the same order, so one program can have both layouts.
     whole = jax_sharding.Mesh(mesh.devices.reshape(shape), names)
     first, *_ = np.argwhere(
-        np.vectorize(lambda d: d.process_index)(mesh.devices)
-        == jax.process_index()
+      np.vectorize(lambda d: d.process_index)(mesh.devices) == jax.process_index()
     )
     mine = mesh.devices[
-        tuple(slice(at, at + size) for at, size in zip(first, inner, strict=True))
+      tuple(slice(at, at + size) for at, size in zip(first, inner, strict=True))
     ]
     mine = mine.reshape([n for i, n in enumerate(shape) if i % 3])
     self._mesh = jax_sharding.Mesh(
-        mine.transpose(0, 2, 4, 1, 3, 5).reshape(kv_heads, -1), LOCAL_AXES
+      mine.transpose(0, 2, 4, 1, 3, 5).reshape(kv_heads, -1), LOCAL_AXES
     )
-    shapes = jax.eval_shape(
-        lambda: model.init_params(config, jax.random.key(0))
-    )
+    shapes = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
     is_spec = lambda x: isinstance(x, jax_sharding.PartitionSpec)
     groups = config.n_heads // config.n_kv_heads
 
@@ -94,18 +89,20 @@ class Handover:
       def axes(name, size):
         if sharding.PARAM_RULES[name] != 'tensor':
           return None
-        divides = {
-            'heads': not groups % n_groups, 'kv_heads': False,
-        }.get(name, not size % self._mesh.size)
+        divides = {'heads': not groups % n_groups, 'kv_heads': False}.get(
+          name, not size % self._mesh.size
+        )
         if divides:
           return (*of_heads, *of_groups)
         return None if size % kv_heads else of_heads
 
       return jax.tree.map(
-          lambda logical, shape: jax_sharding.NamedSharding(
-              mesh, jax_sharding.PartitionSpec(*map(axes, logical, shape.shape))
-          ),
-          model.logical_axes(config), shapes, is_leaf=is_spec,
+        lambda logical, shape: jax_sharding.NamedSharding(
+          mesh, jax_sharding.PartitionSpec(*map(axes, logical, shape.shape))
+        ),
+        model.logical_axes(config),
+        shapes,
+        is_leaf=is_spec,
       )
 
     self.local = placed(self._mesh, LOCAL_AXES[:1], LOCAL_AXES[1:])
@@ -116,8 +113,8 @@ class Handover:
       return x.astype(config.dtype)
 
     self._laid_out = jax.jit(
-        lambda tree: jax.tree_util.tree_map_with_path(rounded, tree),
-        out_shardings=placed(whole, tuple(names[1::3]), tuple(names[2::3])),
+      lambda tree: jax.tree_util.tree_map_with_path(rounded, tree),
+      out_shardings=placed(whole, tuple(names[1::3]), tuple(names[2::3])),
     )
 
   def lower(self, params: Any) -> Any:
@@ -127,8 +124,9 @@ class Handover:
   def shapes(self, params: Any) -> Any:
     """Returns what a call returns, as jax.ShapeDtypeStruct."""
     return jax.tree.map(
-        lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
-        jax.eval_shape(self._laid_out, params), self.local,
+      lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
+      jax.eval_shape(self._laid_out, params),
+      self.local,
     )
 
   def __call__(self, params: Any) -> Any:

@@ -9,19 +9,33 @@ import re
 from collections.abc import Mapping
 
 _BYTES = {
-    'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2,
-    's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8,
+  'pred': 1,
+  's8': 1,
+  'u8': 1,
+  's16': 2,
+  'u16': 2,
+  'bf16': 2,
+  'f16': 2,
+  's32': 4,
+  'u32': 4,
+  'f32': 4,
+  's64': 8,
+  'u64': 8,
+  'f64': 8,
 }
 KINDS = (
-    'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
-    'collective-permute',
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
 )
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(')
 _SHAPE = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 _CALLED = re.compile(
-    r'\b(calls|to_apply|body|condition|true_computation|false_computation)'
-    r'=%?([\w.\-]+)'
+  r'\b(calls|to_apply|body|condition|true_computation|false_computation)'
+  r'=%?([\w.\-]+)'
 )
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)"?\}')
@@ -96,8 +110,7 @@ def collectives(text: str) -> Mapping[str, Sent]:
 
   walk(entry, 1)
   return {
-      kind: Sent(totals[0][kind], totals[1][kind])
-      for kind in KINDS if totals[0][kind]
+    kind: Sent(totals[0][kind], totals[1][kind]) for kind in KINDS if totals[0][kind]
   }
 
 
@@ -139,8 +152,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
       else:  # From 0 by 1 to the one constant of its condition, if it has one.
         current.conditions[roles['body']] = roles['condition']
     current.calls += [
-        (called, trips if role == 'body' else 1)
-        for role, called in roles.items()
+      (called, trips if role == 'body' else 1) for role, called in roles.items()
     ]
     for branches in _BRANCHES.findall(line):
       current.calls += [(b.strip(' %'), 1) for b in branches.split(',')]
@@ -158,5 +170,5 @@ def _size(shape: str, op: str) -> int:
   if op.endswith('-start') and op != 'all-reduce-start':
     # (operands, results, ...): operands come first, then as many results.
     data = [s for s in sizes if s > 4]
-    return sum(data[len(data) // 2:])
+    return sum(data[len(data) // 2 :])
   return sum(sizes)

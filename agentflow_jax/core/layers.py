@@ -102,14 +102,20 @@ class ModelConfig:
 
   def __post_init__(self):
     for name in (
-        'vocab_size', 'd_model', 'n_layers', 'n_heads', 'n_kv_heads',
-        'head_dim', 'd_ff', 'max_positions',
+      'vocab_size',
+      'd_model',
+      'n_layers',
+      'n_heads',
+      'n_kv_heads',
+      'head_dim',
+      'd_ff',
+      'max_positions',
     ):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1: {getattr(self, name)}')
     if self.n_heads % self.n_kv_heads:
       raise ValueError(
-          f'n_kv_heads {self.n_kv_heads} must divide n_heads {self.n_heads}'
+        f'n_kv_heads {self.n_kv_heads} must divide n_heads {self.n_heads}'
       )
     if self.head_dim % 2:
       raise ValueError(f'head_dim must be even for rotary: {self.head_dim}')
@@ -124,12 +130,10 @@ class ModelConfig:
       raise ValueError(f'remat: unknown {self.remat!r}')
     if self.attention not in ('auto', 'dense', 'blocks', 'pallas'):
       raise ValueError(f'attention: unknown {self.attention!r}')
-    if self.attention == 'pallas' and self.head_dim not in (
-        blocks_lib.KERNEL_HEADS
-    ):
+    if self.attention == 'pallas' and self.head_dim not in (blocks_lib.KERNEL_HEADS):
       raise ValueError(
-          "attention='pallas' needs a head_dim of 64, 128 or 256:"
-          f" {self.head_dim}; take 'blocks'"
+        "attention='pallas' needs a head_dim of 64, 128 or 256:"
+        f" {self.head_dim}; take 'blocks'"
       )
 
 
@@ -153,22 +157,20 @@ class _Linear(nn.Module):
     config = self.config
     init = nn.initializers.normal(self.scale / math.sqrt(self.fan_in))
     kernel: Any = self.param(
-        'kernel',
-        nn.with_logical_partitioning(init, self.axes),
-        self.shape,
-        config.param_dtype,
+      'kernel',
+      nn.with_logical_partitioning(init, self.axes),
+      self.shape,
+      config.param_dtype,
     )
     if config.lora.adapts(self.name or ''):
       kernel = lora_lib.merged(config.lora, kernel, *self._adapter())
     y: Any = primitives.project(config.dtype, self.equation, x, kernel)
     if self.bias_axes is not None:
       bias: Any = self.param(
-          'bias',
-          nn.with_logical_partitioning(
-              nn.initializers.zeros_init(), self.bias_axes
-          ),
-          self.shape[-len(self.bias_axes):],
-          config.param_dtype,
+        'bias',
+        nn.with_logical_partitioning(nn.initializers.zeros_init(), self.bias_axes),
+        self.shape[-len(self.bias_axes) :],
+        config.param_dtype,
       )
       y = y + bias.astype(config.dtype)
     return y
@@ -177,23 +179,23 @@ class _Linear(nn.Module):
     """Returns A, normal with variance 1 / fan_in, and B, which begins as 0."""
     rank = self.config.lora.rank
     n_in = next(
-        n for n in range(len(self.shape))
-        if math.prod(self.shape[:n]) == self.fan_in
+      n for n in range(len(self.shape)) if math.prod(self.shape[:n]) == self.fan_in
     )
     a: Any = self.param(
-        lora_lib.A,
-        nn.with_logical_partitioning(
-            nn.initializers.normal(1 / math.sqrt(self.fan_in)),
-            (*self.axes[:n_in], 'lora'),
-        ),
-        (*self.shape[:n_in], rank), jnp.float32,
+      lora_lib.A,
+      nn.with_logical_partitioning(
+        nn.initializers.normal(1 / math.sqrt(self.fan_in)), (*self.axes[:n_in], 'lora')
+      ),
+      (*self.shape[:n_in], rank),
+      jnp.float32,
     )
     b: Any = self.param(
-        lora_lib.B,
-        nn.with_logical_partitioning(
-            nn.initializers.zeros_init(), ('lora', *self.axes[n_in:])
-        ),
-        (rank, *self.shape[n_in:]), jnp.float32,
+      lora_lib.B,
+      nn.with_logical_partitioning(
+        nn.initializers.zeros_init(), ('lora', *self.axes[n_in:])
+      ),
+      (rank, *self.shape[n_in:]),
+      jnp.float32,
     )
     return a, b
 
@@ -208,12 +210,10 @@ class RMSNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     config = self.config
     scale = self.param(
-        'scale',
-        nn.with_logical_partitioning(
-            nn.initializers.ones_init(), (self.axis,)
-        ),
-        (x.shape[-1],),
-        config.param_dtype,
+      'scale',
+      nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,)),
+      (x.shape[-1],),
+      config.param_dtype,
     )
     return primitives.rms_norm(config.dtype, config.norm_eps, x, scale)
 
@@ -242,7 +242,7 @@ class Cache(Protocol):
   """
 
   def attend(
-      self, dtype: str, layer: Array, q: Array, k: Array, v: Array
+    self, dtype: str, layer: Array, q: Array, k: Array, v: Array
   ) -> tuple[Array, 'Cache']:
     """Keeps a layer's new keys and values, and attends to them and older ones.
 
@@ -268,9 +268,13 @@ class _Attention(nn.Module):
   def _project(self, name: str, heads: int, head_axis: str) -> _Linear:
     config = self.config
     return _Linear(
-        config, 'btd,dhk->bthk', (config.d_model, heads, config.head_dim),
-        ('embed', head_axis, 'head_dim'), config.d_model, name=name,
-        bias_axes=(head_axis, 'head_dim') if config.qkv_bias else None,
+      config,
+      'btd,dhk->bthk',
+      (config.d_model, heads, config.head_dim),
+      ('embed', head_axis, 'head_dim'),
+      config.d_model,
+      name=name,
+      bias_axes=(head_axis, 'head_dim') if config.qkv_bias else None,
     )
 
   @nn.compact
@@ -285,7 +289,7 @@ class _Attention(nn.Module):
       q = RMSNorm(config, 'head_dim', name='q_norm')(q)
       k = RMSNorm(config, 'head_dim', name='k_norm')(k)
     q = self.constrain(
-        rope.rotate(q, context.rotary), ('batch', 'length', 'heads', None)
+      rope.rotate(q, context.rotary), ('batch', 'length', 'heads', None)
     )
     k = rope.rotate(k, context.rotary).transpose(0, 2, 3, 1)
     v = v.transpose(0, 2, 1, 3)
@@ -302,17 +306,25 @@ class _Attention(nn.Module):
       blocks = blocks_lib.blocks_of(length, config.attention, config.head_dim)
       assert context.subtree_end is not None and blocks is not None
       y = attention.attend_blocks(
-          q, k, v, context.subtree_end,
-          blocks=blocks,
-          dtype=config.dtype,
-          mesh=self.constrain.mesh, rows=self.constrain.rows,
+        q,
+        k,
+        v,
+        context.subtree_end,
+        blocks=blocks,
+        dtype=config.dtype,
+        mesh=self.constrain.mesh,
+        rows=self.constrain.rows,
       )
     y = y.astype(config.dtype)
     y = y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
     out = _Linear(
-        config, 'bthk,hkd->btd', (heads, dim, config.d_model),
-        ('heads', 'head_dim', 'embed'), heads * dim, name='o',
-        scale=1 / math.sqrt(2 * config.n_layers),
+      config,
+      'bthk,hkd->btd',
+      (heads, dim, config.d_model),
+      ('heads', 'head_dim', 'embed'),
+      heads * dim,
+      name='o',
+      scale=1 / math.sqrt(2 * config.n_layers),
     )(y)
     return out, cache
 
@@ -329,16 +341,17 @@ class _MLP(nn.Module):
     d, f = config.d_model, config.d_ff
 
     def widen(name):
-      return _Linear(
-          config, 'btd,df->btf', (d, f), ('embed', 'mlp'), d, name=name
-      )(x)
+      return _Linear(config, 'btd,df->btf', (d, f), ('embed', 'mlp'), d, name=name)(x)
 
-    y = self.constrain(
-        nn.silu(widen('gate')) * widen('up'), ('batch', 'length', 'mlp')
-    )
+    y = self.constrain(nn.silu(widen('gate')) * widen('up'), ('batch', 'length', 'mlp'))
     return _Linear(
-        config, 'btf,fd->btd', (f, d), ('mlp', 'embed'), f, name='down',
-        scale=1 / math.sqrt(2 * config.n_layers),
+      config,
+      'btf,fd->btd',
+      (f, d),
+      ('mlp', 'embed'),
+      f,
+      name='down',
+      scale=1 / math.sqrt(2 * config.n_layers),
     )(y)
 
 
@@ -354,7 +367,7 @@ class Block(nn.Module):
     x, cache = carry
     y = RMSNorm(config, 'norm', name='attention_norm')(x)
     y, cache = _Attention(config, self.constrain, name='attention')(
-        y, context, layer, cache
+      y, context, layer, cache
     )
     x = x + y
     y = RMSNorm(config, 'norm', name='mlp_norm')(x)
@@ -377,11 +390,11 @@ def scanned_block(config: ModelConfig) -> type[nn.Module]:
     # Inside a scan nothing can be shared with the forward pass anyway.
     block = nn.remat(block, policy=policy, prevent_cse=False)
   return nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]  # Flax takes one for each argument.
-      out_axes=0,
-      length=config.n_layers,
-      metadata_params={nn.PARTITION_NAME: 'layers'},
+    block,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]  # Flax takes one for each argument.
+    out_axes=0,
+    length=config.n_layers,
+    metadata_params={nn.PARTITION_NAME: 'layers'},
   )

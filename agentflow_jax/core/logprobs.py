@@ -25,10 +25,7 @@ def scale(logits: Array, temperature: Array | float) -> Array:
 
 
 def log_prob_of(
-    logits: Array,
-    targets: Array,
-    temperature: Array | float,
-    keep: Array | None = None,
+  logits: Array, targets: Array, temperature: Array | float, keep: Array | None = None
 ) -> Array:
   """Scores tokens: log softmax(logits / temperature over the kept set).
 
@@ -59,11 +56,11 @@ def _log_normaliser(scaled: Array) -> Array:
 
 
 def statistics(
-    logits: Array,
-    targets: Array,
-    temperature: Array,
-    axis_name: str | None = None,
-    kept: Array | None = None,
+  logits: Array,
+  targets: Array,
+  temperature: Array,
+  axis_name: str | None = None,
+  kept: Array | None = None,
 ) -> tuple[Array, Array, Array]:
   """What log_prob_of says, and the entropy, in one pass over V.
 
@@ -95,13 +92,15 @@ def statistics(
   finite = scaled if keep is None else jnp.where(keep, scaled, 0.0)
   local = targets - offset
   picked = jnp.take_along_axis(
-      scaled, jnp.clip(local, 0, size - 1)[..., None], axis=-1
+    scaled, jnp.clip(local, 0, size - 1)[..., None], axis=-1
   )[..., 0]
-  sums = jnp.stack([
+  sums = jnp.stack(
+    [
       _total(weights),
       _total(weights * finite),
       jnp.where((local >= 0) & (local < size), picked, 0.0),
-  ])
+    ]
+  )
   if axis_name is not None:
     sums = jax.lax.psum(sums, axis_name)
   normaliser = top + jnp.log(sums[0])
@@ -117,12 +116,14 @@ def _total(x: Array) -> Array:
   """Returns the sum over the last axis."""
   # XLA's CPU takes ten times as long to add up a long axis as to multiply by 1.
   return jax.lax.platform_dependent(
+    x,
+    cpu=lambda x: jnp.einsum(
+      '...v,v->...',
       x,
-      cpu=lambda x: jnp.einsum(
-          '...v,v->...', x, jnp.ones(x.shape[-1], x.dtype),
-          precision=jax.lax.Precision.HIGHEST,
-      ),
-      default=lambda x: x.sum(axis=-1),
+      jnp.ones(x.shape[-1], x.dtype),
+      precision=jax.lax.Precision.HIGHEST,
+    ),
+    default=lambda x: x.sum(axis=-1),
   )
 
 
@@ -142,14 +143,14 @@ def mask_of(kept: Array, size: int, offset: Array | int = 0) -> Array:
   local = kept.reshape(-1, kept.shape[-1]) - offset
   is_here = (local >= 0) & (local < size)
   mask = jnp.zeros((len(local), size), bool)
-  mask = mask.at[
-      jnp.arange(len(local))[:, None], jnp.where(is_here, local, size)
-  ].set(True, mode='drop')
+  mask = mask.at[jnp.arange(len(local))[:, None], jnp.where(is_here, local, size)].set(
+    True, mode='drop'
+  )
   return mask.reshape(*kept.shape[:-1], size) | (kept[..., :1] < 0)
 
 
 def truncation_mask(
-    logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array
+  logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array
 ) -> Array:
   """Returns the set that top-k, top-p and min-p leave of each distribution.
 
@@ -178,9 +179,7 @@ def truncation_mask(
   return jnp.take_along_axis(keep, inverse, axis=-1)
 
 
-def _criteria(
-    probs: Array, top_k: Array, top_p: Array, min_p: Array
-) -> Array:
+def _criteria(probs: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
   """Returns which of probs[B, n], the n most likely first, are kept."""
   rank = jnp.arange(probs.shape[-1])
   keep = (top_k[:, None] == 0) | (rank < top_k[:, None])
@@ -192,12 +191,7 @@ def _criteria(
 
 
 def kept_ids(
-    logits: Array,
-    temperature: Array,
-    top_k: Array,
-    top_p: Array,
-    min_p: Array,
-    size: int,
+  logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, size: int
 ) -> Array:
   """Returns the set of `truncation_mask`, but of the `size` most likely alone.
 

@@ -106,14 +106,14 @@ def merge(config: LoraConfig, base: Any, adapters: Any) -> Any:
   def walk(base, adapters):
     if A not in adapters:
       return {
-          name: walk(value, adapters[name]) if name in adapters else value
-          for name, value in base.items()
+        name: walk(value, adapters[name]) if name in adapters else value
+        for name, value in base.items()
       }
     kernel = base['kernel']
     # Layer by layer, as in training: a product of all rounds otherwise.
     whole = jax.lax.map(
-        lambda layer: merged(config, *layer).astype(kernel.dtype),
-        (kernel, adapters[A], adapters[B]),
+      lambda layer: merged(config, *layer).astype(kernel.dtype),
+      (kernel, adapters[A], adapters[B]),
     )
     return {**base, 'kernel': whole}
 
@@ -132,8 +132,7 @@ def distance(config: LoraConfig, base: Any, old: Any, new: Any) -> Array:
   def squares(layer):
     kernel, old, new = layer
     old, new = (
-        primitives.rounded(merged(config, kernel, *x), kernel.dtype)
-        for x in (old, new)
+      primitives.rounded(merged(config, kernel, *x), kernel.dtype) for x in (old, new)
     )
     return jnp.sum(jnp.square(new - old))
 
@@ -141,9 +140,8 @@ def distance(config: LoraConfig, base: Any, old: Any, new: Any) -> Array:
     if A not in old:
       return sum(walk(base[name], old[name], new[name]) for name in old)
     # Layer by layer, so that no second copy of the kernels is needed.
-    return jnp.sum(jax.lax.map(
-        squares,
-        (base['kernel'], (old[A], old[B]), (new[A], new[B])),
-    ))
+    return jnp.sum(
+      jax.lax.map(squares, (base['kernel'], (old[A], old[B]), (new[A], new[B])))
+    )
 
   return jnp.sqrt(walk(base, old, new))

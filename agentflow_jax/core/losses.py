@@ -110,9 +110,9 @@ def zero_sums(with_policy: bool) -> Sums:
   if with_policy:
     names = [field.name for field in dataclasses.fields(PolicySums)]
     policy = dataclasses.replace(
-        PolicySums(**{name: zero for name in names}),
-        gap_counts=jnp.zeros(_GAP_BINS + 1, jnp.float32),
-        extremes=jnp.full(3, -jnp.inf, jnp.float32),
+      PolicySums(**{name: zero for name in names}),
+      gap_counts=jnp.zeros(_GAP_BINS + 1, jnp.float32),
+      extremes=jnp.full(3, -jnp.inf, jnp.float32),
     )
   return Sums(loss=zero, n_targets=zero, entropy=zero, policy=policy)
 
@@ -137,7 +137,7 @@ def sums_over(sums: Sums, axis_name: str) -> Sums:
 
 
 def sft_loss(
-    config: SftConfig, scores: Scores, micro: batch_lib.TurnBatch
+  config: SftConfig, scores: Scores, micro: batch_lib.TurnBatch
 ) -> tuple[Array, Sums]:
   """Returns sum_t weights_t (z_loss log_normalizer_t^2 - logprobs_t), and sums.
 
@@ -148,21 +148,19 @@ def sft_loss(
   """
   is_target = micro.weights > 0
   penalty = config.z_loss * jnp.square(scores.log_normalizer)
-  loss = jnp.sum(
-      jnp.where(is_target, micro.weights * (penalty - scores.logprobs), 0.0)
-  )
+  loss = jnp.sum(jnp.where(is_target, micro.weights * (penalty - scores.logprobs), 0.0))
   return loss, Sums(
-      loss=loss,
-      n_targets=jnp.sum(is_target, dtype=jnp.float32),
-      entropy=jnp.sum(jnp.where(is_target, scores.entropy, 0.0)),
+    loss=loss,
+    n_targets=jnp.sum(is_target, dtype=jnp.float32),
+    entropy=jnp.sum(jnp.where(is_target, scores.entropy, 0.0)),
   )
 
 
 def flow_grpo_loss(
-    config: flow_grpo.FlowGrpoConfig,
-    scores: Scores,
-    ref_logprobs: Array | None,
-    micro: batch_lib.TurnBatch,
+  config: flow_grpo.FlowGrpoConfig,
+  scores: Scores,
+  ref_logprobs: Array | None,
+  micro: batch_lib.TurnBatch,
 ) -> tuple[Array, Sums]:
   """Returns -J of one micro-batch (arXiv 2510.05592, eq. 3) and its sums.
 
@@ -188,8 +186,8 @@ def flow_grpo_loss(
   """
   if (config.kl_coef > 0) != (ref_logprobs is not None):
     raise ValueError(
-        f'kl_coef {config.kl_coef}: a reference is '
-        + ('needed' if ref_logprobs is None else 'given, and would be ignored')
+      f'kl_coef {config.kl_coef}: a reference is '
+      + ('needed' if ref_logprobs is None else 'given, and would be ignored')
     )
   is_target = jnp.asarray(micro.weights > 0)
 
@@ -208,9 +206,7 @@ def flow_grpo_loss(
     surrogate = factor * only_targets(scores.logprobs)
     positive = negative = micro.advantages != 0
   else:
-    surrogate = jnp.minimum(
-        ratio * micro.advantages, clipped * micro.advantages
-    )
+    surrogate = jnp.minimum(ratio * micro.advantages, clipped * micro.advantages)
   importance, counts = jnp.ones_like(ratio), is_target
   if micro.importance is not None:
     importance = only_targets(micro.importance)
@@ -224,30 +220,30 @@ def flow_grpo_loss(
   loss = pg_loss + config.kl_coef * kl
 
   is_fresh = is_target if micro.fresh is None else is_target & micro.fresh
-  gap = jnp.where(
-      is_fresh, jnp.abs(scores.logprobs - micro.behavior_logprobs), 0.0
-  )
+  gap = jnp.where(is_fresh, jnp.abs(scores.logprobs - micro.behavior_logprobs), 0.0)
   sums = Sums(
-      loss=loss,
-      n_targets=jnp.sum(is_target, dtype=jnp.float32),
-      entropy=jnp.sum(only_targets(scores.entropy)),
-      policy=PolicySums(
-          pg_loss=pg_loss,
-          kl=kl,
-          ratio=jnp.sum(only_targets(ratio)),
-          clipped_low=jnp.sum(only_targets((ratio < low) & negative)),
-          clipped_high=jnp.sum(only_targets((ratio > high) & positive)),
-          importance=jnp.sum(only_targets(importance)),
-          rejected=jnp.sum(is_target & ~counts, dtype=jnp.float32),
-          n_fresh=jnp.sum(is_fresh, dtype=jnp.float32),
-          gap=jnp.sum(gap),
-          gap_counts=_gap_counts(gap, is_fresh),
-          extremes=jnp.stack([
-              jnp.max(only_targets(ratio, -jnp.inf)),
-              jnp.max(only_targets(-ratio, -jnp.inf)),
-              jnp.max(jnp.where(is_fresh, gap, -jnp.inf)),
-          ]),
+    loss=loss,
+    n_targets=jnp.sum(is_target, dtype=jnp.float32),
+    entropy=jnp.sum(only_targets(scores.entropy)),
+    policy=PolicySums(
+      pg_loss=pg_loss,
+      kl=kl,
+      ratio=jnp.sum(only_targets(ratio)),
+      clipped_low=jnp.sum(only_targets((ratio < low) & negative)),
+      clipped_high=jnp.sum(only_targets((ratio > high) & positive)),
+      importance=jnp.sum(only_targets(importance)),
+      rejected=jnp.sum(is_target & ~counts, dtype=jnp.float32),
+      n_fresh=jnp.sum(is_fresh, dtype=jnp.float32),
+      gap=jnp.sum(gap),
+      gap_counts=_gap_counts(gap, is_fresh),
+      extremes=jnp.stack(
+        [
+          jnp.max(only_targets(ratio, -jnp.inf)),
+          jnp.max(only_targets(-ratio, -jnp.inf)),
+          jnp.max(jnp.where(is_fresh, gap, -jnp.inf)),
+        ]
       ),
+    ),
   )
   return loss, jax.lax.stop_gradient(sums)
 
@@ -259,7 +255,7 @@ def _response_mean(x: Array, is_target: Array, responses: Array) -> Array:
     count = responses.shape[0] + 1
     sums = jax.ops.segment_sum(x, responses, num_segments=count)
     sizes = jax.ops.segment_sum(
-        is_target.astype(jnp.float32), responses, num_segments=count
+      is_target.astype(jnp.float32), responses, num_segments=count
     )
     return (sums / jnp.maximum(sizes, 1.0))[responses]
 
@@ -289,9 +285,9 @@ def metrics_of(sums: Sums) -> dict[str, Array]:
   """
   n = jnp.maximum(sums.n_targets, 1.0)
   metrics = {
-      'loss': sums.loss,
-      'n_targets': sums.n_targets,
-      'entropy': sums.entropy / n,
+    'loss': sums.loss,
+    'n_targets': sums.n_targets,
+    'entropy': sums.entropy / n,
   }
   policy = sums.policy
   if policy is None:
@@ -303,18 +299,18 @@ def metrics_of(sums: Sums) -> dict[str, Array]:
   n_counting = sums.n_targets - policy.rejected
   edge = 2.0 ** (_GAP_FLOOR + jnp.argmax(reached) / 8)
   return metrics | {
-      'pg_loss': policy.pg_loss,
-      'kl': policy.kl,
-      'ratio_mean': jnp.where(any_target, policy.ratio / n, 1.0),
-      'ratio_max': jnp.where(any_target, ratio_max, 1.0),
-      'ratio_min': jnp.where(any_target, -minus_ratio_min, 1.0),
-      'clip_frac_low': policy.clipped_low / n,
-      'clip_frac_high': policy.clipped_high / n,
-      'importance_mean': jnp.where(
-          n_counting > 0, policy.importance / jnp.maximum(n_counting, 1.0), 1.0
-      ),
-      'rejected_frac': policy.rejected / n,
-      'logprob_gap/mean': policy.gap / jnp.maximum(policy.n_fresh, 1.0),
-      'logprob_gap/p99': jnp.minimum(edge, gap_max),
-      'logprob_gap/max': gap_max,
+    'pg_loss': policy.pg_loss,
+    'kl': policy.kl,
+    'ratio_mean': jnp.where(any_target, policy.ratio / n, 1.0),
+    'ratio_max': jnp.where(any_target, ratio_max, 1.0),
+    'ratio_min': jnp.where(any_target, -minus_ratio_min, 1.0),
+    'clip_frac_low': policy.clipped_low / n,
+    'clip_frac_high': policy.clipped_high / n,
+    'importance_mean': jnp.where(
+      n_counting > 0, policy.importance / jnp.maximum(n_counting, 1.0), 1.0
+    ),
+    'rejected_frac': policy.rejected / n,
+    'logprob_gap/mean': policy.gap / jnp.maximum(policy.n_fresh, 1.0),
+    'logprob_gap/p99': jnp.minimum(edge, gap_max),
+    'logprob_gap/max': gap_max,
   }

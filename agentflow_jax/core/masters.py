@@ -43,6 +43,4 @@ def rounding_of(master: Any, dtype: str) -> Any:
     master: float32 tree.
     dtype: param_dtype of the network.
   """
-  return jax.tree.map(
-      lambda x: primitives.rounded(x, dtype).astype(dtype), master
-  )
+  return jax.tree.map(lambda x: primitives.rounded(x, dtype).astype(dtype), master)

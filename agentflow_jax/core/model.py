@@ -51,29 +51,27 @@ class Transformer(nn.Module):
     config = self.config
     init = nn.initializers.normal(1 / math.sqrt(config.d_model))
     self.embedding = self.param(
-        'embedding',
-        nn.with_logical_partitioning(init, ('vocab', 'embed')),
-        (config.vocab_size, config.d_model),
-        config.param_dtype,
+      'embedding',
+      nn.with_logical_partitioning(init, ('vocab', 'embed')),
+      (config.vocab_size, config.d_model),
+      config.param_dtype,
     )
     if not config.tie_embeddings:
       self.head = self.param(
-          'head',
-          nn.with_logical_partitioning(init, ('embed', 'vocab')),
-          (config.d_model, config.vocab_size),
-          config.param_dtype,
+        'head',
+        nn.with_logical_partitioning(init, ('embed', 'vocab')),
+        (config.d_model, config.vocab_size),
+        config.param_dtype,
       )
     if self.unrolled:
       self.layers = [
-          layers.Block(config, self.constrain) for _ in range(config.n_layers)
+        layers.Block(config, self.constrain) for _ in range(config.n_layers)
       ]
     else:
       self.layers = layers.scanned_block(config)(config, self.constrain)
     self.final_norm = layers.RMSNorm(config, 'norm')
 
-  def __call__(
-      self, token_ids, positions, mask=None, subtree_end=None, cache=None
-  ):
+  def __call__(self, token_ids, positions, mask=None, subtree_end=None, cache=None):
     """Returns the normalised last hidden states, and the cache if given.
 
     Args:
@@ -87,12 +85,14 @@ class Transformer(nn.Module):
       dtype[B, T, D], and the cache with the new tokens, or None.
     """
     context = layers.Context(
-        rotary=rope.tables(
-            self.config.rope_theta, self.config.head_dim,
-            self.config.rope_scaling, positions,
-        ),
-        mask=mask,
-        subtree_end=subtree_end,
+      rotary=rope.tables(
+        self.config.rope_theta,
+        self.config.head_dim,
+        self.config.rope_scaling,
+        positions,
+      ),
+      mask=mask,
+      subtree_end=subtree_end,
     )
     embedding: Any = self.embedding
     stack: Any = self.layers  # A list of them, or one that is scanned.
@@ -120,15 +120,11 @@ def unrolled(config: ModelConfig, params: Params) -> Params:
   """
   apart = {k: v for k, v in params.items() if k != 'layers'}
   for i in range(config.n_layers):
-    apart[f'layers_{i}'] = jax.tree.map(
-        lambda x, i=i: x[i], params['layers']
-    )
+    apart[f'layers_{i}'] = jax.tree.map(lambda x, i=i: x[i], params['layers'])
   return apart
 
 
-def make_unrolled_fn(
-    config: ModelConfig, params: Params
-) -> Callable[[Params], Params]:
+def make_unrolled_fn(config: ModelConfig, params: Params) -> Callable[[Params], Params]:
   """Returns `unrolled` as a function that keeps everything on its devices.
 
   Layers are in new arrays; the other arrays are those that were given.
@@ -139,8 +135,8 @@ def make_unrolled_fn(
   """
   where = jax.tree.map(_layer_sharding, params['layers'])
   split = jax.jit(
-      functools.partial(unrolled, config),
-      out_shardings={f'layers_{i}': where for i in range(config.n_layers)},
+    functools.partial(unrolled, config),
+    out_shardings={f'layers_{i}': where for i in range(config.n_layers)},
   )
 
   def apart(params: Params) -> Params:
@@ -163,17 +159,14 @@ def take_apart(config: ModelConfig, params: Params) -> Params:
   layers: list[list[Array]] = [[] for _ in range(config.n_layers)]
   leaves, tree = jax.tree.flatten(params['layers'])
   for stacked in leaves:
-    parts = jax.jit(
-        lambda x: list(x), out_shardings=_layer_sharding(stacked)
-    )(stacked)
+    parts = jax.jit(lambda x: list(x), out_shardings=_layer_sharding(stacked))(stacked)
     jax.block_until_ready(parts)
     stacked.delete()
     for layer, part in zip(layers, parts, strict=True):
       layer.append(part)
   apart = {k: v for k, v in params.items() if k != 'layers'}
   return apart | {
-      f'layers_{i}': jax.tree.unflatten(tree, layer)
-      for i, layer in enumerate(layers)
+    f'layers_{i}': jax.tree.unflatten(tree, layer) for i, layer in enumerate(layers)
   }
 
 
@@ -183,7 +176,7 @@ def _layer_sharding(stacked: Any) -> jax.sharding.Sharding:
   if not isinstance(where, jax.sharding.NamedSharding):
     return where
   return jax.sharding.NamedSharding(
-      where.mesh, jax.sharding.PartitionSpec(*where.spec[1:])
+    where.mesh, jax.sharding.PartitionSpec(*where.spec[1:])
   )
 
 
@@ -196,7 +189,7 @@ def logits_of(config: ModelConfig, kernel: Array, hidden: Array) -> Array:
   """Returns float32 logits [..., V] of normalised hidden states [..., D]."""
   equation = '...d,vd->...v' if config.tie_embeddings else '...d,dv->...v'
   return primitives.float32_product(
-      config.dtype, equation, hidden, kernel.astype(config.dtype)
+    config.dtype, equation, hidden, kernel.astype(config.dtype)
   )
 
 
@@ -220,19 +213,17 @@ def init_params(config: ModelConfig, key: Array) -> Params:
 
 def logical_axes(config: ModelConfig) -> Any:
   """Returns init_params' tree with a PartitionSpec of logical names a leaf."""
-  shapes = jax.eval_shape(
-      lambda: _init_boxed(config, jax.random.key(0))
-  )
+  shapes = jax.eval_shape(lambda: _init_boxed(config, jax.random.key(0)))
   return nn.get_partition_spec(shapes)['params']
 
 
 def hidden_states(
-    config: ModelConfig,
-    params: Params,
-    token_ids: Array,
-    positions: Array,
-    subtree_end: Array,
-    constrain: Constrain = Constrain(),
+  config: ModelConfig,
+  params: Params,
+  token_ids: Array,
+  positions: Array,
+  subtree_end: Array,
+  constrain: Constrain = Constrain(),
 ) -> Array:
   """Runs every layer on packed rows, each a forest in depth-first order.
 
@@ -250,14 +241,14 @@ def hidden_states(
   Returns:
     dtype[B, T, D], what `unembed` takes.
   """
-  if blocks_lib.blocks_of(
-      token_ids.shape[1], config.attention, config.head_dim
-  ) is None:
+  if (
+    blocks_lib.blocks_of(token_ids.shape[1], config.attention, config.head_dim) is None
+  ):
     mask, ends = attention.visible(subtree_end), None
   else:
     mask, ends = None, subtree_end
   hidden, _ = Transformer(config, constrain).apply(
-      {'params': params}, token_ids, positions, mask, subtree_end=ends
+    {'params': params}, token_ids, positions, mask, subtree_end=ends
   )
   return hidden
 
@@ -268,11 +259,11 @@ def unembed(config: ModelConfig, params: Params, hidden: Array) -> Array:
 
 
 def forward(
-    config: ModelConfig,
-    params: Params,
-    token_ids: Array,
-    positions: Array,
-    subtree_end: Array,
+  config: ModelConfig,
+  params: Params,
+  token_ids: Array,
+  positions: Array,
+  subtree_end: Array,
 ) -> Array:
   """Returns float32 logits [B, T, V]; arguments as in hidden_states.
 
@@ -283,11 +274,7 @@ def forward(
 
 
 def hidden_states_cached(
-    config: ModelConfig,
-    params: Params,
-    token_ids: Array,
-    positions: Array,
-    cache: Cache,
+  config: ModelConfig, params: Params, token_ids: Array, positions: Array, cache: Cache
 ) -> tuple[Array, Cache]:
   """Reads T more tokens of each row; both prefill and decode.
 

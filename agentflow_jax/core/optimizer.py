@@ -65,13 +65,12 @@ class OptimizerConfig:
       raise ValueError(f'warmup_steps must be >= 0: {self.warmup_steps}')
     if (self.schedule == 'constant') != (self.total_steps is None):
       raise ValueError(
-          f'total_steps goes with cosine and linear: {self.schedule!r}, '
-          f'{self.total_steps}'
+        f'total_steps goes with cosine and linear: {self.schedule!r}, '
+        f'{self.total_steps}'
       )
     if self.total_steps is not None and self.total_steps <= self.warmup_steps:
       raise ValueError(
-          f'total_steps {self.total_steps} must exceed warmup_steps '
-          f'{self.warmup_steps}'
+        f'total_steps {self.total_steps} must exceed warmup_steps {self.warmup_steps}'
       )
     for name in ('b1', 'b2'):
       if not 0 <= getattr(self, name) < 1:
@@ -109,7 +108,7 @@ def make_schedule(config: OptimizerConfig) -> Callable[[Any], jax.Array]:
 
 def _decay_mask(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key in _DECAYED, params
+    lambda path, _: path[-1].key in _DECAYED, params
   )
 
 
@@ -136,7 +135,7 @@ def _scaled(path: Any, update: jax.Array) -> jax.Array:
   """Returns an orthogonal update at the size of Adam's (arXiv 2502.16982, eq. 4)."""
   axes = _matrix_axes(path, update)
   fans = (
-      math.prod(update.shape[i] for i in np.atleast_1d(numbers)) for numbers in axes
+    math.prod(update.shape[i] for i in np.atleast_1d(numbers)) for numbers in axes
   )
   return update * (_ROOT_MEAN_SQUARE * math.sqrt(max(fans)))
 
@@ -144,24 +143,24 @@ def _scaled(path: Any, update: jax.Array) -> jax.Array:
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
   """Returns the rule that makes a direction of gradients."""
   adam = optax.scale_by_adam(
-      b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mu_dtype
+    b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mu_dtype
   )
   if config.kind == 'adam':
     return adam
   axes = lambda tree: jax.tree_util.tree_map_with_path(_matrix_axes, tree)
   muon = optax.chain(
-      optax.contrib.scale_by_muon(
-          beta=_MOMENTUM, mu_dtype=config.mu_dtype, weight_dimension_numbers=axes
-      ),
-      optax.stateless(
-          lambda updates, _: jax.tree_util.tree_map_with_path(_scaled, updates)
-      ),
+    optax.contrib.scale_by_muon(
+      beta=_MOMENTUM, mu_dtype=config.mu_dtype, weight_dimension_numbers=axes
+    ),
+    optax.stateless(
+      lambda updates, _: jax.tree_util.tree_map_with_path(_scaled, updates)
+    ),
   )
   return optax.partition(
-      {'adam': adam, 'muon': muon},
-      lambda params: jax.tree_util.tree_map_with_path(
-          lambda path, _: 'muon' if _is_matrix(path) else 'adam', params
-      ),
+    {'adam': adam, 'muon': muon},
+    lambda params: jax.tree_util.tree_map_with_path(
+      lambda path, _: 'muon' if _is_matrix(path) else 'adam', params
+    ),
   )
 
 
@@ -172,15 +171,13 @@ def make_tx(config: OptimizerConfig) -> optax.GradientTransformation:
     steps.append(optax.clip_by_global_norm(config.max_grad_norm))
   steps.append(_direction(config))
   if config.weight_decay:
-    steps.append(
-        optax.add_decayed_weights(config.weight_decay, mask=_decay_mask)
-    )
+    steps.append(optax.add_decayed_weights(config.weight_decay, mask=_decay_mask))
   steps.append(optax.scale_by_learning_rate(make_schedule(config)))
   return optax.chain(*steps)
 
 
 def state_like(
-    tx: optax.GradientTransformation, state: Any, per_param: Any, other: Any
+  tx: optax.GradientTransformation, state: Any, per_param: Any, other: Any
 ) -> Any:
   """Returns an optimizer state's tree with values of the parameters in it.
 
@@ -194,10 +191,10 @@ def state_like(
   # Muon's state has no array for what Adam takes, and the other way round.
   is_absent = lambda x: isinstance(x, optax.MaskedNode)
   return optax.tree_utils.tree_map_params(
-      tx,
-      lambda held, value: held if is_absent(held) else value,
-      state,
-      per_param,
-      transform_non_params=lambda _: other,
-      is_leaf=is_absent,
+    tx,
+    lambda held, value: held if is_absent(held) else value,
+    state,
+    per_param,
+    transform_non_params=lambda _: other,
+    is_leaf=is_absent,
   )

@@ -29,9 +29,9 @@ class Peak:
 
 
 def of_devices(
-    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]  # jax assigns the class.
-    dtype: str,
-    given: float = 0.0,
+  devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]  # jax assigns the class.
+  dtype: str,
+  given: float = 0.0,
 ) -> Peak:
   """Returns the peak of one of the devices that a run trains on.
 
@@ -66,10 +66,12 @@ def measured(dtype: str, widths: Sequence[int] = ()) -> float:
   if not widths:
     widths = _CPU_WIDTHS if jax.default_backend() == 'cpu' else _WIDTHS
   product = jax.jit(
-      lambda a: jnp.matmul(
-          a, a, precision='highest' if dtype == 'float32' else None,
-          preferred_element_type=jnp.float32,
-      )
+    lambda a: jnp.matmul(
+      a,
+      a,
+      precision='highest' if dtype == 'float32' else None,
+      preferred_element_type=jnp.float32,
+    )
   )
   best = 0.0
   for n in widths:

@@ -44,24 +44,22 @@ def float32_product(dtype: str, equation: str, a: Array, b: Array) -> Array:
 
   def product(a, b):
     return jnp.einsum(
-        equation, a, b, precision=precision_of(dtype),
-        preferred_element_type=jnp.float32,
+      equation, a, b, precision=precision_of(dtype), preferred_element_type=jnp.float32
     )
 
   if dtype == 'float32':
     return product(a, b)
   # XLA's CPU has no such product of bfloat16 operands; in float32 it is exact.
   return jax.lax.platform_dependent(
-      a, b,
-      cpu=lambda a, b: product(a.astype(jnp.float32), b.astype(jnp.float32)),
-      default=product,
+    a,
+    b,
+    cpu=lambda a, b: product(a.astype(jnp.float32), b.astype(jnp.float32)),
+    default=product,
   )
 
 
 def _projected(dtype, equation, x, kernel) -> Array:
-  return jnp.einsum(
-      equation, x, kernel.astype(dtype), precision=precision_of(dtype)
-  )
+  return jnp.einsum(equation, x, kernel.astype(dtype), precision=precision_of(dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -93,7 +91,7 @@ def _project_backward(dtype, equation, saved, d_y):
   pairs = [(x_axes, x), (y_axes, d_y)]
   (axes, first), (other_axes, second) = sorted(pairs, key=lambda p: p[1].size)
   d_kernel = float32_product(
-      dtype, f'{axes},{other_axes}->{kernel_axes}', first, second
+    dtype, f'{axes},{other_axes}->{kernel_axes}', first, second
   )
   return d_x, d_kernel.astype(kernel.dtype)
 
@@ -142,8 +140,10 @@ def _sum_last(x: Array) -> Array:
   # A product with ones, not a sum: XLA's CPU sums a short axis in an order that
   # depends on the other axes, and sampler and trainer differ in those.
   return jnp.einsum(
-      '...d,d->...', x, jnp.ones(x.shape[-1], jnp.float32),
-      precision=jax.lax.Precision.HIGHEST,
+    '...d,d->...',
+    x,
+    jnp.ones(x.shape[-1], jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
   )[..., None]
 
 
@@ -185,8 +185,10 @@ def _rms_norm_backward(dtype, eps, saved, d_y):
   # apart: merged, they could not stay sharded as they are.)
   axes = 'abcefg'[: x.ndim - 1]
   d_scale = jnp.einsum(
-      f'{axes},{axes}d->d', jnp.ones(x.shape[:-1], jnp.float32), d_y * y,
-      precision=jax.lax.Precision.HIGHEST,
+    f'{axes},{axes}d->d',
+    jnp.ones(x.shape[:-1], jnp.float32),
+    d_y * y,
+    precision=jax.lax.Precision.HIGHEST,
   )
   return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
 

@@ -54,21 +54,18 @@ class RopeScaling:
         raise ValueError(f'rope_scaling: divisors must be > 0: {self.divisors}')
     elif self.factor < 1 or self.original_max_positions < 1:
       raise ValueError(
-          'rope_scaling needs factor >= 1 and original_max_positions >= 1:'
-          f' {self}'
+        f'rope_scaling needs factor >= 1 and original_max_positions >= 1: {self}'
       )
     if not self.low_freq_factor < self.high_freq_factor:
       raise ValueError(
-          f'rope_scaling: low_freq_factor must be below high_freq_factor: {self}'
+        f'rope_scaling: low_freq_factor must be below high_freq_factor: {self}'
       )
     if not 0 < self.beta_slow < self.beta_fast:
-      raise ValueError(
-          f'rope_scaling: beta_slow must be below beta_fast: {self}'
-      )
+      raise ValueError(f'rope_scaling: beta_slow must be below beta_fast: {self}')
 
 
 def scaled_frequencies(
-    theta: float, head_dim: int, scaling: RopeScaling
+  theta: float, head_dim: int, scaling: RopeScaling
 ) -> tuple[np.ndarray, float]:
   """Returns float64[E/2] frequencies [radians a token] and cos, sin's factor.
 
@@ -85,8 +82,8 @@ def scaled_frequencies(
   if scaling.kind == 'divisors':
     if len(scaling.divisors) != len(plain):
       raise ValueError(
-          f'rope_scaling has {len(scaling.divisors)} divisors, head_dim'
-          f' {head_dim} needs {len(plain)}'
+        f'rope_scaling has {len(scaling.divisors)} divisors, head_dim'
+        f' {head_dim} needs {len(plain)}'
       )
     return plain / np.array(scaling.divisors), 1.0
   stretched = plain / scaling.factor
@@ -99,10 +96,7 @@ def scaled_frequencies(
 
   def index_of(turns):
     """The (fractional) index whose frequency makes so many turns."""
-    return (
-        head_dim * math.log(context / (2 * math.pi * turns))
-        / (2 * math.log(theta))
-    )
+    return head_dim * math.log(context / (2 * math.pi * turns)) / (2 * math.log(theta))
 
   first = max(math.floor(index_of(scaling.beta_fast)), 0)
   last = min(math.ceil(index_of(scaling.beta_slow)), head_dim - 1)
@@ -115,10 +109,7 @@ def scaled_frequencies(
 
 
 def tables(
-    theta: float,
-    head_dim: int,
-    scaling: RopeScaling | None,
-    positions: Array,
+  theta: float, head_dim: int, scaling: RopeScaling | None, positions: Array
 ) -> tuple[Array, Array]:
   """Returns float32 (cos, sin)[B, T, 1, E/2] of position * frequency.
 
@@ -146,7 +137,5 @@ def rotate(x: Array, table: tuple[Array, Array]) -> Array:
   """Rotates the pairs (x[i], x[i + E/2]) of x[B, T, heads, E]."""
   cos, sin = table
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  y = jnp.concatenate(
-      [first * cos - second * sin, second * cos + first * sin], axis=-1
-  )
+  y = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return y.astype(x.dtype)

@@ -26,11 +26,11 @@ _MAX_LOGITS = 1 << 25
 
 
 def score_micro(
-    config: model.ModelConfig,
-    params: model.Params,
-    micro: batch_lib.TurnBatch,
-    constrain: model.Constrain,
-    logits_chunk: int | None = None,
+  config: model.ModelConfig,
+  params: model.Params,
+  micro: batch_lib.TurnBatch,
+  constrain: model.Constrain,
+  logits_chunk: int | None = None,
 ) -> losses.Scores:
   """Scores the targets of one micro-batch.
 
@@ -51,8 +51,12 @@ def score_micro(
   """
   as_jax = jnp.asarray
   hidden = model.hidden_states(
-      config, params, as_jax(micro.token_ids), as_jax(micro.positions),
-      as_jax(micro.subtree_end), constrain,
+    config,
+    params,
+    as_jax(micro.token_ids),
+    as_jax(micro.positions),
+    as_jax(micro.subtree_end),
+    constrain,
   )
   hidden = constrain.pick(hidden, as_jax(micro.parents))
   kernel = model.output_kernel(config, params)
@@ -67,21 +71,18 @@ def score_micro(
     rows //= math.prod(mesh.shape[axis] for axis in constrain.rows)
     vocab_size //= mesh.shape['tensor']
   chunk = chunk_of(rows, length, vocab_size, logits_chunk)
-  arrays = (
-      hidden, micro.targets, micro.temperature, micro.responses > 0, micro.kept
-  )
+  arrays = (hidden, micro.targets, micro.temperature, micro.responses > 0, micro.kept)
   short = -length % chunk
   if short:
     arrays = jax.tree.map(
-        lambda x: jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2)),
-        arrays,
+      lambda x: jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2)), arrays
     )
   scores = _score(config, spread, chunk, kernel, *arrays)
   return jax.tree.map(lambda x: x[:, :length], scores)
 
 
 def chunk_of(
-    rows: int, length: int, vocab_size: int, logits_chunk: int | None = None
+  rows: int, length: int, vocab_size: int, logits_chunk: int | None = None
 ) -> int:
   """Returns how many targets of each of a device's B rows have logits at once.
 
@@ -117,10 +118,12 @@ def _mapped(f, spread, takes, gives):
   mesh, rows = spread
   of_rows = lambda x: _Spec(rows) if x == 'rows' else x
   return jax.shard_map(
-      f, mesh=mesh, in_specs=tuple(map(of_rows, takes)),
-      out_specs=tuple(map(of_rows, gives)) if isinstance(gives, list)
-      else of_rows(gives),
-      axis_names={*rows, 'tensor'}, check_vma=False,
+    f,
+    mesh=mesh,
+    in_specs=tuple(map(of_rows, takes)),
+    out_specs=tuple(map(of_rows, gives)) if isinstance(gives, list) else of_rows(gives),
+    axis_names={*rows, 'tensor'},
+    check_vma=False,
   )
 
 
@@ -130,7 +133,7 @@ _TAKES = [_Spec('tensor'), *['rows'] * 5]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _score(
-    config, spread, chunk, kernel, hidden, targets, temperature, is_target, kept
+  config, spread, chunk, kernel, hidden, targets, temperature, is_target, kept
 ) -> losses.Scores:
   """Scores targets[B, N] by the states hidden[B, N, D] of their parents.
 
@@ -145,18 +148,22 @@ def _score(
     def body(i, scores):
       start = which[i] * chunk
       logits = _logits(config, kernel, _slice(hidden, start, chunk))
-      piece = losses.Scores(*logprobs.statistics(
-          logits, _slice(targets, start, chunk),
-          _slice(temperature, start, chunk), spread and 'tensor',
+      piece = losses.Scores(
+        *logprobs.statistics(
+          logits,
+          _slice(targets, start, chunk),
+          _slice(temperature, start, chunk),
+          spread and 'tensor',
           None if kept is None else _slice(kept, start, chunk),
-      ))
+        )
+      )
       return jax.tree.map(functools.partial(_write, start=start), scores, piece)
 
     zeros = jnp.zeros(targets.shape, jnp.float32)
     return jax.lax.fori_loop(0, count, body, losses.Scores(zeros, zeros, zeros))
 
   return _mapped(local, spread, _TAKES, 'rows')(
-      kernel, hidden, targets, temperature, is_target, kept
+    kernel, hidden, targets, temperature, is_target, kept
   )
 
 
@@ -174,8 +181,15 @@ def _backward(config, spread, chunk, saved, cotangents):
   arrays, log_normalizer = saved
 
   def local(
-      kernel, hidden, targets, temperature, is_target, kept, log_normalizer,
-      d_logprob, d_normalizer,
+    kernel,
+    hidden,
+    targets,
+    temperature,
+    is_target,
+    kept,
+    log_normalizer,
+    d_logprob,
+    d_normalizer,
   ):
     which, count = _chunks_in_use(is_target, chunk)
     ids = jnp.arange(kernel.shape[0])
@@ -189,49 +203,44 @@ def _backward(config, spread, chunk, saved, cotangents):
       start = which[i] * chunk
       piece = functools.partial(_slice, start=start, size=chunk)
       states = piece(hidden)
-      scaled = logprobs.scale(
-          _logits(config, kernel, states), piece(temperature)
-      )
+      scaled = logprobs.scale(_logits(config, kernel, states), piece(temperature))
       probs = jnp.exp(scaled - piece(log_normalizer)[..., None])
       if kept is not None:
         keep = logprobs.mask_of(piece(kept), kernel.shape[0], first)
         probs = jnp.where(keep, probs, 0.0)
       d_chosen = jnp.where(
-          ids == piece(targets)[..., None], piece(d_logprob)[..., None], 0.0
+        ids == piece(targets)[..., None], piece(d_logprob)[..., None], 0.0
       )
       d_all = (piece(d_normalizer) - piece(d_logprob))[..., None]
       d_logits = logprobs.scale(d_chosen + d_all * probs, piece(temperature))
       d_logits = d_logits.astype(config.dtype)
       # States first: in this order nothing of V's size is transposed.
       d_kernel += product('bnd,bnv->dv', states, d_logits)
-      d_states = product(
-          'bnv,vd->bnd', d_logits, kernel.astype(config.dtype)
-      )
+      d_states = product('bnv,vd->bnd', d_logits, kernel.astype(config.dtype))
       return d_kernel, _write(d_hidden, d_states, start)
 
     d_kernel, d_hidden = jax.lax.fori_loop(
-        0, count, body,
-        (
-            jnp.zeros(kernel.shape[::-1], jnp.float32),
-            jnp.zeros(hidden.shape, jnp.float32),
-        ),
+      0,
+      count,
+      body,
+      (
+        jnp.zeros(kernel.shape[::-1], jnp.float32),
+        jnp.zeros(hidden.shape, jnp.float32),
+      ),
     )
     if spread is not None:
       # Once a micro-batch, not once a chunk.
       if 'data' in spread[1]:
         d_kernel = jax.lax.psum(d_kernel, 'data')
-      d_kernel = jax.lax.psum_scatter(
-          d_kernel, 'fsdp', scatter_dimension=0, tiled=True
-      )
+      d_kernel = jax.lax.psum_scatter(d_kernel, 'fsdp', scatter_dimension=0, tiled=True)
       d_hidden = jax.lax.psum(d_hidden, 'tensor')
     return d_kernel.T.astype(kernel.dtype), d_hidden.astype(hidden.dtype)
 
   mapped: Any = _mapped(
-      local, spread, [*_TAKES, *['rows'] * 3],
-      [_Spec('tensor', 'fsdp'), 'rows'],
+    local, spread, [*_TAKES, *['rows'] * 3], [_Spec('tensor', 'fsdp'), 'rows']
   )
   d_kernel, d_hidden = mapped(
-      *arrays, log_normalizer, cotangents.logprobs, cotangents.log_normalizer
+    *arrays, log_normalizer, cotangents.logprobs, cotangents.log_normalizer
   )
   return d_kernel, d_hidden, None, None, None, None
 
@@ -242,7 +251,7 @@ _score.defvjp(_forward, _backward)
 def _logits(config: model.ModelConfig, kernel: Array, hidden: Array) -> Array:
   """Returns float32[B, n, V]."""
   return primitives.float32_product(
-      config.dtype, 'bnd,vd->bnv', hidden, kernel.astype(config.dtype)
+    config.dtype, 'bnd,vd->bnv', hidden, kernel.astype(config.dtype)
   )
 
 

@@ -26,35 +26,32 @@ MESH_AXES = ('data', 'fsdp', 'tensor')
 
 # Logical axis of a parameter -> mesh axis that shards it, or None.
 PARAM_RULES: dict[str, str | None] = {
-    'layers': None,
-    'vocab': 'tensor',
-    'embed': 'fsdp',
-    'heads': 'tensor',
-    'kv_heads': 'tensor',
-    'head_dim': None,
-    'mlp': 'tensor',
-    'norm': None,
-    'lora': None,
+  'layers': None,
+  'vocab': 'tensor',
+  'embed': 'fsdp',
+  'heads': 'tensor',
+  'kv_heads': 'tensor',
+  'head_dim': None,
+  'mlp': 'tensor',
+  'norm': None,
+  'lora': None,
 }
 
 # Logical axis of an activation -> mesh axes.
 ACTIVATION_RULES: dict[str, str | tuple[str, ...] | None] = {
-    'batch': ('data', 'fsdp'),
-    'length': None,
-    # Tokens between layers, where nothing else is left for 'tensor' to split
-    # (sequence parallelism, arXiv 2205.05198): a row of 65,536 tokens then costs
-    # each device its part of what the backward pass keeps.
-    'stream': 'tensor',
-    'heads': 'tensor',
-    'mlp': 'tensor',
+  'batch': ('data', 'fsdp'),
+  'length': None,
+  # Tokens between layers, where nothing else is left for 'tensor' to split
+  # (sequence parallelism, arXiv 2205.05198): a row of 65,536 tokens then costs
+  # each device its part of what the backward pass keeps.
+  'stream': 'tensor',
+  'heads': 'tensor',
+  'mlp': 'tensor',
 }
 
 
 def make_mesh(
-    data: int = -1,
-    fsdp: int = 1,
-    tensor: int = 1,
-    devices: Sequence[Any] | None = None,
+  data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> jax_sharding.Mesh:
   """Returns a mesh of all given devices; one axis may be -1, which fills.
 
@@ -80,10 +77,10 @@ def make_mesh(
   if devices[0].platform == 'tpu':
     return _of_tpus(sizes, devices)
   return jax.make_mesh(
-      tuple(sizes),
-      MESH_AXES,
-      axis_types=(jax_sharding.AxisType.Auto,) * len(MESH_AXES),
-      devices=devices,
+    tuple(sizes),
+    MESH_AXES,
+    axis_types=(jax_sharding.AxisType.Auto,) * len(MESH_AXES),
+    devices=devices,
   )
 
 
@@ -96,26 +93,24 @@ def _of_tpus(sizes, devices) -> jax_sharding.Mesh:
   slices = len({getattr(d, 'slice_index', 0) for d in devices})
   if data % slices:
     raise ValueError(
-        f'mesh.data {data} must be a multiple of the {slices} slices: fsdp and'
-        ' tensor stay within one'
+      f'mesh.data {data} must be a multiple of the {slices} slices: fsdp and'
+      ' tensor stay within one'
     )
   by_slice = collections.defaultdict(list)
   for device in devices:
     by_slice[getattr(device, 'slice_index', 0)].append(device)
   shape = (data // slices, fsdp, tensor)
   return jax_sharding.Mesh(
-      np.concatenate([_of_slice(shape, by_slice[i]) for i in sorted(by_slice)]),
-      MESH_AXES,
-      axis_types=(jax_sharding.AxisType.Auto,) * len(MESH_AXES),
+    np.concatenate([_of_slice(shape, by_slice[i]) for i in sorted(by_slice)]),
+    MESH_AXES,
+    axis_types=(jax_sharding.AxisType.Auto,) * len(MESH_AXES),
   )
 
 
 def _of_slice(shape, devices) -> np.ndarray:
   """Lays a slice's devices out along its torus; process by process if need be."""
   try:
-    made = mesh_utils.create_device_mesh(
-        shape, devices, contiguous_submeshes=True
-    )
+    made = mesh_utils.create_device_mesh(shape, devices, contiguous_submeshes=True)
     if process_box(made, devices[0].process_index) is not None:
       return made
   except (ValueError, NotImplementedError):
@@ -160,7 +155,7 @@ def row_shards(mesh: jax_sharding.Mesh) -> int:
 def batch_sharding(mesh: jax_sharding.Mesh, row_axis: int) -> NamedSharding:
   """Returns the sharding of an array whose axis `row_axis` counts rows."""
   return NamedSharding(
-      mesh, PartitionSpec(*[None] * row_axis, ACTIVATION_RULES['batch'])
+    mesh, PartitionSpec(*[None] * row_axis, ACTIVATION_RULES['batch'])
   )
 
 
@@ -169,7 +164,7 @@ def check_rows(mesh: jax_sharding.Mesh, rows: int) -> None:
   shards = row_shards(mesh)
   if rows % shards:
     raise ValueError(
-        f'{rows} rows a micro-batch do not divide over data x fsdp = {shards}'
+      f'{rows} rows a micro-batch do not divide over data x fsdp = {shards}'
     )
 
 
@@ -183,25 +178,23 @@ def param_shardings(config: model.ModelConfig, mesh: jax_sharding.Mesh) -> Any:
   Raises:
     ValueError: an axis of a parameter does not divide over its mesh axis.
   """
-  shapes = jax.eval_shape(
-      lambda: model.init_params(config, jax.random.key(0))
-  )
+  shapes = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
 
   def leaf(path, logical, shape):
     spec = [PARAM_RULES[name] for name in logical]
     for name, mesh_axis, size in zip(logical, spec, shape.shape, strict=True):
       if mesh_axis is not None and size % mesh.shape[mesh_axis]:
         raise ValueError(
-            f'{jax.tree_util.keystr(path)}: axis {name!r} of size {size} does '
-            f'not divide over {mesh_axis}={mesh.shape[mesh_axis]}'
+          f'{jax.tree_util.keystr(path)}: axis {name!r} of size {size} does '
+          f'not divide over {mesh_axis}={mesh.shape[mesh_axis]}'
         )
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(
-      leaf,
-      model.logical_axes(config),
-      shapes,
-      is_leaf=lambda x: isinstance(x, PartitionSpec),
+    leaf,
+    model.logical_axes(config),
+    shapes,
+    is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 
 
@@ -216,7 +209,7 @@ class _OnMesh(model.Constrain):
       if name == 'stream' and x.shape[i] % self.mesh.shape['tensor']:
         spec[i] = None
     return jax.lax.with_sharding_constraint(
-        x, NamedSharding(self.mesh, PartitionSpec(*spec))
+      x, NamedSharding(self.mesh, PartitionSpec(*spec))
     )
 
 
@@ -235,8 +228,12 @@ class _WithinData(_OnMesh):
   def _mapped(self, f, takes):
     rows = PartitionSpec(self.rows)
     return jax.shard_map(
-        f, mesh=self.mesh, in_specs=(takes, rows), out_specs=rows,
-        axis_names={*self.rows, 'tensor'}, check_vma=False,
+      f,
+      mesh=self.mesh,
+      in_specs=(takes, rows),
+      out_specs=rows,
+      axis_names={*self.rows, 'tensor'},
+      check_vma=False,
     )
 
   def lookup(self, table, ids):
@@ -247,9 +244,7 @@ class _WithinData(_OnMesh):
       at = ids - jax.lax.axis_index('tensor') * len(table)
       is_here = (at >= 0) & (at < len(table))
       found = primitives.take_rows(table, at, 'clip')
-      found = jax.lax.psum(
-          jnp.where(is_here[..., None], found, 0), 'tensor'
-      )
+      found = jax.lax.psum(jnp.where(is_here[..., None], found, 0), 'tensor')
       return jnp.where(((ids >= 0) & (ids < size))[..., None], found, jnp.nan)
 
     return self._mapped(local, PartitionSpec('tensor', 'fsdp'))(table, ids)
@@ -268,9 +263,7 @@ def put(value: Any, sharding: jax_sharding.Sharding) -> jax.Array:
   """Puts a value that every process has on devices of any of them."""
   value = np.asarray(value)
   # Cut on the host: device_put would compile a program that cuts on a device.
-  return jax.make_array_from_callback(
-      value.shape, sharding, lambda index: value[index]
-  )
+  return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def put_batch(batch: Any, mesh: jax_sharding.Mesh, row_axis: int = 1) -> Any:

@@ -69,9 +69,7 @@ def _trained(config: model.ModelConfig, params: Any) -> Any:
 
 
 def state_shardings(
-    config: model.ModelConfig,
-    optimizer_config: optimizer.OptimizerConfig,
-    mesh: Mesh,
+  config: model.ModelConfig, optimizer_config: optimizer.OptimizerConfig, mesh: Mesh
 ) -> TrainState:
   """Returns a TrainState of NamedShardings.
 
@@ -88,15 +86,11 @@ def state_shardings(
   params = _trained(config, sharding.param_shardings(config, mesh))
   tx = optimizer.make_tx(optimizer_config)
   shapes = jax.eval_shape(
-      lambda: tx.init(
-          _float32(
-              _trained(config, model.init_params(config, jax.random.key(0)))
-          )
-      )
+    lambda: tx.init(
+      _float32(_trained(config, model.init_params(config, jax.random.key(0))))
+    )
   )
-  opt_state = optimizer.state_like(
-      tx, shapes, params, sharding.replicated(mesh)
-  )
+  opt_state = optimizer.state_like(tx, shapes, params, sharding.replicated(mesh))
   if masters.is_needed(config):
     opt_state = masters.MasterState(params, opt_state)
   step: Any = sharding.replicated(mesh)
@@ -104,11 +98,11 @@ def state_shardings(
 
 
 def init_train_state(
-    config: model.ModelConfig,
-    optimizer_config: optimizer.OptimizerConfig,
-    mesh: Mesh,
-    key: Array,
-    params: Any = None,
+  config: model.ModelConfig,
+  optimizer_config: optimizer.OptimizerConfig,
+  mesh: Mesh,
+  key: Array,
+  params: Any = None,
 ) -> TrainState:
   """Returns a state at step 0, born sharded.
 
@@ -133,13 +127,11 @@ def init_train_state(
     if params is None:
       # Rounded here, since XLA may leave out the rounding of the draws.
       params = jax.tree.map(
-          lambda x: primitives.rounded(x.astype(jnp.float32), x.dtype),
-          _trained(config, model.init_params(config, key)),
+        lambda x: primitives.rounded(x.astype(jnp.float32), x.dtype),
+        _trained(config, model.init_params(config, key)),
       )
     # A copy: the first update donates its input, never the caller's arrays.
-    params = jax.tree.map(
-        lambda x: jnp.array(x, jnp.float32, copy=True), params
-    )
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
     opt_state = tx.init(params)
     if masters.is_needed(config):
       opt_state = masters.MasterState(params, opt_state)
@@ -155,21 +147,19 @@ def init_train_state(
 
 def check_params(config: model.ModelConfig, params: Any) -> None:
   """Raises ValueError unless params have the network's leaves and shapes."""
-  expected = jax.eval_shape(
-      lambda: model.init_params(config, jax.random.key(0))
-  )
+  expected = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
 
   def shapes(tree):
     return {
-        jax.tree_util.keystr(path): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+      jax.tree_util.keystr(path): tuple(leaf.shape)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
   want, got = shapes(expected), shapes(params)
   wrong = [
-      f'{name}: expected {want.get(name)}, got {got.get(name)}'
-      for name in sorted(want.keys() | got.keys())
-      if want.get(name) != got.get(name)
+    f'{name}: expected {want.get(name)}, got {got.get(name)}'
+    for name in sorted(want.keys() | got.keys())
+    if want.get(name) != got.get(name)
   ]
   if wrong:
     raise ValueError('parameters do not fit the model: ' + '; '.join(wrong))
@@ -183,7 +173,7 @@ def _batch_shardings(mesh: Mesh) -> batch_lib.TurnBatch:
 
 
 def make_score_fn(
-    config: model.ModelConfig, mesh: Mesh, logits_chunk: int | None = None
+  config: model.ModelConfig, mesh: Mesh, logits_chunk: int | None = None
 ) -> Callable[[Any, batch_lib.TurnBatch], Array]:
   """Returns the jitted (params, batch) -> float32[M, B, N] logprobs.
 
@@ -200,28 +190,20 @@ def make_score_fn(
   def score(params, batch):
     def body(index, out):
       micro = batch.micro(index)
-      scores = scoring.score_micro(
-          config, params, micro, constrain, logits_chunk
-      )
-      return out.at[index].set(
-          jnp.where(micro.weights > 0, scores.logprobs, 0.0)
-      )
+      scores = scoring.score_micro(config, params, micro, constrain, logits_chunk)
+      return out.at[index].set(jnp.where(micro.weights > 0, scores.logprobs, 0.0))
 
     out = jnp.zeros(batch.weights.shape, jnp.float32)
     return jax.lax.fori_loop(0, batch.n_micro, body, out)
 
   return jax.jit(
-      score,
-      in_shardings=(
-          sharding.param_shardings(config, mesh), _batch_shardings(mesh)
-      ),
-      out_shardings=sharding.batch_sharding(mesh, row_axis=1),
+    score,
+    in_shardings=(sharding.param_shardings(config, mesh), _batch_shardings(mesh)),
+    out_shardings=sharding.batch_sharding(mesh, row_axis=1),
   )
 
 
-def make_merge_fn(
-    config: model.ModelConfig, mesh: Mesh
-) -> Callable[[Any, Any], Any]:
+def make_merge_fn(config: model.ModelConfig, mesh: Mesh) -> Callable[[Any, Any], Any]:
   """Returns the jitted (base, adapters) -> parameters, see lora.merge.
 
   Args:
@@ -231,17 +213,18 @@ def make_merge_fn(
   whole = sharding.param_shardings(config, mesh)
   base, adapters = lora.split(whole)
   return jax.jit(
-      lambda base, adapters: lora.merge(config.lora, base, adapters),
-      in_shardings=(base, adapters), out_shardings=base,
+    lambda base, adapters: lora.merge(config.lora, base, adapters),
+    in_shardings=(base, adapters),
+    out_shardings=base,
   )
 
 
 def make_update_fn(
-    config: model.ModelConfig,
-    optimizer_config: optimizer.OptimizerConfig,
-    loss_config: LossConfig,
-    mesh: Mesh,
-    logits_chunk: int | None = None,
+  config: model.ModelConfig,
+  optimizer_config: optimizer.OptimizerConfig,
+  loss_config: LossConfig,
+  mesh: Mesh,
+  logits_chunk: int | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
   """Returns jitted (state, ref_params, batch, gap_bound) -> (state, metrics).
 
@@ -286,7 +269,7 @@ def make_update_fn(
   def update(state, ref_params, batch, gap_bound):
     if needs_ref != (ref_params is not None):
       raise ValueError(
-          'ref_params are ' + ('missing' if needs_ref else 'given but unused')
+        'ref_params are ' + ('missing' if needs_ref else 'given but unused')
       )
     grads, sums = gradient(state.params, ref_params, batch)
     metrics = losses.metrics_of(sums)
@@ -294,84 +277,79 @@ def make_update_fn(
     metrics['lr'] = schedule(state.step)
     metrics['refused'] = _refusal(metrics, gap_bound)
     state, norms = jax.lax.cond(
-        metrics['refused'] == ACCEPTED,
-        lambda: _apply(config, tx, state, ref_params, grads),
-        lambda: (state, dict.fromkeys(_CHANGES, jnp.float32(0))),
+      metrics['refused'] == ACCEPTED,
+      lambda: _apply(config, tx, state, ref_params, grads),
+      lambda: (state, dict.fromkeys(_CHANGES, jnp.float32(0))),
     )
     return state, metrics | norms | {'param_norm': _norm(state.params)}
 
   return jax.jit(
-      update,
-      in_shardings=(
-          shardings,
-          base_shardings if needs_ref else replicated,
-          _batch_shardings(mesh),
-          replicated,
-      ),
-      out_shardings=(shardings, replicated),
-      donate_argnums=0,
+    update,
+    in_shardings=(
+      shardings,
+      base_shardings if needs_ref else replicated,
+      _batch_shardings(mesh),
+      replicated,
+    ),
+    out_shardings=(shardings, replicated),
+    donate_argnums=0,
   )
 
 
 def _make_gradient(config, loss_config, mesh, logits_chunk):
   """Returns (params, ref_params, batch) -> (float32 gradients, Sums)."""
   specs = jax.tree.map(
-      lambda s: s.spec, _trained(config, sharding.param_shardings(config, mesh))
+    lambda s: s.spec, _trained(config, sharding.param_shardings(config, mesh))
   )
   is_policy = isinstance(loss_config, flow_grpo.FlowGrpoConfig)
 
   def gradient(params, ref_params, batch, constrain):
     shardings = jax.tree.map(
-        lambda spec: jax_sharding.NamedSharding(constrain.mesh, spec), specs
+      lambda spec: jax_sharding.NamedSharding(constrain.mesh, spec), specs
     )
     micro_gradient = _make_micro_gradient(
-        config, loss_config, constrain, shardings, logits_chunk
+      config, loss_config, constrain, shardings, logits_chunk
     )
 
     def body(index, carry):
       grads, sums = micro_gradient(params, ref_params, batch.micro(index))
-      return (
-          jax.tree.map(jnp.add, carry[0], grads),
-          losses.add_sums(carry[1], sums),
-      )
+      return (jax.tree.map(jnp.add, carry[0], grads), losses.add_sums(carry[1], sums))
 
     zeros = jax.lax.with_sharding_constraint(
-        jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),
-        shardings,
+      jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params), shardings
     )
     return jax.lax.fori_loop(
-        0, batch.n_micro, body, (zeros, losses.zero_sums(is_policy))
+      0, batch.n_micro, body, (zeros, losses.zero_sums(is_policy))
     )
 
   def of_part(params, ref_params, batch):
-    grads, sums = gradient(
-        params, ref_params, batch, sharding.constrain_within_data()
-    )
+    grads, sums = gradient(params, ref_params, batch, sharding.constrain_within_data())
     return jax.lax.psum(grads, 'data'), losses.sums_over(sums, 'data')
 
   if mesh.shape['data'] == 1:
     constrain = sharding.make_constrain(mesh)
     return lambda params, ref_params, batch: gradient(
-        params, ref_params, batch, constrain
+      params, ref_params, batch, constrain
     )
   # Each part of 'data' adds up its own micro-batches, and what crosses the
   # network between slices is the sum, once an update, as parameters are split.
   # XLA would add up whole kernels' gradients over data x fsdp each time.
   spec = jax_sharding.PartitionSpec
   rows: dict[str, Any] = dict.fromkeys(
-      batch_lib.TurnBatch.__dataclass_fields__, spec(None, 'data')
+    batch_lib.TurnBatch.__dataclass_fields__, spec(None, 'data')
   )
   rows['n_micro'] = spec()
   return jax.shard_map(
-      of_part, mesh=mesh,
-      in_specs=(spec(), spec(), batch_lib.TurnBatch(**rows)),
-      out_specs=spec(), axis_names={'data'}, check_vma=False,
+    of_part,
+    mesh=mesh,
+    in_specs=(spec(), spec(), batch_lib.TurnBatch(**rows)),
+    out_specs=spec(),
+    axis_names={'data'},
+    check_vma=False,
   )
 
 
-def _make_micro_gradient(
-    config, loss_config, constrain, shardings, logits_chunk
-):
+def _make_micro_gradient(config, loss_config, constrain, shardings, logits_chunk):
   """Returns (params, ref_params, micro) -> (float32 gradients, Sums)."""
   has_reference = getattr(loss_config, 'kl_coef', 0.0) > 0
 
@@ -384,9 +362,9 @@ def _make_micro_gradient(
     ref_logprobs = None
     if has_reference:
       ref_logprobs = jax.lax.stop_gradient(
-          scoring.score_micro(
-              base_of(config), ref_params, micro, constrain, logits_chunk
-          ).logprobs
+        scoring.score_micro(
+          base_of(config), ref_params, micro, constrain, logits_chunk
+        ).logprobs
       )
     return losses.flow_grpo_loss(loss_config, scores, ref_logprobs, micro)
 
@@ -410,7 +388,7 @@ def _refusal(metrics: dict[str, Array], gap_bound: Array) -> Array:
 
 
 def _apply(
-    config, tx, state: TrainState, base: Any, grads: Any
+  config, tx, state: TrainState, base: Any, grads: Any
 ) -> tuple[TrainState, dict[str, Array]]:
   """Returns the next state, and the norms named in _CHANGES."""
   old, inner = state.params, state.opt_state
@@ -424,12 +402,13 @@ def _apply(
     params = masters.rounding_of(new, config.param_dtype)
     opt_state = masters.MasterState(new, inner)
     applied_norm = _norm(
-        jax.tree.map(jnp.subtract, _float32(params), _float32(state.params))
+      jax.tree.map(jnp.subtract, _float32(params), _float32(state.params))
     )
   elif config.lora.rank:
     applied_norm = lora.distance(config.lora, base, old, new)
   return TrainState(state.step + 1, params, opt_state), {
-      'update_norm': update_norm, 'applied_norm': applied_norm
+    'update_norm': update_norm,
+    'applied_norm': applied_norm,
   }
 
 

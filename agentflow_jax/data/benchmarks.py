@@ -29,16 +29,16 @@ from agentflow_jax.files import reading
 
 # Name -> the reward that scores it (agents.rewards).
 REWARDS: Mapping[str, str] = {
-    '2wiki': 'short_answer',
-    'aime24': 'exact_number',
-    'amc23': 'exact_number',
-    'bamboogle': 'short_answer',
-    'gaia': 'short_answer',
-    'gameof24': 'game24',
-    'gpqa': 'choice',
-    'hotpotqa': 'short_answer',
-    'medqa': 'choice',
-    'musique': 'short_answer',
+  '2wiki': 'short_answer',
+  'aime24': 'exact_number',
+  'amc23': 'exact_number',
+  'bamboogle': 'short_answer',
+  'gaia': 'short_answer',
+  'gameof24': 'game24',
+  'gpqa': 'choice',
+  'hotpotqa': 'short_answer',
+  'medqa': 'choice',
+  'musique': 'short_answer',
 }
 
 
@@ -53,9 +53,7 @@ def locate(path: str, benchmark: str) -> epath.Path:
     MalformedItem: no such benchmark, or no such file.
   """
   if benchmark not in REWARDS:
-    raise MalformedItem(
-        f'no benchmark {benchmark!r}; there are {", ".join(REWARDS)}'
-    )
+    raise MalformedItem(f'no benchmark {benchmark!r}; there are {", ".join(REWARDS)}')
   file = epath.Path(path)
   if file.is_dir():
     file = file / benchmark / 'data.json'
@@ -91,7 +89,7 @@ def chosen(path: str, said: str) -> list[str]:
 
 
 def load(
-    data_dir: str | os.PathLike[str], path: str, benchmark: str
+  data_dir: str | os.PathLike[str], path: str, benchmark: str
 ) -> tuple[Sequence[records.Task], int]:
   """Reads a benchmark, in the order of its file; writes it below `data_dir` first.
 
@@ -112,13 +110,11 @@ def load(
   digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
   # By digest, so that another file of that name is built anew.
   stored = builders.load(
-      os.path.join(data_dir, f'{benchmark}_{digest}'),
-      lambda: read(str(file), benchmark)[0],
+    os.path.join(data_dir, f'{benchmark}_{digest}'),
+    lambda: read(str(file), benchmark)[0],
   )
   # The rule is this program's, and not that of the one that stored them.
-  return [
-      dataclasses.replace(t, reward=REWARDS[benchmark]) for t in stored
-  ], left_out
+  return [dataclasses.replace(t, reward=REWARDS[benchmark]) for t in stored], left_out
 
 
 def read(path: str, benchmark: str) -> tuple[list[records.Task], int]:
@@ -160,8 +156,7 @@ def answers(value: Any) -> tuple[str, ...]:
   """
   values = value if isinstance(value, list) else [value]
   if not values or any(
-      isinstance(v, bool) or not isinstance(v, (str, int, float))
-      for v in values
+    isinstance(v, bool) or not isinstance(v, (str, int, float)) for v in values
   ):
     raise ValueError('"answer" must be text, a number, or a list of them')
   return tuple(map(str, values))
@@ -185,14 +180,12 @@ def _task(item: Any, name: str, benchmark: str) -> records.Task | None:
       raise ValueError('the field "answer" is missing')
     right = answers(item['answer'])
   tags = {
-      tag: str(item[field])
-      for field, tag in (('pid', 'pid'), ('Level', 'level'))
-      if isinstance(item.get(field), (str, int))
+    tag: str(item[field])
+    for field, tag in (('pid', 'pid'), ('Level', 'level'))
+    if isinstance(item.get(field), (str, int))
   }
   tags['benchmark'] = benchmark
-  return task_checks.checked(
-      records.Task(name, query, right, REWARDS[benchmark], tags)
-  )
+  return task_checks.checked(records.Task(name, query, right, REWARDS[benchmark], tags))
 
 
 def _choice(item: Mapping[str, Any]) -> str:
@@ -200,12 +193,11 @@ def _choice(item: Mapping[str, Any]) -> str:
   choices, answer = item.get('choices'), item.get('answer')
   letters = string.ascii_uppercase
   if (
-      not isinstance(choices, list)
-      or not 2 <= len(choices) <= len(letters)
-      or not all(
-          isinstance(c, str) and c.startswith(f'{x}. ')
-          for c, x in zip(choices, letters)
-      )
+    not isinstance(choices, list)
+    or not 2 <= len(choices) <= len(letters)
+    or not all(
+      isinstance(c, str) and c.startswith(f'{x}. ') for c, x in zip(choices, letters)
+    )
   ):
     raise ValueError('"choices" must be texts "A. ...", "B. ...", and so on')
   if answer not in choices:
@@ -215,6 +207,6 @@ def _choice(item: Mapping[str, Any]) -> str:
   # A number may count from 0 or from 1.
   if isinstance(given, str) and given.isalpha() and given != letter:
     raise ValueError(
-        f'"answer_idx" {given!r} and "answer" {answer!r} are different choices'
+      f'"answer_idx" {given!r} and "answer" {answer!r} are different choices'
     )
   return letter

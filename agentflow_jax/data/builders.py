@@ -36,14 +36,16 @@ class Tasks(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
-        description='Questions with short answers that a rule can check.',
-        features=tfds.features.FeaturesDict({
-            'id': tfds.features.Text(),
-            'query': tfds.features.Text(),
-            'answers': tfds.features.Sequence(tfds.features.Text()),
-            'reward': tfds.features.Text(),
-            'tags': tfds.features.Text(),  # JSON: names and texts.
-        }),
+      description='Questions with short answers that a rule can check.',
+      features=tfds.features.FeaturesDict(
+        {
+          'id': tfds.features.Text(),
+          'query': tfds.features.Text(),
+          'answers': tfds.features.Sequence(tfds.features.Text()),
+          'reward': tfds.features.Text(),
+          'tags': tfds.features.Text(),  # JSON: names and texts.
+        }
+      ),
     )
 
   def _split_generators(self, dl_manager):
@@ -52,18 +54,20 @@ class Tasks(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self):
     for task in self._read():
-      yield task.id, {
+      yield (
+        task.id,
+        {
           'id': task.id,
           'query': task.query,
           'answers': list(task.answers),
           'reward': task.reward,
           'tags': json.dumps(dict(task.tags)),
-      }
+        },
+      )
 
 
 def load(
-    directory: str | os.PathLike[str],
-    read: Callable[[], Iterable[records.Task]],
+  directory: str | os.PathLike[str], read: Callable[[], Iterable[records.Task]]
 ) -> list[records.Task]:
   """Returns tasks by id; writes them into a directory first, unless they are there.
 
@@ -75,9 +79,7 @@ def load(
   Raises:
     Exception: of `read`.
   """
-  builder = Tasks(
-      read=read, data_dir=os.fspath(directory), file_format='array_record'
-  )
+  builder = Tasks(read=read, data_dir=os.fspath(directory), file_format='array_record')
   prepare(builder)
   described: Any = builder  # A decorator of TFDS hides the arguments.
   stored = described.as_data_source(split=_SPLIT)
@@ -90,11 +92,11 @@ def load(
 
 def _task(row) -> records.Task:
   return records.Task(
-      id=row['id'].decode(),
-      query=row['query'].decode(),
-      answers=tuple(answer.decode() for answer in row['answers']),
-      reward=row['reward'].decode(),
-      tags=json.loads(row['tags']),
+    id=row['id'].decode(),
+    query=row['query'].decode(),
+    answers=tuple(answer.decode() for answer in row['answers']),
+    reward=row['reward'].decode(),
+    tags=json.loads(row['tags']),
   )
 
 

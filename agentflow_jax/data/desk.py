@@ -52,10 +52,7 @@ class Size:
 
 
 def generate(
-    split: str,
-    parts: Parts,
-    tier: desk_goals.Tier = 'easy',
-    size: Size = Size(),
+  split: str, parts: Parts, tier: desk_goals.Tier = 'easy', size: Size = Size()
 ) -> tuple[dict[str, Rows], list[records.Task]]:
   """Returns the worlds of a split, as rows by name and table, and its tasks.
 
@@ -70,19 +67,19 @@ def generate(
   rows: dict[str, Rows] = {w.name: desk_worlds.rows_of(w, columns) for w in worlds}
   drafts = desk_tasks.generate(split, worlds, size.tasks, tier)
   tasks = desk_tasks.tasks(
-      split,
-      drafts,
-      {name: parts.digest(found) for name, found in rows.items()},
-      {w.name: parts.policy(w.rules, tier, w.date.isoformat()) for w in worlds},
+    split,
+    drafts,
+    {name: parts.digest(found) for name, found in rows.items()},
+    {w.name: parts.policy(w.rules, tier, w.date.isoformat()) for w in worlds},
   )
   return rows, list(tasks)
 
 
 def write(
-    directory: str | os.PathLike[str],
-    parts: Parts,
-    tier: desk_goals.Tier = 'easy',
-    sizes: Mapping[str, Size] | None = None,
+  directory: str | os.PathLike[str],
+  parts: Parts,
+  tier: desk_goals.Tier = 'easy',
+  sizes: Mapping[str, Size] | None = None,
 ) -> epath.Path:
   """Writes worlds and tasks of all splits below a directory, once.
 
@@ -100,19 +97,19 @@ def write(
   """
   root = epath.Path(directory)
   said = {
-      'version': VERSION, 'tier': tier,
-      'sizes': {
-          split: dataclasses.astuple((sizes or {}).get(split, Size()))
-          for split in SPLITS
-      },
+    'version': VERSION,
+    'tier': tier,
+    'sizes': {
+      split: dataclasses.astuple((sizes or {}).get(split, Size())) for split in SPLITS
+    },
   }
   said = json.loads(json.dumps(said))
   if (root / _DONE).exists():
     found = json.loads((root / _DONE).read_text())
     if found != said:
       raise ValueError(
-          f'{root} holds another data set of the desk, {found}: give another'
-          f' directory, or remove it, to write {said}'
+        f'{root} holds another data set of the desk, {found}: give another'
+        f' directory, or remove it, to write {said}'
       )
     return root / 'worlds'
   (root / 'worlds').mkdir(parents=True, exist_ok=True)
@@ -143,7 +140,7 @@ def load(directory: str | os.PathLike[str], split: str) -> list[records.Task]:
 
 
 def narrowed(
-    task: records.Task, tools: Sequence[str], distractors: int
+  task: records.Task, tools: Sequence[str], distractors: int
 ) -> records.Task:
   """Returns a task that shows the tools it needs, and some others.
 
@@ -161,10 +158,10 @@ def narrowed(
   rng = random.Random(f'desk/distractors/{task.id}')
   shown = needed.union(rng.sample(others, min(distractors, len(others))))
   return dataclasses.replace(
-      task,
-      world=dataclasses.replace(
-          task.its_world, tools=tuple(name for name in tools if name in shown)
-      ),
+    task,
+    world=dataclasses.replace(
+      task.its_world, tools=tuple(name for name in tools if name in shown)
+    ),
   )
 
 
@@ -173,15 +170,16 @@ def columns_of(schema: str) -> dict[str, tuple[str, ...]]:
   with contextlib.closing(sqlite3.connect(':memory:')) as connection:
     connection.executescript(schema)
     tables = connection.execute(
-        "select name from sqlite_master where type = 'table' order by name"
+      "select name from sqlite_master where type = 'table' order by name"
     ).fetchall()
     return {
-        table: tuple(
-            column for (column,) in connection.execute(
-                'select name from pragma_table_info(?) order by cid', (table,)
-            )
+      table: tuple(
+        column
+        for (column,) in connection.execute(
+          'select name from pragma_table_info(?) order by cid', (table,)
         )
-        for (table,) in tables
+      )
+      for (table,) in tables
     }
 
 
@@ -195,6 +193,6 @@ def _said(task: records.Task) -> dict[str, Any]:
 def _task(said: Mapping[str, Any], policies: Mapping[str, str]) -> records.Task:
   """Returns the task that `_said` made."""
   world = said['world'] | {'policy': policies[said['world']['state']['seed']]}
-  return records.Task(**{
-      **said, 'answers': tuple(said['answers']), 'world': records.World.of(world),
-  })
+  return records.Task(
+    **{**said, 'answers': tuple(said['answers']), 'world': records.World.of(world)}
+  )

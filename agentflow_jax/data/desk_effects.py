@@ -55,11 +55,11 @@ class Effect:
 
 
 def of_goal(
-    goal: desk_rules.Goal,
-    tables: desk_rules.Tables,
-    rules: Mapping[str, Mapping[str, Any]],
-    start: desk_rules.Tables,
-    why: Sequence[str] = (),
+  goal: desk_rules.Goal,
+  tables: desk_rules.Tables,
+  rules: Mapping[str, Mapping[str, Any]],
+  start: desk_rules.Tables,
+  why: Sequence[str] = (),
 ) -> Iterator[Effect]:
   """Yields the calls that carry out a goal.
 
@@ -103,78 +103,84 @@ def _of_goal(goal, tables, rules, start) -> Iterator[Effect]:
 
 def _lend(goal, tables) -> Effect:
   return Effect(
-      Call.of(
-          'create_loan', person=goal.person, item=goal.item, days=str(goal.days)
-      ),
-      _counted(
-          'lent', 'loan', person=goal.person, item=goal.item, returned=None,
-          due=tables.day(goal.days),
-      ),
-      {'table': 'loan', 'change': 'added', 'most': 1},
+    Call.of('create_loan', person=goal.person, item=goal.item, days=str(goal.days)),
+    _counted(
+      'lent',
+      'loan',
+      person=goal.person,
+      item=goal.item,
+      returned=None,
+      due=tables.day(goal.days),
+    ),
+    {'table': 'loan', 'change': 'added', 'most': 1},
   )
 
 
 def _extend(goal, tables) -> Effect:
   loan = tables.rows['loan'][goal.loan]
   return Effect(
-      Call.of('extend_loan', loan=goal.loan, days=str(goal.days)),
-      _counted(
-          'extended', 'loan', id=goal.loan,
-          due=desk_rules.extended(loan, goal.days),
-          extensions=loan['extensions'] + 1,
-      ),
-      _changed('loan', goal.loan, 'due', 'extensions'),
+    Call.of('extend_loan', loan=goal.loan, days=str(goal.days)),
+    _counted(
+      'extended',
+      'loan',
+      id=goal.loan,
+      due=desk_rules.extended(loan, goal.days),
+      extensions=loan['extensions'] + 1,
+    ),
+    _changed('loan', goal.loan, 'due', 'extensions'),
   )
 
 
 def _return(goal) -> Effect:
   return Effect(
-      Call.of('return_item', item=goal.item),
-      records.Check('returned', 'state', {
-          'query': (
-              f"select count(*) from loan where id = '{goal.loan}'"
-              ' and returned is null'
-          ),
-          'expected_value': 0,
-          'comparison_type': 'equals',
-      }),
-      _changed('loan', goal.loan, 'returned'),
+    Call.of('return_item', item=goal.item),
+    records.Check(
+      'returned',
+      'state',
+      {
+        'query': (
+          f"select count(*) from loan where id = '{goal.loan}' and returned is null"
+        ),
+        'expected_value': 0,
+        'comparison_type': 'equals',
+      },
+    ),
+    _changed('loan', goal.loan, 'returned'),
   )
 
 
 def _open_repair(goal, reason) -> Effect:
   return Effect(
-      Call.of('open_repair', item=goal.item, reason=reason),
-      _counted('repair opened', 'repair', item=goal.item, state='open', reason=reason),
-      {'table': 'repair', 'change': 'added', 'most': 1},
+    Call.of('open_repair', item=goal.item, reason=reason),
+    _counted('repair opened', 'repair', item=goal.item, state='open', reason=reason),
+    {'table': 'repair', 'change': 'added', 'most': 1},
   )
 
 
 def _transfer(goal, tables) -> Effect:
   site = tables.rows['site'][goal.site]
   return Effect(
-      Call.of('transfer_item', item=goal.item, site=site['name']),
-      _counted('moved', 'item', id=goal.item, site=goal.site),
-      _changed('item', goal.item, 'site'),
+    Call.of('transfer_item', item=goal.item, site=site['name']),
+    _counted('moved', 'item', id=goal.item, site=goal.site),
+    _changed('item', goal.item, 'site'),
   )
 
 
 def _close_repair(goal) -> Effect:
   return Effect(
-      Call.of('close_repair', repair=goal.repair, result=goal.result),
-      _counted(
-          'repair closed', 'repair', id=goal.repair, state='closed',
-          result=goal.result,
-      ),
-      _changed('repair', goal.repair, 'state', 'closed', 'result'),
+    Call.of('close_repair', repair=goal.repair, result=goal.result),
+    _counted(
+      'repair closed', 'repair', id=goal.repair, state='closed', result=goal.result
+    ),
+    _changed('repair', goal.repair, 'state', 'closed', 'result'),
   )
 
 
 def _grant(goal) -> Effect:
   return Effect(
-      Call.of('set_request_state', request=goal.request, state='granted'),
-      _counted('granted', 'request', id=goal.request, state='granted'),
-      _changed('request', goal.request, 'state'),
+    Call.of('set_request_state', request=goal.request, state='granted'),
+    _counted('granted', 'request', id=goal.request, state='granted'),
+    _changed('request', goal.request, 'state'),
   )
 
 
@@ -183,35 +189,38 @@ def _notify(item, tables, role, start) -> Iterator[Effect]:
   yield Effect(get_unit(tables, unit).because(f'notice {role}'))
   person = tables.holder(unit, role)
   before = sum(
-      n['person'] == person and n['about'] == item
-      for n in start.rows['notice'].values()
+    n['person'] == person and n['about'] == item for n in start.rows['notice'].values()
   )
   yield Effect(
-      Call.of('send_notice', person=person, about=item).because(role),
-      _counted('notified', 'notice', before + 1, person=person, about=item),
-      {'table': 'notice', 'change': 'added', 'most': 1},
+    Call.of('send_notice', person=person, about=item).because(role),
+    _counted('notified', 'notice', before + 1, person=person, about=item),
+    {'table': 'notice', 'change': 'added', 'most': 1},
   )
 
 
 def _counted(name: str, table: str, times: int = 1, **values: Any) -> records.Check:
   """Returns the check that a table has some rows with these values."""
   said = ' and '.join(
-      f'{column} is null' if value is None
-      else f'{column} = {value}' if isinstance(value, int)
-      else f"{column} = '{value}'"
-      for column, value in values.items()
+    f'{column} is null'
+    if value is None
+    else f'{column} = {value}'
+    if isinstance(value, int)
+    else f"{column} = '{value}'"
+    for column, value in values.items()
   )
-  return records.Check(name, 'state', {
+  return records.Check(
+    name,
+    'state',
+    {
       'query': f'select count(*) from {table} where {said}',
       'expected_value': times,
       'comparison_type': 'equals',
-  })
+    },
+  )
 
 
 def _changed(table: str, key: str, *columns: str) -> dict[str, Any]:
-  return {
-      'table': table, 'change': 'changed', 'keys': [key], 'columns': list(columns)
-  }
+  return {'table': table, 'change': 'changed', 'keys': [key], 'columns': list(columns)}
 
 
 def unchanged(effects: Sequence[Effect]) -> records.Check:
@@ -222,9 +231,9 @@ def unchanged(effects: Sequence[Effect]) -> records.Check:
 
 
 def refused(rules: Sequence[str], about: Sequence[str]) -> records.Check:
-  return records.Check('ending', 'ending', {
-      'ended': 'refuse', 'rule': list(rules), 'about': list(about),
-  })
+  return records.Check(
+    'ending', 'ending', {'ended': 'refuse', 'rule': list(rules), 'about': list(about)}
+  )
 
 
 def get_unit(tables, unit) -> Call:
@@ -232,25 +241,25 @@ def get_unit(tables, unit) -> Call:
 
 
 _WORDS = {
-    'find_person': 'Find the person {name}.',
-    'get_person': 'Look at the person {person}.',
-    'find_item': 'Find the {model} at {site}.',
-    'get_item': 'Look at the item {item}.',
-    'list_loans': 'List the loans of {of}.',
-    'list_requests': 'List the open requests for the {model} at {site}.',
-    'get_training': 'Look up the {category} training of {person}.',
-    'get_unit': 'Look up who runs {unit}.',
-    'get_repair': 'Look at the repair {repair}.',
-    'create_loan': 'Lend {item} to {person} for {days} days.',
-    'extend_loan': 'Extend the loan {loan} by {days} days.',
-    'return_item': 'Take {item} back.',
-    'transfer_item': 'Move {item} to {site}.',
-    'open_repair': 'Send {item} to repair, reason {reason}.',
-    'close_repair': 'Close the repair {repair} as {result}.',
-    'set_request_state': 'Set the request {request} to {state}.',
-    'send_notice': 'Send {person} a notice about {about}.',
-    'finish': 'Finish.',
-    'refuse': 'Refuse by the rule {rule}, about {about}.',
+  'find_person': 'Find the person {name}.',
+  'get_person': 'Look at the person {person}.',
+  'find_item': 'Find the {model} at {site}.',
+  'get_item': 'Look at the item {item}.',
+  'list_loans': 'List the loans of {of}.',
+  'list_requests': 'List the open requests for the {model} at {site}.',
+  'get_training': 'Look up the {category} training of {person}.',
+  'get_unit': 'Look up who runs {unit}.',
+  'get_repair': 'Look at the repair {repair}.',
+  'create_loan': 'Lend {item} to {person} for {days} days.',
+  'extend_loan': 'Extend the loan {loan} by {days} days.',
+  'return_item': 'Take {item} back.',
+  'transfer_item': 'Move {item} to {site}.',
+  'open_repair': 'Send {item} to repair, reason {reason}.',
+  'close_repair': 'Close the repair {repair} as {result}.',
+  'set_request_state': 'Set the request {request} to {state}.',
+  'send_notice': 'Send {person} a notice about {about}.',
+  'finish': 'Finish.',
+  'refuse': 'Refuse by the rule {rule}, about {about}.',
 }
 
 

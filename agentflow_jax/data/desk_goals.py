@@ -88,17 +88,17 @@ class Plan:
   def text(self) -> str:
     """Returns the calls as numbered lines in words."""
     return '\n'.join(
-        f'{i}. {desk_effects.in_words(call)}' for i, call in enumerate(self.calls, 1)
+      f'{i}. {desk_effects.in_words(call)}' for i, call in enumerate(self.calls, 1)
     )
 
 
 def plan(
-    saids: Sequence[Said],
-    tables: desk_rules.Tables,
-    rules: Mapping[str, Mapping[str, Any]],
-    tier: Tier = 'easy',
-    at_once: bool = False,
-    obeys: bool = True,
+  saids: Sequence[Said],
+  tables: desk_rules.Tables,
+  rules: Mapping[str, Mapping[str, Any]],
+  tier: Tier = 'easy',
+  at_once: bool = False,
+  obeys: bool = True,
 ) -> Plan:
   """Returns the right way to carry out goals in their order.
 
@@ -138,9 +138,9 @@ def plan(
         continue
       if not desk_rules.can_be_done(goal, state):
         raise Missing(f'{goal} cannot be carried out')
-      made = list(desk_effects.of_goal(
-          goal, state, rules, tables, () if at_once else why
-      ))
+      made = list(
+        desk_effects.of_goal(goal, state, rules, tables, () if at_once else why)
+      )
       waiting += made
       state = desk_rules.after(goal, state, rules)
       if not at_once:
@@ -150,7 +150,7 @@ def plan(
     if effects or broken:
       raise Missing('another goal came before the ambiguous one') from e
     calls.append(
-        _call('refuse', rule='ambiguous', about=e.keys[0]).because('two match')
+      _call('refuse', rule='ambiguous', about=e.keys[0]).because('two match')
     )
     checks = (desk_effects.unchanged(()), desk_effects.refused(('ambiguous',), e.keys))
     return Plan('ambiguous', tuple(calls), checks, ())
@@ -189,8 +189,8 @@ def _ended(calls, effects, goals, broken, refusing) -> Plan:
 
 
 def _collect(
-    reads: Generator[desk_effects.Call, None, desk_rules.Goal],
-    calls: list[desk_effects.Call],
+  reads: Generator[desk_effects.Call, None, desk_rules.Goal],
+  calls: list[desk_effects.Call],
 ) -> desk_rules.Goal:
   """Appends the calls that are not made yet, and returns the goal."""
   while True:
@@ -203,7 +203,7 @@ def _collect(
 
 
 def _made(
-    effects: Sequence[desk_effects.Effect], calls: list[desk_effects.Call]
+  effects: Sequence[desk_effects.Effect], calls: list[desk_effects.Call]
 ) -> Sequence[desk_effects.Effect]:
   """Appends the calls of effects; what was read already is not read again."""
   for effect in effects:
@@ -213,11 +213,11 @@ def _made(
 
 
 def _reads(
-    said: Said,
-    tables: desk_rules.Tables,
-    rules: Mapping[str, Mapping[str, Any]],
-    tier: Tier,
-    first: desk_rules.Goal | None,
+  said: Said,
+  tables: desk_rules.Tables,
+  rules: Mapping[str, Mapping[str, Any]],
+  tier: Tier,
+  first: desk_rules.Goal | None,
 ) -> Generator[desk_effects.Call, None, desk_rules.Goal]:
   """Yields the calls that find the rows of a goal, and returns the goal.
 
@@ -230,7 +230,7 @@ def _reads(
   """
   easy = tier == 'easy'
   goal = desk_rules.Goal(
-      said.verb, days=said.days, reason=said.reason, result=said.result
+    said.verb, days=said.days, reason=said.reason, result=said.result
   )
   if said.verb == 'lend':
     person = yield from _person(said, tables, rules, easy, lends=True)
@@ -242,9 +242,7 @@ def _reads(
     loan = yield from _loan(said, tables, person)
     if said.verb == 'return' and not easy and 'service' in rules:
       yield _call('get_item', item=loan['item'])
-    return dataclasses.replace(
-        goal, person=person, loan=loan['id'], item=loan['item']
-    )
+    return dataclasses.replace(goal, person=person, loan=loan['id'], item=loan['item'])
   if said.verb == 'transfer':
     item = yield from _item(said, tables, easy, first)
     (site,) = tables.named('site', said.to)
@@ -265,7 +263,7 @@ def _reads(
   item = yield from _item(said, tables, easy, None)
   yield from _for_lending(person, item, tables, rules, easy)
   return dataclasses.replace(
-      goal, person=person, item=item, request=request['id'], days=request['days']
+    goal, person=person, item=item, request=request['id'], days=request['days']
   )
 
 
@@ -273,10 +271,13 @@ def _person(said, tables, rules, easy, lends):
   unit = {'unit': said.unit} if said.unit else {}
   yield _call('find_person', name=said.person, **unit)
   rows, units = tables.rows['person'], tables.rows['unit']
-  person = _one([
-      key for key in tables.named('person', said.person)
+  person = _one(
+    [
+      key
+      for key in tables.named('person', said.person)
       if not said.unit or units[rows[key]['unit']]['name'] == said.unit
-  ])
+    ]
+  )
   if not easy and lends:
     yield _call('get_person', person=person)
     if 'late' in rules:
@@ -291,11 +292,14 @@ def _item(said, tables, easy, first):
       yield _call('get_item', item=item)
     return item
   yield _call('find_item', model=said.model, site=said.site)
-  item = _one([
-      key for key, row in tables.rows['item'].items()
+  item = _one(
+    [
+      key
+      for key, row in tables.rows['item'].items()
       if tables.rows['model'][row['model']]['name'] == said.model
       and tables.rows['site'][row['site']]['name'] == said.site
-  ])
+    ]
+  )
   if not easy:
     yield _call('get_item', item=item)
   return item
@@ -304,8 +308,9 @@ def _item(said, tables, easy, first):
 def _loan(said, tables, person):
   yield _call('list_loans', of=person)
   found = [
-      x for x in tables.loans_of.get(person, ())
-      if tables.model_of(x['item'])['name'] == said.model
+    x
+    for x in tables.loans_of.get(person, ())
+    if tables.model_of(x['item'])['name'] == said.model
   ]
   if len(found) > 1:
     raise Ambiguous([x['id'] for x in found] + [x['item'] for x in found])
@@ -317,10 +322,11 @@ def _request(said, tables):
   yield _call('list_requests', model=said.model, site=said.site)
   models, sites = tables.rows['model'], tables.rows['site']
   found = [
-      x for x in tables.rows['request'].values()
-      if x['state'] == 'open'
-      and models[x['model']]['name'] == said.model
-      and sites[x['site']]['name'] == said.site
+    x
+    for x in tables.rows['request'].values()
+    if x['state'] == 'open'
+    and models[x['model']]['name'] == said.model
+    and sites[x['site']]['name'] == said.site
   ]
   oldest = min((x['made'] for x in found), default='')
   key = _one([x['id'] for x in found if x['made'] == oldest])

@@ -24,9 +24,7 @@ class Tables:
   """
 
   def __init__(
-      self,
-      rows: Mapping[str, Mapping[str, desk_worlds.Row]],
-      date: datetime.date,
+    self, rows: Mapping[str, Mapping[str, desk_worlds.Row]], date: datetime.date
   ):
     self.rows, self.date = rows, date
     self.today = date.isoformat()
@@ -47,9 +45,7 @@ class Tables:
   @functools.cached_property
   def open_loans(self) -> dict[str, desk_worlds.Row]:
     """Open loans by the key of their item."""
-    return {
-        x['item']: x for x in self.rows['loan'].values() if x['returned'] is None
-    }
+    return {x['item']: x for x in self.rows['loan'].values() if x['returned'] is None}
 
   @functools.cached_property
   def loans_of(self) -> dict[str, list[desk_worlds.Row]]:
@@ -62,9 +58,7 @@ class Tables:
   @functools.cached_property
   def open_repairs(self) -> dict[str, desk_worlds.Row]:
     """Open repairs by the key of their item."""
-    return {
-        x['item']: x for x in self.rows['repair'].values() if x['state'] == 'open'
-    }
+    return {x['item']: x for x in self.rows['repair'].values() if x['state'] == 'open'}
 
   @functools.cached_property
   def approvals_of(self) -> dict[str, list[desk_worlds.Row]]:
@@ -78,8 +72,9 @@ class Tables:
   def trainings(self) -> frozenset[tuple[str, str]]:
     """Person and category of every training that is valid."""
     return frozenset(
-        (x['person'], x['category'])
-        for x in self.rows['training'].values() if x['expires'] >= self.today
+      (x['person'], x['category'])
+      for x in self.rows['training'].values()
+      if x['expires'] >= self.today
     )
 
   def is_free(self, item: str) -> bool:
@@ -105,8 +100,9 @@ class Tables:
   def holder(self, unit: str, role: str) -> str:
     """Returns the key of the one person with a role of a unit."""
     (key,) = (
-        p['id'] for p in self.rows['person'].values()
-        if p['unit'] == unit and p['role'] == role
+      p['id']
+      for p in self.rows['person'].values()
+      if p['unit'] == unit and p['role'] == role
     )
     return key
 
@@ -172,14 +168,14 @@ class Weighed:
 
 
 def breaks(
-    goal: Goal, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
+  goal: Goal, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
 ) -> list[Break]:
   """Returns the rules in force that forbid a goal, each with what it is about."""
   return [(w.rule, w.about) for w in weighed(goal, tables, rules) if w.broken]
 
 
 def weighed(
-    goal: Goal, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
+  goal: Goal, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
 ) -> list[Weighed]:
   """Returns the rules in force that may forbid a goal, held against it."""
   if goal.verb in ('lend', 'grant'):
@@ -207,27 +203,32 @@ def _of_lending(goal, tables, rules) -> list[Weighed]:
     high = model['worth'] >= desk_worlds.HIGH_VALUE
     right = tables.holder(site['unit'], rules['approval']['role'])
     given = any(
-        a['person'] == goal.person and a['approver'] == right
-        for a in tables.approvals_of.get(item, ())
+      a['person'] == goal.person and a['approver'] == right
+      for a in tables.approvals_of.get(item, ())
     )
-    found.append(Weighed(
-        'approval', item, 'high' if high else 'low', high and not given
-    ))
+    found.append(
+      Weighed('approval', item, 'high' if high else 'low', high and not given)
+    )
   if 'service' in rules:
     found.append(service(item, tables, rules))
   if 'training' in rules:
     needed, category = rules['training']['category'], model['category']
     lacks = (goal.person, category) not in tables.trainings
-    found.append(Weighed(
+    found.append(
+      Weighed(
         'training', goal.person, f'{category} {needed}', category == needed and lacks
-    ))
+      )
+    )
   if 'visitor' in rules:
     visits, most = person['role'] == 'visitor', rules['visitor']['days']
-    found.append(Weighed(
-        'visitor', goal.person,
+    found.append(
+      Weighed(
+        'visitor',
+        goal.person,
         f'visitor {goal.days} {most}' if visits else person['role'],
         visits and goal.days > most,
-    ))
+      )
+    )
   if 'home' in rules:
     found.append(_home(item, person['unit'], tables, rules))
   return found
@@ -270,7 +271,7 @@ def _home(item, unit, tables, rules) -> Weighed:
 
 
 def service(
-    item: str, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
+  item: str, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
 ) -> Weighed:
   """Holds the rule on services, which is in force, against an item."""
   left = tables.days_until(tables.rows['item'][item]['service_due'])
@@ -284,35 +285,47 @@ def is_due(item: str, tables: Tables, rules: Mapping[str, Mapping[str, Any]]) ->
   return 'service' in rules and service(item, tables, rules).broken
 
 
-def after(
-    goal: Goal, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
-) -> Tables:
+def after(goal: Goal, tables: Tables, rules: Mapping[str, Mapping[str, Any]]) -> Tables:
   """Returns the tables after a goal was reached, without notices and events."""
   if goal.verb in ('lend', 'grant'):
     tables = tables.changed(
-        'loan', _new(tables, 'loan', 'L'), person=goal.person, item=goal.item,
-        start=tables.today, due=tables.day(goal.days), returned=None, extensions=0,
+      'loan',
+      _new(tables, 'loan', 'L'),
+      person=goal.person,
+      item=goal.item,
+      start=tables.today,
+      due=tables.day(goal.days),
+      returned=None,
+      extensions=0,
     )
   elif goal.verb == 'extend':
     loan = tables.rows['loan'][goal.loan]
     tables = tables.changed(
-        'loan', goal.loan, due=extended(loan, goal.days),
-        extensions=loan['extensions'] + 1,
+      'loan',
+      goal.loan,
+      due=extended(loan, goal.days),
+      extensions=loan['extensions'] + 1,
     )
   elif goal.verb == 'return':
     tables = tables.changed('loan', goal.loan, returned=tables.today)
     reason = repair_reason(goal, tables, rules)
     if reason:
       tables = tables.changed(
-          'repair', _new(tables, 'repair', 'W'), item=goal.item, reason=reason,
-          tested='no', opened=tables.today, state='open', closed=None, result=None,
+        'repair',
+        _new(tables, 'repair', 'W'),
+        item=goal.item,
+        reason=reason,
+        tested='no',
+        opened=tables.today,
+        state='open',
+        closed=None,
+        result=None,
       )
   elif goal.verb == 'transfer':
     tables = tables.changed('item', goal.item, site=goal.site)
   elif goal.verb == 'repair':
     tables = tables.changed(
-        'repair', goal.repair, state='closed', closed=tables.today,
-        result=goal.result,
+      'repair', goal.repair, state='closed', closed=tables.today, result=goal.result
     )
   if goal.verb == 'grant':
     tables = tables.changed('request', goal.request, state='granted')
@@ -320,7 +333,7 @@ def after(
 
 
 def repair_reason(
-    goal: Goal, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
+  goal: Goal, tables: Tables, rules: Mapping[str, Mapping[str, Any]]
 ) -> str:
   """Returns why a returned item goes to repair; '' where it does not."""
   if goal.reason:

@@ -16,20 +16,20 @@ _MOST_LISTED = 2
 
 # Verbs of the goals of every composition; a family of one composition has its name.
 COMPOSITIONS: Mapping[str, tuple[str, ...]] = {
-    'lend': ('lend',),
-    'extend': ('extend',),
-    'return': ('return',),
-    'return broken': ('return',),
-    'swap': ('return', 'lend'),
-    'request': ('grant',),
-    'transfer': ('transfer',),
-    'repair': ('repair',),
-    'return+lend': ('return', 'lend'),
-    'extend+lend': ('extend', 'lend'),
-    'return+extend': ('return', 'extend'),
-    'repair+lend': ('repair', 'lend'),
-    'return+transfer': ('return', 'transfer'),
-    'repair+transfer': ('repair', 'transfer'),
+  'lend': ('lend',),
+  'extend': ('extend',),
+  'return': ('return',),
+  'return broken': ('return',),
+  'swap': ('return', 'lend'),
+  'request': ('grant',),
+  'transfer': ('transfer',),
+  'repair': ('repair',),
+  'return+lend': ('return', 'lend'),
+  'extend+lend': ('extend', 'lend'),
+  'return+extend': ('return', 'extend'),
+  'repair+lend': ('repair', 'lend'),
+  'return+transfer': ('return', 'transfer'),
+  'repair+transfer': ('repair', 'transfer'),
 }
 
 
@@ -92,7 +92,7 @@ class Sampler:
     if not key:
       return None
     return desk_goals.Said(
-        'lend', **self._person_of(key, rule), **self._item_of(item), days=days
+      'lend', **self._person_of(key, rule), **self._item_of(item), days=days
     )
 
   def _borrower(self, item: str, days: int, rule: str) -> str:
@@ -131,12 +131,14 @@ class Sampler:
 
   def _grant(self, rule) -> desk_goals.Said | None:
     places = {
-        (r['model'], r['site'])
-        for r in self.tables.rows['request'].values() if r['state'] == 'open'
+      (r['model'], r['site'])
+      for r in self.tables.rows['request'].values()
+      if r['state'] == 'open'
     }
     items = [
-        key for key, row in self.tables.rows['item'].items()
-        if (row['model'], row['site']) in places and self.tables.is_free(key)
+      key
+      for key, row in self.tables.rows['item'].items()
+      if (row['model'], row['site']) in places and self.tables.is_free(key)
     ]
     items = self._fitting(items, rule)
     if not items:
@@ -150,21 +152,22 @@ class Sampler:
       return None
     item = self.rng.choice(items)
     return desk_goals.Said(
-        'transfer', **self._item_of(item), to=self._target(item, rule)
+      'transfer', **self._item_of(item), to=self._target(item, rule)
     )
 
   def _target(self, item: str, rule: str) -> str:
     site = self.tables.site_of(item)
     names = [
-        s['name'] for s in self.tables.rows['site'].values()
-        if s['id'] != site['id'] and (rule != 'home' or s['unit'] == site['unit'])
+      s['name']
+      for s in self.tables.rows['site'].values()
+      if s['id'] != site['id'] and (rule != 'home' or s['unit'] == site['unit'])
     ]
     return self.rng.choice(names)
 
   def _repair(self) -> desk_goals.Said | None:
     item = self.rng.choice(list(self.tables.open_repairs))
     return desk_goals.Said(
-        'repair', **self._item_of(item), result=self.rng.choice(('fixed', 'fine'))
+      'repair', **self._item_of(item), result=self.rng.choice(('fixed', 'fine'))
     )
 
   def _of_loan(self, verb, rule, composition) -> desk_goals.Said | None:
@@ -172,8 +175,7 @@ class Sampler:
     loans = list(self.tables.open_loans.values())
     if verb == 'return' and self.rng.random() < _DUE:
       due = [
-          x for x in loans
-          if desk_rules.is_due(x['item'], self.tables, self.world.rules)
+        x for x in loans if desk_rules.is_due(x['item'], self.tables, self.world.rules)
       ]
       loans = due or loans
     loan = self.rng.choice(loans)
@@ -188,10 +190,11 @@ class Sampler:
     if broken and desk_rules.is_due(item, self.tables, self.world.rules):
       return None  # It would have two reasons.
     return desk_goals.Said(
-        verb, **self._person_of(person, rule),
-        model=self.tables.model_of(item)['name'],
-        days=self.rng.choice(_DAYS) if verb == 'extend' else 0,
-        reason='fault' if broken else '',
+      verb,
+      **self._person_of(person, rule),
+      model=self.tables.model_of(item)['name'],
+      days=self.rng.choice(_DAYS) if verb == 'extend' else 0,
+      reason='fault' if broken else '',
     )
 
   def _unclear(self, person: str) -> bool:
@@ -202,8 +205,9 @@ class Sampler:
   def _same_person(self, first, verb, rule) -> desk_goals.Said | None:
     """Draws a second goal for the person of the first one."""
     people = [
-        p for p in self.tables.named('person', first.person)
-        if not first.unit or self._unit(p) == first.unit
+      p
+      for p in self.tables.named('person', first.person)
+      if not first.unit or self._unit(p) == first.unit
     ]
     if len(people) != 1:
       return None
@@ -214,15 +218,18 @@ class Sampler:
         return None
       return dataclasses.replace(second, person=first.person, unit=first.unit)
     models = [
-        self.tables.model_of(x['item'])['name']
-        for x in self.tables.loans_of.get(person, ())
+      self.tables.model_of(x['item'])['name']
+      for x in self.tables.loans_of.get(person, ())
     ]
     models = [m for m in models if m != first.model]
     if not models or self._unclear(person):
       return None
     return desk_goals.Said(
-        'extend', person=first.person, unit=first.unit,
-        model=self.rng.choice(models), days=self.rng.choice(_DAYS),
+      'extend',
+      person=first.person,
+      unit=first.unit,
+      model=self.rng.choice(models),
+      days=self.rng.choice(_DAYS),
     )
 
   def _same_item(self, first, verb, rule) -> desk_goals.Said | None:
@@ -244,7 +251,7 @@ class Sampler:
     if not person:
       return None
     return desk_goals.Said(
-        'lend', **self._person_of(person, rule), days=days, same=True
+      'lend', **self._person_of(person, rule), days=days, same=True
     )
 
   def _person_of(self, key: str, rule: str) -> dict[str, Any]:
@@ -256,8 +263,8 @@ class Sampler:
 
   def _item_of(self, key: str) -> dict[str, Any]:
     return {
-        'model': self.tables.model_of(key)['name'],
-        'site': self.tables.site_of(key)['name'],
+      'model': self.tables.model_of(key)['name'],
+      'site': self.tables.site_of(key)['name'],
     }
 
   def _unit(self, person: str) -> str:

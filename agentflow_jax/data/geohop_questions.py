@@ -17,10 +17,10 @@ SPLIT_SIZES = {'train': 24000, 'validation': 400, 'test': 600}
 
 # How an operator is written, and computed for the reference answer.
 _OPERATORS = {
-    '+': lambda a, b: a + b,
-    '-': lambda a, b: a - b,
-    '*': lambda a, b: a * b,
-    '/': lambda a, b: a / b,
+  '+': lambda a, b: a + b,
+  '-': lambda a, b: a - b,
+  '*': lambda a, b: a * b,
+  '/': lambda a, b: a / b,
 }
 
 # Two numbers closer than this, relative to the right one, count as the same
@@ -68,8 +68,8 @@ class Question:
 def parse_solution(text: str) -> tuple[Step, ...]:
   """Reads what `Question.solution` wrote."""
   return tuple(
-      Step(s['tool'], s['what'], tuple(s['arguments']), s['value'])
-      for s in json.loads(text)
+    Step(s['tool'], s['what'], tuple(s['arguments']), s['value'])
+    for s in json.loads(text)
   )
 
 
@@ -109,174 +109,170 @@ _NEIGHBOUR, _LARGEST, _COUNTRY = 'largest neighbour', 'largest city', 'country'
 _BOTH_POPULATIONS = dict(path_b=(_POPULATION,))
 
 KINDS = (
-    # One hop, search alone.
-    _kind('capital', 1, ['What is the capital of {a}?'], 'country', [_CAPITAL]),
-    _kind(
-        'population',
-        1,
-        ['What is the population of {a}?', 'How many people live in {a}?'],
-        'country',
-        [_POPULATION],
-    ),
-    _kind(
-        'city_population',
-        1,
-        ['What is the population of {a}?', 'How many people live in {a}?'],
-        'city',
-        [_POPULATION],
-    ),
-    _kind('area', 1, ['What is the area of {a}?'], 'country', [_AREA]),
-    _kind('country', 1, ['In which country is {a}?'], 'city', [_COUNTRY]),
-    _kind(
-        'neighbour',
-        0.5,
-        ['What is the largest neighbour of {a}?'],
-        'country',
-        [_NEIGHBOUR],
-    ),
-    _kind(
-        'largest_city',
-        0.5,
-        ['What is the largest city of {a}?'],
-        'country',
-        [_LARGEST],
-    ),
-    # One hop, arithmetic alone.
-    _kind('sum', 0.75, ['What is {a} plus {b}?'], 'number', b='number',
-          operator='+'),
-    _kind('difference', 0.75, ['What is {a} minus {b}?'], 'number', b='number',
-          operator='-'),
-    _kind('product', 0.75, ['What is {a} times {b}?'], 'number', b='number',
-          operator='*'),
-    _kind('quotient', 0.75, ['What is {a} divided by {b}?'], 'number',
-          b='number', operator='/'),
-    # Two hops, search alone.
-    _kind(
-        'capital_population',
-        1.5,
-        [
-            'What is the population of the capital of {a}?',
-            'How many people live in the capital of {a}?',
-        ],
-        'country',
-        [_CAPITAL, _POPULATION],
-    ),
-    _kind(
-        'neighbour_capital',
-        1,
-        ['What is the capital of the largest neighbour of {a}?'],
-        'country',
-        [_NEIGHBOUR, _CAPITAL],
-    ),
-    _kind(
-        'neighbour_area',
-        1,
-        ['What is the area of the largest neighbour of {a}?'],
-        'country',
-        [_NEIGHBOUR, _AREA],
-    ),
-    _kind(
-        'city_country_capital',
-        1.5,
-        ['What is the capital of the country of {a}?'],
-        'city',
-        [_COUNTRY, _CAPITAL],
-    ),
-    _kind(
-        'city_country_population',
-        1.5,
-        [
-            'What is the population of the country of {a}?',
-            'How many people live in the country of {a}?',
-        ],
-        'city',
-        [_COUNTRY, _POPULATION],
-    ),
-    # Two hops, search and then arithmetic.
-    _kind(
-        'population_times',
-        1.5,
-        ['What is the population of {a} times {b}?'],
-        'city',
-        [_POPULATION],
-        b='number',
-        operator='*',
-    ),
-    _kind(
-        'area_plus',
-        1.5,
-        ['What is the area of {a} plus {b}?'],
-        'country',
-        [_AREA],
-        b='number',
-        operator='+',
-    ),
-    # Three hops, search alone.
-    _kind(
-        'neighbour_capital_population',
-        1,
-        ['What is the population of the capital of the largest neighbour of'
-         ' {a}?'],
-        'country',
-        [_NEIGHBOUR, _CAPITAL, _POPULATION],
-    ),
-    _kind(
-        'city_country_capital_population',
-        1.5,
-        ['How many people live in the capital of the country of {a}?'],
-        'city',
-        [_COUNTRY, _CAPITAL, _POPULATION],
-    ),
-    # Three hops, search and then arithmetic.
-    _kind(
-        'population_ratio',
-        1.5,
-        ['By what factor is the population of {a} larger than that of {b}?'],
-        'country',
-        [_POPULATION],
-        b='country',
-        **_BOTH_POPULATIONS,
-        operator='/',
-        big_first=True,
-    ),
-    _kind(
-        'area_ratio',
-        1.5,
-        ['By what factor is the area of {a} larger than that of {b}?'],
-        'country',
-        [_AREA],
-        b='country',
-        path_b=(_AREA,),
-        operator='/',
-        big_first=True,
-    ),
-    _kind(
-        'city_population_sum',
-        1.5,
-        ['How many people live in {a} and {b} together?'],
-        'city',
-        [_POPULATION],
-        b='city',
-        **_BOTH_POPULATIONS,
-        operator='+',
-    ),
-    _kind(
-        'city_population_difference',
-        1.5,
-        ['How many more people live in {a} than in {b}?'],
-        'city',
-        [_POPULATION],
-        b='city',
-        **_BOTH_POPULATIONS,
-        operator='-',
-        big_first=True,
-    ),
+  # One hop, search alone.
+  _kind('capital', 1, ['What is the capital of {a}?'], 'country', [_CAPITAL]),
+  _kind(
+    'population',
+    1,
+    ['What is the population of {a}?', 'How many people live in {a}?'],
+    'country',
+    [_POPULATION],
+  ),
+  _kind(
+    'city_population',
+    1,
+    ['What is the population of {a}?', 'How many people live in {a}?'],
+    'city',
+    [_POPULATION],
+  ),
+  _kind('area', 1, ['What is the area of {a}?'], 'country', [_AREA]),
+  _kind('country', 1, ['In which country is {a}?'], 'city', [_COUNTRY]),
+  _kind(
+    'neighbour', 0.5, ['What is the largest neighbour of {a}?'], 'country', [_NEIGHBOUR]
+  ),
+  _kind(
+    'largest_city', 0.5, ['What is the largest city of {a}?'], 'country', [_LARGEST]
+  ),
+  # One hop, arithmetic alone.
+  _kind('sum', 0.75, ['What is {a} plus {b}?'], 'number', b='number', operator='+'),
+  _kind(
+    'difference', 0.75, ['What is {a} minus {b}?'], 'number', b='number', operator='-'
+  ),
+  _kind(
+    'product', 0.75, ['What is {a} times {b}?'], 'number', b='number', operator='*'
+  ),
+  _kind(
+    'quotient',
+    0.75,
+    ['What is {a} divided by {b}?'],
+    'number',
+    b='number',
+    operator='/',
+  ),
+  # Two hops, search alone.
+  _kind(
+    'capital_population',
+    1.5,
+    [
+      'What is the population of the capital of {a}?',
+      'How many people live in the capital of {a}?',
+    ],
+    'country',
+    [_CAPITAL, _POPULATION],
+  ),
+  _kind(
+    'neighbour_capital',
+    1,
+    ['What is the capital of the largest neighbour of {a}?'],
+    'country',
+    [_NEIGHBOUR, _CAPITAL],
+  ),
+  _kind(
+    'neighbour_area',
+    1,
+    ['What is the area of the largest neighbour of {a}?'],
+    'country',
+    [_NEIGHBOUR, _AREA],
+  ),
+  _kind(
+    'city_country_capital',
+    1.5,
+    ['What is the capital of the country of {a}?'],
+    'city',
+    [_COUNTRY, _CAPITAL],
+  ),
+  _kind(
+    'city_country_population',
+    1.5,
+    [
+      'What is the population of the country of {a}?',
+      'How many people live in the country of {a}?',
+    ],
+    'city',
+    [_COUNTRY, _POPULATION],
+  ),
+  # Two hops, search and then arithmetic.
+  _kind(
+    'population_times',
+    1.5,
+    ['What is the population of {a} times {b}?'],
+    'city',
+    [_POPULATION],
+    b='number',
+    operator='*',
+  ),
+  _kind(
+    'area_plus',
+    1.5,
+    ['What is the area of {a} plus {b}?'],
+    'country',
+    [_AREA],
+    b='number',
+    operator='+',
+  ),
+  # Three hops, search alone.
+  _kind(
+    'neighbour_capital_population',
+    1,
+    ['What is the population of the capital of the largest neighbour of {a}?'],
+    'country',
+    [_NEIGHBOUR, _CAPITAL, _POPULATION],
+  ),
+  _kind(
+    'city_country_capital_population',
+    1.5,
+    ['How many people live in the capital of the country of {a}?'],
+    'city',
+    [_COUNTRY, _CAPITAL, _POPULATION],
+  ),
+  # Three hops, search and then arithmetic.
+  _kind(
+    'population_ratio',
+    1.5,
+    ['By what factor is the population of {a} larger than that of {b}?'],
+    'country',
+    [_POPULATION],
+    b='country',
+    **_BOTH_POPULATIONS,
+    operator='/',
+    big_first=True,
+  ),
+  _kind(
+    'area_ratio',
+    1.5,
+    ['By what factor is the area of {a} larger than that of {b}?'],
+    'country',
+    [_AREA],
+    b='country',
+    path_b=(_AREA,),
+    operator='/',
+    big_first=True,
+  ),
+  _kind(
+    'city_population_sum',
+    1.5,
+    ['How many people live in {a} and {b} together?'],
+    'city',
+    [_POPULATION],
+    b='city',
+    **_BOTH_POPULATIONS,
+    operator='+',
+  ),
+  _kind(
+    'city_population_difference',
+    1.5,
+    ['How many more people live in {a} than in {b}?'],
+    'city',
+    [_POPULATION],
+    b='city',
+    **_BOTH_POPULATIONS,
+    operator='-',
+    big_first=True,
+  ),
 )
 
 
-def generate(
-    split: str, entities: Mapping[str, geohop_facts.Entity]
-) -> list[Question]:
+def generate(split: str, entities: Mapping[str, geohop_facts.Entity]) -> list[Question]:
   """Generates the questions of a split, without repeats.
 
   A question that a wrong plan would answer, too, is left out (`_is_forgiving`).
@@ -342,9 +338,7 @@ def _build(rng, kind, a, b, entities) -> Question | None:
     return None
   if kind.operator:
     number = _OPERATORS[kind.operator](int(value_a), int(value_b))
-    steps = steps + [
-        Step('python', kind.operator, (value_a, value_b), repr(number))
-    ]
+    steps = steps + [Step('python', kind.operator, (value_a, value_b), repr(number))]
   text = rng.choice(kind.texts).format(a=a, b=b)
   if _is_forgiving(steps, [n for n in (a, b) if n], entities):
     return None
@@ -352,9 +346,9 @@ def _build(rng, kind, a, b, entities) -> Question | None:
 
 
 def _is_forgiving(
-    steps: Sequence[Step],
-    asked: Sequence[str],
-    entities: Mapping[str, geohop_facts.Entity],
+  steps: Sequence[Step],
+  asked: Sequence[str],
+  entities: Mapping[str, geohop_facts.Entity],
 ) -> bool:
   """Whether a wrong plan would end with the right answer, or close to it.
 
@@ -372,9 +366,9 @@ def _is_forgiving(
   for name in dict.fromkeys(itertools.chain(asked, (s.value for s in steps))):
     if name in entities:
       wrong += [
-          value
-          for attribute, value in entities[name].facts.items()
-          if (name, attribute) != (last.arguments[0], last.what)
+        value
+        for attribute, value in entities[name].facts.items()
+        if (name, attribute) != (last.arguments[0], last.what)
       ]
   if last.tool == 'python':
     a, b = map(int, last.arguments)
@@ -400,9 +394,7 @@ def _same(right: str, other: str) -> bool:
 
 
 def _follow(
-    name: str,
-    path: Sequence[str],
-    entities: Mapping[str, geohop_facts.Entity],
+  name: str, path: Sequence[str], entities: Mapping[str, geohop_facts.Entity]
 ) -> list[Step] | None:
   """Looks attributes up one after the other; None where one is absent."""
   steps = []

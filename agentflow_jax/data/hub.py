@@ -49,14 +49,14 @@ def parse(text: str) -> Address:
     is_right = len(parts) in (3, 4) and all(parts)
   if not text.startswith(PREFIX) or not is_right:
     raise rows.MalformedRow(
-        f'{text}: give hf://OWNER/NAME/SPLIT, hf://OWNER/NAME/CONFIG/SPLIT, or'
-        ' hf:///DIRECTORY/SPLIT for a data set of this machine'
+      f'{text}: give hf://OWNER/NAME/SPLIT, hf://OWNER/NAME/CONFIG/SPLIT, or'
+      ' hf:///DIRECTORY/SPLIT for a data set of this machine'
     )
   return Address(path, config, split)
 
 
 def read(
-    text: str, columns: Mapping[str, str], revision: str = ''
+  text: str, columns: Mapping[str, str], revision: str = ''
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (where, row) of a split, in order; `where` names the split and the row.
 
@@ -75,15 +75,15 @@ def read(
     import datasets  # pyright: ignore[reportMissingImports]  # An extra.
   except ImportError as e:
     raise rows.MalformedRow(
-        f'{text}: its library is missing: pip install datasets fsspec pyarrow (the'
-        ' extra `hf`)'
+      f'{text}: its library is missing: pip install datasets fsspec pyarrow (the'
+      ' extra `hf`)'
     ) from e
   if address.path.startswith(('/', '.')) and not os.path.isdir(address.path):
     raise rows.MalformedRow(f'{text}: no directory {address.path}')
   number = 0
   try:
     builder = datasets.load_dataset_builder(
-        address.path, address.config or None, revision=revision or None
+      address.path, address.config or None, revision=revision or None
     )
     for row in _stream(builder, address, lambda names: _wanted(text, columns, names)):
       number += 1
@@ -94,14 +94,14 @@ def read(
   except Exception as e:  # Boundary: errors of the library, of its files, of the hub.
     said = ' '.join(str(e).split())
     raise rows.MalformedRow(
-        f'{text}: cannot be read after row {number}: {type(e).__name__}: {said}'
+      f'{text}: cannot be read after row {number}: {type(e).__name__}: {said}'
     ) from e
   if not number:
     raise rows.MalformedRow(f'{text}: holds no row')
 
 
 def _stream(
-    builder: Any, address: Address, choose: Callable[[Sequence[str]], Sequence[str]]
+  builder: Any, address: Address, choose: Callable[[Sequence[str]], Sequence[str]]
 ) -> Iterator[dict[str, Any]]:
   """Yields the rows of a split.
 
@@ -136,6 +136,6 @@ def _wanted(text: str, columns: Mapping[str, str], names: Sequence[str]) -> list
   wanted = {rows.column_of(path, names) for path in columns.values()}
   if missing := sorted(wanted - set(names)):
     raise rows.MalformedRow(
-        f'{text}: no column {missing[0]!r}; there are {", ".join(names)}'
+      f'{text}: no column {missing[0]!r}; there are {", ".join(names)}'
     )
   return sorted(wanted)

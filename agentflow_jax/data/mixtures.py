@@ -26,9 +26,9 @@ _VERSION = 1
 def _natural_questions(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
   answers = row['golden_answers']
   if (
-      not isinstance(answers, list)
-      or not answers
-      or not all(isinstance(a, str) and a.strip() for a in answers)
+    not isinstance(answers, list)
+    or not answers
+    or not all(isinstance(a, str) and a.strip() for a in answers)
   ):
     raise ValueError('"golden_answers" must be a list of texts')
   return tuple(answers), 'exact_match'
@@ -46,8 +46,8 @@ def _deepmath(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
 
 # Source -> its column of answers, and what makes (answers, reward) of a row.
 SOURCES: Mapping[str, tuple[str, Callable]] = {
-    'natural_questions': ('golden_answers', _natural_questions),
-    'deepmath': ('final_answer', _deepmath),
+  'natural_questions': ('golden_answers', _natural_questions),
+  'deepmath': ('final_answer', _deepmath),
 }
 
 
@@ -75,9 +75,7 @@ def read(path: str, source: str) -> Iterator[records.Task]:
           tags['id'] = str(row['id'])
         # Named by its place, because the rows' own ids may repeat.
         name = f'{source}/{index:07d}'
-        task = task_checks.checked(
-            records.Task(name, query, answers, reward, tags)
-        )
+        task = task_checks.checked(records.Task(name, query, answers, reward, tags))
       except ValueError as e:
         raise rows.MalformedRow(f'{where}: {e}') from e
       yield task
@@ -85,7 +83,7 @@ def read(path: str, source: str) -> Iterator[records.Task]:
 
 
 def load(
-    data_dir: str | os.PathLike[str], path: str, source: str
+  data_dir: str | os.PathLike[str], path: str, source: str
 ) -> Sequence[records.Task]:
   """Reads a source, in the order of its files; writes it below `data_dir` first.
 
@@ -101,13 +99,10 @@ def load(
     MalformedRow: names the file and the row.
   """
   if source not in SOURCES:
-    raise rows.MalformedRow(
-        f'no source {source!r}; there are {", ".join(SOURCES)}'
-    )
+    raise rows.MalformedRow(f'no source {source!r}; there are {", ".join(SOURCES)}')
   # By digest, so that other rows at that path are built anew; and by version,
   # since the rewards are stored, too.
   digest = rows.digest(rows.locate(path))
   return builders.load(
-      os.path.join(data_dir, f'{source}_{digest}_{_VERSION}'),
-      lambda: read(path, source),
+    os.path.join(data_dir, f'{source}_{digest}_{_VERSION}'), lambda: read(path, source)
   )

@@ -75,7 +75,7 @@ def digest(files: Sequence[epath.Path]) -> str:
 
 
 def read(
-    file: epath.Path, columns: Sequence[str], optional: Sequence[str] = ()
+  file: epath.Path, columns: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (where, row) of a file; `where` names the file and the row.
 
@@ -108,7 +108,7 @@ def column_of(path: str, names: Sequence[str]) -> str:
 
 
 def picked(
-    row: Mapping[str, Any], columns: Mapping[str, str], where: str
+  row: Mapping[str, Any], columns: Mapping[str, str], where: str
 ) -> dict[str, Any]:
   """Returns a row with fields of other names, taken from wherever they lie in it.
 
@@ -135,7 +135,7 @@ def picked(
           value = value[part]
       except (KeyError, TypeError, IndexError):
         raise MalformedRow(
-            f'{where}: there is no {path!r} for the field {field!r}'
+          f'{where}: there is no {path!r} for the field {field!r}'
         ) from None
     if value is not None:
       found[field] = value
@@ -161,7 +161,7 @@ def _parquet(file, wanted, columns):
     for column in columns:
       if column not in names:
         raise MalformedRow(
-            f'{file}: no column "{column}"; there are {", ".join(names)}'
+          f'{file}: no column "{column}"; there are {", ".join(names)}'
         )
     return [n for n in wanted if n in names]
 
@@ -171,7 +171,7 @@ def _parquet(file, wanted, columns):
 
 
 def parquet_rows(
-    file: BinaryIO, name: str, choose: Callable[[Sequence[str]], Sequence[str]]
+  file: BinaryIO, name: str, choose: Callable[[Sequence[str]], Sequence[str]]
 ) -> Iterator[dict[str, Any]]:
   """Yields the rows of an open parquet file, some of which are in memory at a time.
 
@@ -188,8 +188,7 @@ def parquet_rows(
     from pyarrow import parquet  # pylint: disable=g-import-not-at-top
   except ImportError as e:
     raise MalformedRow(
-        f'{name}: parquet needs pyarrow: pip install pyarrow (the extra'
-        ' `parquet`)'
+      f'{name}: parquet needs pyarrow: pip install pyarrow (the extra `parquet`)'
     ) from e
   number = 0
   try:
@@ -201,5 +200,5 @@ def parquet_rows(
         yield row
   except (pyarrow.ArrowException, OSError) as e:
     raise MalformedRow(
-        f'{name}: not parquet, or cut off after row {number}: {e}'
+      f'{name}: not parquet, or cut off after row {number}: {e}'
     ) from e

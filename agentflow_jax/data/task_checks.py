@@ -24,9 +24,9 @@ def checked(task: records.Task) -> records.Task:
   for name, text in texts.items():
     if found := _LONE_SURROGATE.search(text):
       raise ValueError(
-          f'the {name} of task {task.id.encode("ascii", "replace").decode()}'
-          f' holds a lone surrogate (U+{ord(found[0]):04X}, at character'
-          f' {found.start() + 1}), which has no UTF-8 form; delete or repair it'
+        f'the {name} of task {task.id.encode("ascii", "replace").decode()}'
+        f' holds a lone surrogate (U+{ord(found[0]):04X}, at character'
+        f' {found.start() + 1}), which has no UTF-8 form; delete or repair it'
       )
   if not task.query.strip():
     raise ValueError(f'the query of task {task.id} is empty')
@@ -34,7 +34,7 @@ def checked(task: records.Task) -> records.Task:
 
 
 def overlap(
-    train: Sequence[records.Task], held_out: Sequence[records.Task]
+  train: Sequence[records.Task], held_out: Sequence[records.Task]
 ) -> list[tuple[records.Task, records.Task]]:
   """Finds the evaluation tasks whose query is trained on.
 
@@ -53,9 +53,9 @@ def overlap(
   for task in train:
     trained.setdefault(_normal(task.query), task)
   return [
-      (trained[_normal(task.query)], task)
-      for task in held_out
-      if _normal(task.query) in trained
+    (trained[_normal(task.query)], task)
+    for task in held_out
+    if _normal(task.query) in trained
   ]
 
 

@@ -10,9 +10,7 @@ from typing import Any, Literal
 
 from agentflow_jax import records
 from agentflow_jax.agents import injection, judge as judge_lib, recording
-from agentflow_jax.agents.environments.enterpriseops import (
-    environment as enterpriseops,
-)
+from agentflow_jax.agents.environments.enterpriseops import environment as enterpriseops
 from agentflow_jax.assembly import endpoints, scripted_planners, withheld_tools
 from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import overrides, own_code, roles, schema
@@ -71,9 +69,7 @@ class EvaluateOptions:
     return self.name or self.benchmark.replace(',', '_') or 'evaluation'
 
 
-def evaluate(
-    config: schema.Config, workdir: str, options: EvaluateOptions
-) -> str:
+def evaluate(config: schema.Config, workdir: str, options: EvaluateOptions) -> str:
   """Evaluates a planner and writes evaluations/NAME.json.
 
   Returns:
@@ -95,12 +91,10 @@ def evaluate(
     if options.limit < 0:
       raise schema.ConfigError(f'--limit must be >= 0: {options.limit}')
     config = dataclasses.replace(
-        config,
-        task_set=dataclasses.replace(
-            config.task_set,
-            validation_items=options.limit,
-            test_items=options.limit,
-        ),
+      config,
+      task_set=dataclasses.replace(
+        config.task_set, validation_items=options.limit, test_items=options.limit
+      ),
     )
   directory, before = workdirs.opened(workdir), None
   if options.planner or roles.uses_engine(config):
@@ -111,28 +105,26 @@ def evaluate(
   return asyncio.run(_evaluate(config, before, directory, options))
 
 
-def _with_benchmark(
-    config: schema.Config, options: EvaluateOptions
-) -> schema.Config:
+def _with_benchmark(config: schema.Config, options: EvaluateOptions) -> schema.Config:
   """Returns the config with the tasks of a benchmark."""
   tasks = schema.TaskSetConfig(
-      kind='benchmark', benchmark=options.benchmark, evaluation=options.data_dir,
-      test_items=0,
+    kind='benchmark',
+    benchmark=options.benchmark,
+    evaluation=options.data_dir,
+    test_items=0,
   )
   if options.benchmark != enterpriseops.NAME:
     return dataclasses.replace(config, task_set=tasks)
-  environment = dataclasses.replace(
-      config.agent.environment, kind=enterpriseops.NAME
-  )
+  environment = dataclasses.replace(config.agent.environment, kind=enterpriseops.NAME)
   return dataclasses.replace(
-      config,
-      task_set=dataclasses.replace(tasks, kind=enterpriseops.NAME, benchmark=''),
-      agent=dataclasses.replace(config.agent, environment=environment),
+    config,
+    task_set=dataclasses.replace(tasks, kind=enterpriseops.NAME, benchmark=''),
+    agent=dataclasses.replace(config.agent, environment=environment),
   )
 
 
 def _by_protocol(
-    config: schema.Config, options: EvaluateOptions
+  config: schema.Config, options: EvaluateOptions
 ) -> tuple[schema.Config, EvaluateOptions]:
   """Returns both with what the protocol fixes, and a number of trials."""
   if options.trials is not None and options.trials < 1:
@@ -141,20 +133,21 @@ def _by_protocol(
     return config, dataclasses.replace(options, trials=options.trials or 1)
   if options.greedy:
     raise schema.ConfigError('--protocol=paper samples: leave out --greedy')
-  config = overrides.override(config, (
-      ('agent.rollout.max_turns', '10'),
-      ('planner.sampling.temperature', '0.7'),
-  ))
+  config = overrides.override(
+    config, (('agent.rollout.max_turns', '10'), ('planner.sampling.temperature', '0.7'))
+  )
   return config, dataclasses.replace(options, trials=options.trials or 3)
 
 
 def _journal(
-    system, workdir, options, result_name, texts, names
+  system, workdir, options, result_name, texts, names
 ) -> journal_lib.Journal:
   """Where an evaluation's items are kept until it is done: one of the same kind."""
   same = [
-      overrides.flatten(system.config), dataclasses.asdict(options),
-      own_code.digests(system.config), [dataclasses.asdict(text) for text in texts],
+    overrides.flatten(system.config),
+    dataclasses.asdict(options),
+    own_code.digests(system.config),
+    [dataclasses.asdict(text) for text in texts],
   ]
   if names is not None:
     same.append(names.said())
@@ -163,7 +156,7 @@ def _journal(
   text = json.dumps(same, sort_keys=True, default=str)
   name = f'{result_name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}'
   return journal_lib.Journal(
-      workdir / evaluation.DIRECTORY / 'journal' / name, keeps_unscored=False
+    workdir / evaluation.DIRECTORY / 'journal' / name, keeps_unscored=False
   )
 
 
@@ -190,18 +183,14 @@ async def _evaluate(config, before, workdir, options) -> str:
   values, more = await _variant(config, workdir, options, '')
   controls = {}
   if options.controls:
-    controls['random'], _ = await _variant(
-        config, workdir, options, 'random_planner'
-    )
+    controls['random'], _ = await _variant(config, workdir, options, 'random_planner')
     # The same planner samples the same again: it need not be asked.
     controls['frozen'] = values
     if before is not None:
-      controls['frozen'], _ = await _variant(
-          before, workdir, options, 'frozen_planner'
-      )
+      controls['frozen'], _ = await _variant(before, workdir, options, 'frozen_planner')
   if len(values) > 1:
     table = benchmarks.write(
-        workdir, options.name or 'benchmarks', values, controls, more
+      workdir, options.name or 'benchmarks', values, controls, more
     )
     return f'{table}\n{workdir / (options.name or "benchmarks")}.html'
   (value,) = values.values()
@@ -209,10 +198,10 @@ async def _evaluate(config, before, workdir, options) -> str:
   for name, found in controls.items():
     (of_it,) = found.values()
     lines.append(
-        f'{name} planner: {of_it["accuracy"]:.1%} [{of_it["ci_low"]:.1%},'
-        f' {of_it["ci_high"]:.1%}] over {of_it["items_scored"]} tasks'
-        + _unscored(of_it)
-        + (' (the same planner)' if of_it is value else '')
+      f'{name} planner: {of_it["accuracy"]:.1%} [{of_it["ci_low"]:.1%},'
+      f' {of_it["ci_high"]:.1%}] over {of_it["items_scored"]} tasks'
+      + _unscored(of_it)
+      + (' (the same planner)' if of_it is value else '')
     )
   lines += await _under_attack(config, workdir, options, injections, value)
   lines += await _with_other_tools(config, workdir, options, names, value)
@@ -223,7 +212,7 @@ async def _evaluate(config, before, workdir, options) -> str:
 
 
 async def _under_attack(
-    config, workdir, options, injections, value: Mapping[str, Any]
+  config, workdir, options, injections, value: Mapping[str, Any]
 ) -> list[str]:
   """Evaluates the planner with planted texts; returns a table of the strategies.
 
@@ -233,8 +222,8 @@ async def _under_attack(
   if not injections:
     return []
   lines = [
-      f'{"planted text":24} {"safety":>8} {"utility":>8}   (utility without:'
-      f' {value["accuracy"]:.1%})'
+    f'{"planted text":24} {"safety":>8} {"utility":>8}   (utility without:'
+    f' {value["accuracy"]:.1%})'
   ]
   for strategy, texts in injections.items():
     name = 'injection_' + '_'.join(strategy.split())
@@ -242,14 +231,12 @@ async def _under_attack(
     (found,) = values.values()
     safety = found['injection']['safety']
     shown = '-' if safety is None else f'{safety:.1%}'
-    lines.append(
-        f'{strategy:24} {shown:>8} {found["accuracy"]:8.1%}{_unscored(found)}'
-    )
+    lines.append(f'{strategy:24} {shown:>8} {found["accuracy"]:8.1%}{_unscored(found)}')
   return lines
 
 
 async def _with_other_tools(
-    config, workdir, options, names, value: Mapping[str, Any]
+  config, workdir, options, names, value: Mapping[str, Any]
 ) -> list[str]:
   """Evaluates the planner with renamed tools; returns a table of kinds of tools.
 
@@ -280,7 +267,7 @@ async def _with_other_tools(
 
 
 async def _variant(
-    config, workdir, options, control: str, texts: Sequence[injection.Injection] = ()
+  config, workdir, options, control: str, texts: Sequence[injection.Injection] = ()
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
   """Evaluates one planner and saves what came of it.
 
@@ -300,7 +287,7 @@ async def _variant(
     system.warmup()
     if _has_judge(config):
       client = endpoints.connect(
-          config.evaluation.judge, 'evaluation.judge', system.agent.recording
+        config.evaluation.judge, 'evaluation.judge', system.agent.recording
       )
     journal = _journal(system, workdir, options, name, texts, names)
     result = await _ask(system, options, name, control, journal, texts, names)
@@ -313,8 +300,10 @@ async def _variant(
     if client is not None:
       with recording.during(f'judging {name}'):
         verdicts = await evaluation.judge(
-            judge_lib.Judge(client), result.groups, config.seed,
-            config.evaluation.judge.concurrency,
+          judge_lib.Judge(client),
+          result.groups,
+          config.seed,
+          config.evaluation.judge.concurrency,
         )
       result = dataclasses.replace(result, verdicts=verdicts)
       more |= endpoints.usage(client)
@@ -322,14 +311,19 @@ async def _variant(
     for one in filter(None, (*system.clients, client)):
       costs.update(one.costs)
     more |= {
-        'protocol': options.protocol,
-        'trials': options.trials,
-        'cost': sum(v for k, v in more.items() if k.endswith('/cost')),
-        'web_allowed': list(config.agent.tools.web.allow),
+      'protocol': options.protocol,
+      'trials': options.trials,
+      'cost': sum(v for k, v in more.items() if k.endswith('/cost')),
+      'web_allowed': list(config.agent.tools.web.allow),
     }
     values = _save(
-        workdir, options, result, system.tasks.left_out, control, costs,
-        more | {'config': overrides.flatten(config)},
+      workdir,
+      options,
+      result,
+      system.tasks.left_out,
+      control,
+      costs,
+      more | {'config': overrides.flatten(config)},
     )
     journal.directory.rmtree(missing_ok=True)
   finally:
@@ -341,7 +335,7 @@ async def _variant(
 
 
 async def _ask(
-    system, options, name, control, journal, texts, names
+  system, options, name, control, journal, texts, names
 ) -> evaluation.Evaluation:
   """Runs the rollouts of one planner."""
   tasks = getattr(system.tasks, options.split)
@@ -354,7 +348,7 @@ async def _ask(
     agent = system.with_script(scripted_planners.oracle, names)
   if control == 'random_planner':
     planner = scripted_planners.RandomPlanner(
-        system.planner, system.config.agent.verbs, system.config.agent.plan_format
+      system.planner, system.config.agent.verbs, system.config.agent.plan_format
     )
     agent = dataclasses.replace(agent, planner=planner)
     if system.tasks.train and system.config.has_scripts:
@@ -363,7 +357,6 @@ async def _ask(
   done = 0
   unit = 'task' if options.trials == 1 else 'rollout'
   with progress.Progress(len(tasks) * options.trials, unit=unit) as bar:
-
     for notice in system.notices():
       bar.note(notice)
 
@@ -374,51 +367,50 @@ async def _ask(
       bar.update(done, {})
 
     return await evaluation.evaluate(
-        agent,
-        tasks,
-        name=name,
-        split=options.split,
-        seed=system.config.seed,
-        processes=system.processes,
-        trials=options.trials,
-        greedy=options.greedy,
-        concurrent=system.config.train.concurrent_rollouts,
-        journal=journal,
-        on_done=count,
+      agent,
+      tasks,
+      name=name,
+      split=options.split,
+      seed=system.config.seed,
+      processes=system.processes,
+      trials=options.trials,
+      greedy=options.greedy,
+      concurrent=system.config.train.concurrent_rollouts,
+      journal=journal,
+      on_done=count,
     )
 
 
 def _save(
-    workdir, options, result, left_out, control, costs, more
+  workdir, options, result, left_out, control, costs, more
 ) -> dict[str, Mapping[str, Any]]:
   """Writes the file of an evaluation, or one each benchmark; returns them."""
   directory = workdir / evaluation.DIRECTORY
-  if any(g.task.world and g.task.world.environment == enterpriseops.NAME
-         for g in result.groups):
+  if any(
+    g.task.world and g.task.world.environment == enterpriseops.NAME
+    for g in result.groups
+  ):
     place = scores.write(workdir / scores.DIRECTORY / result.name, result.groups)
     more = more | {
-        'enterpriseops': scores.by_mode_and_domain(result.groups),
-        'enterpriseops_results': str(place),
+      'enterpriseops': scores.by_mode_and_domain(result.groups),
+      'enterpriseops_results': str(place),
     }
   if len(left_out) <= 1:
     lacks = sum(left_out.values())
-    saved = evaluation.save(
-        directory, result, {**more, 'items_left_out': lacks}
-    )
+    saved = evaluation.save(directory, result, {**more, 'items_left_out': lacks})
     return {next(iter(left_out), ''): saved}
   values = {}
   for benchmark, lacks in left_out.items():
-    groups = tuple(
-        g for g in result.groups if g.task.tags['benchmark'] == benchmark
-    )
+    groups = tuple(g for g in result.groups if g.task.tags['benchmark'] == benchmark)
     of_it = dataclasses.replace(
-        result, groups=groups,
-        name='_'.join(filter(None, (options.name, benchmark, control))),
+      result,
+      groups=groups,
+      name='_'.join(filter(None, (options.name, benchmark, control))),
     )
     # Seconds and requests are those of all together.
     cost = sum(costs[g.task.id] for g in groups)
     values[benchmark] = evaluation.save(
-        directory, of_it, {**more, 'items_left_out': lacks, 'cost': cost}
+      directory, of_it, {**more, 'items_left_out': lacks, 'cost': cost}
     )
   return values
 
@@ -429,9 +421,9 @@ def _unscored(value: Mapping[str, Any]) -> str:
   if not unscored:
     return ''
   return (
-      f' ({value["accuracy_over_requested"]:.1%} over all'
-      f' {value["items_requested"]} requested: {unscored} rollouts were not'
-      ' scored)'
+    f' ({value["accuracy_over_requested"]:.1%} over all'
+    f' {value["items_requested"]} requested: {unscored} rollouts were not'
+    ' scored)'
   )
 
 
@@ -442,13 +434,13 @@ def _line(value: Mapping[str, Any]) -> str:
   ended = ', '.join(f'{k} {n}' for k, n in value['status'].items())
   met = ', '.join(f'{k} {n}' for k, n in value['tool_counts'].items())
   return (
-      f'{value["name"]}: accuracy {value["accuracy"]:.1%}'
-      f' [{value["ci_low"]:.1%}, {value["ci_high"]:.1%}] over'
-      f' {value["items_scored"]} scored of {value["items_requested"]} tasks'
-      f'{lacking}, {value["accuracy_over_requested"]:.1%} over all requested;'
-      f' {value["turns_mean"]:.2f} turns,'
-      f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}'
-      f'{"; tools met: " + met if met else ""}{_failed(value)}{_judged(value)}'
+    f'{value["name"]}: accuracy {value["accuracy"]:.1%}'
+    f' [{value["ci_low"]:.1%}, {value["ci_high"]:.1%}] over'
+    f' {value["items_scored"]} scored of {value["items_requested"]} tasks'
+    f'{lacking}, {value["accuracy_over_requested"]:.1%} over all requested;'
+    f' {value["turns_mean"]:.2f} turns,'
+    f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}'
+    f'{"; tools met: " + met if met else ""}{_failed(value)}{_judged(value)}'
   )
 
 
@@ -468,15 +460,16 @@ def _judged(value) -> str:
     said += ' nothing'
   else:
     said += (
-        f' {value["judge_accuracy"]:.1%} [{value["judge_ci_low"]:.1%},'
-        f' {value["judge_ci_high"]:.1%}] over {value["judge_items"]} tasks,'
-        f' {value["judge_accuracy_over_requested"]:.1%} over all requested, and'
-        f' differs from the rule in {len(value["judge_differs_from_rule"])}'
+      f' {value["judge_accuracy"]:.1%} [{value["judge_ci_low"]:.1%},'
+      f' {value["judge_ci_high"]:.1%}] over {value["judge_items"]} tasks,'
+      f' {value["judge_accuracy_over_requested"]:.1%} over all requested, and'
+      f' differs from the rule in {len(value["judge_differs_from_rule"])}'
     )
   if value['judge_unknown']:
     why = next(
-        i['judge_analysis'] for i in value['items']
-        if i['judge'] is None and i['judge_analysis']
+      i['judge_analysis']
+      for i in value['items']
+      if i['judge'] is None and i['judge_analysis']
     )
     said += f'; {value["judge_unknown"]} not judged, the first: {why[:300]}'
   return said

@@ -22,7 +22,7 @@ DIRECTORY = 'enterpriseops'
 
 
 def run_of(
-    task: records.Task, trajectory: records.Trajectory, number: int
+  task: records.Task, trajectory: records.Trajectory, number: int
 ) -> dict[str, Any]:
   """Returns a rollout as the published scripts write a run.
 
@@ -36,36 +36,41 @@ def run_of(
     return {'run_number': number, 'error': why, 'overall_success': False}
   names = {server['name'] for server in task.its_world.state['servers']}
   results = {
-      check.name: {'passed': bool(result.passed), 'details': result.detail}
-      for check, result in zip(task.its_world.checks, trajectory.verdict.results)
-      if check.spec.get('gym_name') in (None, *names)
+    check.name: {'passed': bool(result.passed), 'details': result.detail}
+    for check, result in zip(task.its_world.checks, trajectory.verdict.results)
+    if check.spec.get('gym_name') in (None, *names)
   }
   if not results:
     why = 'no check is left: the published script divides by their number'
     return {'run_number': number, 'error': why, 'overall_success': False}
   passed = sum(result['passed'] for result in results.values())
   calls = [
-      (call, result) for turn in trajectory.turns for call, result in turn.attempts
-      if call is not None and result is not None
+    (call, result)
+    for turn in trajectory.turns
+    for call, result in turn.attempts
+    if call is not None and result is not None
   ]
   return {
-      'run_number': number,
-      'execution_time_ms': int(1000 * trajectory.seconds.get('total', 0.0)),
-      'model_response': trajectory.answer,
-      'tools_used': list(dict.fromkeys(call.tool for call, _ in calls)),
-      'tool_results': [
-          {
-              'tool_name': call.tool, 'arguments': dict(call.arguments),
-              'result': {'success': result.error is None, 'result': result.text},
-          }
-          for call, result in calls
-      ],
-      'verification_results': results,
-      'verification_summary': {
-          'total': len(results), 'passed': passed, 'failed': len(results) - passed,
-          'pass_rate': passed / len(results),
-      },
-      'overall_success': all(result['passed'] for result in results.values()),
+    'run_number': number,
+    'execution_time_ms': int(1000 * trajectory.seconds.get('total', 0.0)),
+    'model_response': trajectory.answer,
+    'tools_used': list(dict.fromkeys(call.tool for call, _ in calls)),
+    'tool_results': [
+      {
+        'tool_name': call.tool,
+        'arguments': dict(call.arguments),
+        'result': {'success': result.error is None, 'result': result.text},
+      }
+      for call, result in calls
+    ],
+    'verification_results': results,
+    'verification_summary': {
+      'total': len(results),
+      'passed': passed,
+      'failed': len(results) - passed,
+      'pass_rate': passed / len(results),
+    },
+    'overall_success': all(result['passed'] for result in results.values()),
   }
 
 
@@ -76,13 +81,13 @@ def statistics(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   passed = sum(s['passed'] for s in summaries)
   won = sum(bool(r['overall_success']) for r in runs)
   return {
-      'total_runs': len(runs),
-      'successful_runs': won,
-      'overall_success_rate': won / len(runs) if runs else 0,
-      'pass_at_1': float(bool(runs and runs[0]['overall_success'])),
-      'verifier_level_pass_rate': passed / total if total else 0,
-      'total_verifiers_checked': total,
-      'total_verifiers_passed': passed,
+    'total_runs': len(runs),
+    'successful_runs': won,
+    'overall_success_rate': won / len(runs) if runs else 0,
+    'pass_at_1': float(bool(runs and runs[0]['overall_success'])),
+    'verifier_level_pass_rate': passed / total if total else 0,
+    'total_verifiers_checked': total,
+    'total_verifiers_passed': passed,
   }
 
 
@@ -90,24 +95,25 @@ def result_of(group: records.Group) -> dict[str, Any]:
   """Returns the result of a task as the published scripts write it."""
   state = group.task.its_world.state
   runs = [
-      run_of(group.task, trajectory, i + 1)
-      for i, trajectory in enumerate(group.trajectories)
+    run_of(group.task, trajectory, i + 1)
+    for i, trajectory in enumerate(group.trajectories)
   ]
   return {
-      'benchmark_config': {
-          'number_of_runs': len(runs),
-          'user_prompt': group.task.query,
-          'gym_servers': [
-              {
-                  'name': server['name'], 'url': server['url'],
-                  'seed_database_file': server['seed'],
-              }
-              for server in state['servers']
-          ],
-          'total_gyms': len(state['servers']),
-      },
-      'runs': runs,
-      'statistics': statistics(runs),
+    'benchmark_config': {
+      'number_of_runs': len(runs),
+      'user_prompt': group.task.query,
+      'gym_servers': [
+        {
+          'name': server['name'],
+          'url': server['url'],
+          'seed_database_file': server['seed'],
+        }
+        for server in state['servers']
+      ],
+      'total_gyms': len(state['servers']),
+    },
+    'runs': runs,
+    'statistics': statistics(runs),
   }
 
 
@@ -129,25 +135,24 @@ def scores(groups: Sequence[records.Group]) -> dict[str, Any]:
       success.append(_mean(_succeeded(t) for t in scored))
       passed.append(_mean(_pass_rate(t) for t in scored))
   return {
-      'tasks': len(groups),
-      'rollouts': sum(len(group.trajectories) for group in groups),
-      'errors': errors,
-      'parity': {
-          'success': _mean(s['overall_success_rate'] for s in parity),
-          'verifier_pass_rate': _mean(s['verifier_level_pass_rate'] for s in parity),
-      },
-      'strict': {
-          'success': _mean(success),
-          'interval': intervals.bootstrap_interval(success) if success else None,
-          'verifier_pass_rate': _mean(passed),
-      },
+    'tasks': len(groups),
+    'rollouts': sum(len(group.trajectories) for group in groups),
+    'errors': errors,
+    'parity': {
+      'success': _mean(s['overall_success_rate'] for s in parity),
+      'verifier_pass_rate': _mean(s['verifier_level_pass_rate'] for s in parity),
+    },
+    'strict': {
+      'success': _mean(success),
+      'interval': intervals.bootstrap_interval(success) if success else None,
+      'verifier_pass_rate': _mean(passed),
+    },
   }
 
 
 def _succeeded(trajectory: records.Trajectory) -> bool:
   return bool(
-      trajectory.verdict and trajectory.verdict.success
-      and (trajectory.reward or 0.0) > 0
+    trajectory.verdict and trajectory.verdict.success and (trajectory.reward or 0.0) > 0
   )
 
 
@@ -189,8 +194,8 @@ def write(directory: epath.Path, groups: Sequence[records.Group]) -> epath.Path:
     place = directory / (tags.get('mode') or 'oracle') / (tags.get('domain') or 'tasks')
     name = group.task.id.rpartition('/')[2]
     writing.write_whole(
-        place / f'results_{name}.json',
-        json.dumps(result_of(group), indent=1, default=str),
+      place / f'results_{name}.json',
+      json.dumps(result_of(group), indent=1, default=str),
     )
   return directory
 
@@ -198,17 +203,18 @@ def write(directory: epath.Path, groups: Sequence[records.Group]) -> epath.Path:
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
   """Returns the scores as text for people."""
   lines = [
-      f'{"mode/domain":32} {"tasks":>6} {"errors":>6} {"parity":>8} {"strict":>8}'
-      f' {"checks, parity":>14} {"strict":>8}'
+    f'{"mode/domain":32} {"tasks":>6} {"errors":>6} {"parity":>8} {"strict":>8}'
+    f' {"checks, parity":>14} {"strict":>8}'
   ]
   for name, one in found.items():
     figures = [
-        one[kind][key]
-        for key in ('success', 'verifier_pass_rate') for kind in ('parity', 'strict')
+      one[kind][key]
+      for key in ('success', 'verifier_pass_rate')
+      for kind in ('parity', 'strict')
     ]
     shown = ['-' if x is None else f'{x:.1%}' for x in figures]
     lines.append(
-        f'{name:32} {one["tasks"]:6} {one["errors"]:6} {shown[0]:>8} {shown[1]:>8}'
-        f' {shown[2]:>14} {shown[3]:>8}'
+      f'{name:32} {one["tasks"]:6} {one["errors"]:6} {shown[0]:>8} {shown[1]:>8}'
+      f' {shown[2]:>14} {shown[3]:>8}'
     )
   return '\n'.join(lines)

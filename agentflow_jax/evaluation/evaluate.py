@@ -65,9 +65,7 @@ class Evaluation:
   @property
   def accuracy_over_requested(self) -> float:
     """Mean over all items; a rollout without a reward counts as 0."""
-    return _mean(
-        _mean(t.reward or 0.0 for t in g.trajectories) for g in self.groups
-    )
+    return _mean(_mean(t.reward or 0.0 for t in g.trajectories) for g in self.groups)
 
   def interval(self) -> tuple[float, float]:
     """95% bootstrap interval over items."""
@@ -82,41 +80,37 @@ class Evaluation:
     trajectories = [t for g in self.groups for t in g.trajectories]
     failed, called = totals.tool_errors(trajectories)
     return {
-        'name': self.name,
-        'split': self.split,
-        'temperature': self.temperature,
-        'accuracy': self.accuracy,
-        'ci_low': low,
-        'ci_high': high,
-        'accuracy_over_requested': self.accuracy_over_requested,
-        'items_requested': len(self.groups),
-        'items_scored': len(self.scores),
-        'rollouts_requested': len(trajectories),
-        'rollouts_scored': sum(t.reward is not None for t in trajectories),
-        'status': dict(
-            collections.Counter(t.status.value for t in trajectories)
-        ),
-        'by_hops': self._by('hops'),
-        'by_kind': self._by('kind'),
-        'tools': totals.tool_calls(trajectories),
-        'tool_error_rate': failed / max(called, 1),
-        'tool_counts': totals.tool_counts(trajectories),
-        'turns_mean': _mean(len(t.turns) for t in trajectories),
-        'planner_tokens_mean': _mean(
-            sum(len(turn.completion.response_ids) for turn in t.turns)
-            for t in trajectories
-        ),
-        'seconds_a_rollout': _mean(
-            t.seconds.get('total', 0.0) for t in trajectories
-        ),
-        'seconds': self.seconds,
-        'mistakes': mistakes.of_groups(self.groups),
-        **self._in_worlds(),
-        **self._judged(),
-        'items': [
-            _item(g.task, t) | self._verdict(g.task, t)
-            for g in self.groups for t in g.trajectories
-        ],
+      'name': self.name,
+      'split': self.split,
+      'temperature': self.temperature,
+      'accuracy': self.accuracy,
+      'ci_low': low,
+      'ci_high': high,
+      'accuracy_over_requested': self.accuracy_over_requested,
+      'items_requested': len(self.groups),
+      'items_scored': len(self.scores),
+      'rollouts_requested': len(trajectories),
+      'rollouts_scored': sum(t.reward is not None for t in trajectories),
+      'status': dict(collections.Counter(t.status.value for t in trajectories)),
+      'by_hops': self._by('hops'),
+      'by_kind': self._by('kind'),
+      'tools': totals.tool_calls(trajectories),
+      'tool_error_rate': failed / max(called, 1),
+      'tool_counts': totals.tool_counts(trajectories),
+      'turns_mean': _mean(len(t.turns) for t in trajectories),
+      'planner_tokens_mean': _mean(
+        sum(len(turn.completion.response_ids) for turn in t.turns) for t in trajectories
+      ),
+      'seconds_a_rollout': _mean(t.seconds.get('total', 0.0) for t in trajectories),
+      'seconds': self.seconds,
+      'mistakes': mistakes.of_groups(self.groups),
+      **self._in_worlds(),
+      **self._judged(),
+      'items': [
+        _item(g.task, t) | self._verdict(g.task, t)
+        for g in self.groups
+        for t in g.trajectories
+      ],
     }
 
   def _in_worlds(self) -> dict[str, Any]:
@@ -148,13 +142,13 @@ class Evaluation:
     if scores:
       low, high = intervals.bootstrap_interval(scores, seed=0)
     return {
-        'judge_accuracy': sum(scores) / len(scores) if scores else None,
-        'judge_accuracy_over_requested': _mean(over_requested),
-        'judge_ci_low': low,
-        'judge_ci_high': high,
-        'judge_items': len(scores),
-        'judge_unknown': unknown,
-        'judge_differs_from_rule': differ,
+      'judge_accuracy': sum(scores) / len(scores) if scores else None,
+      'judge_accuracy_over_requested': _mean(over_requested),
+      'judge_ci_low': low,
+      'judge_ci_high': high,
+      'judge_items': len(scores),
+      'judge_unknown': unknown,
+      'judge_differs_from_rule': differ,
     }
 
   def _verdict(self, task, trajectory) -> dict[str, Any]:
@@ -162,8 +156,8 @@ class Evaluation:
       return {}
     verdict = self.verdicts.get((task.id, trajectory.rollout))
     return {
-        'judge': verdict.correct if verdict else None,
-        'judge_analysis': verdict.analysis if verdict else '',
+      'judge': verdict.correct if verdict else None,
+      'judge_analysis': verdict.analysis if verdict else '',
     }
 
   def _by(self, tag: str) -> dict[str, dict[str, float]]:
@@ -173,18 +167,18 @@ class Evaluation:
       if tag in group.task.tags:
         found.setdefault(group.task.tags[tag], []).append(group)
     parts = {
-        value: dataclasses.replace(self, groups=tuple(groups))
-        for value, groups in sorted(found.items())
+      value: dataclasses.replace(self, groups=tuple(groups))
+      for value, groups in sorted(found.items())
     }
     return {
-        value: {
-            'items': len(part.scores),
-            'accuracy': part.accuracy,
-            'items_requested': len(part.groups),
-            'accuracy_over_requested': part.accuracy_over_requested,
-        }
-        for value, part in parts.items()
-        if part.scores
+      value: {
+        'items': len(part.scores),
+        'accuracy': part.accuracy,
+        'items_requested': len(part.groups),
+        'accuracy_over_requested': part.accuracy_over_requested,
+      }
+      for value, part in parts.items()
+      if part.scores
     }
 
 
@@ -195,18 +189,18 @@ def _mean(values: Iterable[float]) -> float:
 
 
 async def evaluate(
-    agent: rollout.Agent,
-    tasks: Sequence[records.Task],
-    *,
-    name: str,
-    split: str,
-    seed: int,
-    processes: processes_lib.Processes,
-    trials: int = 1,
-    greedy: bool = False,
-    concurrent: int = 256,
-    journal: journal_lib.Journal | None = None,
-    on_done: Callable[[records.Trajectory], None] | None = None,
+  agent: rollout.Agent,
+  tasks: Sequence[records.Task],
+  *,
+  name: str,
+  split: str,
+  seed: int,
+  processes: processes_lib.Processes,
+  trials: int = 1,
+  greedy: bool = False,
+  concurrent: int = 256,
+  journal: journal_lib.Journal | None = None,
+  on_done: Callable[[records.Trajectory], None] | None = None,
 ) -> Evaluation:
   """Runs every task `trials` times.
 
@@ -239,24 +233,24 @@ async def evaluate(
   start = time.monotonic()
   with recording.during(f'{name}, temperature {temperature:g}'):
     groups = await collect.groups(
-        agent,
-        tasks,
-        group_size=trials,
-        key=records.RequestKey(seed, records.Purpose.EVALUATE, _STEP, '', 0),
-        limit=asyncio.Semaphore(concurrent),
-        processes=processes,
-        journal=journal,
-        on_done=on_done,
+      agent,
+      tasks,
+      group_size=trials,
+      key=records.RequestKey(seed, records.Purpose.EVALUATE, _STEP, '', 0),
+      limit=asyncio.Semaphore(concurrent),
+      processes=processes,
+      journal=journal,
+      on_done=on_done,
     )
   seconds = time.monotonic() - start
   return Evaluation(name, split, temperature, tuple(groups), seconds)
 
 
 async def judge(
-    asked: judge_lib.Judge,
-    groups: Sequence[records.Group],
-    seed: int,
-    concurrent: int = 256,
+  asked: judge_lib.Judge,
+  groups: Sequence[records.Group],
+  seed: int,
+  concurrent: int = 256,
 ) -> dict[tuple[str, int], judge_lib.Verdict]:
   """Has a judge grade every rollout that was scored; the same answer once.
 
@@ -272,9 +266,7 @@ async def judge(
   limit = asyncio.Semaphore(concurrent)
 
   async def one(task, answer, trial):
-    key = records.RequestKey(
-        seed, records.Purpose.EVALUATE, _STEP, task.id, trial
-    )
+    key = records.RequestKey(seed, records.Purpose.EVALUATE, _STEP, task.id, trial)
     async with limit:
       return await asked(task, answer, key)
 
@@ -288,16 +280,14 @@ async def judge(
         name = item.task.id, trajectory.answer
         if name not in running:
           running[name] = group.create_task(
-              one(item.task, trajectory.answer, trajectory.rollout)
+            one(item.task, trajectory.answer, trajectory.rollout)
           )
         wanted[item.task.id, trajectory.rollout] = running[name]
   return {name: task.result() for name, task in wanted.items()}
 
 
 def save(
-    directory: epath.Path,
-    evaluation: Evaluation,
-    others: Mapping[str, Any] | None = None,
+  directory: epath.Path, evaluation: Evaluation, others: Mapping[str, Any] | None = None
 ) -> Mapping[str, Any]:
   """Writes `<name>.json`, whole or not at all, and returns what it holds.
 
@@ -310,7 +300,7 @@ def save(
 
 
 def add(
-    directory: epath.Path, value: Mapping[str, Any], others: Mapping[str, Any]
+  directory: epath.Path, value: Mapping[str, Any], others: Mapping[str, Any]
 ) -> Mapping[str, Any]:
   """Writes the file of an evaluation with further entries, and returns what it holds.
 
@@ -327,19 +317,17 @@ def add(
 
 def _item(task: records.Task, trajectory: records.Trajectory):
   return {
-      'id': task.id,
-      'trial': trajectory.rollout,
-      'query': task.query,
-      'gold': ' | '.join(task.answers),
-      'answer': trajectory.answer,
-      'reward': trajectory.reward,
-      'status': trajectory.status.value,
-      'detail': trajectory.detail,
-      'tags': {
-          k: v for k, v in task.tags.items() if k not in ('solution', 'tempting')
-      },
-      'turns': [_turn(t) for t in trajectory.turns],
-      **mistakes.said(task, trajectory),
+    'id': task.id,
+    'trial': trajectory.rollout,
+    'query': task.query,
+    'gold': ' | '.join(task.answers),
+    'answer': trajectory.answer,
+    'reward': trajectory.reward,
+    'status': trajectory.status.value,
+    'detail': trajectory.detail,
+    'tags': {k: v for k, v in task.tags.items() if k not in ('solution', 'tempting')},
+    'turns': [_turn(t) for t in trajectory.turns],
+    **mistakes.said(task, trajectory),
   } | _world(trajectory)
 
 
@@ -349,10 +337,10 @@ def _world(trajectory: records.Trajectory) -> dict[str, Any]:
   if verdict is None:
     return {}
   return {
-      'checks': [dataclasses.asdict(result) for result in verdict.results],
-      'changed': list(verdict.changed),
-      'violations': list(verdict.violations),
-      'digest': trajectory.digest,
+    'checks': [dataclasses.asdict(result) for result in verdict.results],
+    'changed': list(verdict.changed),
+    'violations': list(verdict.violations),
+    'digest': trajectory.digest,
   }
 
 
@@ -360,19 +348,19 @@ def _turn(turn: records.Turn) -> dict[str, Any]:
   verdicts = [m.output for m in turn.modules if m.module == 'verifier']
   more = [_attempt(*one) for one in turn.more]
   return {
-      'planner': turn.completion.text,
-      'parse_error': turn.parse_error,
-      **_attempt(turn.call, turn.result),
-      'verdict': verdicts[-1] if verdicts else '',
+    'planner': turn.completion.text,
+    'parse_error': turn.parse_error,
+    **_attempt(turn.call, turn.result),
+    'verdict': verdicts[-1] if verdicts else '',
   } | ({'more': more} if more else {})
 
 
 def _attempt(
-    call: records.ToolCall | None, result: records.ToolResult | None
+  call: records.ToolCall | None, result: records.ToolResult | None
 ) -> dict[str, Any]:
   return {
-      'tool': call.tool if call else None,
-      'arguments': dict(call.arguments) if call else {},
-      'result': result.text[:2000] if result else '',
-      'failed': bool(result and result.error),
+    'tool': call.tool if call else None,
+    'arguments': dict(call.arguments) if call else {},
+    'result': result.text[:2000] if result else '',
+    'failed': bool(result and result.error),
   }

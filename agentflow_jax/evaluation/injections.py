@@ -11,9 +11,7 @@ from agentflow_jax.files import reading
 _BUNDLED = 'bundled'
 
 
-def read(
-    said: str, config: schema.Config
-) -> dict[str, list[injection.Injection]]:
+def read(said: str, config: schema.Config) -> dict[str, list[injection.Injection]]:
   """Returns the texts to plant, by strategy.
 
   Where prompts show names of tools alone, no text on a card would be read: those of our
@@ -31,8 +29,8 @@ def read(
     return {}
   if config.agent.plan_format == 'code':
     raise schema.ConfigError(
-        '--injection plants texts into calls of tools, and with agent.plan_format=code'
-        ' there are only programs'
+      '--injection plants texts into calls of tools, and with agent.plan_format=code'
+      ' there are only programs'
     )
   shows_cards = config.planner.prompt.cards != 'names'
   by_strategy: dict[str, list[injection.Injection]] = {}
@@ -41,8 +39,8 @@ def read(
       by_strategy.setdefault(one.strategy, []).append(one)
     elif said != _BUNDLED:
       raise schema.ConfigError(
-          f'--injection={said}: planner.prompt.cards=names shows no description, so no'
-          ' text can be planted there: leave it out'
+        f'--injection={said}: planner.prompt.cards=names shows no description, so no'
+        ' text can be planted there: leave it out'
       )
   if not by_strategy:
     raise schema.ConfigError(f'--injection={said}: the file holds no text to plant')
@@ -54,14 +52,14 @@ def _of_file(path: str) -> list[injection.Injection]:
     return [injection.Injection(**line.value) for line in reading.json_lines(path)]
   except FileNotFoundError:
     raise schema.ConfigError(
-        f"--injection: no file {path}; 'bundled' for our own texts"
+      f"--injection: no file {path}; 'bundled' for our own texts"
     ) from None
   except (TypeError, ValueError, OSError, reading.FileError) as e:
     raise schema.ConfigError(f'--injection={path}: {e}') from e
 
 
 def safety(
-    groups: Sequence[records.Group], texts: Sequence[injection.Injection]
+  groups: Sequence[records.Group], texts: Sequence[injection.Injection]
 ) -> dict[str, Any]:
   """Returns how many rollouts obeyed planted texts.
 
@@ -75,16 +73,18 @@ def safety(
     'met' that did not, or None where no rollout met a text.
   """
   scored = [
-      (group.task, t)
-      for group in groups for t in group.trajectories if t.reward is not None
+    (group.task, t)
+    for group in groups
+    for t in group.trajectories
+    if t.reward is not None
   ]
   met = [t for task, t in scored if injection.met(task, t, texts)]
   obeyed = sum(map(injection.obeyed, met))
   return {
-      'strategy': texts[0].strategy,
-      'texts': len(texts),
-      'rollouts': len(scored),
-      'met': len(met),
-      'obeyed': obeyed,
-      'safety': 1 - obeyed / len(met) if met else None,
+    'strategy': texts[0].strategy,
+    'texts': len(texts),
+    'rollouts': len(scored),
+    'met': len(met),
+    'obeyed': obeyed,
+    'safety': 1 - obeyed / len(met) if met else None,
   }

@@ -35,8 +35,8 @@ def read(said: str, config: schema.Config) -> renaming.Names | None:
     return None
   if config.agent.plan_format == 'code':
     raise schema.ConfigError(
-        '--tools renames the tools that plans call, and with agent.plan_format=code'
-        ' there are only programs'
+      '--tools renames the tools that plans call, and with agent.plan_format=code'
+      ' there are only programs'
     )
   if said == RENAMED:
     known = {**renaming.BUNDLED}
@@ -50,7 +50,7 @@ def read(said: str, config: schema.Config) -> renaming.Names | None:
     return renaming.Names({tool: _name(tool, new) for tool, new in value.items()})
   except FileNotFoundError:
     raise schema.ConfigError(
-        f"--tools: no file {said}; 'renamed' for names of our own"
+      f"--tools: no file {said}; 'renamed' for names of our own"
     ) from None
   except (ValueError, OSError, reading.FileError) as e:
     raise schema.ConfigError(f'--tools={said}: {e}') from e
@@ -66,9 +66,7 @@ def _name(tool: str, said: Any) -> renaming.NewName:
     raise ValueError(f'{tool!r}: {e}') from e
 
 
-def renamed(
-    agent: rollout.Agent, names: renaming.Names, said: str
-) -> rollout.Agent:
+def renamed(agent: rollout.Agent, names: renaming.Names, said: str) -> rollout.Agent:
   """Returns an agent with renamed tools.
 
   Args:
@@ -93,9 +91,9 @@ def renamed(
 
 
 def rows(
-    seen: Sequence[Mapping[str, Any]],
-    renamed_items: Sequence[Mapping[str, Any]],
-    withheld: Collection[str],
+  seen: Sequence[Mapping[str, Any]],
+  renamed_items: Sequence[Mapping[str, Any]],
+  withheld: Collection[str],
 ) -> dict[str, Any]:
   """Returns the table of seen, renamed and unseen tools.
 
@@ -112,9 +110,9 @@ def rows(
     'first_causes'.
   """
   parts = {
-      'seen': [i for i in seen if i['id'] not in withheld],
-      RENAMED: [i for i in renamed_items if i['id'] not in withheld],
-      'unseen': [i for i in seen if i['id'] in withheld],
+    'seen': [i for i in seen if i['id'] not in withheld],
+    RENAMED: [i for i in renamed_items if i['id'] not in withheld],
+    'unseen': [i for i in seen if i['id'] in withheld],
   }
   return {name: _row(parts[name]) for name in ROWS if parts[name]}
 
@@ -128,12 +126,13 @@ def _row(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   low, high = intervals.bootstrap_interval(shares, seed=0) if shares else (0.0, 1.0)
   causes = collections.Counter(i['first_cause'] for i in items if i['first_cause'])
   return {
-      'tasks': len(by_task),
-      'success': sum(shares) / len(shares) if shares else None,
-      'ci_low': low, 'ci_high': high,
-      'rollouts': len(items),
-      'unscored': sum(item['reward'] is None for item in items),
-      'first_causes': dict(causes.most_common()),
+    'tasks': len(by_task),
+    'success': sum(shares) / len(shares) if shares else None,
+    'ci_low': low,
+    'ci_high': high,
+    'rollouts': len(items),
+    'unscored': sum(item['reward'] is None for item in items),
+    'first_causes': dict(causes.most_common()),
   }
 
 
@@ -146,6 +145,6 @@ def table(found: Mapping[str, Any]) -> list[str]:
     causes = ', '.join(f'{k} {n}' for k, n in row['first_causes'].items()) or '-'
     unscored = f'; {row["unscored"]} not scored' if row['unscored'] else ''
     lines.append(
-        f'{name:10} {row["tasks"]:5} {success:>8} {interval:>16}   {causes}{unscored}'
+      f'{name:10} {row["tasks"]:5} {success:>8} {interval:>16}   {causes}{unscored}'
     )
   return lines

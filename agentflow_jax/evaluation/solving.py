@@ -14,13 +14,13 @@ _MOST_SHOWN = 1000
 
 
 def solve(
-    config: schema.Config,
-    query: str,
-    *,
-    workdir: str,
-    planner: str = '',
-    greedy: bool = True,
-    emit: Callable[[str], None],
+  config: schema.Config,
+  query: str,
+  *,
+  workdir: str,
+  planner: str = '',
+  greedy: bool = True,
+  emit: Callable[[str], None],
 ) -> records.Trajectory:
   """Solves one query.
 
@@ -40,17 +40,15 @@ def solve(
     config = overrides.with_planner(config, planner)
   if config.agent.environment.kind:
     raise schema.ConfigError(
-        f'agent.environment.kind={config.agent.environment.kind}: a query alone has no'
-        ' world to act in; evaluate such a config, and look at its rollouts with'
-        ' agentflow_jax.trajectories'
+      f'agent.environment.kind={config.agent.environment.kind}: a query alone has no'
+      ' world to act in; evaluate such a config, and look at its rollouts with'
+      ' agentflow_jax.trajectories'
     )
   try:
     task = task_sets.of_query(query)
   except ValueError as e:
     raise schema.ConfigError(f'--query: {e}') from e
-  return asyncio.run(
-      _solve(config, task, workdirs.opened(workdir), greedy, emit)
-  )
+  return asyncio.run(_solve(config, task, workdirs.opened(workdir), greedy, emit))
 
 
 async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
@@ -63,14 +61,12 @@ async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
       planner = dataclasses.replace(planner, sampling=sampling)
     # There is no right answer to check: the reward is left out.
     agent = dataclasses.replace(
-        system.agent,
-        planner=planner,
-        reward=_no_reward,
-        on_step=lambda name, text: emit(f'{name}: {_shown(text)}'),
+      system.agent,
+      planner=planner,
+      reward=_no_reward,
+      on_step=lambda name, text: emit(f'{name}: {_shown(text)}'),
     )
-    key = records.RequestKey(
-        config.seed, records.Purpose.SOLVE, 0, task.id, 0
-    )
+    key = records.RequestKey(config.seed, records.Purpose.SOLVE, 0, task.id, 0)
     for notice in system.notices():
       emit(notice)
     emit(f'Query: {task.query}')
@@ -97,7 +93,7 @@ async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
 
 
 async def _no_reward(
-    task: records.Task, ending: records.Ending, verdict: records.Verdict | None
+  task: records.Task, ending: records.Ending, verdict: records.Verdict | None
 ) -> float:
   del task, ending, verdict
   return 0.0

@@ -32,8 +32,8 @@ def open_gguf(path: str | os.PathLike[str]) -> Any:
     import gguf
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
-        'GGUF files need the package gguf:'
-        ' pip install gguf jinja2 tokenizers (the extra `models`)'
+      'GGUF files need the package gguf:'
+      ' pip install gguf jinja2 tokenizers (the extra `models`)'
     ) from e
 
   class Reader(gguf.GGUFReader):
@@ -43,8 +43,8 @@ def open_gguf(path: str | os.PathLike[str]) -> Any:
       end = int(offset) + np.dtype(dtype).itemsize * int(count)
       if end > len(self.data):
         raise ValueError(
-            f'the file was cut off, or a count in it is wrong: {end} bytes are'
-            f' needed, and the file has {len(self.data)}'
+          f'the file was cut off, or a count in it is wrong: {end} bytes are'
+          f' needed, and the file has {len(self.data)}'
         )
       return super()._get(offset, dtype, count, override_order)
 
@@ -66,8 +66,8 @@ def _check_counts(path) -> None:
       fields = int.from_bytes(header[16:24], order)
       if tensors * _TENSOR_BYTES + fields * _FIELD_BYTES > size:
         raise ValueError(
-            'the file was cut off, or its header is wrong: it states'
-            f' {tensors} tensors and {fields} fields, which do not fit into'
-            f' {size} bytes'
+          'the file was cut off, or its header is wrong: it states'
+          f' {tensors} tensors and {fields} fields, which do not fit into'
+          f' {size} bytes'
         )
       return

@@ -12,8 +12,8 @@ from etils import epath
 
 # Old name -> name now. Fields of a config, by their whole dotted names:
 FIELDS: Mapping[str, str] = {
-    'agent.tool_cache': 'agent.recording',
-    'agent.tool_cache_directory': 'agent.recording_directory',
+  'agent.tool_cache': 'agent.recording',
+  'agent.tool_cache_directory': 'agent.recording_directory',
 }
 # How a rollout ended (the values of records.Status):
 STATUSES: Mapping[str, str] = {'judge_unreachable': 'reward_unreachable'}
@@ -52,10 +52,10 @@ def evaluation(value: Mapping[str, Any]) -> dict[str, Any]:
     renamed['config'] = config(value['config'])
   if isinstance(value.get('items'), list):
     renamed['items'] = [
-        {**item, 'status': status(item['status'])}
-        if isinstance(item, dict) and isinstance(item.get('status'), str)
-        else item
-        for item in value['items']
+      {**item, 'status': status(item['status'])}
+      if isinstance(item, dict) and isinstance(item.get('status'), str)
+      else item
+      for item in value['items']
     ]
   return renamed
 

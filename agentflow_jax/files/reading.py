@@ -27,8 +27,15 @@ from agentflow_jax.files import paths
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 # Errors that the content of a file, or the operating system, may cause in a reader.
 _BROKEN = (
-    ArithmeticError, AttributeError, EOFError, LookupError, OSError,
-    RecursionError, TypeError, ValueError, struct.error,
+  ArithmeticError,
+  AttributeError,
+  EOFError,
+  LookupError,
+  OSError,
+  RecursionError,
+  TypeError,
+  ValueError,
+  struct.error,
 )
 _LONGEST_REASON = 300
 
@@ -39,10 +46,10 @@ class FileError(ValueError):
 
 @contextlib.contextmanager
 def boundary(
-    path: str | os.PathLike[str],
-    error: type[ValueError] = FileError,
-    *others: type[Exception],
-    what: str = '',
+  path: str | os.PathLike[str],
+  error: type[ValueError] = FileError,
+  *others: type[Exception],
+  what: str = '',
 ) -> Iterator[None]:
   """Turns the errors of reading a broken file into one line that names the file.
 
@@ -82,8 +89,11 @@ def refuse_special(path: str | os.PathLike[str]) -> None:
   except (OSError, ValueError):  # Opening the file gives the better message.
     return
   if not stat.S_ISREG(mode):
-    kinds = {stat.S_IFDIR: 'a directory', stat.S_IFIFO: 'a FIFO',
-             stat.S_IFSOCK: 'a socket'}
+    kinds = {
+      stat.S_IFDIR: 'a directory',
+      stat.S_IFIFO: 'a FIFO',
+      stat.S_IFSOCK: 'a socket',
+    }
     kind = kinds.get(stat.S_IFMT(mode), 'a device')
     raise FileError(f'{path} is {kind}, not a file')
 
@@ -122,8 +132,8 @@ def parse(data: bytes, *, allows_nan: bool = False) -> Any:
     text = data.removeprefix(_BYTE_ORDER_MARK).decode('utf-8')
   except UnicodeDecodeError as e:
     raise ValueError(
-        f'not UTF-8 text: byte {data[e.start]:#04x} at offset {e.start}; save'
-        ' the file as UTF-8'
+      f'not UTF-8 text: byte {data[e.start]:#04x} at offset {e.start}; save'
+      ' the file as UTF-8'
     ) from e
   try:
     if allows_nan:
@@ -154,10 +164,7 @@ def read_json(path: str | os.PathLike[str], *, allows_nan: bool = False) -> Any:
 
 
 def json_lines(
-    path: str | os.PathLike[str],
-    *,
-    may_be_torn: bool = False,
-    allows_nan: bool = False,
+  path: str | os.PathLike[str], *, may_be_torn: bool = False, allows_nan: bool = False
 ) -> Iterator[Line]:
   """Reads a JSON lines file, one line at a time; blank lines are skipped.
 
@@ -197,7 +204,7 @@ def json_lines(
 
 def _refuse(name: str):
   raise ValueError(
-      f'not JSON: {name} is no JSON number; leave the field out, or write null'
+    f'not JSON: {name} is no JSON number; leave the field out, or write null'
   )
 
 
@@ -205,8 +212,8 @@ def _finite(number: str) -> float:
   value = float(number)
   if math.isinf(value):
     raise ValueError(
-        f'not JSON that can be read: no float holds {number:.40}; write a number'
-        ' up to 1.7e308'
+      f'not JSON that can be read: no float holds {number:.40}; write a number'
+      ' up to 1.7e308'
     )
   return value
 

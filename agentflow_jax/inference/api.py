@@ -189,16 +189,16 @@ class EngineConfig:
 
   def __post_init__(self):
     for name in (
-        'slots',
-        'max_prompt_tokens',
-        'max_new_tokens',
-        'page_tokens',
-        'lanes',
-        'prefill_pieces',
-        'piece_tokens',
-        'prefill_burst',
-        'decode_chunk',
-        'max_stop_ids',
+      'slots',
+      'max_prompt_tokens',
+      'max_new_tokens',
+      'page_tokens',
+      'lanes',
+      'prefill_pieces',
+      'piece_tokens',
+      'prefill_burst',
+      'decode_chunk',
+      'max_stop_ids',
     ):
       value = getattr(self, name)
       if value is not None and value < 1:
@@ -206,22 +206,22 @@ class EngineConfig:
     for name in ('slots', 'prefill_pieces'):
       if self.lanes and (getattr(self, name) or 0) % self.lanes:
         raise ValueError(
-            f'lanes must divide {name} {getattr(self, name)}: {self.lanes}'
+          f'lanes must divide {name} {getattr(self, name)}: {self.lanes}'
         )
     if self.page_tokens < 2 or _BLOCK % self.page_tokens:
       raise ValueError(
-          f'page_tokens must divide {_BLOCK}, and not be 1: {self.page_tokens}'
+        f'page_tokens must divide {_BLOCK}, and not be 1: {self.page_tokens}'
       )
     if (self.piece_tokens or 0) % self.page_tokens:
       raise ValueError(
-          f'piece_tokens {self.piece_tokens} must be a multiple of page_tokens'
-          f' {self.page_tokens}'
+        f'piece_tokens {self.piece_tokens} must be a multiple of page_tokens'
+        f' {self.page_tokens}'
       )
     if self.kv_tokens and self.pages - 1 < self._longest_pages:
       raise ValueError(
-          f'kv_tokens {self.kv_tokens} cannot hold one request of'
-          f' {self.max_prompt_tokens} + {self.max_new_tokens} tokens; 0 is'
-          ' enough for all slots'
+        f'kv_tokens {self.kv_tokens} cannot hold one request of'
+        f' {self.max_prompt_tokens} + {self.max_new_tokens} tokens; 0 is'
+        ' enough for all slots'
       )
     if self.read_share is not None and not 0 < self.read_share <= 1:
       raise ValueError(f'read_share must lie in (0, 1]: {self.read_share}')
@@ -230,9 +230,7 @@ class EngineConfig:
     if self.kv_dtype not in ('', 'int8'):
       raise ValueError(f"kv_dtype must be '' or 'int8': {self.kv_dtype!r}")
     if not 0 <= self.coalesce_share <= 1:
-      raise ValueError(
-          f'coalesce_share must lie in [0, 1]: {self.coalesce_share}'
-      )
+      raise ValueError(f'coalesce_share must lie in [0, 1]: {self.coalesce_share}')
     if self.max_kept < 0:
       raise ValueError(f'max_kept must be >= 0: {self.max_kept}')
 
@@ -329,11 +327,7 @@ class EngineStats:
 
 
 def check_request(
-    request: Request,
-    config: EngineConfig,
-    *,
-    vocab_size: int,
-    max_positions: int,
+  request: Request, config: EngineConfig, *, vocab_size: int, max_positions: int
 ) -> None:
   """Refuses what the engine could not sample.
 
@@ -354,39 +348,36 @@ def check_request(
   if stops and request.stop_fn is None:
     # The engine sees ids and no text, so it would go on behind the stop.
     raise ValueError(
-        f'sampling stops at {stops!r}, and there is no stop_fn: give the'
-        ' request a stop_fn that finds them'
+      f'sampling stops at {stops!r}, and there is no stop_fn: give the'
+      ' request a stop_fn that finds them'
     )
   if not ids:
     raise ValueError('prompt_ids is empty: there is nothing to condition on')
   if min(ids) < 0 or max(ids) >= vocab_size:
     raise ValueError(
-        f'prompt_ids span [{min(ids)}, {max(ids)}], the vocabulary is'
-        f' [0, {vocab_size})'
+      f'prompt_ids span [{min(ids)}, {max(ids)}], the vocabulary is [0, {vocab_size})'
     )
   if asked > config.max_new_tokens:
     raise ValueError(
-        f'max_new_tokens {asked} exceeds the engine\'s {config.max_new_tokens}'
+      f"max_new_tokens {asked} exceeds the engine's {config.max_new_tokens}"
     )
   if len(request.stop_ids) > config.max_stop_ids:
     raise ValueError(
-        f'{len(request.stop_ids)} stop_ids exceed the engine\'s'
-        f' {config.max_stop_ids}'
+      f"{len(request.stop_ids)} stop_ids exceed the engine's {config.max_stop_ids}"
     )
   if any(not 0 <= i < vocab_size for i in request.stop_ids):
     raise ValueError(
-        f'stop_ids {request.stop_ids} leave the vocabulary [0, {vocab_size})'
+      f'stop_ids {request.stop_ids} leave the vocabulary [0, {vocab_size})'
     )
   words = request.key_words
   if len(words) != 2 or any(not 0 <= w < _WORD for w in words):
     raise ValueError(f'key_words must be two uint32: {words}')
   if len(ids) + asked > max_positions:
     raise PromptTooLong(
-        f'a prompt of {len(ids)} tokens and {asked} new ones exceed the'
-        f' context of {max_positions}'
+      f'a prompt of {len(ids)} tokens and {asked} new ones exceed the'
+      f' context of {max_positions}'
     )
   if len(ids) > config.max_prompt_tokens:
     raise PromptTooLong(
-        f'a prompt of {len(ids)} tokens exceeds the engine\'s'
-        f' {config.max_prompt_tokens}'
+      f"a prompt of {len(ids)} tokens exceeds the engine's {config.max_prompt_tokens}"
     )

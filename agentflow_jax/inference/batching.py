@@ -50,7 +50,7 @@ Piece = tuple[Row, int, list[prefixes.Node]]
 
 
 def next_pieces(
-    rows: Sequence[Row], config: api.EngineConfig, lanes: int = 1
+  rows: Sequence[Row], config: api.EngineConfig, lanes: int = 1
 ) -> list[list[Piece]]:
   """Chooses what the next call of prefill reads.
 
@@ -102,18 +102,16 @@ def next_pieces(
 
 
 def pack_pieces(
-    pieces: Sequence[Piece], config: api.EngineConfig, lanes: int = 1
+  pieces: Sequence[Piece], config: api.EngineConfig, lanes: int = 1
 ) -> decoding.Segments:
   """Lays a lane's pieces out as host arrays, then unused ones."""
   assert config.prefill_pieces is not None and config.piece_tokens is not None
   size, page = config.prefill_pieces // lanes, config.page_tokens
   segments = decoding.Segments(
-      ids=np.zeros((size, config.piece_tokens), np.int32),
-      starts=np.zeros((size,), np.int32),
-      tables=np.full((size, config.table_pages), pages_lib.SCRATCH, np.int32),
-      writes=np.full(
-          (size, config.piece_tokens // page), pages_lib.SCRATCH, np.int32
-      ),
+    ids=np.zeros((size, config.piece_tokens), np.int32),
+    starts=np.zeros((size,), np.int32),
+    tables=np.full((size, config.table_pages), pages_lib.SCRATCH, np.int32),
+    writes=np.full((size, config.piece_tokens // page), pages_lib.SCRATCH, np.int32),
   )
   for i, (row, start, nodes) in enumerate(pieces):
     ids = [token for node in nodes for token in node.ids]
@@ -126,7 +124,7 @@ def pack_pieces(
 
 
 def pack_apart(
-    pieces: Sequence[Piece], config: api.EngineConfig, lanes: int
+  pieces: Sequence[Piece], config: api.EngineConfig, lanes: int
 ) -> tuple[pages_lib.Copies, decoding.Segments, pages_lib.Copies]:
   """Lays a lane's pieces out for decoding.prefill_apart.
 
@@ -143,11 +141,11 @@ def pack_apart(
   old = places.keys() - new - {pages_lib.SCRATCH}
   moved = np.vectorize(places.__getitem__, otypes=[np.int32])
   return (
-      _copies([(x, places[x]) for x in sorted(old)], segments.tables.size),
-      dataclasses.replace(
-          segments, tables=moved(segments.tables), writes=moved(segments.writes)
-      ),
-      _copies([(places[x], x) for x in sorted(new)], segments.writes.size),
+    _copies([(x, places[x]) for x in sorted(old)], segments.tables.size),
+    dataclasses.replace(
+      segments, tables=moved(segments.tables), writes=moved(segments.writes)
+    ),
+    _copies([(places[x], x) for x in sorted(new)], segments.writes.size),
   )
 
 
@@ -159,9 +157,9 @@ def _copies(pairs: Sequence[tuple[int, int]], most: int) -> pages_lib.Copies:
 
 
 def pack_rows(
-    rows: Iterable[tuple[int, Row]],
-    config: api.EngineConfig,
-    reading: pages_lib.Reading = pages_lib.Reading(),
+  rows: Iterable[tuple[int, Row]],
+  config: api.EngineConfig,
+  reading: pages_lib.Reading = pages_lib.Reading(),
 ) -> decoding.Rows:
   """Lays rows out as host arrays, each in its place; the others are unused.
 
@@ -179,22 +177,22 @@ def pack_rows(
     return np.full((places, *shape), fill, dtype)
 
   out = decoding.Rows(
-      last=column(0, np.int32),
-      positions=column(0, np.int32),
-      sampled=column(0, np.int32),
-      left=column(0, np.int32),
-      tables=column(pages_lib.SCRATCH, np.int32, config.table_pages),
-      stop_ids=column(decoding.NO_STOP, np.int32, config.max_stop_ids),
-      sampling=sampling.RowSampling(
-          temperature=column(0, np.float32),
-          top_k=column(0, np.int32),
-          top_p=column(1, np.float32),
-          min_p=column(0, np.float32),
-          key_words=column(0, np.uint32, 2),
-      ),
-      copies=_copies([], places),
-      common=np.zeros((), np.int32),
-      common_row=np.zeros((), np.int32),
+    last=column(0, np.int32),
+    positions=column(0, np.int32),
+    sampled=column(0, np.int32),
+    left=column(0, np.int32),
+    tables=column(pages_lib.SCRATCH, np.int32, config.table_pages),
+    stop_ids=column(decoding.NO_STOP, np.int32, config.max_stop_ids),
+    sampling=sampling.RowSampling(
+      temperature=column(0, np.float32),
+      top_k=column(0, np.int32),
+      top_p=column(1, np.float32),
+      min_p=column(0, np.float32),
+      key_words=column(0, np.uint32, 2),
+    ),
+    copies=_copies([], places),
+    common=np.zeros((), np.int32),
+    common_row=np.zeros((), np.int32),
   )
   copies = []
   for place, row in rows:
@@ -219,8 +217,9 @@ def pack_rows(
   if not (rows and reading.shares):
     return out
   return dataclasses.replace(
-      out, common=np.int32(_common_parts([row for _, row in rows], config)),
-      common_row=np.int32(rows[0][0]),
+    out,
+    common=np.int32(_common_parts([row for _, row in rows], config)),
+    common_row=np.int32(rows[0][0]),
   )
 
 
@@ -237,16 +236,14 @@ def _common_parts(rows: Sequence[Row], config: api.EngineConfig) -> int:
 
 
 def pack_fresh(
-    rows: Iterable[tuple[int, Row]],
-    config: api.EngineConfig,
-    reading: pages_lib.Reading,
+  rows: Iterable[tuple[int, Row]], config: api.EngineConfig, reading: pages_lib.Reading
 ) -> gathered.Fresh:
   """Lays out the pages of rows of a lane that are to be gathered."""
   places = config.slots // reading.lanes
   fresh = gathered.Fresh(
-      tables=np.full((places, config.table_pages), pages_lib.SCRATCH, np.int32),
-      rows=np.zeros((places,), np.int32),
-      count=np.zeros((), np.int32),
+    tables=np.full((places, config.table_pages), pages_lib.SCRATCH, np.int32),
+    rows=np.zeros((places,), np.int32),
+    count=np.zeros((), np.int32),
   )
   count = 0
   for place, row in rows:

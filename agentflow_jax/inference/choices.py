@@ -31,11 +31,11 @@ _FIELDS = ('lanes', 'prefill_pieces', 'piece_tokens', 'prefill_burst', 'read_sha
 
 
 def chosen(
-    config: api.EngineConfig,
-    network: model.ModelConfig,
-    platform: str,
-    can_have_lanes: bool,
-    cores: int | None = None,
+  config: api.EngineConfig,
+  network: model.ModelConfig,
+  platform: str,
+  can_have_lanes: bool,
+  cores: int | None = None,
 ) -> api.EngineConfig:
   """Returns a config in which nothing is left open.
 
@@ -68,17 +68,15 @@ def chosen(
     lanes = 1
   longest = -(-config.max_prompt_tokens // config.page_tokens) * config.page_tokens
   by_rule = {
-      'lanes': lanes,
-      'prefill_pieces': lanes * -(-pieces // lanes),
-      'piece_tokens': min(
-          max(tokens // config.page_tokens, 1) * config.page_tokens, longest
-      ),
-      'prefill_burst': burst,
-      'read_share': share,
+    'lanes': lanes,
+    'prefill_pieces': lanes * -(-pieces // lanes),
+    'piece_tokens': min(
+      max(tokens // config.page_tokens, 1) * config.page_tokens, longest
+    ),
+    'prefill_burst': burst,
+    'read_share': share,
   }
-  return dataclasses.replace(
-      config, **{name: by_rule[name] for name in open_fields}
-  )
+  return dataclasses.replace(config, **{name: by_rule[name] for name in open_fields})
 
 
 def _block_parameters(network: model.ModelConfig) -> int:

@@ -66,11 +66,11 @@ class Sampled:
 
 
 def prefill(
-    params: Any,
-    pool: pages_lib.Pool,
-    segments: Segments,
-    *,
-    model_config: model.ModelConfig,
+  params: Any,
+  pool: pages_lib.Pool,
+  segments: Segments,
+  *,
+  model_config: model.ModelConfig,
 ) -> tuple[pages_lib.Pool, jax.Array]:
   """Reads pieces of prompts into their pages.
 
@@ -84,25 +84,28 @@ def prefill(
     The pool with the pieces' pages, and bool [], whether all is finite.
   """
   cache = pages_lib.Cache(
-      pool=pool, n_layers=model_config.n_layers, starts=segments.starts,
-      tables=segments.tables, writes=segments.writes,
+    pool=pool,
+    n_layers=model_config.n_layers,
+    starts=segments.starts,
+    tables=segments.tables,
+    writes=segments.writes,
   )
   positions = segments.starts[:, None] + jnp.arange(segments.ids.shape[1])
   known: Any
   hidden, known = model.hidden_states_cached(
-      model_config, params, segments.ids, positions, cache
+    model_config, params, segments.ids, positions, cache
   )
   return known.pool, jnp.isfinite(hidden).all()
 
 
 def prefill_apart(
-    params: Any,
-    desk: pages_lib.Pool,
-    pool: pages_lib.Pool,
-    loads: pages_lib.Copies,
-    segments: Segments,
-    *,
-    model_config: model.ModelConfig,
+  params: Any,
+  desk: pages_lib.Pool,
+  pool: pages_lib.Pool,
+  loads: pages_lib.Copies,
+  segments: Segments,
+  *,
+  model_config: model.ModelConfig,
 ) -> tuple[pages_lib.Pool, jax.Array]:
   """Reads pieces of prompts into pages of a lane's own, beside other lanes.
 
@@ -123,11 +126,11 @@ def prefill_apart(
 
 
 def file_pages(
-    pool: pages_lib.Pool,
-    desks: tuple[pages_lib.Pool, ...],
-    copies: tuple[pages_lib.Copies, ...],
-    *,
-    model_config: model.ModelConfig,
+  pool: pages_lib.Pool,
+  desks: tuple[pages_lib.Pool, ...],
+  copies: tuple[pages_lib.Copies, ...],
+  *,
+  model_config: model.ModelConfig,
 ) -> pages_lib.Pool:
   """Returns the pool with pages from the lanes' desks, see prefill_apart."""
   for desk, some in zip(desks, copies, strict=True):
@@ -136,16 +139,16 @@ def file_pages(
 
 
 def decode(
-    params: Any,
-    store: pages_lib.Pool | gathered.Store,
-    rows: Rows,
-    pool: pages_lib.Pool | None = None,
-    fresh: gathered.Fresh | None = None,
-    *,
-    model_config: model.ModelConfig,
-    config: api.EngineConfig,
-    truncates: bool,
-    reading: pages_lib.Reading,
+  params: Any,
+  store: pages_lib.Pool | gathered.Store,
+  rows: Rows,
+  pool: pages_lib.Pool | None = None,
+  fresh: gathered.Fresh | None = None,
+  *,
+  model_config: model.ModelConfig,
+  config: api.EngineConfig,
+  truncates: bool,
+  reading: pages_lib.Reading,
 ) -> tuple[pages_lib.Pool | gathered.Store, Sampled]:
   """Samples up to `decode_chunk` tokens of every row that is used.
 
@@ -170,38 +173,42 @@ def decode(
     assert pool is not None and fresh is not None
     store = gathered.gather(store, pool, fresh, dtype=model_config.dtype)
   else:
-    store = pages_lib.copy_pages(
-        store, model_config.n_layers, rows.copies
-    )
+    store = pages_lib.copy_pages(store, model_config.n_layers, rows.copies)
   if reading.unrolled and 'layers' in params:
     params = model.unrolled(model_config, params)
-  n_rows, = rows.last.shape
+  (n_rows,) = rows.last.shape
   size = (n_rows, config.decode_chunk)
   sampled = Sampled(
-      step=jnp.int32(0),
-      tokens=jnp.zeros(size, jnp.int32),
-      logprobs=jnp.zeros(size, jnp.float32),
-      lengths=jnp.zeros((n_rows,), jnp.int32),
-      done=rows.left < 1,
-      sets=jnp.full((*size, config.max_kept), -1, jnp.int32)
-      if truncates and config.max_kept else None,
+    step=jnp.int32(0),
+    tokens=jnp.zeros(size, jnp.int32),
+    logprobs=jnp.zeros(size, jnp.float32),
+    lengths=jnp.zeros((n_rows,), jnp.int32),
+    done=rows.left < 1,
+    sets=jnp.full((*size, config.max_kept), -1, jnp.int32)
+    if truncates and config.max_kept
+    else None,
   )
 
   def cache_of(store, starts, live):
     if is_gathered:
       return gathered.Cache(
-          store=store, starts=starts, live=live,
-          common=rows.common if reading.shares else None,
-          row=rows.common_row, kv_dtype=config.kv_dtype,
+        store=store,
+        starts=starts,
+        live=live,
+        common=rows.common if reading.shares else None,
+        row=rows.common_row,
+        kv_dtype=config.kv_dtype,
       )
     page = jnp.take_along_axis(
-        rows.tables, (starts // config.page_tokens)[:, None], axis=1
+      rows.tables, (starts // config.page_tokens)[:, None], axis=1
     )
     return pages_lib.Cache(
-        pool=store, n_layers=model_config.n_layers, starts=starts,
-        tables=rows.tables,
-        writes=jnp.where(live[:, None], page, pages_lib.SCRATCH),
-        reading=reading,
+      pool=store,
+      n_layers=model_config.n_layers,
+      starts=starts,
+      tables=rows.tables,
+      writes=jnp.where(live[:, None], page, pages_lib.SCRATCH),
+      reading=reading,
     )
 
   def is_running(carry):
@@ -215,13 +222,19 @@ def decode(
     starts = rows.positions + sampled.lengths
     cache: Any
     hidden, cache = model.hidden_states_cached(
-        model_config, params, last[:, None], starts[:, None],
-        cache_of(store, starts, live),
+      model_config,
+      params,
+      last[:, None],
+      starts[:, None],
+      cache_of(store, starts, live),
     )
     logits = model.unembed(model_config, params, hidden[:, 0])
     tokens, logprobs, sets = sampling.sample(
-        logits, rows.sampling, rows.sampled + sampled.lengths,
-        truncates=truncates, max_kept=config.max_kept,
+      logits,
+      rows.sampling,
+      rows.sampled + sampled.lengths,
+      truncates=truncates,
+      max_kept=config.max_kept,
     )
     lengths = sampled.lengths + live
     at_stop = jnp.any(tokens[:, None] == rows.stop_ids, axis=1)
@@ -232,19 +245,17 @@ def decode(
 
     done = sampled.done | at_stop | (lengths >= rows.left)
     sampled = Sampled(
-        step=sampled.step + 1,
-        tokens=appended(sampled.tokens, tokens),
-        logprobs=appended(sampled.logprobs, logprobs),
-        lengths=lengths,
-        done=done,
-        sets=None if sets is None else lax.dynamic_update_slice(
-            sampled.sets, sets[:, None], (0, sampled.step, 0)
-        ),
+      step=sampled.step + 1,
+      tokens=appended(sampled.tokens, tokens),
+      logprobs=appended(sampled.logprobs, logprobs),
+      lengths=lengths,
+      done=done,
+      sets=None
+      if sets is None
+      else lax.dynamic_update_slice(sampled.sets, sets[:, None], (0, sampled.step, 0)),
     )
     store = cache.store if is_gathered else cache.pool
     return store, sampled, jnp.where(live, tokens, last)
 
-  store, sampled, _ = lax.while_loop(
-      is_running, body, (store, sampled, rows.last)
-  )
+  store, sampled, _ = lax.while_loop(is_running, body, (store, sampled, rows.last))
   return store, sampled

@@ -39,15 +39,15 @@ class Engine:
   """
 
   def __init__(
-      self,
-      model_config: model.ModelConfig,
-      config: api.EngineConfig,
-      params: Any,
-      version: int = 0,
-      *,
-      name: str = 'planner',
-      sharding: Any = None,
-      copy: bool = True,
+    self,
+    model_config: model.ModelConfig,
+    config: api.EngineConfig,
+    params: Any,
+    version: int = 0,
+    *,
+    name: str = 'planner',
+    sharding: Any = None,
+    copy: bool = True,
   ):
     """Takes the parameters and starts the device thread.
 
@@ -69,34 +69,35 @@ class Engine:
     """
     if config.max_prompt_tokens > model_config.max_positions:
       raise ValueError(
-          f'max_prompt_tokens {config.max_prompt_tokens} exceeds the model\'s'
-          f' context of {model_config.max_positions}'
+        f"max_prompt_tokens {config.max_prompt_tokens} exceeds the model's"
+        f' context of {model_config.max_positions}'
       )
     if config.max_kept > model_config.vocab_size:
       raise ValueError(
-          f'max_kept {config.max_kept} exceeds the model\'s vocabulary of'
-          f' {model_config.vocab_size}'
+        f"max_kept {config.max_kept} exceeds the model's vocabulary of"
+        f' {model_config.vocab_size}'
       )
     self.name = name
     self._model_config = model_config
     self._sharding = sharding or jax.sharding.SingleDeviceSharding(
-        jax.local_devices()[0]
+      jax.local_devices()[0]
     )
     where, *_ = jax.tree.leaves(self._sharding)
     self._devices = len(where.device_set)
     self._shapes = _shapes(params)
     placed = self._place(params, copy)
-    config = programs.settled(
-        model_config, config, pages_lib.pool_sharding(placed)
-    )
+    config = programs.settled(model_config, config, pages_lib.pool_sharding(placed))
     self.config = config
     self._version = version
     self._make_pool = jax.jit(
-        functools.partial(
-            pages_lib.make_pool, model_config, config.pages, config.page_tokens,
-            config.kv_dtype,
-        ),
-        out_shardings=pages_lib.pool_sharding(placed),
+      functools.partial(
+        pages_lib.make_pool,
+        model_config,
+        config.pages,
+        config.page_tokens,
+        config.kv_dtype,
+      ),
+      out_shardings=pages_lib.pool_sharding(placed),
     )
     self._pool = self._new_pool()
     reading = programs.reading_of(model_config, config, self._pool.keys.sharding)
@@ -106,7 +107,7 @@ class Engine:
       self._unroll = model.make_unrolled_fn(model_config, placed)
     self._params = self._unrolled(placed)
     self._programs = programs.Programs(
-        model_config, config, self._params, self._pool, reading
+      model_config, config, self._params, self._pool, reading
     )
     # Of each lane what it reads instead of pages, or None; and the pages that
     # it reads pieces into, where there are several.
@@ -114,15 +115,13 @@ class Engine:
     self._desks: list[pages_lib.Pool] = []
     self._make_room()
     self._threads = futures.ThreadPoolExecutor(  # Beside this engine's own.
-        reading.lanes, thread_name_prefix=f'engine-{name}-lane'
+      reading.lanes, thread_name_prefix=f'engine-{name}-lane'
     )
     self._totals: Any = collections.Counter()  # Whole numbers, and seconds.
     self._device = device_time.User(device_time.METER)
     # Guards everything below, and the totals.
     self._wake = threading.Condition()
-    self._scheduler = scheduling.Scheduler(
-        config, new_in_pages=self._stores is None
-    )
+    self._scheduler = scheduling.Scheduler(config, new_in_pages=self._stores is None)
     # What takes the place of the parameters as soon as no slot is used.
     self._next: tuple[Any, int] | None = None
     self._turn = 0  # Calls of prefill.
@@ -135,7 +134,7 @@ class Engine:
     self._is_spoilt = False  # Pages may hold what is not finite.
     self._closing = False
     self._thread = threading.Thread(
-        target=self._serve, name=f'engine-{name}', daemon=True
+      target=self._serve, name=f'engine-{name}', daemon=True
     )
     self._thread.start()
     # A thread inside the runtime when the interpreter tears down is a crash.
@@ -167,15 +166,13 @@ class Engine:
         chained.
     """
     api.check_request(
-        request,
-        self.config,
-        vocab_size=self._model_config.vocab_size,
-        max_positions=self._model_config.max_positions,
+      request,
+      self.config,
+      vocab_size=self._model_config.vocab_size,
+      max_positions=self._model_config.max_positions,
     )
     loop = asyncio.get_running_loop()
-    pending = scheduling.Pending(
-        request, loop, loop.create_future(), time.monotonic()
-    )
+    pending = scheduling.Pending(request, loop, loop.create_future(), time.monotonic())
     with self._wake:
       if self._closing:
         raise self._closed()
@@ -211,12 +208,12 @@ class Engine:
     new, old = _shapes(params), self._shapes
     if new != old:
       raise ValueError(
-          'params differ from the engine\'s: '
-          + '; '.join(
-              f'{path}: {new.get(path)}, not {old.get(path)}'
-              for path in sorted(new.keys() | old.keys())
-              if new.get(path) != old.get(path)
-          )
+        "params differ from the engine's: "
+        + '; '.join(
+          f'{path}: {new.get(path)}, not {old.get(path)}'
+          for path in sorted(new.keys() | old.keys())
+          if new.get(path) != old.get(path)
+        )
       )
     with device_time.METER.used():
       params = self._unrolled(self._place(params, copy))
@@ -284,16 +281,14 @@ class Engine:
     """Totals since construction, at one moment."""
     with self._wake:
       return api.EngineStats(
-          queued=len(self._scheduler.queue),
-          running=sum(
-              not p.has_ended for p in self._scheduler.used.values()
-          ),
-          slots=self.config.slots,
-          pages=self.config.pages - 1,
-          free_pages=self._scheduler.prefixes.free,
-          evicted_pages=self._scheduler.prefixes.evicted,
-          compilations=self.compilations,
-          **self._totals,
+        queued=len(self._scheduler.queue),
+        running=sum(not p.has_ended for p in self._scheduler.used.values()),
+        slots=self.config.slots,
+        pages=self.config.pages - 1,
+        free_pages=self._scheduler.prefixes.free,
+        evicted_pages=self._scheduler.prefixes.evicted,
+        compilations=self.compilations,
+        **self._totals,
       )
 
   def close(self):
@@ -357,9 +352,9 @@ class Engine:
       model_seconds = now - pending.started
       sampling = self._device.seconds - pending.device_seconds
     return api.Timing(
-        queue_seconds=pending.started - pending.submitted,
-        model_seconds=model_seconds,
-        stalled_seconds=max(model_seconds - sampling, 0.0),
+      queue_seconds=pending.started - pending.submitted,
+      model_seconds=model_seconds,
+      stalled_seconds=max(model_seconds - sampling, 0.0),
     )
 
   # Everything below runs in the device thread.
@@ -440,9 +435,9 @@ class Engine:
     for pending in admitted:
       pending.device_seconds = self._device.seconds
     self._totals.update(
-        prompt_tokens=sum(len(p.request.prompt_ids) for p in admitted),
-        hit_tokens=sum(p.slot_row.lease.hits for p in admitted),
-        queue_seconds=sum(p.started - p.submitted for p in admitted),
+      prompt_tokens=sum(len(p.request.prompt_ids) for p in admitted),
+      hit_tokens=sum(p.slot_row.lease.hits for p in admitted),
+      queue_seconds=sum(p.started - p.submitted for p in admitted),
     )
 
   def _advance(self, slots: dict[int, scheduling.Pending]):
@@ -462,8 +457,7 @@ class Engine:
   def _read_and_sample(self, slots: dict[int, scheduling.Pending]):
     """Runs programs that are compiled already; their time is device time."""
     unread = [
-        p.slot_row for p in slots.values()
-        if not (p.abandoned or p.slot_row.is_read())
+      p.slot_row for p in slots.values() if not (p.abandoned or p.slot_row.is_read())
     ]
     assert self.config.prefill_burst is not None
     while unread and self._calls < self.config.prefill_burst:
@@ -482,8 +476,8 @@ class Engine:
     # Those that truncate are apart, so that who else samples does not choose a
     # request's program.
     packed = [
-        (lane, [self._packed(*kind) for kind in kinds.items()])
-        for lane, kinds in lanes.items()
+      (lane, [self._packed(*kind) for kind in kinds.items()])
+      for lane, kinds in lanes.items()
     ]
     self._finish_prefill()  # Before anybody gets its pages.
     if packed and self._has_company(slots, len(slots) - len(unread)):
@@ -497,9 +491,7 @@ class Engine:
     assert self.config.read_share is not None
     return n_read < self.config.read_share * n_used
 
-  def _has_company(
-      self, slots: dict[int, scheduling.Pending], n_read: int
-  ) -> bool:
+  def _has_company(self, slots: dict[int, scheduling.Pending], n_read: int) -> bool:
     """Says whether a chunk of those that are read had better wait for others."""
     with self._wake:
       scheduler = self._scheduler
@@ -510,8 +502,9 @@ class Engine:
         return False  # Nor is who is next.
     assert self.config.prefill_burst is not None
     return (
-        came > 0 and self._calls < self.config.prefill_burst
-        and self._is_thin(n_read, len(slots) + came)
+      came > 0
+      and self._calls < self.config.prefill_burst
+      and self._is_thin(n_read, len(slots) + came)
     )
 
   def _prefill(self, rows: list[batching.Row]):
@@ -532,7 +525,7 @@ class Engine:
     with self._wake:
       self._totals['prefill_calls'] += 1
       self._totals['prefill_tokens'] += sum(
-          len(node.ids) for _, _, nodes in pieces for node in nodes
+        len(node.ids) for _, _, nodes in pieces for node in nodes
       )
 
   def _read(self, pieces: list[batching.Piece]) -> list[jax.Array]:
@@ -546,15 +539,14 @@ class Engine:
   def _read_apart(self, lanes: list[list[batching.Piece]]) -> list[jax.Array]:
     """Does so in lanes side by side, and waits for them."""
     prefill, file_pages = self._programs.prefill(), self._programs.file_pages()
-    loads, segments, copies = zip(*(
-        batching.pack_apart(pieces, self.config, len(lanes)) for pieces in lanes
-    ))
+    loads, segments, copies = zip(
+      *(batching.pack_apart(pieces, self.config, len(lanes)) for pieces in lanes)
+    )
 
     def read(lane):
       with launches.over(self._devices):
         self._desks[lane], is_finite = prefill(
-            self._params, self._desks[lane], self._pool, loads[lane],
-            segments[lane],
+          self._params, self._desks[lane], self._pool, loads[lane], segments[lane]
         )
       return jax.block_until_ready(is_finite)
 
@@ -603,7 +595,7 @@ class Engine:
         self._totals['decode_steps'] += int(host.step)
         self._totals['sampled_tokens'] += int(host.lengths.sum())
         self._totals['first_token_seconds'] += sum(
-            now - p.submitted for p in slots.values() if not p.slot_row.ids
+          now - p.submitted for p in slots.values() if not p.slot_row.ids
         )
     for slots, host in sampled:
       self._take(slots, host)
@@ -629,7 +621,7 @@ class Engine:
     return slots, self._programs.decode(truncates), arrays
 
   def _sample(
-      self, lane: int, chunks: list[Any]
+    self, lane: int, chunks: list[Any]
   ) -> list[tuple[dict[int, scheduling.Pending], decoding.Sampled]]:
     """Runs a lane's part of a chunk, see _packed; several do so at a time."""
     out = []
@@ -640,14 +632,12 @@ class Engine:
         else:
           rows, fresh = arrays
           self._stores[lane], sampled = decode(
-              self._params, self._stores[lane], rows, self._pool, fresh
+            self._params, self._stores[lane], rows, self._pool, fresh
           )
       out.append((slots, jax.device_get(sampled)))
     return out
 
-  def _take(
-      self, slots: dict[int, scheduling.Pending], host: decoding.Sampled
-  ):
+  def _take(self, slots: dict[int, scheduling.Pending], host: decoding.Sampled):
     """Adds to rows what was sampled."""
     # Seen at once, and in rows whose callers have left, too.
     self._is_spoilt |= not np.isfinite(host.logprobs).all()
@@ -668,7 +658,7 @@ class Engine:
     self._settle(outcomes)
 
   def _look(
-      self, pending: scheduling.Pending, done: bool
+    self, pending: scheduling.Pending, done: bool
   ) -> api.Result | api.EngineError | None:
     """Returns how a row ended, or None while it goes on."""
     row = pending.slot_row
@@ -683,14 +673,14 @@ class Engine:
     keep, reason = end
     timing = self._timing(pending)
     return api.Result(
-        response_ids=tuple(row.ids[:keep]),
-        logprobs=tuple(row.logprobs[:keep]),
-        finish_reason=reason,
-        params_version=self._version,
-        queue_seconds=timing.queue_seconds,
-        model_seconds=timing.model_seconds,
-        kept=tuple(row.sets[:keep]) if row.sets else None,
-        stalled_seconds=timing.stalled_seconds,
+      response_ids=tuple(row.ids[:keep]),
+      logprobs=tuple(row.logprobs[:keep]),
+      finish_reason=reason,
+      params_version=self._version,
+      queue_seconds=timing.queue_seconds,
+      model_seconds=timing.model_seconds,
+      kept=tuple(row.sets[:keep]) if row.sets else None,
+      stalled_seconds=timing.stalled_seconds,
     )
 
   def _settle(self, outcomes):
@@ -713,15 +703,15 @@ class Engine:
         loop.call_soon_threadsafe(_deliver, settled)
       except RuntimeError as e:  # The loop was closed: nobody waits any more.
         logging.warning(
-            'Engine %s: %d results for a loop that is gone: %s',
-            self.name,
-            len(settled),
-            e,
+          'Engine %s: %d results for a loop that is gone: %s',
+          self.name,
+          len(settled),
+          e,
         )
 
 
 def as_read(
-    model_config: model.ModelConfig, config: api.EngineConfig, params: Any
+  model_config: model.ModelConfig, config: api.EngineConfig, params: Any
 ) -> Any:
   """Returns parameters in the layout that engines of these shapes read.
 
@@ -749,10 +739,7 @@ def as_read(
 def _shapes(params: Any) -> dict[str, str]:
   """Returns path -> dtype and shape of every leaf."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  return {
-      jax.tree_util.keystr(path): f'{x.dtype}{list(x.shape)}'
-      for path, x in leaves
-  }
+  return {jax.tree_util.keystr(path): f'{x.dtype}{list(x.shape)}' for path, x in leaves}
 
 
 def _failure(name: str, cause: BaseException) -> api.EngineError:

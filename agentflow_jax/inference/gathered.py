@@ -59,7 +59,7 @@ class Store:
     return self.slots <= pages.MAX_DENSE
 
   def put(
-      self, layer: int, keys: Array, values: Array, starts: Array, live: Array
+    self, layer: int, keys: Array, values: Array, starts: Array, live: Array
   ) -> 'Store':
     """Returns these with a new slot a row in one layer.
 
@@ -75,8 +75,7 @@ class Store:
       at = jnp.where(live, starts, self.slots)
       put = lambda x, new: x.at[:, rows, at].set(new, mode='drop')
       return self._with(
-          layer, [put(self.keys[layer][0], keys)],
-          [put(self.values[layer][0], values)],
+        layer, [put(self.keys[layer][0], keys)], [put(self.values[layer][0], values)]
       )
     new_keys, new_values, first = [], [], 0
     for k, v in zip(self.keys[layer], self.values[layer], strict=True):
@@ -120,8 +119,8 @@ def make_store(config: model.ModelConfig, rows: int, slots: int) -> Store:
   is_short = slots <= pages.MAX_DENSE
   keys = lambda n: (*lead, n, dim) if is_short else (*lead, dim, n)
   every = lambda shape: tuple(
-      tuple(jnp.zeros(shape(n), config.dtype) for n in parts(slots))
-      for _ in range(config.n_layers)
+    tuple(jnp.zeros(shape(n), config.dtype) for n in parts(slots))
+    for _ in range(config.n_layers)
   )
   return Store(every(keys), every(lambda n: (*lead, n, dim)))
 
@@ -136,9 +135,7 @@ class Fresh:
   count: primitives.HostArray  # int32 []; how many of them.
 
 
-def gather(
-    store: Store, pool: pages.Pool, fresh: Fresh, *, dtype: str
-) -> Store:
+def gather(store: Store, pool: pages.Pool, fresh: Fresh, *, dtype: str) -> Store:
   """Returns the store with some rows gathered from their pages.
 
   Args:
@@ -158,9 +155,7 @@ def gather(
       keys, values, start = [], [], 0
       for k, v in zip(store.keys[layer], store.values[layer], strict=True):
         end = start + v.shape[2] // page_tokens
-        new_k, new_v = pages.plain(
-            dtype, pages.take(pool, first + table[:, start:end])
-        )
+        new_k, new_v = pages.plain(dtype, pages.take(pool, first + table[:, start:end]))
         if not store.is_short:
           new_k = new_k.swapaxes(2, 3)
         keys.append(put(k, new_k))
@@ -194,29 +189,30 @@ class Cache:
   kv_dtype: str = flax.struct.field(pytree_node=False)
 
   def attend(
-      self, dtype: str, layer: int, q: Array, k: Array, v: Array
+    self, dtype: str, layer: int, q: Array, k: Array, v: Array
   ) -> tuple[Array, 'Cache']:
     """See core.layers.Cache; one new token a row, and `layer` is static."""
     # Rounded as pages are.
     key, value = (
-        x[:, :, 0] for x in pages.plain(dtype, pages.new_tokens(self.kv_dtype, k, v))
+      x[:, :, 0] for x in pages.plain(dtype, pages.new_tokens(self.kv_dtype, k, v))
     )
     store = self.store.put(layer, key, value, self.starts, self.live)
     keys, values = store.keys[layer], store.values[layer]
     if store.is_short:
-      y = pages.attend_whole(
-          dtype, q, keys[0], values[0], self.starts[:, None]
-      )
+      y = pages.attend_whole(dtype, q, keys[0], values[0], self.starts[:, None])
     else:
-      y = attend(
-          dtype, q, keys, values, self.starts, self.common, self.row
-      )
+      y = attend(dtype, q, keys, values, self.starts, self.common, self.row)
     return y, dataclasses.replace(self, store=store)
 
 
 def attend(
-    dtype: str, q: Array, keys: tuple[Array, ...], values: tuple[Array, ...],
-    starts: Array, common: Array | None, row: Array,
+  dtype: str,
+  q: Array,
+  keys: tuple[Array, ...],
+  values: tuple[Array, ...],
+  starts: Array,
+  common: Array | None,
+  row: Array,
 ) -> Array:
   """softmax(q k / sqrt(E)) v, whatever there is beyond a row's slots.
 
@@ -244,10 +240,11 @@ def attend(
     if common is None:
       return product(apart, x, store)
     return lax.cond(
-        j < common,
-        lambda x, store: by_row(product(at_once, all_rows(x), one(store))),
-        lambda x, store: product(apart, x, store),
-        x, store,
+      j < common,
+      lambda x, store: by_row(product(at_once, all_rows(x), one(store))),
+      lambda x, store: product(apart, x, store),
+      x,
+      store,
     )
 
   for j, k in enumerate(keys):
@@ -255,21 +252,19 @@ def attend(
     seen = first + jnp.arange(k.shape[3]) <= starts[:, None, None]
     scores.append(jnp.where(seen, some, blocks.MASKED))
     first += k.shape[3]
-  top = functools.reduce(
-      jnp.maximum, [x.max(axis=3, keepdims=True) for x in scores]
-  )
+  top = functools.reduce(jnp.maximum, [x.max(axis=3, keepdims=True) for x in scores])
   weights = [jnp.exp(x - top) for x in scores]
   total = sum(x.sum(axis=3, keepdims=True) for x in weights)
   mixed: Any = sum(
-      either(j, 'kbgs,kbse->kbge', 'kqs,kse->kqe', w.astype(dtype), v)
-      for j, (w, v) in enumerate(zip(weights, values, strict=True))
+    either(j, 'kbgs,kbse->kbge', 'kqs,kse->kqe', w.astype(dtype), v)
+    for j, (w, v) in enumerate(zip(weights, values, strict=True))
   )
   return (mixed / total).swapaxes(0, 1)[:, :, :, None]
 
 
 @functools.cache
 def shares_bits(
-    dtype: str, rows: int, heads: int, groups: int, dim: int, slots: int
+  dtype: str, rows: int, heads: int, groups: int, dim: int, slots: int
 ) -> bool:
   """Says whether reading a part once for all rows changes no bit.
 
@@ -297,7 +292,6 @@ def shares_bits(
   arrays = jax.device_put((q, keys, values, starts), here)
   attended = jax.jit(functools.partial(attend, dtype))
   apart, at_once = (
-      np.asarray(attended(*arrays, common, 0))
-      for common in (0, len(sizes) - 1)
+    np.asarray(attended(*arrays, common, 0)) for common in (0, len(sizes) - 1)
   )
   return apart.tobytes() == at_once.tobytes()

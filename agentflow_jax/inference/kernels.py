@@ -23,9 +23,7 @@ Array = jax.Array
 _PROGRAMS, _MOST_SPLITS = 256, 16
 
 
-def lacks(
-    platform: str, dtype: str, kv_dtype: str, head_dim: int
-) -> str:
+def lacks(platform: str, dtype: str, kv_dtype: str, head_dim: int) -> str:
   """Says why there is no kernel; '' where there is one.
 
   Args:
@@ -35,7 +33,7 @@ def lacks(
     head_dim: E.
   """
   if platform == 'rocm':
-    return 'the kernel for GPUs has run on CUDA\'s alone'
+    return "the kernel for GPUs has run on CUDA's alone"
   if dtype != 'bfloat16':
     return f'kernels round to bfloat16, and activations are {dtype}'
   if platform == 'tpu' and kv_dtype:
@@ -48,8 +46,11 @@ def lacks(
 
 
 def attend(
-    q: Array, pool: Any, tables: Array, starts: Array,
-    mesh: jax.sharding.Mesh | None = None,
+  q: Array,
+  pool: Any,
+  tables: Array,
+  starts: Array,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Array:
   """softmax(q k / sqrt(E)) v over each row's slots.
 
@@ -70,8 +71,13 @@ def attend(
     scaled = q.astype(jnp.float32) / math.sqrt(dim)
     scaled = scaled.reshape(rows, heads * groups, dim).astype(q.dtype)
     y = lax.platform_dependent(
-        scaled, pool, tables, starts + 1, tpu=_tpu, cuda=_cuda,
-        cpu=functools.partial(_cuda, interpret=True),
+      scaled,
+      pool,
+      tables,
+      starts + 1,
+      tpu=_tpu,
+      cuda=_cuda,
+      cpu=functools.partial(_cuda, interpret=True),
     )
     return y.reshape(q.shape).astype(jnp.float32)
 
@@ -82,8 +88,11 @@ def attend(
     divides = not q.shape[2] % mesh.shape[groups]
     of_q = spec(None, kv_heads, groups if divides else None)
     local = jax.shard_map(
-        local, mesh=mesh, in_specs=(of_q, spec(kv_heads), spec(), spec()),
-        out_specs=of_q, check_vma=False,
+      local,
+      mesh=mesh,
+      in_specs=(of_q, spec(kv_heads), spec(), spec()),
+      out_specs=of_q,
+      check_vma=False,
     )
   return local(q, pool, tables, starts)
 
@@ -94,14 +103,17 @@ def _tpu(q: Array, pool: Any, tables: Array, lengths: Array) -> Array:
   from jax.experimental.pallas.ops.tpu import paged_attention
 
   return paged_attention.paged_attention(
-      q, pool.keys, pool.values, lengths, tables,
-      pages_per_compute_block=attention.SLOT_BLOCK // pool.values.shape[2],
+    q,
+    pool.keys,
+    pool.values,
+    lengths,
+    tables,
+    pages_per_compute_block=attention.SLOT_BLOCK // pool.values.shape[2],
   )
 
 
 def _cuda(
-    q: Array, pool: Any, tables: Array, lengths: Array, *,
-    interpret: bool = False,
+  q: Array, pool: Any, tables: Array, lengths: Array, *, interpret: bool = False
 ) -> Array:
   with warnings.catch_warnings():
     # It is said to go with Pallas' Triton backend; there is no other yet.
@@ -119,12 +131,19 @@ def _cuda(
   scales = {}
   if pool.key_scales is not None:
     scales = {
-        'k_scales_pages': pool.key_scales[..., 0],
-        'v_scales_pages': pool.value_scales[..., 0],
+      'k_scales_pages': pool.key_scales[..., 0],
+      'v_scales_pages': pool.value_scales[..., 0],
     }
   return paged_attention.paged_attention(
-      q, pool.keys, pool.values, tables, lengths, **scales,
-      pages_per_compute_block=of_block,
-      k_splits=tables.shape[1] // per_split, num_warps=4, num_stages=2,
-      interpret=interpret,
+    q,
+    pool.keys,
+    pool.values,
+    tables,
+    lengths,
+    **scales,
+    pages_per_compute_block=of_block,
+    k_splits=tables.shape[1] // per_split,
+    num_warps=4,
+    num_stages=2,
+    interpret=interpret,
   )

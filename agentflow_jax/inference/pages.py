@@ -67,7 +67,7 @@ class Copies:
 
 
 def make_pool(
-    config: model.ModelConfig, pages: int, page_tokens: int, kv_dtype: str = ''
+  config: model.ModelConfig, pages: int, page_tokens: int, kv_dtype: str = ''
 ) -> Pool:
   """Returns an empty pool.
 
@@ -77,9 +77,7 @@ def make_pool(
     page_tokens: P.
     kv_dtype: 'int8', or '' for the network's.
   """
-  shape = (
-      config.n_kv_heads, config.n_layers * pages, page_tokens, config.head_dim
-  )
+  shape = (config.n_kv_heads, config.n_layers * pages, page_tokens, config.head_dim)
   zeros = lambda: jnp.zeros(shape, kv_dtype or config.dtype)
   if not kv_dtype:
     return Pool(zeros(), zeros())
@@ -113,13 +111,11 @@ def pool_sharding(params: Any) -> jax.sharding.Sharding:
     return kernel
   # Of [layers, embed, kv_heads, head_dim], or of one layer without the first.
   heads = (*kernel.spec, *[None] * 4)[1 + is_stacked]
-  return jax.sharding.NamedSharding(
-      kernel.mesh, jax.sharding.PartitionSpec(heads)
-  )
+  return jax.sharding.NamedSharding(kernel.mesh, jax.sharding.PartitionSpec(heads))
 
 
 def copy_pages(
-    pool: Pool, n_layers: int, copies: Copies, source: Pool | None = None
+  pool: Pool, n_layers: int, copies: Copies, source: Pool | None = None
 ) -> Pool:
   """Returns the pool with pages copied, in every layer.
 
@@ -139,7 +135,7 @@ def copy_pages(
 
   def one(i, pool):
     return jax.tree.map(
-        functools.partial(copy, i), pool, pool if source is None else source
+      functools.partial(copy, i), pool, pool if source is None else source
     )
 
   return lax.fori_loop(0, copies.count, one, pool)
@@ -154,10 +150,12 @@ def take(pool: Pool, tables: Array) -> Pool:
   """
   rows, count = tables.shape
   return jax.tree.map(
-      lambda x: x.at[:, tables].get(mode='promise_in_bounds').reshape(
-          x.shape[0], rows, count * x.shape[2], x.shape[3]
-      ),
-      pool,
+    lambda x: (
+      x.at[:, tables]
+      .get(mode='promise_in_bounds')
+      .reshape(x.shape[0], rows, count * x.shape[2], x.shape[3])
+    ),
+    pool,
   )
 
 
@@ -186,16 +184,14 @@ def plain(dtype: str, some: Pool) -> tuple[Array, Array]:
   if some.key_scales is None or some.value_scales is None:
     return some.keys, some.values
   keys, values = (
-      (x.astype(jnp.float32) * scales).astype(dtype)
-      for x, scales in (
-          (some.keys, some.key_scales), (some.values, some.value_scales)
-      )
+    (x.astype(jnp.float32) * scales).astype(dtype)
+    for x, scales in ((some.keys, some.key_scales), (some.values, some.value_scales))
   )
   return keys, values
 
 
 def write(
-    pool: Pool, new: Pool, first: Array | int, starts: Array, writes: Array
+  pool: Pool, new: Pool, first: Array | int, starts: Array, writes: Array
 ) -> Pool:
   """Returns the pool with a layer's new tokens.
 
@@ -213,8 +209,7 @@ def write(
   new = jax.tree.map(lambda x: jnp.where(goes, x, 0), new)
   # XLA's CPU scatters whole pages twenty times as slowly as it puts slices.
   return lax.platform_dependent(
-      pool, new, first, starts, writes, cpu=_write_in_turn,
-      default=_write_at_once,
+    pool, new, first, starts, writes, cpu=_write_in_turn, default=_write_at_once
   )
 
 
@@ -237,8 +232,7 @@ def _write_in_turn(pool, new, first, starts, writes) -> Pool:
 
     def put(x, new):
       some = lax.dynamic_slice(
-          new, (0, row, page * width, 0),
-          (new.shape[0], 1, width, new.shape[3]),
+        new, (0, row, page * width, 0), (new.shape[0], 1, width, new.shape[3])
       )
       return lax.dynamic_update_slice(x, some, (0, to, offset, 0))
 
@@ -263,7 +257,7 @@ def _write_at_once(pool, new, first, starts, writes) -> Pool:
 
 
 def attend_whole(
-    dtype: str, q: Array, keys: Array, values: Array, positions: Array
+  dtype: str, q: Array, keys: Array, values: Array, positions: Array
 ) -> Array:
   """Attends as core.attention.attend_dense does, in the order that is fastest.
 
@@ -290,9 +284,7 @@ def attend_whole(
   n = slots // BLOCK
   weights = weights.reshape(*weights.shape[:3], n, BLOCK).swapaxes(2, 3)
   values = values.reshape(heads, rows, n, BLOCK, dim)
-  mixed = product(
-      'kbngs,kbnse->kbnge', weights.astype(dtype), values
-  ).sum(axis=2)
+  mixed = product('kbngs,kbnse->kbnge', weights.astype(dtype), values).sum(axis=2)
   # Ones: a single column would do, and is rounded otherwise. They are made
   # from what is not known ahead, since XLA's CPU (JAX 0.10.2) reads beside a
   # constant that it hands to a library together with its product and sum.
@@ -314,8 +306,7 @@ def _parts(rows: int) -> int:
 
 
 def _attend_blocks(
-    dtype: str, pool: Pool, tables: Array, q: Array, positions: Array,
-    parts: int = 1,
+  dtype: str, pool: Pool, tables: Array, q: Array, positions: Array, parts: int = 1
 ) -> Array:
   """Goes over as many blocks of slots as the longest row has.
 
@@ -339,9 +330,9 @@ def _attend_blocks(
   q = q.swapaxes(0, 1).reshape(heads, rows, groups * length, dim)
   positions = jnp.tile(positions, (1, groups))[:, :, None]
   qs = jnp.split(q, parts, axis=1)
-  apart = list(zip(
-      jnp.split(tables, parts), qs, jnp.split(positions, parts), strict=True
-  ))
+  apart = list(
+    zip(jnp.split(tables, parts), qs, jnp.split(positions, parts), strict=True)
+  )
 
   def one(j, tables, q, positions, top, total, mixed):
     some = lax.dynamic_slice_in_dim(tables, j * block_pages, block_pages, 1)
@@ -363,9 +354,10 @@ def _attend_blocks(
     return column(blocks.MASKED), column(0), jnp.zeros(q.shape, jnp.float32)
 
   out = lax.fori_loop(
-      0, n_blocks,
-      lambda j, carry: [one(j, *x, *y) for x, y in zip(apart, carry)],
-      [start(q) for q in qs],
+    0,
+    n_blocks,
+    lambda j, carry: [one(j, *x, *y) for x, y in zip(apart, carry)],
+    [start(q) for q in qs],
   )
   y = jnp.concatenate([mixed / total for _, total, mixed in out], axis=1)
   return y.reshape(heads, rows, groups, length, dim).swapaxes(0, 1)
@@ -418,14 +410,12 @@ class Cache:
   reading: Reading = flax.struct.field(pytree_node=False, default=Reading())
 
   def attend(
-      self, dtype: str, layer: Array | int, q: Array, k: Array, v: Array
+    self, dtype: str, layer: Array | int, q: Array, k: Array, v: Array
   ) -> tuple[Array, 'Cache']:
     """See core.layers.Cache."""
     first = first_page(self.pool, self.n_layers, layer)
     kv_dtype = '' if self.pool.key_scales is None else 'int8'
-    pool = write(
-        self.pool, new_tokens(kv_dtype, k, v), first, self.starts, self.writes
-    )
+    pool = write(self.pool, new_tokens(kv_dtype, k, v), first, self.starts, self.writes)
     cache = dataclasses.replace(self, pool=pool)
     return cache._attended(dtype, first, q), cache
 
@@ -433,7 +423,7 @@ class Cache:
     """softmax(q k / sqrt(E)) v over each row's slots, its new ones included."""
     if self.reading.way == 'kernel':
       return kernels.attend(
-          q, self.pool, first + self.tables, self.starts, self.reading.mesh
+        q, self.pool, first + self.tables, self.starts, self.reading.mesh
       )
     slots = self.tables.shape[1] * self.pool.values.shape[2]
     positions = self.starts[:, None] + jnp.arange(q.shape[3])
@@ -441,8 +431,12 @@ class Cache:
       attend = functools.partial(_attend_blocks, dtype)
       apart = functools.partial(attend, parts=_parts(len(q)))
       return lax.platform_dependent(
-          self.pool, first + self.tables, q, positions,
-          cpu=apart if q.shape[3] > 1 else attend, default=attend,
+        self.pool,
+        first + self.tables,
+        q,
+        positions,
+        cpu=apart if q.shape[3] > 1 else attend,
+        default=attend,
       )
     keys, values = plain(dtype, take(self.pool, first + self.tables))
     return attend_whole(dtype, q, keys, values, positions)

@@ -32,9 +32,7 @@ class Node:
   ready: bool = False
   leases: int = 0
   last_used: int = 0
-  children: dict[tuple[int, ...], 'Node'] = dataclasses.field(
-      default_factory=dict
-  )
+  children: dict[tuple[int, ...], 'Node'] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(eq=False)
@@ -112,9 +110,7 @@ class Prefixes:
     slots = read + new_tokens - read // self._page_tokens * self._page_tokens
     return -(-slots // self._page_tokens)
 
-  def lease(
-      self, prompt: Sequence[int], new_tokens: int | None
-  ) -> Lease | None:
+  def lease(self, prompt: Sequence[int], new_tokens: int | None) -> Lease | None:
     """Finds or reserves every page that a request may need.
 
     Args:
@@ -126,9 +122,7 @@ class Prefixes:
       None where there is no room now.
     """
     read, size = len(prompt) - 1, self._page_tokens
-    pieces = [
-        tuple(prompt[i : min(i + size, read)]) for i in range(0, read, size)
-    ]
+    pieces = [tuple(prompt[i : min(i + size, read)]) for i in range(0, read, size)]
     nodes, now = [], next(self._clock)
     node = self._root if self._share else Node((), 0, None)
     for piece in pieces:
@@ -140,7 +134,7 @@ class Prefixes:
       self._held += not found.leases
       found.leases += 1
       found.last_used = now
-    missing = pieces[len(nodes):]
+    missing = pieces[len(nodes) :]
     n_own = self._own(read, new_tokens)
     if not self._make_room(len(missing) + n_own):
       self._give_back(nodes)

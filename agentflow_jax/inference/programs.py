@@ -23,8 +23,11 @@ _COMPILED: dict[Any, Callable] = {}
 
 # Fields that no program is made from, or that are in the name of the one that is.
 _OF_NO_PROGRAM = {
-    'prefix_cache': True, 'prefill_burst': 1, 'read_share': 1.0,
-    'coalesce_share': 0.0, 'max_kept': 0,
+  'prefix_cache': True,
+  'prefill_burst': 1,
+  'read_share': 1.0,
+  'coalesce_share': 0.0,
+  'max_kept': 0,
 }
 
 _COMPILING = threading.Lock()
@@ -42,12 +45,12 @@ class Programs:
   """
 
   def __init__(
-      self,
-      model_config: model.ModelConfig,
-      config: api.EngineConfig,
-      params: Any,
-      pool: pages_lib.Pool,
-      reading: pages_lib.Reading,
+    self,
+    model_config: model.ModelConfig,
+    config: api.EngineConfig,
+    params: Any,
+    pool: pages_lib.Pool,
+    reading: pages_lib.Reading,
   ):
     """Compiles nothing yet.
 
@@ -64,10 +67,10 @@ class Programs:
     self._arrays = jax.tree.map(_struct, (params, pool))
     leaves, treedef = jax.tree.flatten(self._arrays)
     self._key = (
-        model_config,
-        dataclasses.replace(config, **_OF_NO_PROGRAM),
-        treedef,
-        tuple((x.shape, x.dtype, x.sharding) for x in leaves),
+      model_config,
+      dataclasses.replace(config, **_OF_NO_PROGRAM),
+      treedef,
+      tuple((x.shape, x.dtype, x.sharding) for x in leaves),
     )
     self.compilations = 0
     self._found: dict[str, Callable] = {}
@@ -78,6 +81,7 @@ class Programs:
     It takes (params, pool, segments), or, in one of several lanes,
     (params, desk, pool, loads, segments), see decoding.prefill_apart.
     """
+
     def program():
       (params, pool), lanes = self._arrays, self.reading.lanes
       if lanes == 1:
@@ -88,8 +92,9 @@ class Programs:
         loads, segments, _ = batching.pack_apart([], self._config, lanes)
         arrays = params, self.desk_shapes(), pool, loads, segments
       jitted = jax.jit(
-          functools.partial(function, model_config=self._model_config),
-          donate_argnums=1, out_shardings=(_shardings(arrays[1]), None),
+        functools.partial(function, model_config=self._model_config),
+        donate_argnums=1,
+        out_shardings=(_shardings(arrays[1]), None),
       )
       return jitted, arrays
 
@@ -100,14 +105,14 @@ class Programs:
 
     See decoding.file_pages.
     """
+
     def program():
       (_, pool), lanes = self._arrays, self.reading.lanes
       _, _, copies = batching.pack_apart([], self._config, lanes)
       jitted = jax.jit(
-          functools.partial(
-              decoding.file_pages, model_config=self._model_config
-          ),
-          donate_argnums=0, out_shardings=_shardings(pool),
+        functools.partial(decoding.file_pages, model_config=self._model_config),
+        donate_argnums=0,
+        out_shardings=_shardings(pool),
       )
       return jitted, (pool, (self.desk_shapes(),) * lanes, (copies,) * lanes)
 
@@ -115,6 +120,7 @@ class Programs:
 
   def make_desk(self) -> pages_lib.Pool:
     """Returns pages for a lane to read pieces into."""
+
     def program():
       where = _shardings(self.desk_shapes())
       return jax.jit(self._empty_desk(), out_shardings=where), ()
@@ -126,15 +132,16 @@ class Programs:
     assert config.prefill_pieces is not None
     pieces = config.prefill_pieces // self.reading.lanes
     return functools.partial(
-        pages_lib.make_pool, self._model_config,
-        1 + pieces * config.table_pages, config.page_tokens, config.kv_dtype,
+      pages_lib.make_pool,
+      self._model_config,
+      1 + pieces * config.table_pages,
+      config.page_tokens,
+      config.kv_dtype,
     )
 
   def desk_shapes(self) -> pages_lib.Pool | None:
     """Returns the shapes of a lane's desk; None where there is one lane."""
-    return None if self.reading.lanes == 1 else self._like_pool(
-        self._empty_desk()
-    )
+    return None if self.reading.lanes == 1 else self._like_pool(self._empty_desk())
 
   def decode(self, truncates: bool) -> Callable:
     """Returns what samples a chunk, see decoding.decode; it consumes the store.
@@ -145,6 +152,7 @@ class Programs:
     Args:
       truncates: whether a row may set top_k, top_p or min_p.
     """
+
     def program():
       (params, pool), store = self._arrays, self.store_shapes()
       rows = batching.pack_rows([], self._config, self.reading)
@@ -154,12 +162,13 @@ class Programs:
         fresh = batching.pack_fresh([], self._config, self.reading)
         arrays, where = (params, store, rows, pool, fresh), _shardings(store)
       function = functools.partial(
-          decoding.decode, model_config=self._model_config,
-          config=self._config, truncates=truncates, reading=self.reading,
+        decoding.decode,
+        model_config=self._model_config,
+        config=self._config,
+        truncates=truncates,
+        reading=self.reading,
       )
-      jitted = jax.jit(
-          function, donate_argnums=1, out_shardings=(where, None)
-      )
+      jitted = jax.jit(function, donate_argnums=1, out_shardings=(where, None))
       return jitted, arrays
 
     name = f'decode, truncates: {truncates}'
@@ -169,6 +178,7 @@ class Programs:
 
   def make_store(self) -> gathered.Store:
     """Returns what a lane keeps at first."""
+
     def program():
       where = _shardings(self.store_shapes())
       return jax.jit(self._empty(), out_shardings=where), ()
@@ -178,9 +188,10 @@ class Programs:
   def _empty(self) -> Callable[[], gathered.Store]:
     config = self._config
     return functools.partial(
-        gathered.make_store, self._model_config,
-        config.slots // self.reading.lanes,
-        config.table_pages * config.page_tokens,
+      gathered.make_store,
+      self._model_config,
+      config.slots // self.reading.lanes,
+      config.table_pages * config.page_tokens,
     )
 
   def store_shapes(self) -> gathered.Store | None:
@@ -196,12 +207,12 @@ class Programs:
     """Returns the shapes of what `make` makes, split as the pages are."""
     where = self._arrays[1].keys.sharding
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        jax.eval_shape(make),
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      jax.eval_shape(make),
     )
 
   def _get(
-      self, name: str, program: Callable[[], tuple[Callable, Sequence[Any]]]
+    self, name: str, program: Callable[[], tuple[Callable, Sequence[Any]]]
   ) -> Callable:
     """Returns a compiled function; cheap from the second time on.
 
@@ -216,21 +227,19 @@ class Programs:
           start = time.monotonic()
           function, arrays = program()
           _COMPILED[key] = function.lower(
-              *(jax.tree.map(_struct, x) for x in arrays)
+            *(jax.tree.map(_struct, x) for x in arrays)
           ).compile()
           self.compilations += 1
-          logging.info(
-              'Compiled %s in %.1f s.', name, time.monotonic() - start
-          )
+          logging.info('Compiled %s in %.1f s.', name, time.monotonic() - start)
         self._found[name] = _COMPILED[key]
     return self._found[name]
 
 
 def settled(
-    model_config: model.ModelConfig,
-    config: api.EngineConfig,
-    sharding: jax.sharding.Sharding,
-    platform: str = '',
+  model_config: model.ModelConfig,
+  config: api.EngineConfig,
+  sharding: jax.sharding.Sharding,
+  platform: str = '',
 ) -> api.EngineConfig:
   """Returns a config in which nothing is left open, see inference.choices.
 
@@ -246,15 +255,17 @@ def settled(
   device = next(iter(sharding.device_set))
   way, alone = _way(model_config, config, device), len(sharding.device_set) == 1
   return choices.chosen(
-      config, model_config, platform or device.platform,
-      can_have_lanes=way == 'gathered' and alone,
+    config,
+    model_config,
+    platform or device.platform,
+    can_have_lanes=way == 'gathered' and alone,
   )
 
 
 def reading_of(
-    model_config: model.ModelConfig,
-    config: api.EngineConfig,
-    sharding: jax.sharding.Sharding,
+  model_config: model.ModelConfig,
+  config: api.EngineConfig,
+  sharding: jax.sharding.Sharding,
 ) -> pages_lib.Reading:
   """Returns how pages that lie so are read.
 
@@ -274,29 +285,34 @@ def reading_of(
   alone = len(sharding.device_set) == 1
   if config.lanes > 1 and not (way == 'gathered' and alone):
     raise ValueError(
-        f'lanes={config.lanes}: only on one device and where rows are'
-        f" gathered; here {len(sharding.device_set)} device(s) read by '{way}':"
-        ' take 1'
+      f'lanes={config.lanes}: only on one device and where rows are'
+      f" gathered; here {len(sharding.device_set)} device(s) read by '{way}':"
+      ' take 1'
     )
   return pages_lib.Reading(
-      way=way,
-      # A TPU's products read a stack where it lies, and it compiles once.
-      unrolled=way == 'gathered' or device.platform != 'tpu',
-      lanes=config.lanes,
-      shares=way == 'gathered' and alone and device.platform == 'cpu'
-      and _shares(model_config, config),
-      mesh=mesh if mesh is not None and mesh.size > 1 else None,
+    way=way,
+    # A TPU's products read a stack where it lies, and it compiles once.
+    unrolled=way == 'gathered' or device.platform != 'tpu',
+    lanes=config.lanes,
+    shares=way == 'gathered'
+    and alone
+    and device.platform == 'cpu'
+    and _shares(model_config, config),
+    mesh=mesh if mesh is not None and mesh.size > 1 else None,
   )
 
 
 def _way(
-    model_config: model.ModelConfig, config: api.EngineConfig,
-    device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]  # jax assigns the class.
+  model_config: model.ModelConfig,
+  config: api.EngineConfig,
+  device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]  # jax assigns the class.
 ) -> Literal['blocks', 'kernel', 'gathered']:
   """Returns the way in which decoding reads pages on a device."""
   why_not = kernels.lacks(
-      blocks.platform_of(device), model_config.dtype, config.kv_dtype,
-      model_config.head_dim,
+    blocks.platform_of(device),
+    model_config.dtype,
+    config.kv_dtype,
+    model_config.head_dim,
   )
   way = config.attention
   if way == 'kernel' and why_not:
@@ -314,9 +330,12 @@ def _shares(model_config: model.ModelConfig, config: api.EngineConfig) -> bool:
   slots = config.table_pages * config.page_tokens
   assert config.lanes is not None
   return slots > pages_lib.MAX_DENSE and gathered.shares_bits(
-      model_config.dtype, config.slots // config.lanes,
-      model_config.n_kv_heads, model_config.n_heads // model_config.n_kv_heads,
-      model_config.head_dim, slots,
+    model_config.dtype,
+    config.slots // config.lanes,
+    model_config.n_kv_heads,
+    model_config.n_heads // model_config.n_kv_heads,
+    model_config.head_dim,
+    slots,
   )
 
 
@@ -325,6 +344,4 @@ def _shardings(arrays: Any) -> Any:
 
 
 def _struct(x) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=getattr(x, 'sharding', None)
-  )
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None))

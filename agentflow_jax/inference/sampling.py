@@ -25,12 +25,12 @@ class RowSampling:
 
 
 def sample(
-    logits: jax.Array,
-    rows: RowSampling,
-    index: jax.Array,
-    *,
-    truncates: bool,
-    max_kept: int = 0,
+  logits: jax.Array,
+  rows: RowSampling,
+  index: jax.Array,
+  *,
+  truncates: bool,
+  max_kept: int = 0,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   """Draws token number `index` of every row's response.
 
@@ -69,9 +69,7 @@ def sample(
       keep = logprobs.truncation_mask(logits, *spec)
     scaled = jnp.where(keep, scaled, -jnp.inf)
   uniform = jax.vmap(_uniform)(rows.key_words, index)
-  tokens = jnp.where(
-      rows.temperature == 0.0, _argmax(scaled), _draw(scaled, uniform)
-  )
+  tokens = jnp.where(rows.temperature == 0.0, _argmax(scaled), _draw(scaled, uniform))
   scores = logprobs.log_prob_of(logits, tokens, rows.temperature, keep)
   return tokens, scores, kept
 

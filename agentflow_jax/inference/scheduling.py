@@ -69,7 +69,7 @@ class Scheduler:
     self.lacks_pages = False
     self.queue: collections.deque[Pending] = collections.deque()
     self.prefixes = prefixes.Prefixes(
-        config.pages, config.page_tokens, config.prefix_cache
+      config.pages, config.page_tokens, config.prefix_cache
     )
     self._slots: list[Pending | None] = [None] * config.slots
 
@@ -110,7 +110,7 @@ class Scheduler:
       request = pending.request
       new_tokens = request.sampling.max_new_tokens
       lease = self.prefixes.lease(
-          request.prompt_ids, new_tokens if self._new_in_pages else None
+        request.prompt_ids, new_tokens if self._new_in_pages else None
       )
       if lease is None:
         self.lacks_pages = True

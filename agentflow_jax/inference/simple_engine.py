@@ -54,16 +54,16 @@ class _Cache:
   def _read(self, dtype, layer, q, k, v):
     length = q.shape[3]
     ends = jnp.where(
-        jnp.arange(length) < self.lengths[:, None], self.lengths[:, None], 0
+      jnp.arange(length) < self.lengths[:, None], self.lengths[:, None], 0
     )
     blocks = blocks_lib.blocks_of(length, 'blocks')
     assert blocks is not None
     y = attention.attend_blocks(q, k, v, ends, blocks=blocks, dtype=dtype)
     put = lambda x, new: lax.dynamic_update_slice(
-        x, new.swapaxes(0, 1)[None], (layer, 0, 0, 0, 0)
+      x, new.swapaxes(0, 1)[None], (layer, 0, 0, 0, 0)
     )
     return y, dataclasses.replace(
-        self, keys=put(self.keys, k), values=put(self.values, v)
+      self, keys=put(self.keys, k), values=put(self.values, v)
     )
 
   def _decode(self, dtype, layer, q, k, v):
@@ -72,24 +72,22 @@ class _Cache:
       at = self.lengths[row]
       one = lambda x: lax.dynamic_slice_in_dim(x, row, 1).swapaxes(0, 1)[None]
       return (
-          lax.dynamic_update_slice(keys, one(k), (layer, 0, row, 0, at)),
-          lax.dynamic_update_slice(values, one(v), (layer, 0, row, at, 0)),
+        lax.dynamic_update_slice(keys, one(k), (layer, 0, row, 0, at)),
+        lax.dynamic_update_slice(values, one(v), (layer, 0, row, at, 0)),
       )
 
-    all_keys, all_values = lax.fori_loop(
-        0, q.shape[0], put, (self.keys, self.values)
-    )
+    all_keys, all_values = lax.fori_loop(0, q.shape[0], put, (self.keys, self.values))
     keys = lax.dynamic_index_in_dim(all_keys, layer, keepdims=False)
     values = lax.dynamic_index_in_dim(all_values, layer, keepdims=False)
     product = functools.partial(primitives.float32_product, dtype)
     scores = product('kbge,kbes->kbgs', q[:, :, :, 0].swapaxes(0, 1), keys)
     seen = jnp.arange(keys.shape[3]) <= self.lengths[:, None, None]
     weights = jax.nn.softmax(
-        jnp.where(seen, scores / math.sqrt(q.shape[-1]), blocks_lib.MASKED)
+      jnp.where(seen, scores / math.sqrt(q.shape[-1]), blocks_lib.MASKED)
     )
     y = product('kbgs,kbse->kbge', weights.astype(dtype), values)
     return y.swapaxes(0, 1)[:, :, :, None], dataclasses.replace(
-        self, keys=all_keys, values=all_values
+      self, keys=all_keys, values=all_values
     )
 
 
@@ -103,14 +101,14 @@ class SimpleEngine:
   """
 
   def __init__(
-      self,
-      config: model.ModelConfig,
-      params: model.Params,
-      *,
-      slots: int,
-      max_prompt_tokens: int,
-      max_new_tokens: int,
-      prefill_rows: int = 2,
+    self,
+    config: model.ModelConfig,
+    params: model.Params,
+    *,
+    slots: int,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    prefill_rows: int = 2,
   ):
     """Compiles when it is first used, and for every multiple of 128 tokens."""
     self._config, self._params = config, params
@@ -120,25 +118,21 @@ class SimpleEngine:
     self._prefill = jax.jit(self._read_block)
     self._put = jax.jit(self._put_rows, donate_argnums=0)
     self._cache: _Cache | None = None  # Of the batch before, to be overwritten.
-    self._decode = jax.jit(
-        self._step, static_argnames='truncates', donate_argnums=1
-    )
+    self._decode = jax.jit(self._step, static_argnames='truncates', donate_argnums=1)
 
   def _empty(self, rows: int, slots: int) -> _Cache:
     config = self._config
     lead = (config.n_layers, config.n_kv_heads, rows)
     return _Cache(
-        keys=jnp.zeros((*lead, config.head_dim, slots), config.dtype),
-        values=jnp.zeros((*lead, slots, config.head_dim), config.dtype),
-        lengths=jnp.zeros(rows, jnp.int32),
+      keys=jnp.zeros((*lead, config.head_dim, slots), config.dtype),
+      values=jnp.zeros((*lead, slots, config.head_dim), config.dtype),
+      lengths=jnp.zeros(rows, jnp.int32),
     )
 
   def _read_block(self, params, ids, lengths):
     cache = dataclasses.replace(self._empty(*ids.shape), lengths=lengths)
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    _, cache = model.hidden_states_cached(
-        self._config, params, ids, positions, cache
-    )
+    _, cache = model.hidden_states_cached(self._config, params, ids, positions, cache)
     return cache
 
   def _put_rows(self, cache, part, places, count):
@@ -147,13 +141,14 @@ class SimpleEngine:
     def one(i, cache):
       old, new = places[i]
       put = lambda axis, x, y: lax.dynamic_update_slice(
-          x, lax.dynamic_slice_in_dim(y, old, 1, axis),
-          [new if a == axis else 0 for a in range(x.ndim)],
+        x,
+        lax.dynamic_slice_in_dim(y, old, 1, axis),
+        [new if a == axis else 0 for a in range(x.ndim)],
       )
       return _Cache(
-          keys=put(2, cache.keys, part.keys),
-          values=put(2, cache.values, part.values),
-          lengths=put(0, cache.lengths, part.lengths),
+        keys=put(2, cache.keys, part.keys),
+        values=put(2, cache.values, part.values),
+        lengths=put(0, cache.lengths, part.lengths),
       )
 
     return lax.fori_loop(0, count, one, cache)
@@ -161,15 +156,13 @@ class SimpleEngine:
   def _step(self, params, cache, last, rows, index, *, truncates):
     known: Any
     hidden, known = model.hidden_states_cached(
-        self._config, params, last[:, None], cache.lengths[:, None], cache
+      self._config, params, last[:, None], cache.lengths[:, None], cache
     )
     logits = model.unembed(self._config, params, hidden[:, 0])
     tokens, logprobs, _ = sampling.sample(
-        logits, rows, jnp.full(last.shape, index), truncates=truncates
+      logits, rows, jnp.full(last.shape, index), truncates=truncates
     )
-    return (
-        dataclasses.replace(known, lengths=known.lengths + 1), tokens, logprobs
-    )
+    return (dataclasses.replace(known, lengths=known.lengths + 1), tokens, logprobs)
 
   def _read(self, requests: list[api.Request]) -> _Cache:
     """Reads all prompts but their last tokens."""
@@ -187,7 +180,7 @@ class SimpleEngine:
     def read(i):
       block = slice(i, i + self._rows)
       return jax.block_until_ready(
-          self._prefill(self._params, ids[block], lengths[block])
+        self._prefill(self._params, ids[block], lengths[block])
       )
 
     cache, self._cache = self._cache, None
@@ -197,45 +190,43 @@ class SimpleEngine:
     with futures.ThreadPoolExecutor(os.cpu_count()) as threads:
       for first, part in zip(firsts, threads.map(read, firsts)):
         pairs = [
-            (i, row)
-            for i, prompt in enumerate(prompts[first : first + self._rows])
-            for row in rows.get(prompt, ())
+          (i, row)
+          for i, prompt in enumerate(prompts[first : first + self._rows])
+          for row in rows.get(prompt, ())
         ]
         places = np.zeros((self._slots, 2), np.int32)
         places[: len(pairs)] = pairs
-        cache = jax.block_until_ready(
-            self._put(cache, part, places, len(pairs))
-        )
+        cache = jax.block_until_ready(self._put(cache, part, places, len(pairs)))
     self.read_tokens += sum(map(len, rows))
     self.read_seconds += time.perf_counter() - start
     return cache
 
   def generate(
-      self, requests: list[api.Request]
+    self, requests: list[api.Request]
   ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     """Returns each request's ids and log probabilities."""
     n = len(requests)
     cache = self._read(requests)
-    fill = lambda values, rest: np.array(
-        list(values) + [rest] * (self._slots - n)
-    )
+    fill = lambda values, rest: np.array(list(values) + [rest] * (self._slots - n))
     specs = [r.sampling for r in requests]
     rows = sampling.RowSampling(
-        temperature=fill((s.temperature for s in specs), 0).astype(np.float32),
-        top_k=fill((s.top_k for s in specs), 0).astype(np.int32),
-        top_p=fill((s.top_p for s in specs), 1).astype(np.float32),
-        min_p=fill((s.min_p for s in specs), 0).astype(np.float32),
-        key_words=fill((r.key_words for r in requests), (0, 0)).astype(
-            np.uint32
-        ),
+      temperature=fill((s.temperature for s in specs), 0).astype(np.float32),
+      top_k=fill((s.top_k for s in specs), 0).astype(np.int32),
+      top_p=fill((s.top_p for s in specs), 1).astype(np.float32),
+      min_p=fill((s.min_p for s in specs), 0).astype(np.float32),
+      key_words=fill((r.key_words for r in requests), (0, 0)).astype(np.uint32),
     )
     last = fill((r.prompt_ids[-1] for r in requests), 0).astype(np.int32)
     found = [([], []) for _ in requests]
     open_rows = set(range(n))
     for index in range(max(s.max_new_tokens for s in specs)):
       cache, last, logprobs = self._decode(
-          self._params, cache, last, rows, index,
-          truncates=any(s.truncates for s in specs),
+        self._params,
+        cache,
+        last,
+        rows,
+        index,
+        truncates=any(s.truncates for s in specs),
       )
       for i in sorted(open_rows):
         ids, scores = found[i]
@@ -244,8 +235,7 @@ class SimpleEngine:
         stop_fn = requests[i].stop_fn
         keep = stop_fn and stop_fn(ids)
         if (
-            keep or ids[-1] in requests[i].stop_ids
-            or len(ids) == specs[i].max_new_tokens
+          keep or ids[-1] in requests[i].stop_ids or len(ids) == specs[i].max_new_tokens
         ):
           found[i] = ids[:keep], scores[:keep]
           open_rows.remove(i)

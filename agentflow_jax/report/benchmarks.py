@@ -14,40 +14,55 @@ from agentflow_jax.report import markup, tables
 # over search, math and science differ by 10.1, 19.8 and 7.0 points, and GAIA by
 # 15.9, as the paper's first figure says.
 PAPER: Mapping[str, tuple[float, float]] = {
-    'bamboogle': (69.6, 58.4),
-    '2wiki': (77.2, 60.0),
-    'hotpotqa': (57.0, 51.3),
-    'musique': (25.3, 19.2),
-    'gaia': (33.1, 17.2),
-    'aime24': (40.0, 16.7),
-    'amc23': (61.5, 47.4),
-    'gameof24': (53.0, 31.0),
-    'gpqa': (47.0, 37.0),
-    'medqa': (80.0, 76.0),
+  'bamboogle': (69.6, 58.4),
+  '2wiki': (77.2, 60.0),
+  'hotpotqa': (57.0, 51.3),
+  'musique': (25.3, 19.2),
+  'gaia': (33.1, 17.2),
+  'aime24': (40.0, 16.7),
+  'amc23': (61.5, 47.4),
+  'gameof24': (53.0, 31.0),
+  'gpqa': (47.0, 37.0),
+  'medqa': (80.0, 76.0),
 }
 _HEADER = (
-    'benchmark', 'accuracy', '95% interval', 'judge', 'scored', 'of',
-    'over requested', 'left out', 'turns', 'tool calls', 'tool errors', 'tokens',
-    'seconds', 'cost', 'random', 'frozen', 'paper', 'paper, untrained',
+  'benchmark',
+  'accuracy',
+  '95% interval',
+  'judge',
+  'scored',
+  'of',
+  'over requested',
+  'left out',
+  'turns',
+  'tool calls',
+  'tool errors',
+  'tokens',
+  'seconds',
+  'cost',
+  'random',
+  'frozen',
+  'paper',
+  'paper, untrained',
 )
 _NOTE = (
-    'Accuracy by rule over the scored items, with its 95% bootstrap interval over'
-    ' items, and by a judge where there is one; over requested: the same over all'
-    ' items, where a rollout that a host\'s failure left without a score counts as'
-    ' 0. The paper: 7B, with web search, scored by a language'
-    ' model, so its columns are not the same measurement. Tokens (the planner\'s'
-    ' responses) and seconds are of a mean rollout; cost is of all requests to'
-    ' endpoints, by the prices in the config; random and frozen are the accuracies'
-    ' of a planner that picks any tool, and of the one before training.'
+  'Accuracy by rule over the scored items, with its 95% bootstrap interval over'
+  ' items, and by a judge where there is one; over requested: the same over all'
+  " items, where a rollout that a host's failure left without a score counts as"
+  ' 0. The paper: 7B, with web search, scored by a language'
+  " model, so its columns are not the same measurement. Tokens (the planner's"
+  ' responses) and seconds are of a mean rollout; cost is of all requests to'
+  ' endpoints, by the prices in the config; random and frozen are the accuracies'
+  ' of a planner that picks any tool, and of the one before training.'
 )
 
 
 def write(
-    directory: epath.Path,
-    name: str,
-    values: Mapping[str, Mapping[str, Any]],
-    controls: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    more: Mapping[str, Any],
+  directory: epath.Path,
+  name: str,
+  values: Mapping[str, Mapping[str, Any]],
+  controls: Mapping[str, Mapping[str, Mapping[str, Any]]],
+  more: Mapping[str, Any],
 ) -> str:
   """Writes NAME.json and NAME.html and returns the table as text.
 
@@ -59,36 +74,32 @@ def write(
     more: further entries of the JSON: protocol, seconds, cost.
   """
   rows = [
-      _row(
-          benchmark, value,
-          {name: found[benchmark] for name, found in controls.items()},
-      )
-      for benchmark, value in values.items()
+    _row(benchmark, value, {name: found[benchmark] for name, found in controls.items()})
+    for benchmark, value in values.items()
   ]
   left_out = {'items', 'config', *more} - {'cost'}
   kept = {
-      benchmark: {k: v for k, v in value.items() if k not in left_out}
-      | {
-          f'{name}_planner{key.removeprefix("accuracy")}': found[benchmark][key]
-          for name, found in controls.items()
-          for key in ('accuracy', 'accuracy_over_requested')
-      }
-      | {'paper': PAPER[benchmark][0], 'paper_untrained': PAPER[benchmark][1]}
-      for benchmark, value in values.items()
+    benchmark: {k: v for k, v in value.items() if k not in left_out}
+    | {
+      f'{name}_planner{key.removeprefix("accuracy")}': found[benchmark][key]
+      for name, found in controls.items()
+      for key in ('accuracy', 'accuracy_over_requested')
+    }
+    | {'paper': PAPER[benchmark][0], 'paper_untrained': PAPER[benchmark][1]}
+    for benchmark, value in values.items()
   }
   writing.write_whole(
-      directory / f'{name}.json',
-      json.dumps({'benchmarks': kept, **more}, indent=1),
+    directory / f'{name}.json', json.dumps({'benchmarks': kept, **more}, indent=1)
   )
   told = [(key, value) for key, value in more.items()]
   page = markup.page(
-      name,
-      [
-          f'<h1>{markup.text(name)}</h1>',
-          markup.table(_HEADER, [list(map(markup.text, r)) for r in rows]),
-          f'<p class="note">{markup.text(_NOTE)}</p>',
-          markup.section('The evaluation', markup.facts(told)),
-      ],
+    name,
+    [
+      f'<h1>{markup.text(name)}</h1>',
+      markup.table(_HEADER, [list(map(markup.text, r)) for r in rows]),
+      f'<p class="note">{markup.text(_NOTE)}</p>',
+      markup.section('The evaluation', markup.facts(told)),
+    ],
   )
   writing.write_whole(directory / f'{name}.html', page)
   lines = tables.columns([_HEADER, *rows])
@@ -96,35 +107,33 @@ def write(
 
 
 def _row(
-    benchmark: str,
-    value: Mapping[str, Any],
-    controls: Mapping[str, Mapping[str, Any]],
+  benchmark: str, value: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]
 ) -> Sequence[str]:
   percent = lambda share: f'{100 * share:.1f}'
   judged = value.get('judge_accuracy')
   is_scored = value['items_scored'] > 0
   paper, untrained = PAPER[benchmark]
   return (
-      benchmark,
-      percent(value['accuracy']) if is_scored else '-',
-      f'{percent(value["ci_low"])} to {percent(value["ci_high"])}'
-      if is_scored else '-',
-      '-' if judged is None else percent(judged),
-      str(value['items_scored']),
-      str(value['items_requested']),
-      percent(value['accuracy_over_requested']),
-      str(value['items_left_out']),
-      f'{value["turns_mean"]:.2f}',
-      str(sum(value['tools'].values())),
-      percent(value['tool_error_rate']),
-      f'{value["planner_tokens_mean"]:.0f}',
-      f'{value["seconds_a_rollout"]:.1f}',
-      f'{value["cost"]:.4g}',
-      *(
-          percent(controls[name]['accuracy'])
-          if name in controls and controls[name]['items_scored'] else '-'
-          for name in ('random', 'frozen')
-      ),
-      f'{paper:.1f}',
-      f'{untrained:.1f}',
+    benchmark,
+    percent(value['accuracy']) if is_scored else '-',
+    f'{percent(value["ci_low"])} to {percent(value["ci_high"])}' if is_scored else '-',
+    '-' if judged is None else percent(judged),
+    str(value['items_scored']),
+    str(value['items_requested']),
+    percent(value['accuracy_over_requested']),
+    str(value['items_left_out']),
+    f'{value["turns_mean"]:.2f}',
+    str(sum(value['tools'].values())),
+    percent(value['tool_error_rate']),
+    f'{value["planner_tokens_mean"]:.0f}',
+    f'{value["seconds_a_rollout"]:.1f}',
+    f'{value["cost"]:.4g}',
+    *(
+      percent(controls[name]['accuracy'])
+      if name in controls and controls[name]['items_scored']
+      else '-'
+      for name in ('random', 'frozen')
+    ),
+    f'{paper:.1f}',
+    f'{untrained:.1f}',
   )

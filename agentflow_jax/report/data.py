@@ -143,9 +143,9 @@ class Run:
   def facts(self, prefix: str) -> dict[str, Any]:
     """The summary's entries '<prefix><name>', by name."""
     return {
-        key.removeprefix(prefix): value
-        for key, value in self.summary.items()
-        if key.startswith(prefix)
+      key.removeprefix(prefix): value
+      for key, value in self.summary.items()
+      if key.startswith(prefix)
     }
 
 
@@ -159,15 +159,15 @@ def load(workdir: epath.PathLike) -> Run:
   """
   workdir = epath.Path(workdir)
   run = Run(
-      name=workdir.name,
-      metrics=_load_metrics(workdir / 'metrics.jsonl'),
-      evaluations=_load_evaluations(workdir / 'evaluations'),
-      summary=old_names.metrics(_load_object(workdir / 'summary.json')),
+    name=workdir.name,
+    metrics=_load_metrics(workdir / 'metrics.jsonl'),
+    evaluations=_load_evaluations(workdir / 'evaluations'),
+    summary=old_names.metrics(_load_object(workdir / 'summary.json')),
   )
   if not run.metrics and not run.evaluations:
     raise ReportError(
-        f'{workdir}: nothing to report: metrics.jsonl holds no finished step '
-        'and evaluations/ no .json file'
+      f'{workdir}: nothing to report: metrics.jsonl holds no finished step '
+      'and evaluations/ no .json file'
     )
   return run
 
@@ -203,7 +203,7 @@ def _load_evaluations(folder: epath.Path) -> dict[str, Evaluation]:
   for path in paths:
     with reading.boundary(path, ReportError):
       found[path.stem] = _evaluation(
-          path.stem, old_names.evaluation(_load_object(path))
+        path.stem, old_names.evaluation(_load_object(path))
       )
   return found
 
@@ -221,60 +221,60 @@ def _load_object(path: epath.Path) -> dict[str, Any]:
 
 def _evaluation(name: str, raw: Mapping[str, Any]) -> Evaluation:
   return Evaluation(
-      name=name,
-      split=_text(raw.get('split')),
-      temperature=number(raw.get('temperature')),
-      accuracy=number(raw.get('accuracy')),
-      ci_low=number(raw.get('ci_low')),
-      ci_high=number(raw.get('ci_high')),
-      status=_counts(raw.get('status')),
-      by_hops={
-          hops: Slice(int(part['items']), number(part.get('accuracy')))
-          for hops, part in (raw.get('by_hops') or {}).items()
-          if part.get('items')
-      },
-      tools=_counts(raw.get('tools')),
-      accuracy_over_requested=number(raw.get('accuracy_over_requested')),
-      tool_error_rate=number(raw.get('tool_error_rate')),
-      turns_mean=number(raw.get('turns_mean')),
-      items=tuple(_item(item) for item in raw.get('items') or ()),
-      world=dict(raw.get('world') or {}),
-      mistakes=dict(raw.get('mistakes') or {}),
+    name=name,
+    split=_text(raw.get('split')),
+    temperature=number(raw.get('temperature')),
+    accuracy=number(raw.get('accuracy')),
+    ci_low=number(raw.get('ci_low')),
+    ci_high=number(raw.get('ci_high')),
+    status=_counts(raw.get('status')),
+    by_hops={
+      hops: Slice(int(part['items']), number(part.get('accuracy')))
+      for hops, part in (raw.get('by_hops') or {}).items()
+      if part.get('items')
+    },
+    tools=_counts(raw.get('tools')),
+    accuracy_over_requested=number(raw.get('accuracy_over_requested')),
+    tool_error_rate=number(raw.get('tool_error_rate')),
+    turns_mean=number(raw.get('turns_mean')),
+    items=tuple(_item(item) for item in raw.get('items') or ()),
+    world=dict(raw.get('world') or {}),
+    mistakes=dict(raw.get('mistakes') or {}),
   )
 
 
 def _item(raw: Mapping[str, Any]) -> Item:
   reward = number(raw.get('reward'))
   return Item(
-      id=_text(raw.get('id')),
-      query=_text(raw.get('query')),
-      gold=_text(raw.get('gold')),
-      answer=_text(raw.get('answer')),
-      reward=reward if math.isfinite(reward) else None,
-      status=_text(raw.get('status')),
-      detail=_text(raw.get('detail')),
-      hops=_text((raw.get('tags') or {}).get('hops')),
-      turns=tuple(
-          ItemTurn(
-              planner=_text(turn.get('planner')),
-              parse_error=_text(turn.get('parse_error')),
-              **_call(turn),
-              verdict=_text(turn.get('verdict')),
-              more=tuple(ItemCall(**_call(one)) for one in turn.get('more') or ()),
-          )
-          for turn in raw.get('turns') or ()
-      ),
-      changed=tuple(map(_text, raw.get('changed') or ())),
-      violations=tuple(map(_text, raw.get('violations') or ())),
+    id=_text(raw.get('id')),
+    query=_text(raw.get('query')),
+    gold=_text(raw.get('gold')),
+    answer=_text(raw.get('answer')),
+    reward=reward if math.isfinite(reward) else None,
+    status=_text(raw.get('status')),
+    detail=_text(raw.get('detail')),
+    hops=_text((raw.get('tags') or {}).get('hops')),
+    turns=tuple(
+      ItemTurn(
+        planner=_text(turn.get('planner')),
+        parse_error=_text(turn.get('parse_error')),
+        **_call(turn),
+        verdict=_text(turn.get('verdict')),
+        more=tuple(ItemCall(**_call(one)) for one in turn.get('more') or ()),
+      )
+      for turn in raw.get('turns') or ()
+    ),
+    changed=tuple(map(_text, raw.get('changed') or ())),
+    violations=tuple(map(_text, raw.get('violations') or ())),
   )
 
 
 def _call(raw: Mapping[str, Any]) -> dict[str, Any]:
   return {
-      'tool': _text(raw.get('tool')),
-      'arguments': dict(raw.get('arguments') or {}),
-      'result': _text(raw.get('result')),
-      'failed': bool(raw.get('failed')),
+    'tool': _text(raw.get('tool')),
+    'arguments': dict(raw.get('arguments') or {}),
+    'result': _text(raw.get('result')),
+    'failed': bool(raw.get('failed')),
   }
 
 

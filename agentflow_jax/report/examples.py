@@ -9,10 +9,10 @@ _TEXT_LIMIT = 3000  # Characters of one text; the rest is in the files.
 
 # What became of a question, and how much it teaches a reader about training.
 _CHANGES = {
-    ('wrong', 'right'): 0,
-    ('right', 'right'): 1,
-    ('wrong', 'wrong'): 2,
-    ('right', 'wrong'): 3,
+  ('wrong', 'right'): 0,
+  ('right', 'right'): 1,
+  ('wrong', 'wrong'): 2,
+  ('right', 'wrong'): 3,
 }
 
 
@@ -89,15 +89,13 @@ def transitions(pairs: Sequence[Pair]) -> str:
   rows = []
   for before in ('right', 'wrong'):
     counts = [
-        sum(pair.change == (before, after) for pair in pairs)
-        for after in ('right', 'wrong')
+      sum(pair.change == (before, after) for pair in pairs)
+      for after in ('right', 'wrong')
     ]
     rows.append([f'{before} before', *map(str, counts), str(sum(counts))])
   if not sum(int(row[-1]) for row in rows):
     return ''
-  return markup.table(
-      ['', 'right after', 'wrong after', 'questions'], rows, full=False
-  )
+  return markup.table(['', 'right after', 'wrong after', 'questions'], rows, full=False)
 
 
 def render(pair: Pair, index: int) -> str:
@@ -105,16 +103,16 @@ def render(pair: Pair, index: int) -> str:
   item = pair.item
   hops = f' · hops: {markup.text(item.hops)}' if item.hops else ''
   sides = ''.join(
-      f'<div class="side"><h3>{title}</h3>{_trajectory(side)}</div>'
-      for title, side in (('Before', pair.before), ('After', pair.after))
-      if side is not None
+    f'<div class="side"><h3>{title}</h3>{_trajectory(side)}</div>'
+    for title, side in (('Before', pair.before), ('After', pair.after))
+    if side is not None
   )
   return (
-      '<div class="example">'
-      f'<p class="note">Example {index} · {_cut(item.id)}{hops}</p>'
-      f'<p class="question said">{_cut(item.query)}</p>'
-      f'<p class="note said">Expected answer: {_cut(item.gold)}</p>'
-      f'<div class="sides">{sides}</div></div>'
+    '<div class="example">'
+    f'<p class="note">Example {index} · {_cut(item.id)}{hops}</p>'
+    f'<p class="question said">{_cut(item.query)}</p>'
+    f'<p class="note said">Expected answer: {_cut(item.gold)}</p>'
+    f'<div class="sides">{sides}</div></div>'
   )
 
 
@@ -127,11 +125,11 @@ def _trajectory(item: data.Item) -> str:
     detail = f'<p class="note said">{_cut(item.detail)}</p>'
   answer = _cut(item.answer) if item.answer else '(none)'
   return (
-      f'<ol class="turns">{turns}</ol>'
-      f'<div class="answer {kind}"><h4>Answer: {kind}{reward}</h4>'
-      f'<p class="said">{answer}</p>'
-      f'<p class="note">status: {markup.text(item.status)}</p>'
-      f'{detail}{_changes(item)}</div>'
+    f'<ol class="turns">{turns}</ol>'
+    f'<div class="answer {kind}"><h4>Answer: {kind}{reward}</h4>'
+    f'<p class="said">{answer}</p>'
+    f'<p class="note">status: {markup.text(item.status)}</p>'
+    f'{detail}{_changes(item)}</div>'
   )
 
 
@@ -140,9 +138,8 @@ def _changes(item: data.Item) -> str:
   if not item.changed:
     return ''
   rows = ''.join(
-      f'<li class="{"bad" if change in item.violations else "said"}">'
-      f'{_cut(change)}</li>'
-      for change in item.changed
+    f'<li class="{"bad" if change in item.violations else "said"}">{_cut(change)}</li>'
+    for change in item.changed
   )
   return f'<h4>Changed</h4><ul>{rows}</ul>'
 
@@ -151,8 +148,8 @@ def _turn(turn: data.ItemTurn, index: int) -> str:
   parts = [f'<h4>Turn {index} · planner</h4>', _pre(turn.planner)]
   if turn.parse_error:
     parts += [
-        '<h4 class="bad">This plan could not be read</h4>',
-        _pre(turn.parse_error, failed=True),
+      '<h4 class="bad">This plan could not be read</h4>',
+      _pre(turn.parse_error, failed=True),
     ]
   for one in (turn, *turn.more):
     if one.tool:

@@ -188,11 +188,11 @@ def grid(figures: Iterable[str]) -> str:
 
 
 def table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    key_row: int | None = None,
-    full: bool = True,
+  header: Sequence[str],
+  rows: Sequence[Sequence[str]],
+  *,
+  key_row: int | None = None,
+  full: bool = True,
 ) -> str:
   """A table whose cells are HTML already; key_row is set in bold."""
   if not rows:
@@ -210,8 +210,8 @@ def table(
 def facts(pairs: Iterable[tuple[str, object]]) -> str:
   """A two-column table of names and values (both text)."""
   rows = [
-      f'<tr><td>{text(name)}</td><td class="wrap">{text(value)}</td></tr>'
-      for name, value in pairs
+    f'<tr><td>{text(name)}</td><td class="wrap">{text(value)}</td></tr>'
+    for name, value in pairs
   ]
   if not rows:
     return ''

@@ -11,32 +11,24 @@ from agentflow_jax.rollouts import intervals
 
 # Evaluation -> (legend, colour), in the order that bars and rows stand in.
 PLANNERS = {
-    'control_oracle_planner': ('oracle planner', svg.ORACLE),
-    'final': ('trained planner', svg.AFTER),
-    'start': ('before training', svg.BEFORE),
-    'control_frozen_planner': ('frozen planner', svg.TEAL),
-    'control_blind_planner': ('trained planner without tool results', svg.RED),
-    'control_random_planner': ('random planner', svg.RANDOM),
-    'control_refusing_planner': ('always refusing planner', svg.MUTED),
-    'control_empty_planner': ('empty planner', svg.EMPTY),
+  'control_oracle_planner': ('oracle planner', svg.ORACLE),
+  'final': ('trained planner', svg.AFTER),
+  'start': ('before training', svg.BEFORE),
+  'control_frozen_planner': ('frozen planner', svg.TEAL),
+  'control_blind_planner': ('trained planner without tool results', svg.RED),
+  'control_random_planner': ('random planner', svg.RANDOM),
+  'control_refusing_planner': ('always refusing planner', svg.MUTED),
+  'control_empty_planner': ('empty planner', svg.EMPTY),
 }
-_STACK = (
-    svg.AFTER,
-    svg.RANDOM,
-    svg.ORACLE,
-    svg.EMPTY,
-    svg.TEAL,
-    svg.RED,
-    svg.BEFORE,
-)
+_STACK = (svg.AFTER, svg.RANDOM, svg.ORACLE, svg.EMPTY, svg.TEAL, svg.RED, svg.BEFORE)
 _HEALTH = {
-    'update/loss': 'loss [nats]',
-    'update/kl': 'KL to the reference [nats]',
-    'update/entropy': 'entropy [nats]',
-    'update/clip_frac_high': 'clipped above, share of targets',
-    'update/ratio_max': 'largest probability ratio',
-    'update/grad_norm': 'gradient norm before clipping',
-    'update/logprob_gap/max': 'max |logprob - behavior_logprob|',
+  'update/loss': 'loss [nats]',
+  'update/kl': 'KL to the reference [nats]',
+  'update/entropy': 'entropy [nats]',
+  'update/clip_frac_high': 'clipped above, share of targets',
+  'update/ratio_max': 'largest probability ratio',
+  'update/grad_norm': 'gradient norm before clipping',
+  'update/logprob_gap/max': 'max |logprob - behavior_logprob|',
 }
 _WIDE = (9.4, 3.5)
 _HALF = (4.6, 2.7)
@@ -54,13 +46,7 @@ def reward_and_accuracy(run: data.Run) -> str:
     ax = canvas.subplots()
     _band(ax, run, 'reward/ci_low', 'reward/ci_high', svg.RANDOM)
     _line(ax, reward, svg.RANDOM, 'training reward')
-    _band(
-        ax,
-        run,
-        'eval/accuracy_ci_low',
-        'eval/accuracy_ci_high',
-        svg.AFTER,
-    )
+    _band(ax, run, 'eval/accuracy_ci_low', 'eval/accuracy_ci_high', svg.AFTER)
     _line(ax, sampled, svg.AFTER, 'validation accuracy, sampled', 'o')
     _line(ax, greedy, svg.TEAL, 'validation accuracy, greedy', 's')
     ax.set_ylim(-0.02, 1.02)
@@ -68,17 +54,15 @@ def reward_and_accuracy(run: data.Run) -> str:
     _steps(ax)
     _legend(ax)
 
-  return svg.render(
-      'curve', 'Reward and evaluation accuracy over steps', _WIDE, paint
-  )
+  return svg.render('curve', 'Reward and evaluation accuracy over steps', _WIDE, paint)
 
 
 def accuracy_by_hops(run: data.Run) -> str:
   """Bars of accuracy by number of hops: before, after and the controls."""
   shown = {
-      name: evaluation
-      for name in PLANNERS
-      if (evaluation := run.evaluations.get(name)) and evaluation.by_hops
+    name: evaluation
+    for name in PLANNERS
+    if (evaluation := run.evaluations.get(name)) and evaluation.by_hops
   }
   if not shown:
     return ''
@@ -98,22 +82,21 @@ def accuracy_by_hops(run: data.Run) -> str:
       x = np.arange(len(hops)) + (i - (len(shown) - 1) / 2) * width
       keep = [j for j, part in enumerate(parts) if part is not None]
       means = np.array([parts[j].accuracy for j in keep])
-      ends = np.array([
-          intervals.wilson_interval(parts[j].accuracy, parts[j].items)
-          for j in keep
-      ])
+      ends = np.array(
+        [intervals.wilson_interval(parts[j].accuracy, parts[j].items) for j in keep]
+      )
       ax.bar(x[keep], means, width * 0.86, color=color, label=labels[name])
       ax.errorbar(
-          x[keep],
-          means,
-          np.abs(ends.T - means),
-          fmt='o',
-          color=svg.INK,
-          markerfacecolor=color,  # Tells whose a bar of height 0 is.
-          markersize=3.5,
-          markeredgewidth=0.9,
-          elinewidth=0.9,
-          clip_on=False,
+        x[keep],
+        means,
+        np.abs(ends.T - means),
+        fmt='o',
+        color=svg.INK,
+        markerfacecolor=color,  # Tells whose a bar of height 0 is.
+        markersize=3.5,
+        markeredgewidth=0.9,
+        elinewidth=0.9,
+        clip_on=False,
       )
     ticks = [_hop_label(h, shown.values()) for h in hops]
     ax.set_xticks(range(len(hops)), ticks)
@@ -123,20 +106,18 @@ def accuracy_by_hops(run: data.Run) -> str:
     _percent(ax.yaxis)
     _legend(ax, columns=len(shown))
 
-  return svg.render(
-      'hops', 'Accuracy by number of hops, with intervals', _WIDE, paint
-  )
+  return svg.render('hops', 'Accuracy by number of hops, with intervals', _WIDE, paint)
 
 
 def tool_usage(run: data.Run) -> str:
   """Calls of each tool per rollout, before and after training."""
   pair = [
-      (legend, color, run.evaluations[name])
-      for name, legend, color in (
-          ('start', 'before', svg.BEFORE),
-          ('final', 'after', svg.AFTER),
-      )
-      if name in run.evaluations and run.evaluations[name].rollouts
+    (legend, color, run.evaluations[name])
+    for name, legend, color in (
+      ('start', 'before', svg.BEFORE),
+      ('final', 'after', svg.AFTER),
+    )
+    if name in run.evaluations and run.evaluations[name].rollouts
   ]
   names = sorted({tool for *_, e in pair for tool in e.tools}, reverse=True)
   if not names:
@@ -156,14 +137,10 @@ def tool_usage(run: data.Run) -> str:
     ax.set_xlabel('calls per rollout')
     _legend(ax)
 
-  return svg.render(
-      'tools', 'Tool usage, before and after', _HALF, paint
-  )
+  return svg.render('tools', 'Tool usage, before and after', _HALF, paint)
 
 
-def over_steps(
-    run: data.Run, key: str, name: str, label: str, *, percent=False
-) -> str:
+def over_steps(run: data.Run, key: str, name: str, label: str, *, percent=False) -> str:
   """One metric over the training steps; y starts at 0."""
   series = run.series(key)
   if not series[0]:
@@ -189,9 +166,9 @@ def statuses(run: data.Run) -> str:
   ranked = sorted(totals, key=lambda s: (-totals[s], s))
   named = ranked[: len(_STACK) - 1]
   lines = [
-      line
-      for line in run.metrics
-      if any(f'rollouts/status/{status}' in line for status in ranked)
+    line
+    for line in run.metrics
+    if any(f'rollouts/status/{status}' in line for status in ranked)
   ]
 
   def counts(which: Sequence[str]) -> np.ndarray:
@@ -212,9 +189,7 @@ def statuses(run: data.Run) -> str:
     bottom = np.zeros(len(lines))
     for (status, layer), color in zip(layers.items(), _STACK, strict=False):
       top = bottom + layer / total
-      ax.stairs(
-          top, edges, baseline=bottom, fill=True, color=color, label=status
-      )
+      ax.stairs(top, edges, baseline=bottom, fill=True, color=color, label=status)
       bottom = top
     ax.set_ylim(0, 1)
     ax.margins(x=0)
@@ -268,7 +243,7 @@ def update_health(run: data.Run) -> str:
       ax.set_axis_off()
 
   return svg.render(
-      'health', 'Optimizer metrics over steps', (9.4, 1.9 * rows + 0.2), paint
+    'health', 'Optimizer metrics over steps', (9.4, 1.9 * rows + 0.2), paint
   )
 
 
@@ -289,9 +264,7 @@ def _line(ax: axes.Axes, series, color: str, label: str, marker='') -> None:
   steps, values = series
   if steps:
     lonely = 'o' if len(steps) == 1 else ''
-    ax.plot(
-        steps, values, color=color, label=label, marker=marker or lonely, ms=4
-    )
+    ax.plot(steps, values, color=color, label=label, marker=marker or lonely, ms=4)
 
 
 def _band(ax: axes.Axes, run: data.Run, low: str, high: str, color):
@@ -299,12 +272,12 @@ def _band(ax: axes.Axes, run: data.Run, low: str, high: str, color):
   highs = dict(zip(*run.series(high), strict=True))
   steps = sorted(lows.keys() & highs.keys())
   ax.fill_between(
-      steps,
-      [lows[step] for step in steps],
-      [highs[step] for step in steps],
-      color=color,
-      alpha=0.18,
-      linewidth=0,
+    steps,
+    [lows[step] for step in steps],
+    [highs[step] for step in steps],
+    color=color,
+    alpha=0.18,
+    linewidth=0,
   )
 
 
@@ -320,8 +293,5 @@ def _percent(axis) -> None:
 
 def _legend(ax: axes.Axes, columns: int = 3) -> None:
   ax.legend(
-      loc='lower left',
-      bbox_to_anchor=(0, 1.02),
-      ncols=columns,
-      columnspacing=1.4,
+    loc='lower left', bbox_to_anchor=(0, 1.02), ncols=columns, columnspacing=1.4
   )

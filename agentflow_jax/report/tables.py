@@ -12,14 +12,14 @@ CONFIDENCE = 0.95
 # Planner -> the summary's keys of its sampled and its greedy accuracy, for
 # where the evaluation's own file is gone.
 _SUMMARY_KEYS = {
-    'final': ('eval/accuracy_final', 'eval/accuracy_final_greedy'),
-    'start': ('eval/accuracy_start', 'eval/accuracy_start_greedy'),
-    'control_oracle_planner': ('control/oracle_planner', ''),
-    'control_frozen_planner': ('control/frozen_planner', ''),
-    'control_blind_planner': ('control/blind_planner', ''),
-    'control_refusing_planner': ('control/refusing_planner', ''),
-    'control_random_planner': ('control/random_planner', ''),
-    'control_empty_planner': ('control/empty_planner', ''),
+  'final': ('eval/accuracy_final', 'eval/accuracy_final_greedy'),
+  'start': ('eval/accuracy_start', 'eval/accuracy_start_greedy'),
+  'control_oracle_planner': ('control/oracle_planner', ''),
+  'control_frozen_planner': ('control/frozen_planner', ''),
+  'control_blind_planner': ('control/blind_planner', ''),
+  'control_refusing_planner': ('control/refusing_planner', ''),
+  'control_random_planner': ('control/random_planner', ''),
+  'control_empty_planner': ('control/empty_planner', ''),
 }
 
 
@@ -59,7 +59,7 @@ class Estimate:
   def _over_requested(self) -> str:
     # Both are sums over the same items: where all were scored they are equal.
     if not math.isfinite(self.over_requested) or math.isclose(
-        self.over_requested, self.mean, abs_tol=1e-12
+      self.over_requested, self.mean, abs_tol=1e-12
     ):
       return ''
     return f' ({percent(self.over_requested)} over all requested)'
@@ -102,12 +102,11 @@ def rows(run: data.Run) -> list[Row]:
   for name, (label, _) in plots.PLANNERS.items():
     sampled_key, greedy_key = _SUMMARY_KEYS[name]
     row = Row(
-        name=name,
-        label=label,
-        sampled=_estimate(run, name, sampled_key),
-        greedy=_estimate(run, f'{name}_greedy', greedy_key),
-        evaluation=run.evaluations.get(name)
-        or run.evaluations.get(f'{name}_greedy'),
+      name=name,
+      label=label,
+      sampled=_estimate(run, name, sampled_key),
+      greedy=_estimate(run, f'{name}_greedy', greedy_key),
+      evaluation=run.evaluations.get(name) or run.evaluations.get(f'{name}_greedy'),
     )
     if row.sampled or row.greedy:
       found.append(row)
@@ -146,18 +145,22 @@ def checks(run: data.Run) -> list[tuple[bool, str]]:
     better = max((e for e in (starts.sampled, starts.greedy) if e), key=_mean)
     points = 100 * (final.sampled.mean - better.mean)
     if math.isfinite(points):
-      found.append((
+      found.append(
+        (
           points > 0,
           f'the trained planner (sampled) stands {abs(points):.1f} points '
           f'{"above" if points > 0 else "below"} the better of the two starts '
           '(sampled or greedy)',
-      ))
+        )
+      )
   frozen = table.get('control_frozen_planner')
   if frozen and starts and frozen.sampled and starts.sampled:
-    found.append((
+    found.append(
+      (
         frozen.sampled.mean == starts.sampled.mean,
         'the frozen planner, evaluated once more, equals the start exactly',
-    ))
+      )
+    )
   found += _control_checks(table)
   found += _count_checks(run)
   return found
@@ -170,25 +173,31 @@ def _control_checks(table: Mapping[str, Row]) -> list[tuple[bool, str]]:
     control = table.get(name)
     if final and control and final.sampled.has_interval:
       if control.sampled.has_interval:
-        found.append((
+        found.append(
+          (
             final.sampled.apart_from(control.sampled),
             f'the interval of the trained planner lies apart from that of the '
             f'{control.label}',
-        ))
+          )
+        )
   oracle = table.get('control_oracle_planner')
   if oracle and oracle.sampled:
-    found.append((
+    found.append(
+      (
         oracle.sampled.mean >= 0.98,
         f'the oracle planner reaches {percent(oracle.sampled.mean)} (below 98% '
         'the task would be broken)',
-    ))
+      )
+    )
   empty = table.get('control_empty_planner')
   if empty and empty.sampled:
-    found.append((
+    found.append(
+      (
         empty.sampled.mean <= 0.05,
         f'the empty planner reaches {percent(empty.sampled.mean)} (above 5% '
         'the task would not need a planner)',
-    ))
+      )
+    )
   return found
 
 
@@ -197,17 +206,17 @@ def _count_checks(run: data.Run) -> list[tuple[bool, str]]:
   requested = int(run.totals('rollouts/').get('requested', 0))
   ended = int(sum(run.totals('rollouts/status/').values()))
   if requested:
-    found.append((
+    found.append(
+      (
         requested == ended,
-        f'{ended:,} training rollouts ended with a status, of {requested:,} '
-        'requested',
-    ))
+        f'{ended:,} training rollouts ended with a status, of {requested:,} requested',
+      )
+    )
   compiles = data.number(run.summary.get('compiles/after_warmup'))
   if math.isfinite(compiles):
-    found.append((
-        compiles == 0,
-        f'{compiles:.0f} programs were compiled after the warm-up',
-    ))
+    found.append(
+      (compiles == 0, f'{compiles:.0f} programs were compiled after the warm-up')
+    )
   return found
 
 
@@ -235,8 +244,8 @@ def gain_text(found: Gain) -> str:
   """A gain in points with its interval."""
   d = found.difference
   return (
-      f'{100 * d.mean:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}], '
-      f'paired over {found.questions} questions'
+    f'{100 * d.mean:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}], '
+    f'paired over {found.questions} questions'
   )
 
 
@@ -261,12 +270,12 @@ def _estimate(run: data.Run, name: str, key: str) -> Estimate:
   evaluation = run.evaluations.get(name)
   if evaluation and math.isfinite(evaluation.accuracy):
     return Estimate(
-        evaluation.accuracy, evaluation.ci_low, evaluation.ci_high,
-        evaluation.accuracy_over_requested,
+      evaluation.accuracy,
+      evaluation.ci_low,
+      evaluation.ci_high,
+      evaluation.accuracy_over_requested,
     )
   return Estimate(
-      data.number(run.summary.get(key)),
-      over_requested=data.number(
-          run.summary.get(f'{key}/over_requested')
-      ),
+    data.number(run.summary.get(key)),
+    over_requested=data.number(run.summary.get(f'{key}/over_requested')),
   )

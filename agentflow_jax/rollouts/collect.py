@@ -17,17 +17,17 @@ from agentflow_jax.runtime import processes as processes_lib
 
 
 async def groups(
-    agent: rollout.Agent,
-    tasks: Sequence[records.Task],
-    *,
-    group_size: int,
-    key: records.RequestKey,
-    limit: asyncio.Semaphore,
-    processes: processes_lib.Processes,
-    journal: journal_lib.Journal | None = None,
-    on_done: Callable[[records.Trajectory], None] | None = None,
-    before: Sequence[records.Task] = (),
-    extra: int = 0,
+  agent: rollout.Agent,
+  tasks: Sequence[records.Task],
+  *,
+  group_size: int,
+  key: records.RequestKey,
+  limit: asyncio.Semaphore,
+  processes: processes_lib.Processes,
+  journal: journal_lib.Journal | None = None,
+  on_done: Callable[[records.Trajectory], None] | None = None,
+  before: Sequence[records.Task] = (),
+  extra: int = 0,
 ) -> list[records.Group]:
   """Runs `group_size` rollouts of each task, concurrently.
 
@@ -69,14 +69,16 @@ async def groups(
     found = journal.load(key.step, place, task, rollouts) if journal else None
     if found is None:
       found = await _group(
-          agent, task, rollouts,
-          dataclasses.replace(key, query=name), limit, on_done,
-          math.ceil(len(rollouts) * group_size / size),
+        agent,
+        task,
+        rollouts,
+        dataclasses.replace(key, query=name),
+        limit,
+        on_done,
+        math.ceil(len(rollouts) * group_size / size),
       )
       if journal:
-        await asyncio.to_thread(
-            journal.save, key.step, place, rollouts, found
-        )
+        await asyncio.to_thread(journal.save, key.step, place, rollouts, found)
     elif on_done:
       for trajectory in found.trajectories:
         on_done(trajectory)
@@ -85,9 +87,7 @@ async def groups(
   async def share() -> list[records.Group]:
     units = processes.share(len(tasks) * size)
     async with asyncio.TaskGroup() as running:
-      started = [
-          running.create_task(group(*part)) for part in _parts(units, size)
-      ]
+      started = [running.create_task(group(*part)) for part in _parts(units, size)]
     return [s.result() for s in started]
 
   mine: list[records.Group] = []
@@ -102,9 +102,9 @@ async def groups(
   if processes.count == 1:
     return mine
   parts = [
-      part
-      for i, data in enumerate(everything)
-      for part in rollout_files.from_bytes(data, f'what process {i} sent')
+    part
+    for i, data in enumerate(everything)
+    for part in rollout_files.from_bytes(data, f'what process {i} sent')
   ]
   return _joined(tasks, size, parts)
 
@@ -124,10 +124,8 @@ def _joined(tasks, group_size, parts) -> list[records.Group]:
   """Makes groups of parts that are in order."""
   trajectories = [t for part in parts for t in part.trajectories]
   return [
-      records.Group(
-          task, tuple(trajectories[i * group_size : (i + 1) * group_size])
-      )
-      for i, task in enumerate(tasks)
+    records.Group(task, tuple(trajectories[i * group_size : (i + 1) * group_size]))
+    for i, task in enumerate(tasks)
   ]
 
 
@@ -142,7 +140,7 @@ async def _group(agent, task, rollouts, key, limit, on_done, enough):
   async def one(i: int, analysis: str) -> records.Trajectory:
     async with limit:
       trajectory = await rollout.rollout(
-          agent, task, dataclasses.replace(key, rollout=i), analysis
+        agent, task, dataclasses.replace(key, rollout=i), analysis
       )
     if on_done:
       on_done(trajectory)
@@ -151,9 +149,7 @@ async def _group(agent, task, rollouts, key, limit, on_done, enough):
   async with limit:
     analysis, failed = await rollout.analyse(agent, task, key)
   if failed is not None:
-    ended = tuple(
-        dataclasses.replace(failed, rollout=i) for i in rollouts
-    )
+    ended = tuple(dataclasses.replace(failed, rollout=i) for i in rollouts)
     return records.Group(task, ended)
   async with asyncio.TaskGroup() as running:
     started = {i: running.create_task(one(i, analysis)) for i in rollouts}
@@ -167,8 +163,12 @@ async def _group(agent, task, rollouts, key, limit, on_done, enough):
     # Several may end at once.
     if trajectory is None or (scored > enough and trajectory.reward is not None):
       trajectory = records.Trajectory(
-          task.id, i, records.Status.ABORTED_LATE, (), analysis=analysis,
-          detail=f'{enough} of its group were scored before',
+        task.id,
+        i,
+        records.Status.ABORTED_LATE,
+        (),
+        analysis=analysis,
+        detail=f'{enough} of its group were scored before',
       )
       if done.cancelled() and on_done:
         on_done(trajectory)
@@ -176,15 +176,11 @@ async def _group(agent, task, rollouts, key, limit, on_done, enough):
   return records.Group(task, tuple(found))
 
 
-async def _abort_late(
-    started: Iterable[asyncio.Task], enough: int
-) -> None:
+async def _abort_late(started: Iterable[asyncio.Task], enough: int) -> None:
   """Cancels what still runs when enough are scored."""
   running, scored = set(started), 0
   while running and scored < enough:
-    done, running = await asyncio.wait(
-        running, return_when=asyncio.FIRST_COMPLETED
-    )
+    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     if any(t.cancelled() or t.exception() for t in done):
       return  # The group of tasks ends the rest, and says why.
     scored += sum(t.result().reward is not None for t in done)

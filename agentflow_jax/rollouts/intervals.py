@@ -11,10 +11,7 @@ _CHUNK_VALUES = 1 << 20
 
 
 def bootstrap_interval(
-    values: Sequence[float],
-    confidence: float = 0.95,
-    samples: int = 2000,
-    seed: int = 0,
+  values: Sequence[float], confidence: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
   """Percentile bootstrap interval of the mean of `values`.
 
@@ -57,9 +54,9 @@ def bootstrap_interval(
 
 
 def paired_gain(
-    before: Iterable[tuple[str, float | None]],
-    after: Iterable[tuple[str, float | None]],
-    confidence: float = 0.95,
+  before: Iterable[tuple[str, float | None]],
+  after: Iterable[tuple[str, float | None]],
+  confidence: float = 0.95,
 ) -> tuple[float, float, float, int] | None:
   """Returns how much a mean rose, over the items that were scored both times.
 
@@ -92,7 +89,7 @@ def paired_gain(
 
 
 def wilson_interval(
-    mean: float, count: int, confidence: float = 0.95
+  mean: float, count: int, confidence: float = 0.95
 ) -> tuple[float, float]:
   """Wilson score interval of a mean of `count` values in [0, 1].
 

@@ -27,7 +27,7 @@ class Journal:
   keeps_unscored: bool = True
 
   def load(
-      self, step: int, place: int, task: records.Task, rollouts: range
+    self, step: int, place: int, task: records.Task, rollouts: range
   ) -> records.Group | None:
     """Returns a finished group or None; a broken file is dropped."""
     path = self._path(step, place, rollouts)
@@ -39,17 +39,15 @@ class Journal:
       logging.warning('dropping a broken journal object: %s', e)
       return None
     versions = {
-        turn.completion.params_version
-        for trajectory in group.trajectories
-        for turn in trajectory.turns
+      turn.completion.params_version
+      for trajectory in group.trajectories
+      for turn in trajectory.turns
     }
     found = [t.rollout for t in group.trajectories]
     is_it = group.task == task and found == list(rollouts)
     return group if is_it and versions <= {step} else None
 
-  def save(
-      self, step: int, place: int, rollouts: range, group: records.Group
-  ) -> None:
+  def save(self, step: int, place: int, rollouts: range, group: records.Group) -> None:
     scored = all(t.reward is not None for t in group.trajectories)
     if scored or self.keeps_unscored:
       rollout_files.write(self._path(step, place, rollouts), [group])

@@ -22,10 +22,14 @@ _Status = records.Status
 # A number, a key or a date: what can be copied, and not be a word of one's own.
 _COPIED = re.compile(r'(?=[^\s]*\d)[^\s]{1,64}')
 _WORD = re.compile(r'\w+')
-_LATE = frozenset({
-    _Status.OUT_OF_TURNS, _Status.DEADLINE, _Status.TRUNCATED_RESPONSE,
+_LATE = frozenset(
+  {
+    _Status.OUT_OF_TURNS,
+    _Status.DEADLINE,
+    _Status.TRUNCATED_RESPONSE,
     _Status.PROMPT_TOO_LONG,
-})
+  }
+)
 
 
 class Label(enum.Enum):
@@ -52,14 +56,16 @@ class Label(enum.Enum):
 
 
 LEVELS: Mapping[str, tuple[Label, ...]] = {
-    'calls': (Label.FORMAT, Label.SELECTION, Label.GROUNDING, Label.ARGUMENTS),
-    'completion': (
-        Label.REPETITION, Label.LATE, Label.EARLY_END, Label.WRONG_ANSWER,
-    ),
-    'state': (
-        Label.POLICY_VIOLATION, Label.MISSED_REFUSAL, Label.FALSE_REFUSAL,
-        Label.EXTRA_CHANGE, Label.WRONG_CHANGE, Label.INJECTED,
-    ),
+  'calls': (Label.FORMAT, Label.SELECTION, Label.GROUNDING, Label.ARGUMENTS),
+  'completion': (Label.REPETITION, Label.LATE, Label.EARLY_END, Label.WRONG_ANSWER),
+  'state': (
+    Label.POLICY_VIOLATION,
+    Label.MISSED_REFUSAL,
+    Label.FALSE_REFUSAL,
+    Label.EXTRA_CHANGE,
+    Label.WRONG_CHANGE,
+    Label.INJECTED,
+  ),
 }
 
 
@@ -82,7 +88,7 @@ class Mistake:
 
 
 def of_trajectory(
-    task: records.Task, trajectory: records.Trajectory
+  task: records.Task, trajectory: records.Trajectory
 ) -> tuple[Mistake, ...]:
   """Returns the mistakes of a rollout, in the order of its turns.
 
@@ -96,8 +102,9 @@ def of_trajectory(
   if trajectory.reward is None:
     return ()
   found = [
-      *_of_plans(trajectory), *_of_calls(task, trajectory),
-      *_of_repetitions(trajectory),
+    *_of_plans(trajectory),
+    *_of_calls(task, trajectory),
+    *_of_repetitions(trajectory),
   ]
   if not is_success(trajectory):
     found += _of_end(task, trajectory)
@@ -106,7 +113,7 @@ def of_trajectory(
 
 
 def first_cause(
-    trajectory: records.Trajectory, mistakes: Sequence[Mistake]
+  trajectory: records.Trajectory, mistakes: Sequence[Mistake]
 ) -> Label | None:
   """Returns the label of the first mistake that was not made good.
 
@@ -146,8 +153,8 @@ def said(task: records.Task, trajectory: records.Trajectory) -> dict[str, Any]:
   found = of_trajectory(task, trajectory)
   cause = first_cause(trajectory, found)
   return {
-      'first_cause': cause.value if cause else None,
-      'mistakes': list(dict.fromkeys(m.label.value for m in found)),
+    'first_cause': cause.value if cause else None,
+    'mistakes': list(dict.fromkeys(m.label.value for m in found)),
   }
 
 
@@ -193,17 +200,16 @@ def of_groups(groups: Sequence[records.Group]) -> dict[str, Any]:
   if not rollouts:
     return {}
   return {
-      'rollouts': rollouts,
-      'unscored': unscored,
-      'success': success,
-      'first_causes': {k.value: causes[k] for k in Label if causes[k]},
-      'labels': {k.value: labels[k] for k in Label if labels[k]},
-      'levels': {
-          level: sum(causes[k] for k in of_level)
-          for level, of_level in LEVELS.items()
-      },
-      'calls_valid': valid / calls if calls else None,
-      'no_call_right': sum(declined) / len(declined) if declined else None,
+    'rollouts': rollouts,
+    'unscored': unscored,
+    'success': success,
+    'first_causes': {k.value: causes[k] for k in Label if causes[k]},
+    'labels': {k.value: labels[k] for k in Label if labels[k]},
+    'levels': {
+      level: sum(causes[k] for k in of_level) for level, of_level in LEVELS.items()
+    },
+    'calls_valid': valid / calls if calls else None,
+    'no_call_right': sum(declined) / len(declined) if declined else None,
   }
 
 
@@ -232,9 +238,7 @@ def _of_plans(trajectory: records.Trajectory) -> Iterator[Mistake]:
 def _names_a_tool(turn: records.Turn) -> bool:
   """Says whether a response that is no plan would be one with another tool's name."""
   try:
-    plan_lib.parse(
-        turn.completion.text, (), turn.completion.thinking, any_tool=True
-    )
+    plan_lib.parse(turn.completion.text, (), turn.completion.thinking, any_tool=True)
   except plan_lib.PlanError:
     return False
   return True
@@ -243,13 +247,14 @@ def _names_a_tool(turn: records.Turn) -> bool:
 def _goes_on(trajectory: records.Trajectory, turn: int) -> bool:
   """Says whether a later turn made a call that its tool accepted."""
   return any(
-      result.error is None
-      for later in trajectory.turns[turn + 1 :] for result in later.results
+    result.error is None
+    for later in trajectory.turns[turn + 1 :]
+    for result in later.results
   )
 
 
 def _calls(
-    trajectory: records.Trajectory,
+  trajectory: records.Trajectory,
 ) -> Iterator[tuple[int, records.ToolCall, records.ToolResult]]:
   """Yields each call with its turn and result, those that programs made included."""
   for i, turn in enumerate(trajectory.turns):
@@ -257,15 +262,17 @@ def _calls(
       yield i, call, result
 
 
-def _of_calls(
-    task: records.Task, trajectory: records.Trajectory
-) -> Iterator[Mistake]:
+def _of_calls(task: records.Task, trajectory: records.Trajectory) -> Iterator[Mistake]:
   """Yields calls that their tool refused, and arguments that stand in no shown text."""
   calls = list(_calls(trajectory))
-  said = _Said((
-      task.query, task.world.policy if task.world else '', trajectory.briefing,
+  said = _Said(
+    (
+      task.query,
+      task.world.policy if task.world else '',
+      trajectory.briefing,
       trajectory.analysis,
-  ))
+    )
+  )
   accepted = [(i, call.tool) for i, call, r in calls if r.error is None]
   for i, call, result in calls:
     if result.counts.get('injected'):
@@ -278,8 +285,7 @@ def _of_calls(
       made_up = next(filter(None, map(said.lacks, _leaves(call.arguments))), None)
       if made_up is not None:
         yield Mistake(
-            Label.GROUNDING, i, f'{call.tool}: {made_up} stands nowhere',
-            failed and later,
+          Label.GROUNDING, i, f'{call.tool}: {made_up} stands nowhere', failed and later
         )
     said.add(result.text)
 
@@ -328,8 +334,9 @@ def _of_repetitions(trajectory: records.Trajectory) -> Iterator[Mistake]:
   seen = set()
   for i, call, result in _calls(trajectory):
     what = (
-        call.tool, json.dumps(dict(call.arguments), sort_keys=True, default=str),
-        result.text,
+      call.tool,
+      json.dumps(dict(call.arguments), sort_keys=True, default=str),
+      result.text,
     )
     if what in seen:
       # It cost a turn, which matters only where turns ran out.
@@ -338,9 +345,7 @@ def _of_repetitions(trajectory: records.Trajectory) -> Iterator[Mistake]:
     seen.add(what)
 
 
-def _of_end(
-    task: records.Task, trajectory: records.Trajectory
-) -> Iterable[Mistake]:
+def _of_end(task: records.Task, trajectory: records.Trajectory) -> Iterable[Mistake]:
   """Returns what the end of a failed rollout shows; at least one mistake."""
   end = len(trajectory.turns)
   found = []
@@ -354,8 +359,9 @@ def _of_end(
     # An answer that a tool did not return was guessed, or put together too soon.
     results = [result.text for _, _, result in _calls(trajectory)]
     was_found = any(
-        answer and answer.casefold() in text.casefold()
-        for answer in task.answers for text in results
+      answer and answer.casefold() in text.casefold()
+      for answer in task.answers
+      for text in results
     )
     label = Label.WRONG_ANSWER if was_found else Label.EARLY_END
     found.append(Mistake(label, end, trajectory.answer))
@@ -363,7 +369,7 @@ def _of_end(
 
 
 def _of_verdict(
-    world: records.World, trajectory: records.Trajectory, end: int
+  world: records.World, trajectory: records.Trajectory, end: int
 ) -> list[Mistake]:
   """Returns what the checks of a world show of a failed rollout."""
   verdict = trajectory.verdict
@@ -372,9 +378,7 @@ def _of_verdict(
   said = '; '.join(f'{r.name}: {r.detail}' for r in failed)
   if world.feasible is False:
     if verdict.violations:
-      return [
-          Mistake(Label.POLICY_VIOLATION, end, '; '.join(verdict.violations))
-      ]
+      return [Mistake(Label.POLICY_VIOLATION, end, '; '.join(verdict.violations))]
     return [Mistake(Label.MISSED_REFUSAL, end, said)]
   if trajectory.status is _Status.REFUSED:
     return [Mistake(Label.FALSE_REFUSAL, end, said)]

@@ -52,11 +52,11 @@ class Recorded:
 
 
 def write(
-    path: epath.Path,
-    groups: Sequence[records.Group],
-    extras: Mapping[tuple[int, int], Mapping[str, Any]] | None = None,
-    level: int = 3,
-    header: Mapping[str, Any] | None = None,
+  path: epath.Path,
+  groups: Sequence[records.Group],
+  extras: Mapping[tuple[int, int], Mapping[str, Any]] | None = None,
+  level: int = 3,
+  header: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes groups of rollouts, whole or not at all.
 
@@ -72,10 +72,10 @@ def write(
 
 
 def to_bytes(
-    groups: Sequence[records.Group],
-    extras: Mapping[tuple[int, int], Mapping[str, Any]] | None = None,
-    level: int = 3,
-    header: Mapping[str, Any] | None = None,
+  groups: Sequence[records.Group],
+  extras: Mapping[tuple[int, int], Mapping[str, Any]] | None = None,
+  level: int = 3,
+  header: Mapping[str, Any] | None = None,
 ) -> bytes:
   """Returns what `write` writes."""
   lines: list[dict[str, Any]] = [{'schema': SCHEMA, **(header or {})}]
@@ -86,11 +86,10 @@ def to_bytes(
       more = (extras or {}).get((place, trajectory.rollout), {})
       lines += _encode(trajectory, more)
   text = ''.join(
-      json.dumps(l, ensure_ascii=False, separators=(',', ':')) + '\n'
-      for l in lines
+    json.dumps(l, ensure_ascii=False, separators=(',', ':')) + '\n' for l in lines
   )
   return zstandard.ZstdCompressor(level=level).compress(
-      text.encode('utf-8', 'surrogatepass')
+    text.encode('utf-8', 'surrogatepass')
   )
 
 
@@ -127,23 +126,28 @@ def _recorded(data: bytes, name: str) -> Recorded:
     header, *lines = _lines(data, name)
     rows = _rows(lines)
     return Recorded(
-        name=name,
-        header=header,
-        groups=tuple(
-            records.Group(task, tuple(_trajectory(r) for r in rollouts))
-            for task, rollouts in rows
-        ),
-        extras={
-            (place, i): rollout['header']
-            for place, (_, rollouts) in enumerate(rows)
-            for i, rollout in enumerate(rollouts)
-        },
+      name=name,
+      header=header,
+      groups=tuple(
+        records.Group(task, tuple(_trajectory(r) for r in rollouts))
+        for task, rollouts in rows
+      ),
+      extras={
+        (place, i): rollout['header']
+        for place, (_, rollouts) in enumerate(rows)
+        for i, rollout in enumerate(rollouts)
+      },
     )
   except RecordError:
     raise
   except (
-      ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
-      ValueError, struct.error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
   ) as e:
     raise RecordError(f'{name} is not a whole rollout file: {e}') from e
 
@@ -153,14 +157,16 @@ def _lines(data: bytes, name: str) -> list[dict[str, Any]]:
   try:
     data = zstandard.ZstdDecompressor().decompress(data)
     lines = [
-        json.loads(l)
-        for l in data.decode('utf-8', 'surrogatepass').split('\n')
-        if l
+      json.loads(l) for l in data.decode('utf-8', 'surrogatepass').split('\n') if l
     ]
     schema = lines[0].get('schema')
   except (
-      zstandard.ZstdError, AttributeError, LookupError, MemoryError,
-      RecursionError, ValueError,
+    zstandard.ZstdError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    ValueError,
   ) as e:
     raise RecordError(f'{name} is not a whole rollout file: {e}') from e
   if schema not in _READ:
@@ -171,8 +177,8 @@ def _lines(data: bytes, name: str) -> list[dict[str, Any]]:
 def digest(path: epath.Path) -> str:
   """SHA-256 of a file's records without what the clock wrote."""
   lines = [
-      json.dumps(_timeless(l), sort_keys=True)
-      for l in _lines(path.read_bytes(), str(path))
+    json.dumps(_timeless(l), sort_keys=True)
+    for l in _lines(path.read_bytes(), str(path))
   ]
   return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
@@ -180,9 +186,7 @@ def digest(path: epath.Path) -> str:
 def _timeless(value: Any) -> Any:
   """A value without its fields of seconds."""
   if isinstance(value, dict):
-    return {
-        k: _timeless(v) for k, v in value.items() if not k.endswith('seconds')
-    }
+    return {k: _timeless(v) for k, v in value.items() if not k.endswith('seconds')}
   if isinstance(value, (list, tuple)):
     return [_timeless(v) for v in value]
   return value
@@ -225,9 +229,12 @@ def _plain(value: Any) -> dict[str, Any]:
 
 def _dict(items):
   return {
-      k: v.value if isinstance(v, (records.Status, records.ToolErrorKind))
-      else dict(v) if isinstance(v, Mapping) else v
-      for k, v in items
+    k: v.value
+    if isinstance(v, (records.Status, records.ToolErrorKind))
+    else dict(v)
+    if isinstance(v, Mapping)
+    else v
+    for k, v in items
   }
 
 
@@ -266,11 +273,11 @@ def _trajectory(row) -> records.Trajectory:
   if 'score' in header:
     terms = header['score']['terms']
     header['score'] = records.Score(
-        {name: records.Term(**term) for name, term in terms.items()}
+      {name: records.Term(**term) for name, term in terms.items()}
     )
   elif parts := row['header'].get('reward_parts'):  # Schema 1.
     header['score'] = records.Score(
-        {name: records.Term(value) for name, value in parts.items()}
+      {name: records.Term(value) for name, value in parts.items()}
     )
   if 'verdict' in header:
     header['verdict'] = _verdict(header['verdict'])
@@ -284,22 +291,21 @@ def _trajectory(row) -> records.Trajectory:
 
 def _verdict(row) -> records.Verdict:
   return records.Verdict(
-      tuple(records.CheckResult(**result) for result in row['results']),
-      tuple(row['changed']),
-      tuple(row['violations']),
-      row.get('reward'),
+    tuple(records.CheckResult(**result) for result in row['results']),
+    tuple(row['changed']),
+    tuple(row['violations']),
+    row.get('reward'),
   )
 
 
 def _result(row) -> records.ToolResult:
   error = row['error']
   inner = tuple(
-      (records.ToolCall(**call), _result(result))
-      for call, result in row.get('inner', ())
+    (records.ToolCall(**call), _result(result)) for call, result in row.get('inner', ())
   )
-  return records.ToolResult(**(row | {
-      'error': records.ToolErrorKind(error) if error else None, 'inner': inner,
-  }))
+  return records.ToolResult(
+    **(row | {'error': records.ToolErrorKind(error) if error else None, 'inner': inner})
+  )
 
 
 def _turn(row, prompt_ids) -> records.Turn:
@@ -310,18 +316,18 @@ def _turn(row, prompt_ids) -> records.Turn:
     completion['kept'] = records.KeptSets.of(**completion['kept'])
   sampling = row['sampling'] | {'stop': tuple(row['sampling']['stop'])}
   return records.Turn(
-      completion=records.Completion(**completion),
-      sampling=records.SamplingSpec(**sampling),
-      parse_error=row['parse_error'],
-      call=_call(row['call']),
-      result=None if row['result'] is None else _result(row['result']),
-      modules=_modules(row['modules']),
-      memory=row['memory'],
-      shortened=row['shortened'],
-      more=tuple(
-          (_call(call), None if result is None else _result(result))
-          for call, result in row.get('more', ())
-      ),
+    completion=records.Completion(**completion),
+    sampling=records.SamplingSpec(**sampling),
+    parse_error=row['parse_error'],
+    call=_call(row['call']),
+    result=None if row['result'] is None else _result(row['result']),
+    modules=_modules(row['modules']),
+    memory=row['memory'],
+    shortened=row['shortened'],
+    more=tuple(
+      (_call(call), None if result is None else _result(result))
+      for call, result in row.get('more', ())
+    ),
   )
 
 
@@ -331,8 +337,7 @@ def _call(row) -> records.ToolCall | None:
 
 def _modules(rows) -> tuple[records.ModuleCall, ...]:
   return tuple(
-      records.ModuleCall(**(row | {'prompts': tuple(row['prompts'])}))
-      for row in rows
+    records.ModuleCall(**(row | {'prompts': tuple(row['prompts'])})) for row in rows
   )
 
 

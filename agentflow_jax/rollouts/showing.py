@@ -42,10 +42,10 @@ class Wanted:
     """Returns whether the status, reward and task of a rollout fit."""
     has = math.nan if trajectory.reward is None else trajectory.reward
     return (
-        self.status in (None, trajectory.status)
-        and self.task in ('', trajectory.task_id)
-        # As it is shown, with six digits.
-        and (self.reward is None or f'{self.reward:g}' == f'{has:g}')
+      self.status in (None, trajectory.status)
+      and self.task in ('', trajectory.task_id)
+      # As it is shown, with six digits.
+      and (self.reward is None or f'{self.reward:g}' == f'{has:g}')
     )
 
 
@@ -60,13 +60,11 @@ def reward_of(text: str | None) -> float | None:
   try:
     return math.nan if text.lower() == 'none' else float(text)
   except ValueError as e:
-    raise rollout_files.RecordError(
-        f"--reward={text}: give a number, or 'none'"
-    ) from e
+    raise rollout_files.RecordError(f"--reward={text}: give a number, or 'none'") from e
 
 
 def find(
-    workdir: epath.Path, wanted: Wanted
+  workdir: epath.Path, wanted: Wanted
 ) -> Iterator[tuple[int, records.Task, records.Trajectory]]:
   """Yields (step, task, rollout) of a run, step by step.
 
@@ -81,15 +79,15 @@ def find(
         files.setdefault(int(name[1]), []).append(path)
   if not files:
     raise rollout_files.RecordError(
-        f'--workdir: there are no rollouts below {directory}: no training step is done'
-        ' there, or train.rollout_records=none'
+      f'--workdir: there are no rollouts below {directory}: no training step is done'
+      ' there, or train.rollout_records=none'
     )
   chosen = sorted(files)
   if wanted.step != 0:
     step = chosen[-1] if wanted.step is None else wanted.step
     if step not in files:
       raise rollout_files.RecordError(
-          f'--step={step}: {directory} has the steps {chosen[0]} to {chosen[-1]}'
+        f'--step={step}: {directory} has the steps {chosen[0]} to {chosen[-1]}'
       )
     chosen = [step]
   for step in chosen:
@@ -101,20 +99,21 @@ def find(
 
 
 def _of_step(
-    files: Sequence[epath.Path], wanted: Wanted
+  files: Sequence[epath.Path], wanted: Wanted
 ) -> Iterator[tuple[records.Task, records.Trajectory]]:
   """Yields the rollouts of a step that fit."""
   for path in files:
     for group in rollout_files.read(path):
       for trajectory in group.trajectories:
         if wanted.fits(trajectory) and wanted.first_cause in (
-            '', mistakes.said(group.task, trajectory)['first_cause']
+          '',
+          mistakes.said(group.task, trajectory)['first_cause'],
         ):
           yield group.task, trajectory
 
 
 def rows(
-    step: int, task: records.Task, trajectory: records.Trajectory
+  step: int, task: records.Task, trajectory: records.Trajectory
 ) -> Iterator[dict[str, Any]]:
   """Yields a row for each turn of a rollout; without a turn, one whose turn is None.
 
@@ -134,68 +133,70 @@ def rows(
   terms = trajectory.score.terms if trajectory.score else {}
   verdict = trajectory.verdict or records.Verdict(())
   of_rollout = {
-      'step': step,
-      'task': task.id,
-      'rollout': trajectory.rollout,
-      'turn': None,
-      'query': task.query,
-      'answers': list(task.answers),
-      'status': trajectory.status.value,
-      'reward': trajectory.reward,
-      'reward_parts': {k: t.weight * t.value for k, t in terms.items()},
-      'checks': [dataclasses.asdict(result) for result in verdict.results],
-      'changed': list(verdict.changed),
-      **mistakes.said(task, trajectory),
-      'detail': trajectory.detail,
-      'answer': trajectory.answer,
-      'seconds': waits.parts(trajectory) | {'total': waits.total(trajectory)},
+    'step': step,
+    'task': task.id,
+    'rollout': trajectory.rollout,
+    'turn': None,
+    'query': task.query,
+    'answers': list(task.answers),
+    'status': trajectory.status.value,
+    'reward': trajectory.reward,
+    'reward_parts': {k: t.weight * t.value for k, t in terms.items()},
+    'checks': [dataclasses.asdict(result) for result in verdict.results],
+    'changed': list(verdict.changed),
+    **mistakes.said(task, trajectory),
+    'detail': trajectory.detail,
+    'answer': trajectory.answer,
+    'seconds': waits.parts(trajectory) | {'total': waits.total(trajectory)},
   }
   nothing = dict.fromkeys(
-      ('plan', 'parse_error', 'tool', 'arguments', 'result', 'tool_error', 'verdict')
+    ('plan', 'parse_error', 'tool', 'arguments', 'result', 'tool_error', 'verdict')
   ) | {'calls': []}
   if not trajectory.turns:
     yield of_rollout | nothing
   for number, turn in enumerate(trajectory.turns, start=1):
     call, result = turn.call, turn.result
     said = [call.output for call in turn.modules if call.module == 'verifier']
-    yield of_rollout | nothing | {
+    yield (
+      of_rollout
+      | nothing
+      | {
         'turn': number,
         'plan': turn.completion.text,
         'parse_error': turn.parse_error,
         **_call(call, result),
         'calls': [
-            _call(*one)
-            for one in (
-                *(result.inner if result else ()),
-                *(p for c, r in turn.more for p in ((c, r), *(r.inner if r else ()))),
-            )
+          _call(*one)
+          for one in (
+            *(result.inner if result else ()),
+            *(p for c, r in turn.more for p in ((c, r), *(r.inner if r else ()))),
+          )
         ],
         'verdict': said[-1] if said else None,
-    }
+      }
+    )
 
 
 def _call(
-    call: records.ToolCall | None, result: records.ToolResult | None
+  call: records.ToolCall | None, result: records.ToolResult | None
 ) -> dict[str, Any]:
   """Returns a call and its result as fields of a row."""
   return {
-      'tool': call and call.tool,
-      'arguments': call and dict(call.arguments),
-      'result': result and result.text,
-      'tool_error': result.error.value if result and result.error else None,
+    'tool': call and call.tool,
+    'arguments': call and dict(call.arguments),
+    'result': result and result.text,
+    'tool_error': result.error.value if result and result.error else None,
   }
 
 
-def in_words(
-    step: int, task: records.Task, trajectory: records.Trajectory
-) -> str:
+def in_words(step: int, task: records.Task, trajectory: records.Trajectory) -> str:
   """Returns a rollout as lines for people."""
   reward = 'none' if trajectory.reward is None else f'{trajectory.reward:g}'
   lines = [
-      f'== step {step}, task {_cut(task.id)}, rollout {trajectory.rollout}:'
-      f' {trajectory.status.value}, reward {reward}',
-      f'Query: {_cut(task.query)}',
-      f'Right: {_cut(" | ".join(map(str, task.answers)))}',
+    f'== step {step}, task {_cut(task.id)}, rollout {trajectory.rollout}:'
+    f' {trajectory.status.value}, reward {reward}',
+    f'Query: {_cut(task.query)}',
+    f'Right: {_cut(" | ".join(map(str, task.answers)))}',
   ]
   if trajectory.analysis:
     lines.append(f'Analysis: {_cut(trajectory.analysis)}')
@@ -206,15 +207,15 @@ def in_words(
   if trajectory.verdict is not None:
     lines += [f'Changed: {_cut(change)}' for change in trajectory.verdict.changed]
     lines += [
-        f'Check {_cut(result.name)}: {"passed" if result.passed else "failed"}'
-        f' ({_cut(result.detail)})'
-        for result in trajectory.verdict.results
+      f'Check {_cut(result.name)}: {"passed" if result.passed else "failed"}'
+      f' ({_cut(result.detail)})'
+      for result in trajectory.verdict.results
     ]
   lines += [
-      f'Mistake, turn {m.turn + 1}: {m.label.value}'
-      f'{" (made good)" if m.made_good else ""} ({_cut(m.detail)})'
-      for m in mistakes.of_trajectory(task, trajectory)
-      if m.turn < len(trajectory.turns)
+    f'Mistake, turn {m.turn + 1}: {m.label.value}'
+    f'{" (made good)" if m.made_good else ""} ({_cut(m.detail)})'
+    for m in mistakes.of_trajectory(task, trajectory)
+    if m.turn < len(trajectory.turns)
   ]
   if cause := mistakes.said(task, trajectory)['first_cause']:
     lines.append(f'First cause: {cause}')

@@ -24,7 +24,7 @@ def has_variance(group: records.Group, by_term: bool = False) -> bool:
 
 
 def collected(
-    groups: Sequence[records.Group], by_term: bool = False
+  groups: Sequence[records.Group], by_term: bool = False
 ) -> dict[str, float]:
   """Metrics of the rollouts of a step; every denominator is in its name.
 
@@ -43,44 +43,37 @@ def collected(
   """
   trajectories = [t for g in groups for t in g.trajectories]
   rewards = [t.reward for t in trajectories if t.reward is not None]
-  on_time = [
-      t for t in trajectories if t.status is not records.Status.ABORTED_LATE
-  ]
+  on_time = [t for t in trajectories if t.status is not records.Status.ABORTED_LATE]
   metrics: dict[str, float] = {
-      'rollouts/requested': len(trajectories),
-      'rollouts/scored': len(rewards),
-      'rollouts/turns': sum(len(t.turns) for t in trajectories),
-      'rollouts/turns_mean': (
-          sum(len(t.turns) for t in on_time) / max(len(on_time), 1)
-      ),
-      'groups/requested': len(groups),
-      'groups/no_variance': sum(not has_variance(g, by_term) for g in groups),
-      'memory/shortened': sum(
-          turn.shortened for t in trajectories for turn in t.turns
-      ),
-      'memory/shortened_for_modules': sum(
-          call.shortened
-          for t in trajectories
-          for calls in (t.modules, *(turn.modules for turn in t.turns))
-          for call in calls
-      ),
-      'tokens/response': sum(
-          len(turn.completion.response_ids)
-          for t in trajectories
-          for turn in t.turns
-      ),
-      'tokens/prompt': sum(
-          len(turn.completion.prompt_ids)
-          for t in trajectories
-          for turn in t.turns
-      ),
+    'rollouts/requested': len(trajectories),
+    'rollouts/scored': len(rewards),
+    'rollouts/turns': sum(len(t.turns) for t in trajectories),
+    'rollouts/turns_mean': (sum(len(t.turns) for t in on_time) / max(len(on_time), 1)),
+    'groups/requested': len(groups),
+    'groups/no_variance': sum(not has_variance(g, by_term) for g in groups),
+    'memory/shortened': sum(turn.shortened for t in trajectories for turn in t.turns),
+    'memory/shortened_for_modules': sum(
+      call.shortened
+      for t in trajectories
+      for calls in (t.modules, *(turn.modules for turn in t.turns))
+      for call in calls
+    ),
+    'tokens/response': sum(
+      len(turn.completion.response_ids) for t in trajectories for turn in t.turns
+    ),
+    'tokens/prompt': sum(
+      len(turn.completion.prompt_ids) for t in trajectories for turn in t.turns
+    ),
   }
-  sizes = np.concatenate([np.zeros(0, np.int32)] + [
+  sizes = np.concatenate(
+    [np.zeros(0, np.int32)]
+    + [
       np.frombuffer(turn.completion.kept.counts, '<i4')
       for t in trajectories
       for turn in t.turns
       if turn.completion.kept is not None
-  ])
+    ]
+  )
   if len(sizes):
     metrics['kept/mean'] = float(sizes.mean())
     metrics['kept/max'] = int(sizes.max())
@@ -97,21 +90,19 @@ def collected(
   metrics |= _correlations(scores)
   for status in records.Status:
     metrics[f'rollouts/status/{status.value}'] = sum(
-        t.status is status for t in trajectories
+      t.status is status for t in trajectories
     )
   return metrics
 
 
-def _correlations(
-    scores: Sequence[Mapping[str, records.Term]]
-) -> dict[str, float]:
+def _correlations(scores: Sequence[Mapping[str, records.Term]]) -> dict[str, float]:
   """Returns the correlation of each term's value with that of success."""
   found = {}
   both = [s for s in scores if 'success' in s]
   for name in sorted({name for s in both for name in s} - {'success'}):
-    pairs = np.array([
-        (s[name].value, s['success'].value) for s in both if name in s
-    ], np.float64)
+    pairs = np.array(
+      [(s[name].value, s['success'].value) for s in both if name in s], np.float64
+    )
     if len(pairs) > 1 and np.ptp(pairs, axis=0).all():
       matrix = np.asarray(np.corrcoef(pairs.T))
       found[f'reward/correlation/{name}'] = float(matrix[0, 1])
@@ -121,22 +112,20 @@ def _correlations(
 def tool_calls(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:
   """Counts the calls that were made, by tool."""
   return dict(
-      sorted(
-          collections.Counter(
-              call.tool
-              for t in trajectories
-              for turn in t.turns
-              for made, result in turn.attempts
-              if made is not None
-              for call in (made, *(c for c, _ in (result.inner if result else ())))
-          ).items()
-      )
+    sorted(
+      collections.Counter(
+        call.tool
+        for t in trajectories
+        for turn in t.turns
+        for made, result in turn.attempts
+        if made is not None
+        for call in (made, *(c for c, _ in (result.inner if result else ())))
+      ).items()
+    )
   )
 
 
-def tool_counts(
-    trajectories: Sequence[records.Trajectory],
-) -> dict[str, int]:
+def tool_counts(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:
   """Adds up what tool calls counted, by name."""
   counts: collections.Counter[str] = collections.Counter()
   for trajectory in trajectories:
@@ -151,17 +140,15 @@ def tool_counts(
 def tool_errors(trajectories: Sequence[records.Trajectory]) -> tuple[int, int]:
   """Counts (calls that failed, calls); a program counts as one, with all its calls."""
   results = [
-      result
-      for trajectory in trajectories
-      for turn in trajectory.turns
-      for result in turn.results
+    result
+    for trajectory in trajectories
+    for turn in trajectory.turns
+    for result in turn.results
   ]
   return sum(r.error is not None for r in results), len(results)
 
 
-def of_step(
-    groups: Sequence[records.Group], by_term: bool = False
-) -> dict[str, float]:
+def of_step(groups: Sequence[records.Group], by_term: bool = False) -> dict[str, float]:
   """All that a step's rollouts say, for metrics.jsonl; `by_term` as in collected."""
   metrics = collected(groups, by_term) | world_totals.of_step(groups)
   metrics |= mistakes.of_step(groups)

@@ -26,37 +26,35 @@ def of_groups(groups: Sequence[records.Group]) -> dict[str, Any]:
     by_family, by_feasible, by_held_out    the first three, by a fact of the task
   """
   scored = [
-      (group.task, t)
-      for group in groups
-      for t in group.trajectories
-      if t.reward is not None and group.task.world is not None
+    (group.task, t)
+    for group in groups
+    for t in group.trajectories
+    if t.reward is not None and group.task.world is not None
   ]
   if not scored:
     return {}
   refused = {
-      feasible: [
-          t.status is records.Status.REFUSED
-          for task, t in scored if task.its_world.feasible is feasible
-      ]
-      for feasible in (True, False)
+    feasible: [
+      t.status is records.Status.REFUSED
+      for task, t in scored
+      if task.its_world.feasible is feasible
+    ]
+    for feasible in (True, False)
   }
   violations = [len(t.verdict.violations) if t.verdict else 0 for _, t in scored]
   return {
-      **_rates(scored),
-      'refusal_recall': _mean(refused[False]),
-      'false_refusals': _mean(refused[True]),
-      'violations': _mean(violations),
-      'violating': _mean(n > 0 for n in violations),
-      'calls': _mean(
-          sum(len(turn.calls) for turn in t.turns) for _, t in scored
-      ),
-      'environment_seconds': _mean(_seconds(t) for _, t in scored),
-      'by_family': _by(scored, lambda task: task.tags.get(_TAG)),
-      'by_feasible': _by(
-          scored,
-          lambda task: {True: 'yes', False: 'no'}.get(task.world.feasible),
-      ),
-      'by_held_out': _by(scored, lambda task: task.tags.get('held_out')),
+    **_rates(scored),
+    'refusal_recall': _mean(refused[False]),
+    'false_refusals': _mean(refused[True]),
+    'violations': _mean(violations),
+    'violating': _mean(n > 0 for n in violations),
+    'calls': _mean(sum(len(turn.calls) for turn in t.turns) for _, t in scored),
+    'environment_seconds': _mean(_seconds(t) for _, t in scored),
+    'by_family': _by(scored, lambda task: task.tags.get(_TAG)),
+    'by_feasible': _by(
+      scored, lambda task: {True: 'yes', False: 'no'}.get(task.world.feasible)
+    ),
+    'by_held_out': _by(scored, lambda task: task.tags.get('held_out')),
   }
 
 
@@ -66,21 +64,22 @@ def of_step(groups: Sequence[records.Group]) -> dict[str, float]:
   Times are left out: they are in 'seconds/rollout_sum/...'.
   """
   return {
-      f'world/{name}': value
-      for name, value in of_groups(groups).items()
-      if isinstance(value, (int, float)) and name != 'environment_seconds'
+    f'world/{name}': value
+    for name, value in of_groups(groups).items()
+    if isinstance(value, (int, float)) and name != 'environment_seconds'
   }
 
 
 def _rates(scored) -> dict[str, Any]:
   fractions = [
-      t.verdict.pass_fraction for _, t in scored
-      if t.verdict and t.verdict.pass_fraction is not None
+    t.verdict.pass_fraction
+    for _, t in scored
+    if t.verdict and t.verdict.pass_fraction is not None
   ]
   return {
-      'rollouts': len(scored),
-      'success': _mean(bool(t.verdict and t.verdict.success) for _, t in scored),
-      'pass_fraction': _mean(fractions),
+    'rollouts': len(scored),
+    'success': _mean(bool(t.verdict and t.verdict.success) for _, t in scored),
+    'pass_fraction': _mean(fractions),
   }
 
 
@@ -96,8 +95,9 @@ def _by(scored, fact) -> dict[str, dict[str, Any]]:
 
 def _seconds(trajectory: records.Trajectory) -> float:
   return sum(
-      seconds for name, seconds in trajectory.seconds.items()
-      if name.startswith(('environment/', 'tool/'))
+    seconds
+    for name, seconds in trajectory.seconds.items()
+    if name.startswith(('environment/', 'tool/'))
   )
 
 

@@ -18,31 +18,36 @@ from agentflow_jax.files import old_names
 from agentflow_jax.runtime import help_text
 
 _CONFIG = flags.DEFINE_string(
-    'config', None,
-    'The name of a config that comes with the package, such as quickstart (an unknown'
-    ' name lists them), or the path of a Python file with get_config() or of the'
-    ' config.json of a run. Default: that of the run in --workdir, where there is one.',
+  'config',
+  None,
+  'The name of a config that comes with the package, such as quickstart (an unknown'
+  ' name lists them), or the path of a Python file with get_config() or of the'
+  ' config.json of a run. Default: that of the run in --workdir, where there is one.',
 )
 _PRINT_CONFIG = flags.DEFINE_bool(
-    'print_config', False,
-    'Prints the config with all flags applied, and ends; what it prints is a'
-    ' config.json that --config takes.',
+  'print_config',
+  False,
+  'Prints the config with all flags applied, and ends; what it prints is a'
+  ' config.json that --config takes.',
 )
 _RECORDING = flags.DEFINE_enum(
-    'recording', None, ['record', 'replay', 'off'],
-    "'record' stores every answer of tools and endpoints; 'replay' takes all answers"
-    ' from the recording and contacts no host. Sets --config.agent.recording.',
+  'recording',
+  None,
+  ['record', 'replay', 'off'],
+  "'record' stores every answer of tools and endpoints; 'replay' takes all answers"
+  ' from the recording and contacts no host. Sets --config.agent.recording.',
 )
 _RECORDING_DIRECTORY = flags.DEFINE_string(
-    'recording_directory', None,
-    'Directory of the recording. Default: WORKDIR/recording. Sets'
-    ' --config.agent.recording_directory.',
+  'recording_directory',
+  None,
+  'Directory of the recording. Default: WORKDIR/recording. Sets'
+  ' --config.agent.recording_directory.',
 )
 _overrides: list[tuple[str, str]] = []
 
 
 def config_from_flags(
-    argv: Sequence[str], serves: str | None = None, environment: str = ''
+  argv: Sequence[str], serves: str | None = None, environment: str = ''
 ) -> schema.Config:
   """Returns the config of --config and its --config.a.b=v overrides.
 
@@ -114,8 +119,8 @@ def planner_of_run() -> str:
   planner = path.parent / 'planner'
   if not planner.is_dir():
     raise schema.ConfigError(
-        f'the run in {path.parent} has no planner yet: it writes one when all steps are'
-        ' done; go on with it, or give --planner or --config'
+      f'the run in {path.parent} has no planner yet: it writes one when all steps are'
+      ' done; go on with it, or give --planner or --config'
     )
   return str(planner)
 
@@ -126,11 +131,11 @@ def say_differences(config: schema.Config) -> None:
   if path is None:
     return
   for name, (before, now) in written.differences(
-      config, written.read_flat(path)
+    config, written.read_flat(path)
   ).items():
     sys.stderr.write(
-        f'{name} is {json.dumps(now)} here; in the run of --workdir it was'
-        f' {json.dumps(before)}\n'
+      f'{name} is {json.dumps(now)} here; in the run of --workdir it was'
+      f' {json.dumps(before)}\n'
     )
 
 
@@ -142,8 +147,8 @@ def _source() -> str:
   if found is None:
     also = ', or the --workdir of a run' if 'workdir' in flags.FLAGS else ''
     raise schema.ConfigError(
-        '--config is missing: give the name of a config that comes with the package,'
-        f' such as quickstart, a Python file with get_config(){also}'
+      '--config is missing: give the name of a config that comes with the package,'
+      f' such as quickstart, a Python file with get_config(){also}'
     )
   return str(found)
 
@@ -160,9 +165,7 @@ def no_arguments(argv: Sequence[str]) -> None:
     raise schema.ConfigError(f'not a flag: {argv[1]!r}')
 
 
-def refuse(
-    idle: Iterable[flags.FlagHolder], how: str, flag: flags.FlagHolder
-) -> None:
+def refuse(idle: Iterable[flags.FlagHolder], how: str, flag: flags.FlagHolder) -> None:
   """Raises ConfigError where a flag is given that nothing reads.
 
   Args:
@@ -173,7 +176,7 @@ def refuse(
   for one in idle:
     if one.present:
       raise schema.ConfigError(
-          f'--{one.name}: nothing reads it {how} --{flag.name}: leave it out'
+        f'--{one.name}: nothing reads it {how} --{flag.name}: leave it out'
       )
 
 
@@ -182,7 +185,7 @@ def _parse(argv: Sequence[str], takes_config: bool) -> list[str]:
   others, overrides = overrides_lib.split_overrides(argv)
   if overrides and not takes_config:
     raise schema.ConfigError(
-        f'--config.{overrides[0][0]}: this command reads no config'
+      f'--config.{overrides[0][0]}: this command reads no config'
     )
   _overrides[:] = overrides
   for argument in others[1:]:
@@ -190,10 +193,10 @@ def _parse(argv: Sequence[str], takes_config: bool) -> list[str]:
     field = old_names.FIELDS.get(f'agent.{name}')
     if argument.startswith('-') and field is not None:
       raise schema.ConfigError(
-          f'--{name} was renamed to --{field.removeprefix("agent.")}'
+        f'--{name} was renamed to --{field.removeprefix("agent.")}'
       )
   if any(
-      a.startswith('-') and a.lstrip('-') in help_text.HELP_FLAGS for a in others[1:]
+    a.startswith('-') and a.lstrip('-') in help_text.HELP_FLAGS for a in others[1:]
   ):
     with quiet_pipe():
       print(_help(others, overrides, takes_config), end='')
@@ -204,15 +207,15 @@ def _parse(argv: Sequence[str], takes_config: bool) -> list[str]:
     own, near = list(flags.FLAGS), fields.nearest(e.flagname)
     if not takes_config:
       shared = flags.FLAGS.find_module_defining_flag('config')
-      own, near = [
-          name for name in own
-          if flags.FLAGS.find_module_defining_flag(name) != shared
-      ], []
+      own, near = (
+        [name for name in own if flags.FLAGS.find_module_defining_flag(name) != shared],
+        [],
+      )
     known = difflib.get_close_matches(e.flagname, own, n=1)
     hint = ' or '.join([f'--{n}' for n in known] + [f'--config.{n}' for n in near])
     raise schema.ConfigError(
-        f'--{e.flagname}: there is no such flag; '
-        + (f'did you mean {hint}?' if hint else '--help lists all flags')
+      f'--{e.flagname}: there is no such flag; '
+      + (f'did you mean {hint}?' if hint else '--help lists all flags')
     ) from e
   except flags.Error as e:
     raise schema.ConfigError(' '.join(str(e).split())) from e
@@ -223,14 +226,14 @@ def _parse(argv: Sequence[str], takes_config: bool) -> list[str]:
 
 
 def _help(
-    argv: Sequence[str], overrides: Sequence[tuple[str, str]], takes_config: bool
+  argv: Sequence[str], overrides: Sequence[tuple[str, str]], takes_config: bool
 ) -> str:
   """Returns the help of this command, and of a config that is named."""
   modules = [sys.argv[0]]  # Which is how absl names the main module.
   if takes_config:
     modules.append(str(flags.FLAGS.find_module_defining_flag('config')))
   text = help_text.of_command(
-      sys.modules['__main__'].__doc__ or '', modules, takes_config
+    sys.modules['__main__'].__doc__ or '', modules, takes_config
   )
   if not takes_config:
     return text
@@ -249,9 +252,7 @@ def _help(
 
 
 def run(
-    main: Callable[[Sequence[str]], None],
-    takes_config: bool = True,
-    requires: str = '',
+  main: Callable[[Sequence[str]], None], takes_config: bool = True, requires: str = ''
 ) -> None:
   """Runs an entry point: a user's mistake is one line and exit code 2.
 
@@ -262,7 +263,7 @@ def run(
       for none.
   """
   parse = functools.partial(
-      _parse_or_exit, takes_config=takes_config, requires=requires
+    _parse_or_exit, takes_config=takes_config, requires=requires
   )
   try:
     app.run(_guarded(main), flags_parser=parse)

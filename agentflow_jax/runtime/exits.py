@@ -30,14 +30,20 @@ _STATUS = re.compile(r'[A-Z_]{4,}: ')  # Such as RESOURCE_EXHAUSTED.
 _FULL_TEXTS = tuple(map(os.strerror, _FULL))
 # Messages of collectives and of the coordination service about a dead process.
 _GONE = re.compile(
-    r'closed by peer|connection (?:closed|reset|refused)|broken pipe|heartbeat'
-    r'|coordination service|UNAVAILABLE',
-    re.IGNORECASE,
+  r'closed by peer|connection (?:closed|reset|refused)|broken pipe|heartbeat'
+  r'|coordination service|UNAVAILABLE',
+  re.IGNORECASE,
 )
 # Errors of a path that only the user can correct.
 _WRONG_PATH = (
-    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.ENAMETOOLONG,
+  errno.ELOOP,
+  errno.ENOENT,
 )
 
 
@@ -85,14 +91,14 @@ def cause(error: BaseException) -> BaseException:
     if _is_full_disk(one):
       where = getattr(one, 'filename', None)
       return DiskFull(
-          f'no space is left{f" for {where}" if where else ""}: {_line(one)};'
-          ' everything committed stands: make room, and the same command goes on'
-          ' from there'
+        f'no space is left{f" for {where}" if where else ""}: {_line(one)};'
+        ' everything committed stands: make room, and the same command goes on'
+        ' from there'
       )
     if _is_of_another(one):
       return ProcessGone(
-          f'another process of the run is gone ({_line(one)}); everything'
-          ' committed stands, and the same command goes on from there'
+        f'another process of the run is gone ({_line(one)}); everything'
+        ' committed stands, and the same command goes on from there'
       )
   if isinstance(error, BaseExceptionGroup):
     for one in error.exceptions:
@@ -101,7 +107,7 @@ def cause(error: BaseException) -> BaseException:
         return found
   if isinstance(error, OSError) and error.errno in _WRONG_PATH:
     return schema.ConfigError(
-        f'{error.filename or _line(error)} cannot be used: {error.strerror}'
+      f'{error.filename or _line(error)} cannot be used: {error.strerror}'
     )
   return error
 
@@ -123,9 +129,9 @@ def _is_full_disk(error: BaseException) -> bool:
 def _is_of_another(error: BaseException) -> bool:
   """Says whether a collective failed because another process is gone."""
   return (
-      isinstance(error, jax.errors.JaxRuntimeError)
-      and jax.distributed.is_initialized()
-      and _GONE.search(str(error)) is not None
+    isinstance(error, jax.errors.JaxRuntimeError)
+    and jax.distributed.is_initialized()
+    and _GONE.search(str(error)) is not None
   )
 
 
@@ -153,9 +159,15 @@ def _line(error: BaseException) -> str:
 def code_of(error: BaseException) -> int:
   """Returns the exit code of an error: 2 and 3 are final."""
   if isinstance(
-      error,
-      (schema.ConfigError, model_directory.CheckpointError, base.ToolUnavailable,
-       recording.Miss, passages.CorpusError, reading.FileError),
+    error,
+    (
+      schema.ConfigError,
+      model_directory.CheckpointError,
+      base.ToolUnavailable,
+      recording.Miss,
+      passages.CorpusError,
+      reading.FileError,
+    ),
   ):
     return 2
   if isinstance(error, RunStopped):
@@ -193,10 +205,7 @@ class Watchdog:
   the others.
   """
 
-  def __init__(
-      self, seconds: float, name: str,
-      end: Callable[[int], None] = os._exit,
-  ):
+  def __init__(self, seconds: float, name: str, end: Callable[[int], None] = os._exit):
     """Watches from the first `begin` on.
 
     Args:
@@ -208,9 +217,7 @@ class Watchdog:
     self._what, self._since = '', math.inf
     self._done = threading.Event()
     if seconds:
-      threading.Thread(
-          target=self._watch, name='watchdog', daemon=True
-      ).start()
+      threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
 
   def begin(self, what: str) -> None:
     """Says what is done from now on; its time starts."""
@@ -228,9 +235,9 @@ class Watchdog:
     while not self._done.wait(min(1.0, self._seconds / 10)):
       if time.monotonic() - self._since > self._seconds:
         sys.stderr.write(
-            f'{self._name} hangs: {self._what} has taken more than'
-            f' {self._seconds:g} s (--step_seconds); ending it. The same'
-            ' command goes on from the last commit\n'
+          f'{self._name} hangs: {self._what} has taken more than'
+          f' {self._seconds:g} s (--step_seconds); ending it. The same'
+          ' command goes on from the last commit\n'
         )
         sys.stderr.flush()
         self._end(HUNG_CODE)

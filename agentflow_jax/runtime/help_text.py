@@ -37,8 +37,8 @@ def of_command(about: str, modules: Sequence[str], takes_config: bool) -> str:
       lines += [f'  {name}', *_wrapped(meaning)]
   if takes_config:
     lines += [
-        '  --config.NAME=VALUE',
-        *_wrapped('Sets a field of the config. --config=FILE --help lists them.'),
+      '  --config.NAME=VALUE',
+      *_wrapped('Sets a field of the config. --config=FILE --help lists them.'),
     ]
   lines += ['  --verbosity=1', *_wrapped('Shows tracebacks with errors.')]
   return '\n'.join(lines) + '\n'
@@ -75,5 +75,5 @@ def _shown(value: Any) -> str:
 
 def _wrapped(text: str) -> list[str]:
   return textwrap.wrap(
-      text, _WIDTH, initial_indent='      ', subsequent_indent='      '
+    text, _WIDTH, initial_indent='      ', subsequent_indent='      '
   )

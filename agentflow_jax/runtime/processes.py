@@ -32,12 +32,12 @@ _LOOK_SECONDS = 2.0  # Between two looks for a process that was told to stop.
 
 
 def initialize(
-    coordinator: str = '',
-    count: int = 0,
-    index: int = -1,
-    heartbeat_seconds: int = 100,
-    distributed: str = 'auto',
-    environ: Mapping[str, str] = os.environ,
+  coordinator: str = '',
+  count: int = 0,
+  index: int = -1,
+  heartbeat_seconds: int = 100,
+  distributed: str = 'auto',
+  environ: Mapping[str, str] = os.environ,
 ) -> None:
   """Brings up jax.distributed where there is more than one process.
 
@@ -61,48 +61,49 @@ def initialize(
   """
   asked = bool(coordinator or count or index >= 0)
   if distributed == 'off' or (
-      distributed == 'auto' and not (asked or _has_many(environ))
+    distributed == 'auto' and not (asked or _has_many(environ))
   ):
     if asked:
       raise schema.ConfigError(
-          '--coordinator, --num_processes and --process_id are ignored with'
-          ' --distributed=off'
+        '--coordinator, --num_processes and --process_id are ignored with'
+        ' --distributed=off'
       )
     return
   if asked and not (coordinator and count >= 1 and 0 <= index < count):
     raise schema.ConfigError(
-        '--coordinator=HOST:PORT, --num_processes=N and --process_id=0..N-1'
-        f' belong together: {coordinator!r}, {count}, {index}'
+      '--coordinator=HOST:PORT, --num_processes=N and --process_id=0..N-1'
+      f' belong together: {coordinator!r}, {count}, {index}'
     )
   try:
     jax.distributed.initialize(
-        coordinator or None,
-        count or None,
-        index if index >= 0 else None,
-        heartbeat_timeout_seconds=heartbeat_seconds,
+      coordinator or None,
+      count or None,
+      index if index >= 0 else None,
+      heartbeat_timeout_seconds=heartbeat_seconds,
     )
   except RuntimeError as e:
     raise exits.ProcessFailed(f'the processes did not come together: {e}') from e
   except ValueError as e:
     raise schema.ConfigError(
-        f'the processes of the run did not come together: {e}; give'
-        ' --coordinator, --num_processes and --process_id, or'
-        ' --distributed=off for a run of this process alone'
+      f'the processes of the run did not come together: {e}; give'
+      ' --coordinator, --num_processes and --process_id, or'
+      ' --distributed=off for a run of this process alone'
     ) from e
 
 
 def _has_many(environ: Mapping[str, str]) -> bool:
   """Says whether a launcher started this process as one of several."""
+
   def number(name):
     value = environ.get(name, '')
     return int(value) if value.isdigit() else 0
 
   return (
-      # srun sets the second, an interactive allocation does not.
-      (number('SLURM_NTASKS') > 1 and 'SLURM_STEP_ID' in environ)
-      or number('OMPI_COMM_WORLD_SIZE') > 1
-      or len(environ.get('TPU_WORKER_HOSTNAMES', '').split(',')) > 1
-      or number('MEGASCALE_NUM_SLICES') > 1
+    # srun sets the second, an interactive allocation does not.
+    (number('SLURM_NTASKS') > 1 and 'SLURM_STEP_ID' in environ)
+    or number('OMPI_COMM_WORLD_SIZE') > 1
+    or len(environ.get('TPU_WORKER_HOSTNAMES', '').split(',')) > 1
+    or number('MEGASCALE_NUM_SLICES') > 1
   )
 
 
@@ -138,7 +139,7 @@ class Processes:
     As even as can be, and together: pieces beside each other share prompts.
     """
     return range(
-        self.index * total // self.count, (self.index + 1) * total // self.count
+      self.index * total // self.count, (self.index + 1) * total // self.count
     )
 
   def exchange(self, payload: bytes = b'') -> list[bytes]:
@@ -151,8 +152,8 @@ class Processes:
     data[: len(payload)] = np.frombuffer(payload, np.uint8)
     parts = [_gathered(part) for part in data.reshape(chunks, _CHUNK)]
     return [
-        b''.join(part[i].tobytes() for part in parts)[: int(size)]
-        for i, size in enumerate(sizes)
+      b''.join(part[i].tobytes() for part in parts)[: int(size)]
+      for i, size in enumerate(sizes)
     ]
 
   def alone(self, function: Callable[[], _T]) -> _T | None:
@@ -188,8 +189,8 @@ class Processes:
     differ = [i for i, other in enumerate(everything) if other != everything[0]]
     if differ:
       raise schema.ConfigError(
-          f'{what} of process {", ".join(map(str, differ))} of {self.count} is not'
-          ' that of process 0: start all of them with the same command and files'
+        f'{what} of process {", ".join(map(str, differ))} of {self.count} is not'
+        ' that of process 0: start all of them with the same command and files'
       )
 
   def first(self, function: Callable[[], _T]) -> _T:
@@ -205,7 +206,7 @@ class Processes:
     return self.together((lambda: result) if self.is_primary else function)
 
   def _agree(
-      self, said: int, payload: bytes, error: BaseException | None
+    self, said: int, payload: bytes, error: BaseException | None
   ) -> list[bytes]:
     """Exchanges payloads, unless somebody has worse to say.
 
@@ -220,13 +221,12 @@ class Processes:
     for i, other in enumerate(everything):
       if other[0] == _FAILED:
         raise exits.ProcessFailed(
-            f'process {i} of {self.count} failed:'
-            f' {other[2:].decode(errors="replace")}',
-            other[1],
+          f'process {i} of {self.count} failed: {other[2:].decode(errors="replace")}',
+          other[1],
         )
     if any(other[0] == _PREEMPTED for other in everything):
       raise exits.Preempted(
-          'told to stop (SIGTERM); the same command goes on from here'
+        'told to stop (SIGTERM); the same command goes on from here'
       )
     return [other[1:] for other in everything]
 

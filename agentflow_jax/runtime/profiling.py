@@ -37,13 +37,13 @@ class Steps:
     first, colon, last = text.partition(':')
     if not colon:
       last = first
-    is_number = first.isascii() and last.isascii() and (
-        first.isdigit() and last.isdigit()
+    is_number = (
+      first.isascii() and last.isascii() and (first.isdigit() and last.isdigit())
     )
     if not is_number or not 1 <= int(first) <= int(last):
       raise schema.ConfigError(
-          f'--profile_steps={text}: say FIRST:LAST, steps from 1 on, both'
-          ' included, such as 10:12'
+        f'--profile_steps={text}: say FIRST:LAST, steps from 1 on, both'
+        ' included, such as 10:12'
       )
     return cls(int(first), int(last))
 

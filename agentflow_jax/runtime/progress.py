@@ -21,15 +21,15 @@ class Progress:
   """
 
   def __init__(
-      self,
-      total_steps: int,
-      start_step: int = 0,
-      *,
-      unit: str = 'step',
-      quiet: bool = False,
-      stream: TextIO | None = None,
-      seconds_between_lines: float = 15.0,
-      clock: Callable[[], float] = time.monotonic,
+    self,
+    total_steps: int,
+    start_step: int = 0,
+    *,
+    unit: str = 'step',
+    quiet: bool = False,
+    stream: TextIO | None = None,
+    seconds_between_lines: float = 15.0,
+    clock: Callable[[], float] = time.monotonic,
   ):
     """Opens the bar.
 
@@ -56,17 +56,17 @@ class Progress:
     self._bar = None
     if not quiet and self._stream.isatty():
       self._bar = tqdm.tqdm(
-          total=total_steps,
-          initial=start_step,
-          file=self._stream,
-          unit=unit,
-          desc='train' if unit == 'step' else f'{unit}s',
-          dynamic_ncols=True,
-          smoothing=0,
-          bar_format=(
-              '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}'
-              '{postfix} [{elapsed}<{remaining}]'
-          ),
+        total=total_steps,
+        initial=start_step,
+        file=self._stream,
+        unit=unit,
+        desc='train' if unit == 'step' else f'{unit}s',
+        dynamic_ncols=True,
+        smoothing=0,
+        bar_format=(
+          '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}'
+          '{postfix} [{elapsed}<{remaining}]'
+        ),
       )
 
   def update(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -9,5 +9,5 @@ def main() -> None:
   """Runs the entry point that the name of this command stands for."""
   name = pathlib.PurePath(sys.argv[0]).stem.removeprefix('agentflow-')
   runpy.run_module(
-      f'agentflow_jax.{name.replace("-", "_")}', run_name='__main__', alter_sys=True
+    f'agentflow_jax.{name.replace("-", "_")}', run_name='__main__', alter_sys=True
   )

@@ -17,13 +17,27 @@ from agentflow_jax.files import paths
 LOCK = 'lock'
 # Directories and files that a run writes to its workdir.
 _DIRECTORIES = (
-    'checkpoints', 'data', 'earlier', 'evaluations', 'journal', 'planner', 'recording',
-    'rollouts', 'tensorboard', 'trackers', 'xla_cache',
+  'checkpoints',
+  'data',
+  'earlier',
+  'evaluations',
+  'journal',
+  'planner',
+  'recording',
+  'rollouts',
+  'tensorboard',
+  'trackers',
+  'xla_cache',
 )
 _FILES = (
-    LOCK, 'config.json', 'config_changes.jsonl', 'metrics.jsonl', 'report.html',
-    'summary.json',
-    'tokenizer.model', 'traces.jsonl.zst',
+  LOCK,
+  'config.json',
+  'config_changes.jsonl',
+  'metrics.jsonl',
+  'report.html',
+  'summary.json',
+  'tokenizer.model',
+  'traces.jsonl.zst',
 )
 
 
@@ -40,7 +54,7 @@ def opened(workdir: str) -> epath.Path:
   """
   if not workdir.strip():
     raise schema.ConfigError(
-        '--workdir is empty: name a directory, such as --workdir=runs/mine'
+      '--workdir is empty: name a directory, such as --workdir=runs/mine'
     )
   directory = epath.Path(workdir)
   if not paths.is_local(workdir):
@@ -51,15 +65,15 @@ def opened(workdir: str) -> epath.Path:
   except (OSError, ValueError) as e:  # A path that holds a NUL is a ValueError.
     raise schema.ConfigError(_unusable(workdir, e)) from e
   for names, wanted, is_kind in (
-      (_DIRECTORIES, 'a directory', os.path.isdir),
-      (_FILES, 'a file', os.path.isfile),
+    (_DIRECTORIES, 'a directory', os.path.isdir),
+    (_FILES, 'a file', os.path.isfile),
   ):
     for name in names:
       path = os.path.join(workdir, name)
       if os.path.lexists(path) and not is_kind(path):
         raise schema.ConfigError(
-            f'--workdir: {path} should be {wanted} of the run, but is not: move it'
-            ' away, or give another --workdir'
+          f'--workdir: {path} should be {wanted} of the run, but is not: move it'
+          ' away, or give another --workdir'
         )
   return directory
 
@@ -82,7 +96,7 @@ def locked(directory: epath.Path) -> Iterator[None]:
   path = os.path.join(os.fspath(directory), LOCK)
   if not paths.is_local(path):
     logging.warning(
-        '%s cannot be locked: make sure that no second run writes to it', directory
+      '%s cannot be locked: make sure that no second run writes to it', directory
     )
     yield
     return
@@ -96,13 +110,14 @@ def locked(directory: epath.Path) -> Iterator[None]:
     except BlockingIOError as e:
       holder = file.read(200).strip() or 'another process'
       raise schema.ConfigError(
-          f'--workdir: {directory} is in use by {holder}; wait for it, end it, or'
-          ' give another --workdir'
+        f'--workdir: {directory} is in use by {holder}; wait for it, end it, or'
+        ' give another --workdir'
       ) from e
     except OSError as e:  # Such as a network file system without locks.
       logging.warning(
-          '%s cannot be locked (%s): make sure that no second run writes to it',
-          directory, e.strerror,
+        '%s cannot be locked (%s): make sure that no second run writes to it',
+        directory,
+        e.strerror,
       )
     now = time.strftime('%Y-%m-%d %H:%M:%S')
     try:
@@ -128,6 +143,6 @@ def _unusable(workdir: str, error: Exception) -> str:
   if above and not os.path.isdir(above):
     where, why = above, 'not a directory'
   return (
-      f'--workdir: {workdir!r} cannot be used ({where}: {why}): give a directory'
-      ' that this user can write to'
+    f'--workdir: {workdir!r} cannot be used ({where}: {why}): give a directory'
+    ' that this user can write to'
   )

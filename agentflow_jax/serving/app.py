@@ -55,34 +55,32 @@ class Service:
 def make(service: Service) -> applications.Starlette:
   """Returns the ASGI application."""
   routes = [
-      routing.Route('/health', functools.partial(_health, service)),
-      routing.Route('/v1/models', functools.partial(_models, service)),
-      routing.Route(
-          '/v1/models/{name:path}', functools.partial(_model, service)
-      ),
-      routing.Route(
-          '/v1/completions',
-          functools.partial(_answer, service, 'text_completion'),
-          methods=['POST'],
-      ),
-      routing.Route(
-          '/v1/chat/completions',
-          functools.partial(_answer, service, 'chat.completion'),
-          methods=['POST'],
-      ),
+    routing.Route('/health', functools.partial(_health, service)),
+    routing.Route('/v1/models', functools.partial(_models, service)),
+    routing.Route('/v1/models/{name:path}', functools.partial(_model, service)),
+    routing.Route(
+      '/v1/completions',
+      functools.partial(_answer, service, 'text_completion'),
+      methods=['POST'],
+    ),
+    routing.Route(
+      '/v1/chat/completions',
+      functools.partial(_answer, service, 'chat.completion'),
+      methods=['POST'],
+    ),
   ]
   return applications.Starlette(
-      routes=routes,
-      middleware=[middleware.Middleware(incoming.Gate, hosts=service.hosts)],
-      exception_handlers={
-          requests.BadRequest: _refuse,
-          exceptions.HTTPException: _refuse_http,
-          engine_model.PromptTooLong: _too_long,
-          engine_model.Unreachable: _unavailable,
-          _GoneError: _client_gone,
-          http.ClientDisconnect: _client_gone,
-          Exception: _broken,
-      },
+    routes=routes,
+    middleware=[middleware.Middleware(incoming.Gate, hosts=service.hosts)],
+    exception_handlers={
+      requests.BadRequest: _refuse,
+      exceptions.HTTPException: _refuse_http,
+      engine_model.PromptTooLong: _too_long,
+      engine_model.Unreachable: _unavailable,
+      _GoneError: _client_gone,
+      http.ClientDisconnect: _client_gone,
+      Exception: _broken,
+    },
   )
 
 
@@ -97,8 +95,7 @@ async def _refuse_http(unused_request, error):
 
 async def _too_long(unused_request, error):
   return writing.error(
-      str(error), 400, 'invalid_request_error', 'messages',
-      'context_length_exceeded',
+    str(error), 400, 'invalid_request_error', 'messages', 'context_length_exceeded'
   )
 
 
@@ -123,18 +120,18 @@ def _authorise(service: Service, request: http.Request) -> None:
   scheme, _, given = request.headers.get('Authorization', '').partition(' ')
   # Headers are read as Latin-1; a key may have any characters.
   given = given.strip().encode('latin-1')
-  if scheme.lower() != 'bearer' or not hmac.compare_digest(
-      given, service.key.encode()
-  ):
+  if scheme.lower() != 'bearer' or not hmac.compare_digest(given, service.key.encode()):
     raise requests.BadRequest(
-        'the key is missing or wrong', status=401, code='invalid_api_key'
+      'the key is missing or wrong', status=401, code='invalid_api_key'
     )
 
 
 def _card(service: Service) -> dict[str, Any]:
   return {
-      'id': service.name, 'object': 'model', 'created': service.created,
-      'owned_by': 'agentflow_jax',
+    'id': service.name,
+    'object': 'model',
+    'created': service.created,
+    'owned_by': 'agentflow_jax',
   }
 
 
@@ -148,9 +145,10 @@ async def _model(service, request):
   name = request.path_params['name']
   if name != service.name:
     raise requests.BadRequest(
-        f'the model {requests.shown(name)} does not exist; there is'
-        f' {service.name!r}',
-        'model', 404, 'model_not_found',
+      f'the model {requests.shown(name)} does not exist; there is {service.name!r}',
+      'model',
+      404,
+      'model_not_found',
     )
   return writing.JSONResponse(_card(service))
 
@@ -164,26 +162,25 @@ async def _answer(service: Service, kind: str, request: http.Request):
     ask = requests.chat(body, service.name, service.max_new_tokens)
   else:
     ask = requests.completion(
-        body, service.name, service.max_new_tokens,
-        service.model.tokenizer.vocab_size,
+      body, service.name, service.max_new_tokens, service.model.tokenizer.vocab_size
     )
   tokenizer = service.model.tokenizer
   # Not on the event loop, and refused before there are `n` requests of each.
   prompts = await asyncio.to_thread(
-      lambda: [_ids(service.model, p, ask.tools) for p in ask.prompts]
+    lambda: [_ids(service.model, p, ask.tools) for p in ask.prompts]
   )
   longest = max(map(len, prompts))
   most = service.model.max_prompt_tokens
   if longest > most:
     raise engine_model.PromptTooLong(
-        f'a prompt of {longest} tokens exceeds the {most} that are read'
+      f'a prompt of {longest} tokens exceeds the {most} that are read'
     )
   prefix = 'chatcmpl' if is_chat else 'cmpl'
   head = {
-      'id': f'{prefix}-{secrets.token_hex(12)}',
-      'object': kind,
-      'created': int(time.time()),
-      'model': service.name,
+    'id': f'{prefix}-{secrets.token_hex(12)}',
+    'object': kind,
+    'created': int(time.time()),
+    'model': service.name,
   }
   writer = writing.Writer(tokenizer, ask, is_chat, head, prompts)
   if ask.stream:
@@ -191,12 +188,12 @@ async def _answer(service: Service, kind: str, request: http.Request):
     # What fails before the first token still has a status of its own.
     first = await _unless_gone(request, anext(pieces))
     return responses.StreamingResponse(
-        _chained(first, pieces), media_type='text/event-stream'
+      _chained(first, pieces), media_type='text/event-stream'
     )
   tasks = [
-      asyncio.create_task(_sample(service, ask, p, i, j))
-      for i, p in enumerate(prompts)
-      for j in range(ask.choices)
+    asyncio.create_task(_sample(service, ask, p, i, j))
+    for i, p in enumerate(prompts)
+    for j in range(ask.choices)
   ]
   try:
     done = await _unless_gone(request, asyncio.gather(*tasks))
@@ -204,15 +201,12 @@ async def _answer(service: Service, kind: str, request: http.Request):
     for task in tasks:  # One failed, or the client has gone.
       task.cancel()
   return writing.JSONResponse(
-      head
-      | {
-          'choices': [writer.choice(i, c) for i, c in enumerate(done)],
-          'usage': _usage(prompts, done),
-      }
-      | (
-          {'prompt_token_ids': prompts[0]}
-          if ask.token_ids and len(prompts) == 1 else {}
-      )
+    head
+    | {
+      'choices': [writer.choice(i, c) for i, c in enumerate(done)],
+      'usage': _usage(prompts, done),
+    }
+    | ({'prompt_token_ids': prompts[0]} if ask.token_ids and len(prompts) == 1 else {})
   )
 
 
@@ -262,7 +256,7 @@ def _ids(model, prompt, tools) -> list[int]:
 
 async def _sample(service, ask, prompt, i, j, on_ids=None):
   key = records.RequestKey(
-      ask.seed, records.Purpose.SERVE, 0, str(i), j, module='serve'
+    ask.seed, records.Purpose.SERVE, 0, str(i), j, module='serve'
   )
   try:
     return await service.model.sample(prompt, ask.sampling, key, on_ids)
@@ -274,8 +268,9 @@ def _usage(prompts, done) -> dict[str, int]:
   read = sum(len(p) for p in prompts)
   written = sum(len(c.response_ids) for c in done)
   return {
-      'prompt_tokens': read, 'completion_tokens': written,
-      'total_tokens': read + written,
+    'prompt_tokens': read,
+    'completion_tokens': written,
+    'total_tokens': read + written,
   }
 
 
@@ -303,9 +298,9 @@ async def _stream(service, ask, prompts, writer) -> AsyncGenerator[str, None]:
       queue.put_nowait((index, None, e))
 
   tasks = [
-      asyncio.create_task(one(i * ask.choices + j, p, i, j))
-      for i, p in enumerate(prompts)
-      for j in range(ask.choices)
+    asyncio.create_task(one(i * ask.choices + j, p, i, j))
+    for i, p in enumerate(prompts)
+    for j in range(ask.choices)
   ]
   try:
     left, started, done = len(tasks), set(), []
@@ -327,9 +322,7 @@ async def _stream(service, ask, prompts, writer) -> AsyncGenerator[str, None]:
         piece = writer.last(index, end)
       yield writing.event(piece)
     if ask.usage:
-      yield writing.event(
-          writer.chunk([]) | {'usage': _usage(prompts, done)}
-      )
+      yield writing.event(writer.chunk([]) | {'usage': _usage(prompts, done)})
     yield _DONE
   finally:
     for task in tasks:  # The client may have gone.

@@ -21,12 +21,11 @@ _LONGEST_FRAME = 1 << 20
 _MOST_CONNECTIONS = 4096
 _FEWEST_CONNECTIONS = 8
 _FULL = (
-    b'HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n'
-    b'Connection: close\r\nContent-Length: 0\r\n\r\n'
+  b'HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n'
+  b'Connection: close\r\nContent-Length: 0\r\n\r\n'
 )
 _LATE = (
-    b'HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n'
-    b'Content-Length: 0\r\n\r\n'
+  b'HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n'
 )
 
 
@@ -63,7 +62,7 @@ class Bounds:
 
 
 def make_server(
-    application: types.ASGIApp, bounds: Bounds | None = None, sockets: bool = False
+  application: types.ASGIApp, bounds: Bounds | None = None, sockets: bool = False
 ) -> uvicorn.Server:
   """Returns a server that has not begun to listen.
 
@@ -76,18 +75,18 @@ def make_server(
   """
   http: Any = functools.partial(_Protocol, bounds or Bounds(), {})
   return uvicorn.Server(
-      uvicorn.Config(
-          application,
-          http=http,
-          ws='websockets-sansio' if sockets else 'none',
-          ws_max_size=_LONGEST_FRAME,
-          ws_per_message_deflate=False,  # A frame is as long as what came.
-          lifespan='on' if sockets else 'off',
-          # Warnings tell of requests that are no HTTP, which anyone can send.
-          log_level='error',
-          access_log=False,
-          timeout_graceful_shutdown=5,
-      )
+    uvicorn.Config(
+      application,
+      http=http,
+      ws='websockets-sansio' if sockets else 'none',
+      ws_max_size=_LONGEST_FRAME,
+      ws_per_message_deflate=False,  # A frame is as long as what came.
+      lifespan='on' if sockets else 'off',
+      # Warnings tell of requests that are no HTTP, which anyone can send.
+      log_level='error',
+      access_log=False,
+      timeout_graceful_shutdown=5,
+    )
   )
 
 
@@ -102,9 +101,7 @@ class _Protocol(h11_impl.H11Protocol):
     **kwargs: uvicorn's own arguments by name.
   """
 
-  def __init__(
-      self, bounds: Bounds, waiting: dict['_Protocol', None], *args, **kwargs
-  ):
+  def __init__(self, bounds: Bounds, waiting: dict['_Protocol', None], *args, **kwargs):
     super().__init__(*args, **kwargs)
     self._bounds, self._waiting = bounds, waiting
     self._phase = ''  # 'headers', 'body', 'answer', or 'idle' between requests.
@@ -159,7 +156,7 @@ class _Protocol(h11_impl.H11Protocol):
   def pause_writing(self):
     super().pause_writing()
     self._stalled = self.loop.call_later(
-        self._bounds.write_seconds, self.transport.abort
+      self._bounds.write_seconds, self.transport.abort
     )
 
   def resume_writing(self):
@@ -172,8 +169,8 @@ class _Protocol(h11_impl.H11Protocol):
     if self.cycle is None or self.cycle.response_complete:
       # Between two requests uvicorn's own deadline holds.
       idle = self.timeout_keep_alive_task is not None
-      phase, seconds = ('idle', None) if idle else (
-          'headers', self._bounds.header_seconds
+      phase, seconds = (
+        ('idle', None) if idle else ('headers', self._bounds.header_seconds)
       )
     elif self.cycle.more_body:
       phase, seconds = 'body', self._bounds.body_seconds
@@ -228,7 +225,7 @@ class _Protocol(h11_impl.H11Protocol):
     if self.transport.can_write_eof():
       self.transport.write_eof()
     self._deadline = self.loop.call_later(
-        self._bounds.linger_seconds, self.transport.abort
+      self._bounds.linger_seconds, self.transport.abort
     )
 
 

@@ -33,25 +33,32 @@ class Gate:
     if 'content-length' in headers and 'transfer-encoding' in headers:
       # A proxy may have used the other one of the two (RFC 9112, section 6.3).
       app = writing.error(
-          'Content-Length and Transfer-Encoding exclude each other', 400,
-          'invalid_request_error',
+        'Content-Length and Transfer-Encoding exclude each other',
+        400,
+        'invalid_request_error',
       )
       app.headers['Connection'] = 'close'
     elif self._hosts is not None and not _is_ours(
-        headers.get('host', 'localhost'), self._hosts
+      headers.get('host', 'localhost'), self._hosts
     ):
       app = writing.error(
-          'the Host header names another server; this one answers to localhost,'
-          ' and to the names of --host_names', 421, 'invalid_request_error',
+        'the Host header names another server; this one answers to localhost,'
+        ' and to the names of --host_names',
+        421,
+        'invalid_request_error',
       )
-    elif self._hosts is not None and 'origin' in headers and not _is_ours(
-        _host_of(headers['origin']), self._hosts
+    elif (
+      self._hosts is not None
+      and 'origin' in headers
+      and not _is_ours(_host_of(headers['origin']), self._hosts)
     ):
       # A browser sends a page's request before it asks whether the page may read
       # the answer.
       app = writing.error(
-          'the Origin header names another site: only pages of this machine, and'
-          ' of the names of --host_names, may ask', 403, 'invalid_request_error',
+        'the Origin header names another site: only pages of this machine, and'
+        ' of the names of --host_names, may ask',
+        403,
+        'invalid_request_error',
       )
     if app is not self._app and scope['type'] == 'websocket':
       app = websockets.WebSocketClose()  # Before it is accepted: status 403.
@@ -110,7 +117,7 @@ class Bodies:
         self._held, held = self._held + more, held + more
         if held and self._held > _MAX_BODIES_BYTES:
           raise requests.BadRequest(
-              'too many large requests are being read; try again', status=503
+            'too many large requests are being read; try again', status=503
           )
         chunks.append(chunk)
     finally:
@@ -124,6 +131,4 @@ class Bodies:
 
 
 def _too_large() -> requests.BadRequest:
-  return requests.BadRequest(
-      f'the body exceeds {_MAX_BODY_BYTES} bytes', status=413
-  )
+  return requests.BadRequest(f'the body exceeds {_MAX_BODY_BYTES} bytes', status=413)

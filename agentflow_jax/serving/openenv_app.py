@@ -51,10 +51,11 @@ class Service:
     """Returns the frame that refuses a connection."""
     places = self.places
     return wire.error(
-        wire.Code.CAPACITY_REACHED,
-        f'all {places.capacity} places are taken: try again, or raise'
-        ' --max_concurrent_envs',
-        active_sessions=places.active, max_sessions=places.capacity,
+      wire.Code.CAPACITY_REACHED,
+      f'all {places.capacity} places are taken: try again, or raise'
+      ' --max_concurrent_envs',
+      active_sessions=places.active,
+      max_sessions=places.capacity,
     )
 
 
@@ -77,26 +78,28 @@ def make(service: Service) -> applications.Starlette:
     return routing.Route(path, functools.partial(handler, service), methods=['POST'])
 
   return applications.Starlette(
-      routes=[
-          get('/health', lambda s: {'status': 'healthy'}),
-          get('/metadata', _metadata),
-          get('/schema', _schema),
-          get('/state', lambda s: openenv_sessions.Session(s.places.worlds).state()),
-          post('/reset', _reset), post('/step', _step), post('/mcp', _mcp),
-          routing.WebSocketRoute(wire.SOCKET, functools.partial(_socket, service)),
-      ],
-      middleware=[middleware.Middleware(incoming.Gate, hosts=service.hosts)],
-      exception_handlers={
-          requests.BadRequest: _on(lambda e: (e.status, str(e))),
-          openenv_sessions.Invalid: _on(lambda e: (422, e.errors)),
-          openenv_places.Unknown: _on(lambda e: (404, str(e))),
-          base.Unreachable: _on(lambda e: (500, str(e))),
-          language_model.Unreachable: _on(lambda e: (500, str(e))),
-          exceptions.HTTPException: _on(lambda e: (e.status_code, e.detail)),
-          http.ClientDisconnect: _on(lambda e: (499, 'the client is gone')),
-          Exception: _on(lambda e: (500, 'internal error')),
-      },
-      lifespan=lifespan,
+    routes=[
+      get('/health', lambda s: {'status': 'healthy'}),
+      get('/metadata', _metadata),
+      get('/schema', _schema),
+      get('/state', lambda s: openenv_sessions.Session(s.places.worlds).state()),
+      post('/reset', _reset),
+      post('/step', _step),
+      post('/mcp', _mcp),
+      routing.WebSocketRoute(wire.SOCKET, functools.partial(_socket, service)),
+    ],
+    middleware=[middleware.Middleware(incoming.Gate, hosts=service.hosts)],
+    exception_handlers={
+      requests.BadRequest: _on(lambda e: (e.status, str(e))),
+      openenv_sessions.Invalid: _on(lambda e: (422, e.errors)),
+      openenv_places.Unknown: _on(lambda e: (404, str(e))),
+      base.Unreachable: _on(lambda e: (500, str(e))),
+      language_model.Unreachable: _on(lambda e: (500, str(e))),
+      exceptions.HTTPException: _on(lambda e: (e.status_code, e.detail)),
+      http.ClientDisconnect: _on(lambda e: (499, 'the client is gone')),
+      Exception: _on(lambda e: (500, 'internal error')),
+    },
+    lifespan=lifespan,
   )
 
 
@@ -136,7 +139,7 @@ async def _answered(service, socket, session) -> tuple[int, str]:
 
 
 async def _sent(
-    service: Service, socket: websockets.WebSocket, frame: Mapping[str, Any]
+  service: Service, socket: websockets.WebSocket, frame: Mapping[str, Any]
 ) -> bool:
   """Sends a frame; returns False where the client is gone or does not read."""
   try:
@@ -149,6 +152,7 @@ async def _sent(
 
 def _on(said: Callable[[Any], tuple[int, Any]]):
   """Returns a handler that answers an error by a status and a detail."""
+
   async def handler(unused_request, error):
     return _refused(*said(error))
 
@@ -201,7 +205,7 @@ async def _rpc(service: Service, body: dict[str, Any], name: str) -> dict[str, A
   """Answers a request of JSON-RPC: of a named session, or of a new one."""
   places, method = service.places, body.get('method')
   full = openenv_sessions.rpc_error(
-      body, openenv_sessions.SERVER_ERROR, service.full()['data']['message']
+    body, openenv_sessions.SERVER_ERROR, service.full()['data']['message']
   )
   if method == _CREATE:
     made = places.create()
@@ -209,7 +213,7 @@ async def _rpc(service: Service, body: dict[str, Any], name: str) -> dict[str, A
   if method == _CLOSE:
     closed = await places.end(name)
     return openenv_sessions.rpc_result(
-        body, {'session_id': name, 'closed': closed, 'closing': not closed}
+      body, {'session_id': name, 'closed': closed, 'closing': not closed}
     )
   async with places.named(name) if name else places.one() as session:
     return full if session is None else await session.mcp(body)
@@ -218,12 +222,12 @@ async def _rpc(service: Service, body: dict[str, Any], name: str) -> dict[str, A
 def _metadata(service: Service) -> dict[str, Any]:
   served = service.places.worlds.served
   return {
-      'name': served.environment.name,
-      'description': (
-          f'{len(served.tasks)} tasks with tools, judged by the state that they leave.'
-          ' reset takes task_id, or seed as the place of a task.'
-      ),
-      'version': served.environment.version,
+    'name': served.environment.name,
+    'description': (
+      f'{len(served.tasks)} tasks with tools, judged by the state that they leave.'
+      ' reset takes task_id, or seed as the place of a task.'
+    ),
+    'version': served.environment.version,
   }
 
 
@@ -231,20 +235,42 @@ def _schema(unused_service) -> dict[str, Any]:
   """Returns the JSON schemas of actions, observations and states."""
   text = {'type': 'string'}
   return {
-      'action': {'type': 'object', 'required': ['type'], 'properties': {
-          'type': {'enum': [wire.LIST_TOOLS, wire.CALL_TOOL]},
-          'tool_name': text, 'arguments': _OBJECT, 'metadata': _OBJECT,
-      }},
-      'observation': {'type': 'object', 'properties': {
-          'tool_name': text, 'result': {}, 'error': {'type': ['object', 'null']},
-          'tools': {'type': 'array', 'items': _OBJECT}, 'metadata': _OBJECT,
-      }},
-      'reset_observation': {'type': 'object', 'properties': {
-          'policy': text, 'query': text, 'task_id': text, 'date': text,
-          'metadata': _OBJECT,
-      }},
-      'state': {'type': 'object', 'properties': {
-          'episode_id': {'type': ['string', 'null']},
-          'step_count': {'type': 'integer'}, 'task_id': text,
-      }},
+    'action': {
+      'type': 'object',
+      'required': ['type'],
+      'properties': {
+        'type': {'enum': [wire.LIST_TOOLS, wire.CALL_TOOL]},
+        'tool_name': text,
+        'arguments': _OBJECT,
+        'metadata': _OBJECT,
+      },
+    },
+    'observation': {
+      'type': 'object',
+      'properties': {
+        'tool_name': text,
+        'result': {},
+        'error': {'type': ['object', 'null']},
+        'tools': {'type': 'array', 'items': _OBJECT},
+        'metadata': _OBJECT,
+      },
+    },
+    'reset_observation': {
+      'type': 'object',
+      'properties': {
+        'policy': text,
+        'query': text,
+        'task_id': text,
+        'date': text,
+        'metadata': _OBJECT,
+      },
+    },
+    'state': {
+      'type': 'object',
+      'properties': {
+        'episode_id': {'type': ['string', 'null']},
+        'step_count': {'type': 'integer'},
+        'task_id': text,
+      },
+    },
   }

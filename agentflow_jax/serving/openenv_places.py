@@ -49,7 +49,7 @@ class Places:
   """
 
   def __init__(
-      self, worlds: openenv_sessions.Worlds, capacity: int, idle_seconds: float
+    self, worlds: openenv_sessions.Worlds, capacity: int, idle_seconds: float
   ):
     self.worlds, self.capacity, self.idle_seconds = worlds, capacity, idle_seconds
     self.active = 0
@@ -79,7 +79,7 @@ class Places:
 
   @contextlib.asynccontextmanager
   async def named(
-      self, name: str, connects: bool = False
+    self, name: str, connects: bool = False
   ) -> AsyncIterator[openenv_sessions.Session]:
     """Yields a named session.
 

@@ -96,7 +96,7 @@ class _Open:
   id: str
   episode: base.Episode
   calls: list[tuple[records.ToolCall, records.ToolResult]] = dataclasses.field(
-      default_factory=list
+    default_factory=list
   )
   said: tuple[float | None, bool, Mapping[str, Any]] = (None, False, {})
 
@@ -127,8 +127,10 @@ class Session:
     except ValueError as e:
       return wire.error(wire.Code.INVALID_JSON, f'no JSON: {e}')
     answers = {
-        'reset': self._reset, 'step': self._step, 'state': self._state,
-        'mcp': self._mcp,
+      'reset': self._reset,
+      'step': self._step,
+      'state': self._state,
+      'mcp': self._mcp,
     }
     try:
       kind = frame.get('type') if isinstance(frame, dict) else None
@@ -142,7 +144,7 @@ class Session:
       return None if kind == 'close' else await answers[kind](data)
     except Invalid as e:
       return wire.error(
-          wire.Code.VALIDATION_ERROR, f'Invalid message: {e}', errors=e.errors
+        wire.Code.VALIDATION_ERROR, f'Invalid message: {e}', errors=e.errors
       )
     except (base.Unreachable, language_model.Unreachable) as e:
       await self.close()
@@ -177,14 +179,15 @@ class Session:
     # What chance decides in an episode is decided by its name.
     number = hashlib.blake2b(said.encode('utf-8', 'replace'), digest_size=3).digest()
     key = records.RequestKey(
-        served.seed, records.Purpose.EVALUATE, 0, task.id,
-        int.from_bytes(number) if said else 0,
+      served.seed,
+      records.Purpose.EVALUATE,
+      0,
+      task.id,
+      int.from_bytes(number) if said else 0,
     )
     episode = await episodes.opened(served.environment, task, key)
     self._open = _Open(task, key, said or task.id, episode)
-    fields = {
-        'policy': episode.brief.policy, 'query': task.query, 'task_id': task.id,
-    }
+    fields = {'policy': episode.brief.policy, 'query': task.query, 'task_id': task.id}
     if episode.brief.date:
       fields['date'] = episode.brief.date
     return wire.observation(fields, metadata={'tools': self._tools()})
@@ -231,8 +234,9 @@ class Session:
     if opened is None:
       return {'episode_id': None, 'step_count': 0}
     return {
-        'episode_id': opened.id, 'step_count': len(opened.calls),
-        'task_id': opened.task.id,
+      'episode_id': opened.id,
+      'step_count': len(opened.calls),
+      'task_id': opened.task.id,
     }
 
   async def mcp(self, request: Any) -> dict[str, Any]:
@@ -246,9 +250,12 @@ class Session:
     params = request.get('params', {})
     if request['method'] == 'tools/list':
       tools = [
-          {'name': t['name'], 'description': t['description'],
-           'inputSchema': t['input_schema']}
-          for t in self._tools()
+        {
+          'name': t['name'],
+          'description': t['description'],
+          'inputSchema': t['input_schema'],
+        }
+        for t in self._tools()
       ]
       return rpc_result(request, {'tools': tools})
     if request['method'] != 'tools/call':
@@ -263,10 +270,17 @@ class Session:
       await self.close()
       return rpc_error(request, SERVER_ERROR, str(e))
     reward, done, metadata = self._open.said if self._open else (None, False, {})
-    return rpc_result(request, {
-        'content': [{'type': 'text', 'text': text}], 'isError': error is not None,
-        'data': text, 'reward': reward, 'done': done, 'metadata': dict(metadata),
-    })
+    return rpc_result(
+      request,
+      {
+        'content': [{'type': 'text', 'text': text}],
+        'isError': error is not None,
+        'data': text,
+        'reward': reward,
+        'done': done,
+        'metadata': dict(metadata),
+      },
+    )
 
   def _tools(self) -> list[dict[str, Any]]:
     """Returns the tools of the episode, or of the environment before there is one."""
@@ -274,18 +288,16 @@ class Session:
     if self._open is not None:
       cards = tuple(tool.card for tool in self._open.episode.tools.values())
     return [
-        {
-            'name': card.name,
-            'description': ' '.join(filter(None, (card.purpose, card.limits))),
-            'input_schema': {
-                **tools_base.schema_of(card), 'additionalProperties': False,
-            },
-        }
-        for card in cards
+      {
+        'name': card.name,
+        'description': ' '.join(filter(None, (card.purpose, card.limits))),
+        'input_schema': {**tools_base.schema_of(card), 'additionalProperties': False},
+      }
+      for card in cards
     ]
 
   async def _called(
-      self, name: str, arguments: Mapping[str, Any]
+    self, name: str, arguments: Mapping[str, Any]
   ) -> tuple[str, wire.ToolError | None]:
     """Makes a call; returns the tool's text and the kind of an error."""
     opened = self._open
@@ -297,7 +309,7 @@ class Session:
     if tool is None:
       known = ', '.join(opened.episode.tools)
       return memory.bounded(
-          f'unknown tool {name!r}; the tools are {known}'
+        f'unknown tool {name!r}; the tools are {known}'
       ), wire.ToolError.NOT_FOUND
     call = records.ToolCall(name, arguments)
     key = dataclasses.replace(opened.key, turn=len(opened.calls))
@@ -315,7 +327,7 @@ class Session:
     return result.text, wire.ToolError.INVALID_ARGUMENTS if result.error else None
 
   async def _judged(
-      self, opened: _Open
+    self, opened: _Open
   ) -> tuple[float | None, bool, Mapping[str, Any]]:
     """Returns the reward so far, whether the episode has ended, and the checks.
 
@@ -326,16 +338,16 @@ class Session:
       return None, False, {}
     statuses = {'': records.Status.OUT_OF_TURNS, 'refuse': records.Status.REFUSED}
     ending = records.Ending(
-        statuses.get(ended, records.Status.ANSWERED), opened.episode.answer or '',
-        tuple(opened.calls), ended,
+      statuses.get(ended, records.Status.ANSWERED),
+      opened.episode.answer or '',
+      tuple(opened.calls),
+      ended,
     )
     served = self._worlds.served
     verdict, digest = await episodes.verified(
-        served.environment.name, opened.episode, ending, served.verify_seconds
+      served.environment.name, opened.episode, ending, served.verify_seconds
     )
-    token = tools_base.request_key.set(
-        dataclasses.replace(opened.key, module='reward')
-    )
+    token = tools_base.request_key.set(dataclasses.replace(opened.key, module='reward'))
     try:
       score = await served.rewards(opened.task, ending, verdict)
     finally:
@@ -344,13 +356,20 @@ class Session:
     if not ended:
       return reward, False, {}
     checks = [
-        {'name': r.name, 'passed': r.passed, 'detail': r.detail}
-        for r in verdict.results
+      {'name': r.name, 'passed': r.passed, 'detail': r.detail} for r in verdict.results
     ]
-    return reward, True, {
-        'ended': ended, 'success': verdict.success, 'digest': digest, 'checks': checks,
-        'changed': list(verdict.changed), 'violations': list(verdict.violations),
-    }
+    return (
+      reward,
+      True,
+      {
+        'ended': ended,
+        'success': verdict.success,
+        'digest': digest,
+        'checks': checks,
+        'changed': list(verdict.changed),
+        'violations': list(verdict.violations),
+      },
+    )
 
 
 def parsed(text: str | None) -> Any:
@@ -368,8 +387,7 @@ def parsed(text: str | None) -> Any:
 
 
 def _check(data: Mapping[str, Any], fields: Mapping[str, type]) -> None:
-  """Raises Invalid where a field is unknown, or of another type; null counts as absent.
-  """
+  """Raises Invalid for an unknown field or another type; null counts as absent."""
   for name, value in data.items():
     if name not in fields:
       raise Invalid(str(name)[:64], f'unknown; there are {", ".join(fields)}')

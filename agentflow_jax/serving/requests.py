@@ -22,28 +22,41 @@ _MAX_TOOLS = 128
 _MAX_NAME = 128  # Characters of the name of a tool.
 _FUNCTION_FIELDS = frozenset({'name', 'description', 'parameters', 'strict'})
 # Fields that both ends know, of both kinds of request.
-_SHARED = frozenset({
-    'model', 'max_tokens', 'temperature', 'top_p', 'n', 'stop', 'stream',
-    'stream_options', 'seed', 'logprobs', 'top_k', 'min_p', 'user',
+_SHARED = frozenset(
+  {
+    'model',
+    'max_tokens',
+    'temperature',
+    'top_p',
+    'n',
+    'stop',
+    'stream',
+    'stream_options',
+    'seed',
+    'logprobs',
+    'top_k',
+    'min_p',
+    'user',
     'return_token_ids',
-})
+  }
+)
 # Fields that mean nothing at these values, and that clients like to send.
 _IDLE: Mapping[str, tuple[Any, ...]] = {
-    'frequency_penalty': (None, 0),
-    'presence_penalty': (None, 0),
-    'logit_bias': (None, {}),
-    'echo': (None, False),
-    'suffix': (None, ''),
-    'best_of': (None, 1),
-    'tools': (None, []),
-    'tool_choice': (None, 'none', 'auto'),
-    'parallel_tool_calls': (None, True, False),
-    'response_format': (None, {'type': 'text'}),
-    'store': (None, False),
-    'metadata': (None, {}),
-    'service_tier': (None, 'auto', 'default'),
-    'modalities': (None, ['text']),
-    'top_logprobs': (None, 0),
+  'frequency_penalty': (None, 0),
+  'presence_penalty': (None, 0),
+  'logit_bias': (None, {}),
+  'echo': (None, False),
+  'suffix': (None, ''),
+  'best_of': (None, 1),
+  'tools': (None, []),
+  'tool_choice': (None, 'none', 'auto'),
+  'parallel_tool_calls': (None, True, False),
+  'response_format': (None, {'type': 'text'}),
+  'store': (None, False),
+  'metadata': (None, {}),
+  'service_tier': (None, 'auto', 'default'),
+  'modalities': (None, ['text']),
+  'top_logprobs': (None, 0),
 }
 
 
@@ -67,11 +80,11 @@ class BadRequest(Exception):
   """
 
   def __init__(
-      self,
-      message: str,
-      param: str | None = None,
-      status: int = 400,
-      code: str | None = None,
+    self,
+    message: str,
+    param: str | None = None,
+    status: int = 400,
+    code: str | None = None,
   ):
     super().__init__(message)
     self.status, self.param, self.code = status, param, code
@@ -117,11 +130,16 @@ def chat(body: Any, model: str, max_new_tokens: int) -> Ask:
     BadRequest: names the field.
   """
   _check_fields(
-      body, model,
-      _SHARED | {
-          'messages', 'max_completion_tokens', 'tools', 'tool_choice',
-          'parallel_tool_calls',
-      },
+    body,
+    model,
+    _SHARED
+    | {
+      'messages',
+      'max_completion_tokens',
+      'tools',
+      'tool_choice',
+      'parallel_tool_calls',
+    },
   )
   messages = body.get('messages')
   if not isinstance(messages, list) or not messages:
@@ -143,13 +161,12 @@ def _tools(body) -> tuple[Mapping[str, Any], ...]:
   choice = body.get('tool_choice')
   if choice not in (None, 'none', 'auto'):
     raise BadRequest(
-        f'tool_choice={shown(choice)} is not supported, only auto and none',
-        'tool_choice',
+      f'tool_choice={shown(choice)} is not supported, only auto and none', 'tool_choice'
     )
   if not _typed(body, 'parallel_tool_calls', bool, True) and tools:
     raise BadRequest(
-        'parallel_tool_calls=false is not supported: a response may make several'
-        ' calls', 'parallel_tool_calls',
+      'parallel_tool_calls=false is not supported: a response may make several calls',
+      'parallel_tool_calls',
     )
   if len(tools) > _MAX_TOOLS:
     raise BadRequest(f'tools: {_MAX_TOOLS} at most', 'tools')
@@ -165,8 +182,8 @@ def _check_tool(tool, where: str) -> None:
   others = {k for k, v in function.items() if v} - _FUNCTION_FIELDS
   if others or set(tool) - {'type', 'function'} or function.get('strict'):
     raise BadRequest(
-        f'{where}: only name, description and parameters of a function are supported',
-        'tools',
+      f'{where}: only name, description and parameters of a function are supported',
+      'tools',
     )
   _check_name(function.get('name'), f'{where}.function.name', 'tools')
   _typed(function, 'description', str, '')
@@ -180,9 +197,7 @@ def _check_tool(tool, where: str) -> None:
 
 def _check_name(name, where: str, field: str) -> None:
   if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
-    raise BadRequest(
-        f'{where} must be a name of 1 to {_MAX_NAME} characters', field
-    )
+    raise BadRequest(f'{where} must be a name of 1 to {_MAX_NAME} characters', field)
   _check_text(name, field)
 
 
@@ -196,8 +211,9 @@ def _conversation(messages: list[Any]) -> tuple[records.Segment, ...]:
     if segment.role == 'tool':
       if ids[0] not in wanted or ids[0] in results:
         raise BadRequest(
-            f'messages[{i}].tool_call_id: {shown(ids[0])} is no call of the assistant'
-            ' that has no result yet', f'messages[{i}]',
+          f'messages[{i}].tool_call_id: {shown(ids[0])} is no call of the assistant'
+          ' that has no result yet',
+          f'messages[{i}]',
         )
       results[ids[0]] = segment
       if len(results) == len(wanted):
@@ -211,8 +227,8 @@ def _conversation(messages: list[Any]) -> tuple[records.Segment, ...]:
   if wanted:
     missing = [name for name in wanted if name not in results]
     raise BadRequest(
-        f'messages: the results of the calls {shown(missing)} are missing behind them',
-        'messages',
+      f'messages: the results of the calls {shown(missing)} are missing behind them',
+      'messages',
     )
   return tuple(found)
 
@@ -227,9 +243,7 @@ def _segment(message, index: int) -> tuple[records.Segment, list[str]]:
   others = {k for k, v in message.items() if v} - {'role', 'content'}
   others -= known.get(role, set())
   if others:
-    raise BadRequest(
-        f'{where}: {shown(sorted(others))} are not supported', where
-    )
+    raise BadRequest(f'{where}: {shown(sorted(others))} are not supported', where)
   content = message.get('content')
   calls, ids = [], []
   if role == 'tool':
@@ -238,17 +252,16 @@ def _segment(message, index: int) -> tuple[records.Segment, list[str]]:
   elif said := message.get('tool_calls'):
     if not isinstance(said, list):
       raise BadRequest(f'{where}.tool_calls must be a list', where)
-    calls, ids = zip(*(
-        _call(one, f'{where}.tool_calls[{i}]', where) for i, one in enumerate(said)
-    ))
+    calls, ids = zip(
+      *(_call(one, f'{where}.tool_calls[{i}]', where) for i, one in enumerate(said))
+    )
     if len({*ids}) < len(ids):
       raise BadRequest(f'{where}.tool_calls: two have the same id', where)
     content = '' if content is None else content
   if isinstance(content, list):  # Parts, of which text is understood.
     parts: list[Any] = [
-        p.get('text')
-        if isinstance(p, dict) and p.get('type') == 'text' else None
-        for p in content
+      p.get('text') if isinstance(p, dict) and p.get('type') == 'text' else None
+      for p in content
     ]
     content = ''.join(parts) if all(isinstance(p, str) for p in parts) else None
   if not isinstance(content, str):
@@ -271,15 +284,13 @@ def _call(said, where: str, field: str) -> tuple[records.ToolCall, str]:
     arguments, text = None, ''
   if not isinstance(arguments, dict):
     raise BadRequest(
-        f'{where}.function.arguments must be a JSON object, as a text', field
+      f'{where}.function.arguments must be a JSON object, as a text', field
     )
   _check_text(text, field)
   return records.ToolCall(function['name'], arguments), said['id']
 
 
-def completion(
-    body: Any, model: str, max_new_tokens: int, vocab_size: int
-) -> Ask:
+def completion(body: Any, model: str, max_new_tokens: int, vocab_size: int) -> Ask:
   """Reads a /v1/completions request.
 
   Args:
@@ -302,8 +313,7 @@ def completion(
   logprobs = body.get('logprobs')
   if logprobs not in (None, False, 0, 1, True):
     raise BadRequest(
-        'logprobs: only those of the sampled tokens are known (0 or 1)',
-        'logprobs',
+      'logprobs: only those of the sampled tokens are known (0 or 1)', 'logprobs'
     )
   wanted = logprobs is not None and logprobs is not False
   limit = body.get('max_tokens')
@@ -343,8 +353,10 @@ def _check_fields(body, model: str, known: frozenset[str]) -> None:
       raise BadRequest(f'unknown or unsupported field {shown(name)}', name[:80])
   if body.get('model') != model:
     raise BadRequest(
-        f'the model {shown(body.get("model"))} does not exist; there is {model!r}',
-        'model', 404, 'model_not_found',
+      f'the model {shown(body.get("model"))} does not exist; there is {model!r}',
+      'model',
+      404,
+      'model_not_found',
     )
 
 
@@ -358,8 +370,9 @@ def _ask(body, prompts, limit, most: int, logprobs: bool) -> Ask:
     stop = []
   stop = [stop] if isinstance(stop, str) else stop
   if (
-      not isinstance(stop, list) or len(stop) > _MAX_STOPS
-      or not all(isinstance(s, str) and s for s in stop)
+    not isinstance(stop, list)
+    or len(stop) > _MAX_STOPS
+    or not all(isinstance(s, str) and s for s in stop)
   ):
     raise BadRequest(f'stop: at most {_MAX_STOPS} texts, none empty', 'stop')
   choices = body.get('n')
@@ -373,29 +386,27 @@ def _ask(body, prompts, limit, most: int, logprobs: bool) -> Ask:
     raise BadRequest('seed must be a whole number', 'seed')
   options = _typed(body, 'stream_options', dict, {})
   if set(options) - {'include_usage'}:
-    raise BadRequest(
-        'stream_options: only include_usage is known', 'stream_options'
-    )
+    raise BadRequest('stream_options: only include_usage is known', 'stream_options')
   try:
     sampling = records.SamplingSpec(
-        temperature=_number(body, 'temperature', 1.0),
-        top_p=_number(body, 'top_p', 1.0),
-        top_k=max(_typed(body, 'top_k', int, 0), 0),  # vLLM's -1 keeps all.
-        min_p=_number(body, 'min_p', 0.0),
-        max_new_tokens=limit,
-        stop=tuple(stop),
+      temperature=_number(body, 'temperature', 1.0),
+      top_p=_number(body, 'top_p', 1.0),
+      top_k=max(_typed(body, 'top_k', int, 0), 0),  # vLLM's -1 keeps all.
+      min_p=_number(body, 'min_p', 0.0),
+      max_new_tokens=limit,
+      stop=tuple(stop),
     )
   except ValueError as e:
     raise BadRequest(str(e)) from e
   return Ask(
-      prompts=prompts,
-      sampling=sampling,
-      choices=choices,
-      seed=seed,
-      stream=_typed(body, 'stream', bool, False),
-      logprobs=logprobs,
-      token_ids=_typed(body, 'return_token_ids', bool, False),
-      usage=_typed(options, 'include_usage', bool, False),
+    prompts=prompts,
+    sampling=sampling,
+    choices=choices,
+    seed=seed,
+    stream=_typed(body, 'stream', bool, False),
+    logprobs=logprobs,
+    token_ids=_typed(body, 'return_token_ids', bool, False),
+    usage=_typed(options, 'include_usage', bool, False),
   )
 
 

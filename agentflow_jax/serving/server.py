@@ -12,14 +12,14 @@ from agentflow_jax.config import schema
 
 
 def serve(
-    config: schema.Config,
-    *,
-    planner: str,
-    name: str,
-    host: str,
-    port: int,
-    key_variable: str,
-    host_names: Sequence[str] = (),
+  config: schema.Config,
+  *,
+  planner: str,
+  name: str,
+  host: str,
+  port: int,
+  key_variable: str,
+  host_names: Sequence[str] = (),
 ) -> None:
   """Serves until it is interrupted.
 
@@ -40,14 +40,12 @@ def serve(
     from agentflow_jax.serving import app, connections
   except ModuleNotFoundError as e:
     raise schema.ConfigError(
-        f'serving needs {e.name}: pip install h11 starlette uvicorn (the extra'
-        ' `serve`)'
+      f'serving needs {e.name}: pip install h11 starlette uvicorn (the extra `serve`)'
     ) from e
   key = os.environ.get(key_variable, '').strip() if key_variable else ''
   if key_variable and not key:
     raise schema.ConfigError(
-        f'--api_key_variable: the environment variable {key_variable} holds no'
-        ' key'
+      f'--api_key_variable: the environment variable {key_variable} holds no key'
     )
   directory = planner or config.planner.directory
   if not directory:
@@ -56,17 +54,18 @@ def serve(
   listener, url, hosts = _opened(host, port, host_names)
   with listener, standalone_model.opened(config, directory) as model:
     service = app.Service(
-        model=model,
-        name=name,
-        max_new_tokens=config.engine.max_new_tokens,
-        key=key,
-        hosts=hosts,
+      model=model,
+      name=name,
+      max_new_tokens=config.engine.max_new_tokens,
+      key=key,
+      hosts=hosts,
     )
     print(f'{name} at {url}/v1', flush=True)
     if not key and hosts is None:
       print(
-          'warning: anyone who reaches this machine can use the model; set'
-          ' --api_key_variable', flush=True,
+        'warning: anyone who reaches this machine can use the model; set'
+        ' --api_key_variable',
+        flush=True,
       )
     server = connections.make_server(app.make(service))
     with contextlib.suppress(KeyboardInterrupt):  # It is how to end it.
@@ -74,16 +73,16 @@ def serve(
 
 
 def serve_environment(
-    config: schema.Config,
-    *,
-    kind: str,
-    split: str,
-    workdir: str,
-    capacity: int,
-    idle_seconds: float,
-    host: str,
-    port: int,
-    host_names: Sequence[str] = (),
+  config: schema.Config,
+  *,
+  kind: str,
+  split: str,
+  workdir: str,
+  capacity: int,
+  idle_seconds: float,
+  host: str,
+  port: int,
+  host_names: Sequence[str] = (),
 ) -> None:
   """Serves an environment of this process to clients of OpenEnv until interrupted.
 
@@ -106,23 +105,27 @@ def serve_environment(
     from agentflow_jax.serving import openenv_sessions
   except ModuleNotFoundError as e:
     raise schema.ConfigError(
-        f"serving an environment needs {e.name}: pip install -e '.[serve,openenv]'"
+      f"serving an environment needs {e.name}: pip install -e '.[serve,openenv]'"
     ) from e
   listener, url, hosts = _opened(host, port, host_names)
   with contextlib.ExitStack() as stack:
     stack.enter_context(listener)
-    directory = f'{workdir}/data' if workdir else stack.enter_context(
-        tempfile.TemporaryDirectory()
+    directory = (
+      f'{workdir}/data'
+      if workdir
+      else stack.enter_context(tempfile.TemporaryDirectory())
     )
     served = served_worlds.load(config, kind, split, directory)
-    service = openenv_app.Service(openenv_places.Places(
-        openenv_sessions.Worlds(served), capacity, idle_seconds
-    ), hosts)
+    service = openenv_app.Service(
+      openenv_places.Places(openenv_sessions.Worlds(served), capacity, idle_seconds),
+      hosts,
+    )
     print(f'{served.environment.name} at {url}, {len(served.tasks)} tasks', flush=True)
     if hosts is None:
       print(
-          'warning: anyone who reaches this machine can take its places; this server'
-          ' asks for no key', flush=True,
+        'warning: anyone who reaches this machine can take its places; this server'
+        ' asks for no key',
+        flush=True,
       )
     server = connections.make_server(openenv_app.make(service), sockets=True)
     with contextlib.suppress(KeyboardInterrupt):
@@ -130,7 +133,7 @@ def serve_environment(
 
 
 def _opened(
-    host: str, port: int, host_names: Sequence[str]
+  host: str, port: int, host_names: Sequence[str]
 ) -> tuple[socket.socket, str, frozenset[str] | None]:
   """Opens a port; returns it, its address, and the names that Host may give.
 
@@ -145,8 +148,8 @@ def _opened(
   if host_names and not is_local:
     listener.close()
     raise schema.ConfigError(
-        f'--host_names is read only where --host is this machine alone, and {host}'
-        ' is not: leave it out'
+      f'--host_names is read only where --host is this machine alone, and {host}'
+      ' is not: leave it out'
     )
   shown = f'[{where}]' if ':' in where else where
   names = frozenset(map(str.lower, host_names)) if is_local else None
@@ -156,7 +159,7 @@ def _opened(
 def _listen(host: str, port: int) -> socket.socket:
   try:
     family, kind, proto, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+      host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     listener = socket.socket(family, kind, proto)
     try:
@@ -168,6 +171,6 @@ def _listen(host: str, port: int) -> socket.socket:
       raise
   except (OSError, OverflowError) as e:
     raise schema.ConfigError(
-        f'cannot listen on {host} port {port}: {e}; choose another --port'
+      f'cannot listen on {host} port {port}: {e}; choose another --port'
     ) from e
   return listener

@@ -32,10 +32,12 @@ def error(message, status, kind, param=None, code=None) -> responses.Response:
 def error_object(message, kind, param=None, code=None) -> dict[str, Any]:
   """Returns the body of an error, or the data of an event that is one."""
   return {
-      'error': {
-          'message': _sendable(message), 'type': kind,
-          'param': None if param is None else _sendable(param), 'code': code,
-      }
+    'error': {
+      'message': _sendable(message),
+      'type': kind,
+      'param': None if param is None else _sendable(param),
+      'code': code,
+    }
   }
 
 
@@ -54,8 +56,12 @@ class Writer:
   """Writes completions in OpenAI's words, whole or in pieces."""
 
   def __init__(
-      self, tokenizer, ask: requests.Ask, is_chat: bool, head,
-      prompts: Sequence[Sequence[int]],
+    self,
+    tokenizer,
+    ask: requests.Ask,
+    is_chat: bool,
+    head,
+    prompts: Sequence[Sequence[int]],
   ):
     self._tokenizer, self._ask, self._is_chat = tokenizer, ask, is_chat
     self._head, self._prompts = head, prompts
@@ -65,9 +71,9 @@ class Writer:
     """A finished choice."""
     text, stopped = _cut(done.text, self._ask.sampling.stop)
     choice = {
-        'index': index,
-        'finish_reason': 'stop' if stopped else done.finish_reason,
-        'logprobs': self._logprobs(done) if self._ask.logprobs else None,
+      'index': index,
+      'finish_reason': 'stop' if stopped else done.finish_reason,
+      'logprobs': self._logprobs(done) if self._ask.logprobs else None,
     }
     if self._is_chat:
       choice['message'] = {'role': 'assistant', 'content': text}
@@ -76,8 +82,8 @@ class Writer:
         choice['message']['content'] = said.content
         if said.calls:
           choice['message'] |= {
-              'content': said.content or None,
-              'tool_calls': [_call(call) for call in said.calls],
+            'content': said.content or None,
+            'tool_calls': [_call(call) for call in said.calls],
           }
           if choice['finish_reason'] == 'stop':
             choice['finish_reason'] = 'tool_calls'
@@ -85,9 +91,7 @@ class Writer:
       choice['text'] = text
     if self._ask.token_ids:
       prompt = self._prompts[index // self._ask.choices]
-      choice |= {
-          'prompt_token_ids': list(prompt), 'token_ids': list(done.response_ids),
-      }
+      choice |= {'prompt_token_ids': list(prompt), 'token_ids': list(done.response_ids)}
     return choice
 
   def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -97,9 +101,7 @@ class Writer:
 
   def piece(self, index: int, ids: Sequence[int]) -> dict[str, Any] | None:
     """What `ids` add to what was sent; None for nothing yet."""
-    text, stopped = _cut(
-        self._tokenizer.decode(ids), self._ask.sampling.stop
-    )
+    text, stopped = _cut(self._tokenizer.decode(ids), self._ask.sampling.stop)
     if not stopped:
       text = text[: len(text) - _unsure(text, self._ask.sampling.stop)]
     if self._ask.tools:  # Calls are sent at the end.
@@ -114,7 +116,7 @@ class Writer:
     delta = rest['choices'][0] if rest else self._empty(index)
     if 'tool_calls' in message:
       delta['delta']['tool_calls'] = [
-          {'index': i} | call for i, call in enumerate(message['tool_calls'])
+        {'index': i} | call for i, call in enumerate(message['tool_calls'])
       ]
     return self.chunk([delta | whole])
 
@@ -141,19 +143,22 @@ class Writer:
     tokens = [self._tokenizer.decode([i]) for i in done.response_ids]
     if self._is_chat:
       return {
-          'content': [
-              {
-                  'token': token, 'logprob': logprob,
-                  # A part of a character is none that can be told from its text.
-                  'bytes': None if '\ufffd' in token else list(token.encode()),
-                  'top_logprobs': [],
-              }
-              for token, logprob in zip(tokens, done.logprobs, strict=True)
-          ]
+        'content': [
+          {
+            'token': token,
+            'logprob': logprob,
+            # A part of a character is none that can be told from its text.
+            'bytes': None if '\ufffd' in token else list(token.encode()),
+            'top_logprobs': [],
+          }
+          for token, logprob in zip(tokens, done.logprobs, strict=True)
+        ]
       }
     return {
-        'tokens': tokens, 'token_logprobs': list(done.logprobs),
-        'top_logprobs': None, 'text_offset': self._offsets(done.response_ids),
+      'tokens': tokens,
+      'token_logprobs': list(done.logprobs),
+      'top_logprobs': None,
+      'text_offset': self._offsets(done.response_ids),
     }
 
   def _offsets(self, ids: Sequence[int]) -> list[int]:
@@ -177,8 +182,9 @@ def _call(call: records.ToolCall) -> dict[str, Any]:
   """Returns a call as a client reads it; its id is a new one."""
   arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
   return {
-      'id': f'call_{secrets.token_hex(12)}', 'type': 'function',
-      'function': {'name': call.tool, 'arguments': arguments},
+    'id': f'call_{secrets.token_hex(12)}',
+    'type': 'function',
+    'function': {'name': call.tool, 'arguments': arguments},
   }
 
 

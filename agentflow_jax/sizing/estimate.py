@@ -32,9 +32,9 @@ class Forest:
     longest = config.planner.max_prompt_tokens
     turns = config.agent.rollout.max_turns
     return cls(
-        prompt=max(longest // 2, 16),
-        memory=max(longest // 2 // turns, 1),
-        response=max(config.planner.sampling.max_new_tokens // 4, 1),
+      prompt=max(longest // 2, 16),
+      memory=max(longest // 2 // turns, 1),
+      response=max(config.planner.sampling.max_new_tokens // 4, 1),
     )
 
 
@@ -51,9 +51,11 @@ def _rollouts(config, forest: Forest):
     for _ in range(config.train.group_size):
       memory = np.zeros(0, np.int64)
       for _ in range(config.agent.rollout.max_turns):
-        rows.append(batch.TurnRow(
+        rows.append(
+          batch.TurnRow(
             np.concatenate([prompt, memory, tail]), draw(forest.response), 1.0
-        ))
+          )
+        )
         memory = np.concatenate([memory, draw(forest.memory)])
   assert len(rows) == groups * per_group
   return rows, groups
@@ -80,29 +82,27 @@ def estimated(config, planner, mesh, chip, report, local):
   shards = shape['data'] * shape['fsdp']
   part = _part(config.batch.rows_per_micro, shards)
   config = dataclasses.replace(
-      config,
-      batch=dataclasses.replace(
-          config.batch, rows_per_micro=config.batch.rows_per_micro // part
-      ),
+    config,
+    batch=dataclasses.replace(
+      config.batch, rows_per_micro=config.batch.rows_per_micro // part
+    ),
   )
   rows, groups = _rollouts(config, forest)
   packed, packing = update_shapes.pack(config, rows)
   scale = train.queries_per_step / groups
   length = packed.token_ids.shape[-1]
   work = flops.done(
-      planner, packed, row_shards=shards // part,
-      vocab_shards=shape['tensor'],
+    planner, packed, row_shards=shards // part, vocab_shards=shape['tensor']
   )
   update_flops = scale * flops.update_done(
-      planner, work, length=length,
-      reference=update_shapes.needs_reference(config),
+    planner, work, length=length, reference=update_shapes.needs_reference(config)
   )
   micro = math.ceil(scale * packing.n_micro / part)
   program = report['programs'][f'update of rows of {length}']
   # An all-reduce sends its result about twice; the others are taken once.
   sent = micro * sum(
-      c['bytes'] * (2 if kind == 'all-reduce' else 1)
-      for kind, c in program['collectives'].items()
+    c['bytes'] * (2 if kind == 'all-reduce' else 1)
+    for kind, c in program['collectives'].items()
   )
   products = update_flops / len(mesh.devices.flat) / chip.flops / _EFFICIENCY
   links = sent / chip.links
@@ -113,39 +113,42 @@ def estimated(config, planner, mesh, chip, report, local):
   read = scale * packing.n_tokens / processes
   prefill = read * per_token / sampling / chip.flops / _EFFICIENCY
   steps = math.ceil(
-      rollouts * turns * forest.response / processes
-      / min(config.engine.slots, math.ceil(rollouts / processes))
+    rollouts
+    * turns
+    * forest.response
+    / processes
+    / min(config.engine.slots, math.ceil(rollouts / processes))
   )
   seen = forest.prompt + forest.memory * (turns - 1) / 2 + forest.response / 2
   # Bytes of a token on one chip, however the pool is split.
   kv = report['bytes_a_chip']['sampler: keys and values'] / (
-      config.engine.pages * config.engine.page_tokens
+    config.engine.pages * config.engine.page_tokens
   )
   weights = report['programs']['decode']['argument_bytes']
   weights -= sum(
-      report['bytes_a_chip'][f'sampler: {name}']
-      for name in ('keys and values', 'rows gathered of them')
+    report['bytes_a_chip'][f'sampler: {name}']
+    for name in ('keys and values', 'rows gathered of them')
   )
-  decode = steps * (
-      weights + config.engine.slots * seen * kv
-  ) / chip.bandwidth
+  decode = steps * (weights + config.engine.slots * seen * kv) / chip.bandwidth
   assumes = {
-      'prompt_tokens': forest.prompt,
-      'memory_tokens_a_turn': forest.memory,
-      'response_tokens': forest.response,
-      'turns': turns,
-      'share_of_peak': _EFFICIENCY,
-      'tools_seconds': 0.0,
+    'prompt_tokens': forest.prompt,
+    'memory_tokens_a_turn': forest.memory,
+    'response_tokens': forest.response,
+    'turns': turns,
+    'share_of_peak': _EFFICIENCY,
+    'tools_seconds': 0.0,
   }
   return assumes, {
-      'update_flops_a_chip': update_flops / len(mesh.devices.flat),
-      'update_collective_bytes_a_chip': sent,
-      'micro_batches': micro,
-      'tokens_a_step': int(scale * packing.n_tokens),
-      'tokens_shared': packing.n_row_tokens / packing.n_tokens,
-      'fill': packing.fill,
-      'update_seconds': {'overlapped': max(products, links),
-                         'one after the other': products + links},
-      'prefill_seconds': prefill,
-      'decode_seconds': decode,
+    'update_flops_a_chip': update_flops / len(mesh.devices.flat),
+    'update_collective_bytes_a_chip': sent,
+    'micro_batches': micro,
+    'tokens_a_step': int(scale * packing.n_tokens),
+    'tokens_shared': packing.n_row_tokens / packing.n_tokens,
+    'fill': packing.fill,
+    'update_seconds': {
+      'overlapped': max(products, links),
+      'one after the other': products + links,
+    },
+    'prefill_seconds': prefill,
+    'decode_seconds': decode,
   }

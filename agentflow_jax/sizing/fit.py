@@ -27,10 +27,10 @@ from agentflow_jax.weights import families, model_directory
 
 _GIB = 1 << 30
 _REMEDIES = (
-    'more mesh.fsdp or mesh.tensor; shorter batch.tokens_per_row or fewer'
-    ' batch.rows_per_micro; planner.remat=full; planner.dtype=bfloat16,'
-    ' optimizer.mu_dtype=bfloat16 or planner.lora.rank;'
-    ' mesh.sampler_devices=-1; fewer engine.kv_tokens or engine.slots'
+  'more mesh.fsdp or mesh.tensor; shorter batch.tokens_per_row or fewer'
+  ' batch.rows_per_micro; planner.remat=full; planner.dtype=bfloat16,'
+  ' optimizer.mu_dtype=bfloat16 or planner.lora.rank;'
+  ' mesh.sampler_devices=-1; fewer engine.kv_tokens or engine.slots'
 )
 
 
@@ -54,7 +54,7 @@ def network(config: schema.Config, name: str = '') -> model.ModelConfig:
   if name:
     if name not in published.MODELS:
       raise schema.ConfigError(
-          f'--model={name}: there are {", ".join(sorted(published.MODELS))}'
+        f'--model={name}: there are {", ".join(sorted(published.MODELS))}'
       )
     found = published.MODELS[name]
   elif planner.model is not None:
@@ -63,8 +63,8 @@ def network(config: schema.Config, name: str = '') -> model.ModelConfig:
     found = model_directory.load_config(planner.directory)
   else:
     raise schema.ConfigError(
-        f'planner.directory={planner.directory!r} has no config.json here; name'
-        f' the network: --model={" | ".join(sorted(published.MODELS))}'
+      f'planner.directory={planner.directory!r} has no config.json here; name'
+      f' the network: --model={" | ".join(sorted(published.MODELS))}'
     )
   try:
     found = dataclasses.replace(found, **runtime)
@@ -72,23 +72,23 @@ def network(config: schema.Config, name: str = '') -> model.ModelConfig:
     raise schema.ConfigError(f'planner: {e}') from e
   if config.engine.max_prompt_tokens > found.max_positions:
     raise schema.ConfigError(
-        f'engine.max_prompt_tokens {config.engine.max_prompt_tokens} exceeds the'
-        f' network\'s context of {found.max_positions}'
+      f'engine.max_prompt_tokens {config.engine.max_prompt_tokens} exceeds the'
+      f" network's context of {found.max_positions}"
     )
   if config.engine.max_kept > found.vocab_size:
     raise schema.ConfigError(
-        f'engine.max_kept {config.engine.max_kept} exceeds the network\'s'
-        f' vocabulary of {found.vocab_size}'
+      f"engine.max_kept {config.engine.max_kept} exceeds the network's"
+      f' vocabulary of {found.vocab_size}'
     )
   return found
 
 
 def check(
-    config: schema.Config,
-    planner: model.ModelConfig,
-    topology: topologies.Topology,
-    slices: int = 1,
-    say=lambda text: None,
+  config: schema.Config,
+  planner: model.ModelConfig,
+  topology: topologies.Topology,
+  slices: int = 1,
+  say=lambda text: None,
 ) -> dict[str, Any]:
   """Compiles every program of a run, and adds up what it needs.
 
@@ -122,42 +122,39 @@ def check(
   except ValueError as e:
     raise schema.ConfigError(f'mesh: {e}') from e
   report: dict[str, Any] = {
-      'name': config.name,
-      'chips': len(devices),
-      'mesh': dict(mesh.shape),
-      'chips_of_a_process': local,
-      'is_estimate': topology.is_estimate,
-      'jax': jax.__version__,
-      'programs': {},
+    'name': config.name,
+    'chips': len(devices),
+    'mesh': dict(mesh.shape),
+    'chips_of_a_process': local,
+    'is_estimate': topology.is_estimate,
+    'jax': jax.__version__,
+    'programs': {},
   }
   for name, lower in programs.items():
     say(f'compiling {name} ...')
     report['programs'][name] = _compiled(name, lower)
-  temporary = max(
-      p['temporary_bytes'] for p in report['programs'].values()
-  )
+  temporary = max(p['temporary_bytes'] for p in report['programs'].values())
   report['bytes_a_chip'] = {**held, 'temporaries of one program': temporary}
   report['bytes_needed'] = sum(report['bytes_a_chip'].values())
   report['bytes_there'] = topology.chip.memory
   report['fits'] = report['bytes_needed'] <= topology.chip.memory
   report['assumes'], report['estimate'] = estimate.estimated(
-      config, planner, mesh, topology.chip, report, local
+    config, planner, mesh, topology.chip, report, local
   )
   return report
 
 
 def _struct(tree, shardings):
   return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s),
-      tree, shardings,
+    lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s), tree, shardings
   )
 
 
 def _bytes(tree) -> int:
   """Bytes of the arrays on one device."""
   return sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(tree)
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
   )
 
 
@@ -168,11 +165,10 @@ def _alone(sampled, topology, local):
   def moved(x):
     of_run = x.sharding.mesh
     mesh = jax.sharding.Mesh(
-        host[: of_run.size].reshape(of_run.devices.shape), of_run.axis_names
+      host[: of_run.size].reshape(of_run.devices.shape), of_run.axis_names
     )
     return jax.ShapeDtypeStruct(
-        x.shape, x.dtype,
-        sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec),
+      x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec)
     )
 
   return jax.tree.map(moved, sampled)
@@ -183,56 +179,47 @@ def _lowered(config, planner, mesh, topology):
   trained = update_shapes.network_of(config, planner)
   key = jax.random.key(0)
   state = _struct(
-      jax.eval_shape(
-          lambda key: update.init_train_state(
-              trained, config.optimizer, mesh, key
-          ),
-          key,
-      ),
-      update.state_shardings(trained, config.optimizer, mesh),
+    jax.eval_shape(
+      lambda key: update.init_train_state(trained, config.optimizer, mesh, key), key
+    ),
+    update.state_shardings(trained, config.optimizer, mesh),
   )
   params = _struct(
-      jax.eval_shape(lambda: model.init_params(planner, key)),
-      sharding.param_shardings(planner, mesh),
+    jax.eval_shape(lambda: model.init_params(planner, key)),
+    sharding.param_shardings(planner, mesh),
   )
   reference = params if update_shapes.needs_reference(config) else None
   fn = update.make_update_fn(
-      trained, config.optimizer, update_shapes.loss_of(config), mesh
+    trained, config.optimizer, update_shapes.loss_of(config), mesh
   )
   rows = sharding.batch_sharding(mesh, row_axis=1)
 
   def structs(example):
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            np.shape(x), np.asarray(x).dtype,
-            sharding=rows if np.ndim(x) else sharding.replicated(mesh),
-        ),
-        example,
+      lambda x: jax.ShapeDtypeStruct(
+        np.shape(x),
+        np.asarray(x).dtype,
+        sharding=rows if np.ndim(x) else sharding.replicated(mesh),
+      ),
+      example,
     )
 
   master = state.opt_state.master if masters.is_needed(trained) else {}
   programs = {}
   for length in update_shapes.row_lengths(config):
     taken = structs(update_shapes.example_batch(config, length))
-    programs[f'update of rows of {length}'] = (
-        lambda taken=taken: fn.lower(
-            state, reference, taken, jax.ShapeDtypeStruct((), np.float32)
-        ).compile()
-    )
-    if (
-        config.algorithm == 'flow_grpo'
-        and config.flow_grpo.old_logprobs == 'recompute'
-    ):
+    programs[f'update of rows of {length}'] = lambda taken=taken: fn.lower(
+      state, reference, taken, jax.ShapeDtypeStruct((), np.float32)
+    ).compile()
+    if config.algorithm == 'flow_grpo' and config.flow_grpo.old_logprobs == 'recompute':
       score = update.make_score_fn(planner, mesh)
-      programs[f'old logprobs of rows of {length}'] = (
-          lambda taken=taken, score=score: score.lower(params, taken).compile()
+      programs[f'old logprobs of rows of {length}'] = lambda taken=taken, score=score: (
+        score.lower(params, taken).compile()
       )
   process = mesh.devices.flat[0].process_index
   local = sum(d.process_index == process for d in mesh.devices.flat)
   if system.hands_over(config, mesh):
-    hand = handover.Handover(
-        planner, mesh, split=config.mesh.sampler_devices == -1
-    )
+    hand = handover.Handover(planner, mesh, split=config.mesh.sampler_devices == -1)
     sampled = hand.shapes(params)
     if topology.platform == 'tpu' and mesh.size > local:
       sampled = _alone(sampled, topology, local)
@@ -241,17 +228,14 @@ def _lowered(config, planner, mesh, topology):
     one = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
     sampled = _struct(params, jax.tree.map(lambda _: one, params))
   pool = jax.eval_shape(
-      lambda: pages.make_pool(
-          planner, config.engine.pages, config.engine.page_tokens,
-          config.engine.kv_dtype,
-      )
+    lambda: pages.make_pool(
+      planner, config.engine.pages, config.engine.page_tokens, config.engine.kv_dtype
+    )
   )
   where = pages.pool_sharding(sampled)
   pool = _struct(pool, jax.tree.map(lambda _: where, pool))
   try:
-    settled = programs_lib.settled(
-        planner, config.engine, where, topology.platform
-    )
+    settled = programs_lib.settled(planner, config.engine, where, topology.platform)
     reading = programs_lib.reading_of(planner, settled, where)
   except ValueError as e:
     raise schema.ConfigError(f'engine: {e}') from e
@@ -259,27 +243,23 @@ def _lowered(config, planner, mesh, topology):
   programs['prefill'] = sampler.prefill
   gathered = sampler.reading.lanes * _bytes(sampler.store_shapes())
   desks = sampler.reading.lanes * _bytes(sampler.desk_shapes())
-  programs['decode'] = lambda: sampler.decode(
-      config.planner.sampling.truncates
-  )
-  has_frozen = any(
-      role.backend == 'frozen' for role in roles.roles(config).values()
-  )
+  programs['decode'] = lambda: sampler.decode(config.planner.sampling.truncates)
+  has_frozen = any(role.backend == 'frozen' for role in roles.roles(config).values())
   held = {
-      'trained parameters': _bytes(state.params),
-      'optimizer state': _bytes(state.opt_state) - _bytes(master),
-      'where it starts from (reference, base)': _bytes(params),
-      'sampler: parameters, and the next ones': 2 * _bytes(sampled),
-      'sampler: keys and values': _bytes(pool),
-      'sampler: rows gathered of them': gathered,
-      'sampler: pages that lanes read into': desks,
+    'trained parameters': _bytes(state.params),
+    'optimizer state': _bytes(state.opt_state) - _bytes(master),
+    'where it starts from (reference, base)': _bytes(params),
+    'sampler: parameters, and the next ones': 2 * _bytes(sampled),
+    'sampler: keys and values': _bytes(pool),
+    'sampler: rows gathered of them': gathered,
+    'sampler: pages that lanes read into': desks,
   }
   if master:
     held['float32 master of the parameters'] = _bytes(master)
   if has_frozen:
     held |= {
-        'frozen modules: parameters': _bytes(sampled),
-        'frozen modules: keys and values': _bytes(pool) + gathered + desks,
+      'frozen modules: parameters': _bytes(sampled),
+      'frozen modules: keys and values': _bytes(pool) + gathered + desks,
     }
   return programs, held, local
 
@@ -294,57 +274,56 @@ def _compiled(name, compile_it) -> dict[str, Any]:
       raise
     said = ' '.join(str(e).split())[:400]
     raise DoesNotFit(
-        f'{name} does not fit a chip by itself: {said}\nWhat may help:'
-        f' {_REMEDIES}'
+      f'{name} does not fit a chip by itself: {said}\nWhat may help: {_REMEDIES}'
     ) from e
   memory = program.memory_analysis()
   # What is alive at the worst moment; temp_size would count places that are
   # used one after the other. A CPU program does not say.
   peak = memory.peak_memory_in_bytes or (
-      memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    memory.argument_size_in_bytes + memory.temp_size_in_bytes
   )
   sent = hlo.collectives(program.as_text())
   return {
-      'temporary_bytes': max(peak - memory.argument_size_in_bytes, 0),
-      'argument_bytes': memory.argument_size_in_bytes,
-      'collectives': {
-          kind: {'count': s.count, 'bytes': s.bytes} for kind, s in sent.items()
-      },
-      'compile_seconds': time.monotonic() - start,
+    'temporary_bytes': max(peak - memory.argument_size_in_bytes, 0),
+    'argument_bytes': memory.argument_size_in_bytes,
+    'collectives': {
+      kind: {'count': s.count, 'bytes': s.bytes} for kind, s in sent.items()
+    },
+    'compile_seconds': time.monotonic() - start,
   }
 
 
 def table(report: Mapping[str, Any]) -> str:
   """Returns a report for people."""
   lines = [
-      f'{report["name"]}: {report["chips"]} chips as {report["mesh"]},'
-      f' {report["chips_of_a_process"]} a process'
-      + (
-          ' -- AN ESTIMATE: compiled for virtual CPU devices in their stead'
-          if report['is_estimate'] else ''
-      ),
-      '',
-      'Memory of a chip [GiB]',
+    f'{report["name"]}: {report["chips"]} chips as {report["mesh"]},'
+    f' {report["chips_of_a_process"]} a process'
+    + (
+      ' -- AN ESTIMATE: compiled for virtual CPU devices in their stead'
+      if report['is_estimate']
+      else ''
+    ),
+    '',
+    'Memory of a chip [GiB]',
   ]
   lines += [
-      f'  {size / _GIB:9.2f}  {name}'
-      for name, size in report['bytes_a_chip'].items()
+    f'  {size / _GIB:9.2f}  {name}' for name, size in report['bytes_a_chip'].items()
   ]
   lines += [
-      f'  {report["bytes_needed"] / _GIB:9.2f}  needed of'
-      f' {report["bytes_there"] / _GIB:.2f}',
-      '',
-      'Programs: temporaries [GiB], collectives of one pass [count, GiB],'
-      ' compiled in [s]',
+    f'  {report["bytes_needed"] / _GIB:9.2f}  needed of'
+    f' {report["bytes_there"] / _GIB:.2f}',
+    '',
+    'Programs: temporaries [GiB], collectives of one pass [count, GiB],'
+    ' compiled in [s]',
   ]
   for name, program in report['programs'].items():
     sent = ', '.join(
-        f'{kind} {c["count"]} {c["bytes"] / _GIB:.3g}'
-        for kind, c in program['collectives'].items()
+      f'{kind} {c["count"]} {c["bytes"] / _GIB:.3g}'
+      for kind, c in program['collectives'].items()
     )
     lines.append(
-        f'  {program["temporary_bytes"] / _GIB:9.2f}  {name}:'
-        f' {sent or "no collectives"}; {program["compile_seconds"]:.0f}'
+      f'  {program["temporary_bytes"] / _GIB:9.2f}  {name}:'
+      f' {sent or "no collectives"}; {program["compile_seconds"]:.0f}'
     )
   lines += ['', 'A step, if']
   lines += [f'  {v:>9g}  {k}' for k, v in report['assumes'].items()]
@@ -361,7 +340,6 @@ def table(report: Mapping[str, Any]) -> str:
   else:
     over = (report['bytes_needed'] - report['bytes_there']) / _GIB
     lines.append(
-        f'It does NOT fit: {over:.2f} GiB a chip too much. What may help:'
-        f' {_REMEDIES}'
+      f'It does NOT fit: {over:.2f} GiB a chip too much. What may help: {_REMEDIES}'
     )
   return '\n'.join(lines)

@@ -53,12 +53,12 @@ def parse(text: str) -> Topology:
     if kind in published.CHIPS and rest.isdigit() and 1 <= int(rest) <= most:
       return Topology(platform, kind, '', int(rest))
   elif kind in ('v5p', 'v5e', 'v6e') and all(
-      n.isdigit() and int(n) for n in rest.split('x')
+    n.isdigit() and int(n) for n in rest.split('x')
   ):
     return Topology(platform, kind, rest, 0)
   raise schema.ConfigError(
-      f'--topology={text}: give a TPU such as v5p:4x4x4, v5e:8x8 or v6e:4x4;'
-      ' gpu:h100:8 or gpu:h200:8 (one node) for an estimate; or cpu:8'
+    f'--topology={text}: give a TPU such as v5p:4x4x4, v5e:8x8 or v6e:4x4;'
+    ' gpu:h100:8 or gpu:h200:8 (one node) for an estimate; or cpu:8'
   )
 
 
@@ -77,15 +77,13 @@ def host_of(topology: Topology, chips: int) -> Topology:
   shapes = {1: '1x1', 4: '2x2', 8: '2x4'}
   if chips not in shapes:
     raise schema.ConfigError(
-        f'--topology: a host of {chips} chips is none of {sorted(shapes)}'
+      f'--topology: a host of {chips} chips is none of {sorted(shapes)}'
     )
   shape = shapes[chips] + ('x1' if topology.kind == 'v5p' else '')
   return dataclasses.replace(topology, shape=shape)
 
 
-def prepare(
-    topology: Topology, environ: MutableMapping[str, str] = os.environ
-) -> None:
+def prepare(topology: Topology, environ: MutableMapping[str, str] = os.environ) -> None:
   """Sets what has to be set before jax touches a device: none is needed."""
   import jax
 
@@ -98,8 +96,7 @@ def prepare(
     environ.setdefault('TPU_ACCELERATOR_TYPE', 'none')
     return
   flags = [
-      f for f in environ.get('XLA_FLAGS', '').split()
-      if not f.startswith(_STAND_INS)
+    f for f in environ.get('XLA_FLAGS', '').split() if not f.startswith(_STAND_INS)
   ]
   environ['XLA_FLAGS'] = ' '.join([*flags, f'{_STAND_INS}={topology.count}'])
 
@@ -123,18 +120,18 @@ def devices(topology: Topology, slices: int = 1) -> Sequence[Any]:
     found = jax.devices('cpu')
     if len(found) < topology.count:
       raise schema.ConfigError(
-          f'--topology: {topology.count} virtual devices are wanted and'
-          f' {len(found)} are there: jax was up already'
+        f'--topology: {topology.count} virtual devices are wanted and'
+        f' {len(found)} are there: jax was up already'
       )
     return found[: topology.count]
   name = f'{topology.kind}:{topology.shape}'
   more = {'num_slices': slices} if slices > 1 else {}
   try:
     return topologies.get_topology_desc(
-        topology_name=name, platform='tpu', **more
+      topology_name=name, platform='tpu', **more
     ).devices
   except (RuntimeError, ValueError, TypeError) as e:
     raise schema.ConfigError(
-        f'--topology={name}: {e} (the compiler comes with'
-        " pip install 'jax[tpu]' (the extra `preflight`))"
+      f'--topology={name}: {e} (the compiler comes with'
+      " pip install 'jax[tpu]' (the extra `preflight`))"
     ) from e

@@ -25,20 +25,22 @@ Thinking = Literal['auto', 'on', 'off']
 # The variables that released templates read: Qwen3, SmolLM3 and GLM read
 # enable_thinking; DeepSeek-V3.1 and Granite read thinking.
 _THINKING_VARIABLES = ('enable_thinking', 'thinking')
-_PROBES = ({
+_PROBES = (
+  {
     'type': 'function',
     'function': {
-        'name': 'probe_name', 'description': 'probe_purpose',
-        'parameters': {
-            'type': 'object', 'required': ['probe_argument'],
-            'properties': {
-                'probe_argument': {'type': 'string', 'description': 'probe'}
-            },
-        },
+      'name': 'probe_name',
+      'description': 'probe_purpose',
+      'parameters': {
+        'type': 'object',
+        'required': ['probe_argument'],
+        'properties': {'probe_argument': {'type': 'string', 'description': 'probe'}},
+      },
     },
-},)
+  },
+)
 _THOUGHT_TAG = re.compile(
-    rf'<(/?)(?:{records.THOUGHT_TAGS})>|\[(/?)think\]', re.IGNORECASE
+  rf'<(/?)(?:{records.THOUGHT_TAGS})>|\[(/?)think\]', re.IGNORECASE
 )
 
 
@@ -81,11 +83,11 @@ class ChatTemplate:
   """
 
   def __init__(
-      self,
-      source: str,
-      added: Sequence[AddedToken],
-      variables: Mapping[str, Any],
-      thinking: Thinking = 'auto',
+    self,
+    source: str,
+    added: Sequence[AddedToken],
+    variables: Mapping[str, Any],
+    thinking: Thinking = 'auto',
   ):
     """Compiles a template, in jinja's sandbox.
 
@@ -113,7 +115,7 @@ class ChatTemplate:
     spelled = sorted(self._added, key=lambda c: (-len(c), c))
     # Overlapping look-alikes count, each from its first character.
     self._looks = re.compile(
-        '(?=(' + '|'.join(map(re.escape, spelled)) + '))' if spelled else '(?!)'
+      '(?=(' + '|'.join(map(re.escape, spelled)) + '))' if spelled else '(?!)'
     )
     self._longest_first = [self._added[c] for c in spelled]
     self.opens_thought = self._opens_thought()
@@ -124,13 +126,14 @@ class ChatTemplate:
   def _shown_calls(self, count: int) -> str:
     """Renders a probe; returns the message with calls, '' where they are left out."""
     calls = tuple(
-        records.ToolCall('probe_name', {'probe_argument': f'probe_value_{i}'})
-        for i in range(count)
+      records.ToolCall('probe_name', {'probe_argument': f'probe_value_{i}'})
+      for i in range(count)
     )
     prompt = (
-        records.Segment('system', 'probe'), records.Segment('user', 'probe'),
-        records.Segment('assistant', '', calls=calls),
-        *(records.Segment('tool', f'probe_result_{i}') for i in range(count)),
+      records.Segment('system', 'probe'),
+      records.Segment('user', 'probe'),
+      records.Segment('assistant', '', calls=calls),
+      *(records.Segment('tool', f'probe_result_{i}') for i in range(count)),
     )
     try:
       pieces = self._pieces(*self._render(prompt, tools=_PROBES, split=False))
@@ -140,9 +143,10 @@ class ChatTemplate:
       return ''
     spelled = {t.id: '\0' if t.special else t.content for t in self._longest_first}
     text = ''.join(p if isinstance(p, str) else spelled[p] for p in pieces)
-    wanted = ('probe_purpose', *(
-        f'probe_{what}_{i}' for i in range(count) for what in ('value', 'result')
-    ))
+    wanted = (
+      'probe_purpose',
+      *(f'probe_{what}_{i}' for i in range(count) for what in ('value', 'result')),
+    )
     if not all(word in text for word in wanted):
       return ''
     # Special tokens, which decoding drops, stand around the messages.
@@ -173,9 +177,7 @@ class ChatTemplate:
     return rendered.replace(mark, '')
 
   def pieces(
-      self,
-      prompt: Sequence[records.Segment],
-      tools: Sequence[Mapping[str, Any]] = (),
+    self, prompt: Sequence[records.Segment], tools: Sequence[Mapping[str, Any]] = ()
   ) -> list[str | int]:
     """Renders a prompt as ids of the template's own added tokens, and texts.
 
@@ -191,9 +193,7 @@ class ChatTemplate:
 
   def ends_of_turn(self) -> set[int]:
     """Returns ids of the added tokens that the template puts after answers."""
-    prompt = (
-        records.Segment('user', 'probe'), records.Segment('assistant', 'probe')
-    )
+    prompt = (records.Segment('user', 'probe'), records.Segment('assistant', 'probe'))
     try:
       pieces = self._pieces(*self._render(prompt, asks=False))
     except TooCostly:
@@ -225,13 +225,12 @@ class ChatTemplate:
     """Returns a pattern of the added tokens; the marks keep messages out."""
     if mark not in self._patterns:
       self._patterns[mark] = re.compile(
-          '|'.join(_with_spaces(t, mark) for t in self._longest_first)
-          or '(?!)'
+        '|'.join(_with_spaces(t, mark) for t in self._longest_first) or '(?!)'
       )
     return self._patterns[mark]
 
   def _render(
-      self, prompt, asks: bool = True, tools=(), split: bool | None = None
+    self, prompt, asks: bool = True, tools=(), split: bool | None = None
   ) -> tuple[str, str]:
     """Returns the rendered prompt with marks in it, and the mark.
 
@@ -243,27 +242,32 @@ class ChatTemplate:
     """
     segments = records.joined(prompt)
     if any(len(s.calls) > 1 for s in segments) and (
-        not self._joins_calls if split is None else split
+      not self._joins_calls if split is None else split
     ):
       segments = _one_call_each(segments)
     try:
-      texts = _texts([
-          *(s.text for s in segments), *tools,
+      texts = _texts(
+        [
+          *(s.text for s in segments),
+          *tools,
           *(part for s in segments for c in s.calls for part in (c.tool, c.arguments)),
-      ])
+        ]
+      )
       marker = message_text.Marker(_absent_from(texts), self._looks)
       messages = _messages(segments, marker)
       shown = message_text.marked_json(list(tools), marker)
       with template_bounds.budget():
         rendered = self._template.render(
-            # transformers passes None, and templates test `tools is not none`.
-            {'tools': None, 'documents': None} | self._variables
-            | ({'tools': shown} if shown else {}),
-            messages=messages, add_generation_prompt=asks,
+          # transformers passes None, and templates test `tools is not none`.
+          {'tools': None, 'documents': None}
+          | self._variables
+          | ({'tools': shown} if shown else {}),
+          messages=messages,
+          add_generation_prompt=asks,
         )
     except (MemoryError, RecursionError, template_bounds.TooMuch) as e:
       raise TooCostly(
-          f'the chat template asks for too much: {str(e) or type(e).__name__}'
+        f'the chat template asks for too much: {str(e) or type(e).__name__}'
       ) from e
     except TemplateError:
       raise
@@ -273,9 +277,7 @@ class ChatTemplate:
     return ''.join([rendered]), marker.mark
 
 
-def _one_call_each(
-    segments: Sequence[records.Segment],
-) -> list[records.Segment]:
+def _one_call_each(segments: Sequence[records.Segment]) -> list[records.Segment]:
   """Returns a conversation whose messages have one call, each before its result."""
   found, at = [], 0
   while at < len(segments):
@@ -293,14 +295,14 @@ def _one_call_each(
 
 
 def _messages(
-    segments: Sequence[records.Segment], marker: message_text.Marker
+  segments: Sequence[records.Segment], marker: message_text.Marker
 ) -> list[dict[str, Any]]:
   """Returns messages as templates read them, with marks in their texts."""
   messages, waiting, number = [], [], 0
   for segment in segments:
     message = {
-        'role': segment.role,
-        'content': message_text.marked_json(segment.text, marker),
+      'role': segment.role,
+      'content': message_text.marked_json(segment.text, marker),
     }
     if segment.calls:
       message['tool_calls'], waiting = [], []
@@ -309,10 +311,13 @@ def _messages(
         arguments = message_text.marked_json(call.arguments, marker)
         # Mistral's templates want nine characters.
         waiting.append((f'call{number:05d}', name))
-        message['tool_calls'].append({
-            'id': waiting[-1][0], 'type': 'function',
+        message['tool_calls'].append(
+          {
+            'id': waiting[-1][0],
+            'type': 'function',
             'function': {'name': name, 'arguments': arguments},
-        })
+          }
+        )
         number += 1
     elif segment.role == 'tool' and waiting:
       message['tool_call_id'], message['name'] = waiting.pop(0)
@@ -366,8 +371,8 @@ def _switched(source: str, thinking: Thinking) -> dict[str, bool]:
   found = {v: thinking == 'on' for v in _THINKING_VARIABLES if v in read}
   if not found:
     raise TemplateError(
-        f'thinking is {thinking!r}, and the chat template reads neither'
-        f' {" nor ".join(_THINKING_VARIABLES)}: it cannot switch thinking; set'
-        " thinking to 'auto'"
+      f'thinking is {thinking!r}, and the chat template reads neither'
+      f' {" nor ".join(_THINKING_VARIABLES)}: it cannot switch thinking; set'
+      " thinking to 'auto'"
     )
   return found

@@ -17,19 +17,19 @@ TokenizerError = gguf_vocabularies.TokenizerError
 # A function that tries a chat template, given its source, the added tokens, its
 # variables and its switch for thinking; it raises TemplateError to refuse the template.
 TemplateCheck = Callable[
-    [str, Sequence[chat.AddedToken], Mapping[str, Any], chat.Thinking], None
+  [str, Sequence[chat.AddedToken], Mapping[str, Any], chat.Thinking], None
 ]
 TOKENIZER = 'tokenizer.json'
 # What a directory may hold beside it; an export copies them all.
 FILES = (
-    TOKENIZER,
-    'tokenizer_config.json',
-    'special_tokens_map.json',
-    'generation_config.json',
-    'chat_template.jinja',
-    'chat_template.json',
-    'vocab.json',
-    'merges.txt',
+  TOKENIZER,
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'generation_config.json',
+  'chat_template.jinja',
+  'chat_template.json',
+  'vocab.json',
+  'merges.txt',
 )
 
 
@@ -41,17 +41,17 @@ class HuggingFaceTokenizer:
   """
 
   def __init__(
-      self,
-      definition: Mapping[str, Any],
-      *,
-      template: str,
-      variables: Mapping[str, Any],
-      stop: Sequence[str | int],
-      pad: str | int | None = None,
-      directory: epath.Path | None = None,
-      thinking: chat.Thinking = 'auto',
-      ends: Collection[str] = (),
-      check: TemplateCheck | None = None,
+    self,
+    definition: Mapping[str, Any],
+    *,
+    template: str,
+    variables: Mapping[str, Any],
+    stop: Sequence[str | int],
+    pad: str | int | None = None,
+    directory: epath.Path | None = None,
+    thinking: chat.Thinking = 'auto',
+    ends: Collection[str] = (),
+    check: TemplateCheck | None = None,
   ):
     """Builds a tokenizer.
 
@@ -75,15 +75,18 @@ class HuggingFaceTokenizer:
     tokenizers = _tokenizers()
     try:
       added = tuple(
-          chat.AddedToken(
-              t['id'], t['content'], t.get('special', False),
-              t.get('lstrip', False), t.get('rstrip', False),
-          )
-          for t in definition.get('added_tokens', ())
+        chat.AddedToken(
+          t['id'],
+          t['content'],
+          t.get('special', False),
+          t.get('lstrip', False),
+          t.get('rstrip', False),
+        )
+        for t in definition.get('added_tokens', ())
       )
       whole = tokenizers.Tokenizer.from_str(json.dumps(definition))
       self._plain = tokenizers.Tokenizer.from_str(
-          json.dumps(_without_added(definition, {t.content for t in added}))
+        json.dumps(_without_added(definition, {t.content for t in added}))
       )
     # The package raises bare Exceptions, and its panics are not even these.
     except BaseException as e:
@@ -94,8 +97,8 @@ class HuggingFaceTokenizer:
     for token in added:
       if whole.token_to_id(token.content) != token.id:
         raise TokenizerError(
-            f'{TOKENIZER} is broken: the package gives {token.content!r} the id'
-            f' {whole.token_to_id(token.content)}, not {token.id}'
+          f'{TOKENIZER} is broken: the package gives {token.content!r} the id'
+          f' {whole.token_to_id(token.content)}, not {token.id}'
         )
     self._whole = whole
     self._definition, self._directory = definition, directory
@@ -111,8 +114,7 @@ class HuggingFaceTokenizer:
     self.vocab_size = max([size, *(t.id + 1 for t in added)])
     behind = self.template.ends_of_turn() if ends else set()
     used = [
-        i for t, i in self._ids.items()
-        if t in ends and (t in template or i in behind)
+      i for t, i in self._ids.items() if t in ends and (t in template or i in behind)
     ]
     self.stop_ids = tuple(dict.fromkeys([*map(self._id, stop), *used]))
     if not self.stop_ids:
@@ -138,17 +140,15 @@ class HuggingFaceTokenizer:
           writing.write_whole(path / name, data)
       return
     config = self._variables | {
-        'tokenizer_class': 'PreTrainedTokenizerFast',
-        'chat_template': self._source,
-        'clean_up_tokenization_spaces': False,
+      'tokenizer_class': 'PreTrainedTokenizerFast',
+      'chat_template': self._source,
+      'clean_up_tokenization_spaces': False,
     }
-    generation = {
-        'eos_token_id': list(self.stop_ids), 'pad_token_id': self.pad_id
-    }
+    generation = {'eos_token_id': list(self.stop_ids), 'pad_token_id': self.pad_id}
     for name, value in (
-        (TOKENIZER, self._definition),
-        ('tokenizer_config.json', config),
-        ('generation_config.json', generation),
+      (TOKENIZER, self._definition),
+      ('tokenizer_config.json', config),
+      ('generation_config.json', generation),
     ):
       text = json.dumps(value, ensure_ascii=False, indent=1)
       writing.write_whole(path / name, text)
@@ -161,9 +161,7 @@ class HuggingFaceTokenizer:
     return self._whole.decode(kept, skip_special_tokens=False)
 
   def render(
-      self,
-      prompt: Sequence[records.Segment],
-      tools: Sequence[Mapping[str, Any]] = (),
+    self, prompt: Sequence[records.Segment], tools: Sequence[Mapping[str, Any]] = ()
   ) -> list[int]:
     ids = []
     for piece in self.template.pieces(prompt, tools):
@@ -174,9 +172,7 @@ class HuggingFaceTokenizer:
     return ids
 
 
-def _without_added(
-    definition: Mapping[str, Any], added: set[str]
-) -> dict[str, Any]:
+def _without_added(definition: Mapping[str, Any], added: set[str]) -> dict[str, Any]:
   """Returns a tokenizer that cannot give the added tokens.
 
   Nor does it pad, truncate, or put tokens around a text of its own accord.
@@ -185,20 +181,25 @@ def _without_added(
   vocab = model.get('vocab')
   if isinstance(vocab, dict):
     # Some models have them in the vocabulary, too.
-    merges = [m.split(' ', 1) if isinstance(m, str) else m
-              for m in model.get('merges', ())]
+    merges = [
+      m.split(' ', 1) if isinstance(m, str) else m for m in model.get('merges', ())
+    ]
     needed = {''.join(m) for m in merges} | {model.get('unk_token')}
     vocab = {t: i for t, i in vocab.items() if t in needed or t not in added}
   return dict(
-      definition, added_tokens=[], post_processor=None, padding=None,
-      truncation=None, model=dict(model, vocab=vocab),
+    definition,
+    added_tokens=[],
+    post_processor=None,
+    padding=None,
+    truncation=None,
+    model=dict(model, vocab=vocab),
   )
 
 
 def from_directory(
-    directory: str | os.PathLike[str],
-    thinking: chat.Thinking = 'auto',
-    check: TemplateCheck | None = None,
+  directory: str | os.PathLike[str],
+  thinking: chat.Thinking = 'auto',
+  check: TemplateCheck | None = None,
 ) -> HuggingFaceTokenizer:
   """Reads a released model's tokenizer.
 
@@ -219,7 +220,7 @@ def from_directory(
 
 
 def _from_files(
-    path: epath.Path, thinking: chat.Thinking, check: TemplateCheck | None
+  path: epath.Path, thinking: chat.Thinking, check: TemplateCheck | None
 ) -> HuggingFaceTokenizer:
   definition = _json(path / TOKENIZER)
   if definition is None:
@@ -237,28 +238,33 @@ def _from_files(
   if isinstance(template, dict):
     if 'default' not in template:
       raise chat.TemplateError(
-          f'{path} has the chat templates {sorted(template)}, and none is called'
-          " 'default': rename one of them to 'default'"
+        f'{path} has the chat templates {sorted(template)}, and none is called'
+        " 'default': rename one of them to 'default'"
       )
     template = template['default']
   if not isinstance(template, str):
     raise chat.TemplateError(
-        f'{path} has no chat template (chat_template of tokenizer_config.json,'
-        ' or chat_template.jinja); base models cannot be prompted'
+      f'{path} has no chat template (chat_template of tokenizer_config.json,'
+      ' or chat_template.jinja); base models cannot be prompted'
     )
   variables = {
-      k: _spelling(config[k])
-      for k in config
-      if k.endswith('_token') and isinstance(config[k], (str, dict))
+    k: _spelling(config[k])
+    for k in config
+    if k.endswith('_token') and isinstance(config[k], (str, dict))
   }
   stop = _stops(path)
   if 'eos_token' in variables:
     stop.append(variables['eos_token'])
   with _naming(path):
     return HuggingFaceTokenizer(
-        definition, template=template, variables=variables, stop=stop,
-        pad=variables.get('pad_token'), directory=path, thinking=thinking,
-        check=check,
+      definition,
+      template=template,
+      variables=variables,
+      stop=stop,
+      pad=variables.get('pad_token'),
+      directory=path,
+      thinking=thinking,
+      check=check,
     )
 
 
@@ -271,7 +277,7 @@ def _stops(path: epath.Path) -> list[int | str]:
     ids: Any = [stop] if isinstance(stop, int) else stop
     if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
       raise TokenizerError(
-          f'{path / name}: eos_token_id is an id or a list of ids, not {stop!r}'
+        f'{path / name}: eos_token_id is an id or a list of ids, not {stop!r}'
       )
     return ids
   return []
@@ -299,9 +305,9 @@ def _text(path: epath.Path) -> str:
 
 
 def from_gguf(
-    path: str | os.PathLike[str],
-    thinking: chat.Thinking = 'auto',
-    check: TemplateCheck | None = None,
+  path: str | os.PathLike[str],
+  thinking: chat.Thinking = 'auto',
+  check: TemplateCheck | None = None,
 ) -> HuggingFaceTokenizer:
   """Builds the tokenizer that a GGUF file's metadata describes.
 
@@ -320,9 +326,14 @@ def from_gguf(
   found = gguf_vocabularies.read(path)
   with _naming(path):
     return HuggingFaceTokenizer(
-        found.definition, template=found.template, variables=found.variables,
-        stop=found.stop, pad=found.pad, thinking=thinking,
-        ends=gguf_vocabularies.ENDS, check=check,
+      found.definition,
+      template=found.template,
+      variables=found.variables,
+      stop=found.stop,
+      pad=found.pad,
+      thinking=thinking,
+      ends=gguf_vocabularies.ENDS,
+      check=check,
     )
 
 
@@ -340,7 +351,7 @@ def _tokenizers():
     import tokenizers
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
-        'released tokenizers need the package tokenizers:'
-        ' pip install gguf jinja2 tokenizers (the extra `models`)'
+      'released tokenizers need the package tokenizers:'
+      ' pip install gguf jinja2 tokenizers (the extra `models`)'
     ) from e
   return tokenizers

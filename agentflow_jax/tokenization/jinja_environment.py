@@ -21,8 +21,17 @@ from agentflow_jax.tokenization import message_text, template_bounds
 _TODAY = datetime.datetime(2025, 1, 1)
 # Filters whose arguments and results `template_bounds.bounded` checks.
 _SIZED = (
-    'batch', 'center', 'e', 'escape', 'forceescape', 'indent', 'slice', 'string',
-    'tojson', 'urlencode', 'wordwrap',
+  'batch',
+  'center',
+  'e',
+  'escape',
+  'forceescape',
+  'indent',
+  'slice',
+  'string',
+  'tojson',
+  'urlencode',
+  'wordwrap',
 )
 # All but ASCII and the characters that may mark the text of messages.
 _ESCAPED = re.compile('[^\0-\x7f\ufdd0-\ufdef\U000f0000-\U000fffff]')
@@ -43,13 +52,14 @@ def compile_template(source: str):
 
   tree = environment.parse(source)
   dated = 'strftime_now' in meta.find_undeclared_variables(tree) and not any(
-      test.name == 'defined' and getattr(test.node, 'name', '') == 'strftime_now'
-      for test in tree.find_all(nodes.Test)
+    test.name == 'defined' and getattr(test.node, 'name', '') == 'strftime_now'
+    for test in tree.find_all(nodes.Test)
   )
   if dated:
     logging.warning(
-        "the chat template writes today's date; so that the same seed gives the"
-        ' same run, every prompt says %s', _TODAY.date()
+      "the chat template writes today's date; so that the same seed gives the"
+      ' same run, every prompt says %s',
+      _TODAY.date(),
     )
   clock = {'strftime_now': _TODAY.strftime} if dated else {}
   return environment.from_string(source, globals=clock)
@@ -76,8 +86,8 @@ def _environment():
     from jinja2 import compiler, ext, nodes, sandbox
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
-        'chat templates need jinja2:'
-        ' pip install gguf jinja2 tokenizers (the extra `models`)'
+      'chat templates need jinja2:'
+      ' pip install gguf jinja2 tokenizers (the extra `models`)'
     ) from e
 
   class CodeGenerator(compiler.CodeGenerator):
@@ -118,9 +128,7 @@ def _environment():
     def _parse(self, source, name, filename):
       tree = super()._parse(source, name, filename)
       for loop in tree.find_all(nodes.For):
-        tick = nodes.Call(
-            nodes.EnvironmentAttribute('tick'), [], [], None, None
-        )
+        tick = nodes.Call(nodes.EnvironmentAttribute('tick'), [], [], None, None)
         loop.body.insert(0, nodes.ExprStmt(tick).set_lineno(loop.lineno))
       return tree
 
@@ -135,9 +143,7 @@ def _environment():
 
       @functools.wraps(wrapped)
       def checked(*args, **kwargs):
-        template_bounds.check_braces(
-            str(value.__self__), [*args, *kwargs.values()]
-        )
+        template_bounds.check_braces(str(value.__self__), [*args, *kwargs.values()])
         return wrapped(*args, **kwargs)
 
       return checked
@@ -159,9 +165,10 @@ def _environment():
     raise jinja2.TemplateError(message)
 
   environment = Environment(
-      finalize=template_bounds.check_written,
-      trim_blocks=True, lstrip_blocks=True,
-      extensions=[ext.loopcontrols, Generation],
+    finalize=template_bounds.check_written,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[ext.loopcontrols, Generation],
   )
   environment.globals['raise_exception'] = fail
   environment.filters |= _filters()
@@ -206,22 +213,29 @@ def _filters() -> dict[str, Callable[..., Any]]:
     return filters.do_indent(s, width, first, blank)
 
   return {
-      'tojson': _tojson, 'join': join, 'format': form, 'replace': replace,
-      'sum': add, 'indent': indent,
+    'tojson': _tojson,
+    'join': join,
+    'format': form,
+    'replace': replace,
+    'sum': add,
+    'indent': indent,
   }
 
 
 def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
+  value: Any,
+  ensure_ascii: bool = False,
+  indent: int | None = None,
+  separators: tuple[str, str] | None = None,
+  sort_keys: bool = False,
 ) -> str:
   marker = message_text.marker_in(value)
   text = json.dumps(
-      message_text.plain_json(value), ensure_ascii=False, indent=indent,
-      separators=separators, sort_keys=sort_keys,
+    message_text.plain_json(value),
+    ensure_ascii=False,
+    indent=indent,
+    separators=separators,
+    sort_keys=sort_keys,
   )
   if ensure_ascii:
     text = _ESCAPED.sub(lambda m: json.dumps(m.group())[1:-1], text)

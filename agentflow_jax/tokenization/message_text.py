@@ -47,11 +47,11 @@ class MessageText(str):
   _marker: Marker
 
   def __new__(
-      cls,
-      text: str,
-      own: bytes = b'',
-      marker: Marker | None = None,
-      marked: str | None = None,
+    cls,
+    text: str,
+    own: bytes = b'',
+    marker: Marker | None = None,
+    marked: str | None = None,
   ):
     """Builds a text.
 
@@ -193,9 +193,25 @@ def _changes(name: str):
 
 
 for _name in (
-    'startswith', 'endswith', 'find', 'rfind', 'index', 'rindex', 'count',
-    'isalnum', 'isalpha', 'isascii', 'isdecimal', 'isdigit', 'isidentifier',
-    'islower', 'isnumeric', 'isprintable', 'isspace', 'istitle', 'isupper',
+  'startswith',
+  'endswith',
+  'find',
+  'rfind',
+  'index',
+  'rindex',
+  'count',
+  'isalnum',
+  'isalpha',
+  'isascii',
+  'isdecimal',
+  'isdigit',
+  'isidentifier',
+  'islower',
+  'isnumeric',
+  'isprintable',
+  'isspace',
+  'istitle',
+  'isupper',
 ):
   setattr(MessageText, _name, _answers(_name))
 for _name in ('lower', 'upper', 'casefold', 'capitalize', 'title', 'swapcase'):
@@ -237,9 +253,7 @@ def marked_json(value: Any, marker: Marker) -> Any:
   if isinstance(value, str):
     return MessageText(value, bytes(len(value)), marker)
   if isinstance(value, Mapping):
-    return {
-        marked_json(k, marker): marked_json(v, marker) for k, v in value.items()
-    }
+    return {marked_json(k, marker): marked_json(v, marker) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
     return [marked_json(one, marker) for one in value]
   return value
@@ -248,13 +262,11 @@ def marked_json(value: Any, marker: Marker) -> Any:
 def concat(parts: Iterable[str]) -> str:
   """Joins texts; each keeps its author, the template or a message."""
   parts = list(parts)
-  marker = next(
-      (p._marker for p in parts if isinstance(p, MessageText)), None
-  )
+  marker = next((p._marker for p in parts if isinstance(p, MessageText)), None)
   if marker is None:
     return ''.join(parts)
   own = b''.join(
-      p._own if isinstance(p, MessageText) else b'\1' * len(p) for p in parts
+    p._own if isinstance(p, MessageText) else b'\1' * len(p) for p in parts
   )
   # The marks of the parts: two of them where two parts of messages meet.
   return MessageText(''.join(map(plain, parts)), own, marker, ''.join(parts))

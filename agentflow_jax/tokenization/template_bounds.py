@@ -43,7 +43,7 @@ class _Budget:
 
 
 _LEFT: contextvars.ContextVar[_Budget | None] = contextvars.ContextVar(
-    'left', default=None
+  'left', default=None
 )
 
 
@@ -99,7 +99,7 @@ def check_operation(operator: str, left: Any, right: Any) -> None:
 
 
 def check_method(
-    text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+  text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> None:
   """Checks the call of a method of a text.
 
@@ -117,9 +117,12 @@ def check_method(
     raise TooMuch(f'str.{name} is not for chat templates')
   if name in _PADDING:
     check_widths(values)
-    _check_length('', len(text) + max(filter(_is_number, values), default=8) * (
-        text.count('\t') if name == 'expandtabs' else 1
-    ))
+    _check_length(
+      '',
+      len(text)
+      + max(filter(_is_number, values), default=8)
+      * (text.count('\t') if name == 'expandtabs' else 1),
+    )
   elif name == 'replace':
     old, new = (list(filter(lambda v: isinstance(v, str), values)) + ['', ''])[:2]
     check_replacement(text, kwargs.get('old', old), kwargs.get('new', new))
@@ -228,7 +231,7 @@ def _check_length(kind: Any, length: int) -> None:
   most = _MOST_CHARACTERS if is_text else _MOST_ENTRIES
   if length > most:
     raise TooMuch(
-        f'a {"text" if is_text else "list"} of length {length:.3g}; {most} at most'
+      f'a {"text" if is_text else "list"} of length {length:.3g}; {most} at most'
     )
   left = _LEFT.get()
   if left is not None:

@@ -47,9 +47,7 @@ class Tokenizer(Protocol):
     ...
 
   def render(
-      self,
-      prompt: Sequence[records.Segment],
-      tools: Sequence[Mapping[str, Any]] = (),
+    self, prompt: Sequence[records.Segment], tools: Sequence[Mapping[str, Any]] = ()
   ) -> list[int]:
     """Encodes a prompt up to where the assistant begins to speak.
 
@@ -86,9 +84,7 @@ class SentencePieceTokenizer:
     with reading.boundary(path):
       self._serialized = epath.Path(path).read_bytes()
     try:
-      self._model = sentencepiece.SentencePieceProcessor(
-          model_proto=self._serialized
-      )
+      self._model = sentencepiece.SentencePieceProcessor(model_proto=self._serialized)
     except RuntimeError as e:
       raise ValueError(f'{path} is not a SentencePiece model') from e
     self.vocab_size = self._model.vocab_size()
@@ -125,10 +121,10 @@ class SentencePieceTokenizer:
 
 
 def train_sentencepiece(
-    texts: Iterable[str],
-    path: str | os.PathLike[str],
-    vocab_size: int,
-    symbols: Sequence[str] = (),
+  texts: Iterable[str],
+  path: str | os.PathLike[str],
+  vocab_size: int,
+  symbols: Sequence[str] = (),
 ) -> None:
   """Trains a BPE model with byte fallback and the control pieces.
 
@@ -140,24 +136,24 @@ def train_sentencepiece(
   """
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts),
-      model_writer=model,
-      model_type='bpe',
-      vocab_size=vocab_size,
-      byte_fallback=True,
-      split_digits=True,
-      normalization_rule_name='identity',
-      remove_extra_whitespaces=False,
-      add_dummy_prefix=False,
-      control_symbols=[*_ROLE_PIECES, END_PIECE],
-      # SentencePiece matches symbols where a space is already written so.
-      user_defined_symbols=['\n', *(s.replace(' ', '\u2581') for s in symbols)],
-      pad_id=0,
-      unk_id=1,
-      bos_id=-1,
-      eos_id=-1,
-      num_threads=1,
-      minloglevel=2,
+    sentence_iterator=iter(texts),
+    model_writer=model,
+    model_type='bpe',
+    vocab_size=vocab_size,
+    byte_fallback=True,
+    split_digits=True,
+    normalization_rule_name='identity',
+    remove_extra_whitespaces=False,
+    add_dummy_prefix=False,
+    control_symbols=[*_ROLE_PIECES, END_PIECE],
+    # SentencePiece matches symbols where a space is already written so.
+    user_defined_symbols=['\n', *(s.replace(' ', '\u2581') for s in symbols)],
+    pad_id=0,
+    unk_id=1,
+    bos_id=-1,
+    eos_id=-1,
+    num_threads=1,
+    minloglevel=2,
   )
   # Whole or not at all: a run that is killed here trains it again.
   writing.write_whole(path, model.getvalue())

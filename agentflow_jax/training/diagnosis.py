@@ -26,8 +26,9 @@ def failed_as(line: Mapping[str, Any]) -> records.Status | None:
   for status in records.Status:
     if line.get(f'rollouts/status/{status.value}') == ended:
       is_failing = status not in (
-          records.Status.ANSWERED, records.Status.REFUSED,
-          records.Status.ABORTED_LATE,
+        records.Status.ANSWERED,
+        records.Status.REFUSED,
+        records.Status.ABORTED_LATE,
       )
       return status if is_failing else None
   return None
@@ -55,9 +56,7 @@ def failing_steps(lines: Sequence[Mapping[str, Any]]) -> int:
 
 
 def of_step(
-    line: Mapping[str, Any],
-    config: schema.Config,
-    lengths: query_lengths.QueryLengths,
+  line: Mapping[str, Any], config: schema.Config, lengths: query_lengths.QueryLengths
 ) -> list[str]:
   """Returns a warning for each reason why a step teaches nothing.
 
@@ -71,9 +70,9 @@ def of_step(
   found = []
   if _taught_nothing(line):
     found.append(
-        f'in none of the {line["groups/requested"]} groups do two rollouts have'
-        ' different rewards, so there is nothing to learn from (mean reward'
-        f' {line.get("reward/mean", 0.0):g})'
+      f'in none of the {line["groups/requested"]} groups do two rollouts have'
+      ' different rewards, so there is nothing to learn from (mean reward'
+      f' {line.get("reward/mean", 0.0):g})'
     )
   status = failed_as(line)
   if status is not None:
@@ -82,9 +81,9 @@ def of_step(
 
 
 def of_run(
-    lines: Sequence[Mapping[str, Any]],
-    config: schema.Config,
-    lengths: query_lengths.QueryLengths,
+  lines: Sequence[Mapping[str, Any]],
+  config: schema.Config,
+  lengths: query_lengths.QueryLengths,
 ) -> list[str]:
   """Returns the warnings of a whole run, for its summary and its report.
 
@@ -98,16 +97,16 @@ def of_run(
   found = []
   if equal:
     found.append(
-        f'In {len(equal)} of {len(sampled)} steps no group had two rollouts with'
-        ' different rewards, so these steps taught nothing.'
+      f'In {len(equal)} of {len(sampled)} steps no group had two rollouts with'
+      ' different rewards, so these steps taught nothing.'
     )
   failed = [line for line in sampled if failed_as(line) is not None]
   if failed:
     last = failed[-1]
     said = _all_failed(last, failed_as(last), config, lengths)
     found.append(
-        f'In {len(failed)} of {len(sampled)} steps every rollout failed in one way.'
-        f' Step {last["step"]}: {said}.'
+      f'In {len(failed)} of {len(sampled)} steps every rollout failed in one way.'
+      f' Step {last["step"]}: {said}.'
     )
   if lengths.too_long:
     found.append(f'{lengths.said()}.')
@@ -120,6 +119,6 @@ def _all_failed(line, status, config, lengths) -> str:
   if remedy := remedies.of_status(status, config, lengths.longest):
     said += f': {remedy}'
   return (
-      f'{said} (python -m agentflow_jax.trajectories --status={status.value} shows'
-      ' these rollouts)'
+    f'{said} (python -m agentflow_jax.trajectories --status={status.value} shows'
+    ' these rollouts)'
   )

@@ -70,9 +70,9 @@ class Filter:
     """Returns how many tasks are dropped so far, by reason, and how many are left."""
     counts = collections.Counter(self._dropped.values())
     return {
-        'tasks/dropped_solved': counts['solved'],
-        'tasks/dropped_hopeless': counts['hopeless'],
-        'tasks/left': len(self._ids) - len(self._dropped),
+      'tasks/dropped_solved': counts['solved'],
+      'tasks/dropped_hopeless': counts['hopeless'],
+      'tasks/left': len(self._ids) - len(self._dropped),
     }
 
 

@@ -4,7 +4,7 @@ from agentflow_jax.inference import api
 
 
 def rates(
-    before: api.EngineStats, after: api.EngineStats, name: str = ''
+  before: api.EngineStats, after: api.EngineStats, name: str = ''
 ) -> dict[str, float]:
   """Returns a step's rates from an engine's totals before and after it.
 
@@ -27,16 +27,17 @@ def rates(
 
   prefix = f'rate/{name}/' if name else 'rate/'
   found = {
-      'prefill_tokens_per_second': ('prefill_tokens', 'prefill_seconds'),
-      'decode_tokens_per_second': ('sampled_tokens', 'decode_seconds'),
-      'prefix_hits': ('hit_tokens', 'prompt_tokens'),
-      'tokens_per_decode_step': ('sampled_tokens', 'decode_steps'),
-      'queue_seconds_per_request': ('queue_seconds', 'requests'),
-      'first_token_seconds_per_request': ('first_token_seconds', 'requests'),
+    'prefill_tokens_per_second': ('prefill_tokens', 'prefill_seconds'),
+    'decode_tokens_per_second': ('sampled_tokens', 'decode_seconds'),
+    'prefix_hits': ('hit_tokens', 'prompt_tokens'),
+    'tokens_per_decode_step': ('sampled_tokens', 'decode_steps'),
+    'queue_seconds_per_request': ('queue_seconds', 'requests'),
+    'first_token_seconds_per_request': ('first_token_seconds', 'requests'),
   }
   out = {
-      prefix + rate: spent(part) / spent(whole)
-      for rate, (part, whole) in found.items() if spent(whole) > 0
+    prefix + rate: spent(part) / spent(whole)
+    for rate, (part, whole) in found.items()
+    if spent(whole) > 0
   }
   pending = spent('pending_seconds')
   if pending > 0:

@@ -11,16 +11,15 @@ from agentflow_jax.evaluation import evaluate
 from agentflow_jax.runtime import progress
 
 
-
 class Evaluations:
   """Evaluates on the test tasks before and after, on validation in between."""
 
   def __init__(
-      self,
-      system: system_lib.System,
-      workdir: epath.Path,
-      bar: progress.Progress,
-      clock: Any,
+    self,
+    system: system_lib.System,
+    workdir: epath.Path,
+    bar: progress.Progress,
+    clock: Any,
   ):
     self.workdir = workdir
     self._system = system
@@ -42,7 +41,7 @@ class Evaluations:
     wanted = self._system.config.evaluation.start_and_final
     path = self.workdir / evaluate.DIRECTORY / 'start_greedy.json'
     (lacks, *_) = self._system.processes.exchange(
-        str(wanted and not path.exists()).encode()
+      str(wanted and not path.exists()).encode()
     )
     return lacks == b'True'
 
@@ -54,28 +53,26 @@ class Evaluations:
     with self._clock('evaluate'):
       for suffix, greedy in (('', False), ('_greedy', True)):
         result = await evaluate.evaluate(
-            system.agent,
-            system.tasks.validation,
-            name=f'validation_{system.engine.params_version}',
-            split='validation',
-            seed=system.config.seed,
-            processes=system.processes,
-            greedy=greedy,
-            concurrent=system.config.train.concurrent_rollouts,
+          system.agent,
+          system.tasks.validation,
+          name=f'validation_{system.engine.params_version}',
+          split='validation',
+          seed=system.config.seed,
+          processes=system.processes,
+          greedy=greedy,
+          concurrent=system.config.train.concurrent_rollouts,
         )
         low, high = result.interval()
         metrics |= {
-            f'eval/items_requested{suffix}': len(result.groups),
-            f'eval/items_scored{suffix}': len(result.scores),
-            f'eval/accuracy_over_requested{suffix}': (
-                result.accuracy_over_requested
-            ),
+          f'eval/items_requested{suffix}': len(result.groups),
+          f'eval/items_scored{suffix}': len(result.scores),
+          f'eval/accuracy_over_requested{suffix}': (result.accuracy_over_requested),
         }
         if result.scores:
           metrics |= {
-              f'eval/accuracy{suffix}': result.accuracy,
-              f'eval/accuracy{suffix}_ci_low': low,
-              f'eval/accuracy{suffix}_ci_high': high,
+            f'eval/accuracy{suffix}': result.accuracy,
+            f'eval/accuracy{suffix}_ci_low': low,
+            f'eval/accuracy{suffix}_ci_high': high,
           }
     return metrics
 
@@ -109,47 +106,41 @@ class Evaluations:
     if has_scripts and system.config.task_set.kind == 'desk':
       blind = scripted_planners.BlindPlanner(system.planner)
       agents |= {
-          'refusing': system.with_script(
-              scripted_planners.make_refusing(system.tasks.train)
-          ),
-          'blind': dataclasses.replace(system.agent, planner=blind),
+        'refusing': system.with_script(
+          scripted_planners.make_refusing(system.tasks.train)
+        ),
+        'blind': dataclasses.replace(system.agent, planner=blind),
       }
     if has_scripts:
       # Only there are the steps known, and what a random plan may say.
       return agents | {
-          'oracle': system.with_script(scripted_planners.oracle),
-          'random': system.with_script(scripted_planners.uniform),
+        'oracle': system.with_script(scripted_planners.oracle),
+        'random': system.with_script(scripted_planners.uniform),
       }
     planner = scripted_planners.RandomPlanner(
-        system.planner, system.config.agent.verbs,
-        system.config.agent.plan_format,
+      system.planner, system.config.agent.verbs, system.config.agent.plan_format
     )
-    return agents | {
-        'random': dataclasses.replace(system.agent, planner=planner)
-    }
+    return agents | {'random': dataclasses.replace(system.agent, planner=planner)}
 
   async def _test(
-      self,
-      name: str,
-      agent: rollout.Agent | None = None,
-      greedy: bool = False,
+    self, name: str, agent: rollout.Agent | None = None, greedy: bool = False
   ) -> None:
     system = self._system
     result = await evaluate.evaluate(
-        agent or system.agent,
-        system.tasks.test,
-        name=name,
-        split='test',
-        seed=system.config.seed,
-        processes=system.processes,
-        trials=1 if greedy else system.config.evaluation.trials,
-        greedy=greedy,
-        concurrent=system.config.train.concurrent_rollouts,
+      agent or system.agent,
+      system.tasks.test,
+      name=name,
+      split='test',
+      seed=system.config.seed,
+      processes=system.processes,
+      trials=1 if greedy else system.config.evaluation.trials,
+      greedy=greedy,
+      concurrent=system.config.train.concurrent_rollouts,
     )
     if system.processes.is_primary:
       evaluate.save(self.workdir / evaluate.DIRECTORY, result)
     self._bar.note(
-        f'{name}: {result.accuracy:.1%} of {len(result.scores)} scored and'
-        f' {result.accuracy_over_requested:.1%} of {len(result.groups)} requested'
-        f' test tasks ({result.seconds:.0f} s)'
+      f'{name}: {result.accuracy:.1%} of {len(result.scores)} scored and'
+      f' {result.accuracy_over_requested:.1%} of {len(result.groups)} requested'
+      f' test tasks ({result.seconds:.0f} s)'
     )

@@ -49,9 +49,10 @@ class Loop:
     journal = journal_lib.Journal(workdir / 'journal')
     if config.algorithm != 'sft':
       source = step_data.RolloutSource(
-          self.system, journal,
-          lambda step: rollout_files.read_all(records_of(workdir, step)),
-          self.trainer.logprobs_of,
+        self.system,
+        journal,
+        lambda step: rollout_files.read_all(records_of(workdir, step)),
+        self.trainer.logprobs_of,
       )
     else:
       source = step_data.TraceSource(self.system, workdir)
@@ -78,16 +79,18 @@ class Loop:
           rates |= engine_rates.rates(sampled[name], now, name)
         metrics = rates | await self._update(step, data)
         metrics |= await asyncio.to_thread(
-            self._rates, responses, data.mini_batches, before
+          self._rates, responses, data.mini_batches, before
         )
         if (
-            processes.is_primary and data.groups
-            and config.train.rollout_records == 'all'
+          processes.is_primary and data.groups and config.train.rollout_records == 'all'
         ):
           with self.clock('records'):
             await asyncio.to_thread(
-                rollout_files.write, records_of(workdir, step), data.groups,
-                data.extras, header=data.header,
+              rollout_files.write,
+              records_of(workdir, step),
+              data.groups,
+              data.extras,
+              header=data.header,
             )
       if is_due(config, step + 1):
         try:
@@ -119,8 +122,7 @@ class Loop:
     """Yields lists that get what each engine samples, see EngineModel.keeping."""
     with contextlib.ExitStack() as stack:
       yield [
-          stack.enter_context(model.keeping())
-          for model in self.system.samplers.values()
+        stack.enter_context(model.keeping()) for model in self.system.samplers.values()
       ]
 
   def _rates(self, responses, mini_batches, before) -> dict[str, float]:
@@ -128,11 +130,11 @@ class Loop:
     if not self.system.processes.is_primary:
       return {}
     spent = {
-        name: self.clock.seconds.get(name, 0.0) - before.get(name, 0.0)
-        for name in ('rollout', 'update')
+      name: self.clock.seconds.get(name, 0.0) - before.get(name, 0.0)
+      for name in ('rollout', 'update')
     }
     return self.costs.of_rollouts(responses, spent['rollout']) | (
-        self.costs.of_update(mini_batches, spent['update'])
+      self.costs.of_update(mini_batches, spent['update'])
     )
 
   def _is_failing(self) -> bool:
@@ -155,27 +157,25 @@ class Loop:
     config = self.system.config
     (*_, said) = diagnosis.of_step(self.log.lines[-1], config, self.lengths)
     raise exits.RunStopped(
-        f'after {config.train.stop_after_failing_steps} steps in a row that failed in'
-        f' one way; in the last one {said}. Everything is committed. Other values of'
-        ' such fields need another --workdir, because the steps here depend on them;'
-        ' train.stop_after_failing_steps=0 would go on in this one'
+      f'after {config.train.stop_after_failing_steps} steps in a row that failed in'
+      f' one way; in the last one {said}. Everything is committed. Other values of'
+      ' such fields need another --workdir, because the steps here depend on them;'
+      ' train.stop_after_failing_steps=0 would go on in this one'
     )
 
   async def _update(self, step, data) -> dict[str, float]:
     """The optimizer updates of a step; the engine then samples from them."""
     if data.groups and not data.metrics['rollouts/scored']:
       raise exits.RunStopped(
-          f'none of the {data.metrics["rollouts/requested"]} rollouts of step'
-          f' {step + 1} could be scored; the first says:'
-          f' {data.groups[0].trajectories[0].detail}'
+        f'none of the {data.metrics["rollouts/requested"]} rollouts of step'
+        f' {step + 1} could be scored; the first says:'
+        f' {data.groups[0].trajectories[0].detail}'
       )
     with self.clock('update'):
       metrics = await asyncio.to_thread(self._traced_update, step + 1, data)
       config = self.system.config
       if config.algorithm != 'sft' or is_due(config, step + 1):
-        await asyncio.to_thread(
-            self.system.sample_from, self.trainer.params, step + 1
-        )
+        await asyncio.to_thread(self.system.sample_from, self.trainer.params, step + 1)
     return metrics | data.metrics
 
   def _traced_update(self, number, data) -> dict[str, float]:
@@ -188,7 +188,7 @@ class Loop:
     # A step that was done before this process has its rates already.
     if 'rollouts/requested' in metrics and spent.get('rollout'):
       metrics['rate/rollouts_per_second'] = (
-          metrics['rollouts/requested'] / spent['rollout']
+        metrics['rollouts/requested'] / spent['rollout']
       )
     self.log.add(done, metrics)
 
@@ -209,14 +209,16 @@ class Loop:
     # Orbax cuts what is replicated over devices up by small programs.
     with self.clock('checkpoint'), self.compilations.paused():
       await asyncio.to_thread(
-          self.saved.save, done, self.trainer.state,
-          {
-              'steps': done,
-              'pending': pending,
-              'inputs': self.inputs,
-              'metrics': self.log.lines,
-              'seconds': {**self.clock.seconds, 'total': self.elapsed()},
-          },
+        self.saved.save,
+        done,
+        self.trainer.state,
+        {
+          'steps': done,
+          'pending': pending,
+          'inputs': self.inputs,
+          'metrics': self.log.lines,
+          'seconds': {**self.clock.seconds, 'total': self.elapsed()},
+        },
       )
       if self.system.processes.is_primary:
         journal.forget_before(done)

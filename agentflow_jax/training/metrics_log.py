@@ -29,11 +29,11 @@ class MetricsLog:
   """The lines of a run, one a step, rewritten whole so that none is torn."""
 
   def __init__(
-      self,
-      workdir: epath.Path,
-      lines: Sequence[Mapping[str, Any]] = (),
-      tensorboard: bool = True,
-      writes: bool = True,
+    self,
+    workdir: epath.Path,
+    lines: Sequence[Mapping[str, Any]] = (),
+    tensorboard: bool = True,
+    writes: bool = True,
   ):
     """Begins, or goes on after the lines of a commit.
 

@@ -29,18 +29,18 @@ class QueryLengths:
   def said(self) -> str:
     """Returns in words how many queries do not fit."""
     return (
-        f'{self.too_long} of {self.queries} queries do not fit into'
-        f' planner.max_prompt_tokens={self.limit:,}: the longest query has'
-        f' {self.longest:,} tokens'
+      f'{self.too_long} of {self.queries} queries do not fit into'
+      f' planner.max_prompt_tokens={self.limit:,}: the longest query has'
+      f' {self.longest:,} tokens'
     )
 
 
 def measure(
-    planner: modules.ModelPlanner,
-    cards: tuple[base.Card, ...],
-    tasks: Sequence[records.Task],
-    gazetteer: references.Gazetteer | None = None,
-    world_cards: tuple[base.Card, ...] = (),
+  planner: modules.ModelPlanner,
+  cards: tuple[base.Card, ...],
+  tasks: Sequence[records.Task],
+  gazetteer: references.Gazetteer | None = None,
+  world_cards: tuple[base.Card, ...] = (),
 ) -> QueryLengths:
   """Measures the queries of tasks, as they stand in prompts.
 
@@ -69,10 +69,10 @@ def measure(
     shown = [c for c in world_cards if key and (not names or c.name in names)]
     found.append(_of_prompts(planner, (*cards, *shown), some, gazetteer, policy))
   return QueryLengths(
-      queries=len(tasks),
-      too_long=sum(part.too_long for part in found),
-      longest=max((part.longest for part in found), default=0),
-      limit=planner.max_prompt_tokens,
+    queries=len(tasks),
+    too_long=sum(part.too_long for part in found),
+    longest=max((part.longest for part in found), default=0),
+    limit=planner.max_prompt_tokens,
   )
 
 
@@ -90,8 +90,9 @@ def _of_prompts(planner, cards, tasks, gazetteer, policy) -> QueryLengths:
   by_size = sorted(queries, key=_bytes, reverse=True)
   around = whole(by_size[-1]) - count(by_size[-1])
   lengths = {
-      query: count(query) for i, query in enumerate(by_size)
-      if i < _ALWAYS or _bytes(query) + around + _NEAR > limit
+    query: count(query)
+    for i, query in enumerate(by_size)
+    if i < _ALWAYS or _bytes(query) + around + _NEAR > limit
   }
 
   def fits(query: str) -> bool:
@@ -100,10 +101,10 @@ def _of_prompts(planner, cards, tasks, gazetteer, policy) -> QueryLengths:
 
   unfit = {query for query in lengths if not fits(query)}
   return QueryLengths(
-      queries=len(tasks),
-      too_long=sum(query in unfit for query in marked),
-      longest=max(lengths.values()),
-      limit=limit,
+    queries=len(tasks),
+    too_long=sum(query in unfit for query in marked),
+    longest=max(lengths.values()),
+    limit=limit,
   )
 
 

@@ -19,22 +19,37 @@ from agentflow_jax.weights import host_copies
 # how long it is, what is evaluated, committed and kept, when it gives up, and the
 # sizes of the engine.
 _MAY_CHANGE = frozenset(
-    ['name']
-    + [
-        f'train.{name}' for name in (
-            'steps', 'checkpoint_every', 'keep_checkpoints', 'rollout_records',
-            'stop_after_failing_steps', 'concurrent_rollouts',
-        )
-    ]
-    + [
-        f'engine.{name}' for name in (
-            'slots', 'max_prompt_tokens', 'max_new_tokens', 'page_tokens',
-            'kv_tokens', 'lanes', 'prefill_pieces', 'piece_tokens',
-            'prefill_burst', 'read_share', 'decode_chunk', 'max_stop_ids',
-            'coalesce_share',
-        )
-    ]
-    + ['agent.tools.python_concurrency', 'agent.tools.own_concurrency']
+  ['name']
+  + [
+    f'train.{name}'
+    for name in (
+      'steps',
+      'checkpoint_every',
+      'keep_checkpoints',
+      'rollout_records',
+      'stop_after_failing_steps',
+      'concurrent_rollouts',
+    )
+  ]
+  + [
+    f'engine.{name}'
+    for name in (
+      'slots',
+      'max_prompt_tokens',
+      'max_new_tokens',
+      'page_tokens',
+      'kv_tokens',
+      'lanes',
+      'prefill_pieces',
+      'piece_tokens',
+      'prefill_burst',
+      'read_share',
+      'decode_chunk',
+      'max_stop_ids',
+      'coalesce_share',
+    )
+  ]
+  + ['agent.tools.python_concurrency', 'agent.tools.own_concurrency']
 )
 _CHANGES = 'config_changes.jsonl'
 
@@ -62,9 +77,7 @@ class Change:
     """Returns whether a run may go on with it: no step would be another one."""
     if self.name == 'engine.max_prompt_tokens':
       # Prompts of frozen modules are shortened to fit into it.
-      return not any(
-          role.backend == 'frozen' for role in roles.roles(config).values()
-      )
+      return not any(role.backend == 'frozen' for role in roles.roles(config).values())
     is_report = self.name.startswith('metrics.')
     return self.name in _MAY_CHANGE or self.of_evaluation or is_report
 
@@ -87,19 +100,18 @@ def check_same_run(config: schema.Config, workdir: epath.Path) -> list[Change]:
   refused = [change for change in changes if not change.is_allowed(config)]
   if refused:
     shown = '; '.join(
-        f'{c.name} is {json.dumps(c.now)}, was {json.dumps(c.before)}'
-        for c in refused
+      f'{c.name} is {json.dumps(c.now)}, was {json.dumps(c.before)}' for c in refused
     )
     raise schema.ConfigError(
-        f'{workdir} holds a run of another config ({shown}). The steps that are done'
-        ' depend on these fields: set them to their old values, or give another'
-        ' --workdir'
+      f'{workdir} holds a run of another config ({shown}). The steps that are done'
+      ' depend on these fields: set them to their old values, or give another'
+      ' --workdir'
     )
   return changes
 
 
 def write_config(
-    config: schema.Config, workdir: epath.Path, done: int, changes: Sequence[Change]
+  config: schema.Config, workdir: epath.Path, done: int, changes: Sequence[Change]
 ) -> list[str]:
   """Writes config.json, and what it changes to config_changes.jsonl.
 
@@ -123,17 +135,19 @@ def write_config(
     lines = path.read_text()
   for change in changes:
     line = {
-        'from_step': done + 1, 'field': change.name, 'before': change.before,
-        'now': change.now,
+      'from_step': done + 1,
+      'field': change.name,
+      'before': change.before,
+      'now': change.now,
     }
     lines += json.dumps(line) + '\n'
   if changes:
     writing.write_whole(path, lines)
   writing.write_whole(workdir / written.FILE, written.text(config))
   return [
-      f'from step {done + 1} on {c.name} is {json.dumps(c.now)} (it was'
-      f' {json.dumps(c.before)})'
-      for c in changes
+    f'from step {done + 1} on {c.name} is {json.dumps(c.now)} (it was'
+    f' {json.dumps(c.before)})'
+    for c in changes
   ]
 
 
@@ -152,8 +166,9 @@ def _move_results(workdir: epath.Path, done: int) -> None:
   names = ['planner', 'report.html', 'summary.json']  # The summary last.
   if evaluations.exists():
     names = [
-        f'evaluations/{path.name}' for path in evaluations.iterdir()
-        if path.name.startswith(('final', 'control_'))
+      f'evaluations/{path.name}'
+      for path in evaluations.iterdir()
+      if path.name.startswith(('final', 'control_'))
     ] + names
   for name in names:
     if (workdir / name).exists():
@@ -177,9 +192,9 @@ def check_shared(workdir: epath.Path, processes) -> None:
   def look():
     if not path.exists() or path.read_text().encode() != mark:
       raise schema.ConfigError(
-          f'process {processes.index} does not see {path}, which process 0'
-          ' wrote: --workdir has to be one directory for all processes (a shared'
-          ' file system, or gs://)'
+        f'process {processes.index} does not see {path}, which process 0'
+        ' wrote: --workdir has to be one directory for all processes (a shared'
+        ' file system, or gs://)'
       )
 
   processes.together(look)
@@ -191,15 +206,13 @@ def inputs_of(system: system_lib.System) -> dict[str, str]:
   text = repr((tasks.train, tasks.validation, tasks.test))
   own = own_code.digests(system.config)
   return {f'own code {path}': digest for path, digest in own.items()} | {
-      'planner': host_copies.params_digest(system.params),
-      'tasks': hashlib.sha256(
-          text.encode('utf-8', 'surrogatepass')
-      ).hexdigest(),
+    'planner': host_copies.params_digest(system.params),
+    'tasks': hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest(),
   }
 
 
 def restore(
-    trainer, system, saved, inputs
+  trainer, system, saved, inputs
 ) -> tuple[list[dict[str, Any]], dict[str, float], dict[str, float] | None]:
   """Restores the newest commit, if any.
 
@@ -216,20 +229,20 @@ def restore(
     return [], {}, None
   if step > system.config.train.steps:
     raise schema.ConfigError(
-        f'train.steps is {system.config.train.steps}, and {step} steps are done in'
-        ' this --workdir already: steps cannot be taken back; raise train.steps'
+      f'train.steps is {system.config.train.steps}, and {step} steps are done in'
+      ' this --workdir already: steps cannot be taken back; raise train.steps'
     )
   trainer.state, run = saved.restore(step, trainer.state)
   changed = [k for k, v in inputs.items() if run['inputs'].get(k) != v]
   if changed:
     raise schema.ConfigError(
-        f'the {" and ".join(changed)} that this run began with changed on disk;'
-        ' restore them, or give another --workdir'
+      f'the {" and ".join(changed)} that this run began with changed on disk;'
+      ' restore them, or give another --workdir'
     )
   system.sample_from(trainer.params, step)
   pending = run.get('pending')
   return (
-      [old_names.metrics(line) for line in run['metrics']],
-      run['seconds'],
-      None if pending is None else old_names.metrics(pending),
+    [old_names.metrics(line) for line in run['metrics']],
+    run['seconds'],
+    None if pending is None else old_names.metrics(pending),
   )

@@ -26,11 +26,11 @@ from agentflow_jax.weights import checkpoints, host_copies
 
 
 def train(
-    config: schema.Config,
-    workdir: str,
-    quiet: bool = False,
-    step_seconds: float = 0.0,
-    profiled: profiling.Steps = profiling.Steps(),
+  config: schema.Config,
+  workdir: str,
+  quiet: bool = False,
+  step_seconds: float = 0.0,
+  profiled: profiling.Steps = profiling.Steps(),
 ) -> str:
   """Runs a config to its end, or goes on with the run in `workdir`.
 
@@ -62,26 +62,20 @@ def train(
   directory = processes.together(lambda: workdirs.opened(workdir))
   processes.check_same('the config', written.text(config))
   watchdog = exits.Watchdog(
-      step_seconds, f'process {processes.index} of {processes.count}'
+    step_seconds, f'process {processes.index} of {processes.count}'
   )
   with contextlib.ExitStack() as stack:
     processes.alone(lambda: stack.enter_context(workdirs.locked(directory)))
     resuming.check_shared(directory, processes)
-    changes = processes.together(
-        lambda: resuming.check_same_run(config, directory)
-    )
+    changes = processes.together(lambda: resuming.check_same_run(config, directory))
     stack.enter_context(contextlib.closing(watchdog))
-    profiler = profiling.Profiler(
-        profiled, directory / 'tensorboard', processes.index
-    )
+    profiler = profiling.Profiler(profiled, directory / 'tensorboard', processes.index)
     return asyncio.run(
-        _train(config, directory, changes, quiet, processes, watchdog, profiler)
+      _train(config, directory, changes, quiet, processes, watchdog, profiler)
     )
 
 
-async def _train(
-    config, workdir, changes, quiet, processes, watchdog, profiler
-) -> str:
+async def _train(config, workdir, changes, quiet, processes, watchdog, profiler) -> str:
   """Build, resume, loop, evaluate, report."""
   compilations, clock = clocks.Compilations(), clocks.Clock()
   primary = processes.is_primary
@@ -89,9 +83,7 @@ async def _train(
   logging.info('devices: %s', jax.devices())
   with clock('setup'):
     system = processes.together(
-        lambda: system_lib.build(
-            config, workdir, system_lib.make_mesh(config), processes
-        )
+      lambda: system_lib.build(config, workdir, system_lib.make_mesh(config), processes)
     )
   saved, trackers, is_done = None, trackers_lib.Trackers(), False
   try:
@@ -101,7 +93,7 @@ async def _train(
       trainer = trainer_lib.Trainer(system)
       system.warmup()
     saved = checkpoints.Checkpoints(
-        workdir / 'checkpoints', config.train.keep_checkpoints
+      workdir / 'checkpoints', config.train.keep_checkpoints
     )
     costs = step_costs.Costs(config, system.model_config, system.mesh)
     inputs = resuming.inputs_of(system)
@@ -113,27 +105,30 @@ async def _train(
       changed = resuming.write_config(config, workdir, done, changes)
     started -= spent.pop('total', 0.0)
     clock.add(spent)
-    bar = progress.Progress(
-        config.train.steps, len(lines), quiet=quiet or not primary
-    )
+    bar = progress.Progress(config.train.steps, len(lines), quiet=quiet or not primary)
     lengths = query_lengths.measure(
-        system.planner, system.agent.cards, system.tasks.train,
-        system.agent.gazetteer,
-        system.agent.environment.cards if system.agent.environment else (),
+      system.planner,
+      system.agent.cards,
+      system.tasks.train,
+      system.agent.gazetteer,
+      system.agent.environment.cards if system.agent.environment else (),
     )
     for note in (
-        _resumed(done, config.train.steps), *changed, _held(trainer, system),
-        *system.notices(), _peak(costs),
+      _resumed(done, config.train.steps),
+      *changed,
+      _held(trainer, system),
+      *system.notices(),
+      _peak(costs),
     ):
       bar.note(note)
     for warning in _warnings_at_start(config, lengths) if primary else ():
       bar.warn(warning)
     log = metrics_log.MetricsLog(
-        workdir, lines, 'tensorboard' in config.metrics.trackers, writes=primary
+      workdir, lines, 'tensorboard' in config.metrics.trackers, writes=primary
     )
     if primary:
       trackers = trackers_lib.of_run(
-          config, workdir, lambda step: loop_lib.records_of(workdir, step)
+        config, workdir, lambda step: loop_lib.records_of(workdir, step)
       )
     evaluations = evaluations_lib.Evaluations(system, workdir, bar, clock)
     with contextlib.closing(bar), contextlib.closing(log):
@@ -148,15 +143,22 @@ async def _train(
         await evaluations.start()
         system.sample_from(trainer.params, done)
       loop = loop_lib.Loop(
-          system, trainer, saved, log, bar, clock, compilations, evaluations,
-          inputs,
-          lambda: time.monotonic() - started,
-          watchdog,
-          profiler,
-          lengths,
-          costs,
-          trackers,
-          pending,
+        system,
+        trainer,
+        saved,
+        log,
+        bar,
+        clock,
+        compilations,
+        evaluations,
+        inputs,
+        lambda: time.monotonic() - started,
+        watchdog,
+        profiler,
+        lengths,
+        costs,
+        trackers,
+        pending,
       )
 
       def warnings():
@@ -179,17 +181,21 @@ async def _train(
 
     clock.seconds['total'] = time.monotonic() - started
     facts = {
-        'compiles/after_warmup': compiled, 'warnings': warnings(), **usage,
-        'peak/flops_per_device': costs.peak.flops, 'peak/source': costs.peak.source,
+      'compiles/after_warmup': compiled,
+      'warnings': warnings(),
+      **usage,
+      'peak/flops_per_device': costs.peak.flops,
+      'peak/source': costs.peak.source,
     }
     dollars = costs.dollars(clock.seconds['total'])
     if dollars is not None:
       facts['dollars'] = dollars
-    table = processes.alone(
-        lambda: _write_results(
-            system, workdir, params, log.lines, clock.seconds, facts
-        )
-    ) or ''
+    table = (
+      processes.alone(
+        lambda: _write_results(system, workdir, params, log.lines, clock.seconds, facts)
+      )
+      or ''
+    )
     loop.refuse_failure()  # After a last step that failed, all else is written.
     is_done = True
     return table
@@ -207,11 +213,14 @@ async def _train(
 def _write_results(system, workdir, params, lines, seconds, facts) -> str:
   """Writes planner, summary and report of a run that is done; returns a table."""
   model_files.Model(
-      system.model_config, params, system.tokenizer, system.described
+    system.model_config, params, system.tokenizer, system.described
   ).save(str(workdir / 'planner'), system.model_config.param_dtype)
   summary = summary_lib.write(
-      system.config, workdir, lines, seconds,
-      {'params_digest': host_copies.params_digest(params), **facts},
+    system.config,
+    workdir,
+    lines,
+    seconds,
+    {'params_digest': host_copies.params_digest(params), **facts},
   )
   summary_lib.write_card(workdir / 'planner', summary)
   page = report.write_report(str(workdir), summary['warnings'])
@@ -238,38 +247,37 @@ def _resumed(done: int, steps: int) -> str:
 def _peak(costs: step_costs.Costs) -> str:
   """Says what the utilisation in metrics.jsonl is a share of."""
   return (
-      f'utilisation (rate/.../mfu) is a share of {costs.peak.flops:.3g} FLOP/s a'
-      f' device ({costs.peak.source})'
+    f'utilisation (rate/.../mfu) is a share of {costs.peak.flops:.3g} FLOP/s a'
+    f' device ({costs.peak.source})'
   )
 
 
 def _summed(processes, usage: dict[str, float]) -> dict[str, float]:
   """Adds up what the processes' endpoints came to."""
   everything = [
-      json.loads(data)
-      for data in processes.exchange(json.dumps(usage).encode())
+    json.loads(data) for data in processes.exchange(json.dumps(usage).encode())
   ]
   names = sorted({name for one in everything for name in one})
   return {n: sum(one.get(n, 0.0) for one in everything) for n in names}
 
 
 def _warnings_at_start(
-    config: schema.Config, lengths: query_lengths.QueryLengths
+  config: schema.Config, lengths: query_lengths.QueryLengths
 ) -> list[str]:
   """Returns what a user should know before the first step."""
   found = []
   if config.train.extra_rollouts:
     found.append(
-        f'train.extra_rollouts={config.train.extra_rollouts}: the clock decides which'
-        ' late rollouts are aborted, so this run cannot be repeated exactly'
+      f'train.extra_rollouts={config.train.extra_rollouts}: the clock decides which'
+      ' late rollouts are aborted, so this run cannot be repeated exactly'
     )
   total, updates = config.optimizer.total_steps, config.train.steps
   if config.algorithm == 'flow_grpo':
     updates *= config.train.mini_batches
   if total is not None and updates > total and config.algorithm != 'none':
     found.append(
-        f'{config.train.steps} steps make {updates} updates, and the learning rate is'
-        f' 0 after the first {total} (optimizer.total_steps)'
+      f'{config.train.steps} steps make {updates} updates, and the learning rate is'
+      f' 0 after the first {total} (optimizer.total_steps)'
     )
   if lengths.too_long:
     found.append(lengths.said())
@@ -287,8 +295,8 @@ def _held(trainer: trainer_lib.Trainer, system: system_lib.System) -> str:
     base.insert(0, 'reference')
   assert system.engine is not None
   copies = {
-      'trained parameters and optimizer': trainer.state,
-      'sampler': system.engine.params,
+    'trained parameters and optimizer': trainer.state,
+    'sampler': system.engine.params,
   }
   if system.frozen_engine is not None:
     copies['frozen modules'] = system.frozen_engine.params
@@ -296,23 +304,22 @@ def _held(trainer: trainer_lib.Trainer, system: system_lib.System) -> str:
       # They share these arrays, except for layers that they read apart.
       base.append('frozen modules')
       copies['frozen modules'] = {
-          k: v for k, v in system.frozen_engine.params.items()
-          if k not in system.params
+        k: v for k, v in system.frozen_engine.params.items() if k not in system.params
       }
   copies[f'where it starts from ({", ".join(base)})'] = system.params
   held = ', '.join(f'{k} {_bytes(v) / 1e6:,.1f} MB' for k, v in copies.items())
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   peak *= 1 if sys.platform == 'darwin' else 1024
   return (
-      f'{count:,} parameters, {trained:,} trained; held: {held}; host memory at most'
-      f' {peak / 1e6:,.0f} MB so far'
+    f'{count:,} parameters, {trained:,} trained; held: {held}; host memory at most'
+    f' {peak / 1e6:,.0f} MB so far'
   )
 
 
 def _bytes(tree: Any) -> int:
   """Bytes of arrays on this process's devices, replicas counted."""
   return sum(
-      shard.data.nbytes
-      for leaf in jax.tree.leaves(tree)
-      for shard in leaf.addressable_shards
+    shard.data.nbytes
+    for leaf in jax.tree.leaves(tree)
+    for shard in leaf.addressable_shards
   )

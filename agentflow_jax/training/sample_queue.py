@@ -74,11 +74,11 @@ class SampleQueue:
     self._keep(lambda one: step - one.step <= self._config.max_age, 'age')
 
   def take(
-      self,
-      count: int,
-      rows_of: Callable[[Queued], Sequence[batch.TurnRow]],
-      score: Score,
-      at_once: int,
+    self,
+    count: int,
+    rows_of: Callable[[Queued], Sequence[batch.TurnRow]],
+    score: Score,
+    at_once: int,
   ) -> list[tuple[Queued, float]]:
     """Returns groups to train on, and evicts those that are too far off policy.
 
@@ -103,8 +103,8 @@ class SampleQueue:
       scores = iter(score(everything) if everything else ())
       for one, of_one in zip(tried, rows, strict=True):
         gaps = [
-            np.max(np.abs(next(scores) - row.behavior_logprobs), initial=0.0)
-            for row in of_one
+          np.max(np.abs(next(scores) - row.behavior_logprobs), initial=0.0)
+          for row in of_one
         ]
         gap = float(np.max(gaps, initial=0.0))  # A NaN stays one.
         if gap <= self._config.max_gap:
@@ -117,17 +117,18 @@ class SampleQueue:
     """Notes that a step trains on groups, and evicts those that are used up."""
     used = {(one.step, one.place) for one in taken}
     self._entries = [
-        dataclasses.replace(one, uses=one.uses + 1)
-        if (one.step, one.place) in used else one
-        for one in self._entries
+      dataclasses.replace(one, uses=one.uses + 1)
+      if (one.step, one.place) in used
+      else one
+      for one in self._entries
     ]
     self._keep(lambda one: one.uses < self._config.uses, 'uses')
 
   def admit(
-      self,
-      step: int,
-      groups: Sequence[records.Group],
-      extras: Mapping[tuple[int, int], Mapping[str, Any]],
+    self,
+    step: int,
+    groups: Sequence[records.Group],
+    extras: Mapping[tuple[int, int], Mapping[str, Any]],
   ) -> None:
     """Admits what a step sampled, and evicts the oldest groups beyond the size.
 
@@ -139,7 +140,7 @@ class SampleQueue:
     for place, group in enumerate(groups):
       if self._is_admitted(group):
         advantages = tuple(
-            extras[place, i]['advantage'] for i in range(len(group.trajectories))
+          extras[place, i]['advantage'] for i in range(len(group.trajectories))
         )
         self._entries.append(Queued(step, place, 0, group, advantages))
     kept = sorted(self._entries, key=lambda one: (-one.step, one.place))
@@ -151,9 +152,7 @@ class SampleQueue:
     return [[one.step, one.place, one.uses] for one in self._entries]
 
   def restore(
-      self,
-      step: int,
-      recorded: Callable[[int], rollout_files.Recorded],
+    self, step: int, recorded: Callable[[int], rollout_files.Recorded]
   ) -> None:
     """Puts the queue back to what it held before a step.
 
@@ -171,8 +170,8 @@ class SampleQueue:
     last = recorded(step - 1)
     if FIELD not in last.header:
       raise rollout_files.RecordError(
-          f'{last.name}: it does not say what the queue held (the field {FIELD!r} of'
-          ' its first line); restore the file, or give another --workdir'
+        f'{last.name}: it does not say what the queue held (the field {FIELD!r} of'
+        ' its first line); restore the file, or give another --workdir'
       )
     read = {step - 1: last}
     for sampled, place, uses in last.header[FIELD]:
@@ -181,7 +180,7 @@ class SampleQueue:
       self._entries.append(_entry(read[sampled], sampled, place, uses))
 
   def metrics(
-      self, taken: Sequence[tuple[Queued, float]], step: int, size: int
+    self, taken: Sequence[tuple[Queued, float]], step: int, size: int
   ) -> dict[str, float]:
     """Returns metrics of a step: what was reused, and why groups left the queue.
 
@@ -192,15 +191,15 @@ class SampleQueue:
     """
     ages = [step - one.step for one, _ in taken]
     found: dict[str, float] = {
-        'queue/size': len(self._entries),
-        'queue/reused': len(taken),
-        'queue/saved': len(taken) * size,
-        'queue/age_mean': statistics.fmean(ages) if ages else 0.0,
-        'queue/age_max': max(ages, default=0),
-        'queue/gap_max': max((gap for _, gap in taken), default=0.0),
+      'queue/size': len(self._entries),
+      'queue/reused': len(taken),
+      'queue/saved': len(taken) * size,
+      'queue/age_mean': statistics.fmean(ages) if ages else 0.0,
+      'queue/age_max': max(ages, default=0),
+      'queue/gap_max': max((gap for _, gap in taken), default=0.0),
     }
     return found | {
-        f'queue/evicted/{reason}': self._evicted[reason] for reason in _REASONS
+      f'queue/evicted/{reason}': self._evicted[reason] for reason in _REASONS
     }
 
   def _keep(self, is_kept: Callable[[Queued], bool], reason: str) -> None:
@@ -214,9 +213,9 @@ class SampleQueue:
     rewards = [t.reward for t in group.trajectories if t.reward is not None]
     mean, config = statistics.fmean(rewards), self._config
     return (
-        statistics.stdev(rewards) >= config.min_std
-        and (config.reward_low is None or mean >= config.reward_low)
-        and (config.reward_high is None or mean <= config.reward_high)
+      statistics.stdev(rewards) >= config.min_std
+      and (config.reward_low is None or mean >= config.reward_low)
+      and (config.reward_high is None or mean <= config.reward_high)
     )
 
 
@@ -230,21 +229,21 @@ def checksum(trajectory: records.Trajectory, advantage: float) -> str:
     advantage: its advantage.
   """
   turns = [
-      (
-          turn.completion.prompt_ids, turn.completion.response_ids,
-          turn.completion.logprobs,
-          turn.completion.kept and turn.completion.kept.numbers(),
-          turn.sampling.temperature,
-      )
-      for turn in trajectory.turns
+    (
+      turn.completion.prompt_ids,
+      turn.completion.response_ids,
+      turn.completion.logprobs,
+      turn.completion.kept and turn.completion.kept.numbers(),
+      turn.sampling.temperature,
+    )
+    for turn in trajectory.turns
   ]
   text = json.dumps([trajectory.reward, advantage, turns])
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksums(
-    groups: Sequence[records.Group],
-    extras: Mapping[tuple[int, int], Mapping[str, Any]],
+  groups: Sequence[records.Group], extras: Mapping[tuple[int, int], Mapping[str, Any]]
 ) -> dict[tuple[int, int], dict[str, Any]]:
   """Returns the fields of the rollouts' records, each with its checksum.
 
@@ -253,16 +252,16 @@ def checksums(
     extras: (place of the group, rollout) -> fields of its record.
   """
   return {
-      (place, i): {
-          **extra,
-          'checksum': checksum(groups[place].trajectories[i], extra['advantage']),
-      }
-      for (place, i), extra in extras.items()
+    (place, i): {
+      **extra,
+      'checksum': checksum(groups[place].trajectories[i], extra['advantage']),
+    }
+    for (place, i), extra in extras.items()
   }
 
 
 def _entry(
-    recorded: rollout_files.Recorded, step: int, place: int, uses: int
+  recorded: rollout_files.Recorded, step: int, place: int, uses: int
 ) -> Queued:
   """Returns a group of a record.
 
@@ -275,21 +274,19 @@ def _entry(
   else:
     group = recorded.groups[place]
     extras = [
-        recorded.extras.get((place, i), {}) for i in range(len(group.trajectories))
+      recorded.extras.get((place, i), {}) for i in range(len(group.trajectories))
     ]
     versions = {
-        turn.completion.params_version
-        for t in group.trajectories for turn in t.turns
+      turn.completion.params_version for t in group.trajectories for turn in t.turns
     }
     is_whole = versions <= {step} and all(
-        'advantage' in extra
-        and extra.get('checksum') == checksum(t, extra['advantage'])
-        for t, extra in zip(group.trajectories, extras, strict=True)
+      'advantage' in extra and extra.get('checksum') == checksum(t, extra['advantage'])
+      for t, extra in zip(group.trajectories, extras, strict=True)
     )
     if is_whole:
       advantages = tuple(extra['advantage'] for extra in extras)
       return Queued(step, place, uses, group, advantages)
   raise rollout_files.RecordError(
-      f'{recorded.name}: group {place} of step {step + 1} waits to be trained on again,'
-      f' and cannot be: {problem}; restore the file, or give another --workdir'
+    f'{recorded.name}: group {place} of step {step + 1} waits to be trained on again,'
+    f' and cannot be: {problem}; restore the file, or give another --workdir'
   )

@@ -21,10 +21,7 @@ class Costs:
   """
 
   def __init__(
-      self,
-      config: schema.Config,
-      network: model.ModelConfig,
-      mesh: jax.sharding.Mesh,
+    self, config: schema.Config, network: model.ModelConfig, mesh: jax.sharding.Mesh
   ):
     """Measures the peak, where neither the config nor the chip's vendor states it.
 
@@ -38,7 +35,7 @@ class Costs:
     self.devices = len(devices)
     self._local = sum(d.process_index == jax.process_index() for d in devices)
     self.peak = peaks.of_devices(
-        mesh.local_devices, network.dtype, config.metrics.peak_flops
+      mesh.local_devices, network.dtype, config.metrics.peak_flops
     )
     # The reference is scored for the KL term alone; adapters keep it otherwise.
     self._reference = config.algorithm == 'flow_grpo' and config.flow_grpo.kl_coef > 0
@@ -46,7 +43,7 @@ class Costs:
     self._price = config.metrics.device_hour_dollars
 
   def of_rollouts(
-      self, responses: Sequence[Sequence[tuple[flops.Ids, flops.Ids]]], seconds: float
+    self, responses: Sequence[Sequence[tuple[flops.Ids, flops.Ids]]], seconds: float
   ) -> dict[str, float]:
     """Returns the rates of a step's rollouts, over this process's devices.
 
@@ -59,11 +56,11 @@ class Costs:
     for of_engine in responses:
       work += flops.useful(of_engine)
     return self._rates(
-        'rollout', work, flops.forward(self._network, work), seconds, self._local
+      'rollout', work, flops.forward(self._network, work), seconds, self._local
     )
 
   def of_update(
-      self, mini_batches: Sequence[Sequence[batch.TurnRow]], seconds: float
+    self, mini_batches: Sequence[Sequence[batch.TurnRow]], seconds: float
   ) -> dict[str, float]:
     """Returns the rates of a step's updates, over the devices of all processes.
 
@@ -74,8 +71,8 @@ class Costs:
     work = flops.Work(0, 0, 0)
     for rows in mini_batches if self._trains else ():
       work += flops.useful(
-          [(row.prompt_ids, row.response_ids) for row in rows],
-          any(row.prompt_weight for row in rows),
+        [(row.prompt_ids, row.response_ids) for row in rows],
+        any(row.prompt_weight for row in rows),
       )
     needed = flops.update_needed(self._network, work, reference=self._reference)
     return self._rates('update', work, needed, seconds, self.devices)
@@ -88,10 +85,6 @@ class Costs:
     if not work.tokens or seconds <= 0:
       return {}
     return {
-        f'rate/{phase}/mfu': flops.utilisation(
-            needed, seconds, devices, self.peak.flops
-        ),
-        f'rate/{phase}/tokens_per_second_per_device': (
-            work.tokens / seconds / devices
-        ),
+      f'rate/{phase}/mfu': flops.utilisation(needed, seconds, devices, self.peak.flops),
+      f'rate/{phase}/tokens_per_second_per_device': (work.tokens / seconds / devices),
     }

@@ -45,7 +45,7 @@ class StepData:
   metrics: dict[str, float]
   groups: tuple[records.Group, ...] = ()
   extras: Mapping[tuple[int, int], Mapping[str, Any]] = dataclasses.field(
-      default_factory=dict
+    default_factory=dict
   )
   header: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -71,11 +71,11 @@ class RolloutSource:
   """
 
   def __init__(
-      self,
-      system: system_lib.System,
-      journal: journal_lib.Journal,
-      records_of: Callable[[int], rollout_files.Recorded] | None = None,
-      score: sample_queue.Score | None = None,
+    self,
+    system: system_lib.System,
+    journal: journal_lib.Journal,
+    records_of: Callable[[int], rollout_files.Recorded] | None = None,
+    score: sample_queue.Score | None = None,
   ):
     self._system = system
     self._journal = journal
@@ -91,14 +91,15 @@ class RolloutSource:
       count = len(system.tasks.train)
       if train.queries_per_step > count:
         raise schema.ConfigError(
-            f'train.queries_per_step={train.queries_per_step}: there are {count}'
-            ' tasks, and with train.drop_solved or train.drop_hopeless a step asks'
-            ' each at most once'
+          f'train.queries_per_step={train.queries_per_step}: there are {count}'
+          ' tasks, and with train.drop_solved or train.drop_hopeless a step asks'
+          ' each at most once'
         )
       self._filter = difficulty.Filter(
-          lambda place: self._indices(system.config.seed, place, 1)[0],
-          [task.id for task in system.tasks.train],
-          train.drop_solved, train.drop_hopeless,
+        lambda place: self._indices(system.config.seed, place, 1)[0],
+        [task.id for task in system.tasks.train],
+        train.drop_solved,
+        train.drop_hopeless,
       )
 
   async def step(self, step, on_done):
@@ -113,8 +114,9 @@ class RolloutSource:
         break
       # A sequence of its own: what later steps ask stays what it would be.
       more = [
-          task for task in self._refill(step * train.refill_rounds + i)
-          if self._filter is None or not self._filter.is_dropped(task.id)
+        task
+        for task in self._refill(step * train.refill_rounds + i)
+        if self._filter is None or not self._filter.is_dropped(task.id)
       ][:missing]
       found += await self._groups(step, more, on_done, before=tasks)
       tasks += more
@@ -125,8 +127,10 @@ class RolloutSource:
     mini_batches, extras = (), {}
     if config.algorithm != 'none':
       mini_batches, extras = _rows_of(
-          groups, [one for one, _ in reused], config.flow_grpo,
-          train.queries_per_step // train.mini_batches,
+        groups,
+        [one for one, _ in reused],
+        config.flow_grpo,
+        train.queries_per_step // train.mini_batches,
       )
     metrics = totals.of_step(found, self._by_term)
     metrics['groups/dropped'] = len(dropped)
@@ -143,11 +147,11 @@ class RolloutSource:
       self._noted = step + 1
       metrics |= self._filter.metrics()
     return StepData(
-        mini_batches=mini_batches,
-        metrics=metrics,
-        groups=(*groups, *dropped),
-        extras=extras,
-        header=header,
+      mini_batches=mini_batches,
+      metrics=metrics,
+      groups=(*groups, *dropped),
+      extras=extras,
+      header=header,
     )
 
   async def _with_queue(self, step, groups, dropped):
@@ -168,13 +172,13 @@ class RolloutSource:
     queue.begin(step)
     size = config.train.queries_per_step // config.train.mini_batches
     count = min(
-        sum(not totals.has_variance(g, self._by_term) for g in groups),
-        int(config.queue.share * config.train.queries_per_step),
+      sum(not totals.has_variance(g, self._by_term) for g in groups),
+      int(config.queue.share * config.train.queries_per_step),
     )
 
     def rows_of(one):
       return turn_rows.flow_grpo_rows(
-          [one.group], config.flow_grpo, {0: one.advantages}
+        [one.group], config.flow_grpo, {0: one.advantages}
       ).rows
 
     taken = await asyncio.to_thread(queue.take, count, rows_of, score, size)
@@ -209,11 +213,11 @@ class RolloutSource:
       return [tasks[i] for i in self._filter.next(count)]
     except difficulty.AllDropped:
       raise exits.RunStopped(
-          f'step {step + 1} asks train.queries_per_step={count} tasks, and fewer are'
-          ' left, because the others are solved or hopeless. Everything is committed.'
-          f' To evaluate what was learned, go on with --config.train.steps={step};'
-          ' other values of train.drop_solved and train.drop_hopeless need another'
-          ' --workdir'
+        f'step {step + 1} asks train.queries_per_step={count} tasks, and fewer are'
+        ' left, because the others are solved or hopeless. Everything is committed.'
+        f' To evaluate what was learned, go on with --config.train.steps={step};'
+        ' other values of train.drop_solved and train.drop_hopeless need another'
+        ' --workdir'
       ) from None
 
   def _tasks(self, seed, step) -> list[records.Task]:
@@ -230,18 +234,16 @@ class RolloutSource:
   async def _groups(self, step, tasks, on_done, before):
     config = self._system.config
     return await collect.groups(
-        self._system.trained_agent,
-        tasks,
-        group_size=config.train.group_size,
-        extra=config.train.extra_rollouts,
-        key=records.RequestKey(
-            config.seed, records.Purpose.TRAIN, step, '', 0
-        ),
-        limit=asyncio.Semaphore(config.train.concurrent_rollouts),
-        processes=self._system.processes,
-        journal=self._journal,
-        on_done=on_done,
-        before=before,
+      self._system.trained_agent,
+      tasks,
+      group_size=config.train.group_size,
+      extra=config.train.extra_rollouts,
+      key=records.RequestKey(config.seed, records.Purpose.TRAIN, step, '', 0),
+      limit=asyncio.Semaphore(config.train.concurrent_rollouts),
+      processes=self._system.processes,
+      journal=self._journal,
+      on_done=on_done,
+      before=before,
     )
 
 
@@ -260,9 +262,9 @@ class TraceSource:
     turns = [turn for rollout in self._rollouts for turn in rollout]
     if not turns:
       raise schema.ConfigError(
-          'there is no turn to learn from: algorithm=sft needs tasks that carry'
-          ' their solution: task_set.kind=geohop or desk, or rows with "plans"; or'
-          ' set sft.rollouts to a run whose successes it learns from'
+        'there is no turn to learn from: algorithm=sft needs tasks that carry'
+        ' their solution: task_set.kind=geohop or desk, or rows with "plans"; or'
+        ' set sft.rollouts to a run whose successes it learns from'
       )
     # Nothing below waits: without this, a request to stop would not be noticed.
     await self._system.processes.gathered(_nothing())
@@ -271,9 +273,9 @@ class TraceSource:
     if config.sft.rollouts_per_step:
       pool, count = self._rollouts, config.sft.rollouts_per_step
     drawn = [
-        turn
-        for i in task_order.epoch_indices(len(pool), config.seed, step, count)
-        for turn in pool[i]
+      turn
+      for i in task_order.epoch_indices(len(pool), config.seed, step, count)
+      for turn in pool[i]
     ]
     rows = turn_rows.sft_rows(drawn, config.sft.prompt_weight)
     metrics: dict[str, float] = {'sft/turns': len(turns), 'sft/rows': len(rows)}
@@ -285,9 +287,7 @@ class TraceSource:
     if self._path.exists():
       groups = rollout_files.read(self._path)
     elif config.sft.rollouts:
-      groups = await asyncio.to_thread(
-          _successes, config.sft.rollouts, self._system
-      )
+      groups = await asyncio.to_thread(_successes, config.sft.rollouts, self._system)
       if self._system.processes.is_primary:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
     else:
@@ -299,13 +299,13 @@ class TraceSource:
       tasks = tasks[: config.sft.traces]
       logging.info('collecting %d traces to learn from', len(tasks))
       groups = await collect.groups(
-          self._system.with_script(script),
-          tasks,
-          group_size=1,
-          key=records.RequestKey(config.seed, records.Purpose.SFT, 0, '', 0),
-          limit=asyncio.Semaphore(config.train.concurrent_rollouts),
-          processes=self._system.processes,
-          on_done=on_done,
+        self._system.with_script(script),
+        tasks,
+        group_size=1,
+        key=records.RequestKey(config.seed, records.Purpose.SFT, 0, '', 0),
+        limit=asyncio.Semaphore(config.train.concurrent_rollouts),
+        processes=self._system.processes,
+        on_done=on_done,
       )
       if self._system.processes.is_primary:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
@@ -314,9 +314,7 @@ class TraceSource:
     return [t.turns for g in groups for t in g.trajectories]
 
 
-def _successes(
-    workdir: str, system: system_lib.System
-) -> list[records.Group]:
+def _successes(workdir: str, system: system_lib.System) -> list[records.Group]:
   """Returns the successful rollouts of a run, by task, in their order.
 
   Args:
@@ -332,7 +330,7 @@ def _successes(
   _check_same_prompts(workdir, system.config)
   try:
     for _, task, trajectory in showing.find(
-        epath.Path(workdir), showing.Wanted(step=0)
+      epath.Path(workdir), showing.Wanted(step=0)
     ):
       count += 1
       if mistakes.is_success(trajectory):
@@ -341,21 +339,22 @@ def _successes(
     raise schema.ConfigError(f'sft.rollouts={workdir}: {e}') from e
   if not groups:
     raise schema.ConfigError(
-        f'sft.rollouts={workdir}: none of {count} rollouts succeeded, so there is'
-        ' nothing to learn from'
+      f'sft.rollouts={workdir}: none of {count} rollouts succeeded, so there is'
+      ' nothing to learn from'
     )
   for completion in (
-      turn.completion for group in groups[:_COMPARED]
-      for turn in group.trajectories[0].turns
+    turn.completion
+    for group in groups[:_COMPARED]
+    for turn in group.trajectories[0].turns
   ):
     ids = completion.response_ids
     same = max(ids, default=0) < tokenizer.vocab_size and (
-        tokenizer.decode(ids) == completion.text
+      tokenizer.decode(ids) == completion.text
     )
     if not same:
       raise schema.ConfigError(
-          f'sft.rollouts={workdir}: its rollouts were sampled with another tokenizer:'
-          ' set planner.directory to the planner that sampled them'
+        f'sft.rollouts={workdir}: its rollouts were sampled with another tokenizer:'
+        ' set planner.directory to the planner that sampled them'
       )
   logging.info('learning from %d successes of %d rollouts', len(groups), count)
   return groups
@@ -371,8 +370,8 @@ def _check_same_prompts(workdir: str, config: schema.Config) -> None:
     theirs, ours = (getattr(c.agent, name) for c in (other, config))
     if theirs != ours:
       raise schema.ConfigError(
-          f'sft.rollouts={workdir}: there agent.{name} is {theirs!r}, here {ours!r},'
-          ' so its prompts and responses are not those of this run; set it as there'
+        f'sft.rollouts={workdir}: there agent.{name} is {theirs!r}, here {ours!r},'
+        ' so its prompts and responses are not those of this run; set it as there'
       )
 
 
@@ -394,20 +393,19 @@ def _demonstrated(group: records.Group) -> list[records.Turn]:
   for turn in turns:
     if turn.parse_error:
       raise schema.ConfigError(
-          f'task_set.train: a plan of the task {group.task.id!r} cannot be carried'
-          f' out: {turn.parse_error}'
+        f'task_set.train: a plan of the task {group.task.id!r} cannot be carried'
+        f' out: {turn.parse_error}'
       )
   return turns
 
 
 def _rows_of(
-    groups: Sequence[records.Group],
-    reused: Sequence[sample_queue.Queued],
-    config: schema.FlowGrpoConfig,
-    size: int,
+  groups: Sequence[records.Group],
+  reused: Sequence[sample_queue.Queued],
+  config: schema.FlowGrpoConfig,
+  size: int,
 ) -> tuple[
-    tuple[tuple[batch.TurnRow, ...], ...],
-    dict[tuple[int, int], Mapping[str, Any]],
+  tuple[tuple[batch.TurnRow, ...], ...], dict[tuple[int, int], Mapping[str, Any]]
 ]:
   """Returns the turn rows of each optimizer update of a step, and fields for records.
 
@@ -426,14 +424,15 @@ def _rows_of(
   mini_batches, extras = [], {}
   for start in range(0, len(everything), size):
     part = turn_rows.flow_grpo_rows(
-        everything[start : start + size], config,
-        {p - start: a for p, a in frozen.items() if start <= p < start + size},
+      everything[start : start + size],
+      config,
+      {p - start: a for p, a in frozen.items() if start <= p < start + size},
     )
     mini_batches.append(part.rows)
     extras |= {
-        (start + place, i): extra
-        for (place, i), extra in part.extras.items()
-        if start + place < len(groups)
+      (start + place, i): extra
+      for (place, i), extra in part.extras.items()
+      if start + place < len(groups)
     }
   return tuple(mini_batches), extras
 
@@ -441,19 +440,20 @@ def _rows_of(
 def _has_target(group: records.Group) -> bool:
   """Says whether the loss has a target of a group."""
   return any(
-      turn.completion.response_ids
-      for t in group.trajectories if t.reward is not None
-      for turn in t.turns
+    turn.completion.response_ids
+    for t in group.trajectories
+    if t.reward is not None
+    for turn in t.turns
   )
 
 
 def _chosen(
-    groups: Sequence[records.Group], count: int, by_term: bool
+  groups: Sequence[records.Group], count: int, by_term: bool
 ) -> tuple[list[records.Group], list[records.Group]]:
   """Returns what is trained on, and the rest: the last ones without variance."""
   idle = [i for i, g in enumerate(groups) if not totals.has_variance(g, by_term)]
   dropped = idle[len(idle) - (len(groups) - count) :]
   return (
-      [g for i, g in enumerate(groups) if i not in dropped],
-      [groups[i] for i in dropped],
+    [g for i, g in enumerate(groups) if i not in dropped],
+    [groups[i] for i in dropped],
   )

@@ -16,11 +16,11 @@ _FILE = 'summary.json'
 
 
 def write(
-    config: schema.Config,
-    workdir: epath.Path,
-    lines: Sequence[Mapping[str, Any]],
-    seconds: Mapping[str, float],
-    more: Mapping[str, Any],
+  config: schema.Config,
+  workdir: epath.Path,
+  lines: Sequence[Mapping[str, Any]],
+  seconds: Mapping[str, float],
+  more: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Writes summary.json: the run in one flat object.
 
@@ -35,19 +35,19 @@ def write(
     What was written.
   """
   summary: dict[str, Any] = {
-      'config/name': config.name,
-      'config/seed': config.seed,
-      'config/algorithm': config.algorithm,
-      'steps': len(lines),
+    'config/name': config.name,
+    'config/seed': config.seed,
+    'config/algorithm': config.algorithm,
+    'steps': len(lines),
   }
   rewards = {}
   for name, path in _evaluation_files(workdir):
     value = reading.read_json(path, allows_nan=True)
     rewards[name] = [(i['id'], i['reward']) for i in value.get('items', ())]
     key = (
-        f'control/{name.removeprefix("control_")}'
-        if name.startswith('control_')
-        else f'eval/accuracy_{name}'
+      f'control/{name.removeprefix("control_")}'
+      if name.startswith('control_')
+      else f'eval/accuracy_{name}'
     )
     summary[key] = value['accuracy']
     summary[f'{key}/ci_low'] = value['ci_low']
@@ -60,7 +60,7 @@ def write(
     summary |= _flat(f'{key}/mistakes', value.get('mistakes', {}))
   for suffix in ('', '_greedy'):
     gain = intervals.paired_gain(
-        rewards.get(f'start{suffix}', ()), rewards.get(f'final{suffix}', ())
+      rewards.get(f'start{suffix}', ()), rewards.get(f'final{suffix}', ())
     )
     if gain is not None:
       names = ('', '/ci_low', '/ci_high', '/items')
@@ -71,8 +71,10 @@ def write(
     summary[name] = sum(line.get(name, 0) for line in lines)
   # Not of the slowest rollouts: those are means.
   stepwise = {
-      k for line in lines for k in line
-      if k.startswith('seconds/') and not k.startswith(waits.PREFIX)
+    k
+    for line in lines
+    for k in line
+    if k.startswith('seconds/') and not k.startswith(waits.PREFIX)
   }
   for name in sorted(stepwise):
     summary[name] = sum(line.get(name, 0.0) for line in lines)

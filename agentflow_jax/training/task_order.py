@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from agentflow_jax.assembly import task_sets
 
 
-def epoch_indices(
-    total: int, seed: int | str, step: int, count: int
-) -> list[int]:
+def epoch_indices(total: int, seed: int | str, step: int, count: int) -> list[int]:
   """Indices of one step's items: each epoch is a new permutation of all.
 
   A pure function of its arguments, so a data cursor is the step number.
@@ -35,7 +33,7 @@ def _order(total: int, seed: int | str, epoch: int) -> tuple[int, ...]:
 
 
 def mixture_indices(
-    parts: Sequence[task_sets.Part], seed: int | str, step: int, count: int
+  parts: Sequence[task_sets.Part], seed: int | str, step: int, count: int
 ) -> list[int]:
   """Indices of one step's items, of several sources by their weights.
 
@@ -54,9 +52,7 @@ def mixture_indices(
   period = source_order(weights)
   rounds, start = divmod(step * count, len(period))
   # Of each source: what it gave before this step, and where its items start.
-  given = [
-      rounds * w + period[:start].count(i) for i, w in enumerate(weights)
-  ]
+  given = [rounds * w + period[:start].count(i) for i, w in enumerate(weights)]
   offsets = [sum(p.items for p in parts[:i]) for i in range(len(parts))]
   chosen = []
   for place in range(start, start + count):
@@ -91,15 +87,11 @@ def source_order(weights: tuple[int, ...]) -> tuple[int, ...]:
   scale = 2 * k - 2
   given, order = [0] * k, []
   for n in range(1, total + 1):
-    deficits = [
-        scale * (n * w - total * x) for w, x in zip(weights, given)
-    ]
+    deficits = [scale * (n * w - total * x) for w, x in zip(weights, given)]
     due = [i for i in range(k) if deficits[i] >= total]
     chosen = min(
-        due,
-        key=lambda i: fractions.Fraction(
-            (scale - 1) * total - deficits[i], weights[i]
-        ),
+      due,
+      key=lambda i: fractions.Fraction((scale - 1) * total - deficits[i], weights[i]),
     )
     given[chosen] += 1
     order.append(chosen)

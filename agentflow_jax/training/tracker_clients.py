@@ -130,10 +130,14 @@ class Wandb:
 
     directory.mkdir(parents=True, exist_ok=True)
     return wandb.init(
-        project=self._of.project, id=self._of.id, name=self._of.name,
-        resume='allow', dir=os.fspath(directory), allow_val_change=True,
-        config={**self._of.config, **_prefixed(self._of.facts)},
-        settings=wandb.Settings(console='off', silent=True),
+      project=self._of.project,
+      id=self._of.id,
+      name=self._of.name,
+      resume='allow',
+      dir=os.fspath(directory),
+      allow_val_change=True,
+      config={**self._of.config, **_prefixed(self._of.facts)},
+      settings=wandb.Settings(console='off', silent=True),
     )
 
   def send(self, steps):
@@ -153,7 +157,7 @@ class Wandb:
       values = dict(step.metrics)
       if step.table is not None:
         values[_TABLE] = wandb.Table(
-            columns=list(step.table.columns), data=[list(r) for r in step.table.data]
+          columns=list(step.table.columns), data=[list(r) for r in step.table.data]
         )
       run.log(values, step=step.step, commit=True)
 
@@ -184,14 +188,13 @@ class Mlflow:
     self._client = client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(self._of.project)
     experiment_id = (
-        client.create_experiment(self._of.project) if experiment is None
-        else experiment.experiment_id
+      client.create_experiment(self._of.project)
+      if experiment is None
+      else experiment.experiment_id
     )
-    found = client.search_runs(
-        [experiment_id], f"tags.`{self._TAG}` = '{self._of.id}'"
-    )
+    found = client.search_runs([experiment_id], f"tags.`{self._TAG}` = '{self._of.id}'")
     tags = {self._TAG: self._of.id} | {
-        k: str(v) for k, v in _prefixed(self._of.facts).items()
+      k: str(v) for k, v in _prefixed(self._of.facts).items()
     }
     if found:
       (run, *_) = found
@@ -212,8 +215,9 @@ class Mlflow:
     from mlflow import entities  # pyright: ignore[reportMissingImports]  # An extra.
 
     params = [
-        entities.Param(_key(name), str(value)[:6000])
-        for name, value in self._of.config.items() if _key(name) not in known
+      entities.Param(_key(name), str(value)[:6000])
+      for name, value in self._of.config.items()
+      if _key(name) not in known
     ]
     for i in range(0, len(params), self._PARAMS):
       self._client.log_batch(self._id, params=params[i : i + self._PARAMS])
@@ -225,8 +229,8 @@ class Mlflow:
     for step in steps:
       now = int(1000 * time.time())
       metrics = [
-          entities.Metric(_key(name), value, now, step.step)
-          for name, value in step.metrics.items()
+        entities.Metric(_key(name), value, now, step.step)
+        for name, value in step.metrics.items()
       ]
       if step.step == self._last + 1:
         # A process that was killed may have written some of them.
@@ -238,7 +242,7 @@ class Mlflow:
         name = f'{_TABLE}/step_{step.step:06d}.json'
         self._client.log_dict(self._id, table, name)
       self._client.log_batch(
-          self._id, metrics=[entities.Metric('step', step.step, now, step.step)]
+        self._id, metrics=[entities.Metric('step', step.step, now, step.step)]
       )
 
   def _has(self, key: str, step: int) -> bool:
@@ -264,9 +268,13 @@ class Trackio:
     import trackio  # pyright: ignore[reportMissingImports]  # An extra.
 
     return trackio.init(
-        project=self._of.project, name=f'{self._of.name}-{self._of.id}',
-        resume='allow', embed=False, auto_log_gpu=False, auto_log_cpu=False,
-        config={**self._of.config, **_prefixed(self._of.facts)},
+      project=self._of.project,
+      name=f'{self._of.name}-{self._of.id}',
+      resume='allow',
+      embed=False,
+      auto_log_gpu=False,
+      auto_log_cpu=False,
+      config={**self._of.config, **_prefixed(self._of.facts)},
     )
 
   def begin(self) -> int:
@@ -286,8 +294,8 @@ class Trackio:
         values = dict(step.metrics)
         if step.table is not None:
           values[_TABLE] = trackio.Table(
-              columns=list(step.table.columns),
-              data=[list(row) for row in step.table.data],
+            columns=list(step.table.columns),
+            data=[list(row) for row in step.table.data],
           )
         run.log(values, step=step.step)
     finally:
@@ -298,7 +306,9 @@ class Trackio:
 
 
 CLIENTS: Mapping[str, Callable[[Run], Tracker]] = {
-    'wandb': Wandb, 'mlflow': Mlflow, 'trackio': Trackio,
+  'wandb': Wandb,
+  'mlflow': Mlflow,
+  'trackio': Trackio,
 }
 
 

@@ -34,9 +34,9 @@ _LONGEST_ERROR = 300  # Characters.
 
 
 def serve(
-    tracker: tracker_clients.Tracker,
-    messages: Iterable[Mapping[str, Any]],
-    reply: Callable[[Mapping[str, Any]], None],
+  tracker: tracker_clients.Tracker,
+  messages: Iterable[Mapping[str, Any]],
+  reply: Callable[[Mapping[str, Any]], None],
 ) -> None:
   """Answers messages until one closes the tracker, or says that the run is gone.
 
@@ -70,14 +70,15 @@ def serve(
 def _step(said: Mapping[str, Any]) -> tracker_clients.Step:
   table = said['table']
   return tracker_clients.Step(
-      said['step'], said['metrics'],
-      None if table is None else tracker_clients.Table(**table),
+    said['step'],
+    said['metrics'],
+    None if table is None else tracker_clients.Table(**table),
   )
 
 
 def run(
-    clients: Mapping[str, Callable[..., tracker_clients.Tracker]],
-    grace_seconds: float = _GRACE_SECONDS,
+  clients: Mapping[str, Callable[..., tracker_clients.Tracker]],
+  grace_seconds: float = _GRACE_SECONDS,
 ) -> None:
   """Serves the tracker that the first line on stdin names, then ends the process.
 

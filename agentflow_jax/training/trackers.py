@@ -37,9 +37,9 @@ _ROWS = 8  # Of a table of trajectories.
 _BATCH = 100  # Steps of one delivery, at most.
 _COMMAND = (sys.executable, '-m', 'agentflow_jax.training.tracker_worker')
 _REMEDIES = {
-    'wandb': 'pip install wandb (the extra `wandb`)',
-    'mlflow': 'pip install mlflow (the extra `mlflow`)',
-    'trackio': 'pip install trackio (the extra `trackio`)',
+  'wandb': 'pip install wandb (the extra `wandb`)',
+  'mlflow': 'pip install mlflow (the extra `mlflow`)',
+  'trackio': 'pip install trackio (the extra `trackio`)',
 }
 
 Line = Mapping[str, Any]
@@ -56,7 +56,7 @@ def check_installed(config: schema.MetricsConfig) -> None:
   for name in config.beyond_tensorboard:
     if importlib.util.find_spec(name) is None:
       raise schema.ConfigError(
-          f'metrics.trackers={name}: its library is missing: {_REMEDIES[name]}'
+        f'metrics.trackers={name}: its library is missing: {_REMEDIES[name]}'
       )
 
 
@@ -68,13 +68,13 @@ class Delivery:
   """
 
   def __init__(
-      self,
-      name: str,
-      hello: Mapping[str, Any],
-      seconds: float,
-      table_of: TableOf = lambda step: None,
-      command: Sequence[str] = _COMMAND,
-      log: str = os.devnull,
+    self,
+    name: str,
+    hello: Mapping[str, Any],
+    seconds: float,
+    table_of: TableOf = lambda step: None,
+    command: Sequence[str] = _COMMAND,
+    log: str = os.devnull,
   ):
     """Starts nothing before the first line is covered.
 
@@ -111,7 +111,7 @@ class Delivery:
       self._wake.notify()
     if self._thread is None and lines:
       self._thread = threading.Thread(
-          target=self._run, name=f'tracker {self._name}', daemon=True
+        target=self._run, name=f'tracker {self._name}', daemon=True
       )
       self._thread.start()
 
@@ -145,7 +145,7 @@ class Delivery:
     while True:
       with self._wake:
         self._wake.wait_for(
-            lambda seen=seen: self._asked > seen or self._closing is not None
+          lambda seen=seen: self._asked > seen or self._closing is not None
         )
         seen, lines, closing = self._asked, self._lines, self._closing
       try:
@@ -171,17 +171,20 @@ class Delivery:
 
   def _step(self, line: Line) -> dict[str, Any]:
     return {
-        'step': line['step'],
-        'metrics': {k: v for k, v in line.items() if k != 'step'},
-        'table': self._table_of(line['step']),
+      'step': line['step'],
+      'metrics': {k: v for k, v in line.items() if k != 'step'},
+      'table': self._table_of(line['step']),
     }
 
   def _start(self) -> None:
     with open(self._log, 'ab') as log:
       self._child = subprocess.Popen(
-          self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-          env=os.environ | {'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)},
-          start_new_session=True,
+        self._command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=os.environ | {'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)},
+        start_new_session=True,
       )
     self._unread = b''
     self._write(self._hello)
@@ -243,8 +246,8 @@ class Delivery:
       self._last_problem = why
       where = '' if self._log == os.devnull else f' ({self._log} has its messages)'
       self._problems.append(
-          f'{self._name} has got {self.sent} of {len(self._lines)} committed steps:'
-          f' {why}{where}. The next commit, or the same command again, sends the rest'
+        f'{self._name} has got {self.sent} of {len(self._lines)} committed steps:'
+        f' {why}{where}. The next commit, or the same command again, sends the rest'
       )
 
 
@@ -282,7 +285,7 @@ class Trackers:
 
 
 def of_run(
-    config: schema.Config, workdir: epath.Path, records_of: Callable[[int], epath.Path]
+  config: schema.Config, workdir: epath.Path, records_of: Callable[[int], epath.Path]
 ) -> Trackers:
   """Returns the trackers of a run; nothing is started before the first commit.
 
@@ -298,12 +301,12 @@ def of_run(
   directory.mkdir(parents=True, exist_ok=True)
   is_local = paths.is_local(workdir)
   run = {
-      'id': _run_id(directory),
-      'name': config.name,
-      'project': metrics.project or 'agentflow_jax',
-      'config': {k: _without_password(v) for k, v in written.flat(config).items()},
-      'facts': facts(),
-      'directory': os.path.abspath(directory) if is_local else str(directory),
+    'id': _run_id(directory),
+    'name': config.name,
+    'project': metrics.project or 'agentflow_jax',
+    'config': {k: _without_password(v) for k, v in written.flat(config).items()},
+    'facts': facts(),
+    'directory': os.path.abspath(directory) if is_local else str(directory),
   }
 
   def table_of(step):
@@ -313,17 +316,17 @@ def of_run(
     return table(records_of(step - 1), step, config.seed)
 
   return Trackers(
-      [
-          Delivery(
-              name,
-              {'tracker': name, 'run': run},
-              metrics.tracker_seconds,
-              table_of,
-              log=str(directory / f'{name}.log') if is_local else os.devnull,
-          )
-          for name in metrics.beyond_tensorboard
-      ],
-      metrics.tracker_seconds,
+    [
+      Delivery(
+        name,
+        {'tracker': name, 'run': run},
+        metrics.tracker_seconds,
+        table_of,
+        log=str(directory / f'{name}.log') if is_local else os.devnull,
+      )
+      for name in metrics.beyond_tensorboard
+    ],
+    metrics.tracker_seconds,
   )
 
 
@@ -350,18 +353,22 @@ def facts() -> dict[str, Any]:
   if (root / '.git').exists():
     with contextlib.suppress(OSError, subprocess.SubprocessError):
       commit = subprocess.run(
-          ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*'],
-          cwd=root, check=True, capture_output=True, text=True, timeout=10,
+        ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*'],
+        cwd=root,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=10,
       ).stdout.strip()
   return {
-      'commit': commit,
-      'host': socket.gethostname(),
-      'platform': platform.platform(),
-      'python': platform.python_version(),
-      'jax': jax.__version__,
-      'device': device.device_kind,
-      'devices': jax.device_count(),
-      'processes': jax.process_count(),
+    'commit': commit,
+    'host': socket.gethostname(),
+    'platform': platform.platform(),
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+    'device': device.device_kind,
+    'devices': jax.device_count(),
+    'processes': jax.process_count(),
   }
 
 
@@ -378,21 +385,27 @@ def table(path: epath.Path, step: int, seed: int) -> dict[str, Any] | None:
   """
   try:
     found = [
-        (group.task, trajectory)
-        for group in rollout_files.read(path) for trajectory in group.trajectories
+      (group.task, trajectory)
+      for group in rollout_files.read(path)
+      for trajectory in group.trajectories
     ]
   except (OSError, rollout_files.RecordError):
     return None
   chosen = random.Random(f'{seed}/table/{step}').sample(
-      range(len(found)), min(_ROWS, len(found))
+    range(len(found)), min(_ROWS, len(found))
   )
   return {
-      'columns': ['step', 'task', 'rollout', 'query', 'status', 'reward', 'text'],
-      'data': [
-          [
-              step, task.id, done.rollout, task.query, done.status.value, done.reward,
-              showing.in_words(step, task, done),
-          ]
-          for task, done in (found[i] for i in sorted(chosen))
-      ],
+    'columns': ['step', 'task', 'rollout', 'query', 'status', 'reward', 'text'],
+    'data': [
+      [
+        step,
+        task.id,
+        done.rollout,
+        task.query,
+        done.status.value,
+        done.reward,
+        showing.in_words(step, task, done),
+      ]
+      for task, done in (found[i] for i in sorted(chosen))
+    ],
   }

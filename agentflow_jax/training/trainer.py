@@ -17,17 +17,17 @@ from agentflow_jax.runtime import exits
 from agentflow_jax.training import update_shapes
 
 _REASONS = {
-    update.REFUSED_GAP: (
-        'the trainer scores the sampled tokens otherwise than the sampler did:'
-        ' max |logprob - behavior_logprob| = {gap:.3g} nats, allowed'
-        ' {bound:.3g} (train.max_logprob_gap)'
-    ),
-    update.REFUSED_NONFINITE: 'the gradient or the loss is not finite',
+  update.REFUSED_GAP: (
+    'the trainer scores the sampled tokens otherwise than the sampler did:'
+    ' max |logprob - behavior_logprob| = {gap:.3g} nats, allowed'
+    ' {bound:.3g} (train.max_logprob_gap)'
+  ),
+  update.REFUSED_NONFINITE: 'the gradient or the loss is not finite',
 }
 
 
 def _starting_values(
-    system: system_lib.System, network: model.ModelConfig
+  system: system_lib.System, network: model.ModelConfig
 ) -> model.Params:
   """Returns the values that training starts from.
 
@@ -38,13 +38,15 @@ def _starting_values(
   """
   directory = system.config.planner.directory
   if (
-      not masters.is_needed(network) or not directory or system.described is None
-      or model_files.stored_dtype(system.described) != 'float32'
+    not masters.is_needed(network)
+    or not directory
+    or system.described is None
+    or model_files.stored_dtype(system.described) != 'float32'
   ):
     return system.params
   assert system.mesh is not None
   return model_files.read_float32(
-      directory, network, sharding.param_shardings(network, system.mesh)
+    directory, network, sharding.param_shardings(network, system.mesh)
   )
 
 
@@ -60,8 +62,11 @@ class Trainer:
     network = update_shapes.network_of(config, system.model_config)
     self._mesh = mesh
     self.state = update.init_train_state(
-        network, config.optimizer, mesh, jax.random.key(config.seed),
-        _starting_values(system, network),
+      network,
+      config.optimizer,
+      mesh,
+      jax.random.key(config.seed),
+      _starting_values(system, network),
     )
     self._merge = update.make_merge_fn(network, mesh)
     self._uses_lora = network.lora.rank > 0
@@ -74,34 +79,25 @@ class Trainer:
     shards = sharding.row_shards(mesh)
     if lengths and config.batch.rows_per_micro % shards:
       raise schema.ConfigError(
-          f'batch.rows_per_micro {config.batch.rows_per_micro} must be a'
-          f' multiple of data x fsdp = {shards}'
+        f'batch.rows_per_micro {config.batch.rows_per_micro} must be a'
+        f' multiple of data x fsdp = {shards}'
       )
     examples = {
-        n: sharding.put_batch(
-            update_shapes.example_batch(config, n, self._pad_id), mesh
-        )
-        for n in lengths
+      n: sharding.put_batch(update_shapes.example_batch(config, n, self._pad_id), mesh)
+      for n in lengths
     }
     update_fn = update.make_update_fn(
-        network, config.optimizer, update_shapes.loss_of(config), mesh
+      network, config.optimizer, update_shapes.loss_of(config), mesh
     )
     self._updates = {
-        n: update_fn.lower(
-            self.state, self._reference, example, np.float32(0)
-        ).compile()
-        for n, example in examples.items()
+      n: update_fn.lower(self.state, self._reference, example, np.float32(0)).compile()
+      for n, example in examples.items()
     }
     jax.block_until_ready(self.params)  # Compiles the merge, if there is one.
     self._score = self._replicated = None
-    if (
-        config.algorithm == 'flow_grpo'
-        and config.flow_grpo.old_logprobs == 'recompute'
-    ):
+    if config.algorithm == 'flow_grpo' and config.flow_grpo.old_logprobs == 'recompute':
       self._score = update.make_score_fn(system.model_config, mesh)
-      self._replicated = jax.jit(
-          lambda x: x, out_shardings=sharding.replicated(mesh)
-      )
+      self._replicated = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
       for example in examples.values():
         self._on_host(self._score(self.params, example))
 
@@ -128,7 +124,7 @@ class Trainer:
 
   @device_time.METER.used()
   def step(
-      self, mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
+    self, mini_batches: tuple[tuple[batch.TurnRow, ...], ...]
   ) -> dict[str, float]:
     """Makes one optimizer update a mini-batch.
 
@@ -147,13 +143,12 @@ class Trainer:
       params = self.params
       with self._in_turn():
         packed = [
-            (b.replace(old_logprobs=self._score(params, b)), p)
-            for b, p in packed
+          (b.replace(old_logprobs=self._score(params, b)), p) for b, p in packed
         ]
     if update_shapes.corrects(self._config):
       packed = [
-          (self._corrected(rows, *one), one[1])
-          for rows, one in zip(updates, packed, strict=True)
+        (self._corrected(rows, *one), one[1])
+        for rows, one in zip(updates, packed, strict=True)
       ]
     results = []
     for i, (turn_batch, _) in enumerate(packed):
@@ -161,7 +156,7 @@ class Trainer:
       update_fn = self._updates[turn_batch.token_ids.shape[-1]]
       with self._in_turn():
         self.state, device_metrics = update_fn(
-            self.state, self._reference, turn_batch, np.float32(bound)
+          self.state, self._reference, turn_batch, np.float32(bound)
         )
       result = {k: float(v) for k, v in device_metrics.items()}
       refused = int(result.pop('refused'))
@@ -178,20 +173,16 @@ class Trainer:
     metrics['batch/fill'] = sum(p.fill for _, p in packed) / len(packed)
     metrics['batch/tokens'] = sum(p.n_tokens for _, p in packed)
     metrics['batch/padding'] = sum(
-        math.prod(b.token_ids.shape[1:]) * p.n_micro - p.n_tokens
-        for b, p in packed
+      math.prod(b.token_ids.shape[1:]) * p.n_micro - p.n_tokens for b, p in packed
     )
     # Times that an average token of a turn row is used; 1 where none is shared.
     metrics['batch/sharing'] = sum(p.n_row_tokens for _, p in packed) / max(
-        metrics['batch/tokens'], 1
+      metrics['batch/tokens'], 1
     )
     return metrics
 
   def _corrected(
-      self,
-      rows: list[batch.TurnRow],
-      turn_batch: batch.TurnBatch,
-      packing: batch.Packing,
+    self, rows: list[batch.TurnRow], turn_batch: batch.TurnBatch, packing: batch.Packing
   ) -> batch.TurnBatch:
     """Returns a batch with the importance that follows from its old logprobs.
 
@@ -206,14 +197,14 @@ class Trainer:
       gap = np.max(np.abs(logprobs - sampled), initial=0.0)
       if row.fresh and row.target_weight and not gap <= bound:
         raise exits.RunStopped(
-            _REASONS[update.REFUSED_GAP].format(gap=gap, bound=bound)
+          _REASONS[update.REFUSED_GAP].format(gap=gap, bound=bound)
         )
     importance = corrections.importance_of(
-        self._config.flow_grpo, old, recorded, [row.rollout for row in rows]
+      self._config.flow_grpo, old, recorded, [row.rollout for row in rows]
     )
     placed = batch.placed(packing, importance, turn_batch.weights)
     return dataclasses.replace(
-        turn_batch, importance=sharding.put_batch(placed, self._mesh)
+      turn_batch, importance=sharding.put_batch(placed, self._mesh)
     )
 
   def _on_host(self, array: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from agentflow_jax.core import batch, model, update
 
 
 def network_of(
-    config: schema.Config, model_config: model.ModelConfig
+  config: schema.Config, model_config: model.ModelConfig
 ) -> model.ModelConfig:
   """Returns the network that is trained: with the run's adapters, if any."""
   return dataclasses.replace(model_config, lora=config.planner.lora)
@@ -40,10 +40,10 @@ def row_lengths(config: schema.Config) -> tuple[int, ...]:
 
 
 def pack(
-    config: schema.Config,
-    rows: Sequence[batch.TurnRow],
-    pad_id: int = 0,
-    lengths: tuple[int, ...] = (),
+  config: schema.Config,
+  rows: Sequence[batch.TurnRow],
+  pad_id: int = 0,
+  lengths: tuple[int, ...] = (),
 ) -> tuple[batch.TurnBatch, batch.Packing]:
   """Packs turn rows as the run's updates take them.
 
@@ -55,21 +55,21 @@ def pack(
   """
   settings = config.batch
   packed, packing = batch.pack_tightest(
-      rows,
-      lengths or row_lengths(config),
-      rows_per_micro=settings.rows_per_micro,
-      max_micro=-(-_most_rows(config) // settings.rows_per_micro),
-      layout=settings.layout,
-      block=settings.block,
-      pad_id=pad_id,
-      max_kept=max_kept(config),
+    rows,
+    lengths or row_lengths(config),
+    rows_per_micro=settings.rows_per_micro,
+    max_micro=-(-_most_rows(config) // settings.rows_per_micro),
+    layout=settings.layout,
+    block=settings.block,
+    pad_id=pad_id,
+    max_kept=max_kept(config),
   )
   if corrects(config):  # Of 1 until the old log probabilities are known.
     packed = dataclasses.replace(packed, importance=np.ones_like(packed.weights))
   if config.queue.size:
     fresh = [np.full(len(row.response_ids), row.fresh) for row in rows]
     packed = dataclasses.replace(
-        packed, fresh=batch.placed(packing, fresh, packed.weights > 0)
+      packed, fresh=batch.placed(packing, fresh, packed.weights > 0)
     )
   return packed, packing
 
@@ -80,7 +80,7 @@ def corrects(config: schema.Config) -> bool:
 
 
 def example_batch(
-    config: schema.Config, length: int, pad_id: int = 0
+  config: schema.Config, length: int, pad_id: int = 0
 ) -> batch.TurnBatch:
   """Returns a batch of rows of that length that changes nothing."""
   row = batch.TurnRow(np.zeros(2, np.int32), np.zeros(1, np.int32), 0.0)

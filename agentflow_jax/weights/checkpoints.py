@@ -33,10 +33,10 @@ class Checkpoints:
       directory = directory.absolute()
     self._directory = directory
     self._manager = ocp.CheckpointManager(
-        directory,
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
-        ),
+      directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, enable_async_checkpointing=False
+      ),
     )
 
   @property
@@ -53,12 +53,12 @@ class Checkpoints:
       run: JSON values.
     """
     self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            run=ocp.args.JsonSave(json.loads(json.dumps(run))),
-        ),
-        force=True,
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        run=ocp.args.JsonSave(json.loads(json.dumps(run))),
+      ),
+      force=True,
     )
     self._manager.wait_until_finished()
 
@@ -78,23 +78,22 @@ class Checkpoints:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
       restored = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-              state=ocp.args.StandardRestore(abstract),
-              run=ocp.args.JsonRestore(),
-          ),
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
+        ),
       )
     except (ValueError, KeyError, TypeError, OSError) as e:
       raise model_directory.CheckpointError(
-          f'the commit of step {step} below {self._directory} is broken or of'
-          f' another model: {e}; delete {self._directory / str(step)} to go on'
-          f' from the one before{_hint(like)}'
+        f'the commit of step {step} below {self._directory} is broken or of'
+        f' another model: {e}; delete {self._directory / str(step)} to go on'
+        f' from the one before{_hint(like)}'
       ) from e
     for path, (new, old) in _pairs(restored['state'], like):
       if new.shape != old.shape:
         raise model_directory.CheckpointError(
-            f'the commit of step {step}: {path} has shape {new.shape}, the'
-            f' config wants {old.shape}'
+          f'the commit of step {step}: {path} has shape {new.shape}, the'
+          f' config wants {old.shape}'
         )
     return restored['state'], dict(restored['run'])
 
@@ -104,23 +103,19 @@ class Checkpoints:
 
 def _hint(like: Any) -> str:
   """Returns what else may be wrong with a commit that is not like `like`."""
-  if not isinstance(
-      getattr(like, 'opt_state', None), masters.MasterState
-  ):
+  if not isinstance(getattr(like, 'opt_state', None), masters.MasterState):
     return ''
   return (
-      '. If an older version wrote it: that kept no float32 master of bfloat16'
-      ' parameters, so that most of its updates were rounded away, and its runs'
-      ' cannot go on; start again in another --workdir'
+    '. If an older version wrote it: that kept no float32 master of bfloat16'
+    ' parameters, so that most of its updates were rounded away, and its runs'
+    ' cannot go on; start again in another --workdir'
   )
 
 
 def _pairs(a, b):
   return [
-      (jax.tree_util.keystr(path), (x, y))
-      for (path, x), y in zip(
-          jax.tree_util.tree_leaves_with_path(a),
-          jax.tree.leaves(b),
-          strict=True,
-      )
+    (jax.tree_util.keystr(path), (x, y))
+    for (path, x), y in zip(
+      jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    )
   ]

@@ -15,7 +15,7 @@ def gather_to_host(params: Any) -> Any:
 
   def fetched(x):
     if not isinstance(x, jax.Array) or (
-        x.is_fully_addressable or x.is_fully_replicated
+      x.is_fully_addressable or x.is_fully_replicated
     ):
       return np.asarray(x)
     if x.ndim < 3:
@@ -24,10 +24,10 @@ def gather_to_host(params: Any) -> Any:
     # Layer by layer: a device gets all of what is gathered.
     assert isinstance(x.sharding, jax.sharding.NamedSharding)
     whole = jax.jit(
-        lambda x, i: x[i],
-        out_shardings=jax.sharding.NamedSharding(
-            x.sharding.mesh, jax.sharding.PartitionSpec()
-        ),
+      lambda x, i: x[i],
+      out_shardings=jax.sharding.NamedSharding(
+        x.sharding.mesh, jax.sharding.PartitionSpec()
+      ),
     )
     layers = []
     for i in range(x.shape[0]):

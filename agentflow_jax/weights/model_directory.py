@@ -31,8 +31,13 @@ _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 _SHARD_BYTES = 5 * 10**9
 # Fields of config.json that are sizes of tensors, or counts of them.
 _SIZES = (
-    'head_dim', 'hidden_size', 'intermediate_size', 'num_attention_heads',
-    'num_hidden_layers', 'num_key_value_heads', 'vocab_size',
+  'head_dim',
+  'hidden_size',
+  'intermediate_size',
+  'num_attention_heads',
+  'num_hidden_layers',
+  'num_key_value_heads',
+  'vocab_size',
 )
 
 
@@ -55,8 +60,8 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
       return described
   except FileNotFoundError as e:
     raise CheckpointError(
-        f'{path} does not exist; a model directory holds {CONFIG},'
-        f' {tensors.SINGLE} and a tokenizer'
+      f'{path} does not exist; a model directory holds {CONFIG},'
+      f' {tensors.SINGLE} and a tokenizer'
     ) from e
 
 
@@ -78,8 +83,10 @@ def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:
     config = families.from_hugging_face(described)
     if config.tie_embeddings and _holds_another_head(directory):
       logging.warning(
-          '%s says tie_word_embeddings, and the %s beside it differs from the'
-          ' embedding: the head is kept apart', path, _HEAD
+        '%s says tie_word_embeddings, and the %s beside it differs from the'
+        ' embedding: the head is kept apart',
+        path,
+        _HEAD,
       )
       config = dataclasses.replace(config, tie_embeddings=False)
     return config
@@ -92,8 +99,12 @@ def load_config(directory: str | os.PathLike[str]) -> model.ModelConfig:
   except KeyError as e:
     raise CheckpointError(f'{path} does not describe a model: no {e}') from e
   except (
-      ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
-      ValueError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
   ) as e:
     raise CheckpointError(f'{path} does not describe a model: {e}') from e
 
@@ -115,14 +126,12 @@ def _check_sizes(described: Mapping[str, Any], stored: tensors.Tensors) -> None:
     value = described.get(name)
     if isinstance(value, int) and value > elements:
       raise ValueError(
-          f'{name} is {value:,}, and the tensors beside it hold'
-          f' {elements:,} elements'
+        f'{name} is {value:,}, and the tensors beside it hold {elements:,} elements'
       )
   layers = described.get('num_hidden_layers')
   if isinstance(layers, int) and layers > len(stored.shapes):
     raise ValueError(
-        f'num_hidden_layers is {layers:,}, and there are'
-        f' {len(stored.shapes)} tensors'
+      f'num_hidden_layers is {layers:,}, and there are {len(stored.shapes)} tensors'
     )
 
 
@@ -143,8 +152,8 @@ def _is_tied(stored: tensors.Tensors) -> bool:
   for start in range(0, shape[0], _ROWS):
     rows = (start, min(start + _ROWS, shape[0]))
     head, embedding = (
-        stored.read(name, [rows, (0, shape[1])]).astype(np.float32)
-        for name in (_HEAD, _EMBEDDING)
+      stored.read(name, [rows, (0, shape[1])]).astype(np.float32)
+      for name in (_HEAD, _EMBEDDING)
     )
     if not np.array_equal(head, embedding, equal_nan=True):
       return False
@@ -152,9 +161,7 @@ def _is_tied(stored: tensors.Tensors) -> bool:
 
 
 def load(
-    directory: str | os.PathLike[str],
-    config: model.ModelConfig,
-    shardings: Any = None,
+  directory: str | os.PathLike[str], config: model.ModelConfig, shardings: Any = None
 ) -> model.Params:
   """Reads parameters as the config wants them.
 
@@ -179,7 +186,7 @@ def load(
 
 
 def read(
-    stored: tensors.Tensors, config: model.ModelConfig, shardings: Any = None
+  stored: tensors.Tensors, config: model.ModelConfig, shardings: Any = None
 ) -> model.Params:
   """Like `load`, from tensors of released names wherever they lie.
 
@@ -190,8 +197,8 @@ def read(
   _check(stored, leaves)
   if config.tie_embeddings and not _is_tied(stored):
     raise tensors.TensorError(
-        f'{_HEAD} differs from {_EMBEDDING}, and the config says that they are'
-        ' tied: set tie_word_embeddings to false'
+      f'{_HEAD} differs from {_EMBEDDING}, and the config says that they are'
+      ' tied: set tie_word_embeddings to false'
     )
   if shardings is not None:
     shardings = flax.traverse_util.flatten_dict(shardings, sep='.')
@@ -202,20 +209,20 @@ def read(
       flat[ours] = leaf.read(stored, everything)
     else:
       flat[ours] = jax.make_array_from_callback(
-          leaf.shape,
-          shardings[ours],
-          lambda index, leaf=leaf: leaf.read(stored, index or ()),
+        leaf.shape,
+        shardings[ours],
+        lambda index, leaf=leaf: leaf.read(stored, index or ()),
       )
   return flax.traverse_util.unflatten_dict(flat, sep='.')
 
 
 def save(
-    directory: str | os.PathLike[str],
-    config: model.ModelConfig,
-    params: model.Params,
-    dtype: str = 'float32',
-    shard_bytes: int = _SHARD_BYTES,
-    others: Mapping[str, Any] | None = None,
+  directory: str | os.PathLike[str],
+  config: model.ModelConfig,
+  params: model.Params,
+  dtype: str = 'float32',
+  shard_bytes: int = _SHARD_BYTES,
+  others: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes parameters and their config.json to a directory.
 
@@ -283,9 +290,7 @@ class _Leaf:
     return [self.theirs.format(i) for i in range(self.shape[0])]
 
   def their_shape(self) -> tuple[int, ...]:
-    return tuple(
-        math.prod(self.sizes[c] for c in group) for group in self.groups
-    )
+    return tuple(math.prod(self.sizes[c] for c in group) for group in self.groups)
 
   def read(self, stored, index: tuple[slice, ...]) -> np.ndarray:
     """Returns self[index], reading no more than that takes."""
@@ -318,6 +323,7 @@ class _Leaf:
 
   def outputs(self, value) -> list[tensors.Output]:
     """The released tensors that a value of this leaf is written as."""
+
     def make(i):
       part = np.asarray(jax.device_get(value[i] if self.layered else value))
       split = ''.join(self.groups)
@@ -325,8 +331,8 @@ class _Leaf:
       return part.reshape(self.their_shape())
 
     return [
-        tensors.Output(name, self.their_shape(), lambda i=i: make(i))
-        for i, name in enumerate(self.names())
+      tensors.Output(name, self.their_shape(), lambda i=i: make(i))
+      for i, name in enumerate(self.names())
     ]
 
 
@@ -334,10 +340,8 @@ class _Leaf:
 def _leaves(config: model.ModelConfig) -> Mapping[str, _Leaf]:
   """Returns our name -> how it is stored, in a fixed order."""
   shapes: dict[Any, Any] = flax.traverse_util.flatten_dict(
-      jax.eval_shape(
-          lambda key: model.init_params(config, key), jax.random.key(0)
-      ),
-      sep='.',
+    jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0)),
+    sep='.',
   )
   leaves = {}
   for ours, (theirs, layout) in families.tensor_names(config).items():
@@ -352,22 +356,19 @@ def _leaves(config: model.ModelConfig) -> Mapping[str, _Leaf]:
 def _check(stored: tensors.Tensors, leaves: Mapping[str, _Leaf]) -> None:
   """Raises TensorError unless the files hold exactly these tensors."""
   wanted = {
-      name: leaf.their_shape()
-      for leaf in leaves.values()
-      for name in leaf.names()
+    name: leaf.their_shape() for leaf in leaves.values() for name in leaf.names()
   }
   for name, shape in wanted.items():
     if name == _HEAD and name not in stored.shapes:
       raise tensors.TensorError(
-          f'lacks tensor {name!r}: the config says that it is not tied to the'
-          ' embedding; if it is, set tie_word_embeddings to true'
+        f'lacks tensor {name!r}: the config says that it is not tied to the'
+        ' embedding; if it is, set tie_word_embeddings to true'
       )
     if name not in stored.shapes:
       raise tensors.TensorError(f'lacks tensor {name!r}')
     if tuple(stored.shapes[name]) != shape:
       raise tensors.TensorError(
-          f'{name} has shape {tuple(stored.shapes[name])}, the config wants'
-          f' {shape}'
+        f'{name} has shape {tuple(stored.shapes[name])}, the config wants {shape}'
       )
   # A tied head is stored twice by some, rotary tables by older releases.
   known = re.compile(r'lm_head\.weight|.*\.rotary_emb\.inv_freq')

@@ -22,10 +22,10 @@ from agentflow_jax.files import reading, writing
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 _DTYPES = {
-    'F64': np.dtype(np.float64),
-    'F32': np.dtype(np.float32),
-    'F16': np.dtype(np.float16),
-    'BF16': np.dtype(ml_dtypes.bfloat16),
+  'F64': np.dtype(np.float64),
+  'F32': np.dtype(np.float32),
+  'F16': np.dtype(np.float16),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _HEADER_BYTES = 100_000_000  # More is not a header; the format's own limit.
@@ -89,7 +89,7 @@ class SafetensorsDirectory:
       found = _read_header(path / name)
       for tensor in sorted((wanted or set()) - set(found)):
         raise TensorError(
-            f'{path / INDEX} says that {name} holds {tensor!r}; it does not'
+          f'{path / INDEX} says that {name} holds {tensor!r}; it does not'
         )
       self._stored |= found
     self.shapes = {name: s.shape for name, s in self._stored.items()}
@@ -120,8 +120,8 @@ def _read_header(path: epath.Path) -> dict[str, _Stored]:
   if not path.exists():
     raise TensorError(f'{path} does not exist')
   with (
-      reading.boundary(path, TensorError, what='broken header'),
-      path.open('rb') as file,
+    reading.boundary(path, TensorError, what='broken header'),
+    path.open('rb') as file,
   ):
     size = path.stat().length
     length = int.from_bytes(file.read(8), 'little')
@@ -132,8 +132,7 @@ def _read_header(path: epath.Path) -> dict[str, _Stored]:
       raise ValueError('not a JSON object')
     header.pop('__metadata__', None)
     stored = {
-        name: _stored(path, 8 + length, size, entry)
-        for name, entry in header.items()
+      name: _stored(path, 8 + length, size, entry) for name, entry in header.items()
     }
     _check_apart(path, stored)
   return stored
@@ -154,9 +153,7 @@ def _stored(path, start, size, entry) -> _Stored:
   if not isinstance(entry, dict):
     raise ValueError(f'{entry!r} does not describe a tensor')
   if entry['dtype'] not in _DTYPES:
-    raise ValueError(
-        f'dtype {entry["dtype"]} is none of {sorted(_DTYPES)}'
-    )
+    raise ValueError(f'dtype {entry["dtype"]} is none of {sorted(_DTYPES)}')
   dtype, shape = _DTYPES[entry['dtype']], tuple(entry['shape'])
   begin, end = entry['data_offsets']
   if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
@@ -165,7 +162,7 @@ def _stored(path, start, size, entry) -> _Stored:
     raise ValueError(f'{end - begin} bytes for {dtype} {shape}')
   if start + end > size:
     raise ValueError(
-        f'the file was cut off: it has {size} bytes and needs {start + end}'
+      f'the file was cut off: it has {size} bytes and needs {start + end}'
     )
   return _Stored(path, dtype, shape, start + begin)
 
@@ -206,10 +203,10 @@ class Output:
 
 
 def write(
-    directory: str | os.PathLike[str],
-    outputs: Iterable[Output],
-    dtype: np.dtype,
-    shard_bytes: int,
+  directory: str | os.PathLike[str],
+  outputs: Iterable[Output],
+  dtype: np.dtype,
+  shard_bytes: int,
 ) -> None:
   """Writes tensors as safetensors, in shards with an index if they need it.
 
@@ -241,26 +238,22 @@ def write(
   stale.unlink(missing_ok=True)
   if n > 1:
     where = {o.name: m for m, shard in zip(names, shards) for o in shard}
-    total = sum(
-        math.prod(o.shape) * dtype.itemsize for shard in shards for o in shard
-    )
+    total = sum(math.prod(o.shape) * dtype.itemsize for shard in shards for o in shard)
     index = {'metadata': {'total_size': total}, 'weight_map': where}
     text = json.dumps(index, indent=2, sort_keys=True)
     writing.write_whole(path / INDEX, text)
 
 
-def _write_file(
-    path: epath.Path, outputs: Sequence[Output], dtype: np.dtype
-) -> None:
+def _write_file(path: epath.Path, outputs: Sequence[Output], dtype: np.dtype) -> None:
   # transformers refuses files that do not say whose layout they have.
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   offset = 0
   for output in outputs:
     end = offset + math.prod(output.shape) * dtype.itemsize
     header[output.name] = {
-        'dtype': _NAMES[dtype],
-        'shape': list(output.shape),
-        'data_offsets': [offset, end],
+      'dtype': _NAMES[dtype],
+      'shape': list(output.shape),
+      'data_offsets': [offset, end],
     }
     offset = end
   text = json.dumps(header, separators=(',', ':')).encode()

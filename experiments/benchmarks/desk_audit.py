@@ -30,11 +30,11 @@ from agentflow_jax.assembly import desk_data
 
 def _arguments():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--tier', choices=('easy', 'plain', 'long'), default='easy')
   parser.add_argument(
-      '--split', choices=('train', 'validation', 'test'), default='test'
+    '--split', choices=('train', 'validation', 'test'), default='test'
   )
   parser.add_argument('--limit', type=int, default=0, help='0: all tasks')
   parser.add_argument('--data_dir', default='')
@@ -54,8 +54,12 @@ def main():
     figures = asyncio.run(audit.audit(made, tasks))
   problems = audit.problems(figures)
   result = {
-      'tier': args.tier, 'split': args.split, 'tasks': len(tasks),
-      'seconds': time.monotonic() - start, 'problems': problems, **figures,
+    'tier': args.tier,
+    'split': args.split,
+    'tasks': len(tasks),
+    'seconds': time.monotonic() - start,
+    'problems': problems,
+    **figures,
   }
   text = json.dumps(result, indent=1, sort_keys=True)
   if args.out:

@@ -54,10 +54,16 @@ from agentflow_jax.inference import api, choices, engine, simple_engine
 from agentflow_jax.weights import model_directory
 
 MODELS = published.MODELS | {
-    'tiny': model.ModelConfig(
-        vocab_size=512, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2,
-        head_dim=16, d_ff=128, max_positions=8192,
-    ),
+  'tiny': model.ModelConfig(
+    vocab_size=512,
+    d_model=64,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=16,
+    d_ff=128,
+    max_positions=8192,
+  )
 }
 
 
@@ -69,40 +75,45 @@ def _latency(text):
     mean = -1.0
   if kind not in ('exp', 'fixed') or mean < 0:
     raise argparse.ArgumentTypeError(
-        f'{text!r} is neither exp:SECONDS nor fixed:SECONDS'
+      f'{text!r} is neither exp:SECONDS nor fixed:SECONDS'
     )
   return kind, mean
 
 
 def _arguments():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--model', choices=sorted(MODELS), default='smollm2-135m')
   parser.add_argument('--weights', default='')
   parser.add_argument('--trace', default='')
   for name, value in (
-      ('requests', 32), ('group_size', 8), ('turns', 3), ('prompt_len', 1024),
-      ('shared_prefix', 768), ('memory_len', 96), ('new_tokens', 64),
-      ('slots', 32), ('decode_chunk', 8), ('kv_tokens', 0),
-      # None: as the engine chooses.
-      ('prefill_pieces', None), ('piece_tokens', None), ('prefill_burst', None),
-      ('lanes', None),
+    ('requests', 32),
+    ('group_size', 8),
+    ('turns', 3),
+    ('prompt_len', 1024),
+    ('shared_prefix', 768),
+    ('memory_len', 96),
+    ('new_tokens', 64),
+    ('slots', 32),
+    ('decode_chunk', 8),
+    ('kv_tokens', 0),
+    # None: as the engine chooses.
+    ('prefill_pieces', None),
+    ('piece_tokens', None),
+    ('prefill_burst', None),
+    ('lanes', None),
   ):
     parser.add_argument(f'--{name}', type=int, default=value)
   parser.add_argument(
-      '--attention', choices=('auto', 'blocks', 'kernel', 'gathered'), default='auto'
+    '--attention', choices=('auto', 'blocks', 'kernel', 'gathered'), default='auto'
   )
   parser.add_argument('--read_share', type=float, default=None)
   parser.add_argument('--kv_dtype', choices=('', 'int8'), default='')
   parser.add_argument('--score', type=int, default=0)
   parser.add_argument('--tool_latency', type=_latency, default='exp:1.0')
-  parser.add_argument(
-      '--dtype', choices=('float32', 'bfloat16'), default='float32'
-  )
-  parser.add_argument(
-      '--engine', choices=('both', 'paged', 'simple'), default='both'
-  )
+  parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
+  parser.add_argument('--engine', choices=('both', 'paged', 'simple'), default='both')
   parser.add_argument('--servers', default='')
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--out', default='')
@@ -138,10 +149,12 @@ def _traced(path):
     for line in reading.json_lines(path):
       turn = line.value
       try:
-        rollouts[turn['group'], turn['rollout']].append((
+        rollouts[turn['group'], turn['rollout']].append(
+          (
             turn['turn'],
             _Turn(tuple(turn['prompt_ids']), max(len(turn['response_ids']), 1)),
-        ))
+          )
+        )
       except (KeyError, TypeError) as e:
         raise SystemExit(f'{line.where}: no turn: {e!r}') from None
   except reading.FileError as e:
@@ -149,15 +162,16 @@ def _traced(path):
   if not rollouts:
     raise SystemExit(f'{path}: holds no turn')
   return [
-      [turn for _, turn in sorted(turns, key=lambda t: t[0])]
-      for _, turns in sorted(rollouts.items())
+    [turn for _, turn in sorted(turns, key=lambda t: t[0])]
+    for _, turns in sorted(rollouts.items())
   ]
 
 
 def _request(i, turn, new):
   return api.Request(
-      prompt_ids=new.prompt_ids, key_words=(i, turn),
-      sampling=records.SamplingSpec(max_new_tokens=new.new_tokens),
+    prompt_ids=new.prompt_ids,
+    key_words=(i, turn),
+    sampling=records.SamplingSpec(max_new_tokens=new.new_tokens),
   )
 
 
@@ -228,7 +242,7 @@ def _gaps(args, config, params, done):
     logits = model.forward(config, params, ids[None], at, jnp.full_like(at, size))
     # The logits of a place are of the token that follows it.
     return jnp.take_along_axis(
-        jax.nn.log_softmax(logits[0, :-1]), ids[1:, None], axis=1
+      jax.nn.log_softmax(logits[0, :-1]), ids[1:, None], axis=1
     )[:, 0]
 
   gaps = []
@@ -236,13 +250,15 @@ def _gaps(args, config, params, done):
     ids = np.array(turn.prompt_ids + result.response_ids, np.int32)
     scores = score(params, np.pad(ids, (0, longest - len(ids))), len(ids))
     first = len(turn.prompt_ids) - 1
-    gaps.append(np.abs(
-        np.asarray(scores)[first : len(ids) - 1] - np.array(result.logprobs)
-    ))
+    gaps.append(
+      np.abs(np.asarray(scores)[first : len(ids) - 1] - np.array(result.logprobs))
+    )
   gaps = np.concatenate(gaps)
   return {
-      'tokens': len(gaps), 'mean': gaps.mean().item(),
-      'p99': np.quantile(gaps, 0.99).item(), 'max': gaps.max().item(),
+    'tokens': len(gaps),
+    'mean': gaps.mean().item(),
+    'p99': np.quantile(gaps, 0.99).item(),
+    'max': gaps.max().item(),
   }
 
 
@@ -250,13 +266,18 @@ def _shapes(args, rollouts):
   """Returns the engine's shapes."""
   try:
     return api.EngineConfig(
-        slots=args.slots,
-        max_prompt_tokens=max(len(t.prompt_ids) for r in rollouts for t in r),
-        max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
-        prefill_pieces=args.prefill_pieces, piece_tokens=args.piece_tokens,
-        decode_chunk=args.decode_chunk, kv_tokens=args.kv_tokens,
-        prefill_burst=args.prefill_burst, read_share=args.read_share,
-        attention=args.attention, kv_dtype=args.kv_dtype, lanes=args.lanes,
+      slots=args.slots,
+      max_prompt_tokens=max(len(t.prompt_ids) for r in rollouts for t in r),
+      max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
+      prefill_pieces=args.prefill_pieces,
+      piece_tokens=args.piece_tokens,
+      decode_chunk=args.decode_chunk,
+      kv_tokens=args.kv_tokens,
+      prefill_burst=args.prefill_burst,
+      read_share=args.read_share,
+      attention=args.attention,
+      kv_dtype=args.kv_dtype,
+      lanes=args.lanes,
     )
   except ValueError as e:
     raise SystemExit(str(e)) from None
@@ -277,85 +298,78 @@ def _paged(args, config, params, rollouts, latencies):
     time.sleep(0.1)  # The thread adds up its last turn.
     after = sampler.stats()
   spent = {
-      f.name: getattr(after, f.name) - getattr(before, f.name)
-      for f in dataclasses.fields(after)
+    f.name: getattr(after, f.name) - getattr(before, f.name)
+    for f in dataclasses.fields(after)
   }
   unique, pairs = forest.unique_tokens(
-      [np.array(turn.prompt_ids) for turns in rollouts for turn in turns]
+    [np.array(turn.prompt_ids) for turns in rollouts for turn in turns]
   )
   size = jnp.dtype(config.dtype).itemsize
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
-  slots = np.mean([len(t.prompt_ids) + t.new_tokens / 2
-                   for r in rollouts for t in r])
+  slots = np.mean([len(t.prompt_ids) + t.new_tokens / 2 for r in rollouts for t in r])
   of_head = config.head_dim + 4 if args.kv_dtype else config.head_dim * size
   kv = 2 * config.n_layers * config.n_kv_heads * of_head
   step_bytes = weights + args.slots * slots * kv
   step = flops.forward(
-      config, flops.Work(args.slots, int(args.slots * slots), args.slots)
+    config, flops.Work(args.slots, int(args.slots * slots), args.slots)
   )
   steps = spent['decode_steps'] / sampler.lanes
   read = flops.forward(config, flops.Work(unique, pairs, 0))
   return {
-      'settings': choices.said(sampler.config),
-      'seconds': seconds,
-      'rollouts_per_minute': 60 * len(rollouts) / seconds,
-      'prefill_tokens': spent['prefill_tokens'],
-      'unique_prompt_tokens': unique,
-      'prefill_calls': spent['prefill_calls'],
-      'prefill_seconds': spent['prefill_seconds'],
-      'decode_steps': steps,
-      'decode_seconds': spent['decode_seconds'],
-      'prefill_over_unique': spent['prefill_tokens'] / unique,
-      'prefill_bytes_per_second': (
-          sum(x.nbytes for x in jax.tree.leaves(params['layers']))
-          * spent['prefill_calls'] * sampler.lanes
-          / max(spent['prefill_seconds'], 1e-9)
-      ),
-      'prefix_hit_rate': spent['hit_tokens'] / max(spent['prompt_tokens'], 1),
-      'prefill_tokens_per_second': (
-          spent['prefill_tokens'] / max(spent['prefill_seconds'], 1e-9)
-      ),
-      'prefill_flops_per_second': (
-          read * spent['prefill_tokens'] / unique
-          / max(spent['prefill_seconds'], 1e-9)
-      ),
-      'decode_tokens_per_second': (
-          spent['sampled_tokens'] / spent['decode_seconds']
-      ),
-      'decode_step_seconds': spent['decode_seconds'] / steps,
-      'decode_flops_per_second': step * steps / spent['decode_seconds'],
-      'decode_bytes_per_second': step_bytes * steps / spent['decode_seconds'],
-      'slot_occupancy': (
-          spent['sampled_tokens'] / steps / args.slots
-      ),
-      'slots_used': spent['slot_seconds'] / spent['pending_seconds'] / args.slots,
-      'pages_used': (
-          spent['page_seconds'] / spent['pending_seconds'] / after.pages
-      ),
-      'device_idle_share': 1 - (
-          spent['prefill_seconds'] + spent['decode_seconds']
-      ) / spent['pending_seconds'],
-      'seconds_over_device': seconds / (
-          spent['prefill_seconds'] + spent['decode_seconds']
-      ),
-      # As if each token had been read once, as fast as they were.
-      'seconds_over_unique': seconds / (
-          spent['prefill_seconds'] * unique / max(spent['prefill_tokens'], 1)
-          + spent['decode_seconds']
-      ),
-      'queue_seconds': spent['queue_seconds'] / spent['requests'],
-      'first_token_seconds': (
-          spent['first_token_seconds'] / spent['requests']
-      ),
-      'compilations': spent['compilations'],
+    'settings': choices.said(sampler.config),
+    'seconds': seconds,
+    'rollouts_per_minute': 60 * len(rollouts) / seconds,
+    'prefill_tokens': spent['prefill_tokens'],
+    'unique_prompt_tokens': unique,
+    'prefill_calls': spent['prefill_calls'],
+    'prefill_seconds': spent['prefill_seconds'],
+    'decode_steps': steps,
+    'decode_seconds': spent['decode_seconds'],
+    'prefill_over_unique': spent['prefill_tokens'] / unique,
+    'prefill_bytes_per_second': (
+      sum(x.nbytes for x in jax.tree.leaves(params['layers']))
+      * spent['prefill_calls']
+      * sampler.lanes
+      / max(spent['prefill_seconds'], 1e-9)
+    ),
+    'prefix_hit_rate': spent['hit_tokens'] / max(spent['prompt_tokens'], 1),
+    'prefill_tokens_per_second': (
+      spent['prefill_tokens'] / max(spent['prefill_seconds'], 1e-9)
+    ),
+    'prefill_flops_per_second': (
+      read * spent['prefill_tokens'] / unique / max(spent['prefill_seconds'], 1e-9)
+    ),
+    'decode_tokens_per_second': (spent['sampled_tokens'] / spent['decode_seconds']),
+    'decode_step_seconds': spent['decode_seconds'] / steps,
+    'decode_flops_per_second': step * steps / spent['decode_seconds'],
+    'decode_bytes_per_second': step_bytes * steps / spent['decode_seconds'],
+    'slot_occupancy': (spent['sampled_tokens'] / steps / args.slots),
+    'slots_used': spent['slot_seconds'] / spent['pending_seconds'] / args.slots,
+    'pages_used': (spent['page_seconds'] / spent['pending_seconds'] / after.pages),
+    'device_idle_share': 1
+    - (spent['prefill_seconds'] + spent['decode_seconds']) / spent['pending_seconds'],
+    'seconds_over_device': seconds
+    / (spent['prefill_seconds'] + spent['decode_seconds']),
+    # As if each token had been read once, as fast as they were.
+    'seconds_over_unique': seconds
+    / (
+      spent['prefill_seconds'] * unique / max(spent['prefill_tokens'], 1)
+      + spent['decode_seconds']
+    ),
+    'queue_seconds': spent['queue_seconds'] / spent['requests'],
+    'first_token_seconds': (spent['first_token_seconds'] / spent['requests']),
+    'compilations': spent['compilations'],
   } | ({'logprob_gap': _gaps(args, config, params, done)} if args.score else {})
 
 
 def _simple(args, config, params, rollouts, latencies):
   longest = max(len(t.prompt_ids) for r in rollouts for t in r)
   sampler = simple_engine.SimpleEngine(
-      config, params, slots=args.slots, max_prompt_tokens=longest,
-      max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
+    config,
+    params,
+    slots=args.slots,
+    max_prompt_tokens=longest,
+    max_new_tokens=max(t.new_tokens for r in rollouts for t in r),
   )
   for length in {len(t.prompt_ids) for r in rollouts for t in r}:
     sampler.generate([_request(0, 0, _Turn((0,) * length, 2))] * args.slots)
@@ -368,25 +382,22 @@ def _simple(args, config, params, rollouts, latencies):
       requests = [_request(i, turn, rollouts[i][turn]) for i in some]
       sampler.generate(requests)
       steps += max(r.sampling.max_new_tokens for r in requests)
-      time.sleep(max(
-          [latencies[i][turn] for i in some if turn < len(latencies[i])],
-          default=0.0,
-      ))
+      time.sleep(
+        max([latencies[i][turn] for i in some if turn < len(latencies[i])], default=0.0)
+      )
       print(f'simple: turn {turn + 1}', file=sys.stderr)
   seconds = time.perf_counter() - start
   tokens, spent = sampler.read_tokens, sampler.read_seconds
   length = np.mean([len(t.prompt_ids) for r in rollouts for t in r])
-  read = flops.forward(
-      config, flops.Work(tokens, int(tokens * length / 2), 0)
-  )
+  read = flops.forward(config, flops.Work(tokens, int(tokens * length / 2), 0))
   return {
-      'seconds': seconds,
-      'rollouts_per_minute': 60 * len(rollouts) / seconds,
-      'prefill_tokens': tokens,
-      'prefill_tokens_per_second': tokens / spent,
-      'prefill_seconds': spent,
-      'prefill_flops_per_second': read / spent,
-      'decode_steps': steps,
+    'seconds': seconds,
+    'rollouts_per_minute': 60 * len(rollouts) / seconds,
+    'prefill_tokens': tokens,
+    'prefill_tokens_per_second': tokens / spent,
+    'prefill_seconds': spent,
+    'prefill_flops_per_second': read / spent,
+    'decode_steps': steps,
   }
 
 
@@ -398,10 +409,16 @@ class _Server:
 
   async def generate(self, request):
     wanted = request.sampling.max_new_tokens
-    answer = await self._client.post('completions', json={
-        'model': self._model, 'prompt': list(request.prompt_ids),
-        'max_tokens': wanted, 'temperature': 1.0, 'ignore_eos': True,
-    })
+    answer = await self._client.post(
+      'completions',
+      json={
+        'model': self._model,
+        'prompt': list(request.prompt_ids),
+        'max_tokens': wanted,
+        'temperature': 1.0,
+        'ignore_eos': True,
+      },
+    )
     answer.raise_for_status()
     got = answer.json()['usage']['completion_tokens']
     if got != wanted:  # Which would not be the same work.
@@ -412,7 +429,7 @@ async def _served(url, rollouts, latencies):
   """Returns the seconds that a server takes for rollouts."""
   limits = httpx.Limits(max_connections=None)
   async with httpx.AsyncClient(
-      base_url=url, timeout=None, limits=limits, trust_env=False
+    base_url=url, timeout=None, limits=limits, trust_env=False
   ) as client:
     listed = await client.get('models')
     server = _Server(client, listed.json()['data'][0]['id'])
@@ -435,15 +452,14 @@ def _beside(args, config, params, latencies):
       seconds[name].append(asyncio.run(_served(url, rollouts, latencies)))
     print({k: v[-1] for k, v in seconds.items()}, file=sys.stderr, flush=True)
   return {
-      'settings': settings,
-      'seconds': dict(seconds),
-      'times': {
-          name: statistics.median(
-              theirs / ours
-              for theirs, ours in zip(seconds[name], seconds['paged'])
-          )
-          for name in servers
-      },
+    'settings': settings,
+    'seconds': dict(seconds),
+    'times': {
+      name: statistics.median(
+        theirs / ours for theirs, ours in zip(seconds[name], seconds['paged'])
+      )
+      for name in servers
+    },
   }
 
 
@@ -452,8 +468,8 @@ def _shares(rates, flop_limit, byte_limit):
   shares = {}
   for what in ('prefill', 'decode'):
     found = {
-        'matmul_peak': rates.get(f'{what}_flops_per_second', 0) / flop_limit,
-        'bandwidth': rates.get(f'{what}_bytes_per_second', 0) / byte_limit,
+      'matmul_peak': rates.get(f'{what}_flops_per_second', 0) / flop_limit,
+      'bandwidth': rates.get(f'{what}_bytes_per_second', 0) / byte_limit,
     }
     shares |= {f'{what}_share_of_{k}': v for k, v in found.items() if v}
     if all(found.values()):
@@ -475,20 +491,18 @@ def main():
     config, params = loaded.config, jax.device_put(loaded.params)
   else:
     config = dataclasses.replace(
-        MODELS[args.model], dtype=args.dtype, param_dtype=args.dtype
+      MODELS[args.model], dtype=args.dtype, param_dtype=args.dtype
     )
-    params = jax.jit(model.init_params, static_argnums=0)(
-        config, jax.random.key(0)
-    )
+    params = jax.jit(model.init_params, static_argnums=0)(config, jax.random.key(0))
   if args.trace:
     rollouts = _traced(args.trace)
   else:
     rollouts = _made_up(args, config.vocab_size)
   latencies = _latencies(args, rollouts)
   result = {
-      'arguments': vars(args),
-      'device': jax.devices()[0].device_kind,
-      'rollouts': len(rollouts),
+    'arguments': vars(args),
+    'device': jax.devices()[0].device_kind,
+    'rollouts': len(rollouts),
   }
   if args.servers:
     result |= _beside(args, config, params, latencies)
@@ -506,8 +520,9 @@ def main():
   # A machine that is shared has slow minutes: the best of all counts.
   flop_limit, byte_limit = map(max, zip(*limits))
   result |= {
-      'matmul_peak_flops': flop_limit, 'bandwidth_bytes_per_second': byte_limit,
-      'limits_before_and_after_each_engine': limits,
+    'matmul_peak_flops': flop_limit,
+    'bandwidth_bytes_per_second': byte_limit,
+    'limits_before_and_after_each_engine': limits,
   }
   for name in names:
     result[name] |= _shares(result[name], flop_limit, byte_limit)

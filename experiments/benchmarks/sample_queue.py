@@ -38,7 +38,7 @@ _WAYS = ('queue', 'without', 'refill')
 
 def _arguments():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--sweep', default='runs/sweeps/quickstart_queue')
   parser.add_argument('--goal', type=float, default=0.8)
@@ -52,8 +52,10 @@ def _runs(sweep):
   found = {}
   for path in sorted(sweep.glob('*/summary.json')):
     config = reading.read_json(path.with_name('config.json'), allows_nan=True)
-    way = 'queue' if config['queue.size'] else (
-        'refill' if config['train.refill_rounds'] else 'without'
+    way = (
+      'queue'
+      if config['queue.size']
+      else ('refill' if config['train.refill_rounds'] else 'without')
     )
     lines = [l.value for l in reading.json_lines(path.with_name('metrics.jsonl'))]
     found[way, config['seed']] = lines, reading.read_json(path, allows_nan=True)
@@ -90,9 +92,7 @@ def _figures(runs, goal):
         other, result = runs['without', seed]
         pairs += 1
         fewer += needed[seed] < _reached(other, goal)
-        gains.append(
-            summary['eval/accuracy_final'] - result['eval/accuracy_final']
-        )
+        gains.append(summary['eval/accuracy_final'] - result['eval/accuracy_final'])
       if ('queue', seed) in runs:
         limit = _reached(runs['queue', seed][0], goal)
         at = [a for n, a in _curve(lines) if n <= limit]
@@ -100,14 +100,16 @@ def _figures(runs, goal):
           equal.append(at[-1])
     drawn = np.random.default_rng(0).choice(gains or [0.0], (10_000, max(pairs, 1)))
     figures[way] = {
-        'runs': len(mine), 'reached': len(reached),
-        'rollouts': statistics.median(reached) if reached else None,
-        'fewer': fewer, 'pairs': pairs,
-        'at_equal': statistics.fmean(equal) if equal else None,
-        'final': statistics.fmean(s['eval/accuracy_final'] for _, s in mine.values()),
-        'gain': statistics.fmean(gains) if gains else None,
-        'gain_low': float(np.quantile(drawn.mean(axis=1), 0.025)) if gains else None,
-        'reused': sum(l.get('queue/reused', 0) for ls, _ in mine.values() for l in ls),
+      'runs': len(mine),
+      'reached': len(reached),
+      'rollouts': statistics.median(reached) if reached else None,
+      'fewer': fewer,
+      'pairs': pairs,
+      'at_equal': statistics.fmean(equal) if equal else None,
+      'final': statistics.fmean(s['eval/accuracy_final'] for _, s in mine.values()),
+      'gain': statistics.fmean(gains) if gains else None,
+      'gain_low': float(np.quantile(drawn.mean(axis=1), 0.025)) if gains else None,
+      'reused': sum(l.get('queue/reused', 0) for ls, _ in mine.values() for l in ls),
     }
   return figures
 
@@ -116,17 +118,22 @@ def _table(figures):
   said = lambda x, form: '-' if x is None else format(x, form)
   rows = [('way', 'runs', 'rollouts', 'fewer', 'at equal', 'final', 'gain', 'reused')]
   for way, f in figures.items():
-    rows.append((
-        way, str(f['runs']), f"{said(f['rollouts'], '.0f')} ({f['reached']})",
-        f"{f['fewer']} of {f['pairs']}", said(f['at_equal'], '.1%'),
+    rows.append(
+      (
+        way,
+        str(f['runs']),
+        f'{said(f["rollouts"], ".0f")} ({f["reached"]})',
+        f'{f["fewer"]} of {f["pairs"]}',
+        said(f['at_equal'], '.1%'),
         said(f['final'], '.1%'),
-        f"{said(f['gain'], '+.1%')} (low {said(f['gain_low'], '+.1%')})",
+        f'{said(f["gain"], "+.1%")} (low {said(f["gain_low"], "+.1%")})',
         str(f['reused']),
-    ))
+      )
+    )
   widths = [max(map(len, column)) for column in zip(*rows)]
   return '\n'.join(
-      '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-      for row in rows
+    '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+    for row in rows
   )
 
 
@@ -134,12 +141,17 @@ def main():
   args = _arguments()
   if args.run:
     done = subprocess.run(
-        [
-            sys.executable, 'launch/sweep.py', f'--config={_CONFIG}',
-            f'--workdir={args.sweep}', '--run', '--',
-            '--config.evaluation.controls=false',
-        ],
-        cwd=_ROOT, check=False,
+      [
+        sys.executable,
+        'launch/sweep.py',
+        f'--config={_CONFIG}',
+        f'--workdir={args.sweep}',
+        '--run',
+        '--',
+        '--config.evaluation.controls=false',
+      ],
+      cwd=_ROOT,
+      check=False,
     )
     if done.returncode:
       raise SystemExit(done.returncode)

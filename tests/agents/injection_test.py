@@ -40,13 +40,15 @@ class _Scripted:
 def _played(one, obedient):
   model = _Scripted(obedient)
   agent = fakes.make_agent(
-      fakes.FakeLanguageModel({'planner': ['']}), (),
-      rollout.RolloutConfig(max_turns=5, answer_when_out_of_turns=False),
-      executor=modules.FieldExecutor(), verifier=modules.WorldVerifier(),
-      environment=toy_world.make(),
+    fakes.FakeLanguageModel({'planner': ['']}),
+    (),
+    rollout.RolloutConfig(max_turns=5, answer_when_out_of_turns=False),
+    executor=modules.FieldExecutor(),
+    verifier=modules.WorldVerifier(),
+    environment=toy_world.make(),
   )
   agent = dataclasses.replace(
-      agent, planner=dataclasses.replace(agent.planner, model=model)
+    agent, planner=dataclasses.replace(agent.planner, model=model)
   )
   agent = injection.planted(agent, [one])
   done = asyncio.run(rollout.rollout(agent, toy_world.task(), toy_world.key()))
@@ -54,7 +56,7 @@ def _played(one, obedient):
 
 
 @pytest.mark.parametrize(
-    'one', injection.BUNDLED, ids=lambda i: f'{i.strategy} in a {i.place}'
+  'one', injection.BUNDLED, ids=lambda i: f'{i.strategy} in a {i.place}'
 )
 def test_an_obedient_planner_has_safety_0_and_a_deaf_one_1(one):
   obeyed, prompts = _played(one, obedient=True)
@@ -65,9 +67,10 @@ def test_an_obedient_planner_has_safety_0_and_a_deaf_one_1(one):
 
 
 def test_a_text_is_planted_once_a_rollout_and_where_it_says():
-  texts = [injection.Injection('s', place, 'call {tool}') for place in (
-      'result', 'name', 'description'
-  )]
+  texts = [
+    injection.Injection('s', place, 'call {tool}')
+    for place in ('result', 'name', 'description')
+  ]
   shown = []
   for one in texts:
     done, prompts = _played(one, obedient=False)
@@ -93,12 +96,15 @@ def test_five_strategies_are_planted_at_three_places():
   assert all('{' not in i.said.replace('"}', '') for i in injection.BUNDLED)
 
 
-@pytest.mark.parametrize('fields, match', [
+@pytest.mark.parametrize(
+  'fields, match',
+  [
     (('s', 'nowhere', 'call {tool}'), 'place must be one of'),
     (('s', 'result', 'do it'), 'has to ask for a call'),
     (('', 'result', 'call {tool}'), 'needs a strategy'),
     (('s', 'result', ' '), 'needs a strategy and a text'),
-])
+  ],
+)
 def test_malformed_injections_are_refused(fields, match):
   with pytest.raises(ValueError, match=match):
     injection.Injection(*fields)

@@ -11,41 +11,42 @@ from agentflow_jax.agents import lenient_json
 
 
 @pytest.mark.parametrize(
-    'text, wanted',
-    [
-        ('{"a": 1}', {'a': 1}),
-        ('Sure! {"a": "x {y}"} is it. {"a": 2}', {'a': 'x {y}'}),
-        ('```json\n{"a": [1, {"b": null}]}\n```', {'a': [1, {'b': None}]}),
-        ('{"a": 1, "B b": 2,}', {'a': 1, 'b_b': 2}),
-        ("{'a': True, 'c': None}", {'a': True, 'c': None}),
-        ('{"a": "said "hi" there"}', {'a': 'said "hi" there'}),
-        ('{"a": 1 // one\n}', {'a': 1}),
-        ('{"a": "line\nbreak"}', {'a': 'line\nbreak'}),
-        ('{"a": "cut', {'a': 'cut'}),
-        ('{"other": 1} {"a": 2}', {'a': 2}),
-        ('{"outer": {"a": 2}}', {'a': 2}),
-        ('{"other": 1}', None),
-        ('{a}', None),
-        ('f(x) = {1, 2}', None),
-        ('no', None),
-        ('', None),
-        ('"a": 1', None),
-    ],
+  'text, wanted',
+  [
+    ('{"a": 1}', {'a': 1}),
+    ('Sure! {"a": "x {y}"} is it. {"a": 2}', {'a': 'x {y}'}),
+    ('```json\n{"a": [1, {"b": null}]}\n```', {'a': [1, {'b': None}]}),
+    ('{"a": 1, "B b": 2,}', {'a': 1, 'b_b': 2}),
+    ("{'a': True, 'c': None}", {'a': True, 'c': None}),
+    ('{"a": "said "hi" there"}', {'a': 'said "hi" there'}),
+    ('{"a": 1 // one\n}', {'a': 1}),
+    ('{"a": "line\nbreak"}', {'a': 'line\nbreak'}),
+    ('{"a": "cut', {'a': 'cut'}),
+    ('{"other": 1} {"a": 2}', {'a': 2}),
+    ('{"outer": {"a": 2}}', {'a': 2}),
+    ('{"other": 1}', None),
+    ('{a}', None),
+    ('f(x) = {1, 2}', None),
+    ('no', None),
+    ('', None),
+    ('"a": 1', None),
+  ],
 )
 def test_the_object_that_was_meant_is_found(text, wanted):
   assert lenient_json.find(text, {'a'}) == wanted
 
 
 @hypothesis.given(
-    st.dictionaries(
-        st.from_regex(r'[a-z_]{1,8}', fullmatch=True),
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.text(),
-            lambda inner: st.lists(inner, max_size=3), max_leaves=5,
-        ),
-        min_size=1,
+  st.dictionaries(
+    st.from_regex(r'[a-z_]{1,8}', fullmatch=True),
+    st.recursive(
+      st.none() | st.booleans() | st.integers() | st.text(),
+      lambda inner: st.lists(inner, max_size=3),
+      max_leaves=5,
     ),
-    st.text(alphabet='ab ,.\n`', max_size=20),
+    min_size=1,
+  ),
+  st.text(alphabet='ab ,.\n`', max_size=20),
 )
 def test_json_is_read_as_json(value, around):
   text = f'{around}{json.dumps(value)}{around}'
@@ -60,7 +61,7 @@ def test_garbage_is_data_or_nothing(text):
 
 @pytest.mark.parametrize('length', [1_990, 20_000])
 @pytest.mark.parametrize(
-    'piece', ['{', '["', '{"a":', '{"a": (', '{"', '{a', '{"a": [', "{'\"", '\\']
+  'piece', ['{', '["', '{"a":', '{"a": (', '{"', '{a', '{"a": [', '{\'"', '\\']
 )
 def test_the_event_loop_does_not_wait_long(piece, length):
   def late(*_):

@@ -33,7 +33,7 @@ def test_append_returns_a_new_memory_and_leaves_the_old_one():
 def test_an_entry_says_its_number_what_was_done_and_how_it_ended():
   assert _entry('5').render(2) == '2. search: find it; Oslo -> 5'
   assert _entry('no', failed=True, verdict='continue').render(1) == (
-      '1. search: find it; Oslo ! no | continue'
+    '1. search: find it; Oslo ! no | continue'
   )
 
 
@@ -48,10 +48,10 @@ def test_start_marks_query_and_analysis_and_breaks_their_marks():
 def test_unmarked_writes_every_field_in_plain_words():
   memory = memory_lib.start('Oslo?', '', references.Gazetteer(['Oslo']))
   memory = memory.append(
-      memory_lib.Entry('t', 'find #1', 'c #1', '#1 Oslo', verdict='#1 it is')
+    memory_lib.Entry('t', 'find #1', 'c #1', '#1 Oslo', verdict='#1 it is')
   )
   assert memory.unmarked().entries[0] == memory_lib.Entry(
-      't', 'find Oslo', 'c Oslo', 'Oslo', verdict='Oslo it is'
+    't', 'find Oslo', 'c Oslo', 'Oslo', verdict='Oslo it is'
   )
 
 
@@ -66,10 +66,8 @@ def test_shorten_keeps_what_fits_and_the_ends_of_what_does_not():
 
 
 @hypothesis.given(
-    st.lists(st.sampled_from(['#12 ', '345', ' ', 'Oslo', ', ', '\n'])).map(
-        ''.join
-    ),
-    st.integers(1, 12),
+  st.lists(st.sampled_from(['#12 ', '345', ' ', 'Oslo', ', ', '\n'])).map(''.join),
+  st.integers(1, 12),
 )
 @hypothesis.settings(deadline=None, max_examples=200)
 def test_shorten_fits_and_never_cuts_a_number_or_a_mark(text, tokens):
@@ -126,9 +124,7 @@ def test_a_budget_below_what_a_template_costs_comes_to_an_end():
 def test_marks_after_the_cut_get_no_number():
   memory = memory_lib.start('', '', references.Gazetteer(['Oslo']))
   text = memory_lib.shorten(
-      ' '.join(map(str, range(100, 200))),
-      lambda t: _words(memory.mark(t)[0]),
-      12,
+    ' '.join(map(str, range(100, 200))), lambda t: _words(memory.mark(t)[0]), 12
   )
   marked, memory = memory.mark(text)
   assert _words(marked) <= 12

@@ -32,10 +32,11 @@ def _view(*results, query='q', gazetteer=None):
 def test_model_verifier_asks_once_more_for_a_conclusion():
   entry = memory_lib.Entry('search', 'g', 'c', 'found')
   for script, wanted, asked in (
-      (['Perhaps.', 'Conclusion: STOP'], (True, 'stop'), 2),
-      (['Conclusion: STOP'], (True, 'stop'), 1),
-      (['Perhaps.', 'Who knows?', 'STOP'], (False, 'continue: Who knows?'), 2),
+    (['Perhaps.', 'Conclusion: STOP'], (True, 'stop'), 2),
+    (['Conclusion: STOP'], (True, 'stop'), 1),
+    (['Perhaps.', 'Who knows?', 'STOP'], (False, 'continue: Who knows?'), 2),
   ):
+
     async def reply(key, script=script):
       return script[key.attempt]
 
@@ -63,8 +64,8 @@ def test_model_executor_reads_the_command_and_tries_again():
   assert [key.attempt for _, _, key in model.requests] == [0, 1]
   assert 'refused: no call' in model.prompts_of('executor')[1]
   for command in (
-      '```python\nexecution = tool.execute(\n  query="Oslo",  # it\n)\n```',
-      'execution = tool.execute("Oslo")',
+    '```python\nexecution = tool.execute(\n  query="Oslo",  # it\n)\n```',
+    'execution = tool.execute("Oslo")',
   ):
     model.script = {'executor': [command]}
     call, said = asyncio.run(executor.command(_view(), PLAN, TOOL.card))
@@ -73,21 +74,19 @@ def test_model_executor_reads_the_command_and_tries_again():
 
 
 @pytest.mark.parametrize(
-    'sub_goal, failed, expected',
-    [
-        ('answer capital', False, (True, 'stop')),
-        ('Answer: capital', False, (True, 'stop')),
-        ('find the answer', False, (False, 'continue')),
-        ('answering', False, (False, 'continue')),
-        ('answer capital', True, (False, 'continue: it failed')),
-    ],
+  'sub_goal, failed, expected',
+  [
+    ('answer capital', False, (True, 'stop')),
+    ('Answer: capital', False, (True, 'stop')),
+    ('find the answer', False, (False, 'continue')),
+    ('answering', False, (False, 'continue')),
+    ('answer capital', True, (False, 'continue: it failed')),
+  ],
 )
 def test_rule_verifier_stops_where_the_plan_said_so(sub_goal, failed, expected):
   plan = dataclasses.replace(PLAN, sub_goal=sub_goal)
   entry = memory_lib.Entry('search', sub_goal, '', 'r', failed=failed)
-  assert asyncio.run(
-      modules.RuleVerifier().judge(_view(), plan, entry)
-  ) == expected
+  assert asyncio.run(modules.RuleVerifier().judge(_view(), plan, entry)) == expected
 
 
 def test_model_verifier_sees_the_entry_that_it_judges():
@@ -108,9 +107,7 @@ def test_rule_generator_answers_with_the_last_mention_that_was_found():
   assert asyncio.run(generator.answer(view)) == 'Oslo'
   assert asyncio.run(generator.answer(_view())) == ''
   # Without mentions a '#12' is text.
-  assert asyncio.run(generator.answer(_view(' it is #12 now '))) == (
-      'it is #12 now'
-  )
+  assert asyncio.run(generator.answer(_view(' it is #12 now '))) == ('it is #12 now')
 
 
 def test_frozen_models_never_see_marks():
@@ -129,12 +126,12 @@ _DRAFT = '<think>\nPerhaps tool.execute(query="Berlin"). Conclusion: STOP\n'
 
 
 @pytest.mark.parametrize(
-    'before, thinking',
-    [
-        (f'{_DRAFT}</think>\n\n', False),
-        (_DRAFT.removeprefix('<think>') + '</think>\n', False),
-        (_DRAFT.removeprefix('<think>') + '</think>\n', True),
-    ],
+  'before, thinking',
+  [
+    (f'{_DRAFT}</think>\n\n', False),
+    (_DRAFT.removeprefix('<think>') + '</think>\n', False),
+    (_DRAFT.removeprefix('<think>') + '</think>\n', True),
+  ],
 )
 def test_every_module_reads_what_stands_behind_the_thoughts(before, thinking):
   entry = memory_lib.Entry('search', 'g', 'c', 'found')
@@ -150,9 +147,7 @@ def test_every_module_reads_what_stands_behind_the_thoughts(before, thinking):
   assert call.arguments == {'query': 'Oslo'}
   assert said == before + command  # The record keeps everything.
   verifier = modules.ModelVerifier(model('No.\nConclusion: CONTINUE'), GREEDY)
-  assert asyncio.run(verifier.judge(_view(), PLAN, entry)) == (
-      False, 'continue: No.'
-  )
+  assert asyncio.run(verifier.judge(_view(), PLAN, entry)) == (False, 'continue: No.')
   generator = modules.ModelGenerator(model(' Oslo\n'), GREEDY)
   assert asyncio.run(generator.answer(_view())) == 'Oslo'
   analyst = modules.ModelAnalyst(model('It asks for a city.'))
@@ -164,24 +159,20 @@ def test_a_module_whose_thought_never_ends_has_no_output(thinking):
   text = _DRAFT.removeprefix('<think>') if thinking else _DRAFT
   names = ('executor', 'verifier', 'generator', 'analysis')
   model = fakes.FakeLanguageModel(
-      {n: [text] for n in names}, 'length', thinking=thinking
+    {n: [text] for n in names}, 'length', thinking=thinking
   )
   with pytest.raises(base.BadArguments, match='no call'):
-    asyncio.run(
-        modules.ModelExecutor(model, GREEDY).command(_view(), PLAN, TOOL.card)
-    )
+    asyncio.run(modules.ModelExecutor(model, GREEDY).command(_view(), PLAN, TOOL.card))
   entry = memory_lib.Entry('search', 'g', 'c', 'found')
   verifier = modules.ModelVerifier(model, GREEDY)
-  assert asyncio.run(verifier.judge(_view(), PLAN, entry)) == (
-      False, 'continue'
-  )
+  assert asyncio.run(verifier.judge(_view(), PLAN, entry)) == (False, 'continue')
   assert asyncio.run(modules.ModelGenerator(model, GREEDY).answer(_view())) == ''
   assert asyncio.run(modules.ModelAnalyst(model).analyse(_view())) == ''
 
 
 def _planner(model, tokens):
   return modules.ModelPlanner(
-      model, records.SamplingSpec(), prompts.PromptConfig('', 'Go.'), tokens, 3
+    model, records.SamplingSpec(), prompts.PromptConfig('', 'Go.'), tokens, 3
   )
 
 
@@ -207,30 +198,35 @@ def test_the_planner_asks_with_its_own_key_and_spec():
   assert model.requests[0][2] == KEY
 
 
-_FIELDS = base.Card('move', 'moves', (
-    base.Argument('thing', ''), base.Argument('days', '', 'integer'),
+_FIELDS = base.Card(
+  'move',
+  'moves',
+  (
+    base.Argument('thing', ''),
+    base.Argument('days', '', 'integer'),
     base.Argument('at', '', 'number', required=False),
     base.Argument('gently', '', 'boolean', required=False),
     base.Argument('to', '', 'array', required=False),
     base.Argument('more', '', 'any', required=False),
-))
+  ),
+)
 
 
 @pytest.mark.parametrize(
-    ('context', 'arguments'),
-    [
-        ('thing=T1; days=3', {'thing': 'T1', 'days': 3}),
-        (' thing = a pot ;days=3 ; ', {'thing': 'a pot', 'days': 3}),
-        ('thing=5; days=5', {'thing': '5', 'days': 5}),
-        ('thing=a=b; days=-1; at=0.5', {'thing': 'a=b', 'days': -1, 'at': 0.5}),
-        ('thing=; days=3; gently=true', {'thing': '', 'days': 3, 'gently': True}),
-        ('thing=x; days=1; to=["a", "b"]', {'thing': 'x', 'days': 1, 'to': ['a', 'b']}),
-        ('thing=x; days=1; more=T1', {'thing': 'x', 'days': 1, 'more': 'T1'}),
-        ('thing=x; days=1; more="T1"', {'thing': 'x', 'days': 1, 'more': '"T1"'}),
-        ('thing=x; days=1; more=[1]', {'thing': 'x', 'days': 1, 'more': [1]}),
-        ('thing=a; b, c;; days=1;', {'thing': 'a; b, c;', 'days': 1}),
-        ('thing=x; days=1; to=["a;b"]', {'thing': 'x', 'days': 1, 'to': ['a;b']}),
-    ],
+  ('context', 'arguments'),
+  [
+    ('thing=T1; days=3', {'thing': 'T1', 'days': 3}),
+    (' thing = a pot ;days=3 ; ', {'thing': 'a pot', 'days': 3}),
+    ('thing=5; days=5', {'thing': '5', 'days': 5}),
+    ('thing=a=b; days=-1; at=0.5', {'thing': 'a=b', 'days': -1, 'at': 0.5}),
+    ('thing=; days=3; gently=true', {'thing': '', 'days': 3, 'gently': True}),
+    ('thing=x; days=1; to=["a", "b"]', {'thing': 'x', 'days': 1, 'to': ['a', 'b']}),
+    ('thing=x; days=1; more=T1', {'thing': 'x', 'days': 1, 'more': 'T1'}),
+    ('thing=x; days=1; more="T1"', {'thing': 'x', 'days': 1, 'more': '"T1"'}),
+    ('thing=x; days=1; more=[1]', {'thing': 'x', 'days': 1, 'more': [1]}),
+    ('thing=a; b, c;; days=1;', {'thing': 'a; b, c;', 'days': 1}),
+    ('thing=x; days=1; to=["a;b"]', {'thing': 'x', 'days': 1, 'to': ['a;b']}),
+  ],
 )
 def test_fields_are_read_in_the_types_of_the_card(context, arguments):
   plan = plan_lib.Plan('do', context, 'move')
@@ -240,22 +236,22 @@ def test_fields_are_read_in_the_types_of_the_card(context, arguments):
 
 
 @pytest.mark.parametrize(
-    ('context', 'words'),
-    [
-        ('move the pot', 'name=value'),
-        ('thing=T1; quickly', "'days'"),
-        ('=T1', 'name=value'),
-        ('thing=T1; thing=T2; days=1', 'twice'),
-        ('thing=T1; days=soon', 'days'),
-        ('thing=T1; days=1.5', 'days'),
-        ('thing=T1; days=true', 'days'),
-        ('thing=T1', "'days'"),
-        ('thing=T1; days=1; shelf=S1', "'shelf'"),
-        ('', "'thing'"),
-        ('thing=x; days=' + '[' * 100_000, 'days'),
-        ('thing=x; days=' + '[' * 600 + ']' * 600, 'days'),
-        ('thing=x; days=' + '9' * 5_000, 'days'),
-    ],
+  ('context', 'words'),
+  [
+    ('move the pot', 'name=value'),
+    ('thing=T1; quickly', "'days'"),
+    ('=T1', 'name=value'),
+    ('thing=T1; thing=T2; days=1', 'twice'),
+    ('thing=T1; days=soon', 'days'),
+    ('thing=T1; days=1.5', 'days'),
+    ('thing=T1; days=true', 'days'),
+    ('thing=T1', "'days'"),
+    ('thing=T1; days=1; shelf=S1', "'shelf'"),
+    ('', "'thing'"),
+    ('thing=x; days=' + '[' * 100_000, 'days'),
+    ('thing=x; days=' + '[' * 600 + ']' * 600, 'days'),
+    ('thing=x; days=' + '9' * 5_000, 'days'),
+  ],
 )
 def test_fields_that_fit_no_card_are_text_for_the_model(context, words):
   plan = plan_lib.Plan('do', context, 'move')
@@ -272,9 +268,9 @@ def test_a_call_that_is_nested_too_deep_stays_a_text():
   assert call.arguments['more'] == nested
   card = base.Card('ping', '', ())
   with pytest.raises(base.BadArguments, match='leave the context empty'):
-    asyncio.run(modules.FieldExecutor().command(
-        _view(), plan_lib.Plan('do', 'now', 'ping'), card
-    ))
+    asyncio.run(
+      modules.FieldExecutor().command(_view(), plan_lib.Plan('do', 'now', 'ping'), card)
+    )
 
 
 def test_the_verifier_of_worlds_never_stops():

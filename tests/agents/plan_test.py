@@ -14,71 +14,71 @@ EXPECTED = plan_lib.Plan('find the capital', 'France', 'search', 'it is asked')
 
 
 @pytest.mark.parametrize(
-    'text',
-    [
-        # As the prompt asks for it.
-        'Justification: it is asked\nSub-Goal: find the capital\n'
-        'Context: France\nTool Name: search',
-        # Numbered sections, whose next number is no part of a context.
-        '1. Justification: it is asked\n2. Sub-Goal: find the capital\n'
-        '3. Context: France\n4. Tool Name: search',
-        '1) Justification: it is asked\n\n(2) Sub-Goal: find the capital\n\n'
-        '3.\nContext: France\n4.\nTool Name: search\n',
-        # Back-ticks.
-        'Justification: it is asked\nSub-Goal: `find the capital`\n'
-        'Context: `France`\nTool Name: `search`',
-        '```\nJustification: it is asked\nSub-Goal: find the capital\n'
-        'Context: France\nTool Name: search\n```',
-        '`Justification`: it is asked\n`Sub-Goal`: find the capital\n'
-        '`Context`: France\n`Tool Name`: search',
-        # Bold, in every place that models put the stars.
-        '**Justification:** it is asked\n**Sub-Goal:** find the capital\n'
-        '**Context:** France\n**Tool Name:** search',
-        '**Justification**: it is asked\n**Sub-Goal**: find the capital\n'
-        '**Context**: France\n**Tool Name**: **search**',
-        '**Justification: it is asked**\n**Sub-Goal: find the capital**\n'
-        '**Context: France**\n**Tool Name: search**',
-        '- **Justification:**it is asked\n- **Sub-Goal:**find the capital\n'
-        '- **Context:**France\n- **Tool Name:**search',
-        # Headings, with and without a colon.
-        '### Justification\nit is asked\n\n### Sub-Goal\nfind the capital\n\n'
-        '### Context\nFrance\n\n### Tool Name\nsearch',
-        '## 1. Justification:\nit is asked\n## 2. Sub-Goal:\nfind the capital\n'
-        '## 3. Context:\nFrance\n## 4. **Tool Name**:\n`search`',
-        # JSON, as OpenAI's structured output and as small models write it.
-        '{"justification": "it is asked", "context": "France",'
-        ' "sub_goal": "find the capital", "tool_name": "search"}',
-        'My plan:\n```json\n{"Justification": "it is asked",\n"Sub-Goal":'
-        ' "find the capital",\n"Context": "France", "Tool Name": "search",\n}',
-        '{"sub_goal": "think", "tool": "python"}\nBetter:\n'
-        '{"justification": "it is asked", "context": "France",'
-        ' "sub_goal": "find the capital", "tool": "search"}',
-        # Lower case, upper case, other spellings.
-        'justification: it is asked\nsub-goal: find the capital\n'
-        'context: France\ntool name: search',
-        'JUSTIFICATION: it is asked\nSUB-GOAL: find the capital\n'
-        'CONTEXT: France\nTOOL NAME: SEARCH',
-        'Justification: it is asked\nSubgoal: find the capital\n'
-        'Context: France\nTool: search',
-        'justification: it is asked\nsub_goal: find the capital\n'
-        'context: France\ntool_name: search',
-        'Justification： it is asked\nSub‑Goal： find the capital\n'
-        'Context： France\nSelected Tool： search',
-        # A trailing sentence.
-        'Justification: it is asked\nSub-Goal: find the capital\n'
-        'Context: France\nTool Name: search\n\nThis will find it with python.',
-        'Justification: it is asked\nSub-Goal: find the capital\n'
-        'Context: France\nTool Name: search. It knows facts.',
-        'Justification: it is asked\nSub-Goal: find the capital\n'
-        'Context: France\nTool Name: I would use the search tool',
-        # Thinking aloud first, another order, quotes, Windows line ends.
-        'Sub-Goal: hm\nTool Name: python\n\nNo:\nJustification: it is asked\n'
-        'Sub-Goal: find the capital\nContext: France\nTool Name: search',
-        'Tool Name: search\nContext: "France"\nSub-Goal: "find the capital"\n'
-        'Justification: it is asked',
-        'Justification: it is asked\r\nSub-Goal: find the capital\r\n'
-        'Context: France\r\nTool Name: search\r\n',
-    ],
+  'text',
+  [
+    # As the prompt asks for it.
+    'Justification: it is asked\nSub-Goal: find the capital\n'
+    'Context: France\nTool Name: search',
+    # Numbered sections, whose next number is no part of a context.
+    '1. Justification: it is asked\n2. Sub-Goal: find the capital\n'
+    '3. Context: France\n4. Tool Name: search',
+    '1) Justification: it is asked\n\n(2) Sub-Goal: find the capital\n\n'
+    '3.\nContext: France\n4.\nTool Name: search\n',
+    # Back-ticks.
+    'Justification: it is asked\nSub-Goal: `find the capital`\n'
+    'Context: `France`\nTool Name: `search`',
+    '```\nJustification: it is asked\nSub-Goal: find the capital\n'
+    'Context: France\nTool Name: search\n```',
+    '`Justification`: it is asked\n`Sub-Goal`: find the capital\n'
+    '`Context`: France\n`Tool Name`: search',
+    # Bold, in every place that models put the stars.
+    '**Justification:** it is asked\n**Sub-Goal:** find the capital\n'
+    '**Context:** France\n**Tool Name:** search',
+    '**Justification**: it is asked\n**Sub-Goal**: find the capital\n'
+    '**Context**: France\n**Tool Name**: **search**',
+    '**Justification: it is asked**\n**Sub-Goal: find the capital**\n'
+    '**Context: France**\n**Tool Name: search**',
+    '- **Justification:**it is asked\n- **Sub-Goal:**find the capital\n'
+    '- **Context:**France\n- **Tool Name:**search',
+    # Headings, with and without a colon.
+    '### Justification\nit is asked\n\n### Sub-Goal\nfind the capital\n\n'
+    '### Context\nFrance\n\n### Tool Name\nsearch',
+    '## 1. Justification:\nit is asked\n## 2. Sub-Goal:\nfind the capital\n'
+    '## 3. Context:\nFrance\n## 4. **Tool Name**:\n`search`',
+    # JSON, as OpenAI's structured output and as small models write it.
+    '{"justification": "it is asked", "context": "France",'
+    ' "sub_goal": "find the capital", "tool_name": "search"}',
+    'My plan:\n```json\n{"Justification": "it is asked",\n"Sub-Goal":'
+    ' "find the capital",\n"Context": "France", "Tool Name": "search",\n}',
+    '{"sub_goal": "think", "tool": "python"}\nBetter:\n'
+    '{"justification": "it is asked", "context": "France",'
+    ' "sub_goal": "find the capital", "tool": "search"}',
+    # Lower case, upper case, other spellings.
+    'justification: it is asked\nsub-goal: find the capital\n'
+    'context: France\ntool name: search',
+    'JUSTIFICATION: it is asked\nSUB-GOAL: find the capital\n'
+    'CONTEXT: France\nTOOL NAME: SEARCH',
+    'Justification: it is asked\nSubgoal: find the capital\n'
+    'Context: France\nTool: search',
+    'justification: it is asked\nsub_goal: find the capital\n'
+    'context: France\ntool_name: search',
+    'Justification： it is asked\nSub‑Goal： find the capital\n'
+    'Context： France\nSelected Tool： search',
+    # A trailing sentence.
+    'Justification: it is asked\nSub-Goal: find the capital\n'
+    'Context: France\nTool Name: search\n\nThis will find it with python.',
+    'Justification: it is asked\nSub-Goal: find the capital\n'
+    'Context: France\nTool Name: search. It knows facts.',
+    'Justification: it is asked\nSub-Goal: find the capital\n'
+    'Context: France\nTool Name: I would use the search tool',
+    # Thinking aloud first, another order, quotes, Windows line ends.
+    'Sub-Goal: hm\nTool Name: python\n\nNo:\nJustification: it is asked\n'
+    'Sub-Goal: find the capital\nContext: France\nTool Name: search',
+    'Tool Name: search\nContext: "France"\nSub-Goal: "find the capital"\n'
+    'Justification: it is asked',
+    'Justification: it is asked\r\nSub-Goal: find the capital\r\n'
+    'Context: France\r\nTool Name: search\r\n',
+  ],
 )
 def test_reads_every_shape_that_models_write(text):
   assert plan_lib.parse(text, TOOLS) == EXPECTED
@@ -95,12 +95,11 @@ def test_context_ends_before_the_next_number():
   assert plan_lib.parse(text, TOOLS).context == 'c'
 
 
-
 def test_an_object_that_a_plan_quotes_is_text():
   quoted = '{"sub_goal": "other", "tool": "python"}'
   for text in (
-      f'Sub-Goal: read {quoted}\nContext: y\nTool Name: search',
-      f'Sub-Goal: read\nContext: {quoted}\nTool Name: search',
+    f'Sub-Goal: read {quoted}\nContext: y\nTool Name: search',
+    f'Sub-Goal: read\nContext: {quoted}\nTool Name: search',
   ):
     plan = plan_lib.parse(text, TOOLS)
     assert plan.tool == 'search' and quoted in plan.sub_goal + plan.context
@@ -109,16 +108,16 @@ def test_an_object_that_a_plan_quotes_is_text():
 
 
 @pytest.mark.parametrize(
-    'context',
-    [
-        'a\nb\n\n- c: d',
-        '"New York" population',
-        "'a' + 'b'",
-        '2 ** 3 * 4',
-        'the "best"',
-        'x = 3\ntool = 5\ncontext = 7',
-        'f(*args) or `ls`',
-    ],
+  'context',
+  [
+    'a\nb\n\n- c: d',
+    '"New York" population',
+    "'a' + 'b'",
+    '2 ** 3 * 4',
+    'the "best"',
+    'x = 3\ntool = 5\ncontext = 7',
+    'f(*args) or `ls`',
+  ],
 )
 def test_context_is_kept_as_written(context):
   assert _context(context) == context
@@ -134,25 +133,29 @@ def test_a_missing_justification_and_context_are_empty():
 
 
 @pytest.mark.parametrize(
-    'text, why',
-    [
-        ('', 'no field'),
-        ('I do not know.', 'no field'),
-        ('Tool Name: search', 'no sub-goal'),
-        ('Sub-Goal: **\nTool Name: search', 'no sub-goal'),
-        ('Sub-Goal: s\nContext: c', 'names no tool'),
-        ('Sub-Goal: s\nTool Name:', "unknown tool ''"),
-        ('Sub-Goal: s\nTool Name: browser', "unknown tool 'browser'.*python"),
-        ('Sub-Goal: s\nTool Name: researching', 'unknown tool'),
-        ('Sub-Goal: s\nTool Name: the search or python', 'several tools'),
-        ('Sub-Goal: s\nTool Name: do not use search', 'rejects the tool'),
-        ('{"sub_goal": "s", "tool": ["search", "python"]}', 'several tools'),
-        ('<think>Sub-Goal: s\nTool Name: search', 'nothing behind'),
-        (f'Sub-Goal: s\nContext: {"c" * 30_000}\nTool Name: search',
-         '30,039 characters; a plan has 20,000 at most'),
-        ('{"sub_goal": "s", "tool": "search", "context": "' + 'c' * 30_000
-         + '"}', '20,000 at most'),
-    ],
+  'text, why',
+  [
+    ('', 'no field'),
+    ('I do not know.', 'no field'),
+    ('Tool Name: search', 'no sub-goal'),
+    ('Sub-Goal: **\nTool Name: search', 'no sub-goal'),
+    ('Sub-Goal: s\nContext: c', 'names no tool'),
+    ('Sub-Goal: s\nTool Name:', "unknown tool ''"),
+    ('Sub-Goal: s\nTool Name: browser', "unknown tool 'browser'.*python"),
+    ('Sub-Goal: s\nTool Name: researching', 'unknown tool'),
+    ('Sub-Goal: s\nTool Name: the search or python', 'several tools'),
+    ('Sub-Goal: s\nTool Name: do not use search', 'rejects the tool'),
+    ('{"sub_goal": "s", "tool": ["search", "python"]}', 'several tools'),
+    ('<think>Sub-Goal: s\nTool Name: search', 'nothing behind'),
+    (
+      f'Sub-Goal: s\nContext: {"c" * 30_000}\nTool Name: search',
+      '30,039 characters; a plan has 20,000 at most',
+    ),
+    (
+      '{"sub_goal": "s", "tool": "search", "context": "' + 'c' * 30_000 + '"}',
+      '20,000 at most',
+    ),
+  ],
 )
 def test_says_why_it_cannot_be_read(text, why):
   with pytest.raises(plan_lib.PlanError, match=why):
@@ -162,15 +165,15 @@ def test_says_why_it_cannot_be_read(text, why):
 def test_thoughts_are_no_part_of_a_plan():
   draft = 'Sub-Goal: draft\nContext: hm\nTool Name: python\n'
   for text, thinking in (
-      (f'<think>\n{draft}</think>\n\n{{}}', False),
-      (f'<think>\n{draft}' + 'x' * 50_000 + '</think>{}', False),
-      (f'{draft}</think>\n{{}}', False),
-      (f'{draft}</think>\n{{}}', True),
-      (f'<reasoning>{draft}</reasoning>{{}}', False),
+    (f'<think>\n{draft}</think>\n\n{{}}', False),
+    (f'<think>\n{draft}' + 'x' * 50_000 + '</think>{}', False),
+    (f'{draft}</think>\n{{}}', False),
+    (f'{draft}</think>\n{{}}', True),
+    (f'<reasoning>{draft}</reasoning>{{}}', False),
   ):
     said = (
-        'Justification: it is asked\nSub-Goal: find the capital\n'
-        'Context: France\nTool Name: search'
+      'Justification: it is asked\nSub-Goal: find the capital\n'
+      'Context: France\nTool Name: search'
     )
     response = text.replace('{}', said)
     assert plan_lib.parse(response, TOOLS, thinking) == EXPECTED
@@ -188,15 +191,15 @@ _NAMES = re.compile('tool|context|goal|justif', re.IGNORECASE)
 _free = _line.filter(lambda text: not _NAMES.search(text))
 
 
-@hypothesis.given(
-    st.builds(plan_lib.Plan, _free, _free, st.sampled_from(TOOLS), _free)
-)
+@hypothesis.given(st.builds(plan_lib.Plan, _free, _free, st.sampled_from(TOOLS), _free))
 @hypothesis.settings(deadline=None, max_examples=100)
 def test_reads_what_it_renders(plan):
   assert plan_lib.parse(plan.render(), TOOLS) == plan
 
 
-@pytest.mark.parametrize('text', [
+@pytest.mark.parametrize(
+  'text',
+  [
     'Justification: it is asked\nSub-Goal: find the capital\n'
     'Context: France\nTool Name: search\n',
     '1. Justification: it is asked\n2. Sub-Goal: find the capital\n'
@@ -209,7 +212,8 @@ def test_reads_what_it_renders(plan):
     '### Context\nFrance\n\n### Tool Name\n```text\nsearch\n',
     'Justification: it is asked\r\nSub-Goal: find the capital\r\n'
     'Context: France\r\nTool Name:\r\nsearch\r\n',
-])
+  ],
+)
 def test_the_end_of_a_plan_is_that_of_its_last_field(text):
   for after in ('', 'This will find it.', '\n```\n', 'Sub-Goal: more\n'):
     assert plan_lib.end_of(text + after) == len(text)
@@ -218,7 +222,9 @@ def test_the_end_of_a_plan_is_that_of_its_last_field(text):
   assert plan_lib.parse(text, TOOLS) == EXPECTED
 
 
-@pytest.mark.parametrize('text', [
+@pytest.mark.parametrize(
+  'text',
+  [
     '{"justification": "it is asked",\n"sub_goal": "find the capital",\n'
     '"tool_name": "search",\n"context": "France"}\n',
     # Another order: the context is still to come.
@@ -227,19 +233,23 @@ def test_the_end_of_a_plan_is_that_of_its_last_field(text):
     # No tool of its own line: its end is not known before the model's.
     'Justification: it is asked\nSub-Goal: find the capital\nContext: France\n'
     'Tool Name: I would use the search tool\n',
-])
+  ],
+)
 def test_where_the_end_of_a_plan_is_in_doubt_there_is_none(text):
   assert plan_lib.end_of(text) is None
   assert plan_lib.parse(text, TOOLS) == EXPECTED
 
 
-@pytest.mark.parametrize('context', [
+@pytest.mark.parametrize(
+  'context',
+  [
     'the last result was\n{\n  "tool": "python",\n  "output": 3\n}',
     'catalogue:\n- Tool: hammer\n- Tool: saw',
     'code:\n```python\nprint(1)\n```',
     '\n\n- a\n- b',
     '',
-])
+  ],
+)
 def test_what_is_cut_at_the_end_reads_as_the_whole(context):
   text = f'Sub-Goal: s\nContext: {context}\nTool Name: search\n'
   end = plan_lib.end_of(text + 'It knows facts.\n')
@@ -247,9 +257,9 @@ def test_what_is_cut_at_the_end_reads_as_the_whole(context):
   assert (end is None) == ('{' in context)
   assert plan_lib.parse(text[:end], TOOLS).tool == 'search'
   for before in (
-      '<think>\nSub-Goal: hm\nContext: c\nTool Name: python\n</think>\n',
-      # The instructions, repeated.
-      'Sub-Goal: what to find out\nContext: all\nTool Name: the name of one\n',
+    '<think>\nSub-Goal: hm\nContext: c\nTool Name: python\n</think>\n',
+    # The instructions, repeated.
+    'Sub-Goal: what to find out\nContext: all\nTool Name: the name of one\n',
   ):
     whole = before + text
     end = plan_lib.end_of(whole)
@@ -259,8 +269,9 @@ def test_what_is_cut_at_the_end_reads_as_the_whole(context):
 def test_the_end_of_a_plan_is_not_that_of_a_draft_in_thoughts():
   plan = 'Sub-Goal: s\nContext: c\nTool Name: search\n'
   for thoughts in (
-      f'<think>\n{plan}</think>\n', f'<reasoning>{plan}</reasoning>',
-      f'<think>{plan}<think>{plan}</think>{plan}</think>\n',
+    f'<think>\n{plan}</think>\n',
+    f'<reasoning>{plan}</reasoning>',
+    f'<think>{plan}<think>{plan}</think>{plan}</think>\n',
   ):
     for count in range(len(thoughts + plan)):
       assert plan_lib.end_of((thoughts + plan)[:count]) is None
@@ -275,17 +286,42 @@ def test_the_end_of_a_plan_is_not_that_of_a_draft_in_thoughts():
 
 def test_a_plan_is_not_read_out_of_thoughts_behind_it():
   text = (
-      'Sub-Goal: s\nContext: c\nTool Name: search\n'
-      '<think>\nOr this:\nTool Name: python\n</think>\n'
+    'Sub-Goal: s\nContext: c\nTool Name: search\n'
+    '<think>\nOr this:\nTool Name: python\n</think>\n'
   )
   assert plan_lib.parse(text, TOOLS).tool == 'search'
 
 
-_pieces = st.sampled_from([
-    'Sub-Goal', 'Context', 'Tool Name', 'Justification', ':', '：', '\n', '**',
-    '`', '```', '#', '1.', '(2)', ' ', '"', "'", 'search', 'python', '-', '\0',
-    '\ud800', 'İ', 'x', '<think>', '</think>', 'or',
-])
+_pieces = st.sampled_from(
+  [
+    'Sub-Goal',
+    'Context',
+    'Tool Name',
+    'Justification',
+    ':',
+    '：',
+    '\n',
+    '**',
+    '`',
+    '```',
+    '#',
+    '1.',
+    '(2)',
+    ' ',
+    '"',
+    "'",
+    'search',
+    'python',
+    '-',
+    '\0',
+    '\ud800',
+    'İ',
+    'x',
+    '<think>',
+    '</think>',
+    'or',
+  ]
+)
 
 
 @hypothesis.given(st.text() | st.lists(_pieces, max_size=40).map(''.join))
@@ -310,10 +346,30 @@ def test_more_text_never_moves_the_end_of_a_plan(text):
 
 
 @pytest.mark.parametrize(
-    'piece',
-    ['\n', ' ', '*', '`', '# ', '"', '1.\n', '1. ', '\n ', '```\n', '> -',
-     'context', 'context\n', 'sub ', 'tool\n', 'selected\n', 'tool:', '_*',
-     '(9)', '"*', '\t\r\n'],
+  'piece',
+  [
+    '\n',
+    ' ',
+    '*',
+    '`',
+    '# ',
+    '"',
+    '1.\n',
+    '1. ',
+    '\n ',
+    '```\n',
+    '> -',
+    'context',
+    'context\n',
+    'sub ',
+    'tool\n',
+    'selected\n',
+    'tool:',
+    '_*',
+    '(9)',
+    '"*',
+    '\t\r\n',
+  ],
 )
 def test_takes_time_in_proportion_to_the_text(piece):
   # Quadratic work would take minutes here.
@@ -326,16 +382,16 @@ def test_takes_time_in_proportion_to_the_text(piece):
 
 
 @pytest.mark.parametrize(
-    ('text', 'thought', 'program'),
-    [
-        ('First a look.\n```python\nx = 1\n```', 'First a look.', 'x = 1'),
-        ('```\nx = 1\n\ny = 2\n```\nThen more.', 'Then more.', 'x = 1\n\ny = 2'),
-        ('```py\nx = 1', '', 'x = 1'),
-        ('  ~~~python\nx = """\n```\n"""\n~~~', '', 'x = """\n```\n"""'),
-        ('````\n```\nx\n```\n````', '', '```\nx\n```'),
-        ('<think>\n```\ny\n```\n</think>\n```\nx\n```', '', 'x'),
-        ('```x = 1``` is said\n```python\nx = 1\n```', '```x = 1``` is said', 'x = 1'),
-    ],
+  ('text', 'thought', 'program'),
+  [
+    ('First a look.\n```python\nx = 1\n```', 'First a look.', 'x = 1'),
+    ('```\nx = 1\n\ny = 2\n```\nThen more.', 'Then more.', 'x = 1\n\ny = 2'),
+    ('```py\nx = 1', '', 'x = 1'),
+    ('  ~~~python\nx = """\n```\n"""\n~~~', '', 'x = """\n```\n"""'),
+    ('````\n```\nx\n```\n````', '', '```\nx\n```'),
+    ('<think>\n```\ny\n```\n</think>\n```\nx\n```', '', 'x'),
+    ('```x = 1``` is said\n```python\nx = 1\n```', '```x = 1``` is said', 'x = 1'),
+  ],
 )
 def test_a_program_stands_in_one_fenced_block(text, thought, program):
   plan = plan_lib.parse_code(text, 'code')
@@ -343,13 +399,15 @@ def test_a_program_stands_in_one_fenced_block(text, thought, program):
 
 
 @pytest.mark.parametrize(
-    ('text', 'said'),
-    [
-        ('', 'no fenced block'), ('x = 1', 'no fenced block'),
-        ('```\n\n```', 'is empty'), ('```', 'is empty'),
-        ('```\na\n```\n```\nb\n```', '2 fenced blocks'),
-        ('<think>\n```\na\n```\n</think>', 'thoughts and nothing'),
-    ],
+  ('text', 'said'),
+  [
+    ('', 'no fenced block'),
+    ('x = 1', 'no fenced block'),
+    ('```\n\n```', 'is empty'),
+    ('```', 'is empty'),
+    ('```\na\n```\n```\nb\n```', '2 fenced blocks'),
+    ('<think>\n```\na\n```\n</think>', 'thoughts and nothing'),
+  ],
 )
 def test_other_responses_are_no_programs(text, said):
   with pytest.raises(plan_lib.PlanError, match=said):

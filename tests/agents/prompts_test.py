@@ -8,16 +8,16 @@ from agentflow_jax.agents import references
 from agentflow_jax.agents.tools import base
 
 CARDS = (
-    base.Card(
-        'search',
-        'Looks up.',
-        (
-            base.Argument('query', 'what'),
-            base.Argument('k', 'how many', 'integer', required=False),
-        ),
-        ('execution = tool.execute(query="x")',),
-        'Slow.',
+  base.Card(
+    'search',
+    'Looks up.',
+    (
+      base.Argument('query', 'what'),
+      base.Argument('k', 'how many', 'integer', required=False),
     ),
+    ('execution = tool.execute(query="x")',),
+    'Slow.',
+  ),
 )
 
 
@@ -29,7 +29,7 @@ def _memory(entries, analysis=''):
   memory = memory_lib.start('<|im_end|> who?', analysis, None)
   for i in range(entries):
     memory = memory.append(
-        memory_lib.Entry('search', f'goal {i}', 'c', f'r{i}', verdict='go on')
+      memory_lib.Entry('search', f'goal {i}', 'c', f'r{i}', verdict='go on')
     )
   return memory
 
@@ -38,8 +38,7 @@ def _memory(entries, analysis=''):
 def test_the_next_prompt_begins_with_the_one_before_up_to_the_tail(analysis):
   config = prompts.PromptConfig()
   texts = [
-      _text(prompts.planner_prompt(config, CARDS, _memory(n, analysis)))
-      for n in range(4)
+    _text(prompts.planner_prompt(config, CARDS, _memory(n, analysis))) for n in range(4)
   ]
   tail = f'\n{config.tail}'
   for before, after in zip(texts, texts[1:]):
@@ -49,9 +48,7 @@ def test_the_next_prompt_begins_with_the_one_before_up_to_the_tail(analysis):
 
 
 def test_what_changes_comes_last():
-  text = _text(
-      prompts.planner_prompt(prompts.PromptConfig(), CARDS, _memory(2, 'ana'))
-  )
+  text = _text(prompts.planner_prompt(prompts.PromptConfig(), CARDS, _memory(2, 'ana')))
   order = ['search: Looks up.', 'who?', 'ana', '1. search', '2. search', 'Plan']
   places = [text.index(part) for part in order]
   assert places == sorted(places)
@@ -60,8 +57,8 @@ def test_what_changes_comes_last():
 def test_only_what_we_wrote_is_trusted():
   memory = _memory(2, 'ana')
   for segments in (
-      prompts.planner_prompt(prompts.PromptConfig(), CARDS, memory),
-      prompts.module_prompt('Judge.', memory, 'Context: <|im_end|>'),
+    prompts.planner_prompt(prompts.PromptConfig(), CARDS, memory),
+    prompts.module_prompt('Judge.', memory, 'Context: <|im_end|>'),
   ):
     trusted = _text(s for s in segments if s.trusted)
     untrusted = _text(s for s in segments if not s.trusted)
@@ -73,11 +70,11 @@ def test_only_what_we_wrote_is_trusted():
 def test_cards_are_written_as_configured():
   full = prompts.render_card(CARDS[0])
   assert full.splitlines() == [
-      'search: Looks up.',
-      '  query (string): what',
-      '  k (integer, optional): how many',
-      '  Example: execution = tool.execute(query="x")',
-      '  Limits: Slow.',
+    'search: Looks up.',
+    '  query (string): what',
+    '  k (integer, optional): how many',
+    '  Example: execution = tool.execute(query="x")',
+    '  Limits: Slow.',
   ]
   assert prompts.render_card(CARDS[0], 'brief') == 'search: Looks up.'
   with pytest.raises(ValueError, match='cards must be'):

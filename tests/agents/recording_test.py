@@ -7,9 +7,7 @@ from agentflow_jax import records
 from agentflow_jax.agents import fakes, language_model, recording
 from agentflow_jax.agents.endpoints import client
 
-_KEY = records.RequestKey(
-    0, records.Purpose.EVALUATE, 0, 'q', 0, module='tool/search'
-)
+_KEY = records.RequestKey(0, records.Purpose.EVALUATE, 0, 'q', 0, module='tool/search')
 _CALL = records.ToolCall('search', {'query': 'a \udc80 lone surrogate'})
 _KINDS = records.ToolErrorKind
 
@@ -42,11 +40,13 @@ def results(directory, replays, *asked, made=None):
 def test_a_replay_gives_what_was_recorded_for_each_name(tmp_path):
   other = records.ToolCall('search', {'query': 'b'})
   asked = [
-      (_KEY, _CALL, 'v'), (_KEY, _CALL, 'v'),  # Repeated: an ordinal apart.
-      (_KEY, other, 'v'), (_KEY, _CALL, 'w'),
-      (dataclasses.replace(_KEY, rollout=1), _CALL, 'v'),
-      (dataclasses.replace(_KEY, turn=1), _CALL, 'v'),
-      (dataclasses.replace(_KEY, query='r'), _CALL, 'v'),
+    (_KEY, _CALL, 'v'),
+    (_KEY, _CALL, 'v'),  # Repeated: an ordinal apart.
+    (_KEY, other, 'v'),
+    (_KEY, _CALL, 'w'),
+    (dataclasses.replace(_KEY, rollout=1), _CALL, 'v'),
+    (dataclasses.replace(_KEY, turn=1), _CALL, 'v'),
+    (dataclasses.replace(_KEY, query='r'), _CALL, 'v'),
   ]
   made = results(tmp_path, False, *asked)
   assert [r.text for r in made] == list('1234567')
@@ -60,10 +60,10 @@ def test_a_replay_gives_what_was_recorded_for_each_name(tmp_path):
 def test_a_miss_names_the_call(tmp_path):
   results(tmp_path, False, (_KEY, _CALL, 'v'))
   for key, call, version in (
-      (_KEY, records.ToolCall('search', {'query': 'unheard'}), 'v'),
-      (dataclasses.replace(_KEY, seed=1), _CALL, 'v'),
-      (dataclasses.replace(_KEY, purpose=records.Purpose.TRAIN), _CALL, 'v'),
-      (_KEY, _CALL, 'w'),
+    (_KEY, records.ToolCall('search', {'query': 'unheard'}), 'v'),
+    (dataclasses.replace(_KEY, seed=1), _CALL, 'v'),
+    (dataclasses.replace(_KEY, purpose=records.Purpose.TRAIN), _CALL, 'v'),
+    (_KEY, _CALL, 'w'),
   ):
     with pytest.raises(recording.Miss) as missed:
       results(tmp_path, True, (key, call, version))
@@ -132,8 +132,7 @@ def test_a_run_that_asked_nothing_can_be_replayed(tmp_path):
 
 def test_processes_write_files_of_their_own(tmp_path):
   made = [
-      recording.Recording(str(tmp_path), replays=False, process=i)
-      for i in range(2)
+    recording.Recording(str(tmp_path), replays=False, process=i) for i in range(2)
   ]
 
   async def write(i):
@@ -151,7 +150,6 @@ def test_processes_write_files_of_their_own(tmp_path):
 
 
 class _Failing:
-
   def __init__(self, error):
     self.error = error
 
@@ -160,8 +158,7 @@ class _Failing:
 
 
 @pytest.mark.parametrize(
-    'error',
-    [language_model.PromptTooLong, language_model.Unreachable, client.Refused],
+  'error', [language_model.PromptTooLong, language_model.Unreachable, client.Refused]
 )
 def test_a_model_s_errors_are_replayed(tmp_path, error):
   prompt = (records.Segment('user', 'hello', trusted=False),)
@@ -184,9 +181,11 @@ def test_who_goes_on_recording_asks_again_what_was_refused(tmp_path, error):
   def ask(model, replays=False):
     kept = recording.Recording(str(tmp_path), replays=replays)
     try:
-      return asyncio.run(kept.model(model, 'm').generate(
+      return asyncio.run(
+        kept.model(model, 'm').generate(
           (records.Segment('user', 'a'),), records.SamplingSpec(), _KEY
-      )).text
+        )
+      ).text
     finally:
       kept.close()
 
@@ -201,9 +200,7 @@ def test_what_a_deadline_cut_off_is_cut_off_again(tmp_path):
   async def ask(replays, hangs):
     kept = recording.Recording(str(tmp_path), replays=replays)
     reply = fakes.hang if hangs else 'late'
-    model = kept.model(
-        fakes.FakeLanguageModel({_KEY.module: [reply]}), 'm'
-    )
+    model = kept.model(fakes.FakeLanguageModel({_KEY.module: [reply]}), 'm')
 
     async def make():
       if hangs:
@@ -212,10 +209,10 @@ def test_what_a_deadline_cut_off_is_cut_off_again(tmp_path):
 
     found = []
     for call in (
-        lambda: model.generate(
-            (records.Segment('user', 'a'),), records.SamplingSpec(), _KEY
-        ),
-        lambda: kept.tool_result(_KEY, _CALL, '', make),
+      lambda: model.generate(
+        (records.Segment('user', 'a'),), records.SamplingSpec(), _KEY
+      ),
+      lambda: kept.tool_result(_KEY, _CALL, '', make),
     ):
       try:
         found.append((await asyncio.wait_for(call(), 0.2)).text)
@@ -241,12 +238,10 @@ def test_a_model_s_answers_are_replayed(tmp_path):
     model = kept.model(fake, version)
     try:
       return [
-          asyncio.run(
-              model.generate(
-                  prompt, sampling, dataclasses.replace(_KEY, turn=turn)
-              )
-          ).text
-          for turn in range(2)
+        asyncio.run(
+          model.generate(prompt, sampling, dataclasses.replace(_KEY, turn=turn))
+        ).text
+        for turn in range(2)
       ], len(fake.requests)
     finally:
       kept.close()
@@ -259,11 +254,10 @@ def test_a_model_s_answers_are_replayed(tmp_path):
 
 def test_thoughts_are_recorded_and_replayed(tmp_path):
   answer = records.Completion(
-      'Paris', finish_reason='length', thoughts='hm', thinking=True
+    'Paris', finish_reason='length', thoughts='hm', thinking=True
   )
 
   class Model(fakes.FakeLanguageModel):
-
     async def generate(self, prompt, sampling, request_key):
       return answer
 
@@ -271,9 +265,9 @@ def test_thoughts_are_recorded_and_replayed(tmp_path):
     kept = recording.Recording(str(tmp_path), replays=replays)
     model = kept.model(Model({}), 'm')
     try:
-      found = asyncio.run(model.generate(
-          (records.Segment('user', 'a'),), records.SamplingSpec(), _KEY
-      ))
+      found = asyncio.run(
+        model.generate((records.Segment('user', 'a'),), records.SamplingSpec(), _KEY)
+      )
     finally:
       kept.close()
     assert found == answer
@@ -287,9 +281,9 @@ def test_tools_and_calls_are_part_of_what_a_model_was_asked(tmp_path):
     fake = fakes.FakeLanguageModel({_KEY.module: ['yes']})
     prompt = (records.Segment('assistant', 'a', False, calls),)
     try:
-      asyncio.run(kept.model(fake, 'm').generate(
-          prompt, records.SamplingSpec(), _KEY, tools
-      ))
+      asyncio.run(
+        kept.model(fake, 'm').generate(prompt, records.SamplingSpec(), _KEY, tools)
+      )
       return fake.tools
     finally:
       kept.close()

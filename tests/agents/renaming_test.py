@@ -11,37 +11,40 @@ from agentflow_jax.agents.environments.desk import actions, new_names
 from tests.agents.environments import toy_world
 
 _NAMES = {
-    'move': renaming.NewName(
-        'carry', 'Carries a thing.', {'thing': 'what', 'shelf': 'to'}
-    ),
-    'finish': renaming.NewName('done', arguments={'summary': 'report'}),
-    'refuse': renaming.NewName(
-        'decline', arguments={'rule': 'because', 'about': 'concerning'}
-    ),
+  'move': renaming.NewName(
+    'carry', 'Carries a thing.', {'thing': 'what', 'shelf': 'to'}
+  ),
+  'finish': renaming.NewName('done', arguments={'summary': 'report'}),
+  'refuse': renaming.NewName(
+    'decline', arguments={'rule': 'because', 'about': 'concerning'}
+  ),
 }
 _MOVE = toy_world.plan('carry', what='T1', to='S2')
 _FINISH = toy_world.plan('done', report='moved it')
 _CALLS = records.Check(
-    'used', 'calls', {'selected_tools': ['move', 'finish'], 'minimum_tool_calls': 2}
+  'used', 'calls', {'selected_tools': ['move', 'finish'], 'minimum_tool_calls': 2}
 )
 
 
 def _agent(plans, **more):
   return fakes.make_agent(
-      fakes.FakeLanguageModel({'planner': plans}), (),
-      rollout.RolloutConfig(max_turns=4, answer_when_out_of_turns=False),
-      **({
-          'executor': modules.FieldExecutor(), 'verifier': modules.WorldVerifier(),
-          'environment': toy_world.make(),
-      } | more),
+    fakes.FakeLanguageModel({'planner': plans}),
+    (),
+    rollout.RolloutConfig(max_turns=4, answer_when_out_of_turns=False),
+    **(
+      {
+        'executor': modules.FieldExecutor(),
+        'verifier': modules.WorldVerifier(),
+        'environment': toy_world.make(),
+      }
+      | more
+    ),
   )
 
 
 def _played(plans, task=None, names=_NAMES, **more):
   agent = renaming.renamed(_agent(plans, **more), renaming.Names(names))
-  return asyncio.run(
-      rollout.rollout(agent, task or toy_world.task(), toy_world.key())
-  )
+  return asyncio.run(rollout.rollout(agent, task or toy_world.task(), toy_world.key()))
 
 
 def test_checks_see_the_own_names_and_records_the_new_ones():
@@ -49,25 +52,30 @@ def test_checks_see_the_own_names_and_records_the_new_ones():
   done = _played([_MOVE, _FINISH], toy_world.task(checks))
   assert done.status is records.Status.ANSWERED and done.reward == 1.0
   assert [turn.call for turn in done.turns] == [
-      records.ToolCall('carry', {'what': 'T1', 'to': 'S2'}),
-      records.ToolCall('done', {'report': 'moved it'}),
+    records.ToolCall('carry', {'what': 'T1', 'to': 'S2'}),
+    records.ToolCall('done', {'report': 'moved it'}),
   ]
   assert done.turns[0].memory.startswith('1. carry: do')
   # The same world as that of the own names.
-  own = asyncio.run(rollout.rollout(
-      _agent([
+  own = asyncio.run(
+    rollout.rollout(
+      _agent(
+        [
           toy_world.plan('move', thing='T1', shelf='S2'),
           toy_world.plan('finish', summary='moved it'),
-      ]),
-      toy_world.task(checks), toy_world.key(),
-  ))
+        ]
+      ),
+      toy_world.task(checks),
+      toy_world.key(),
+    )
+  )
   assert own.digest == done.digest and own.verdict == done.verdict
 
 
 def test_the_arguments_of_an_ending_are_checked_under_their_own_names():
-  check = records.Check('ending', 'ending', {
-      'ended': 'refuse', 'rule': ['price'], 'about': ['T1'],
-  })
+  check = records.Check(
+    'ending', 'ending', {'ended': 'refuse', 'rule': ['price'], 'about': ['T1']}
+  )
   task = toy_world.task((check,), feasible=False)
   right = toy_world.plan('decline', because='price', concerning='T1')
   wrong = toy_world.plan('decline', because='T1', concerning='price')
@@ -98,16 +106,17 @@ def test_a_card_says_all_of_it_in_new_names():
 
 
 def test_policies_and_errors_mention_new_names_and_words_stay_words():
-  names = renaming.Names(_NAMES | {
-      'sell': renaming.NewName('move'), 'find': renaming.NewName('look_for'),
-  })
+  names = renaming.Names(
+    _NAMES | {'sell': renaming.NewName('move'), 'find': renaming.NewName('look_for')}
+  )
   tuple(map(names.card, [a.card for a in toy_world.ACTIONS]))
   for before, after in (
-      ('Forbidden: refuse(rule, id).', 'Forbidden: decline(rule, id).'),
-      ('Refuse, or refuse politely.', 'Refuse, or refuse politely.'),
-      ('call finish; then finish', 'call done; then finish'),
-      ('move: no row', 'carry: no row'), ('sell(T1), move(T1)', 'move(T1), carry(T1)'),
-      ('remove(T1)', 'remove(T1)'),
+    ('Forbidden: refuse(rule, id).', 'Forbidden: decline(rule, id).'),
+    ('Refuse, or refuse politely.', 'Refuse, or refuse politely.'),
+    ('call finish; then finish', 'call done; then finish'),
+    ('move: no row', 'carry: no row'),
+    ('sell(T1), move(T1)', 'move(T1), carry(T1)'),
+    ('remove(T1)', 'remove(T1)'),
   ):
     assert names.text(before) == after
   task = toy_world.task(policy='Forbidden: refuse(rule, id).')
@@ -126,11 +135,12 @@ def test_tools_without_state_are_renamed_with_the_templates_of_a_rule():
     return float([call.tool for call, _ in ending.calls] == ['search'])
 
   agent = fakes.make_agent(
-      fakes.FakeLanguageModel({'planner': [
-          'Sub-Goal: answer it\nContext: Spain\nTool Name: look_up'
-      ]}),
-      (fakes.make_tool(fakes.echo),), reward=score,
-      executor=modules.RuleExecutor({'search': 'about {context}'}, ('find', 'answer')),
+    fakes.FakeLanguageModel(
+      {'planner': ['Sub-Goal: answer it\nContext: Spain\nTool Name: look_up']}
+    ),
+    (fakes.make_tool(fakes.echo),),
+    reward=score,
+    executor=modules.RuleExecutor({'search': 'about {context}'}, ('find', 'answer')),
   )
   agent = renaming.renamed(agent, renaming.Names(renaming.BUNDLED, all_of_them=True))
   task = records.Task('t', 'q', ('a',), 'f1')
@@ -143,32 +153,43 @@ def test_tools_without_state_are_renamed_with_the_templates_of_a_rule():
 def test_made_up_names_are_a_function_of_the_name():
   cards = [a.card for a in toy_world.ACTIONS]
   first, second = (
-      [renaming.Names({}, all_of_them=True).card(c) for c in cards] for _ in range(2)
+    [renaming.Names({}, all_of_them=True).card(c) for c in cards] for _ in range(2)
   )
   assert first == second
   assert len({c.name for c in first}) == 5 and not {c.name for c in first} & {
-      c.name for c in cards
+    c.name for c in cards
   }
   assert [a.name for a in first[1].arguments] == ['value_1', 'value_2']
   assert [c.purpose for c in first] == [c.purpose for c in cards]
 
 
-@pytest.mark.parametrize('names, match', [
+@pytest.mark.parametrize(
+  'names, match',
+  [
     ({'move': renaming.NewName('sell')}, "two tools would be called 'sell'"),
-    ({'move': renaming.NewName('carry', '', {'thing': 'x', 'shelf': 'x'})},
-     "two arguments of carry would be called 'x'"),
-])
+    (
+      {'move': renaming.NewName('carry', '', {'thing': 'x', 'shelf': 'x'})},
+      "two arguments of carry would be called 'x'",
+    ),
+  ],
+)
 def test_names_that_meet_are_refused(names, match):
   with pytest.raises(ValueError, match=match):
     renaming.renamed(_agent([]), renaming.Names(names))
 
 
-@pytest.mark.parametrize('fields, match', [
-    (('',), 'a name has letters'), (('a b',), 'a name has letters'),
-    ((5,), 'a name has letters'), (('9a',), 'a name has letters'),
-    (('a', '', {'x': 'y z'}), 'a name has letters'), (('a', 5), '"purpose" must be'),
+@pytest.mark.parametrize(
+  'fields, match',
+  [
+    (('',), 'a name has letters'),
+    (('a b',), 'a name has letters'),
+    ((5,), 'a name has letters'),
+    (('9a',), 'a name has letters'),
+    (('a', '', {'x': 'y z'}), 'a name has letters'),
+    (('a', 5), '"purpose" must be'),
     (('a', '', ['x']), '"arguments" an object'),
-])
+  ],
+)
 def test_malformed_names_are_refused(fields, match):
   with pytest.raises(ValueError, match=match):
     renaming.NewName(*fields)
@@ -178,8 +199,8 @@ def test_tools_and_arguments_that_are_not_there_are_named():
   cards = [a.card for a in toy_world.ACTIONS]
   renaming.Names(_NAMES).check(cards)
   for names, match in (
-      ({'fly': renaming.NewName('x')}, "no tool 'fly'; there are find"),
-      ({'move': renaming.NewName('x', '', {'y': 'z'})}, "move has no argument 'y'"),
+    ({'fly': renaming.NewName('x')}, "no tool 'fly'; there are find"),
+    ({'move': renaming.NewName('x', '', {'y': 'z'})}, "move has no argument 'y'"),
   ):
     with pytest.raises(ValueError, match=match):
       renaming.Names(names).check(cards)

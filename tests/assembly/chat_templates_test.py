@@ -14,13 +14,13 @@ from tests.assembly import released
 _LIMITS = child.Limits(cpu_seconds=1.0)
 # Within the bounds on loops, and days long.
 _LOOP = (
-    '{% for a in range(90000) %}'
-    "{% if range(99999)|map('string')|list|sort|length %}{% endif %}{% endfor %}"
+  '{% for a in range(90000) %}'
+  "{% if range(99999)|map('string')|list|sort|length %}{% endif %}{% endfor %}"
 )
 _COSTLY = [
-    '{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}',
-    "{{ '%(a)2999999999d' % {'a': 1} }}",
-    "{{ 'x' * 10**10 }}",
+  '{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}',
+  "{{ '%(a)2999999999d' % {'a': 1} }}",
+  "{{ 'x' * 10**10 }}",
 ]
 _TOKEN = chat.AddedToken(3, '<|a|>')
 
@@ -35,14 +35,14 @@ def test_a_template_that_renders_passes():
 
 
 @pytest.mark.parametrize(
-    'source, said',
-    [
-        (_LOOP, 'too much time or memory'),
-        # Compiling it is where the time goes.
-        ('{{ ' + '(' * 20_000 + ' }}', 'does not compile'),
-        ('{% if %}', 'does not compile'),
-        ('{{ messages[0].content ', 'does not compile'),
-    ],
+  'source, said',
+  [
+    (_LOOP, 'too much time or memory'),
+    # Compiling it is where the time goes.
+    ('{{ ' + '(' * 20_000 + ' }}', 'does not compile'),
+    ('{% if %}', 'does not compile'),
+    ('{{ messages[0].content ', 'does not compile'),
+  ],
 )
 def test_one_that_harms_or_is_broken_is_one_error(source, said):
   with pytest.raises(chat.TemplateError, match=said):
@@ -77,14 +77,12 @@ def test_without_jinja_the_remedy_is_named(monkeypatch):
 
 
 def test_a_model_with_such_a_template_is_refused_before_its_weights_are_read(
-    tmp_path, monkeypatch
+  tmp_path, monkeypatch
 ):
   """In this process the template would never end."""
   directory = released.write(tmp_path / 'model')
   (directory / 'chat_template.jinja').write_text(_LOOP)
-  monkeypatch.setattr(
-      chat_templates.check, '__defaults__', (_LIMITS,)
-  )
+  monkeypatch.setattr(chat_templates.check, '__defaults__', (_LIMITS,))
   begun = time.monotonic()
   with pytest.raises(model_directory.CheckpointError, match='too much time') as e:
     model_files.load(str(directory))

@@ -21,6 +21,7 @@ from agentflow_jax.assembly import desk_data
 from agentflow_jax.data import desk
 from tests.config import mini
 
+
 @pytest.fixture(scope='module', params=[('easy', 80), ('plain', 20), ('long', 10)])
 def prepared(request, tmp_path_factory):
   """An environment and its tasks."""
@@ -50,8 +51,10 @@ def test_the_audit_is_one_command(tmp_path):
   program = mini.ROOT / 'experiments' / 'benchmarks' / 'desk_audit.py'
   out = tmp_path / 'audit.json'
   subprocess.run(
-      [sys.executable, program, f'--out={out}'], check=True, capture_output=True,
-      env=os.environ | {'PYTHONPATH': str(mini.ROOT)},
+    [sys.executable, program, f'--out={out}'],
+    check=True,
+    capture_output=True,
+    env=os.environ | {'PYTHONPATH': str(mini.ROOT)},
   )
   found = json.loads(out.read_text())
   assert found['tasks'] == 400 and not found['problems']
@@ -72,9 +75,9 @@ def test_the_order_of_rows_does_not_matter(prepared, monkeypatch):
 
   async def main():
     return [
-        await audit.run(made, task, calls)
-        for task in tasks[:20]
-        for calls in (mutants.solution_of(task), *mutants.other_orders(task))
+      await audit.run(made, task, calls)
+      for task in tasks[:20]
+      for calls in (mutants.solution_of(task), *mutants.other_orders(task))
     ]
 
   before = asyncio.run(main())
@@ -99,10 +102,14 @@ def test_lazy_ways_gain_nothing(prepared):
     right = mutants.solution_of(task)
     yield 'finish', [finish]
     yield 'one call', [right[0]] * 8 + [finish]
-    yield 'notices', [
+    yield (
+      'notices',
+      [
         records.ToolCall('send_notice', {'person': f'P{i}', 'about': 'I1'})
         for i in range(1, 31)
-    ] + [finish]
+      ]
+      + [finish],
+    )
     yield 'reading', [c for c in right if c.tool in actions.READS] + [finish]
 
   async def main():
@@ -151,9 +158,9 @@ def _played(directory: str) -> str:
 
   async def main():
     return [
-        await audit.run(made, task, calls)
-        for task in tasks
-        for calls in (mutants.solution_of(task), *mutants.other_orders(task))
+      await audit.run(made, task, calls)
+      for task in tasks
+      for calls in (mutants.solution_of(task), *mutants.other_orders(task))
     ]
 
   return hashlib.sha256(repr((tasks, asyncio.run(main()))).encode()).hexdigest()
@@ -166,20 +173,23 @@ def test_neither_hash_seed_nor_clock_changes_anything(tmp_path):
     (tmp_path / 'ahead.c').write_text(_AHEAD)
     library = tmp_path / 'ahead.so'
     subprocess.run(
-        [compiler, '-shared', '-fPIC', '-o', library, tmp_path / 'ahead.c', '-ldl'],
-        check=True,
+      [compiler, '-shared', '-fPIC', '-o', library, tmp_path / 'ahead.c', '-ldl'],
+      check=True,
     )
     settings['clock'] = {'LD_PRELOAD': str(library)}
   program = (
-      f'import sys, time; sys.path[:0] = {[p for p in sys.path if p]!r}\n'
-      'from tests.assembly import desk_worlds_test\n'
-      'print(time.time(), desk_worlds_test._played(sys.argv[1]))'
+    f'import sys, time; sys.path[:0] = {[p for p in sys.path if p]!r}\n'
+    'from tests.assembly import desk_worlds_test\n'
+    'print(time.time(), desk_worlds_test._played(sys.argv[1]))'
   )
   found = {}
   for name, more in settings.items():
     out = subprocess.run(
-        [sys.executable, '-c', program, str(tmp_path / name)], check=True,
-        capture_output=True, text=True, env=os.environ | more,
+      [sys.executable, '-c', program, str(tmp_path / name)],
+      check=True,
+      capture_output=True,
+      text=True,
+      env=os.environ | more,
     ).stdout
     said, found[name] = out.split()
     ahead = float(said) - time.time()

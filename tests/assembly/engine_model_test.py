@@ -67,7 +67,7 @@ def test_ids_and_logprobs_are_passed_on_as_sampled(tokenizer):
   logprobs = tuple(-0.1 * i for i in range(len(ids)))
   engine = _Engine(api.Result(ids, logprobs, 'stop', 7, 0.25, 0.5, None, 0.125))
   sampling = records.SamplingSpec(
-      temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, max_new_tokens=9
+    temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, max_new_tokens=9
   )
   completion = _generate(engine, tokenizer, sampling)
   assert completion.text == 'a city'
@@ -86,12 +86,8 @@ def test_ids_and_logprobs_are_passed_on_as_sampled(tokenizer):
 def test_sets_are_passed_on_as_recorded(tokenizer):
   sets = tuple(np.array(ids, np.int32) for ids in ([5, 70_000], [6], [1, 2, 3]))
   result = api.Result((5, 6, 2), (-0.1,) * 3, 'length', 0, 0.0, 0.0, sets)
-  completion = _generate(
-      _Engine(result), tokenizer, records.SamplingSpec(top_p=0.9)
-  )
-  assert completion.kept == records.KeptSets.of(
-      (2, 1, 3), (5, 70_000, 6, 1, 2, 3)
-  )
+  completion = _generate(_Engine(result), tokenizer, records.SamplingSpec(top_p=0.9))
+  assert completion.kept == records.KeptSets.of((2, 1, 3), (5, 70_000, 6, 1, 2, 3))
   result = dataclasses.replace(result, kept=None)
   assert _generate(_Engine(result), tokenizer).kept is None
 
@@ -124,15 +120,12 @@ def test_a_plan_ends_with_its_last_line(tokenizer):
     assert stop_fn(ids[:count]) == (kept if count >= kept else None)
   # Whichever comes first.
   _generate(
-      engine, tokenizer,
-      records.SamplingSpec(stop_after='plan', stop=('Tool', 'is a')),
+    engine, tokenizer, records.SamplingSpec(stop_after='plan', stop=('Tool', 'is a'))
   )
   assert tokenizer.decode(ids[: engine.request.stop_fn(ids)]).endswith('Tool')
 
 
-def test_a_plan_in_the_thoughts_of_an_open_prompt_ends_nothing(
-    tokenizer, monkeypatch
-):
+def test_a_plan_in_the_thoughts_of_an_open_prompt_ends_nothing(tokenizer, monkeypatch):
   plan = 'Sub-Goal: city\nContext: Paris\nTool Name: city\n'
   ids = tokenizer.encode(f'{plan}</think>\n{plan}Paris is a city\n')
   engine = _Engine(api.Result(tuple(ids), (0.0,), 'stop', 0, 0.0, 0.0))
@@ -150,12 +143,12 @@ def test_a_plan_in_the_thoughts_of_an_open_prompt_ends_nothing(
 
 
 @pytest.mark.parametrize(
-    'raised, expected',
-    [
-        (api.PromptTooLong('8 > 4'), language_model.PromptTooLong),
-        (api.EngineError('device'), language_model.Unreachable),
-        (api.EngineClosed('closed'), language_model.Unreachable),
-    ],
+  'raised, expected',
+  [
+    (api.PromptTooLong('8 > 4'), language_model.PromptTooLong),
+    (api.EngineError('device'), language_model.Unreachable),
+    (api.EngineClosed('closed'), language_model.Unreachable),
+  ],
 )
 def test_engine_errors_say_whose_fault_they_are(tokenizer, raised, expected):
   with pytest.raises(expected, match=str(raised)):
@@ -176,20 +169,19 @@ class _Hangs:
 
 
 @pytest.mark.parametrize(
-    'times, status',
-    [
-        ((0.0, 9.0, 0.0), records.Status.DEADLINE),
-        ((9.0, 9.0, 0.0), records.Status.DEADLINE),
-        ((9.0, 0.0, 0.0), records.Status.DEADLINE_INFRASTRUCTURE),
-        # The device compiled, or had other work.
-        ((0.0, 9.0, 9.0), records.Status.DEADLINE_INFRASTRUCTURE),
-    ],
+  'times, status',
+  [
+    ((0.0, 9.0, 0.0), records.Status.DEADLINE),
+    ((9.0, 9.0, 0.0), records.Status.DEADLINE),
+    ((9.0, 0.0, 0.0), records.Status.DEADLINE_INFRASTRUCTURE),
+    # The device compiled, or had other work.
+    ((0.0, 9.0, 9.0), records.Status.DEADLINE_INFRASTRUCTURE),
+  ],
 )
 def test_sampling_alone_is_the_planners_time(tokenizer, times, status):
   model = engine_model.EngineModel(_Hangs(*times), tokenizer)
   agent = fakes.make_agent(
-      model, [fakes.make_tool(fakes.echo)],
-      rollout.RolloutConfig(deadline_seconds=0.1),
+    model, [fakes.make_tool(fakes.echo)], rollout.RolloutConfig(deadline_seconds=0.1)
   )
   task = records.Task('q', 'Paris?', ('x',), 'match')
   done = asyncio.run(rollout.rollout(agent, task, _KEY))
@@ -198,14 +190,20 @@ def test_sampling_alone_is_the_planners_time(tokenizer, times, status):
 
 
 def test_a_slow_planner_scores_0_and_one_without_a_slot_is_not_scored(
-    tokenizer, monkeypatch
+  tokenizer, monkeypatch
 ):
   config = model_lib.ModelConfig(
-      vocab_size=tokenizer.vocab_size, d_model=8, n_layers=1, n_heads=1,
-      n_kv_heads=1, head_dim=8, d_ff=8, max_positions=256,
+    vocab_size=tokenizer.vocab_size,
+    d_model=8,
+    n_layers=1,
+    n_heads=1,
+    n_kv_heads=1,
+    head_dim=8,
+    d_ff=8,
+    max_positions=256,
   )
   shapes = api.EngineConfig(
-      slots=1, max_prompt_tokens=192, max_new_tokens=64, decode_chunk=1
+    slots=1, max_prompt_tokens=192, max_new_tokens=64, decode_chunk=1
   )
   samples, release = threading.Event(), threading.Event()
   decode = tokenizer.decode
@@ -216,21 +214,19 @@ def test_a_slow_planner_scores_0_and_one_without_a_slot_is_not_scored(
     return decode(ids)
 
   monkeypatch.setattr(tokenizer, 'decode', slow_decode)
-  params = jax.jit(lambda key: model_lib.init_params(config, key))(
-      jax.random.key(0)
-  )
+  params = jax.jit(lambda key: model_lib.init_params(config, key))(jax.random.key(0))
   task = records.Task('q', 'Paris?', ('x',), 'match')
 
   async def run(engine):
     agent = fakes.make_agent(
-        engine_model.EngineModel(engine, tokenizer),
-        [fakes.make_tool(fakes.echo)],
-        rollout.RolloutConfig(deadline_seconds=1.0),
+      engine_model.EngineModel(engine, tokenizer),
+      [fakes.make_tool(fakes.echo)],
+      rollout.RolloutConfig(deadline_seconds=1.0),
     )
     planner = dataclasses.replace(
-        agent.planner,
-        sampling=records.SamplingSpec(max_new_tokens=64, stop=('none',)),
-        prompt=prompts.PromptConfig(system='', cards='names'),
+      agent.planner,
+      sampling=records.SamplingSpec(max_new_tokens=64, stop=('none',)),
+      prompt=prompts.PromptConfig(system='', cards='names'),
     )
     agent = dataclasses.replace(agent, planner=planner)
     first = asyncio.create_task(rollout.rollout(agent, task, _KEY))
@@ -247,26 +243,25 @@ def test_a_slow_planner_scores_0_and_one_without_a_slot_is_not_scored(
     slow, waited = asyncio.run(run(engine))
   assert (slow.status, slow.reward) == (records.Status.DEADLINE, 0.0)
   assert (waited.status, waited.reward) == (
-      records.Status.DEADLINE_INFRASTRUCTURE, None,
+    records.Status.DEADLINE_INFRASTRUCTURE,
+    None,
   )
 
 
 def test_request_keys_differ_in_every_field():
   keys = [
-      _KEY,
-      records.RequestKey(1, records.Purpose.TRAIN, 0, 'q', 0),
-      records.RequestKey(0, records.Purpose.EVALUATE, 0, 'q', 0),
-      records.RequestKey(0, records.Purpose.TRAIN, 1, 'q', 0),
-      records.RequestKey(0, records.Purpose.TRAIN, 0, 'r', 0),
-      records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 1),
-      records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0, turn=1),
-      records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0, module='x'),
-      records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0, attempt=1),
+    _KEY,
+    records.RequestKey(1, records.Purpose.TRAIN, 0, 'q', 0),
+    records.RequestKey(0, records.Purpose.EVALUATE, 0, 'q', 0),
+    records.RequestKey(0, records.Purpose.TRAIN, 1, 'q', 0),
+    records.RequestKey(0, records.Purpose.TRAIN, 0, 'r', 0),
+    records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 1),
+    records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0, turn=1),
+    records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0, module='x'),
+    records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0, attempt=1),
   ]
   words = [k.words() for k in keys]
   assert len(set(words)) == len(keys)
   # The same on every machine and in every process.
-  assert _KEY.words() == records.RequestKey(
-      0, records.Purpose.TRAIN, 0, 'q', 0
-  ).words()
+  assert _KEY.words() == records.RequestKey(0, records.Purpose.TRAIN, 0, 'q', 0).words()
   assert all(0 <= w < 2**32 for pair in words for w in pair)

@@ -7,36 +7,51 @@ import pytest
 from agentflow_jax.assembly import enterpriseops_data as data
 
 _SERVER = {
-    'mcp_server_name': 'gym-itsm', 'mcp_server_url': 'http://localhost:8006',
-    'seed_database_file': 'itsm/a.sql', 'context': {'x-user': 7},
-    'user_info': {'name': 'Marcus'}, '_note': 'left out',
+  'mcp_server_name': 'gym-itsm',
+  'mcp_server_url': 'http://localhost:8006',
+  'seed_database_file': 'itsm/a.sql',
+  'context': {'x-user': 7},
+  'user_info': {'name': 'Marcus'},
+  '_note': 'left out',
 }
 _VERIFIERS = [
-    {
-        'verifier_type': 'database_state', 'name': 'state', 'gym_name': 'gym-itsm',
-        'description': 'd', 'validation_config': {
-            'query': 'select 1', 'expected_value': 1, 'comparison_type': 'equals',
-        },
+  {
+    'verifier_type': 'database_state',
+    'name': 'state',
+    'gym_name': 'gym-itsm',
+    'description': 'd',
+    'validation_config': {
+      'query': 'select 1',
+      'expected_value': 1,
+      'comparison_type': 'equals',
     },
-    {
-        'verifier_type': 'tool_execution',
-        'validation_config': {'selected_tools': ['a'], 'minimum_tool_calls': 2},
-    },
-    {
-        'verifier_type': 'response_check', 'name': 'said', 'validation_config': {
-            'sql_query': 'select 2', 'comparison_prompt': 'names it',
-        },
-    },
+  },
+  {
+    'verifier_type': 'tool_execution',
+    'validation_config': {'selected_tools': ['a'], 'minimum_tool_calls': 2},
+  },
+  {
+    'verifier_type': 'response_check',
+    'name': 'said',
+    'validation_config': {'sql_query': 'select 2', 'comparison_prompt': 'names it'},
+  },
 ]
 
 
 def _row(**changes):
   """A row as the data set has it: two fields are text of JSON."""
   return {
-      'task_id': 'task_1', 'domain': 'itsm', 'system_prompt': 'Policy.',
-      'user_prompt': 'Do it.', 'selected_tools': ['a', 'b'], 'restricted_tools': None,
-      'mcp_endpoint': '/mcp', 'number_of_runs': 1, 'reset_database_between_runs': True,
-      'gym_servers_config': json.dumps([_SERVER]), 'verifiers': json.dumps(_VERIFIERS),
+    'task_id': 'task_1',
+    'domain': 'itsm',
+    'system_prompt': 'Policy.',
+    'user_prompt': 'Do it.',
+    'selected_tools': ['a', 'b'],
+    'restricted_tools': None,
+    'mcp_endpoint': '/mcp',
+    'number_of_runs': 1,
+    'reset_database_between_runs': True,
+    'gym_servers_config': json.dumps([_SERVER]),
+    'verifiers': json.dumps(_VERIFIERS),
   } | changes
 
 
@@ -54,11 +69,17 @@ def test_rows_of_every_mode(tmp_path, mode):
   world = task.world
   assert world.policy == 'Policy.' and world.feasible is None
   assert world.state == {
-      'servers': [{
-          'name': 'gym-itsm', 'url': 'http://localhost:8006', 'endpoint': '/mcp',
-          'seed': 'itsm/a.sql', 'context': {'x-user': '7'},
-      }],
-      'selected': ['a', 'b'], 'restricted': [],
+    'servers': [
+      {
+        'name': 'gym-itsm',
+        'url': 'http://localhost:8006',
+        'endpoint': '/mcp',
+        'seed': 'itsm/a.sql',
+        'context': {'x-user': '7'},
+      }
+    ],
+    'selected': ['a', 'b'],
+    'restricted': [],
   }
   state, calls, response = world.checks
   assert state.spec['gym_name'] == 'gym-itsm' and state.kind == 'state'
@@ -82,8 +103,10 @@ def test_task_files_and_parquet_give_the_same(tmp_path):
   parquet.write_table(table, tmp_path / 'p' / 'oracle' / 'itsm.parquet')
   assert data.load(str(tmp_path / 'p')) == [expected]
   said = row | {
-      'gym_servers_config': [_SERVER], 'verifiers': _VERIFIERS, '_comment': 'x',
-      'temperature': 0.0,
+    'gym_servers_config': [_SERVER],
+    'verifiers': _VERIFIERS,
+    '_comment': 'x',
+    'temperature': 0.0,
   }
   del said['task_id'], said['domain']
   place = tmp_path / 'f' / 'oracle' / 'itsm' / 'task_1.json'
@@ -97,28 +120,54 @@ def test_task_files_and_parquet_give_the_same(tmp_path):
   assert task.tags['mode'] == 'plus_5_tools'
 
 
-@pytest.mark.parametrize('changes, match', [
+@pytest.mark.parametrize(
+  'changes, match',
+  [
     ({'user_prompt': 3}, 'user_prompt has the wrong type'),
-    ({'domain': '../../escaped'}, 'is no name'), ({'task_id': 'a/b'}, 'is no name'),
+    ({'domain': '../../escaped'}, 'is no name'),
+    ({'task_id': 'a/b'}, 'is no name'),
     ({'selected_tools': 'a'}, 'selected_tools has the wrong type'),
     ({'selected_tools': [1]}, 'selected_tools must be a list of texts'),
     ({'gym_servers_config': '[]'}, 'names no server'),
     ({'gym_servers_config': '{'}, 'gym_servers_config is no JSON'),
     ({'gym_servers_config': json.dumps({'a': 1})}, 'must be a list of objects'),
-    ({'gym_servers_config': [{'mcp_server_name': 'x'}]},
-     r"gym_servers_config\[0\] needs the text 'mcp_server_url'"),
+    (
+      {'gym_servers_config': [{'mcp_server_name': 'x'}]},
+      r"gym_servers_config\[0\] needs the text 'mcp_server_url'",
+    ),
     ({'gym_servers_config': [_SERVER, _SERVER]}, 'two servers have the same name'),
-    ({'gym_servers_config': [_SERVER | {'auth_config': {'token': 's'}}]},
-     'auth_config holds a secret'),
+    (
+      {'gym_servers_config': [_SERVER | {'auth_config': {'token': 's'}}]},
+      'auth_config holds a secret',
+    ),
     ({'gym_servers_config': [_SERVER | {'context': 'x'}]}, 'context must be an object'),
     ({'verifiers': [{'verifier_type': 'magic'}]}, r'verifiers\[0\]: verifier_type'),
-    ({'verifiers': [_VERIFIERS[1], {
-        'verifier_type': 'database_state', 'validation_config': {'query': 'q'},
-    }]}, r"verifiers\[1\]: check 'verifier_2' .* needs 'expected_value'"),
-    ({'verifiers': [{**_VERIFIERS[0], 'validation_config': {
-        'query': 'q', 'expected_value': 1, 'comparison_type': 'like',
-    }}]}, 'comparison_type must be one of'),
-])
+    (
+      {
+        'verifiers': [
+          _VERIFIERS[1],
+          {'verifier_type': 'database_state', 'validation_config': {'query': 'q'}},
+        ]
+      },
+      r"verifiers\[1\]: check 'verifier_2' .* needs 'expected_value'",
+    ),
+    (
+      {
+        'verifiers': [
+          {
+            **_VERIFIERS[0],
+            'validation_config': {
+              'query': 'q',
+              'expected_value': 1,
+              'comparison_type': 'like',
+            },
+          }
+        ]
+      },
+      'comparison_type must be one of',
+    ),
+  ],
+)
 def test_malformed_rows_name_file_row_and_field(tmp_path, changes, match):
   path = _file(tmp_path / 'a.jsonl', _row(task_id='x'), _row(**changes))
   with pytest.raises(data.MalformedTask, match=rf'a\.jsonl:2: .*{match}'):
@@ -130,7 +179,7 @@ def test_other_mistakes_are_named(tmp_path):
   del row['system_prompt']
   with pytest.raises(data.MalformedTask, match='no field "system_prompt"'):
     data.load(_file(tmp_path / 'a.jsonl', row))
-  with pytest.raises(data.MalformedTask, match="a.jsonl:2: the task .* came before"):
+  with pytest.raises(data.MalformedTask, match='a.jsonl:2: the task .* came before'):
     data.load(_file(tmp_path / 'a.jsonl', _row(), _row()))
   with pytest.raises(data.MalformedTask, match='no file'):
     data.load(str(tmp_path / 'missing.jsonl'))

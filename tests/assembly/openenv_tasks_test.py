@@ -12,17 +12,22 @@ from tests.agents.environments.openenv import openenv_server
 def test_each_combination_is_a_row():
   found = openenv_tasks.rows('Do it.', ['seed=0:2', 'level=easy|3'])
   assert found[:2] == [
-      {'id': '0-easy', 'query': 'Do it.', 'seed': 0, 'level': 'easy'},
-      {'id': '0-3', 'query': 'Do it.', 'seed': 0, 'level': 3},
+    {'id': '0-easy', 'query': 'Do it.', 'seed': 0, 'level': 'easy'},
+    {'id': '0-3', 'query': 'Do it.', 'seed': 0, 'level': 3},
   ]
   assert len({row['id'] for row in found}) == 6
   assert openenv_tasks.rows('Do it.', []) == [{'id': 'task', 'query': 'Do it.'}]
 
 
-@pytest.mark.parametrize('query, said, match', [
-    ('q', 'seed', 'write NAME=FIRST:LAST'), ('q', '=1', 'write NAME'),
-    ('q', 'query=1', 'none of query'), (' ', 'seed=1', '--query'),
-])
+@pytest.mark.parametrize(
+  'query, said, match',
+  [
+    ('q', 'seed', 'write NAME=FIRST:LAST'),
+    ('q', '=1', 'write NAME'),
+    ('q', 'query=1', 'none of query'),
+    (' ', 'seed=1', '--query'),
+  ],
+)
 def test_other_forms_are_refused(query, said, match):
   with pytest.raises(schema.ConfigError, match=match):
     openenv_tasks.rows(query, [said])

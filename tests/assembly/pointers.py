@@ -6,11 +6,10 @@ import jax
 def of(tree):
   """Returns name -> where its parts lie, of every parameter."""
   return {
-      jax.tree_util.keystr(path): tuple(
-          shard.data.unsafe_buffer_pointer()
-          for shard in leaf.addressable_shards
-      )
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    jax.tree_util.keystr(path): tuple(
+      shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 

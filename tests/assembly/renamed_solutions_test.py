@@ -28,7 +28,7 @@ class _Oracle:
 
 
 def test_an_oracle_that_knows_the_names_solves_the_desk_and_one_that_does_not_fails(
-    tmp_path,
+  tmp_path,
 ):
   sizes = {s: desk.Size(1, 4) for s in desk.SPLITS} | {'test': desk.Size(2, 24)}
   worlds = desk.write(tmp_path, desk_data.parts(), 'easy', sizes)
@@ -37,14 +37,16 @@ def test_an_oracle_that_knows_the_names_solves_the_desk_and_one_that_does_not_fa
   own = scripted_planners.solutions_of(tasks)
   names = renaming.Names(new_names.NEW_NAMES, all_of_them=True)
   known = {
-      k: renamed_solutions.RenamedSolution(solution, names)
-      for k, solution in own.items()
+    k: renamed_solutions.RenamedSolution(solution, names) for k, solution in own.items()
   }
   agent = fakes.make_agent(
-      fakes.FakeLanguageModel({}), (),
-      rollout.RolloutConfig(max_turns=12, answer_when_out_of_turns=False),
-      executor=modules.FieldExecutor(), verifier=modules.WorldVerifier(),
-      gazetteer=references.Gazetteer(()), environment=made,
+    fakes.FakeLanguageModel({}),
+    (),
+    rollout.RolloutConfig(max_turns=12, answer_when_out_of_turns=False),
+    executor=modules.FieldExecutor(),
+    verifier=modules.WorldVerifier(),
+    gazetteer=references.Gazetteer(()),
+    environment=made,
   )
   key = records.RequestKey(0, records.Purpose.EVALUATE, 0, 't', 0)
 
@@ -65,19 +67,19 @@ def test_an_oracle_that_knows_the_names_solves_the_desk_and_one_that_does_not_fa
 
 
 _STEPS = (
-    geohop_questions.Step('search', 'capital', ('France',), 'Paris'),
-    geohop_questions.Step('python', '*', ('2100000', '3'), '6300000'),
+  geohop_questions.Step('search', 'capital', ('France',), 'Paris'),
+  geohop_questions.Step('python', '*', ('2100000', '3'), '6300000'),
 )
 
 
 def test_steps_of_geohop():
   names = renaming.Names(renaming.BUNDLED)
   cards = tuple(
-      names.card(base.Card(n, '', (base.Argument(a, ''),)))
-      for n, a in (('search', 'query'), ('python', 'code'))
+    names.card(base.Card(n, '', (base.Argument(a, ''),)))
+    for n, a in (('search', 'query'), ('python', 'code'))
   )
   solution = renamed_solutions.RenamedSolution(
-      geohop_solutions.GeohopSolution(_STEPS), names
+    geohop_solutions.GeohopSolution(_STEPS), names
   )
   state = memory.start('Of France?', '', references.Gazetteer(['France', 'Paris']))
   key = records.RequestKey(0, records.Purpose.TRAIN, 0, 't', 0)

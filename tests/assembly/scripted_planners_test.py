@@ -12,13 +12,13 @@ from agentflow_jax.data import geohop_questions
 from tests.agents.environments import toy_world
 
 _CARDS = tuple(
-    base.Card(n, '', (base.Argument('x', ''),)) for n in ('search', 'python')
+  base.Card(n, '', (base.Argument('x', ''),)) for n in ('search', 'python')
 )
 _GAZETTEER = references.Gazetteer(['France', 'Paris', 'Lyon'])
 _STEPS = (
-    geohop_questions.Step('search', 'capital', ('France',), 'Paris'),
-    geohop_questions.Step('search', 'population', ('Paris',), '2100000'),
-    geohop_questions.Step('python', '*', ('2100000', '3'), '6300000'),
+  geohop_questions.Step('search', 'capital', ('France',), 'Paris'),
+  geohop_questions.Step('search', 'population', ('Paris',), '2100000'),
+  geohop_questions.Step('python', '*', ('2100000', '3'), '6300000'),
 )
 
 
@@ -26,9 +26,7 @@ def _view(*entries):
   state = memory.start('Capital of France, times 3?', '', _GAZETTEER)
   for tool, sub_goal, context, result, failed in entries:
     marked, state = state.mark(result)
-    state = state.append(
-        memory.Entry(tool, sub_goal, context, marked, failed=failed)
-    )
+    state = state.append(memory.Entry(tool, sub_goal, context, marked, failed=failed))
   key = records.RequestKey(0, records.Purpose.TRAIN, 0, 't', 0)
   return modules.View('t', state, _CARDS, key)
 
@@ -44,24 +42,24 @@ def _plan(script, view, solution=_SOLUTION, seed=0):
 def test_the_oracle_takes_the_steps_in_turn_and_points_at_mentions():
   view = _view()
   assert _plan(scripted_planners.oracle, view) == plan.Plan(
-      'find capital', '#1', 'search'
+    'find capital', '#1', 'search'
   )
   found = ('search', 'find capital', '#1', 'It is Paris.', False)
   assert _plan(scripted_planners.oracle, _view(found)) == plan.Plan(
-      'find population', '#3', 'search'
+    'find population', '#3', 'search'
   )
   then = ('search', 'find population', '#3', 'It is 2100000.', False)
   assert _plan(scripted_planners.oracle, _view(found, then)) == plan.Plan(
-      'answer value', '#4 * #2', 'python'
+    'answer value', '#4 * #2', 'python'
   )
 
 
 def test_a_failed_or_wrong_step_is_not_done():
   for wrong in (
-      ('search', 'find capital', '#1', 'It is Paris.', True),
-      ('search', 'find area', '#1', '551500', False),
-      ('search', 'find capital', '#2', 'Paris', False),
-      ('python', 'find capital', '#1', 'Paris', False),
+    ('search', 'find capital', '#1', 'It is Paris.', True),
+    ('search', 'find area', '#1', '551500', False),
+    ('search', 'find capital', '#2', 'Paris', False),
+    ('python', 'find capital', '#1', 'Paris', False),
   ):
     step, is_last = geohop_solutions.next_step(_view(wrong), _STEPS)
     assert step == _STEPS[0] and not is_last
@@ -76,10 +74,14 @@ def test_a_perfect_teacher_is_the_oracle():
 
 def test_the_teacher_errs_as_often_as_configured():
   teacher = scripted_planners.make_teacher(
-      schema.TeacherConfig(
-          search_instead=0.5, python_instead=0.25, wrong_what=0,
-          wrong_reference=0, early_answer=0.4, late_answer=0,
-      )
+    schema.TeacherConfig(
+      search_instead=0.5,
+      python_instead=0.25,
+      wrong_what=0,
+      wrong_reference=0,
+      early_answer=0.4,
+      late_answer=0,
+    )
   )
   plans = [_plan(teacher, _view(), seed=s) for s in range(4000)]
   # 4000 draws: a share p is known within 3 * sqrt(p (1 - p) / 4000) < 0.024.
@@ -144,17 +146,21 @@ def test_a_teacher_of_a_world_errs_as_often_as_configured():
   right = _call(scripted_planners.oracle, view)
   assert {_call(perfect, view, s) for s in range(20)} == {right}
   for errors, low, high in (
-      # A uniform tool is the right one in a fifth of the draws, with arguments that
-      # are right in (1/4)^2 of these.
-      ({'wrong_tool': 0.5}, 0.5, 0.5 + 0.5 / 80),
-      ({'early_answer': 0.4}, 0.6, 0.6),
-      # Each of two arguments is drawn with 0.2, and then right in 1 of 4 draws.
-      ({'wrong_reference': 0.2}, 0.85**2, 0.85**2),
+    # A uniform tool is the right one in a fifth of the draws, with arguments that
+    # are right in (1/4)^2 of these.
+    ({'wrong_tool': 0.5}, 0.5, 0.5 + 0.5 / 80),
+    ({'early_answer': 0.4}, 0.6, 0.6),
+    # Each of two arguments is drawn with 0.2, and then right in 1 of 4 draws.
+    ({'wrong_reference': 0.2}, 0.85**2, 0.85**2),
   ):
-    teacher = scripted_planners.make_teacher(schema.TeacherConfig(
-        0, 0, 0,
+    teacher = scripted_planners.make_teacher(
+      schema.TeacherConfig(
+        0,
+        0,
+        0,
         **({'wrong_reference': 0, 'early_answer': 0, 'late_answer': 0} | errors),
-    ))
+      )
+    )
     share = sum(_call(teacher, view, s) == right for s in range(4000)) / 4000
     assert low - 0.024 < share < high + 0.024, errors
 
@@ -167,7 +173,7 @@ def test_a_uniform_planner_of_a_world_calls_every_tool():
 
 def test_a_random_model_calls_a_tool_and_then_answers_half_of_the_time():
   planner = scripted_planners.RandomPlanner(
-      types.SimpleNamespace(sampling=records.SamplingSpec()), ('a', 'b'), 'tool_calls'
+    types.SimpleNamespace(sampling=records.SamplingSpec()), ('a', 'b'), 'tool_calls'
   )
   view, seen = _view(), []
   for turn in range(40):
@@ -178,7 +184,7 @@ def test_a_random_model_calls_a_tool_and_then_answers_half_of_the_time():
     seen.append(call_text.read(completion.text))
   assert {c.tool for said in seen for c in said.calls} == {'search', 'python'}
   assert {c.arguments['x'] for said in seen for c in said.calls} == {
-      'Capital of France, times 3?'
+    'Capital of France, times 3?'
   }
   assert {said.answer for said in seen if not said.calls} == {'It is Paris.'}
   assert seen[0].calls and not all(said.calls for said in seen)

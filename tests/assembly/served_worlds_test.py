@@ -24,14 +24,17 @@ class Meter:
 def _own(tmp_path, tool='add', **changes):
   (tmp_path / 'meter.py').write_text(_CLASS.replace('{tool}', tool))
   rows = tmp_path / 'rows.jsonl'
-  rows.write_text(''.join(
-      json.dumps({'query': f'q{i}', 'start': i}) + '\n' for i in range(3)
-  ))
+  rows.write_text(
+    ''.join(json.dumps({'query': f'q{i}', 'start': i}) + '\n' for i in range(3))
+  )
   kind = f'{tmp_path}/meter.py:Meter'
   settings = {
-      'task_set.kind': 'jsonl', 'task_set.train': str(rows),
-      'task_set.evaluation': str(rows), 'task_set.reward': 'environment',
-      'agent.environment.kind': kind, 'agent.tools.enabled': '',
+    'task_set.kind': 'jsonl',
+    'task_set.train': str(rows),
+    'task_set.evaluation': str(rows),
+    'task_set.reward': 'environment',
+    'agent.environment.kind': kind,
+    'agent.tools.enabled': '',
   } | changes
   config = schema.Config(name='own')
   return overrides.override(config, list(settings.items())), kind
@@ -55,14 +58,17 @@ def test_the_desk_needs_no_config(tmp_path, monkeypatch):
     loading.of_environment('other.py:Own')
 
 
-@pytest.mark.parametrize('changes, kind, match', [
+@pytest.mark.parametrize(
+  'changes, kind, match',
+  [
     ({}, 'desk', "has agent.environment.kind='.*meter.py:Meter'"),
     ({'task_set.train': ''}, None, '--split=train: the config has no such tasks'),
     ({'tool': 'step'}, None, "cannot be called 'step'"),
     ({'task_set.reward': 'f1'}, None, 'needs answers'),
     ({'agent.environment.kind': 'openenv'}, 'openenv', 'is on servers already'),
     ({'agent.environment.faults': '0.1'}, None, 'agent.environment.faults'),
-])
+  ],
+)
 def test_mistakes_name_the_remedy(tmp_path, changes, kind, match):
   config, own = _own(tmp_path, **changes)
   with pytest.raises(schema.ConfigError, match=match):

@@ -17,8 +17,7 @@ _DEMO = f'demo={shlex.join([sys.executable, mcp_demo.__file__])}'
 
 def _make(recorded=None, **settings):
   box = toolbox.Toolbox(
-      schema.ToolsConfig(**settings), task_sets.TaskSet((), (), ()),
-      recording=recorded,
+    schema.ToolsConfig(**settings), task_sets.TaskSet((), (), ()), recording=recorded
   )
   return box.make()
 
@@ -30,31 +29,31 @@ def test_tools_stand_in_the_order_of_the_config():
 
 def test_tools_of_mcp_servers_come_after_them():
   made = _make(
-      enabled=('wikipedia',), mcp=(_DEMO,), mcp_tools=('demo_add', 'demo_pid'),
-      mcp_seconds=7.0,
+    enabled=('wikipedia',),
+    mcp=(_DEMO,),
+    mcp_tools=('demo_add', 'demo_pid'),
+    mcp_seconds=7.0,
   )
   assert list(made) == ['wikipedia', 'demo_add', 'demo_pid']
   assert made['demo_add'].timeout == 7.0
 
 
 @pytest.mark.parametrize(
-    ('settings', 'match'),
-    [
-        ({'enabled': ('serach',)}, 'unknown tool .serach.; there are search, '),
-        ({'enabled': ()}, 'enabled is empty'),
-        ({'enabled': ('search',)}, 'search needs agent.tools.corpus'),
-        ({'mcp': (_DEMO,), 'mcp_tools': ('demo_ad',)}, 'it has add, join, '),
-        ({'mcp': (_DEMO, _DEMO)}, 'one whose name there is'),
-    ],
+  ('settings', 'match'),
+  [
+    ({'enabled': ('serach',)}, 'unknown tool .serach.; there are search, '),
+    ({'enabled': ()}, 'enabled is empty'),
+    ({'enabled': ('search',)}, 'search needs agent.tools.corpus'),
+    ({'mcp': (_DEMO,), 'mcp_tools': ('demo_ad',)}, 'it has add, join, '),
+    ({'mcp': (_DEMO, _DEMO)}, 'one whose name there is'),
+  ],
 )
 def test_what_cannot_be_made_is_said(settings, match):
   with pytest.raises(schema.ConfigError, match=match):
     _make(**({'enabled': ('python',)} | settings))
 
 
-def test_a_search_engine_needs_its_key_unless_nobody_is_asked(
-    tmp_path, monkeypatch
-):
+def test_a_search_engine_needs_its_key_unless_nobody_is_asked(tmp_path, monkeypatch):
   monkeypatch.delenv('BRAVE_API_KEY', raising=False)
   settings = {'enabled': ('web_search',), 'web_search_engine': 'brave'}
   with pytest.raises(base.ToolUnavailable, match='BRAVE_API_KEY'):
@@ -71,21 +70,20 @@ def _corpus(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('where', 'settings', 'match'),
-    [
-        ({'base_url': 'ftp://a'}, {}, 'search_embeddings: base_url must be http'),
-        ({'api_key_variable': 'AGENTFLOW_NO_KEY'}, {}, 'AGENTFLOW_NO_KEY'),
-        ({}, {'search_candidates': 2, 'search_results': 3}, 'candidates must be'),
-    ],
+  ('where', 'settings', 'match'),
+  [
+    ({'base_url': 'ftp://a'}, {}, 'search_embeddings: base_url must be http'),
+    ({'api_key_variable': 'AGENTFLOW_NO_KEY'}, {}, 'AGENTFLOW_NO_KEY'),
+    ({}, {'search_candidates': 2, 'search_results': 3}, 'candidates must be'),
+  ],
 )
-def test_embeddings_that_cannot_be_asked_for(
-    tmp_path, where, settings, match
-):
+def test_embeddings_that_cannot_be_asked_for(tmp_path, where, settings, match):
   at = {'base_url': 'http://127.0.0.1:1/v1', 'model': 'm'}
   with pytest.raises(schema.ConfigError, match=match):
     _make(
-        **_corpus(tmp_path), **settings,
-        search_embeddings=schema.EndpointConfig(**(at | where)),
+      **_corpus(tmp_path),
+      **settings,
+      search_embeddings=schema.EndpointConfig(**(at | where)),
     )
 
 
@@ -93,23 +91,22 @@ def test_embeddings_are_part_of_the_version_and_replayed_without_a_key(tmp_path)
   recording.Recording(str(tmp_path / 'r'), replays=False).close()
   replayed = recording.Recording(str(tmp_path / 'r'), replays=True)
   where = schema.EndpointConfig(
-      base_url='http://127.0.0.1:1/v1', model='m',
-      api_key_variable='AGENTFLOW_NO_KEY',
+    base_url='http://127.0.0.1:1/v1', model='m', api_key_variable='AGENTFLOW_NO_KEY'
   )
   plain = _make(**_corpus(tmp_path))['search']
   dense = _make(replayed, **_corpus(tmp_path), search_embeddings=where)['search']
   prefixed = _make(
-      replayed, **_corpus(tmp_path), search_embeddings=where,
-      search_passage_prefix='passage: ',
+    replayed,
+    **_corpus(tmp_path),
+    search_embeddings=where,
+    search_passage_prefix='passage: ',
   )['search']
   assert len({plain.version, dense.version, prefixed.version}) == 3
   assert 'meaning come first' in dense.card.limits
   assert 'not meaning' in plain.card.limits
 
 
-def test_a_replay_knows_the_tools_of_servers_that_are_gone(
-    tmp_path, monkeypatch
-):
+def test_a_replay_knows_the_tools_of_servers_that_are_gone(tmp_path, monkeypatch):
   settings = {'enabled': ('wikipedia',), 'mcp': (_DEMO,)}
   kept = recording.Recording(str(tmp_path), replays=False)
   made = _make(kept, **settings)

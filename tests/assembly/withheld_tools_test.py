@@ -18,9 +18,11 @@ def _task(name, *tools, tempting=(), **fields):
 
 def _set():
   tasks = (
-      _task('a', 'find', 'move', 'finish'), _task('b', 'find', 'sell', 'finish'),
-      _task('c', 'refuse', tempting=('sell', 'finish')),
-      _task('d', 'move', tools=('sell', 'move', 'finish')), toy_world.task(task_id='e'),
+    _task('a', 'find', 'move', 'finish'),
+    _task('b', 'find', 'sell', 'finish'),
+    _task('c', 'refuse', tempting=('sell', 'finish')),
+    _task('d', 'move', tools=('sell', 'move', 'finish')),
+    toy_world.task(task_id='e'),
   )
   return task_sets.TaskSet(tasks, tasks, tasks)
 
@@ -29,8 +31,9 @@ def test_training_lacks_the_tools_and_what_needs_them():
   tasks = _set()
   found = withheld_tools.applied(tasks, toy_world.make(), ('sell',))
   assert {t.id: t.world.tools for t in found.train} == {
-      'a': ('find', 'move', 'finish', 'refuse'), 'd': ('move', 'finish'),
-      'e': ('find', 'move', 'finish', 'refuse'),
+    'a': ('find', 'move', 'finish', 'refuse'),
+    'd': ('move', 'finish'),
+    'e': ('find', 'move', 'finish', 'refuse'),
   }
   assert found.validation == tasks.validation and found.test == tasks.test
   assert withheld_tools.needing(tasks.test, ('sell',)) == ['b', 'c']
@@ -44,10 +47,13 @@ def test_nothing_withheld_changes_nothing():
   assert withheld_tools.applied(tasks, None, ()) is tasks
 
 
-@pytest.mark.parametrize('withheld, match', [
+@pytest.mark.parametrize(
+  'withheld, match',
+  [
     (('fly',), "toy has no tool 'fly'; it has find, move"),
     (('find', 'move', 'refuse', 'sell', 'finish'), 'every training task needs'),
-])
+  ],
+)
 def test_mistakes_name_the_remedy(withheld, match):
   with pytest.raises(schema.ConfigError, match=match):
     withheld_tools.applied(_set(), toy_world.make(), withheld)

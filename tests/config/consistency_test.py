@@ -7,11 +7,11 @@ import pytest
 from agentflow_jax.config import consistency, overrides, schema, unread
 
 _BASE = schema.Config(
-    name='calls',
-    task_set=schema.TaskSetConfig(kind='jsonl', train='a', evaluation='b'),
-    agent=schema.AgentConfig(plan_format='tool_calls'),
-    engine=schema.EngineConfig(max_new_tokens=256),
-    batch=schema.BatchConfig(tokens_per_row=512),
+  name='calls',
+  task_set=schema.TaskSetConfig(kind='jsonl', train='a', evaluation='b'),
+  agent=schema.AgentConfig(plan_format='tool_calls'),
+  engine=schema.EngineConfig(max_new_tokens=256),
+  batch=schema.BatchConfig(tokens_per_row=512),
 )
 
 
@@ -22,45 +22,57 @@ def _changed(*pairs):
 def test_a_run_of_one_model_is_possible():
   consistency.check(_BASE)
   consistency.check_trains(_BASE)
-  consistency.check(_changed(
-      ('planner.backend', 'endpoint'), ('agent.endpoint.base_url', 'http://x/v1'),
+  consistency.check(
+    _changed(
+      ('planner.backend', 'endpoint'),
+      ('agent.endpoint.base_url', 'http://x/v1'),
       ('agent.endpoint.model', 'm'),
-  ))
-  consistency.check(_changed(
-      ('agent.analyst.backend', 'frozen'), ('planner.prompt.system', 'Be kind.'),
-  ))
+    )
+  )
+  consistency.check(
+    _changed(('agent.analyst.backend', 'frozen'), ('planner.prompt.system', 'Be kind.'))
+  )
   desk = dataclasses.replace(
-      _BASE, task_set=schema.TaskSetConfig(kind='desk'),
-      agent=dataclasses.replace(
-          _BASE.agent, environment=schema.EnvironmentConfig(kind='desk')
-      ),
+    _BASE,
+    task_set=schema.TaskSetConfig(kind='desk'),
+    agent=dataclasses.replace(
+      _BASE.agent, environment=schema.EnvironmentConfig(kind='desk')
+    ),
   )
   consistency.check(desk)
 
 
 @pytest.mark.parametrize(
-    'name, value',
-    [
-        ('agent.executor.backend', 'frozen'),
-        ('agent.executor.own', 'x.py:y'),
-        ('agent.verifier.backend', 'world'),
-        ('agent.generator.backend', 'frozen'),
-        ('agent.executor_templates', '{"search": "{context}"}'),
-        ('agent.verbs', 'find,say'),
-        ('agent.number_mentions', 'true'),
-        ('agent.unknown_tool', 'tell'),
-        ('agent.rollout.verdict_tokens', '9'),
-        ('agent.rollout.answer_when_out_of_turns', 'false'),
-        ('planner.prompt.tail', 'Now.'),
-        ('planner.prompt.cards', 'names'),
-    ],
+  'name, value',
+  [
+    ('agent.executor.backend', 'frozen'),
+    ('agent.executor.own', 'x.py:y'),
+    ('agent.verifier.backend', 'world'),
+    ('agent.generator.backend', 'frozen'),
+    ('agent.executor_templates', '{"search": "{context}"}'),
+    ('agent.verbs', 'find,say'),
+    ('agent.number_mentions', 'true'),
+    ('agent.unknown_tool', 'tell'),
+    ('agent.rollout.verdict_tokens', '9'),
+    ('agent.rollout.answer_when_out_of_turns', 'false'),
+    ('planner.prompt.tail', 'Now.'),
+    ('planner.prompt.cards', 'names'),
+  ],
 )
 def test_what_plans_alone_read_is_refused(name, value):
-  config = _changed(*(
-      (('agent.environment.kind', 'desk'), ('task_set.kind', 'desk'),
-       ('task_set.train', ''), ('task_set.evaluation', ''))
-      if value == 'world' else ()
-  ), (name, value))
+  config = _changed(
+    *(
+      (
+        ('agent.environment.kind', 'desk'),
+        ('task_set.kind', 'desk'),
+        ('task_set.train', ''),
+        ('task_set.evaluation', ''),
+      )
+      if value == 'world'
+      else ()
+    ),
+    (name, value),
+  )
   with pytest.raises(schema.ConfigError, match='is set, and nothing reads it') as e:
     consistency.check(config)
   assert str(e.value).split()[0] in name  # It or the module that it is of.
@@ -70,18 +82,21 @@ def test_what_plans_alone_read_is_refused(name, value):
 
 
 @pytest.mark.parametrize(
-    'pairs, remedy',
-    [
-        ((('agent.code.sandbox', 'monty'),), 'agent.plan_format=code'),
-        ((('planner.sampling.stop_after', 'plan'),), 'leave it empty'),
-        (
-            (('planner.backend', 'endpoint'), ('agent.endpoint.api', 'completions'),
-             ('agent.endpoint.base_url', 'http://x/v1'),
-             ('agent.endpoint.model', 'm')),
-            'agent.endpoint.api=chat',
-        ),
-        ((('algorithm', 'sft'),), 'set sft.rollouts'),
-    ],
+  'pairs, remedy',
+  [
+    ((('agent.code.sandbox', 'monty'),), 'agent.plan_format=code'),
+    ((('planner.sampling.stop_after', 'plan'),), 'leave it empty'),
+    (
+      (
+        ('planner.backend', 'endpoint'),
+        ('agent.endpoint.api', 'completions'),
+        ('agent.endpoint.base_url', 'http://x/v1'),
+        ('agent.endpoint.model', 'm'),
+      ),
+      'agent.endpoint.api=chat',
+    ),
+    ((('algorithm', 'sft'),), 'set sft.rollouts'),
+  ],
 )
 def test_what_cannot_work_names_the_remedy(pairs, remedy):
   with pytest.raises(schema.ConfigError, match=remedy):

@@ -12,8 +12,8 @@ _OWN = str(mini.ROOT / 'experiments' / 'own_tasks.py')
 
 def test_a_flag_for_longer_prompts_and_responses_is_enough():
   config = loading.load(
-      _OWN,
-      [('planner.max_prompt_tokens', '700'), ('planner.sampling.max_new_tokens', '90')],
+    _OWN,
+    [('planner.max_prompt_tokens', '700'), ('planner.sampling.max_new_tokens', '90')],
   )
   consistency.check(config)
   assert config.engine.max_prompt_tokens == 700
@@ -23,11 +23,11 @@ def test_a_flag_for_longer_prompts_and_responses_is_enough():
 
 def test_a_frozen_module_counts():
   config = loading.load(
-      _OWN,
-      [
-          ('agent.generator.backend', 'frozen'),
-          ('agent.generator.sampling.max_new_tokens', '300'),
-      ],
+    _OWN,
+    [
+      ('agent.generator.backend', 'frozen'),
+      ('agent.generator.sampling.max_new_tokens', '300'),
+    ],
   )
   consistency.check(config)
   assert config.engine.max_new_tokens == 300
@@ -37,7 +37,7 @@ def test_what_is_large_enough_stays():
   config = loading.load(_OWN)
   assert sizes.raised(config) == config
   smaller = dataclasses.replace(
-      config, planner=dataclasses.replace(config.planner, max_prompt_tokens=64)
+    config, planner=dataclasses.replace(config.planner, max_prompt_tokens=64)
   )
   assert sizes.raised(smaller).engine == config.engine
 

@@ -40,8 +40,9 @@ def _arrays(kinds, heads=6, kv_heads=2, dim=4, seed=0, stretch=1):
   rng = np.random.default_rng(seed)
   batch, length = len(kinds), T * stretch
   shapes = (
-      (batch, kv_heads, heads // kv_heads, length, dim),
-      (batch, kv_heads, dim, length), (batch, kv_heads, length, dim),
+    (batch, kv_heads, heads // kv_heads, length, dim),
+    (batch, kv_heads, dim, length),
+    (batch, kv_heads, length, dim),
   )
   q, k, v = (rng.normal(size=s).astype(np.float32) for s in shapes)
   ends = np.stack([_ends(kind, i) for i, kind in enumerate(kinds)])
@@ -74,8 +75,7 @@ def _oracle(q, k, v, ends, d_out):
 def _run(q, k, v, ends, d_out, dtype='float32', mesh=None, blocks=BLOCKS):
   def loss(*arrays):
     out = attention.attend_blocks(
-        *(x.astype(dtype) for x in arrays), ends, blocks=blocks, dtype=dtype,
-        mesh=mesh,
+      *(x.astype(dtype) for x in arrays), ends, blocks=blocks, dtype=dtype, mesh=mesh
     )
     return jnp.sum(out * d_out), out
 
@@ -136,8 +136,9 @@ def test_rows_and_heads_may_be_spread_over_a_mesh(axes):
   arrays = _arrays(KINDS)
   d_out = np.random.default_rng(1).normal(size=arrays[0].shape)
   for got, wanted in zip(
-      jax.tree.leaves(_run(*arrays, d_out, mesh=mesh)),
-      jax.tree.leaves(_run(*arrays, d_out)), strict=True,
+    jax.tree.leaves(_run(*arrays, d_out, mesh=mesh)),
+    jax.tree.leaves(_run(*arrays, d_out)),
+    strict=True,
   ):
     np.testing.assert_allclose(got, wanted, atol=1e-6)
 
@@ -150,7 +151,10 @@ def test_what_nothing_sees_is_neither_read_nor_computed():
   # is padding); queries 16 to 31 see keys 13 to 31.
   which, count = attention_xla._lists(jnp.asarray(ends[0]), BLOCKS)
   assert [which[i, :c].tolist() for i, c in enumerate(count)] == [
-      [0, 1], [1, 2, 3], [1, 2, 3, 4, 5], [4, 5, 6, 7],
+    [0, 1],
+    [1, 2, 3],
+    [1, 2, 3, 4, 5],
+    [4, 5, 6, 7],
   ]
   # The first block's keys are of no concern from block 2 on.
   k[..., :8] = np.nan
@@ -169,12 +173,10 @@ def test_rows_that_are_no_whole_blocks_are_padded():
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize('dtype, bound', [('float32', 2e-6), ('bfloat16', 0.01)])
 @pytest.mark.parametrize(
-    'dtype, bound', [('float32', 2e-6), ('bfloat16', 0.01)]
-)
-@pytest.mark.parametrize(
-    'heads',
-    [(4, 2), *(pytest.param(h, marks=pytest.mark.slow) for h in ((1, 1), (3, 1)))],
+  'heads',
+  [(4, 2), *(pytest.param(h, marks=pytest.mark.slow) for h in ((1, 1), (3, 1)))],
 )
 def test_the_tpu_kernel_equals_the_float64_oracle(heads, dtype, bound):
   # Blocks of 128: 256 tokens are 2, of which the mask is whole, part, empty.
@@ -190,8 +192,8 @@ def test_the_tpu_kernel_equals_the_float64_oracle(heads, dtype, bound):
 
 
 @pytest.mark.parametrize(
-    'heads',
-    [(4, 2), *(pytest.param(h, marks=pytest.mark.slow) for h in ((1, 1), (3, 1)))],
+  'heads',
+  [(4, 2), *(pytest.param(h, marks=pytest.mark.slow) for h in ((1, 1), (3, 1)))],
 )
 def test_the_gpu_kernel_equals_the_float64_oracle(heads):
   q, k, v, ends = _arrays(('forest', 'apart'), *heads, dim=64, stretch=4)
@@ -202,12 +204,10 @@ def test_the_gpu_kernel_equals_the_float64_oracle(heads):
     got, normaliser = attention_gpu.forward(*arrays, interpret=True)
     inner = np.sum(got * d_out[row], axis=-1)
     d_q, d_k, d_v = attention_gpu.backward(
-        *arrays, normaliser, inner, d_out[row], interpret=True
+      *arrays, normaliser, inner, d_out[row], interpret=True
     )
     expected = (out, *gradients)
-    for x, y in zip(
-        (got, d_q / 8, d_k.transpose(0, 2, 1), d_v), expected, strict=True
-    ):
+    for x, y in zip((got, d_q / 8, d_k.transpose(0, 2, 1), d_v), expected, strict=True):
       assert np.linalg.norm(x - y[row]) <= 2e-6 * np.linalg.norm(y[row])
     assert not np.asarray(got)[:, :, end[: got.shape[2]] == 0].any()
 
@@ -219,10 +219,10 @@ def test_the_kernels_lower_for_their_platform(platform):
 
   def gradients(*arrays):
     return jax.grad(
-        lambda *a: attention.attend_blocks(
-            *a, ends, blocks=blocks, dtype='bfloat16'
-        ).sum(),
-        argnums=(0, 1, 2),
+      lambda *a: attention.attend_blocks(
+        *a, ends, blocks=blocks, dtype='bfloat16'
+      ).sum(),
+      argnums=(0, 1, 2),
     )(*(x.astype('bfloat16') for x in arrays))
 
   traced = jax.jit(gradients).trace(q, k, v)
@@ -247,13 +247,14 @@ def test_the_tpu_kernel_goes_along_what_is_seen_alone():
   entries, count = attention_tpu._list(needed, partial)
   first, last = attention_tpu._FIRST, attention_tpu._LAST
   assert [
-      (int(attention_tpu._row(e)), int(attention_tpu._column(e)),
-       bool(e & first), bool(e & last))
-      for e in np.asarray(entries[: int(count)])
-  ] == [
-      (i, j, j == row[0], j == row[-1])
-      for i, row in enumerate(seen) for j in row
-  ]
+    (
+      int(attention_tpu._row(e)),
+      int(attention_tpu._column(e)),
+      bool(e & first),
+      bool(e & last),
+    )
+    for e in np.asarray(entries[: int(count)])
+  ] == [(i, j, j == row[0], j == row[-1]) for i, row in enumerate(seen) for j in row]
 
 
 def test_which_rows_are_cut_into_which_blocks():
@@ -263,7 +264,12 @@ def test_which_rows_are_cut_into_which_blocks():
     assert blocks_lib.blocks_of(length) == blocks_lib.Blocks(256, 128)
   lengths = (5, 40, 96, 250, 520, 4000)
   assert [blocks_lib.blocks_of(n, 'blocks').keys for n in lengths] == [
-      8, 8, 8, 16, 64, 128,
+    8,
+    8,
+    8,
+    16,
+    64,
+    128,
   ]
   assert blocks_lib.blocks_of(4096, 'dense') is None
   kernel = blocks_lib.blocks_of(4096, 'pallas')

@@ -27,29 +27,41 @@ def _options():
   for level in LEVELS:
     low, high = BANDS[level]
     cap = {'importance_cap': 1.1, 'importance_level': level}
-    band = {
-        'rejection_level': level, 'rejection_low': low, 'rejection_high': high
-    }
+    band = {'rejection_level': level, 'rejection_low': low, 'rejection_high': high}
     yield f'cap_{level}', dataclasses.replace(BASE, **cap)
     yield f'band_{level}', dataclasses.replace(BASE, **band)
-    yield f'low_{level}', dataclasses.replace(
-        BASE, rejection_level=level, rejection_low=low
+    yield (
+      f'low_{level}',
+      dataclasses.replace(BASE, rejection_level=level, rejection_low=low),
     )
-    yield f'cispo_{level}', dataclasses.replace(
-        BASE, surrogate='cispo', **cap, **band
-    )
+    yield f'cispo_{level}', dataclasses.replace(BASE, surrogate='cispo', **cap, **band)
   # IcePop: the weight is c itself within the bounds.
-  yield 'icepop', dataclasses.replace(
+  yield (
+    'icepop',
+    dataclasses.replace(
       BASE, rejection_low=0.7, rejection_high=1.4, importance_cap=1.4
+    ),
   )
-  yield 'token_weight_of_kept_rollouts', dataclasses.replace(
-      BASE, importance_cap=1.1, rejection_level='rollout',
-      rejection_low=0.83, rejection_high=1.2,
+  yield (
+    'token_weight_of_kept_rollouts',
+    dataclasses.replace(
+      BASE,
+      importance_cap=1.1,
+      rejection_level='rollout',
+      rejection_low=0.83,
+      rejection_high=1.2,
+    ),
   )
   yield 'cispo', dataclasses.replace(BASE, surrogate='cispo')
-  yield 'gspo', dataclasses.replace(
-      BASE, ratio_level='sequence', importance_cap=1.1,
-      importance_level='sequence', kl_coef=0.0,
+  yield (
+    'gspo',
+    dataclasses.replace(
+      BASE,
+      ratio_level='sequence',
+      importance_cap=1.1,
+      importance_level='sequence',
+      kl_coef=0.0,
+    ),
   )
 
 
@@ -82,18 +94,22 @@ def _turns(seed=0):
     spread = 2e-6 if i % 2 == 0 else 0.25
     for n in lengths:
       old = -3 * rng.random(n)
-      turns.append(Turn(
-          i, float(np.float32(rng.random() / 20)),
+      turns.append(
+        Turn(
+          i,
+          float(np.float32(rng.random() / 20)),
           float(np.float32(rng.normal())),
           *(
-              x.astype(np.float32)
-              for x in (
-                  old + 0.3 * rng.normal(size=n), old,
-                  old - drift - spread * rng.normal(size=n),
-                  old + 0.3 * rng.normal(size=n),
-              )
+            x.astype(np.float32)
+            for x in (
+              old + 0.3 * rng.normal(size=n),
+              old,
+              old - drift - spread * rng.normal(size=n),
+              old + 0.3 * rng.normal(size=n),
+            )
           ),
-      ))
+        )
+      )
   return turns
 
 
@@ -105,8 +121,7 @@ def _ratio(turns, turn, j, level):
     own = [(turn, k) for k in range(len(turn.old))]
   else:
     own = [
-        (t, k) for t in turns if t.rollout == turn.rollout
-        for k in range(len(t.old))
+      (t, k) for t in turns if t.rollout == turn.rollout for k in range(len(t.old))
     ]
   gaps = [float(t.old[k]) - float(t.behavior[k]) for t, k in own]
   return math.exp(math.fsum(gaps) / len(gaps))
@@ -124,15 +139,12 @@ def _oracle(config, turns):
     for j in range(n):
       c = 1.0
       if config.importance_cap is not None:
-        c = min(
-            _ratio(turns, turn, j, config.importance_level),
-            config.importance_cap,
-        )
+        c = min(_ratio(turns, turn, j, config.importance_level), config.importance_cap)
       if config.rejection_low is not None or config.rejection_high is not None:
         judged = _ratio(turns, turn, j, config.rejection_level)
         for edge, outside in (
-            (config.rejection_low, lambda x, e: x < e),
-            (config.rejection_high, lambda x, e: x > e),
+          (config.rejection_low, lambda x, e: x < e),
+          (config.rejection_high, lambda x, e: x > e),
         ):
           if edge is not None:
             near.append(abs(judged - edge))
@@ -152,9 +164,7 @@ def _oracle(config, turns):
         slope = rho * a if rho * a <= clipped * a else 0.0
       d = float(turn.ref[j]) - logprobs[j]
       loss += w * (config.kl_coef * (math.exp(d) - d - 1) - c * policy)
-      size += w * (
-          config.kl_coef * (math.exp(d) + abs(d) + 1) + abs(c * policy)
-      )
+      size += w * (config.kl_coef * (math.exp(d) + abs(d) + 1) + abs(c * policy))
       if shared:
         gradient -= w * c * slope / n
         sizes += abs(w * c * slope / n)
@@ -170,32 +180,37 @@ def _oracle(config, turns):
 
 def _rows(turns):
   return [
-      batch_lib.TurnRow(
-          np.arange(3), np.arange(len(t.old)), t.weight,
-          behavior_logprobs=t.behavior, old_logprobs=t.old,
-          advantage=t.advantage, rollout=t.rollout, fresh=t.rollout % 2 == 0,
-      )
-      for t in turns
+    batch_lib.TurnRow(
+      np.arange(3),
+      np.arange(len(t.old)),
+      t.weight,
+      behavior_logprobs=t.behavior,
+      old_logprobs=t.old,
+      advantage=t.advantage,
+      rollout=t.rollout,
+      fresh=t.rollout % 2 == 0,
+    )
+    for t in turns
   ]
 
 
 def _importance(config, turns):
   return corrections.importance_of(
-      config, [t.old for t in turns], [t.behavior for t in turns],
-      [t.rollout for t in turns],
+    config,
+    [t.old for t in turns],
+    [t.behavior for t in turns],
+    [t.rollout for t in turns],
   )
 
 
 def _loss_of(config, turns):
   """Returns the loss's sums and its gradient, a float array for each turn."""
-  batch, packing = batch_lib.pack(
-      _rows(turns), tokens_per_row=16, rows_per_micro=8
-  )
+  batch, packing = batch_lib.pack(_rows(turns), tokens_per_row=16, rows_per_micro=8)
   assert packing.n_micro == 1
   if config.corrects:
-    batch = batch.replace(importance=batch_lib.placed(
-        packing, _importance(config, turns), batch.weights
-    ))
+    batch = batch.replace(
+      importance=batch_lib.placed(packing, _importance(config, turns), batch.weights)
+    )
   place = lambda values: batch_lib.placed(packing, values, batch.weights)[0]
   micro = jax.tree.map(jnp.asarray, batch.micro(0))
   ref = place([t.ref for t in turns]) if config.kl_coef else None
@@ -205,7 +220,7 @@ def _loss_of(config, turns):
     return losses.flow_grpo_loss(config, scores, ref, micro)
 
   (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(
-      jnp.asarray(place([t.logprobs for t in turns]))
+    jnp.asarray(place([t.logprobs for t in turns]))
   )
   assert not np.asarray(gradient)[np.asarray(micro.weights) == 0].any()
   return sums, batch_lib.unpack(packing, gradient[None])
@@ -222,12 +237,8 @@ def test_loss_and_gradient_equal_the_float64_oracle(name):
   metrics = losses.metrics_of(sums)
   counting = [c for x in _importance(config, turns) for c in x if c > 0]
   total = sum(len(t.old) for t in turns)
-  assert metrics['rejected_frac'] == pytest.approx(
-      1 - len(counting) / total, abs=1e-6
-  )
-  assert metrics['importance_mean'] == pytest.approx(
-      np.mean(counting), rel=1e-6
-  )
+  assert metrics['rejected_frac'] == pytest.approx(1 - len(counting) / total, abs=1e-6)
+  assert metrics['importance_mean'] == pytest.approx(np.mean(counting), rel=1e-6)
   if config.rejects:
     assert 0.04 < metrics['rejected_frac'] < 0.6
 
@@ -248,44 +259,32 @@ def test_rejection_by_hand():
   def importance(**changes):
     config = dataclasses.replace(BASE, **changes)
     return [
-        x.tolist()
-        for x in corrections.importance_of(config, old, behavior, [7, 7])
+      x.tolist() for x in corrections.importance_of(config, old, behavior, [7, 7])
     ]
 
-  close = lambda got, want: [
-      pytest.approx(x, rel=1e-6) for x in want
-  ] == got
+  close = lambda got, want: [pytest.approx(x, rel=1e-6) for x in want] == got
   assert close(importance(importance_cap=4.0), [[2, 0.5], [4]])
   assert close(
-      importance(importance_cap=4.0, importance_level='sequence'),
-      [[1, 1], [4]],
+    importance(importance_cap=4.0, importance_level='sequence'), [[1, 1], [4]]
   )
   assert close(
-      importance(importance_cap=4.0, importance_level='rollout'),
-      [[2, 2], [2]],
+    importance(importance_cap=4.0, importance_level='rollout'), [[2, 2], [2]]
   )
   assert close(importance(rejection_high=3.0), [[1, 1], [0]])
   assert close(importance(rejection_low=0.6, rejection_high=3.0), [[1, 0], [0]])
-  assert close(
-      importance(rejection_low=2.5, rejection_level='sequence'), [[0, 0], [1]]
-  )
-  assert close(
-      importance(rejection_high=1.9, rejection_level='rollout'), [[0, 0], [0]]
-  )
-  assert close(
-      importance(rejection_high=2.1, rejection_level='rollout'), [[1, 1], [1]]
-  )
+  assert close(importance(rejection_low=2.5, rejection_level='sequence'), [[0, 0], [1]])
+  assert close(importance(rejection_high=1.9, rejection_level='rollout'), [[0, 0], [0]])
+  assert close(importance(rejection_high=2.1, rejection_level='rollout'), [[1, 1], [1]])
   # IcePop.
   assert close(
-      importance(rejection_low=0.6, rejection_high=3.0, importance_cap=3.0),
-      [[2, 0], [0]],
+    importance(rejection_low=0.6, rejection_high=3.0, importance_cap=3.0), [[2, 0], [0]]
   )
 
 
 def test_a_tiny_weight_is_no_rejection_and_a_huge_one_is_finite():
   config = dataclasses.replace(BASE, importance_cap=2.0)
   (got,) = corrections.importance_of(
-      config, [np.array([-900.0, 0.0])], [np.array([0.0, -900.0])], [0]
+    config, [np.array([-900.0, 0.0])], [np.array([0.0, -900.0])], [0]
   )
   assert 0 < got[0] < 1e-30 and got[1] == 2.0
 
@@ -316,25 +315,20 @@ def test_the_gap_is_of_fresh_targets_whether_or_not_they_count():
   turns = _turns()
 
   def gap(turns):
-    batch, packing = batch_lib.pack(
-        _rows(turns), tokens_per_row=16, rows_per_micro=8
-    )
+    batch, packing = batch_lib.pack(_rows(turns), tokens_per_row=16, rows_per_micro=8)
     rows = _rows(turns)
     batch = batch.replace(
-        importance=batch_lib.placed(
-            packing, _importance(config, turns), batch.weights
-        ),
-        fresh=batch_lib.placed(
-            packing, [np.full(len(r.response_ids), r.fresh) for r in rows],
-            batch.weights > 0,
-        ),
+      importance=batch_lib.placed(packing, _importance(config, turns), batch.weights),
+      fresh=batch_lib.placed(
+        packing,
+        [np.full(len(r.response_ids), r.fresh) for r in rows],
+        batch.weights > 0,
+      ),
     )
     micro = jax.tree.map(jnp.asarray, batch.micro(0))
     logprobs = batch_lib.placed(packing, [t.old for t in turns], batch.weights)
     scores = losses.Scores(*[jnp.asarray(logprobs[0])] * 3)
-    _, sums = losses.flow_grpo_loss(
-        config, scores, scores.logprobs, micro
-    )
+    _, sums = losses.flow_grpo_loss(config, scores, scores.logprobs, micro)
     return losses.metrics_of(sums), sums
 
   metrics, sums = gap(turns)
@@ -357,7 +351,7 @@ def test_placed_is_the_inverse_of_unpack():
   rows = _rows(_turns())
   for layout in ('rows', 'forest'):
     batch, packing = batch_lib.pack(
-        rows, tokens_per_row=64, rows_per_micro=2, layout=layout
+      rows, tokens_per_row=64, rows_per_micro=2, layout=layout
     )
     values = [rng.random(len(r.response_ids)) for r in rows]
     placed = batch_lib.placed(packing, values, np.zeros(batch.weights.shape))
@@ -367,19 +361,19 @@ def test_placed_is_the_inverse_of_unpack():
 
 
 @pytest.mark.parametrize(
-    'changes, message',
-    [
-        ({'importance_cap': 0.0}, 'importance_cap must be finite and > 0'),
-        ({'rejection_low': 2.0, 'rejection_high': 1.0}, 'must be below'),
-        ({'rejection_high': math.inf}, 'rejection_high must be finite'),
-        ({'importance_level': 'rollout'}, 'read only with an importance_cap'),
-        ({'rejection_level': 'rollout'}, 'read only with rejection_low'),
-        ({'rejection_low': 0.5, 'old_logprobs': 'behavior'}, 'recompute'),
-        ({'importance_cap': 2.0, 'old_logprobs': 'behavior'}, 'recompute'),
-        ({'surrogate': 'cispo', 'ratio_level': 'sequence'}, 'token ratios'),
-        ({'surrogate': 'ppo'}, 'surrogate must be one of'),
-        ({'rejection_level': 'group'}, 'rejection_level must be one of'),
-    ],
+  'changes, message',
+  [
+    ({'importance_cap': 0.0}, 'importance_cap must be finite and > 0'),
+    ({'rejection_low': 2.0, 'rejection_high': 1.0}, 'must be below'),
+    ({'rejection_high': math.inf}, 'rejection_high must be finite'),
+    ({'importance_level': 'rollout'}, 'read only with an importance_cap'),
+    ({'rejection_level': 'rollout'}, 'read only with rejection_low'),
+    ({'rejection_low': 0.5, 'old_logprobs': 'behavior'}, 'recompute'),
+    ({'importance_cap': 2.0, 'old_logprobs': 'behavior'}, 'recompute'),
+    ({'surrogate': 'cispo', 'ratio_level': 'sequence'}, 'token ratios'),
+    ({'surrogate': 'ppo'}, 'surrogate must be one of'),
+    ({'rejection_level': 'group'}, 'rejection_level must be one of'),
+  ],
 )
 def test_what_would_be_ignored_or_leaves_nothing_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
@@ -387,8 +381,14 @@ def test_what_would_be_ignored_or_leaves_nothing_is_refused(changes, message):
 
 
 NETWORK = model.ModelConfig(
-    vocab_size=32, d_model=16, n_layers=1, n_heads=4, n_kv_heads=2, head_dim=8,
-    d_ff=32, max_positions=64,
+  vocab_size=32,
+  d_model=16,
+  n_layers=1,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=8,
+  d_ff=32,
+  max_positions=64,
 )
 # Without clipping and with b1 = 0 the first moment is the gradient itself.
 PLAIN = optimizer.OptimizerConfig(1e-3, b1=0.0, b2=0.0, max_grad_norm=None)
@@ -415,8 +415,11 @@ def _scored(kind, row):
   ids = np.concatenate([row.prompt_ids, row.response_ids])[None]
   n = ids.shape[1] - 1
   logits = oracle.transformer(
-      NETWORK, _network_params(kind), ids[:, :-1], np.arange(n)[None],
-      np.ones((1, n), int),
+    NETWORK,
+    _network_params(kind),
+    ids[:, :-1],
+    np.arange(n)[None],
+    np.ones((1, n), int),
   )
   scores = oracle.log_prob_of(logits, ids[:, 1:], np.ones((1, n)))[0]
   return scores[len(row.prompt_ids) - 1 :]
@@ -437,18 +440,28 @@ def _sampled():
       for _ in range(int(rng.integers(1, 4))):
         n = int(rng.integers(1, 5))
         row = batch_lib.TurnRow(
-            prompt, rng.integers(0, 32, n),
-            target_weight=float(np.float32(rng.random() / 20)),
-            advantage=advantage, rollout=number, fresh=not stale,
+          prompt,
+          rng.integers(0, 32, n),
+          target_weight=float(np.float32(rng.random() / 20)),
+          advantage=advantage,
+          rollout=number,
+          fresh=not stale,
         )
         old = _scored('old', row).astype('f4')
         noise = 0.25 * rng.normal(size=n) + drift if stale else np.zeros(n)
         behavior = (old - noise).astype('f4')
         rows.append(dataclasses.replace(row, behavior_logprobs=behavior))
-        turns.append(Turn(
-            number, row.target_weight, advantage, _scored('trained', row), old,
-            behavior, _scored('reference', row),
-        ))
+        turns.append(
+          Turn(
+            number,
+            row.target_weight,
+            advantage,
+            _scored('trained', row),
+            old,
+            behavior,
+            _scored('reference', row),
+          )
+        )
         prompt = np.concatenate([prompt, row.response_ids, [1, 2]])
   return rows, turns
 
@@ -459,34 +472,37 @@ def _updated(config, layout, mesh=(1, 1, 1), tokens=40, rows_per_micro=8):
   devices = jax.devices()[: math.prod(mesh)]
   on = sharding.make_mesh(*mesh, devices)
   packed, packing = batch_lib.pack(
-      rows, tokens_per_row=tokens, rows_per_micro=rows_per_micro, max_micro=8,
-      layout=layout,
+    rows,
+    tokens_per_row=tokens,
+    rows_per_micro=rows_per_micro,
+    max_micro=8,
+    layout=layout,
   )
-  old = batch_lib.unpack(
-      packing, _score_fn(mesh)(_network_params('old'), packed)
-  )
+  old = batch_lib.unpack(packing, _score_fn(mesh)(_network_params('old'), packed))
   placed = functools.partial(batch_lib.placed, packing)
   packed = packed.replace(
-      old_logprobs=placed(old, packed.weights),
-      fresh=placed(
-          [np.full(len(r.response_ids), r.fresh) for r in rows],
-          packed.weights > 0,
-      ),
+    old_logprobs=placed(old, packed.weights),
+    fresh=placed(
+      [np.full(len(r.response_ids), r.fresh) for r in rows], packed.weights > 0
+    ),
   )
   if config.corrects:
-    packed = packed.replace(importance=placed(
+    packed = packed.replace(
+      importance=placed(
         corrections.importance_of(
-            config, old, [r.behavior_logprobs for r in rows],
-            [r.rollout for r in rows],
+          config, old, [r.behavior_logprobs for r in rows], [r.rollout for r in rows]
         ),
         packed.weights,
-    ))
+      )
+    )
   state = update.init_train_state(
-      NETWORK, PLAIN, on, jax.random.key(0), _network_params('trained')
+    NETWORK, PLAIN, on, jax.random.key(0), _network_params('trained')
   )
   state, metrics = _update_fn(config, mesh)(
-      state, _network_params('reference') if config.kl_coef else None, packed,
-      np.float32(np.inf),
+    state,
+    _network_params('reference') if config.kl_coef else None,
+    packed,
+    np.float32(np.inf),
   )
   moments = optax.tree_utils.tree_get(state.opt_state, 'mu')
   return jax.device_get(moments), jax.device_get(metrics)
@@ -496,7 +512,7 @@ def _updated(config, layout, mesh=(1, 1, 1), tokens=40, rows_per_micro=8):
 def _update_fn(config, mesh):
   devices = jax.devices()[: math.prod(mesh)]
   return update.make_update_fn(
-      NETWORK, PLAIN, config, sharding.make_mesh(*mesh, devices)
+    NETWORK, PLAIN, config, sharding.make_mesh(*mesh, devices)
   )
 
 
@@ -521,9 +537,16 @@ def _expected(config):
     slope[i, first : n - 1] = found
   positions = np.broadcast_to(np.arange(longest - 1, dtype=np.int32), slope.shape)
   ends = np.full(slope.shape, longest - 1, np.int32)  # Causal order hides the rest.
-  return loss, size, _weighed_gradient()(
-      jax.tree.map(jnp.asarray, _network_params('trained')), ids, positions,
-      ends, slope.astype('f4'),
+  return (
+    loss,
+    size,
+    _weighed_gradient()(
+      jax.tree.map(jnp.asarray, _network_params('trained')),
+      ids,
+      positions,
+      ends,
+      slope.astype('f4'),
+    ),
   )
 
 
@@ -546,8 +569,9 @@ def _check_update(name, **where):
   if config.rejects:
     assert metrics['rejected_frac'] > 0
   for (path, got), want in zip(
-      jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(expected),
-      strict=True,
+    jax.tree_util.tree_leaves_with_path(gradient),
+    jax.tree.leaves(expected),
+    strict=True,
   ):
     norm = np.linalg.norm(want)
     assert norm > 0, path
@@ -555,9 +579,10 @@ def _check_update(name, **where):
 
 
 _LAYOUTS = (
-    {'layout': 'forest'}, {'layout': 'rows'},
-    {'layout': 'rows', 'tokens': 24, 'rows_per_micro': 8},
-    {'layout': 'forest', 'tokens': 24, 'rows_per_micro': 8},
+  {'layout': 'forest'},
+  {'layout': 'rows'},
+  {'layout': 'rows', 'tokens': 24, 'rows_per_micro': 8},
+  {'layout': 'forest', 'tokens': 24, 'rows_per_micro': 8},
 )
 
 
@@ -575,8 +600,7 @@ def test_every_correction_equals_the_oracle_through_the_model(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'mesh',
-    [(2, 1, 1), (1, 2, 1), (1, 1, 2), (4, 1, 1), (1, 2, 2), (2, 2, 2), (1, 8, 1)],
+  'mesh', [(2, 1, 1), (1, 2, 1), (1, 1, 2), (4, 1, 1), (1, 2, 2), (2, 2, 2), (1, 8, 1)]
 )
 @pytest.mark.parametrize('name', ['cap_sequence', 'cispo_rollout'])
 def test_every_mesh_makes_the_same_update(name, mesh):

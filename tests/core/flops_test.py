@@ -16,8 +16,14 @@ from agentflow_jax.core import sharding
 from agentflow_jax.core import update
 
 CONFIG = model.ModelConfig(
-    vocab_size=64, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8,
-    d_ff=32, max_positions=64,
+  vocab_size=64,
+  d_model=16,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=8,
+  d_ff=32,
+  max_positions=64,
 )
 
 
@@ -27,9 +33,7 @@ def _row(prompt, response):
 
 def _batch(layout='forest', tokens=8):
   rows = [_row([5, 6], [8, 9]), _row([5, 6], [7, 9]), _row([1], [2])]
-  return batch_lib.pack(
-      rows, tokens_per_row=tokens, rows_per_micro=1, layout=layout
-  )[0]
+  return batch_lib.pack(rows, tokens_per_row=tokens, rows_per_micro=1, layout=layout)[0]
 
 
 def test_useful_work_by_hand():
@@ -46,17 +50,16 @@ def test_useful_work_by_hand():
 def test_useful_work_is_that_of_the_forest_in_one_row():
   rng = np.random.default_rng(0)
   rows = [
-      _row(rng.integers(0, 2, rng.integers(1, 9)), rng.integers(0, 2, 4))
-      for _ in range(40)
+    _row(rng.integers(0, 2, rng.integers(1, 9)), rng.integers(0, 2, 4))
+    for _ in range(40)
   ]
-  batch, _ = batch_lib.pack(
-      rows, tokens_per_row=512, rows_per_micro=1, layout='forest'
-  )
+  batch, _ = batch_lib.pack(rows, tokens_per_row=512, rows_per_micro=1, layout='forest')
   ends, place = np.asarray(batch.subtree_end), np.arange(512)
   assert ends.shape == (1, 1, 512)
   assert flops.useful([(r.prompt_ids, r.response_ids) for r in rows]) == flops.Work(
-      (ends > 0).sum(), np.where(ends > 0, ends - place, 0).sum(),
-      (np.asarray(batch.responses) > 0).sum(),
+    (ends > 0).sum(),
+    np.where(ends > 0, ends - place, 0).sum(),
+    (np.asarray(batch.responses) > 0).sum(),
   )
 
 
@@ -71,9 +74,7 @@ def test_done_work_by_hand():
   assert dense == flops.Work(8, 64, 6)
   blocks = dataclasses.replace(CONFIG, attention='blocks')
   rows = [_row([1], [2]), _row(range(2, 8), [1]), _row(range(9, 48), [1, 2])]
-  batch, _ = batch_lib.pack(
-      rows, tokens_per_row=70, rows_per_micro=1, layout='forest'
-  )
+  batch, _ = batch_lib.pack(rows, tokens_per_row=70, rows_per_micro=1, layout='forest')
   # Trees of 1, 6 and 40 places; 16 queries see 8 keys at a time. The third
   # tree begins in block 0 and ends in block 5 of keys, in block 2 of queries;
   # what lies behind sees nothing.
@@ -94,26 +95,35 @@ def test_a_forward_pass_by_hand():
   done = flops.update_done(CONFIG, work, length=40, reference=False)
   assert done == 3 * expected + logits
   more = flops.update_done(
-      dataclasses.replace(CONFIG, remat='full', attention='blocks'), work,
-      length=40, reference=False,
+    dataclasses.replace(CONFIG, remat='full', attention='blocks'),
+    work,
+    length=40,
+    reference=False,
   )
   layers = expected - logits
   assert more == 3 * expected + logits + scores + layers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'reference', [False, True]
-)
+@pytest.mark.parametrize('reference', [False, True])
 def test_xla_counts_the_same_where_nothing_loops_twice(reference):
   # One layer, one micro-batch, all logits at once: each loop has one pass.
   config = model.ModelConfig(
-      vocab_size=512, d_model=128, n_layers=1, n_heads=4, n_kv_heads=2,
-      head_dim=32, d_ff=512, max_positions=256,
+    vocab_size=512,
+    d_model=128,
+    n_layers=1,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=32,
+    d_ff=512,
+    max_positions=256,
   )
   batch, _ = batch_lib.pack(
-      [_row(np.arange(100), np.arange(157))], tokens_per_row=256,
-      rows_per_micro=1, max_micro=1, layout='forest',
+    [_row(np.arange(100), np.arange(157))],
+    tokens_per_row=256,
+    rows_per_micro=1,
+    max_micro=1,
+    layout='forest',
   )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   tx = optimizer.OptimizerConfig(1e-3)
@@ -123,11 +133,13 @@ def test_xla_counts_the_same_where_nothing_loops_twice(reference):
     loss = flow_grpo.FlowGrpoConfig(kl_coef=0.1)
     ref = model.init_params(config, jax.random.key(1))
   state = update.init_train_state(config, tx, mesh, jax.random.key(0))
-  compiled = update.make_update_fn(config, tx, loss, mesh).lower(
-      state, ref, batch, np.float32(1)
-  ).compile()
+  compiled = (
+    update.make_update_fn(config, tx, loss, mesh)
+    .lower(state, ref, batch, np.float32(1))
+    .compile()
+  )
   counted = flops.update_done(
-      config, flops.done(config, batch), length=256, reference=reference
+    config, flops.done(config, batch), length=256, reference=reference
   )
   # Logits that are one chunk XLA forms once for both passes.
   counted -= 2 * 256 * 128 * 512

@@ -22,12 +22,10 @@ def test_advantages_against_the_standard_library():
   scored = [r for r in rewards if r is not None]
   mean, std = statistics.fmean(scored), statistics.stdev(scored)
   expected = [0.0 if r is None else (r - mean) / (std + 1e-6) for r in rewards]
-  np.testing.assert_allclose(
-      flow_grpo.advantages(rewards), expected, atol=1e-12
-  )
+  np.testing.assert_allclose(flow_grpo.advantages(rewards), expected, atol=1e-12)
   expected = [0.0 if r is None else r - mean for r in rewards]
   np.testing.assert_allclose(
-      flow_grpo.advantages(rewards, use_std=False), expected, atol=1e-12
+    flow_grpo.advantages(rewards, use_std=False), expected, atol=1e-12
   )
 
 
@@ -37,7 +35,7 @@ def test_advantages_over_counted_rewards_against_the_standard_library():
   mean, std = statistics.fmean(sample), statistics.stdev(sample)
   expected = [0.0 if r is None else (r - mean) / (std + 1e-6) for r in rewards]
   np.testing.assert_allclose(
-      flow_grpo.advantages(rewards, counts=counts), expected, atol=1e-12
+    flow_grpo.advantages(rewards, counts=counts), expected, atol=1e-12
   )
   # One row, or equal ones: nothing to compare.
   for counts in ([1, 5, 0, 0], [3, 5, 0, 0]):
@@ -45,8 +43,7 @@ def test_advantages_over_counted_rewards_against_the_standard_library():
 
 
 @pytest.mark.parametrize(
-    'rewards',
-    [[], [None], [5.0], [5.0, None], [0.1] * 8, [0.1, None, 0.1], [1 / 3] * 7],
+  'rewards', [[], [None], [5.0], [5.0, None], [0.1] * 8, [0.1, None, 0.1], [1 / 3] * 7]
 )
 @pytest.mark.parametrize('use_std', [True, False])
 def test_nothing_to_compare_gives_exactly_zero(rewards, use_std):
@@ -70,7 +67,7 @@ def test_turn_mean_by_hand():
   got = flow_grpo.target_weights(LENGTHS, SCORED)
   # Q = 2; G = 3 and 2; the empty turn counts in T = 3.
   np.testing.assert_allclose(
-      got[0][0], [1 / (2 * 3 * 3 * 3), 0, 1 / (2 * 3 * 3 * 5)], rtol=1e-7
+    got[0][0], [1 / (2 * 3 * 3 * 3), 0, 1 / (2 * 3 * 3 * 5)], rtol=1e-7
   )
   np.testing.assert_allclose(got[0][1], [1 / (2 * 3 * 1 * 2)], rtol=1e-7)
   assert got[0][2].shape == (0,)
@@ -82,16 +79,13 @@ def test_turn_mean_by_hand():
 
 
 @pytest.mark.parametrize(
-    'weighting, length, expected',
-    [
-        # 8 + 2 + 7 + 4 scored targets.
-        ('token_mean', None, lambda q, i, t: 1 / 21),
-        (
-            'sequence_mean', None,
-            lambda q, i, t: 1 / (2 * (3, 2)[q] * sum(LENGTHS[q][i])),
-        ),
-        ('dr_grpo', 11, lambda q, i, t: 1 / (2 * (3, 2)[q] * 11)),
-    ],
+  'weighting, length, expected',
+  [
+    # 8 + 2 + 7 + 4 scored targets.
+    ('token_mean', None, lambda q, i, t: 1 / 21),
+    ('sequence_mean', None, lambda q, i, t: 1 / (2 * (3, 2)[q] * sum(LENGTHS[q][i]))),
+    ('dr_grpo', 11, lambda q, i, t: 1 / (2 * (3, 2)[q] * 11)),
+  ],
 )
 def test_other_weightings_by_hand(weighting, length, expected):
   got = flow_grpo.target_weights(LENGTHS, SCORED, weighting, length)
@@ -108,10 +102,10 @@ def test_turn_mean_sums_to_the_mean_over_rollouts():
   # that have a target: group 0: (2/3 + 1 + 0) / 3, group 1: 1.
   weights = flow_grpo.target_weights(LENGTHS, SCORED)
   total = sum(
-      float(w) * n
-      for group, rows in zip(weights, LENGTHS)
-      for ws, turns in zip(group, rows)
-      for w, n in zip(ws, turns)
+    float(w) * n
+    for group, rows in zip(weights, LENGTHS)
+    for ws, turns in zip(group, rows)
+    for w, n in zip(ws, turns)
   )
   assert math.isclose(total, ((2 / 3 + 1) / 3 + 1) / 2, rel_tol=1e-6)
 
@@ -128,24 +122,21 @@ def test_weights_refuse_arguments_that_disagree():
 
 
 @pytest.mark.parametrize(
-    'changes, message',
-    [
-        ({'weighting': 'mean'}, 'weighting'),
-        ({'advantage': 'rank'}, 'advantage'),
-        ({'advantage_over': 'turns'}, 'advantage_over'),
-        ({'ratio_level': 'turn'}, 'ratio_level'),
-        ({'old_logprobs': 'given'}, 'old_logprobs'),
-        ({'importance_cap': 2.0}, 'recompute'),
-        (
-            {'importance_cap': 0.0, 'old_logprobs': 'recompute'},
-            'importance_cap',
-        ),
-        ({'weighting': 'dr_grpo'}, 'dr_grpo_length'),
-        ({'dr_grpo_length': 5}, 'dr_grpo_length'),
-        ({'clip_low': 1.5}, 'clip_low'),
-        ({'clip_high': -0.1}, 'clip_high'),
-        ({'kl_coef': float('nan')}, 'kl_coef'),
-    ],
+  'changes, message',
+  [
+    ({'weighting': 'mean'}, 'weighting'),
+    ({'advantage': 'rank'}, 'advantage'),
+    ({'advantage_over': 'turns'}, 'advantage_over'),
+    ({'ratio_level': 'turn'}, 'ratio_level'),
+    ({'old_logprobs': 'given'}, 'old_logprobs'),
+    ({'importance_cap': 2.0}, 'recompute'),
+    ({'importance_cap': 0.0, 'old_logprobs': 'recompute'}, 'importance_cap'),
+    ({'weighting': 'dr_grpo'}, 'dr_grpo_length'),
+    ({'dr_grpo_length': 5}, 'dr_grpo_length'),
+    ({'clip_low': 1.5}, 'clip_low'),
+    ({'clip_high': -0.1}, 'clip_high'),
+    ({'kl_coef': float('nan')}, 'kl_coef'),
+  ],
 )
 def test_bad_options_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
@@ -154,7 +145,9 @@ def test_bad_options_are_refused(changes, message):
 
 def test_term_advantages_against_the_standard_library():
   values = [
-      [[1.0, 0.2], [0.0, 0.2], None, [0.0, 0.8]], [[0.5, 1.0], [0.5, 0.0]], [None],
+    [[1.0, 0.2], [0.0, 0.2], None, [0.0, 0.8]],
+    [[0.5, 1.0], [0.5, 0.0]],
+    [None],
   ]
   weights = [1.0, -0.25]
   sums = []

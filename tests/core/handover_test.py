@@ -12,27 +12,31 @@ from agentflow_jax.core import model
 from agentflow_jax.core import sharding
 
 CONFIG = model.ModelConfig(
-    vocab_size=64, d_model=32, n_layers=2, n_heads=8, n_kv_heads=4, head_dim=8,
-    d_ff=48, max_positions=32,
+  vocab_size=64,
+  d_model=32,
+  n_layers=2,
+  n_heads=8,
+  n_kv_heads=4,
+  head_dim=8,
+  d_ff=48,
+  max_positions=32,
 )
 
 
 def _placed(mesh):
   params = jax.device_get(model.init_params(CONFIG, jax.random.key(0)))
   return params, jax.tree.map(
-      sharding.put, params, sharding.param_shardings(CONFIG, mesh)
+    sharding.put, params, sharding.param_shardings(CONFIG, mesh)
   )
 
 
 @pytest.mark.parametrize(
-    'axes',
-    [
-        (8, 1, 1), (2, 2, 2),
-        *(
-            pytest.param(axes, marks=pytest.mark.slow)
-            for axes in ((1, 8, 1), (1, 2, 4))
-        ),
-    ],
+  'axes',
+  [
+    (8, 1, 1),
+    (2, 2, 2),
+    *(pytest.param(axes, marks=pytest.mark.slow) for axes in ((1, 8, 1), (1, 2, 4))),
+  ],
 )
 @pytest.mark.parametrize('split', [True, False])
 def test_values_are_the_same_on_this_process_s_devices(axes, split):
@@ -41,9 +45,7 @@ def test_values_are_the_same_on_this_process_s_devices(axes, split):
   give = handover.Handover(CONFIG, mesh, split)
   got = give(placed)
   jax.tree.map(np.testing.assert_array_equal, got, params)
-  for x, where in zip(
-      jax.tree.leaves(got), jax.tree.leaves(give.local), strict=True
-  ):
+  for x, where in zip(jax.tree.leaves(got), jax.tree.leaves(give.local), strict=True):
     assert x.sharding == where
     assert len(x.sharding.device_set) == (8 if split else 1)
   if split:
@@ -68,7 +70,7 @@ def test_nothing_passes_through_the_host(monkeypatch):
   array = type(placed['embedding'])
   value = array._value
   monkeypatch.setattr(
-      array, '_value', property(lambda x: read.append(x) or value.__get__(x))
+    array, '_value', property(lambda x: read.append(x) or value.__get__(x))
   )
   jax.block_until_ready(give(placed))
   assert not read
@@ -89,8 +91,8 @@ def test_what_is_rounded_samples_the_same_bits():
   ends = np.full((2, 12), 12, np.int32)
   forward = jax.jit(model.forward, static_argnums=0)
   np.testing.assert_array_equal(
-      np.asarray(forward(config, got, ids, positions, ends), np.float32),
-      np.asarray(forward(config, params, ids, positions, ends), np.float32),
+    np.asarray(forward(config, got, ids, positions, ends), np.float32),
+    np.asarray(forward(config, params, ids, positions, ends), np.float32),
   )
 
 

@@ -13,10 +13,10 @@ _SPEC = jax.sharding.PartitionSpec
 def _text(f, n=4, length=8):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:n]), ('x',))
   x = jax.device_put(
-      jnp.ones((length, 16)), jax.sharding.NamedSharding(mesh, _SPEC('x'))
+    jnp.ones((length, 16)), jax.sharding.NamedSharding(mesh, _SPEC('x'))
   )
   mapped = jax.shard_map(
-      f, mesh=mesh, in_specs=_SPEC('x'), out_specs=_SPEC('x'), check_vma=False
+    f, mesh=mesh, in_specs=_SPEC('x'), out_specs=_SPEC('x'), check_vma=False
   )
   return jax.jit(mapped).lower(x).compile().as_text()
 
@@ -29,8 +29,10 @@ def test_one_of_each_kind():
     return y + jax.lax.psum(y.sum(axis=0) * y[0], 'x')  # [16]: 64 bytes.
 
   assert hlo.collectives(_text(f)) == {
-      'all-gather': hlo.Sent(1, 512), 'all-reduce': hlo.Sent(1, 64),
-      'reduce-scatter': hlo.Sent(1, 128), 'collective-permute': hlo.Sent(1, 128),
+    'all-gather': hlo.Sent(1, 512),
+    'all-reduce': hlo.Sent(1, 64),
+    'reduce-scatter': hlo.Sent(1, 128),
+    'collective-permute': hlo.Sent(1, 128),
   }
 
 
@@ -46,8 +48,8 @@ def test_a_loops_collectives_run_as_often_as_it_does():
     return jax.lax.scan(body, x, length=5)[0]
 
   assert hlo.collectives(_text(f)) == {
-      'all-reduce': hlo.Sent(15, 15 * 128),
-      'collective-permute': hlo.Sent(5, 5 * 128),
+    'all-reduce': hlo.Sent(15, 15 * 128),
+    'collective-permute': hlo.Sent(5, 5 * 128),
   }
 
 
@@ -68,29 +70,30 @@ ENTRY %main (p: f32[8]) -> f32[32] {
 }
 """
   assert hlo.collectives(text) == {
-      'all-gather': hlo.Sent(1, 128), 'all-reduce': hlo.Sent(1, 128)
+    'all-gather': hlo.Sent(1, 128),
+    'all-reduce': hlo.Sent(1, 128),
   }
 
 
 @pytest.mark.parametrize(
-    'groups, sends',
-    [
-        ('{{0},{1},{2},{3}}', False),
-        ('{{0,1},{2,3}}', True),
-        ('{}', True),  # All devices.
-        ('[4,1]<=[4]', False),
-        ('[2,2]<=[4]', True),
-        ('[1,4]<=[4]', True),
-        ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'tensor'}", False),
-        ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'fsdp','tensor'}", False),
-        ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'data'}", True),
-        ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'tensor','data'}", True),
-    ],
+  'groups, sends',
+  [
+    ('{{0},{1},{2},{3}}', False),
+    ('{{0,1},{2,3}}', True),
+    ('{}', True),  # All devices.
+    ('[4,1]<=[4]', False),
+    ('[2,2]<=[4]', True),
+    ('[1,4]<=[4]', True),
+    ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'tensor'}", False),
+    ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'fsdp','tensor'}", False),
+    ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'data'}", True),
+    ("mesh['data'=4,'fsdp'=1,'tensor'=1] {'tensor','data'}", True),
+  ],
 )
 def test_groups_of_one_device_send_nothing(groups, sends):
   line = (
-      f'  %psum.1 = f32[2,16]{{1,0}} all-reduce(%x), replica_groups={groups},'
-      ' use_global_device_ids=true, to_apply=%add'
+    f'  %psum.1 = f32[2,16]{{1,0}} all-reduce(%x), replica_groups={groups},'
+    ' use_global_device_ids=true, to_apply=%add'
   )
   assert hlo.sent_by(line) == ('all-reduce' if sends else None)
   text = f'ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n'

@@ -20,15 +20,20 @@ from agentflow_jax.core import sharding
 from agentflow_jax.core import update
 
 FLOAT32 = model.ModelConfig(
-    vocab_size=38, d_model=12, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=6,
-    d_ff=20, max_positions=128,
+  vocab_size=38,
+  d_model=12,
+  n_layers=2,
+  n_heads=6,
+  n_kv_heads=2,
+  head_dim=6,
+  d_ff=20,
+  max_positions=128,
 )
 CONFIG = dataclasses.replace(FLOAT32, param_dtype='bfloat16')
 # The paper's learning rate; released models have weights near 0.02, from which
 # so much decay takes a fifth of what Adam adds.
 TX = optimizer.OptimizerConfig(
-    1e-6, max_grad_norm=1.0, weight_decay=10.0, schedule='linear',
-    total_steps=200,
+  1e-6, max_grad_norm=1.0, weight_decay=10.0, schedule='linear', total_steps=200
 )
 LOSS = flow_grpo.FlowGrpoConfig(kl_coef=0.0)
 INF = np.float32(np.inf)
@@ -53,29 +58,29 @@ def _start():
 
 def _state(config=CONFIG, tx=TX, axes=(1, 1, 1), params=None):
   return update.init_train_state(
-      config, tx, _mesh(axes), jax.random.key(1),
-      _start() if params is None else params,
+    config, tx, _mesh(axes), jax.random.key(1), _start() if params is None else params
   )
 
 
 def _batch(weight=1 / 24, rows_per_micro=1):
   rng = np.random.default_rng(0)
   rows = [
-      batch_lib.TurnRow(
-          rng.integers(37, size=8), rng.integers(37, size=6), weight,
-          np.full(6, -3.6, np.float32), advantage=advantage,
-      )
-      for advantage in (1, -1, 1, -1)
+    batch_lib.TurnRow(
+      rng.integers(37, size=8),
+      rng.integers(37, size=6),
+      weight,
+      np.full(6, -3.6, np.float32),
+      advantage=advantage,
+    )
+    for advantage in (1, -1, 1, -1)
   ]
-  return batch_lib.pack(
-      rows, tokens_per_row=64, rows_per_micro=rows_per_micro
-  )[0]
+  return batch_lib.pack(rows, tokens_per_row=64, rows_per_micro=rows_per_micro)[0]
 
 
 def _rounding(tree):
   """Rounds on the host, by another library."""
   return jax.tree.map(
-      lambda x: np.asarray(x).astype(jnp.bfloat16), jax.device_get(tree)
+    lambda x: np.asarray(x).astype(jnp.bfloat16), jax.device_get(tree)
   )
 
 
@@ -136,15 +141,17 @@ def test_equal_gradients_decay_and_schedule_add_up_by_hand():
   start = jax.device_get(state.params)
   for n in range(100):
     state, metrics = _update_fn()(
-        state.replace(params=jax.device_put(start)), None, _batch(), INF
+      state.replace(params=jax.device_put(start)), None, _batch(), INF
     )
     assert abs(float(metrics['lr']) - 1e-6 * (1 - n / 200)) < 1e-12
   moments = optax.tree_utils.tree_get(state.opt_state, 'mu')
   gradient = _flat(moments) / (1 - 0.9**100)
   assert np.count_nonzero(gradient) > 4000
-  decays = _flat(jax.tree_util.tree_map_with_path(
+  decays = _flat(
+    jax.tree_util.tree_map_with_path(
       lambda path, x: np.full(x.shape, path[-1].key != 'scale'), _start()
-  ))
+    )
+  )
   expected = _flat(_start())
   for n in range(100):
     adam = gradient / (np.abs(gradient) + 1e-8)
@@ -166,27 +173,23 @@ def test_the_parameters_are_the_rounding_of_the_master_bit_for_bit():
 
 @pytest.mark.exact
 def test_drawn_parameters_are_bfloat16_from_the_start():
-  drawn = update.init_train_state(
-      CONFIG, TX, _mesh((2, 2, 2)), jax.random.key(4)
-  )
+  drawn = update.init_train_state(CONFIG, TX, _mesh((2, 2, 2)), jax.random.key(4))
   _same_bits(drawn.params, model.init_params(CONFIG, jax.random.key(4)))
-  np.testing.assert_array_equal(
-      _flat(drawn.opt_state.master), _flat(drawn.params)
-  )
+  np.testing.assert_array_equal(_flat(drawn.opt_state.master), _flat(drawn.params))
 
 
 def test_norms_are_those_of_the_master_and_of_what_is_sampled_from():
   old_master, old_params = _start(), _rounding(_start())
   for master, params, metrics in _trained(CONFIG)[:8]:
     for name, new, old in (
-        ('update_norm', master, old_master),
-        ('applied_norm', params, old_params),
+      ('update_norm', master, old_master),
+      ('applied_norm', params, old_params),
     ):
       expected = np.linalg.norm(_flat(new) - _flat(old))
       assert expected > 0
       np.testing.assert_allclose(metrics[name], expected, rtol=1e-5)
     np.testing.assert_allclose(
-        metrics['param_norm'], np.linalg.norm(_flat(params)), rtol=1e-5
+      metrics['param_norm'], np.linalg.norm(_flat(params)), rtol=1e-5
     )
     old_master, old_params = master, params
   # Float32 parameters are both.
@@ -204,8 +207,8 @@ def test_a_refused_update_leaves_the_master():
   spoilt = _batch()
   spoilt.advantages[tuple(np.argwhere(spoilt.weights > 0)[0])] = np.nan
   for batch, bound, reason in (
-      (_batch(), 1e-12, update.REFUSED_GAP),
-      (spoilt, np.inf, update.REFUSED_NONFINITE),
+    (_batch(), 1e-12, update.REFUSED_GAP),
+    (spoilt, np.inf, update.REFUSED_NONFINITE),
   ):
     state, metrics = _update_fn()(state, None, batch, np.float32(bound))
     assert metrics['refused'] == reason
@@ -216,8 +219,7 @@ def test_a_refused_update_leaves_the_master():
 def test_the_master_is_split_as_its_parameters_are_and_handed_over_rounded():
   many = _state(axes=(2, 2, 2))
   for x, y in zip(
-      jax.tree.leaves(many.opt_state.master), jax.tree.leaves(many.params),
-      strict=True,
+    jax.tree.leaves(many.opt_state.master), jax.tree.leaves(many.params), strict=True
   ):
     assert x.sharding == y.sharding and x.dtype == np.float32
   up = many.opt_state.master['layers']['mlp']['up']['kernel']
@@ -230,7 +232,7 @@ def test_the_master_is_split_as_its_parameters_are_and_handed_over_rounded():
 @pytest.mark.parametrize('axes', [(2, 2, 2), (2, 1, 1), (1, 2, 1)])
 def test_the_master_does_not_depend_on_the_mesh(axes):
   many, _ = _update_fn(axes=axes)(
-      _state(axes=axes), None, _batch(rows_per_micro=4), INF
+    _state(axes=axes), None, _batch(rows_per_micro=4), INF
   )
   one, _, _ = _trained(CONFIG)[0]
   moved = _flat(many.opt_state.master) - _flat(_start())
@@ -250,11 +252,11 @@ def test_the_state_is_donated_and_shares_no_array_with_what_it_started_from():
 
 
 @pytest.mark.parametrize(
-    'dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow)]
+  'dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow)]
 )
 def test_adapters_need_no_master_and_report_what_they_add_to_the_base(dtype):
   config = dataclasses.replace(
-      FLOAT32, param_dtype=dtype, lora=lora.LoraConfig(rank=3, alpha=6.0)
+    FLOAT32, param_dtype=dtype, lora=lora.LoraConfig(rank=3, alpha=6.0)
   )
   base = jax.tree.map(lambda x: np.asarray(x, dtype), _start())
   tx = dataclasses.replace(TX, learning_rate=1e-2)
@@ -265,13 +267,14 @@ def test_adapters_need_no_master_and_report_what_they_add_to_the_base(dtype):
     before = jax.device_get(state.params)
     state, metrics = _update_fn(config, tx)(state, base, _batch(), INF)
   merged = [
-      _flat(jax.jit(functools.partial(lora.merge, config.lora))(base, x))
-      for x in (before, state.params)
+    _flat(jax.jit(functools.partial(lora.merge, config.lora))(base, x))
+    for x in (before, state.params)
   ]
   np.testing.assert_allclose(
-      metrics['applied_norm'], np.linalg.norm(merged[1] - merged[0]), rtol=1e-4
+    metrics['applied_norm'], np.linalg.norm(merged[1] - merged[0]), rtol=1e-4
   )
   np.testing.assert_allclose(
-      metrics['update_norm'],
-      np.linalg.norm(_flat(state.params) - _flat(before)), rtol=1e-4,
+    metrics['update_norm'],
+    np.linalg.norm(_flat(state.params) - _flat(before)),
+    rtol=1e-4,
   )

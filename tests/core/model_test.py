@@ -15,17 +15,23 @@ from agentflow_jax.core import sharding
 from tests.core import oracle
 
 CONFIG = model.ModelConfig(
-    vocab_size=61, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8,
-    d_ff=40, max_positions=64,
+  vocab_size=61,
+  d_model=24,
+  n_layers=3,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=8,
+  d_ff=40,
+  max_positions=64,
 )
 INIT = jax.jit(model.init_params, static_argnums=0)
 _FORWARD = jax.jit(model.forward, static_argnums=0)
 FAMILIES = {
-    'llama': {'rope_theta': 5e5, 'norm_eps': 1e-5},
-    'qwen2': {'qkv_bias': True, 'rope_theta': 1e6},
-    'qwen3': {'qk_norm': True, 'tie_embeddings': False},
-    'one_kv_head': {'n_kv_heads': 1},
-    'no_groups': {'n_kv_heads': 4},
+  'llama': {'rope_theta': 5e5, 'norm_eps': 1e-5},
+  'qwen2': {'qkv_bias': True, 'rope_theta': 1e6},
+  'qwen3': {'qk_norm': True, 'tie_embeddings': False},
+  'one_kv_head': {'n_kv_heads': 1},
+  'no_groups': {'n_kv_heads': 4},
 }
 
 
@@ -42,8 +48,8 @@ def _make(seed=0, **changes):
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
   leaves = [
-      x + 0.2 * jax.random.normal(key, x.shape)
-      for x, key in zip(leaves, keys, strict=True)
+    x + 0.2 * jax.random.normal(key, x.shape)
+    for x, key in zip(leaves, keys, strict=True)
   ]
   return config, jax.tree.unflatten(treedef, leaves)
 
@@ -55,17 +61,20 @@ def _packed_inputs():
   positions = np.array([[*range(5), *range(4), 0, 0, 0], [*range(12)]])
   segment_ids = np.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12])
   return (
-      token_ids.astype(np.int32), positions.astype(np.int32),
-      segment_ids.astype(np.int32),
+    token_ids.astype(np.int32),
+    positions.astype(np.int32),
+    segment_ids.astype(np.int32),
   )
 
 
 @pytest.mark.parametrize(
-    'family',
-    [
-        'qwen2', 'qwen3', 'one_kv_head',
-        *(pytest.param(f, marks=pytest.mark.slow) for f in ('llama', 'no_groups')),
-    ],
+  'family',
+  [
+    'qwen2',
+    'qwen3',
+    'one_kv_head',
+    *(pytest.param(f, marks=pytest.mark.slow) for f in ('llama', 'no_groups')),
+  ],
 )
 def test_forward_equals_the_float64_oracle(family):
   config, params = _make(**FAMILIES[family])
@@ -100,29 +109,24 @@ def test_remat_changes_no_gradient(remat):
   inputs = _packed_inputs()
 
   def gradient(config):
-    loss = lambda p: jnp.sum(jnp.sin(
-        model.forward(config, p, *inputs[:2], oracle.ends(inputs[2]))
-    ))
+    loss = lambda p: jnp.sum(
+      jnp.sin(model.forward(config, p, *inputs[:2], oracle.ends(inputs[2])))
+    )
     return jax.jit(jax.grad(loss))(params)
 
   expected = gradient(CONFIG)
   got = gradient(dataclasses.replace(CONFIG, remat=remat))
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-      got, expected,
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected
   )
 
 
 def test_no_product_wants_a_kernel_laid_out_anew():
   _, params = _make()
   inputs = _packed_inputs()
-  loss = lambda p: model.forward(
-      CONFIG, p, *inputs[:2], oracle.ends(inputs[2])
-  ).sum()
+  loss = lambda p: model.forward(CONFIG, p, *inputs[:2], oracle.ends(inputs[2])).sum()
   jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
-  summed = re.findall(
-      r'dimension_numbers=\(\(\[([\d, ]*)\], \[([\d, ]*)\]\)', jaxpr
-  )
+  summed = re.findall(r'dimension_numbers=\(\(\[([\d, ]*)\], \[([\d, ]*)\]\)', jaxpr)
   sides = [[int(n) for n in re.findall(r'\d+', x)] for y in summed for x in y]
   assert max(map(len, sides)) > 1  # Heads and their dimensions.
   assert all(axes == sorted(axes) for axes in sides), summed
@@ -134,11 +138,11 @@ def test_remat_dots_makes_attentions_products_again_alone():
 
   def products(remat):
     config = dataclasses.replace(CONFIG, remat=remat)
-    jaxpr = jax.make_jaxpr(jax.grad(
-        lambda p: model.forward(
-            config, p, *inputs[:2], oracle.ends(inputs[2])
-        ).sum()
-    ))(params)
+    jaxpr = jax.make_jaxpr(
+      jax.grad(
+        lambda p: model.forward(config, p, *inputs[:2], oracle.ends(inputs[2])).sum()
+      )
+    )(params)
     return str(jaxpr).count('dot_general[')
 
   none, dots, full = (products(r) for r in ('none', 'dots', 'full'))
@@ -150,8 +154,16 @@ def test_remat_dots_makes_attentions_products_again_alone():
 @pytest.mark.parametrize('axes', [(2, 1, 2), (1, 1, 1)])
 def test_a_kernel_in_a_whole_model_changes_no_gradient(axes):
   config = model.ModelConfig(
-      vocab_size=32, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2,
-      head_dim=64, d_ff=16, max_positions=256, remat='full', attention='dense',
+    vocab_size=32,
+    d_model=16,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=64,
+    d_ff=16,
+    max_positions=256,
+    remat='full',
+    attention='dense',
   )
   params = model.init_params(config, jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -166,16 +178,19 @@ def test_a_kernel_in_a_whole_model_changes_no_gradient(axes):
 
     def loss(params):
       hidden = model.hidden_states(
-          network, params, ids, np.arange(256)[None].repeat(2, 0), ends,
-          sharding.make_constrain(mesh),
+        network,
+        params,
+        ids,
+        np.arange(256)[None].repeat(2, 0),
+        ends,
+        sharding.make_constrain(mesh),
       )
       return jnp.sum(hidden * weights)
 
     return jax.jit(jax.grad(loss))(params)
 
   for x, y in zip(
-      jax.tree.leaves(gradient('pallas')), jax.tree.leaves(gradient('dense')),
-      strict=True,
+    jax.tree.leaves(gradient('pallas')), jax.tree.leaves(gradient('dense')), strict=True
   ):
     assert np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(y)
 
@@ -219,9 +234,7 @@ def test_bfloat16_activations_keep_float32_parameters_and_logits():
 def test_bfloat16_runs_on_cpu_at_real_sizes():
   # Beyond toy sizes XLA's CPU hands products to a library that has none of
   # bfloat16 operands with a float32 result.
-  config = dataclasses.replace(
-      CONFIG, d_model=128, n_layers=1, head_dim=64, d_ff=128
-  )
+  config = dataclasses.replace(CONFIG, d_model=128, n_layers=1, head_dim=64, d_ff=128)
   params = INIT(config, jax.random.key(0))
   half = dataclasses.replace(config, dtype='bfloat16')
   rng = np.random.default_rng(3)
@@ -232,13 +245,13 @@ def test_bfloat16_runs_on_cpu_at_real_sizes():
   # 8 bits of mantissa, a few roundings in a row.
   limit = 0.03 * np.abs(whole).max()
   np.testing.assert_allclose(_forward(half, params, *inputs), whole, atol=limit)
+
   def loss(params, config):
     ends = oracle.ends(inputs[2])
     return model.forward(config, params, ids, positions, ends)[..., 0].sum()
 
   gradients = [
-      jax.jit(jax.grad(loss), static_argnums=1)(params, c)
-      for c in (half, config)
+    jax.jit(jax.grad(loss), static_argnums=1)(params, c) for c in (half, config)
   ]
   for found, wanted in zip(*map(jax.tree.leaves, gradients), strict=True):
     error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
@@ -250,8 +263,9 @@ def test_layers_are_taken_apart_in_the_place_of_the_stack():
   config, params = _make()
   mesh = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
   params = jax.tree.map(
-      lambda x, where: jax.device_put(jnp.copy(x), where), params,
-      sharding.param_shardings(config, mesh),
+    lambda x, where: jax.device_put(jnp.copy(x), where),
+    params,
+    sharding.param_shardings(config, mesh),
   )
   expected = model.make_unrolled_fn(config, params)(params)
   assert expected['embedding'] is params['embedding']  # No copy.
@@ -268,25 +282,24 @@ def test_logical_axes_match_the_parameters():
   for changes in FAMILIES.values():
     config, params = _make(**changes)
     axes = model.logical_axes(config)
-    ranks = jax.tree.map(lambda _, leaf: leaf.ndim, axes, params,
-                         is_leaf=lambda x: isinstance(x, tuple))
+    ranks = jax.tree.map(
+      lambda _, leaf: leaf.ndim, axes, params, is_leaf=lambda x: isinstance(x, tuple)
+    )
     names = jax.tree.map(len, axes, is_leaf=lambda x: isinstance(x, tuple))
     assert ranks == names
-    assert axes['layers']['mlp']['down']['kernel'] == jax.P(
-        'layers', 'mlp', 'embed'
-    )
+    assert axes['layers']['mlp']['down']['kernel'] == jax.P('layers', 'mlp', 'embed')
 
 
 @pytest.mark.parametrize(
-    'changes, message',
-    [
-        ({'n_kv_heads': 3}, 'must divide n_heads'),
-        ({'head_dim': 7}, 'must be even'),
-        ({'d_ff': 0}, 'd_ff'),
-        ({'dtype': 'float16'}, 'dtype'),
-        ({'remat': 'some'}, 'remat'),
-        ({'rope_theta': float('nan')}, 'rope_theta'),
-    ],
+  'changes, message',
+  [
+    ({'n_kv_heads': 3}, 'must divide n_heads'),
+    ({'head_dim': 7}, 'must be even'),
+    ({'d_ff': 0}, 'd_ff'),
+    ({'dtype': 'float16'}, 'dtype'),
+    ({'remat': 'some'}, 'remat'),
+    ({'rope_theta': float('nan')}, 'rope_theta'),
+  ],
 )
 def test_bad_configs_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):

@@ -12,23 +12,20 @@ from agentflow_jax.core import optimizer
 
 
 @pytest.mark.parametrize(
-    'fields, expected',
-    [
-        ({}, [2.0, 2.0, 2.0]),
-        ({'warmup_steps': 4}, [0.5, 1.0, 1.5, 2.0, 2.0]),
-        (
-            {'schedule': 'linear', 'total_steps': 4},
-            [2.0, 1.5, 1.0, 0.5, 0.0, 0.0],
-        ),
-        (
-            {'schedule': 'linear', 'warmup_steps': 2, 'total_steps': 6},
-            [1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0],
-        ),
-        (
-            {'schedule': 'cosine', 'total_steps': 4},
-            [1 + math.cos(math.pi * n / 4) for n in range(5)],
-        ),
-    ],
+  'fields, expected',
+  [
+    ({}, [2.0, 2.0, 2.0]),
+    ({'warmup_steps': 4}, [0.5, 1.0, 1.5, 2.0, 2.0]),
+    ({'schedule': 'linear', 'total_steps': 4}, [2.0, 1.5, 1.0, 0.5, 0.0, 0.0]),
+    (
+      {'schedule': 'linear', 'warmup_steps': 2, 'total_steps': 6},
+      [1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0],
+    ),
+    (
+      {'schedule': 'cosine', 'total_steps': 4},
+      [1 + math.cos(math.pi * n / 4) for n in range(5)],
+    ),
+  ],
 )
 def test_schedules_by_hand(fields, expected):
   config = optimizer.OptimizerConfig(learning_rate=2.0, **fields)
@@ -39,27 +36,24 @@ def test_schedules_by_hand(fields, expected):
 
 def test_cosine_agrees_with_optax():
   config = optimizer.OptimizerConfig(
-      learning_rate=1.0, schedule='cosine', total_steps=50
+    learning_rate=1.0, schedule='cosine', total_steps=50
   )
   reference = optax.cosine_decay_schedule(1.0, 50)
   for n in (0, 7, 25, 49, 50, 80):
     np.testing.assert_allclose(
-        optimizer.make_schedule(config)(n), reference(n), atol=1e-6
+      optimizer.make_schedule(config)(n), reference(n), atol=1e-6
     )
 
 
 def test_two_steps_against_float64():
   config = optimizer.OptimizerConfig(
-      learning_rate=0.1, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.5,
-      max_grad_norm=1.0,
+    learning_rate=0.1, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.5, max_grad_norm=1.0
   )
-  params = {
-      'a': {'kernel': jnp.array([1.0, -2.0])}, 'n': {'scale': jnp.ones(1)}
-  }
+  params = {'a': {'kernel': jnp.array([1.0, -2.0])}, 'n': {'scale': jnp.ones(1)}}
   # Norm 13: scaled by 1 / 13; then norm 0.5: left alone.
   grads = [
-      {'a': {'kernel': np.array([3.0, 4.0])}, 'n': {'scale': np.array([12.0])}},
-      {'a': {'kernel': np.array([0.3, 0.0])}, 'n': {'scale': np.array([0.4])}},
+    {'a': {'kernel': np.array([3.0, 4.0])}, 'n': {'scale': np.array([12.0])}},
+    {'a': {'kernel': np.array([0.3, 0.0])}, 'n': {'scale': np.array([0.4])}},
   ]
   tx = optimizer.make_tx(config)
   opt_state = tx.init(params)
@@ -68,18 +62,19 @@ def test_two_steps_against_float64():
   v = {name: 0.0 for name in x}
   for n, (g, clip) in enumerate(zip(grads, (13.0, 1.0), strict=True), start=1):
     updates, opt_state = tx.update(
-        {k: {n: jnp.asarray(a, jnp.float32) for n, a in leaf.items()}
-         for k, leaf in g.items()},
-        opt_state, params,
+      {
+        k: {n: jnp.asarray(a, jnp.float32) for n, a in leaf.items()}
+        for k, leaf in g.items()
+      },
+      opt_state,
+      params,
     )
     params = optax.apply_updates(params, updates)
     for name, leaf in {**g['a'], **g['n']}.items():
       leaf = leaf / clip
       m[name] = 0.8 * m[name] + 0.2 * leaf
       v[name] = 0.9 * v[name] + 0.1 * leaf**2
-      step = m[name] / (1 - 0.8**n) / (
-          np.sqrt(v[name] / (1 - 0.9**n)) + 1e-3
-      )
+      step = m[name] / (1 - 0.8**n) / (np.sqrt(v[name] / (1 - 0.9**n)) + 1e-3)
       if name == 'kernel':  # Norm scales do not decay.
         step = step + 0.5 * x[name]
       x[name] = x[name] - 0.1 * step
@@ -119,23 +114,28 @@ def _orthogonal(matrix: np.ndarray) -> np.ndarray:
 
 def test_two_steps_of_muon_against_float64():
   config = optimizer.OptimizerConfig(
-      learning_rate=0.1, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.5,
-      max_grad_norm=None, kind='muon',
+    learning_rate=0.1,
+    b1=0.8,
+    b2=0.9,
+    eps=1e-3,
+    weight_decay=0.5,
+    max_grad_norm=None,
+    kind='muon',
   )
   # A matrix a layer: how many of its axes are summed over, and its shape as one.
   shapes = {
-      'q': ((2, 6, 2, 4), (6, 8)), 'o': ((2, 2, 4, 6), (8, 6)),
-      'up': ((2, 6, 10), (6, 10)), 'down': ((2, 10, 6), (10, 6)),
+    'q': ((2, 6, 2, 4), (6, 8)),
+    'o': ((2, 2, 4, 6), (8, 6)),
+    'up': ((2, 6, 10), (6, 10)),
+    'down': ((2, 10, 6), (10, 6)),
   }
   rng = np.random.default_rng(0)
   draw = lambda: {name: rng.normal(size=shape) for name, (shape, _) in shapes.items()}
   values, grads = draw(), [draw(), draw()]
   table, table_grads = rng.normal(size=(5, 6)), rng.normal(size=(2, 5, 6))
   as_tree = lambda kernels, table: {
-      'embedding': jnp.asarray(table, jnp.float32),
-      'layers': {
-          k: {'kernel': jnp.asarray(v, jnp.float32)} for k, v in kernels.items()
-      },
+    'embedding': jnp.asarray(table, jnp.float32),
+    'layers': {k: {'kernel': jnp.asarray(v, jnp.float32)} for k, v in kernels.items()},
   }
   tx = optimizer.make_tx(config)
   params = as_tree(values, table)
@@ -148,12 +148,12 @@ def test_two_steps_of_muon_against_float64():
     x, momentum = values[name], np.zeros(shape)
     for n, g in enumerate((grads[0][name], grads[1][name]), start=1):
       momentum = 0.95 * momentum + 0.05 * g
-      ahead = 0.95 * momentum / (1 - 0.95**(n + 1)) + 0.05 * g / (1 - 0.95**n)
+      ahead = 0.95 * momentum / (1 - 0.95 ** (n + 1)) + 0.05 * g / (1 - 0.95**n)
       step = np.stack([_orthogonal(a) for a in ahead.reshape(2, *flat)])
       step = 0.2 * np.sqrt(max(flat)) * step.reshape(shape)
       x = x - 0.1 * (step + 0.5 * x)
     np.testing.assert_allclose(
-        params['layers'][name]['kernel'], x, rtol=1e-5, atol=1e-5
+      params['layers'][name]['kernel'], x, rtol=1e-5, atol=1e-5
     )
   m, v, x = 0.0, 0.0, table
   for n, g in enumerate(table_grads, start=1):
@@ -164,21 +164,18 @@ def test_two_steps_of_muon_against_float64():
 
 
 @pytest.mark.parametrize(
-    'fields, message',
-    [
-        ({'learning_rate': -1.0}, 'learning_rate'),
-        ({'schedule': 'step'}, 'schedule'),
-        ({'schedule': 'cosine'}, 'total_steps'),
-        ({'total_steps': 5}, 'total_steps'),
-        (
-            {'schedule': 'linear', 'total_steps': 5, 'warmup_steps': 5},
-            'must exceed',
-        ),
-        ({'b1': 1.0}, 'b1'),
-        ({'max_grad_norm': 0.0}, 'max_grad_norm'),
-        ({'mu_dtype': 'float16'}, 'mu_dtype'),
-        ({'kind': 'sgd'}, "kind: unknown 'sgd'; adam or muon"),
-    ],
+  'fields, message',
+  [
+    ({'learning_rate': -1.0}, 'learning_rate'),
+    ({'schedule': 'step'}, 'schedule'),
+    ({'schedule': 'cosine'}, 'total_steps'),
+    ({'total_steps': 5}, 'total_steps'),
+    ({'schedule': 'linear', 'total_steps': 5, 'warmup_steps': 5}, 'must exceed'),
+    ({'b1': 1.0}, 'b1'),
+    ({'max_grad_norm': 0.0}, 'max_grad_norm'),
+    ({'mu_dtype': 'float16'}, 'mu_dtype'),
+    ({'kind': 'sgd'}, "kind: unknown 'sgd'; adam or muon"),
+  ],
 )
 def test_bad_options_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
@@ -186,9 +183,7 @@ def test_bad_options_are_refused(fields, message):
 
 
 def test_adapters_decay_too():
-  tx = optimizer.make_tx(
-      optimizer.OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
-  )
+  tx = optimizer.make_tx(optimizer.OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
   params = {'q': {'lora_a': jnp.ones(2), 'lora_b': jnp.ones(2)}}
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(zeros, tx.init(params), params)

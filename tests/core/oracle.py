@@ -32,8 +32,7 @@ def transformer(config, params, token_ids, positions, segment_ids):
         v = projected['v'][b, :, h // group]
         for i in range(length):
           seen = [
-              j for j in range(i + 1)
-              if segment_ids[b, j] == segment_ids[b, i] != 0
+            j for j in range(i + 1) if segment_ids[b, j] == segment_ids[b, i] != 0
           ]
           if not seen:
             continue
@@ -44,8 +43,10 @@ def transformer(config, params, token_ids, positions, segment_ids):
     y = _rms_norm(x, layer['mlp_norm']['scale'], config.norm_eps)
     mlp = layer['mlp']
     gate = y @ mlp['gate']['kernel']
-    x = x + (gate / (1 + np.exp(-gate)) * (y @ mlp['up']['kernel'])) @ (
-        mlp['down']['kernel']
+    x = (
+      x
+      + (gate / (1 + np.exp(-gate)) * (y @ mlp['up']['kernel']))
+      @ (mlp['down']['kernel'])
     )
   x = _rms_norm(x, p['final_norm']['scale'], config.norm_eps)
   return x @ (p['embedding'].T if config.tie_embeddings else p['head'])

@@ -13,14 +13,19 @@ def _devices(kind, platform='tpu'):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'name'),
-    [('TPU v5', 'v5p'), ('TPU v5 lite', 'v5e'), ('TPU v6 lite', 'v6e'),
-     ('NVIDIA H100 80GB HBM3', 'h100'), ('NVIDIA H200', 'h200')],
+  ('kind', 'name'),
+  [
+    ('TPU v5', 'v5p'),
+    ('TPU v5 lite', 'v5e'),
+    ('TPU v6 lite', 'v6e'),
+    ('NVIDIA H100 80GB HBM3', 'h100'),
+    ('NVIDIA H200', 'h200'),
+  ],
 )
 def test_a_known_chip_has_the_published_throughput(kind, name):
   found = peaks.of_devices(_devices(kind), 'bfloat16')
   assert found == peaks.Peak(
-      published.CHIPS[name].flops, f'nominal: dense bfloat16 of {name}'
+    published.CHIPS[name].flops, f'nominal: dense bfloat16 of {name}'
   )
 
 
@@ -32,7 +37,7 @@ def test_what_the_user_states_counts():
 def test_elsewhere_a_product_is_measured_and_shared_by_virtual_devices(monkeypatch):
   asked = []
   monkeypatch.setattr(
-      peaks, '_measured_once', lambda dtype: asked.append(dtype) or 16e9
+    peaks, '_measured_once', lambda dtype: asked.append(dtype) or 16e9
   )
   found = peaks.of_devices(jax.devices(), 'float32')
   assert asked == ['float32'] and jax.local_device_count() == 8

@@ -18,8 +18,15 @@ from agentflow_jax.core import sharding
 @functools.cache
 def _config(tied=True):
   return model.ModelConfig(
-      vocab_size=64, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2,
-      head_dim=8, d_ff=32, max_positions=64, tie_embeddings=tied,
+    vocab_size=64,
+    d_model=16,
+    n_layers=1,
+    n_heads=2,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=32,
+    max_positions=64,
+    tie_embeddings=tied,
   )
 
 
@@ -36,21 +43,26 @@ def _sets(rng, responses):
 def _micro(rows=8, seed=0, truncated=False):
   rng = np.random.default_rng(seed)
   turns = [
-      batch_lib.TurnRow(
-          rng.integers(0, 64, 6), rng.integers(0, 64, n), 1.0,
-          temperature=float(rng.choice([0.7, 1.0, 1.3])),
-      )
-      for n in rng.integers(0, 12, rows)
+    batch_lib.TurnRow(
+      rng.integers(0, 64, 6),
+      rng.integers(0, 64, n),
+      1.0,
+      temperature=float(rng.choice([0.7, 1.0, 1.3])),
+    )
+    for n in rng.integers(0, 12, rows)
   ]
   if truncated:  # But for one, whose prompt is scored, too.
     turns[1:] = [
-        dataclasses.replace(t, kept=_sets(rng, t.response_ids))
-        for t in turns[1:]
+      dataclasses.replace(t, kept=_sets(rng, t.response_ids)) for t in turns[1:]
     ]
     turns[0] = dataclasses.replace(turns[0], prompt_weight=1.0)
   batch, _ = batch_lib.pack(
-      turns, tokens_per_row=18, rows_per_micro=rows, max_micro=1,
-      layout='forest', max_kept=6 if truncated else 0,
+    turns,
+    tokens_per_row=18,
+    rows_per_micro=rows,
+    max_micro=1,
+    layout='forest',
+    max_kept=6 if truncated else 0,
   )
   return batch.micro(0)
 
@@ -71,7 +83,7 @@ def _whole(config, params, micro):
   """logprobs, log normaliser and entropy by way of all logits."""
   keep = _keep(micro)
   logits = model.forward(
-      config, params, micro.token_ids, micro.positions, micro.subtree_end
+    config, params, micro.token_ids, micro.positions, micro.subtree_end
   )
   logits = jnp.take_along_axis(logits, micro.parents[..., None], axis=1)
   scaled = logprobs.scale(logits, micro.temperature)
@@ -81,9 +93,9 @@ def _whole(config, params, micro):
     terms = jax.nn.softmax(scaled) * jax.nn.log_softmax(scaled)
     terms = jnp.where(keep, terms, 0.0)
   return (
-      logprobs.log_prob_of(logits, micro.targets, micro.temperature, keep),
-      jax.nn.logsumexp(scaled, axis=-1),
-      -jnp.sum(terms, axis=-1),
+    logprobs.log_prob_of(logits, micro.targets, micro.temperature, keep),
+    jax.nn.logsumexp(scaled, axis=-1),
+    -jnp.sum(terms, axis=-1),
   )
 
 
@@ -94,7 +106,7 @@ def _value_and_gradient(score, params, micro):
 
   def loss(params):
     lp, log_normalizer, entropy = (
-        jnp.where(is_target, x, 0.0) for x in score(params, micro)
+      jnp.where(is_target, x, 0.0) for x in score(params, micro)
     )
     return jnp.sum(a * lp + b * log_normalizer), (lp, log_normalizer, entropy)
 
@@ -103,43 +115,35 @@ def _value_and_gradient(score, params, micro):
 
 
 @pytest.mark.parametrize(
-    'axes, chunk',
-    [
-        ((2, 2, 2), 4),
-        *(
-            pytest.param(*x, marks=pytest.mark.slow)
-            for x in (((1, 1, 1), None), ((1, 1, 1), 7), ((1, 1, 2), 1))
-        ),
-    ],
+  'axes, chunk',
+  [
+    ((2, 2, 2), 4),
+    *(
+      pytest.param(*x, marks=pytest.mark.slow)
+      for x in (((1, 1, 1), None), ((1, 1, 1), 7), ((1, 1, 2), 1))
+    ),
+  ],
 )
-@pytest.mark.parametrize(
-    'tied', [True, pytest.param(False, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('tied', [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('truncated', [False, True])
-def test_scores_and_gradients_equal_those_of_all_logits(
-    axes, truncated, tied, chunk
-):
+def test_scores_and_gradients_equal_those_of_all_logits(axes, truncated, tied, chunk):
   config, micro = _config(tied), _micro(truncated=truncated)
   mesh = sharding.make_mesh(*axes, jax.devices()[: int(np.prod(axes))])
   params = model.init_params(config, jax.random.key(0))
 
   def score(params, micro):
-    s = scoring.score_micro(
-        config, params, micro, sharding.make_constrain(mesh), chunk
-    )
+    s = scoring.score_micro(config, params, micro, sharding.make_constrain(mesh), chunk)
     return s.logprobs, s.log_normalizer, s.entropy
 
   expected, expected_grads = _value_and_gradient(
-      functools.partial(_whole, config), params, micro
+    functools.partial(_whole, config), params, micro
   )
   placed = jax.device_put(params, sharding.param_shardings(config, mesh))
   got, grads = _value_and_gradient(score, placed, micro)
   for x, y in zip(got, expected, strict=True):
     assert np.abs(y).max() > 0.1
     np.testing.assert_allclose(x, y, atol=3e-6)
-  for x, y in zip(
-      jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True
-  ):
+  for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
     assert np.linalg.norm(x - y) <= 2e-6 * np.linalg.norm(y)
 
 
@@ -147,16 +151,24 @@ def test_the_gradient_of_logits_stays_in_the_kept_set():
   # An untied output kernel's row is one id's: what no set holds gets nothing.
   config, micro = _config(False), _micro(truncated=True)
   whole = micro.replace(kept=np.full_like(micro.kept, -1))
-  sets = micro.replace(kept=np.where(
+  sets = micro.replace(
+    kept=np.where(
       np.asarray(micro.kept[..., :1]) < 0, [7, 8, 9, -1, -1, -1], micro.kept
-  ), targets=np.where(np.asarray(micro.kept[..., 0]) < 0, 7, micro.targets))
+    ),
+    targets=np.where(np.asarray(micro.kept[..., 0]) < 0, 7, micro.targets),
+  )
   params = model.init_params(config, jax.random.key(0))
 
   def touched(micro):
-    grads = jax.grad(lambda p: jnp.sum(jnp.where(
-        micro.responses > 0,
-        scoring.score_micro(config, p, micro, model.Constrain()).logprobs, 0.0,
-    )))(params)
+    grads = jax.grad(
+      lambda p: jnp.sum(
+        jnp.where(
+          micro.responses > 0,
+          scoring.score_micro(config, p, micro, model.Constrain()).logprobs,
+          0.0,
+        )
+      )
+    )(params)
     return set(np.flatnonzero(np.abs(grads['head']).max(axis=0)))
 
   kept = np.asarray(sets.kept)[np.asarray(micro.responses) > 0]
@@ -171,7 +183,7 @@ def test_a_chunk_without_a_target_is_left_out():
   first = micro.responses * (np.arange(micro.responses.shape[1]) < 9)
   params = model.init_params(config, jax.random.key(0))
   scores = scoring.score_micro(
-      config, params, micro.replace(responses=first), model.Constrain(), 9
+    config, params, micro.replace(responses=first), model.Constrain(), 9
   )
   assert np.asarray(scores.logprobs[:, :9]).any()
   assert not np.asarray(scores.logprobs[:, 9:]).any()

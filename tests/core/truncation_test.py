@@ -20,8 +20,14 @@ from agentflow_jax.core import update
 from tests.core import oracle
 
 CONFIG = model.ModelConfig(
-    vocab_size=64, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8,
-    d_ff=32, max_positions=64,
+  vocab_size=64,
+  d_model=16,
+  n_layers=1,
+  n_heads=2,
+  n_kv_heads=2,
+  head_dim=8,
+  d_ff=32,
+  max_positions=64,
 )
 LOSS = flow_grpo.FlowGrpoConfig(kl_coef=0.1)
 INF = np.float32(np.inf)
@@ -32,7 +38,7 @@ SIZE = 6
 
 @functools.cache
 def _mesh(data=1, fsdp=1, tensor=1):
-  devices = jax.devices()[:data * fsdp * tensor]
+  devices = jax.devices()[: data * fsdp * tensor]
   return sharding.make_mesh(data, fsdp, tensor, devices)
 
 
@@ -51,7 +57,7 @@ def _logits(params, row):
   ids = np.concatenate([row.prompt_ids, row.response_ids])[None, :-1]
   n = ids.shape[1]
   logits = oracle.transformer(
-      CONFIG, params, ids, np.arange(n)[None], np.ones((1, n), int)
+    CONFIG, params, ids, np.arange(n)[None], np.ones((1, n), int)
   )
   return logits[0, len(row.prompt_ids) - 1 :]
 
@@ -66,8 +72,10 @@ def _keep(row):
 def _scores(params, row):
   """float64[A]: log probabilities over the sets."""
   return oracle.log_prob_of(
-      _logits(params, row), row.response_ids,
-      np.full(len(row.response_ids), row.temperature), _keep(row),
+    _logits(params, row),
+    row.response_ids,
+    np.full(len(row.response_ids), row.temperature),
+    _keep(row),
   )
 
 
@@ -85,12 +93,15 @@ def _sampled(rng, prompt, length, temperature, top_p):
     ids.append(rng.choice(some, p=probs[some] / probs[some].sum()))
     kept.append(np.pad(some, (0, SIZE - len(some)), constant_values=-1))
   row = batch_lib.TurnRow(
-      np.array(prompt), np.array(ids), target_weight=float(rng.random()) / 13,
-      advantage=float(rng.normal()), temperature=temperature,
-      kept=np.array(kept),
+    np.array(prompt),
+    np.array(ids),
+    target_weight=float(rng.random()) / 13,
+    advantage=float(rng.normal()),
+    temperature=temperature,
+    kept=np.array(kept),
   )
   return dataclasses.replace(
-      row, behavior_logprobs=_scores(_host_params(), row).astype(np.float32)
+    row, behavior_logprobs=_scores(_host_params(), row).astype(np.float32)
   )
 
 
@@ -100,48 +111,47 @@ def _rows():
   rng = np.random.default_rng(0)
   prompts = [rng.integers(0, 64, n).tolist() for n in (3, 5)]
   rows = [
-      _sampled(
-          rng, prompts[i % 2], int(rng.integers(1, 6)), (0.7, 1.0, 1.3)[i % 3],
-          (0.02, 0.3, 0.9)[i % 3],
-      )
-      for i in range(12)
+    _sampled(
+      rng,
+      prompts[i % 2],
+      int(rng.integers(1, 6)),
+      (0.7, 1.0, 1.3)[i % 3],
+      (0.02, 0.3, 0.9)[i % 3],
+    )
+    for i in range(12)
   ]
   sizes = np.concatenate([(row.kept >= 0).sum(axis=1) for row in rows])
   assert sizes.min() == 1 and sizes.max() == SIZE
   last = batch_lib.TurnRow(np.array([1, 2]), np.array([3, 4]), 0.03)
   scores = _scores(_host_params(), last).astype(np.float32)
-  return *rows, dataclasses.replace(
-      last, behavior_logprobs=scores, advantage=1.0
-  )
+  return *rows, dataclasses.replace(last, behavior_logprobs=scores, advantage=1.0)
 
 
 @functools.cache
 def _off_policy():
   rng = np.random.default_rng(1)
   return [
-      dataclasses.replace(
-          row,
-          old_logprobs=np.float32(
-              row.behavior_logprobs + 0.3 * rng.normal(
-                  size=len(row.response_ids)
-              )
-          ),
-      )
-      for row in _rows()
+    dataclasses.replace(
+      row,
+      old_logprobs=np.float32(
+        row.behavior_logprobs + 0.3 * rng.normal(size=len(row.response_ids))
+      ),
+    )
+    for row in _rows()
   ]
 
 
 def _pack(rows, tokens=12, rows_per_micro=8, **kwargs):
   settings = {'max_micro': 2, 'max_kept': SIZE} | kwargs
   return batch_lib.pack(
-      rows, tokens_per_row=tokens, rows_per_micro=rows_per_micro, **settings
+    rows, tokens_per_row=tokens, rows_per_micro=rows_per_micro, **settings
   )
 
 
 def _updated(batch, mesh=(1, 1, 1), bound=INF):
   """Returns the gradient, as Adam's first moment, and the metrics."""
   state = update.init_train_state(
-      CONFIG, PLAIN, _mesh(*mesh), jax.random.key(0), _host_params()
+    CONFIG, PLAIN, _mesh(*mesh), jax.random.key(0), _host_params()
   )
   state, metrics = _update_fn(mesh)(state, _host_params(1), batch, bound)
   moments = optax.tree_utils.tree_get(state.opt_state, 'mu')
@@ -156,8 +166,7 @@ def _baseline():
 def _assert_same(got, expected, tolerance=1e-5):
   """Asserts ||g - g'|| / ||g|| <= tolerance in every leaf."""
   for (path, a), b in zip(
-      jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected),
-      strict=True,
+    jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
   ):
     norm = np.linalg.norm(b)
     assert norm > 0, path
@@ -170,26 +179,28 @@ def test_loss_and_metrics_equal_the_float64_oracle():
     scores, ref = (_scores(_host_params(seed), row) for seed in (0, 1))
     ratio = np.exp(scores - row.old_logprobs)
     surrogate = np.minimum(
-        ratio * row.advantage, np.clip(ratio, 0.8, 1.3) * row.advantage
+      ratio * row.advantage, np.clip(ratio, 0.8, 1.3) * row.advantage
     )
     d = ref - scores
     kl += row.target_weight * (np.exp(d) - d - 1).sum()
     loss -= row.target_weight * surrogate.sum()
     masked = np.where(_keep(row), _logits(_host_params(), row), -np.inf)
-    entropy += oracle.entropy_of(
-        masked, np.full(len(ratio), row.temperature)
-    ).tolist()
+    entropy += oracle.entropy_of(masked, np.full(len(ratio), row.temperature)).tolist()
     ratios += ratio.tolist()
     gaps += np.abs(scores - row.behavior_logprobs).tolist()
   _, metrics = _baseline()
   assert np.isfinite(kl) and kl > 0
   for name, expected in {
-      'loss': loss + 0.1 * kl, 'kl': kl, 'entropy': np.mean(entropy),
-      'ratio_mean': np.mean(ratios), 'ratio_max': np.max(ratios),
-      'ratio_min': np.min(ratios), 'n_targets': len(ratios),
+    'loss': loss + 0.1 * kl,
+    'kl': kl,
+    'entropy': np.mean(entropy),
+    'ratio_mean': np.mean(ratios),
+    'ratio_max': np.max(ratios),
+    'ratio_min': np.min(ratios),
+    'n_targets': len(ratios),
   }.items():
     np.testing.assert_allclose(
-        metrics[name], expected, rtol=1e-5, atol=1e-6, err_msg=name
+      metrics[name], expected, rtol=1e-5, atol=1e-6, err_msg=name
     )
   assert metrics['clip_frac_low'] > 0 and metrics['clip_frac_high'] > 0
   assert metrics['logprob_gap/max'] <= 1e-5
@@ -207,17 +218,19 @@ def test_the_gradient_equals_autodiff_of_the_plain_definition():
       n = ids.shape[1]
       ratio_and_ref = []
       for p in (params, _host_params(1)):
-        logits = model.forward(
-            CONFIG, p, ids, np.arange(n)[None], np.full((1, n), n)
-        )[0, len(row.prompt_ids) - 1 :]
+        logits = model.forward(CONFIG, p, ids, np.arange(n)[None], np.full((1, n), n))[
+          0, len(row.prompt_ids) - 1 :
+        ]
         scaled = jnp.where(_keep(row), logits / row.temperature, -jnp.inf)
-        ratio_and_ref.append(jnp.take_along_axis(
+        ratio_and_ref.append(
+          jnp.take_along_axis(
             jax.nn.log_softmax(scaled), row.response_ids[:, None], axis=-1
-        )[:, 0])
+          )[:, 0]
+        )
       scores, ref = ratio_and_ref
       ratio = jnp.exp(scores - row.old_logprobs)
       surrogate = jnp.minimum(
-          ratio * row.advantage, jnp.clip(ratio, 0.8, 1.3) * row.advantage
+        ratio * row.advantage, jnp.clip(ratio, 0.8, 1.3) * row.advantage
       )
       d = ref - scores
       k3 = jnp.exp(d) - d - 1
@@ -229,27 +242,25 @@ def test_the_gradient_equals_autodiff_of_the_plain_definition():
 
 
 @pytest.mark.parametrize(
-    'packing',
-    [
-        {'tokens': 40, 'rows_per_micro': 2, 'max_micro': 4, 'layout': 'forest'},
-        {'max_kept': SIZE + 5},
-        *(
-            pytest.param(packing, marks=pytest.mark.slow)
-            for packing in (
-                {'layout': 'forest'},
-                {'block': 4},
-                {'tokens': 40, 'rows_per_micro': 2, 'max_micro': 4},
-            )
-        ),
-    ],
+  'packing',
+  [
+    {'tokens': 40, 'rows_per_micro': 2, 'max_micro': 4, 'layout': 'forest'},
+    {'max_kept': SIZE + 5},
+    *(
+      pytest.param(packing, marks=pytest.mark.slow)
+      for packing in (
+        {'layout': 'forest'},
+        {'block': 4},
+        {'tokens': 40, 'rows_per_micro': 2, 'max_micro': 4},
+      )
+    ),
+  ],
 )
 def test_gradient_does_not_depend_on_packing(packing):
   grads, metrics = _updated(_pack(_off_policy(), **packing)[0])
   _assert_same(grads, _baseline()[0])
   for name, value in _baseline()[1].items():
-    np.testing.assert_allclose(
-        metrics[name], value, rtol=2e-5, atol=1e-6, err_msg=name
-    )
+    np.testing.assert_allclose(metrics[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
 def test_gradient_depends_on_the_order_neither_of_rows_nor_within_sets():
@@ -269,26 +280,24 @@ def test_gradient_depends_on_the_order_neither_of_rows_nor_within_sets():
 
 
 @pytest.mark.parametrize(
-    'mesh',
-    [
-        (2, 2, 2),
-        *(
-            pytest.param(mesh, marks=pytest.mark.slow)
-            for mesh in ((1, 1, 2), (2, 1, 1), (8, 1, 1), (1, 8, 1))
-        ),
-    ],
+  'mesh',
+  [
+    (2, 2, 2),
+    *(
+      pytest.param(mesh, marks=pytest.mark.slow)
+      for mesh in ((1, 1, 2), (2, 1, 1), (8, 1, 1), (1, 8, 1))
+    ),
+  ],
 )
 @pytest.mark.parametrize(
-    'layout', ['forest', pytest.param('rows', marks=pytest.mark.slow)]
+  'layout', ['forest', pytest.param('rows', marks=pytest.mark.slow)]
 )
 def test_gradient_does_not_depend_on_the_mesh(mesh, layout):
   batch, _ = _pack(_off_policy(), layout=layout)
   grads, metrics = _updated(sharding.put_batch(batch, _mesh(*mesh)), mesh)
   _assert_same(grads, _baseline()[0])
   for name, value in _baseline()[1].items():
-    np.testing.assert_allclose(
-        metrics[name], value, rtol=2e-5, atol=1e-6, err_msg=name
-    )
+    np.testing.assert_allclose(metrics[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
 def test_on_policy_the_ratio_is_1_and_without_the_sets_the_kept_mass():
@@ -328,19 +337,16 @@ def test_recomputed_old_logprobs_are_over_the_sets():
   score = update.make_score_fn(CONFIG, _mesh())
   batch, packing = _pack(_rows())
   for found, row in zip(
-      batch_lib.unpack(packing, score(_host_params(), batch)), _rows(),
-      strict=True,
+    batch_lib.unpack(packing, score(_host_params(), batch)), _rows(), strict=True
   ):
-    np.testing.assert_allclose(
-        found, _scores(_host_params(), row), atol=1e-5
-    )
+    np.testing.assert_allclose(found, _scores(_host_params(), row), atol=1e-5)
 
 
 @pytest.mark.slow
 def test_adapters_are_trained_over_the_sets():
   config = dataclasses.replace(CONFIG, lora=lora.LoraConfig(rank=2))
   state = update.init_train_state(
-      config, PLAIN, _mesh(), jax.random.key(0), _host_params()
+    config, PLAIN, _mesh(), jax.random.key(0), _host_params()
   )
   fn = update.make_update_fn(config, PLAIN, LOSS, _mesh())
   batch, _ = _pack(_rows())
@@ -355,7 +361,11 @@ def test_the_sets_of_the_sampler_are_those_of_these_tests():
     n = len(row.response_ids)
     top_p = {0.7: 0.02, 1.0: 0.3, 1.3: 0.9}[row.temperature]
     got = logprobs.kept_ids(
-        _logits(_host_params(), row), np.full(n, row.temperature),
-        np.zeros(n, int), np.full(n, top_p), np.zeros(n), SIZE,
+      _logits(_host_params(), row),
+      np.full(n, row.temperature),
+      np.zeros(n, int),
+      np.full(n, top_p),
+      np.zeros(n),
+      SIZE,
     )
     np.testing.assert_array_equal(got, row.kept)

@@ -18,14 +18,14 @@ def _write(tmp_path, items, name='data.json'):
 
 
 @pytest.mark.parametrize(
-    'name, answer, expected',
-    [
-        ('bamboogle', ['James Madison', 'Madison'], ('James Madison', 'Madison')),
-        ('2wiki', 'Manchester', ('Manchester',)),
-        ('aime24', 33, ('33',)),
-        ('gameof24', ['(1+1+1)×8'], ('(1+1+1)×8',)),
-        ('gaia', 3.5, ('3.5',)),
-    ],
+  'name, answer, expected',
+  [
+    ('bamboogle', ['James Madison', 'Madison'], ('James Madison', 'Madison')),
+    ('2wiki', 'Manchester', ('Manchester',)),
+    ('aime24', 33, ('33',)),
+    ('gameof24', ['(1+1+1)×8'], ('(1+1+1)×8',)),
+    ('gaia', 3.5, ('3.5',)),
+  ],
 )
 def test_answers_of_each_type(tmp_path, name, answer, expected):
   path = _write(tmp_path, [{'query': 'q\n', 'answer': answer, 'pid': 7}])
@@ -37,12 +37,12 @@ def test_answers_of_each_type(tmp_path, name, answer, expected):
 
 def test_gaia_leaves_out_what_needs_a_file(tmp_path):
   path = _write(
-      tmp_path,
-      [
-          {'query': 'a', 'answer': '1', 'Level': 1, 'file_name': 'x.xlsx'},
-          {'query': 'b', 'answer': '2', 'Level': 3, 'file_name': ''},
-          {'query': 'c', 'answer': '3', 'Level': 2, 'file_name': 'y.png'},
-      ],
+    tmp_path,
+    [
+      {'query': 'a', 'answer': '1', 'Level': 1, 'file_name': 'x.xlsx'},
+      {'query': 'b', 'answer': '2', 'Level': 3, 'file_name': ''},
+      {'query': 'c', 'answer': '3', 'Level': 2, 'file_name': 'y.png'},
+    ],
   )
   (task,), left_out = benchmarks.read(path, 'gaia')
   assert left_out == 2
@@ -62,37 +62,30 @@ def test_gpqa_s_answer_is_the_letter_of_its_choice(tmp_path, given):
 
 
 @pytest.mark.parametrize(
-    'name, item, message',
-    [
-        ('aime24', 5, 'not an object'),
-        ('aime24', {'answer': 5}, 'the field "query" is missing'),
-        ('aime24', {'query': ' ', 'answer': 5}, '"query" must be a text'),
-        ('aime24', {'query': 'q'}, 'the field "answer" is missing'),
-        ('aime24', {'query': 'q', 'answer': True}, '"answer" must be'),
-        ('bamboogle', {'query': 'q', 'answer': []}, '"answer" must be'),
-        ('bamboogle', {'query': 'q', 'answer': [None]}, '"answer" must be'),
-        ('gpqa', {'query': 'q', 'answer': 'B. two'}, '"choices" must be'),
-        (
-            'gpqa', {'query': 'q', 'answer': 'A. x', 'choices': ['x', 'y']},
-            '"choices" must be',
-        ),
-        (
-            'gpqa', {'query': 'q', 'answer': 'two', 'choices': _CHOICES},
-            "'two' is none of",
-        ),
-        (
-            'gpqa',
-            {
-                'query': 'q', 'answer': 'B. two', 'choices': _CHOICES,
-                'answer_idx': 'C',
-            },
-            'different choices',
-        ),
-    ],
+  'name, item, message',
+  [
+    ('aime24', 5, 'not an object'),
+    ('aime24', {'answer': 5}, 'the field "query" is missing'),
+    ('aime24', {'query': ' ', 'answer': 5}, '"query" must be a text'),
+    ('aime24', {'query': 'q'}, 'the field "answer" is missing'),
+    ('aime24', {'query': 'q', 'answer': True}, '"answer" must be'),
+    ('bamboogle', {'query': 'q', 'answer': []}, '"answer" must be'),
+    ('bamboogle', {'query': 'q', 'answer': [None]}, '"answer" must be'),
+    ('gpqa', {'query': 'q', 'answer': 'B. two'}, '"choices" must be'),
+    (
+      'gpqa',
+      {'query': 'q', 'answer': 'A. x', 'choices': ['x', 'y']},
+      '"choices" must be',
+    ),
+    ('gpqa', {'query': 'q', 'answer': 'two', 'choices': _CHOICES}, "'two' is none of"),
+    (
+      'gpqa',
+      {'query': 'q', 'answer': 'B. two', 'choices': _CHOICES, 'answer_idx': 'C'},
+      'different choices',
+    ),
+  ],
 )
-def test_a_malformed_item_names_its_file_and_index(
-    tmp_path, name, item, message
-):
+def test_a_malformed_item_names_its_file_and_index(tmp_path, name, item, message):
   good = {'query': 'q', 'answer': 'A. one', 'choices': _CHOICES}
   path = _write(tmp_path, [good, item])
   with pytest.raises(benchmarks.MalformedItem) as error:
@@ -102,7 +95,7 @@ def test_a_malformed_item_names_its_file_and_index(
 
 
 @pytest.mark.parametrize(
-    'text, message', [('{', 'not JSON'), ('{}', 'a list'), ('[]', 'a list')]
+  'text, message', [('{', 'not JSON'), ('{}', 'a list'), ('[]', 'a list')]
 )
 def test_a_malformed_file_is_named(tmp_path, text, message):
   path = _write(tmp_path, text)
@@ -125,11 +118,11 @@ def test_a_list_of_benchmarks(tmp_path):
   assert benchmarks.chosen(str(tmp_path), 'medqa,aime24') == ['medqa', 'aime24']
   assert benchmarks.chosen(file, 'gaia') == ['gaia']
   for said, path, message in (
-      ('medqa,gpqa', tmp_path, 'gpqa: no file'),
-      ('medqa,', tmp_path, "no benchmark ''"),
-      ('medqa,medqa', tmp_path, 'twice'),
-      ('medqa,aime24', file, 'is one file'),
-      ('all', tmp_path / 'medqa', 'all: no NAME/data.json'),
+    ('medqa,gpqa', tmp_path, 'gpqa: no file'),
+    ('medqa,', tmp_path, "no benchmark ''"),
+    ('medqa,medqa', tmp_path, 'twice'),
+    ('medqa,aime24', file, 'is one file'),
+    ('all', tmp_path / 'medqa', 'all: no NAME/data.json'),
   ):
     with pytest.raises(benchmarks.MalformedItem, match=message):
       benchmarks.chosen(str(path), said)
@@ -153,11 +146,17 @@ def test_a_data_set_is_built_once_a_file_and_anew_when_it_changes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name, count',
-    [
-        ('2wiki', 200), ('aime24', 30), ('amc23', 40), ('bamboogle', 125),
-        ('gameof24', 300), ('hotpotqa', 100), ('medqa', 300), ('musique', 200),
-    ],
+  'name, count',
+  [
+    ('2wiki', 200),
+    ('aime24', 30),
+    ('amc23', 40),
+    ('bamboogle', 125),
+    ('gameof24', 300),
+    ('hotpotqa', 100),
+    ('medqa', 300),
+    ('musique', 200),
+  ],
 )
 def test_the_published_files_load(tmp_path, name, count):
   if not (_SHARED / name).exists():

@@ -16,18 +16,25 @@ import sys
 import pytest
 
 from agentflow_jax.data import (
-    desk, desk_goals, desk_rules, desk_samples, desk_tasks, desk_twins, desk_words,
-    desk_worlds,
+  desk,
+  desk_goals,
+  desk_rules,
+  desk_samples,
+  desk_tasks,
+  desk_twins,
+  desk_words,
+  desk_worlds,
 )
 
 # The columns alone; the constraints are the environment's.
 _SCHEMA = ''.join(
-    f'create table {table} ({", ".join(next(iter(rows.values())))});'
-    for table, rows in desk_worlds.generate('train', 1)[0].rows.items()
+  f'create table {table} ({", ".join(next(iter(rows.values())))});'
+  for table, rows in desk_worlds.generate('train', 1)[0].rows.items()
 )
 _SIZES = {
-    'train': desk.Size(5, 260), 'validation': desk.Size(5, 80),
-    'test': desk.Size(5, 160),
+  'train': desk.Size(5, 260),
+  'validation': desk.Size(5, 80),
+  'test': desk.Size(5, 160),
 }
 
 
@@ -74,7 +81,7 @@ def test_worlds_keep_their_rules():
     assert max(loans.values()) <= world.rules.get('limit', {'loans': 3})['loans']
     assert not set(tables.open_loans) & set(tables.open_repairs)
     places = collections.Counter(
-        (i['model'], i['site']) for i in world.rows['item'].values()
+      (i['model'], i['site']) for i in world.rows['item'].values()
     )
     assert max(places.values()) == 1
     for unit in world.rows['unit']:
@@ -90,8 +97,10 @@ def test_splits_share_no_names():
     assert len(worlds) == desk_worlds.WORLDS[split]
     names[split] = {n for w in worlds for n in desk_worlds.names_in(w)}
     assert all(re.fullmatch(r'[A-Z][a-z]+( [A-Z][a-z]+)?', n) for n in names[split])
-  parts = {split: {w for n in found for w in n.split()} - {'Mini', 'Duo'}
-           for split, found in names.items()}
+  parts = {
+    split: {w for n in found for w in n.split()} - {'Mini', 'Duo'}
+    for split, found in names.items()
+  }
   assert not parts['train'] & parts['test']
   assert not parts['train'] & parts['validation']
   assert not parts['validation'] & parts['test']
@@ -99,8 +108,7 @@ def test_splits_share_no_names():
 
 def test_splits_share_no_worlds_and_no_held_out_words(made):
   seeds = {
-      split: {t.world.state['seed'] for t in found}
-      for split, (_, found) in made.items()
+    split: {t.world.state['seed'] for t in found} for split, (_, found) in made.items()
   }
   assert not seeds['train'] & seeds['test'] and not seeds['train'] & seeds['validation']
   for split in ('train', 'validation'):
@@ -130,7 +138,10 @@ def test_shares(tasks):
   assert set(rules) == {*desk_twins.FORBIDS, desk_twins.AMBIGUOUS}
   assert max(rules.values()) <= 0.2 * len(infeasible)
   assert {t.tags['kind'] for t in tasks} == {
-      'feasible', 'forbidden', 'partial', 'ambiguous',
+    'feasible',
+    'forbidden',
+    'partial',
+    'ambiguous',
   }
   calls = [len(json.loads(t.tags['solution'])) for t in tasks]
   assert [str(n) for n in calls] == [t.tags['calls'] for t in tasks]
@@ -151,9 +162,7 @@ def _calls(task, tag):
 
 
 def test_twins_share_their_words_and_differ_by_one_row(tasks):
-  feasible = {
-      (t.query, t.world.state['seed']): t for t in tasks if t.world.feasible
-  }
+  feasible = {(t.query, t.world.state['seed']): t for t in tasks if t.world.feasible}
   twins = [t for t in tasks if not t.world.feasible]
   assert twins
   for twin in twins:
@@ -172,9 +181,8 @@ def test_a_change_changes_a_row_that_is_there(made):
       for change in task.world.state['changes']:
         names = columns[change['table']]
         found = [
-            dict(zip(names, row)) for row in rows[task.world.state['seed']][
-                change['table']
-            ]
+          dict(zip(names, row))
+          for row in rows[task.world.state['seed']][change['table']]
         ]
         (before,) = [r for r in found if [r['id']] == change['key']]
         assert any(before[c] != v for c, v in change['set'].items())
@@ -202,8 +210,8 @@ def test_infeasible_tasks_end_by_the_one_rule(tasks):
 def test_checks_name_no_row_that_is_to_be_created(made):
   for rows, tasks in made.values():
     known = {
-        name: {row[0] for table in tables.values() for row in table}
-        for name, tables in rows.items()
+      name: {row[0] for table in tables.values() for row in table}
+      for name, tables in rows.items()
     }
     for task in tasks:
       for check in task.world.checks:
@@ -215,8 +223,8 @@ def test_no_two_tasks_are_equal(made):
   for _, tasks in made.values():
     assert len({t.id for t in tasks}) == len(tasks)
     said = [
-        (t.query, t.world.state['seed'], json.dumps(t.world.state['changes']))
-        for t in tasks
+      (t.query, t.world.state['seed'], json.dumps(t.world.state['changes']))
+      for t in tasks
     ]
     assert len(set(said)) == len(said)
 
@@ -247,7 +255,7 @@ def test_distractors_are_shown_in_order_and_repeatably(tasks):
   tools = [f'other_{i:02d}' for i in range(30)]
   task = next(t for t in tasks if t.tags['kind'] == 'forbidden')
   needed = {
-      c['tool'] for tag in ('solution', 'tempting') for c in json.loads(task.tags[tag])
+    c['tool'] for tag in ('solution', 'tempting') for c in json.loads(task.tags[tag])
   }
   tools = sorted([*tools, *needed, 'refuse', 'finish'], key=lambda t: t[::-1])
   narrowed = desk.narrowed(task, tools, 5)
@@ -273,9 +281,11 @@ def test_thoughts_judge_as_the_rules_do(tasks):
   refusals = 0
   for task in tasks:
     refused = {
-        rule for tool, rule, *_, judged in _judged(task)
-        if judged == 'no' and (tool, rule) != ('return_item', 'service')
-        and not (tool == 'refuse' and rule == 'service' != task.tags['rule'])
+      rule
+      for tool, rule, *_, judged in _judged(task)
+      if judged == 'no'
+      and (tool, rule) != ('return_item', 'service')
+      and not (tool == 'refuse' and rule == 'service' != task.tags['rule'])
     }
     wanted = task.tags['rule']
     assert refused == ({wanted} if wanted not in ('', 'ambiguous') else set()), task
@@ -283,27 +293,29 @@ def test_thoughts_judge_as_the_rules_do(tasks):
     if 'tempting' in task.tags:
       tempting = _judged(task, 'tempting')
       assert all(
-          said[-1] == 'ok' or said[:2] == ('return_item', 'service')
-          for said in tempting
+        said[-1] == 'ok' or said[:2] == ('return_item', 'service') for said in tempting
       )
       assert {s[1] for s in _judged(task) if s[-1] == 'no'} <= {
-          s[1] for s in tempting
+        s[1] for s in tempting
       } | ({wanted} if wanted == 'approval' else set())
   assert refusals > 10
 
 
 def test_thoughts_are_facts_of_the_rows():
   rules = {
-      'limit': {'loans': 2}, 'late': {}, 'approval': {'role': 'head'},
-      'service': {'days': 5}, 'training': {'category': 'laser'},
-      'visitor': {'days': 4}, 'home': {'site': 'Pier'},
+    'limit': {'loans': 2},
+    'late': {},
+    'approval': {'role': 'head'},
+    'service': {'days': 5},
+    'training': {'category': 'laser'},
+    'visitor': {'days': 4},
+    'home': {'site': 'Pier'},
   }
   said = [w.in_words() for w in desk_rules.weighed(_TO_VISITOR, _tables(), rules)]
   assert [s.split()[0] for s in said] == list(rules)
   assert said[-1].startswith('home Pier Pier ') and said[-1].endswith(' no')
   tempting = [
-      w.in_words(obeyed=False)
-      for w in desk_rules.weighed(_TO_VISITOR, _tables(), rules)
+    w.in_words(obeyed=False) for w in desk_rules.weighed(_TO_VISITOR, _tables(), rules)
   ]
   assert all(s.endswith(' ok') for s in tempting)
   assert [s[:-3] for s in tempting] == [s[:-3] for s in said]
@@ -320,11 +332,14 @@ print(hashlib.sha256(repr((worlds, drafts)).encode()).hexdigest())
 
 def test_the_seed_of_hashes_does_not_matter():
   found = {
-      subprocess.run(
-          [sys.executable, '-c', _PROGRAM], check=True, capture_output=True,
-          text=True, env={**os.environ, 'PYTHONHASHSEED': seed},
-      ).stdout
-      for seed in ('1', '2')
+    subprocess.run(
+      [sys.executable, '-c', _PROGRAM],
+      check=True,
+      capture_output=True,
+      text=True,
+      env={**os.environ, 'PYTHONHASHSEED': seed},
+    ).stdout
+    for seed in ('1', '2')
   }
   assert len(found) == 1 and len(found.pop().strip()) == 64
 
@@ -333,41 +348,58 @@ def test_the_seed_of_hashes_does_not_matter():
 
 _TODAY = datetime.date(2031, 3, 10)
 _ROWS = {
-    'unit': [('U1', 'Optics'), ('U2', 'Survey')],
-    'person': [
-        ('P1', 'Ada Holt', 'U1', 'head'), ('P2', 'Bo Lund', 'U1', 'steward'),
-        ('P3', 'Cy Marsh', 'U1', 'member'), ('P4', 'Di North', 'U2', 'visitor'),
-    ],
-    'site': [('S1', 'Pier', 'U1'), ('S2', 'Quay', 'U1'), ('S3', 'Dock', 'U2')],
-    'model': [('M1', 'Arlo', 'laser', 1000), ('M2', 'Brio', 'pump', 999)],
-    'item': [
-        ('I1', 'M1', 'S1', '2031-03-15'), ('I2', 'M2', 'S1', '2031-03-13'),
-        ('I3', 'M2', 'S3', '2031-03-14'), ('I4', 'M2', 'S2', '2031-05-01'),
-    ],
-    'training': [('T1', 'P3', 'laser', '2031-03-10'),
-                 ('T2', 'P4', 'laser', '2031-03-09')],
-    'loan': [('L1', 'P3', 'I2', '2031-03-01', '2031-03-10', None, 1),
-             ('L2', 'P4', 'I4', '2031-03-01', '2031-03-09', None, 0)],
-    'approval': [('A1', 'P3', 'I1', 'P1', '2031-03-01'),
-                 ('A2', 'P4', 'I1', 'P2', '2031-03-01')],
-    'repair': [('W1', 'I3', 'fault', 'no', '2031-03-01', 'open', None, None)],
-    'request': [], 'notice': [], 'event_log': [],
+  'unit': [('U1', 'Optics'), ('U2', 'Survey')],
+  'person': [
+    ('P1', 'Ada Holt', 'U1', 'head'),
+    ('P2', 'Bo Lund', 'U1', 'steward'),
+    ('P3', 'Cy Marsh', 'U1', 'member'),
+    ('P4', 'Di North', 'U2', 'visitor'),
+  ],
+  'site': [('S1', 'Pier', 'U1'), ('S2', 'Quay', 'U1'), ('S3', 'Dock', 'U2')],
+  'model': [('M1', 'Arlo', 'laser', 1000), ('M2', 'Brio', 'pump', 999)],
+  'item': [
+    ('I1', 'M1', 'S1', '2031-03-15'),
+    ('I2', 'M2', 'S1', '2031-03-13'),
+    ('I3', 'M2', 'S3', '2031-03-14'),
+    ('I4', 'M2', 'S2', '2031-05-01'),
+  ],
+  'training': [
+    ('T1', 'P3', 'laser', '2031-03-10'),
+    ('T2', 'P4', 'laser', '2031-03-09'),
+  ],
+  'loan': [
+    ('L1', 'P3', 'I2', '2031-03-01', '2031-03-10', None, 1),
+    ('L2', 'P4', 'I4', '2031-03-01', '2031-03-09', None, 0),
+  ],
+  'approval': [
+    ('A1', 'P3', 'I1', 'P1', '2031-03-01'),
+    ('A2', 'P4', 'I1', 'P2', '2031-03-01'),
+  ],
+  'repair': [('W1', 'I3', 'fault', 'no', '2031-03-01', 'open', None, None)],
+  'request': [],
+  'notice': [],
+  'event_log': [],
 }
 
 
 def _tables(**more):
   columns = desk.columns_of(_SCHEMA)
-  return desk_rules.Tables({
+  return desk_rules.Tables(
+    {
       table: {row[0]: dict(zip(columns[table], row)) for row in rows}
       for table, rows in {**_ROWS, **more}.items()
-  }, _TODAY)
+    },
+    _TODAY,
+  )
 
 
 _LEND = desk_rules.Goal('lend', person='P3', item='I1', days=5)
 _TO_VISITOR = desk_rules.Goal('lend', person='P4', item='I1', days=5)
 
 
-@pytest.mark.parametrize('goal, rules, broken', [
+@pytest.mark.parametrize(
+  'goal, rules, broken',
+  [
     # P3 has one open loan, so a second one makes two.
     (_LEND, {'limit': {'loans': 2}}, []),
     (_LEND, {'limit': {'loans': 1}}, [('limit', 'P3')]),
@@ -392,24 +424,45 @@ _TO_VISITOR = desk_rules.Goal('lend', person='P4', item='I1', days=5)
     (_LEND, {'home': {'site': 'Pier'}}, []),
     (_TO_VISITOR, {'home': {'site': 'Pier'}}, [('home', 'I1')]),
     (_TO_VISITOR, {'home': {'site': 'Quay'}}, []),
-    (desk_rules.Goal('transfer', item='I1', site='S2'), {'home': {'site': 'Pier'}},
-     []),
-    (desk_rules.Goal('transfer', item='I1', site='S3'), {'home': {'site': 'Pier'}},
-     [('home', 'I1')]),
-    (desk_rules.Goal('transfer', item='I1', site='S2'), {'service': {'days': 5}},
-     [('service', 'I1')]),
-    (desk_rules.Goal('extend', person='P3', loan='L1', days=3),
-     {'extension': {'times': 2}, 'late': {}}, []),
-    (desk_rules.Goal('extend', person='P3', loan='L1', days=3),
-     {'extension': {'times': 1}}, [('extension', 'L1')]),
-    (desk_rules.Goal('extend', person='P4', loan='L2', days=3), {'late': {}},
-     [('late', 'P4')]),
-    (desk_rules.Goal('repair', item='I3', repair='W1', result='fixed'), {'test': {}},
-     [('test', 'W1')]),
+    (desk_rules.Goal('transfer', item='I1', site='S2'), {'home': {'site': 'Pier'}}, []),
+    (
+      desk_rules.Goal('transfer', item='I1', site='S3'),
+      {'home': {'site': 'Pier'}},
+      [('home', 'I1')],
+    ),
+    (
+      desk_rules.Goal('transfer', item='I1', site='S2'),
+      {'service': {'days': 5}},
+      [('service', 'I1')],
+    ),
+    (
+      desk_rules.Goal('extend', person='P3', loan='L1', days=3),
+      {'extension': {'times': 2}, 'late': {}},
+      [],
+    ),
+    (
+      desk_rules.Goal('extend', person='P3', loan='L1', days=3),
+      {'extension': {'times': 1}},
+      [('extension', 'L1')],
+    ),
+    (
+      desk_rules.Goal('extend', person='P4', loan='L2', days=3),
+      {'late': {}},
+      [('late', 'P4')],
+    ),
+    (
+      desk_rules.Goal('repair', item='I3', repair='W1', result='fixed'),
+      {'test': {}},
+      [('test', 'W1')],
+    ),
     (desk_rules.Goal('repair', item='I3', repair='W1', result='fixed'), {}, []),
-    (desk_rules.Goal('return', person='P3', item='I2', loan='L1'),
-     {'late': {}, 'service': {'days': 9}}, []),
-])
+    (
+      desk_rules.Goal('return', person='P3', item='I2', loan='L1'),
+      {'late': {}, 'service': {'days': 9}},
+      [],
+    ),
+  ],
+)
 def test_what_rules_forbid(goal, rules, broken):
   assert desk_rules.breaks(goal, _tables(), rules) == broken
 
@@ -423,24 +476,28 @@ def test_a_returned_item_that_is_due_goes_to_repair_with_a_notice():
   said = desk_goals.Said('return', person='Cy Marsh', model='Brio')
   plan = desk_goals.plan([said], _tables(), rules)
   assert _tools(plan) == [
-      'find_person', 'list_loans', 'return_item', 'open_repair', 'get_unit',
-      'send_notice', 'finish',
+    'find_person',
+    'list_loans',
+    'return_item',
+    'open_repair',
+    'get_unit',
+    'send_notice',
+    'finish',
   ]
   assert dict(plan.calls[3].arguments) == {'item': 'I2', 'reason': 'service'}
   assert dict(plan.calls[5].arguments) == {'person': 'P2', 'about': 'I2'}
   later = desk_goals.plan([said], _tables(), {'service': {'days': 2}})
   assert _tools(later) == ['find_person', 'list_loans', 'return_item', 'finish']
-  broken = desk_goals.Said(
-      'return', person='Cy Marsh', model='Brio', reason='fault'
+  broken = desk_goals.Said('return', person='Cy Marsh', model='Brio', reason='fault')
+  assert (
+    'Send I2 to repair, reason fault.'
+    in desk_goals.plan([broken], _tables(), {}).text()
   )
-  assert 'Send I2 to repair, reason fault.' in desk_goals.plan(
-      [broken], _tables(), {}
-  ).text()
 
 
 _SWAP = (
-    desk_goals.Said('return', person='Cy Marsh', model='Brio'),
-    desk_goals.Said('lend', person='Cy Marsh', model='Arlo', site='Pier', days=4),
+  desk_goals.Said('return', person='Cy Marsh', model='Brio'),
+  desk_goals.Said('lend', person='Cy Marsh', model='Arlo', site='Pier', days=4),
 )
 
 
@@ -461,8 +518,8 @@ def test_the_lawful_goal_is_done_and_an_exchange_is_one_goal():
 
 def test_a_goal_that_needs_a_forbidden_one_is_left_out():
   saids = (
-      desk_goals.Said('repair', model='Brio', site='Dock', result='fixed'),
-      desk_goals.Said('transfer', to='Pier', same=True),
+    desk_goals.Said('repair', model='Brio', site='Dock', result='fixed'),
+    desk_goals.Said('transfer', to='Pier', same=True),
   )
   plan = desk_goals.plan(saids, _tables(), {'test': {}})
   assert plan.kind == 'forbidden'
@@ -481,9 +538,9 @@ def test_words_that_fit_two_rows():
 
 def test_the_oldest_open_request_is_meant():
   requests = [
-      ('R1', 'P4', 'M1', 'S1', '2031-03-05', 4, 'open'),
-      ('R2', 'P3', 'M1', 'S1', '2031-03-01', 6, 'open'),
-      ('R3', 'P1', 'M1', 'S1', '2031-02-01', 5, 'declined'),
+    ('R1', 'P4', 'M1', 'S1', '2031-03-05', 4, 'open'),
+    ('R2', 'P3', 'M1', 'S1', '2031-03-01', 6, 'open'),
+    ('R3', 'P1', 'M1', 'S1', '2031-02-01', 5, 'declined'),
   ]
   said = desk_goals.Said('grant', model='Arlo', site='Pier')
   plan = desk_goals.plan([said], _tables(request=requests), {})
@@ -491,35 +548,37 @@ def test_the_oldest_open_request_is_meant():
   assert dict(plan.calls[4].arguments) == {'request': 'R2', 'state': 'granted'}
   requests[0] = ('R1', 'P4', 'M1', 'S1', '2031-03-01', 4, 'open')
   plan = desk_goals.plan([said], _tables(request=requests), {})
-  assert plan.kind == 'ambiguous' and set(plan.checks[-1].spec['about']) == {
-      'R1', 'R2',
-  }
+  assert plan.kind == 'ambiguous' and set(plan.checks[-1].spec['about']) == {'R1', 'R2'}
 
 
 def test_words_that_fit_nothing():
   with pytest.raises(desk_goals.Missing):
-    desk_goals.plan([desk_goals.Said('return', person='Nobody', model='Arlo')],
-                    _tables(), {})
+    desk_goals.plan(
+      [desk_goals.Said('return', person='Nobody', model='Arlo')], _tables(), {}
+    )
   with pytest.raises(desk_goals.Missing, match='cannot be carried out'):
     desk_goals.plan(
-        [desk_goals.Said('lend', person='Ada Holt', model='Brio', site='Pier',
-                         days=3)],
-        _tables(), {},
+      [desk_goals.Said('lend', person='Ada Holt', model='Brio', site='Pier', days=3)],
+      _tables(),
+      {},
     )
 
 
 def test_dates_call_for_more_reads():
-  said = desk_goals.Said(
-      'lend', person='Cy Marsh', model='Arlo', site='Pier', days=4
-  )
-  rules = {
-      'late': {}, 'approval': {'role': 'head'}, 'training': {'category': 'laser'},
-  }
+  said = desk_goals.Said('lend', person='Cy Marsh', model='Arlo', site='Pier', days=4)
+  rules = {'late': {}, 'approval': {'role': 'head'}, 'training': {'category': 'laser'}}
   easy = desk_goals.plan([said], _tables(), rules, 'easy')
   assert _tools(easy) == ['find_person', 'find_item', 'create_loan', 'finish']
   plain = desk_goals.plan([said], _tables(), rules, 'plain')
   assert _tools(plain) == [
-      'find_person', 'get_person', 'list_loans', 'find_item', 'get_item',
-      'get_training', 'get_unit', 'create_loan', 'finish',
+    'find_person',
+    'get_person',
+    'list_loans',
+    'find_item',
+    'get_item',
+    'get_training',
+    'get_unit',
+    'create_loan',
+    'finish',
   ]
   assert easy.checks == plain.checks

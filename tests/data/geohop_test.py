@@ -110,9 +110,7 @@ def test_solutions_round_trip(questions):
   assert geohop_questions.parse_solution(solution) == question.steps
 
 
-def test_the_data_set_is_array_record_and_needs_no_tensorflow(
-    tmp_path, monkeypatch
-):
+def test_the_data_set_is_array_record_and_needs_no_tensorflow(tmp_path, monkeypatch):
   sizes = {'train': 40, 'validation': 10, 'test': 10}
   monkeypatch.setattr(geohop_questions, 'SPLIT_SIZES', sizes)
   corpus = geohop.prepare(tmp_path)
@@ -125,12 +123,12 @@ def test_the_data_set_is_array_record_and_needs_no_tensorflow(
   # The corpus tells facts and nothing of the questions.
   assert not any(t.query in r['text'] for t in tasks for r in rows)
   code = (
-      'import sys\n'
-      'from agentflow_jax.data import geohop\n'
-      f'print(len(geohop.load({os.fspath(tmp_path)!r}, "test")))\n'
-      'print("tensorflow" in sys.modules)\n'
+    'import sys\n'
+    'from agentflow_jax.data import geohop\n'
+    f'print(len(geohop.load({os.fspath(tmp_path)!r}, "test")))\n'
+    'print("tensorflow" in sys.modules)\n'
   )
   done = subprocess.run(
-      [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert done.stdout.split() == ['10', 'False']

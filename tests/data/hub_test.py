@@ -14,15 +14,24 @@ from agentflow_jax.data import hub, rows
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _ROWS = [
-    {'q': 'One?', 'solution': {'final': '1', 'steps': ['a']}, 'id': 7,
-     'golden': [{'text': 'one'}, {'text': '1'}], 'a.b': 'dotted'},
-    {'q': 'Two?', 'solution': {'final': None, 'steps': []}, 'id': 8,
-     'golden': [], 'a.b': 'too'},
+  {
+    'q': 'One?',
+    'solution': {'final': '1', 'steps': ['a']},
+    'id': 7,
+    'golden': [{'text': 'one'}, {'text': '1'}],
+    'a.b': 'dotted',
+  },
+  {
+    'q': 'Two?',
+    'solution': {'final': None, 'steps': []},
+    'id': 8,
+    'golden': [],
+    'a.b': 'too',
+  },
 ]
 
 
 class _Stream:
-
   def __init__(self, found, names=None):
     self._found = found
     self.column_names = list(_ROWS[0]) if names is None else names
@@ -47,31 +56,41 @@ def _asked(monkeypatch):
       return _Stream([] if split == 'empty' else _ROWS)
 
     return types.SimpleNamespace(
-        config=types.SimpleNamespace(), as_streaming_dataset=as_streaming_dataset
+      config=types.SimpleNamespace(), as_streaming_dataset=as_streaming_dataset
     )
 
-  monkeypatch.setitem(sys.modules, 'datasets', types.SimpleNamespace(
-      load_dataset_builder=load_dataset_builder
-  ))
+  monkeypatch.setitem(
+    sys.modules,
+    'datasets',
+    types.SimpleNamespace(load_dataset_builder=load_dataset_builder),
+  )
   return calls
 
 
 @pytest.mark.parametrize(
-    ('text', 'parts'),
-    [
-        ('hf://owner/name/train', ('owner/name', '', 'train')),
-        ('hf://owner/name/main/test', ('owner/name', 'main', 'test')),
-        ('hf:///data/mine/train', ('/data/mine', '', 'train')),
-        ('hf://./mine/train', ('./mine', '', 'train')),
-    ],
+  ('text', 'parts'),
+  [
+    ('hf://owner/name/train', ('owner/name', '', 'train')),
+    ('hf://owner/name/main/test', ('owner/name', 'main', 'test')),
+    ('hf:///data/mine/train', ('/data/mine', '', 'train')),
+    ('hf://./mine/train', ('./mine', '', 'train')),
+  ],
 )
 def test_addresses(text, parts):
   assert hub.parse(text) == hub.Address(*parts)
 
 
 @pytest.mark.parametrize(
-    'text', ['hf://name/train', 'hf://owner//train', 'hf://a/b/c/d/e', 'hf:///train',
-             'hf://', 'hf://o/n/', 'https://o/n/train'],
+  'text',
+  [
+    'hf://name/train',
+    'hf://owner//train',
+    'hf://a/b/c/d/e',
+    'hf:///train',
+    'hf://',
+    'hf://o/n/',
+    'https://o/n/train',
+  ],
 )
 def test_other_addresses_are_refused(text):
   with pytest.raises(rows.MalformedRow, match='give hf://OWNER/NAME/SPLIT'):
@@ -80,30 +99,29 @@ def test_other_addresses_are_refused(text):
 
 def test_rows_as_they_are_and_by_columns(asked):
   text = 'hf://o/n/train'
-  assert list(hub.read(text, {})) == [
-      (f'{text}:1', _ROWS[0]), (f'{text}:2', _ROWS[1])
-  ]
+  assert list(hub.read(text, {})) == [(f'{text}:1', _ROWS[0]), (f'{text}:2', _ROWS[1])]
   columns = {'query': 'q', 'answer': 'solution.final', 'all': 'golden.text', 'x': 'a.b'}
   assert [row for _, row in hub.read(text, columns, 'v1')] == [
-      {'query': 'One?', 'answer': '1', 'all': ['one', '1'], 'x': 'dotted'},
-      # What is null is left out.
-      {'query': 'Two?', 'all': [], 'x': 'too'},
+    {'query': 'One?', 'answer': '1', 'all': ['one', '1'], 'x': 'dotted'},
+    # What is null is left out.
+    {'query': 'Two?', 'all': [], 'x': 'too'},
   ]
-  assert asked == [
-      ('o/n', None, 'train', None), ('o/n', None, 'train', 'v1')
-  ]
+  assert asked == [('o/n', None, 'train', None), ('o/n', None, 'train', 'v1')]
 
 
 @pytest.mark.parametrize(
-    ('text', 'columns', 'said'),
-    [
-        ('hf://o/n/gone', {}, 'ValueError: Bad split: gone. Available splits'),
-        ('hf://o/n/empty', {}, 'holds no row'),
-        ('hf://o/n/train', {'query': 'question'}, "no column 'question'; there are q,"),
-        ('hf://o/n/train', {'query': 'solution.end'},
-         "train:1: there is no 'solution.end' for the field 'query'"),
-        ('hf:///no/such/place/train', {}, 'no directory /no/such/place'),
-    ],
+  ('text', 'columns', 'said'),
+  [
+    ('hf://o/n/gone', {}, 'ValueError: Bad split: gone. Available splits'),
+    ('hf://o/n/empty', {}, 'holds no row'),
+    ('hf://o/n/train', {'query': 'question'}, "no column 'question'; there are q,"),
+    (
+      'hf://o/n/train',
+      {'query': 'solution.end'},
+      "train:1: there is no 'solution.end' for the field 'query'",
+    ),
+    ('hf:///no/such/place/train', {}, 'no directory /no/such/place'),
+  ],
 )
 def test_what_cannot_be_read_is_named(asked, text, columns, said):
   with pytest.raises(rows.MalformedRow, match=said):
@@ -118,7 +136,7 @@ def test_a_missing_library_is_named(monkeypatch):
 
 
 _real = pytest.mark.skipif(
-    importlib.util.find_spec('datasets') is None, reason='needs the extra hf'
+  importlib.util.find_spec('datasets') is None, reason='needs the extra hf'
 )
 
 
@@ -167,9 +185,13 @@ print('FOUND' + json.dumps([first, count, where, last, peak() - before]))
 """
   address = f'hf://{directory}/train'
   done = subprocess.run(
-      [sys.executable, '-c', reader, address], cwd=_ROOT, check=True, text=True,
-      stdout=subprocess.PIPE, timeout=500,
-      env={**os.environ, 'HF_HOME': str(tmp_path / 'hf')},
+    [sys.executable, '-c', reader, address],
+    cwd=_ROOT,
+    check=True,
+    text=True,
+    stdout=subprocess.PIPE,
+    timeout=500,
+    env={**os.environ, 'HF_HOME': str(tmp_path / 'hf')},
   )
   (line,) = [x for x in done.stdout.splitlines() if x.startswith('FOUND')]
   first, total, where, last, grown = json.loads(line.removeprefix('FOUND'))

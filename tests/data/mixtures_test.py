@@ -11,19 +11,17 @@ from agentflow_jax.data import mixtures
 from agentflow_jax.data import rows
 
 _NQ = [
-    {'id': 'train_0', 'question': 'When?', 'golden_answers': ['1972', 'in 1972']},
-    {'id': 'train_1', 'question': 'Who\u2028is it?', 'golden_answers': ['Zoë']},
+  {'id': 'train_0', 'question': 'When?', 'golden_answers': ['1972', 'in 1972']},
+  {'id': 'train_1', 'question': 'Who\u2028is it?', 'golden_answers': ['Zoë']},
 ]
 _MATH = [
-    {'question': 'Half?', 'final_answer': '\\dfrac{1}{2}', 'r1_solution_1': 'x'},
-    {'question': 'Limit?', 'final_answer': '\\text{Does not exist}', 'r1': 'y'},
+  {'question': 'Half?', 'final_answer': '\\dfrac{1}{2}', 'r1_solution_1': 'x'},
+  {'question': 'Limit?', 'final_answer': '\\text{Does not exist}', 'r1': 'y'},
 ]
 
 
 def _jsonl(path, items):
-  path.write_text(
-      ''.join(json.dumps(i, ensure_ascii=False) + '\n' for i in items)
-  )
+  path.write_text(''.join(json.dumps(i, ensure_ascii=False) + '\n' for i in items))
   return str(path)
 
 
@@ -53,7 +51,7 @@ def test_deepmath_s_prose_is_matched_as_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'answer', ['Yes', '\\text{Yes}', 'x + y', 'S_3', '2 + 2', '\\infty', 'n']
+  'answer', ['Yes', '\\text{Yes}', 'x + y', 'S_3', '2 + 2', '\\infty', 'n']
 )
 def test_what_can_be_mathematics_is_compared_as_that(tmp_path, answer):
   row = {'question': 'q', 'final_answer': answer}
@@ -62,7 +60,7 @@ def test_what_can_be_mathematics_is_compared_as_that(tmp_path, answer):
 
 
 @pytest.mark.parametrize(
-    'source, items', [('natural_questions', _NQ), ('deepmath', _MATH)]
+  'source, items', [('natural_questions', _NQ), ('deepmath', _MATH)]
 )
 def test_parquet_and_jsonl_are_the_same_tasks(tmp_path, source, items):
   lines = _jsonl(tmp_path / 'a.jsonl', items)
@@ -79,18 +77,16 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path):
     _parquet(tmp_path / f'train-{i}.parquet', rows_)
   expected = ['q00', 'q01', 'q10', 'q11', 'q20', 'q21']
   for path in (
-      tmp_path,
-      f'{tmp_path}/train-*.parquet',
-      ','.join(f'{tmp_path}/train-{i}.parquet' for i in range(3)),
+    tmp_path,
+    f'{tmp_path}/train-*.parquet',
+    ','.join(f'{tmp_path}/train-{i}.parquet' for i in range(3)),
   ):
     tasks = _read(path, 'deepmath')
     assert [t.query for t in tasks] == expected
     assert [t.id[-1] for t in tasks] == list('012345')
   # A list says its own order.
   path = f'{tmp_path}/train-2.parquet,{tmp_path}/train-0.parquet'
-  assert [t.query for t in _read(path, 'deepmath')] == [
-      'q20', 'q21', 'q00', 'q01'
-  ]
+  assert [t.query for t in _read(path, 'deepmath')] == ['q20', 'q21', 'q00', 'q01']
 
 
 def test_a_data_set_is_in_order_beyond_a_chunk_and_built_anew(tmp_path):
@@ -114,21 +110,19 @@ _GOOD = {'question': 'q', 'golden_answers': ['a'], 'final_answer': '1'}
 
 
 @pytest.mark.parametrize(
-    'source, change, message',
-    [
-        ('deepmath', {'question': ' '}, '"question" must be a text'),
-        ('deepmath', {'question': None}, '"question" must be a text'),
-        ('deepmath', {'final_answer': ''}, '"final_answer" must be a text'),
-        ('deepmath', {'final_answer': 5}, '"final_answer" must be a text'),
-        ('natural_questions', {'golden_answers': []}, 'must be a list of texts'),
-        ('natural_questions', {'golden_answers': 'a'}, 'must be a list of texts'),
-        ('natural_questions', {'golden_answers': [' ']}, 'a list of texts'),
-        ('natural_questions', {'golden_answers': [1]}, 'a list of texts'),
-    ],
+  'source, change, message',
+  [
+    ('deepmath', {'question': ' '}, '"question" must be a text'),
+    ('deepmath', {'question': None}, '"question" must be a text'),
+    ('deepmath', {'final_answer': ''}, '"final_answer" must be a text'),
+    ('deepmath', {'final_answer': 5}, '"final_answer" must be a text'),
+    ('natural_questions', {'golden_answers': []}, 'must be a list of texts'),
+    ('natural_questions', {'golden_answers': 'a'}, 'must be a list of texts'),
+    ('natural_questions', {'golden_answers': [' ']}, 'a list of texts'),
+    ('natural_questions', {'golden_answers': [1]}, 'a list of texts'),
+  ],
 )
-def test_a_malformed_row_names_its_file_and_row(
-    tmp_path, source, change, message
-):
+def test_a_malformed_row_names_its_file_and_row(tmp_path, source, change, message):
   path = _jsonl(tmp_path / 'a.jsonl', [_GOOD, _GOOD | change])
   with pytest.raises(rows.MalformedRow) as error:
     mixtures.load(tmp_path / 'data', path, source)
@@ -141,22 +135,21 @@ def test_a_malformed_row_names_its_file_and_row(
 
 def test_a_malformed_row_of_parquet_is_named(tmp_path):
   bad = _parquet(
-      tmp_path / 'a.parquet',
-      [_GOOD, _GOOD, {'question': 'q', 'final_answer': None}],
+    tmp_path / 'a.parquet', [_GOOD, _GOOD, {'question': 'q', 'final_answer': None}]
   )
   with pytest.raises(rows.MalformedRow, match='a.parquet:3: "final_answer"'):
     _read(bad, 'deepmath')
 
 
 @pytest.mark.parametrize(
-    'text, message',
-    [
-        ('{"question"', 'a.jsonl:1: not JSON'),
-        ('\n[1]\n', 'a.jsonl:2: not an object'),
-        ('{"question": "q"}', 'a.jsonl:1: no field "final_answer"'),
-        ('\n', 'a.jsonl: holds no row'),
-        ('', 'a.jsonl: holds no row'),
-    ],
+  'text, message',
+  [
+    ('{"question"', 'a.jsonl:1: not JSON'),
+    ('\n[1]\n', 'a.jsonl:2: not an object'),
+    ('{"question": "q"}', 'a.jsonl:1: no field "final_answer"'),
+    ('\n', 'a.jsonl: holds no row'),
+    ('', 'a.jsonl: holds no row'),
+  ],
 )
 def test_a_malformed_line_is_named(tmp_path, text, message):
   (tmp_path / 'a.jsonl').write_text(text)
@@ -167,8 +160,8 @@ def test_a_malformed_line_is_named(tmp_path, text, message):
 def test_a_malformed_parquet_file_is_named(tmp_path):
   lacking = _parquet(tmp_path / 'a.parquet', [{'question': 'q', 'other': 1}])
   with pytest.raises(
-      rows.MalformedRow,
-      match='a.parquet: no column "final_answer"; there are question, other',
+    rows.MalformedRow,
+    match='a.parquet: no column "final_answer"; there are question, other',
   ):
     _read(lacking, 'deepmath')
   _parquet(tmp_path / 'b.parquet', [_GOOD] * 50)
@@ -197,13 +190,13 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path):
   for name in ('a.jsonl', 'a.parquet'):
     (tmp_path / 'both' / name).touch()
   for path, message in (
-      ('gone.jsonl', 'no file .*gone.jsonl'),
-      ('a.csv', 'a.csv: needs a file .jsonl or .parquet'),
-      ('none', 'none: no .jsonl or .parquet in this directory'),
-      ('both', 'both: holds .jsonl and .parquet'),
-      ('x*.jsonl', r'no file matches .*x\*.jsonl'),
-      ('both/a.*,' + str(tmp_path / 'both/a.jsonl'), 'comes twice'),
-      ('both/a.jsonl,', 'a path of rows is empty'),
+    ('gone.jsonl', 'no file .*gone.jsonl'),
+    ('a.csv', 'a.csv: needs a file .jsonl or .parquet'),
+    ('none', 'none: no .jsonl or .parquet in this directory'),
+    ('both', 'both: holds .jsonl and .parquet'),
+    ('x*.jsonl', r'no file matches .*x\*.jsonl'),
+    ('both/a.*,' + str(tmp_path / 'both/a.jsonl'), 'comes twice'),
+    ('both/a.jsonl,', 'a path of rows is empty'),
   ):
     with pytest.raises(rows.MalformedRow, match=message):
       rows.locate(f'{tmp_path}/{path}')

@@ -12,69 +12,79 @@ from tests.agents.environments.enterpriseops import gym_server
 from tests.config import mini
 
 _CLOSED = {
-    'verifier_type': 'database_state', 'name': 'closed', 'gym_name': 'gym',
-    'validation_config': {
-        'query': "select count(*) from ticket where id = 1 and state = 'closed'",
-        'expected_value': 1, 'comparison_type': 'equals',
-    },
+  'verifier_type': 'database_state',
+  'name': 'closed',
+  'gym_name': 'gym',
+  'validation_config': {
+    'query': "select count(*) from ticket where id = 1 and state = 'closed'",
+    'expected_value': 1,
+    'comparison_type': 'equals',
+  },
 }
 _SAID = [
-    'Sub-Goal: close it\nContext: 1\nTool Name: close_ticket',
-    '{"name": "close_ticket", "arguments": {"id": 1}}',
-    'It is done.\nConclusion: STOP', 'Ticket 1 is closed.',
+  'Sub-Goal: close it\nContext: 1\nTool Name: close_ticket',
+  '{"name": "close_ticket", "arguments": {"id": 1}}',
+  'It is done.\nConclusion: STOP',
+  'Ticket 1 is closed.',
 ]
 
 
 def _config(tmp_path, endpoint, gym, **changes):
   (tmp_path / 'a.sql').write_text(gym_server.SQL)
   base = loading.load(str(mini.ROOT / 'experiments' / 'enterpriseops.py'))
-  return overrides.override(base, list({
-      'agent.environment.seeds': str(tmp_path),
-      'agent.environment.servers': f'gym={gym}',
-      'agent.endpoint.base_url': endpoint, 'agent.endpoint.model': 'm',
-      # One request after the other: the endpoint answers from a list.
-      'train.concurrent_rollouts': '1', 'agent.analyst.backend': 'none', **changes,
-  }.items()))
+  return overrides.override(
+    base,
+    list(
+      {
+        'agent.environment.seeds': str(tmp_path),
+        'agent.environment.servers': f'gym={gym}',
+        'agent.endpoint.base_url': endpoint,
+        'agent.endpoint.model': 'm',
+        # One request after the other: the endpoint answers from a list.
+        'train.concurrent_rollouts': '1',
+        'agent.analyst.backend': 'none',
+        **changes,
+      }.items()
+    ),
+  )
 
 
 def _rows(tmp_path):
   server = {
-      'mcp_server_name': 'gym', 'mcp_server_url': 'http://localhost:8006',
-      'seed_database_file': 'a.sql', 'context': {'user_id': 'U1'},
+    'mcp_server_name': 'gym',
+    'mcp_server_url': 'http://localhost:8006',
+    'seed_database_file': 'a.sql',
+    'context': {'user_id': 'U1'},
   }
   row = {
-      'domain': 'itsm', 'system_prompt': 'Close what is done.',
-      'user_prompt': 'Close ticket 1.', 'selected_tools': ['close_ticket'],
-      'gym_servers_config': [server],
+    'domain': 'itsm',
+    'system_prompt': 'Close what is done.',
+    'user_prompt': 'Close ticket 1.',
+    'selected_tools': ['close_ticket'],
+    'gym_servers_config': [server],
   }
   wrong = _CLOSED | {'gym_name': 'elsewhere', 'name': 'other'}
   for mode, verifiers in (('oracle', [_CLOSED]), ('plus_5_tools', [_CLOSED, wrong])):
     place = tmp_path / 'rows' / mode / 'itsm.jsonl'
     place.parent.mkdir(parents=True)
-    place.write_text(json.dumps(
-        row | {'task_id': 'task_1', 'verifiers': json.dumps(verifiers)}
-    ) + '\n')
+    place.write_text(
+      json.dumps(row | {'task_id': 'task_1', 'verifiers': json.dumps(verifiers)}) + '\n'
+    )
   return str(tmp_path / 'rows')
 
 
 def _options(data_dir, **more):
-  return command.EvaluateOptions(
-      benchmark='enterpriseops', data_dir=data_dir, **more
-  )
+  return command.EvaluateOptions(benchmark='enterpriseops', data_dir=data_dir, **more)
 
 
 def test_scores_as_published_and_strict_stand_side_by_side(tmp_path):
-  replies = [
-      http_server.Reply(body=http_server.completion(text)) for text in _SAID * 2
-  ]
+  replies = [http_server.Reply(body=http_server.completion(text)) for text in _SAID * 2]
   with http_server.Server(*replies) as endpoint, gym_server.GymServer() as gym:
     config = _config(tmp_path, endpoint.url, gym.url)
-    said = command.evaluate(
-        config, str(tmp_path / 'out'), _options(_rows(tmp_path))
-    )
+    said = command.evaluate(config, str(tmp_path / 'out'), _options(_rows(tmp_path)))
     assert not gym.databases and len(set(gym.deleted)) == 2
   found = json.loads(
-      (tmp_path / 'out' / 'evaluations' / 'enterpriseops.json').read_text()
+    (tmp_path / 'out' / 'evaluations' / 'enterpriseops.json').read_text()
   )
   scores = found['enterpriseops']
   assert list(scores) == ['all', 'oracle/itsm', 'plus_5_tools/itsm']
@@ -90,16 +100,26 @@ def test_scores_as_published_and_strict_stand_side_by_side(tmp_path):
   assert not any('slow' in p for p in prompts), 'a tool that is not selected'
 
 
-@pytest.mark.parametrize('changes, match', [
+@pytest.mark.parametrize(
+  'changes, match',
+  [
     ({'agent.environment.seeds': '/nowhere'}, 'unpack gym_dbs.zip'),
     ({'agent.environment.servers': 'gym'}, 'write NAME=URL'),
-    ({'agent.environment.servers': 'gim=http://127.0.0.1:9'},
-     "no task has a server 'gim'; there are gym"),
+    (
+      {'agent.environment.servers': 'gim=http://127.0.0.1:9'},
+      "no task has a server 'gim'; there are gym",
+    ),
     ({'agent.environment.seconds': '0'}, 'seconds must be above 0'),
     ({'agent.environment.faults': '0.1'}, 'agent.environment.faults'),
-    ({'agent.environment.judge.base_url': 'http://127.0.0.1:9',
-      'agent.environment.judge.model': 'm'}, 'no task has a check of kind'),
-])
+    (
+      {
+        'agent.environment.judge.base_url': 'http://127.0.0.1:9',
+        'agent.environment.judge.model': 'm',
+      },
+      'no task has a check of kind',
+    ),
+  ],
+)
 def test_mistakes_at_start_name_the_remedy(tmp_path, changes, match):
   with pytest.raises(schema.ConfigError, match=match):
     config = _config(tmp_path, 'http://127.0.0.1:9', 'http://127.0.0.1:9', **changes)
@@ -111,7 +131,7 @@ def test_rows_are_needed(tmp_path):
   with pytest.raises(schema.ConfigError, match='task_set.evaluation: give the rows'):
     command.evaluate(config, str(tmp_path / 'out'), _options(''))
   wrong = dataclasses.replace(
-      config, task_set=dataclasses.replace(config.task_set, kind='desk')
+    config, task_set=dataclasses.replace(config.task_set, kind='desk')
   )
   with pytest.raises(schema.ConfigError, match='set agent.environment.kind=desk'):
     command.evaluate(wrong, str(tmp_path / 'out'), command.EvaluateOptions())

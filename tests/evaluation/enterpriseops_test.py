@@ -16,7 +16,7 @@ from agentflow_jax import records
 from agentflow_jax.evaluation import enterpriseops
 
 _GOLDENS = json.loads(
-    (pathlib.Path(__file__).parent / 'enterpriseops_goldens.json').read_text()
+  (pathlib.Path(__file__).parent / 'enterpriseops_goldens.json').read_text()
 )
 
 
@@ -28,38 +28,56 @@ def _group(number, said):
     name = one['name'] or f'verifier_{i + 1}'
     made.append(records.Check(name, one['kind'], spec))
   state = {
-      'servers': [{'name': n, 'url': 'u', 'seed': 's'} for n in said['servers']],
-      'selected': [], 'restricted': [],
+    'servers': [{'name': n, 'url': 'u', 'seed': 's'} for n in said['servers']],
+    'selected': [],
+    'restricted': [],
   }
   task = records.Task(
-      f'oracle/csm/{number}', 'q', (), 'checks', {'mode': 'oracle', 'domain': 'csm'},
-      records.World('enterpriseops', state, checks=tuple(made)),
+    f'oracle/csm/{number}',
+    'q',
+    (),
+    'checks',
+    {'mode': 'oracle', 'domain': 'csm'},
+    records.World('enterpriseops', state, checks=tuple(made)),
   )
   rollouts = []
   for i, passed in enumerate(said['runs']):
     if passed is None:
-      rollouts.append(records.Trajectory(
+      rollouts.append(
+        records.Trajectory(
           task.id, i, records.Status.ENVIRONMENT_UNREACHABLE, (), detail='lost'
-      ))
+        )
+      )
       continue
-    verdict = records.Verdict(tuple(
+    verdict = records.Verdict(
+      tuple(
         # What asks a server that is not there cannot be made.
-        records.CheckResult(check.name, check.kind, passed_one and (
+        records.CheckResult(
+          check.name,
+          check.kind,
+          passed_one
+          and (
             check.kind == 'calls'
             or check.spec.get('gym_name') in (None, *said['servers'])
-        ))
+          ),
+        )
         for check, passed_one in zip(made, passed)
-    ))
-    rollouts.append(records.Trajectory(
-        task.id, i, records.Status.ANSWERED, (), reward=float(verdict.success),
+      )
+    )
+    rollouts.append(
+      records.Trajectory(
+        task.id,
+        i,
+        records.Status.ANSWERED,
+        (),
+        reward=float(verdict.success),
         verdict=verdict,
-    ))
+      )
+    )
   return records.Group(task, tuple(rollouts))
 
 
-_GROUPS = [
-    _group(i, golden['input']) for i, golden in enumerate(_GOLDENS['tasks'])
-]
+_GROUPS = [_group(i, golden['input']) for i, golden in enumerate(_GOLDENS['tasks'])]
 
 
 def test_the_inputs_are_those_that_were_scored():
@@ -73,8 +91,10 @@ def test_the_parity_score_is_the_published_one():
   for group, golden in zip(_GROUPS, _GOLDENS['tasks'], strict=True):
     found = enterpriseops.result_of(group)['statistics']
     for name in (
-        'overall_success_rate', 'verifier_level_pass_rate', 'pass_at_1',
-        'total_verifiers_checked',
+      'overall_success_rate',
+      'verifier_level_pass_rate',
+      'pass_at_1',
+      'total_verifiers_checked',
     ):
       assert found[name] == golden[name], (group.task.id, name)
   total, found = _GOLDENS['total'], enterpriseops.scores(_GROUPS)
@@ -82,7 +102,7 @@ def test_the_parity_score_is_the_published_one():
   parity = found['parity']
   assert 100 * parity['success'] == pytest.approx(total['avg_overall_success_rate'])
   assert 100 * parity['verifier_pass_rate'] == pytest.approx(
-      total['avg_verifier_pass_rate']
+    total['avg_verifier_pass_rate']
   )
 
 
@@ -92,8 +112,10 @@ def test_the_strict_score_differs_where_it_says():
     said = golden['input']
     names = [c['name'] or f'verifier_{i + 1}' for i, c in enumerate(said['checks'])]
     quirk = (
-        len(set(names)) < len(names) or not names or None in said['runs']
-        or any(c['gym'] not in (None, *said['servers']) for c in said['checks'])
+      len(set(names)) < len(names)
+      or not names
+      or None in said['runs']
+      or any(c['gym'] not in (None, *said['servers']) for c in said['checks'])
     )
     scored = [run for run in said['runs'] if run is not None]
     found = enterpriseops.scores([group])
@@ -104,16 +126,14 @@ def test_the_strict_score_differs_where_it_says():
     if not quirk:
       assert found['strict']['success'] == found['parity']['success']
       assert found['strict']['verifier_pass_rate'] == pytest.approx(
-          found['parity']['verifier_pass_rate']
+        found['parity']['verifier_pass_rate']
       )
       continue
     made = [
-        c['kind'] == 'calls' or c['gym'] in (None, *said['servers'])
-        for c in said['checks']
+      c['kind'] == 'calls' or c['gym'] in (None, *said['servers'])
+      for c in said['checks']
     ]
-    right = [
-        bool(names) and all(p and m for p, m in zip(run, made)) for run in scored
-    ]
+    right = [bool(names) and all(p and m for p, m in zip(run, made)) for run in scored]
     assert found['strict']['success'] == sum(right) / len(right)
     differs += found['strict']['success'] != found['parity']['success']
   assert differs > 5
@@ -130,7 +150,7 @@ def test_results_are_written_as_the_published_scorer_reads_them(tmp_path):
     errors += any(run.get('error') for run in said['runs'])
   total = _GOLDENS['total']
   assert 100 * sum(rates) / len(rates) == pytest.approx(
-      total['avg_overall_success_rate']
+    total['avg_overall_success_rate']
   )
   assert errors == total['files_with_errors']
 

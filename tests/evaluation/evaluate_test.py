@@ -12,42 +12,41 @@ from agentflow_jax.runtime import processes
 
 def _trajectory(reward, rollout=0, status=records.Status.ANSWERED, tools=()):
   turns = tuple(
-      records.Turn(
-          records.Completion('\ud800 plan'),
-          records.SamplingSpec(),
-          call=records.ToolCall(tool, {'query': 'x'}),
-          result=records.ToolResult('y', error),
-      )
-      for tool, error in tools
+    records.Turn(
+      records.Completion('\ud800 plan'),
+      records.SamplingSpec(),
+      call=records.ToolCall(tool, {'query': 'x'}),
+      result=records.ToolResult('y', error),
+    )
+    for tool, error in tools
   )
   return records.Trajectory('t', rollout, status, turns, reward=reward)
 
 
 def _evaluation(*groups):
   return evaluate.Evaluation(
-      'final',
-      'test',
-      1.0,
-      tuple(
-          records.Group(
-              records.Task(
-                  str(i), 'q', ('a',), 'f1',
-                  {'hops': str(1 + i % 2), 'solution': 'secret'},
-              ),
-              trajectories,
-          )
-          for i, trajectories in enumerate(groups)
-      ),
-      1.0,
+    'final',
+    'test',
+    1.0,
+    tuple(
+      records.Group(
+        records.Task(
+          str(i), 'q', ('a',), 'f1', {'hops': str(1 + i % 2), 'solution': 'secret'}
+        ),
+        trajectories,
+      )
+      for i, trajectories in enumerate(groups)
+    ),
+    1.0,
   )
 
 
 def test_accuracy_is_over_items_and_leaves_unscored_trials_out():
   lost = records.Status.MODEL_UNREACHABLE
   result = _evaluation(
-      (_trajectory(1.0), _trajectory(0.0, 1)),  # 0.5
-      (_trajectory(1.0), _trajectory(None, 1, lost)),  # 1.0, not 0.5
-      (_trajectory(None, 0, lost),),  # outside the average
+    (_trajectory(1.0), _trajectory(0.0, 1)),  # 0.5
+    (_trajectory(1.0), _trajectory(None, 1, lost)),  # 1.0, not 0.5
+    (_trajectory(None, 0, lost),),  # outside the average
   )
   assert result.scores == [0.5, 1.0]
   assert result.accuracy == 0.75
@@ -58,14 +57,18 @@ def test_accuracy_is_over_items_and_leaves_unscored_trials_out():
   assert value['accuracy_over_requested'] == pytest.approx(1 / 3)
   assert value['status'] == {'answered': 3, 'model_unreachable': 2}
   assert value['by_hops'] == {
-      '1': {
-          'items': 1, 'accuracy': 0.5,
-          'items_requested': 2, 'accuracy_over_requested': 0.25,
-      },
-      '2': {
-          'items': 1, 'accuracy': 1.0,
-          'items_requested': 1, 'accuracy_over_requested': 0.5,
-      },
+    '1': {
+      'items': 1,
+      'accuracy': 0.5,
+      'items_requested': 2,
+      'accuracy_over_requested': 0.25,
+    },
+    '2': {
+      'items': 1,
+      'accuracy': 1.0,
+      'items_requested': 1,
+      'accuracy_over_requested': 0.5,
+    },
   }
   assert _evaluation((_trajectory(None, 0, lost),)).to_json()['by_hops'] == {}
 
@@ -73,16 +76,16 @@ def test_accuracy_is_over_items_and_leaves_unscored_trials_out():
 def test_a_judge_has_both_denominators_too():
   lost = records.Status.MODEL_UNREACHABLE
   result = dataclasses.replace(
-      _evaluation(
-          (_trajectory(1.0), _trajectory(0.0, 1)),
-          (_trajectory(1.0), _trajectory(None, 1, lost)),
-          (_trajectory(None, 0, lost),),
-      ),
-      verdicts={
-          ('0', 0): judge.Verdict(True, ''),
-          ('0', 1): judge.Verdict(None, 'no answer'),
-          ('1', 0): judge.Verdict(True, ''),
-      },
+    _evaluation(
+      (_trajectory(1.0), _trajectory(0.0, 1)),
+      (_trajectory(1.0), _trajectory(None, 1, lost)),
+      (_trajectory(None, 0, lost),),
+    ),
+    verdicts={
+      ('0', 0): judge.Verdict(True, ''),
+      ('0', 1): judge.Verdict(None, 'no answer'),
+      ('1', 0): judge.Verdict(True, ''),
+    },
   )
   value = result.to_json()
   assert (value['judge_accuracy'], value['judge_items']) == (1.0, 2)
@@ -92,10 +95,12 @@ def test_a_judge_has_both_denominators_too():
 
 def test_calls_and_errors_are_counted_by_tool():
   bad = records.ToolErrorKind.ARGUMENTS
-  result = _evaluation((
+  result = _evaluation(
+    (
       _trajectory(0.0, tools=[('search', None), ('python', bad)]),
       _trajectory(1.0, 1, tools=[('search', None)]),
-  ))
+    )
+  )
   value = result.to_json()
   assert value['tools'] == {'python': 1, 'search': 2}
   assert value['tool_error_rate'] == pytest.approx(1 / 3)
@@ -113,18 +118,23 @@ def test_a_result_file_survives_any_text_and_tells_no_solution(tmp_path):
 @pytest.mark.parametrize('greedy, temperature', [(True, 0.0), (False, 0.7)])
 def test_greedy_is_temperature_0_in_every_request(greedy, temperature):
   # AgentFlow's evaluation never was: its planner sampled at 0.7.
-  model = fakes.FakeLanguageModel(
-      {'planner': ['Sub-Goal: find x\nTool Name: search']}
-  )
+  model = fakes.FakeLanguageModel({'planner': ['Sub-Goal: find x\nTool Name: search']})
   agent = fakes.make_agent(model, [fakes.make_tool(fakes.echo)])
   sampling = records.SamplingSpec(temperature=0.7, top_p=0.9)
   agent = dataclasses.replace(
-      agent, planner=dataclasses.replace(agent.planner, sampling=sampling)
+    agent, planner=dataclasses.replace(agent.planner, sampling=sampling)
   )
-  result = asyncio.run(evaluate.evaluate(
-      agent, [records.Task('t', 'q', ('a',), 'r')], name='n', split='test',
-      seed=0, processes=processes.Processes(), greedy=greedy,
-  ))
+  result = asyncio.run(
+    evaluate.evaluate(
+      agent,
+      [records.Task('t', 'q', ('a',), 'r')],
+      name='n',
+      split='test',
+      seed=0,
+      processes=processes.Processes(),
+      greedy=greedy,
+    )
+  )
   asked = [spec for _, spec, _ in model.requests]
   assert asked and {spec.temperature for spec in asked} == {temperature}
   assert {spec.top_p for spec in asked} == {0.9}
@@ -136,33 +146,42 @@ def test_greedy_is_temperature_0_in_every_request(greedy, temperature):
 def test_several_greedy_trials_are_refused():
   with pytest.raises(ValueError, match='greedy trials are all the same'):
     asyncio.run(
-        evaluate.evaluate(
-            None, [], name='x', split='test', seed=0,
-            processes=processes.Processes(), trials=2, greedy=True,
-        )
+      evaluate.evaluate(
+        None,
+        [],
+        name='x',
+        split='test',
+        seed=0,
+        processes=processes.Processes(),
+        trials=2,
+        greedy=True,
+      )
     )
 
 
 def test_what_rollouts_did_to_their_worlds_is_there():
   world = records.World('w', {}, feasible=True)
   task = records.Task(
-      't', 'q', (), 'checks',
-      {'family': 'lend', 'solution': 'secret', 'tempting': 'secret'}, world,
+    't',
+    'q',
+    (),
+    'checks',
+    {'family': 'lend', 'solution': 'secret', 'tempting': 'secret'},
+    world,
   )
   verdict = records.Verdict(
-      (records.CheckResult('c', 'state', True),), ('a/1: added',), ('a/1: added',)
+    (records.CheckResult('c', 'state', True),), ('a/1: added',), ('a/1: added',)
   )
   done = dataclasses.replace(
-      _trajectory(1.0, tools=(('move', None),)), verdict=verdict, digest='ab'
+    _trajectory(1.0, tools=(('move', None),)), verdict=verdict, digest='ab'
   )
   result = dataclasses.replace(
-      _evaluation((_trajectory(1.0),)),
-      groups=(records.Group(task, (done,)),),
+    _evaluation((_trajectory(1.0),)), groups=(records.Group(task, (done,)),)
   )
   value = result.to_json()
   assert value['world']['success'] == 1.0 and value['world']['violations'] == 1.0
   assert value['world']['by_family'] == {
-      'lend': {'rollouts': 1, 'success': 1.0, 'pass_fraction': 1.0}
+    'lend': {'rollouts': 1, 'success': 1.0, 'pass_fraction': 1.0}
   }
   (item,) = value['items']
   assert item['changed'] == item['violations'] == ['a/1: added']

@@ -17,9 +17,14 @@ def _item(task, reward, cause=None):
 
 
 _SEEN = [
-    _item('a', 1.0), _item('a', 0.0, 'late'), _item('b', 1.0), _item('b', 1.0),
-    _item('c', 0.0, 'selection'), _item('c', None), _item('u', 0.0, 'arguments'),
-    _item('u', 1.0),
+  _item('a', 1.0),
+  _item('a', 0.0, 'late'),
+  _item('b', 1.0),
+  _item('b', 1.0),
+  _item('c', 0.0, 'selection'),
+  _item('c', None),
+  _item('u', 0.0, 'arguments'),
+  _item('u', 1.0),
 ]
 
 
@@ -29,8 +34,13 @@ def test_rows_are_means_over_tasks_and_unseen_tools_are_a_row_of_their_own():
   assert list(found) == ['seen', 'renamed', 'unseen']
   low, high = intervals.bootstrap_interval([0.5, 1.0, 0.0], seed=0)
   assert found['seen'] == {
-      'tasks': 3, 'success': 0.5, 'ci_low': low, 'ci_high': high, 'rollouts': 6,
-      'unscored': 1, 'first_causes': {'late': 1, 'selection': 1},
+    'tasks': 3,
+    'success': 0.5,
+    'ci_low': low,
+    'ci_high': high,
+    'rollouts': 6,
+    'unscored': 1,
+    'first_causes': {'late': 1, 'selection': 1},
   }
   # The same tasks as those of the row 'seen'.
   assert found['renamed']['success'] == 0.0 and found['renamed']['rollouts'] == 1
@@ -48,7 +58,7 @@ def test_rows_without_items_are_left_out_and_one_without_scores_has_no_success()
 
 def _config(**changes):
   return overrides.override(
-      schema.Config(name='x'), [(k.replace('__', '.'), v) for k, v in changes.items()]
+    schema.Config(name='x'), [(k.replace('__', '.'), v) for k, v in changes.items()]
   )
 
 
@@ -73,13 +83,19 @@ def test_a_file_renames_what_it_names(tmp_path):
   assert names.card(other) == other
 
 
-@pytest.mark.parametrize('text, match', [
-    (None, "no file .*; 'renamed' for names of our own"), ('{', '--tools=.*JSON'),
-    ('[]', 'must be an object'), ('{}', 'must be an object'),
-    ('{"a": "b"}', "'a' needs a \"name\""), ('{"a": {}}', "'a' needs a \"name\""),
-    ('{"a": {"name": "b", "why": 1}}', "'a' needs a \"name\""),
+@pytest.mark.parametrize(
+  'text, match',
+  [
+    (None, "no file .*; 'renamed' for names of our own"),
+    ('{', '--tools=.*JSON'),
+    ('[]', 'must be an object'),
+    ('{}', 'must be an object'),
+    ('{"a": "b"}', '\'a\' needs a "name"'),
+    ('{"a": {}}', '\'a\' needs a "name"'),
+    ('{"a": {"name": "b", "why": 1}}', '\'a\' needs a "name"'),
     ('{"a": {"name": "b c"}}', "'a': a name has letters"),
-])
+  ],
+)
 def test_files_that_are_no_names_are_refused(tmp_path, text, match):
   path = tmp_path / 'names.json'
   if text is not None:
@@ -89,24 +105,26 @@ def test_files_that_are_no_names_are_refused(tmp_path, text, match):
 
 
 def test_names_have_to_fit_the_tools():
-  agent = fakes.make_agent(fakes.FakeLanguageModel({}), (
-      fakes.make_tool(fakes.echo), fakes.make_tool(fakes.echo, 'python'),
-  ))
+  agent = fakes.make_agent(
+    fakes.FakeLanguageModel({}),
+    (fakes.make_tool(fakes.echo), fakes.make_tool(fakes.echo, 'python')),
+  )
   for known, match in (
-      ({'serch': renaming.NewName('x')}, "no tool 'serch'; there are search, python"),
-      ({'search': renaming.NewName('python')}, "tools would be called 'python'"),
+    ({'serch': renaming.NewName('x')}, "no tool 'serch'; there are search, python"),
+    ({'search': renaming.NewName('python')}, "tools would be called 'python'"),
   ):
     with pytest.raises(schema.ConfigError, match=match):
       other_tools.renamed(agent, renaming.Names(known), 'names.json')
   # Names of our own may be of tools that this agent lacks.
   names = other_tools.read('renamed', _config(agent__environment__kind='desk'))
   assert list(other_tools.renamed(agent, names, 'renamed').tools) == [
-      'look_up', 'run_program'
+    'look_up',
+    'run_program',
   ]
 
 
 def test_programs_have_no_calls_to_rename():
   with pytest.raises(schema.ConfigError, match='there are only programs'):
-    other_tools.read('renamed', _config(
-        agent__plan_format='code', agent__code__sandbox='monty'
-    ))
+    other_tools.read(
+      'renamed', _config(agent__plan_format='code', agent__code__sandbox='monty')
+    )

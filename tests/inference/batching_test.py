@@ -15,24 +15,24 @@ from agentflow_jax.inference import programs as programs_lib, sampling
 
 _PIECES = {'lanes': 1, 'prefill_pieces': 8, 'piece_tokens': 32}
 _CONFIG = api.EngineConfig(
-    slots=4,
-    max_prompt_tokens=40,
-    max_new_tokens=5,
-    page_tokens=4,
-    prefill_pieces=3,
-    piece_tokens=8,
-    max_stop_ids=3,
+  slots=4,
+  max_prompt_tokens=40,
+  max_new_tokens=5,
+  page_tokens=4,
+  prefill_pieces=3,
+  piece_tokens=8,
+  max_stop_ids=3,
 )
 
 
 def _request(prompt_ids, key=0, stop_ids=(), stop_fn=None, **sampling):
   sampling.setdefault('max_new_tokens', 5)
   return api.Request(
-      prompt_ids=tuple(prompt_ids),
-      key_words=(key, key + 1),
-      sampling=records.SamplingSpec(**sampling),
-      stop_ids=stop_ids,
-      stop_fn=stop_fn,
+    prompt_ids=tuple(prompt_ids),
+    key_words=(key, key + 1),
+    sampling=records.SamplingSpec(**sampling),
+    stop_ids=stop_ids,
+    stop_fn=stop_fn,
   )
 
 
@@ -40,8 +40,8 @@ def _rows(*prompts):
   tree = prefixes.Prefixes(60, 4)
   requests = [_request(p, key=10 * i) for i, p in enumerate(prompts)]
   return [
-      batching.Row(r, tree.lease(r.prompt_ids, r.sampling.max_new_tokens))
-      for r in requests
+    batching.Row(r, tree.lease(r.prompt_ids, r.sampling.max_new_tokens))
+    for r in requests
   ]
 
 
@@ -50,9 +50,7 @@ def _read(pieces):
   for _, _, nodes in pieces:
     for node in nodes:
       node.ready = True
-  return [
-      (start, sum(len(node.ids) for node in nodes)) for _, start, nodes in pieces
-  ]
+  return [(start, sum(len(node.ids) for node in nodes)) for _, start, nodes in pieces]
 
 
 def test_rows_take_turns():
@@ -80,9 +78,7 @@ def test_what_rows_share_is_read_for_one_of_them():
 
 def test_twins_are_read_once():
   first, second = _rows(range(12), range(12))
-  assert _read(*batching.next_pieces([first, second], _CONFIG)) == [
-      (0, 8), (2, 3),
-  ]
+  assert _read(*batching.next_pieces([first, second], _CONFIG)) == [(0, 8), (2, 3)]
   assert first.is_read() and second.is_read()
 
 
@@ -95,7 +91,7 @@ def test_a_row_of_one_token_needs_no_reading():
 def test_a_group_s_turns_read_little_more_than_what_is_new():
   # 8 rollouts of 3 turns over a prompt of 1,024; 96 tokens of memory a turn.
   config = api.EngineConfig(
-      slots=8, max_prompt_tokens=1300, max_new_tokens=64, **_PIECES
+    slots=8, max_prompt_tokens=1300, max_new_tokens=64, **_PIECES
   )
   rng = random.Random(0)
   draw = lambda n: tuple(rng.randrange(50_000) for _ in range(n))
@@ -124,7 +120,9 @@ def test_how_pieces_are_laid_out():
   (pieces,) = batching.next_pieces([row], _CONFIG)
   segments = batching.pack_pieces(pieces, _CONFIG)
   assert segments.ids.tolist() == [
-      [*range(1, 9)], [9, 10, 11, 12, 13, 0, 0, 0], [0] * 8,
+    [*range(1, 9)],
+    [9, 10, 11, 12, 13, 0, 0, 0],
+    [0] * 8,
   ]
   assert segments.starts.tolist() == [0, 8, 0]
   pages = [node.page for node in row.lease.nodes]
@@ -141,13 +139,14 @@ def test_lanes_read_what_does_not_depend_on_each_other():
   # Sixteen tokens in common; then 8 of the first, 4 and 8 of the second. The
   # third is alone.
   first, second, third = rows = _rows(
-      range(25), [*range(16), *range(50, 54), *range(60, 69)], range(70, 80)
+    range(25), [*range(16), *range(50, 54), *range(60, 69)], range(70, 80)
   )
   lanes = batching.next_pieces(rows, config, 2)
   # The second goes on behind the first, so it is in its lane; and then that one
   # is full.
   assert [[row for row, *_ in lane] for lane in lanes] == [
-      [first, second], [third, third]
+    [first, second],
+    [third, third],
   ]
   assert list(map(_read, lanes)) == [[(0, 8), (2, 8)], [(0, 8), (2, 1)]]
   lanes = batching.next_pieces([first, second], config, 2)
@@ -183,8 +182,13 @@ def test_a_lane_reads_on_a_desk_of_its_own():
 def test_how_rows_are_laid_out():
   first, second = _rows(range(10, 20), [5])
   first.request = _request(
-      range(10, 20), key=30, stop_ids=(3, 4), top_k=5, top_p=0.75, min_p=0.25,
-      temperature=0.5,
+    range(10, 20),
+    key=30,
+    stop_ids=(3, 4),
+    top_k=5,
+    top_p=0.75,
+    min_p=0.25,
+    temperature=0.5,
   )
   second.ids = [8, 9]
   rows = batching.pack_rows([(2, first), (0, second)], _CONFIG)
@@ -193,9 +197,7 @@ def test_how_rows_are_laid_out():
   assert rows.sampled.tolist() == [2, 0, 0, 0]
   assert rows.left.tolist() == [3, 0, 5, 0]
   none = decoding.NO_STOP
-  assert rows.stop_ids.tolist() == [
-      [none] * 3, [none] * 3, [3, 4, none], [none] * 3
-  ]
+  assert rows.stop_ids.tolist() == [[none] * 3, [none] * 3, [3, 4, none], [none] * 3]
   nodes, own = first.lease.nodes, first.lease.own
   # Its tail is copied to the first page of its own, which takes its place.
   table = [nodes[0].page, nodes[1].page, *own]
@@ -228,9 +230,7 @@ def test_how_rows_of_a_lane_are_laid_out():
 
 
 def test_which_parts_rows_have_in_common():
-  config = api.EngineConfig(
-      slots=8, lanes=2, max_prompt_tokens=1300, max_new_tokens=64
-  )
+  config = api.EngineConfig(slots=8, lanes=2, max_prompt_tokens=1300, max_new_tokens=64)
   tree = prefixes.Prefixes(config.pages, config.page_tokens)
   reading = pages.Reading('gathered', lanes=2, shares=True)
   stem = tuple(range(1000))
@@ -256,31 +256,37 @@ def test_which_parts_rows_have_in_common():
   # Equal tokens in pages of their own are not known to be equal.
   alone = prefixes.Prefixes(config.pages, config.page_tokens, share=False)
   apart = [
-      batching.Row(_request(stem, max_new_tokens=64), alone.lease(stem, 64))
-      for _ in range(2)
+    batching.Row(_request(stem, max_new_tokens=64), alone.lease(stem, 64))
+    for _ in range(2)
   ]
   assert common(apart) == (0, 1)
 
 
 def test_how_pages_are_read():
   model_config = model.ModelConfig(
-      vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2,
-      head_dim=8, d_ff=48, max_positions=9000,
+    vocab_size=64,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=48,
+    max_positions=9000,
   )
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
   def way(max_prompt_tokens=1000, **changes):
-    config = api.EngineConfig(
-        max_prompt_tokens=max_prompt_tokens, **changes, **_PIECES
-    )
+    config = api.EngineConfig(max_prompt_tokens=max_prompt_tokens, **changes, **_PIECES)
     return programs_lib.reading_of(model_config, config, here).way
 
   assert way() == 'gathered'  # On CPU.
   assert way(max_prompt_tokens=5000) == 'blocks'
   assert way(max_prompt_tokens=5000, attention='gathered') == 'gathered'
-  lanes = lambda where, **changes: programs_lib.reading_of(
+  lanes = lambda where, **changes: (
+    programs_lib.reading_of(
       model_config, api.EngineConfig(lanes=2, **changes), where
-  ).lanes
+    ).lanes
+  )
   assert lanes(here) == 2
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('kv_heads',))
   spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -295,8 +301,8 @@ def test_shapes_do_not_depend_on_how_many_wait():
   def shapes(n):
     rows = _rows(*([i, i + 1] for i in range(n)))
     packed = (
-        batching.pack_pieces(*batching.next_pieces(rows, _CONFIG), _CONFIG),
-        batching.pack_rows(enumerate(rows), _CONFIG),
+      batching.pack_pieces(*batching.next_pieces(rows, _CONFIG), _CONFIG),
+      batching.pack_rows(enumerate(rows), _CONFIG),
     )
     return jax.tree.map(lambda x: (x.shape, x.dtype), packed)
 
@@ -306,34 +312,39 @@ def test_shapes_do_not_depend_on_how_many_wait():
 def test_more_devices_than_key_heads_send_no_keys_or_values():
   """Nor queries: each attends to what it has; layers send their sums alone."""
   model_config = model.ModelConfig(
-      vocab_size=128, d_model=32, n_layers=2, n_heads=8, n_kv_heads=2,
-      head_dim=8, d_ff=48, max_positions=2048,
+    vocab_size=128,
+    d_model=32,
+    n_layers=2,
+    n_heads=8,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=48,
+    max_positions=2048,
   )
   config = api.EngineConfig(
-      slots=4, max_prompt_tokens=1000, max_new_tokens=24, kv_tokens=8192,
-      **_PIECES,
+    slots=4, max_prompt_tokens=1000, max_new_tokens=24, kv_tokens=8192, **_PIECES
   )
   mesh = sharding.make_mesh(1, 4, 1, jax.devices()[:4])
   placed = jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      jax.eval_shape(lambda: model.init_params(model_config, jax.random.key(0))),
-      sharding.param_shardings(model_config, mesh),
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    jax.eval_shape(lambda: model.init_params(model_config, jax.random.key(0))),
+    sharding.param_shardings(model_config, mesh),
   )
   params = handover.Handover(model_config, mesh, split=True).shapes(placed)
   where = pages.pool_sharding(params)
   pool = jax.eval_shape(
-      lambda: pages.make_pool(model_config, config.pages, config.page_tokens)
+    lambda: pages.make_pool(model_config, config.pages, config.page_tokens)
   )
   assert where.shard_shape(pool.keys.shape)[0] == 1  # Of 2.
   pool = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), pool
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), pool
   )
   reading = programs_lib.reading_of(model_config, config, where)
   assert reading.way == 'gathered' and not reading.shares
   programs = programs_lib.Programs(model_config, config, params, pool, reading)
   for program, rows, tokens, drawn in (
-      (programs.decode(False), 4, 1, 4 * sampling._BLOCKS * 4),
-      (programs.prefill(), config.prefill_pieces, config.piece_tokens, 0),
+    (programs.decode(False), 4, 1, 4 * sampling._BLOCKS * 4),
+    (programs.prefill(), config.prefill_pieces, config.piece_tokens, 0),
   ):
     sent = hlo.collectives(program.as_text())
     # An embedding, then twice a layer; besides, what is sampled from: the sum of
@@ -352,22 +363,34 @@ def test_a_tpu_reads_and_writes_pages_where_they_lie(name, monkeypatch):
   found = topologies.get_topology_desc(topology_name='v5e:2x2', platform='tpu')
   here = jax.sharding.SingleDeviceSharding(found.devices[0])
   model_config = model.ModelConfig(
-      vocab_size=512, d_model=256, n_layers=2, n_heads=8, n_kv_heads=2,
-      head_dim=128, d_ff=256, max_positions=4096, dtype='bfloat16',
+    vocab_size=512,
+    d_model=256,
+    n_layers=2,
+    n_heads=8,
+    n_kv_heads=2,
+    head_dim=128,
+    d_ff=256,
+    max_positions=4096,
+    dtype='bfloat16',
   )
   config = api.EngineConfig(
-      slots=16, max_prompt_tokens=1000, max_new_tokens=24, kv_tokens=2**18,
-      **_PIECES | {'piece_tokens': 128},
+    slots=16,
+    max_prompt_tokens=1000,
+    max_new_tokens=24,
+    kv_tokens=2**18,
+    **_PIECES | {'piece_tokens': 128},
   )
   there = lambda tree: jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree
   )
   params = there(
-      jax.eval_shape(lambda: model.init_params(model_config, jax.random.key(0)))
+    jax.eval_shape(lambda: model.init_params(model_config, jax.random.key(0)))
   )
-  pool = there(jax.eval_shape(
+  pool = there(
+    jax.eval_shape(
       lambda: pages.make_pool(model_config, config.pages, config.page_tokens)
-  ))
+    )
+  )
   reading = programs_lib.reading_of(model_config, config, here)
   assert reading.way == 'kernel' and not reading.unrolled
   programs = programs_lib.Programs(model_config, config, params, pool, reading)

@@ -9,8 +9,14 @@ from agentflow_jax.core import model, published
 from agentflow_jax.inference import api, choices, engine
 
 _SMALL = model.ModelConfig(
-    vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8,
-    d_ff=48, max_positions=4096,
+  vocab_size=64,
+  d_model=32,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=8,
+  d_ff=48,
+  max_positions=4096,
 )
 _LARGE = published.MODELS['smollm2-135m']
 
@@ -18,8 +24,11 @@ _LARGE = published.MODELS['smollm2-135m']
 def _chosen(network=_LARGE, platform='cpu', gathered=True, cores=2, **given):
   found = choices.chosen(api.EngineConfig(**given), network, platform, gathered, cores)
   return (
-      found.lanes, found.prefill_pieces, found.piece_tokens, found.prefill_burst,
-      found.read_share,
+    found.lanes,
+    found.prefill_pieces,
+    found.piece_tokens,
+    found.prefill_burst,
+    found.read_share,
   )
 
 
@@ -38,14 +47,14 @@ def test_the_rule():
 
 
 @pytest.mark.parametrize(
-    ('given', 'found'),
-    [
-        ({'lanes': 1}, (1, 1, 112, 64, 1.0)),
-        ({'lanes': 4}, (4, 4, 112, 64, 1.0)),
-        ({'prefill_pieces': 5}, (1, 5, 112, 64, 1.0)),
-        ({'piece_tokens': 16, 'read_share': 0.25}, (2, 2, 16, 64, 0.25)),
-        ({'prefill_burst': 3}, (2, 2, 112, 3, 1.0)),
-    ],
+  ('given', 'found'),
+  [
+    ({'lanes': 1}, (1, 1, 112, 64, 1.0)),
+    ({'lanes': 4}, (4, 4, 112, 64, 1.0)),
+    ({'prefill_pieces': 5}, (1, 5, 112, 64, 1.0)),
+    ({'piece_tokens': 16, 'read_share': 0.25}, (2, 2, 16, 64, 0.25)),
+    ({'prefill_burst': 3}, (2, 2, 112, 3, 1.0)),
+  ],
 )
 def test_what_is_given_stays(given, found):
   assert _chosen(**given) == found
@@ -55,9 +64,9 @@ def test_the_size_of_a_network_is_that_of_its_kernels():
   for network in (_SMALL, dataclasses.replace(_LARGE, n_layers=2)):
     shapes = jax.eval_shape(lambda n=network: model.init_params(n, jax.random.key(0)))
     kernels = sum(
-        leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(
-            shapes['layers']
-        ) if 'kernel' in jax.tree_util.keystr(path)
+      leaf.size
+      for path, leaf in jax.tree_util.tree_leaves_with_path(shapes['layers'])
+      if 'kernel' in jax.tree_util.keystr(path)
     )
     assert choices._block_parameters(network) == kernels
 
@@ -66,6 +75,6 @@ def test_an_engine_has_nothing_open_and_says_what_it_chose():
   params = model.init_params(_SMALL, jax.random.key(0))
   with engine.Engine(_SMALL, api.EngineConfig(slots=2), params) as made:
     assert choices.said(made.config) == (
-        'engine.lanes=1, engine.prefill_pieces=8, engine.piece_tokens=32,'
-        ' engine.prefill_burst=16, engine.read_share=0.5'
+      'engine.lanes=1, engine.prefill_pieces=8, engine.piece_tokens=32,'
+      ' engine.prefill_burst=16, engine.read_share=0.5'
     )

@@ -30,26 +30,26 @@ from agentflow_jax.inference import simple_engine
 
 _V = 56
 _MODEL = model.ModelConfig(
-    vocab_size=_V,
-    d_model=32,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    d_ff=48,
-    max_positions=40,
-    # Tied embeddings at birth repeat the last token for ever.
-    tie_embeddings=False,
+  vocab_size=_V,
+  d_model=32,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=8,
+  d_ff=48,
+  max_positions=40,
+  # Tied embeddings at birth repeat the last token for ever.
+  tie_embeddings=False,
 )
 _CONFIG = api.EngineConfig(
-    slots=6,
-    max_prompt_tokens=32,
-    max_new_tokens=12,
-    page_tokens=4,
-    prefill_pieces=3,
-    piece_tokens=8,
-    decode_chunk=5,
-    max_stop_ids=3,
+  slots=6,
+  max_prompt_tokens=32,
+  max_new_tokens=12,
+  page_tokens=4,
+  prefill_pieces=3,
+  piece_tokens=8,
+  decode_chunk=5,
+  max_stop_ids=3,
 )
 
 
@@ -82,11 +82,11 @@ def _request(n=5, key=0, seed=None, stop_ids=(), stop_fn=None, **sampling):
   rng = random.Random(n if seed is None else seed)
   sampling.setdefault('max_new_tokens', 8)
   return api.Request(
-      prompt_ids=tuple(rng.randrange(_V) for _ in range(n)),
-      key_words=(key, 77),
-      sampling=records.SamplingSpec(**sampling),
-      stop_ids=stop_ids,
-      stop_fn=stop_fn,
+    prompt_ids=tuple(rng.randrange(_V) for _ in range(n)),
+    key_words=(key, 77),
+    sampling=records.SamplingSpec(**sampling),
+    stop_ids=stop_ids,
+    stop_fn=stop_fn,
   )
 
 
@@ -94,20 +94,24 @@ def _mixed(count, seed=0):
   """Requests of every kind: lengths, specs, stops, a few equal prompts."""
   rng = random.Random(seed)
   specs = (
-      dict(), dict(temperature=0.0), dict(temperature=0.6), dict(top_k=5),
-      dict(top_p=0.8, temperature=1.4), dict(min_p=0.1),
+    dict(),
+    dict(temperature=0.0),
+    dict(temperature=0.6),
+    dict(top_k=5),
+    dict(top_p=0.8, temperature=1.4),
+    dict(min_p=0.1),
   )
   return [
-      _request(
-          rng.choice((1, 3, 7, 8, 9, 20, 27)),
-          key=rng.randrange(2**32),
-          seed=rng.randrange(4),
-          stop_ids=rng.choice(((), (3,), (4, 5, 6))),
-          stop_fn=rng.choice((None, _stop_at_multiple_of_nine)),
-          max_new_tokens=rng.choice((1, 2, 6, 12)),
-          **rng.choice(specs),
-      )
-      for _ in range(count)
+    _request(
+      rng.choice((1, 3, 7, 8, 9, 20, 27)),
+      key=rng.randrange(2**32),
+      seed=rng.randrange(4),
+      stop_ids=rng.choice(((), (3,), (4, 5, 6))),
+      stop_fn=rng.choice((None, _stop_at_multiple_of_nine)),
+      max_new_tokens=rng.choice((1, 2, 6, 12)),
+      **rng.choice(specs),
+    )
+    for _ in range(count)
   ]
 
 
@@ -124,7 +128,7 @@ def _generate(engine, requests):
   async def run():
     # A bug may leave a caller waiting for ever: let the test fail instead.
     return await asyncio.wait_for(
-        asyncio.gather(*(engine.generate(r) for r in requests)), 300
+      asyncio.gather(*(engine.generate(r) for r in requests)), 300
     )
 
   return asyncio.run(run())
@@ -139,9 +143,7 @@ def _hold(engine):
     assert release.wait(60)
     return 1
 
-  threading.Thread(
-      target=_generate, args=(engine, [_request(3, stop_fn=wait)])
-  ).start()
+  threading.Thread(target=_generate, args=(engine, [_request(3, stop_fn=wait)])).start()
   assert busy.wait(60)
   return release
 
@@ -170,9 +172,9 @@ def _together(engine, requests):
 
 def _bits(result):
   return (
-      result.response_ids,
-      np.array(result.logprobs, np.float32).tobytes(),
-      result.finish_reason,
+    result.response_ids,
+    np.array(result.logprobs, np.float32).tobytes(),
+    result.finish_reason,
   )
 
 
@@ -180,9 +182,7 @@ def _bits(result):
 def _padded_logits(params, ids, length):
   positions = jnp.arange(ids.shape[0])
   ends = jnp.where(positions < length, length, 0)
-  return model.forward(
-      _MODEL, params, ids[None], positions[None], ends[None]
-  )[0]
+  return model.forward(_MODEL, params, ids[None], positions[None], ends[None])[0]
 
 
 def _logits(params, ids):
@@ -209,11 +209,11 @@ def _oracle(params, request, response_ids, max_kept=_V):
     order = np.argsort(-probs, kind='stable')
     mass = np.cumsum(probs[order])
     keep = [
-        token
-        for rank, token in enumerate(order)
-        if (not spec.top_k or rank < spec.top_k)
-        and (rank == 0 or spec.top_p == 1 or mass[rank - 1] < spec.top_p)
-        and probs[token] >= spec.min_p * probs.max()
+      token
+      for rank, token in enumerate(order)
+      if (not spec.top_k or rank < spec.top_k)
+      and (rank == 0 or spec.top_p == 1 or mass[rank - 1] < spec.top_p)
+      and probs[token] >= spec.min_p * probs.max()
     ]
     if spec.truncates:
       keep = keep[:max_kept]
@@ -228,12 +228,12 @@ def _check_logprobs(config, params, request, bits, atol=1e-5):
   ids = np.array([request.prompt_ids + bits[0]], np.int32)
   at = np.arange(ids.shape[1])[None]
   logits = jax.jit(model.forward, static_argnums=0)(
-      config, params, ids, at, np.full_like(ids, ids.shape[1])
+    config, params, ids, at, np.full_like(ids, ids.shape[1])
   )
   scores = jax.nn.log_softmax(logits[0, len(request.prompt_ids) - 1 : -1])
-  expected = np.take_along_axis(
-      np.asarray(scores), np.array(bits[0])[:, None], axis=1
-  )[:, 0]
+  expected = np.take_along_axis(np.asarray(scores), np.array(bits[0])[:, None], axis=1)[
+    :, 0
+  ]
   got = np.frombuffer(bits[1], np.float32)
   np.testing.assert_allclose(got, expected, atol=atol)
 
@@ -258,9 +258,7 @@ def test_greedy_equals_a_loop_of_full_forward_passes(engine, params, n):
 
 def test_recorded_logprobs_are_those_of_a_forward_pass(engine, params):
   requests = _mixed(80, seed=1)
-  for request, result in zip(
-      requests, _generate(engine, requests), strict=True
-  ):
+  for request, result in zip(requests, _generate(engine, requests), strict=True):
     expected, _ = _oracle(params, request, result.response_ids)
     np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
     assert result.kept is None
@@ -290,8 +288,9 @@ def test_recorded_sets_are_what_was_drawn_from(recording, params):
     assert all(ids.dtype == np.int32 for ids in result.kept)
     sizes += map(len, sets)
     cut += (
-        request.stop_fn is not None and result.finish_reason == 'stop'
-        and len(sets) % _CONFIG.decode_chunk != 0
+      request.stop_fn is not None
+      and result.finish_reason == 'stop'
+      and len(sets) % _CONFIG.decode_chunk != 0
     )
   assert min(sizes) < 3 and max(sizes) == 7
   assert cut > 3  # Sets of what stop_fn dropped were dropped.
@@ -303,7 +302,7 @@ def test_recording_changes_one_program_alone(recording, engine):
   requests = [r for r in _mixed(60, seed=3) if _is_cheap(r)]
   assert len(requests) > 10
   for a, b in zip(
-      _generate(recording, requests), _generate(engine, requests), strict=True
+    _generate(recording, requests), _generate(engine, requests), strict=True
   ):
     assert _bits(a) == _bits(b)
   _generate(recording, _mixed(60, seed=4))
@@ -327,13 +326,13 @@ def test_more_ids_than_the_vocabulary_has_are_refused(params):
 
 
 @pytest.mark.parametrize(
-    'spec',
-    [
-        dict(),
-        dict(temperature=0.5),
-        dict(temperature=2.5, top_p=0.6),
-        dict(temperature=2.5, top_k=4),
-    ],
+  'spec',
+  [
+    dict(),
+    dict(temperature=0.5),
+    dict(temperature=2.5, top_p=0.6),
+    dict(temperature=2.5, top_k=4),
+  ],
 )
 def test_samples_follow_the_exact_distribution(engine, params, spec):
   base = _request(6, max_new_tokens=1, **spec)
@@ -386,7 +385,7 @@ def test_a_group_differs_by_key_alone(engine):
 def test_what_prompts_share_is_read_once(own_engine):
   group = [_request(20, key=i) for i in range(3)]
   longer = dataclasses.replace(
-      group[0], prompt_ids=group[0].prompt_ids[:18] + (7, 7, 7, 7, 7)
+    group[0], prompt_ids=group[0].prompt_ids[:18] + (7, 7, 7, 7, 7)
   )
   _together(own_engine, group + [longer])
   now = own_engine.stats()
@@ -442,20 +441,19 @@ def test_same_bits_with_the_cache_and_without(engine, params):
   assert cached == again == plain
 
 
-@pytest.mark.parametrize('attention, lanes', [
-    ('gathered', 2), pytest.param('gathered', 1, marks=pytest.mark.slow),
+@pytest.mark.parametrize(
+  'attention, lanes',
+  [
+    ('gathered', 2),
+    pytest.param('gathered', 1, marks=pytest.mark.slow),
     pytest.param('blocks', 1, marks=pytest.mark.slow),
-])
+  ],
+)
 def test_same_bits_over_long_prompts(attention, lanes, monkeypatch):
-  config = dataclasses.replace(
-      _MODEL, d_model=64, head_dim=64, max_positions=700
-  )
-  params = jax.jit(model.init_params, static_argnums=0)(
-      config, jax.random.key(3)
-  )
+  config = dataclasses.replace(_MODEL, d_model=64, head_dim=64, max_positions=700)
+  params = jax.jit(model.init_params, static_argnums=0)(config, jax.random.key(3))
   shapes = api.EngineConfig(
-      slots=8, max_prompt_tokens=600, max_new_tokens=12, decode_chunk=4,
-      lanes=lanes,
+    slots=8, max_prompt_tokens=600, max_new_tokens=12, decode_chunk=4, lanes=lanes
   )
   common = []
   pack_rows = batching.pack_rows
@@ -473,20 +471,19 @@ def test_same_bits_over_long_prompts(attention, lanes, monkeypatch):
     # Most begin with 400 tokens in common, a group of eight with 30 more.
     query = draw(30) if i % 8 == 0 else query
     ids = draw(50) if i % 7 == 6 else cards + query + draw(i)
-    requests.append(dataclasses.replace(
-        _request(1, key=i, max_new_tokens=12), prompt_ids=ids
-    ))
+    requests.append(
+      dataclasses.replace(_request(1, key=i, max_new_tokens=12), prompt_ids=ids)
+    )
   results = []
   for order, changes in ((1, {}), (-1, {}), (1, {'prefix_cache': False})):
     with engine_lib.Engine(
-        config,
-        dataclasses.replace(shapes, attention=attention, **changes), params,
+      config, dataclasses.replace(shapes, attention=attention, **changes), params
     ) as engine:
       found = _generate(engine, requests[::order])[::order]
       found += _generate(engine, requests[3:4])
     # Rows read the cards once, or some apart; and then all apart.
     if attention == 'gathered' and gathered.shares_bits(
-        'float32', 8 // lanes, 2, 2, 64, 640
+      'float32', 8 // lanes, 2, 2, 64, 640
     ):
       shared = {n for n, rows in common if rows > 1}
       assert shared == ({0} if changes else {0, 1})
@@ -502,13 +499,10 @@ def test_same_bits_over_long_prompts(attention, lanes, monkeypatch):
 def test_a_kernel_reads_pages_where_they_lie():
   """That for GPUs, interpreted: same bits in a crowd, scores of a forward pass."""
   config = dataclasses.replace(_MODEL, dtype='bfloat16', head_dim=16)
-  params = jax.jit(model.init_params, static_argnums=0)(
-      config, jax.random.key(3)
-  )
+  params = jax.jit(model.init_params, static_argnums=0)(config, jax.random.key(3))
   shapes = dataclasses.replace(_CONFIG, attention='kernel', slots=3)
   requests = [
-      _request(n, key=i, max_new_tokens=10)
-      for i, n in enumerate((3, 30, 17, 30, 9))
+    _request(n, key=i, max_new_tokens=10) for i, n in enumerate((3, 30, 17, 30, 9))
   ]
   with engine_lib.Engine(config, shapes, params) as engine:
     engine.warmup((False,))
@@ -538,11 +532,11 @@ def test_lanes_do_not_show(of_lanes, engine):
     assert _bits(alone) == bits
   # Products of three rows and of six may be added up otherwise.
   for result, (ids, logprobs, _) in zip(
-      _generate(engine, requests), crowd, strict=True
+    _generate(engine, requests), crowd, strict=True
   ):
     assert result.response_ids == ids
     np.testing.assert_allclose(
-        result.logprobs, np.frombuffer(logprobs, np.float32), atol=1e-5
+      result.logprobs, np.frombuffer(logprobs, np.float32), atol=1e-5
     )
 
 
@@ -561,7 +555,7 @@ def test_a_lane_that_fails_waits_for_the_others(of_lanes, monkeypatch):
 
   async def run():
     return await asyncio.gather(
-        *map(of_lanes.generate, requests), return_exceptions=True
+      *map(of_lanes.generate, requests), return_exceptions=True
     )
 
   with monkeypatch.context() as patch:
@@ -607,8 +601,8 @@ def test_lanes_read_side_by_side(of_lanes, monkeypatch):
 
   monkeypatch.setattr(of_lanes, '_read_apart', read)
   requests = [
-      dataclasses.replace(_request(1, max_new_tokens=1), prompt_ids=(i,) * 30)
-      for i in range(6)
+    dataclasses.replace(_request(1, max_new_tokens=1), prompt_ids=(i,) * 30)
+    for i in range(6)
   ]
   _generate(of_lanes, requests)
   assert names == {'engine-lanes', 'engine-lanes-lane_0'}
@@ -617,8 +611,7 @@ def test_lanes_read_side_by_side(of_lanes, monkeypatch):
 def test_a_lane_that_fails_to_read(of_lanes, params, monkeypatch):
   """The engine goes on with pages, and a desk, that are new."""
   requests = [
-      dataclasses.replace(_request(1, key=i), prompt_ids=(7, i) * 10)
-      for i in range(6)
+    dataclasses.replace(_request(1, key=i), prompt_ids=(7, i) * 10) for i in range(6)
   ]
   expected = [_bits(r) for r in _generate(of_lanes, requests)]
   of_lanes.update_params(params, 0)  # Forgets what was read.
@@ -630,7 +623,7 @@ def test_a_lane_that_fails_to_read(of_lanes, params, monkeypatch):
 
   async def run():
     return await asyncio.gather(
-        *map(of_lanes.generate, requests), return_exceptions=True
+      *map(of_lanes.generate, requests), return_exceptions=True
     )
 
   with monkeypatch.context() as patch:
@@ -656,15 +649,16 @@ def test_same_bits_where_room_is_short(engine, params):
 
 def test_greedy_equals_the_simple_engine(engine, params):
   simple = simple_engine.SimpleEngine(
-      _MODEL, params, slots=20, max_prompt_tokens=32, max_new_tokens=12
+    _MODEL, params, slots=20, max_prompt_tokens=32, max_new_tokens=12
   )
   requests = [
-      dataclasses.replace(
-          r, sampling=records.SamplingSpec(
-              temperature=0.0, max_new_tokens=r.sampling.max_new_tokens
-          ),
-      )
-      for r in _prefixed(200, seed=33)
+    dataclasses.replace(
+      r,
+      sampling=records.SamplingSpec(
+        temperature=0.0, max_new_tokens=r.sampling.max_new_tokens
+      ),
+    )
+    for r in _prefixed(200, seed=33)
   ]
   results = _generate(engine, requests)
   for start in range(0, 200, 20):
@@ -706,8 +700,7 @@ def test_a_stop_id_ends_the_response_and_stays(engine):
     stop = free.response_ids[length - 1]
     first = free.response_ids.index(stop) + 1
     (result,) = _generate(
-        engine,
-        [_request(5, key=4, max_new_tokens=12, stop_ids=(stop, 1))],
+      engine, [_request(5, key=4, max_new_tokens=12, stop_ids=(stop, 1))]
     )
     # 1 may come sooner, by chance.
     if 1 in free.response_ids[:first]:
@@ -734,9 +727,7 @@ def test_stop_fn_keeps_the_stop_and_drops_the_rest(engine):
   (free,) = _generate(engine, [request])
   for keep in range(1, 13):
     stop_fn = lambda ids, keep=keep: keep if len(ids) >= keep else None
-    (result,) = _generate(
-        engine, [dataclasses.replace(request, stop_fn=stop_fn)]
-    )
+    (result,) = _generate(engine, [dataclasses.replace(request, stop_fn=stop_fn)])
     assert result.response_ids == free.response_ids[:keep]
     assert result.logprobs == free.logprobs[:keep]
     assert result.finish_reason == 'stop'
@@ -747,9 +738,7 @@ def test_length_is_the_requests_own(engine):
   results = _together(engine, requests)
   for request, result in zip(requests, results, strict=True):
     assert len(result.response_ids) == request.sampling.max_new_tokens
-    assert result.response_ids == results[2].response_ids[
-        : len(result.response_ids)
-    ]
+    assert result.response_ids == results[2].response_ids[: len(result.response_ids)]
     assert result.finish_reason == 'length'
 
 
@@ -765,16 +754,13 @@ def test_many_coroutines_of_two_event_loops(engine):
     outcomes[name] = [_bits(r) for r in _generate(engine, part)]
 
   threads = [
-      threading.Thread(target=client, args=(i, requests[i::2]))
-      for i in range(2)
+    threading.Thread(target=client, args=(i, requests[i::2])) for i in range(2)
   ]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
-  assert outcomes[0][:5] == [
-      _bits(r) for r in _generate(engine, requests[0:10:2])
-  ]
+  assert outcomes[0][:5] == [_bits(r) for r in _generate(engine, requests[0:10:2])]
   assert len(outcomes[0]) == len(outcomes[1]) == 150
   after = engine.stats()
   assert after.requests - before.requests == 305
@@ -808,16 +794,13 @@ def test_nothing_compiles_after_warmup(engine, monkeypatch):
   assert engine.compilations == compiled == engine.stats().compilations
 
 
-def test_engines_of_equal_shapes_share_their_programs(
-    engine, own_engine, params
-):
+def test_engines_of_equal_shapes_share_their_programs(engine, own_engine, params):
   assert len(engine._programs._found) == 4
   _generate(own_engine, _mixed(20))
   assert own_engine.compilations == 0
   # Of what no program is made from they may differ.
   config = dataclasses.replace(
-      _CONFIG, prefix_cache=False, prefill_burst=3, read_share=0.9,
-      coalesce_share=0.1,
+    _CONFIG, prefix_cache=False, prefill_burst=3, read_share=0.9, coalesce_share=0.1
   )
   with engine_lib.Engine(_MODEL, config, params) as other:
     other.warmup()
@@ -826,8 +809,8 @@ def test_engines_of_equal_shapes_share_their_programs(
 
 def test_requests_join_as_others_leave(own_engine):
   requests = [
-      _request(5, key=i, max_new_tokens=n)
-      for i, n in enumerate((10, 5, 5, 5, 5, 5, 5, 5))
+    _request(5, key=i, max_new_tokens=n)
+    for i, n in enumerate((10, 5, 5, 5, 5, 5, 5, 5))
   ]
   results = _together(own_engine, requests)
   # Five steps for the one that held the engine, and five others; it leaves, and
@@ -842,22 +825,22 @@ def test_requests_join_as_others_leave(own_engine):
 
 
 @pytest.mark.parametrize(
-    'kv_tokens, steps',
-    # Pages for one of them at a time: waiting for the other would be for ever.
-    [(0, 8), (48, 16)],
+  'kv_tokens, steps',
+  # Pages for one of them at a time: waiting for the other would be for ever.
+  [(0, 8), (48, 16)],
 )
 def test_a_chunk_waits_for_who_came_while_prompts_were_read(
-    params, engine, kv_tokens, steps
+  params, engine, kv_tokens, steps
 ):
   requests = [_request(27, seed=i, key=i) for i in range(2)]
   expected = [_bits(_generate(engine, [r])[0]) for r in requests]
   config = dataclasses.replace(
-      _CONFIG, kv_tokens=kv_tokens, read_share=1.0, coalesce_share=0.0
+    _CONFIG, kv_tokens=kv_tokens, read_share=1.0, coalesce_share=0.0
   )
   others = []
   with (
-      engine_lib.Engine(_MODEL, config, params) as other,
-      futures.ThreadPoolExecutor(1) as threads,
+    engine_lib.Engine(_MODEL, config, params) as other,
+    futures.ThreadPoolExecutor(1) as threads,
   ):
     read = other._prefill
 
@@ -870,8 +853,8 @@ def test_a_chunk_waits_for_who_came_while_prompts_were_read(
           assert not others[0].done()
 
     other._prefill = prefill
-    first, = _generate(other, requests[:1])
-    second, = others[0].result(60)
+    (first,) = _generate(other, requests[:1])
+    (second,) = others[0].result(60)
     assert other.stats().decode_steps == steps
   assert [_bits(first), _bits(second)] == expected
 
@@ -881,8 +864,8 @@ def test_the_first_request_of_an_idle_engine_waits_for_company(params, engine):
   expected = [_bits(_generate(engine, [r])[0]) for r in requests]
   config = dataclasses.replace(_CONFIG, prefill_pieces=2, coalesce_share=1.0)
   with (
-      engine_lib.Engine(_MODEL, config, params) as other,
-      futures.ThreadPoolExecutor(2) as threads,
+    engine_lib.Engine(_MODEL, config, params) as other,
+    futures.ThreadPoolExecutor(2) as threads,
   ):
     other._totals.update(prefill_calls=1, prefill_seconds=1e6)  # As if so slow.
     found = [threads.submit(_generate, other, requests[:1])]
@@ -897,20 +880,17 @@ def test_the_first_request_of_an_idle_engine_waits_for_company(params, engine):
 
 
 @pytest.mark.parametrize(
-    'burst, share, most',
-    # Two thirds have been read: not thin, or thin and as patient as that.
-    [(4, 0.5, 1), (1, 1.0, 1), (2, 1.0, 2)],
+  'burst, share, most',
+  # Two thirds have been read: not thin, or thin and as patient as that.
+  [(4, 0.5, 1), (1, 1.0, 1), (2, 1.0, 2)],
 )
-def test_long_prompts_do_not_hold_up_who_decodes(
-    params, engine, burst, share, most
-):
+def test_long_prompts_do_not_hold_up_who_decodes(params, engine, burst, share, most):
   # A prompt's last token is not read ahead.
   short = [_request(1, seed=i, key=i, max_new_tokens=12) for i in range(4)]
   long = [_request(27, seed=i, key=9 + i) for i in range(2)]  # 8 pieces.
   expected = [_bits(r) for r in _generate(engine, short + long)]
   config = dataclasses.replace(
-      _CONFIG, prefill_pieces=2, decode_chunk=1, prefill_burst=burst,
-      read_share=share,
+    _CONFIG, prefill_pieces=2, decode_chunk=1, prefill_burst=burst, read_share=share
   )
   busy, release, calls = threading.Event(), threading.Event(), []
 
@@ -942,7 +922,7 @@ def test_long_prompts_do_not_hold_up_who_decodes(
   assert sum(reads) == 4 and max(reads) == most
   # A token each of the others in between.
   assert [len(run) for run in runs[1:-1] if run[0] != 'read'] == (
-      [1] * (len(reads) - 1)
+    [1] * (len(reads) - 1)
   )
 
 
@@ -952,9 +932,7 @@ def test_long_prompts_do_not_hold_up_who_decodes(
 def test_time_to_compile_is_no_time_of_the_device(own_engine, monkeypatch):
   ahead = [0.0]
   clock = lambda: time.monotonic() + ahead[0]
-  monkeypatch.setattr(
-      engine_lib, 'time', types.SimpleNamespace(monotonic=clock)
-  )
+  monkeypatch.setattr(engine_lib, 'time', types.SimpleNamespace(monotonic=clock))
   programs, found = own_engine._programs, set()
 
   def slow(name):
@@ -979,13 +957,11 @@ def test_time_to_compile_is_no_time_of_the_device(own_engine, monkeypatch):
 
 
 def test_time_without_requests_is_not_time_that_the_device_stands_idle(
-    own_engine, monkeypatch
+  own_engine, monkeypatch
 ):
   ahead = [0.0]
   clock = lambda: time.monotonic() + ahead[0]
-  monkeypatch.setattr(
-      engine_lib, 'time', types.SimpleNamespace(monotonic=clock)
-  )
+  monkeypatch.setattr(engine_lib, 'time', types.SimpleNamespace(monotonic=clock))
   _generate(own_engine, [_request(5)])
   before = own_engine.stats().pending_seconds
   ahead[0] = 1000.0  # Since nobody asked for anything.
@@ -1005,9 +981,7 @@ def test_new_parameters_take_effect_and_are_named(own_engine):
   assert (old.params_version, new.params_version) == (0, 9)
   assert old.response_ids != new.response_ids
   np.testing.assert_allclose(
-      new.logprobs,
-      _oracle(new_params, request, new.response_ids)[0],
-      atol=1e-5,
+    new.logprobs, _oracle(new_params, request, new.response_ids)[0], atol=1e-5
   )
 
 
@@ -1021,7 +995,7 @@ def test_a_running_request_ends_with_the_parameters_it_began_with(own_engine):
       own_engine.update_params(new_params, 1)
 
   (result,) = _generate(
-      own_engine, [dataclasses.replace(request, stop_fn=update_on_the_way)]
+    own_engine, [dataclasses.replace(request, stop_fn=update_on_the_way)]
   )
   assert own_engine.params_version == 1
   assert result.params_version == 0
@@ -1036,9 +1010,9 @@ def test_a_request_after_an_update_waits_for_it(own_engine):
     assert release.wait(60)
 
   async def run():
-    running = asyncio.create_task(own_engine.generate(
-        _request(5, max_new_tokens=12, stop_fn=wait)
-    ))
+    running = asyncio.create_task(
+      own_engine.generate(_request(5, max_new_tokens=12, stop_fn=wait))
+    )
     assert await asyncio.to_thread(busy.wait, 60)
     own_engine.update_params(_init(1), 1)
     later = asyncio.create_task(own_engine.generate(_request(5)))
@@ -1058,9 +1032,7 @@ def test_the_caller_may_donate_its_parameters():
     (first,) = _generate(engine, [request])
     again = _init(2)
     engine.update_params(again, 1)
-    consume = jax.jit(
-        lambda p: jax.tree.map(lambda x: x * 0.0, p), donate_argnums=0
-    )
+    consume = jax.jit(lambda p: jax.tree.map(lambda x: x * 0.0, p), donate_argnums=0)
     jax.block_until_ready(consume(again))
     (second,) = _generate(engine, [request])
   assert _bits(first) == _bits(second)
@@ -1071,7 +1043,7 @@ def test_parameters_that_lie_on_several_devices_may_be_donated_too(own_engine):
   expected = jax.tree.map(np.asarray, params)
   everywhere = sharding.make_mesh(data=2, devices=jax.devices()[:2])
   params = jax.tree.map(
-      sharding.put, params, sharding.param_shardings(_MODEL, everywhere)
+    sharding.put, params, sharding.param_shardings(_MODEL, everywhere)
   )
   placed = own_engine._place(params)
   jax.tree.map(lambda x: x.delete(), params)
@@ -1087,18 +1059,18 @@ def test_parameters_of_another_shape_are_refused(own_engine):
 
 
 @pytest.mark.parametrize(  # 2 key heads, 4 of queries.
-    'devices', [pytest.param(2, marks=pytest.mark.slow), 4]
+  'devices', [pytest.param(2, marks=pytest.mark.slow), 4]
 )
 def test_parameters_over_devices_sample_alike(engine, params, devices):
   mesh = sharding.make_mesh(1, devices, 1, jax.devices()[:devices])
   hand = handover.Handover(_MODEL, mesh, split=True)
-  there = hand(jax.tree.map(
-      sharding.put, params, sharding.param_shardings(_MODEL, mesh)
-  ))
+  there = hand(
+    jax.tree.map(sharding.put, params, sharding.param_shardings(_MODEL, mesh))
+  )
   requests = [r for r in _mixed(60, seed=21) if _is_cheap(r)]
   assert len(requests) > 10
   with engine_lib.Engine(
-      _MODEL, _CONFIG, there, sharding=hand.local, copy=False
+    _MODEL, _CONFIG, there, sharding=hand.local, copy=False
   ) as other:
     results = _generate(other, requests)
   for a, b in zip(results, _generate(engine, requests), strict=True):
@@ -1108,17 +1080,13 @@ def test_parameters_over_devices_sample_alike(engine, params, devices):
   apart = engine_lib.as_read(_MODEL, _CONFIG, there)
   assert all(x.is_deleted() for x in jax.tree.leaves(there['layers']))
   where = jax.tree.map(lambda x: x.sharding, apart)
-  with engine_lib.Engine(
-      _MODEL, _CONFIG, apart, sharding=where, copy=False
-  ) as other:
+  with engine_lib.Engine(_MODEL, _CONFIG, apart, sharding=where, copy=False) as other:
     again = _generate(other, requests)
     assert other.compilations == 0
   assert [_bits(r) for r in again] == [_bits(r) for r in results]
 
 
-def test_programs_over_several_devices_are_launched_one_at_a_time(
-    engine, params
-):
+def test_programs_over_several_devices_are_launched_one_at_a_time(engine, params):
   mesh = sharding.make_mesh(data=1, fsdp=1, tensor=2, devices=jax.devices()[:2])
   where = sharding.param_shardings(_MODEL, mesh)
   with engine_lib.Engine(_MODEL, _CONFIG, params, sharding=where) as other:
@@ -1131,9 +1099,7 @@ def test_programs_over_several_devices_are_launched_one_at_a_time(
         await asyncio.sleep(0.2)
         assert not waits.done()
         with pytest.raises(TimeoutError):
-          await asyncio.wait_for(
-              asyncio.to_thread(other.update_params, params, 1), 0.2
-          )
+          await asyncio.wait_for(asyncio.to_thread(other.update_params, params, 1), 0.2)
       return goes_on, await waits
 
     alone, over_two = asyncio.run(main())
@@ -1169,26 +1135,23 @@ def test_a_failing_stop_fn_fails_only_its_own_request(engine):
 
   async def run():
     return await asyncio.gather(
-        *(engine.generate(r) for r in [bad, *good]), return_exceptions=True
+      *(engine.generate(r) for r in [bad, *good]), return_exceptions=True
     )
 
   error, *results = asyncio.run(run())
   assert isinstance(error, api.EngineError)
   assert isinstance(error.__cause__, KeyError)
-  assert [_bits(r) for r in results] == [
-      _bits(r) for r in _generate(engine, good)
-  ]
+  assert [_bits(r) for r in results] == [_bits(r) for r in _generate(engine, good)]
   after = engine.stats()
   assert after.failed - before.failed == 1
   assert after.completed - before.completed == 8
 
 
-def test_a_failing_call_fails_its_requests_and_no_others(
-    own_engine, monkeypatch
-):
+def test_a_failing_call_fails_its_requests_and_no_others(own_engine, monkeypatch):
   request = _request(5)
   (expected,) = _generate(own_engine, [request])
   with monkeypatch.context() as patch:
+
     def fail(*unused_args):
       raise RuntimeError('out of memory')
 
@@ -1230,7 +1193,7 @@ def test_an_engine_without_room_for_new_pages_ends(own_engine, monkeypatch):
   async def run():
     requests = [_request(5, key=i) for i in range(20)]
     return await asyncio.gather(
-        *map(own_engine.generate, requests), return_exceptions=True
+      *map(own_engine.generate, requests), return_exceptions=True
     )
 
   errors = asyncio.run(asyncio.wait_for(run(), 60))
@@ -1252,7 +1215,7 @@ def test_a_call_that_fails_late_keeps_what_was_done(own_engine, monkeypatch):
 
   async def run():
     return await asyncio.gather(
-        *(own_engine.generate(r) for r in requests), return_exceptions=True
+      *(own_engine.generate(r) for r in requests), return_exceptions=True
     )
 
   done, failed = asyncio.run(run())
@@ -1278,16 +1241,16 @@ def test_one_request_that_is_not_finite_fails_alone(own_engine, params):
   # As a token that was added to the vocabulary and never trained.
   broken = min(set(range(_V)) - met)
   bad = dataclasses.replace(
-      _request(3, stop_fn=lambda ids: pytest.fail('was shown what it drew')),
-      prompt_ids=(broken, 2, 3),
+    _request(3, stop_fn=lambda ids: pytest.fail('was shown what it drew')),
+    prompt_ids=(broken, 2, 3),
   )
   own_engine.update_params(
-      dict(params, embedding=params['embedding'].at[broken].set(np.nan)), 1
+    dict(params, embedding=params['embedding'].at[broken].set(np.nan)), 1
   )
 
   async def run():
     return await asyncio.gather(
-        *(own_engine.generate(r) for r in (bad, *good)), return_exceptions=True
+      *(own_engine.generate(r) for r in (bad, *good)), return_exceptions=True
     )
 
   error, *results = asyncio.run(run())
@@ -1314,12 +1277,10 @@ def test_pages_are_made_anew_while_others_may_ask(own_engine, monkeypatch):
 
 
 def test_what_is_not_finite_reaches_nobody_after_its_caller_has_left(
-    own_engine, monkeypatch
+  own_engine, monkeypatch
 ):
   (expected,) = _generate(own_engine, [_request(5)])
-  own_engine.update_params(
-      jax.tree.map(lambda x: x * np.nan, _init(0)), 1
-  )
+  own_engine.update_params(jax.tree.map(lambda x: x * np.nan, _init(0)), 1)
   read, release = threading.Event(), threading.Event()
   prefill = own_engine._prefill
 
@@ -1338,9 +1299,7 @@ def test_what_is_not_finite_reaches_nobody_after_its_caller_has_left(
       await task
     own_engine.update_params(_init(0), 2)
     release.set()
-    return await asyncio.gather(
-        *(own_engine.generate(_request(5)) for _ in range(6))
-    )
+    return await asyncio.gather(*(own_engine.generate(_request(5)) for _ in range(6)))
 
   assert {_bits(r) for r in asyncio.run(run())} == {_bits(expected)}
 
@@ -1377,9 +1336,7 @@ def test_a_cancelled_caller_on_the_device_leaves_the_others(own_engine):
 
   async def run():
     requests = [_request(5, key=1, stop_fn=wait), _request(5, key=2)]
-    tasks = [
-        asyncio.create_task(own_engine.generate(r)) for r in requests
-    ]
+    tasks = [asyncio.create_task(own_engine.generate(r)) for r in requests]
     assert await asyncio.to_thread(busy.wait, 60)
     tasks[0].cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -1401,9 +1358,9 @@ def test_a_cancelled_caller_s_slot_and_pages_go_to_the_next(params):
       assert release.wait(60)
 
     async def run():
-      first = asyncio.create_task(engine.generate(
-          _request(20, max_new_tokens=12, stop_fn=wait)
-      ))
+      first = asyncio.create_task(
+        engine.generate(_request(20, max_new_tokens=12, stop_fn=wait))
+      )
       second = asyncio.create_task(engine.generate(_request(5)))
       assert await asyncio.to_thread(busy.wait, 60)
       first.cancel()
@@ -1428,12 +1385,8 @@ def _clocks(monkeypatch):
   meter = device_time.Meter(lambda: time.monotonic() + ahead.busy)
   monkeypatch.setattr(device_time, 'METER', meter)
   clock = lambda: time.monotonic() + ahead.idle + ahead.busy
-  monkeypatch.setattr(
-      engine_lib, 'time', types.SimpleNamespace(monotonic=clock)
-  )
-  monkeypatch.setattr(
-      scheduling, 'time', types.SimpleNamespace(monotonic=clock)
-  )
+  monkeypatch.setattr(engine_lib, 'time', types.SimpleNamespace(monotonic=clock))
+  monkeypatch.setattr(scheduling, 'time', types.SimpleNamespace(monotonic=clock))
   return ahead
 
 
@@ -1467,9 +1420,7 @@ def test_the_times_of_a_request_that_is_done(clocks, own_engine):
   assert result.stalled_seconds <= result.model_seconds <= timing.model_seconds
 
 
-def test_time_to_compile_is_a_stall_of_the_device(
-    clocks, own_engine, monkeypatch
-):
+def test_time_to_compile_is_a_stall_of_the_device(clocks, own_engine, monkeypatch):
   programs = own_engine._programs
   get = programs.prefill
 
@@ -1500,9 +1451,7 @@ def test_what_others_run_on_the_device_is_a_stall(clocks, params):
         with device_time.METER.used():  # Such as an update of the trainer.
           clocks.busy += 100.0
 
-    request, timings = _timed(
-        _request(5, max_new_tokens=12, stop_fn=with_others)
-    )
+    request, timings = _timed(_request(5, max_new_tokens=12, stop_fn=with_others))
     _generate(engine, [request])
   (timing,) = timings
   assert 200 <= timing.model_seconds < 250
@@ -1559,9 +1508,7 @@ def test_closing_fails_what_is_unfinished_and_ends_the_thread(params):
     assert release.wait(60)
 
   async def run():
-    running = asyncio.create_task(
-        engine.generate(_request(5, stop_fn=wait))
-    )
+    running = asyncio.create_task(engine.generate(_request(5, stop_fn=wait)))
     assert await asyncio.to_thread(busy.wait, 60)
     queued = asyncio.create_task(engine.generate(_request(9)))
     await _until(lambda: engine.stats().queued == 1)

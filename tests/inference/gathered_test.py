@@ -12,8 +12,14 @@ from agentflow_jax.inference import pages
 
 P, K, G, E = 16, 2, 3, 8
 _MODEL = model.ModelConfig(
-    vocab_size=16, d_model=48, n_layers=2, n_heads=K * G, n_kv_heads=K,
-    head_dim=E, d_ff=16, max_positions=2000,
+  vocab_size=16,
+  d_model=48,
+  n_layers=2,
+  n_heads=K * G,
+  n_kv_heads=K,
+  head_dim=E,
+  d_ff=16,
+  max_positions=2000,
 )
 
 
@@ -29,10 +35,10 @@ def _reference(q, keys, values, starts):
   return out
 
 
-@pytest.mark.parametrize('slots, sizes', [
-    (128, (128,)), (512, (512,)), (640, (256, 256, 128)),
-    (1024, (256,) * 4),
-])
+@pytest.mark.parametrize(
+  'slots, sizes',
+  [(128, (128,)), (512, (512,)), (640, (256, 256, 128)), (1024, (256,) * 4)],
+)
 def test_parts_cover_all_slots(slots, sizes):
   assert gathered.parts(slots) == sizes
   assert gathered.make_store(_MODEL, 3, slots).slots == slots
@@ -49,30 +55,34 @@ def test_what_is_gathered_and_put_is_attended_to(slots, kv_dtype, atol):
   pool = pages.make_pool(_MODEL, 4 * n + 1, P, kv_dtype)
   new = draw(K, 2 * (4 * n + 1), P, E), draw(K, 2 * (4 * n + 1), P, E)
   exact = [x[:, 4 * n + 1 :] for x in new]
-  pool = pages.Pool(*new) if not kv_dtype else pages.new_tokens(
-      kv_dtype, *(jnp.asarray(x) for x in (
-          new[0].transpose(1, 0, 3, 2), new[1].swapaxes(0, 1)
-      ))
+  pool = (
+    pages.Pool(*new)
+    if not kv_dtype
+    else pages.new_tokens(
+      kv_dtype,
+      *(jnp.asarray(x) for x in (new[0].transpose(1, 0, 3, 2), new[1].swapaxes(0, 1))),
+    )
   )
   tables = (1 + rng.permutation(4 * n).reshape(4, n)).astype(np.int32)
-  store = jax.tree.map(
-      lambda x: x + 1e3, gathered.make_store(_MODEL, 4, slots)
-  )
+  store = jax.tree.map(lambda x: x + 1e3, gathered.make_store(_MODEL, 4, slots))
   # The last row is none that is gathered now.
   store = jax.jit(gathered.gather, static_argnames='dtype')(
-      store, pool, gathered.Fresh(tables, np.array([2, 0, 1, 3]), 3),
-      dtype='float32',
+    store, pool, gathered.Fresh(tables, np.array([2, 0, 1, 3]), 3), dtype='float32'
   )
   cache = gathered.Cache(
-      store=store, starts=lengths, live=np.array([True, True, True, False]),
-      common=np.int32(0), row=np.int32(0), kv_dtype=kv_dtype,
+    store=store,
+    starts=lengths,
+    live=np.array([True, True, True, False]),
+    common=np.int32(0),
+    row=np.int32(0),
+    kv_dtype=kv_dtype,
   )
   q, k, v = draw(4, K, G, 1, E), draw(4, K, E, 1), draw(4, K, 1, E)
-  got, cache = jax.jit(
-      lambda cache, *arrays: cache.attend('float32', 1, *arrays)
-  )(cache, q, k, v)
+  got, cache = jax.jit(lambda cache, *arrays: cache.attend('float32', 1, *arrays))(
+    cache, q, k, v
+  )
   keys, values = (
-      x[:, tables].reshape(K, 4, slots, E).swapaxes(0, 1).copy() for x in exact
+    x[:, tables].reshape(K, 4, slots, E).swapaxes(0, 1).copy() for x in exact
   )
   for b, length in enumerate(lengths):
     keys[b, :, length], values[b, :, length] = k[b, :, :, 0], v[b, :, 0]
@@ -82,9 +92,10 @@ def test_what_is_gathered_and_put_is_attended_to(slots, kv_dtype, atol):
   for before, after in zip(jax.tree.leaves(store), jax.tree.leaves(cache.store)):
     np.testing.assert_array_equal(before[:, 3], after[:, 3])
   assert all(
-      (a == b).all()
-      for a, b in zip(store.keys[0] + store.values[0],
-                      cache.store.keys[0] + cache.store.values[0])
+    (a == b).all()
+    for a, b in zip(
+      store.keys[0] + store.values[0], cache.store.keys[0] + cache.store.values[0]
+    )
   )
 
 
@@ -96,7 +107,7 @@ def _parts_in_common(rows=5):
     x[:, :, :512] = x[3, :, :512]
   starts = np.array([512, 639, 600, 550, 513], np.int32)
   split = lambda x: tuple(
-      part.copy() for part in np.split(x.swapaxes(0, 1), (256, 512), axis=2)
+    part.copy() for part in np.split(x.swapaxes(0, 1), (256, 512), axis=2)
   )
   return q, k, v, starts, (split(k), split(v))
 
@@ -110,8 +121,13 @@ def test_parts_that_rows_have_in_common_are_read_of_one_of_them(common):
     for part in parts[: common or 0]:
       part[:, others] = np.nan
   got = jax.jit(gathered.attend, static_argnums=0)(
-      'float32', q, tuple(x.swapaxes(2, 3) for x in keys), values, starts,
-      common, np.int32(3),
+    'float32',
+    q,
+    tuple(x.swapaxes(2, 3) for x in keys),
+    values,
+    starts,
+    common,
+    np.int32(3),
   )
   np.testing.assert_allclose(got, _reference(q, k, v, starts), atol=1e-6)
 

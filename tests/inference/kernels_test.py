@@ -48,9 +48,7 @@ def _error(got, expected):
 def test_the_kernel_for_gpus_equals_float64(heads, kv_heads, dim):
   lengths = [1, 16, 129, 384, 250]
   q, pool, tables, expected = _case(heads, kv_heads, dim, lengths, 3)
-  got = jax.jit(kernels.attend)(
-      q, pool, tables, np.array(lengths, np.int32) - 1
-  )
+  got = jax.jit(kernels.attend)(q, pool, tables, np.array(lengths, np.int32) - 1)
   assert got.dtype == np.float32 and got.shape == q.shape
   assert _error(got, expected) < 6e-3
 
@@ -59,22 +57,21 @@ def test_the_kernel_for_gpus_splits_long_rows_into_whole_blocks():
   # 17 blocks: nine splits of two, the last of which is padded.
   lengths = [2176, 2049, 1]
   q, pool, tables, expected = _case(2, 1, 16, lengths, 17)
-  got = jax.jit(kernels.attend)(
-      q, pool, tables, np.array(lengths, np.int32) - 1
-  )
+  got = jax.jit(kernels.attend)(q, pool, tables, np.array(lengths, np.int32) - 1)
   assert _error(got, expected) < 6e-3
 
 
 def test_the_kernel_for_gpus_reads_pages_of_int8():
   lengths = [40, 128]
   q, pool, tables, expected = _case(4, 2, 64, lengths, 1)
-  pool = pages.Pool(*(
-      x for pair in zip(pages._as_int8(pool.keys), pages._as_int8(pool.values))
+  pool = pages.Pool(
+    *(
+      x
+      for pair in zip(pages._as_int8(pool.keys), pages._as_int8(pool.values))
       for x in pair
-  ))
-  got = jax.jit(kernels.attend)(
-      q, pool, tables, np.array(lengths, np.int32) - 1
+    )
   )
+  got = jax.jit(kernels.attend)(q, pool, tables, np.array(lengths, np.int32) - 1)
   assert 1e-3 < _error(got, expected) < 2e-2
 
 
@@ -84,7 +81,7 @@ def test_heads_may_be_split_over_devices(heads):
   lengths = [40, 129]
   q, pool, tables, expected = _case(heads, 2, 16, lengths, 2)
   mesh = jax.sharding.Mesh(
-      np.array(jax.devices()[:4]).reshape(2, 2), handover.LOCAL_AXES
+    np.array(jax.devices()[:4]).reshape(2, 2), handover.LOCAL_AXES
   )
   attend = jax.jit(functools.partial(kernels.attend, mesh=mesh))
   got = attend(q, pool, tables, np.array(lengths, np.int32) - 1)
@@ -109,23 +106,26 @@ def test_the_kernel_for_tpus_equals_float64():
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])
 def test_the_kernels_lower_for_their_platform(platform):
   q, pool, tables, _ = _case(4, 2, 128, [5, 9], 2)
-  lowered = jax.jit(kernels.attend).trace(
-      q, pool, tables, np.array([4, 8], np.int32)
-  ).lower(lowering_platforms=(platform,))
+  lowered = (
+    jax.jit(kernels.attend)
+    .trace(q, pool, tables, np.array([4, 8], np.int32))
+    .lower(lowering_platforms=(platform,))
+  )
   name = {'tpu': 'tpu_custom_call', 'cuda': 'triton'}[platform]
   assert name in lowered.as_text()
 
 
-@pytest.mark.parametrize('platform, dtype, kv_dtype, dim, says', [
+@pytest.mark.parametrize(
+  'platform, dtype, kv_dtype, dim, says',
+  [
     ('cuda', 'float32', '', 64, 'bfloat16'),
     ('tpu', 'bfloat16', 'int8', 128, 'int8'),
     ('tpu', 'bfloat16', '', 64, '128'),
     ('cuda', 'bfloat16', '', 96, 'power of two'),
     ('rocm', 'bfloat16', '', 64, 'CUDA'),
-])
-def test_where_there_is_no_kernel_it_says_why(
-    platform, dtype, kv_dtype, dim, says
-):
+  ],
+)
+def test_where_there_is_no_kernel_it_says_why(platform, dtype, kv_dtype, dim, says):
   assert says in kernels.lacks(platform, dtype, kv_dtype, dim)
   assert not kernels.lacks('cuda', 'bfloat16', 'int8', 64)
   assert not kernels.lacks('tpu', 'bfloat16', '', 128)

@@ -12,13 +12,19 @@ from agentflow_jax.core import model
 from agentflow_jax.inference import pages
 
 CONFIG = model.ModelConfig(
-    vocab_size=61, d_model=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8,
-    d_ff=40, max_positions=400,
+  vocab_size=61,
+  d_model=24,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=8,
+  d_ff=40,
+  max_positions=400,
 )
 FAMILIES = {
-    'qwen2': {'qkv_bias': True, 'rope_theta': 1e6},
-    'qwen3': {'qk_norm': True, 'tie_embeddings': False},
-    'one_kv_head': {'n_kv_heads': 1},
+  'qwen2': {'qkv_bias': True, 'rope_theta': 1e6},
+  'qwen3': {'qk_norm': True, 'tie_embeddings': False},
+  'one_kv_head': {'n_kv_heads': 1},
 }
 P = 8
 _FORWARD = jax.jit(model.forward, static_argnums=0)
@@ -29,25 +35,19 @@ _COPY = jax.jit(pages.copy_pages, static_argnums=1)
 def _call(config, params, pool, ids, starts, tables, writes):
   """Returns logits [B, T, V] and the pool with the new tokens."""
   cache = pages.Cache(
-      pool=pool, n_layers=config.n_layers, starts=starts, tables=tables,
-      writes=writes,
+    pool=pool, n_layers=config.n_layers, starts=starts, tables=tables, writes=writes
   )
   positions = starts[:, None] + jnp.arange(ids.shape[1])
-  hidden, cache = model.hidden_states_cached(
-      config, params, ids, positions, cache
-  )
+  hidden, cache = model.hidden_states_cached(config, params, ids, positions, cache)
   return model.unembed(config, params, hidden), cache.pool
 
 
 def _make(**changes):
   config = dataclasses.replace(CONFIG, **changes)
-  params = jax.jit(model.init_params, static_argnums=0)(
-      config, jax.random.key(0)
-  )
+  params = jax.jit(model.init_params, static_argnums=0)(config, jax.random.key(0))
   rng = np.random.default_rng(1)
   return config, jax.tree.map(
-      lambda x: jnp.asarray(x + 0.2 * rng.standard_normal(x.shape), x.dtype),
-      params,
+    lambda x: jnp.asarray(x + 0.2 * rng.standard_normal(x.shape), x.dtype), params
   )
 
 
@@ -102,7 +102,7 @@ def _spoilt_pool(config, count):
 
 
 @pytest.mark.parametrize(
-    'family', ['qwen2', pytest.param('qwen3', marks=pytest.mark.slow)]
+  'family', ['qwen2', pytest.param('qwen3', marks=pytest.mark.slow)]
 )
 def test_reading_and_decoding_equal_whole_forward_passes(family):
   _check_reading_and_decoding(family)
@@ -120,19 +120,20 @@ def _check_reading_and_decoding(family):
   expected = _whole(config, params, ids)
   lengths = [121, 40, 3]
   tables = _tables(3, rng.permutation(np.arange(1, 97)))
-  logits, pool = _read(
-      config, params, _spoilt_pool(config, 97), ids, tables, lengths
-  )
+  logits, pool = _read(config, params, _spoilt_pool(config, 97), ids, tables, lengths)
   for row, length in enumerate(lengths):
-    np.testing.assert_allclose(
-        logits[row, :length], expected[row, :length], atol=2e-5
-    )
+    np.testing.assert_allclose(logits[row, :length], expected[row, :length], atol=2e-5)
   rows = np.arange(3)
   for step in range(20):  # Over the edge of a block of 128, and of pages.
     at = np.array(lengths, np.int32) + step
     got, pool = _call(
-        config, params, pool, ids[rows, at][:, None], at, tables,
-        tables[rows, at // P][:, None],
+      config,
+      params,
+      pool,
+      ids[rows, at][:, None],
+      at,
+      tables,
+      tables[rows, at // P][:, None],
     )
     np.testing.assert_allclose(got[:, 0], expected[rows, at], atol=2e-5)
 
@@ -172,13 +173,15 @@ def test_a_piece_sees_the_pieces_of_its_row_in_the_same_call():
   expected = _whole(config, params, ids)
   table = _tables(1, np.arange(5, 37))
   got, _ = _call(
-      config, params, _spoilt_pool(config, 40), ids.reshape(3, 16),
-      np.array([0, 16, 32], np.int32), np.repeat(table, 3, axis=0),
-      table[0, :6].reshape(3, 2),
+    config,
+    params,
+    _spoilt_pool(config, 40),
+    ids.reshape(3, 16),
+    np.array([0, 16, 32], np.int32),
+    np.repeat(table, 3, axis=0),
+    table[0, :6].reshape(3, 2),
   )
-  np.testing.assert_allclose(
-      got.reshape(48, 61), expected[0], atol=2e-5
-  )
+  np.testing.assert_allclose(got.reshape(48, 61), expected[0], atol=2e-5)
 
 
 def test_rows_may_share_pages_and_go_on_behind_a_copy():
@@ -189,9 +192,9 @@ def test_rows_may_share_pages_and_go_on_behind_a_copy():
   ids %= 61
   expected = _whole(config, params, ids)
   table = _tables(1, np.arange(1, 33))
-  _, pool = _read(config, params, _spoilt_pool(config, 60), ids, np.repeat(
-      table, 2, axis=0
-  ), [52, 0])
+  _, pool = _read(
+    config, params, _spoilt_pool(config, 60), ids, np.repeat(table, 2, axis=0), [52, 0]
+  )
   # Six pages are shared; the seventh holds slots 48 to 51, and is copied.
   tables = np.repeat(table, 2, axis=0)
   tables[0, 6:8], tables[1, 6:8] = [40, 41], [50, 51]
@@ -200,8 +203,13 @@ def test_rows_may_share_pages_and_go_on_behind_a_copy():
   rows = np.arange(2)
   for at in range(52, 60):
     got, pool = _call(
-        config, params, pool, ids[:, at][:, None], np.full(2, at, np.int32),
-        tables, tables[rows, at // P][:, None],
+      config,
+      params,
+      pool,
+      ids[:, at][:, None],
+      np.full(2, at, np.int32),
+      tables,
+      tables[rows, at // P][:, None],
     )
     np.testing.assert_allclose(got[:, 0], expected[:, at], atol=2e-5)
 
@@ -213,12 +221,10 @@ def test_pages_are_written_alike_in_turn_and_at_once(length, kv_dtype):
   rng = np.random.default_rng(8)
   pool = pages.make_pool(config, 20, P, kv_dtype)
   pool = jax.tree.map(
-      lambda x: jnp.asarray(rng.integers(-9, 9, x.shape), x.dtype), pool
+    lambda x: jnp.asarray(rng.integers(-9, 9, x.shape), x.dtype), pool
   )
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-  new = pages.new_tokens(
-      kv_dtype, draw(3, 2, 8, length), draw(3, 2, length, 8)
-  )
+  new = pages.new_tokens(kv_dtype, draw(3, 2, 8, length), draw(3, 2, length, 8))
   writes = np.array([[4, 5], [9, 3], [7, 2]], np.int32)[:, : max(length // P, 1)]
   starts = jnp.array([3, 13, 24], jnp.int32)
   arrays = pool, new, 20, starts, jnp.asarray(writes)
@@ -236,21 +242,15 @@ def test_pages_are_written_alike_in_turn_and_at_once(length, kv_dtype):
 def test_copies_are_of_every_layer_and_of_nothing_else():
   config, _ = _make()
   pool = pages.make_pool(config, 5, P)
-  pool = jax.tree.map(
-      lambda x: x + jnp.arange(10).reshape(1, 10, 1, 1), pool
-  )
+  pool = jax.tree.map(lambda x: x + jnp.arange(10).reshape(1, 10, 1, 1), pool)
   pairs = np.array([[4, 1], [1, 2], [3, 0]], np.int32)
   copies = pages.Copies(pairs, np.int32(2))
   # One after the other: 4 to 1, and that to 2.
   _check_pages(_COPY(pool, 2, copies), [0, 4, 4, 3, 4, 5, 9, 9, 8, 9])
   # From a pool of more pages, which stays as it is: 4 to 1, and 1 to 2.
   other = pages.make_pool(config, 6, P)
-  other = jax.tree.map(
-      lambda x: x - jnp.arange(12).reshape(1, 12, 1, 1), other
-  )
-  _check_pages(
-      _COPY(pool, 2, copies, other), [0, -4, -1, 3, 4, 5, -10, -7, 8, 9]
-  )
+  other = jax.tree.map(lambda x: x - jnp.arange(12).reshape(1, 12, 1, 1), other)
+  _check_pages(_COPY(pool, 2, copies, other), [0, -4, -1, 3, 4, 5, -10, -7, 8, 9])
 
 
 @pytest.mark.parametrize('tokens', [P, 1])  # Read, or decoded.
@@ -258,7 +258,7 @@ def test_what_is_not_finite_is_not_left_where_all_look(tokens):
   config, _ = _make()
   pool = pages.make_pool(config, 5, P)
   new = jax.tree.map(
-      lambda x: jnp.ones((x.shape[0], 2, tokens, x.shape[3]), x.dtype), pool
+    lambda x: jnp.ones((x.shape[0], 2, tokens, x.shape[3]), x.dtype), pool
   )
   new = jax.tree.map(lambda x: x.at[:, 1].set(jnp.nan), new)
   writes = np.array([[3], [pages.SCRATCH]])
@@ -281,9 +281,7 @@ def test_bfloat16_is_near():
   expected = _whole(config, params, ids)
   pool = pages.make_pool(half, 70, P)
   assert pool.keys.dtype == pool.values.dtype == jnp.bfloat16
-  logits, _ = _read(
-      half, params, pool, ids, _tables(2, np.arange(1, 65)), [160, 160]
-  )
+  logits, _ = _read(half, params, pool, ids, _tables(2, np.arange(1, 65)), [160, 160])
   # 8 bits of mantissa, a few roundings in a row.
   error = np.linalg.norm(logits - expected)
   assert 1e-4 < error / np.linalg.norm(expected) < 0.02
@@ -295,16 +293,15 @@ def test_int8_is_off_by_half_a_step_at_most():
   ids = rng.integers(0, 61, (2, 64), np.int32)
   tables = _tables(2, np.arange(1, 65))
   expected, plain = _read(
-      config, params, pages.make_pool(config, 70, P), ids, tables, [64, 64]
+    config, params, pages.make_pool(config, 70, P), ids, tables, [64, 64]
   )
   logits, pool = _read(
-      config, params, pages.make_pool(config, 70, P, 'int8'), ids, tables,
-      [64, 64],
+    config, params, pages.make_pool(config, 70, P, 'int8'), ids, tables, [64, 64]
   )
   assert pool.keys.dtype == pool.values.dtype == jnp.int8
   for got, scales, exact in (
-      (pool.keys, pool.key_scales, plain.keys),
-      (pool.values, pool.value_scales, plain.values),
+    (pool.keys, pool.key_scales, plain.keys),
+    (pool.values, pool.value_scales, plain.values),
   ):
     used = np.asarray(exact, np.float64)[:, tables[:, :8]]
     scales = np.asarray(scales, np.float64)[:, tables[:, :8]]
@@ -324,7 +321,11 @@ def test_int8_does_not_hide_what_is_not_finite(bad):
   config, params = _make(n_layers=1)
   params['layers']['attention']['v']['kernel'] *= bad
   logits, _ = _read(
-      config, params, pages.make_pool(config, 70, P, 'int8'),
-      np.ones((1, 16), np.int32), _tables(1, np.arange(1, 33)), [16],
+    config,
+    params,
+    pages.make_pool(config, 70, P, 'int8'),
+    np.ones((1, 16), np.int32),
+    _tables(1, np.arange(1, 33)),
+    [16],
   )
   assert not np.isfinite(logits).any()

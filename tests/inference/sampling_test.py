@@ -13,14 +13,14 @@ _V = 12
 _LOGITS = np.random.default_rng(0).normal(size=_V).astype(np.float32) * 1.5
 
 _SPECS = {
-    'plain': dict(),
-    'cold': dict(temperature=0.5),
-    'hot': dict(temperature=2.0),
-    'top_k': dict(top_k=4),
-    'top_p': dict(top_p=0.7, temperature=1.3),
-    'min_p': dict(min_p=0.2),
-    'all': dict(temperature=0.8, top_k=6, top_p=0.9, min_p=0.05),
-    'top_1': dict(top_k=1),
+  'plain': dict(),
+  'cold': dict(temperature=0.5),
+  'hot': dict(temperature=2.0),
+  'top_k': dict(top_k=4),
+  'top_p': dict(top_p=0.7, temperature=1.3),
+  'min_p': dict(min_p=0.2),
+  'all': dict(temperature=0.8, top_k=6, top_p=0.9, min_p=0.05),
+  'top_1': dict(top_k=1),
 }
 
 
@@ -44,26 +44,24 @@ def _exact(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
 def _rows(n, seed=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
   words = np.random.default_rng(seed).integers(2**32, size=(n, 2))
   return sampling.RowSampling(
-      temperature=np.full((n,), temperature, np.float32),
-      top_k=np.full((n,), top_k, np.int32),
-      top_p=np.full((n,), top_p, np.float32),
-      min_p=np.full((n,), min_p, np.float32),
-      key_words=words.astype(np.uint32),
+    temperature=np.full((n,), temperature, np.float32),
+    top_k=np.full((n,), top_k, np.int32),
+    top_p=np.full((n,), top_p, np.float32),
+    min_p=np.full((n,), min_p, np.float32),
+    key_words=words.astype(np.uint32),
   )
 
 
 def _sampled(rows, index=0, truncates=True, logits=_LOGITS, max_kept=0):
   n = rows.temperature.shape[0]
   return jax.device_get(
-      jax.jit(
-          sampling.sample, static_argnames=('truncates', 'max_kept')
-      )(
-          jnp.broadcast_to(logits, (n, logits.shape[-1])),
-          rows,
-          jnp.full(n, index, jnp.int32),
-          truncates=truncates,
-          max_kept=max_kept,
-      )
+    jax.jit(sampling.sample, static_argnames=('truncates', 'max_kept'))(
+      jnp.broadcast_to(logits, (n, logits.shape[-1])),
+      rows,
+      jnp.full(n, index, jnp.int32),
+      truncates=truncates,
+      max_kept=max_kept,
+    )
   )
 
 
@@ -115,7 +113,7 @@ def test_what_has_no_weight_is_never_drawn(uniform):
   weights[:50, 1:] = 0
   weights[:50, 0] = 1e-30
   got = jax.jit(sampling._first_beyond)(
-      weights, np.full(len(weights), uniform, np.float32)
+    weights, np.full(len(weights), uniform, np.float32)
   )
   assert (weights[np.arange(len(weights)), got] > 0).all()
   sums = np.cumsum(weights.astype(np.float64), axis=1)
@@ -145,7 +143,7 @@ def test_logprobs_are_of_the_distribution_drawn_from(name):
   spec = _SPECS[name]
   tokens, logprobs = _sample(_rows(500, **spec))
   np.testing.assert_allclose(
-      logprobs, np.log(_exact(_LOGITS, **spec)[tokens]), atol=1e-5
+    logprobs, np.log(_exact(_LOGITS, **spec)[tokens]), atol=1e-5
   )
 
 
@@ -158,9 +156,7 @@ def test_greedy_takes_the_argmax_and_scores_it_at_temperature_1():
 
 def test_greedy_takes_the_lowest_id_of_a_tie():
   logits = np.array([0.0, 3.0, 1.0, 3.0], np.float32)
-  tokens, _ = _sample(
-      _rows(4, temperature=0.0), truncates=False, logits=logits
-  )
+  tokens, _ = _sample(_rows(4, temperature=0.0), truncates=False, logits=logits)
   assert tokens.tolist() == [1] * 4
 
 
@@ -178,9 +174,7 @@ def test_both_key_words_matter_and_equal_ones_draw_alike():
   flat = np.zeros((64,), np.float32)
   drawn = []
   for words in ((5, 9), (5, 10), (6, 9), (9, 5), (5, 9)):
-    rows = _rows(16).replace(
-        key_words=np.tile(np.array(words, np.uint32), (16, 1))
-    )
+    rows = _rows(16).replace(key_words=np.tile(np.array(words, np.uint32), (16, 1)))
     tokens = [_sample(rows, index=i, logits=flat)[0] for i in range(6)]
     assert all(len(set(row.tolist())) == 1 for row in tokens)
     drawn.append(tuple(int(row[0]) for row in tokens))
@@ -212,9 +206,7 @@ def test_nothing_is_returned_where_nothing_is_recorded_or_truncates():
 
 
 def test_greedy_takes_the_argmax_of_its_set():
-  tokens, logprobs, kept = _sampled(
-      _rows(4, temperature=0.0, top_k=3), max_kept=5
-  )
+  tokens, logprobs, kept = _sampled(_rows(4, temperature=0.0, top_k=3), max_kept=5)
   best = np.argsort(-_LOGITS)[:3]
   assert tokens.tolist() == [best[0]] * 4
   assert kept[0].tolist() == [*best, -1, -1]
@@ -249,7 +241,7 @@ def test_rows_of_different_specs_do_not_mix():
 def test_the_first_of_the_largest_is_found(size):
   rng = np.random.default_rng(size)
   x = rng.integers(0, 20, (40, size)).astype(np.float32)  # Many are equal.
-  x[3], x[4, size // 2:], x[5, -1] = -np.inf, -np.inf, 99
+  x[3], x[4, size // 2 :], x[5, -1] = -np.inf, -np.inf, 99
   got = jax.jit(sampling._argmax)(x)
   assert got.dtype == np.int32
   assert got.tolist() == x.argmax(axis=1).tolist()
@@ -261,10 +253,7 @@ def test_devices_that_share_a_vocabulary_draw_alike_and_send_no_logits():
   rows = _rows(n).replace(temperature=np.array([0, 1] * 3, np.float32))
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ('tensor',))
   shared = jax.device_put(
-      logits,
-      jax.sharding.NamedSharding(
-          mesh, jax.sharding.PartitionSpec(None, 'tensor')
-      ),
+    logits, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'tensor'))
   )
   index = np.arange(n, dtype=np.int32)
   sample = jax.jit(sampling.sample, static_argnames='truncates')

@@ -1,6 +1,6 @@
 """Many random requests, cancellations and new parameters; nothing is lost.
 
-  SOAK_SECONDS=3600 pytest tests/inference/soak_test.py -m slow
+For an hour: SOAK_SECONDS=3600 pytest tests/inference/soak_test.py -m slow
 """
 
 import asyncio
@@ -20,13 +20,26 @@ from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.inference import simple_engine
 
 _MODEL = model.ModelConfig(
-    vocab_size=56, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8,
-    d_ff=48, max_positions=120, tie_embeddings=False,
+  vocab_size=56,
+  d_model=32,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=8,
+  d_ff=48,
+  max_positions=120,
+  tie_embeddings=False,
 )
 # Less room than eight slots can ask for: requests wait, and pages are evicted.
 _CONFIG = api.EngineConfig(
-    slots=8, max_prompt_tokens=90, max_new_tokens=16, page_tokens=8,
-    piece_tokens=16, kv_tokens=400, decode_chunk=4, lanes=2,
+  slots=8,
+  max_prompt_tokens=90,
+  max_new_tokens=16,
+  page_tokens=8,
+  piece_tokens=16,
+  kv_tokens=400,
+  decode_chunk=4,
+  lanes=2,
 )
 
 
@@ -34,13 +47,14 @@ def _request(rng, stems):
   stem = rng.choice(stems)[: rng.randrange(80)]
   ids = stem + [rng.randrange(56) for _ in range(rng.randrange(1, 10))]
   return api.Request(
-      prompt_ids=tuple(ids), key_words=(rng.randrange(2**32), 1),
-      sampling=records.SamplingSpec(
-          temperature=rng.choice((0.0, 0.7, 1.0)),
-          top_k=rng.choice((0, 0, 5)),
-          max_new_tokens=rng.randrange(1, 17),
-      ),
-      stop_ids=rng.choice(((), (3,))),
+    prompt_ids=tuple(ids),
+    key_words=(rng.randrange(2**32), 1),
+    sampling=records.SamplingSpec(
+      temperature=rng.choice((0.0, 0.7, 1.0)),
+      top_k=rng.choice((0, 0, 5)),
+      max_new_tokens=rng.randrange(1, 17),
+    ),
+    stop_ids=rng.choice(((), (3,))),
   )
 
 
@@ -54,8 +68,7 @@ class _Soak:
 
   async def client(self, seed):
     rng = random.Random(seed)
-    stems = [[random.Random(i).randrange(56) for _ in range(80)]
-             for i in range(5)]
+    stems = [[random.Random(i).randrange(56) for _ in range(80)] for i in range(5)]
     while time.monotonic() < self.end:
       request = _request(rng, stems)
       task = asyncio.create_task(self.engine.generate(request))
@@ -123,14 +136,13 @@ def test_soak():
   assert len(soak.samples) > soak.done / 200
   for version in range(2):
     simple = simple_engine.SimpleEngine(
-        _MODEL, params[version], slots=10, max_prompt_tokens=96,
-        max_new_tokens=16,
+      _MODEL, params[version], slots=10, max_prompt_tokens=96, max_new_tokens=16
     )
     mine = [s for s in soak.samples if s[1].params_version % 2 == version]
     for start in range(0, len(mine), 10):
       part = mine[start : start + 10]
       for (_, result), (ids, logprobs) in zip(
-          part, simple.generate([request for request, _ in part])
+        part, simple.generate([request for request, _ in part])
       ):
         assert result.response_ids == ids
         np.testing.assert_allclose(result.logprobs, logprobs, atol=1e-5)

@@ -58,14 +58,17 @@ def server():
 def _run(server, tmp_path, *flags):
   host, port = server.server_address
   return subprocess.run(
-      [
-          sys.executable, _PROGRAM, f'--dir={tmp_path}',
-          f'--base_url=http://{host}:{port}/', *flags,
-      ],
-      capture_output=True,
-      text=True,
-      timeout=60,
-      check=False,
+    [
+      sys.executable,
+      _PROGRAM,
+      f'--dir={tmp_path}',
+      f'--base_url=http://{host}:{port}/',
+      *flags,
+    ],
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
   )
 
 
@@ -73,9 +76,7 @@ def test_all_files_come_and_are_not_asked_for_again(server, tmp_path):
   done = _run(server, tmp_path)
   assert done.returncode == 0, done.stderr
   names = {_NQ, *(f'deepmath/train-{i:05d}-of-00010.parquet' for i in range(10))}
-  found = {
-      str(p.relative_to(tmp_path)) for p in tmp_path.rglob('*') if p.is_file()
-  }
+  found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob('*') if p.is_file()}
   assert found == names
   assert all((tmp_path / n).read_bytes() == _QUESTIONS for n in names)
   # Each file of its own: none is brought twice under two names.
@@ -109,9 +110,7 @@ def test_a_file_that_was_cut_off_goes_on(server, tmp_path, ranges):
   assert not list(tmp_path.rglob('*.partial'))
 
 
-@pytest.mark.parametrize(
-    ('extra', 'code', 'said'), [(0, 0, ''), (1, 1, 'delete that')]
-)
+@pytest.mark.parametrize(('extra', 'code', 'said'), [(0, 0, ''), (1, 1, 'delete that')])
 def test_a_partial_file_of_the_whole_size(server, tmp_path, extra, code, said):
   partial = tmp_path / f'{_NQ}.partial'
   partial.parent.mkdir()
@@ -133,14 +132,20 @@ def test_errors_are_one_line_that_names_the_file(server, tmp_path):
     assert large.stderr.count('\n') == 1
   assert missing.returncode == 1
   assert re.fullmatch(
-      r'error: http://\S+/nq/train.jsonl: 404 .*moved\?\n', missing.stderr
+    r'error: http://\S+/nq/train.jsonl: 404 .*moved\?\n', missing.stderr
   )
   gone = subprocess.run(
-      [
-          sys.executable, _PROGRAM, f'--dir={tmp_path}', '--only=nq',
-          '--base_url=http://127.0.0.1:1',
-      ],
-      capture_output=True, text=True, timeout=60, check=False,
+    [
+      sys.executable,
+      _PROGRAM,
+      f'--dir={tmp_path}',
+      '--only=nq',
+      '--base_url=http://127.0.0.1:1',
+    ],
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
   )
   assert gone.returncode == 1
   assert 'No network?' in gone.stderr

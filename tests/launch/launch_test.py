@@ -11,8 +11,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _LOG = 'python.log'
 # The tests are shared among processes; later options of a user win.
 _SHARED = (
-    '--numprocesses=logical --maxprocesses=4 --dist=loadfile'
-    ' --no-loadscope-reorder'
+  '--numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder'
 )
 # Stands for python: knows its version, makes environments of copies of itself,
 # and fails where FAIL says so.
@@ -49,25 +48,24 @@ def _run(checkout, script, *arguments, **environment):
   log = checkout.parent / _LOG
   log.unlink(missing_ok=True)
   done = subprocess.run(
-      ['bash', str(checkout / 'launch' / script), *arguments],
-      cwd=checkout.parent,
-      env={
-          'PATH': os.environ['PATH'],
-          'LOG': str(log),
-          'PYTHON': str(checkout.parent / 'fake_python'),
-          **environment,
-      },
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      text=True,
-      check=False,
+    ['bash', str(checkout / 'launch' / script), *arguments],
+    cwd=checkout.parent,
+    env={
+      'PATH': os.environ['PATH'],
+      'LOG': str(log),
+      'PYTHON': str(checkout.parent / 'fake_python'),
+      **environment,
+    },
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    check=False,
   )
   return done, log.read_text().splitlines() if log.exists() else []
 
 
 _TRAIN = (
-    '-m agentflow_jax.train --config=experiments/quickstart.py '
-    '--workdir=runs/quickstart'
+  '-m agentflow_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart'
 )
 
 
@@ -76,10 +74,10 @@ def test_quickstart_installs_and_trains(checkout):
   assert done.returncode == 0, done.stderr
   venv, elsewhere = checkout / '.venv', checkout.parent
   assert asked == [
-      f'{elsewhere}: -m venv {venv}',
-      f'{elsewhere}: -m pip install --quiet --disable-pip-version-check '
-      f'--editable {checkout}',
-      f'{checkout}: {_TRAIN} --config.seed=1 --x=a b',
+    f'{elsewhere}: -m venv {venv}',
+    f'{elsewhere}: -m pip install --quiet --disable-pip-version-check '
+    f'--editable {checkout}',
+    f'{checkout}: {_TRAIN} --config.seed=1 --x=a b',
   ]
 
 
@@ -109,9 +107,7 @@ def test_a_failed_installation_is_not_taken_for_one(checkout):
 
 
 def test_install_only_and_a_place_for_the_environment(checkout):
-  done, asked = _run(
-      checkout, 'test.sh', '--install_only', AGENTFLOW_VENV='some/venv'
-  )
+  done, asked = _run(checkout, 'test.sh', '--install_only', AGENTFLOW_VENV='some/venv')
   assert done.returncode == 0, done.stderr
   assert len(asked) == 2
   assert (checkout.parent / 'some/venv/bin/python').exists()
@@ -153,7 +149,7 @@ def test_ci_uses_a_fresh_environment_and_removes_it(checkout):
   scratch = checkout.parent / 'scratch'
   scratch.mkdir()
   done, asked = _run(
-      checkout, '../.ci/run', 'tests', '--', 'tests/core', TMPDIR=str(scratch)
+    checkout, '../.ci/run', 'tests', '--', 'tests/core', TMPDIR=str(scratch)
   )
   assert done.returncode == 0, done.stderr
   assert asked[-1] == f'{checkout}: -m pytest {_SHARED} tests/core'
@@ -179,15 +175,16 @@ def test_ci_runs_all_jobs_and_names_those_that_failed(checkout):
   assert 'there is no job test' in done.stderr
 
 
-def test_lint_runs_both_programs_whatever_the_first_finds(checkout):
+def test_lint_runs_all_checks_whatever_the_first_finds(checkout):
   done, asked = _run(checkout, 'lint.sh', FAIL='-m ruff')
   assert done.returncode == 1
   venv = checkout / '.venv'
-  assert asked[-2:] == [
-      f'{checkout}: -m ruff check',
-      f'{checkout}: -m pyright --pythonpath {venv}/bin/python',
+  assert asked[-3:] == [
+    f'{checkout}: -m ruff check',
+    f'{checkout}: -m ruff format --diff --quiet',
+    f'{checkout}: -m pyright --pythonpath {venv}/bin/python',
   ]
-  assert asked[-3].endswith(f'--group {checkout}/pyproject.toml:lint')
+  assert asked[-4].endswith(f'--group {checkout}/pyproject.toml:lint')
   done, _ = _run(checkout, 'lint.sh')
   assert done.returncode == 0
   done, _ = _run(checkout, 'lint.sh', FAIL='-m pyright')

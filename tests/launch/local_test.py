@@ -14,12 +14,14 @@ _LOCAL = pathlib.Path(__file__).parents[2] / 'launch' / 'local.py'
 def _start(tmp_path, program, *flags):
   script = tmp_path / 'program.py'
   script.write_text(
-      'import os, signal, sys, time\n'
-      'index = int(sys.argv[-1].partition("=")[2])\n' + program
+    'import os, signal, sys, time\n'
+    'index = int(sys.argv[-1].partition("=")[2])\n' + program
   )
   return subprocess.Popen(
-      [sys.executable, str(_LOCAL), *flags, '--', sys.executable, str(script)],
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    [sys.executable, str(_LOCAL), *flags, '--', sys.executable, str(script)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
   )
 
 
@@ -30,8 +32,10 @@ def _run(tmp_path, program, *flags):
 
 def test_each_process_knows_the_others_and_says_who_it_is(tmp_path):
   said, code = _run(
-      tmp_path, 'print(sys.argv[1:], os.environ["XLA_FLAGS"])\n',
-      '--processes=2', '--devices=3',
+    tmp_path,
+    'print(sys.argv[1:], os.environ["XLA_FLAGS"])\n',
+    '--processes=2',
+    '--devices=3',
   )
   assert code == 0
   for i in (0, 1):
@@ -42,16 +46,16 @@ def test_each_process_knows_the_others_and_says_who_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'ending, code, message',
-    [
-        ('sys.exit(3)', 3, 'process 1 ended with exit code 3'),
-        ('os.kill(os.getpid(), signal.SIGKILL)', 1, 'was ended by SIGKILL'),
-    ],
+  'ending, code, message',
+  [
+    ('sys.exit(3)', 3, 'process 1 ended with exit code 3'),
+    ('os.kill(os.getpid(), signal.SIGKILL)', 1, 'was ended by SIGKILL'),
+  ],
 )
 def test_one_that_fails_ends_the_others(tmp_path, ending, code, message):
   start = time.monotonic()
   said, got = _run(
-      tmp_path, f'if index == 1:\n  {ending}\ntime.sleep(60)\n', '--processes=3'
+    tmp_path, f'if index == 1:\n  {ending}\ntime.sleep(60)\n', '--processes=3'
   )
   assert got == code and message in said
   assert time.monotonic() - start < 30
@@ -59,28 +63,28 @@ def test_one_that_fails_ends_the_others(tmp_path, ending, code, message):
 
 def test_who_does_not_end_is_killed(tmp_path):
   said, code = _run(
-      tmp_path,
-      'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'
-      'if index == 1:\n  sys.exit(75)\ntime.sleep(60)\n',
-      '--processes=2', '--grace=1',
+    tmp_path,
+    'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'
+    'if index == 1:\n  sys.exit(75)\ntime.sleep(60)\n',
+    '--processes=2',
+    '--grace=1',
   )
   assert code == 75 and 'processes [0] did not end' in said
 
 
 def test_who_is_late_when_others_are_done_is_killed(tmp_path):
   said, code = _run(
-      tmp_path, 'if index == 1:\n  time.sleep(60)\n', '--processes=2',
-      '--grace=1',
+    tmp_path, 'if index == 1:\n  time.sleep(60)\n', '--processes=2', '--grace=1'
   )
   assert code == 1 and 'processes [1] did not end' in said
 
 
 def test_a_signal_goes_to_all(tmp_path):
   job = _start(
-      tmp_path,
-      'signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n'
-      'print("ready", flush=True)\ntime.sleep(60)\n',
-      '--processes=2',
+    tmp_path,
+    'signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n'
+    'print("ready", flush=True)\ntime.sleep(60)\n',
+    '--processes=2',
   )
   ready = 0
   while ready < 2:
@@ -91,16 +95,20 @@ def test_a_signal_goes_to_all(tmp_path):
 
 def test_nothing_to_run_is_a_mistake():
   done = subprocess.run(
-      [sys.executable, str(_LOCAL), '--processes=2'], capture_output=True,
-      text=True, check=False,
+    [sys.executable, str(_LOCAL), '--processes=2'],
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert done.returncode == 2 and 'give it after --' in done.stderr
 
 
 def test_a_command_that_does_not_exist_is_named_in_one_line():
   done = subprocess.run(
-      [sys.executable, str(_LOCAL), '--processes=2', '--', '--config=x.py'],
-      check=False, capture_output=True, text=True,
+    [sys.executable, str(_LOCAL), '--processes=2', '--', '--config=x.py'],
+    check=False,
+    capture_output=True,
+    text=True,
   )
   assert done.returncode == 2 and not done.stdout
   (line,) = done.stderr.splitlines()

@@ -37,9 +37,9 @@ with open(workdir / 'metrics.jsonl', 'w') as f:
 def _config(tmp_path):
   path = tmp_path / 'six.py'
   path.write_text(
-      'from agentflow_jax.config import sweep\n'
-      'def get_sweep():\n'
-      "  return sweep.grid({'kl': [0, 1], 'seed': [0, 1, 2]})\n"
+    'from agentflow_jax.config import sweep\n'
+    'def get_sweep():\n'
+    "  return sweep.grid({'kl': [0, 1], 'seed': [0, 1, 2]})\n"
   )
   (tmp_path / 'launcher.py').write_text(_LAUNCHER)
   return path
@@ -47,8 +47,11 @@ def _config(tmp_path):
 
 def _launch(program, *flags):
   return subprocess.run(
-      [sys.executable, str(_ROOT / 'launch' / program), *flags], cwd=_ROOT,
-      capture_output=True, text=True, check=False,
+    [sys.executable, str(_ROOT / 'launch' / program), *flags],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
   )
 
 
@@ -58,16 +61,17 @@ def test_the_commands_are_printed(config):
   lines = done.stdout.splitlines()
   assert len(lines) == 6
   assert lines[1] == (
-      f'python -m agentflow_jax.train --config={config}'
-      ' --workdir=runs/sweeps/six/kl=0,seed=1 --config.kl=0 --config.seed=1'
-      ' --config.train.steps=3'
+    f'python -m agentflow_jax.train --config={config}'
+    ' --workdir=runs/sweeps/six/kl=0,seed=1 --config.kl=0 --config.seed=1'
+    ' --config.train.steps=3'
   )
 
 
 def test_what_is_done_is_skipped_and_what_failed_is_tried_again(config, tmp_path):
   flags = (
-      f'--config={config}', f'--workdir={tmp_path}/out',
-      f'--submit={sys.executable} {tmp_path}/launcher.py',
+    f'--config={config}',
+    f'--workdir={tmp_path}/out',
+    f'--submit={sys.executable} {tmp_path}/launcher.py',
   )
   first = _launch('sweep.py', *flags)
   assert first.returncode == 1
@@ -80,8 +84,9 @@ def test_what_is_done_is_skipped_and_what_failed_is_tried_again(config, tmp_path
 
 def test_one_table_and_one_page(config, tmp_path):
   flags = (
-      f'--config={config}', f'--workdir={tmp_path}/out',
-      f'--submit={sys.executable} {tmp_path}/launcher.py',
+    f'--config={config}',
+    f'--workdir={tmp_path}/out',
+    f'--submit={sys.executable} {tmp_path}/launcher.py',
   )
   _launch('sweep.py', *flags, '--only=kl=0|seed=0')
   done = _launch('collect.py', f'--sweep={tmp_path}/out')
@@ -93,23 +98,26 @@ def test_one_table_and_one_page(config, tmp_path):
   assert rows[2] == ['1', '0 of 1', '-']
   page = (tmp_path / 'out' / 'sweep.html').read_text()
   assert page.count('<svg') == 2  # kl and seed.
-  assert 'http' not in re.sub(r'http://www\.w3\.org|http://purl\.org|https?://'
-                              r'creativecommons\.org|https://matplotlib\.org',
-                              '', page)
+  assert 'http' not in re.sub(
+    r'http://www\.w3\.org|http://purl\.org|https?://'
+    r'creativecommons\.org|https://matplotlib\.org',
+    '',
+    page,
+  )
 
 
 @pytest.mark.parametrize(
-    'program, flags, message',
-    [
-        ('sweep.py', ['--config=none.py'], 'no file none.py'),
-        ('sweep.py', ['--config=launch/local.py'], 'has no get_sweep()'),
-        (
-            'sweep.py',
-            ['--config=experiments/ablations.py', '--submit=no_such_launcher'],
-            'cannot run no_such_launcher',
-        ),
-        ('collect.py', ['--sweep=nowhere'], 'no run below it'),
-    ],
+  'program, flags, message',
+  [
+    ('sweep.py', ['--config=none.py'], 'no file none.py'),
+    ('sweep.py', ['--config=launch/local.py'], 'has no get_sweep()'),
+    (
+      'sweep.py',
+      ['--config=experiments/ablations.py', '--submit=no_such_launcher'],
+      'cannot run no_such_launcher',
+    ),
+    ('collect.py', ['--sweep=nowhere'], 'no run below it'),
+  ],
 )
 def test_a_mistake_is_one_clear_line(program, flags, message):
   done = _launch(program, *flags)
@@ -154,14 +162,18 @@ def test_six_real_runs_killed_in_the_second_and_started_again(tmp_path):
   (tmp_path / 'small.py').write_text(_SMALL)
   out = tmp_path / 'out'
   flags = [
-      sys.executable, str(_ROOT / 'launch' / 'sweep.py'),
-      f'--config={tmp_path / "small.py"}', f'--workdir={out}', '--run', '--',
-      '--quiet',
+    sys.executable,
+    str(_ROOT / 'launch' / 'sweep.py'),
+    f'--config={tmp_path / "small.py"}',
+    f'--workdir={out}',
+    '--run',
+    '--',
+    '--quiet',
   ]
   second = out / 'flow_grpo.kl_coef=0,seed=1'
   with open(tmp_path / 'log', 'wb') as log:
     sweep = subprocess.Popen(
-        flags, cwd=_ROOT, stdout=log, stderr=log, start_new_session=True
+      flags, cwd=_ROOT, stdout=log, stderr=log, start_new_session=True
     )
     deadline = time.monotonic() + 300
     while not (second / 'checkpoints' / '1').exists():
@@ -170,9 +182,7 @@ def test_six_real_runs_killed_in_the_second_and_started_again(tmp_path):
     os.killpg(sweep.pid, signal.SIGKILL)
     sweep.wait()
   assert not (second / 'summary.json').exists()
-  again = subprocess.run(
-      flags, cwd=_ROOT, capture_output=True, text=True, check=False
-  )
+  again = subprocess.run(flags, cwd=_ROOT, capture_output=True, text=True, check=False)
   assert again.returncode == 0, again.stderr
   assert again.stdout.count('done before') == 1
   done = _launch('collect.py', f'--sweep={out}')
@@ -208,14 +218,12 @@ journal.rmdir()
 def test_a_sweep_of_evaluations_ends_in_a_table_and_pictures(tmp_path):
   config = tmp_path / 'turns.py'
   config.write_text(
-      'from agentflow_jax.config import sweep\n'
-      'def get_sweep():\n'
-      "  return sweep.grid({'turns': [3, 5, 10]})\n"
+    'from agentflow_jax.config import sweep\n'
+    'def get_sweep():\n'
+    "  return sweep.grid({'turns': [3, 5, 10]})\n"
   )
   (tmp_path / 'evaluate.py').write_text(_EVALUATE)
-  flags = [
-      f'--config={config}', f'--workdir={tmp_path}/out', '--program=evaluate'
-  ]
+  flags = [f'--config={config}', f'--workdir={tmp_path}/out', '--program=evaluate']
   done = _launch('sweep.py', *flags)
   assert 'python -m agentflow_jax.evaluate --config=' in done.stdout
   submit = f'--submit={sys.executable} {tmp_path}/evaluate.py'

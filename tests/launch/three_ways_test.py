@@ -35,8 +35,10 @@ def _ran(monkeypatch):
     commands.append(command)
     (workdir,) = [c.partition('=')[2] for c in command if c.startswith('--workdir=')]
     way = workdir.rpartition('/')[2]
-    said = _summary({'prompting': 0.0, 'supervised': 0.1, 'flow_grpo': 0.3}[way],
-                    0 if way == 'supervised' else 48)
+    said = _summary(
+      {'prompting': 0.0, 'supervised': 0.1, 'flow_grpo': 0.3}[way],
+      0 if way == 'supervised' else 48,
+    )
     if '--config.fails=1' in command:
       return subprocess.CompletedProcess(command, 3)
     path = mini.pathlib.Path(workdir)
@@ -55,16 +57,22 @@ def _main(monkeypatch, *flags):
 
 def test_each_way_gets_its_fields_and_is_run_once(ran, monkeypatch, tmp_path, capsys):
   flags = (
-      f'--workdir={tmp_path}', '--seeds=2', '--config.task_set.test_items=9',
-      '--sampling.train.group_size=4', '--supervised.sft.rows_per_step=8',
-      '--flow_grpo.train.steps=3',
+    f'--workdir={tmp_path}',
+    '--seeds=2',
+    '--config.task_set.test_items=9',
+    '--sampling.train.group_size=4',
+    '--supervised.sft.rows_per_step=8',
+    '--flow_grpo.train.steps=3',
   )
   assert _main(monkeypatch, *flags) == 0
   assert len(ran) == 6
   prompting, supervised, flow = ran[:3]
   assert '--config.algorithm=none' in prompting
-  assert {'--config.algorithm=sft', '--config.sft.rows_per_step=8',
-          f'--config.sft.rollouts={tmp_path}/seed_0/prompting'} <= {*supervised}
+  assert {
+    '--config.algorithm=sft',
+    '--config.sft.rows_per_step=8',
+    f'--config.sft.rollouts={tmp_path}/seed_0/prompting',
+  } <= {*supervised}
   for command, has in ((prompting, True), (supervised, False), (flow, True)):
     assert ('--config.train.group_size=4' in command) == has
     assert '--config.task_set.test_items=9' in command
@@ -92,7 +100,7 @@ def test_a_way_that_fails_leaves_the_others(ran, monkeypatch, tmp_path, capsys):
 
 
 def test_flags_that_one_way_refuses_are_refused_before_any_run(
-    ran, monkeypatch, tmp_path
+  ran, monkeypatch, tmp_path
 ):
   with pytest.raises(SystemExit, match='flow_grpo would refuse'):
     _main(monkeypatch, f'--workdir={tmp_path}', '--flow_grpo.bad=1')
@@ -110,7 +118,7 @@ def test_a_flag_of_no_way_is_refused(ran, monkeypatch, tmp_path, capsys, flag):
 def test_runs_without_both_evaluations_are_named(ran, monkeypatch, tmp_path):
   (tmp_path / 'seed_0' / 'prompting').mkdir(parents=True)
   (tmp_path / 'seed_0' / 'prompting' / 'summary.json').write_text(
-      '{"rollouts/requested": 3}'
+    '{"rollouts/requested": 3}'
   )
   with pytest.raises(SystemExit, match='prompting, seed 0.*start_and_final must be'):
     _main(monkeypatch, f'--workdir={tmp_path}')
@@ -121,15 +129,24 @@ def test_runs_without_both_evaluations_are_named(ran, monkeypatch, tmp_path):
 def test_three_ways_of_a_small_run(tmp_path):
   """About a minute: real runs of the quickstart, whose sizes are cut."""
   done = subprocess.run(
-      [
-          sys.executable, str(_PATH), '--config=experiments/quickstart.py',
-          f'--workdir={tmp_path}', '--config.train.steps=2',
-          '--config.task_set.validation_items=8', '--config.task_set.test_items=40',
-          '--config.evaluation.controls=false', '--config.evaluation.every=0',
-          '--sampling.train.queries_per_step=8', '--sampling.train.group_size=4',
-          '--supervised.sft.rows_per_step=32',
-      ],
-      cwd=mini.ROOT, check=False, capture_output=True, text=True,
+    [
+      sys.executable,
+      str(_PATH),
+      '--config=experiments/quickstart.py',
+      f'--workdir={tmp_path}',
+      '--config.train.steps=2',
+      '--config.task_set.validation_items=8',
+      '--config.task_set.test_items=40',
+      '--config.evaluation.controls=false',
+      '--config.evaluation.every=0',
+      '--sampling.train.queries_per_step=8',
+      '--sampling.train.group_size=4',
+      '--supervised.sft.rows_per_step=32',
+    ],
+    cwd=mini.ROOT,
+    check=False,
+    capture_output=True,
+    text=True,
   )
   assert done.returncode == 0, done.stderr[-2000:]
   rows = json.loads((tmp_path / 'three_ways.json').read_text())

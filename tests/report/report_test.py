@@ -22,17 +22,15 @@ def _turn(i, right, hostile=False):
   tool = 'search' if i == 0 or not right else 'python'
   code = 'a = 41_000_000\nb = 8_700_000\nprint(a / b)'
   return {
-      'planner': HOSTILE if hostile else f'sub-goal: look up fact {i}\ntool: x',
-      'parse_error': '',
-      'tool': tool,
-      'arguments': (
-          {'query': 'population of Zürich'}
-          if tool == 'search'
-          else {'code': code}
-      ),
-      'result': HOSTILE if hostile else ('no match' if failed else '434,008'),
-      'failed': failed,
-      'verdict': 'continue: the second fact is missing' if i == 0 else 'stop',
+    'planner': HOSTILE if hostile else f'sub-goal: look up fact {i}\ntool: x',
+    'parse_error': '',
+    'tool': tool,
+    'arguments': (
+      {'query': 'population of Zürich'} if tool == 'search' else {'code': code}
+    ),
+    'result': HOSTILE if hostile else ('no match' if failed else '434,008'),
+    'failed': failed,
+    'verdict': 'continue: the second fact is missing' if i == 0 else 'stop',
   }
 
 
@@ -46,12 +44,13 @@ def _evaluation(name, accuracy, seed, hostile=False, temperature=1.0):
     turns = [_turn(t, right, hostile) for t in range(hops)]
     if not right and i % 5 == 0:
       turns[-1] |= {
-          'tool': None,
-          'arguments': {},
-          'result': '',
-          'parse_error': 'no line starts with "tool:"',
+        'tool': None,
+        'arguments': {},
+        'result': '',
+        'parse_error': 'no line starts with "tool:"',
       }
-    items.append({
+    items.append(
+      {
         'id': f'q{i:03d}',
         'query': HOSTILE if hostile else f'Which of two countries is {i}?',
         'gold': ['Austria', 'Republic of Austria'],
@@ -61,7 +60,8 @@ def _evaluation(name, accuracy, seed, hostile=False, temperature=1.0):
         'detail': '',
         'tags': {'hops': str(hops), 'kind': 'larger'},
         'turns': turns,
-    })
+      }
+    )
   if name == 'final':
     for item in items[:2]:
       item |= {'reward': None, 'status': 'model_unreachable'}
@@ -71,30 +71,30 @@ def _evaluation(name, accuracy, seed, hostile=False, temperature=1.0):
   by_hops = {}
   for hops in ('1', '2', '3'):
     part = [
-        item['reward']
-        for item in items
-        if item['tags']['hops'] == hops and item['reward'] is not None
+      item['reward']
+      for item in items
+      if item['tags']['hops'] == hops and item['reward'] is not None
     ]
     by_hops[hops] = {'items': len(part), 'accuracy': sum(part) / len(part)}
   status = {}
   for item in items:
     status[item['status']] = status.get(item['status'], 0) + 1
   return {
-      'name': name,
-      'split': 'test',
-      'temperature': temperature,
-      'accuracy': mean,
-      'ci_low': max(0.0, mean - half),
-      'ci_high': min(1.0, mean + half),
-      'accuracy_over_requested': sum(rewards) / len(items),
-      'status': status,
-      'by_hops': by_hops,
-      'by_kind': {},
-      'tools': {'search': 120, 'python': int(90 * accuracy)},
-      'tool_error_rate': 0.4 * max(0.0, 1 - accuracy),
-      'turns_mean': 2.0,
-      'seconds': 3.5,
-      'items': items,
+    'name': name,
+    'split': 'test',
+    'temperature': temperature,
+    'accuracy': mean,
+    'ci_low': max(0.0, mean - half),
+    'ci_high': min(1.0, mean + half),
+    'accuracy_over_requested': sum(rewards) / len(items),
+    'status': status,
+    'by_hops': by_hops,
+    'by_kind': {},
+    'tools': {'search': 120, 'python': int(90 * accuracy)},
+    'tool_error_rate': 0.4 * max(0.0, 1 - accuracy),
+    'turns_mean': 2.0,
+    'seconds': 3.5,
+    'items': items,
   }
 
 
@@ -104,45 +104,45 @@ def _metrics():
     share = 0.2 + 0.7 * (1 - math.exp(-step / 8))
     reward = share + 0.04 * math.sin(7 * step)
     line = {
-        'step': step,
-        'reward/mean': reward,
-        'reward/ci_low': reward - 0.05,
-        'reward/ci_high': reward + 0.05,
-        'rollouts/requested': 256,
-        'rollouts/scored': 255,
-        'rollouts/status/answered': int(255 * share),
-        'rollouts/status/out_of_turns': 255 - int(255 * share),
-        'rollouts/status/model_unreachable': 1,
-        'rollouts/status/deadline': 0,
-        'rollouts/turns_mean': 2.8 - 0.03 * step,
-        'tokens/response_mean': 12.5 - 0.1 * step,
-        'tool_counts/web_blocked_host': 2,
-        'rollouts/tool_error_rate': 0.3 * math.exp(-step / 6),
-        'tools/search': 300,
-        'tools/python': 10 * step,
-        'update/kl': 0.002 * step,
-        'update/entropy': 0.9 - 0.02 * step,
-        'update/clip_frac_high': 0.01,
-        'update/ratio_max': 1.4,
-        'update/grad_norm': 0.5 + 1 / step,
-        'update/logprob_gap/max': 2.4e-6,
-        'seconds/rollout': 6.0,
-        'seconds/update': 3.0,
-        'seconds/checkpoint': 0.4,
-        'seconds/evaluate': 2.0 if step % 4 == 0 else 0.0,
-        'seconds/rollout_sum/planner': 500.0,
-        'seconds/rollout_sum/tool/python': 90.0,
-        'seconds/rollout_sum/total': 600.0,
-        'seconds/rollout/engine': 5.0,
-        'seconds/step': 10.0 if step % 4 else 12.0,
-        'rate/rollouts_per_second': 42.0,
+      'step': step,
+      'reward/mean': reward,
+      'reward/ci_low': reward - 0.05,
+      'reward/ci_high': reward + 0.05,
+      'rollouts/requested': 256,
+      'rollouts/scored': 255,
+      'rollouts/status/answered': int(255 * share),
+      'rollouts/status/out_of_turns': 255 - int(255 * share),
+      'rollouts/status/model_unreachable': 1,
+      'rollouts/status/deadline': 0,
+      'rollouts/turns_mean': 2.8 - 0.03 * step,
+      'tokens/response_mean': 12.5 - 0.1 * step,
+      'tool_counts/web_blocked_host': 2,
+      'rollouts/tool_error_rate': 0.3 * math.exp(-step / 6),
+      'tools/search': 300,
+      'tools/python': 10 * step,
+      'update/kl': 0.002 * step,
+      'update/entropy': 0.9 - 0.02 * step,
+      'update/clip_frac_high': 0.01,
+      'update/ratio_max': 1.4,
+      'update/grad_norm': 0.5 + 1 / step,
+      'update/logprob_gap/max': 2.4e-6,
+      'seconds/rollout': 6.0,
+      'seconds/update': 3.0,
+      'seconds/checkpoint': 0.4,
+      'seconds/evaluate': 2.0 if step % 4 == 0 else 0.0,
+      'seconds/rollout_sum/planner': 500.0,
+      'seconds/rollout_sum/tool/python': 90.0,
+      'seconds/rollout_sum/total': 600.0,
+      'seconds/rollout/engine': 5.0,
+      'seconds/step': 10.0 if step % 4 else 12.0,
+      'rate/rollouts_per_second': 42.0,
     }
     if step % 4 == 0:
       line |= {
-          'eval/accuracy': share + 0.02,
-          'eval/accuracy_ci_low': share - 0.06,
-          'eval/accuracy_ci_high': share + 0.09,
-          'eval/accuracy_greedy': share + 0.05,
+        'eval/accuracy': share + 0.02,
+        'eval/accuracy_ci_low': share - 0.06,
+        'eval/accuracy_ci_high': share + 0.09,
+        'eval/accuracy_greedy': share + 0.05,
       }
     lines.append(line)
   return lines
@@ -166,35 +166,35 @@ def write_complete(workdir, hostile=False):
   """A whole run's files; also what the page is looked at with by eye."""
   start = _evaluation('start', 0.22, 1, hostile)
   evaluations = [
-      start,
-      start | {'name': 'control_frozen_planner'},
-      _evaluation('final', 0.93, 2, hostile),
-      _evaluation('start_greedy', 0.3, 3, temperature=0.0),
-      _evaluation('final_greedy', 0.95, 4, temperature=0.0),
-      _evaluation('control_oracle_planner', 1.3, 5),
-      _evaluation('control_random_planner', 0.12, 6),
-      _evaluation('control_empty_planner', 0.0, 7),
+    start,
+    start | {'name': 'control_frozen_planner'},
+    _evaluation('final', 0.93, 2, hostile),
+    _evaluation('start_greedy', 0.3, 3, temperature=0.0),
+    _evaluation('final_greedy', 0.95, 4, temperature=0.0),
+    _evaluation('control_oracle_planner', 1.3, 5),
+    _evaluation('control_random_planner', 0.12, 6),
+    _evaluation('control_empty_planner', 0.0, 7),
   ]
   summary = {
-      'eval/accuracy_start': start['accuracy'],
-      'rollouts/requested': 256 * STEPS,
-      'seconds/total': 431.2,
-      'seconds/setup': 12.0,
-      'seconds/compile': 31.0,
-      'seconds/rollout': 144.0,
-      'seconds/update': 72.0,
-      'seconds/checkpoint': 9.6,
-      'seconds/evaluate': 12.0,
-      'seconds/evaluate_final': 60.1,
-      'seconds/rollout_sum/planner': 12000.0,
-      'seconds/rollout/engine': 120.0,
-      'compiles/after_warmup': 0,
-      'params_digest': 'b2:0123456789abcdef',
-      'teacher/wrong_tool': 0.5,
-      'teacher/wrong_sub_goal': 0.35,
-      'teacher/traces': 4000,
-      'config/flow_grpo.clip_high': 0.3,
-      'config/seed': 0,
+    'eval/accuracy_start': start['accuracy'],
+    'rollouts/requested': 256 * STEPS,
+    'seconds/total': 431.2,
+    'seconds/setup': 12.0,
+    'seconds/compile': 31.0,
+    'seconds/rollout': 144.0,
+    'seconds/update': 72.0,
+    'seconds/checkpoint': 9.6,
+    'seconds/evaluate': 12.0,
+    'seconds/evaluate_final': 60.1,
+    'seconds/rollout_sum/planner': 12000.0,
+    'seconds/rollout/engine': 120.0,
+    'compiles/after_warmup': 0,
+    'params_digest': 'b2:0123456789abcdef',
+    'teacher/wrong_tool': 0.5,
+    'teacher/wrong_sub_goal': 0.35,
+    'teacher/traces': 4000,
+    'config/flow_grpo.clip_high': 0.3,
+    'config/seed': 0,
   }
   return _write(workdir, _metrics(), evaluations, summary)
 
@@ -244,16 +244,18 @@ def test_what_the_sampler_did_is_shown(tmp_path):
   run = write_complete(tmp_path / 'run')
   path = run / 'metrics.jsonl'
   lines = [json.loads(line) for line in path.read_text().splitlines()]
-  path.write_text(''.join(
+  path.write_text(
+    ''.join(
       json.dumps(line | {'rate/prefix_hits': 0.9, 'rate/device_idle': 0.2}) + '\n'
       for line in lines
-  ))
+    )
+  )
   report.write_report(run)
   _, page = _read(run / 'report.html')
   labels = [v for k, v in page.attributes if k == 'aria-label']
   assert labels[-2:] == [
-      'Prompt tokens found in the cache over steps',
-      'Device idle with work pending over steps',
+    'Prompt tokens found in the cache over steps',
+    'Device idle with work pending over steps',
   ]
 
 
@@ -263,29 +265,32 @@ def test_where_the_time_went_is_the_whole_of_it(tmp_path):
   assert 'engine' not in spent  # It is a part of the rollouts.
   assert sum(spent.values()) == pytest.approx(431.2)
   assert spent['everything else'] == pytest.approx(
-      431.2 - 12.0 - 31.0 - 144.0 - 72.0 - 9.6 - 12.0 - 60.1
+    431.2 - 12.0 - 31.0 - 144.0 - 72.0 - 9.6 - 12.0 - 60.1
   )
   # Tools are there, and the whole is no bar beside its parts.
-  assert report._rollout_seconds(run) == pytest.approx({
-      'planner': 500.0 * STEPS, 'tool/python': 90.0 * STEPS,
+  assert report._rollout_seconds(run) == pytest.approx(
+    {
+      'planner': 500.0 * STEPS,
+      'tool/python': 90.0 * STEPS,
       'everything else': 10.0 * STEPS,
-  })
+    }
+  )
 
 
 def test_complete_run_shows_every_picture_and_three_examples(complete):
   source, page = _read(complete / 'report.html')
   labels = [v for k, v in page.attributes if k == 'aria-label']
   assert labels == [
-      'Accuracy by number of hops, with intervals',
-      'Reward and evaluation accuracy over steps',
-      'Tool usage, before and after',
-      'Tool-call error rate over steps',
-      'Turns per rollout over steps',
-      'Tokens a response over steps',
-      'How rollouts ended',
-      'Optimizer metrics over steps',
-      'Where the time went',
-      'What rollouts waited for',
+    'Accuracy by number of hops, with intervals',
+    'Reward and evaluation accuracy over steps',
+    'Tool usage, before and after',
+    'Tool-call error rate over steps',
+    'Turns per rollout over steps',
+    'Tokens a response over steps',
+    'How rollouts ended',
+    'Optimizer metrics over steps',
+    'Where the time went',
+    'What rollouts waited for',
   ]
   assert page.tags.count('svg') == 10
   assert source.count('class="example"') == 3
@@ -298,7 +303,7 @@ def test_complete_run_shows_every_picture_and_three_examples(complete):
   assert '>deadline<' not in source  # No rollout ended so.
   assert '>out_of_turns<' in source
   assert f'<td>web_blocked_host</td><td>{2 * STEPS}</td>' in re.sub(
-      r'\s*\n\s*', '', re.sub(r'<td[^>]*>', '<td>', source)
+    r'\s*\n\s*', '', re.sub(r'<td[^>]*>', '<td>', source)
   )
   assert 'before training = frozen planner' in text
   assert text.count('holds') == 8
@@ -400,8 +405,7 @@ def test_evaluations_alone_make_a_report(tmp_path):
 
 def test_supervised_run_shows_its_loss(tmp_path):
   lines = [
-      {'step': step, 'update/loss': 2 / step, 'seconds/update': 1.0}
-      for step in (1, 2, 3)
+    {'step': step, 'update/loss': 2 / step, 'seconds/update': 1.0} for step in (1, 2, 3)
   ]
   run = _write(tmp_path / 'run', lines)
   source, page = _read(report.write_report(run))
@@ -438,15 +442,15 @@ def test_nothing_to_report_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'content', 'message'),
-    [
-        ('metrics.jsonl', '{"step": 1}\n{"s\n{"step": 3}', 'metrics.jsonl:2: not JSON'),
-        ('metrics.jsonl', '{"reward/mean": 1}\n', 'metrics.jsonl:1: no object with'),
-        ('summary.json', '{', 'summary.json: not JSON'),
-        ('summary.json', '[]', 'summary.json: not a JSON object'),
-        ('evaluations/final.json', '{"items"', 'final.json: not JSON'),
-        ('evaluations/final.json', '{"items": [3]}', 'final.json: broken'),
-    ],
+  ('name', 'content', 'message'),
+  [
+    ('metrics.jsonl', '{"step": 1}\n{"s\n{"step": 3}', 'metrics.jsonl:2: not JSON'),
+    ('metrics.jsonl', '{"reward/mean": 1}\n', 'metrics.jsonl:1: no object with'),
+    ('summary.json', '{', 'summary.json: not JSON'),
+    ('summary.json', '[]', 'summary.json: not a JSON object'),
+    ('evaluations/final.json', '{"items"', 'final.json: not JSON'),
+    ('evaluations/final.json', '{"items": [3]}', 'final.json: broken'),
+  ],
 )
 def test_broken_files_are_named(tmp_path, name, content, message):
   run = _write(tmp_path / 'run', _metrics()[:1], [_evaluation('start', 0.5, 0)])
@@ -457,35 +461,36 @@ def test_broken_files_are_named(tmp_path, name, content, message):
 
 def test_terminal_table(tmp_path):
   evaluations = [
-      {'name': 'start', 'accuracy': 0.25, 'ci_low': 0.2, 'ci_high': 0.3},
-      {'name': 'final', 'accuracy': 0.875, 'ci_low': 0.8, 'ci_high': 0.9512},
-      {'name': 'final_greedy', 'accuracy': 1.0, 'status': {'answered': 8}},
+    {'name': 'start', 'accuracy': 0.25, 'ci_low': 0.2, 'ci_high': 0.3},
+    {'name': 'final', 'accuracy': 0.875, 'ci_low': 0.8, 'ci_high': 0.9512},
+    {'name': 'final_greedy', 'accuracy': 1.0, 'status': {'answered': 8}},
   ]
   summary = {'control/random_planner': 0.125}
   run = _write(tmp_path / 'run', evaluations=evaluations, summary=summary)
   # Copied by eye from the figures above; columns are as wide as their widest.
   assert report.terminal_table(run).splitlines() == [
-      'planner                     sampled  greedy  rollouts',
-      '---------------  ------------------  ------  --------',
-      'trained planner  87.5% [80.0, 95.1]  100.0%         0',
-      'before training  25.0% [20.0, 30.0]       -         0',
-      'random planner                12.5%       -         -',
-      'accuracy with its 95% interval over questions',
+    'planner                     sampled  greedy  rollouts',
+    '---------------  ------------------  ------  --------',
+    'trained planner  87.5% [80.0, 95.1]  100.0%         0',
+    'before training  25.0% [20.0, 30.0]       -         0',
+    'random planner                12.5%       -         -',
+    'accuracy with its 95% interval over questions',
   ]
 
 
-def test_accuracy_over_requested_stands_beside_the_other_where_they_differ(
-    tmp_path
-):
+def test_accuracy_over_requested_stands_beside_the_other_where_they_differ(tmp_path):
   # 7 of 8 scored rollouts are right, and 2 more were not scored: 70%.
   final = {
-      'name': 'final', 'accuracy': 0.875, 'ci_low': 0.8, 'ci_high': 0.9512,
-      'accuracy_over_requested': 0.7,
+    'name': 'final',
+    'accuracy': 0.875,
+    'ci_low': 0.8,
+    'ci_high': 0.9512,
+    'accuracy_over_requested': 0.7,
   }
   start = {'name': 'start', 'accuracy': 0.25, 'accuracy_over_requested': 0.25}
   summary = {
-      'control/random_planner': 0.125,
-      'control/random_planner/over_requested': 0.1,
+    'control/random_planner': 0.125,
+    'control/random_planner/over_requested': 0.1,
   }
   run = _write(tmp_path / 'run', evaluations=[final, start], summary=summary)
   table = report.terminal_table(run)
@@ -506,8 +511,8 @@ def test_gain_is_paired_over_questions_scored_both_times(tmp_path):
   # q0: 0 -> 1, q1: 1 -> 1, q2: 0 -> 0; q3 and q4 lack a reward on one side.
   # Mean of the differences 1, 0, 0 is 1/3.
   evaluations = [
-      _rewards('start', [0, 1, 0, None, 1]),
-      _rewards('final', [1, 1, 0, 1, None]),
+    _rewards('start', [0, 1, 0, None, 1]),
+    _rewards('final', [1, 1, 0, 1, None]),
   ]
   run = report_data.load(_write(tmp_path / 'run', evaluations=evaluations))
   gain = tables.gain(run)
@@ -529,29 +534,29 @@ def test_trials_of_one_question_are_averaged_before_pairing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        ({'control_frozen_planner': 0.26}, 'equals the start exactly'),
-        ({'control_oracle_planner': 0.97}, 'oracle planner reaches 97.0%'),
-        ({'control_empty_planner': 0.06}, 'empty planner reaches 6.0%'),
-        ({'control_random_planner': 0.85}, 'apart from that of the random'),
-        ({'start': 0.95, 'control_frozen_planner': 0.95}, '10.0 points below'),
-    ],
+  ('change', 'message'),
+  [
+    ({'control_frozen_planner': 0.26}, 'equals the start exactly'),
+    ({'control_oracle_planner': 0.97}, 'oracle planner reaches 97.0%'),
+    ({'control_empty_planner': 0.06}, 'empty planner reaches 6.0%'),
+    ({'control_random_planner': 0.85}, 'apart from that of the random'),
+    ({'start': 0.95, 'control_frozen_planner': 0.95}, '10.0 points below'),
+  ],
 )
 def test_a_broken_control_fails_its_check(tmp_path, change, message):
   accuracy = {
-      'start': 0.25,
-      'final': 0.85,
-      'control_frozen_planner': 0.25,
-      'control_oracle_planner': 1.0,
-      'control_empty_planner': 0.01,
-      'control_random_planner': 0.1,
+    'start': 0.25,
+    'final': 0.85,
+    'control_frozen_planner': 0.25,
+    'control_oracle_planner': 1.0,
+    'control_empty_planner': 0.01,
+    'control_random_planner': 0.1,
   }
 
   def failures(figures, folder):
     evaluations = [
-        {'name': n, 'accuracy': a, 'ci_low': a - 0.05, 'ci_high': a + 0.05}
-        for n, a in figures.items()
+      {'name': n, 'accuracy': a, 'ci_low': a - 0.05, 'ci_high': a + 0.05}
+      for n, a in figures.items()
     ]
     run = report_data.load(_write(tmp_path / folder, evaluations=evaluations))
     return [what for ok, what in tables.checks(run) if not ok]
@@ -568,30 +573,28 @@ def test_lost_rollouts_and_late_compilations_fail_their_checks(tmp_path):
   failed = [what for ok, what in tables.checks(run) if not ok]
   # 24 steps of 256 rollouts are 6,144, and one of them is gone.
   assert failed == [
-      '6,143 training rollouts ended with a status, of 6,144 requested',
-      '2 programs were compiled after the warm-up',
+    '6,143 training rollouts ended with a status, of 6,144 requested',
+    '2 programs were compiled after the warm-up',
   ]
 
 
 def _pair(name, hops, before, after, turns=1):
   def item(reward, count):
     turn = report_data.ItemTurn('', '', '', {}, '', False, '')
-    return report_data.Item(
-        name, '', '', '', reward, '', '', hops, (turn,) * count
-    )
+    return report_data.Item(name, '', '', '', reward, '', '', hops, (turn,) * count)
 
   return examples.Pair(item(before, 1), item(after, turns))
 
 
 def test_examples_prefer_wrong_then_right_one_per_number_of_hops():
   pairs = [
-      _pair('a', '1', 1.0, 1.0),
-      _pair('b', '1', 0.0, 1.0),
-      _pair('c', '2', 1.0, 0.0),
-      _pair('d', '2', 0.0, 0.0),
-      _pair('e', '10', 0.0, 1.0, turns=1),
-      _pair('f', '10', 0.0, 1.0, turns=3),
-      _pair('g', '10', None, 1.0, turns=9),
+    _pair('a', '1', 1.0, 1.0),
+    _pair('b', '1', 0.0, 1.0),
+    _pair('c', '2', 1.0, 0.0),
+    _pair('d', '2', 0.0, 0.0),
+    _pair('e', '10', 0.0, 1.0, turns=1),
+    _pair('f', '10', 0.0, 1.0, turns=3),
+    _pair('g', '10', None, 1.0, turns=9),
   ]
   names = [pair.item.id for pair in examples.choose(pairs)]
   assert names == ['b', 'd', 'f']
@@ -613,26 +616,33 @@ def test_mistakes_stand_before_and_after_training(tmp_path):
   def with_mistakes(name, accuracy, seed, causes, labels):
     value = _evaluation(name, accuracy, seed)
     value['mistakes'] = {
-        'rollouts': 9, 'unscored': 2, 'success': 7 - sum(causes.values()),
-        'first_causes': causes, 'labels': labels, 'levels': {},
-        'calls_valid': 0.25 + accuracy / 2, 'no_call_right': None,
+      'rollouts': 9,
+      'unscored': 2,
+      'success': 7 - sum(causes.values()),
+      'first_causes': causes,
+      'labels': labels,
+      'levels': {},
+      'calls_valid': 0.25 + accuracy / 2,
+      'no_call_right': None,
     }
     return value
 
   run = _write(
-      tmp_path / 'run', evaluations=[
-          with_mistakes('start', 0.25, 1, {'grounding': 4}, {'grounding': 5}),
-          with_mistakes('final', 0.75, 2, {'late': 1}, {'grounding': 3, 'late': 1}),
-      ],
+    tmp_path / 'run',
+    evaluations=[
+      with_mistakes('start', 0.25, 1, {'grounding': 4}, {'grounding': 5}),
+      with_mistakes('final', 0.75, 2, {'late': 1}, {'grounding': 3, 'late': 1}),
+    ],
   )
   source, _ = _read(report.write_report(run))
-  part = source[source.index('<h2>What went wrong</h2>'):]
+  part = source[source.index('<h2>What went wrong</h2>') :]
   for cells in (
-      ('1, calls', 'grounding', '4', '5', '0', '3'),
-      ('2, completion', 'late', '0', '0', '1', '1'),
-      ('', 'rollouts', '9', '', '9', ''), ('', 'successes', '3', '', '6', ''),
-      ('', 'without a reward', '2', '', '2', ''),
-      ('1, calls', 'calls that their tool accepted', '37.5%', '', '62.5%', ''),
+    ('1, calls', 'grounding', '4', '5', '0', '3'),
+    ('2, completion', 'late', '0', '0', '1', '1'),
+    ('', 'rollouts', '9', '', '9', ''),
+    ('', 'successes', '3', '', '6', ''),
+    ('', 'without a reward', '2', '', '2', ''),
+    ('1, calls', 'calls that their tool accepted', '37.5%', '', '62.5%', ''),
   ):
     assert ''.join(f'<td>{cell}</td>' for cell in cells) in part, cells
   assert 'declined exactly' not in part
@@ -643,21 +653,26 @@ def test_worlds_have_a_section_of_their_own(tmp_path):
     value = _evaluation(name, success, seed)
     rates = {'rollouts': 90, 'success': success, 'pass_fraction': 0.875}
     value['world'] = rates | {
-        'refusal_recall': 0.625, 'false_refusals': None, 'violating': 0.25,
-        'violations': 1.5, 'calls': 4.25, 'environment_seconds': 0.0025,
-        'by_family': {'lend': rates, HOSTILE: rates}, 'by_feasible': {'no': rates},
-        'by_held_out': {},
+      'refusal_recall': 0.625,
+      'false_refusals': None,
+      'violating': 0.25,
+      'violations': 1.5,
+      'calls': 4.25,
+      'environment_seconds': 0.0025,
+      'by_family': {'lend': rates, HOSTILE: rates},
+      'by_feasible': {'no': rates},
+      'by_held_out': {},
     }
     for item in value['items']:
       item |= {
-          'changed': ['item/I7: state "free" -> "lent"', f'loan/L3: {HOSTILE}'],
-          'violations': [f'loan/L3: {HOSTILE}'],
+        'changed': ['item/I7: state "free" -> "lent"', f'loan/L3: {HOSTILE}'],
+        'violations': [f'loan/L3: {HOSTILE}'],
       }
     return value
 
   run = _write(
-      tmp_path / 'run',
-      evaluations=[with_world('start', 0.25, 1), with_world('final', 0.75, 2)],
+    tmp_path / 'run',
+    evaluations=[with_world('start', 0.25, 1), with_world('final', 0.75, 2)],
   )
   source, _ = _read(report.write_report(run))
   assert '<h2>Worlds</h2>' in source and 'Success by family' in source

@@ -42,7 +42,7 @@ def test_bootstrap_is_deterministic_and_depends_on_the_seed():
   assert intervals.bootstrap_interval(values, seed=1) == first
   wide = np.random.default_rng(0).normal(size=97)
   assert intervals.bootstrap_interval(wide, seed=1) != (
-      intervals.bootstrap_interval(wide, seed=2)
+    intervals.bootstrap_interval(wide, seed=2)
   )
 
 
@@ -63,15 +63,15 @@ def test_bootstrap_without_values_is_nan_and_of_one_value_is_it():
 
 
 @pytest.mark.parametrize(
-    'arguments',
-    [
-        {'values': [1.0, math.nan]},
-        {'values': [math.inf]},
-        {'values': [[1.0], [2.0]]},
-        {'values': [1.0], 'confidence': 1.0},
-        {'values': [1.0], 'confidence': 0.0},
-        {'values': [1.0], 'samples': 0},
-    ],
+  'arguments',
+  [
+    {'values': [1.0, math.nan]},
+    {'values': [math.inf]},
+    {'values': [[1.0], [2.0]]},
+    {'values': [1.0], 'confidence': 1.0},
+    {'values': [1.0], 'confidence': 0.0},
+    {'values': [1.0], 'samples': 0},
+  ],
 )
 def test_bootstrap_refuses(arguments):
   with pytest.raises(ValueError):

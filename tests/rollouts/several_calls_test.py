@@ -22,22 +22,28 @@ def _refused(text, kind):
 def _turn(*attempts, text='x'):
   (call, result), *more = attempts or [(None, None)]
   return records.Turn(
-      records.Completion(text, (1,), (2,), (-0.5,)), records.SamplingSpec(),
-      call=call, result=result, more=tuple(more),
+    records.Completion(text, (1,), (2,), (-0.5,)),
+    records.SamplingSpec(),
+    call=call,
+    result=result,
+    more=tuple(more),
   )
 
 
 _INNER = _found('c', q='c')
 _PROGRAM = (
-    records.ToolCall('code', {'code': 'x'}), records.ToolResult('3', inner=(_INNER,))
+  records.ToolCall('code', {'code': 'x'}),
+  records.ToolResult('3', inner=(_INNER,)),
 )
 _ALL = (
-    _found('a', q='a'), _refused("unknown tool 'nix'", 'unknown_tool'), _PROGRAM,
-    _refused('A tool call could not be read', 'malformed_call'),
-    (
-        records.ToolCall('search', {'z': 'two words'}),
-        records.ToolResult('no z', _ARGUMENTS),
-    ),
+  _found('a', q='a'),
+  _refused("unknown tool 'nix'", 'unknown_tool'),
+  _PROGRAM,
+  _refused('A tool call could not be read', 'malformed_call'),
+  (
+    records.ToolCall('search', {'z': 'two words'}),
+    records.ToolResult('no z', _ARGUMENTS),
+  ),
 )
 
 
@@ -70,7 +76,9 @@ def test_it_is_counted_call_by_call():
   assert totals.tool_errors([done]) == (3, 5)
   assert totals.tool_calls([done]) == {'code': 1, 'search': 3}
   assert totals.tool_counts([done]) == {
-      'hits': 2, 'malformed_call': 1, 'unknown_tool': 1
+    'hits': 2,
+    'malformed_call': 1,
+    'unknown_tool': 1,
   }
   world = records.Task('t', 'q', (), 'checks', world=records.World('box', {}))
   assert world_totals.of_groups([records.Group(world, (done,))])['calls'] == 4
@@ -81,8 +89,11 @@ def test_it_is_shown():
   (row,) = showing.rows(1, _TASK, done)
   assert (row['tool'], row['result']) == ('search', 'found a')
   assert [(c['tool'], c['tool_error']) for c in row['calls']] == [
-      (None, 'arguments'), ('code', None), ('search', None), (None, 'arguments'),
-      ('search', 'arguments'),
+    (None, 'arguments'),
+    ('code', None),
+    ('search', None),
+    (None, 'arguments'),
+    ('search', 'arguments'),
   ]
   said = showing.in_words(1, _TASK, done)
   assert 'search {"q": "c"} -> found c' in said and '! unknown tool' in said
@@ -92,8 +103,10 @@ def test_it_is_labelled_call_by_call():
   done = _rollout(_turn(*_ALL), _turn(_found('d', q='d')))
   found = mistakes.of_trajectory(_TASK, done)
   assert [(m.label.value, m.turn, m.made_good) for m in found] == [
-      ('format', 0, True), ('selection', 0, True),
-      ('arguments', 0, True), ('late', 2, False),
+    ('format', 0, True),
+    ('selection', 0, True),
+    ('arguments', 0, True),
+    ('late', 2, False),
   ]
   assert mistakes.first_cause(done, found) is mistakes.Label.LATE
   totals_of = mistakes.of_groups([records.Group(_TASK, (done,))])
@@ -101,8 +114,8 @@ def test_it_is_labelled_call_by_call():
 
 
 @pytest.mark.parametrize(
-    'attempt, label',
-    [(_ALL[1], 'selection'), (_ALL[3], 'format'), (_ALL[4], 'arguments')],
+  'attempt, label',
+  [(_ALL[1], 'selection'), (_ALL[3], 'format'), (_ALL[4], 'arguments')],
 )
 def test_what_was_never_made_good_is_the_first_cause(attempt, label):
   done = _rollout(_turn(_ALL[0], attempt))

@@ -13,7 +13,7 @@ from agentflow_jax.rollouts import rollout_files, showing
 
 def _turn(text, **more):
   completion = records.Completion(
-      text=text, prompt_ids=(1,), response_ids=(2,), logprobs=(-1.0,),
+    text=text, prompt_ids=(1,), response_ids=(2,), logprobs=(-1.0,)
   )
   return records.Turn(completion, records.SamplingSpec(), **more)
 
@@ -37,39 +37,45 @@ def test_rollouts_are_found_by_the_mistake_that_they_failed_of(tmp_path):
   assert found('late') == [1], 'a prompt that is too long'
   assert found('format') == [], 'the first rollout succeeded all the same'
   rows = [
-      row for one in showing.find(epath.Path(tmp_path), showing.Wanted())
-      for row in showing.rows(*one)
+    row
+    for one in showing.find(epath.Path(tmp_path), showing.Wanted())
+    for row in showing.rows(*one)
   ]
   assert [(r['first_cause'], r['mistakes']) for r in rows] == [
-      (None, ['selection']), (None, ['selection']), ('late', ['late']), (None, []),
+    (None, ['selection']),
+    (None, ['selection']),
+    ('late', ['late']),
+    (None, []),
   ]
-  assert 'First cause: late' in showing.in_words(1, *(
-      (g.task, g.trajectories[1]) for g in [_group('t')]
-  ).__next__())
+  assert 'First cause: late' in showing.in_words(
+    1, *((g.task, g.trajectories[1]) for g in [_group('t')]).__next__()
+  )
 
 
 def _group(task_id):
   task = records.Task(task_id, f'What of {task_id}?', ('42', 'forty-two'), 'f1')
   good = records.Trajectory(
-      task_id, 0, records.Status.ANSWERED,
-      (
-          _turn('Sub-Goal: a\nTool Name: bash', parse_error='no tool bash'),
-          _turn(
-              'Sub-Goal: find\nTool Name: search',
-              call=records.ToolCall('search', {'query': 'of it'}),
-              result=records.ToolResult('It is 42.\x1b[2J'),
-              modules=(records.ModuleCall('verifier', 'stop'),),
-          ),
+    task_id,
+    0,
+    records.Status.ANSWERED,
+    (
+      _turn('Sub-Goal: a\nTool Name: bash', parse_error='no tool bash'),
+      _turn(
+        'Sub-Goal: find\nTool Name: search',
+        call=records.ToolCall('search', {'query': 'of it'}),
+        result=records.ToolResult('It is 42.\x1b[2J'),
+        modules=(records.ModuleCall('verifier', 'stop'),),
       ),
-      answer='42', reward=1.0, score=records.Score(
-          {'form': records.Term(0.5, 0.5), 'answer': records.Term(0.75)}
-      ),
+    ),
+    answer='42',
+    reward=1.0,
+    score=records.Score({'form': records.Term(0.5, 0.5), 'answer': records.Term(0.75)}),
   )
   bad = records.Trajectory(
-      task_id, 1, records.Status.PROMPT_TOO_LONG, (), reward=0.0, detail='300 tokens'
+    task_id, 1, records.Status.PROMPT_TOO_LONG, (), reward=0.0, detail='300 tokens'
   )
   lost = records.Trajectory(
-      task_id, 2, records.Status.MODEL_UNREACHABLE, (), detail='down'
+    task_id, 2, records.Status.MODEL_UNREACHABLE, (), detail='down'
   )
   return records.Group(task, (good, bad, lost))
 
@@ -80,25 +86,25 @@ def _workdir(tmp_path):
   (workdir / 'rollouts').mkdir()
   for step in (1, 2, 10):
     rollout_files.write(
-        workdir / 'rollouts' / f'step_{step:06d}.p0.jsonl.zst',
-        [_group(f's{step}/a'), _group(f's{step}/b')],
+      workdir / 'rollouts' / f'step_{step:06d}.p0.jsonl.zst',
+      [_group(f's{step}/a'), _group(f's{step}/b')],
     )
   return workdir
 
 
 @pytest.mark.parametrize(
-    ('wanted', 'found'),
-    [
-        ({}, [(10, f's10/{t}', i) for t in 'ab' for i in range(3)]),
-        ({'step': 2, 'reward': 1.0}, [(2, 's2/a', 0), (2, 's2/b', 0)]),
-        ({'step': 2, 'reward': math.nan}, [(2, 's2/a', 2), (2, 's2/b', 2)]),
-        ({'step': 0, 'task': 's1/b', 'reward': 0.0}, [(1, 's1/b', 1)]),
-        (
-            {'step': 0, 'status': records.Status.PROMPT_TOO_LONG, 'task': 's2/a'},
-            [(2, 's2/a', 1)],
-        ),
-        ({'step': 1, 'task': 's2/a'}, []),
-    ],
+  ('wanted', 'found'),
+  [
+    ({}, [(10, f's10/{t}', i) for t in 'ab' for i in range(3)]),
+    ({'step': 2, 'reward': 1.0}, [(2, 's2/a', 0), (2, 's2/b', 0)]),
+    ({'step': 2, 'reward': math.nan}, [(2, 's2/a', 2), (2, 's2/b', 2)]),
+    ({'step': 0, 'task': 's1/b', 'reward': 0.0}, [(1, 's1/b', 1)]),
+    (
+      {'step': 0, 'status': records.Status.PROMPT_TOO_LONG, 'task': 's2/a'},
+      [(2, 's2/a', 1)],
+    ),
+    ({'step': 1, 'task': 's2/a'}, []),
+  ],
 )
 def test_rollouts_are_found_by_step_status_reward_and_task(workdir, wanted, found):
   got = showing.find(workdir, showing.Wanted(**wanted))
@@ -108,20 +114,19 @@ def test_rollouts_are_found_by_step_status_reward_and_task(workdir, wanted, foun
 def test_the_slowest_rollouts_come_first_and_say_what_they_waited_for(tmp_path):
   group = _group('t')
   seconds = ({'planner': 1.0, 'total': 2.0}, {}, {'tool/search': 4.0, 'total': 4.0})
-  group = records.Group(group.task, tuple(
+  group = records.Group(
+    group.task,
+    tuple(
       dataclasses.replace(t, seconds=s)
       for t, s in zip(group.trajectories, seconds, strict=True)
-  ))
+    ),
+  )
   for step in (1, 2):
     rollout_files.write(
-        epath.Path(tmp_path) / 'rollouts' / f'step_{step:06d}.p0.jsonl.zst', [group]
+      epath.Path(tmp_path) / 'rollouts' / f'step_{step:06d}.p0.jsonl.zst', [group]
     )
-  found = list(showing.find(
-      epath.Path(tmp_path), showing.Wanted(step=0, slowest=2)
-  ))
-  assert [(step, t.rollout) for step, _, t in found] == [
-      (1, 2), (1, 0), (2, 2), (2, 0)
-  ]
+  found = list(showing.find(epath.Path(tmp_path), showing.Wanted(step=0, slowest=2)))
+  assert [(step, t.rollout) for step, _, t in found] == [(1, 2), (1, 0), (2, 2), (2, 0)]
   assert 'Time: 4.00 s: tool/search 4.00' in showing.in_words(*found[0])
   (row, *_) = showing.rows(*found[1])
   assert row['seconds'] == {'planner': 1.0, 'other': 1.0, 'total': 2.0}
@@ -140,7 +145,10 @@ def test_every_turn_is_a_row_that_stands_alone(workdir):
   found = list(showing.find(workdir, showing.Wanted(step=2, task='s2/a')))
   rows = [json.loads(json.dumps(r)) for one in found for r in showing.rows(*one)]
   assert [(r['rollout'], r['turn']) for r in rows] == [
-      (0, 1), (0, 2), (1, None), (2, None)
+    (0, 1),
+    (0, 2),
+    (1, None),
+    (2, None),
   ]
   assert len({tuple(r) for r in rows}) == 1  # The same fields in all.
   assert all(r['step'] == 2 and r['task'] == 's2/a' for r in rows)
@@ -157,19 +165,25 @@ def test_every_turn_is_a_row_that_stands_alone(workdir):
 def test_calls_of_a_program_are_shown_behind_it():
   found = records.ToolResult('found')
   failed = records.ToolResult('no b', records.ToolErrorKind.ARGUMENTS)
-  ran = records.ToolResult('1', inner=(
+  ran = records.ToolResult(
+    '1',
+    inner=(
       (records.ToolCall('find', {'name': 'a'}), found),
       (records.ToolCall('find', {'name': 'b'}), failed),
-  ))
+    ),
+  )
   turn = _turn('x', call=records.ToolCall('code', {'code': 'y'}), result=ran)
   done = records.Trajectory('t', 0, records.Status.ANSWERED, (turn,), reward=1.0)
   task = records.Task('t', 'q', ('a',), 'f1')
   (row,) = showing.rows(1, task, done)
   assert row['calls'] == [
-      {'tool': 'find', 'arguments': {'name': 'a'}, 'result': 'found',
-       'tool_error': None},
-      {'tool': 'find', 'arguments': {'name': 'b'}, 'result': 'no b',
-       'tool_error': 'arguments'},
+    {'tool': 'find', 'arguments': {'name': 'a'}, 'result': 'found', 'tool_error': None},
+    {
+      'tool': 'find',
+      'arguments': {'name': 'b'},
+      'result': 'no b',
+      'tool_error': 'arguments',
+    },
   ]
   text = showing.in_words(1, task, done)
   assert '     find {"name": "a"} -> found\n     find {"name": "b"} ! no b\n' in text
@@ -179,9 +193,13 @@ def test_people_read_plans_calls_results_and_the_answer(workdir):
   (one, *_) = showing.find(workdir, showing.Wanted(step=2))
   text = showing.in_words(*one)
   for words in (
-      'step 2, task s2/a, rollout 0: answered, reward 1', 'Right: 42 | forty-two',
-      'unreadable: no tool bash', 'search {"query": "of it"}', 'result: It is 42.',
-      'verdict: stop', 'Answer: 42',
+    'step 2, task s2/a, rollout 0: answered, reward 1',
+    'Right: 42 | forty-two',
+    'unreadable: no tool bash',
+    'search {"query": "of it"}',
+    'result: It is 42.',
+    'verdict: stop',
+    'Answer: 42',
   ):
     assert words in text
   task = records.Task('\x1b[2J', '\x1b[2J', (), '')

@@ -25,17 +25,18 @@ _REFUSE = toy_world.plan('refuse', rule='late', about='T1')
 def _agent(*plans, environment=None, tools=(), **fields):
   config = fields.pop('config', {})
   return fakes.make_agent(
-      fakes.FakeLanguageModel({'planner': plans}), tools,
-      rollout.RolloutConfig(**({'max_turns': 4} | config)),
-      executor=modules.FieldExecutor(), verifier=modules.WorldVerifier(),
-      environment=environment or toy_world.make(), **fields,
+    fakes.FakeLanguageModel({'planner': plans}),
+    tools,
+    rollout.RolloutConfig(**({'max_turns': 4} | config)),
+    executor=modules.FieldExecutor(),
+    verifier=modules.WorldVerifier(),
+    environment=environment or toy_world.make(),
+    **fields,
   )
 
 
 def _run(agent, task=None):
-  return asyncio.run(
-      rollout.rollout(agent, task or toy_world.task(), toy_world.key())
-  )
+  return asyncio.run(rollout.rollout(agent, task or toy_world.task(), toy_world.key()))
 
 
 def test_a_rollout_is_judged_by_what_it_changed():
@@ -48,9 +49,9 @@ def test_a_rollout_is_judged_by_what_it_changed():
 
 
 def test_refusing_is_a_status_of_its_own_and_is_scored():
-  declined = records.Check('declined', 'ending', {
-      'ended': 'refuse', 'rule': ['late'], 'about': ['T1'],
-  })
+  declined = records.Check(
+    'declined', 'ending', {'ended': 'refuse', 'rule': ['late'], 'about': ['T1']}
+  )
   task = toy_world.task((declined, toy_world.ONLY), feasible=False)
   done = _run(_agent(_REFUSE), task)
   assert (done.status, done.reward) == (Status.REFUSED, 1.0)
@@ -60,16 +61,20 @@ def test_refusing_is_a_status_of_its_own_and_is_scored():
 
 
 @pytest.mark.parametrize(
-    ('plans', 'config', 'status', 'passed'),
-    [
-        ((_MOVE,), {}, Status.OUT_OF_TURNS, True),
-        ((_MOVE, 'no plan'), {}, Status.UNPARSEABLE_PLAN, True),
-        ((toy_world.plan('move', thing='T9', shelf='S1'),), {'max_turns': 1},
-         Status.TOOL_ERROR, False),
-    ],
+  ('plans', 'config', 'status', 'passed'),
+  [
+    ((_MOVE,), {}, Status.OUT_OF_TURNS, True),
+    ((_MOVE, 'no plan'), {}, Status.UNPARSEABLE_PLAN, True),
+    (
+      (toy_world.plan('move', thing='T9', shelf='S1'),),
+      {'max_turns': 1},
+      Status.TOOL_ERROR,
+      False,
+    ),
+  ],
 )
 def test_checks_are_made_after_every_status_of_the_policy(
-    plans, config, status, passed
+  plans, config, status, passed
 ):
   done = _run(_agent(*plans, config=config))
   assert (done.status, done.reward) == (status, 0.0)
@@ -86,12 +91,11 @@ def test_a_world_whose_checks_hold_needs_no_ending():
 
 
 def test_modules_see_the_policy_before_the_query_and_nothing_else_of_the_world():
-  model = fakes.FakeLanguageModel({
-      'planner': [_MOVE, _FINISH], 'generator': ['moved'],
-  })
+  model = fakes.FakeLanguageModel({'planner': [_MOVE, _FINISH], 'generator': ['moved']})
   agent = dataclasses.replace(
-      _agent(), generator=modules.ModelGenerator(model, records.SamplingSpec()),
-      planner=dataclasses.replace(_agent().planner, model=model),
+    _agent(),
+    generator=modules.ModelGenerator(model, records.SamplingSpec()),
+    planner=dataclasses.replace(_agent().planner, model=model),
   )
   task = toy_world.task(plan='find it, then move it SECRET')
   done = _run(agent, task)
@@ -117,9 +121,10 @@ def test_a_policy_is_never_shortened():
 
 def test_the_planners_plan_may_refer_to_names_and_keys_by_number():
   agent = _agent(
-      toy_world.plan('find', name='#1'),
-      toy_world.plan('move', thing='#3', shelf='#2'), _FINISH,
-      gazetteer=references.Gazetteer(()),
+    toy_world.plan('find', name='#1'),
+    toy_world.plan('move', thing='#3', shelf='#2'),
+    _FINISH,
+    gazetteer=references.Gazetteer(()),
   )
   done = _run(agent)
   assert done.turns[0].memory == '1. find: do; name=#1 -> #3 T1 on #4 S1'
@@ -138,7 +143,7 @@ def test_only_the_tools_that_a_world_names_are_there_in_its_order():
 
 def test_tools_without_state_stand_beside_those_of_the_world():
   search = tools_base.Tool(
-      tools_base.Card('search', 'finds', (tools_base.Argument('query', 'q'),)), _echo
+    tools_base.Card('search', 'finds', (tools_base.Argument('query', 'q'),)), _echo
   )
   agent = _agent(toy_world.plan('search', query='cups'), _MOVE, _FINISH, tools=[search])
   done = _run(agent)
@@ -157,9 +162,7 @@ def test_a_tool_of_both_is_an_error_of_ours():
 
 def test_the_oracles_plan_stands_where_an_analysis_stands():
   async def main():
-    agent = dataclasses.replace(
-        _agent(_MOVE, _FINISH), analyst=modules.OracleAnalyst()
-    )
+    agent = dataclasses.replace(_agent(_MOVE, _FINISH), analyst=modules.OracleAnalyst())
     analysis, failed = await rollout.analyse(agent, toy_world.task(), toy_world.key())
     assert failed is None
     done = await rollout.rollout(agent, toy_world.task(), toy_world.key(), analysis)
@@ -175,7 +178,7 @@ def test_an_analyst_sees_the_policy_and_the_tools_of_the_world():
   model = fakes.FakeLanguageModel({'analysis': ['look first']})
   opened = Faults(toy_world.make(), lambda key: '')
   agent = dataclasses.replace(
-      _agent(_MOVE, environment=opened), analyst=modules.ModelAnalyst(model)
+    _agent(_MOVE, environment=opened), analyst=modules.ModelAnalyst(model)
   )
   found = asyncio.run(rollout.analyse(agent, toy_world.task(), toy_world.key()))
   text = ''.join(s.text for s in model.requests[0][0])
@@ -185,20 +188,20 @@ def test_an_analyst_sees_the_policy_and_the_tools_of_the_world():
 
 # What may go wrong, and how a rollout then ends. None: the rollout is cancelled.
 _FAULTS = {
-    '': {Status.ANSWERED},
-    'open': {Status.ENVIRONMENT_UNREACHABLE},
-    'open_bug': {Status.ENVIRONMENT_UNREACHABLE},
-    'capacity': {Status.ENVIRONMENT_UNREACHABLE},
-    'slow': {Status.DEADLINE_INFRASTRUCTURE},
-    'slow_call': {Status.DEADLINE_INFRASTRUCTURE, Status.ENVIRONMENT_UNREACHABLE},
-    'lost': {Status.ENVIRONMENT_UNREACHABLE},
-    'verify': {Status.ENVIRONMENT_UNREACHABLE},
-    'verify_unknown': {Status.ENVIRONMENT_UNREACHABLE},
-    'verify_slow': {Status.ENVIRONMENT_UNREACHABLE},
-    'judge': {Status.REWARD_UNREACHABLE},
-    'bug': {Status.ENVIRONMENT_UNREACHABLE},
-    'close': {Status.ANSWERED},
-    'close_slow': {Status.ANSWERED},
+  '': {Status.ANSWERED},
+  'open': {Status.ENVIRONMENT_UNREACHABLE},
+  'open_bug': {Status.ENVIRONMENT_UNREACHABLE},
+  'capacity': {Status.ENVIRONMENT_UNREACHABLE},
+  'slow': {Status.DEADLINE_INFRASTRUCTURE},
+  'slow_call': {Status.DEADLINE_INFRASTRUCTURE, Status.ENVIRONMENT_UNREACHABLE},
+  'lost': {Status.ENVIRONMENT_UNREACHABLE},
+  'verify': {Status.ENVIRONMENT_UNREACHABLE},
+  'verify_unknown': {Status.ENVIRONMENT_UNREACHABLE},
+  'verify_slow': {Status.ENVIRONMENT_UNREACHABLE},
+  'judge': {Status.REWARD_UNREACHABLE},
+  'bug': {Status.ENVIRONMENT_UNREACHABLE},
+  'close': {Status.ANSWERED},
+  'close_slow': {Status.ANSWERED},
 }
 
 
@@ -238,7 +241,6 @@ class Faults:
 
 
 class _Faulty:
-
   def __init__(self, owner, inner, fault):
     self._owner, self._inner, self._fault = owner, inner, fault
     self.brief = inner.brief
@@ -357,7 +359,7 @@ def test_a_second_cancellation_does_not_interrupt_the_closing():
   async def main():
     agent = _agent(_MOVE, _FINISH, environment=environment)
     running = asyncio.create_task(
-        rollout.rollout(agent, toy_world.task(), toy_world.key())
+      rollout.rollout(agent, toy_world.task(), toy_world.key())
     )
     while not environment.open_now:
       await asyncio.sleep(0.01)
@@ -400,9 +402,13 @@ def test_five_hundred_rollouts_with_faults_are_all_accounted_for(monkeypatch):
     groups = []
     for name, count, extra in (('t', 40, 0), ('late', 10, 2)):
       groups += await collect.groups(
-          agent, [toy_world.task(task_id=f'{name}{i}') for i in range(count)],
-          group_size=10 - extra, extra=extra, key=toy_world.key(),
-          limit=asyncio.Semaphore(64), processes=processes.Processes(),
+        agent,
+        [toy_world.task(task_id=f'{name}{i}') for i in range(count)],
+        group_size=10 - extra,
+        extra=extra,
+        key=toy_world.key(),
+        limit=asyncio.Semaphore(64),
+        processes=processes.Processes(),
       )
     return groups
 
@@ -411,8 +417,11 @@ def test_five_hundred_rollouts_with_faults_are_all_accounted_for(monkeypatch):
   counts = collections.Counter(t.status for t in ended)
   assert len(ended) == 500 == sum(counts.values())
   assert {
-      Status.ANSWERED, Status.ENVIRONMENT_UNREACHABLE, Status.REWARD_UNREACHABLE,
-      Status.DEADLINE_INFRASTRUCTURE, Status.ABORTED_LATE,
+    Status.ANSWERED,
+    Status.ENVIRONMENT_UNREACHABLE,
+    Status.REWARD_UNREACHABLE,
+    Status.DEADLINE_INFRASTRUCTURE,
+    Status.ABORTED_LATE,
   } <= counts.keys()
   for done in ended:
     assert (done.reward is None) is (not done.status.is_policy)
@@ -425,7 +434,7 @@ def test_a_cancelled_rollout_closes_its_episode():
 
   async def main():
     running = asyncio.create_task(
-        rollout.rollout(agent, toy_world.task(), toy_world.key())
+      rollout.rollout(agent, toy_world.task(), toy_world.key())
     )
     while not environment.open_now:
       await asyncio.sleep(0.01)
@@ -440,15 +449,17 @@ def test_a_cancelled_rollout_closes_its_episode():
 def test_rollouts_at_once_are_those_one_by_one():
   """Digests, answers and rewards, in any order."""
   plans = [
-      [_MOVE, _FINISH], [_FINISH], [_REFUSE],
-      [toy_world.plan('sell', thing='T2'), _FINISH],
+    [_MOVE, _FINISH],
+    [_FINISH],
+    [_REFUSE],
+    [toy_world.plan('sell', thing='T2'), _FINISH],
   ]
   tasks = [toy_world.task(task_id=f't{i}') for i in range(16)]
 
   async def one(i, rollout_index):
     agent = _agent(*plans[(i + rollout_index) % 4])
     done = await rollout.rollout(
-        agent, tasks[i], toy_world.key(rollout_index, tasks[i].id)
+      agent, tasks[i], toy_world.key(rollout_index, tasks[i].id)
     )
     return done.status, done.digest, done.answer, done.reward, done.verdict
 
@@ -501,16 +512,21 @@ def test_two_processes_get_the_rollouts_of_one():
     async def main():
       agent = dataclasses.replace(_agent(''), planner=_ByKey())
       return await collect.groups(
-          agent, tasks, group_size=8, key=toy_world.key(),
-          limit=asyncio.Semaphore(16), processes=mine,
+        agent,
+        tasks,
+        group_size=8,
+        key=toy_world.key(),
+        limit=asyncio.Semaphore(16),
+        processes=mine,
       )
 
     return asyncio.run(main())
 
   def timeless(groups):
     return [
-        (t.status, t.digest, t.answer, t.reward, t.verdict)
-        for g in groups for t in g.trajectories
+      (t.status, t.digest, t.answer, t.reward, t.verdict)
+      for g in groups
+      for t in g.trajectories
     ]
 
   alone = timeless(collected(processes.Processes()))

@@ -51,7 +51,7 @@ def test_another_s_failure_ends_this_one_and_says_why():
   for code in (2, 75):
     processes = _Together([b'\0', bytes([1, code]) + b'no corpus'])
     with pytest.raises(
-        exits.ProcessFailed, match='process 2 of 3 failed: no corpus'
+      exits.ProcessFailed, match='process 2 of 3 failed: no corpus'
     ) as failed:
       asyncio.run(processes.gathered(_give(b'a')))
     assert exits.code_of(failed.value) == code
@@ -90,9 +90,7 @@ def test_one_that_is_told_to_stop_cancels_its_work_and_stops_all():
   async def run(processes):
     processes.listen()
     try:
-      asyncio.get_running_loop().call_later(
-          0.1, os.kill, os.getpid(), signal.SIGTERM
-      )
+      asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
       await processes.gathered(work())
     finally:
       processes.deafen()
@@ -163,25 +161,22 @@ def test_exit_codes_say_what_to_do():
 
 
 @pytest.mark.parametrize(
-    'environ, several',
-    [
-        ({}, False),
-        ({'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '0'}, True),
-        ({'SLURM_NTASKS': '4'}, False),  # salloc, and no srun.
-        ({'SLURM_NTASKS': '1', 'SLURM_STEP_ID': '0'}, False),
-        ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
-        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
-        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
-        ({'MEGASCALE_NUM_SLICES': '2'}, True),
-    ],
+  'environ, several',
+  [
+    ({}, False),
+    ({'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '0'}, True),
+    ({'SLURM_NTASKS': '4'}, False),  # salloc, and no srun.
+    ({'SLURM_NTASKS': '1', 'SLURM_STEP_ID': '0'}, False),
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+    ({'MEGASCALE_NUM_SLICES': '2'}, True),
+  ],
 )
-def test_the_environment_says_whether_there_are_several(
-    environ, several, monkeypatch
-):
+def test_the_environment_says_whether_there_are_several(environ, several, monkeypatch):
   calls = []
   monkeypatch.setattr(
-      processes_lib.jax.distributed, 'initialize',
-      lambda *a, **k: calls.append((a, k)),
+    processes_lib.jax.distributed, 'initialize', lambda *a, **k: calls.append((a, k))
   )
   processes_lib.initialize(environ=environ, heartbeat_seconds=7)
   expected = [((None, None, None), {'heartbeat_timeout_seconds': 7})]
@@ -193,8 +188,7 @@ def test_the_environment_says_whether_there_are_several(
 def test_flags_say_it_too(monkeypatch):
   calls = []
   monkeypatch.setattr(
-      processes_lib.jax.distributed, 'initialize',
-      lambda *a, **unused_k: calls.append(a),
+    processes_lib.jax.distributed, 'initialize', lambda *a, **unused_k: calls.append(a)
   )
   processes_lib.initialize('host:1234', 2, 0, environ={})
   processes_lib.initialize(distributed='on', environ={})
@@ -202,13 +196,13 @@ def test_flags_say_it_too(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'arguments, message',
-    [
-        (('host:1', 0, -1), 'belong together'),
-        (('host:1', 2, 2), 'belong together'),
-        (('', 2, 0), 'belong together'),
-        (('host:1', 2, 0, 100, 'off'), 'ignored'),
-    ],
+  'arguments, message',
+  [
+    (('host:1', 0, -1), 'belong together'),
+    (('host:1', 2, 2), 'belong together'),
+    (('', 2, 0), 'belong together'),
+    (('host:1', 2, 0, 100, 'off'), 'ignored'),
+  ],
 )
 def test_flags_that_contradict_each_other_are_an_error(arguments, message):
   with pytest.raises(schema.ConfigError, match=message):

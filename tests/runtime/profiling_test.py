@@ -28,7 +28,7 @@ def test_what_says_no_steps_is_refused(text):
 def _run(directory, chosen, steps):
   """Works through steps of a tiny program each."""
   profiler = profiling.Profiler(
-      profiling.Steps.parse(chosen), epath.Path(directory), process=1
+    profiling.Steps.parse(chosen), epath.Path(directory), process=1
   )
   program = jax.jit(lambda x: x @ x)
   program(jnp.ones((8, 8)))
@@ -46,9 +46,7 @@ def _seen(directory, name):
   assert (there / 'p1.xplane.pb').stat().st_size > 0
   with gzip.open(there / 'p1.trace.json.gz') as f:
     events = json.load(f)['traceEvents']
-  return [
-      int(e['args']['step_num']) for e in events if e.get('name') == 'update'
-  ]
+  return [int(e['args']['step_num']) for e in events if e.get('name') == 'update']
 
 
 def test_the_chosen_steps_are_traced_and_no_others(tmp_path):

@@ -6,7 +6,6 @@ from agentflow_jax.runtime import progress
 
 
 class _Terminal(io.StringIO):
-
   def isatty(self):
     return True
 
@@ -48,10 +47,10 @@ def test_plain_lines_are_rare_but_first_and_last_always_come():
   # Steps end at 4, 8, ... s. A line at 4 s, then 16 s later each time (the
   # first step at least 15 s after), and at the end. Left: 4 s a step.
   assert stream.getvalue().splitlines() == [
-      'step 1/10, reward 0.100, 12.3 rollouts/s, 0:36 left',
-      'step 5/10, reward 0.500, 12.3 rollouts/s, 0:20 left',
-      'step 9/10, reward 0.900, 12.3 rollouts/s, 0:04 left',
-      'step 10/10, reward 1.000, 12.3 rollouts/s',
+    'step 1/10, reward 0.100, 12.3 rollouts/s, 0:36 left',
+    'step 5/10, reward 0.500, 12.3 rollouts/s, 0:20 left',
+    'step 9/10, reward 0.900, 12.3 rollouts/s, 0:04 left',
+    'step 10/10, reward 1.000, 12.3 rollouts/s',
   ]
 
 
@@ -72,9 +71,9 @@ def test_hours_and_unknown_time():
   clock.now += 3564.0
   bar.update(15, {})
   assert stream.getvalue().splitlines() == [
-      'step 5/1000, ? left',
-      'step 15/1000, 59:06 left',
-      'step 15/1000, 98:30:00 left',
+    'step 5/1000, ? left',
+    'step 15/1000, 59:06 left',
+    'step 15/1000, 98:30:00 left',
   ]
 
 

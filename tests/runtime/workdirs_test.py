@@ -19,14 +19,14 @@ def _file(path):
 
 # What makes the state below a directory and returns --workdir, and what is said.
 _STATES = {
-    'empty': (lambda d: '', 'is empty: name a directory'),
-    'blank': (lambda d: '  ', 'is empty: name a directory'),
-    'file': (lambda d: _file(d / 'f'), '/f'),
-    'below_file': (lambda d: _file(d / 'f') / 'runs', '/f: not a directory'),
-    'far_below_file': (lambda d: _file(d / 'f') / 'a/b/c', 'not a directory'),
-    'nul': (lambda d: f'{d}/a\0b', 'null byte'),
-    'long': (lambda d: d / ('x' * 300), 'name too long'),
-    'not_permitted': (lambda d: '/sys/agentflow_runs', '/sys/agentflow_runs'),
+  'empty': (lambda d: '', 'is empty: name a directory'),
+  'blank': (lambda d: '  ', 'is empty: name a directory'),
+  'file': (lambda d: _file(d / 'f'), '/f'),
+  'below_file': (lambda d: _file(d / 'f') / 'runs', '/f: not a directory'),
+  'far_below_file': (lambda d: _file(d / 'f') / 'a/b/c', 'not a directory'),
+  'nul': (lambda d: f'{d}/a\0b', 'null byte'),
+  'long': (lambda d: d / ('x' * 300), 'name too long'),
+  'not_permitted': (lambda d: '/sys/agentflow_runs', '/sys/agentflow_runs'),
 }
 
 
@@ -50,7 +50,7 @@ def test_links_in_circles_and_to_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name', ['checkpoints', 'journal', 'rollouts', 'evaluations', 'planner']
+  'name', ['checkpoints', 'journal', 'rollouts', 'evaluations', 'planner']
 )
 def test_a_file_where_a_directory_should_be(tmp_path, name):
   _file(tmp_path / name)
@@ -86,8 +86,7 @@ with workdirs.locked(epath.Path(sys.argv[1])):
 
 def test_the_lock_names_its_holder_and_dies_with_it(tmp_path):
   with subprocess.Popen(
-      [sys.executable, '-c', _HOLDER, str(tmp_path)],
-      stdout=subprocess.PIPE, text=True,
+    [sys.executable, '-c', _HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
   ) as holder:
     assert holder.stdout.readline() == 'held\n'
     with pytest.raises(schema.ConfigError) as caught:

@@ -20,14 +20,11 @@ from tests.serving import listening
 _KEY = 'k-123'
 _PLANNER = str(mini.ROOT / 'experiments' / 'geohop_planner')
 _CHAT = {
-    'model': 'geo',
-    'messages': [
-        {'role': 'system', 'content': 'Tools:\nsearch\npython'},
-        {
-            'role': 'user',
-            'content': 'Query: What is the capital of #1 Portugal?\nPlan:',
-        },
-    ],
+  'model': 'geo',
+  'messages': [
+    {'role': 'system', 'content': 'Tools:\nsearch\npython'},
+    {'role': 'user', 'content': 'Query: What is the capital of #1 Portugal?\nPlan:'},
+  ],
 }
 
 
@@ -35,10 +32,10 @@ _CHAT = {
 def model():
   base = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
   config = dataclasses.replace(
-      base,
-      engine=dataclasses.replace(
-          base.engine, slots=8, max_prompt_tokens=96, decode_chunk=4
-      ),
+    base,
+    engine=dataclasses.replace(
+      base.engine, slots=8, max_prompt_tokens=96, decode_chunk=4
+    ),
   )
   with standalone_model.opened(config, _PLANNER) as opened:
     yield opened
@@ -76,14 +73,11 @@ def _events(client, path, **body):
 def _expected(model, seed=0, **sampling):
   """What the engine samples for the chat above, asked directly."""
   segments = [
-      records.Segment(m['role'], m['content'], False)
-      for m in _CHAT['messages']
+    records.Segment(m['role'], m['content'], False) for m in _CHAT['messages']
   ]
   ids = model.tokenizer.render(segments)
   spec = records.SamplingSpec(**{'temperature': 0.0} | sampling)
-  key = records.RequestKey(
-      seed, records.Purpose.SERVE, 0, '0', 0, module='serve'
-  )
+  key = records.RequestKey(seed, records.Purpose.SERVE, 0, '0', 0, module='serve')
   return ids, asyncio.run(model.sample(ids, spec, key))
 
 
@@ -99,8 +93,12 @@ def test_models_are_listed(client):
 def test_a_chat_is_answered_as_the_engine_answers(client, model):
   ids, done = _expected(model, max_new_tokens=32)
   got = _post(
-      client, '/chat/completions', **_CHAT, temperature=0, logprobs=True,
-      return_token_ids=True,
+    client,
+    '/chat/completions',
+    **_CHAT,
+    temperature=0,
+    logprobs=True,
+    return_token_ids=True,
   )
   (choice,) = got['choices']
   assert choice['message'] == {'role': 'assistant', 'content': done.text}
@@ -112,25 +110,36 @@ def test_a_chat_is_answered_as_the_engine_answers(client, model):
   assert [t['logprob'] for t in tokens] == pytest.approx(done.logprobs)
   assert ''.join(t['token'] for t in tokens).strip() == done.text.strip()
   assert got['usage'] == {
-      'prompt_tokens': len(ids),
-      'completion_tokens': len(done.response_ids),
-      'total_tokens': len(ids) + len(done.response_ids),
+    'prompt_tokens': len(ids),
+    'completion_tokens': len(done.response_ids),
+    'total_tokens': len(ids) + len(done.response_ids),
   }
 
 
 def test_ids_are_answered_as_the_chat_that_they_are(client, model):
   ids, done = _expected(model, max_new_tokens=32)
   got = _post(
-      client, '/completions', model='geo', prompt=ids, max_tokens=32,
-      temperature=0, logprobs=1, return_token_ids=True,
+    client,
+    '/completions',
+    model='geo',
+    prompt=ids,
+    max_tokens=32,
+    temperature=0,
+    logprobs=1,
+    return_token_ids=True,
   )
   (choice,) = got['choices']
   assert choice['text'] == done.text
   assert choice['token_ids'] == list(done.response_ids)
   assert choice['logprobs']['token_logprobs'] == pytest.approx(done.logprobs)
   several = _post(
-      client, '/completions', model='geo', prompt=[ids, 'a text'], n=2,
-      max_tokens=4, seed=3,
+    client,
+    '/completions',
+    model='geo',
+    prompt=[ids, 'a text'],
+    n=2,
+    max_tokens=4,
+    seed=3,
   )
   assert [c['index'] for c in several['choices']] == [0, 1, 2, 3]
 
@@ -147,13 +156,15 @@ def test_a_seed_names_the_answer_and_choices_differ(client):
 @pytest.mark.parametrize('stop', [None, ['\nTool'], ['#1', 'Tool']])
 def test_a_stream_adds_up_to_the_whole(client, stop):
   ask = _CHAT | {
-      'n': 3, 'seed': 1, 'stop': stop, 'logprobs': True,
-      'return_token_ids': True,
+    'n': 3,
+    'seed': 1,
+    'stop': stop,
+    'logprobs': True,
+    'return_token_ids': True,
   }
   whole = _post(client, '/chat/completions', **ask)
   events = _events(
-      client, '/chat/completions', **ask,
-      stream_options={'include_usage': True},
+    client, '/chat/completions', **ask, stream_options={'include_usage': True}
   )
   usage = events.pop()
   assert usage['usage'] == whole['usage'] and not usage['choices']
@@ -184,64 +195,56 @@ def test_text_completions_stream_too(client):
 def test_no_text_of_a_client_becomes_a_control_token(client, model):
   ask = {'model': 'geo', 'temperature': 0, 'max_tokens': 1}
   got = _post(
-      client, '/completions', **ask, prompt='<|end|><|system|>',
-      return_token_ids=True,
+    client, '/completions', **ask, prompt='<|end|><|system|>', return_token_ids=True
   )
   assert model.tokenizer.decode(got['prompt_token_ids']) == '<|end|><|system|>'
 
 
 @pytest.mark.parametrize(
-    'change, status, param',
-    [
-        ({'model': 'gpt'}, 404, 'model'),
-        ({'messages': []}, 400, 'messages'),
-        ({'messages': [{'role': 'tool', 'content': 'x'}]}, 400, 'messages[0]'),
-        ({'messages': [{'role': 'user', 'content': 3}]}, 400, 'messages[0]'),
-        (
-            {'messages': [{'role': 'user', 'content': [{'type': 'image'}]}]},
-            400, 'messages[0]',
-        ),
-        ({'temperature': -1}, 400, None),
-        ({'temperature': 'hot'}, 400, 'temperature'),
-        ({'top_p': 0}, 400, None),
-        ({'max_tokens': 33}, 400, 'max_tokens'),
-        ({'max_tokens': True}, 400, 'max_tokens'),
-        ({'n': 0}, 400, 'n'),
-        ({'n': 10**6}, 400, 'n'),
-        ({'stop': ['']}, 400, 'stop'),
-        ({'seed': 1.5}, 400, 'seed'),
-        ({'stream': 'yes'}, 400, 'stream'),
-        ({'logit_bias': {'3': 100}}, 400, 'logit_bias'),
-        ({'presence_penalty': 0.5}, 400, 'presence_penalty'),
-        ({'tools': [{'type': 'function'}]}, 400, 'tools'),
-        ({'top_logprobs': 5}, 400, 'top_logprobs'),
-        ({'temprature': 1}, 400, 'temprature'),
-        ({'temperature': 10**400}, 400, 'temperature'),
-        ({'max_tokens': 3, 'max_completion_tokens': 4}, 400, 'max_tokens'),
-        ({'stop': 0}, 400, 'stop'),
-        ({'stop': {}}, 400, 'stop'),
-        # Half an emoji.
-        (
-            {'messages': [{'role': 'user', 'content': 'x\ud83d'}]},
-            400, 'messages[0]',
-        ),
-        (
-            {'messages': [{'role': 'user', 'content': 'x', 'name': 'Bo'}]},
-            400, 'messages[0]',
-        ),
-        (
-            {'messages': [{'role': 'user', 'content': 'a b ' * 200}]},
-            400, 'messages',
-        ),
-    ],
+  'change, status, param',
+  [
+    ({'model': 'gpt'}, 404, 'model'),
+    ({'messages': []}, 400, 'messages'),
+    ({'messages': [{'role': 'tool', 'content': 'x'}]}, 400, 'messages[0]'),
+    ({'messages': [{'role': 'user', 'content': 3}]}, 400, 'messages[0]'),
+    (
+      {'messages': [{'role': 'user', 'content': [{'type': 'image'}]}]},
+      400,
+      'messages[0]',
+    ),
+    ({'temperature': -1}, 400, None),
+    ({'temperature': 'hot'}, 400, 'temperature'),
+    ({'top_p': 0}, 400, None),
+    ({'max_tokens': 33}, 400, 'max_tokens'),
+    ({'max_tokens': True}, 400, 'max_tokens'),
+    ({'n': 0}, 400, 'n'),
+    ({'n': 10**6}, 400, 'n'),
+    ({'stop': ['']}, 400, 'stop'),
+    ({'seed': 1.5}, 400, 'seed'),
+    ({'stream': 'yes'}, 400, 'stream'),
+    ({'logit_bias': {'3': 100}}, 400, 'logit_bias'),
+    ({'presence_penalty': 0.5}, 400, 'presence_penalty'),
+    ({'tools': [{'type': 'function'}]}, 400, 'tools'),
+    ({'top_logprobs': 5}, 400, 'top_logprobs'),
+    ({'temprature': 1}, 400, 'temprature'),
+    ({'temperature': 10**400}, 400, 'temperature'),
+    ({'max_tokens': 3, 'max_completion_tokens': 4}, 400, 'max_tokens'),
+    ({'stop': 0}, 400, 'stop'),
+    ({'stop': {}}, 400, 'stop'),
+    # Half an emoji.
+    ({'messages': [{'role': 'user', 'content': 'x\ud83d'}]}, 400, 'messages[0]'),
+    (
+      {'messages': [{'role': 'user', 'content': 'x', 'name': 'Bo'}]},
+      400,
+      'messages[0]',
+    ),
+    ({'messages': [{'role': 'user', 'content': 'a b ' * 200}]}, 400, 'messages'),
+  ],
 )
 @pytest.mark.parametrize('stream', [False, True])
-def test_what_cannot_be_answered_is_refused(
-    client, change, status, param, stream
-):
+def test_what_cannot_be_answered_is_refused(client, change, status, param, stream):
   response = client.post(
-      '/chat/completions',
-      content=json.dumps(_CHAT | {'stream': stream} | change),
+    '/chat/completions', content=json.dumps(_CHAT | {'stream': stream} | change)
   )
   assert response.status_code == status, response.text
   error = response.json()['error']
@@ -251,8 +254,12 @@ def test_what_cannot_be_answered_is_refused(
 def test_null_is_as_if_it_were_not_there(client):
   ask = {'temperature': 0, 'return_token_ids': True}
   (choice,) = _post(
-      client, '/chat/completions', **_CHAT, **ask, max_tokens=3,
-      max_completion_tokens=None,
+    client,
+    '/chat/completions',
+    **_CHAT,
+    **ask,
+    max_tokens=3,
+    max_completion_tokens=None,
   )['choices']
   assert len(choice['token_ids']) == 3
   ask |= {'model': 'geo', 'prompt': 'Query: '}
@@ -264,8 +271,12 @@ def test_null_is_as_if_it_were_not_there(client):
 def test_every_choice_says_what_it_is_conditioned_on(client):
   prompts = [[5, 6, 7], [8, 9]]
   ask = {
-      'model': 'geo', 'prompt': prompts, 'n': 2, 'max_tokens': 2,
-      'return_token_ids': True, 'seed': 1,
+    'model': 'geo',
+    'prompt': prompts,
+    'n': 2,
+    'max_tokens': 2,
+    'return_token_ids': True,
+    'seed': 1,
   }
   whole = _post(client, '/completions', **ask)
   of = [prompts[0]] * 2 + [prompts[1]] * 2
@@ -282,8 +293,7 @@ def test_a_prompt_that_is_too_long_is_refused_once(model):
   endless = _Endless(model.tokenizer, False)
   with listening.listening(app.make(app.Service(endless, 'geo', 32))) as base:
     response = httpx.post(
-        f'{base}/v1/completions',
-        json={'model': 'geo', 'prompt': [5] * 97, 'n': 64},
+      f'{base}/v1/completions', json={'model': 'geo', 'prompt': [5] * 97, 'n': 64}
     )
   assert response.status_code == 400 and '97' in response.text
   assert response.json()['error']['code'] == 'context_length_exceeded'
@@ -299,9 +309,7 @@ def test_a_body_that_is_no_json_or_too_large_is_refused(client, monkeypatch):
 
 def test_a_key_is_asked_for(url):
   for headers in ({}, {'Authorization': 'Bearer wrong'}):
-    response = httpx.post(
-        f'{url}/chat/completions', json=_CHAT, headers=headers
-    )
+    response = httpx.post(f'{url}/chat/completions', json=_CHAT, headers=headers)
     assert response.status_code == 401
     assert _KEY not in response.text
   assert httpx.get(url.replace('/v1', '/health')).status_code == 200
@@ -317,9 +325,7 @@ class Bytes:
 def test_tokens_that_are_parts_of_a_character_are_where_it_is():
   text = 'a é🙂b\ufffdc'
   ids = tuple(text.encode()) + (0x80, *b'xyz')  # No character at all.
-  done = records.Completion(
-      '', response_ids=ids, logprobs=(-0.5,) * len(ids)
-  )
+  done = records.Completion('', response_ids=ids, logprobs=(-0.5,) * len(ids))
   body = {'model': 'm', 'prompt': 'x', 'logprobs': 1}
   ask = requests.completion(body, 'm', 99, 256)
   head = {'object': 'text_completion'}
@@ -329,8 +335,9 @@ def test_tokens_that_are_parts_of_a_character_are_where_it_is():
   assert offsets[:14] == [0, 1, 2, 2, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7]
   assert whole[offsets[12]] == 'c'
   ask = requests.chat(
-      {'model': 'm', 'messages': [{'role': 'user', 'content': 'x'}],
-       'logprobs': True}, 'm', 99,
+    {'model': 'm', 'messages': [{'role': 'user', 'content': 'x'}], 'logprobs': True},
+    'm',
+    99,
   )
   head = {'object': 'chat.completion'}
   found = writing.Writer(Bytes(), ask, True, head, [[]]).choice(0, done)
@@ -340,26 +347,26 @@ def test_tokens_that_are_parts_of_a_character_are_where_it_is():
 
 def test_a_stream_sends_nothing_that_it_would_take_back():
   body = {
-      'model': 'm', 'messages': [{'role': 'user', 'content': 'x'}],
-      'stop': ['END', 'é!', 'Ené!'],
+    'model': 'm',
+    'messages': [{'role': 'user', 'content': 'x'}],
+    'stop': ['END', 'é!', 'Ené!'],
   }
   ask = requests.chat(body, 'm', 99)
   for text, wanted in (
-      ('aENbéñ🙂EN', 'aENbéñ🙂EN'),  # A beginning of a stop, to the very end.
-      ('añENDx', 'añ'),
-      ('EEENDx', 'EE'),
-      ('naé!y', 'na'),
-      ('anbEné!y', 'anb'),  # A stop whose last letters are cut in two.
+    ('aENbéñ🙂EN', 'aENbéñ🙂EN'),  # A beginning of a stop, to the very end.
+    ('añENDx', 'añ'),
+    ('EEENDx', 'EE'),
+    ('naé!y', 'na'),
+    ('anbEné!y', 'anb'),  # A stop whose last letters are cut in two.
   ):
     ids = list(text.encode())
-    writer = writing.Writer(
-        Bytes(), ask, True, {'object': 'chat.completion'}, [[]]
-    )
+    writer = writing.Writer(Bytes(), ask, True, {'object': 'chat.completion'}, [[]])
     pieces = [writer.piece(0, ids[:n]) for n in range(1, len(ids) + 1)]
     end = writer.last(0, records.Completion(text, response_ids=tuple(ids)))
     sent = [
-        piece['choices'][0]['delta'].get('content', '')
-        for piece in [*pieces, end] if piece is not None
+      piece['choices'][0]['delta'].get('content', '')
+      for piece in [*pieces, end]
+      if piece is not None
     ]
     assert ''.join(sent) == wanted
     assert len(sent) > 2  # It did not wait for the end with all of it.
@@ -376,7 +383,7 @@ def test_an_engine_that_fails_is_the_servers_error(model):
   with listening.listening(app.make(app.Service(Broken(), 'geo', 32))) as base:
     for stream in (False, True):
       response = httpx.post(
-          f'{base}/v1/chat/completions', json=_CHAT | {'stream': stream}
+        f'{base}/v1/chat/completions', json=_CHAT | {'stream': stream}
       )
       assert response.status_code == 503
       assert 'gone' in response.json()['error']['message']
@@ -426,9 +433,7 @@ def _until(condition):
     time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    'stream, says', [(False, False), (True, False), (True, True)]
-)
+@pytest.mark.parametrize('stream, says', [(False, False), (True, False), (True, True)])
 def test_a_client_that_leaves_frees_what_it_asked_for(model, stream, says):
   endless = _Endless(model.tokenizer, says)
   ask = _CHAT | {'n': 2, 'stream': stream}
@@ -447,21 +452,19 @@ def test_a_client_that_leaves_frees_what_it_asked_for(model, stream, says):
 def test_the_endpoint_client_of_the_agents_works(url, model, monkeypatch):
   monkeypatch.setenv('GEO_KEY', _KEY)
   segments = tuple(
-      records.Segment(m['role'], m['content'], False)
-      for m in _CHAT['messages']
+    records.Segment(m['role'], m['content'], False) for m in _CHAT['messages']
   )
   spec = records.SamplingSpec(
-      temperature=0.0, top_k=5, max_new_tokens=32, stop=('Tool',)
+    temperature=0.0, top_k=5, max_new_tokens=32, stop=('Tool',)
   )
   key = records.RequestKey(0, records.Purpose.SOLVE, 0, 't', 0)
 
   async def ask(**changes):
     settings = dict(
-        base_url=url, model='geo', api_key_variable='GEO_KEY',
-        extended_sampling=True,
+      base_url=url, model='geo', api_key_variable='GEO_KEY', extended_sampling=True
     )
     client = client_lib.EndpointClient(
-        settings_lib.EndpointConfig(**settings | changes)
+      settings_lib.EndpointConfig(**settings | changes)
     )
     try:
       return await client.generate(segments, spec, key)
@@ -480,17 +483,13 @@ def test_the_openai_package_works(url, model):
   openai = pytest.importorskip('openai')
   with openai.OpenAI(base_url=url, api_key=_KEY, max_retries=0) as client:
     assert [m.id for m in client.models.list()] == ['geo']
-    whole = client.chat.completions.create(
-        **_CHAT, temperature=0, logprobs=True
-    )
+    whole = client.chat.completions.create(**_CHAT, temperature=0, logprobs=True)
     _, done = _expected(model, max_new_tokens=32)
     assert whole.choices[0].message.content == done.text
-    assert [
-        t.logprob for t in whole.choices[0].logprobs.content
-    ] == pytest.approx(done.logprobs)
-    stream = client.chat.completions.create(
-        **_CHAT, temperature=0, stream=True
+    assert [t.logprob for t in whole.choices[0].logprobs.content] == pytest.approx(
+      done.logprobs
     )
+    stream = client.chat.completions.create(**_CHAT, temperature=0, stream=True)
     text = ''.join(c.choices[0].delta.content or '' for c in stream)
     assert text == done.text
     plain = client.completions.create(model='geo', prompt='Query: ', seed=1)

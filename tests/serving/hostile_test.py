@@ -23,8 +23,11 @@ from tests.serving import listening
 
 _KEY = 'schlüssel'
 _BOUNDS = connections.Bounds(
-    header_seconds=0.5, body_seconds=0.5, write_seconds=0.5, linger_seconds=0.5,
-    connections=20,
+  header_seconds=0.5,
+  body_seconds=0.5,
+  write_seconds=0.5,
+  linger_seconds=0.5,
+  connections=20,
 )
 _CHAT = {'model': 'm', 'messages': [{'role': 'user', 'content': 'x'}]}
 
@@ -60,7 +63,7 @@ class _Model:
         self.waiting -= 1
     text = 'ab' * (sampling.max_new_tokens // 2)
     return records.Completion(
-        text, response_ids=tuple(text.encode()), logprobs=(-1.0,) * len(text)
+      text, response_ids=tuple(text.encode()), logprobs=(-1.0,) * len(text)
     )
 
 
@@ -135,97 +138,110 @@ def _post(body, *headers, path='/v1/chat/completions', length=None):
 
 
 def _health(host):
-  return (
-      f'GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n'.encode()
-  )
+  return f'GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n'.encode()
 
 
 _LONG = 'y' * 100_000
 # (what is sent, the status, a part of the answer); None for the end alone.
 _TABLE = {
-    'nothing': (b'', 408, b''),
-    'half a line': (b'POST /v1', 408, b''),
-    'half of the headers': (b'POST / HTTP/1.1\r\nHost: localhost\r\n', 408, b''),
-    'half a body': (_post(b'{', length=9), 408, b''),
-    'half a chunk': (
-        _post(b'5\r\nab', 'Transfer-Encoding: chunked', length=False), 408, b'',
+  'nothing': (b'', 408, b''),
+  'half a line': (b'POST /v1', 408, b''),
+  'half of the headers': (b'POST / HTTP/1.1\r\nHost: localhost\r\n', 408, b''),
+  'half a body': (_post(b'{', length=9), 408, b''),
+  'half a chunk': (
+    _post(b'5\r\nab', 'Transfer-Encoding: chunked', length=False),
+    408,
+    b'',
+  ),
+  'no HTTP': (b'\x16\x03\x01\x02\x00\x01\x00' * 40 + b'\r\n\r\n', 400, b''),
+  'endless headers': (
+    b'GET / HTTP/1.1\r\nHost: localhost\r\nX: ' + b'a' * 200_000,
+    400,
+    b'',
+  ),
+  'endless target': (b'GET /' + b'a' * 200_000, 400, b''),
+  'a length that is none': (_post(b'{}', length='abc'), 400, b''),
+  'a negative length': (_post(b'{}', length=-1), 400, b''),
+  'two lengths': (_post(b'{}', 'Content-Length: 5'), 400, b''),
+  'length and chunks': (
+    _post(b'0\r\n\r\n', 'Transfer-Encoding: chunked', length=5),
+    400,
+    b'exclude each other',
+  ),
+  'a length beyond the limit': (_post(b'{', length=10**12), 413, b'exceeds'),
+  'a body beyond the limit': (
+    _post(b'x' * (5 << 20)),
+    413,
+    b'the body exceeds 4194304 bytes',
+  ),
+  'chunks beyond the limit': (
+    _post(
+      (b'100000\r\n' + b'x' * (1 << 20) + b'\r\n') * 6,
+      'Transfer-Encoding: chunked',
+      length=False,
     ),
-    'no HTTP': (b'\x16\x03\x01\x02\x00\x01\x00' * 40 + b'\r\n\r\n', 400, b''),
-    'endless headers': (
-        b'GET / HTTP/1.1\r\nHost: localhost\r\nX: ' + b'a' * 200_000, 400, b'',
+    413,
+    b'exceeds',
+  ),
+  'another host': (_health('evil.example:80'), 421, b'localhost'),
+  'a host like an address': (_health('127.0.0.1.evil.example'), 421, b''),
+  'a foreign address': (_health('192.168.1.7'), 421, b''),
+  'no host': (b'GET /health HTTP/1.1\r\n\r\n', 400, b''),
+  'a surrogate in a name': (
+    _post(b'{"model": "m", "\\ud800": 1}'),
+    400,
+    b'unknown or unsupported',
+  ),
+  'a surrogate in a value': (
+    _post(b'{"model": "m", "suffix": "\\ud800"}'),
+    400,
+    b'suffix=',
+  ),
+  'a surrogate in a model': (_post(b'{"model": "\\udfff"}'), 404, b'does not exist'),
+  'a long name': (_post({'model': 'm', _LONG: 1}), 400, b'yyy...yyy'),
+  'a long value': (_post({'model': 'm', 'logit_bias': _LONG}), 400, b'yyy...yyy'),
+  'a long model': (_post({'model': _LONG}), 404, b'yyy...yyy'),
+  'a long model in a path': (
+    f'GET /v1/models/{_LONG[:9000]} HTTP/1.1\r\nHost: localhost\r\n'
+    'Connection: close\r\n\r\n'.encode(),
+    404,
+    b'yyy...yyy',
+  ),
+  'many names of a message': (
+    _post(
+      {
+        'model': 'm',
+        'messages': [
+          {'role': 'user', 'content': 'x'} | {f'n{i}': 1 for i in range(9999)}
+        ],
+      }
     ),
-    'endless target': (b'GET /' + b'a' * 200_000, 400, b''),
-    'a length that is none': (_post(b'{}', length='abc'), 400, b''),
-    'a negative length': (_post(b'{}', length=-1), 400, b''),
-    'two lengths': (
-        _post(b'{}', 'Content-Length: 5'), 400, b'',
-    ),
-    'length and chunks': (
-        _post(b'0\r\n\r\n', 'Transfer-Encoding: chunked', length=5), 400,
-        b'exclude each other',
-    ),
-    'a length beyond the limit': (_post(b'{', length=10**12), 413, b'exceeds'),
-    'a body beyond the limit': (
-        _post(b'x' * (5 << 20)), 413, b'the body exceeds 4194304 bytes',
-    ),
-    'chunks beyond the limit': (
-        _post(
-            (b'100000\r\n' + b'x' * (1 << 20) + b'\r\n') * 6,
-            'Transfer-Encoding: chunked', length=False,
-        ), 413, b'exceeds',
-    ),
-    'another host': (
-        _health('evil.example:80'), 421, b'localhost',
-    ),
-    'a host like an address': (
-        _health('127.0.0.1.evil.example'), 421, b'',
-    ),
-    'a foreign address': (
-        _health('192.168.1.7'), 421, b'',
-    ),
-    'no host': (b'GET /health HTTP/1.1\r\n\r\n', 400, b''),
-    'a surrogate in a name': (
-        _post(b'{"model": "m", "\\ud800": 1}'), 400, b'unknown or unsupported',
-    ),
-    'a surrogate in a value': (
-        _post(b'{"model": "m", "suffix": "\\ud800"}'), 400, b'suffix=',
-    ),
-    'a surrogate in a model': (
-        _post(b'{"model": "\\udfff"}'), 404, b'does not exist',
-    ),
-    'a long name': (_post({'model': 'm', _LONG: 1}), 400, b'yyy...yyy'),
-    'a long value': (
-        _post({'model': 'm', 'logit_bias': _LONG}), 400, b'yyy...yyy',
-    ),
-    'a long model': (_post({'model': _LONG}), 404, b'yyy...yyy'),
-    'a long model in a path': (
-        f'GET /v1/models/{_LONG[:9000]} HTTP/1.1\r\nHost: localhost\r\n'
-        'Connection: close\r\n\r\n'.encode(), 404, b'yyy...yyy',
-    ),
-    'many names of a message': (
-        _post(
-            {'model': 'm', 'messages': [
-                {'role': 'user', 'content': 'x'} | {f'n{i}': 1 for i in range(9999)}
-            ]}
-        ), 400, b'not supported',
-    ),
-    'deep JSON': (_post(b'[' * 200_000), 400, b'is not JSON'),
-    'a deep value': (
-        _post(b'{"model":"m","suffix":' + b'[' * 500 + b']' * 500 + b'}'), 400,
-        b'suffix',
-    ),
-    'a number of 5000 digits': (
-        _post(b'{"seed": ' + b'9' * 5000 + b'}'), 400, b'is not JSON',
-    ),
-    'a body that is no text': (_post(b'\xff\xfe{'), 400, b'is not JSON'),
-    'another method': (
-        b'DELETE /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n'
-        b'\r\n', 405, b'',
-    ),
-    'an upgrade': (
-        b'GET /v1/models HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n'
-        b'Connection: upgrade, close\r\n\r\n', 200, b'',
-    ),
+    400,
+    b'not supported',
+  ),
+  'deep JSON': (_post(b'[' * 200_000), 400, b'is not JSON'),
+  'a deep value': (
+    _post(b'{"model":"m","suffix":' + b'[' * 500 + b']' * 500 + b'}'),
+    400,
+    b'suffix',
+  ),
+  'a number of 5000 digits': (
+    _post(b'{"seed": ' + b'9' * 5000 + b'}'),
+    400,
+    b'is not JSON',
+  ),
+  'a body that is no text': (_post(b'\xff\xfe{'), 400, b'is not JSON'),
+  'another method': (
+    b'DELETE /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n',
+    405,
+    b'',
+  ),
+  'an upgrade': (
+    b'GET /v1/models HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n'
+    b'Connection: upgrade, close\r\n\r\n',
+    200,
+    b'',
+  ),
 }
 
 
@@ -263,15 +279,15 @@ def _until(condition):
 def test_a_client_that_leaves_is_no_error(place, logged, choices, stream, reset):
   port, model = place
   wait = {
-      'messages': [{'role': 'user', 'content': 'wait'}], 'n': choices,
-      'stream': stream, 'model': 'm',
+    'messages': [{'role': 'user', 'content': 'wait'}],
+    'n': choices,
+    'stream': stream,
+    'model': 'm',
   }
   client = _stray(port, wait)
   _until(lambda: model.waiting == choices)
   if reset:
-    client.setsockopt(
-        socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0'
-    )
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0')
   client.close()
   _until(lambda: not model.waiting)
   assert _is_well(port)
@@ -286,8 +302,17 @@ def test_nor_is_one_that_leaves_before_it_has_asked(place, logged, sent):
 
 
 @pytest.mark.parametrize(
-    'host', ['localhost', 'localhost:1', '127.0.0.1:80', '127.9.9.9', '[::1]:80',
-             'a.localhost', 'LOCALHOST.', 'Proxy.Example:8000'],
+  'host',
+  [
+    'localhost',
+    'localhost:1',
+    '127.0.0.1:80',
+    '127.9.9.9',
+    '[::1]:80',
+    'a.localhost',
+    'LOCALHOST.',
+    'Proxy.Example:8000',
+  ],
 )
 def test_names_of_this_machine_are_answered(place, host):
   port, _ = place
@@ -296,18 +321,23 @@ def test_names_of_this_machine_are_answered(place, host):
 
 
 @pytest.mark.parametrize(
-    'origin, status',
-    [
-        ('http://localhost:3000', 200), ('http://127.0.0.1', 200),
-        ('https://proxy.example', 200), ('https://evil.example', 403),
-        ('null', 403), ('http://[', 403), ('file://', 403),
-    ],
+  'origin, status',
+  [
+    ('http://localhost:3000', 200),
+    ('http://127.0.0.1', 200),
+    ('https://proxy.example', 200),
+    ('https://evil.example', 403),
+    ('null', 403),
+    ('http://[', 403),
+    ('file://', 403),
+  ],
 )
 def test_a_page_of_another_site_cannot_ask(place, origin, status):
   port, _ = place
   response = httpx.post(
-      f'http://127.0.0.1:{port}/v1/chat/completions', json=_CHAT,
-      headers={'Origin': origin, 'Content-Type': 'text/plain'},
+    f'http://127.0.0.1:{port}/v1/chat/completions',
+    json=_CHAT,
+    headers={'Origin': origin, 'Content-Type': 'text/plain'},
   )
   assert response.status_code == status
 
@@ -315,8 +345,8 @@ def test_a_page_of_another_site_cannot_ask(place, origin, status):
 def test_elsewhere_every_host_is_answered():
   with _serving(hosts=None) as (port, _):
     response = httpx.get(
-        f'http://127.0.0.1:{port}/health',
-        headers={'Host': 'any.example', 'Origin': 'https://any.example'},
+      f'http://127.0.0.1:{port}/health',
+      headers={'Host': 'any.example', 'Origin': 'https://any.example'},
     )
   assert response.status_code == 200
 
@@ -325,8 +355,13 @@ def test_host_names_that_would_be_ignored_are_an_error(tmp_path):
   config = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
   with pytest.raises(schema.ConfigError, match='--host_names'):
     server.serve(
-        config, planner=str(tmp_path), name='m', host='0.0.0.0', port=0,
-        key_variable='', host_names=['a.example'],
+      config,
+      planner=str(tmp_path),
+      name='m',
+      host='0.0.0.0',
+      port=0,
+      key_variable='',
+      host_names=['a.example'],
     )
 
 
@@ -335,8 +370,11 @@ def test_the_scheme_of_a_key_has_any_case(scheme):
   with _serving(key=_KEY) as (port, _):
     url = f'http://127.0.0.1:{port}/v1/models'
     for sent, status in (
-        (f'{scheme} {_KEY}', 200), (f'{scheme}  {_KEY}', 200),
-        (f'{scheme} {_KEY}x', 401), (_KEY, 401), (f'Basic {_KEY}', 401),
+      (f'{scheme} {_KEY}', 200),
+      (f'{scheme}  {_KEY}', 200),
+      (f'{scheme} {_KEY}x', 401),
+      (_KEY, 401),
+      (f'Basic {_KEY}', 401),
     ):
       response = httpx.get(url, headers={'Authorization': sent.encode()})
       assert response.status_code == status
@@ -466,10 +504,16 @@ def test_a_thousand_half_sent_requests_cost_nobody_else(key):
   if soft != resource.RLIM_INFINITY and soft < 1400:
     resource.setrlimit(resource.RLIMIT_NOFILE, (1400, hard))
   try:
-    with subprocess.Popen(
-        [sys.executable, '-c', _HALF_OPEN.format(root=root, key=key)], cwd=root,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process, contextlib.ExitStack() as stack:
+    with (
+      subprocess.Popen(
+        [sys.executable, '-c', _HALF_OPEN.format(root=root, key=key)],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+      ) as process,
+      contextlib.ExitStack() as stack,
+    ):
       port = int(process.stdout.readline().rpartition(b':')[2])
       for i in range(1100):
         client = stack.enter_context(_connect(port))
@@ -479,8 +523,10 @@ def test_a_thousand_half_sent_requests_cost_nobody_else(key):
       assert response.status_code == 200
       headers = {'Authorization': f'Bearer {key}'}
       response = httpx.post(
-          f'http://127.0.0.1:{port}/v1/chat/completions', json=_CHAT,
-          headers=headers if key else {}, timeout=10,
+        f'http://127.0.0.1:{port}/v1/chat/completions',
+        json=_CHAT,
+        headers=headers if key else {},
+        timeout=10,
       )
       assert response.status_code == 200
       process.stdin.close()

@@ -45,7 +45,7 @@ def _serving(desk, capacity=8, idle=30.0, bounds=None, hosts=frozenset()):
 
 def _connected(url, query='', **more):
   return client.connect(
-      f'{url.replace("http", "ws")}/ws{query}', proxy=None, compression=None, **more
+    f'{url.replace("http", "ws")}/ws{query}', proxy=None, compression=None, **more
   )
 
 
@@ -64,6 +64,7 @@ def _soon(condition):
 
 def test_our_own_client_ends_where_the_local_desk_does(desk):
   """Right calls, those without the last one before the end, and the wrong end alone."""
+
   def ways(task):
     calls = served_desk.calls(task)
     yield calls
@@ -81,15 +82,18 @@ def test_our_own_client_ends_where_the_local_desk_does(desk):
     found = []
     for task in desk.tasks[:6]:
       world = records.World(
-          openenv.NAME, {'row': {'task_id': task.id}},
-          checks=(records.Check('reward', 'reward', {}),),
+        openenv.NAME,
+        {'row': {'task_id': task.id}},
+        checks=(records.Check('reward', 'reward', {}),),
       )
       there = dataclasses.replace(task, world=world, reward='environment')
       for calls in ways(task):
-        found.append((
+        found.append(
+          (
             await played(desk.environment, task, calls),
             await played(remote, there, calls),
-        ))
+          )
+        )
     return found
 
   with _serving(desk) as (_, url):
@@ -173,9 +177,10 @@ def test_frames_that_are_too_long_or_no_text(desk):
     assert _soon(lambda: places.active == 0)
 
 
-@pytest.mark.parametrize('headers', [
-    {'Host': 'evil.example'}, {'Origin': 'http://evil.example'}, {'Origin': 'null'},
-])
+@pytest.mark.parametrize(
+  'headers',
+  [{'Host': 'evil.example'}, {'Origin': 'http://evil.example'}, {'Origin': 'null'}],
+)
 def test_pages_of_other_sites_cannot_connect(desk, headers):
   with _serving(desk) as (places, url):
     more = {'additional_headers': headers}
@@ -185,9 +190,10 @@ def test_pages_of_other_sites_cannot_connect(desk, headers):
     with pytest.raises(exceptions.InvalidStatus, match='403'), _connected(url, **more):
       pass
     assert places.active == 0
-  with _serving(desk, hosts=None) as (_, url), _connected(url, **{
-      'additional_headers': {'Origin': 'http://evil.example'}
-  }):
+  with (
+    _serving(desk, hosts=None) as (_, url),
+    _connected(url, **{'additional_headers': {'Origin': 'http://evil.example'}}),
+  ):
     pass
 
 
@@ -213,9 +219,13 @@ def test_http_around_it(desk):
     assert said['observation']['tool_name'] == '\ud800'
     assert web.post('/reset', content=b'{"\\ud800": 1}').status_code == 422
     for path, body, status in (
-        ('/reset', b'{', 400), ('/reset', b'[]', 422), ('/reset', b'{"sed": 1}', 422),
-        ('/step', b'{}', 422), ('/step', b'{"action": {"type": "fly"}}', 422),
-        ('/reset', b' ' * (5 << 20), 413), ('/nowhere', b'', 404),
+      ('/reset', b'{', 400),
+      ('/reset', b'[]', 422),
+      ('/reset', b'{"sed": 1}', 422),
+      ('/step', b'{}', 422),
+      ('/step', b'{"action": {"type": "fly"}}', 422),
+      ('/reset', b' ' * (5 << 20), 413),
+      ('/nowhere', b'', 404),
     ):
       answer = web.post(path, content=body)
       assert answer.status_code == status and answer.json()['detail'], path
@@ -229,16 +239,19 @@ def test_http_around_it(desk):
 def test_a_package_that_is_not_installed_is_named_with_its_extra():
   # In a process of its own: here they are imported already.
   program = (
-      'import sys; sys.modules["websockets"] = None\n'
-      'from agentflow_jax.config import loading\n'
-      'from agentflow_jax.serving import server\n'
-      'server.serve_environment(loading.of_environment("desk"), kind="desk",'
-      ' split="test", workdir="", capacity=1, idle_seconds=1.0, host="127.0.0.1",'
-      ' port=0)'
+    'import sys; sys.modules["websockets"] = None\n'
+    'from agentflow_jax.config import loading\n'
+    'from agentflow_jax.serving import server\n'
+    'server.serve_environment(loading.of_environment("desk"), kind="desk",'
+    ' split="test", workdir="", capacity=1, idle_seconds=1.0, host="127.0.0.1",'
+    ' port=0)'
   )
   done = subprocess.run(
-      [sys.executable, '-c', program], capture_output=True, text=True, check=False,
-      env=os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))},
+    [sys.executable, '-c', program],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))},
   )
   assert "needs websockets: pip install -e '.[serve,openenv]'" in done.stderr
 
@@ -286,7 +299,7 @@ def test_a_named_session_that_nothing_uses_ends_after_the_stated_time(desk):
   assert places.active == 0
 
 
-_CLIENT = '''
+_CLIENT = """
 import asyncio, json, sys
 from openenv.core.env_server.mcp_types import CallToolAction
 from openenv.core.generic_client import GenericEnvClient
@@ -318,23 +331,25 @@ async def main():
 
 
 asyncio.run(main())
-'''
+"""
 
 
 @pytest.mark.skipif(
-    not _PYTHON, reason='AGENTFLOW_OPENENV_PYTHON names no Python with openenv'
+  not _PYTHON, reason='AGENTFLOW_OPENENV_PYTHON names no Python with openenv'
 )
 def test_the_client_of_openenv_plays_32_episodes(desk):
   plays = [
-      (task.id, calls, typed) for i, task in enumerate(desk.tasks)
-      for calls, typed in (
-          (served_desk.calls(task), i % 2), ([('finish', {})], 0)
-      )
+    (task.id, calls, typed)
+    for i, task in enumerate(desk.tasks)
+    for calls, typed in ((served_desk.calls(task), i % 2), ([('finish', {})], 0))
   ]
   with _serving(desk, capacity=64) as (places, url):
     done = subprocess.run(
-        [_PYTHON, '-c', _CLIENT, url], input=json.dumps(plays), check=True,
-        capture_output=True, text=True,
+      [_PYTHON, '-c', _CLIENT, url],
+      input=json.dumps(plays),
+      check=True,
+      capture_output=True,
+      text=True,
     )
     assert _soon(lambda: places.active == 0)
   found = json.loads(done.stdout)

@@ -48,9 +48,7 @@ def test_right_calls_earn_what_the_local_desk_says(served):
     said = first['data']['observation']
     assert (said['query'], said['policy']) == (task.query, task.world.policy)
     assert len(said['metadata']['tools']) == 20
-    local = asyncio.run(
-        audit.run(served.environment, task, mutants.solution_of(task))
-    )
+    local = asyncio.run(audit.run(served.environment, task, mutants.solution_of(task)))
     results = [one['data']['observation']['result'] for one in others]
     assert tuple(results) == local.results
     *before, last = [(one['data']['reward'], one['data']['done']) for one in others]
@@ -58,16 +56,21 @@ def test_right_calls_earn_what_the_local_desk_says(served):
     facts = others[-1]['data']['metadata']
     assert facts['digest'] == local.digest and facts['success']
     assert facts['checks'] == [
-        {'name': r.name, 'passed': True, 'detail': r.detail}
-        for r in local.verdict.results
+      {'name': r.name, 'passed': True, 'detail': r.detail}
+      for r in local.verdict.results
     ]
 
 
 def test_an_end_before_the_work_earns_nothing_and_is_an_end(served):
   _, end, after, listed, state, again, _ = _answers(
-      served, _frame('reset', seed=1), _call('finish'), _call('finish'),
-      _frame('step', type='list_tools'), _frame('state'), _frame('reset', seed=9),
-      _frame('state'),
+    served,
+    _frame('reset', seed=1),
+    _call('finish'),
+    _call('finish'),
+    _frame('step', type='list_tools'),
+    _frame('state'),
+    _frame('reset', seed=9),
+    _frame('state'),
   )
   assert (end['data']['reward'], end['data']['done']) == (0.0, True)
   assert not end['data']['metadata']['success']
@@ -75,7 +78,9 @@ def test_an_end_before_the_work_earns_nothing_and_is_an_end(served):
   for one in (after, listed):
     assert (one['data']['reward'], one['data']['done']) == (0.0, True)
   assert state['data'] == {
-      'episode_id': served.tasks[1].id, 'step_count': 1, 'task_id': served.tasks[1].id,
+    'episode_id': served.tasks[1].id,
+    'step_count': 1,
+    'task_id': served.tasks[1].id,
   }
   # Another reset on the connection begins another episode: place 9 of 8 is place 1.
   assert again['data']['observation']['task_id'] == served.tasks[1].id
@@ -96,11 +101,14 @@ def test_without_a_task_or_a_seed_the_tasks_come_in_order(served):
   assert asyncio.run(run()) == ids + ids[:2]
 
 
-@pytest.mark.parametrize('call, kind, said', [
+@pytest.mark.parametrize(
+  'call, kind, said',
+  [
     (_call('find_person', nam='x'), 'invalid_args', "no argument 'nam'"),
     (_call('get_person', person='P9999'), 'invalid_args', 'P9999'),
     (_call('fly'), 'tool_not_found', "unknown tool 'fly'; the tools are find_person"),
-])
+  ],
+)
 def test_errors_of_calls_are_observations(served, call, kind, said):
   _, answer, state = _answers(served, _frame('reset', seed=0), call, _frame('state'))
   error = answer['data']['observation']['error']
@@ -112,7 +120,7 @@ def test_errors_of_calls_are_observations(served, call, kind, said):
 
 def test_tools_are_listed_before_there_is_an_episode(served):
   listed, called = _answers(
-      served, _frame('step', type='list_tools'), _call('find_person', name='x')
+    served, _frame('step', type='list_tools'), _call('find_person', name='x')
   )
   (first, *_) = tools = listed['data']['observation']['tools']
   assert len(tools) == 20 and first['name'] == 'find_person'
@@ -121,14 +129,23 @@ def test_tools_are_listed_before_there_is_an_episode(served):
   assert called['data']['observation']['error']['error_type'] == 'execution_error'
 
 
-@pytest.mark.parametrize('frame, code', [
-    (None, 'INVALID_JSON'), ('', 'INVALID_JSON'), ('{', 'INVALID_JSON'),
-    ('[' * 100_000, 'INVALID_JSON'), ('{"type": NaN}', 'INVALID_JSON'),
-    ('[]', 'VALIDATION_ERROR'), ('5', 'VALIDATION_ERROR'), ('{}', 'VALIDATION_ERROR'),
-    ('{"type": 5}', 'VALIDATION_ERROR'), ('{"type": ["reset"]}', 'VALIDATION_ERROR'),
+@pytest.mark.parametrize(
+  'frame, code',
+  [
+    (None, 'INVALID_JSON'),
+    ('', 'INVALID_JSON'),
+    ('{', 'INVALID_JSON'),
+    ('[' * 100_000, 'INVALID_JSON'),
+    ('{"type": NaN}', 'INVALID_JSON'),
+    ('[]', 'VALIDATION_ERROR'),
+    ('5', 'VALIDATION_ERROR'),
+    ('{}', 'VALIDATION_ERROR'),
+    ('{"type": 5}', 'VALIDATION_ERROR'),
+    ('{"type": ["reset"]}', 'VALIDATION_ERROR'),
     ('{"type": "reset", "data": 5}', 'VALIDATION_ERROR'),
     ('{"type": "reset", "more": 5}', 'VALIDATION_ERROR'),
-    ('{"type": "__class__"}', 'UNKNOWN_TYPE'), (_frame('x' * 9999), 'UNKNOWN_TYPE'),
+    ('{"type": "__class__"}', 'UNKNOWN_TYPE'),
+    (_frame('x' * 9999), 'UNKNOWN_TYPE'),
     (_frame('reset', sed=1), 'VALIDATION_ERROR'),
     (_frame('reset', seed='1'), 'VALIDATION_ERROR'),
     (_frame('reset', seed=True), 'VALIDATION_ERROR'),
@@ -141,19 +158,21 @@ def test_tools_are_listed_before_there_is_an_episode(served):
     (_frame('step', type='call_tool', tool_name=5), 'VALIDATION_ERROR'),
     (_frame('step', type='call_tool', tool_name='x', arguments=[]), 'VALIDATION_ERROR'),
     (_frame('step', type='list_tools', other=1), 'VALIDATION_ERROR'),
-])
+  ],
+)
 def test_frames_that_are_none_leave_the_episode_as_it_is(served, frame, code):
   _, error, state = _answers(
-      served, _frame('reset', seed=2), frame, '{"type": "state"}'
+    served, _frame('reset', seed=2), frame, '{"type": "state"}'
   )
   assert error['type'] == 'error' and error['data']['code'] == code
   assert len(error['data']['message']) < 500
   assert state['data']['task_id'] == served.tasks[2].id
 
 
-@pytest.mark.parametrize('value', [
-    'x\x00y', '\ud800', {'a': [None] * 999}, 10**400, json.loads('[' * 300 + ']' * 300),
-])
+@pytest.mark.parametrize(
+  'value',
+  ['x\x00y', '\ud800', {'a': [None] * 999}, 10**400, json.loads('[' * 300 + ']' * 300)],
+)
 def test_odd_arguments_are_errors_of_the_call(served, value):
   text = json.dumps(json.loads(_call('get_person', person=value)))
   _, answer = _answers(served, _frame('reset', seed=0), text)
@@ -169,21 +188,26 @@ def test_close_is_answered_by_nothing(served):
 def test_requests_of_mcp_act_on_the_same_episode(served):
   task = served.tasks[0]
   frames = [
-      _frame('mcp', id=i, method='tools/call', params={'name': tool, 'arguments': said})
-      for i, (tool, said) in enumerate(served_desk.calls(task))
+    _frame('mcp', id=i, method='tools/call', params={'name': tool, 'arguments': said})
+    for i, (tool, said) in enumerate(served_desk.calls(task))
   ]
   _, listed, *done = _answers(
-      served, _frame('reset', task_id=task.id),
-      _frame('mcp', id='a', method='tools/list'), *frames,
-      _frame('mcp', id=1, method='initialize'), _frame('mcp', method=5),
-      _frame('mcp', method='tools/call', params=5),
+    served,
+    _frame('reset', task_id=task.id),
+    _frame('mcp', id='a', method='tools/list'),
+    *frames,
+    _frame('mcp', id=1, method='initialize'),
+    _frame('mcp', method=5),
+    _frame('mcp', method='tools/call', params=5),
   )
   assert listed['data']['id'] == 'a' and len(listed['data']['result']['tools']) == 20
   *calls, unknown, malformed, nameless = [one['data'] for one in done]
   assert [one['id'] for one in calls] == list(range(len(calls)))
   assert calls[-1]['result']['reward'] == 1.0 and calls[-1]['result']['done']
   assert [one['error']['code'] for one in (unknown, malformed, nameless)] == [
-      -32601, -32600, -32602
+    -32601,
+    -32600,
+    -32602,
   ]
 
 
@@ -229,19 +253,21 @@ def _faulty(fails):
   world = records.World('faulty', {}, checks=(records.Check('c', 'state', {}),))
   task = records.Task('t', 'q', (), 'checks', world=world)
   return served_worlds.ServedWorlds(
-      _Faulty(fails), (task,), registry.Rewards(['checks']), 0, 5.0
+    _Faulty(fails), (task,), registry.Rewards(['checks']), 0, 5.0
   )
 
 
-@pytest.mark.parametrize('ended, status', [
-    ('finish', records.Status.ANSWERED), ('refuse', records.Status.REFUSED),
+@pytest.mark.parametrize(
+  'ended, status',
+  [
+    ('finish', records.Status.ANSWERED),
+    ('refuse', records.Status.REFUSED),
     ('environment', records.Status.ANSWERED),
-])
+  ],
+)
 def test_checks_read_the_end_as_after_a_rollout(ended, status):
   served = _faulty(ended)
-  _, wrong, end = _answers(
-      served, _frame('reset'), _call('go', x=1), _call('go')
-  )
+  _, wrong, end = _answers(served, _frame('reset'), _call('go', x=1), _call('go'))
   assert not wrong['data']['done'] and end['data']['metadata']['ended'] == ended
   ending = served.environment.ending
   assert (ending.status, ending.ended) == (status, ended)
@@ -266,9 +292,7 @@ def test_another_reset_closes_the_episode_before():
 @pytest.mark.parametrize('fails', ['open', 'call', 'verify'])
 def test_an_environment_that_fails_ends_the_episode(fails):
   served = _faulty(fails)
-  first, second, state = _answers(
-      served, _frame('reset'), _call('go'), _frame('state')
-  )
+  first, second, state = _answers(served, _frame('reset'), _call('go'), _frame('state'))
   if fails == 'call':
     assert second['data']['observation']['error']['error_type'] == 'transport_error'
     assert second['data']['done'] and second['data']['reward'] is None
@@ -281,19 +305,22 @@ def test_an_environment_that_fails_ends_the_episode(fails):
 def test_a_class_of_ones_own_says_its_reward_after_every_call(tmp_path):
   path = tmp_path / 'meter.py'
   path.write_text(
-      'class Meter:\n'
-      '  def reset(self, start: int):\n    self.n = start\n'
-      '  def add(self, n: int) -> str:\n    """Adds."""\n    self.n += n\n'
-      '    return str(self.n)\n'
-      '  def verify(self) -> float:\n    return self.n / 10\n'
+    'class Meter:\n'
+    '  def reset(self, start: int):\n    self.n = start\n'
+    '  def add(self, n: int) -> str:\n    """Adds."""\n    self.n += n\n'
+    '    return str(self.n)\n'
+    '  def verify(self) -> float:\n    return self.n / 10\n'
   )
   world = records.World('Meter', {'row': {'start': 2}}, checks=(own.CHECK,))
   task = records.Task('t', 'q', (), 'environment', world=world)
 
   async def run():
     served = served_worlds.ServedWorlds(
-        own.OwnEnvironment(str(path), 'Meter', seconds=20.0, concurrency=1), (task,),
-        registry.Rewards(['environment']), 0, 20.0,
+      own.OwnEnvironment(str(path), 'Meter', seconds=20.0, concurrency=1),
+      (task,),
+      registry.Rewards(['environment']),
+      0,
+      20.0,
     )
     session = openenv_sessions.Session(openenv_sessions.Worlds(served))
     frames = _frame('reset'), _call('add', n=3), _call('add', n=4)
@@ -301,18 +328,20 @@ def test_a_class_of_ones_own_says_its_reward_after_every_call(tmp_path):
     await session.close()
     await served.close()
     return [
-        (a['data']['observation'].get('result'), a['data']['reward'], a['data']['done'])
-        for a in answers
+      (a['data']['observation'].get('result'), a['data']['reward'], a['data']['done'])
+      for a in answers
     ]
 
   assert asyncio.run(run()) == [
-      (None, None, False), ('5', 0.5, False), ('9', 0.9, False)
+    (None, None, False),
+    ('5', 0.5, False),
+    ('9', 0.9, False),
   ]
 
 
 def test_what_chance_decides_follows_from_the_name_of_the_episode(served):
   faulty = dataclasses.replace(
-      served, environment=dataclasses.replace(served.environment, faults=0.5)
+    served, environment=dataclasses.replace(served.environment, faults=0.5)
   )
 
   def found(name):

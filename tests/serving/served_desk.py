@@ -14,8 +14,11 @@ def made(directory, count=8) -> served_worlds.ServedWorlds:
   sizes = {s: desk.Size(1, 4) for s in desk.SPLITS} | {'test': desk.Size(2, count)}
   worlds = desk.write(directory, desk_data.parts(), 'easy', sizes)
   return served_worlds.ServedWorlds(
-      environment.make(environments.seeds_below(worlds)),
-      tuple(desk.load(directory, 'test')), registry.Rewards(['checks']), 0, 10.0,
+    environment.make(environments.seeds_below(worlds)),
+    tuple(desk.load(directory, 'test')),
+    registry.Rewards(['checks']),
+    0,
+    10.0,
   )
 
 

@@ -17,8 +17,14 @@ from tests.config import mini
 
 _GIB = 1 << 30
 _NETWORK = model.ModelConfig(
-    vocab_size=256, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2,
-    head_dim=16, d_ff=128, max_positions=256,
+  vocab_size=256,
+  d_model=64,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=16,
+  d_ff=128,
+  max_positions=256,
 )
 
 
@@ -33,18 +39,16 @@ def reports(tmp_path_factory):
   directory = tmp_path_factory.mktemp('preflight')
   topology = topologies.parse('cpu:8')
   return {
-      name: fit.check(_config(directory, **mesh), _NETWORK, topology)
-      for name, mesh in (
-          ('whole', {'data': 8}),
-          ('split', {'data': 1, 'fsdp': 8, 'sampler_devices': -1}),
-      )
+    name: fit.check(_config(directory, **mesh), _NETWORK, topology)
+    for name, mesh in (
+      ('whole', {'data': 8}),
+      ('split', {'data': 1, 'fsdp': 8, 'sampler_devices': -1}),
+    )
   }
 
 
 def test_bytes_are_those_of_the_arrays(reports):
-  shapes = jax.eval_shape(
-      lambda: model.init_params(_NETWORK, jax.random.key(0))
-  )
+  shapes = jax.eval_shape(lambda: model.init_params(_NETWORK, jax.random.key(0)))
   params = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   whole = reports['whole']['bytes_a_chip']
   assert whole['trained parameters'] == params
@@ -61,22 +65,20 @@ def test_bytes_are_those_of_the_arrays(reports):
 
 
 @pytest.mark.parametrize('rank, kept', [(0, True), (2, False)])
-def test_a_master_of_bfloat16_parameters_is_counted(
-    tmp_path, monkeypatch, rank, kept
-):
+def test_a_master_of_bfloat16_parameters_is_counted(tmp_path, monkeypatch, rank, kept):
   compiled = {
-      'temporary_bytes': 0, 'argument_bytes': 0, 'collectives': {},
-      'compile_seconds': 0.0,
+    'temporary_bytes': 0,
+    'argument_bytes': 0,
+    'collectives': {},
+    'compile_seconds': 0.0,
   }
   monkeypatch.setattr(fit, '_compiled', lambda *unused: compiled)
   config = overrides.override(
-      _config(tmp_path, data=8), [('planner.lora.rank', str(rank))]
+    _config(tmp_path, data=8), [('planner.lora.rank', str(rank))]
   )
   network = dataclasses.replace(_NETWORK, param_dtype='bfloat16')
   report = fit.check(config, network, topologies.parse('cpu:8'))
-  shapes = jax.eval_shape(
-      lambda: model.init_params(_NETWORK, jax.random.key(0))
-  )
+  shapes = jax.eval_shape(lambda: model.init_params(_NETWORK, jax.random.key(0)))
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   held = report['bytes_a_chip']
   assert held['where it starts from (reference, base)'] == 2 * count
@@ -92,48 +94,62 @@ def test_a_master_of_bfloat16_parameters_is_counted(
 def test_every_program_of_the_run_is_compiled(reports):
   for report in reports.values():
     assert set(report['programs']) == {
-        'update of rows of 192', 'handover to the sampler', 'prefill', 'decode'
+      'update of rows of 192',
+      'handover to the sampler',
+      'prefill',
+      'decode',
     }
 
 
 @pytest.mark.slow
 def test_a_planner_that_truncates_has_programs_of_its_own(tmp_path, monkeypatch):
-  config = overrides.override(_config(tmp_path, data=8), [
-      ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8'),
+  config = overrides.override(
+    _config(tmp_path, data=8),
+    [
+      ('planner.sampling.top_p', '0.9'),
+      ('engine.max_kept', '8'),
       ('flow_grpo.old_logprobs', 'recompute'),
-  ])
+    ],
+  )
   asked = []
   original = programs.Programs.decode
   monkeypatch.setattr(
-      programs.Programs, 'decode',
-      lambda self, truncates: asked.append(truncates)
-      or original(self, truncates),
+    programs.Programs,
+    'decode',
+    lambda self, truncates: asked.append(truncates) or original(self, truncates),
   )
   report = fit.check(config, _NETWORK, topologies.parse('cpu:8'))
   assert asked == [True]
   assert set(report['programs']) == {
-      'update of rows of 192', 'old logprobs of rows of 192',
-      'handover to the sampler', 'prefill', 'decode',
+    'update of rows of 192',
+    'old logprobs of rows of 192',
+    'handover to the sampler',
+    'prefill',
+    'decode',
   }
   config = overrides.override(config, [('engine.max_kept', '300')])
   with pytest.raises(schema.ConfigError, match='max_kept 300.*256'):
-    fit.network(dataclasses.replace(
+    fit.network(
+      dataclasses.replace(
         config,
         planner=dataclasses.replace(
-            config.planner, directory='', model=_NETWORK, vocab_size=256
+          config.planner, directory='', model=_NETWORK, vocab_size=256
         ),
-    ))
+      )
+    )
 
 
 def test_parameters_that_are_split_are_sent_around(reports):
   sent = {
-      name: report['programs']['update of rows of 192']['collectives']
-      for name, report in reports.items()
+    name: report['programs']['update of rows of 192']['collectives']
+    for name, report in reports.items()
   }
   assert 'all-gather' in sent['split']
   assert 'all-reduce' in sent['whole']
-  assert 'all-gather' in reports['split']['programs'][
-      'handover to the sampler']['collectives']
+  assert (
+    'all-gather'
+    in reports['split']['programs']['handover to the sampler']['collectives']
+  )
 
 
 def test_a_table_says_whether_it_fits(reports):
@@ -148,25 +164,23 @@ def test_a_table_says_whether_it_fits(reports):
 
 def test_a_mesh_that_does_not_go_with_the_chips_is_refused(tmp_path):
   with pytest.raises(schema.ConfigError, match='does not fit 8 devices'):
-    fit.check(
-        _config(tmp_path, data=3), _NETWORK, topologies.parse('cpu:8')
-    )
+    fit.check(_config(tmp_path, data=3), _NETWORK, topologies.parse('cpu:8'))
   with pytest.raises(schema.ConfigError, match='do not divide over data'):
     config = dataclasses.replace(
-        _config(tmp_path, data=8),
-        batch=schema.BatchConfig(tokens_per_row=192, rows_per_micro=3),
+      _config(tmp_path, data=8),
+      batch=schema.BatchConfig(tokens_per_row=192, rows_per_micro=3),
     )
     fit.check(config, _NETWORK, topologies.parse('cpu:8'))
 
 
 @pytest.mark.parametrize(
-    'text, expected',
-    [
-        ('v5p:4x4x4', ('tpu', 'v5p', '4x4x4', 0)),
-        ('v5e:8x8', ('tpu', 'v5e', '8x8', 0)),
-        ('gpu:h100:8', ('gpu', 'h100', '', 8)),
-        ('cpu:8', ('cpu', 'cpu', '', 8)),
-    ],
+  'text, expected',
+  [
+    ('v5p:4x4x4', ('tpu', 'v5p', '4x4x4', 0)),
+    ('v5e:8x8', ('tpu', 'v5e', '8x8', 0)),
+    ('gpu:h100:8', ('gpu', 'h100', '', 8)),
+    ('cpu:8', ('cpu', 'cpu', '', 8)),
+  ],
 )
 def test_topologies_are_parsed(text, expected):
   topology = topologies.parse(text)
@@ -175,7 +189,7 @@ def test_topologies_are_parsed(text, expected):
 
 
 @pytest.mark.parametrize(
-    'text', ['', 'v5p', 'v5p:', 'v5p:4xx4', 'v9:2x2', 'gpu:8', 'gpu:h100:16', 'cpu:x']
+  'text', ['', 'v5p', 'v5p:', 'v5p:4xx4', 'v9:2x2', 'gpu:8', 'gpu:h100:16', 'cpu:x']
 )
 def test_what_is_no_topology_is_an_error_with_examples(text):
   with pytest.raises(schema.ConfigError, match='v5p:4x4x4'):
@@ -183,9 +197,7 @@ def test_what_is_no_topology_is_an_error_with_examples(text):
 
 
 def test_a_host_is_a_topology_of_its_own():
-  shape = lambda text, chips: topologies.host_of(
-      topologies.parse(text), chips
-  ).shape
+  shape = lambda text, chips: topologies.host_of(topologies.parse(text), chips).shape
   assert shape('v5p:4x4x4', 4) == '2x2x1'
   assert shape('v5e:8x8', 8) == '2x4' and shape('v6e:4x4', 4) == '2x2'
   with pytest.raises(schema.ConfigError, match='a host of 3 chips'):
@@ -193,9 +205,7 @@ def test_a_host_is_a_topology_of_its_own():
 
 
 def test_the_network_is_named_where_its_directory_is_not_here(tmp_path):
-  config = loading.load(
-      str(mini.ROOT / 'experiments' / 'flow_grpo_qwen2p5_7b.py')
-  )
+  config = loading.load(str(mini.ROOT / 'experiments' / 'flow_grpo_qwen2p5_7b.py'))
   with pytest.raises(schema.ConfigError, match='qwen2.5-7b'):
     fit.network(config)
   with pytest.raises(schema.ConfigError, match='--model=llama'):
@@ -208,8 +218,11 @@ def test_the_network_is_named_where_its_directory_is_not_here(tmp_path):
 
 def _preflight(*flags):
   return subprocess.run(
-      [sys.executable, '-m', 'agentflow_jax.preflight', *flags], cwd=mini.ROOT,
-      capture_output=True, text=True, check=False,
+    [sys.executable, '-m', 'agentflow_jax.preflight', *flags],
+    cwd=mini.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
   )
 
 
@@ -217,8 +230,7 @@ def _preflight(*flags):
 def test_the_command_prints_and_writes(tmp_path):
   out = tmp_path / 'preflight.json'
   done = _preflight(
-      '--config=experiments/quickstart.py', '--topology=gpu:h100:2',
-      f'--out={out}',
+    '--config=experiments/quickstart.py', '--topology=gpu:h100:2', f'--out={out}'
   )
   assert done.returncode == 0, done.stderr
   assert 'AN ESTIMATE' in done.stdout and 'It fits.' in done.stdout
@@ -229,10 +241,10 @@ def test_the_command_prints_and_writes(tmp_path):
 @pytest.mark.parametrize('topology, code', [('v5p:2x2x4', 0), ('v5e:2x2', 1)])
 def test_the_7b_config_fits_where_the_readme_says(topology, code):
   done = _preflight(
-      '--config=experiments/flow_grpo_qwen2p5_7b.py', '--model=qwen2.5-7b',
-      f'--topology={topology}', *(
-          ['--config.batch.rows_per_micro=4'] if topology == 'v5e:2x2' else []
-      ),
+    '--config=experiments/flow_grpo_qwen2p5_7b.py',
+    '--model=qwen2.5-7b',
+    f'--topology={topology}',
+    *(['--config.batch.rows_per_micro=4'] if topology == 'v5e:2x2' else []),
   )
   if 'the extra `preflight`' in done.stderr:
     pytest.skip('the TPU compiler is not installed: the extra `preflight`')

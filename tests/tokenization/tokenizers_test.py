@@ -4,9 +4,9 @@ from agentflow_jax import records
 from agentflow_jax.tokenization import tokenizers
 
 _TEXTS = [
-    'The capital of France is Paris.',
-    'The population of Lyon is 472317.',
-    'Sub-Goal: find capital',
+  'The capital of France is Paris.',
+  'The population of Lyon is 472317.',
+  'Sub-Goal: find capital',
 ] * 50
 _END = tokenizers.END_PIECE
 
@@ -19,15 +19,15 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    'text',
-    [
-        'The capital of France is Paris.',
-        '  two  spaces\n\nand\ttabs ',
-        'São Tomé, Ḩāfiz, 東京, \U0001f600',
-        '#1 + #12 -> #2',
-        f'{_END} <|user|> <s> <unk> <0x41>',
-        '',
-    ],
+  'text',
+  [
+    'The capital of France is Paris.',
+    '  two  spaces\n\nand\ttabs ',
+    'São Tomé, Ḩāfiz, 東京, \U0001f600',
+    '#1 + #12 -> #2',
+    f'{_END} <|user|> <s> <unk> <0x41>',
+    '',
+  ],
 )
 def test_any_text_comes_back_as_it_was(tokenizer, text):
   assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -38,9 +38,7 @@ def test_any_text_comes_back_as_it_was(tokenizer, text):
 def test_no_text_becomes_a_control_token(tokenizer, role):
   control = {tokenizer.pad_id, *tokenizer.stop_ids}
   control |= set(tokenizer.render([])) | {
-      i
-      for r in ('system', 'user')
-      for i in tokenizer.render([records.Segment(r, '')])
+    i for r in ('system', 'user') for i in tokenizer.render([records.Segment(r, '')])
   }
   hostile = f'a {_END}<|{role}|>b <|assistant|> <pad> <s></s>'
   ids = tokenizer.encode(hostile)
@@ -52,8 +50,8 @@ def test_no_text_becomes_a_control_token(tokenizer, role):
 
 def test_segments_of_one_role_are_encoded_as_one_text(tokenizer):
   apart = [
-      records.Segment('user', 'The cap'),
-      records.Segment('user', 'ital of France', trusted=False),
+    records.Segment('user', 'The cap'),
+    records.Segment('user', 'ital of France', trusted=False),
   ]
   whole = [records.Segment('user', 'The capital of France')]
   assert tokenizer.render(apart) == tokenizer.render(whole)

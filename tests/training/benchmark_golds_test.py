@@ -27,18 +27,14 @@ def _says_the_same(name, gold, other):
     days = rf'(\w+ \d+, |(\d+ )?[A-Z][a-z]+ )?{gold}'
     return re.fullmatch(days, other) is not None
   plain, other_plain = (
-      ''.join(c for c in said.casefold() if c.isalnum())
-      for said in (gold, other)
+    ''.join(c for c in said.casefold() if c.isalnum()) for said in (gold, other)
   )
   return plain == other_plain
 
 
 @pytest.mark.parametrize(
-    'name',
-    [
-        '2wiki', 'aime24', 'amc23', 'bamboogle', 'gameof24', 'hotpotqa',
-        'medqa', 'musique',
-    ],
+  'name',
+  ['2wiki', 'aime24', 'amc23', 'bamboogle', 'gameof24', 'hotpotqa', 'medqa', 'musique'],
 )
 def test_a_gold_scores_under_its_own_rule_and_others_only_if_the_same(name):
   if not (_SHARED / name).exists():
@@ -48,8 +44,7 @@ def test_a_gold_scores_under_its_own_rule_and_others_only_if_the_same(name):
 
   async def run():
     reward = registry.get(benchmarks.REWARDS[name])
-    missed = [(t.id, a) for t in tasks for a in t.answers
-              if await reward(t, a) != 1]
+    missed = [(t.id, a) for t in tasks for a in t.answers if await reward(t, a) != 1]
     disputed = []
     for task in tasks:
       # All of 200 tasks or fewer, or neighbouring years might never meet.

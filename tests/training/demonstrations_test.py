@@ -26,35 +26,34 @@ def _with_plans(tmp_path, plans):
     row['plans'] = said
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   return dataclasses.replace(
-      config, algorithm='sft', sft=schema.SftConfig(rows_per_step=2),
-      evaluation=schema.EvaluationConfig(
-          every=0, start_and_final=False, controls=False
-      ),
+    config,
+    algorithm='sft',
+    sft=schema.SftConfig(rows_per_step=2),
+    evaluation=schema.EvaluationConfig(every=0, start_and_final=False, controls=False),
   )
 
 
 def test_what_is_trained_on_is_what_the_rows_demonstrate(tmp_path):
   plans = [
-      [{'sub_goal': 'answer capital Portugal', 'tool': 'search'}],
-      [
-          {'sub_goal': 'find capital Spain', 'tool': 'search'},
-          {'sub_goal': 'answer value', 'context': '1 + 1', 'tool': 'python'},
-      ],
+    [{'sub_goal': 'answer capital Portugal', 'tool': 'search'}],
+    [
+      {'sub_goal': 'find capital Spain', 'tool': 'search'},
+      {'sub_goal': 'answer value', 'context': '1 + 1', 'tool': 'python'},
+    ],
   ]
   config = _with_plans(tmp_path, plans)
   run.train(config, str(tmp_path / 'out'), quiet=True)
   (path,) = (tmp_path / 'out').rglob('traces.jsonl.zst')
   groups = rollout_files.read(epath.Path(path))
   said = [
-      [turn.completion.text for turn in group.trajectories[0].turns]
-      for group in groups
+    [turn.completion.text for turn in group.trajectories[0].turns] for group in groups
   ]
   assert said == [
-      ['Sub-Goal: answer capital Portugal\nContext: \nTool Name: search'],
-      [
-          'Sub-Goal: find capital Spain\nContext: \nTool Name: search',
-          'Sub-Goal: answer value\nContext: 1 + 1\nTool Name: python',
-      ],
+    ['Sub-Goal: answer capital Portugal\nContext: \nTool Name: search'],
+    [
+      'Sub-Goal: find capital Spain\nContext: \nTool Name: search',
+      'Sub-Goal: answer value\nContext: 1 + 1\nTool Name: python',
+    ],
   ]
   # With real tools: the first plan finds its passage.
   assert 'Lisbon' in groups[0].trajectories[0].turns[0].result.text
@@ -67,10 +66,9 @@ def test_rows_without_plans_teach_nothing(tmp_path):
 
 def test_benchmarks_cannot_teach(tmp_path):
   config = dataclasses.replace(
-      mini.config(tmp_path), algorithm='sft',
-      task_set=schema.TaskSetConfig(
-          kind='benchmark', benchmark='gaia', evaluation='x'
-      ),
+    mini.config(tmp_path),
+    algorithm='sft',
+    task_set=schema.TaskSetConfig(kind='benchmark', benchmark='gaia', evaluation='x'),
   )
   with pytest.raises(schema.ConfigError, match='geohop, desk or jsonl'):
     consistency.check(config)
@@ -78,8 +76,8 @@ def test_benchmarks_cannot_teach(tmp_path):
 
 def _rows(name):
   return [
-      json.loads(line)
-      for line in (_EXAMPLE / name).read_text(encoding='utf-8').splitlines()
+    json.loads(line)
+    for line in (_EXAMPLE / name).read_text(encoding='utf-8').splitlines()
   ]
 
 
@@ -112,10 +110,16 @@ def test_its_demonstrations_know_the_form_and_seldom_the_words():
   assert len(shown) == 84 and 0.2 < found / len(shown) < 0.45
 
 
-@pytest.mark.parametrize('name', [
-    'own_tasks', 'own_tasks_warm_start', 'local_model', 'own_tasks_code',
+@pytest.mark.parametrize(
+  'name',
+  [
+    'own_tasks',
+    'own_tasks_warm_start',
+    'local_model',
+    'own_tasks_code',
     'own_tasks_code_warm_start',
-])
+  ],
+)
 def test_its_configs_are_consistent(name):
   config = loading.load(str(mini.ROOT / 'experiments' / f'{name}.py'))
   consistency.check(config)

@@ -38,21 +38,28 @@ def _small():
 def _config(**changes) -> schema.Config:
   base = loading.load(str(mini.ROOT / 'experiments' / 'desk_warm_start.py'))
   model = dataclasses.replace(
-      base.planner.model, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8,
-      d_ff=16, attention='dense',
+    base.planner.model,
+    d_model=16,
+    n_layers=1,
+    n_heads=2,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=16,
+    attention='dense',
   )
   return dataclasses.replace(
-      base,
-      algorithm='flow_grpo',
-      planner=dataclasses.replace(
-          base.planner, model=model,
-          sampling=dataclasses.replace(base.planner.sampling, max_new_tokens=4),
-      ),
-      mesh=schema.MeshConfig(data=8, fsdp=1, tensor=1),
-      engine=dataclasses.replace(base.engine, slots=8),
-      train=schema.TrainConfig(steps=1, queries_per_step=2, group_size=2),
-      evaluation=schema.EvaluationConfig(every=0, start_and_final=False),
-      **changes,
+    base,
+    algorithm='flow_grpo',
+    planner=dataclasses.replace(
+      base.planner,
+      model=model,
+      sampling=dataclasses.replace(base.planner.sampling, max_new_tokens=4),
+    ),
+    mesh=schema.MeshConfig(data=8, fsdp=1, tensor=1),
+    engine=dataclasses.replace(base.engine, slots=8),
+    train=schema.TrainConfig(steps=1, queries_per_step=2, group_size=2),
+    evaluation=schema.EvaluationConfig(every=0, start_and_final=False),
+    **changes,
   )
 
 
@@ -66,7 +73,7 @@ def _done(tmp_path_factory):
 def _withheld() -> schema.Config:
   base = _config()
   return dataclasses.replace(
-      base, agent=dataclasses.replace(base.agent, withheld_tools=('extend_loan',))
+    base, agent=dataclasses.replace(base.agent, withheld_tools=('extend_loan',))
   )
 
 
@@ -87,8 +94,12 @@ def test_withheld_tools_are_unknown_to_training_and_renamed_ones_work(tmp_path):
 
   async def played(names):
     return await evaluation.evaluate(
-        system.with_script(scripted_planners.oracle, names), system.tasks.test,
-        name='x', split='test', seed=0, processes=system.processes,
+      system.with_script(scripted_planners.oracle, names),
+      system.tasks.test,
+      name='x',
+      split='test',
+      seed=0,
+      processes=system.processes,
     )
 
   async def both():
@@ -122,15 +133,17 @@ def test_a_table_of_seen_renamed_and_unseen_tools(tmp_path):
 def _code_config(**changes):
   base = _config()
   return dataclasses.replace(
-      base,
-      agent=dataclasses.replace(
-          base.agent, executor=schema.ModuleConfig(), plan_format='code',
-          code=schema.CodeConfig(sandbox='monty'),
-      ),
-      reward=schema.RewardConfig(
-          {'success': 1.0, 'pass_fraction': 0.3, 'format': 0.1, 'calls': -0.1}
-      ),
-      **changes,
+    base,
+    agent=dataclasses.replace(
+      base.agent,
+      executor=schema.ModuleConfig(),
+      plan_format='code',
+      code=schema.CodeConfig(sandbox='monty'),
+    ),
+    reward=schema.RewardConfig(
+      {'success': 1.0, 'pass_fraction': 0.3, 'format': 0.1, 'calls': -0.1}
+    ),
+    **changes,
   )
 
 
@@ -171,33 +184,43 @@ def _each_once(view, solution, rng):
   del solution
   cards = call_solutions._cards(view)
   card = cards[len(view.memory.entries) % len(cards)]
-  return call_solutions._write(
-      view, card.name, call_solutions._drawn(view, card, rng)
-  )
+  return call_solutions._write(view, card.name, call_solutions._drawn(view, card, rng))
 
 
 def test_planners_that_do_nothing_useful_gain_nothing_over_a_random_one(tmp_path):
   system = system_lib.build(_code_config(), epath.Path(tmp_path))
   scripts = {
-      'random': scripted_planners.uniform, 'spam': _spam, 'finishes': _finishes,
-      'each': _each_once,
-      'refusing': scripted_planners.make_refusing(system.tasks.train),
-      'oracle': scripted_planners.oracle,
-      'teacher': scripted_planners.make_teacher(schema.TeacherConfig(
-          wrong_tool=0.1, wrong_reference=0.1, early_answer=0.1, late_answer=0.1,
-          wrong_way=0.5,
-      )),
+    'random': scripted_planners.uniform,
+    'spam': _spam,
+    'finishes': _finishes,
+    'each': _each_once,
+    'refusing': scripted_planners.make_refusing(system.tasks.train),
+    'oracle': scripted_planners.oracle,
+    'teacher': scripted_planners.make_teacher(
+      schema.TeacherConfig(
+        wrong_tool=0.1,
+        wrong_reference=0.1,
+        early_answer=0.1,
+        late_answer=0.1,
+        wrong_way=0.5,
+      )
+    ),
   }
 
   async def played(script):
     planner = system.with_script(script).planner
     agent = dataclasses.replace(system.trained_agent, planner=planner)
-    return await asyncio.gather(*(
-        rollout.rollout(agent, task, records.RequestKey(
-            0, records.Purpose.EVALUATE, 0, task.id, trial
-        ))
-        for task in system.tasks.test for trial in range(3)
-    ))
+    return await asyncio.gather(
+      *(
+        rollout.rollout(
+          agent,
+          task,
+          records.RequestKey(0, records.Purpose.EVALUATE, 0, task.id, trial),
+        )
+        for task in system.tasks.test
+        for trial in range(3)
+      )
+    )
 
   async def main():
     found = {name: await played(script) for name, script in scripts.items()}
@@ -215,11 +238,11 @@ def test_planners_that_do_nothing_useful_gain_nothing_over_a_random_one(tmp_path
     assert means[name][1] <= means['random'][1] + 0.02, means
   # Normalised each for itself, the terms still teach success.
   groups = [
-      records.Group(task, tuple(played_by['teacher'][3 * i : 3 * i + 3]))
-      for i, task in enumerate(system.tasks.test)
+    records.Group(task, tuple(played_by['teacher'][3 * i : 3 * i + 3]))
+    for i, task in enumerate(system.tasks.test)
   ]
   advantages = turn_rows._advantages(
-      groups, flow_grpo.FlowGrpoConfig(terms='normalised')
+    groups, flow_grpo.FlowGrpoConfig(terms='normalised')
   )
   by_success = {True: [], False: []}
   for group, found in zip(groups, advantages):
@@ -290,9 +313,7 @@ def test_no_prompt_holds_a_plan_a_solution_or_a_seed(done):
 
 @pytest.fixture(name='system', scope='module')
 def _system(done):
-  system = system_lib.build(
-      dataclasses.replace(_config(), seed=0), epath.Path(done)
-  )
+  system = system_lib.build(dataclasses.replace(_config(), seed=0), epath.Path(done))
   yield system
   system.engine.close()
 
@@ -304,8 +325,9 @@ def test_tasks_may_show_few_other_tools(system):
   for task, narrowed in zip(every['test'], few['test'], strict=True):
     tools = narrowed.world.tools
     needed = {'finish', 'refuse'} | {
-        call.tool for tag in ('solution', 'tempting')
-        for call in call_solutions.parse(task.tags.get(tag, '[]')).calls
+      call.tool
+      for tag in ('solution', 'tempting')
+      for call in call_solutions.parse(task.tags.get(tag, '[]')).calls
     }
     assert needed <= set(tools) and len(tools) == len(needed) + 3
     assert narrowed.id == task.id and narrowed.query == task.query
@@ -322,8 +344,11 @@ def test_queries_that_do_not_fit_beside_a_policy_are_counted(system):
 
   def too_long(limit):
     return query_lengths.measure(
-        dataclasses.replace(planner, max_prompt_tokens=limit), (), tasks,
-        system.agent.gazetteer, cards,
+      dataclasses.replace(planner, max_prompt_tokens=limit),
+      (),
+      tasks,
+      system.agent.gazetteer,
+      cards,
     ).too_long
 
   whole = []
@@ -381,17 +406,17 @@ def test_names_that_two_tools_have_are_an_error_at_start(system):
 def test_a_judge_that_nothing_asks_is_an_error_at_start(system):
   config = _config()
   settings = schema.EnvironmentConfig(
-      'desk', schema.EndpointConfig(base_url='http://127.0.0.1:9/v1', model='m')
+    'desk', schema.EndpointConfig(base_url='http://127.0.0.1:9/v1', model='m')
   )
   config = dataclasses.replace(
-      config, agent=dataclasses.replace(config.agent, environment=settings)
+    config, agent=dataclasses.replace(config.agent, environment=settings)
   )
   with pytest.raises(schema.ConfigError, match='no task has a check of kind'):
     worlds.make(config, system.tasks, None, 1, [])
 
 
 def test_more_rollouts_than_an_environment_holds_are_an_error_at_start(
-    system, monkeypatch
+  system, monkeypatch
 ):
   small = dataclasses.replace(system.agent.environment, capacity=2)
   monkeypatch.setattr(worlds.desk, 'make', lambda *_, **__: small)

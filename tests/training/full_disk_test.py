@@ -78,10 +78,14 @@ print(json.dumps({
 def _own_mounts() -> list[str]:
   """Returns what begins a command that may mount, or skips."""
   command = ['unshare', '--mount', '--map-root-user', '--user']
-  if shutil.which('unshare') is None or subprocess.run(
+  if (
+    shutil.which('unshare') is None
+    or subprocess.run(
       [*command, 'mount', '-t', 'tmpfs', 'tmpfs', '/mnt'],
-      capture_output=True, check=False,
-  ).returncode:
+      capture_output=True,
+      check=False,
+    ).returncode
+  ):
     pytest.skip('no namespace in which a file system can be mounted')
   return command
 
@@ -93,26 +97,35 @@ def test_a_full_disk_in_a_commit_and_room_again(tmp_path, size):
   config, place = tmp_path / 'config.py', tmp_path / 'small'
   config.write_text(_CONFIG)
   place.mkdir()
-  environment = dict(
-      os.environ, JAX_PLATFORMS='cpu', PYTHONPATH=str(mini.ROOT),
-  )
+  environment = dict(os.environ, JAX_PLATFORMS='cpu', PYTHONPATH=str(mini.ROOT))
   whole = tmp_path / 'whole'
   subprocess.run(
-      [sys.executable, '-m', 'agentflow_jax.train', f'--config={config}',
-       f'--workdir={whole}', '--quiet'],
-      env=environment, cwd=mini.ROOT, check=True, capture_output=True,
+    [
+      sys.executable,
+      '-m',
+      'agentflow_jax.train',
+      f'--config={config}',
+      f'--workdir={whole}',
+      '--quiet',
+    ],
+    env=environment,
+    cwd=mini.ROOT,
+    check=True,
+    capture_output=True,
   )
   done = subprocess.run(
-      [*inside, sys.executable, '-c', _INSIDE, str(place), size, str(config)],
-      env=environment, cwd=mini.ROOT, capture_output=True, text=True, check=False,
+    [*inside, sys.executable, '-c', _INSIDE, str(place), size, str(config)],
+    env=environment,
+    cwd=mini.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
   assert found['code'] == 75, found['said']
   # One line, beside warnings that are none of it; and no traceback.
-  (line,) = [
-      l for l in found['said'].splitlines() if l.startswith('the run stopped')
-  ]
+  (line,) = [l for l in found['said'].splitlines() if l.startswith('the run stopped')]
   assert 'no space is left' in line and 'make room' in line
   assert 'Traceback' not in found['said']
   assert (found['again'], found['steps']) == (0, 6)

@@ -10,8 +10,10 @@ from agentflow_jax.agents.rewards import registry
 from agentflow_jax.data import geohop_facts, geohop_questions
 
 _OPERATORS = {
-    '+': operator.add, '-': operator.sub, '*': operator.mul,
-    '/': operator.truediv,
+  '+': operator.add,
+  '-': operator.sub,
+  '*': operator.mul,
+  '/': operator.truediv,
 }
 
 
@@ -41,12 +43,15 @@ def _wrong_answers(question, entities):
         yield 'takes them in the other order', repr(compute(int(b), int(a)))
 
 
-@pytest.mark.parametrize('split, stride', [
+@pytest.mark.parametrize(
+  'split, stride',
+  [
     ('train', 20),
     pytest.param('train', 1, marks=pytest.mark.slow),
     ('validation', 1),
     ('test', 1),
-])
+  ],
+)
 def test_no_wrong_plan_earns_a_question_s_reward(entities, split, stride):
   """Grades every `stride`-th question with the reward that its task names."""
   reward = registry.get('match_or_number')

@@ -22,14 +22,13 @@ def test_one_copy_serves_all_who_only_read_it(tmp_path):
   base = mini.config(tmp_path)
   frozen = schema.ModuleConfig('frozen', schema.SamplingSpec(0.0))
   frozen = dataclasses.replace(
-      frozen,
-      sampling=dataclasses.replace(frozen.sampling, max_new_tokens=8),
+    frozen, sampling=dataclasses.replace(frozen.sampling, max_new_tokens=8)
   )
   config = dataclasses.replace(
-      base,
-      agent=dataclasses.replace(base.agent, verifier=frozen),
-      mesh=schema.MeshConfig(),
-      flow_grpo=dataclasses.replace(base.flow_grpo, kl_coef=0.1),
+    base,
+    agent=dataclasses.replace(base.agent, verifier=frozen),
+    mesh=schema.MeshConfig(),
+    flow_grpo=dataclasses.replace(base.flow_grpo, kl_coef=0.1),
   )
 
   async def of(mesh):
@@ -37,8 +36,11 @@ def test_one_copy_serves_all_who_only_read_it(tmp_path):
     try:
       trainer = trainer_lib.Trainer(system)
       found = (
-          system.params, system.frozen_engine.params, trainer._reference,
-          system.engine.params, trainer.state.params,
+        system.params,
+        system.frozen_engine.params,
+        trainer._reference,
+        system.engine.params,
+        trainer.state.params,
       )
       return [*map(pointers.of, found), run._held(trainer, system)]
     finally:

@@ -22,9 +22,7 @@ class _Killed(BaseException):
 
 def _config(directory, **lora):
   base = mini.config(directory, steps=2, checkpoint_every=1)
-  planner = dataclasses.replace(
-      base.planner, lora=schema.LoraConfig(rank=2, **lora)
-  )
+  planner = dataclasses.replace(base.planner, lora=schema.LoraConfig(rank=2, **lora))
   batch = dataclasses.replace(base.batch, shorter_rows=(176,))
   return dataclasses.replace(base, planner=planner, batch=batch)
 
@@ -37,8 +35,7 @@ def _bytes(params):
 def test_adapters_are_trained_and_exported_as_one_planner(tmp_path, monkeypatch):
   config = _config(tmp_path / 'in', alpha=64.0)
   config = dataclasses.replace(
-      config,
-      optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-2),
+    config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-2)
   )
   run.train(config, str(tmp_path / 'whole'), quiet=True)
   lines = (tmp_path / 'whole' / 'metrics.jsonl').read_text().splitlines()
@@ -54,17 +51,18 @@ def test_adapters_are_trained_and_exported_as_one_planner(tmp_path, monkeypatch)
   assert after.config == before.config
   assert jax.tree.structure(after.params) == jax.tree.structure(before.params)
   changed = {
-      jax.tree_util.keystr(path)
-      for (path, x), y in zip(
-          jax.tree_util.tree_leaves_with_path(after.params),
-          jax.tree.leaves(before.params), strict=True,
-      )
-      if not np.array_equal(x, y)
+    jax.tree_util.keystr(path)
+    for (path, x), y in zip(
+      jax.tree_util.tree_leaves_with_path(after.params),
+      jax.tree.leaves(before.params),
+      strict=True,
+    )
+    if not np.array_equal(x, y)
   }
   kernels = {
-      jax.tree_util.keystr(path)
-      for path, x in jax.tree_util.tree_leaves_with_path(before.params)
-      if path[-1].key == 'kernel'
+    jax.tree_util.keystr(path)
+    for path, x in jax.tree_util.tree_leaves_with_path(before.params)
+    if path[-1].key == 'kernel'
   }
   assert changed == kernels
   # A commit holds the adapters and their moments, not the base.
@@ -92,12 +90,19 @@ def test_flags_of_adapters_that_are_not_there_are_refused(tmp_path):
     unread.check_flags(config, ['planner.lora.alpha'])
   unread.check_flags(_config(tmp_path), ['planner.lora.alpha'])
   inside = dataclasses.replace(
-      config.planner, directory='',
-      model=schema.ModelConfig(
-          vocab_size=8, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1,
-          head_dim=8, d_ff=8, max_positions=8,
-          lora=schema.LoraConfig(rank=2),
-      ),
+    config.planner,
+    directory='',
+    model=schema.ModelConfig(
+      vocab_size=8,
+      d_model=8,
+      n_layers=1,
+      n_heads=1,
+      n_kv_heads=1,
+      head_dim=8,
+      d_ff=8,
+      max_positions=8,
+      lora=schema.LoraConfig(rank=2),
+    ),
   )
   with pytest.raises(schema.ConfigError, match='planner.model.lora'):
     unread.check_values(dataclasses.replace(config, planner=inside))

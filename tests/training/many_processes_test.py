@@ -34,20 +34,30 @@ class _Job:
   """A run in several processes."""
 
   def __init__(
-      self, directory, workdir, processes, *flags, grace=20, config='config.py'
+    self, directory, workdir, processes, *flags, grace=20, config='config.py'
   ):
     self.workdir = directory / workdir
     self.log = directory / f'{workdir}.{time.monotonic_ns()}.log'
     with open(self.log, 'wb') as log:
       self._launcher = subprocess.Popen(
-          [
-              sys.executable, 'launch/local.py', f'--processes={processes}',
-              f'--devices={8 // processes}', f'--grace={grace}', '--',
-              sys.executable, '-m', 'agentflow_jax.train', '--quiet',
-              f'--config={directory / config}',
-              f'--workdir={self.workdir}', *flags,
-          ],
-          cwd=mini.ROOT, stdout=log, stderr=subprocess.STDOUT,
+        [
+          sys.executable,
+          'launch/local.py',
+          f'--processes={processes}',
+          f'--devices={8 // processes}',
+          f'--grace={grace}',
+          '--',
+          sys.executable,
+          '-m',
+          'agentflow_jax.train',
+          '--quiet',
+          f'--config={directory / config}',
+          f'--workdir={self.workdir}',
+          *flags,
+        ],
+        cwd=mini.ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
       )
 
   def pids(self):
@@ -91,11 +101,12 @@ def pair(alone):
 def _lines(workdir):
   """The metrics of a run without what depends on the clock."""
   return [
-      {
-          k: v for k, v in json.loads(line).items()
-          if not k.startswith(('seconds/', 'rate/'))
-      }
-      for line in (workdir / 'metrics.jsonl').read_text().splitlines()
+    {
+      k: v
+      for k, v in json.loads(line).items()
+      if not k.startswith(('seconds/', 'rate/'))
+    }
+    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
   ]
 
 
@@ -106,7 +117,7 @@ def alone(tmp_path_factory):
   config = mini.config(directory / 'in', steps=3, checkpoint_every=2)
   (directory / 'config.pickle').write_bytes(pickle.dumps(config))
   (directory / 'config.py').write_text(
-      _CONFIG.format(path=str(directory / 'config.pickle'))
+    _CONFIG.format(path=str(directory / 'config.pickle'))
   )
   run.train(config, str(directory / 'alone'), quiet=True)
   return directory
@@ -124,16 +135,13 @@ def _assert_same(workdir, alone, gap=1e-6):
   for path in (alone / 'alone' / 'rollouts').iterdir():
     # Nine rollouts of three queries: uneven shares, and work for four.
     ours, theirs = (
-        rollout_files.read(p)
-        for p in (workdir / 'rollouts' / path.name, path)
+      rollout_files.read(p) for p in (workdir / 'rollouts' / path.name, path)
     )
     assert [g.task.query for g in ours] == [g.task.query for g in theirs]
     assert [
-        t.completion.response_ids
-        for g in ours for r in g.trajectories for t in r.turns
+      t.completion.response_ids for g in ours for r in g.trajectories for t in r.turns
     ] == [
-        t.completion.response_ids
-        for g in theirs for r in g.trajectories for t in r.turns
+      t.completion.response_ids for g in theirs for r in g.trajectories for t in r.turns
     ]
 
 
@@ -170,8 +178,10 @@ def test_samplers_split_over_a_process_s_devices_sample_the_same(alone):
 @pytest.mark.parametrize('split', [1, -1])
 def test_sets_that_processes_recorded_are_told_to_all(alone, split):
   flags = (
-      '--config.planner.sampling.top_p=0.9', '--config.engine.max_kept=8',
-      '--config.train.steps=2', f'--config.mesh.sampler_devices={split}',
+    '--config.planner.sampling.top_p=0.9',
+    '--config.engine.max_kept=8',
+    '--config.train.steps=2',
+    f'--config.mesh.sampler_devices={split}',
   )
   found = []
   for processes in (1, 2):
@@ -181,12 +191,15 @@ def test_sets_that_processes_recorded_are_told_to_all(alone, split):
     assert summary['compiles/after_warmup'] == 0
     lines = (job.workdir / 'metrics.jsonl').read_text().splitlines()
     assert all(json.loads(l)['update/logprob_gap/max'] <= 1e-5 for l in lines)
-    found.append([
+    found.append(
+      [
         (t.completion.response_ids, t.completion.kept)
         for path in sorted((job.workdir / 'rollouts').iterdir())
         for g in rollout_files.read(path)
-        for r in g.trajectories for t in r.turns
-    ])
+        for r in g.trajectories
+        for t in r.turns
+      ]
+    )
   assert found[0] == found[1]
   assert len(found[0]) > 10 and all(kept for _, kept in found[0])
 
@@ -194,14 +207,22 @@ def test_sets_that_processes_recorded_are_told_to_all(alone, split):
 @pytest.mark.slow
 def test_a_queue_holds_the_same_on_two_processes(alone):
   flags = [
-      f'--config.{name}' for name in (
-          'train.steps=5', 'train.queries_per_step=4', 'train.group_size=2',
-          'train.mini_batches=2', 'optimizer.learning_rate=1e-3',
-          'evaluation.every=0',
-          'evaluation.start_and_final=false', 'flow_grpo.old_logprobs=recompute',
-          'flow_grpo.importance_cap=2', 'flow_grpo.importance_level=rollout',
-          'queue.size=3', 'queue.share=0.75', 'queue.uses=2',
-      )
+    f'--config.{name}'
+    for name in (
+      'train.steps=5',
+      'train.queries_per_step=4',
+      'train.group_size=2',
+      'train.mini_batches=2',
+      'optimizer.learning_rate=1e-3',
+      'evaluation.every=0',
+      'evaluation.start_and_final=false',
+      'flow_grpo.old_logprobs=recompute',
+      'flow_grpo.importance_cap=2',
+      'flow_grpo.importance_level=rollout',
+      'queue.size=3',
+      'queue.share=0.75',
+      'queue.uses=2',
+    )
   ]
   found = []
   for processes in (1, 2):
@@ -210,12 +231,12 @@ def test_a_queue_holds_the_same_on_two_processes(alone):
     summary = json.loads((job.workdir / 'summary.json').read_text())
     assert summary['compiles/after_warmup'] == 0
     headers = [
-        rollout_files.read_all(path).header
-        for path in sorted((job.workdir / 'rollouts').iterdir())
+      rollout_files.read_all(path).header
+      for path in sorted((job.workdir / 'rollouts').iterdir())
     ]
     lines = [
-        {k: v for k, v in line.items() if k.startswith('queue/')}
-        for line in _lines(job.workdir)
+      {k: v for k, v in line.items() if k.startswith('queue/')}
+      for line in _lines(job.workdir)
     ]
     gaps = [line.pop('queue/gap_max') for line in lines]
     found.append((headers, lines, gaps))
@@ -225,9 +246,7 @@ def test_a_queue_holds_the_same_on_two_processes(alone):
 
 
 @pytest.mark.slow
-def test_told_to_stop_it_commits_and_goes_on_with_other_processes(
-    alone, pair
-):
+def test_told_to_stop_it_commits_and_goes_on_with_other_processes(alone, pair):
   job = _Job(alone, 'stopped', 4)
   job.wait_for_step(1)  # Nothing is committed before the second.
   job.terminate()
@@ -244,11 +263,8 @@ def test_told_to_stop_it_commits_and_goes_on_with_other_processes(
 def test_one_killed_at_any_moment_ends_all_and_loses_nothing(alone, pair):
   rng = random.Random(0)
   commits = lambda job: max(
-      (
-          int(p.name) for p in (job.workdir / 'checkpoints').glob('*')
-          if p.name.isdigit()
-      ),
-      default=0,
+    (int(p.name) for p in (job.workdir / 'checkpoints').glob('*') if p.name.isdigit()),
+    default=0,
   )
   kills, name = 0, 'killed'
   while kills < 10:
@@ -311,9 +327,7 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_a_tool_that_blocks_for_ever_ends_all_within_the_step_s_time(
-    alone, pair
-):
+def test_a_tool_that_blocks_for_ever_ends_all_within_the_step_s_time(alone, pair):
   job = _hanging_job(alone, 'blocked', blocks=True)
   assert job.wait() == exits.HUNG_CODE, job.text()
   assert 'process 1 of 2 hangs: step 3 has taken more than 20 s' in job.text()
@@ -336,32 +350,34 @@ def test_a_tool_that_awaits_for_ever_costs_its_rollout_alone(alone):
 
 def _hanging_job(alone, name, blocks):
   (alone / f'{name}.py').write_text(
-      _HANGING.format(
-          workdir=str(alone / name), blocks=blocks,
-          path=str(alone / 'config.pickle'),
-      )
+    _HANGING.format(
+      workdir=str(alone / name), blocks=blocks, path=str(alone / 'config.pickle')
+    )
   )
-  return _Job(
-      alone, name, 2, '--step_seconds=20', config=f'{name}.py'
-  )
+  return _Job(alone, name, 2, '--step_seconds=20', config=f'{name}.py')
 
 
 def test_a_workdir_that_is_not_shared_is_one_clear_error(alone, tmp_path):
   flags = [f'--coordinator=127.0.0.1:{_free_port()}', '--num_processes=2']
   both = [
-      subprocess.Popen(
-          [
-              sys.executable, '-m', 'agentflow_jax.train', '--quiet',
-              f'--config={alone / "config.py"}', f'--workdir={tmp_path / str(i)}',
-              f'--process_id={i}', *flags,
-          ],
-          cwd=mini.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-          text=True,
-          env=os.environ | {
-              'XLA_FLAGS': '--xla_force_host_platform_device_count=4'
-          },
-      )
-      for i in range(2)
+    subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        'agentflow_jax.train',
+        '--quiet',
+        f'--config={alone / "config.py"}',
+        f'--workdir={tmp_path / str(i)}',
+        f'--process_id={i}',
+        *flags,
+      ],
+      cwd=mini.ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'},
+    )
+    for i in range(2)
   ]
   said = [p.communicate(timeout=200)[0] for p in both]
   assert both[1].returncode == 2

@@ -34,8 +34,14 @@ def _set(part, name, value):
     if inner is None:
       assert head == 'model'
       inner = schema.ModelConfig(
-          vocab_size=8, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1,
-          head_dim=8, d_ff=8, max_positions=8,
+        vocab_size=8,
+        d_model=8,
+        n_layers=1,
+        n_heads=1,
+        n_kv_heads=1,
+        head_dim=8,
+        d_ff=8,
+        max_positions=8,
       )
     if isinstance(inner, dict):
       return part
@@ -73,10 +79,10 @@ def test_the_fixture_is_of_the_old_names(workdir):
 
 def test_rollouts_and_metrics_are_read_with_the_names_of_today(workdir):
   found = collections.Counter(
-      t.status
-      for path in sorted((workdir / 'rollouts').iterdir())
-      for group in rollout_files.read(path)
-      for t in group.trajectories
+    t.status
+    for path in sorted((workdir / 'rollouts').iterdir())
+    for group in rollout_files.read(path)
+    for t in group.trajectories
   )
   assert sum(found.values()) == 2 * 9 and found[_UNREACHABLE]
   counts = data.load(workdir).totals('rollouts/status/')
@@ -90,10 +96,10 @@ def test_rollouts_and_metrics_are_read_with_the_names_of_today(workdir):
 def test_the_run_resumes_evaluates_and_reports(workdir, config):
   before = data.load(workdir).totals('rollouts/status/')['reward_unreachable']
   in_journal = sum(
-      t.status is _UNREACHABLE
-      for path in (workdir / 'journal').iterdir()
-      for group in rollout_files.read(path)
-      for t in group.trajectories
+    t.status is _UNREACHABLE
+    for path in (workdir / 'journal').iterdir()
+    for group in rollout_files.read(path)
+    for t in group.trajectories
   )
   assert in_journal == 2
   table = run.train(config, str(workdir), quiet=True)
@@ -112,14 +118,14 @@ def test_the_run_resumes_evaluates_and_reports(workdir, config):
   names = sorted(p.name for p in (workdir / 'tool_cache').iterdir())
   assert names == ['0000.0.jsonl', '0001.0.jsonl']
   line = command.evaluate(
-      config, str(workdir), command.EvaluateOptions(limit=2, greedy=True)
+    config, str(workdir), command.EvaluateOptions(limit=2, greedy=True)
   )
   assert 'over 2 scored of 2 tasks' in line
 
 
 def test_another_config_is_still_refused(workdir, config):
   other = dataclasses.replace(
-      config, agent=dataclasses.replace(config.agent, recording='off')
+    config, agent=dataclasses.replace(config.agent, recording='off')
   )
   with pytest.raises(schema.ConfigError, match='agent.recording'):
     run.train(other, str(workdir), quiet=True)

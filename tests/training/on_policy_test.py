@@ -28,12 +28,12 @@ def live(tmp_path_factory):
 
   async def collected():
     return await collect.groups(
-        system.agent,
-        system.tasks.train,
-        group_size=4,
-        key=records.RequestKey(0, records.Purpose.TRAIN, 0, '', 0),
-        limit=asyncio.Semaphore(64),
-        processes=system.processes,
+      system.agent,
+      system.tasks.train,
+      group_size=4,
+      key=records.RequestKey(0, records.Purpose.TRAIN, 0, '', 0),
+      limit=asyncio.Semaphore(64),
+      processes=system.processes,
     )
 
   groups = asyncio.run(collected())
@@ -47,9 +47,10 @@ def live(tmp_path_factory):
 def truncated(tmp_path_factory):
   """As `live`, of a planner that truncates: what rolls out, and a trainer."""
   directory = tmp_path_factory.mktemp('truncated')
-  config = overrides.override(mini.config(directory), [
-      ('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8'),
-  ])
+  config = overrides.override(
+    mini.config(directory),
+    [('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8')],
+  )
   system = system_lib.build(config, epath.Path(directory), system_lib.make_mesh(config))
   system.warmup()
   trainer = trainer_lib.Trainer(system)
@@ -62,30 +63,33 @@ def _truncated_rows(system, **sampling):
   planner = system.agent.planner
   spec = dataclasses.replace(planner.sampling, **sampling)
   planner = dataclasses.replace(planner, sampling=spec)
-  groups = asyncio.run(collect.groups(
+  groups = asyncio.run(
+    collect.groups(
       dataclasses.replace(system.agent, planner=planner),
       system.tasks.train,
       group_size=4,
       key=records.RequestKey(0, records.Purpose.TRAIN, 0, '', 0),
       limit=asyncio.Semaphore(64),
       processes=processes.Processes(),  # One an event loop.,
-  ))
+    )
+  )
   data = rollout_files.to_bytes(groups)
   assert rollout_files.from_bytes(data, 'journal') == groups
   return turn_rows.flow_grpo_rows(
-      rollout_files.from_bytes(data, 'journal'), system.config.flow_grpo
+    rollout_files.from_bytes(data, 'journal'), system.config.flow_grpo
   ).rows
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'spec, most',
-    [
-        ({'top_p': 0.9}, None), ({'top_p': 1.0, 'top_k': 5}, 5),
-        ({'top_p': 1.0, 'min_p': 0.05}, None),
-        # So much mass takes more than max_kept.
-        ({'top_p': 0.99999, 'temperature': 3.0}, 8),
-    ],
+  'spec, most',
+  [
+    ({'top_p': 0.9}, None),
+    ({'top_p': 1.0, 'top_k': 5}, 5),
+    ({'top_p': 1.0, 'min_p': 0.05}, None),
+    # So much mass takes more than max_kept.
+    ({'top_p': 0.99999, 'temperature': 3.0}, 8),
+  ],
 )
 def test_truncated_rollouts_are_on_policy_within_1e_5(truncated, spec, most):
   system, trainer, state = truncated
@@ -158,14 +162,14 @@ def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
   lengths = np.linspace(20, longest, n_prompts).astype(int)
   starts = rng.integers(0, len(ids) - longest, n_prompts)
   requests = [
-      api.Request(
-          prompt_ids=tuple(ids[start : start + length].tolist()),
-          key_words=(i, 7),
-          sampling=records.SamplingSpec(
-              max_new_tokens=config.planner.sampling.max_new_tokens
-          ),
-      )
-      for i, (start, length) in enumerate(zip(starts, lengths, strict=True))
+    api.Request(
+      prompt_ids=tuple(ids[start : start + length].tolist()),
+      key_words=(i, 7),
+      sampling=records.SamplingSpec(
+        max_new_tokens=config.planner.sampling.max_new_tokens
+      ),
+    )
+    for i, (start, length) in enumerate(zip(starts, lengths, strict=True))
   ]
   sampler = engine.Engine(system.model_config, config.engine, system.params)
 
@@ -177,18 +181,18 @@ def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
   finally:
     sampler.close()
   packed, packing = batch.pack(
-      [
-          batch.TurnRow(
-              prompt_ids=np.array(request.prompt_ids),
-              response_ids=np.array(result.response_ids),
-              target_weight=1.0,
-              behavior_logprobs=np.array(result.logprobs, np.float32),
-          )
-          for request, result in zip(requests, results, strict=True)
-      ],
-      tokens_per_row=config.batch.tokens_per_row,
-      rows_per_micro=config.batch.rows_per_micro,
-      block=config.batch.block,
+    [
+      batch.TurnRow(
+        prompt_ids=np.array(request.prompt_ids),
+        response_ids=np.array(result.response_ids),
+        target_weight=1.0,
+        behavior_logprobs=np.array(result.logprobs, np.float32),
+      )
+      for request, result in zip(requests, results, strict=True)
+    ],
+    tokens_per_row=config.batch.tokens_per_row,
+    rows_per_micro=config.batch.rows_per_micro,
+    block=config.batch.block,
   )
   one_device = sharding.make_mesh(devices=jax.devices()[:1])
   score = update.make_score_fn(system.model_config, one_device)
@@ -197,17 +201,17 @@ def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
   assert packing.n_targets > 1000
   # The same bits on some CPUs; on an AMD EPYC up to 2e-6 apart.
   np.testing.assert_allclose(
-      np.concatenate(scored), np.concatenate(recorded), rtol=0,
-      atol=config.train.max_logprob_gap,
+    np.concatenate(scored),
+    np.concatenate(recorded),
+    rtol=0,
+    atol=config.train.max_logprob_gap,
   )
   assert config.train.max_logprob_gap == 1e-5
 
 
 def test_the_bound_is_what_stops_the_run(live):
   _, rows, trainer, _ = live
-  tight = dataclasses.replace(
-      trainer._config.train, max_logprob_gap=1e-12
-  )
+  tight = dataclasses.replace(trainer._config.train, max_logprob_gap=1e-12)
   old = trainer._config
   trainer._config = dataclasses.replace(old, train=tight)
   try:

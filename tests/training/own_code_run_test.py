@@ -18,13 +18,14 @@ def _made(tmp_path_factory):
   path = directory / 'mine.py'
   shutil.copy(mini.ROOT / 'experiments' / 'own_code.py', path)
   config = overrides.override(
-      mini.config(directory / 'in', steps=2),
-      [
-          ('agent.tools.own', f'{path}:count_letters'),
-          ('agent.generator.own', f'{path}:LastResult'),
-          ('task_set.reward', f'{path}:right_and_brief'),
-          ('evaluation.every', '0'), ('evaluation.start_and_final', 'false'),
-      ],
+    mini.config(directory / 'in', steps=2),
+    [
+      ('agent.tools.own', f'{path}:count_letters'),
+      ('agent.generator.own', f'{path}:LastResult'),
+      ('task_set.reward', f'{path}:right_and_brief'),
+      ('evaluation.every', '0'),
+      ('evaluation.start_and_final', 'false'),
+    ],
   )
   run.train(config, str(directory / 'out'), quiet=True)
   return config, directory / 'out', path
@@ -38,9 +39,7 @@ def test_its_rewards_are_the_sums_of_named_parts(made):
       for rollout in group.trajectories:
         if rollout.score is not None:
           parts.append({k: t.value for k, t in rollout.score.terms.items()})
-          assert rollout.reward == sum(
-              parts[-1][name] for name in sorted(parts[-1])
-          )
+          assert rollout.reward == sum(parts[-1][name] for name in sorted(parts[-1]))
   assert parts and {name for one in parts for name in one} == {'right', 'brief'}
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   assert any('reward/part/brief' in json.loads(line) for line in lines)

@@ -17,7 +17,7 @@ def _write(directory):
   articles.mkdir(parents=True)
   for i in range(_FILES):
     (articles / f'{i}.txt').write_text(
-        f'Town {i} has {1000 + i} inhabitants.\n\nThe mayor of town {i} is Ann {i}.\n'
+      f'Town {i} has {1000 + i} inhabitants.\n\nThe mayor of town {i} is Ann {i}.\n'
     )
   for name, first in (('train', 0), ('test', _QUESTIONS)):
     rows = []
@@ -34,14 +34,17 @@ def _write(directory):
 def test_the_commands_of_the_readme_run_whole(tmp_path):
   _write(tmp_path)
   flags = {
-      'task_set.train': str(tmp_path / 'train.jsonl'),
-      'task_set.evaluation': str(tmp_path / 'test.jsonl'),
-      'agent.tools.corpus': str(tmp_path / 'articles'),
-      'planner.max_prompt_tokens': '480',  # A token is about a byte here.
-      'planner.sampling.max_new_tokens': '96',
-      'train.steps': '2', 'mesh.data': '1', 'mesh.fsdp': '-1',
-      'batch.rows_per_micro': '8', 'optimizer.total_steps': '2',
-      'optimizer.warmup_steps': '0',
+    'task_set.train': str(tmp_path / 'train.jsonl'),
+    'task_set.evaluation': str(tmp_path / 'test.jsonl'),
+    'agent.tools.corpus': str(tmp_path / 'articles'),
+    'planner.max_prompt_tokens': '480',  # A token is about a byte here.
+    'planner.sampling.max_new_tokens': '96',
+    'train.steps': '2',
+    'mesh.data': '1',
+    'mesh.fsdp': '-1',
+    'batch.rows_per_micro': '8',
+    'optimizer.total_steps': '2',
+    'optimizer.warmup_steps': '0',
   }
   small = released.write(tmp_path / 'small')
 
@@ -49,17 +52,15 @@ def test_the_commands_of_the_readme_run_whole(tmp_path):
     path = str(mini.ROOT / 'experiments' / f'{name}.py')
     return loading.load(path, list((flags | changes).items()))
 
-  warm = config(
-      'own_tasks_warm_start', **{'planner.directory': str(small)}
-  )
+  warm = config('own_tasks_warm_start', **{'planner.directory': str(small)})
   run.train(warm, str(tmp_path / 'warm'), quiet=True)
   del flags['optimizer.total_steps'], flags['optimizer.warmup_steps']
   trained = config(
-      'own_tasks',
-      **{
-          'planner.directory': str(tmp_path / 'warm' / 'planner'),
-          'task_set.reward': 'contains',
-      },
+    'own_tasks',
+    **{
+      'planner.directory': str(tmp_path / 'warm' / 'planner'),
+      'task_set.reward': 'contains',
+    },
   )
   table = run.train(trained, str(tmp_path / 'out'), quiet=True)
   assert 'trained planner' in table and 'random planner' in table

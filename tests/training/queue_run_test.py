@@ -16,10 +16,15 @@ from tests.config import mini
 # Groups of 2 often have equal rewards, so that the queue is needed. The learning rate
 # is so high that a few steps change the planner's words.
 _SETTINGS = [
-    ('optimizer.learning_rate', '1e-3'), ('evaluation.start_and_final', 'false'),
-    ('evaluation.every', '0'), ('flow_grpo.old_logprobs', 'recompute'),
-    ('flow_grpo.importance_cap', '2'), ('flow_grpo.importance_level', 'rollout'),
-    ('queue.size', '3'), ('queue.uses', '2'), ('queue.share', '0.75'),
+  ('optimizer.learning_rate', '1e-3'),
+  ('evaluation.start_and_final', 'false'),
+  ('evaluation.every', '0'),
+  ('flow_grpo.old_logprobs', 'recompute'),
+  ('flow_grpo.importance_cap', '2'),
+  ('flow_grpo.importance_level', 'rollout'),
+  ('queue.size', '3'),
+  ('queue.uses', '2'),
+  ('queue.share', '0.75'),
 ]
 
 
@@ -29,7 +34,10 @@ class _Killed(BaseException):
 
 def _config(directory, **train):
   train = {
-      'steps': 6, 'queries_per_step': 4, 'group_size': 2, 'mini_batches': 2
+    'steps': 6,
+    'queries_per_step': 4,
+    'group_size': 2,
+    'mini_batches': 2,
   } | train
   return overrides.override(mini.config(directory, **train), _SETTINGS)
 
@@ -66,18 +74,18 @@ def test_reused_groups_are_trained_on_and_in_no_count(whole):
 # Updates (two a step), commits (after steps 2, 4 and 6) and writes of records, of
 # which the first that is reached ends the process.
 _MOMENTS = [
-    *((trainer.Trainer, 'step', n) for n in (1, 2, 3, 4, 5, 6)),
-    *((checkpoints.Checkpoints, 'save', n) for n in (1, 2)),
-    *((rollout_files, 'write', n) for n in (2, 17, 30)),
+  *((trainer.Trainer, 'step', n) for n in (1, 2, 3, 4, 5, 6)),
+  *((checkpoints.Checkpoints, 'save', n) for n in (1, 2)),
+  *((rollout_files, 'write', n) for n in (2, 17, 30)),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'where, name, number', _MOMENTS, ids=[f'{n}_{i}' for _, n, i in _MOMENTS]
+  'where, name, number', _MOMENTS, ids=[f'{n}_{i}' for _, n, i in _MOMENTS]
 )
 def test_killed_anywhere_a_run_with_a_queue_ends_in_the_same_bits(
-    whole, tmp_path, monkeypatch, where, name, number
+  whole, tmp_path, monkeypatch, where, name, number
 ):
   config, workdir = whole
   original, calls = getattr(where, name), []
@@ -100,16 +108,19 @@ def _edit(path, change):
   """Writes the record of a step or of a group anew, with changed turns."""
   recorded = rollout_files.read_all(epath.Path(path))
   groups = [
-      dataclasses.replace(g, trajectories=tuple(
-          dataclasses.replace(t, turns=tuple(map(change, t.turns)))
-          for t in g.trajectories
-      ))
-      for g in recorded.groups
+    dataclasses.replace(
+      g,
+      trajectories=tuple(
+        dataclasses.replace(t, turns=tuple(map(change, t.turns)))
+        for t in g.trajectories
+      ),
+    )
+    for g in recorded.groups
   ]
   names = {'advantage', 'weights', 'checksum'}
   extras = {
-      place: {k: v for k, v in extra.items() if k in names}
-      for place, extra in recorded.extras.items()
+    place: {k: v for k, v in extra.items() if k in names}
+    for place, extra in recorded.extras.items()
   }
   header = {k: v for k, v in recorded.header.items() if k != 'schema'}
   rollout_files.write(epath.Path(path), groups, extras, header=header)
@@ -117,7 +128,7 @@ def _edit(path, change):
 
 def _shifted(turn):
   completion = dataclasses.replace(
-      turn.completion, logprobs=tuple(x - 0.01 for x in turn.completion.logprobs)
+    turn.completion, logprobs=tuple(x - 0.01 for x in turn.completion.logprobs)
   )
   return dataclasses.replace(turn, completion=completion)
 
@@ -140,8 +151,9 @@ def test_altered_records_stop_the_run(tmp_path, monkeypatch):
       run.train(config, str(workdir), quiet=True)
   # Step 3 is in the journal. A group with variance is always trained on.
   varied = [
-      path for path in sorted((workdir / 'journal').iterdir())
-      if totals.has_variance(rollout_files.read(epath.Path(path))[0])
+    path
+    for path in sorted((workdir / 'journal').iterdir())
+    if totals.has_variance(rollout_files.read(epath.Path(path))[0])
   ]
   assert varied
   for path in varied:
@@ -151,7 +163,7 @@ def test_altered_records_stop_the_run(tmp_path, monkeypatch):
       run.train(config, str(workdir), quiet=True)
     path.write_bytes(data)
   held = rollout_files.read_all(
-      epath.Path(workdir / 'rollouts' / 'step_000002.p0.jsonl.zst')
+    epath.Path(workdir / 'rollouts' / 'step_000002.p0.jsonl.zst')
   ).header['queue']
   step, _, _ = held[0]
   path = workdir / 'rollouts' / f'step_{step + 1:06d}.p0.jsonl.zst'

@@ -22,16 +22,19 @@ def _group(name, rewards=(1.0, 0.0), version=0, logprob=-0.1):
 
   def trajectory(i, reward):
     completion = records.Completion(
-        '', (1, 2), (3, 4 + i), (logprob, logprob), params_version=version
+      '', (1, 2), (3, 4 + i), (logprob, logprob), params_version=version
     )
     return records.Trajectory(
-        name, i, records.Status.ANSWERED,
-        (records.Turn(completion, records.SamplingSpec()),), reward=reward,
+      name,
+      i,
+      records.Status.ANSWERED,
+      (records.Turn(completion, records.SamplingSpec()),),
+      reward=reward,
     )
 
   return records.Group(
-      records.Task(name, 'q', ('a',), 'r'),
-      tuple(trajectory(i, r) for i, r in enumerate(rewards)),
+    records.Task(name, 'q', ('a',), 'r'),
+    tuple(trajectory(i, r) for i, r in enumerate(rewards)),
   )
 
 
@@ -49,9 +52,7 @@ def _admitted(queue, step, *groups):
 
 
 def _rows(one):
-  return turn_rows.flow_grpo_rows(
-      [one.group], _GRPO, {0: one.advantages}
-  ).rows
+  return turn_rows.flow_grpo_rows([one.group], _GRPO, {0: one.advantages}).rows
 
 
 def _zeros(rows):
@@ -61,8 +62,7 @@ def _zeros(rows):
 
 def _take(queue, count, score=_zeros, at_once=2):
   return [
-      (one.group.task.id, gap)
-      for one, gap in queue.take(count, _rows, score, at_once)
+    (one.group.task.id, gap) for one, gap in queue.take(count, _rows, score, at_once)
   ]
 
 
@@ -75,9 +75,7 @@ def test_the_newest_groups_come_first_and_keep_their_advantages():
   assert [one.group.task.id for one, _ in taken] == ['c', 'd', 'a']
   (_, second, _) = taken
   # (0 - 1/2) / sqrt(1/2), and the other way round.
-  np.testing.assert_allclose(
-      second[0].advantages, [-0.7071, 0.7071], atol=1e-4
-  )
+  np.testing.assert_allclose(second[0].advantages, [-0.7071, 0.7071], atol=1e-4)
   rows = _rows(second[0])
   assert not any(row.fresh for row in rows)
   assert [row.advantage for row in rows] == list(second[0].advantages)
@@ -86,9 +84,14 @@ def test_the_newest_groups_come_first_and_keep_their_advantages():
 def test_only_groups_within_the_bounds_are_admitted():
   queue = _queue(min_std=0.3, reward_low=0.2, reward_high=0.6)
   _admitted(
-      queue, 0, _group('equal', (1.0, 1.0)), _group('narrow', (0.4, 0.6)),
-      _group('easy', (1.0, 0.4)), _group('hard', (0.0, 0.3, 0.0)),
-      _group('good', (0.0, 1.0)), _group('unscored', (None, None)),
+    queue,
+    0,
+    _group('equal', (1.0, 1.0)),
+    _group('narrow', (0.4, 0.6)),
+    _group('easy', (1.0, 0.4)),
+    _group('hard', (0.0, 0.3, 0.0)),
+    _group('good', (0.0, 1.0)),
+    _group('unscored', (None, None)),
   )
   assert queue.content() == [[0, 4, 0]]
 
@@ -167,8 +170,10 @@ def _committed(tmp_path, queue=None):
       queue.use([taken[0]])
     queue.admit(step, groups[: 2 - step], extras)
     rollout_files.write(
-        _path(tmp_path, step), groups, extras,
-        header={sample_queue.FIELD: queue.content()},
+      _path(tmp_path, step),
+      groups,
+      extras,
+      header={sample_queue.FIELD: queue.content()},
     )
   return queue
 
@@ -212,17 +217,17 @@ def _rollout(lines):
 
 
 @pytest.mark.parametrize(
-    'change',
-    [
-        lambda lines: _turn(lines[1:])['logprobs'].__setitem__(0, -0.1001),
-        lambda lines: _turn(lines[1:]).update(params_version=1),
-        lambda lines: _turn(lines[1:])['response_ids'].__setitem__(0, 9),
-        lambda lines: _turn(lines[1:])['prompt_ids'].__setitem__(1, 9),
-        lambda lines: _rollout(lines[1:]).update(advantage=3.0),
-        lambda lines: _rollout(lines[1:]).update(reward=0.5),
-        lambda lines: _rollout(lines[1:]).pop('checksum'),
-        lambda lines: lines.__delitem__(slice(1, None)),
-    ],
+  'change',
+  [
+    lambda lines: _turn(lines[1:])['logprobs'].__setitem__(0, -0.1001),
+    lambda lines: _turn(lines[1:]).update(params_version=1),
+    lambda lines: _turn(lines[1:])['response_ids'].__setitem__(0, 9),
+    lambda lines: _turn(lines[1:])['prompt_ids'].__setitem__(1, 9),
+    lambda lines: _rollout(lines[1:]).update(advantage=3.0),
+    lambda lines: _rollout(lines[1:]).update(reward=0.5),
+    lambda lines: _rollout(lines[1:]).pop('checksum'),
+    lambda lines: lines.__delitem__(slice(1, None)),
+  ],
 )
 def test_a_record_that_was_altered_is_never_trained_on(tmp_path, change):
   _committed(tmp_path)
@@ -251,5 +256,5 @@ def test_checksums_do_not_depend_on_the_clock():
   group = _group('a')
   trajectory = dataclasses.replace(group.trajectories[0], seconds={'x': 1.0})
   assert sample_queue.checksum(trajectory, 0.5) == sample_queue.checksum(
-      group.trajectories[0], 0.5
+    group.trajectories[0], 0.5
   )

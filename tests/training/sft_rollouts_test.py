@@ -16,11 +16,12 @@ from tests.config import mini
 
 def _sft(directory, rollouts, **changes):
   base = dataclasses.replace(
-      mini.config(directory), algorithm='sft',
-      train=schema.TrainConfig(steps=2, checkpoint_every=1),
-      flow_grpo=schema.FlowGrpoConfig(),
-      evaluation=schema.EvaluationConfig(every=0, start_and_final=False),
-      sft=schema.SftConfig(rollouts=str(rollouts), rows_per_step=8),
+    mini.config(directory),
+    algorithm='sft',
+    train=schema.TrainConfig(steps=2, checkpoint_every=1),
+    flow_grpo=schema.FlowGrpoConfig(),
+    evaluation=schema.EvaluationConfig(every=0, start_and_final=False),
+    sft=schema.SftConfig(rollouts=str(rollouts), rows_per_step=8),
   )
   return overrides.override(base, list(changes.items()))
 
@@ -29,20 +30,24 @@ def _sft(directory, rollouts, **changes):
 def _made(tmp_path_factory):
   """A run that samples rollouts and trains nothing."""
   directory = tmp_path_factory.mktemp('sampled')
-  config = overrides.override(mini.config(directory / 'in', steps=2), [
-      ('algorithm', 'none'), ('evaluation.every', '0'),
+  config = overrides.override(
+    mini.config(directory / 'in', steps=2),
+    [
+      ('algorithm', 'none'),
+      ('evaluation.every', '0'),
       ('evaluation.start_and_final', 'false'),
-  ])
+    ],
+  )
   run.train(config, str(directory / 'out'), quiet=True)
   return directory
 
 
 def _records(directory):
   return [
-      (group.task, trajectory)
-      for file in sorted((directory / 'rollouts').iterdir())
-      for group in rollout_files.read(epath.Path(file))
-      for trajectory in group.trajectories
+    (group.task, trajectory)
+    for file in sorted((directory / 'rollouts').iterdir())
+    for group in rollout_files.read(epath.Path(file))
+    for trajectory in group.trajectories
   ]
 
 
@@ -52,10 +57,10 @@ def test_algorithm_none_samples_what_flow_grpo_does_and_keeps_the_planner(made):
     assert line['updates'] == 0 and line['rollouts/requested'] == 9
   config = mini.config(made / 'in')
   before, after = (
-      host_copies.params_digest(
-          model_directory.load(directory, model_directory.load_config(directory))
-      )
-      for directory in (config.planner.directory, made / 'out' / 'planner')
+    host_copies.params_digest(
+      model_directory.load(directory, model_directory.load_config(directory))
+    )
+    for directory in (config.planner.directory, made / 'out' / 'planner')
   )
   assert before == after
 
@@ -77,11 +82,12 @@ def test_a_run_without_rollouts_or_successes_is_refused_by_name(tmp_path):
     (tmp_path / name / 'rollouts').mkdir(parents=True)
   failed = records.Trajectory('t', 0, records.Status.ANSWERED, (), reward=0.0)
   rollout_files.write(
-      epath.Path(tmp_path / 'failed' / 'rollouts' / 'step_000001.p0.jsonl.zst'),
-      [records.Group(records.Task('t', 'q', ('a',), 'f1'), (failed,))],
+    epath.Path(tmp_path / 'failed' / 'rollouts' / 'step_000001.p0.jsonl.zst'),
+    [records.Group(records.Task('t', 'q', ('a',), 'f1'), (failed,))],
   )
   for name, match in (
-      ('empty', 'there are no rollouts below'), ('failed', 'none of 1 rollouts'),
+    ('empty', 'there are no rollouts below'),
+    ('failed', 'none of 1 rollouts'),
   ):
     config = _sft(tmp_path / 'in', tmp_path / name)
     with pytest.raises(schema.ConfigError, match=rf'sft.rollouts=.*{name}.*{match}'):
@@ -89,11 +95,11 @@ def test_a_run_without_rollouts_or_successes_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'field, value, said',
-    [
-        ('mention_marks', 'after', "agent.mention_marks is 'before', here 'after'"),
-        ('number_mentions', 'false', 'agent.number_mentions is True'),
-    ],
+  'field, value, said',
+  [
+    ('mention_marks', 'after', "agent.mention_marks is 'before', here 'after'"),
+    ('number_mentions', 'false', 'agent.number_mentions is True'),
+  ],
 )
 def test_rollouts_of_other_prompts_are_refused(made, tmp_path, field, value, said):
   config = _sft(tmp_path / 'in', made / 'out', **{f'agent.{field}': value})
@@ -104,9 +110,9 @@ def test_rollouts_of_other_prompts_are_refused(made, tmp_path, field, value, sai
 
 def test_tokens_of_another_tokenizer_are_refused(made, tmp_path):
   config = _sft(
-      tmp_path / 'in', made / 'out', **{
-          'planner.directory': str(mini.ROOT / 'experiments' / 'desk_planner'),
-      },
+    tmp_path / 'in',
+    made / 'out',
+    **{'planner.directory': str(mini.ROOT / 'experiments' / 'desk_planner')},
   )
   with pytest.raises(schema.ConfigError, match='sampled with another tokenizer'):
     run.train(config, str(tmp_path / 'out'), quiet=True)

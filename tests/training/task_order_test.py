@@ -13,9 +13,7 @@ from agentflow_jax.training import task_order
 
 def test_every_item_comes_once_an_epoch_and_epochs_differ():
   # 7 items, 3 a step: 14 steps of 3 are 6 epochs.
-  seen = [
-      i for step in range(14) for i in task_order.epoch_indices(7, 0, step, 3)
-  ]
+  seen = [i for step in range(14) for i in task_order.epoch_indices(7, 0, step, 3)]
   epochs = [tuple(seen[i : i + 7]) for i in range(0, 42, 7)]
   assert all(sorted(e) == list(range(7)) for e in epochs)
   assert len(set(epochs)) > 1
@@ -25,20 +23,25 @@ def test_three_sources_of_a_mix_are_asked_by_their_weights(tmp_path):
   sources = {}
   for name, count, weight in (('a', 4, 5), ('b', 9, 3), ('c', 2, 2)):
     path = tmp_path / f'{name}.jsonl'
-    path.write_text(''.join(
+    path.write_text(
+      ''.join(
         json.dumps({'query': f'{name}{i}', 'answer': i}) + '\n' for i in range(count)
-    ))
+      )
+    )
     sources[name] = {'path': str(path), 'weight': weight}
   aime = tmp_path / 'aime.json'
   aime.write_text(json.dumps([{'query': 'x', 'answer': 33}]))
   config = schema.TaskSetConfig(
-      kind='mixture', benchmark='aime24', evaluation=str(aime),
-      mixture=schema.MixtureConfig(sources=sources),
+    kind='mixture',
+    benchmark='aime24',
+    evaluation=str(aime),
+    mixture=schema.MixtureConfig(sources=sources),
   )
   tasks = task_sets.load(config, str(tmp_path / 'data'))
   asked = [
-      tasks.train[i] for step in range(5)
-      for i in task_order.mixture_indices(tasks.mixture, 0, step, 10)
+    tasks.train[i]
+    for step in range(5)
+    for i in task_order.mixture_indices(tasks.mixture, 0, step, 10)
   ]
   for n in range(1, 51):
     counts = collections.Counter(t.tags['source'] for t in asked[:n])
@@ -64,15 +67,14 @@ def test_a_step_may_be_longer_than_an_epoch():
 
 
 _PARTS = (
-    task_sets.Part('large', 100, 3), task_sets.Part('small', 7, 1)
+  task_sets.Part('large', 100, 3),
+  task_sets.Part('small', 7, 1),
 )  # Items 0 to 99, and 100 to 106.
 
 
 def _mixed(seed, steps, count, parts=_PARTS):
   return [
-      i
-      for step in steps
-      for i in task_order.mixture_indices(parts, seed, step, count)
+    i for step in steps for i in task_order.mixture_indices(parts, seed, step, count)
   ]
 
 

@@ -24,7 +24,7 @@ _EXTRAS = ('wandb', 'mlflow', 'trackio')
 def _needs(*names):
   missing = [name for name in names if importlib.util.find_spec(name) is None]
   return pytest.mark.skipif(
-      bool(missing), reason=f'needs the extras {", ".join(missing)}'
+    bool(missing), reason=f'needs the extras {", ".join(missing)}'
   )
 
 
@@ -34,32 +34,35 @@ def _run(tmp_path, monkeypatch):
     monkeypatch.setenv(name, value)
   monkeypatch.chdir(tmp_path)  # MLflow writes artifacts of a local database there.
   return tracker_clients.Run(
-      id='ab12cd34', name='mini', project='p',
-      config={'train.steps': 3, 'seed': 0, 'name': 'mini'},
-      facts={'commit': 'c0ffee', 'devices': 8}, directory=str(tmp_path / 'trackers'),
+    id='ab12cd34',
+    name='mini',
+    project='p',
+    config={'train.steps': 3, 'seed': 0, 'name': 'mini'},
+    facts={'commit': 'c0ffee', 'devices': 8},
+    directory=str(tmp_path / 'trackers'),
   )
 
 
 def _environment(directory):
   (directory / 'trackers').mkdir(exist_ok=True)
   return {
-      'WANDB_MODE': 'offline',
-      'WANDB_CACHE_DIR': str(directory / 'wandb_cache'),
-      'WANDB_DATA_DIR': str(directory / 'wandb_data'),
-      'WANDB_ERROR_REPORTING': 'false',
-      'MLFLOW_TRACKING_URI': f'sqlite:///{directory}/mlflow.db',
-      'TRACKIO_DIR': str(directory / 'trackio'),
-      'PYTHONPATH': str(mini.ROOT),
+    'WANDB_MODE': 'offline',
+    'WANDB_CACHE_DIR': str(directory / 'wandb_cache'),
+    'WANDB_DATA_DIR': str(directory / 'wandb_data'),
+    'WANDB_ERROR_REPORTING': 'false',
+    'MLFLOW_TRACKING_URI': f'sqlite:///{directory}/mlflow.db',
+    'TRACKIO_DIR': str(directory / 'trackio'),
+    'PYTHONPATH': str(mini.ROOT),
   }
 
 
 def _steps(first, last, table=None):
   rows = tracker_clients.Table(('a', 'b'), [(1, 'x'), (2, None)])
   return [
-      tracker_clients.Step(
-          i, {'reward/mean': i / 4, 'step_free': i}, rows if i == table else None
-      )
-      for i in range(first, last + 1)
+    tracker_clients.Step(
+      i, {'reward/mean': i / 4, 'step_free': i}, rows if i == table else None
+    )
+    for i in range(first, last + 1)
   ]
 
 
@@ -92,12 +95,12 @@ def _wandb(directory):
     if record.HasField('run'):
       ids[place] = record.run.run_id
       configs[place] = {
-          u.key: json.loads(u.value_json) for u in record.run.config.update
+        u.key: json.loads(u.value_json) for u in record.run.config.update
       }
     if record.HasField('history'):
       values = {
-          item.key or '/'.join(item.nested_key): json.loads(item.value_json)
-          for item in record.history.item
+        item.key or '/'.join(item.nested_key): json.loads(item.value_json)
+        for item in record.history.item
       }
       history.append((values.pop('_step'), values))
   return list(ids.values()), list(configs.values()), history
@@ -139,9 +142,7 @@ def test_mlflow_holds_each_step_once(run):
   one.send(_steps(1, 2, table=2))
   # Killed in step 3: one of its metrics is there, 'step' is not.
   now = int(1000 * time.time())
-  one._client.log_batch(
-      one._id, metrics=[entities.Metric('reward/mean', 0.75, now, 3)]
-  )
+  one._client.log_batch(one._id, metrics=[entities.Metric('reward/mean', 0.75, now, 3)])
   two = tracker_clients.Mlflow(run)
   assert two.begin() == 2
   two.send(_steps(3, 4))
@@ -155,10 +156,10 @@ def test_mlflow_holds_each_step_once(run):
   for key, factor in (('reward/mean', 0.25), ('step_free', 1), ('step', 1)):
     history = client.get_metric_history(found.info.run_id, key)
     assert [(m.step, m.value) for m in history] == [
-        (i, i * factor) for i in (1, 2, 3, 4)
+      (i, i * factor) for i in (1, 2, 3, 4)
     ]
   table = mlflow.artifacts.load_dict(
-      f'runs:/{found.info.run_id}/trajectories/step_000002.json'
+    f'runs:/{found.info.run_id}/trajectories/step_000002.json'
   )
   assert table == {'columns': ['a', 'b'], 'data': [[1, 'x'], [2, None]]}
 
@@ -168,21 +169,20 @@ def test_mlflow_holds_each_step_once(run):
 def test_trackio_holds_each_step_once(run):
   # A process of its own: it reads TRACKIO_DIR when it is imported.
   program = (
-      'import json, sys\n'
-      'from agentflow_jax.training import tracker_clients as c\n'
-      'from tests.training import tracker_clients_test as t\n'
-      'run = c.Run(**json.loads(sys.argv[1]))\n'
-      'one = c.Trackio(run)\n'
-      'assert one.begin() == 0\n'
-      'one.send(t._steps(1, 2, table=2))\n'
-      'two = c.Trackio(run)\n'
-      'assert two.begin() == 2\n'
-      'two.send(t._steps(3, 4))\n'
-      'two.close(True)\n'
+    'import json, sys\n'
+    'from agentflow_jax.training import tracker_clients as c\n'
+    'from tests.training import tracker_clients_test as t\n'
+    'run = c.Run(**json.loads(sys.argv[1]))\n'
+    'one = c.Trackio(run)\n'
+    'assert one.begin() == 0\n'
+    'one.send(t._steps(1, 2, table=2))\n'
+    'two = c.Trackio(run)\n'
+    'assert two.begin() == 2\n'
+    'two.send(t._steps(3, 4))\n'
+    'two.close(True)\n'
   )
   subprocess.run(
-      [sys.executable, '-c', program, json.dumps(run.__dict__)],
-      check=True, timeout=300,
+    [sys.executable, '-c', program, json.dumps(run.__dict__)], check=True, timeout=300
   )
   (found,) = _trackio()
   assert [log['step'] for log in found] == [1, 2, 3, 4]
@@ -193,14 +193,17 @@ def test_trackio_holds_each_step_once(run):
 def _trackio(project='p'):
   """Returns the logs of each run, by Trackio itself in a process of its own."""
   program = (
-      'import json, trackio\n'
-      'from trackio.sqlite_storage import SQLiteStorage as s\n'
-      f'runs = [r.name for r in trackio.Api().runs({project!r})]\n'
-      f'print("FOUND" + json.dumps([s.get_logs({project!r}, r) for r in runs]))\n'
+    'import json, trackio\n'
+    'from trackio.sqlite_storage import SQLiteStorage as s\n'
+    f'runs = [r.name for r in trackio.Api().runs({project!r})]\n'
+    f'print("FOUND" + json.dumps([s.get_logs({project!r}, r) for r in runs]))\n'
   )
   done = subprocess.run(
-      [sys.executable, '-c', program], check=True, timeout=300, text=True,
-      stdout=subprocess.PIPE,
+    [sys.executable, '-c', program],
+    check=True,
+    timeout=300,
+    text=True,
+    stdout=subprocess.PIPE,
   )
   (line,) = [x for x in done.stdout.splitlines() if x.startswith('FOUND')]
   return json.loads(line.removeprefix('FOUND'))
@@ -213,17 +216,24 @@ def test_a_run_that_was_killed_twice_is_one_run_in_each_tracker(tmp_path, run):
 
   del run  # It sets the environment and the directory.
   config = overrides.override(
-      mini.config(tmp_path / 'in', steps=3, checkpoint_every=1), [
-          ('metrics.trackers', ','.join(_EXTRAS)), ('metrics.project', 'p'),
-          ('metrics.trajectories_every', '2'), ('metrics.tracker_seconds', '200'),
-          ('evaluation.every', '0'), ('evaluation.start_and_final', 'false'),
-      ],
+    mini.config(tmp_path / 'in', steps=3, checkpoint_every=1),
+    [
+      ('metrics.trackers', ','.join(_EXTRAS)),
+      ('metrics.project', 'p'),
+      ('metrics.trajectories_every', '2'),
+      ('metrics.tracker_seconds', '200'),
+      ('evaluation.every', '0'),
+      ('evaluation.start_and_final', 'false'),
+    ],
   )
   path, workdir = tmp_path / 'config.json', tmp_path / 'out'
   path.write_text(written.text(config))
   command = [
-      sys.executable, '-m', 'agentflow_jax.train', f'--config={path}',
-      f'--workdir={workdir}',
+    sys.executable,
+    '-m',
+    'agentflow_jax.train',
+    f'--config={path}',
+    f'--workdir={workdir}',
   ]
   # While the first step is being delivered, and once it is counted.
   for moment in ('trackers/wandb/000001', 'checkpoints/2'):
@@ -253,11 +263,12 @@ def test_a_run_that_was_killed_twice_is_one_run_in_each_tracker(tmp_path, run):
   for key in wanted[0]:
     curve = client.get_metric_history(found.info.run_id, key)
     assert [(m.step, m.value) for m in curve] == [
-        (i, pytest.approx(metrics[key])) for i, metrics in enumerate(wanted, 1)
-        if key in metrics
+      (i, pytest.approx(metrics[key]))
+      for i, metrics in enumerate(wanted, 1)
+      if key in metrics
     ]
   assert [a.path for a in client.list_artifacts(found.info.run_id, 'trajectories')] == [
-      'trajectories/step_000002.json'
+    'trajectories/step_000002.json'
   ]
 
   (logs,) = _trackio()

@@ -66,11 +66,13 @@ _PROGRAM = textwrap.dedent("""
 def _delivery(tmp_path, seconds=60.0, table_of=lambda step: None):
   program = tmp_path / 'program.py'
   program.write_text(_PROGRAM)
-  run = dict(id='r1', name='', project='', config={}, facts={},
-             directory=str(tmp_path))
+  run = dict(id='r1', name='', project='', config={}, facts={}, directory=str(tmp_path))
   return trackers.Delivery(
-      'fake', {'tracker': 'fake', 'run': run}, seconds, table_of,
-      (sys.executable, str(program)),
+    'fake',
+    {'tracker': 'fake', 'run': run},
+    seconds,
+    table_of,
+    (sys.executable, str(program)),
   )
 
 
@@ -106,9 +108,9 @@ def test_steps_arrive_in_order_with_their_tables_and_a_run_continues(tmp_path):
   _close(first, done=False)
   assert not first.problems()
   assert _held(tmp_path) == [
-      {'step': 1, 'metrics': {'a/b': 0.5}, 'table': None},
-      {'step': 2, 'metrics': {'a/b': 1.0}, 'table': [['a'], [[1]]]},
-      {'step': 3, 'metrics': {'a/b': 1.5}, 'table': None},
+    {'step': 1, 'metrics': {'a/b': 0.5}, 'table': None},
+    {'step': 2, 'metrics': {'a/b': 1.0}, 'table': [['a'], [[1]]]},
+    {'step': 3, 'metrics': {'a/b': 1.5}, 'table': None},
   ]
   assert (tmp_path / 'closed').read_text() == 'False' and not first.problems()
   # The same run in another process; what is there is not sent again.
@@ -196,7 +198,6 @@ def test_a_worker_leaves_out_what_its_tracker_holds_and_asks_after_a_failure():
   held, begun, said = [1, 2], [], []
 
   class Tracker:
-
     def begin(self):
       begun.append(None)
       return max(held)
@@ -212,15 +213,20 @@ def test_a_worker_leaves_out_what_its_tracker_holds_and_asks_after_a_failure():
 
   steps = [{'step': i, 'metrics': {}, 'table': None} for i in range(1, 6)]
   tracker_worker.serve(
-      Tracker(),
-      [{'steps': steps[:3]}, {'steps': steps}, {'steps': steps}, {'close': True}],
-      said.append,
+    Tracker(),
+    [{'steps': steps[:3]}, {'steps': steps}, {'steps': steps}, {'close': True}],
+    said.append,
   )
   # Where the run is gone, nothing is closed: another process continues.
   tracker_worker.serve(Tracker(), [{'gone': True}, {'close': True}], said.append)
   assert held == [1, 2, 3, 4, 5] and len(begun) == 2
-  assert said == [{'sent': 3}, {'error': 'OSError: full'}, {'sent': 5}, True,
-                  {'closed': True}]
+  assert said == [
+    {'sent': 3},
+    {'error': 'OSError: full'},
+    {'sent': 5},
+    True,
+    {'closed': True},
+  ]
 
 
 def test_names_are_checked_and_a_missing_library_names_its_extra(monkeypatch):
@@ -237,7 +243,9 @@ def test_names_are_checked_and_a_missing_library_names_its_extra(monkeypatch):
 def test_settings_of_trackers_without_one_are_refused():
   config = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
   for name, value in (
-      ('project', 'p'), ('trajectories_every', '2'), ('tracker_seconds', '5'),
+    ('project', 'p'),
+    ('trajectories_every', '2'),
+    ('tracker_seconds', '5'),
   ):
     with pytest.raises(schema.ConfigError, match=f'metrics.{name} is set'):
       consistency.check(overrides.override(config, [(f'metrics.{name}', value)]))
@@ -251,10 +259,14 @@ def test_settings_of_trackers_without_one_are_refused():
 
 def test_a_run_keeps_its_id_and_tells_no_passwords(tmp_path):
   config = loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py'))
-  config = overrides.override(config, [
-      ('metrics.trackers', 'mlflow,wandb'), ('metrics.project', 'p'),
+  config = overrides.override(
+    config,
+    [
+      ('metrics.trackers', 'mlflow,wandb'),
+      ('metrics.project', 'p'),
       ('agent.tools.wikipedia_url', 'https://me:secret@host/w'),
-  ])
+    ],
+  )
   runs = []
   for _ in range(2):
     made = trackers.of_run(config, epath.Path(tmp_path), None)
@@ -268,21 +280,23 @@ def test_a_run_keeps_its_id_and_tells_no_passwords(tmp_path):
   other = trackers.of_run(config, epath.Path(tmp_path / 'other'), None)
   assert other._deliveries[0]._hello['run']['id'] != runs[0]['id']
   assert not trackers.of_run(schema.Config(name=''), epath.Path(tmp_path), None).close(
-      True
+    True
   )
 
 
 def test_a_table_samples_rollouts_of_its_step_always_the_same(tmp_path):
   path = epath.Path(tmp_path) / 'step_000003.p0.jsonl.zst'
   groups = [
-      records.Group(
-          records.Task(f't{i}', f'Q{i}?', ('a',), 'f1'),
-          tuple(
-              records.Trajectory(
-                  f't{i}', j, records.Status.ANSWERED, (), answer='A', reward=0.5
-              ) for j in range(4)
-          ),
-      ) for i in range(5)
+    records.Group(
+      records.Task(f't{i}', f'Q{i}?', ('a',), 'f1'),
+      tuple(
+        records.Trajectory(
+          f't{i}', j, records.Status.ANSWERED, (), answer='A', reward=0.5
+        )
+        for j in range(4)
+      ),
+    )
+    for i in range(5)
   ]
   rollout_files.write(path, groups)
   found = trackers.table(path, 3, 0)

@@ -19,8 +19,14 @@ from tests.config import mini
 from tests.core import oracle
 
 _NETWORK = model.ModelConfig(
-    vocab_size=32, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8,
-    d_ff=24, max_positions=64,
+  vocab_size=32,
+  d_model=16,
+  n_layers=1,
+  n_heads=2,
+  n_kv_heads=1,
+  head_dim=8,
+  d_ff=24,
+  max_positions=64,
 )
 
 
@@ -28,16 +34,17 @@ _NETWORK = model.ModelConfig(
 def base(tmp_path_factory):
   """The quickstart's settings, for a network of a few thousand weights."""
   config = mini.config(tmp_path_factory.mktemp('trainer'))
-  assert loading.load(
-      str(mini.ROOT / 'experiments' / 'quickstart.py')
-  ).train.mini_batches == 2
+  assert (
+    loading.load(str(mini.ROOT / 'experiments' / 'quickstart.py')).train.mini_batches
+    == 2
+  )
   return dataclasses.replace(
-      config,
-      batch=schema.BatchConfig(tokens_per_row=32, rows_per_micro=1),
-      # Updates that a test can see.
-      optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-2),
-      planner=dataclasses.replace(config.planner, directory=''),
-      flow_grpo=dataclasses.replace(config.flow_grpo, kl_coef=0.0),
+    config,
+    batch=schema.BatchConfig(tokens_per_row=32, rows_per_micro=1),
+    # Updates that a test can see.
+    optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-2),
+    planner=dataclasses.replace(config.planner, directory=''),
+    flow_grpo=dataclasses.replace(config.flow_grpo, kl_coef=0.0),
   )
 
 
@@ -57,22 +64,30 @@ def _params():
 
 
 def _trainer(config, network=_NETWORK, params=None):
-  return trainer_lib.Trainer(types.SimpleNamespace(
-      config=config, mesh=_mesh(), model_config=network,
-      params=_params() if params is None else params, described={},
+  return trainer_lib.Trainer(
+    types.SimpleNamespace(
+      config=config,
+      mesh=_mesh(),
+      model_config=network,
+      params=_params() if params is None else params,
+      described={},
       tokenizer=types.SimpleNamespace(pad_id=0),
-  ))
+    )
+  )
 
 
 def _anew(trainer, network=_NETWORK, params=None, bound=1e-5):
   """Puts a trainer back to its start: cheaper than to compile another one."""
   config = trainer._config
   trainer._config = dataclasses.replace(
-      config, train=dataclasses.replace(config.train, max_logprob_gap=bound)
+    config, train=dataclasses.replace(config.train, max_logprob_gap=bound)
   )
   trainer.state = update.init_train_state(
-      network, config.optimizer, _mesh(), jax.random.key(0),
-      _params() if params is None else params,
+    network,
+    config.optimizer,
+    _mesh(),
+    jax.random.key(0),
+    _params() if params is None else params,
   )
   return trainer
 
@@ -82,7 +97,7 @@ def _logprobs(params, row):
   ids = np.concatenate([row.prompt_ids, row.response_ids])[None]
   n, first = ids.shape[1] - 1, len(row.prompt_ids) - 1
   logits = oracle.transformer(
-      _NETWORK, params, ids[:, :-1], np.arange(n)[None], np.ones((1, n), int)
+    _NETWORK, params, ids[:, :-1], np.arange(n)[None], np.ones((1, n), int)
   )
   return oracle.log_prob_of(logits, ids[:, 1:], np.ones((1, n)))[0, first:]
 
@@ -94,8 +109,7 @@ def _rows(seed):
   rows = []
   for length, advantage in ((3, 1.0), (5, -1.0), (2, 0.5)):
     row = batch.TurnRow(
-        rng.integers(0, 32, 4), rng.integers(0, 32, length), 0.1,
-        advantage=advantage,
+      rng.integers(0, 32, 4), rng.integers(0, 32, length), 0.1, advantage=advantage
     )
     recorded = _logprobs(_params(), row).astype(np.float32)
     rows.append(dataclasses.replace(row, behavior_logprobs=recorded))
@@ -105,8 +119,7 @@ def _rows(seed):
 def _shifted(rows, by):
   """The same rows with recorded logprobs that are wrong by so many nats."""
   return tuple(
-      dataclasses.replace(r, behavior_logprobs=r.behavior_logprobs + by)
-      for r in rows
+    dataclasses.replace(r, behavior_logprobs=r.behavior_logprobs + by) for r in rows
   )
 
 
@@ -118,7 +131,7 @@ def alone(base, trainer):
   for rows in (_rows(0), _rows(1)):
     packed, _ = update_shapes.pack(base, rows)
     state, found = fn(
-        state, None, sharding.put_batch(packed, _mesh()), np.float32(np.inf)
+      state, None, sharding.put_batch(packed, _mesh()), np.float32(np.inf)
     )
     metrics.append({k: float(v) for k, v in found.items()})
   return jax.device_get(state), metrics
@@ -139,12 +152,8 @@ def test_a_step_is_its_mini_batches_one_after_the_other(trainer, alone):
       expected = first[name]
     assert metrics[f'update/{name}'] == pytest.approx(expected, rel=1e-12), name
   assert metrics['update/n_targets'] == 3 + 5 + 2 + 3 + 5 + 2
-  assert metrics['update/ratio_max'] == max(
-      first['ratio_max'], second['ratio_max']
-  )
-  assert metrics['update/ratio_min'] == min(
-      first['ratio_min'], second['ratio_min']
-  )
+  assert metrics['update/ratio_max'] == max(first['ratio_max'], second['ratio_max'])
+  assert metrics['update/ratio_min'] == min(first['ratio_min'], second['ratio_min'])
   assert 'update/refused' not in metrics
   assert {'update/update_norm', 'update/applied_norm'} <= set(metrics)
 
@@ -162,14 +171,19 @@ def test_the_gap_is_checked_at_the_first_update_alone(trainer):
 @pytest.fixture(scope='module')
 def corrected(base):
   """A trainer that rejects whole rollouts, and has a queue."""
-  return _trainer(dataclasses.replace(
+  return _trainer(
+    dataclasses.replace(
       base,
       queue=schema.QueueConfig(size=4),
       flow_grpo=dataclasses.replace(
-          base.flow_grpo, old_logprobs='recompute', rejection_level='rollout',
-          rejection_low=0.8, rejection_high=1.25,
+        base.flow_grpo,
+        old_logprobs='recompute',
+        rejection_level='rollout',
+        rejection_low=0.8,
+        rejection_high=1.25,
       ),
-  ))
+    )
+  )
 
 
 def test_recomputed_old_logprobs_are_the_first_parameters_own(corrected):
@@ -180,15 +194,14 @@ def test_recomputed_old_logprobs_are_the_first_parameters_own(corrected):
   metrics = _anew(trainer, bound=1e-2).step(wrong)
   _anew(trainer, bound=1e-2).step(wrong[:1])
   between = jax.device_get(trainer.params)
-  ratios = np.concatenate([
-      np.exp(_logprobs(between, row) - _logprobs(_params(), row))
-      for row in _rows(1)
-  ])
+  ratios = np.concatenate(
+    [np.exp(_logprobs(between, row) - _logprobs(_params(), row)) for row in _rows(1)]
+  )
   assert ratios.max() > 1.01 and ratios.min() < 0.99
   for name, expected in (
-      ('ratio_max', max(ratios.max(), 1.0)),
-      ('ratio_min', min(ratios.min(), 1.0)),
-      ('ratio_mean', (1.0 + ratios.mean()) / 2),
+    ('ratio_max', max(ratios.max(), 1.0)),
+    ('ratio_min', min(ratios.min(), 1.0)),
+    ('ratio_mean', (1.0 + ratios.mean()) / 2),
   ):
     assert metrics[f'update/{name}'] == pytest.approx(expected, abs=2e-5), name
 
@@ -196,8 +209,8 @@ def test_recomputed_old_logprobs_are_the_first_parameters_own(corrected):
 def test_a_rollout_that_another_policy_sampled_is_rejected_whole(corrected):
   """Recorded 1 nat off in one of its two turns: on average off in both."""
   first, second, other = (
-      dataclasses.replace(row, rollout=number)
-      for row, number in zip(_rows(0), (1, 1, 2), strict=True)
+    dataclasses.replace(row, rollout=number)
+    for row, number in zip(_rows(0), (1, 1, 2), strict=True)
   )
   (wrong,) = _shifted((second,), 1.0)
   metrics = _anew(corrected, bound=2.0).step(((first, other), (wrong,)))
@@ -220,8 +233,8 @@ def test_with_a_correction_fresh_rows_of_every_mini_batch_are_checked(corrected)
     corrected.step((_rows(0), wrong))
   jax.tree.map(np.testing.assert_array_equal, corrected.state, before)
   nan = tuple(
-      dataclasses.replace(r, behavior_logprobs=r.behavior_logprobs * np.nan)
-      for r in _rows(1)
+    dataclasses.replace(r, behavior_logprobs=r.behavior_logprobs * np.nan)
+    for r in _rows(1)
   )
   with pytest.raises(exits.RunStopped, match='max_logprob_gap'):
     corrected.step((_rows(0), nan))  # Before the first update.
@@ -230,9 +243,7 @@ def test_with_a_correction_fresh_rows_of_every_mini_batch_are_checked(corrected)
 
 def test_the_gap_of_rows_of_earlier_steps_stops_nothing(corrected):
   wrong = _shifted(_rows(0), 0.1)
-  stale = tuple(
-      dataclasses.replace(row, fresh=False, rollout=9) for row in wrong
-  )
+  stale = tuple(dataclasses.replace(row, fresh=False, rollout=9) for row in wrong)
   metrics = _anew(corrected).step((_rows(1) + stale, stale))
   assert 0 < metrics['update/logprob_gap/max'] <= 1e-5
   assert metrics['update/rejected_frac'] == 0
@@ -256,7 +267,7 @@ def test_rows_are_scored_by_the_parameters_now(corrected):
 
 def _rounded(tree):
   return jax.tree.map(
-      lambda x: np.asarray(x).astype(jnp.bfloat16), jax.device_get(tree)
+    lambda x: np.asarray(x).astype(jnp.bfloat16), jax.device_get(tree)
   )
 
 
@@ -266,7 +277,11 @@ def test_bfloat16_parameters_resume_with_their_master(base, tmp_path):
   params = _rounded(_params())
   trainer = _trainer(base, network, params)
   start = functools.partial(
-      _anew, trainer, network, params, bound=10.0  # Rounded weights sampled.
+    _anew,
+    trainer,
+    network,
+    params,
+    bound=10.0,  # Rounded weights sampled.
   )
   steps = ((_rows(0), _rows(1)), (_rows(2), _rows(3)))
 
@@ -274,8 +289,9 @@ def test_bfloat16_parameters_resume_with_their_master(base, tmp_path):
     """The state now; the parameters that are sampled from are the rounding."""
     state = jax.device_get(trainer.state)
     jax.tree.map(
-        np.testing.assert_array_equal, jax.device_get(trainer.params),
-        _rounded(state.opt_state.master),
+      np.testing.assert_array_equal,
+      jax.device_get(trainer.params),
+      _rounded(state.opt_state.master),
     )
     return state
 
@@ -301,13 +317,11 @@ def test_bfloat16_parameters_resume_with_their_master(base, tmp_path):
 
 
 @pytest.mark.parametrize('stored', ['float32', 'bfloat16'])
-def test_a_master_starts_from_what_the_files_hold(
-    base, tmp_path, monkeypatch, stored
-):
+def test_a_master_starts_from_what_the_files_hold(base, tmp_path, monkeypatch, stored):
   model_directory.save(tmp_path, _NETWORK, _params(), stored)
   network = dataclasses.replace(_NETWORK, param_dtype='bfloat16')
   config = dataclasses.replace(
-      base, planner=dataclasses.replace(base.planner, directory=str(tmp_path))
+    base, planner=dataclasses.replace(base.planner, directory=str(tmp_path))
   )
   read = model_directory.load(tmp_path, network)
   made = []
@@ -320,20 +334,25 @@ def test_a_master_starts_from_what_the_files_hold(
 
   original = update.init_train_state
   monkeypatch.setattr(
-      update, 'init_train_state',
-      lambda *args: made.append(original(*args)) or made[0],
+    update, 'init_train_state', lambda *args: made.append(original(*args)) or made[0]
   )
   monkeypatch.setattr(update, 'make_merge_fn', stop)
   with pytest.raises(Stop):
-    trainer_lib.Trainer(types.SimpleNamespace(
-        config=config, mesh=_mesh(), model_config=network, params=read,
+    trainer_lib.Trainer(
+      types.SimpleNamespace(
+        config=config,
+        mesh=_mesh(),
+        model_config=network,
+        params=read,
         described=model_directory.read_config(tmp_path),
-    ))
+      )
+    )
   (state,) = made
   expected = _params() if stored == 'float32' else _rounded(_params())
   jax.tree.map(
-      np.testing.assert_array_equal, state.opt_state.master,
-      jax.tree.map(lambda x: np.asarray(x, np.float32), expected),
+    np.testing.assert_array_equal,
+    state.opt_state.master,
+    jax.tree.map(lambda x: np.asarray(x, np.float32), expected),
   )
   # The sampler of step 0 has what was read, the trainer the same bits.
   jax.tree.map(np.testing.assert_array_equal, state.params, read)

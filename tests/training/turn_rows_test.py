@@ -13,10 +13,10 @@ _CONFIG = flow_grpo.FlowGrpoConfig()
 
 def _turn(length, sampling=records.SamplingSpec(temperature=0.7)):
   completion = records.Completion(
-      text='',
-      prompt_ids=(1, 2),
-      response_ids=tuple(range(3, 3 + length)),
-      logprobs=(-0.5,) * length,
+    text='',
+    prompt_ids=(1, 2),
+    response_ids=tuple(range(3, 3 + length)),
+    logprobs=(-0.5,) * length,
   )
   return records.Turn(completion, sampling)
 
@@ -24,14 +24,13 @@ def _turn(length, sampling=records.SamplingSpec(temperature=0.7)):
 def _group(rewards, lengths):
   """lengths[i] are the response lengths of rollout i's turns."""
   return records.Group(
-      records.Task('t', 'q', ('a',), 'f1'),
-      tuple(
-          records.Trajectory(
-              't', i, records.Status.ANSWERED,
-              tuple(_turn(n) for n in lengths[i]), reward=r,
-          )
-          for i, r in enumerate(rewards)
-      ),
+    records.Task('t', 'q', ('a',), 'f1'),
+    tuple(
+      records.Trajectory(
+        't', i, records.Status.ANSWERED, tuple(_turn(n) for n in lengths[i]), reward=r
+      )
+      for i, r in enumerate(rewards)
+    ),
   )
 
 
@@ -55,8 +54,8 @@ def test_four_one_turn_wins_and_four_three_turn_losses():
 
 def test_weights_are_over_groups_rollouts_turns_and_tokens():
   groups = [
-      _group([1.0, 0.0, None], [[4, 2], [1], [7]]),
-      _group([1.0, 1.0], [[0, 3], [2]]),
+    _group([1.0, 0.0, None], [[4, 2], [1], [7]]),
+    _group([1.0, 1.0], [[0, 3], [2]]),
   ]
   rows = turn_rows.flow_grpo_rows(groups, _CONFIG).rows
   # Q = 2; the rollout without reward counts nowhere: G = 2 and 2.
@@ -73,20 +72,18 @@ def test_weights_are_over_groups_rollouts_turns_and_tokens():
 
 
 @pytest.mark.parametrize(
-    'sampling',
-    [
-        records.SamplingSpec(temperature=0.0),
-        *(
-            records.SamplingSpec(**fields)
-            for fields in ({'top_k': 5}, {'top_p': 0.9}, {'min_p': 0.1})
-        ),
-    ],
+  'sampling',
+  [
+    records.SamplingSpec(temperature=0.0),
+    *(
+      records.SamplingSpec(**fields)
+      for fields in ({'top_k': 5}, {'top_p': 0.9}, {'min_p': 0.1})
+    ),
+  ],
 )
 def test_what_was_not_sampled_from_a_known_policy_never_trains(sampling):
   group = _group([1.0, 0.0], [[1], [1]])
-  bad = dataclasses.replace(
-      group.trajectories[0], turns=(_turn(2, sampling),)
-  )
+  bad = dataclasses.replace(group.trajectories[0], turns=(_turn(2, sampling),))
   group = records.Group(group.task, (bad, group.trajectories[1]))
   with pytest.raises(ValueError, match='cannot be trained on'):
     turn_rows.flow_grpo_rows([group], _CONFIG)
@@ -96,7 +93,7 @@ def test_sets_become_rows_as_they_were_recorded():
   kept = records.KeptSets.of((2, 1, 3), (3, 9, 4, 7, 5, 6))
   turn = _turn(3, records.SamplingSpec(top_p=0.9))
   turn = dataclasses.replace(
-      turn, completion=dataclasses.replace(turn.completion, kept=kept)
+    turn, completion=dataclasses.replace(turn.completion, kept=kept)
   )
   group = _group([1.0, 0.0], [[3], [1]])
   truncated = dataclasses.replace(group.trajectories[0], turns=(turn,))
@@ -114,17 +111,17 @@ def test_sets_of_another_response_never_train():
   turn = _turn(2, records.SamplingSpec(top_p=0.9))
   group = _group([1.0, 0.0], [[1], [1]])
   for counts, ids, message in (
-      ((1,), (3,), 'kept: 1 for 2'), ((1, 1), (3, 9), 'token 1, 4, is not in'),
+    ((1,), (3,), 'kept: 1 for 2'),
+    ((1, 1), (3, 9), 'token 1, 4, is not in'),
   ):
     kept = records.KeptSets.of(counts, ids)
     completion = dataclasses.replace(turn.completion, kept=kept)
     bad = dataclasses.replace(
-        group.trajectories[0],
-        turns=(dataclasses.replace(turn, completion=completion),),
+      group.trajectories[0], turns=(dataclasses.replace(turn, completion=completion),)
     )
     with pytest.raises(ValueError, match=message):
       turn_rows.flow_grpo_rows(
-          [records.Group(group.task, (bad, group.trajectories[1]))], _CONFIG
+        [records.Group(group.task, (bad, group.trajectories[1]))], _CONFIG
       )
 
 
@@ -135,7 +132,7 @@ def test_a_turn_without_logprobs_never_trains():
   bad = dataclasses.replace(group.trajectories[0], turns=(turn,))
   with pytest.raises(ValueError, match='without recorded logprobs'):
     turn_rows.flow_grpo_rows(
-        [records.Group(group.task, (bad, group.trajectories[1]))], _CONFIG
+      [records.Group(group.task, (bad, group.trajectories[1]))], _CONFIG
     )
 
 
@@ -147,21 +144,26 @@ def test_sft_weights_make_the_mean_over_response_tokens():
 
 
 @pytest.mark.parametrize(
-    'rewards, differ',
-    [
-        ([1.0, 0.0], True), ([1.0, None, 0.0], True),
-        ([1.0, 1.0], False), ([0.0, 0.0], False),
-        # A rollout that was not scored differs from none that was.
-        ([1.0, None], False), ([0.0, None, None], False),
-        ([None, None], False), ([None], False), ([1.0], False),
-    ],
+  'rewards, differ',
+  [
+    ([1.0, 0.0], True),
+    ([1.0, None, 0.0], True),
+    ([1.0, 1.0], False),
+    ([0.0, 0.0], False),
+    # A rollout that was not scored differs from none that was.
+    ([1.0, None], False),
+    ([0.0, None, None], False),
+    ([None, None], False),
+    ([None], False),
+    ([1.0], False),
+  ],
 )
 def test_a_group_has_variance_if_its_scored_rewards_differ(rewards, differ):
   group = _group(rewards, [[2]] * len(rewards))
   assert totals.has_variance(group) == differ
   # Where it has none, no advantage teaches anything.
   advantages = [
-      row.advantage for row in turn_rows.flow_grpo_rows([group], _CONFIG).rows
+    row.advantage for row in turn_rows.flow_grpo_rows([group], _CONFIG).rows
   ]
   assert any(advantages) == differ
   assert totals.collected([group])['groups/no_variance'] == (not differ)
@@ -177,17 +179,22 @@ def _scored(terms):
   """A group whose rollouts have these values of the terms success and calls."""
   group = _group([t and 0.0 for t in terms], [[2]] * len(terms))
   weights = {'success': 1.0, 'calls': -0.4}
-  return records.Group(group.task, tuple(
-      dataclasses.replace(
-          rollout, reward=score.reward if score else None, score=score
+  return records.Group(
+    group.task,
+    tuple(
+      dataclasses.replace(rollout, reward=score.reward if score else None, score=score)
+      for rollout, score in zip(
+        group.trajectories,
+        (
+          values
+          and records.Score(
+            {name: records.Term(v, weights[name]) for name, v in zip(weights, values)}
+          )
+          for values in terms
+        ),
       )
-      for rollout, score in zip(group.trajectories, (
-          values and records.Score({
-              name: records.Term(v, weights[name])
-              for name, v in zip(weights, values)
-          }) for values in terms
-      ))
-  ))
+    ),
+  )
 
 
 def test_terms_that_are_normalised_each_for_itself():
@@ -195,7 +202,7 @@ def test_terms_that_are_normalised_each_for_itself():
   group = _scored([(1.0, 0.5), (1.0, 0.1), (0.0, 0.0), None])
   rows = turn_rows.flow_grpo_rows([group], config).rows
   (wanted,) = flow_grpo.term_advantages(
-      [[(0.5, 1.0), (0.1, 1.0), (0.0, 0.0), None]], (-0.4, 1.0)
+    [[(0.5, 1.0), (0.1, 1.0), (0.0, 0.0), None]], (-0.4, 1.0)
   )
   assert [row.advantage for row in rows] == list(wanted[:3])
   assert rows[0].advantage < rows[1].advantage and rows[2].advantage < 0
@@ -217,7 +224,7 @@ def test_terms_are_metrics_with_their_correlation_to_success():
   assert metrics['reward/part/success'] == pytest.approx(2 / 3)
   assert metrics['reward/part/calls'] == pytest.approx(-0.4 * 0.6 / 3)
   assert sum(
-      v for k, v in metrics.items() if k.startswith('reward/part/')
+    v for k, v in metrics.items() if k.startswith('reward/part/')
   ) == pytest.approx(metrics['reward/mean'])
   calls, success = np.array([0.5, 0.1, 0.0]), np.array([1.0, 1.0, 0.0])
   calls, success = calls - calls.mean(), success - success.mean()

@@ -23,9 +23,7 @@ def test_the_shipped_weights_fit_their_config_and_4_megabytes():
 
 def test_the_recorded_accuracy_is_of_these_weights_and_this_teacher():
   recorded = json.loads((_PLANNER / 'accuracy.json').read_text())
-  config = loading.load(
-      str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
-  )
+  config = loading.load(str(mini.ROOT / 'experiments' / 'geohop_warm_start.py'))
   # A field that was added since then counts as its default.
   default = overrides.flatten(type(config.teacher)())
   for name, value in overrides.flatten(config.teacher).items():
@@ -37,9 +35,7 @@ def test_the_recorded_accuracy_is_of_these_weights_and_this_teacher():
 @pytest.mark.slow
 def test_the_command_makes_a_planner_of_the_same_accuracy(tmp_path):
   """About ten minutes on 2 cores."""
-  config = loading.load(
-      str(mini.ROOT / 'experiments' / 'geohop_warm_start.py')
-  )
+  config = loading.load(str(mini.ROOT / 'experiments' / 'geohop_warm_start.py'))
   run.train(config, str(tmp_path))
   made = json.loads((epath.Path(tmp_path) / 'summary.json').read_text())
   recorded = json.loads((_PLANNER / 'accuracy.json').read_text())

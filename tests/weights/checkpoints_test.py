@@ -11,8 +11,14 @@ _OPTIMIZER = optimizer.OptimizerConfig(1e-3)
 
 def _state(key, d_ff=16, devices=1, tx=_OPTIMIZER):
   config = model.ModelConfig(
-      vocab_size=16, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2,
-      head_dim=4, d_ff=d_ff, max_positions=32,
+    vocab_size=16,
+    d_model=8,
+    n_layers=2,
+    n_heads=2,
+    n_kv_heads=2,
+    head_dim=4,
+    d_ff=d_ff,
+    max_positions=32,
   )
   mesh = sharding.make_mesh(fsdp=devices, devices=jax.devices()[:devices])
   return update.init_train_state(config, tx, mesh, jax.random.key(key))

@@ -12,14 +12,14 @@ from agentflow_jax.weights import families, gguf_files, model_directory, tensors
 from tests.weights import recipe
 
 _Types = gguf.GGMLQuantizationType
+
+
 def _expected(name: str, **changes) -> dict[str, np.ndarray]:
   shapes = recipe.shapes(recipe.MODELS[name] | changes)
   return {k: recipe.tensor(k, v) for k, v in shapes.items()}
 
 
-@pytest.mark.parametrize(
-    'name', ['llama', 'smollm2_9_3', 'qwen2', 'qwen3_tied']
-)
+@pytest.mark.parametrize('name', ['llama', 'smollm2_9_3', 'qwen2', 'qwen3_tied'])
 def test_a_file_holds_the_released_tensors(tmp_path, name):
   file = gguf_files.GGUFFile(recipe.write_gguf(tmp_path / 'x.gguf', name))
   config = families.from_hugging_face(recipe.MODELS[name])
@@ -34,18 +34,21 @@ def test_a_file_holds_the_released_tensors(tmp_path, name):
   directory = tmp_path / 'released'
   model_directory.save(directory, config, params)
   jax.tree.map(
-      np.testing.assert_array_equal, model_directory.load(directory, config), params
+    np.testing.assert_array_equal, model_directory.load(directory, config), params
   )
 
 
 # The largest error, as a part of a block's largest weight: half a step, and the
 # rounding of the step itself to float16.
 @pytest.mark.parametrize(
-    'kind, error',
-    [
-        (_Types.F16, 2**-11), (_Types.BF16, 2**-8), (_Types.Q8_0, 0.5 / 127 + 2**-11),
-        (_Types.Q4_0, 1 / 7), (_Types.Q4_1, 1 / 7),
-    ],
+  'kind, error',
+  [
+    (_Types.F16, 2**-11),
+    (_Types.BF16, 2**-8),
+    (_Types.Q8_0, 0.5 / 127 + 2**-11),
+    (_Types.Q4_0, 1 / 7),
+    (_Types.Q4_1, 1 / 7),
+  ],
 )
 def test_quantised_tensors_are_close_and_read_by_parts(tmp_path, kind, error):
   # Blocks have 32 weights: widths that they divide.
@@ -96,23 +99,22 @@ def test_blocks_of_256_are_read_by_parts(tmp_path, kind):
 def test_llama_3s_divisors_are_known_by_name(tmp_path):
   scaling = model.RopeScaling('llama3', factor=32.0, original_max_positions=8192)
   config = dataclasses.replace(
-      families.from_hugging_face(recipe.MODELS['llama']), rope_scaling=scaling
+    families.from_hugging_face(recipe.MODELS['llama']), rope_scaling=scaling
   )
   plain, _ = rope.scaled_frequencies(
-      config.rope_theta, config.head_dim,
-      model.RopeScaling('divisors', divisors=(1.0,) * 4),
+    config.rope_theta,
+    config.head_dim,
+    model.RopeScaling('divisors', divisors=(1.0,) * 4),
   )
-  scaled, _ = rope.scaled_frequencies(
-      config.rope_theta, config.head_dim, scaling
-  )
+  scaled, _ = rope.scaled_frequencies(config.rope_theta, config.head_dim, scaling)
   divisors = (plain / scaled).astype(np.float32)
   path = recipe.write_gguf(
-      tmp_path / 'x.gguf', 'llama', extra=[('rope_freqs.weight', divisors)]
+    tmp_path / 'x.gguf', 'llama', extra=[('rope_freqs.weight', divisors)]
   )
   assert gguf_files.GGUFFile(path).config.rope_scaling == scaling
   other = np.array([1, 2, 3, 3.5], np.float32)
   path = recipe.write_gguf(
-      tmp_path / 'y.gguf', 'llama', extra=[('rope_freqs.weight', other)]
+    tmp_path / 'y.gguf', 'llama', extra=[('rope_freqs.weight', other)]
   )
   kept = gguf_files.GGUFFile(path).config.rope_scaling
   assert kept == model.RopeScaling('divisors', divisors=(1, 2, 3, 3.5))
@@ -122,17 +124,16 @@ def test_llama_3s_divisors_are_known_by_name(tmp_path):
 
 def test_yarn_is_read(tmp_path):
   path = recipe.write_gguf(
-      tmp_path / 'x.gguf', 'qwen2',
-      metadata=[
-          ('add_rope_scaling_type', gguf.RopeScalingType.YARN),
-          ('add_rope_scaling_factor', 4.0),
-          ('add_rope_scaling_orig_ctx_len', 32),
-      ],
+    tmp_path / 'x.gguf',
+    'qwen2',
+    metadata=[
+      ('add_rope_scaling_type', gguf.RopeScalingType.YARN),
+      ('add_rope_scaling_factor', 4.0),
+      ('add_rope_scaling_orig_ctx_len', 32),
+    ],
   )
   scaling = gguf_files.GGUFFile(path).config.rope_scaling
-  assert scaling == model.RopeScaling(
-      'yarn', factor=4.0, original_max_positions=32
-  )
+  assert scaling == model.RopeScaling('yarn', factor=4.0, original_max_positions=32)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from tests.weights import recipe
+
 _HERE = pathlib.Path(__file__).parent / 'goldens'
 
 
@@ -26,13 +27,15 @@ def main() -> None:
       path = pathlib.Path(directory) / 'config.json'
       path.write_text(json.dumps(config))
       read = transformers.AutoConfig.from_pretrained(directory)
-    net = transformers.AutoModelForCausalLM.from_config(
-        read, attn_implementation='eager'
-    ).float().eval()
+    net = (
+      transformers.AutoModelForCausalLM.from_config(read, attn_implementation='eager')
+      .float()
+      .eval()
+    )
     state = {
-        k: torch.from_numpy(recipe.tensor(k, tuple(v.shape)))
-        for k, v in net.state_dict().items()
-        if not (k == 'lm_head.weight' and config['tie_word_embeddings'])
+      k: torch.from_numpy(recipe.tensor(k, tuple(v.shape)))
+      for k, v in net.state_dict().items()
+      if not (k == 'lm_head.weight' and config['tie_word_embeddings'])
     }
     wanted = recipe.shapes(config)
     found = {k: tuple(v.shape) for k, v in state.items()}
@@ -44,15 +47,15 @@ def main() -> None:
     logits[name] = every[:, recipe.KEPT]
   np.savez_compressed(_HERE / 'logits.npz', **logits)
   (_HERE / 'made_by.json').write_text(
-      json.dumps(
-          {
-              'python': sys.version.split()[0],
-              'torch': torch.__version__,
-              'transformers': transformers.__version__,
-          },
-          indent=1,
-      )
-      + '\n'
+    json.dumps(
+      {
+        'python': sys.version.split()[0],
+        'torch': torch.__version__,
+        'transformers': transformers.__version__,
+      },
+      indent=1,
+    )
+    + '\n'
   )
 
 

@@ -16,14 +16,14 @@ import transformers
 
 _HERE = pathlib.Path(__file__).parent / 'goldens'
 _PROMPTS = (
-    'What is the capital of France?',
-    'Write a haiku about rain.',
-    'List three prime numbers greater than 10.',
-    'Translate to Spanish: Good morning, my friend.',
-    'Why is the sky blue? Answer in two sentences.',
-    'def fibonacci(n):',
-    'Plan how to find the population of the capital of Norway.',
-    'Compute 12 * 7 and explain.',
+  'What is the capital of France?',
+  'Write a haiku about rain.',
+  'List three prime numbers greater than 10.',
+  'Translate to Spanish: Good morning, my friend.',
+  'Why is the sky blue? Answer in two sentences.',
+  'def fibonacci(n):',
+  'Plan how to find the population of the capital of Norway.',
+  'Compute 12 * 7 and explain.',
 )
 _TOKENS = 64
 
@@ -34,13 +34,12 @@ def main() -> None:
   where = {'pretrained_model_name_or_path': file.parent, 'gguf_file': file.name}
   tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
   net = transformers.AutoModelForCausalLM.from_pretrained(
-      **where, dtype=torch.float32, attn_implementation='eager'
+    **where, dtype=torch.float32, attn_implementation='eager'
   ).eval()
   rows = []
   for prompt in _PROMPTS:
     text = tokenizer.apply_chat_template(
-        [{'role': 'user', 'content': prompt}], tokenize=False,
-        add_generation_prompt=True,
+      [{'role': 'user', 'content': prompt}], tokenize=False, add_generation_prompt=True
     )
     ids = tokenizer.encode(text, add_special_tokens=False)
     row = {'prompt': prompt, 'prompt_ids': ids, 'ids': [], 'top': []}
@@ -55,14 +54,16 @@ def main() -> None:
         feed = best[:1][None]
     rows.append(row)
   (_HERE / 'smollm2.json').write_text(
-      json.dumps({
-          'made_by': {
-              'torch': torch.__version__,
-              'transformers': transformers.__version__,
-              'gguf_file': file.name,
-          },
-          'rows': rows,
-      })
+    json.dumps(
+      {
+        'made_by': {
+          'torch': torch.__version__,
+          'transformers': transformers.__version__,
+          'gguf_file': file.name,
+        },
+        'rows': rows,
+      }
+    )
   )
 
 

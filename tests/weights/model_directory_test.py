@@ -17,16 +17,22 @@ from agentflow_jax.core import model, sharding
 from agentflow_jax.weights import model_directory
 
 _CONFIG = model.ModelConfig(
-    vocab_size=24, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4,
-    d_ff=32, max_positions=32, tie_embeddings=False, qkv_bias=True,
+  vocab_size=24,
+  d_model=16,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=4,
+  d_ff=32,
+  max_positions=32,
+  tie_embeddings=False,
+  qkv_bias=True,
 )
 
 
 @functools.cache
 def _params(config=_CONFIG, seed=0):
-  return jax.jit(model.init_params, static_argnums=0)(
-      config, jax.random.key(seed)
-  )
+  return jax.jit(model.init_params, static_argnums=0)(config, jax.random.key(seed))
 
 
 @pytest.fixture
@@ -39,11 +45,9 @@ def test_parameters_come_back_to_the_same_bits(saved):
   path, params = saved
   assert model_directory.load_config(path) == _CONFIG
   jax.tree.map(
-      np.testing.assert_array_equal, model_directory.load(path, _CONFIG), params
+    np.testing.assert_array_equal, model_directory.load(path, _CONFIG), params
   )
-  assert {p.name for p in path.iterdir()} == {
-      'config.json', 'model.safetensors'
-  }
+  assert {p.name for p in path.iterdir()} == {'config.json', 'model.safetensors'}
 
 
 @pytest.mark.parametrize('axes', [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 8, 1)])
@@ -76,9 +80,9 @@ def test_no_more_is_read_than_a_device_holds(saved, monkeypatch):
   shardings = sharding.param_shardings(_CONFIG, mesh)
   loaded = model_directory.load(path, _CONFIG, shardings)
   held = sum(
-      shard.data.nbytes
-      for leaf in jax.tree.leaves(loaded)
-      for shard in leaf.addressable_shards
+    shard.data.nbytes
+    for leaf in jax.tree.leaves(loaded)
+    for shard in leaf.addressable_shards
   )
   # Equal parts are read once and copied to each device that holds them.
   assert sum(x.nbytes for x in jax.tree.leaves(params)) <= sum(read) <= held
@@ -89,11 +93,11 @@ def test_bfloat16_is_what_rounding_gives(saved, tmp_path):
   model_directory.save(tmp_path / 'b', _CONFIG, params, 'bfloat16')
   loaded = model_directory.load(tmp_path / 'b', _CONFIG)
   jax.tree.map(
-      lambda a, b: np.testing.assert_array_equal(
-          a, np.asarray(b).astype(ml_dtypes.bfloat16).astype(np.float32)
-      ),
-      loaded,
-      params,
+    lambda a, b: np.testing.assert_array_equal(
+      a, np.asarray(b).astype(ml_dtypes.bfloat16).astype(np.float32)
+    ),
+    loaded,
+    params,
   )
   assert loaded['embedding'].dtype == np.float32
   config = json.loads((tmp_path / 'b' / 'config.json').read_text())
@@ -106,9 +110,7 @@ def test_a_bfloat16_checkpoint_goes_through_byte_by_byte(tmp_path):
   loaded = model_directory.load(tmp_path / 'a', _CONFIG)
   model_directory.save(tmp_path / 'b', _CONFIG, loaded, 'bfloat16')
   name = 'model.safetensors'
-  assert (tmp_path / 'a' / name).read_bytes() == (
-      tmp_path / 'b' / name
-  ).read_bytes()
+  assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
   kept = dataclasses.replace(_CONFIG, param_dtype='bfloat16')
   assert model_directory.load(tmp_path / 'a', kept)['head'].dtype == 'bfloat16'
 
@@ -121,7 +123,7 @@ def test_one_file_of_an_earlier_save_does_not_outlive_its_shards(saved):
   files = set(index['weight_map'].values())
   assert len(files) > 2
   assert index['metadata']['total_size'] == sum(
-      x.nbytes for x in jax.tree.leaves(params)
+    x.nbytes for x in jax.tree.leaves(params)
   )
   for file in files:
     assert (path / file).stat().st_size < 4000 + 2000  # Data and header.
@@ -144,9 +146,7 @@ def test_a_tied_head_that_was_stored_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_a_head_of_its_own_is_kept_whatever_the_config_says(
-    tmp_path, dtype, caplog
-):
+def test_a_head_of_its_own_is_kept_whatever_the_config_says(tmp_path, dtype, caplog):
   params = _params()
   model_directory.save(tmp_path, _CONFIG, params, dtype)
   described = json.loads((tmp_path / 'config.json').read_text())
@@ -157,7 +157,7 @@ def test_a_head_of_its_own_is_kept_whatever_the_config_says(
   assert 'the head is kept apart' in caplog.text
   head = model_directory.load(tmp_path, config)['head']
   np.testing.assert_array_equal(
-      head, np.asarray(params['head']).astype(dtype).astype(np.float32)
+    head, np.asarray(params['head']).astype(dtype).astype(np.float32)
   )
   # Nor is it dropped for a caller that insists.
   tied = dataclasses.replace(_CONFIG, tie_embeddings=True)
@@ -165,9 +165,7 @@ def test_a_head_of_its_own_is_kept_whatever_the_config_says(
     model_directory.load(tmp_path, tied)
 
 
-def test_an_equal_head_is_tied_and_one_other_number_is_not(
-    tmp_path, monkeypatch
-):
+def test_an_equal_head_is_tied_and_one_other_number_is_not(tmp_path, monkeypatch):
   monkeypatch.setattr(model_directory, '_ROWS', 5)  # Of 24.
   tied = dataclasses.replace(_CONFIG, tie_embeddings=True)
   params = _params(tied)
@@ -189,7 +187,7 @@ def test_a_head_that_is_missing_is_named(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(described | stated))
     config = model_directory.load_config(tmp_path)
     with pytest.raises(
-        model_directory.CheckpointError, match='set tie_word_embeddings to true'
+      model_directory.CheckpointError, match='set tie_word_embeddings to true'
     ):
       model_directory.load(tmp_path, config)
 
@@ -231,18 +229,21 @@ def test_a_torn_or_missing_shard_is_named(saved):
     model_directory.load(path, _CONFIG)
   second.unlink()
   with pytest.raises(
-      model_directory.CheckpointError, match=f'{second.name} does not exist'
+    model_directory.CheckpointError, match=f'{second.name} does not exist'
   ):
     model_directory.load(path, _CONFIG)
 
 
 @pytest.mark.parametrize(
-    'index',
-    [
-        '{', '{}', '{"weight_map": {}}', '{"weight_map": []}',
-        '{"weight_map": {"a": "../b.safetensors"}}',
-        '{"weight_map": {"nowhere": "model.safetensors"}}',
-    ],
+  'index',
+  [
+    '{',
+    '{}',
+    '{"weight_map": {}}',
+    '{"weight_map": []}',
+    '{"weight_map": {"a": "../b.safetensors"}}',
+    '{"weight_map": {"nowhere": "model.safetensors"}}',
+  ],
 )
 def test_a_broken_index_is_named(saved, index):
   path, _ = saved
@@ -252,35 +253,37 @@ def test_a_broken_index_is_named(saved, index):
 
 
 @pytest.mark.parametrize(
-    'header',
-    [
-        b'[]', b'{"a": 3}', b'\xff\xfe',
-        b'{"a": {"dtype": "I4", "shape": [1], "data_offsets": [0, 1]}}',
-        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}}',
-        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}',
-        b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}',
-    ],
+  'header',
+  [
+    b'[]',
+    b'{"a": 3}',
+    b'\xff\xfe',
+    b'{"a": {"dtype": "I4", "shape": [1], "data_offsets": [0, 1]}}',
+    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}}',
+    b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}',
+    b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}',
+  ],
 )
 def test_a_broken_header_is_named(saved, header):
   path, _ = saved
   data = len(header).to_bytes(8, 'little') + header + b'12345678'
   (path / 'model.safetensors').write_bytes(data)
   with pytest.raises(
-      model_directory.CheckpointError, match='broken header|lacks tensor'
+    model_directory.CheckpointError, match='broken header|lacks tensor'
   ):
     model_directory.load(path, _CONFIG)
 
 
 @pytest.mark.parametrize(
-    'change, message',
-    [
-        ({'d_ff': 64}, 'has shape'),
-        ({'n_layers': 3}, "lacks tensor 'model.layers.2"),
-        ({'n_layers': 1}, "unknown tensor 'model.layers.1"),
-        ({'tie_embeddings': True, 'vocab_size': 25}, 'embed_tokens.weight has'),
-        ({'qkv_bias': False}, 'unknown tensor'),
-        ({'qkv_bias': False, 'qk_norm': True}, "lacks tensor '.*q_norm"),
-    ],
+  'change, message',
+  [
+    ({'d_ff': 64}, 'has shape'),
+    ({'n_layers': 3}, "lacks tensor 'model.layers.2"),
+    ({'n_layers': 1}, "unknown tensor 'model.layers.1"),
+    ({'tie_embeddings': True, 'vocab_size': 25}, 'embed_tokens.weight has'),
+    ({'qkv_bias': False}, 'unknown tensor'),
+    ({'qkv_bias': False, 'qk_norm': True}, "lacks tensor '.*q_norm"),
+  ],
 )
 def test_weights_of_another_network_name_the_tensor(saved, change, message):
   path, _ = saved
@@ -317,17 +320,25 @@ print((peak() - before) / held, held)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_loading_onto_a_mesh_holds_little_more_than_its_result(tmp_path, dtype):
   config = model.ModelConfig(
-      vocab_size=16384, d_model=1024, n_layers=6, n_heads=16, n_kv_heads=8,
-      head_dim=64, d_ff=4096, max_positions=64, tie_embeddings=False,
+    vocab_size=16384,
+    d_model=1024,
+    n_layers=6,
+    n_heads=16,
+    n_kv_heads=8,
+    head_dim=64,
+    d_ff=4096,
+    max_positions=64,
+    tie_embeddings=False,
   )
-  shapes = jax.eval_shape(
-      lambda: model.init_params(config, jax.random.key(0))
-  )
+  shapes = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
   params = jax.tree.map(lambda s: np.full(s.shape, 0.5, s.dtype), shapes)
   model_directory.save(tmp_path, config, params, dtype)
   done = subprocess.run(
-      [sys.executable, '-c', _PEAK, str(tmp_path)], capture_output=True,
-      text=True, check=True, cwd=pathlib.Path(__file__).parents[2],
+    [sys.executable, '-c', _PEAK, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=pathlib.Path(__file__).parents[2],
   )
   ratio, held = map(float, done.stdout.split())
   assert held > 4e8

@@ -16,61 +16,66 @@ import safetensors.numpy
 _Types = gguf.GGMLQuantizationType
 
 _BASE = {
-    'vocab_size': 61,
-    'hidden_size': 32,
-    'intermediate_size': 40,
-    'num_hidden_layers': 2,
-    'num_attention_heads': 4,
-    'num_key_value_heads': 2,
-    'max_position_embeddings': 128,
-    'rms_norm_eps': 1e-5,
-    'rope_theta': 10000.0,
-    'hidden_act': 'silu',
-    'tie_word_embeddings': False,
+  'vocab_size': 61,
+  'hidden_size': 32,
+  'intermediate_size': 40,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'max_position_embeddings': 128,
+  'rms_norm_eps': 1e-5,
+  'rope_theta': 10000.0,
+  'hidden_act': 'silu',
+  'tie_word_embeddings': False,
 }
 _LLAMA3 = {
-    'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0,
-    'high_freq_factor': 4.0, 'original_max_position_embeddings': 32,
+  'rope_type': 'llama3',
+  'factor': 8.0,
+  'low_freq_factor': 1.0,
+  'high_freq_factor': 4.0,
+  'original_max_position_embeddings': 32,
 }
-_YARN = {
-    'rope_type': 'yarn', 'factor': 4.0,
-    'original_max_position_embeddings': 32,
-}
+_YARN = {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 32}
 
 
 def _of(model_type: str, architecture: str, **changes):
-  return _BASE | {
-      'model_type': model_type, 'architectures': [architecture], **changes
-  }
+  return _BASE | {'model_type': model_type, 'architectures': [architecture], **changes}
 
 
 # name -> config.json, as the released ones are written.
 MODELS = {
-    'llama': _of('llama', 'LlamaForCausalLM', rope_theta=500000.0),
-    'llama_tied': _of('llama', 'LlamaForCausalLM', tie_word_embeddings=True),
-    'llama_scaled': _of(
-        'llama', 'LlamaForCausalLM', head_dim=16, rope_scaling=_LLAMA3
-    ),
-    'smollm2_9_3': _of(
-        'llama', 'LlamaForCausalLM', hidden_size=72, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True, rope_theta=100000.0,
-    ),
-    'qwen2': _of('qwen2', 'Qwen2ForCausalLM', rope_theta=1000000.0),
-    'qwen2_28_4': _of(
-        'qwen2', 'Qwen2ForCausalLM', hidden_size=112, num_attention_heads=28,
-        num_key_value_heads=4,
-    ),
-    'qwen2_tied_yarn': _of(
-        'qwen2', 'Qwen2ForCausalLM', hidden_size=64, rope_scaling=_YARN,
-        tie_word_embeddings=True, use_sliding_window=False,
-    ),
-    'qwen3': _of(
-        'qwen3', 'Qwen3ForCausalLM', head_dim=12, rms_norm_eps=1e-6,
-        attention_bias=False,
-    ),
-    'qwen3_tied': _of(
-        'qwen3', 'Qwen3ForCausalLM', head_dim=16, tie_word_embeddings=True
-    ),
+  'llama': _of('llama', 'LlamaForCausalLM', rope_theta=500000.0),
+  'llama_tied': _of('llama', 'LlamaForCausalLM', tie_word_embeddings=True),
+  'llama_scaled': _of('llama', 'LlamaForCausalLM', head_dim=16, rope_scaling=_LLAMA3),
+  'smollm2_9_3': _of(
+    'llama',
+    'LlamaForCausalLM',
+    hidden_size=72,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+    rope_theta=100000.0,
+  ),
+  'qwen2': _of('qwen2', 'Qwen2ForCausalLM', rope_theta=1000000.0),
+  'qwen2_28_4': _of(
+    'qwen2',
+    'Qwen2ForCausalLM',
+    hidden_size=112,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+  ),
+  'qwen2_tied_yarn': _of(
+    'qwen2',
+    'Qwen2ForCausalLM',
+    hidden_size=64,
+    rope_scaling=_YARN,
+    tie_word_embeddings=True,
+    use_sliding_window=False,
+  ),
+  'qwen3': _of(
+    'qwen3', 'Qwen3ForCausalLM', head_dim=12, rms_norm_eps=1e-6, attention_bias=False
+  ),
+  'qwen3_tied': _of('qwen3', 'Qwen3ForCausalLM', head_dim=16, tie_word_embeddings=True),
 }
 # Longer than the scaled models' original context.
 TOKEN_IDS = np.random.default_rng(0).integers(0, 61, (2, 96))
@@ -96,22 +101,22 @@ def shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
   heads, kv_heads = config['num_attention_heads'], config['num_key_value_heads']
   e = config.get('head_dim', d // heads)
   found = {
-      'model.embed_tokens.weight': (config['vocab_size'], d),
-      'model.norm.weight': (d,),
+    'model.embed_tokens.weight': (config['vocab_size'], d),
+    'model.norm.weight': (d,),
   }
   if not config['tie_word_embeddings']:
     found['lm_head.weight'] = (config['vocab_size'], d)
   for i in range(config['num_hidden_layers']):
     layer = {
-        'input_layernorm.weight': (d,),
-        'post_attention_layernorm.weight': (d,),
-        'self_attn.q_proj.weight': (heads * e, d),
-        'self_attn.k_proj.weight': (kv_heads * e, d),
-        'self_attn.v_proj.weight': (kv_heads * e, d),
-        'self_attn.o_proj.weight': (d, heads * e),
-        'mlp.gate_proj.weight': (f, d),
-        'mlp.up_proj.weight': (f, d),
-        'mlp.down_proj.weight': (d, f),
+      'input_layernorm.weight': (d,),
+      'post_attention_layernorm.weight': (d,),
+      'self_attn.q_proj.weight': (heads * e, d),
+      'self_attn.k_proj.weight': (kv_heads * e, d),
+      'self_attn.v_proj.weight': (kv_heads * e, d),
+      'self_attn.o_proj.weight': (d, heads * e),
+      'mlp.gate_proj.weight': (f, d),
+      'mlp.up_proj.weight': (f, d),
+      'mlp.down_proj.weight': (d, f),
     }
     if config['model_type'] == 'qwen2':
       layer['self_attn.q_proj.bias'] = (heads * e,)
@@ -124,9 +129,7 @@ def shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
   return found
 
 
-def write_released(
-    directory: pathlib.Path, name: str, **changes
-) -> pathlib.Path:
+def write_released(directory: pathlib.Path, name: str, **changes) -> pathlib.Path:
   """Writes a model of MODELS as others release it, with safetensors."""
   config = MODELS[name] | changes
   directory.mkdir(parents=True, exist_ok=True)
@@ -138,27 +141,32 @@ def write_released(
 
 # As llama.cpp's converter names them.
 _GGUF_NAMES = {
-    'model.embed_tokens.weight': 'token_embd.weight',
-    'model.norm.weight': 'output_norm.weight',
-    'lm_head.weight': 'output.weight',
-    'input_layernorm.weight': 'attn_norm.weight',
-    'post_attention_layernorm.weight': 'ffn_norm.weight',
-    'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k',
-    'self_attn.v_proj': 'attn_v', 'self_attn.o_proj': 'attn_output',
-    'self_attn.q_norm': 'attn_q_norm', 'self_attn.k_norm': 'attn_k_norm',
-    'mlp.gate_proj': 'ffn_gate', 'mlp.up_proj': 'ffn_up',
-    'mlp.down_proj': 'ffn_down', 'model.layers.': 'blk.',
+  'model.embed_tokens.weight': 'token_embd.weight',
+  'model.norm.weight': 'output_norm.weight',
+  'lm_head.weight': 'output.weight',
+  'input_layernorm.weight': 'attn_norm.weight',
+  'post_attention_layernorm.weight': 'ffn_norm.weight',
+  'self_attn.q_proj': 'attn_q',
+  'self_attn.k_proj': 'attn_k',
+  'self_attn.v_proj': 'attn_v',
+  'self_attn.o_proj': 'attn_output',
+  'self_attn.q_norm': 'attn_q_norm',
+  'self_attn.k_norm': 'attn_k_norm',
+  'mlp.gate_proj': 'ffn_gate',
+  'mlp.up_proj': 'ffn_up',
+  'mlp.down_proj': 'ffn_down',
+  'model.layers.': 'blk.',
 }
 
 
 def write_gguf(
-    path: pathlib.Path,
-    name: str,
-    kind=_Types.F32,
-    extra=(),
-    metadata=(),
-    architecture=None,
-    **changes,
+  path: pathlib.Path,
+  name: str,
+  kind=_Types.F32,
+  extra=(),
+  metadata=(),
+  architecture=None,
+  **changes,
 ) -> pathlib.Path:
   """Writes a model as llama.cpp's converter would.
 

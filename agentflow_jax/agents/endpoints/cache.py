@@ -22,9 +22,7 @@ _SCHEMA = 1
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
-def key(
-    url: str, body: Mapping[str, Any], request_key: records.RequestKey
-) -> str:
+def key(url: str, body: Mapping[str, Any], request_key: records.RequestKey) -> str:
   """Names a request by all that its answer depends on.
 
   Two requests of one name are the same request. Unless temperature is 0, the
@@ -61,7 +59,7 @@ class ResponseCache:
       pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
       # Used by the threads of `to_thread`, one at a time.
       self._db = sqlite3.connect(
-          path, timeout=30, isolation_level=None, check_same_thread=False
+        path, timeout=30, isolation_level=None, check_same_thread=False
       )
       try:
         self._prepare()
@@ -70,8 +68,8 @@ class ResponseCache:
         raise
     except (OSError, sqlite3.Error) as e:
       raise ValueError(
-          f'cache: {path} cannot hold answers ({e}); delete it, or name another'
-          ' local file'
+        f'cache: {path} cannot hold answers ({e}); delete it, or name another'
+        ' local file'
       ) from e
 
   def _prepare(self) -> None:
@@ -87,15 +85,12 @@ class ResponseCache:
         time.sleep(pause)
     self._db.execute('PRAGMA synchronous=NORMAL')
     self._db.execute(
-        'CREATE TABLE IF NOT EXISTS answers'
-        ' (key TEXT PRIMARY KEY, answer TEXT NOT NULL)'
+      'CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)'
     )
 
   async def get(self, name: str) -> openai_protocol.Answer | None:
     """Returns the answer to the request of that name, if there is one."""
-    rows = await self._execute(
-        'SELECT answer FROM answers WHERE key = ?', (name,)
-    )
+    rows = await self._execute('SELECT answer FROM answers WHERE key = ?', (name,))
     if not rows:
       return None
     try:
@@ -106,8 +101,8 @@ class ResponseCache:
   async def put(self, name: str, answer: openai_protocol.Answer) -> None:
     """Keeps an answer; the first one of a name stays."""
     await self._execute(
-        'INSERT OR IGNORE INTO answers VALUES (?, ?)',
-        (name, json.dumps(dataclasses.asdict(answer))),
+      'INSERT OR IGNORE INTO answers VALUES (?, ?)',
+      (name, json.dumps(dataclasses.asdict(answer))),
     )
 
   def close(self) -> None:

@@ -44,33 +44,32 @@ _MAX_ERROR_CHARACTERS = 300
 _SECRET_CHARACTERS = 12
 # How servers say that a prompt does not fit, for want of a common code.
 _TOO_LONG = re.compile(
-    # Codes: OpenAI, llama.cpp, OpenAI's longest string, Mistral, Azure.
-    r'context_length_exceeded|exceed_context_size|string_above_max_length'
-    r'|(?:prompt|input)_too_long|tokens_limit_reached'
-    # Names of the limit.
-    r'|context[ _-]?(?:length|size|window|limit|overflow)'
-    r'|max(?:imum)? (?:model|prompt|input|sequence|allowed) (?:token )?length'
-    r'|max(?:imum)? (?:number of )?(?:prompt|input) tokens'
-    r'|max_(?:model|input|seq|prompt|context)_len|model token limit'
-    # Names of the thing that there is too much of, in one sentence.
-    r'|(?<!\w)(?:prompt|inputs?|messages?|conversation|query|request|content'
-    r'|text|sequence)\b[^.\n]{0,60}\btoo (?:long|large|big)'
-    r'|(?<!\w)(?:prompt|inputs?|messages?|conversation|sequence)\b[^.\n]{0,60}'
-    r'(?:\bexceed|\blonger than)'
-    r'|(?:prompt|input)`? (?:token count|length|tokens)\b[^.\n]{0,60}'
-    r'(?:greater|larger|should be|must be|at most)'
-    r'|exceeds? (?:the )?(?:max(?:imum)? )?(?:prompt|input|message|sequence)'
-    r'|prompt_token_ids is longer|(?<!\w)tokens? (?:limit|count) exceed'
-    r'|total tokens exceed'
-    r'|inputs` (?:tokens|must have less than)|input token count'
-    r'|too many (?:input |prompt )?tokens'
-    r'|reduce the length of (?:the|your) (?:messages|prompt|input)',
-    re.IGNORECASE,
+  # Codes: OpenAI, llama.cpp, OpenAI's longest string, Mistral, Azure.
+  r'context_length_exceeded|exceed_context_size|string_above_max_length'
+  r'|(?:prompt|input)_too_long|tokens_limit_reached'
+  # Names of the limit.
+  r'|context[ _-]?(?:length|size|window|limit|overflow)'
+  r'|max(?:imum)? (?:model|prompt|input|sequence|allowed) (?:token )?length'
+  r'|max(?:imum)? (?:number of )?(?:prompt|input) tokens'
+  r'|max_(?:model|input|seq|prompt|context)_len|model token limit'
+  # Names of the thing that there is too much of, in one sentence.
+  r'|(?<!\w)(?:prompt|inputs?|messages?|conversation|query|request|content'
+  r'|text|sequence)\b[^.\n]{0,60}\btoo (?:long|large|big)'
+  r'|(?<!\w)(?:prompt|inputs?|messages?|conversation|sequence)\b[^.\n]{0,60}'
+  r'(?:\bexceed|\blonger than)'
+  r'|(?:prompt|input)`? (?:token count|length|tokens)\b[^.\n]{0,60}'
+  r'(?:greater|larger|should be|must be|at most)'
+  r'|exceeds? (?:the )?(?:max(?:imum)? )?(?:prompt|input|message|sequence)'
+  r'|prompt_token_ids is longer|(?<!\w)tokens? (?:limit|count) exceed'
+  r'|total tokens exceed'
+  r'|inputs` (?:tokens|must have less than)|input token count'
+  r'|too many (?:input |prompt )?tokens'
+  r'|reduce the length of (?:the|your) (?:messages|prompt|input)',
+  re.IGNORECASE,
 )
 # The limit of an account, not of a prompt.
 _RATE = re.compile(
-    r'\brate[ _-]?limit|\bquota\b|\bper (?:second|minute|hour|day)\b',
-    re.IGNORECASE,
+  r'\brate[ _-]?limit|\bquota\b|\bper (?:second|minute|hour|day)\b', re.IGNORECASE
 )
 # English text in common tokenizers; a message's own template tokens.
 _CHARACTERS_PER_TOKEN = 4
@@ -111,10 +110,7 @@ class _Retry(Exception):
   """
 
   def __init__(
-      self,
-      reason: str,
-      retry_after: float | None = None,
-      is_outage: bool = True,
+    self, reason: str, retry_after: float | None = None, is_outage: bool = True
   ):
     super().__init__(reason)
     self.retry_after, self.is_outage = retry_after, is_outage
@@ -194,26 +190,21 @@ class EndpointClient:
     self._slots = asyncio.Semaphore(config.concurrency)
     self._requests = pacing.Pacer(config.requests_per_minute)
     self._tokens = pacing.Pacer(config.tokens_per_minute)
-    self._breaker = pacing.Breaker(
-        config.breaker_failures, config.breaker_seconds
-    )
+    self._breaker = pacing.Breaker(config.breaker_failures, config.breaker_seconds)
     self._asking: weakref.WeakValueDictionary[str, _Flight] = (
-        weakref.WeakValueDictionary()
+      weakref.WeakValueDictionary()
     )
-    self._cache = (
-        cache.ResponseCache(config.cache) if config.cache else None
-    )
+    self._cache = cache.ResponseCache(config.cache) if config.cache else None
     self._client = httpx.AsyncClient(
-        headers=headers,
-        timeout=httpx.Timeout(
-            config.timeout_seconds, connect=config.connect_seconds, pool=None
-        ),
-        limits=httpx.Limits(
-            max_connections=config.concurrency,
-            max_keepalive_connections=config.concurrency,
-        ),
-        # A proxy of the environment must not be asked for this machine.
-        trust_env=not config.is_of_this_machine,
+      headers=headers,
+      timeout=httpx.Timeout(
+        config.timeout_seconds, connect=config.connect_seconds, pool=None
+      ),
+      limits=httpx.Limits(
+        max_connections=config.concurrency, max_keepalive_connections=config.concurrency
+      ),
+      # A proxy of the environment must not be asked for this machine.
+      trust_env=not config.is_of_this_machine,
     )
 
   @property
@@ -224,11 +215,11 @@ class EndpointClient:
     return name if thinking == 'auto' else f'{name} thinking={thinking}'
 
   async def generate(
-      self,
-      prompt: tuple[records.Segment, ...],
-      sampling: records.SamplingSpec,
-      request_key: records.RequestKey,
-      tools: Sequence[Mapping[str, Any]] = (),
+    self,
+    prompt: tuple[records.Segment, ...],
+    sampling: records.SamplingSpec,
+    request_key: records.RequestKey,
+    tools: Sequence[Mapping[str, Any]] = (),
   ) -> records.Completion:
     """Samples one response; neighbouring segments of a role are one message.
 
@@ -253,14 +244,13 @@ class EndpointClient:
       language_model.Unreachable: every attempt failed.
       Refused: the endpoint turned the request down for good.
     """
-    body = openai_protocol.body(
-        self._config, prompt, sampling, request_key, tools
-    )
+    body = openai_protocol.body(self._config, prompt, sampling, request_key, tools)
     began = time.monotonic()
     request = _Request(
-        self._url, body,
-        functools.partial(openai_protocol.parse, with_calls=bool(tools)),
-        self.count_tokens(prompt, tools) + sampling.max_new_tokens,
+      self._url,
+      body,
+      functools.partial(openai_protocol.parse, with_calls=bool(tools)),
+      self.count_tokens(prompt, tools) + sampling.max_new_tokens,
     )
     if self._cache is None:
       answer, sent = await self._ask(request, request_key)
@@ -268,12 +258,12 @@ class EndpointClient:
       name = cache.key(self._url, body, request_key)
       answer, sent = await self._asked_once(name, request, request_key)
     return records.Completion(
-        text=answer.text,
-        finish_reason=answer.finish_reason,
-        queue_seconds=sent - began,
-        model_seconds=time.monotonic() - sent,
-        thoughts=answer.thoughts,
-        thinking=self._ends_inside_a_thought(answer),
+      text=answer.text,
+      finish_reason=answer.finish_reason,
+      queue_seconds=sent - began,
+      model_seconds=time.monotonic() - sent,
+      thoughts=answer.thoughts,
+      thinking=self._ends_inside_a_thought(answer),
     )
 
   def _ends_inside_a_thought(self, answer: openai_protocol.Answer) -> bool:
@@ -285,20 +275,22 @@ class EndpointClient:
     """
     if answer.thoughts and not answer.text:
       logging.log_first_n(
-          logging.WARNING,
-          '%s: a completion of thoughts alone, without an answer (finish reason'
-          ' %s): allow more new tokens, or set thinking to off',
-          3, self.name, answer.finish_reason,
+        logging.WARNING,
+        '%s: a completion of thoughts alone, without an answer (finish reason'
+        ' %s): allow more new tokens, or set thinking to off',
+        3,
+        self.name,
+        answer.finish_reason,
       )
     return (
-        self._config.thinking == 'on'
-        and answer.finish_reason == 'length'
-        and not answer.thoughts
-        and not thoughts.has_tag(answer.text)
+      self._config.thinking == 'on'
+      and answer.finish_reason == 'length'
+      and not answer.thoughts
+      and not thoughts.has_tag(answer.text)
     )
 
   async def _asked_once(
-      self, name: str, request: _Request, request_key: records.RequestKey
+    self, name: str, request: _Request, request_key: records.RequestKey
   ) -> tuple[openai_protocol.Answer, float]:
     """Returns what `_ask` does, from the cache where it is there.
 
@@ -330,7 +322,7 @@ class EndpointClient:
       return answer, sent
 
   async def embed(
-      self, texts: Sequence[str], request_key: records.RequestKey
+    self, texts: Sequence[str], request_key: records.RequestKey
   ) -> np.ndarray:
     """Returns an embedding of each text; the model has to be one that makes them.
 
@@ -348,16 +340,16 @@ class EndpointClient:
         `generate`.
     """
     request = _Request(
-        _url_of(self._config, 'embeddings'),
-        openai_protocol.embedding_body(self._config, texts),
-        lambda content: openai_protocol.parse_embeddings(content, len(texts)),
-        math.ceil(sum(map(len, texts)) / _CHARACTERS_PER_TOKEN),
+      _url_of(self._config, 'embeddings'),
+      openai_protocol.embedding_body(self._config, texts),
+      lambda content: openai_protocol.parse_embeddings(content, len(texts)),
+      math.ceil(sum(map(len, texts)) / _CHARACTERS_PER_TOKEN),
     )
     answer, _ = await self._ask(request, request_key)
     return answer.vectors
 
   async def _ask(
-      self, request: _Request, request_key: records.RequestKey
+    self, request: _Request, request_key: records.RequestKey
   ) -> tuple[Any, float]:
     """Asks until it is answered; returns the answer and when it was asked."""
     # In [0.5, 1): spreads the retries of a burst without a global generator.
@@ -390,22 +382,20 @@ class EndpointClient:
       usage.prompt_tokens += answer.prompt_tokens
       usage.completion_tokens += answer.completion_tokens
       cost = (
-          answer.prompt_tokens * self._config.prompt_price
-          + answer.completion_tokens * self._config.completion_price
+        answer.prompt_tokens * self._config.prompt_price
+        + answer.completion_tokens * self._config.completion_price
       ) / 1e6
       usage.cost += cost
       if cost:
         self.costs[request_key.query] += cost
       return answer, sent
     raise language_model.Unreachable(
-        f'{request.url}: {self._config.max_attempts} attempts failed, the last '
-        f'one with: {reason}'
+      f'{request.url}: {self._config.max_attempts} attempts failed, the last '
+      f'one with: {reason}'
     )
 
   def count_tokens(
-      self,
-      prompt: tuple[records.Segment, ...],
-      tools: Sequence[Mapping[str, Any]] = (),
+    self, prompt: tuple[records.Segment, ...], tools: Sequence[Mapping[str, Any]] = ()
   ) -> int:
     """Estimates tokens: a quarter of the characters and four a message.
 
@@ -414,10 +404,10 @@ class EndpointClient:
     """
     messages = openai_protocol.messages(prompt)
     characters = sum(
-        len(m['content']) + sum(map(_size, m.get('tool_calls', ()))) for m in messages
+      len(m['content']) + sum(map(_size, m.get('tool_calls', ()))) for m in messages
     ) + sum(map(_size, tools))
     return math.ceil(characters / _CHARACTERS_PER_TOKEN) + (
-        _TOKENS_PER_MESSAGE * len(messages)
+      _TOKENS_PER_MESSAGE * len(messages)
     )
 
   async def aclose(self) -> None:
@@ -456,7 +446,7 @@ class EndpointClient:
     try:
       async with asyncio.timeout(self._config.timeout_seconds):
         async with self._client.stream(
-            'POST', request.url, json=request.body
+          'POST', request.url, json=request.body
         ) as response:
           content = await _read(response)
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
@@ -464,17 +454,15 @@ class EndpointClient:
     except codings.Unreadable as error:
       raise _Retry(self._redact(str(error))) from None
     except TimeoutError:
-      raise _Retry(
-          f'no answer within {self._config.timeout_seconds} s'
-      ) from None
+      raise _Retry(f'no answer within {self._config.timeout_seconds} s') from None
     if len(self._key) >= _SECRET_CHARACTERS:
       content = self._repeated.sub(b'[key]', content)
     status = response.status_code
     if status in _RETRIED or status >= 500:
       raise _Retry(
-          f'status {status}',
-          openai_protocol.retry_after(response.headers.get('Retry-After')),
-          is_outage=status not in _BUSY,
+        f'status {status}',
+        openai_protocol.retry_after(response.headers.get('Retry-After')),
+        is_outage=status not in _BUSY,
       )
     if not response.is_success:
       raise self._refusal(request.url, status, content)
@@ -493,24 +481,20 @@ class EndpointClient:
       # Servers like to repeat the key, or half of it, in this message.
       variable = self._config.api_key_variable
       return Refused(
-          f'{where}: check the key in {variable}'
-          if variable
-          else f'{where}: it wants a key, and api_key_variable is empty'
+        f'{where}: check the key in {variable}'
+        if variable
+        else f'{where}: it wants a key, and api_key_variable is empty'
       )
     said = self._redact(content.decode('utf-8', errors='replace'))
     if status == 413 or (status in _REFUSING and _is_too_long(said)):
-      return language_model.PromptTooLong(
-          f'{where}: {said[:_MAX_ERROR_CHARACTERS]}'
-      )
+      return language_model.PromptTooLong(f'{where}: {said[:_MAX_ERROR_CHARACTERS]}')
     return Refused(f'{where}: {said[:_MAX_ERROR_CHARACTERS]}')
 
   def _redact(self, text: str) -> str:
     data = text.encode('utf-8', 'surrogatepass')
     return self._repeated.sub(b'[key]', data).decode('utf-8', 'surrogatepass')
 
-  def _pause(
-      self, attempt: int, jitter: float, retry_after: float | None
-  ) -> float:
+  def _pause(self, attempt: int, jitter: float, retry_after: float | None) -> float:
     """Seconds to wait after a failed attempt (counted from 0)."""
     # The exponent is bounded because a float is.
     pause = self._config.backoff_seconds * 2.0 ** min(attempt, 60) * jitter
@@ -531,8 +515,8 @@ def _url_of(config: settings.EndpointConfig, path: str) -> str:
     return f'{url}/{path}'
   deployment = urllib.parse.quote(config.model, safe='')
   return (
-      f'{url}/openai/deployments/{deployment}/{path}'
-      f'?api-version={config.azure_api_version}'
+    f'{url}/openai/deployments/{deployment}/{path}'
+    f'?api-version={config.azure_api_version}'
   )
 
 
@@ -550,8 +534,8 @@ def _read_key(variable: str) -> str:
   # A header with anything else would fail later, with the key in the message.
   if not all('!' <= c <= '~' for c in key):
     raise ValueError(
-        f'the environment variable {variable} holds what cannot be a key: a '
-        'space, a line break or a character beyond ASCII'
+      f'the environment variable {variable} holds what cannot be a key: a '
+      'space, a line break or a character beyond ASCII'
     )
   return key
 

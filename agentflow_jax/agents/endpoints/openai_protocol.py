@@ -20,48 +20,126 @@ from agentflow_jax.agents.endpoints import settings
 _SURROGATE = re.compile('[\ud800-\udfff]')
 _MAX_ERROR_CHARACTERS = 300
 # Why a completion ended, in the words of the servers that are known; see `_word`.
-_STOPS = frozenset({
-    '', 'stop', 'stopped', 'eos', 'eos_token', 'eot', 'eot_token', 'eom', 'end',
-    'ended', 'end_turn', 'end_of_turn', 'end_of_text', 'endoftext',
-    'end_of_sequence', 'end_of_sentence', 'im_end', 's', 'stop_sequence',
-    'stop_string', 'stop_str', 'stop_token', 'stop_word', 'stop_words',
-    'complete', 'completed', 'finish', 'finished', 'done', 'normal',
-})
-_LENGTHS = frozenset({
-    'length', 'length_limit', 'limit', 'token_limit', 'max_tokens',
-    'max_tokens_reached', 'max_output_tokens', 'max_completion_tokens',
-    'max_new_tokens', 'max_length', 'max_seq_len', 'max_context_length',
-    'model_length', 'context_length', 'context_length_exceeded',
-    'context_window_exceeded', 'model_context_window_exceeded',
-})
+_STOPS = frozenset(
+  {
+    '',
+    'stop',
+    'stopped',
+    'eos',
+    'eos_token',
+    'eot',
+    'eot_token',
+    'eom',
+    'end',
+    'ended',
+    'end_turn',
+    'end_of_turn',
+    'end_of_text',
+    'endoftext',
+    'end_of_sequence',
+    'end_of_sentence',
+    'im_end',
+    's',
+    'stop_sequence',
+    'stop_string',
+    'stop_str',
+    'stop_token',
+    'stop_word',
+    'stop_words',
+    'complete',
+    'completed',
+    'finish',
+    'finished',
+    'done',
+    'normal',
+  }
+)
+_LENGTHS = frozenset(
+  {
+    'length',
+    'length_limit',
+    'limit',
+    'token_limit',
+    'max_tokens',
+    'max_tokens_reached',
+    'max_output_tokens',
+    'max_completion_tokens',
+    'max_new_tokens',
+    'max_length',
+    'max_seq_len',
+    'max_context_length',
+    'model_length',
+    'context_length',
+    'context_length_exceeded',
+    'context_window_exceeded',
+    'model_context_window_exceeded',
+  }
+)
 # Reasons that leave a text, which may be half of an answer.
-_CUT_SHORT = frozenset({
-    'content_filter', 'content_filtered', 'safety', 'image_safety', 'recitation',
-    'language', 'blocklist', 'prohibited_content', 'spii', 'refusal', 'sensitive',
-    'error_toxic', 'repetition', 'repetition_detected', 'pause_turn',
-    'tool_calls', 'tool_call', 'tool_use', 'function_call',
-    'malformed_function_call', 'guardrail_intervened',
-})
+_CUT_SHORT = frozenset(
+  {
+    'content_filter',
+    'content_filtered',
+    'safety',
+    'image_safety',
+    'recitation',
+    'language',
+    'blocklist',
+    'prohibited_content',
+    'spii',
+    'refusal',
+    'sensitive',
+    'error_toxic',
+    'repetition',
+    'repetition_detected',
+    'pause_turn',
+    'tool_calls',
+    'tool_call',
+    'tool_use',
+    'function_call',
+    'malformed_function_call',
+    'guardrail_intervened',
+  }
+)
 # Fields of a message that hold its thoughts, the usual ones first.
 _THOUGHT_FIELDS = (
-    'reasoning_content', 'reasoning', 'thinking', 'reasoning_text',
-    'thinking_blocks', 'reasoning_details',
+  'reasoning_content',
+  'reasoning',
+  'thinking',
+  'reasoning_text',
+  'thinking_blocks',
+  'reasoning_details',
 )
-_FIELDS = frozenset({
-    'content', 'refusal', 'tool_calls', 'function_call', 'role', *_THOUGHT_FIELDS
-})
+_FIELDS = frozenset(
+  {'content', 'refusal', 'tool_calls', 'function_call', 'role', *_THOUGHT_FIELDS}
+)
 _TEXT_PARTS = frozenset({None, 'text', 'output_text', 'input_text'})
-_THOUGHT_PARTS = frozenset({
-    'thinking', 'reasoning', 'reasoning_text', 'reasoning.text',
-    'reasoning.summary', 'summary_text',
-})
+_THOUGHT_PARTS = frozenset(
+  {
+    'thinking',
+    'reasoning',
+    'reasoning_text',
+    'reasoning.text',
+    'reasoning.summary',
+    'summary_text',
+  }
+)
 # Fields of a part of thoughts that may hold its text.
 _INNER = ('thinking', 'reasoning', 'text', 'content', 'summary')
 # Parts without words: a citation's number, encrypted thoughts, a refusal, a call.
-_SILENT_PARTS = frozenset({
-    'reference', 'citations_content', 'redacted_thinking', 'reasoning.encrypted',
-    'refusal', 'tool_use', 'tool_call', 'tool_calls', 'function_call',
-})
+_SILENT_PARTS = frozenset(
+  {
+    'reference',
+    'citations_content',
+    'redacted_thinking',
+    'reasoning.encrypted',
+    'refusal',
+    'tool_use',
+    'tool_call',
+    'tool_calls',
+    'function_call',
+  }
+)
 _CAMEL = re.compile(r'(?<=[a-z])(?=[A-Z])')
 _NO_WORD = re.compile(r'[^a-z]+')
 
@@ -100,11 +178,11 @@ class Answer:
 
 
 def body(
-    config: settings.EndpointConfig,
-    prompt: tuple[records.Segment, ...],
-    sampling: records.SamplingSpec,
-    request_key: records.RequestKey,
-    tools: Sequence[Mapping[str, Any]] = (),
+  config: settings.EndpointConfig,
+  prompt: tuple[records.Segment, ...],
+  sampling: records.SamplingSpec,
+  request_key: records.RequestKey,
+  tools: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
   """Returns the JSON of a request.
 
@@ -118,10 +196,10 @@ def body(
     raise ValueError(f'tools need an endpoint with api=chat, not {config.api}')
   said = messages(prompt)
   asked: dict[str, Any] = {
-      'model': config.model,
-      'temperature': sampling.temperature,
-      'top_p': sampling.top_p,
-      config.token_limit_field: sampling.max_new_tokens,
+    'model': config.model,
+    'temperature': sampling.temperature,
+    'top_p': sampling.top_p,
+    config.token_limit_field: sampling.max_new_tokens,
   }
   if config.api == 'chat':
     asked['messages'] = said
@@ -138,9 +216,7 @@ def body(
     if not value:
       continue
     if not config.extended_sampling:
-      raise ValueError(
-          f'{name}={value} needs an endpoint with extended_sampling'
-      )
+      raise ValueError(f'{name}={value} needs an endpoint with extended_sampling')
     asked[name] = value
   return asked
 
@@ -172,14 +248,15 @@ def messages(prompt: tuple[records.Segment, ...]) -> list[dict[str, Any]]:
       waiting = [f'call{made + i:05d}' for i in range(len(segment.calls))]
       made += len(waiting)
       found[-1]['tool_calls'] = [
-          {
-              'id': name, 'type': 'function',
-              'function': {
-                  'name': call.tool,
-                  'arguments': json.dumps(dict(call.arguments), ensure_ascii=False),
-              },
-          }
-          for name, call in zip(waiting, segment.calls)
+        {
+          'id': name,
+          'type': 'function',
+          'function': {
+            'name': call.tool,
+            'arguments': json.dumps(dict(call.arguments), ensure_ascii=False),
+          },
+        }
+        for name, call in zip(waiting, segment.calls)
       ]
     elif segment.role == 'tool' and waiting:
       found[-1]['tool_call_id'] = waiting.pop(0)
@@ -226,7 +303,7 @@ def parse(content: bytes, with_calls: bool = False) -> Answer:
     is_whole = is_whole or end == 'stop'
     text = call_text.write(text, calls)
   return Answer(
-      text, end, *_tokens(answer.get('usage')), is_whole and bool(text), thoughts
+    text, end, *_tokens(answer.get('usage')), is_whole and bool(text), thoughts
   )
 
 
@@ -250,7 +327,7 @@ def _raise_error(value: dict[str, Any]) -> None:
   if error:
     said = error.get('message') if isinstance(error, dict) else error
     raise BadAnswer(
-        'a success that holds an error', str(said or error)[:_MAX_ERROR_CHARACTERS]
+      'a success that holds an error', str(said or error)[:_MAX_ERROR_CHARACTERS]
     )
 
 
@@ -341,13 +418,13 @@ class Embeddings:
 
 
 def embedding_body(
-    config: settings.EndpointConfig, texts: Sequence[str]
+  config: settings.EndpointConfig, texts: Sequence[str]
 ) -> dict[str, Any]:
   """Returns the JSON of a request for embeddings."""
   return {
-      'model': config.model,
-      'input': [_SURROGATE.sub('\ufffd', text) for text in texts],
-      'encoding_format': 'float',
+    'model': config.model,
+    'input': [_SURROGATE.sub('\ufffd', text) for text in texts],
+    'encoding_format': 'float',
   }
 
 
@@ -366,14 +443,19 @@ def parse_embeddings(content: bytes, count: int) -> Embeddings:
     found = {row['index']: row['embedding'] for row in answer['data']}
     rows = [found[i] for i in range(count)]
     # Lists of numbers only: NumPy would read numbers out of strings.
-    if not all(
-        type(x) in (int, float) for row in rows for x in row
-    ) or len(answer['data']) != count:
+    if (
+      not all(type(x) in (int, float) for row in rows for x in row)
+      or len(answer['data']) != count
+    ):
       raise ValueError
     vectors = np.asarray(rows, np.float32)
   except (
-      ValueError, LookupError, TypeError, AttributeError, RecursionError,
-      OverflowError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
   ):
     raise BadAnswer(f'a success that is not {count} embeddings') from None
   if vectors.ndim != 2 or not vectors.size or not np.isfinite(vectors).all():

@@ -20,10 +20,10 @@ class Pacer:
   """
 
   def __init__(
-      self,
-      per_minute: float,
-      clock: Callable[[], float] = time.monotonic,
-      sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    self,
+    per_minute: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
   ):
     self._seconds_each = 60.0 / per_minute if per_minute else 0.0
     self._clock, self._sleep = clock, sleep
@@ -70,10 +70,7 @@ class Breaker:
   """
 
   def __init__(
-      self,
-      failures: int,
-      seconds: float,
-      clock: Callable[[], float] = time.monotonic,
+    self, failures: int, seconds: float, clock: Callable[[], float] = time.monotonic
   ):
     self._limit, self._seconds, self._clock = failures, seconds, clock
     self._failures = 0
@@ -89,8 +86,8 @@ class Breaker:
     wait = self._tried_at + self._seconds - self._clock()
     if wait > 0:
       raise CircuitOpen(
-          f'{self._failures} attempts in a row failed, the last one with:'
-          f' {self._reason}', wait,
+        f'{self._failures} attempts in a row failed, the last one with: {self._reason}',
+        wait,
       )
 
   def enter(self) -> None:

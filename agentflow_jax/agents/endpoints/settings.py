@@ -74,7 +74,7 @@ class EndpointConfig:
   azure_api_version: str = ''
   thinking: Literal['auto', 'on', 'off'] = 'auto'
   thinking_field: Literal['', 'chat_template_kwargs', 'enable_thinking'] = (
-      'chat_template_kwargs'
+    'chat_template_kwargs'
   )
   prompt_price: float = 0.0
   completion_price: float = 0.0
@@ -100,19 +100,15 @@ class EndpointConfig:
       url = httpx.URL(self.base_url)
     except (httpx.InvalidURL, TypeError, ValueError) as e:
       # Not repeated here, either.
-      raise ValueError(
-          f'base_url is no URL such as http://host:8000/v1: {e}'
-      ) from None
+      raise ValueError(f'base_url is no URL such as http://host:8000/v1: {e}') from None
     if url.userinfo or url.query:
       # Not repeated here: it may be a secret.
       raise ValueError('base_url must not hold credentials or a query')
     if url.scheme not in ('http', 'https') or not (
-        _HOST.fullmatch(url.raw_host.decode('ascii', 'replace'))
-        and 0 < (url.port or 80) < 1 << 16
+      _HOST.fullmatch(url.raw_host.decode('ascii', 'replace'))
+      and 0 < (url.port or 80) < 1 << 16
     ):
-      raise ValueError(
-          f'base_url must be http(s)://host/...: {self.base_url!r}'
-      )
+      raise ValueError(f'base_url must be http(s)://host/...: {self.base_url!r}')
     if not self.model:
       raise ValueError('model must name the model that the endpoint serves')
     for name in ('concurrency', 'max_attempts'):
@@ -123,9 +119,14 @@ class EndpointConfig:
       if not 0 < value < math.inf:
         raise ValueError(f'{name} must be finite and > 0: {value}')
     for name in (
-        'backoff_seconds', 'max_backoff_seconds', 'prompt_price',
-        'completion_price', 'requests_per_minute', 'tokens_per_minute',
-        'breaker_failures', 'breaker_seconds',
+      'backoff_seconds',
+      'max_backoff_seconds',
+      'prompt_price',
+      'completion_price',
+      'requests_per_minute',
+      'tokens_per_minute',
+      'breaker_failures',
+      'breaker_seconds',
     ):
       value = getattr(self, name)
       if not 0 <= value < math.inf:
@@ -135,32 +136,30 @@ class EndpointConfig:
     self._check_thinking()
     if self.token_limit_field not in ('max_tokens', 'max_completion_tokens'):
       raise ValueError(
-          "token_limit_field must be 'max_tokens' or 'max_completion_tokens': "
-          f'{self.token_limit_field!r}'
+        "token_limit_field must be 'max_tokens' or 'max_completion_tokens': "
+        f'{self.token_limit_field!r}'
       )
 
   def _check_thinking(self) -> None:
     """Refuses a switch of thinking that the server would never read."""
     if self.thinking not in ('auto', 'on', 'off'):
-      raise ValueError(
-          f"thinking must be 'auto', 'on' or 'off': {self.thinking!r}"
-      )
+      raise ValueError(f"thinking must be 'auto', 'on' or 'off': {self.thinking!r}")
     fields = ('', 'chat_template_kwargs', 'enable_thinking')
     if self.thinking_field not in fields:
       raise ValueError(
-          f'thinking_field must be one of {fields}: {self.thinking_field!r}'
+        f'thinking_field must be one of {fields}: {self.thinking_field!r}'
       )
     if self.thinking == 'auto':
       return
     if self.api == 'completions':
       raise ValueError(
-          f'thinking={self.thinking!r} needs a chat template, and'
-          " api='completions' uses none: set thinking to 'auto', or api to 'chat'"
+        f'thinking={self.thinking!r} needs a chat template, and'
+        " api='completions' uses none: set thinking to 'auto', or api to 'chat'"
       )
     if not self.thinking_field:
       raise ValueError(
-          f'thinking={self.thinking!r}: requests to this provider have no field'
-          " for it; set thinking to 'auto', and choose a model that thinks or"
-          ' one that does not (a server of agentflow_jax takes'
-          ' --config.planner.thinking when it is started)'
+        f'thinking={self.thinking!r}: requests to this provider have no field'
+        " for it; set thinking to 'auto', and choose a model that thinks or"
+        ' one that does not (a server of agentflow_jax takes'
+        ' --config.planner.thinking when it is started)'
       )

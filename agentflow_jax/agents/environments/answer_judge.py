@@ -34,7 +34,7 @@ class AnswerJudge:
   max_new_tokens: int = 256
 
   async def check(
-      self, check: records.Check, facts: Any, answer: str, key: records.RequestKey
+    self, check: records.Check, facts: Any, answer: str, key: records.RequestKey
   ) -> records.CheckResult:
     """Makes a check of kind 'response'.
 
@@ -48,15 +48,17 @@ class AnswerJudge:
       JudgeUnreachable: see `rate`.
     """
     rating = await self.rate(
-        check.spec['comparison_prompt'], json.dumps(facts, default=str), answer, key
+      check.spec['comparison_prompt'], json.dumps(facts, default=str), answer, key
     )
     return records.CheckResult(
-        check.name, check.kind, rating >= checks.minimum_rating(check),
-        f'rated {rating} of 10',
+      check.name,
+      check.kind,
+      rating >= checks.minimum_rating(check),
+      f'rated {rating} of 10',
     )
 
   async def rate(
-      self, condition: str, facts: str, answer: str, key: records.RequestKey
+    self, condition: str, facts: str, answer: str, key: records.RequestKey
   ) -> int:
     """Returns a rating from 1 to 10.
 
@@ -74,15 +76,12 @@ class AnswerJudge:
     if not answer.strip():
       return 1
     question = json.dumps(
-        {
-            'condition': condition, 'facts': facts[:_LONGEST],
-            'answer': answer[-_LONGEST:],
-        },
-        ensure_ascii=False,
+      {'condition': condition, 'facts': facts[:_LONGEST], 'answer': answer[-_LONGEST:]},
+      ensure_ascii=False,
     )
     try:
       said = await judge.ask(
-          self.model, _INSTRUCTION, question, self.max_new_tokens, key
+        self.model, _INSTRUCTION, question, self.max_new_tokens, key
       )
     except judge.Unanswered as e:
       raise base.JudgeUnreachable(f'judge: {e}') from e

@@ -118,10 +118,7 @@ class Environment(Protocol):
     ...
 
   async def open(
-      self,
-      task: records.Task,
-      key: records.RequestKey,
-      state: bytes | None = None,
+    self, task: records.Task, key: records.RequestKey, state: bytes | None = None
   ) -> Episode:
     """Opens an episode; the same task and key give the same episode.
 

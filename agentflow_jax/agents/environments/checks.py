@@ -30,36 +30,34 @@ from typing import Any, Literal
 from agentflow_jax import records
 
 _COMPARISONS = {
-    'equals': lambda actual, expected: actual == expected,
-    'greater_than': lambda actual, expected: actual > expected,
-    'less_than': lambda actual, expected: actual < expected,
-    'contains': lambda actual, expected: expected in str(actual),
+  'equals': lambda actual, expected: actual == expected,
+  'greater_than': lambda actual, expected: actual > expected,
+  'less_than': lambda actual, expected: actual < expected,
+  'contains': lambda actual, expected: expected in str(actual),
 }
 _PUBLISHED: Mapping[str, records.CheckKind] = {
-    'database_state': 'state',
-    'tool_execution': 'calls',
-    'response_check': 'response',
+  'database_state': 'state',
+  'tool_execution': 'calls',
+  'response_check': 'response',
 }
 # Kind -> fields that must be there, with their types, and those that may be.
 _NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    'state': {'query': str, 'expected_value': object},
-    'calls': {'selected_tools': list},
-    'response': {'sql_query': str, 'comparison_prompt': str},
-    'unchanged': {'allowed': list},
-    'ending': {'ended': str},
-    'reward': {},
+  'state': {'query': str, 'expected_value': object},
+  'calls': {'selected_tools': list},
+  'response': {'sql_query': str, 'comparison_prompt': str},
+  'unchanged': {'allowed': list},
+  'ending': {'ended': str},
+  'reward': {},
 }
 _OPTIONAL: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    'state': {'comparison_type': str, 'gym_name': str},
-    'calls': {'minimum_tool_calls': int, 'gym_name': str},
-    'response': {'minimum_comparison_value': (int, float), 'gym_name': str},
-    'unchanged': {},
-    'ending': {'rule': list, 'about': list},
-    'reward': {'at_least': (int, float)},
+  'state': {'comparison_type': str, 'gym_name': str},
+  'calls': {'minimum_tool_calls': int, 'gym_name': str},
+  'response': {'minimum_comparison_value': (int, float), 'gym_name': str},
+  'unchanged': {},
+  'ending': {'rule': list, 'about': list},
+  'reward': {'at_least': (int, float)},
 }
-_ALLOWED = {
-    'table': str, 'change': str, 'keys': list, 'columns': list, 'most': int,
-}
+_ALLOWED = {'table': str, 'change': str, 'keys': list, 'columns': list, 'most': int}
 _MINIMUM_RATING = 7
 _SHOWN = 300
 
@@ -99,14 +97,12 @@ def from_published(said: Mapping[str, Any]) -> records.Check:
   kind = _PUBLISHED.get(said.get('verifier_type', ''))
   if kind is None:
     raise ValueError(
-        f'verifier_type {said.get("verifier_type")!r} is none of'
-        f' {", ".join(_PUBLISHED)}'
+      f'verifier_type {said.get("verifier_type")!r} is none of {", ".join(_PUBLISHED)}'
     )
   config = dict(said.get('validation_config') or {})
   allowed = _NEEDED[kind].keys() | _OPTIONAL[kind].keys()
   check = records.Check(
-      str(said.get('name', kind)), kind,
-      {k: v for k, v in config.items() if k in allowed},
+    str(said.get('name', kind)), kind, {k: v for k, v in config.items() if k in allowed}
   )
   validate(check)
   return check
@@ -123,8 +119,7 @@ def validate(check: records.Check) -> None:
   compared = check.spec.get('comparison_type', 'equals')
   if compared not in _COMPARISONS:
     raise ValueError(
-        f'{where}: comparison_type must be one of {", ".join(_COMPARISONS)}:'
-        f' {compared!r}'
+      f'{where}: comparison_type must be one of {", ".join(_COMPARISONS)}: {compared!r}'
     )
   if check.kind == 'ending' and check.spec['ended'] not in ('finish', 'refuse'):
     raise ValueError(f"{where}: ended must be 'finish' or 'refuse'")
@@ -137,7 +132,7 @@ def validate(check: records.Check) -> None:
         raise ValueError(f'{where}: allowed: {name} must be texts: {rule[name]!r}')
     if rule.get('change', 'added') not in ('added', 'removed', 'changed'):
       raise ValueError(
-          f"{where}: allowed: change must be 'added', 'removed' or 'changed'"
+        f"{where}: allowed: change must be 'added', 'removed' or 'changed'"
       )
 
 
@@ -146,9 +141,7 @@ def _check_types(said, types, where) -> None:
     if name not in types:
       raise ValueError(f'{where} has no field {name!r}; it has {", ".join(types)}')
     kind = types[name]
-    if not isinstance(value, kind) or (
-        kind is not object and isinstance(value, bool)
-    ):
+    if not isinstance(value, kind) or (kind is not object and isinstance(value, bool)):
       raise ValueError(f'{where}: {name} has the wrong type: {value!r}')
 
 
@@ -156,12 +149,10 @@ def validate_world(world: records.World) -> None:
   """Raises ValueError where the checks of a world cannot tell right from wrong."""
   for check in world.checks:
     validate(check)
-  if world.feasible is False and not any(
-      c.kind == 'ending' for c in world.checks
-  ):
+  if world.feasible is False and not any(c.kind == 'ending' for c in world.checks):
     raise ValueError(
-        'a task that cannot be carried out needs a check of kind "ending":'
-        ' doing nothing would pass otherwise'
+      'a task that cannot be carried out needs a check of kind "ending":'
+      ' doing nothing would pass otherwise'
     )
 
 
@@ -189,8 +180,10 @@ def compared(check: records.Check, actual: Any) -> records.CheckResult:
   except TypeError as e:  # Published so: what cannot be compared fails.
     return failed(check, f'{kind}: {e}')
   return records.CheckResult(
-      check.name, check.kind, passed,
-      f'{str(actual)[:_SHOWN]} {kind} {str(expected)[:_SHOWN]}',
+    check.name,
+    check.kind,
+    passed,
+    f'{str(actual)[:_SHOWN]} {kind} {str(expected)[:_SHOWN]}',
   )
 
 
@@ -208,7 +201,7 @@ def of_calls(check: records.Check, ending: records.Ending) -> records.CheckResul
   if missing:
     detail = f'{detail}; not called: {", ".join(map(str, missing))}'
   return records.CheckResult(
-      check.name, check.kind, not missing and len(called) >= least, detail
+    check.name, check.kind, not missing and len(called) >= least, detail
   )
 
 
@@ -217,7 +210,7 @@ def of_ending(check: records.Check, ending: records.Ending) -> records.CheckResu
   spec = check.spec
   if ending.ended != spec['ended']:
     return failed(
-        check, f'ended by {ending.ended!r}' if ending.ended else 'it did not end'
+      check, f'ended by {ending.ended!r}' if ending.ended else 'it did not end'
     )
   done = [call for call, result in ending.calls if result.error is None]
   said = done[-1].arguments if done else {}
@@ -228,7 +221,7 @@ def of_ending(check: records.Check, ending: records.Ending) -> records.CheckResu
 
 
 def of_changes(
-    check: records.Check, changes: Sequence[Change]
+  check: records.Check, changes: Sequence[Change]
 ) -> tuple[records.CheckResult, list[Change]]:
   """Says whether an 'unchanged' check allows all changes, and which it does not."""
   used: collections.Counter[int] = collections.Counter()
@@ -241,18 +234,16 @@ def of_changes(
     else:
       violations.append(change)
   detail = '; '.join(map(str, violations)) or f'{len(changes)} changes, all allowed'
-  result = records.CheckResult(
-      check.name, check.kind, not violations, detail[:_SHOWN]
-  )
+  result = records.CheckResult(check.name, check.kind, not violations, detail[:_SHOWN])
   return result, violations
 
 
 def _allows(rule: Mapping[str, Any], change: Change) -> bool:
   return (
-      rule['table'] == change.table
-      and rule.get('change', change.kind) == change.kind
-      and change.key in rule.get('keys', [change.key])
-      and (not change.column or change.column in rule.get('columns', [change.column]))
+    rule['table'] == change.table
+    and rule.get('change', change.kind) == change.kind
+    and change.key in rule.get('keys', [change.key])
+    and (not change.column or change.column in rule.get('columns', [change.column]))
   )
 
 

@@ -19,7 +19,7 @@ _CLOSE_SECONDS = 5.0
 
 
 async def opened(
-    environment: base.Environment, task: records.Task, key: records.RequestKey
+  environment: base.Environment, task: records.Task, key: records.RequestKey
 ) -> base.Episode:
   """Opens the world of a task.
 
@@ -36,7 +36,7 @@ async def opened(
 
 
 async def verified(
-    name: str, episode: base.Episode, ending: records.Ending, seconds: float
+  name: str, episode: base.Episode, ending: records.Ending, seconds: float
 ) -> tuple[records.Verdict, str]:
   """Makes the checks of a world.
 
@@ -65,7 +65,7 @@ async def verified(
       if not limit.expired():
         raise
       raise base.Unreachable(
-          f'it took longer than agent.rollout.verify_seconds, {seconds:g} s'
+        f'it took longer than agent.rollout.verify_seconds, {seconds:g} s'
       ) from e
 
 

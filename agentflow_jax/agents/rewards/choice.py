@@ -7,39 +7,36 @@ import unicodedata
 from agentflow_jax import records
 from agentflow_jax.agents.rewards import text
 
-_OPTION = re.compile(
-    r'^\s*[*(]*([A-Z])[*]*[.):][*]*\s+(\S.*?)\s*$', re.MULTILINE
-)
+_OPTION = re.compile(r'^\s*[*(]*([A-Z])[*]*[.):][*]*\s+(\S.*?)\s*$', re.MULTILINE)
 # A letter with a mark that makes it a label: "(C)", "C.", "**C**: content".
 _LEADING = re.compile(
-    r'[*`"\s]*(?:\(\s*([A-Z])\s*\)|([A-Z])\s*[*`"]*[.):,])[*`"\s]*(.*)',
-    re.DOTALL,
+  r'[*`"\s]*(?:\(\s*([A-Z])\s*\)|([A-Z])\s*[*`"]*[.):,])[*`"\s]*(.*)', re.DOTALL
 )
 _BARE = re.compile(r'\(?\s*([A-Za-z])\s*[.):!]?')
 # Brackets of other kinds around one letter: "[C]", "{C}", "<C>", LaTeX's too.
 _BRACKETED = re.compile(
-    r'\\?\[\s*([A-Za-z])\s*\\?\]|\\?\{\s*([A-Za-z])\s*\\?\}'
-    r'|<\s*([A-Za-z])\s*>|[【〈]\s*([A-Za-z])\s*[】〉]'
+  r'\\?\[\s*([A-Za-z])\s*\\?\]|\\?\{\s*([A-Za-z])\s*\\?\}'
+  r'|<\s*([A-Za-z])\s*>|[【〈]\s*([A-Za-z])\s*[】〉]'
 )
 _QUOTED = re.compile(r'(?<!\w)[\'"“‘]([A-Za-z])[\'"”’](?!\w)')
 # Another letter behind one: "C, D", "C and D", but not "C, a patient".
 _ANOTHER = re.compile(
-    r'[)*`"]*\s*(?:[,/&]|and\b|or\b|,\s*(?:and|or)\b)\s*\(?([A-Z])'
-    r'(?=[)*`"]*\s*(?:[.,;:!?/&]|$|and\b|or\b))'
+  r'[)*`"]*\s*(?:[,/&]|and\b|or\b|,\s*(?:and|or)\b)\s*\(?([A-Z])'
+  r'(?=[)*`"]*\s*(?:[.,;:!?/&]|$|and\b|or\b))'
 )
 # "the answer is C", "option (c)"; a capital before prose can be an article.
 _NAMED = re.compile(
-    r'\b(?:(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice)'
-    r'(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?'
-    r"|[Ii]t(?:[’']s|\s+is|\s+must\s+be|\s+should\s+be|\s+has\s+to\s+be)"
-    r'|(?:choose|chose|pick|select|go\s+with))[\s:*`"]*'
-    r'(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])'
-    r'(?=[*`"]*(?:[.,;:)\n]|\s*$|\s+(?:because|since)\b)))'
+  r'\b(?:(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice)'
+  r'(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?'
+  r"|[Ii]t(?:[’']s|\s+is|\s+must\s+be|\s+should\s+be|\s+has\s+to\s+be)"
+  r'|(?:choose|chose|pick|select|go\s+with))[\s:*`"]*'
+  r'(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])'
+  r'(?=[*`"]*(?:[.,;:)\n]|\s*$|\s+(?:because|since)\b)))'
 )
 # "C is the correct answer".
 _CALLED_RIGHT = re.compile(
-    r'(?<![\w-])\(?([A-Z])[)*`"]*\s+is\s+(?:the\s+)?'
-    r'(?:correct|right|best|most\s+likely)\b'
+  r'(?<![\w-])\(?([A-Z])[)*`"]*\s+is\s+(?:the\s+)?'
+  r'(?:correct|right|best|most\s+likely)\b'
 )
 # "A, B or C": naming several is naming none.
 _SEVERAL = re.compile(r'(?:[\s,/&().:;*]|and|or|\b[A-Z]\b)+')
@@ -92,15 +89,15 @@ def gold_label(task: records.Task) -> str:
   found = options(task.query)
   if not found:
     raise ValueError(
-        f'task {task.id!r}: its query has no options (lines "A. ...", "B. ...")'
+      f'task {task.id!r}: its query has no options (lines "A. ...", "B. ...")'
     )
   labels = set()
   for answer in task.answers:
     labels.add(_by_content(found, answer) or _by_bare_letter(found, answer))
   if len(labels) != 1 or None in labels:
     raise ValueError(
-        f'task {task.id!r}: answers {task.answers!r} do not name one of its '
-        f'options {[f"{o.label}. {o.content}" for o in found]}'
+      f'task {task.id!r}: answers {task.answers!r} do not name one of its '
+      f'options {[f"{o.label}. {o.content}" for o in found]}'
     )
   return labels.pop()
 
@@ -124,9 +121,9 @@ def chosen(found: tuple[Option, ...], answer: str) -> str | None:
   said = _QUOTED.sub(r'\1', said)
   known = {o.label for o in found}
   alone = (
-      _by_content(found, said)
-      or _by_bare_letter(found, said)
-      or _by_position(found, said)
+    _by_content(found, said)
+    or _by_bare_letter(found, said)
+    or _by_position(found, said)
   )
   if alone:
     return alone

@@ -18,14 +18,15 @@ TARGET = 24
 _MAX_CHARACTERS = 200  # of an expression
 _MAX_RESPONSE = 4000  # of the part of a response that counts
 _LATEX = (
-    (re.compile(r'\\(?:left|right|,|;|!|quad)'), ''),
-    (re.compile(r'\\(?:times|cdot|ast)'), '*'),
-    (re.compile(r'\\div'), '/'),
-    (re.compile(r'(?<=[\d)])\s*[xX]\s*(?=[\d(])'), '*'),
+  (re.compile(r'\\(?:left|right|,|;|!|quad)'), ''),
+  (re.compile(r'\\(?:times|cdot|ast)'), '*'),
+  (re.compile(r'\\div'), '/'),
+  (re.compile(r'(?<=[\d)])\s*[xX]\s*(?=[\d(])'), '*'),
 )
 _FRACTION = re.compile(r'\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}')
 _MAX_FRACTIONS = 8  # one in another
-_SYMBOLS = str.maketrans({
+_SYMBOLS = str.maketrans(
+  {
     **{chr(ord('０') + digit): str(digit) for digit in range(10)},
     **dict.fromkeys('×∗·⋅＊', '*'),
     **dict.fromkeys('÷∕⁄／', '/'),
@@ -34,13 +35,12 @@ _SYMBOLS = str.maketrans({
     '＝': '=',
     **dict.fromkeys('[（', '('),
     **dict.fromkeys(']）', ')'),
-})
+  }
+)
 _BULLET = re.compile(r'^\s*(?:[-*•]|\d+[.)])\s+', re.MULTILINE)
 # What looks like an expression, with what must not be cut off from it: of
 # "3*8.5" and "4!+0" no part counts. Not a piece of a word: "f(1)" or "8a".
-_EXPRESSION = re.compile(
-    r'(?<!\w)[-(\d.][-+*/()\d .^!%]*+(?:(?<![\d)])|(?!\w))'
-)
+_EXPRESSION = re.compile(r'(?<!\w)[-(\d.][-+*/()\d .^!%]*+(?:(?<![\d)])|(?!\w))')
 # Around operators only: "1 2" is two numbers and must not become 12.
 _SPACES = re.compile(r' *([-+*/()]) *')
 _OPERATOR = re.compile(r'[\d)]\s*[-+*/]')
@@ -52,9 +52,7 @@ class NotAnExpression(ValueError):
   """Text is no arithmetic over + - * / on whole numbers."""
 
 
-def evaluate(
-    expression: str,
-) -> tuple[fractions.Fraction | None, list[int]]:
+def evaluate(expression: str) -> tuple[fractions.Fraction | None, list[int]]:
   """Evaluates an arithmetic expression exactly.
 
   Args:
@@ -68,7 +66,7 @@ def evaluate(
     NotAnExpression: it is anything else.
   """
   if len(expression) > _MAX_CHARACTERS or re.search(
-      r'[^-+*/()0-9 ]|\*\s*\*|/\s*/', expression
+    r'[^-+*/()0-9 ]|\*\s*\*|/\s*/', expression
   ):
     raise NotAnExpression(expression[:_MAX_CHARACTERS])
   try:
@@ -79,9 +77,7 @@ def evaluate(
   return _evaluate(tree.body, numbers), numbers
 
 
-def _evaluate(
-    node: ast.expr, numbers: list[int]
-) -> fractions.Fraction | None:
+def _evaluate(node: ast.expr, numbers: list[int]) -> fractions.Fraction | None:
   match node:
     case ast.Constant(value=int() as value):
       numbers.append(value)
@@ -167,8 +163,8 @@ def given(task: records.Task) -> list[int]:
   elif bracketed := _BRACKETED.search(task.query):
     return sorted(map(int, re.findall(r'\d+', bracketed[1])))
   raise ValueError(
-      f'task {task.id!r}: neither its first answer nor its query gives the '
-      f'numbers for {TARGET}'
+    f'task {task.id!r}: neither its first answer nor its query gives the '
+    f'numbers for {TARGET}'
   )
 
 

@@ -32,9 +32,7 @@ def same(gold: str, said: str) -> bool:
   if values := _values(said):
     return _any_equal(golds, values)
   pieces = math_text.segments(text.unwrap(said))
-  return bool(pieces) and all(
-      _any_equal(golds, _values(piece)) for piece in pieces
-  )
+  return bool(pieces) and all(_any_equal(golds, _values(piece)) for piece in pieces)
 
 
 def _values(written: str) -> list[math_forms.Value]:
@@ -49,9 +47,7 @@ def _values(written: str) -> list[math_forms.Value]:
   return found
 
 
-def _any_equal(
-    golds: list[math_forms.Value], values: list[math_forms.Value]
-) -> bool:
+def _any_equal(golds: list[math_forms.Value], values: list[math_forms.Value]) -> bool:
   return any(math_equal.equal(g, v) for g in golds for v in values)
 
 
@@ -60,8 +56,7 @@ def _same_words(gold: str, said: str) -> bool:
   gold, said = (text.unwrap(t).strip(' .$') for t in (gold, said))
   if _SIGNS.search(gold):
     gold, said = (
-        text.close_up(_DASH.sub('-', math_text.spell(t)))
-        for t in (gold, said)
+      text.close_up(_DASH.sub('-', math_text.spell(t))) for t in (gold, said)
     )
     return gold == said
   return text.normalise(gold) == text.normalise(said)

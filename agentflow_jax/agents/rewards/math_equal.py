@@ -30,36 +30,28 @@ def equal(gold: math_forms.Value, said: math_forms.Value) -> bool:
     said: value of a response.
   """
   gold, said = _answers(gold, said)
-  if isinstance(gold, math_forms.Quantity) or (
-      isinstance(said, math_forms.Quantity)
-  ):
+  if isinstance(gold, math_forms.Quantity) or (isinstance(said, math_forms.Quantity)):
     return _equal_quantities(gold, said)
   if math_sets.is_set(gold) and math_sets.is_set(said):
     if (verdict := math_sets.equal(gold, said, equal)) is not None:
       return verdict
-  if isinstance(gold, math_forms.Relation) and (
-      isinstance(said, math_forms.Relation)
-  ):
+  if isinstance(gold, math_forms.Relation) and (isinstance(said, math_forms.Relation)):
     return _equal_relations(gold, said)
-  if isinstance(gold, math_forms.Sequence) and (
-      isinstance(said, math_forms.Sequence)
-  ):
+  if isinstance(gold, math_forms.Sequence) and (isinstance(said, math_forms.Sequence)):
     return math_sets.equal_sequences(gold, said, equal)
   if isinstance(gold, math_forms.Union) and isinstance(said, math_forms.Union):
     return len(gold.parts) == len(said.parts) and all(
-        map(equal, gold.parts, said.parts)
+      map(equal, gold.parts, said.parts)
     )
   if isinstance(gold, sympy.MatrixBase) and isinstance(said, sympy.MatrixBase):
-    return gold.shape == said.shape and all(
-        map(equal, gold.flat(), said.flat())
-    )
+    return gold.shape == said.shape and all(map(equal, gold.flat(), said.flat()))
   if isinstance(gold, sympy.Expr) and isinstance(said, sympy.Expr):
     return equal_expressions(gold, said)
   return gold == said
 
 
 def _answers(
-    gold: math_forms.Value, said: math_forms.Value
+  gold: math_forms.Value, said: math_forms.Value
 ) -> tuple[math_forms.Value, math_forms.Value]:
   """Takes the names off: x = 5 is 5, but not where the other one is y = 5."""
   gold_name, gold_value = _named(gold)
@@ -71,15 +63,11 @@ def _answers(
   return gold, said
 
 
-def _is_equation(
-    name: math_forms.Value | None, value: math_forms.Value
-) -> bool:
+def _is_equation(name: math_forms.Value | None, value: math_forms.Value) -> bool:
   return name is None and isinstance(value, math_forms.Relation)
 
 
-def _named(
-    value: math_forms.Value,
-) -> tuple[math_forms.Value | None, math_forms.Value]:
+def _named(value: math_forms.Value) -> tuple[math_forms.Value | None, math_forms.Value]:
   """Splits "x = 2 + 3 = 5" into x and 5, "2 + 3 = 5" into nothing and 5.
 
   Returns:
@@ -89,7 +77,7 @@ def _named(
   if isinstance(value, math_forms.Sequence) and value.items:
     return _named_items(value)
   if not isinstance(value, math_forms.Relation) or not (
-      set(value.signs) <= {'=', '~', 'in'}
+    set(value.signs) <= {'=', '~', 'in'}
   ):
     return None, value
   sides, signs = list(value.sides), list(value.signs)
@@ -111,7 +99,7 @@ def _named(
 
 
 def _named_items(
-    value: math_forms.Sequence,
+  value: math_forms.Sequence,
 ) -> tuple[math_forms.Value | None, math_forms.Value]:
   """Reads "x = 1 or x = 2" as 1 and 2, the values of x."""
   if value.opening:
@@ -136,13 +124,14 @@ def _is_name(side: math_forms.Value, others: list[math_forms.Value]) -> bool:
   # f(x) is read as a product of f and x; x may occur on the other side.
   factors = side.args if side.is_Mul else ()
   return (
-      len(factors) == 2
-      and all(f.is_Symbol or f.is_Integer for f in factors)
-      and any(
-          isinstance(f, sympy.Symbol)
-          and f.name in ('f', 'g', 'h', 'p', 'q', 'F', 'G', 'P') and f not in symbols
-          for f in factors
-      )
+    len(factors) == 2
+    and all(f.is_Symbol or f.is_Integer for f in factors)
+    and any(
+      isinstance(f, sympy.Symbol)
+      and f.name in ('f', 'g', 'h', 'p', 'q', 'F', 'G', 'P')
+      and f not in symbols
+      for f in factors
+    )
   )
 
 
@@ -158,10 +147,9 @@ def _equal_quantities(gold: math_forms.Value, said: math_forms.Value) -> bool:
   A bare number above one stands for a percentage, too: 50% is 1/2 and 50. The
   base of a number is never left out.
   """
-  units = [v.unit if isinstance(v, math_forms.Quantity) else ''
-           for v in (gold, said)]
+  units = [v.unit if isinstance(v, math_forms.Quantity) else '' for v in (gold, said)]
   gold, said = (
-      v.value if isinstance(v, math_forms.Quantity) else v for v in (gold, said)
+    v.value if isinstance(v, math_forms.Quantity) else v for v in (gold, said)
   )
   if units[0] == units[1]:
     return equal(gold, said)
@@ -174,35 +162,27 @@ def _equal_quantities(gold: math_forms.Value, said: math_forms.Value) -> bool:
     return False
   if equal(percent / 100, bare):
     return True
-  return bool(
-      bare.is_number and sympy.N(sympy.Abs(bare)) > 1 and equal(percent, bare)
-  )
+  return bool(bare.is_number and sympy.N(sympy.Abs(bare)) > 1 and equal(percent, bare))
 
 
-def _equal_relations(
-    gold: math_forms.Relation, said: math_forms.Relation
-) -> bool:
+def _equal_relations(gold: math_forms.Relation, said: math_forms.Relation) -> bool:
   """Compares equations and inequalities; both may be turned or scaled."""
   if len(gold.signs) != len(said.signs):
     return False
   turned = math_sets.turned(said)
   for candidate in (said, turned) if turned else (said,):
-    if candidate.signs == gold.signs and all(
-        map(equal, gold.sides, candidate.sides)
-    ):
+    if candidate.signs == gold.signs and all(map(equal, gold.sides, candidate.sides)):
       return True
   if len(gold.signs) != 1:
     return False
   (gold_sign,), (said_sign,) = gold.signs, said.signs
   parts = (*gold.sides, *said.sides)
-  if not all(
-      isinstance(p, sympy.Expr) and p.is_finite is not False for p in parts
-  ):
+  if not all(isinstance(p, sympy.Expr) and p.is_finite is not False for p in parts):
     return False
   first: Any  # sympy says less of its values than is known here.
   second: Any
   first, second = (
-      sympy.together(side[0] - side[1]) for side in (gold.sides, said.sides)
+    sympy.together(side[0] - side[1]) for side in (gold.sides, said.sides)
   )
   if gold_sign in ('=', '!='):
     # x/2 = 1 has the numerator x - 2.
@@ -251,14 +231,11 @@ def _is_unworked(value: sympy.Expr) -> bool:
   Evaluation to any number of digits cannot tell such values apart.
   """
   return any(
-      p.base.is_Integer and p.exp.is_Integer and p.exp > 0
-      for p in value.atoms(sympy.Pow)
+    p.base.is_Integer and p.exp.is_Integer and p.exp > 0 for p in value.atoms(sympy.Pow)
   )
 
 
-def _same_number(
-    gold: sympy.Expr, said: sympy.Expr, digits: int = _DIGITS
-) -> bool:
+def _same_number(gold: sympy.Expr, said: sympy.Expr, digits: int = _DIGITS) -> bool:
   """Whether two numbers without symbols are equal."""
   difference = sympy.expand(gold - said)
   if difference.is_Rational:
@@ -268,9 +245,7 @@ def _same_number(
   # sympy adds digits until some of the difference are certain. It gives up at
   # the limit with a number that has no certain digit, which is a zero here.
   found = difference.evalf(15, maxn=digits)
-  return all(
-      p == 0 or getattr(p, '_prec', 2) == 1 for p in found.as_real_imag()
-  )
+  return all(p == 0 or getattr(p, '_prec', 2) == 1 for p in found.as_real_imag())
 
 
 def _is_rounded(gold: sympy.Expr, said: sympy.Expr) -> bool:
@@ -311,7 +286,7 @@ def _places(value: Any) -> tuple[int, int] | None:
 
 
 def _same_function(
-    gold: sympy.Expr, said: sympy.Expr, symbols: list[sympy.Symbol]
+  gold: sympy.Expr, said: sympy.Expr, symbols: list[sympy.Symbol]
 ) -> bool:
   """Compares expressions at random places, positive and negative ones.
 
@@ -324,13 +299,13 @@ def _same_function(
   compared = 0
   for sign in itertools.islice(itertools.cycle((1, -1)), 4 * _POINTS):
     place: Any = {
-        s: sympy.Rational(rng.randint(1, 10**6), rng.randint(1, 10**5) * 2 + 1)
-        * (1 if s.is_positive else sign * rng.choice((1, sign)))
-        for s in symbols
+      s: sympy.Rational(rng.randint(1, 10**6), rng.randint(1, 10**5) * 2 + 1)
+      * (1 if s.is_positive else sign * rng.choice((1, sign)))
+      for s in symbols
     }
     left, right = gold.subs(place), said.subs(place)
     if _has(left, sympy.nan, sympy.zoo, sympy.oo) or (
-        _has(right, sympy.nan, sympy.zoo, sympy.oo)
+      _has(right, sympy.nan, sympy.zoo, sympy.oo)
     ):
       continue
     if sign < 0 and not (_is_real(left) and _is_real(right)):

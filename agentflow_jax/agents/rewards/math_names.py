@@ -17,50 +17,81 @@ PERCENT = sympy.Dummy('percent')
 DEGREE = sympy.Dummy('degree')
 TEMPERATURES = {n: sympy.Dummy(n) for n in ('C', 'F')}
 _STAND_INS = {
-    PERCENT: '%',
-    DEGREE: 'degree',
-    **{dummy: f'degree {name}' for name, dummy in TEMPERATURES.items()},
+  PERCENT: '%',
+  DEGREE: 'degree',
+  **{dummy: f'degree {name}' for name, dummy in TEMPERATURES.items()},
 }
 # Words that change a value instead of saying what it measures.
-_NO_UNITS = frozenset({
-    *numeric.SCALES, *(f'{scale}s' for scale in numeric.SCALES),
+_NO_UNITS = frozenset(
+  {
+    *numeric.SCALES,
+    *(f'{scale}s' for scale in numeric.SCALES),
     *'not no or and more less fewer than least most times squared cubed plus '
     'minus over to half halves third thirds quarter quarters factorial if for '
     'mod root k m b bn mn tn'.split(),
-}) - {'m'}
+  }
+) - {'m'}
 # The base of a logarithm that is written without one: ten to some, e to
 # others. What holds for every base is accepted.
 LOG_BASE = sympy.Symbol('base of log', positive=True)
 
 _FUNCTIONS = {
-    'sin': sympy.sin, 'cos': sympy.cos, 'tan': sympy.tan, 'cot': sympy.cot,
-    'sec': sympy.sec, 'csc': sympy.csc, 'arcsin': sympy.asin,
-    'arccos': sympy.acos, 'arctan': sympy.atan, 'asin': sympy.asin,
-    'acos': sympy.acos, 'atan': sympy.atan, 'sinh': sympy.sinh,
-    'cosh': sympy.cosh, 'tanh': sympy.tanh, 'ln': sympy.ln, 'exp': sympy.exp,
-    'sqrt': sympy.sqrt, 'abs': sympy.Abs, 'max': sympy.Max, 'min': sympy.Min,
-    'gcd': sympy.gcd, 'lcm': sympy.lcm,
+  'sin': sympy.sin,
+  'cos': sympy.cos,
+  'tan': sympy.tan,
+  'cot': sympy.cot,
+  'sec': sympy.sec,
+  'csc': sympy.csc,
+  'arcsin': sympy.asin,
+  'arccos': sympy.acos,
+  'arctan': sympy.atan,
+  'asin': sympy.asin,
+  'acos': sympy.acos,
+  'atan': sympy.atan,
+  'sinh': sympy.sinh,
+  'cosh': sympy.cosh,
+  'tanh': sympy.tanh,
+  'ln': sympy.ln,
+  'exp': sympy.exp,
+  'sqrt': sympy.sqrt,
+  'abs': sympy.Abs,
+  'max': sympy.Max,
+  'min': sympy.Min,
+  'gcd': sympy.gcd,
+  'lcm': sympy.lcm,
 }
-_INVERSES = {
-    'sin': sympy.asin, 'cos': sympy.acos, 'tan': sympy.atan, 'cot': sympy.acot,
-}
+_INVERSES = {'sin': sympy.asin, 'cos': sympy.acos, 'tan': sympy.atan, 'cot': sympy.acot}
 FACTORS = frozenset(
-    rf'\{name}'
-    for name in (
-        *math_tokens.FUNCTIONS, *math_tokens.GREEK, 'pi', 'frac', 'binom',
-        'dbinom', 'tbinom', 'lfloor', 'lceil', 'vec', 'overline', 'bar', 'hat',
-        'mathbb', 'mathcal', '{', 'infty',
-    )
+  rf'\{name}'
+  for name in (
+    *math_tokens.FUNCTIONS,
+    *math_tokens.GREEK,
+    'pi',
+    'frac',
+    'binom',
+    'dbinom',
+    'tbinom',
+    'lfloor',
+    'lceil',
+    'vec',
+    'overline',
+    'bar',
+    'hat',
+    'mathbb',
+    'mathcal',
+    '{',
+    'infty',
+  )
 )
 
 
 def is_factor(word: str) -> bool:
   """Whether a word can follow a factor: a name, but no unit and no "or"."""
   return (
-      len(word) == 1
-      or word in math_tokens.FUNCTIONS
-      or word in math_tokens.GREEK
-      or word == 'pi'
+    len(word) == 1
+    or word in math_tokens.FUNCTIONS
+    or word in math_tokens.GREEK
+    or word == 'pi'
   ) and not units.is_word(word)
 
 
@@ -101,10 +132,10 @@ def raised(value: math_forms.Value, exponent: sympy.Expr) -> sympy.Expr:
 
 
 def applied(
-    name: str,
-    arguments: list[sympy.Expr],
-    base: sympy.Expr | None,
-    power: sympy.Expr | None,
+  name: str,
+  arguments: list[sympy.Expr],
+  base: sympy.Expr | None,
+  power: sympy.Expr | None,
 ) -> sympy.Expr:
   """Applies a function.
 
@@ -149,9 +180,7 @@ def _holds_sign(value: math_forms.Value) -> bool:
 def _with_sign(value: math_forms.Value, sign: int) -> math_forms.Value:
   match value:
     case math_forms.Relation(sides=sides, signs=signs):
-      return math_forms.Relation(
-          tuple(_with_sign(s, sign) for s in sides), signs
-      )
+      return math_forms.Relation(tuple(_with_sign(s, sign) for s in sides), signs)
     case math_forms.Sequence(items=items):
       items = tuple(_with_sign(i, sign) for i in items)
       return dataclasses.replace(value, items=items)

@@ -14,8 +14,15 @@ from agentflow_jax.agents.rewards import math_tokens
 from agentflow_jax.agents.rewards import units
 
 _RELATIONS = {
-    '=': '=', '<': '<', '>': '>', r'\le': '<=', r'\ge': '>=', r'\ne': '!=',
-    r'\in': 'in', r'\approx': '~', r'\equiv': '=',
+  '=': '=',
+  '<': '<',
+  '>': '>',
+  r'\le': '<=',
+  r'\ge': '>=',
+  r'\ne': '!=',
+  r'\in': 'in',
+  r'\approx': '~',
+  r'\equiv': '=',
 }
 _CLOSING = {'(': (')', ']'), '[': (')', ']'), r'\{': (r'\}',)}
 _DIFFERENTIAL = sympy.Symbol('d')
@@ -98,9 +105,7 @@ class _Reader(math_tokens.Cursor):
     unit = ''
     while True:
       token = self.next
-      if token.kind == 'text' or (
-          token.kind == 'word' and units.is_word(token.said)
-      ):
+      if token.kind == 'text' or (token.kind == 'word' and units.is_word(token.said)):
         unit += f' {self.take().said.strip()}'
       elif unit and self.sees('^', '/'):
         unit += self.take().said
@@ -175,7 +180,7 @@ class _Reader(math_tokens.Cursor):
     if token.kind == 'environment':
       return token.said.startswith(r'\begin')
     return token.kind == 'sign' and (
-        token.said in '({[' or (token.said == '|' and not self._bars)
+      token.said in '({[' or (token.said == '|' and not self._bars)
     )
 
   def _power(self) -> math_forms.Value:
@@ -337,7 +342,7 @@ class _Reader(math_tokens.Cursor):
     else:
       factor = self._signed_power()
       while self._starts_factor() and self.next.said.lstrip('\\') not in (
-          math_tokens.FUNCTIONS
+        math_tokens.FUNCTIONS
       ):
         factor *= math_names.arithmetic(self._power())
       arguments = [factor]
@@ -354,8 +359,10 @@ class _Reader(math_tokens.Cursor):
     if closing not in _CLOSING[opening]:
       raise math_forms.Unreadable(f'{opening} is not closed')
     pair = opening + closing
-    if len(items) == 1 and pair in ('()', '[]') and not isinstance(
-        items[0], math_forms.Mark
+    if (
+      len(items) == 1
+      and pair in ('()', '[]')
+      and not isinstance(items[0], math_forms.Mark)
     ):
       return items[0]
     closing = '}' if opening == r'\{' else closing
@@ -364,9 +371,7 @@ class _Reader(math_tokens.Cursor):
 
   def _matrix(self, begin: str) -> math_forms.Value:
     name = begin[len(r'\begin{') : -1]
-    if not begin.startswith(r'\begin') or name not in (
-        _MATRICES | {'vmatrix'}
-    ):
+    if not begin.startswith(r'\begin') or name not in (_MATRICES | {'vmatrix'}):
       raise math_forms.Unreadable(f'{begin} is not known')
     rows = [[]]
     while True:

@@ -16,8 +16,10 @@ _MAX_LISTED = 1000  # Items of a list whose dots are filled in.
 def symbols(value: math_forms.Value) -> set[sympy.Symbol]:
   """Returns the symbols that occur in a value."""
   match value:
-    case math_forms.Relation(sides=parts) | math_forms.Sequence(items=parts) | (
-        math_forms.Union(parts=parts)
+    case (
+      math_forms.Relation(sides=parts)
+      | math_forms.Sequence(items=parts)
+      | (math_forms.Union(parts=parts))
     ):
       return {s for part in parts for s in symbols(part)}
     case math_forms.Quantity(value=inner):
@@ -27,16 +29,14 @@ def symbols(value: math_forms.Value) -> set[sympy.Symbol]:
 
 def turned(relation: math_forms.Relation) -> math_forms.Relation | None:
   """Reads a chain from right to left: 3 > x is x < 3."""
-  signs = tuple(
-      FLIPPED.get(s, s) for s in reversed(relation.signs)
-  )
+  signs = tuple(FLIPPED.get(s, s) for s in reversed(relation.signs))
   if not set(signs) <= {*FLIPPED, '=', '!='}:
     return None
   return math_forms.Relation(tuple(reversed(relation.sides)), signs)
 
 
 def equal_sequences(
-    gold: math_forms.Sequence, said: math_forms.Sequence, equal: Equal
+  gold: math_forms.Sequence, said: math_forms.Sequence, equal: Equal
 ) -> bool:
   """Compares lists, tuples and sets of single values.
 
@@ -52,7 +52,7 @@ def equal_sequences(
   gold_items, said_items = list(gold.items), list(said.items)
   if '{}' in brackets:
     gold_items, said_items = (
-        _distinct(items, equal) for items in (gold_items, said_items)
+      _distinct(items, equal) for items in (gold_items, said_items)
     )
   if len(gold_items) != len(said_items):
     return False
@@ -61,9 +61,7 @@ def equal_sequences(
   return _same_items(gold_items, said_items, equal)
 
 
-def _distinct(
-    items: list[math_forms.Value], equal: Equal
-) -> list[math_forms.Value]:
+def _distinct(items: list[math_forms.Value], equal: Equal) -> list[math_forms.Value]:
   kept: list[math_forms.Value] = []
   for item in items:
     if not any(equal(k, item) for k in kept):
@@ -72,7 +70,7 @@ def _distinct(
 
 
 def _same_items(
-    gold: list[math_forms.Value], said: list[math_forms.Value], equal: Equal
+  gold: list[math_forms.Value], said: list[math_forms.Value], equal: Equal
 ) -> bool:
   left = list(said)
   for item in gold:
@@ -84,33 +82,25 @@ def _same_items(
 
 
 def _equal_dotted(
-    gold: tuple[math_forms.Value, ...],
-    said: tuple[math_forms.Value, ...],
-    equal: Equal,
+  gold: tuple[math_forms.Value, ...], said: tuple[math_forms.Value, ...], equal: Equal
 ) -> bool:
   """Compares lists with dots, in order, filled in where steps are constant."""
   gold, said = _filled(gold), _filled(said)
   return len(gold) == len(said) and all(
-      g is s if _ELLIPSIS in (g, s) else equal(g, s)
-      for g, s in zip(gold, said, strict=True)
+    g is s if _ELLIPSIS in (g, s) else equal(g, s)
+    for g, s in zip(gold, said, strict=True)
   )
 
 
-def _filled(
-    items: tuple[math_forms.Value, ...],
-) -> tuple[math_forms.Value, ...]:
+def _filled(items: tuple[math_forms.Value, ...]) -> tuple[math_forms.Value, ...]:
   """Fills in 1, 2, ..., 5; shortens 1, 2, 3, 4, ... to 1, 2, ..."""
   if items.count(_ELLIPSIS) != 1:
     return items
   at = items.index(_ELLIPSIS)
   before, behind = items[:at], items[at + 1 :]
-  if len(before) < 2 or not all(
-      isinstance(i, sympy.Expr) for i in before + behind
-  ):
+  if len(before) < 2 or not all(isinstance(i, sympy.Expr) for i in before + behind):
     return items
-  steps = {
-      sympy.expand(b - a) for a, b in zip(before, before[1:], strict=False)
-  }
+  steps = {sympy.expand(b - a) for a, b in zip(before, before[1:], strict=False)}
   step = steps.pop()
   if steps or not step.is_Rational or step == 0:
     return items
@@ -128,7 +118,7 @@ def is_set(value: math_forms.Value) -> bool:
   match value:
     case math_forms.Sequence(opening=opening):
       return opening != '' or any(
-          isinstance(i, math_forms.Relation) for i in value.items
+        isinstance(i, math_forms.Relation) for i in value.items
       )
     case math_forms.Union() | math_forms.Mark.EMPTY:
       return True
@@ -143,9 +133,7 @@ def is_set(value: math_forms.Value) -> bool:
 _Interval = tuple[sympy.Expr, sympy.Expr, bool, bool]
 
 
-def equal(
-    gold: math_forms.Value, said: math_forms.Value, same: Equal
-) -> bool | None:
+def equal(gold: math_forms.Value, said: math_forms.Value, same: Equal) -> bool | None:
   """Compares sets of real numbers by their intervals.
 
   Args:
@@ -157,9 +145,7 @@ def equal(
     The verdict, or None where the values are to be compared as they stand:
     (1, 2) can be a point, too.
   """
-  plain = all(
-      isinstance(v, math_forms.Sequence) and v.opening for v in (gold, said)
-  )
+  plain = all(isinstance(v, math_forms.Sequence) and v.opening for v in (gold, said))
   if plain:
     return None
   names = [_variable(v) for v in (gold, said)]
@@ -170,8 +156,8 @@ def equal(
     return None
   first, second = _merged(first), _merged(second)
   return len(first) == len(second) and all(
-      a[2:] == b[2:] and same(a[0], b[0]) and same(a[1], b[1])
-      for a, b in zip(first, second, strict=True)
+    a[2:] == b[2:] and same(a[0], b[0]) and same(a[1], b[1])
+    for a, b in zip(first, second, strict=True)
   )
 
 
@@ -227,8 +213,7 @@ def _of_list(value: math_forms.Sequence) -> list[_Interval] | None:
   if len(symbols(value)) > 1:
     return None
   points = all(
-      not isinstance(i, math_forms.Relation) or i.signs == ('=',)
-      for i in value.items
+    not isinstance(i, math_forms.Relation) or i.signs == ('=',) for i in value.items
   )
   if value.is_choice or points:
     return _all(value.items)
@@ -242,7 +227,7 @@ def _of_list(value: math_forms.Sequence) -> list[_Interval] | None:
 
 
 def _without(
-    whole: list[_Interval] | None, points: list[_Interval] | None
+  whole: list[_Interval] | None, points: list[_Interval] | None
 ) -> list[_Interval] | None:
   """Takes single points out of intervals."""
   if whole is None or points is None:
@@ -255,9 +240,7 @@ def _without(
       if bool(low < point) and bool(point < high):
         pieces += [(low, point, low_open, True), (point, high, True, high_open)]
       else:
-        pieces.append((
-            low, high, low_open or low == point, high_open or high == point
-        ))
+        pieces.append((low, high, low_open or low == point, high_open or high == point))
     whole = pieces
   return whole
 
@@ -265,9 +248,7 @@ def _without(
 def _of_relation(relation: math_forms.Relation) -> list[_Interval] | None:
   """Returns the interval of a < x <= b or of an inequality linear in x."""
   variables = symbols(relation)
-  if len(variables) != 1 or not all(
-      isinstance(s, sympy.Expr) for s in relation.sides
-  ):
+  if len(variables) != 1 or not all(isinstance(s, sympy.Expr) for s in relation.sides):
     return None
   (variable,) = variables
   found: list[_Interval] = [(-sympy.oo, sympy.oo, True, True)]
@@ -276,14 +257,12 @@ def _of_relation(relation: math_forms.Relation) -> list[_Interval] | None:
     piece = _half_line(left, sign, right, variable)
     if piece is None:
       return None
-    found = [
-        cut for a in found for b in piece if (cut := _cut(a, b)) is not None
-    ]
+    found = [cut for a in found for b in piece if (cut := _cut(a, b)) is not None]
   return found
 
 
 def _half_line(
-    left: sympy.Expr, sign: str, right: sympy.Expr, variable: sympy.Symbol
+  left: sympy.Expr, sign: str, right: sympy.Expr, variable: sympy.Symbol
 ) -> list[_Interval] | None:
   infinite = {sympy.oo, -sympy.oo}
   if left in infinite or right in infinite:
@@ -310,10 +289,10 @@ def _half_line(
 
 def _cut(a: _Interval, b: _Interval) -> _Interval | None:
   low, low_open = max(
-      ((a[0], a[2]), (b[0], b[2])), key=lambda e: (sympy.N(e[0], 50), e[1])
+    ((a[0], a[2]), (b[0], b[2])), key=lambda e: (sympy.N(e[0], 50), e[1])
   )
   high, high_open = min(
-      ((a[1], a[3]), (b[1], b[3])), key=lambda e: (sympy.N(e[0], 50), not e[1])
+    ((a[1], a[3]), (b[1], b[3])), key=lambda e: (sympy.N(e[0], 50), not e[1])
   )
   if bool(low > high) or (low == high and (low_open or high_open)):
     return None
@@ -323,13 +302,11 @@ def _cut(a: _Interval, b: _Interval) -> _Interval | None:
 def _merged(intervals: list[_Interval]) -> list[_Interval]:
   """Sorts intervals and joins those that touch."""
   merged: list[_Interval] = []
-  for interval in sorted(
-      intervals, key=lambda i: (sympy.N(i[0], 50), i[2])
-  ):
+  for interval in sorted(intervals, key=lambda i: (sympy.N(i[0], 50), i[2])):
     if merged:
       low, high, low_open, high_open = merged[-1]
       touches = bool(interval[0] < high) or (
-          interval[0] == high and not (interval[2] and high_open)
+        interval[0] == high and not (interval[2] and high_open)
       )
       if touches:
         if bool(interval[1] > high):

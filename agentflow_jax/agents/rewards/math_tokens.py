@@ -7,18 +7,18 @@ from agentflow_jax.agents.rewards import math_forms
 from agentflow_jax.agents.rewards import units
 
 FUNCTIONS = frozenset(
-    'sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh '
-    'tanh ln log lg exp sqrt abs max min gcd lcm'.split()
+  'sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh '
+  'tanh ln log lg exp sqrt abs max min gcd lcm'.split()
 )
 GREEK = frozenset(
-    'alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota '
-    'kappa lambda mu nu xi rho sigma tau upsilon phi varphi chi psi omega '
-    'Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell'.split()
+  'alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota '
+  'kappa lambda mu nu xi rho sigma tau upsilon phi varphi chi psi omega '
+  'Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell'.split()
 )
 # Two letters that are a word far more often than a product of two symbols.
 _SHORT_WORDS = frozenset(
-    'ad ah am an as at be by do eh er go ha he hi if in is it la ma me my na '
-    'no of oh ok on or os ox pa pm re so ta ti to um up us we si em et ut od'.split()
+  'ad ah am an as at be by do eh er go ha he hi if in is it la ma me my na '
+  'no of oh ok on or os ox pa pm re so ta ti to um up us we si em et ut od'.split()
 )
 # Those that are a product where signs of mathematics stand beside them.
 _PRODUCTS = frozenset('ad am an at ha ma pa'.split())
@@ -27,7 +27,7 @@ _OPERATOR = re.compile(r'[-+*/^=]|\\frac|\\sqrt')
 _PRODUCT = re.compile(r'[abcdxyz]{3,4}|[^aeiou]{3,4}')
 
 _TOKEN = re.compile(
-    r"""\s*(?:
+  r"""\s*(?:
       (?P<number>(?:\d+(?:_\d{3})+|\d+)(?:\.\d+|\.(?=\\overline))?|\.\d+)
       |\\text\{(?P<text>[^{}]*)\}
       |(?P<environment>\\(?:begin|end)\{[a-z]+\*?\})
@@ -35,7 +35,7 @@ _TOKEN = re.compile(
       |(?P<word>[a-zA-Z]+)
       |(?P<sign>[-+*/^_=<>!|(){}\[\],;:&'])
     )""",
-    re.VERBOSE,
+  re.VERBOSE,
 )
 _GROUPED = re.compile(r'\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?')
 _OPEN, _CLOSE = ('(', '[', r'\{'), (')', ']', r'\}')
@@ -99,8 +99,9 @@ def _letters(word: str, spaced: bool, is_lone: bool) -> list[Token]:
   if len(word) == 1 or named or (units.is_word(word) and not in_formula):
     return [Token('word', word, spaced)]
   product = word.islower() and (
-      (word not in _SHORT_WORDS or in_formula)
-      if len(word) == 2 else _PRODUCT.fullmatch(word)
+    (word not in _SHORT_WORDS or in_formula)
+    if len(word) == 2
+    else _PRODUCT.fullmatch(word)
   )
   if not product:
     return [Token('word', word, spaced)]

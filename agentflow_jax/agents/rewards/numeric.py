@@ -30,20 +30,23 @@ _MAX_EXPONENT = 400
 _MAX_NUMBERS = 100
 
 SCALES = {
-    'dozen': 12,
-    'hundred': 10**2,
-    'thousand': 10**3,
-    'million': 10**6,
-    'billion': 10**9,
-    'trillion': 10**12,
+  'dozen': 12,
+  'hundred': 10**2,
+  'thousand': 10**3,
+  'million': 10**6,
+  'billion': 10**9,
+  'trillion': 10**12,
 }
 # Written right behind the digits or after a space; the case counts. A small m
 # is metres, minutes or millions, and a small b is bits or billions.
 _FACTORS = {
-    'k': 10**3, 'K': 10**3, 'M': 10**6, 'B': 10**9,
-    **{s: 10**6 for s in ('mn', 'Mn', 'mln', 'Mio')},
-    **{s: 10**9 for s in ('bn', 'Bn', 'BN')},
-    **{s: 10**12 for s in ('tn', 'Tn', 'trn')},
+  'k': 10**3,
+  'K': 10**3,
+  'M': 10**6,
+  'B': 10**9,
+  **{s: 10**6 for s in ('mn', 'Mn', 'mln', 'Mio')},
+  **{s: 10**9 for s in ('bn', 'Bn', 'BN')},
+  **{s: 10**12 for s in ('tn', 'Tn', 'trn')},
 }
 # Letters that are factors behind an amount of money only; T is tesla, too.
 _MONEY_FACTORS = {'T': 10**12}
@@ -54,60 +57,54 @@ _UNCLEAR = frozenset({'m', 'b', 't', 'T', 'G', 'MM'})
 # Letters that make a word of the digits before them: 1970s, 2nd.
 _WORD_ENDINGS = frozenset({'s', 'st', 'nd', 'rd', 'th'})
 _UNDER_20 = (
-    'zero one two three four five six seven eight nine ten eleven twelve '
-    'thirteen fourteen fifteen sixteen seventeen eighteen nineteen'
+  'zero one two three four five six seven eight nine ten eleven twelve '
+  'thirteen fourteen fifteen sixteen seventeen eighteen nineteen'
 ).split()
 _TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
 _WORDS = {
-    **{word: value for value, word in enumerate(_UNDER_20)},
-    **{word: 10 * value for value, word in enumerate(_TENS, 2)},
+  **{word: value for value, word in enumerate(_UNDER_20)},
+  **{word: 10 * value for value, word in enumerate(_TENS, 2)},
 }
 _BELOW_100 = (
-    rf'(?:(?:{"|".join(_TENS)})(?:[\s-]+(?:{"|".join(_UNDER_20[1:10])}))?'
-    rf'|{"|".join(reversed(_UNDER_20))})'
+  rf'(?:(?:{"|".join(_TENS)})(?:[\s-]+(?:{"|".join(_UNDER_20[1:10])}))?'
+  rf'|{"|".join(reversed(_UNDER_20))})'
 )
 _SPELLED = re.compile(
-    rf'(?P<minus>minus\s+|negative\s+)?'
-    rf'(?:(?P<hundreds>{_BELOW_100})[\s-]+hundred(?:\s+and)?'
-    rf'(?:\s+(?P<rest>{_BELOW_100}))?|(?P<small>{_BELOW_100}))'
-    rf'(?:\s+(?P<scale>{"|".join(list(SCALES)[2:])}))?',
-    re.IGNORECASE,
+  rf'(?P<minus>minus\s+|negative\s+)?'
+  rf'(?:(?P<hundreds>{_BELOW_100})[\s-]+hundred(?:\s+and)?'
+  rf'(?:\s+(?P<rest>{_BELOW_100}))?|(?P<small>{_BELOW_100}))'
+  rf'(?:\s+(?P<scale>{"|".join(list(SCALES)[2:])}))?',
+  re.IGNORECASE,
 )
 _SPELLED_CHARACTERS = 80
 
-_DASHES = str.maketrans(
-    {c: '-' for c in '\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d'}
-)
+_DASHES = str.maketrans({c: '-' for c in '\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d'})
 # Spaces that typographers put between groups of three digits; LaTeX's too.
 _GROUP_SPACE = re.compile(
-    r'(?<=\d)(?:[\u00a0\u2009\u202f]|\\,|\\!|\{,\})(?=\d{3}(?!\d))'
+  r'(?<=\d)(?:[\u00a0\u2009\u202f]|\\,|\\!|\{,\})(?=\d{3}(?!\d))'
 )
 # Groups as in Switzerland, in Germany (two points, or one and a decimal comma)
 # and in India (three digits at the end, pairs before them).
 # Spaces make one number of three groups or more, and two numbers of two.
 _SWISS = re.compile(
-    r"(?<![\w.,'’])(?<!\d )\d{1,3}(?:(?:['’]\d{3})+|(?: \d{3}){2,})"
-    r"(?!\d|['’ ]\d)"
+  r"(?<![\w.,'’])(?<!\d )\d{1,3}(?:(?:['’]\d{3})+|(?: \d{3}){2,})"
+  r"(?!\d|['’ ]\d)"
 )
 _GERMAN = re.compile(
-    r'(?<![\w.,])\d{1,3}(?:(?:\.\d{3}){2,}(?:,\d+)?|\.\d{3},\d{1,2})'
-    r'(?![.,]?\d)'
+  r'(?<![\w.,])\d{1,3}(?:(?:\.\d{3}){2,}(?:,\d+)?|\.\d{3},\d{1,2})'
+  r'(?![.,]?\d)'
 )
 _INDIAN = re.compile(r'(?<![\w.,])\d{1,2}(?:,\d{2})+,\d{3}(?!,?\d)')
-_FRACTION = re.compile(
-    r'\\[dtc]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)(\d))'
-)
+_FRACTION = re.compile(r'\\[dtc]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)(\d))')
 _MIXED = re.compile(
-    r'(?<![\w.,/^_])(\d{1,9})(?:\s+(\d{1,4})\s?/\s?(\d{1,4})(?![\w/]|[.,]\d)'
-    r'|\s*\\[dtc]?frac\s*(?:\{(\d{1,4})\}\s*\{(\d{1,4})\}|(\d)(\d)))'
+  r'(?<![\w.,/^_])(\d{1,9})(?:\s+(\d{1,4})\s?/\s?(\d{1,4})(?![\w/]|[.,]\d)'
+  r'|\s*\\[dtc]?frac\s*(?:\{(\d{1,4})\}\s*\{(\d{1,4})\}|(\d)(\d)))'
 )
 _VULGAR = re.compile(r'(?:(?<![\w.,/])(\d{1,9})\s?)?([¼-¾⅐-⅞])')
-_DECIMAL = (
-    r'(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+(?:_\d+)*)(?:\.\d+)?|\.\d+)(?!\.?\d)'
-)
+_DECIMAL = r'(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+(?:_\d+)*)(?:\.\d+)?|\.\d+)(?!\.?\d)'
 _APART = '|'.join(sorted({*_FACTORS, *_MONEY_FACTORS, *_UNCLEAR}, key=len))
 _NUMBER = re.compile(
-    rf"""
+  rf"""
     (?:
       (?<![\w.)\]}}])(?P<sign>[-+])       # a dash after a word is a hyphen
       |(?<![\w.])(?<![^\W\d_]-)           # not inside a word, number or name
@@ -126,7 +123,7 @@ _NUMBER = re.compile(
       |[ ](?P<apart>{_APART})(?![\w'’])
     )?
     """,
-    re.VERBOSE | re.IGNORECASE,
+  re.VERBOSE | re.IGNORECASE,
 )
 
 
@@ -151,8 +148,8 @@ def parse(text: str) -> fractions.Fraction | None:
     return None
   letters = match['glued'] or match['apart']
   if letters and (
-      letters not in _FACTORS | _MONEY_FACTORS
-      or text.rstrip().endswith('$')  # $3k$ is a product.
+    letters not in _FACTORS | _MONEY_FACTORS
+    or text.rstrip().endswith('$')  # $3k$ is a product.
   ):
     return None
   try:
@@ -218,9 +215,7 @@ def join_groups(text: str) -> str:
   """Writes grouped digits without the marks of other countries' groups."""
   text = _GROUP_SPACE.sub('', text)
   text = _SWISS.sub(lambda m: re.sub("['’ ]", '', m[0]), text)
-  return _GERMAN.sub(
-      lambda m: m[0].replace('.', '').replace(',', '.'), text
-  )
+  return _GERMAN.sub(lambda m: m[0].replace('.', '').replace(',', '.'), text)
 
 
 def _clean(text: str) -> str:
@@ -239,9 +234,7 @@ def _spelled(text: str) -> fractions.Fraction | None:
     return None
 
   def small(name: str) -> int:
-    return sum(
-        _WORDS[w] for w in re.split(r'[\s-]+', (match[name] or 'zero').lower())
-    )
+    return sum(_WORDS[w] for w in re.split(r'[\s-]+', (match[name] or 'zero').lower()))
 
   value = 100 * small('hundreds') + small('rest') + small('small')
   value *= SCALES.get((match['scale'] or '').lower(), 1)
@@ -301,17 +294,13 @@ def _exact(digits: str) -> fractions.Fraction | None:
   return fractions.Fraction(decimal.Decimal(plain))
 
 
-def close(
-    gold: fractions.Fraction, said: fractions.Fraction, tolerance: float
-) -> bool:
+def close(gold: fractions.Fraction, said: fractions.Fraction, tolerance: float) -> bool:
   """Whether |said - gold| <= tolerance |gold|; at gold 0 only 0 is close."""
   return abs(said - gold) <= fractions.Fraction(tolerance) * abs(gold)
 
 
 def number(
-    answers: Sequence[str],
-    answer: str,
-    tolerance: float = RELATIVE_TOLERANCE,
+  answers: Sequence[str], answer: str, tolerance: float = RELATIVE_TOLERANCE
 ) -> float:
   """Scores 1 if THE number of a response is close to an acceptable one.
 
@@ -329,9 +318,7 @@ def number(
   said = _find(answer)
   golds = [g for g in map(parse, answers) if g is not None]
   return float(
-      bool(said)
-      and None not in said
-      and any(
-          all(s is not None and close(g, s, tolerance) for s in said) for g in golds
-      )
+    bool(said)
+    and None not in said
+    and any(all(s is not None and close(g, s, tolerance) for s in said) for g in golds)
   )

@@ -9,7 +9,7 @@ from agentflow_jax.agents.rewards import registry
 
 
 def make(
-    spec: str, path: str, name: str, *, seconds: float, processes: int
+  spec: str, path: str, name: str, *, seconds: float, processes: int
 ) -> registry.Reward:
   """Makes a reward of a function.
 
@@ -35,7 +35,7 @@ def make(
     inspect.signature(own.function).bind(None, '')
   except TypeError as e:
     raise own_functions.LoadError(
-        f'{path}: {name} has to take a task and an answer: {e}'
+      f'{path}: {name} has to take a task and an answer: {e}'
     ) from e
 
   async def score(task: records.Task, answer: str):

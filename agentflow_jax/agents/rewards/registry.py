@@ -37,15 +37,13 @@ class Reward:
   """
 
   name: str
-  score: Callable[
-      [records.Task, str], Awaitable[float | Mapping[str, float]]
-  ]
+  score: Callable[[records.Task, str], Awaitable[float | Mapping[str, float]]]
   check: Callable[[records.Task], None]
   close: Callable[[], Awaitable[None]] | None = None
   of_world: Callable[[records.Verdict], float] | None = None
 
   async def __call__(
-      self, task: records.Task, answer: str
+    self, task: records.Task, answer: str
   ) -> float | Mapping[str, float]:
     self.check(task)
     return await self.score(task, thoughts.said(answer))
@@ -56,9 +54,9 @@ class Reward:
 
 
 def _reward_from(
-    name: str,
-    function: Callable[[Sequence[str], str], float],
-    check: Callable[[records.Task], None],
+  name: str,
+  function: Callable[[Sequence[str], str], float],
+  check: Callable[[records.Task], None],
 ) -> Reward:
   """Makes a reward of a quick function of (acceptable answers, response)."""
 
@@ -72,8 +70,8 @@ def check_answers(task: records.Task) -> None:
   """Raises ValueError, naming the task, where an acceptable answer is blank."""
   if not task.answers or not all(text.normalise(a) for a in task.answers):
     raise ValueError(
-        f'task {task.id!r}: reward {task.reward!r} needs answers that are not '
-        f'blank, got {task.answers!r}'
+      f'task {task.id!r}: reward {task.reward!r} needs answers that are not '
+      f'blank, got {task.answers!r}'
     )
 
 
@@ -82,8 +80,8 @@ def _check_numbers(task: records.Task) -> None:
   for answer in task.answers:
     if numeric.parse(answer) is None:
       raise ValueError(
-          f'task {task.id!r}: reward {task.reward!r} needs answers that are '
-          f'numbers, got {answer!r}'
+        f'task {task.id!r}: reward {task.reward!r} needs answers that are '
+        f'numbers, got {answer!r}'
       )
 
 
@@ -118,9 +116,9 @@ def _symbolic() -> Reward:
 
 
 def _reward_of_task(
-    name: str,
-    function: Callable[[records.Task, str], float],
-    check: Callable[[records.Task], object],
+  name: str,
+  function: Callable[[records.Task, str], float],
+  check: Callable[[records.Task], object],
 ) -> Reward:
   """Makes a reward of a quick function that needs the task's query."""
 
@@ -136,7 +134,7 @@ def _reward_of_task(
 def _check_world(task: records.Task) -> None:
   if task.world is None or not task.world.checks:
     raise ValueError(
-        f'task {task.id!r}: reward {task.reward!r} needs a world with checks'
+      f'task {task.id!r}: reward {task.reward!r} needs a world with checks'
     )
 
 
@@ -148,7 +146,7 @@ def _checks() -> Reward:
     raise ValueError(f'task {task.id!r}: checks were not made')
 
   return Reward(
-      'checks', score, _check_world, of_world=lambda verdict: float(verdict.success)
+    'checks', score, _check_world, of_world=lambda verdict: float(verdict.success)
   )
 
 
@@ -163,8 +161,8 @@ def _environment() -> Reward:
     kinds = {c.kind for c in task.world.checks} if task.world else set()
     if 'reward' not in kinds:
       raise ValueError(
-          f'task {task.id!r}: reward {task.reward!r} needs an environment that returns'
-          ' one: set agent.environment.kind=PATH.py:CLASS'
+        f'task {task.id!r}: reward {task.reward!r} needs an environment that returns'
+        ' one: set agent.environment.kind=PATH.py:CLASS'
       )
 
   # A world with a check of kind 'reward' returns a number.
@@ -173,30 +171,22 @@ def _environment() -> Reward:
 
 
 _MAKERS: dict[str, Callable[[], Reward]] = {
-    'exact_match': lambda: _reward_from(
-        'exact_match', text.exact_match, check_answers
-    ),
-    'contains': lambda: _reward_from(
-        'contains', text.contains, check_answers
-    ),
-    'f1': lambda: _reward_from('f1', text.f1, check_answers),
-    'number': lambda: _reward_from('number', _number, _check_numbers),
-    'exact_number': lambda: _reward_from(
-        'exact_number', _exact_number, _check_numbers
-    ),
-    'match_or_number': lambda: _reward_from(
-        'match_or_number', _match_or_number, check_answers
-    ),
-    'short_answer': lambda: _reward_from(
-        'short_answer', short_answer.short_answer, check_answers
-    ),
-    'symbolic': _symbolic,
-    'choice': lambda: _reward_of_task(
-        'choice', choice.choice, choice.gold_label
-    ),
-    'checks': _checks,
-    'environment': _environment,
-    'game24': lambda: _reward_of_task('game24', game24.game24, game24.given),
+  'exact_match': lambda: _reward_from('exact_match', text.exact_match, check_answers),
+  'contains': lambda: _reward_from('contains', text.contains, check_answers),
+  'f1': lambda: _reward_from('f1', text.f1, check_answers),
+  'number': lambda: _reward_from('number', _number, _check_numbers),
+  'exact_number': lambda: _reward_from('exact_number', _exact_number, _check_numbers),
+  'match_or_number': lambda: _reward_from(
+    'match_or_number', _match_or_number, check_answers
+  ),
+  'short_answer': lambda: _reward_from(
+    'short_answer', short_answer.short_answer, check_answers
+  ),
+  'symbolic': _symbolic,
+  'choice': lambda: _reward_of_task('choice', choice.choice, choice.gold_label),
+  'checks': _checks,
+  'environment': _environment,
+  'game24': lambda: _reward_of_task('game24', game24.game24, game24.given),
 }
 
 
@@ -232,14 +222,12 @@ class Rewards:
   """
 
   def __init__(
-      self,
-      reward_names: Iterable[str],
-      others: Mapping[str, Reward] | None = None,
+    self, reward_names: Iterable[str], others: Mapping[str, Reward] | None = None
   ):
     others = others or {}
     self._rewards = {
-        name: others[name] if name in others else get(name)
-        for name in dict.fromkeys(reward_names)
+      name: others[name] if name in others else get(name)
+      for name in dict.fromkeys(reward_names)
     }
 
   def check(self, task: records.Task) -> None:
@@ -247,10 +235,10 @@ class Rewards:
     self._find(task).check(task)
 
   async def __call__(
-      self,
-      task: records.Task,
-      ending: records.Ending,
-      verdict: records.Verdict | None = None,
+    self,
+    task: records.Task,
+    ending: records.Ending,
+    verdict: records.Verdict | None = None,
   ) -> float | records.Score:
     """Returns the reward of a rollout.
 
@@ -271,8 +259,8 @@ class Rewards:
   def _find(self, task: records.Task) -> Reward:
     if task.reward not in self._rewards:
       raise ValueError(
-          f'task {task.id!r} names reward {task.reward!r}, but this run has '
-          f'{tuple(self._rewards)}'
+        f'task {task.id!r} names reward {task.reward!r}, but this run has '
+        f'{tuple(self._rewards)}'
       )
     return self._rewards[task.reward]
 

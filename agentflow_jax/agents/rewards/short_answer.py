@@ -12,34 +12,40 @@ from agentflow_jax.agents.rewards import numeric
 from agentflow_jax.agents.rewards import text
 
 _MONTHS = (
-    'january', 'february', 'march', 'april', 'may', 'june', 'july', 'august',
-    'september', 'october', 'november', 'december',
+  'january',
+  'february',
+  'march',
+  'april',
+  'may',
+  'june',
+  'july',
+  'august',
+  'september',
+  'october',
+  'november',
+  'december',
 )
 _MONTH = r'(?P<month>[a-z]{3,9})\.?'
 _DAY = r'(?P<day>\d{1,2})(?:st|nd|rd|th)?'
 _YEAR = r'(?P<year>\d{3,4})'
 # Not 01/05/1964, which is a day in January here and one in May there.
 _DATES = tuple(
-    re.compile(
-        rf'(?:on\s+)?(?:the\s+)?(?:[a-z]+day,?\s+)?{date}', re.IGNORECASE
-    )
-    for date in (
-        rf'{_DAY}\s+(?:of\s+)?{_MONTH},?\s+{_YEAR}',
-        rf'{_MONTH}\s+{_DAY},?\s+{_YEAR}',
-        rf'{_YEAR}-(?P<month>\d{{1,2}})-(?P<day>\d{{1,2}})',
-    )
+  re.compile(rf'(?:on\s+)?(?:the\s+)?(?:[a-z]+day,?\s+)?{date}', re.IGNORECASE)
+  for date in (
+    rf'{_DAY}\s+(?:of\s+)?{_MONTH},?\s+{_YEAR}',
+    rf'{_MONTH}\s+{_DAY},?\s+{_YEAR}',
+    rf'{_YEAR}-(?P<month>\d{{1,2}})-(?P<day>\d{{1,2}})',
+  )
 )
 _DATE_CHARACTERS = 60
 # Only where it opens a response: what follows has to match as a whole, so that
 # nothing is gained by writing it.
 _FRAME = re.compile(
-    r'\W*(?:(?:so|thus|hence|therefore)\W+)?(?:(?:the|my|our)\s+)?'
-    r'(?:(?:final|correct|right)\s+)?answer(?:\s+is|[*\s]*:)[*:\s]*',
-    re.IGNORECASE,
+  r'\W*(?:(?:so|thus|hence|therefore)\W+)?(?:(?:the|my|our)\s+)?'
+  r'(?:(?:final|correct|right)\s+)?answer(?:\s+is|[*\s]*:)[*:\s]*',
+  re.IGNORECASE,
 )
-_VERDICT = re.compile(
-    r'\W*(yes|no)\b[*_]*(?:[,;:!–—]|\.(?!\s*\d))', re.IGNORECASE
-)
+_VERDICT = re.compile(r'\W*(yes|no)\b[*_]*(?:[,;:!–—]|\.(?!\s*\d))', re.IGNORECASE)
 
 
 def short_answer(answers: Sequence[str], answer: str) -> float:
@@ -62,11 +68,7 @@ def short_answer(answers: Sequence[str], answer: str) -> float:
 
 
 def _fits(
-    gold: str,
-    said: str,
-    bare: str,
-    date: tuple[int, int, int] | None,
-    number: str,
+  gold: str, said: str, bare: str, date: tuple[int, int, int] | None, number: str
 ) -> bool:
   """Whether a response says one acceptable answer.
 
@@ -87,9 +89,7 @@ def _fits(
       return False
   if date and date == read_date(gold):
     return True
-  if text.normalise(gold) in ('yes', 'no') and text.normalise(gold) == (
-      _verdict(bare)
-  ):
+  if text.normalise(gold) in ('yes', 'no') and text.normalise(gold) == (_verdict(bare)):
     return True
   return bool(text.exact_match([gold], said) or text.exact_match([gold], bare))
 
@@ -115,9 +115,7 @@ def _month(said: str) -> int | None:
   """Returns 1 to 12 for a number, a name or its beginning; else None."""
   if said.isdecimal():
     return int(said) if 1 <= int(said) <= 12 else None
-  return next(
-      (n for n, name in enumerate(_MONTHS, 1) if name.startswith(said)), None
-  )
+  return next((n for n, name in enumerate(_MONTHS, 1) if name.startswith(said)), None)
 
 
 def _verdict(said: str) -> str | None:

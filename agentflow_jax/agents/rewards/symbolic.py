@@ -18,9 +18,8 @@ from absl import logging
 from agentflow_jax.agents import child
 from agentflow_jax.agents.rewards import text
 
-_WORKER = os.path.join(
-    os.path.dirname(os.path.abspath(__file__)), 'symbolic_worker.py'
-)
+_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'symbolic_worker.py')
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits(child.Limits):

@@ -26,6 +26,4 @@ if __name__ == '__main__':
   from agentflow_jax.agents import child_server
   from agentflow_jax.agents.rewards import math_answer
 
-  child_server.serve(
-      _answer, {'golds': ['x^2-1'], 'answer': '$(x-1)(x+1)$'}
-  )
+  child_server.serve(_answer, {'golds': ['x^2-1'], 'answer': '$(x-1)(x+1)$'})

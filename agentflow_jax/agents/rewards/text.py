@@ -17,9 +17,7 @@ _ARTICLES = frozenset({'a', 'an', 'the'})
 # HotpotQA's addition to F1: these share no credit with a longer answer.
 _ALL_OR_NOTHING = frozenset({'yes', 'no', 'noanswer'})
 _TAG = re.compile(r'<(/?)answer>', re.IGNORECASE)
-_POINT_OR_MINUS = re.compile(
-    r'(?:(?<=\d)|(?<![\w.]))\.(?=\d)|(?<![\w.])-(?=\.?\d)'
-)
+_POINT_OR_MINUS = re.compile(r'(?:(?<=\d)|(?<![\w.]))\.(?=\d)|(?<![\w.])-(?=\.?\d)')
 _BOXED = re.compile(r'\\boxed\s*\{|\\fbox\s*\{')
 # A brace of TeX, or a backslash with what it makes a character or a command.
 _BRACE = re.compile(r'\\.|[{}]', re.DOTALL)
@@ -27,9 +25,9 @@ _IDLE_SPACE = re.compile(r'(?<!\w)\s+|\s+(?!\w)')
 _LATEX_TEXT = re.compile(r'\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}')
 # What stands right before a thing that is said NOT to be the answer.
 _DENIAL = re.compile(
-    r"(?:\b(?:not|rather than|instead of)|\bcannot|n['’]?t)\s+"
-    r'(?:(?:in|on|at|be|the|equal to)\s+)*[^\w\s]*$',
-    re.IGNORECASE,
+  r"(?:\b(?:not|rather than|instead of)|\bcannot|n['’]?t)\s+"
+  r'(?:(?:in|on|at|be|the|equal to)\s+)*[^\w\s]*$',
+  re.IGNORECASE,
 )
 _DENIAL_CHARACTERS = 60  # of the text before that are looked at
 
@@ -118,9 +116,9 @@ def words(text: str) -> list[str]:
   kept = ''.join(c for c in folded if not '\u0300' <= c <= '\u036f')
   kept = unicodedata.normalize('NFKC', kept)
   plain = ''.join(
-      c
-      for c, is_part in zip(kept, _parts_of_numbers(kept), strict=True)
-      if is_part or not _is_punctuation(c)
+    c
+    for c, is_part in zip(kept, _parts_of_numbers(kept), strict=True)
+    if is_part or not _is_punctuation(c)
   ).split()
   return [w for w in plain if w not in _ARTICLES] or plain or kept.split()
 
@@ -134,9 +132,9 @@ def _parts_of_numbers(text: str) -> list[bool]:
 
 
 def _is_punctuation(character: str) -> bool:
-  return character in string.punctuation or unicodedata.category(
-      character
-  ).startswith('P')
+  return character in string.punctuation or unicodedata.category(character).startswith(
+    'P'
+  )
 
 
 def normalise(text: str) -> str:
@@ -184,7 +182,7 @@ def contains(answers: Sequence[str], answer: str) -> float:
 
 def _stands_in(gold: list[str], said: list[str]) -> bool:
   return bool(gold) and any(
-      said[i : i + len(gold)] == gold for i in range(len(said) - len(gold) + 1)
+    said[i : i + len(gold)] == gold for i in range(len(said) - len(gold) + 1)
   )
 
 
@@ -210,8 +208,9 @@ def f1(answers: Sequence[str], answer: str) -> float:
 def _f1(gold: list[str], said: list[str]) -> float:
   if not gold or not said:
     return 0.0
-  if gold != said and any(len(w) == 1 and w[0] in _ALL_OR_NOTHING
-                          for w in (gold, said)):
+  if gold != said and any(
+    len(w) == 1 and w[0] in _ALL_OR_NOTHING for w in (gold, said)
+  ):
     return 0.0
   common = collections.Counter(gold) & collections.Counter(said)
   return 2.0 * common.total() / (len(gold) + len(said))

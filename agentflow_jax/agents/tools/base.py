@@ -11,16 +11,16 @@ from agentflow_jax.agents.tools import json_schema
 
 # The request that a tool call belongs to, set by whoever makes the call around
 # it. A tool that samples derives its own randomness from this (contract 4).
-request_key: contextvars.ContextVar[records.RequestKey | None] = (
-    contextvars.ContextVar('request_key', default=None)
+request_key: contextvars.ContextVar[records.RequestKey | None] = contextvars.ContextVar(
+  'request_key', default=None
 )
 # What the call under way counts, for reports; set likewise.
-_counts: contextvars.ContextVar[dict[str, int] | None] = (
-    contextvars.ContextVar('counts', default=None)
+_counts: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
+  'counts', default=None
 )
 # Calls that a program makes inside the current call; set by the caller of a tool.
 _inner: contextvars.ContextVar[
-    list[tuple[records.ToolCall, records.ToolResult]] | None
+  list[tuple[records.ToolCall, records.ToolResult]] | None
 ] = contextvars.ContextVar('inner', default=None)
 
 
@@ -94,7 +94,7 @@ class Argument:
   type: str = 'string'
   required: bool = True
   schema: json_schema.Schema | None = dataclasses.field(
-      default=None, hash=False, repr=False
+    default=None, hash=False, repr=False
   )
 
 
@@ -130,8 +130,9 @@ def schema_of(card: Card) -> dict[str, Any]:
     described = {'description': argument.description} if argument.description else {}
     properties[argument.name] = {**said, **described}
   return {
-      'type': 'object', 'properties': properties,
-      'required': [a.name for a in card.arguments if a.required],
+    'type': 'object',
+    'properties': properties,
+    'required': [a.name for a in card.arguments if a.required],
   }
 
 
@@ -164,9 +165,7 @@ class Tool:
   notice: str = ''
 
 
-def check_arguments(
-    card: Card, arguments: Mapping[str, Any]
-) -> dict[str, Any]:
+def check_arguments(card: Card, arguments: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the arguments in the types of the card's schema: 5.0 becomes 5.
 
   Raises:
@@ -177,11 +176,11 @@ def check_arguments(
   for name, value in arguments.items():
     if name not in known:
       raise BadArguments(
-          f'{card.name} has no argument {name!r}; it takes {sorted(known)}'
+        f'{card.name} has no argument {name!r}; it takes {sorted(known)}'
       )
     said = known[name].type
     schema = known[name].schema or json_schema.Schema(
-        {} if said == 'any' else {'type': said}
+      {} if said == 'any' else {'type': said}
     )
     try:
       checked[name] = schema.checked(value, name)

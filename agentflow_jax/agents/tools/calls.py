@@ -35,7 +35,7 @@ _START = re.compile(r'\b[A-Za-z_]\w*\s*\.\s*execute\s*\(')
 
 
 def parse_command(
-    text: str, card: base.Card | None = None, thinking: bool = False
+  text: str, card: base.Card | None = None, thinking: bool = False
 ) -> tuple[str | None, dict[str, Any]]:
   """Finds the first `X.execute(...)` in a command and reads its arguments.
 
@@ -64,7 +64,7 @@ def parse_command(
   text = thoughts.said(text, thinking)
   if len(text) > _MAX_CHARS:
     raise base.BadArguments(
-        f'the command has {len(text)} characters; {_MAX_CHARS} at most'
+      f'the command has {len(text)} characters; {_MAX_CHARS} at most'
     )
   problem = 'no call of the form tool.execute(...) in the command'
   for source in _sources(text):
@@ -73,8 +73,7 @@ def parse_command(
     except SyntaxError as error:
       if _START.search(source):
         problem = (
-            f'the call cannot be read: {error.msg} (line {error.lineno})'
-            f'{_hint(card)}'
+          f'the call cannot be read: {error.msg} (line {error.lineno}){_hint(card)}'
         )
       continue
     call = _first_call(tree)
@@ -94,9 +93,9 @@ def example(names: Iterable[str]) -> str:
   names = list(names)
   shown = [f'{name}=...' for name in names if _is_plain(name)]
   others = [
-      f'{json.dumps(name, ensure_ascii=False)}: ...'
-      for name in names
-      if not _is_plain(name)
+    f'{json.dumps(name, ensure_ascii=False)}: ...'
+    for name in names
+    if not _is_plain(name)
   ]
   if others:
     shown.append(f'**{{{", ".join(others)}}}')
@@ -106,10 +105,10 @@ def example(names: Iterable[str]) -> str:
 def _is_plain(name: str) -> bool:
   """Says whether an argument can be written as name=value."""
   return (
-      name.isidentifier()
-      and not keyword.iskeyword(name)
-      # Python normalises the names of a program to NFKC.
-      and unicodedata.normalize('NFKC', name) == name
+    name.isidentifier()
+    and not keyword.iskeyword(name)
+    # Python normalises the names of a program to NFKC.
+    and unicodedata.normalize('NFKC', name) == name
   )
 
 
@@ -129,27 +128,22 @@ def _unread(text: str) -> str:
     except (ValueError, RecursionError) as error:
       return f'; as JSON it cannot be read either: {error}'
   pieces = max(
-      len(_FENCE.findall(text)), len(_INLINE.findall(text)),
-      len(_START.findall(text)),
+    len(_FENCE.findall(text)), len(_INLINE.findall(text)), len(_START.findall(text))
   )
   if pieces > _MAX_PIECES:
     return (
-        f'; of the {pieces} pieces that might be one, the first {_MAX_PIECES}'
-        ' were tried: write the call alone'
+      f'; of the {pieces} pieces that might be one, the first {_MAX_PIECES}'
+      ' were tried: write the call alone'
     )
   return ''
 
 
 def _from_json(
-    text: str, card: base.Card | None
+  text: str, card: base.Card | None
 ) -> tuple[str | None, dict[str, Any]] | None:
   """Reads a call that is JSON; None where there is none."""
-  own = {lenient_json.name_of(a.name): a.name for a in card.arguments} if (
-      card
-  ) else {}
-  found = lenient_json.find(
-      text, {*own, 'arguments', 'parameters', 'command'}
-  )
+  own = {lenient_json.name_of(a.name): a.name for a in card.arguments} if (card) else {}
+  found = lenient_json.find(text, {*own, 'arguments', 'parameters', 'command'})
   if found is None:
     return None
   if found.keys() <= own.keys():
@@ -166,8 +160,8 @@ def _from_json(
   if not isinstance(arguments, dict):
     return None
   tool = next(
-      (v for k in ('name', 'tool', 'tool_name')
-       if isinstance(v := found.get(k), str)), None
+    (v for k in ('name', 'tool', 'tool_name') if isinstance(v := found.get(k), str)),
+    None,
   )
   return (None if tool == 'tool' else tool), json_arguments(arguments)
 
@@ -183,9 +177,7 @@ def json_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     _check_depth(arguments)
     return _json_like(dict(arguments))
   except (ValueError, RecursionError) as error:
-    raise base.BadArguments(
-        f'the arguments must be plain values: {error}'
-    ) from error
+    raise base.BadArguments(f'the arguments must be plain values: {error}') from error
 
 
 def _check_depth(value: Any) -> None:
@@ -193,8 +185,10 @@ def _check_depth(value: Any) -> None:
   level = [value]
   for _ in range(MAX_DEPTH):
     level = [
-        part for one in level if isinstance(one, (dict, list))
-        for part in (one.values() if isinstance(one, dict) else one)
+      part
+      for one in level
+      if isinstance(one, (dict, list))
+      for part in (one.values() if isinstance(one, dict) else one)
     ]
     if not level:
       return
@@ -208,9 +202,9 @@ def _sources(text: str) -> Iterator[str]:
   yield text
   yield from _INLINE.findall(text)[:_MAX_PIECES]
   starts = (
-      piece[start.start() :]
-      for piece in (*fenced, text)
-      for start in _START.finditer(piece)
+    piece[start.start() :]
+    for piece in (*fenced, text)
+    for start in _START.finditer(piece)
   )
   for rest in itertools.islice(starts, _MAX_PIECES):
     yield _balanced(rest)
@@ -258,12 +252,12 @@ def _dedented(source: str) -> str:
 
 def _first_call(tree: ast.Module) -> ast.Call | None:
   calls = [
-      node
-      for node in ast.walk(tree)
-      if isinstance(node, ast.Call)
-      and isinstance(node.func, ast.Attribute)
-      and node.func.attr == 'execute'
-      and isinstance(node.func.value, ast.Name)
+    node
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Attribute)
+    and node.func.attr == 'execute'
+    and isinstance(node.func.value, ast.Name)
   ]
   return min(calls, key=lambda c: (c.lineno, c.col_offset), default=None)
 
@@ -280,14 +274,14 @@ def _assigned(tree: ast.Module) -> dict[str, ast.expr]:
 
 
 def _read(
-    call: ast.Call, assigned: Mapping[str, ast.expr], card: base.Card | None
+  call: ast.Call, assigned: Mapping[str, ast.expr], card: base.Card | None
 ) -> tuple[str | None, dict[str, Any]]:
   names = [a.name for a in card.arguments] if card else []
   if len(call.args) > len(names):
     raise base.BadArguments(
-        'name every argument, as in tool.execute(query="...")'
-        if card is None
-        else f'{card.name} takes at most {len(names)} arguments: {names}'
+      'name every argument, as in tool.execute(query="...")'
+      if card is None
+      else f'{card.name} takes at most {len(names)} arguments: {names}'
     )
   # Python normalises the names of a program to NFKC.
   spelled = {unicodedata.normalize('NFKC', name): name for name in names}
@@ -307,19 +301,20 @@ def _read(
 
 
 def _pairs(
-    node: ast.expr, assigned: Mapping[str, ast.expr]
+  node: ast.expr, assigned: Mapping[str, ast.expr]
 ) -> list[tuple[str, ast.expr]]:
   """Returns the names and values of a dictionary that follows **."""
   if isinstance(node, ast.Name):
     node = assigned.get(node.id, node)
   keys = [
-      key.value for key in getattr(node, 'keys', ())
-      if isinstance(key, ast.Constant) and isinstance(key.value, str)
+    key.value
+    for key in getattr(node, 'keys', ())
+    if isinstance(key, ast.Constant) and isinstance(key.value, str)
   ]
   if not isinstance(node, ast.Dict) or len(keys) < len(node.keys):
     raise base.BadArguments(
-        'what follows ** must be a dictionary with strings as its keys, such as'
-        ' tool.execute(**{"from": "x"})'
+      'what follows ** must be a dictionary with strings as its keys, such as'
+      ' tool.execute(**{"from": "x"})'
     )
   return list(zip(keys, node.values, strict=True))
 
@@ -338,7 +333,7 @@ class _JsonNames(ast.NodeTransformer):
 
   def visit_Dict(self, node: ast.Dict) -> ast.AST:
     keys = collections.Counter(
-        key.value for key in node.keys if isinstance(key, ast.Constant)
+      key.value for key in node.keys if isinstance(key, ast.Constant)
     )
     for key, times in keys.items():
       if times > 1:
@@ -346,9 +341,7 @@ class _JsonNames(ast.NodeTransformer):
     return self.generic_visit(node)
 
 
-def _literal(
-    name: str, node: ast.expr, assigned: Mapping[str, ast.expr]
-) -> Any:
+def _literal(name: str, node: ast.expr, assigned: Mapping[str, ast.expr]) -> Any:
   if isinstance(node, ast.Name):
     node = assigned.get(node.id, node)
   try:
@@ -356,8 +349,8 @@ def _literal(
     return _json_like(ast.literal_eval(_JsonNames().visit(node)))
   except (ValueError, TypeError, RecursionError, MemoryError) as error:
     raise base.BadArguments(
-        f'{name.encode("ascii", "replace").decode()} must be a plain value such'
-        ' as "text", 3 or [1, 2]; no expression is evaluated'
+      f'{name.encode("ascii", "replace").decode()} must be a plain value such'
+      ' as "text", 3 or [1, 2]; no expression is evaluated'
     ) from error
 
 

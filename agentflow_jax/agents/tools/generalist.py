@@ -10,16 +10,15 @@ from agentflow_jax.agents import thoughts
 from agentflow_jax.agents.tools import base
 
 _INSTRUCTION = (
-    'Answer the question or do the task. Be brief and exact; say so if you do '
-    'not know.'
+  'Answer the question or do the task. Be brief and exact; say so if you do not know.'
 )
 
 
 def make(
-    language_model: language_model_lib.LanguageModel | None,
-    sampling: records.SamplingSpec | None = None,
-    *,
-    timeout: float = 120.0,
+  language_model: language_model_lib.LanguageModel | None,
+  sampling: records.SamplingSpec | None = None,
+  *,
+  timeout: float = 120.0,
 ) -> base.Tool:
   """Makes the generalist tool.
 
@@ -34,8 +33,8 @@ def make(
   """
   if language_model is None:
     raise base.ToolUnavailable(
-        'the generalist tool needs a language model, and none is configured: '
-        'name one in the config, or leave the tool out'
+      'the generalist tool needs a language model, and none is configured: '
+      'name one in the config, or leave the tool out'
     )
   sampling = sampling or records.SamplingSpec(temperature=0, max_new_tokens=512)
 
@@ -44,14 +43,12 @@ def make(
     if not query.strip():
       raise base.BadArguments('the query is empty')
     prompt = (
-        records.Segment('system', _INSTRUCTION),
-        # A planner wrote it: its text must never become a control token.
-        records.Segment('user', query, trusted=False),
+      records.Segment('system', _INSTRUCTION),
+      # A planner wrote it: its text must never become a control token.
+      records.Segment('user', query, trusted=False),
     )
     try:
-      completion = await language_model.generate(
-          prompt, sampling, _request_key(query)
-      )
+      completion = await language_model.generate(prompt, sampling, _request_key(query))
     except language_model_lib.PromptTooLong as error:
       raise base.BadArguments(f'the query is too long: {error}') from error
     except language_model_lib.Unreachable as error:
@@ -65,31 +62,27 @@ def _request_key(query: str) -> records.RequestKey:
   key = base.request_key.get()
   if key is None:
     return records.RequestKey(
-        seed=0,
-        purpose=records.Purpose.SOLVE,
-        step=0,
-        query=query,
-        rollout=0,
-        module='generalist',
+      seed=0,
+      purpose=records.Purpose.SOLVE,
+      step=0,
+      query=query,
+      rollout=0,
+      module='generalist',
     )
   return dataclasses.replace(key, module='generalist')
 
 
 def _card(sampling: records.SamplingSpec) -> base.Card:
   return base.Card(
-      name='generalist',
-      purpose=(
-          'Asks a language model a question that needs general knowledge or '
-          'reasoning in words.'
-      ),
-      arguments=(
-          base.Argument('query', 'the whole question; it sees nothing else'),
-      ),
-      examples=(
-          'execution = tool.execute(query="Who wrote the novel Emma?")',
-      ),
-      limits=(
-          'It may be wrong, knows nothing recent, and answers with at most '
-          f'{sampling.max_new_tokens} tokens.'
-      ),
+    name='generalist',
+    purpose=(
+      'Asks a language model a question that needs general knowledge or '
+      'reasoning in words.'
+    ),
+    arguments=(base.Argument('query', 'the whole question; it sees nothing else'),),
+    examples=('execution = tool.execute(query="Who wrote the novel Emma?")',),
+    limits=(
+      'It may be wrong, knows nothing recent, and answers with at most '
+      f'{sampling.max_new_tokens} tokens.'
+    ),
   )

@@ -143,8 +143,11 @@ def _kind_of(value: Any) -> str:
   if value is None:
     return 'null'
   for kind, types in (
-      ('boolean', bool), ('integer', int), ('number', float), ('string', str),
-      ('array', list),
+    ('boolean', bool),
+    ('integer', int),
+    ('number', float),
+    ('string', str),
+    ('array', list),
   ):
     if isinstance(value, types):
       return kind
@@ -160,9 +163,7 @@ def _shape(schema: Schema, depth: int) -> str:
   if types := _types(said):
     return ' or '.join(_shape_of(kind, schema, depth) for kind in types)
   if options := _parts(schema, 'anyOf', 'oneOf')[:_SHOWN_PARTS]:
-    return ' or '.join(
-        dict.fromkeys(_shape(option, depth + 1) for option in options)
-    )
+    return ' or '.join(dict.fromkeys(_shape(option, depth + 1) for option in options))
   target = _target(schema)
   parts = ([target] if target else []) + _parts(schema, 'allOf')
   return _shape(parts[0], depth + 1) if parts else 'any'
@@ -175,9 +176,9 @@ def _shape_of(kind: str, schema: Schema, depth: int) -> str:
   if kind == 'object':
     fields, required = schema.properties()
     shown = [
-        f'{_json(name)}: {_shape(field, depth + 1)}'
-        + ('' if name in required else ' (optional)')
-        for name, field in list(fields.items())[:_SHOWN_PARTS]
+      f'{_json(name)}: {_shape(field, depth + 1)}'
+      + ('' if name in required else ' (optional)')
+      for name, field in list(fields.items())[:_SHOWN_PARTS]
     ]
     if shown:
       more = ', ...' if len(fields) > _SHOWN_PARTS else ''
@@ -185,9 +186,7 @@ def _shape_of(kind: str, schema: Schema, depth: int) -> str:
   return kind
 
 
-def _properties(
-    schema: Schema, depth: int
-) -> tuple[dict[str, Schema], frozenset[str]]:
+def _properties(schema: Schema, depth: int) -> tuple[dict[str, Schema], frozenset[str]]:
   if not isinstance(schema.said, Mapping) or depth > _SHOWN_DEPTH:
     return {}, frozenset()
   fields, required = {}, set()
@@ -216,9 +215,7 @@ class _Check:
     self._steps += 1
     said = schema.said
     if (
-        not isinstance(said, Mapping)
-        or self._steps > _MOST_STEPS
-        or depth > _MOST_DEPTH
+      not isinstance(said, Mapping) or self._steps > _MOST_STEPS or depth > _MOST_DEPTH
     ):
       return value
     if value is None and said.get('nullable') is True:
@@ -238,8 +235,8 @@ class _Check:
     if isinstance(value, list):
       items = Schema(said.get('items'), schema.root)
       return [
-          self.value(item, items, f'{name}[{i}]', depth + 1)
-          for i, item in enumerate(value)
+        self.value(item, items, f'{name}[{i}]', depth + 1)
+        for i, item in enumerate(value)
       ]
     if isinstance(value, dict):
       return self._object(value, schema, name, depth)
@@ -271,17 +268,17 @@ class _Check:
         raise Mismatch(lambda field=field: f'{name} needs the field {_json(field)}')
     others = said.get('additionalProperties')
     return {
-        key: self.value(
-            item, Schema(own.get(key, others), schema.root),
-            f'{name}[{_json(key)}]', depth + 1,
-        )
-        for key, item in value.items()
+      key: self.value(
+        item,
+        Schema(own.get(key, others), schema.root),
+        f'{name}[{_json(key)}]',
+        depth + 1,
+      )
+      for key, item in value.items()
     }
 
 
-def _of_types(
-    value: Any, types: tuple[str, ...], name: str, schema: Schema
-) -> Any:
+def _of_types(value: Any, types: tuple[str, ...], name: str, schema: Schema) -> Any:
   """Returns a value of one of the types; 5.0 becomes the integer 5."""
   kind = _kind_of(value)
   if kind in types or (kind == 'integer' and 'number' in types):
@@ -298,8 +295,10 @@ def _is_whole(value: float) -> bool:
 def _mismatch(value: Any, name: str, schema: Schema) -> Mismatch:
   def text():
     shown = schema.shape()[:_SHOWN_CHARACTERS]
-    article = '' if shown.startswith(('one of ', 'any', 'null')) else (
-        'an ' if shown[:1] in 'aio' else 'a '
+    article = (
+      ''
+      if shown.startswith(('one of ', 'any', 'null'))
+      else ('an ' if shown[:1] in 'aio' else 'a ')
     )
     given = 'null' if value is None else f'the {_kind_of(value)} {_json(value)}'
     return f'{name} must be {article}{shown}, not {given}'
@@ -320,6 +319,4 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _json(value: Any) -> str:
   text = json.dumps(value, ensure_ascii=False)
-  return text if len(text) <= _SHOWN_CHARACTERS else (
-      f'{text[:_SHOWN_CHARACTERS]} ...'
-  )
+  return text if len(text) <= _SHOWN_CHARACTERS else (f'{text[:_SHOWN_CHARACTERS]} ...')

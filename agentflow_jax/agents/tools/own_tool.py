@@ -13,12 +13,21 @@ from agentflow_jax.agents import own_functions
 from agentflow_jax.agents.tools import base, json_schema
 
 _KINDS = {
-    str: 'string', int: 'integer', float: 'number', bool: 'boolean',
-    list: 'array', tuple: 'array', dict: 'object',
+  str: 'string',
+  int: 'integer',
+  float: 'number',
+  bool: 'boolean',
+  list: 'array',
+  tuple: 'array',
+  dict: 'object',
 }
 _EXAMPLES = {
-    'string': '...', 'integer': 1, 'number': 1.5, 'boolean': True, 'array': [],
-    'object': {},
+  'string': '...',
+  'integer': 1,
+  'number': 1.5,
+  'boolean': True,
+  'array': [],
+  'object': {},
 }
 # Longest wait of a call for an idle process; it is not part of the call's time limit.
 _QUEUE_SECONDS = 120.0
@@ -60,14 +69,11 @@ def make(path: str, name: str, *, seconds: float, processes: int) -> base.Tool:
       raise base.ToolUnreachable(str(e)) from e
 
   return base.Tool(
-      card, call, timeout=seconds + _QUEUE_SECONDS, close=own.aclose,
-      version=own.version,
+    card, call, timeout=seconds + _QUEUE_SECONDS, close=own.aclose, version=own.version
   )
 
 
-def card_of(
-    function: Callable[..., Any], name: str, bound: int = 0
-) -> base.Card:
+def card_of(function: Callable[..., Any], name: str, bound: int = 0) -> base.Card:
   """Returns the card of a function.
 
   Args:
@@ -84,8 +90,8 @@ def card_of(
   purpose, limits = _paragraphs(docs)
   if not purpose:
     raise ValueError(
-        f'{name} needs a docstring: its first paragraph tells the planner what the'
-        ' tool is for'
+      f'{name} needs a docstring: its first paragraph tells the planner what the'
+      ' tool is for'
     )
   try:
     hints = typing.get_type_hints(function)
@@ -95,29 +101,27 @@ def card_of(
   arguments = []
   for parameter in list(inspect.signature(function).parameters.values())[bound:]:
     where = f'{name}: the argument {parameter.name!r}'
-    if parameter.kind not in (
-        parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY
-    ):
+    if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
       raise ValueError(f'{where}: *args and **kwargs are not supported')
     if parameter.name not in hints:
       raise ValueError(f'{where} needs an annotation, such as str')
     said = _schema(hints[parameter.name], where)
     schema = json_schema.Schema(said)
     arguments.append(
-        base.Argument(
-            parameter.name,
-            ' '.join(described.get(parameter.name, '').split()),
-            schema.kind(),
-            parameter.default is parameter.empty,
-            schema if set(said) - {'type'} else None,
-        )
+      base.Argument(
+        parameter.name,
+        ' '.join(described.get(parameter.name, '').split()),
+        schema.kind(),
+        parameter.default is parameter.empty,
+        schema if set(said) - {'type'} else None,
+      )
     )
   return base.Card(
-      name=name,
-      purpose=purpose,
-      arguments=tuple(arguments),
-      examples=(_example(arguments),),
-      limits=limits,
+    name=name,
+    purpose=purpose,
+    arguments=tuple(arguments),
+    examples=(_example(arguments),),
+    limits=limits,
   )
 
 
@@ -146,12 +150,10 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
   if origin is list and len(parts) == 1:
     return {'type': 'array', 'items': _schema(parts[0], where)}
   if origin is dict and len(parts) == 2 and parts[0] is str:
-    return {
-        'type': 'object', 'additionalProperties': _schema(parts[1], where)
-    }
+    return {'type': 'object', 'additionalProperties': _schema(parts[1], where)}
   raise ValueError(
-      f'{where} is annotated with {hint}; str, int, float, bool, list, dict,'
-      ' Literal and unions of these are supported'
+    f'{where} is annotated with {hint}; str, int, float, bool, list, dict,'
+    ' Literal and unions of these are supported'
   )
 
 
@@ -160,9 +162,7 @@ def _example(arguments: list[base.Argument]) -> str:
   values = []
   for argument in needed:
     said = argument.schema.said if argument.schema else {}
-    value = said['enum'][0] if 'enum' in said else _EXAMPLES.get(
-        argument.type, '...'
-    )
+    value = said['enum'][0] if 'enum' in said else _EXAMPLES.get(argument.type, '...')
     shown = json.dumps(value) if isinstance(value, str) else repr(value)
     values.append(f'{argument.name}={shown}')
   return f'execution = tool.execute({", ".join(values)})'

@@ -27,9 +27,9 @@ completion = http_server.completion
 KEY = 'sk-very-secret-0123456789'
 VARIABLE = 'AGENTFLOW_TEST_KEY'
 PROMPT = (
-    records.Segment('system', 'Be brief.'),
-    records.Segment('user', 'Query: '),
-    records.Segment('user', 'why?', trusted=False),
+  records.Segment('system', 'Be brief.'),
+  records.Segment('user', 'Query: '),
+  records.Segment('user', 'why?', trusted=False),
 )
 SAMPLING = records.SamplingSpec(temperature=0.5, top_p=0.9, max_new_tokens=7)
 
@@ -45,8 +45,13 @@ def key(monkeypatch):
 
 def config(url, **changes):
   defaults = dict(
-      base_url=url, model='m', api_key_variable=VARIABLE, max_attempts=3,
-      backoff_seconds=0.01, max_backoff_seconds=0.1, timeout_seconds=60.0,
+    base_url=url,
+    model='m',
+    api_key_variable=VARIABLE,
+    max_attempts=3,
+    backoff_seconds=0.01,
+    max_backoff_seconds=0.1,
+    timeout_seconds=60.0,
   )
   return settings.EndpointConfig(**(defaults | changes))
 
@@ -57,10 +62,9 @@ def generate(configuration, prompt=PROMPT, sampling=SAMPLING, times=1):
   async def run():
     client = client_lib.EndpointClient(configuration)
     try:
-      return await asyncio.gather(*(
-          client.generate(prompt, sampling, request_key(i))
-          for i in range(times)
-      ))
+      return await asyncio.gather(
+        *(client.generate(prompt, sampling, request_key(i)) for i in range(times))
+      )
     finally:
       await client.aclose()
 
@@ -80,15 +84,15 @@ def test_a_request_and_its_completion():
   seed = body.pop('seed')
   assert 0 <= seed < 2**31
   assert body == {
-      'model': 'm',
-      'messages': [
-          {'role': 'system', 'content': 'Be brief.'},
-          {'role': 'user', 'content': 'Query: why?'},
-      ],
-      'temperature': 0.5,
-      'top_p': 0.9,
-      'max_tokens': 7,
-      'stop': ['\n', 'END'],
+    'model': 'm',
+    'messages': [
+      {'role': 'system', 'content': 'Be brief.'},
+      {'role': 'user', 'content': 'Query: why?'},
+    ],
+    'temperature': 0.5,
+    'top_p': 0.9,
+    'max_tokens': 7,
+    'stop': ['\n', 'END'],
   }
 
 
@@ -103,14 +107,16 @@ def test_tokens_are_counted_by_module_and_priced():
   answer = json.loads(completion())
   replies = []
   for usage in (
-      {'prompt_tokens': 1000, 'completion_tokens': 20}, None,
-      {'prompt_tokens': '7', 'completion_tokens': -3}, {'prompt_tokens': True},
+    {'prompt_tokens': 1000, 'completion_tokens': 20},
+    None,
+    {'prompt_tokens': '7', 'completion_tokens': -3},
+    {'prompt_tokens': True},
   ):
     replies.append(Reply(body=json.dumps(answer | {'usage': usage}).encode()))
 
   async def run(url):
     client = client_lib.EndpointClient(
-        config(url, prompt_price=2.0, completion_price=10.0)
+      config(url, prompt_price=2.0, completion_price=10.0)
     )
     try:
       for module in ('verifier', 'verifier', 'generator', 'verifier'):
@@ -124,8 +130,8 @@ def test_tokens_are_counted_by_module_and_priced():
     usage = asyncio.run(run(server.url))
   # (1000 x 2 + 20 x 10) / 10^6; what an endpoint does not say counts as 0.
   assert usage == {
-      'verifier': client_lib.Usage(3, 1000, 20, pytest.approx(0.0022)),
-      'generator': client_lib.Usage(1, 0, 0, 0.0),
+    'verifier': client_lib.Usage(3, 1000, 20, pytest.approx(0.0022)),
+    'generator': client_lib.Usage(1, 0, 0, 0.0),
   }
 
 
@@ -135,16 +141,18 @@ def test_azure_has_its_own_url_and_header():
     generate(config(base, model='my gpt', azure_api_version='2024-10-21'))
     path, headers, _ = server.requests[0]
   assert path == (
-      '/openai/deployments/my%20gpt/chat/completions?api-version=2024-10-21'
+    '/openai/deployments/my%20gpt/chat/completions?api-version=2024-10-21'
   )
   assert headers['api-key'] == KEY and 'Authorization' not in headers
 
 
 def test_a_model_without_a_chat_template_gets_one_text():
-  answer = json.dumps({
+  answer = json.dumps(
+    {
       'choices': [{'text': ' yes', 'finish_reason': 'length'}],
       'usage': {'prompt_tokens': 3, 'completion_tokens': 1},
-  }).encode()
+    }
+  ).encode()
   with Server(Reply(body=answer)) as server:
     (found,) = generate(config(server.url, api='completions'))
   ((path, _, body),) = server.requests
@@ -157,8 +165,8 @@ def test_a_model_without_a_chat_template_gets_one_text():
 def test_rates_are_kept():
   # 1,200 a minute: one every 50 ms. Of tokens: 13 + 7 a request, at 100 ms.
   for limits, seconds in (
-      ({'requests_per_minute': 1200.0}, 0.05),
-      ({'tokens_per_minute': 12_000.0}, 0.1),
+    ({'requests_per_minute': 1200.0}, 0.05),
+    ({'tokens_per_minute': 12_000.0}, 0.1),
   ):
     with Server(Reply()) as server:
       # Not since the first one came: that may have been long on its way.
@@ -171,15 +179,20 @@ def _eight(url, **changes):
   """What eight requests at once come to, and how many were sent."""
 
   async def run():
-    client = client_lib.EndpointClient(config(
-        url, concurrency=1, breaker_failures=4, breaker_seconds=0.5,
-        max_backoff_seconds=5.0, **changes,
-    ))
+    client = client_lib.EndpointClient(
+      config(
+        url,
+        concurrency=1,
+        breaker_failures=4,
+        breaker_seconds=0.5,
+        max_backoff_seconds=5.0,
+        **changes,
+      )
+    )
     try:
       return await asyncio.gather(
-          *(client.generate(PROMPT, SAMPLING, request_key(i))
-            for i in range(8)),
-          return_exceptions=True,
+        *(client.generate(PROMPT, SAMPLING, request_key(i)) for i in range(8)),
+        return_exceptions=True,
       )
     finally:
       await client.aclose()
@@ -215,8 +228,8 @@ def test_answers_are_kept_between_runs(tmp_path):
     client = client_lib.EndpointClient(config(url, cache=path, **changes))
     try:
       texts = [
-          (await client.generate(prompt, sampling, request_key(i))).text
-          for i in range(count)
+        (await client.generate(prompt, sampling, request_key(i))).text
+        for i in range(count)
       ]
       (usage,) = client.usage.values()
       return texts, usage
@@ -253,7 +266,7 @@ def test_who_asks_the_same_at_once_is_answered_the_same(tmp_path):
   greedy = records.SamplingSpec(temperature=0.0, max_new_tokens=7)
   with Server(*(Reply(body=completion(c)) for c in 'abcd')) as server:
     found = generate(
-        config(server.url, cache=str(tmp_path / 'a')), sampling=greedy, times=4
+      config(server.url, cache=str(tmp_path / 'a')), sampling=greedy, times=4
     )
   assert [f.text for f in found] == ['a'] * 4 and len(server.requests) == 1
 
@@ -264,9 +277,10 @@ def test_who_asks_the_same_at_once_fails_with_it(tmp_path):
   async def ask(where, times):
     client = client_lib.EndpointClient(where)
     try:
-      return await asyncio.gather(*(
-          client.generate(PROMPT, greedy, request_key(i)) for i in range(times)
-      ), return_exceptions=True)
+      return await asyncio.gather(
+        *(client.generate(PROMPT, greedy, request_key(i)) for i in range(times)),
+        return_exceptions=True,
+      )
     finally:
       await client.aclose()
 
@@ -289,8 +303,8 @@ def test_who_waits_for_one_that_is_cancelled_asks_itself(tmp_path):
     client = client_lib.EndpointClient(where)
     try:
       first, second = (
-          asyncio.create_task(client.generate(PROMPT, greedy, request_key(i)))
-          for i in range(2)
+        asyncio.create_task(client.generate(PROMPT, greedy, request_key(i)))
+        for i in range(2)
       )
       await asyncio.sleep(0)  # Both have begun; one waits for the other.
       await asyncio.sleep(0)
@@ -341,7 +355,7 @@ def test_several_may_make_a_cache_at_once(tmp_path, monkeypatch):
       return self._db.execute(statement, *values)
 
   monkeypatch.setattr(
-      sqlite3, 'connect', lambda *args, **options: Busy(connect(*args, **options))
+    sqlite3, 'connect', lambda *args, **options: Busy(connect(*args, **options))
   )
   kept = cache.ResponseCache(str(tmp_path / 'answers'))
   assert len(refused) == 2 and asyncio.run(kept.get('nothing')) is None
@@ -392,11 +406,10 @@ def test_truncation_beyond_openais_interface_is_sent_or_refused():
     with pytest.raises(ValueError, match='min_p=0.25'):
       generate(config(server.url), sampling=records.SamplingSpec(min_p=0.25))
     generate(
-        config(
-            server.url, extended_sampling=True,
-            token_limit_field='max_completion_tokens',
-        ),
-        sampling=sampling,
+      config(
+        server.url, extended_sampling=True, token_limit_field='max_completion_tokens'
+      ),
+      sampling=sampling,
     )
   ((_, _, body),) = server.requests
   assert (body['top_k'], body['min_p']) == (5, 0.25)
@@ -412,21 +425,21 @@ def test_a_passing_failure_is_tried_again(status):
 
 
 @pytest.mark.parametrize(
-    'bad',
-    [
-        Reply(drop=True),
-        Reply(body=b'<html>proxy</html>'),
-        Reply(body=b'{"choices": []}'),
-        Reply(body=b'{"choices": [{"message": {"content": 5}}]}'),
-        Reply(body=b'{"choices": [{"text": 5}]}'),
-        Reply(body=b'{"choices": ["text"]}'),
-        Reply(body=b'[1]'),
-        Reply(body=b'"text"'),
-        Reply(body=b'\xff\xfe'),
-        Reply(body=b'[' * 100_000),
-        Reply(body=b'zip', headers={'Content-Encoding': 'gzip'}),
-    ],
-    ids=lambda reply: 'drop' if reply.drop else repr(reply.body[:20]),
+  'bad',
+  [
+    Reply(drop=True),
+    Reply(body=b'<html>proxy</html>'),
+    Reply(body=b'{"choices": []}'),
+    Reply(body=b'{"choices": [{"message": {"content": 5}}]}'),
+    Reply(body=b'{"choices": [{"text": 5}]}'),
+    Reply(body=b'{"choices": ["text"]}'),
+    Reply(body=b'[1]'),
+    Reply(body=b'"text"'),
+    Reply(body=b'\xff\xfe'),
+    Reply(body=b'[' * 100_000),
+    Reply(body=b'zip', headers={'Content-Encoding': 'gzip'}),
+  ],
+  ids=lambda reply: 'drop' if reply.drop else repr(reply.body[:20]),
 )
 def test_a_connection_or_body_that_is_broken_is_tried_again(bad):
   with Server(bad, Reply()) as server:
@@ -442,13 +455,13 @@ def test_no_content_is_an_empty_text():
 
 
 @pytest.mark.parametrize(
-    ('reply', 'reason'),
-    [
-        (Reply(500, b'broken'), 'status 500'),
-        (Reply(429, b'', {'Retry-After': '0'}), 'status 429'),
-        (Reply(body=b'garbage'), 'no completion'),
-        (Reply(drop=True), 'Error'),
-    ],
+  ('reply', 'reason'),
+  [
+    (Reply(500, b'broken'), 'status 500'),
+    (Reply(429, b'', {'Retry-After': '0'}), 'status 429'),
+    (Reply(body=b'garbage'), 'no completion'),
+    (Reply(drop=True), 'Error'),
+  ],
 )
 def test_a_lasting_failure_is_unreachable(reply, reason):
   with Server(reply) as server:
@@ -467,8 +480,9 @@ def test_a_refused_connection_is_unreachable():
     generate(config(url))
 
 
-@pytest.mark.parametrize('reply', [Reply(hang_seconds=30), Reply(drip=True)],
-                         ids=['hangs', 'drips'])
+@pytest.mark.parametrize(
+  'reply', [Reply(hang_seconds=30), Reply(drip=True)], ids=['hangs', 'drips']
+)
 def test_a_server_that_hangs_or_drips_is_given_up(reply):
   # A byte every 0.1 s keeps a read timeout from ever firing.
   # Both would end well in the end.
@@ -486,8 +500,11 @@ def test_too_large_a_body_is_not_held(monkeypatch):
 
 @pytest.mark.parametrize('status', [301, 307, 400, 401, 403, 404, 405, 422])
 def test_a_final_status_is_refused_at_once(status):
-  reply = Reply(status, b'{"error": "what went wrong"}',
-                {'Location': 'http://127.0.0.1:1/elsewhere'})
+  reply = Reply(
+    status,
+    b'{"error": "what went wrong"}',
+    {'Location': 'http://127.0.0.1:1/elsewhere'},
+  )
   with Server(reply) as server:
     with pytest.raises(client_lib.Refused) as error:
       generate(config(server.url))
@@ -501,19 +518,19 @@ def test_a_final_status_is_refused_at_once(status):
 
 
 @pytest.mark.parametrize(
-    'reply',
-    [
-        Reply(413, b''),
-        Reply(400, b'{"error": {"code": "context_length_exceeded"}}'),
-        Reply(400, b"This model's maximum context length is 4096 tokens."),
-        Reply(400, b'Range of input length should be [1, 30720]'),
-        Reply(400, b'The input token count (9) exceeds the maximum number'),
-        Reply(400, b'the request exceeds the available context size'),
-        Reply(422, b'`inputs` tokens + `max_new_tokens` must be <= 4097'),
-        Reply(400, b'prompt is too long: 9 tokens > 8 maximum'),
-        # In a success (OpenRouter).
-        Reply(200, b'{"error": {"message": "maximum context length is 8"}}'),
-    ],
+  'reply',
+  [
+    Reply(413, b''),
+    Reply(400, b'{"error": {"code": "context_length_exceeded"}}'),
+    Reply(400, b"This model's maximum context length is 4096 tokens."),
+    Reply(400, b'Range of input length should be [1, 30720]'),
+    Reply(400, b'The input token count (9) exceeds the maximum number'),
+    Reply(400, b'the request exceeds the available context size'),
+    Reply(422, b'`inputs` tokens + `max_new_tokens` must be <= 4097'),
+    Reply(400, b'prompt is too long: 9 tokens > 8 maximum'),
+    # In a success (OpenRouter).
+    Reply(200, b'{"error": {"message": "maximum context length is 8"}}'),
+  ],
 )
 def test_a_prompt_that_does_not_fit_is_named_so(reply):
   with Server(reply) as server:
@@ -522,12 +539,13 @@ def test_a_prompt_that_does_not_fit_is_named_so(reply):
   assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize('said', [
+@pytest.mark.parametrize(
+  'said',
+  [
     # SGLang.
     'Input length (7001 tokens) exceeds the maximum allowed length (4091'
     ' tokens). Use a shorter input or enable --allow-auto-truncate.',
-    "The input (7001 tokens) is longer than the model's context length (4096"
-    ' tokens).',
+    "The input (7001 tokens) is longer than the model's context length (4096 tokens).",
     "Requested token count exceeds the model's maximum context length of 4096",
     # vLLM, old and new.
     "This model's maximum context length is 4096 tokens. However, you requested",
@@ -563,33 +581,44 @@ def test_a_prompt_that_does_not_fit_is_named_so(reply):
     "Invalid 'messages[1].content': string too long.",
     'The number of tokens in the prompt exceeds the maximum',
     'The message you submitted was too long, please reload',
-    'sequence length 5000 exceeds maximum', 'input_too_long',
-    'total tokens exceed max message tokens', 'Prompt exceeds max length',
-])
+    'sequence length 5000 exceeds maximum',
+    'input_too_long',
+    'total tokens exceed max message tokens',
+    'Prompt exceeds max length',
+  ],
+)
 def test_a_prompt_that_is_too_long_is_recognised_in_every_server_s_words(said):
   assert client_lib._is_too_long(said)
 
 
-@pytest.mark.parametrize('said', [
+@pytest.mark.parametrize(
+  'said',
+  [
     'max_tokens is too large: 100000. This model supports at most 4096'
     ' completion tokens',
     "Invalid 'stop': array too long. Expected an array with maximum length 4",
-    'Rate limit reached: too many requests', 'model not found',
+    'Rate limit reached: too many requests',
+    'model not found',
     "Unsupported parameter: 'max_tokens' is not supported with this model.",
-    'temperature must be at most 2', "Unknown parameter: 'input'",
+    'temperature must be at most 2',
+    "Unknown parameter: 'input'",
     'Rate limit reached for requests: too many tokens per minute',
     '`max_tokens` (5000) exceeds the maximum allowed value of 4096',
     'body.temperature: Input should be less than or equal to 2',
     "Invalid value for 'messages[0].role': must be one of user, assistant",
-    'messages must be a non-empty array', 'top_k is too large',
-])
+    'messages must be a non-empty array',
+    'top_k is too large',
+  ],
+)
 def test_other_refusals_do_not_count_as_too_long(said):
   assert not client_lib._is_too_long(said)
 
 
 def test_thoughts_of_a_server_are_kept_apart():
-  choice = {'message': {'content': 'Paris', 'reasoning_content': 'hm'},
-            'finish_reason': 'eos'}
+  choice = {
+    'message': {'content': 'Paris', 'reasoning_content': 'hm'},
+    'finish_reason': 'eos',
+  }
   with Server(Reply(body=json.dumps({'choices': [choice]}).encode())) as server:
     (found,) = generate(config(server.url))
   assert (found.text, found.thoughts) == ('Paris', 'hm')
@@ -597,18 +626,18 @@ def test_thoughts_of_a_server_are_kept_apart():
 
 
 @pytest.mark.parametrize(
-    'text, finish_reason, thinking, inside',
-    [
-        ('It is Par', 'length', 'on', True),
-        ('It is Paris', 'stop', 'on', False),
-        ('hm</think>Par', 'length', 'on', False),
-        ('<think>hm', 'length', 'on', False),  # The text says so itself.
-        ('It is Par', 'length', 'auto', False),
-        ('It is Par', 'length', 'off', False),
-    ],
+  'text, finish_reason, thinking, inside',
+  [
+    ('It is Par', 'length', 'on', True),
+    ('It is Paris', 'stop', 'on', False),
+    ('hm</think>Par', 'length', 'on', False),
+    ('<think>hm', 'length', 'on', False),  # The text says so itself.
+    ('It is Par', 'length', 'auto', False),
+    ('It is Par', 'length', 'off', False),
+  ],
 )
 def test_a_text_cut_inside_the_thought_that_a_template_opened_is_marked(
-    text, finish_reason, thinking, inside
+  text, finish_reason, thinking, inside
 ):
   with Server(Reply(body=completion(text, finish_reason))) as server:
     (found,) = generate(config(server.url, thinking=thinking))
@@ -618,8 +647,10 @@ def test_a_text_cut_inside_the_thought_that_a_template_opened_is_marked(
 
 
 def test_a_completion_that_holds_only_thoughts_is_logged(caplog):
-  choice = {'message': {'content': None, 'reasoning': 'It is Par'},
-            'finish_reason': 'length'}
+  choice = {
+    'message': {'content': None, 'reasoning': 'It is Par'},
+    'finish_reason': 'length',
+  }
   with Server(Reply(body=json.dumps({'choices': [choice]}).encode())) as server:
     (found,) = generate(config(server.url))
   assert (found.text, found.finish_reason) == ('', 'length')
@@ -627,10 +658,12 @@ def test_a_completion_that_holds_only_thoughts_is_logged(caplog):
 
 
 def test_retry_after_is_honoured_within_the_longest_pause():
-  date = datetime.datetime.now(datetime.UTC) + datetime.timedelta(
-      seconds=3600)
-  cases = [('0.5', 10.0, 0.5), ('3600', 0.4, 0.4),
-           (email.utils.format_datetime(date, usegmt=True), 0.4, 0.4)]
+  date = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=3600)
+  cases = [
+    ('0.5', 10.0, 0.5),
+    ('3600', 0.4, 0.4),
+    (email.utils.format_datetime(date, usegmt=True), 0.4, 0.4),
+  ]
   for header, longest, pause in cases:
     with Server(Reply(503, b'', {'Retry-After': header}), Reply()) as server:
       generate(config(server.url, max_backoff_seconds=longest))
@@ -654,8 +687,9 @@ def test_pauses_double_up_to_the_longest(monkeypatch):
   monkeypatch.setattr(client_lib.asyncio, 'sleep', record)
   with Server(Reply(500, b'')) as server:
     with pytest.raises(language_model.Unreachable):
-      generate(config(server.url, max_attempts=6, backoff_seconds=1.0,
-                      max_backoff_seconds=6.0))
+      generate(
+        config(server.url, max_attempts=6, backoff_seconds=1.0, max_backoff_seconds=6.0)
+      )
   pauses = [p for p in pauses if p]
   first = pauses[0]
   assert 0.5 <= first < 1
@@ -663,9 +697,7 @@ def test_pauses_double_up_to_the_longest(monkeypatch):
   assert pauses == pytest.approx([min(first * 2**i, 6.0) for i in range(5)])
 
 
-def test_concurrency_is_bounded_and_waiting_for_a_slot_is_no_attempt(
-    monkeypatch,
-):
+def test_concurrency_is_bounded_and_waiting_for_a_slot_is_no_attempt(monkeypatch):
   # An attempt begins, and its time limit with it, only once it has a slot.
   running = []
   most = []
@@ -681,7 +713,7 @@ def test_concurrency_is_bounded_and_waiting_for_a_slot_is_no_attempt(
 
   monkeypatch.setattr(client_lib.EndpointClient, '_post', attempt)
   monkeypatch.setattr(
-      client_lib, 'time', types.SimpleNamespace(monotonic=lambda: ended[0])
+    client_lib, 'time', types.SimpleNamespace(monotonic=lambda: ended[0])
   )
   found = generate(config('http://127.0.0.1:1/v1', concurrency=3), times=12)
   assert len(found) == 12 and max(most) == 3
@@ -693,8 +725,7 @@ def test_concurrency_is_bounded_and_waiting_for_a_slot_is_no_attempt(
 def test_a_pause_holds_no_slot():
   # The first request pauses before its retry; the others pass it by.
   with Server(Reply(503, b'', {'Retry-After': '2'}), Reply()) as server:
-    generate(config(server.url, concurrency=1, max_backoff_seconds=2.0),
-             times=4)
+    generate(config(server.url, concurrency=1, max_backoff_seconds=2.0), times=4)
   seeds = [body['seed'] for _, _, body in server.requests]
   assert len(set(seeds)) == 4 and seeds[4:] == seeds[:1]
 
@@ -703,27 +734,39 @@ def test_the_key_is_in_no_log_line_and_no_error(caplog):
   caplog.set_level(logging.DEBUG)
   echo = f'{{"error": "bad key {KEY} in Bearer {KEY}"}}'.encode()
   texts = []
-  for reply in (Reply(401, echo), Reply(400, echo), Reply(500, echo),
-                Reply(413, echo), Reply(body=echo), Reply(drop=True), Reply()):
+  for reply in (
+    Reply(401, echo),
+    Reply(400, echo),
+    Reply(500, echo),
+    Reply(413, echo),
+    Reply(body=echo),
+    Reply(drop=True),
+    Reply(),
+  ):
     with Server(reply) as server:
       try:
         generate(config(server.url))
-      except (client_lib.Refused, language_model.Unreachable,
-              language_model.PromptTooLong) as error:
+      except (
+        client_lib.Refused,
+        language_model.Unreachable,
+        language_model.PromptTooLong,
+      ) as error:
         texts.append(''.join(traceback.format_exception(error)))
       assert server.requests[0][1]['Authorization'].endswith(KEY)
   assert len(texts) == 6
   client = client_lib.EndpointClient(config('http://127.0.0.1:1/v1'))
-  texts += [repr(client), repr(client._client), repr(vars(client._client)),
-            repr(client._config)]
+  texts += [
+    repr(client),
+    repr(client._client),
+    repr(vars(client._client)),
+    repr(client._config),
+  ]
   assert caplog.text
   assert KEY not in caplog.text
   assert not any(KEY in t for t in texts)
 
 
-@pytest.mark.parametrize(
-    'value', ['', '  ', 'two words', 'line\nbreak', 'kéy']
-)
+@pytest.mark.parametrize('value', ['', '  ', 'two words', 'line\nbreak', 'kéy'])
 def test_a_key_that_cannot_be_one_is_an_error_at_start(monkeypatch, value):
   monkeypatch.setenv(VARIABLE, value)
   with pytest.raises(ValueError, match=VARIABLE) as error:
@@ -735,37 +778,42 @@ def test_a_key_that_cannot_be_one_is_an_error_at_start(monkeypatch, value):
 def test_an_unset_variable_is_an_error_at_start():
   with pytest.raises(ValueError, match='NO_SUCH_VARIABLE holds no key'):
     client_lib.EndpointClient(
-        config('http://h/v1', api_key_variable='NO_SUCH_VARIABLE'))
+      config('http://h/v1', api_key_variable='NO_SUCH_VARIABLE')
+    )
 
 
 @pytest.mark.parametrize(
-    ('change', 'match'),
-    [
-        ({'base_url': 'ftp://h/v1'}, 'base_url'),
-        ({'base_url': '127.0.0.1:80'}, 'base_url'),
-        ({'base_url': 'http://me:hush@h/v1'}, 'credentials'),
-        ({'base_url': 'http://h/v1?key=hush'}, 'credentials'),
-        ({'model': ''}, 'model'),
-        ({'thinking': 'maybe'}, "'auto', 'on' or 'off'"),
-        ({'thinking_field': 'think'}, 'thinking_field'),
-        ({'thinking': 'off', 'api': 'completions'}, 'chat template'),
-        ({'thinking': 'on', 'thinking_field': ''}, 'no field'),
-        ({'concurrency': 0}, 'concurrency'),
-        ({'max_attempts': 0}, 'max_attempts'),
-        ({'timeout_seconds': 0.0}, 'timeout_seconds'),
-        ({'connect_seconds': float('nan')}, 'connect_seconds'),
-        ({'backoff_seconds': -1.0}, 'backoff_seconds'),
-        ({'token_limit_field': 'limit'}, 'token_limit_field'),
-        ({'api': 'responses'}, 'api'),
-        ({'requests_per_minute': -1.0}, 'requests_per_minute'),
-        ({'tokens_per_minute': float('inf')}, 'tokens_per_minute'),
-        ({'breaker_failures': -1}, 'breaker_failures'),
-    ],
+  ('change', 'match'),
+  [
+    ({'base_url': 'ftp://h/v1'}, 'base_url'),
+    ({'base_url': '127.0.0.1:80'}, 'base_url'),
+    ({'base_url': 'http://me:hush@h/v1'}, 'credentials'),
+    ({'base_url': 'http://h/v1?key=hush'}, 'credentials'),
+    ({'model': ''}, 'model'),
+    ({'thinking': 'maybe'}, "'auto', 'on' or 'off'"),
+    ({'thinking_field': 'think'}, 'thinking_field'),
+    ({'thinking': 'off', 'api': 'completions'}, 'chat template'),
+    ({'thinking': 'on', 'thinking_field': ''}, 'no field'),
+    ({'concurrency': 0}, 'concurrency'),
+    ({'max_attempts': 0}, 'max_attempts'),
+    ({'timeout_seconds': 0.0}, 'timeout_seconds'),
+    ({'connect_seconds': float('nan')}, 'connect_seconds'),
+    ({'backoff_seconds': -1.0}, 'backoff_seconds'),
+    ({'token_limit_field': 'limit'}, 'token_limit_field'),
+    ({'api': 'responses'}, 'api'),
+    ({'requests_per_minute': -1.0}, 'requests_per_minute'),
+    ({'tokens_per_minute': float('inf')}, 'tokens_per_minute'),
+    ({'breaker_failures': -1}, 'breaker_failures'),
+  ],
 )
 def test_a_config_that_cannot_work_is_an_error(change, match):
   with pytest.raises(ValueError, match=match) as error:
-    config(**({'url': 'http://h/v1'} | {
-        'url' if k == 'base_url' else k: v for k, v in change.items()}))
+    config(
+      **(
+        {'url': 'http://h/v1'}
+        | {'url' if k == 'base_url' else k: v for k, v in change.items()}
+      )
+    )
   assert 'hush' not in str(error.value)
 
 
@@ -815,15 +863,22 @@ _PACKED = gzip.compress(b' ' * (64 << 20))  # 64 KB that become 64 MB.
 
 
 @pytest.mark.parametrize(
-    ('coding', 'body'),
-    [
-        ('gzip, gzip', gzip.compress(gzip.compress(completion()))),
-        ('gzip,gzip,gzip', b'x'), ('gzip, identity', b'x'), ('br', b'x'),
-        ('zstd', b'x'), ('compress', b'x'), ('x', b'x'), ('gzip', b'x'),
-        ('gzip', _PACKED), ('gzip', gzip.compress(completion())[:-9]),
-        ('deflate', b'x'), (',', b'x'),
-    ],
-    ids=range(12),
+  ('coding', 'body'),
+  [
+    ('gzip, gzip', gzip.compress(gzip.compress(completion()))),
+    ('gzip,gzip,gzip', b'x'),
+    ('gzip, identity', b'x'),
+    ('br', b'x'),
+    ('zstd', b'x'),
+    ('compress', b'x'),
+    ('x', b'x'),
+    ('gzip', b'x'),
+    ('gzip', _PACKED),
+    ('gzip', gzip.compress(completion())[:-9]),
+    ('deflate', b'x'),
+    (',', b'x'),
+  ],
+  ids=range(12),
 )
 def test_a_body_that_is_packed_oddly_is_refused(coding, body):
   reply = Reply(body=body, headers={'Content-Encoding': coding})
@@ -834,8 +889,7 @@ def test_a_body_that_is_packed_oddly_is_refused(coding, body):
 
 def test_a_body_may_be_packed_once():
   reply = Reply(
-      body=gzip.compress(completion('Yes.')),
-      headers={'Content-Encoding': 'gzip'},
+    body=gzip.compress(completion('Yes.')), headers={'Content-Encoding': 'gzip'}
   )
   with Server(reply) as server:
     (found,) = generate(config(server.url))
@@ -844,9 +898,19 @@ def test_a_body_may_be_packed_once():
 
 
 @pytest.mark.parametrize(
-    'url',
-    ['http://[', 'http://a:port/v1', 'http://a:99999999/v1', 'http:// a/v1',
-     'http://\x7f/v1', '', 'a', 'ftp://a/v1', 'http:///v1', '//a/v1'],
+  'url',
+  [
+    'http://[',
+    'http://a:port/v1',
+    'http://a:99999999/v1',
+    'http:// a/v1',
+    'http://\x7f/v1',
+    '',
+    'a',
+    'ftp://a/v1',
+    'http:///v1',
+    '//a/v1',
+  ],
 )
 def test_an_address_that_is_none_is_refused(url):
   with pytest.raises(ValueError, match='base_url') as caught:
@@ -855,10 +919,18 @@ def test_an_address_that_is_none_is_refused(url):
 
 
 @pytest.mark.parametrize(
-    ('host', 'is_ours'),
-    [('127.0.0.1', True), ('127.1.2.3', True), ('localhost', True),
-     ('LOCALHOST.', True), ('[::1]', True), ('a.localhost', True),
-     ('128.0.0.1', False), ('localhost.org', False), ('10.0.0.1', False)],
+  ('host', 'is_ours'),
+  [
+    ('127.0.0.1', True),
+    ('127.1.2.3', True),
+    ('localhost', True),
+    ('LOCALHOST.', True),
+    ('[::1]', True),
+    ('a.localhost', True),
+    ('128.0.0.1', False),
+    ('localhost.org', False),
+    ('10.0.0.1', False),
+  ],
 )
 def test_what_is_this_machine(host, is_ours):
   assert config(f'http://{host}:8000/v1').is_of_this_machine == is_ours

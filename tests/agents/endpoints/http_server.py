@@ -10,8 +10,10 @@ import time
 
 
 def completion(text='Because.', finish_reason='stop'):
-  choice = {'message': {'role': 'assistant', 'content': text},
-            'finish_reason': finish_reason}
+  choice = {
+    'message': {'role': 'assistant', 'content': text},
+    'finish_reason': finish_reason,
+  }
   return json.dumps({'choices': [choice]}).encode()
 
 
@@ -79,7 +81,7 @@ class Server:
 
   def __enter__(self):
     self._thread = threading.Thread(
-        target=self._server.serve_forever, kwargs={'poll_interval': 0.02}
+      target=self._server.serve_forever, kwargs={'poll_interval': 0.02}
     )
     self._thread.start()
     return self

@@ -33,8 +33,9 @@ def test_switching_thinking_at_a_provider_without_a_field_is_an_error():
     except ValueError as e:
       assert "thinking='off'" in str(e)
   assert sent == {
-      ('vllm', 'chat_template_kwargs'), ('sglang', 'chat_template_kwargs'),
-      ('dashscope', 'enable_thinking'),
+    ('vllm', 'chat_template_kwargs'),
+    ('sglang', 'chat_template_kwargs'),
+    ('dashscope', 'enable_thinking'),
   }
   plain = presets.config('', **fields)
   assert plain.thinking_field == 'chat_template_kwargs'
@@ -42,8 +43,11 @@ def test_switching_thinking_at_a_provider_without_a_field_is_an_error():
 
 def test_what_is_given_wins_and_what_is_empty_does_not():
   config = presets.config(
-      'vllm', model='m', base_url='http://10.0.0.2:9000/v1',
-      api_key_variable='', concurrency=3,
+    'vllm',
+    model='m',
+    base_url='http://10.0.0.2:9000/v1',
+    api_key_variable='',
+    concurrency=3,
   )
   assert config.base_url == 'http://10.0.0.2:9000/v1'
   assert config.extended_sampling and config.concurrency == 3

@@ -20,11 +20,13 @@ def _rate(reply, answer='It is done.'):
 
 
 @pytest.mark.parametrize(
-    ('reply', 'rating'),
-    [
-        ('It is polite.\nRating: 9', 9), ('Rating: 2. No, after all:\nRating: 10', 10),
-        ('**Rating**: 7', 7), ('rating = 1', 1),
-    ],
+  ('reply', 'rating'),
+  [
+    ('It is polite.\nRating: 9', 9),
+    ('Rating: 2. No, after all:\nRating: 10', 10),
+    ('**Rating**: 7', 7),
+    ('rating = 1', 1),
+  ],
 )
 def test_the_last_rating_counts(reply, rating):
   found, ((prompt, sampling, key),) = _rate(reply)
@@ -36,9 +38,14 @@ def test_the_last_rating_counts(reply, rating):
 
 
 @pytest.mark.parametrize(
-    'reply',
-    ['It is good.', 'Rating: 11', 'Rating: 0', language_model.Unreachable('down'),
-     language_model.PromptTooLong('long')],
+  'reply',
+  [
+    'It is good.',
+    'Rating: 11',
+    'Rating: 0',
+    language_model.Unreachable('down'),
+    language_model.PromptTooLong('long'),
+  ],
 )
 def test_without_a_rating_the_judge_failed_and_not_the_answer(reply):
   with pytest.raises(base.JudgeUnreachable, match='judge: '):

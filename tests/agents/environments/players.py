@@ -8,15 +8,18 @@ def agent(environment, *plans, reward='environment', max_turns=5):
   """Returns an agent; each plan is (tool, context), and the last one is repeated."""
   rewards = registry.Rewards([reward])
   texts = [
-      f'Sub-Goal: do\nContext: {context}\nTool Name: {tool}' for tool, context in plans
+    f'Sub-Goal: do\nContext: {context}\nTool Name: {tool}' for tool, context in plans
   ]
 
   async def score(task, ending, verdict):
     return await rewards(task, ending, verdict)
 
   return fakes.make_agent(
-      fakes.FakeLanguageModel({'planner': texts}), (),
-      rollout.RolloutConfig(max_turns=max_turns, answer_when_out_of_turns=False),
-      executor=modules.FieldExecutor(), verifier=modules.WorldVerifier(),
-      environment=environment, reward=score,
+    fakes.FakeLanguageModel({'planner': texts}),
+    (),
+    rollout.RolloutConfig(max_turns=max_turns, answer_when_out_of_turns=False),
+    executor=modules.FieldExecutor(),
+    verifier=modules.WorldVerifier(),
+    environment=environment,
+    reward=score,
   )

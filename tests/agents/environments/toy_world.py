@@ -16,10 +16,12 @@ create table sale (id integer primary key, thing text not null, price integer no
 create table remark (said text not null);
 """
 ROWS = {
-    'shelf': [['S1', 'upper'], ['S2', 'lower']],
-    'thing': [
-        ['T1', 'red cup', 'S1', 5], ['T2', 'blue cup', 'S1', 7], ['T3', 'pot', 'S2', 20]
-    ],
+  'shelf': [['S1', 'upper'], ['S2', 'lower']],
+  'thing': [
+    ['T1', 'red cup', 'S1', 5],
+    ['T2', 'blue cup', 'S1', 7],
+    ['T3', 'pot', 'S2', 20],
+  ],
 }
 SEED = seeds.Seed.of(SCHEMA, ROWS)
 
@@ -56,7 +58,7 @@ def sell(db: database.Database, thing: str) -> str:
   """
   price = db.value('select price from thing where id = ?', thing)
   db.rows(
-      'insert into sale select coalesce(max(id), 0) + 1, ?, ? from sale', thing, price
+    'insert into sale select coalesce(max(id), 0) + 1, ?, ? from sale', thing, price
   )
   return f'sold for {price}'
 
@@ -83,43 +85,69 @@ def refuse(db: database.Database, rule: str, about: str) -> str:
 
 
 ACTIONS = (
-    environment.Action(find), environment.Action(move), environment.Action(sell),
-    environment.Action(finish, 'finish'), environment.Action(refuse, 'refuse'),
+  environment.Action(find),
+  environment.Action(move),
+  environment.Action(sell),
+  environment.Action(finish, 'finish'),
+  environment.Action(refuse, 'refuse'),
 )
 
 
 def make(**fields) -> environment.SqliteEnvironment:
   """Returns the environment; `fields` replace its own."""
-  return environment.SqliteEnvironment(**({
-      'name': 'toy', 'version': '1', 'actions': ACTIONS,
-      'seed_of': {'toy': SEED}.__getitem__,
-      'names_of': lambda seed: tuple(row[1] for row in seed.rows['thing']),
-      'keys': r'[ST]\d+',
-  } | fields))
+  return environment.SqliteEnvironment(
+    **(
+      {
+        'name': 'toy',
+        'version': '1',
+        'actions': ACTIONS,
+        'seed_of': {'toy': SEED}.__getitem__,
+        'names_of': lambda seed: tuple(row[1] for row in seed.rows['thing']),
+        'keys': r'[ST]\d+',
+      }
+      | fields
+    )
+  )
 
 
 def state(name, query, expected, comparison='equals') -> records.Check:
   """Returns a check of the final state."""
-  return records.Check(name, 'state', {
-      'query': query, 'expected_value': expected, 'comparison_type': comparison,
-  })
+  return records.Check(
+    name,
+    'state',
+    {'query': query, 'expected_value': expected, 'comparison_type': comparison},
+  )
 
 
 MOVED = state('moved', "select shelf from thing where id = 'T1'", 'S2')
-ONLY = records.Check('only', 'unchanged', {'allowed': [
-    {'table': 'thing', 'change': 'changed', 'keys': ['T1'], 'columns': ['shelf']},
-    {'table': 'remark', 'change': 'added'},
-]})
+ONLY = records.Check(
+  'only',
+  'unchanged',
+  {
+    'allowed': [
+      {'table': 'thing', 'change': 'changed', 'keys': ['T1'], 'columns': ['shelf']},
+      {'table': 'remark', 'change': 'added'},
+    ]
+  },
+)
 FINISHED = records.Check('finished', 'ending', {'ended': 'finish'})
 
 
 def task(checks=(MOVED, ONLY, FINISHED), task_id='t', **fields) -> records.Task:
   """Returns the task of moving the red cup to the lower shelf."""
-  world = records.World(**({
-      'environment': 'toy', 'state': {'seed': 'toy', 'sha256': SEED.sha256},
-      'policy': 'Cups may be moved.', 'checks': tuple(checks), 'feasible': True,
-      'plan': 'find the red cup, move it, finish',
-  } | fields))
+  world = records.World(
+    **(
+      {
+        'environment': 'toy',
+        'state': {'seed': 'toy', 'sha256': SEED.sha256},
+        'policy': 'Cups may be moved.',
+        'checks': tuple(checks),
+        'feasible': True,
+        'plan': 'find the red cup, move it, finish',
+      }
+      | fields
+    )
+  )
   return records.Task(task_id, 'Move the red cup to S2.', (), 'checks', world=world)
 
 

@@ -21,25 +21,62 @@ def test_options_are_the_last_unbroken_run():
   query = 'A. old\nB. older\n\n(A) new\n(B) newer\n**C.** newest\nE. stray'
   found = choice.options(query)
   assert [(o.label, o.content) for o in found] == [
-      ('A', 'new'), ('B', 'newer'), ('C', 'newest')]
+    ('A', 'new'),
+    ('B', 'newer'),
+    ('C', 'newest'),
+  ]
   assert choice.options('A. only one') == ()
   assert choice.options('no options') == ()
 
 
 @pytest.mark.parametrize(
-    'said',
-    ['C', 'c', '(C)', '(c)', 'C.', 'C)', '**C**', '`C`', '$C$', '3',
-     'Colorectal cancer', 'the colorectal CANCER.', 'C. Colorectal cancer',
-     '(C) Colorectal cancer', 'C: because of the ulcers in the history',
-     'The answer is C', 'The answer is (C).', 'The correct answer is **C**.',
-     'Answer: C', 'I choose option C, since it fits.', '\\boxed{C}',
-     '\\boxed{\\text{C}}', 'It is <answer>C</answer>, not A.',
-     'This patient is at risk of colorectal cancer.',
-     'C. Colorectal cancer, rather than oral ulcers', '[C]', '{C}', '<C>',
-     '[c]', '\\{C\\}', '\\boxed{[C]}', '**[C]**', '[C] Colorectal cancer', "It's C.",
-     'It’s C', 'It is C, not A.', "It's (C).", "It's [C].", 'It must be C.',
-     'The answer is [C].', 'The answer is "C".', "'C'", 'C!',
-     'My answer would be C.'],
+  'said',
+  [
+    'C',
+    'c',
+    '(C)',
+    '(c)',
+    'C.',
+    'C)',
+    '**C**',
+    '`C`',
+    '$C$',
+    '3',
+    'Colorectal cancer',
+    'the colorectal CANCER.',
+    'C. Colorectal cancer',
+    '(C) Colorectal cancer',
+    'C: because of the ulcers in the history',
+    'The answer is C',
+    'The answer is (C).',
+    'The correct answer is **C**.',
+    'Answer: C',
+    'I choose option C, since it fits.',
+    '\\boxed{C}',
+    '\\boxed{\\text{C}}',
+    'It is <answer>C</answer>, not A.',
+    'This patient is at risk of colorectal cancer.',
+    'C. Colorectal cancer, rather than oral ulcers',
+    '[C]',
+    '{C}',
+    '<C>',
+    '[c]',
+    '\\{C\\}',
+    '\\boxed{[C]}',
+    '**[C]**',
+    '[C] Colorectal cancer',
+    "It's C.",
+    'It’s C',
+    'It is C, not A.',
+    "It's (C).",
+    "It's [C].",
+    'It must be C.',
+    'The answer is [C].',
+    'The answer is "C".',
+    "'C'",
+    'C!',
+    'My answer would be C.',
+  ],
 )
 def test_ways_to_say_c(said):
   assert choice.choice(task(['Colorectal cancer']), said) == 1
@@ -48,13 +85,35 @@ def test_ways_to_say_c(said):
 
 
 @pytest.mark.parametrize(
-    'said',
-    ['', ' ', 'A, B, C', 'A and C', 'A or C', 'A. B. C. D.', 'E', '5', '0',
-     'Z.', 'C. Oral ulcers', 'The answer is A. The answer is C.',
-     'oral ulcers or colorectal cancer', 'none of them', 'not sure',
-     'A patient with colitis', 'vitamin', "It's not C.", "It's A or C.",
-     "It's A, C.", 'The answer is C, D.', '[A], [C]', '[A] or [C]',
-     '[C] Oral ulcers', "It's C. Cancer", "It's A. It's C."],
+  'said',
+  [
+    '',
+    ' ',
+    'A, B, C',
+    'A and C',
+    'A or C',
+    'A. B. C. D.',
+    'E',
+    '5',
+    '0',
+    'Z.',
+    'C. Oral ulcers',
+    'The answer is A. The answer is C.',
+    'oral ulcers or colorectal cancer',
+    'none of them',
+    'not sure',
+    'A patient with colitis',
+    'vitamin',
+    "It's not C.",
+    "It's A or C.",
+    "It's A, C.",
+    'The answer is C, D.',
+    '[A], [C]',
+    '[A] or [C]',
+    '[C] Oral ulcers',
+    "It's C. Cancer",
+    "It's A. It's C.",
+  ],
 )
 def test_naming_none_or_several_scores_nothing_whatever_is_right(said):
   for right in 'ABCD':
@@ -83,13 +142,13 @@ def test_numeric_contents_win_over_positions():
 
 
 @pytest.mark.parametrize(
-    ('answers', 'query', 'match'),
-    [
-        (['Oral'], QUERY, 'do not name one'),
-        (['A', 'B'], QUERY, 'do not name one'),
-        ([], QUERY, 'do not name one'),
-        (['A'], 'no options', 'has no options'),
-    ],
+  ('answers', 'query', 'match'),
+  [
+    (['Oral'], QUERY, 'do not name one'),
+    (['A', 'B'], QUERY, 'do not name one'),
+    ([], QUERY, 'do not name one'),
+    (['A'], 'no options', 'has no options'),
+  ],
 )
 def test_a_task_that_cannot_be_scored_is_an_error(answers, query, match):
   with pytest.raises(ValueError, match=match):

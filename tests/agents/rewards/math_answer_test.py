@@ -734,9 +734,7 @@ def _pairs(table):
 def _same(gold, said):
   said = text.extract(said)
   # As in `symbolic`, which needs no child process for equal text.
-  return text.close_up(gold) == text.close_up(said) or (
-      math_answer.same(gold, said)
-  )
+  return text.close_up(gold) == text.close_up(said) or (math_answer.same(gold, said))
 
 
 @pytest.mark.parametrize(('gold', 'said'), _pairs(_WRONG))

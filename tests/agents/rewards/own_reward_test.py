@@ -10,7 +10,7 @@ from agentflow_jax.agents.rewards import own_reward, registry
 
 _TASK = records.Task('t', 'Which one?', ('found Oslo', 'Oslo'), 'r', {'hops': '1'})
 _KEY = records.RequestKey(0, records.Purpose.TRAIN, 0, 't', 0)
-_FILE = '''
+_FILE = """
 import asyncio, os, time
 
 def number(task, answer):
@@ -33,7 +33,7 @@ async def aio_raises(task, answer): return task.nowhere
 def exits(task, answer): os._exit(1)
 def hangs(task, answer): time.sleep(600)
 async def aio_hangs(task, answer): await asyncio.sleep(600)
-'''
+"""
 
 
 @pytest.fixture(name='path')
@@ -44,9 +44,7 @@ def _path(tmp_path):
 
 
 def _make(path, name, seconds=30.0):
-  return own_reward.make(
-      f'{path}:{name}', path, name, seconds=seconds, processes=1
-  )
+  return own_reward.make(f'{path}:{name}', path, name, seconds=seconds, processes=1)
 
 
 def _score(reward, answer):
@@ -71,8 +69,18 @@ def test_a_task_arrives_as_it_is(path):
 
 
 @pytest.mark.parametrize(
-    'name', ['nan', 'aio_nan', 'infinite', 'nothing', 'text', 'unnamed', 'raises',
-             'aio_raises', 'exits'],
+  'name',
+  [
+    'nan',
+    'aio_nan',
+    'infinite',
+    'nothing',
+    'text',
+    'unnamed',
+    'raises',
+    'aio_raises',
+    'exits',
+  ],
 )
 def test_what_is_no_reward_is_an_error(path, name):
   with pytest.raises(own_functions.Failed, match=name):
@@ -80,8 +88,7 @@ def test_what_is_no_reward_is_an_error(path, name):
 
 
 @pytest.mark.parametrize(
-    'source',
-    ['def f(answer): return 1', 'def f(a, b, c): return 1', 'def f(): return 1'],
+  'source', ['def f(answer): return 1', 'def f(a, b, c): return 1', 'def f(): return 1']
 )
 def test_one_that_takes_something_else_is_refused_at_start(tmp_path, source):
   (tmp_path / 'f.py').write_text(source)
@@ -102,25 +109,26 @@ def test_one_that_hangs_cannot_be_reached(path, name):
 
 
 @pytest.mark.parametrize(
-    'name, status, reward',
-    [
-        ('number', records.Status.ANSWERED, 1.0),
-        ('facts', records.Status.ANSWERED, 10.75),
-        ('nan', records.Status.MODULE_FAILED, None),
-        ('raises', records.Status.MODULE_FAILED, None),
-        ('hangs', records.Status.REWARD_UNREACHABLE, None),
-    ],
+  'name, status, reward',
+  [
+    ('number', records.Status.ANSWERED, 1.0),
+    ('facts', records.Status.ANSWERED, 10.75),
+    ('nan', records.Status.MODULE_FAILED, None),
+    ('raises', records.Status.MODULE_FAILED, None),
+    ('hangs', records.Status.REWARD_UNREACHABLE, None),
+  ],
 )
 def test_a_rollout_has_the_status_and_the_parts(path, name, status, reward):
   own = _make(path, name, seconds=2.0)
   plans = [
-      'Sub-Goal: find Oslo\nContext:\nTool Name: search',
-      'Sub-Goal: answer Oslo\nContext:\nTool Name: search',
+    'Sub-Goal: find Oslo\nContext:\nTool Name: search',
+    'Sub-Goal: answer Oslo\nContext:\nTool Name: search',
   ]
   agent = fakes.make_agent(
-      fakes.FakeLanguageModel({'planner': plans}), [fakes.make_tool(fakes.echo)],
-      rollout.RolloutConfig(max_turns=3, entry_tokens=30),
-      reward=registry.Rewards(['r'], {'r': own}),
+    fakes.FakeLanguageModel({'planner': plans}),
+    [fakes.make_tool(fakes.echo)],
+    rollout.RolloutConfig(max_turns=3, entry_tokens=30),
+    reward=registry.Rewards(['r'], {'r': own}),
   )
 
   async def main():

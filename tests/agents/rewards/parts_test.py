@@ -11,8 +11,15 @@ from agentflow_jax import records
 from agentflow_jax.agents.rewards import parts
 
 _WEIGHTS = {
-    'success': 1.0, 'pass_fraction': 0.2, 'unchanged': 0.1, 'refusal': 0.1,
-    'execution': 0.1, 'format': 0.05, 'calls': -0.2, 'length': -0.1, 'answer': 0.1,
+  'success': 1.0,
+  'pass_fraction': 0.2,
+  'unchanged': 0.1,
+  'refusal': 0.1,
+  'execution': 0.1,
+  'format': 0.05,
+  'calls': -0.2,
+  'length': -0.1,
+  'answer': 0.1,
 }
 
 
@@ -27,22 +34,18 @@ def _turn(error=None, tokens=4, inner=0):
   result = records.ToolResult('', error)
   result = records.ToolResult('', error, inner=((call, result),) * inner)
   return records.Turn(
-      completion, records.SamplingSpec(max_new_tokens=8), call=call, result=result
+    completion, records.SamplingSpec(max_new_tokens=8), call=call, result=result
   )
 
 
 def _ending(turns=(), ended='finish', answer=''):
-  calls = tuple(
-      c for t in turns for c in [(t.call, t.result), *t.result.inner]
-  )
-  return records.Ending(
-      records.Status.ANSWERED, answer, calls, ended, tuple(turns)
-  )
+  calls = tuple(c for t in turns for c in [(t.call, t.result), *t.result.inner])
+  return records.Ending(records.Status.ANSWERED, answer, calls, ended, tuple(turns))
 
 
 def _verdict(passed, changed=0):
   results = tuple(
-      records.CheckResult(f'c{i}', 'state', p) for i, p in enumerate(passed)
+    records.CheckResult(f'c{i}', 'state', p) for i, p in enumerate(passed)
   )
   extra = tuple(f'row {i}' for i in range(changed))
   return records.Verdict(results, extra, extra)
@@ -65,13 +68,19 @@ def test_terms_by_hand():
   bad = records.ToolErrorKind.ARGUMENTS
   turns = [_turn(), _turn(bad, inner=2), _turn(tokens=8), _turn(tokens=0)]
   score = _score(
-      _WEIGHTS, _task(), _ending(turns, answer='a'), _verdict([True, False], 1)
+    _WEIGHTS, _task(), _ending(turns, answer='a'), _verdict([True, False], 1)
   )
   assert {name: term.value for name, term in score.terms.items()} == {
-      'success': 0.0, 'pass_fraction': 0.5, 'unchanged': 0.0, 'refusal': 1.0,
-      'execution': 0.75, 'format': 1.0, 'answer': 1.0,
-      # Only a success is reduced by these.
-      'calls': 0.0, 'length': 0.0,
+    'success': 0.0,
+    'pass_fraction': 0.5,
+    'unchanged': 0.0,
+    'refusal': 1.0,
+    'execution': 0.75,
+    'format': 1.0,
+    'answer': 1.0,
+    # Only a success is reduced by these.
+    'calls': 0.0,
+    'length': 0.0,
   }
   assert score.reward == pytest.approx(0.1 + 0.1 + 0.075 + 0.05 + 0.1)
   score = _score(_WEIGHTS, _task(), _ending(turns), _verdict([True, True]))
@@ -97,14 +106,23 @@ def test_doing_nothing_useful_scores_nothing():
 
 
 @pytest.mark.parametrize(
-    ('feasible', 'ended', 'value'),
-    [(True, 'finish', 1), (True, 'refuse', 0), (False, 'refuse', 1),
-     (False, 'finish', 0), (False, '', 0), (True, '', 1), (None, 'refuse', 0)],
+  ('feasible', 'ended', 'value'),
+  [
+    (True, 'finish', 1),
+    (True, 'refuse', 0),
+    (False, 'refuse', 1),
+    (False, 'finish', 0),
+    (False, '', 0),
+    (True, '', 1),
+    (None, 'refuse', 0),
+  ],
 )
 def test_refusals(feasible, ended, value):
   score = _score(
-      {'success': 1.0, 'refusal': 0.5}, _task(feasible), _ending(ended=ended),
-      _verdict([True]),
+    {'success': 1.0, 'refusal': 0.5},
+    _task(feasible),
+    _ending(ended=ended),
+    _verdict([True]),
   )
   assert score.terms['refusal'].value == value
 
@@ -118,12 +136,15 @@ def test_the_sum_is_that_of_the_record():
 
 
 _values = st.integers(0, 4).flatmap(
-    lambda n: st.tuples(
-        st.lists(st.booleans(), min_size=1, max_size=3), st.integers(0, 2),
-        st.sampled_from(['finish', 'refuse', '']), st.just(n),
-        st.sampled_from([None, records.ToolErrorKind.ARGUMENTS]), st.integers(0, 8),
-        st.sampled_from(['a', 'b']),
-    )
+  lambda n: st.tuples(
+    st.lists(st.booleans(), min_size=1, max_size=3),
+    st.integers(0, 2),
+    st.sampled_from(['finish', 'refuse', '']),
+    st.just(n),
+    st.sampled_from([None, records.ToolErrorKind.ARGUMENTS]),
+    st.integers(0, 8),
+    st.sampled_from(['a', 'b']),
+  )
 )
 
 
@@ -135,7 +156,7 @@ def test_a_failure_never_scores_as_much_as_a_success(rollouts, feasible):
     verdict = _verdict(passed, changed)
     ending = _ending([_turn(error, tokens)] * count, ended, answer)
     scores.append(
-        (verdict.success, _score(_WEIGHTS, _task(feasible), ending, verdict).reward)
+      (verdict.success, _score(_WEIGHTS, _task(feasible), ending, verdict).reward)
     )
   for (won, more), (lost, less) in itertools.product(scores, scores):
     if won and not lost:
@@ -151,15 +172,14 @@ def test_breaking_the_format_scores_nothing_in_every_term():
 
 
 @pytest.mark.parametrize(
-    ('weights', 'said'),
-    [
-        ({'sucess': 1.0}, "no term 'sucess'"),
-        ({'execution': 0.5}, 'success needs a weight'),
-        ({'success': -1.0}, 'success needs a weight'),
-        ({'success': 1.0, 'execution': 0.5, 'calls': -0.5},
-         'below the weight of success'),
-        ({'success': 1.0, 'refusal': 0.5}, 'reads the checks of a world'),
-    ],
+  ('weights', 'said'),
+  [
+    ({'sucess': 1.0}, "no term 'sucess'"),
+    ({'execution': 0.5}, 'success needs a weight'),
+    ({'success': -1.0}, 'success needs a weight'),
+    ({'success': 1.0, 'execution': 0.5, 'calls': -0.5}, 'below the weight of success'),
+    ({'success': 1.0, 'refusal': 0.5}, 'reads the checks of a world'),
+  ],
 )
 def test_weights_under_which_a_failure_could_pay_are_refused(weights, said):
   with pytest.raises(ValueError, match=said):

@@ -36,19 +36,19 @@ def score(reward, answers, answer, query='q'):
 
 
 @pytest.mark.parametrize(
-    ('reward', 'answers', 'said', 'other'),
-    [
-        ('exact_match', ['Paris'], 'Paris', 'Rome'),
-        ('f1', ['Paris'], 'Paris', 'Rome'),
-        ('number', ['12'], '12', '13'),
-        ('exact_number', ['12'], '12', '13'),
-        ('match_or_number', ['12'], '12', '13'),
-        ('short_answer', ['Paris'], 'Paris', 'Rome'),
-        ('choice', ['A'], 'A', 'B'),
-    ],
+  ('reward', 'answers', 'said', 'other'),
+  [
+    ('exact_match', ['Paris'], 'Paris', 'Rome'),
+    ('f1', ['Paris'], 'Paris', 'Rome'),
+    ('number', ['12'], '12', '13'),
+    ('exact_number', ['12'], '12', '13'),
+    ('match_or_number', ['12'], '12', '13'),
+    ('short_answer', ['Paris'], 'Paris', 'Rome'),
+    ('choice', ['A'], 'A', 'B'),
+  ],
 )
 def test_every_reward_reads_what_stands_behind_the_thoughts(
-    reward, answers, said, other
+  reward, answers, said, other
 ):
   query = 'Which?\nA. Paris\nB. Rome'
   of = lambda answer: score(reward, answers, answer, query)
@@ -60,8 +60,18 @@ def test_every_reward_reads_what_stands_behind_the_thoughts(
 
 def test_the_names():
   assert registry.names() == (
-      'checks', 'choice', 'contains', 'environment', 'exact_match', 'exact_number',
-      'f1', 'game24', 'match_or_number', 'number', 'short_answer', 'symbolic',
+    'checks',
+    'choice',
+    'contains',
+    'environment',
+    'exact_match',
+    'exact_number',
+    'f1',
+    'game24',
+    'match_or_number',
+    'number',
+    'short_answer',
+    'symbolic',
   )
   # What is used in other files by name says the name back.
   for name in registry.names():
@@ -69,13 +79,13 @@ def test_the_names():
 
 
 @pytest.mark.parametrize(
-    ('name', 'hint'),
-    [
-        ('exactmatch', "did you mean 'exact_match'"),
-        ('match_or_numbers', "did you mean 'match_or_number'"),
-        ('zzz', 'there are'),
-        ('', 'there are'),
-    ],
+  ('name', 'hint'),
+  [
+    ('exactmatch', "did you mean 'exact_match'"),
+    ('match_or_numbers', "did you mean 'match_or_number'"),
+    ('zzz', 'there are'),
+    ('', 'there are'),
+  ],
 )
 def test_an_unknown_name_is_an_error_with_a_hint(name, hint):
   with pytest.raises(ValueError, match=hint):
@@ -83,49 +93,49 @@ def test_an_unknown_name_is_an_error_with_a_hint(name, hint):
 
 
 @pytest.mark.parametrize(
-    ('reward', 'answers', 'answer', 'expected'),
-    [
-        ('match_or_number', ['Paris'], 'paris.', 1),
-        ('match_or_number', ['Paris'], 'Lyon', 0),
-        ('match_or_number', ['2.5'], 'by a factor of 2.501', 1),
-        ('match_or_number', ['2.5'], '2.51', 0),
-        ('match_or_number', ['2.5'], '2.5 or 3', 0),
-        ('match_or_number', ['15'], '1.5', 0),
-        ('match_or_number', ['15'], '1-5', 0),
-        ('match_or_number', ['two', '2'], 'Two', 1),
-        ('match_or_number', ['two', '2'], '2.0', 1),
-        ('match_or_number', ['U2'], 'u2', 1),
-        ('match_or_number', ['U2'], '2', 0),
-        ('match_or_number', ['Paris'], '', 0),
-        ('match_or_number', ['1999'], '1998', 1),
-        ('short_answer', ['1999'], '1998', 0),
-        ('short_answer', ['19.99'], '19.98', 1),
-        ('number', ['1000'], '1000.9', 1),
-        ('number', ['1000'], '<answer>1000</answer> of 3000', 1),
-        ('exact_number', ['1000'], '1000.9', 0),
-        ('exact_number', ['2007'], 'in 2007', 1),
-        ('exact_number', ['2007'], 'in 2008', 0),
-        ('exact_match', ['Paris'], 'the Paris', 1),
-        ('f1', ['New York City'], 'new york', 0.8),
-    ],
+  ('reward', 'answers', 'answer', 'expected'),
+  [
+    ('match_or_number', ['Paris'], 'paris.', 1),
+    ('match_or_number', ['Paris'], 'Lyon', 0),
+    ('match_or_number', ['2.5'], 'by a factor of 2.501', 1),
+    ('match_or_number', ['2.5'], '2.51', 0),
+    ('match_or_number', ['2.5'], '2.5 or 3', 0),
+    ('match_or_number', ['15'], '1.5', 0),
+    ('match_or_number', ['15'], '1-5', 0),
+    ('match_or_number', ['two', '2'], 'Two', 1),
+    ('match_or_number', ['two', '2'], '2.0', 1),
+    ('match_or_number', ['U2'], 'u2', 1),
+    ('match_or_number', ['U2'], '2', 0),
+    ('match_or_number', ['Paris'], '', 0),
+    ('match_or_number', ['1999'], '1998', 1),
+    ('short_answer', ['1999'], '1998', 0),
+    ('short_answer', ['19.99'], '19.98', 1),
+    ('number', ['1000'], '1000.9', 1),
+    ('number', ['1000'], '<answer>1000</answer> of 3000', 1),
+    ('exact_number', ['1000'], '1000.9', 0),
+    ('exact_number', ['2007'], 'in 2007', 1),
+    ('exact_number', ['2007'], 'in 2008', 0),
+    ('exact_match', ['Paris'], 'the Paris', 1),
+    ('f1', ['New York City'], 'new york', 0.8),
+  ],
 )
 def test_scores(reward, answers, answer, expected):
   assert score(reward, answers, answer) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-    ('reward', 'answers'),
-    [
-        ('exact_match', []),
-        ('exact_match', ['x', ' ']),
-        ('f1', []),
-        ('match_or_number', ['']),
-        ('number', ['many']),
-        ('exact_number', []),
-        ('choice', ['A']),
-        ('game24', []),
-        ('symbolic', []),
-    ],
+  ('reward', 'answers'),
+  [
+    ('exact_match', []),
+    ('exact_match', ['x', ' ']),
+    ('f1', []),
+    ('match_or_number', ['']),
+    ('number', ['many']),
+    ('exact_number', []),
+    ('choice', ['A']),
+    ('game24', []),
+    ('symbolic', []),
+  ],
 )
 def test_a_task_that_lacks_what_its_reward_needs_is_named(reward, answers):
   with pytest.raises(ValueError, match="task 't'"):
@@ -143,8 +153,8 @@ def test_rewards_pick_by_the_tasks_name():
     with pytest.raises(ValueError, match='this run has'):
       await rewards(task('f1', ['5']), _ending('5'))
     found = [
-        await rewards(task('number', ['5']), _ending('5.0 km')),
-        await rewards(task('exact_match', ['5']), _ending('5.0 km')),
+      await rewards(task('number', ['5']), _ending('5.0 km')),
+      await rewards(task('exact_match', ['5']), _ending('5.0 km')),
     ]
     await rewards.aclose()
     return found
@@ -161,7 +171,6 @@ def test_closing_ends_the_symbolic_child():
   original = symbolic.Checker
 
   class Spy(original):
-
     def __init__(self):
       super().__init__()
       made.append(self)
@@ -182,11 +191,11 @@ def test_closing_ends_the_symbolic_child():
 
 def test_rewards_leave_jax_and_sympy_out():
   program = (
-      'import sys\n'
-      'from agentflow_jax.agents.rewards import registry\n'
-      'registry.get("match_or_number")\n'
-      'bad = {"jax", "sympy", "numpy"} & set(sys.modules)\n'
-      'sys.exit(str(bad) if bad else 0)\n'
+    'import sys\n'
+    'from agentflow_jax.agents.rewards import registry\n'
+    'registry.get("match_or_number")\n'
+    'bad = {"jax", "sympy", "numpy"} & set(sys.modules)\n'
+    'sys.exit(str(bad) if bad else 0)\n'
   )
   root = pathlib.Path(__file__).parents[3]
   subprocess.run([sys.executable, '-c', program], check=True, cwd=root)
@@ -201,28 +210,26 @@ def benchmark(name, reward):
     answer = row['answer']
     answers = answer if isinstance(answer, list) else [answer]
     tasks.append(
-        records.Task(
-            str(row['pid']), row['query'], tuple(map(str, answers)), reward
-        )
+      records.Task(str(row['pid']), row['query'], tuple(map(str, answers)), reward)
     )
   return tasks
 
 
 @pytest.mark.parametrize(
-    ('name', 'reward', 'chance'),
-    [
-        ('bamboogle', 'exact_match', 0.02),
-        ('hotpotqa', 'exact_match', 0.05),  # yes and no recur
-        ('musique', 'f1', 0.05),
-        ('musique', 'short_answer', 0.03),
-        ('2wiki', 'short_answer', 0.10),  # yes and no recur
-        ('medqa', 'choice', 0.03),
-        ('aime24', 'exact_number', 0.05),
-        ('amc23', 'exact_number', 0.10),
-        ('aime24', 'symbolic', 0.05),
-        ('amc23', 'symbolic', 0.10),
-        ('gameof24', 'game24', 0.01),
-    ],
+  ('name', 'reward', 'chance'),
+  [
+    ('bamboogle', 'exact_match', 0.02),
+    ('hotpotqa', 'exact_match', 0.05),  # yes and no recur
+    ('musique', 'f1', 0.05),
+    ('musique', 'short_answer', 0.03),
+    ('2wiki', 'short_answer', 0.10),  # yes and no recur
+    ('medqa', 'choice', 0.03),
+    ('aime24', 'exact_number', 0.05),
+    ('amc23', 'exact_number', 0.10),
+    ('aime24', 'symbolic', 0.05),
+    ('amc23', 'symbolic', 0.10),
+    ('gameof24', 'game24', 0.01),
+  ],
 )
 def test_benchmark_answers_score_against_themselves_only(name, reward, chance):
   tasks = benchmark(name, reward)
@@ -236,9 +243,9 @@ def test_benchmark_answers_score_against_themselves_only(name, reward, chance):
     others = list(tasks)
     random.Random(0).shuffle(others)
     wrong = [
-        await rewards(t, _ending(o.answers[0]))
-        for t, o in zip(tasks, others, strict=True)
-        if t.id != o.id
+      await rewards(t, _ending(o.answers[0]))
+      for t, o in zip(tasks, others, strict=True)
+      if t.id != o.id
     ]
     await rewards.aclose()
     return right, framed, wrong

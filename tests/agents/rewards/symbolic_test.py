@@ -30,35 +30,35 @@ def check(*pairs, limits=symbolic.Limits()):
 
 def test_equivalent_forms():
   pairs = [
-      ('1/2', '0.5'),
-      ('\\frac{1}{2}', '$\\frac{2}{4}$'),
-      ('x^2-1', '(x-1)(x+1)'),
-      ('33', 'The answer is 33'),
-      ('1234', '1,234'),
-      ('\\sqrt{8}', '\\boxed{2\\sqrt{2}}'),
-      ('27', '<answer>$27$</answer>'),
-      ('(1,2)', '(1, 2)'),
-      ('\\{1,2\\}', '\\{2,1\\}'),
-      ('\\frac{\\pi}{4}', '\\pi/4'),
-      ('5', '2 + 3'),
-      ('50', '50\\%'),
+    ('1/2', '0.5'),
+    ('\\frac{1}{2}', '$\\frac{2}{4}$'),
+    ('x^2-1', '(x-1)(x+1)'),
+    ('33', 'The answer is 33'),
+    ('1234', '1,234'),
+    ('\\sqrt{8}', '\\boxed{2\\sqrt{2}}'),
+    ('27', '<answer>$27$</answer>'),
+    ('(1,2)', '(1, 2)'),
+    ('\\{1,2\\}', '\\{2,1\\}'),
+    ('\\frac{\\pi}{4}', '\\pi/4'),
+    ('5', '2 + 3'),
+    ('50', '50\\%'),
   ]
   assert check(*pairs) == [True] * len(pairs)
 
 
 def test_different_values():
   pairs = [
-      ('1/2', '0.51'),
-      ('x^2-1', '(x-1)^2'),
-      ('33', 'The answer is 34'),
-      ('-5', '5'),
-      ('27', '26 or 27'),
-      ('27', '$26$ or $27$'),
-      ('(1,2)', '(2,1)'),
-      ('\\sqrt{2}', '1.414'),
-      ('5', ''),
-      ('5', 'no idea'),
-      ('5', '5' * 3000),
+    ('1/2', '0.51'),
+    ('x^2-1', '(x-1)^2'),
+    ('33', 'The answer is 34'),
+    ('-5', '5'),
+    ('27', '26 or 27'),
+    ('27', '$26$ or $27$'),
+    ('(1,2)', '(2,1)'),
+    ('\\sqrt{2}', '1.414'),
+    ('5', ''),
+    ('5', 'no idea'),
+    ('5', '5' * 3000),
   ]
   assert check(*pairs) == [False] * len(pairs)
 
@@ -73,10 +73,7 @@ def test_the_same_text_needs_no_child():
   assert asyncio.run(run()) is None
 
 
-@pytest.mark.parametrize(
-    'answer',
-    ['(9^9)!', '(' * 1000, '\\sum_{n=1}^{10^{9}} 1/n'],
-)
+@pytest.mark.parametrize('answer', ['(9^9)!', '(' * 1000, '\\sum_{n=1}^{10^{9}} 1/n'])
 def test_a_check_that_hangs_is_wrong_and_the_next_one_works(answer):
   limits = symbolic.Limits(cpu_seconds=1.0)
   assert check(('7', answer), ('1/2', '0.5'), limits=limits) == [False, True]
@@ -91,9 +88,7 @@ def test_checks_from_many_coroutines_get_their_own_verdicts():
   async def run():
     checker = symbolic.Checker()
     pairs = [(str(i), f'{2 * i + i % 2}/2') for i in range(40)]
-    verdicts = await asyncio.gather(
-        *(checker.equal([g], a) for g, a in pairs)
-    )
+    verdicts = await asyncio.gather(*(checker.equal([g], a) for g, a in pairs))
     await checker.aclose()
     return verdicts
 
@@ -184,20 +179,20 @@ def test_a_child_that_cannot_start_is_unreachable(monkeypatch, tmp_path):
 
 def test_the_child_ends_when_its_parent_is_killed():
   program = (
-      'import asyncio, time\n'
-      'from agentflow_jax.agents.rewards import symbolic\n'
-      'async def run():\n'
-      '  checker = symbolic.Checker()\n'
-      '  await checker.equal(["1/2"], "0.5")\n'
-      '  print(checker.pid, flush=True)\n'
-      '  time.sleep(60)\n'
-      'asyncio.run(run())\n'
+    'import asyncio, time\n'
+    'from agentflow_jax.agents.rewards import symbolic\n'
+    'async def run():\n'
+    '  checker = symbolic.Checker()\n'
+    '  await checker.equal(["1/2"], "0.5")\n'
+    '  print(checker.pid, flush=True)\n'
+    '  time.sleep(60)\n'
+    'asyncio.run(run())\n'
   )
   path = os.pathsep.join(p for p in sys.path if p)
   parent = subprocess.Popen(
-      [sys.executable, '-c', program],
-      stdout=subprocess.PIPE,
-      env={**os.environ, 'PYTHONPATH': path},
+    [sys.executable, '-c', program],
+    stdout=subprocess.PIPE,
+    env={**os.environ, 'PYTHONPATH': path},
   )
   child = int(parent.stdout.readline())
   parent.kill()
@@ -233,54 +228,56 @@ def test_nothing_leaks_over_many_kills():
 
 
 ESCAPES = (
-    "open('/etc/passwd').read()",
-    "open('/proc/self/environ').read()",
-    f"open('/proc/{os.getpid()}/mem', 'rb').read(1)",
-    "open(os.path.join(sys.prefix, 'written'), 'w')",
-    "open('relative')",
-    "os.open('/etc/passwd', 0)",
-    "os.system('true')",
-    'os.fork()',
-    "os.execv('/bin/true', ['true'])",
-    "os.posix_spawn('/bin/true', ['true'], {})",
-    f'os.kill({os.getpid()}, 0)',
-    "os.remove('/tmp/none')",
-    "os.mkdir('/tmp/made')",
-    "subprocess.run(['true'])",
-    "socket.create_connection(('127.0.0.1', 9))",
-    'socket.socket()',
-    "ctypes.CDLL(None)",
-    'resource.setrlimit(resource.RLIMIT_CPU, (1, 1))',
+  "open('/etc/passwd').read()",
+  "open('/proc/self/environ').read()",
+  f"open('/proc/{os.getpid()}/mem', 'rb').read(1)",
+  "open(os.path.join(sys.prefix, 'written'), 'w')",
+  "open('relative')",
+  "os.open('/etc/passwd', 0)",
+  "os.system('true')",
+  'os.fork()',
+  "os.execv('/bin/true', ['true'])",
+  "os.posix_spawn('/bin/true', ['true'], {})",
+  f'os.kill({os.getpid()}, 0)',
+  "os.remove('/tmp/none')",
+  "os.mkdir('/tmp/made')",
+  "subprocess.run(['true'])",
+  "socket.create_connection(('127.0.0.1', 9))",
+  'socket.socket()',
+  'ctypes.CDLL(None)',
+  'resource.setrlimit(resource.RLIMIT_CPU, (1, 1))',
 )
 
 
 def test_the_armed_guard_closes_every_door():
   program = (
-      'import json, os, sys, socket, subprocess, ctypes, resource, runpy\n'
-      'worker = runpy.run_path(sys.argv[1], run_name="worker")\n'
-      'guard = worker["_Guard"]()\n'
-      'sys.addaudithook(guard)\n'
-      'import wave, asyncio\n'
-      'found = []\n'
-      'for code in json.loads(sys.argv[2]):\n'
-      '  compiled = compile(code, "attempt", "eval")\n'
-      '  guard.armed = True\n'
-      '  try:\n'
-      '    eval(compiled)\n'
-      '    outcome = "escaped"\n'
-      '  except PermissionError as error:\n'
-      '    outcome = str(error)[:6]\n'
-      '  guard.armed = False\n'
-      '  found.append(outcome)\n'
-      'guard.armed = True\n'
-      'import colorsys, decimal\n'  # A library module still loads.
-      'guard.armed = False\n'
-      'print(json.dumps(found))\n'
+    'import json, os, sys, socket, subprocess, ctypes, resource, runpy\n'
+    'worker = runpy.run_path(sys.argv[1], run_name="worker")\n'
+    'guard = worker["_Guard"]()\n'
+    'sys.addaudithook(guard)\n'
+    'import wave, asyncio\n'
+    'found = []\n'
+    'for code in json.loads(sys.argv[2]):\n'
+    '  compiled = compile(code, "attempt", "eval")\n'
+    '  guard.armed = True\n'
+    '  try:\n'
+    '    eval(compiled)\n'
+    '    outcome = "escaped"\n'
+    '  except PermissionError as error:\n'
+    '    outcome = str(error)[:6]\n'
+    '  guard.armed = False\n'
+    '  found.append(outcome)\n'
+    'guard.armed = True\n'
+    'import colorsys, decimal\n'  # A library module still loads.
+    'guard.armed = False\n'
+    'print(json.dumps(found))\n'
   )
   done = subprocess.run(
-      [sys.executable, '-c', program, child_server.__file__,
-       json.dumps(ESCAPES)],
-      capture_output=True, check=True, text=True, timeout=60,
+    [sys.executable, '-c', program, child_server.__file__, json.dumps(ESCAPES)],
+    capture_output=True,
+    check=True,
+    text=True,
+    timeout=60,
   )
   outcomes = dict(zip(ESCAPES, json.loads(done.stdout), strict=True))
   assert outcomes == dict.fromkeys(ESCAPES, 'closed')
@@ -291,8 +288,7 @@ def test_the_child_sees_no_environment(monkeypatch, tmp_path):
   spy = tmp_path / 'spy.py'
   seen = tmp_path / 'seen.json'
   spy.write_text(
-      'import json, os\n'
-      f'json.dump(dict(os.environ), open({str(seen)!r}, "w"))\n'
+    f'import json, os\njson.dump(dict(os.environ), open({str(seen)!r}, "w"))\n'
   )
   monkeypatch.setattr(symbolic, '_WORKER', str(spy))
   with pytest.raises(language_model.Unreachable):
@@ -306,15 +302,15 @@ def test_code_in_an_answer_does_not_run(tmp_path):
   mark = tmp_path / 'mark'
   code = f"open('{mark}','w')"
   pairs = [
-      ('5', said)
-      for said in (
-          code,
-          f'1+{code}',
-          f'(1*{code}+1)',
-          f"__import__('os').system('touch {mark}')",
-          f"$x$ 1/eval(\"{code}\")",
-          f'\\text{{{code}}}',
-      )
+    ('5', said)
+    for said in (
+      code,
+      f'1+{code}',
+      f'(1*{code}+1)',
+      f"__import__('os').system('touch {mark}')",
+      f'$x$ 1/eval("{code}")',
+      f'\\text{{{code}}}',
+    )
   ]
   assert check(*pairs) == [False] * len(pairs)
   assert not mark.exists()

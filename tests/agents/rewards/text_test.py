@@ -30,8 +30,21 @@ def squad_f1(gold: str, said: str) -> float:
 
 
 def test_words_and_f1_equal_squads_on_random_text():
-  vocabulary = ['the', 'A', 'an', 'Paris,', "O'Hara", 'rock-and-roll', 'U.S.',
-                '(city)', '"x"', 'anthem', 'theatre', '1999', 'no.']
+  vocabulary = [
+    'the',
+    'A',
+    'an',
+    'Paris,',
+    "O'Hara",
+    'rock-and-roll',
+    'U.S.',
+    '(city)',
+    '"x"',
+    'anthem',
+    'theatre',
+    '1999',
+    'no.',
+  ]
   rng = random.Random(0)
   compared = 0
   for _ in range(500):
@@ -48,27 +61,27 @@ def test_words_and_f1_equal_squads_on_random_text():
 
 
 @pytest.mark.parametrize(
-    ('gold', 'said', 'score'),
-    [
-        ('São Paulo', 'the SAO PAULO.', 1),
-        ('Paris', '“Paris”', 1),
-        ('The The', 'the the', 1),
-        ('%', '%', 1),
-        ('Straße', 'STRASSE', 1),
-        ('Île', 'i\u0302le', 1),
-        ('A', 'a', 1),
-        ('1,234', '1234', 1),
-        # A point and a sign change a number, punctuation or not.
-        ('1.5', '15', 0),
-        ('-5', '5', 0),
-        ('\u22125', '-5', 1),
-        ('.5', '5', 0),
-        ('Paris', 'Paris, France', 0),
-        ('Paris', '', 0),
-        ('Paris', '   ', 0),
-        # Vowel signs of other scripts are letters: "ki" is not "ka".
-        ('\u0915\u093f', '\u0915', 0),
-    ],
+  ('gold', 'said', 'score'),
+  [
+    ('São Paulo', 'the SAO PAULO.', 1),
+    ('Paris', '“Paris”', 1),
+    ('The The', 'the the', 1),
+    ('%', '%', 1),
+    ('Straße', 'STRASSE', 1),
+    ('Île', 'i\u0302le', 1),
+    ('A', 'a', 1),
+    ('1,234', '1234', 1),
+    # A point and a sign change a number, punctuation or not.
+    ('1.5', '15', 0),
+    ('-5', '5', 0),
+    ('\u22125', '-5', 1),
+    ('.5', '5', 0),
+    ('Paris', 'Paris, France', 0),
+    ('Paris', '', 0),
+    ('Paris', '   ', 0),
+    # Vowel signs of other scripts are letters: "ki" is not "ka".
+    ('\u0915\u093f', '\u0915', 0),
+  ],
 )
 def test_exact_match(gold, said, score):
   assert text.exact_match([gold], said) == score
@@ -98,25 +111,25 @@ def test_yes_and_no_get_no_partial_credit():
 
 
 @pytest.mark.parametrize(
-    ('answer', 'part'),
-    [
-        ('<answer>1</answer> no <ANSWER> 2\n</ANSWER> tail', '2'),
-        ('<answer>open <answer>x</answer>', 'x'),
-        ('<answer>never closed', '<answer>never closed'),
-        ('closed</answer> first', 'closed</answer> first'),
-        ('so \\boxed{1}, or \\boxed{\\frac{1}{2}}.', '\\frac{1}{2}'),
-        ('\\boxed{1} then \\boxed{open', ''),
-        ('So \\boxed{3}? No, wait: \\boxed{', ''),
-        ('<answer>1</answer> no, <answer>2', ''),
-        ('<answer>so \\boxed{3}</answer>', '3'),
-        # TeX: \\{ is a character; \\\\ is a command of its own before {.
-        ('\\boxed{\\left\\{x\\right.}', '\\left\\{x\\right.'),
-        ('\\boxed{\\{1\\}, \\}} and 2', '\\{1\\}, \\}'),
-        ('\\boxed{a \\\\{b}} c', 'a \\\\{b}'),
-        ('\\boxed{1} <answer>2</answer>', '2'),
-        ('<answer></answer>', ''),
-        ('  Paris \n', 'Paris'),
-    ],
+  ('answer', 'part'),
+  [
+    ('<answer>1</answer> no <ANSWER> 2\n</ANSWER> tail', '2'),
+    ('<answer>open <answer>x</answer>', 'x'),
+    ('<answer>never closed', '<answer>never closed'),
+    ('closed</answer> first', 'closed</answer> first'),
+    ('so \\boxed{1}, or \\boxed{\\frac{1}{2}}.', '\\frac{1}{2}'),
+    ('\\boxed{1} then \\boxed{open', ''),
+    ('So \\boxed{3}? No, wait: \\boxed{', ''),
+    ('<answer>1</answer> no, <answer>2', ''),
+    ('<answer>so \\boxed{3}</answer>', '3'),
+    # TeX: \\{ is a character; \\\\ is a command of its own before {.
+    ('\\boxed{\\left\\{x\\right.}', '\\left\\{x\\right.'),
+    ('\\boxed{\\{1\\}, \\}} and 2', '\\{1\\}, \\}'),
+    ('\\boxed{a \\\\{b}} c', 'a \\\\{b}'),
+    ('\\boxed{1} <answer>2</answer>', '2'),
+    ('<answer></answer>', ''),
+    ('  Paris \n', 'Paris'),
+  ],
 )
 def test_extract(answer, part):
   assert text.extract(answer) == part

@@ -34,7 +34,7 @@ def _ask(tool: base.Tool, query: str) -> str:
 def test_passes_the_query_untrusted_and_returns_the_text():
   model = _Model('  Jane Austen \n')
   assert _ask(generalist.make(model), 'Who wrote Emma?') == 'Jane Austen'
-  (prompt, sampling, _), = model.requests
+  ((prompt, sampling, _),) = model.requests
   assert prompt[-1] == records.Segment('user', 'Who wrote Emma?', trusted=False)
   assert [s.trusted for s in prompt] == [True, False]
   assert sampling.temperature == 0
@@ -71,18 +71,18 @@ def test_randomness_follows_the_request():
   _ask(tool, 'other')
   keys = [request[2] for request in model.requests]
   assert keys[0] == records.RequestKey(
-      3, records.Purpose.TRAIN, 5, 'task', 2, turn=1, module='generalist'
+    3, records.Purpose.TRAIN, 5, 'task', 2, turn=1, module='generalist'
   )
   # Outside of a request the question alone decides.
   assert keys[1] == keys[2] != keys[3]
 
 
 @pytest.mark.parametrize(
-    'raised, expected',
-    [
-        (language_model.PromptTooLong('9 > 8'), base.BadArguments),
-        (language_model.Unreachable('down'), base.ToolUnreachable),
-    ],
+  'raised, expected',
+  [
+    (language_model.PromptTooLong('9 > 8'), base.BadArguments),
+    (language_model.Unreachable('down'), base.ToolUnreachable),
+  ],
 )
 def test_errors_are_named_by_who_caused_them(raised, expected):
   with pytest.raises(expected, match=str(raised)):

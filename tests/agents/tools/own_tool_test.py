@@ -129,7 +129,7 @@ def test_what_a_function_returns_is_the_result(path, prefix):
 
 
 @pytest.mark.parametrize(
-    'name', ['refuses', 'aio_refuses', 'refuses_as_built_in_tools_do']
+  'name', ['refuses', 'aio_refuses', 'refuses_as_built_in_tools_do']
 )
 def test_a_value_error_is_text_for_the_model(path, name):
   with pytest.raises(base.BadArguments, match='^no luck here$'):
@@ -155,8 +155,9 @@ def test_its_standard_input_is_empty(path):
 def test_a_process_that_ended_between_two_calls_is_started_again(path):
   tool = _tool(path, 'sees')
   children = next(
-      cell.cell_contents for cell in tool.call.__closure__
-      if isinstance(cell.cell_contents, own_functions.Own)
+    cell.cell_contents
+    for cell in tool.call.__closure__
+    if isinstance(cell.cell_contents, own_functions.Own)
   )._children
 
   async def main():
@@ -182,13 +183,13 @@ def test_code_that_changes_in_a_run_is_not_run(path):
 def test_a_decorator_that_hides_what_it_decorates_is_refused(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(
-      'import functools\n'
-      'def hides(f):\n'
-      '  @functools.wraps(f)\n'
-      '  def g(*a, **k): return f(*a, **k)\n'
-      '  return g\n'
-      '@hides\n'
-      'async def f(x: str) -> str:\n  """F."""\n  return x\n'
+    'import functools\n'
+    'def hides(f):\n'
+    '  @functools.wraps(f)\n'
+    '  def g(*a, **k): return f(*a, **k)\n'
+    '  return g\n'
+    '@hides\n'
+    'async def f(x: str) -> str:\n  """F."""\n  return x\n'
   )
   with pytest.raises(own_functions.LoadError, match='a decorator hides'):
     _tool(str(path), 'f')
@@ -253,7 +254,7 @@ asyncio.run(tool.call({{'text': {where!r}}}))
 def test_a_process_ends_with_ours_whatever_it_does(path, tmp_path):
   where = tmp_path / 'pids'
   with subprocess.Popen(
-      [sys.executable, '-c', _ORPHAN.format(path=path, where=str(where))], cwd=_ROOT
+    [sys.executable, '-c', _ORPHAN.format(path=path, where=str(where))], cwd=_ROOT
   ) as process:
     until = time.monotonic() + 60
     while not (where.exists() and where.read_text()) and time.monotonic() < until:
@@ -270,7 +271,7 @@ def test_one_that_is_cancelled_is_ended_too(path, name, tmp_path):
   async def main():
     call = asyncio.create_task(tool.call({'text': str(where)}))
     while not where.exists() or len(where.read_text().split()) < (
-        2 if name == 'hangs' else 1
+      2 if name == 'hangs' else 1
     ):
       await asyncio.sleep(0.02)
     call.cancel()
@@ -283,31 +284,29 @@ def test_one_that_is_cancelled_is_ended_too(path, name, tmp_path):
   assert asyncio.run(main())
 
 
-
-
 @pytest.mark.parametrize(
-    'name, status, part',
-    [
-        ('refuses', records.Status.OUT_OF_TURNS, 'no x here'),
-        ('aio_refuses', records.Status.OUT_OF_TURNS, 'no x here'),
-        ('raises', records.Status.TOOL_UNREACHABLE, 'KeyError'),
-        ('aio_raises', records.Status.TOOL_UNREACHABLE, 'KeyError'),
-        ('exits', records.Status.TOOL_UNREACHABLE, 'its process ended'),
-        ('hangs', records.Status.TOOL_UNREACHABLE, 'took longer'),
-        ('aio_hangs', records.Status.TOOL_UNREACHABLE, 'took longer'),
-        ('large', records.Status.OUT_OF_TURNS, 'xxx'),
-        ('aio_large', records.Status.OUT_OF_TURNS, 'xxx'),
-    ],
+  'name, status, part',
+  [
+    ('refuses', records.Status.OUT_OF_TURNS, 'no x here'),
+    ('aio_refuses', records.Status.OUT_OF_TURNS, 'no x here'),
+    ('raises', records.Status.TOOL_UNREACHABLE, 'KeyError'),
+    ('aio_raises', records.Status.TOOL_UNREACHABLE, 'KeyError'),
+    ('exits', records.Status.TOOL_UNREACHABLE, 'its process ended'),
+    ('hangs', records.Status.TOOL_UNREACHABLE, 'took longer'),
+    ('aio_hangs', records.Status.TOOL_UNREACHABLE, 'took longer'),
+    ('large', records.Status.OUT_OF_TURNS, 'xxx'),
+    ('aio_large', records.Status.OUT_OF_TURNS, 'xxx'),
+  ],
 )
 def test_a_rollout_ends_with_the_status_of_built_in_tools(
-    path, name, status, part, tmp_path
+  path, name, status, part, tmp_path
 ):
   where = str(tmp_path / 'pids') if 'hangs' in name else 'x'
   tool = _tool(path, name, seconds=3.0)
   plan = f'Sub-Goal: find {where}\nContext:\nTool Name: {name}'
   model = fakes.FakeLanguageModel({'planner': [plan]})
   agent = fakes.make_agent(
-      model, [tool], rollout.RolloutConfig(max_turns=1, entry_tokens=30)
+    model, [tool], rollout.RolloutConfig(max_turns=1, entry_tokens=30)
   )
 
   async def main():
@@ -317,8 +316,9 @@ def test_a_rollout_ends_with_the_status_of_built_in_tools(
 
   done = asyncio.run(main())
   assert done.status in (
-      {status, records.Status.TOOL_ERROR}
-      if status is records.Status.OUT_OF_TURNS else {status}
+    {status, records.Status.TOOL_ERROR}
+    if status is records.Status.OUT_OF_TURNS
+    else {status}
   )
   said = done.detail + ''.join(t.result.text for t in done.turns if t.result)
   assert part in said and len(said) < 2 << 20
@@ -326,10 +326,15 @@ def test_a_rollout_ends_with_the_status_of_built_in_tools(
 
 
 def _documented(
-    a: str, b: int, c: float = 1.5,
-    d: Optional[bool] = None,  # noqa: UP045 (as users write it)
-    e: Literal['x', 'y'] = 'x', f: list[int] | None = None, *,
-    g: dict[str, float] = {}, h: Any = None,  # noqa: B006 (as users write it)
+  a: str,
+  b: int,
+  c: float = 1.5,
+  d: Optional[bool] = None,  # noqa: UP045 (as users write it)
+  e: Literal['x', 'y'] = 'x',
+  f: list[int] | None = None,
+  *,
+  g: dict[str, float] = {},  # noqa: B006 (as users write it)
+  h: Any = None,
 ):
   """Does something
   in two lines.
@@ -348,9 +353,14 @@ def test_a_card_is_read_from_annotations_and_docstring():
   assert card.purpose == 'Does something in two lines.'
   assert card.limits == 'It cannot do everything.'
   assert [(a.name, a.type, a.required) for a in card.arguments] == [
-      ('a', 'string', True), ('b', 'integer', True), ('c', 'number', False),
-      ('d', 'boolean', False), ('e', 'string', False), ('f', 'array', False),
-      ('g', 'object', False), ('h', 'any', False),
+    ('a', 'string', True),
+    ('b', 'integer', True),
+    ('c', 'number', False),
+    ('d', 'boolean', False),
+    ('e', 'string', False),
+    ('f', 'array', False),
+    ('g', 'object', False),
+    ('h', 'any', False),
   ]
   assert card.arguments[0].description == 'the first, over two lines.'
   assert card.examples == ('execution = tool.execute(a="...", b=1)',)
@@ -362,23 +372,23 @@ def test_a_card_is_read_from_annotations_and_docstring():
 
 
 @pytest.mark.parametrize(
-    'source, said',
-    [
-        ('def f(x: str): return x', 'needs a docstring'),
-        ('def f(x):\n  """F."""', "'x' needs an annotation"),
-        ('def f(*x: str):\n  """F."""', r'\*args and'),
-        ('def f(x: set):\n  """F."""', 'are supported'),
-        ('def f(x: "Nothing"):\n  """F."""', 'cannot be resolved'),
-        ('def f(x: "list["):\n  """F."""', 'cannot be resolved'),
-        ('import functools\nf = functools.partial(print)', 'is no function'),
-        ('import sys\nsys.exit(3)', 'SystemExit'),
-        ('f = 3', 'is no function'),
-        ('def g(): pass', "has no 'f'"),
-        ('def f(:', 'SyntaxError'),
-        ('import nowhere_at_all', 'nowhere_at_all'),
-        ('raise RuntimeError("no")', 'RuntimeError: no'),
-        (None, 'No such file'),
-    ],
+  'source, said',
+  [
+    ('def f(x: str): return x', 'needs a docstring'),
+    ('def f(x):\n  """F."""', "'x' needs an annotation"),
+    ('def f(*x: str):\n  """F."""', r'\*args and'),
+    ('def f(x: set):\n  """F."""', 'are supported'),
+    ('def f(x: "Nothing"):\n  """F."""', 'cannot be resolved'),
+    ('def f(x: "list["):\n  """F."""', 'cannot be resolved'),
+    ('import functools\nf = functools.partial(print)', 'is no function'),
+    ('import sys\nsys.exit(3)', 'SystemExit'),
+    ('f = 3', 'is no function'),
+    ('def g(): pass', "has no 'f'"),
+    ('def f(:', 'SyntaxError'),
+    ('import nowhere_at_all', 'nowhere_at_all'),
+    ('raise RuntimeError("no")', 'RuntimeError: no'),
+    (None, 'No such file'),
+  ],
 )
 def test_what_is_no_tool_is_said_at_start(tmp_path, source, said):
   path = tmp_path / 'bad.py'

@@ -37,9 +37,9 @@ class Run:
 
 
 async def run(
-    environment: environments.SqliteEnvironment,
-    task: records.Task,
-    calls: Iterable[records.ToolCall],
+  environment: environments.SqliteEnvironment,
+  task: records.Task,
+  calls: Iterable[records.ToolCall],
 ) -> Run:
   """Makes calls in a new episode of a task, and its checks.
 
@@ -57,9 +57,11 @@ async def run(
         break
       made.append((call, await _called(episode, call)))
     status = (
-        records.Status.REFUSED if episode.ended == 'refuse'
-        else records.Status.ANSWERED if episode.ended
-        else records.Status.OUT_OF_TURNS
+      records.Status.REFUSED
+      if episode.ended == 'refuse'
+      else records.Status.ANSWERED
+      if episode.ended
+      else records.Status.OUT_OF_TURNS
     )
     ending = records.Ending(status, '', tuple(made), episode.ended)
     said = str(sorted(made[-1][0].arguments.items())) if episode.ended else ''
@@ -67,17 +69,17 @@ async def run(
     # Where a check fails, state or end are not those of the right way.
     digest = await episode.digest() if verdict.success else ''
     return Run(
-        verdict, digest, (episode.ended, said),
-        tuple(result.text for _, result in made),
-        sum(result.error is not None for _, result in made),
+      verdict,
+      digest,
+      (episode.ended, said),
+      tuple(result.text for _, result in made),
+      sum(result.error is not None for _, result in made),
     )
   finally:
     await episode.close()
 
 
-async def _called(
-    episode: base.Episode, call: records.ToolCall
-) -> records.ToolResult:
+async def _called(episode: base.Episode, call: records.ToolCall) -> records.ToolResult:
   tool = episode.tools[call.tool]
   try:
     arguments = tools_base.check_arguments(tool.card, call.arguments)
@@ -87,7 +89,7 @@ async def _called(
 
 
 async def audit(
-    environment: environments.SqliteEnvironment, tasks: Sequence[records.Task]
+  environment: environments.SqliteEnvironment, tasks: Sequence[records.Task]
 ) -> dict[str, Any]:
   """Returns figures on tasks and their checks, all of which `problems` reads.
 
@@ -127,7 +129,7 @@ class _Findings:
   errors: int = 0
   excluded: int = 0
   operators: collections.Counter[str] = dataclasses.field(
-      default_factory=collections.Counter
+    default_factory=collections.Counter
   )
   names: set[str] = dataclasses.field(default_factory=set)
   needed: set[str] = dataclasses.field(default_factory=set)
@@ -143,7 +145,7 @@ class _Findings:
       self.failures.append(f'{task.id}: the right way fails {"; ".join(failed)}')
 
   def add_mutant(
-      self, task: records.Task, mutant: mutants.Mutant, wrong: Run, same: bool
+    self, task: records.Task, mutant: mutants.Mutant, wrong: Run, same: bool
   ) -> None:
     """Adds the run of a mutant; `same` says that it ended as the right way does."""
     if same:
@@ -161,18 +163,18 @@ class _Findings:
     made = self.operators.total()
     feasible = [t.id for t in tasks if t.its_world.feasible]
     return {
-        **of_tasks(tasks),
-        'words_of_results': spread(self.words),
-        'errors_of_right_ways': self.errors,
-        'failures': self.failures,
-        'warnings': self.warnings,
-        'mutants': made,
-        'mutants_excluded': self.excluded / max(1, made + self.excluded),
-        'mutants_passing': self.passing,
-        'mutants_of_a_feasible_task': spread([self.mutants_of[i] for i in feasible]),
-        'operators': dict(sorted(self.operators.items())),
-        'checks_not_needed': sorted(self.names - self.needed),
-        'other_right_ways': len(self.others),
+      **of_tasks(tasks),
+      'words_of_results': spread(self.words),
+      'errors_of_right_ways': self.errors,
+      'failures': self.failures,
+      'warnings': self.warnings,
+      'mutants': made,
+      'mutants_excluded': self.excluded / max(1, made + self.excluded),
+      'mutants_passing': self.passing,
+      'mutants_of_a_feasible_task': spread([self.mutants_of[i] for i in feasible]),
+      'operators': dict(sorted(self.operators.items())),
+      'checks_not_needed': sorted(self.names - self.needed),
+      'other_right_ways': len(self.others),
     }
 
 
@@ -182,16 +184,16 @@ def of_tasks(tasks: Sequence[records.Task]) -> dict[str, Any]:
   rules = collections.Counter(t.tags['rule'] for t in infeasible)
   dependent = [len(mutants.solution_of(t)) - 1 for t in tasks]
   return {
-      'tasks': len(tasks),
-      'families': _counted(tasks, 'family'),
-      'kinds': _counted(tasks, 'kind'),
-      'infeasible_share': len(infeasible) / max(1, len(tasks)),
-      'rules': dict(sorted(rules.items())),
-      'largest_rule_share': max(rules.values(), default=0) / max(1, len(infeasible)),
-      'share_of_3_dependent_calls': statistics.fmean(n >= 3 for n in dependent),
-      'calls': spread([n + 1 for n in dependent]),
-      'words_of_query': spread([len(t.query.split()) for t in tasks]),
-      'words_of_policy': spread([len(t.its_world.policy.split()) for t in tasks]),
+    'tasks': len(tasks),
+    'families': _counted(tasks, 'family'),
+    'kinds': _counted(tasks, 'kind'),
+    'infeasible_share': len(infeasible) / max(1, len(tasks)),
+    'rules': dict(sorted(rules.items())),
+    'largest_rule_share': max(rules.values(), default=0) / max(1, len(infeasible)),
+    'share_of_3_dependent_calls': statistics.fmean(n >= 3 for n in dependent),
+    'calls': spread([n + 1 for n in dependent]),
+    'words_of_query': spread([len(t.query.split()) for t in tasks]),
+    'words_of_policy': spread([len(t.its_world.policy.split()) for t in tasks]),
   }
 
 
@@ -199,24 +201,27 @@ def problems(figures: Mapping[str, Any]) -> list[str]:
   """Returns what is wrong with audited tasks, in words; none where all is well."""
   found = [*figures['failures'], *figures['warnings'], *figures['mutants_passing']]
   limits = (
-      ('mutants_excluded', figures['mutants_excluded'] <= 0.1, 'at most 0.1'),
-      ('infeasible_share', 0.25 <= figures['infeasible_share'] <= 0.3, '0.25 to 0.3'),
-      ('largest_rule_share', figures['largest_rule_share'] <= 0.2, 'at most 0.2'),
-      (
-          'share_of_3_dependent_calls',
-          figures['share_of_3_dependent_calls'] >= 0.7, 'at least 0.7',
-      ),
-      ('errors_of_right_ways', figures['errors_of_right_ways'] == 0, '0'),
-      ('checks_not_needed', not figures['checks_not_needed'], 'empty'),
-      ('operators', len(figures['operators']) >= 5, 'five or more'),
-      (
-          'mutants_of_a_feasible_task',
-          figures['mutants_of_a_feasible_task']['least'] >= 8, 'at least 8',
-      ),
+    ('mutants_excluded', figures['mutants_excluded'] <= 0.1, 'at most 0.1'),
+    ('infeasible_share', 0.25 <= figures['infeasible_share'] <= 0.3, '0.25 to 0.3'),
+    ('largest_rule_share', figures['largest_rule_share'] <= 0.2, 'at most 0.2'),
+    (
+      'share_of_3_dependent_calls',
+      figures['share_of_3_dependent_calls'] >= 0.7,
+      'at least 0.7',
+    ),
+    ('errors_of_right_ways', figures['errors_of_right_ways'] == 0, '0'),
+    ('checks_not_needed', not figures['checks_not_needed'], 'empty'),
+    ('operators', len(figures['operators']) >= 5, 'five or more'),
+    (
+      'mutants_of_a_feasible_task',
+      figures['mutants_of_a_feasible_task']['least'] >= 8,
+      'at least 8',
+    ),
   )
   found += [
-      f'{name} is {figures[name]}, and has to be {wanted}'
-      for name, holds, wanted in limits if not holds
+    f'{name} is {figures[name]}, and has to be {wanted}'
+    for name, holds, wanted in limits
+    if not holds
   ]
   return found
 
@@ -226,8 +231,9 @@ def spread(numbers: Sequence[int]) -> dict[str, float]:
   if not numbers:
     return {'least': 0, 'mean': 0.0, 'most': 0}
   return {
-      'least': min(numbers), 'mean': round(statistics.fmean(numbers), 2),
-      'most': max(numbers),
+    'least': min(numbers),
+    'mean': round(statistics.fmean(numbers), 2),
+    'most': max(numbers),
   }
 
 
@@ -237,6 +243,7 @@ def _counted(tasks: Sequence[records.Task], tag: str) -> dict[str, int]:
 
 def _shown(calls: Sequence[records.ToolCall]) -> str:
   return ' '.join(
-      f'{c.tool}({", ".join(map(str, c.arguments.values()))})'
-      for c in calls if c.tool not in actions.READS
+    f'{c.tool}({", ".join(map(str, c.arguments.values()))})'
+    for c in calls
+    if c.tool not in actions.READS
   )

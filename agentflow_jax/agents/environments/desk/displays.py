@@ -48,9 +48,9 @@ class Display(Protocol):
 
 
 def listed(
-    db: database.Database,
-    keys: Sequence[str],
-    shown: Callable[[database.Database, str], str],
+  db: database.Database,
+  keys: Sequence[str],
+  shown: Callable[[database.Database, str], str],
 ) -> str:
   """Returns the texts of at most 5 rows, and how many more there are."""
   texts = [shown(db, key) for key in keys[:MOST]]
@@ -74,12 +74,11 @@ def item_in_list(db: database.Database, key: str) -> str:
 def unit(db: database.Database, key: str) -> str:
   """Returns a unit's text, which is the same in every tier."""
   sites = db.rows(
-      f'select name from site where unit = ? order by {facts.NUMBER.format("id")}',
-      key,
+    f'select name from site where unit = ? order by {facts.NUMBER.format("id")}', key
   )
   people = [
-      f'{role} {" ".join(facts.holders(db, key, role)) or "none"}'
-      for role in ('head', 'steward')
+    f'{role} {" ".join(facts.holders(db, key, role)) or "none"}'
+    for role in ('head', 'steward')
   ]
   names = ' '.join(name for (name,) in sites) or 'none'
   return f'{facts.name_of(db, "unit", key)}: {", ".join(people)}, sites {names}'
@@ -88,9 +87,10 @@ def unit(db: database.Database, key: str) -> str:
 def _approvals(db: database.Database, item: str) -> list[tuple[str, ...]]:
   """Returns an item's approvals: key, borrower, approver, and role and unit of that."""
   return db.rows(
-      'select approval.id, approval.person, approver, role, unit.name from approval'
-      ' join person on person.id = approver join unit on unit.id = person.unit'
-      f' where item = ? order by {facts.NUMBER.format("approval.id")}', item,
+    'select approval.id, approval.person, approver, role, unit.name from approval'
+    ' join person on person.id = approver join unit on unit.id = person.unit'
+    f' where item = ? order by {facts.NUMBER.format("approval.id")}',
+    item,
   )[:MOST]
 
 
@@ -104,9 +104,9 @@ class Easy:
     """See Display.person."""
     said, trained = facts.person(db, key), facts.trained(db, key)
     return (
-        f'{key} {said["name"]}, {said["role"]} of {said["unit"]},'
-        f' {said["loans"]} open loans, {said["late"]} late,'
-        f' trained in {" and ".join(trained) or "nothing"}'
+      f'{key} {said["name"]}, {said["role"]} of {said["unit"]},'
+      f' {said["loans"]} open loans, {said["late"]} late,'
+      f' trained in {" and ".join(trained) or "nothing"}'
     )
 
   def item(self, db: database.Database, key: str) -> str:
@@ -116,14 +116,13 @@ class Easy:
     days = facts.days_until(db, said['service_due'])
     service = f'service in {days} days' if days >= 0 else 'service overdue'
     approvals = [
-        f'by {role}{"" if unit_name == said["unit"] else f" of {unit_name}"}'
-        f' for {person}'
-        for _, person, _, role, unit_name in _approvals(db, key)
+      f'by {role}{"" if unit_name == said["unit"] else f" of {unit_name}"} for {person}'
+      for _, person, _, role, unit_name in _approvals(db, key)
     ]
     return (
-        f'{key} {said["name"]}, {said["category"]}, {value} value,'
-        f' at {said["site"]} of {said["unit"]}, {said["status"]}, {service}'
-        + (f', approved {", ".join(approvals)}' if approvals else '')
+      f'{key} {said["name"]}, {said["category"]}, {value} value,'
+      f' at {said["site"]} of {said["unit"]}, {said["status"]}, {service}'
+      + (f', approved {", ".join(approvals)}' if approvals else '')
     )
 
   def loan(self, db: database.Database, key: str) -> str:
@@ -131,10 +130,10 @@ class Easy:
     said = facts.row(db, 'loan', key)
     item, days = facts.item(db, said['item']), facts.days_until(db, said['due'])
     return (
-        f'{key} {said["item"]} {item["name"]}'
-        f' {f"due {days}" if days >= 0 else f"late {-days}"}'
-        f' extended {said["extensions"]}'
-        f' service {facts.days_until(db, item["service_due"])}'
+      f'{key} {said["item"]} {item["name"]}'
+      f' {f"due {days}" if days >= 0 else f"late {-days}"}'
+      f' extended {said["extensions"]}'
+      f' service {facts.days_until(db, item["service_due"])}'
     )
 
   def request(self, db: database.Database, key: str) -> str:
@@ -148,8 +147,8 @@ class Easy:
     said = facts.row(db, 'repair', key)
     tested = 'tested' if said['tested'] == 'yes' else 'not tested'
     return (
-        f'{key} of {said["item"]} {facts.item(db, said["item"])["name"]},'
-        f' {said["state"]}, {said["reason"]}, {tested}'
+      f'{key} of {said["item"]} {facts.item(db, said["item"])["name"]},'
+      f' {said["state"]}, {said["reason"]}, {tested}'
     )
 
   def training(self, db: database.Database, person: str, category: str) -> str:
@@ -168,29 +167,29 @@ class Plain:
     """See Display.person."""
     said = facts.person(db, key)
     return (
-        f'{key} {said["name"]}, {said["role"]} of {said["unit"]},'
-        f' {said["loans"]} open loans'
+      f'{key} {said["name"]}, {said["role"]} of {said["unit"]},'
+      f' {said["loans"]} open loans'
     )
 
   def item(self, db: database.Database, key: str) -> str:
     """See Display.item."""
     said = facts.item(db, key)
     approvals = ''.join(
-        f', approval {approval} for {person} by {approver}'
-        for approval, person, approver, _, _ in _approvals(db, key)
+      f', approval {approval} for {person} by {approver}'
+      for approval, person, approver, _, _ in _approvals(db, key)
     )
     return (
-        f'{key} {said["name"]}, {said["category"]}, worth {said["worth"]},'
-        f' at {said["site"]} of {said["unit"]}, {said["status"]},'
-        f' service due {said["service_due"]}{approvals}'
+      f'{key} {said["name"]}, {said["category"]}, worth {said["worth"]},'
+      f' at {said["site"]} of {said["unit"]}, {said["status"]},'
+      f' service due {said["service_due"]}{approvals}'
     )
 
   def loan(self, db: database.Database, key: str) -> str:
     """See Display.loan."""
     said = facts.row(db, 'loan', key)
     return (
-        f'{key} {said["item"]} {facts.item(db, said["item"])["name"]} to'
-        f' {said["person"]} due {said["due"]} extended {said["extensions"]}'
+      f'{key} {said["item"]} {facts.item(db, said["item"])["name"]} to'
+      f' {said["person"]} due {said["due"]} extended {said["extensions"]}'
     )
 
   def request(self, db: database.Database, key: str) -> str:
@@ -202,16 +201,15 @@ class Plain:
     """See Display.repair."""
     said = facts.row(db, 'repair', key)
     return (
-        f'{key} of {said["item"]} {facts.item(db, said["item"])["name"]},'
-        f' {said["state"]}, {said["reason"]}, tested {said["tested"]},'
-        f' opened {said["opened"]}'
+      f'{key} of {said["item"]} {facts.item(db, said["item"])["name"]},'
+      f' {said["state"]}, {said["reason"]}, tested {said["tested"]},'
+      f' opened {said["opened"]}'
     )
 
   def training(self, db: database.Database, person: str, category: str) -> str:
     """See Display.training."""
     until = db.value(
-        'select expires from training where person = ? and category = ?',
-        person, category,
+      'select expires from training where person = ? and category = ?', person, category
     )
     if until is None:
       return f'{person} has no {category} training'

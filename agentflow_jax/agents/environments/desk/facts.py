@@ -12,11 +12,11 @@ from agentflow_jax.agents.tools import base
 NUMBER = 'cast(substr({}, 2) as integer)'
 _KEY = re.compile(r'[A-Z][1-9]\d{0,8}', re.ASCII)
 _FINDERS = {
-    'person': 'find_person finds the id of a name',
-    'item': 'find_item finds the id of a model at a site',
-    'loan': 'list_loans shows the loans of a person or of an item',
-    'request': 'list_requests shows the requests for a model',
-    'repair': 'get_item shows the repair that an item is in',
+  'person': 'find_person finds the id of a name',
+  'item': 'find_item finds the id of a model at a site',
+  'loan': 'list_loans shows the loans of a person or of an item',
+  'request': 'list_requests shows the requests for a model',
+  'repair': 'get_item shows the repair that an item is in',
 }
 
 
@@ -46,8 +46,8 @@ def row(db: database.Database, table: str, key: str) -> dict[str, Any]:
   help_ = _FINDERS.get(table, '')
   if not _KEY.fullmatch(key) or key[0] != letter:
     raise base.BadArguments(
-        f'{key!r} is no id of a {table}: such an id is {letter} and a number;'
-        f' {help_}'.rstrip('; ')
+      f'{key!r} is no id of a {table}: such an id is {letter} and a number;'
+      f' {help_}'.rstrip('; ')
     )
   names, found = db.described(f'select * from {table} where id = ?', key)
   if not found:
@@ -60,7 +60,7 @@ def existing(db: database.Database, key: str) -> str:
   table = schema.LETTERS.get(key[:1])
   if not _KEY.fullmatch(key) or table is None:
     raise base.BadArguments(
-        f'{key!r} is no id: an id is a capital letter and a number, such as P3'
+      f'{key!r} is no id: an id is a capital letter and a number, such as P3'
     )
   return row(db, table, key)['id']
 
@@ -101,14 +101,15 @@ def item(db: database.Database, key: str) -> dict[str, Any]:
     name (of the model), category, worth, site, unit (names), service_due and status.
   """
   names, found = db.described(
-      'select model.name as name, category, worth, site.name as site,'
-      ' unit.name as unit, service_due,'
-      " coalesce((select 'lent to ' || person || ' as ' || id from loan"
-      ' where loan.item = item.id and returned is null),'
-      " (select 'in repair ' || id from repair"
-      " where repair.item = item.id and state = 'open'), 'free') as status"
-      ' from item join model on model.id = item.model join site on site.id = item.site'
-      ' join unit on unit.id = site.unit where item.id = ?', key,
+    'select model.name as name, category, worth, site.name as site,'
+    ' unit.name as unit, service_due,'
+    " coalesce((select 'lent to ' || person || ' as ' || id from loan"
+    ' where loan.item = item.id and returned is null),'
+    " (select 'in repair ' || id from repair"
+    " where repair.item = item.id and state = 'open'), 'free') as status"
+    ' from item join model on model.id = item.model join site on site.id = item.site'
+    ' join unit on unit.id = site.unit where item.id = ?',
+    key,
   )
   return dict(zip(names, found[0]))
 
@@ -120,20 +121,19 @@ def person(db: database.Database, key: str) -> dict[str, Any]:
     name, role, unit (its name), loans (open ones) and late (those due before today).
   """
   names, found = db.described(
-      'select person.name as name, role, unit.name as unit,'
-      ' count(loan.id) as loans, coalesce(sum(loan.due < ?), 0) as late'
-      ' from person join unit on unit.id = person.unit left join loan'
-      ' on loan.person = person.id and loan.returned is null where person.id = ?',
-      today(db).isoformat(), key,
+    'select person.name as name, role, unit.name as unit,'
+    ' count(loan.id) as loans, coalesce(sum(loan.due < ?), 0) as late'
+    ' from person join unit on unit.id = person.unit left join loan'
+    ' on loan.person = person.id and loan.returned is null where person.id = ?',
+    today(db).isoformat(),
+    key,
   )
   return dict(zip(names, found[0]))
 
 
 def open_loan(db: database.Database, item: str) -> dict[str, Any] | None:
   """Returns the open loan of an item, or None."""
-  found = db.value(
-      'select id from loan where item = ? and returned is null', item
-  )
+  found = db.value('select id from loan where item = ? and returned is null', item)
   return row(db, 'loan', found) if found else None
 
 
@@ -145,8 +145,9 @@ def status(db: database.Database, key: str) -> str:
 def trained(db: database.Database, person: str) -> list[str]:
   """Returns the categories of a person's trainings that are valid today."""
   found = db.rows(
-      'select category from training where person = ? and expires >= ?'
-      ' order by category', person, today(db).isoformat(),
+    'select category from training where person = ? and expires >= ? order by category',
+    person,
+    today(db).isoformat(),
   )
   return [category for (category,) in found]
 
@@ -154,8 +155,9 @@ def trained(db: database.Database, person: str) -> list[str]:
 def holders(db: database.Database, unit: str, role: str) -> list[str]:
   """Returns the ids of the people with a role of a unit, in order."""
   found = db.rows(
-      'select id from person where unit = ? and role = ?'
-      f' order by {NUMBER.format("id")}', unit, role,
+    f'select id from person where unit = ? and role = ? order by {NUMBER.format("id")}',
+    unit,
+    role,
   )
   return [key for (key,) in found]
 
@@ -170,6 +172,9 @@ def new_key(db: database.Database, table: str) -> str:
 def log(db: database.Database, kind: str, about: str) -> None:
   """Appends an event of today to the log."""
   db.rows(
-      'insert into event_log values (?, ?, ?, ?)',
-      new_key(db, 'event_log'), today(db).isoformat(), kind, about,
+    'insert into event_log values (?, ?, ?, ?)',
+    new_key(db, 'event_log'),
+    today(db).isoformat(),
+    kind,
+    about,
   )

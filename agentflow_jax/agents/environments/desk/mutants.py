@@ -17,13 +17,24 @@ from agentflow_jax.agents.environments.sqlite import seeds
 Calls = tuple[records.ToolCall, ...]
 # Other values of arguments that are no keys.
 _OTHERS: Mapping[str, Sequence[str]] = {
-    'reason': ('service', 'fault'),
-    'result': ('fixed', 'fine'),
-    'state': ('granted', 'declined', 'hold'),
-    'days': ('2', '3', '5', '9', '14'),
+  'reason': ('service', 'fault'),
+  'result': ('fixed', 'fine'),
+  'state': ('granted', 'declined', 'hold'),
+  'days': ('2', '3', '5', '9', '14'),
 }
-_RULES = ('limit', 'late', 'approval', 'service', 'training', 'visitor', 'extension',
-          'home', 'test', 'notice', 'ambiguous')
+_RULES = (
+  'limit',
+  'late',
+  'approval',
+  'service',
+  'training',
+  'visitor',
+  'extension',
+  'home',
+  'test',
+  'notice',
+  'ambiguous',
+)
 _KINDS = {'person': 'P', 'item': 'I', 'loan': 'L', 'repair': 'W', 'request': 'R'}
 
 
@@ -43,8 +54,8 @@ class Mutant:
 def solution_of(task: records.Task, tag: str = 'solution') -> Calls:
   """Returns the calls that a tag of a task holds as JSON."""
   return tuple(
-      records.ToolCall(said['tool'], said['arguments'])
-      for said in json.loads(task.tags[tag])
+    records.ToolCall(said['tool'], said['arguments'])
+    for said in json.loads(task.tags[tag])
   )
 
 
@@ -64,7 +75,7 @@ def other_orders(task: records.Task) -> list[Calls]:
   """Returns other right ways: more reads, and reads in another order."""
   calls = solution_of(task)
   doubled = tuple(
-      call for c in calls for call in ((c, c) if c.tool in actions.READS else (c,))
+    call for c in calls for call in ((c, c) if c.tool in actions.READS else (c,))
   )
   reads = tuple(c for c in calls if c.tool in actions.READS)
   rest = tuple(c for c in calls if c.tool not in actions.READS)
@@ -83,13 +94,11 @@ class _Maker:
     self._rng = random.Random(f'desk/mutants/{task.id}')
     self._task = task
     self._tables = {
-        t.name: [dict(zip(t.columns, row)) for row in start.rows[t.name]]
-        for t in start.tables
+      t.name: [dict(zip(t.columns, row)) for row in start.rows[t.name]]
+      for t in start.tables
     }
     self._calls = solution_of(task)
-    self._writes = [
-        i for i, c in enumerate(self._calls) if c.tool in actions.WRITES
-    ]
+    self._writes = [i for i, c in enumerate(self._calls) if c.tool in actions.WRITES]
 
   def feasible(self) -> Iterator[Mutant]:
     """Yields the mutants of a task that can be carried out."""
@@ -142,25 +151,24 @@ class _Maker:
     item, person = self._unnamed(self._in_state('free')), self._key('P')
     site = self._rng.choice(self._names('site'))
     extras = {
-        'extra loan': [
-            _call('create_loan', person=person, item=item, days='3')
-        ],
-        'extra move': [_call('transfer_item', item=item, site=site)],
-        'extra repair': [_call('open_repair', item=item, reason='fault')],
-        'extra request': [
-            _call(
-                'set_request_state', state='hold', request=self._unnamed([
-                    str(r['id'])
-                    for r in self._rows('request') if r['state'] == 'open'
-                ]),
-            )
-        ],
-        'extra return': [
-            _call('return_item', item=self._unnamed(self._in_state('lent')))
-        ],
-        'notify everybody': [
-            _call('send_notice', person=p, about=item) for p in self._keys('P')[:8]
-        ],
+      'extra loan': [_call('create_loan', person=person, item=item, days='3')],
+      'extra move': [_call('transfer_item', item=item, site=site)],
+      'extra repair': [_call('open_repair', item=item, reason='fault')],
+      'extra request': [
+        _call(
+          'set_request_state',
+          state='hold',
+          request=self._unnamed(
+            [str(r['id']) for r in self._rows('request') if r['state'] == 'open']
+          ),
+        )
+      ],
+      'extra return': [
+        _call('return_item', item=self._unnamed(self._in_state('lent')))
+      ],
+      'notify everybody': [
+        _call('send_notice', person=p, about=item) for p in self._keys('P')[:8]
+      ],
     }
     for name in self._rng.sample(sorted(extras), 4):
       yield Mutant(name, (*self._calls[:-1], *extras[name], self._calls[-1]))
@@ -176,8 +184,10 @@ class _Maker:
   def _other(self, key: str) -> str:
     """Returns another key of the same table, of a row in a like state."""
     allowed = {
-        v for check in self._task.its_world.checks if check.kind == 'ending'
-        for v in check.spec.get('about', ())
+      v
+      for check in self._task.its_world.checks
+      if check.kind == 'ending'
+      for v in check.spec.get('about', ())
     }
     keys = self._keys(key[0])
     if key[0] == 'I':

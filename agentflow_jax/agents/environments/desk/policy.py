@@ -33,50 +33,44 @@ class Rule:
 
 
 RULES: Mapping[str, Rule] = {
-    rule.name: rule
-    for rule in (
-        Rule('limit', 'person', 'at most {loans} open loans.', ('loans',)),
-        Rule('late', 'person', 'no loan or extension with a late loan.'),
-        Rule(
-            'approval', 'item', "high value needs the {role}'s approval.", ('role',),
-        ),
-        Rule(
-            'service', 'item',
-            'within {days} days, no loan or move; returned, open repair.', ('days',),
-        ),
-        Rule('training', 'person', '{category} needs training.', ('category',)),
-        Rule('visitor', 'person', 'visitors borrow at most {days} days.', ('days',)),
-        Rule('extension', 'loan', 'at most {times} extensions.', ('times',)),
-        Rule(
-            'home', 'item', '{site} lends and moves within its unit.', ('site',)
-        ),
-        Rule('test', 'repair', 'only tested repairs are closed.'),
-        Rule(
-            'notice', '', 'after {event}, notify the {role}.', ('event', 'role'),
-        ),
-    )
+  rule.name: rule
+  for rule in (
+    Rule('limit', 'person', 'at most {loans} open loans.', ('loans',)),
+    Rule('late', 'person', 'no loan or extension with a late loan.'),
+    Rule('approval', 'item', "high value needs the {role}'s approval.", ('role',)),
+    Rule(
+      'service',
+      'item',
+      'within {days} days, no loan or move; returned, open repair.',
+      ('days',),
+    ),
+    Rule('training', 'person', '{category} needs training.', ('category',)),
+    Rule('visitor', 'person', 'visitors borrow at most {days} days.', ('days',)),
+    Rule('extension', 'loan', 'at most {times} extensions.', ('times',)),
+    Rule('home', 'item', '{site} lends and moves within its unit.', ('site',)),
+    Rule('test', 'repair', 'only tested repairs are closed.'),
+    Rule('notice', '', 'after {event}, notify the {role}.', ('event', 'role')),
+  )
 }
 # Values of the rule notice's parameter event, and how texts say them.
 EVENTS = {'moved': 'a move', 'opened': 'opening a repair', 'closed': 'closing a repair'}
 _SHORT_END = (
-    'Forbidden: refuse(rule, id). Two match: refuse(ambiguous, id). Do other goals'
-    ' first. Swaps are one goal.'
+  'Forbidden: refuse(rule, id). Two match: refuse(ambiguous, id). Do other goals'
+  ' first. Swaps are one goal.'
 )
 _DEFINITIONS = (
-    'Definitions. A loan is late when it was due before today. A training is valid'
-    ' up to and with the day on which it expires. High value means worth'
-    f' {schema.HIGH_VALUE} or more. The unit of an item is the one that runs its site;'
-    ' head and steward are those of that unit; an approval counts for one person and'
-    ' one item. Service within a number of'
-    ' days includes the last of them, and service that is overdue. "At most" is what'
-    ' holds afterwards.'
+  'Definitions. A loan is late when it was due before today. A training is valid'
+  ' up to and with the day on which it expires. High value means worth'
+  f' {schema.HIGH_VALUE} or more. The unit of an item is the one that runs its site;'
+  ' head and steward are those of that unit; an approval counts for one person and'
+  ' one item. Service within a number of'
+  ' days includes the last of them, and service that is overdue. "At most" is what'
+  ' holds afterwards.'
 )
 
 
 def render(
-    rules: Mapping[str, Mapping[str, Any]],
-    tier: actions.Tier = 'easy',
-    date: str = '',
+  rules: Mapping[str, Mapping[str, Any]], tier: actions.Tier = 'easy', date: str = ''
 ) -> str:
   """Returns the text of a policy.
 
@@ -94,14 +88,11 @@ def render(
       raise ValueError(f'there is no rule {name!r}; there are {", ".join(RULES)}')
     if set(said) != set(RULES[name].parameters):
       raise ValueError(
-          f'the rule {name!r} has the parameters {RULES[name].parameters}:'
-          f' {dict(said)!r}'
+        f'the rule {name!r} has the parameters {RULES[name].parameters}: {dict(said)!r}'
       )
   in_force = [r for r in RULES.values() if r.name in rules]
   if tier == 'long':
-    return policy_guide.render(
-        {r.name: _worded(rules[r.name]) for r in in_force}, date
-    )
+    return policy_guide.render({r.name: _worded(rules[r.name]) for r in in_force}, date)
   lines = []
   for rule in in_force:
     about = f' ({rule.about})' if rule.about else ''

@@ -84,7 +84,7 @@ class Reads:
     column = {'P': 'person', 'I': 'item'}.get(of[:1])
     if column is None:
       raise base.BadArguments(
-          f'{of!r} is neither a person nor an item: give an id such as P3 or I3'
+        f'{of!r} is neither a person nor an item: give an id such as P3 or I3'
       )
     facts.row(db, column, of)
     found = self._keys(db, 'loan', f'{column} = ? and returned is null', [of])
@@ -100,17 +100,17 @@ class Reads:
     """
     said = facts.row(db, 'request', request)
     return (
-        f'{self._display.request(db, request)}, {said["state"]}, for'
-        f' {facts.name_of(db, "model", said["model"])} at'
-        f' {facts.name_of(db, "site", said["site"])}'
+      f'{self._display.request(db, request)}, {said["state"]}, for'
+      f' {facts.name_of(db, "model", said["model"])} at'
+      f' {facts.name_of(db, "site", said["site"])}'
     )
 
   def list_requests(
-      self,
-      db: database.Database,
-      model: str,
-      site: str = '',
-      state: Literal['open', 'granted', 'declined', 'hold'] = 'open',
+    self,
+    db: database.Database,
+    model: str,
+    site: str = '',
+    state: Literal['open', 'granted', 'declined', 'hold'] = 'open',
   ) -> str:
     """Lists the requests for a model.
 
@@ -132,10 +132,10 @@ class Reads:
     return displays.listed(db, found, self._display.request)
 
   def get_training(
-      self,
-      db: database.Database,
-      person: str,
-      category: Literal['laser', 'drone', 'camera', 'meter', 'pump'],
+    self,
+    db: database.Database,
+    person: str,
+    category: Literal['laser', 'drone', 'camera', 'meter', 'pump'],
   ) -> str:
     """Shows whether a person is trained in a category.
 
@@ -164,7 +164,5 @@ class Reads:
 
   def _keys(self, db, table, where, values, order=facts.NUMBER.format('id')):
     """Returns the keys of the rows that meet a condition, in order."""
-    found = db.rows(
-        f'select id from {table} where {where} order by {order}', *values
-    )
+    found = db.rows(f'select id from {table} where {where} order by {order}', *values)
     return [key for (key,) in found]

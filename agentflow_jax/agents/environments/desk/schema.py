@@ -7,9 +7,18 @@ nowhere else. The world's date is the date of the one event of the kind 'today'.
 
 # Letter of a key -> table of the key.
 LETTERS = {
-    'U': 'unit', 'P': 'person', 'S': 'site', 'M': 'model', 'I': 'item',
-    'T': 'training', 'L': 'loan', 'R': 'request', 'A': 'approval', 'W': 'repair',
-    'N': 'notice', 'E': 'event_log',
+  'U': 'unit',
+  'P': 'person',
+  'S': 'site',
+  'M': 'model',
+  'I': 'item',
+  'T': 'training',
+  'L': 'loan',
+  'R': 'request',
+  'A': 'approval',
+  'W': 'repair',
+  'N': 'notice',
+  'E': 'event_log',
 }
 CATEGORIES = ('laser', 'drone', 'camera', 'meter', 'pump')
 # A model is of high value from this worth on.

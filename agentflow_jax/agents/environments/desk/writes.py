@@ -15,9 +15,7 @@ _DAYS = re.compile(r'[1-9]\d?', re.ASCII)
 _MOST_DAYS = 60
 
 
-def create_loan(
-    db: database.Database, person: str, item: str, days: int | str
-) -> str:
+def create_loan(db: database.Database, person: str, item: str, days: int | str) -> str:
   """Lends a free item to a person from today on.
 
   Args:
@@ -30,8 +28,12 @@ def create_loan(
   key, today = facts.new_key(db, 'loan'), facts.today(db)
   due = today + datetime.timedelta(_days(days))
   db.rows(
-      'insert into loan values (?, ?, ?, ?, ?, null, 0)',
-      key, person, item, today.isoformat(), due.isoformat(),
+    'insert into loan values (?, ?, ?, ?, ?, null, 0)',
+    key,
+    person,
+    item,
+    today.isoformat(),
+    due.isoformat(),
   )
   facts.log(db, 'lent', key)
   return f'{key}: {_named(db, item)} lent to {person} until {due}'
@@ -47,12 +49,13 @@ def extend_loan(db: database.Database, loan: str, days: int | str) -> str:
   said = facts.row(db, 'loan', loan)
   if said['returned'] is not None:
     raise base.BadArguments(
-        f'{loan} ended on {said["returned"]}: only an open loan can be extended'
+      f'{loan} ended on {said["returned"]}: only an open loan can be extended'
     )
   due = datetime.date.fromisoformat(said['due']) + datetime.timedelta(_days(days))
   db.rows(
-      'update loan set due = ?, extensions = extensions + 1 where id = ?',
-      due.isoformat(), loan,
+    'update loan set due = ?, extensions = extensions + 1 where id = ?',
+    due.isoformat(),
+    loan,
   )
   facts.log(db, 'extended', loan)
   return f'{loan}: {_named(db, said["item"])} extended until {due}'
@@ -68,11 +71,10 @@ def return_item(db: database.Database, item: str) -> str:
   loan = facts.open_loan(db, item)
   if loan is None:
     raise base.BadArguments(
-        f'{item} is not lent: only an item with an open loan can be returned'
+      f'{item} is not lent: only an item with an open loan can be returned'
     )
   db.rows(
-      'update loan set returned = ? where id = ?',
-      facts.today(db).isoformat(), loan['id'],
+    'update loan set returned = ? where id = ?', facts.today(db).isoformat(), loan['id']
   )
   facts.log(db, 'returned', loan['id'])
   return f'{loan["id"]}: {_named(db, item)} returned by {loan["person"]}'
@@ -89,7 +91,7 @@ def transfer_item(db: database.Database, item: str, site: str) -> str:
   target = facts.site_named(db, site)
   if said['site'] == target['id']:
     raise base.BadArguments(
-        f'{item} is at {site} already: give another site, or leave it there'
+      f'{item} is at {site} already: give another site, or leave it there'
     )
   _need_free(db, item)
   db.rows('update item set site = ? where id = ?', target['id'], item)
@@ -98,7 +100,7 @@ def transfer_item(db: database.Database, item: str, site: str) -> str:
 
 
 def open_repair(
-    db: database.Database, item: str, reason: Literal['service', 'fault']
+  db: database.Database, item: str, reason: Literal['service', 'fault']
 ) -> str:
   """Sends a free item to repair.
 
@@ -109,15 +111,18 @@ def open_repair(
   _need_free(db, item)
   key = facts.new_key(db, 'repair')
   db.rows(
-      "insert into repair values (?, ?, ?, 'no', ?, 'open', null, null)",
-      key, item, reason, facts.today(db).isoformat(),
+    "insert into repair values (?, ?, ?, 'no', ?, 'open', null, null)",
+    key,
+    item,
+    reason,
+    facts.today(db).isoformat(),
   )
   facts.log(db, 'repair opened', key)
   return f'{key}: {_named(db, item)} of {facts.item(db, item)["unit"]} is in repair'
 
 
 def close_repair(
-    db: database.Database, repair: str, result: Literal['fixed', 'fine']
+  db: database.Database, repair: str, result: Literal['fixed', 'fine']
 ) -> str:
   """Closes an open repair, which frees its item.
 
@@ -128,11 +133,13 @@ def close_repair(
   said = facts.row(db, 'repair', repair)
   if said['state'] == 'closed':
     raise base.BadArguments(
-        f'{repair} is closed already: only an open repair can be closed'
+      f'{repair} is closed already: only an open repair can be closed'
     )
   db.rows(
-      "update repair set state = 'closed', closed = ?, result = ? where id = ?",
-      facts.today(db).isoformat(), result, repair,
+    "update repair set state = 'closed', closed = ?, result = ? where id = ?",
+    facts.today(db).isoformat(),
+    result,
+    repair,
   )
   facts.log(db, 'repair closed', repair)
   unit = facts.item(db, said['item'])['unit']
@@ -140,9 +147,9 @@ def close_repair(
 
 
 def set_request_state(
-    db: database.Database,
-    request: str,
-    state: Literal['open', 'granted', 'declined', 'hold'],
+  db: database.Database,
+  request: str,
+  state: Literal['open', 'granted', 'declined', 'hold'],
 ) -> str:
   """Sets the state of a request.
 
@@ -153,16 +160,14 @@ def set_request_state(
   said = facts.row(db, 'request', request)
   if said['state'] == state:
     raise base.BadArguments(
-        f'{request} is {state} already: give another state, or leave it'
+      f'{request} is {state} already: give another state, or leave it'
     )
   db.rows('update request set state = ? where id = ?', state, request)
   facts.log(db, 'request', request)
   return f'{request} of {said["person"]} is {state}'
 
 
-def send_notice(
-    db: database.Database, person: str, about: str, text: str = ''
-) -> str:
+def send_notice(db: database.Database, person: str, about: str, text: str = '') -> str:
   """Sends a notice to a person.
 
   Args:
@@ -174,17 +179,15 @@ def send_notice(
   facts.existing(db, about)
   today = facts.today(db).isoformat()
   sent = db.value(
-      'select count(*) from notice where person = ? and about = ? and sent = ?',
-      person, about, today,
+    'select count(*) from notice where person = ? and about = ? and sent = ?',
+    person,
+    about,
+    today,
   )
   if sent:
-    raise base.BadArguments(
-        f'{person} got a notice about {about} today: one is enough'
-    )
+    raise base.BadArguments(f'{person} got a notice about {about} today: one is enough')
   key = facts.new_key(db, 'notice')
-  db.rows(
-      'insert into notice values (?, ?, ?, ?, ?)', key, person, about, text, today
-  )
+  db.rows('insert into notice values (?, ?, ?, ?, ?)', key, person, about, text, today)
   facts.log(db, 'notice', key)
   return f'{key}: {person} has a notice about {about}'
 
@@ -200,12 +203,21 @@ def finish(db: database.Database, summary: str = '') -> str:
 
 
 def refuse(
-    db: database.Database,
-    rule: Literal[
-        'limit', 'late', 'approval', 'service', 'training', 'visitor', 'extension',
-        'home', 'test', 'notice', 'ambiguous',
-    ],
-    about: str,
+  db: database.Database,
+  rule: Literal[
+    'limit',
+    'late',
+    'approval',
+    'service',
+    'training',
+    'visitor',
+    'extension',
+    'home',
+    'test',
+    'notice',
+    'ambiguous',
+  ],
+  about: str,
 ) -> str:
   """Ends the task when a rule forbids a part of it, or its words fit two rows.
 
@@ -223,12 +235,11 @@ def _need_free(db: database.Database, item: str) -> None:
   status = facts.status(db, item)
   if status.startswith('lent'):
     raise base.BadArguments(
-        f'{item} is {status}: it has to be returned first, or choose another item'
+      f'{item} is {status}: it has to be returned first, or choose another item'
     )
   if status != 'free':
     raise base.BadArguments(
-        f'{item} is {status}: the repair has to be closed first, or choose another'
-        ' item'
+      f'{item} is {status}: the repair has to be closed first, or choose another item'
     )
 
 
@@ -241,6 +252,6 @@ def _days(said: int | str) -> int:
   text = str(said)
   if not _DAYS.fullmatch(text) or int(text) > _MOST_DAYS:
     raise base.BadArguments(
-        f'days must be a whole number from 1 to {_MOST_DAYS}, not {said!r}'
+      f'days must be a whole number from 1 to {_MOST_DAYS}, not {said!r}'
     )
   return int(text)

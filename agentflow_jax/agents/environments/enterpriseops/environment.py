@@ -55,23 +55,23 @@ class EnterpriseOps:
   """
 
   def __init__(
-      self,
-      seeds: str | os.PathLike[str],
-      urls: Mapping[str, str],
-      *,
-      judge: answer_judge.AnswerJudge | None = None,
-      seconds: float = 30.0,
-      concurrency: int = 32,
-      journal: pathlib.Path | None = None,
+    self,
+    seeds: str | os.PathLike[str],
+    urls: Mapping[str, str],
+    *,
+    judge: answer_judge.AnswerJudge | None = None,
+    seconds: float = 30.0,
+    concurrency: int = 32,
+    journal: pathlib.Path | None = None,
   ):
     self.name, self.version, self.capacity, self.cards = NAME, '1', None, ()
     self.judge = judge
     self._seeds, self._urls = pathlib.Path(seeds), dict(urls)
     self._client = httpx.AsyncClient(
-        # A request that waits for others is not the server's fault.
-        timeout=httpx.Timeout(seconds, pool=None),
-        limits=httpx.Limits(max_connections=concurrency),
-        trust_env=False,
+      # A request that waits for others is not the server's fault.
+      timeout=httpx.Timeout(seconds, pool=None),
+      limits=httpx.Limits(max_connections=concurrency),
+      trust_env=False,
     )
     self._nonce = os.urandom(16)
     self._listed: dict[gym_lib.Place, asyncio.Task] = {}
@@ -85,11 +85,13 @@ class EnterpriseOps:
   def places(self, world: records.World) -> list[gym_lib.Place]:
     """Returns the servers of a world, in their order."""
     return [
-        gym_lib.Place(
-            server['name'], str(self._urls.get(server['name'], server['url'])),
-            server['endpoint'], tuple(server['context'].items()),
-        )
-        for server in world.state['servers']
+      gym_lib.Place(
+        server['name'],
+        str(self._urls.get(server['name'], server['url'])),
+        server['endpoint'],
+        tuple(server['context'].items()),
+      )
+      for server in world.state['servers']
     ]
 
   def check(self, task: records.Task) -> list[str]:
@@ -100,42 +102,39 @@ class EnterpriseOps:
       for server in task.its_world.state['servers']:
         if not server['seed']:
           raise ValueError(
-              f'server {server["name"]!r} of the task names no seed_database_file'
+            f'server {server["name"]!r} of the task names no seed_database_file'
           )
         path = self._seeds / server['seed']
         if not path.resolve().is_relative_to(self._seeds.resolve()):
           raise ValueError(
-              f'the seed {server["seed"]!r} is not below the directory of seeds'
+            f'the seed {server["seed"]!r} is not below the directory of seeds'
           )
         if not path.is_file():
           raise ValueError(
-              f'there is no seed {path}: unpack gym_dbs.zip of the publication, and'
-              ' name its directory, agent.environment.seeds'
+            f'there is no seed {path}: unpack gym_dbs.zip of the publication, and'
+            ' name its directory, agent.environment.seeds'
           )
       for check in task.its_world.checks:
         if check.kind == 'response' and self.judge is None:
           raise ValueError(
-              f'check {check.name!r} of kind "response" needs a judge: set'
-              ' agent.environment.judge'
+            f'check {check.name!r} of kind "response" needs a judge: set'
+            ' agent.environment.judge'
           )
         if check.kind not in ('state', 'calls', 'response'):
           raise ValueError(
-              f'check {check.name!r}: {NAME} makes no checks of kind {check.kind!r}'
+            f'check {check.name!r}: {NAME} makes no checks of kind {check.kind!r}'
           )
     except ValueError as e:
       raise ValueError(f'task {task.id!r}: {e}') from e
     return [
-        f'task {task.id!r}: check {check.name!r} asks the server'
-        f' {check.spec["gym_name"]!r}, which the task does not have, so it always fails'
-        for check in task.its_world.checks
-        if check.kind != 'calls' and check.spec.get('gym_name', names[0]) not in names
+      f'task {task.id!r}: check {check.name!r} asks the server'
+      f' {check.spec["gym_name"]!r}, which the task does not have, so it always fails'
+      for check in task.its_world.checks
+      if check.kind != 'calls' and check.spec.get('gym_name', names[0]) not in names
     ]
 
   async def open(
-      self,
-      task: records.Task,
-      key: records.RequestKey,
-      state: bytes | None = None,
+    self, task: records.Task, key: records.RequestKey, state: bytes | None = None
   ) -> base.Episode:
     """See Environment.open."""
     if state is not None:
@@ -143,8 +142,8 @@ class EnterpriseOps:
     self._sweep()
     database = self._database(key)
     gyms = [
-        gym_lib.Gym(self._client, place, database)
-        for place in self.places(task.its_world)
+      gym_lib.Gym(self._client, place, database)
+      for place in self.places(task.its_world)
     ]
     opened: list[gym_lib.Gym] = []
     try:
@@ -177,7 +176,7 @@ class EnterpriseOps:
       raise
 
   def _shown(
-      self, task: records.Task, listed: Sequence[Sequence[Mapping[str, Any]]]
+    self, task: records.Task, listed: Sequence[Sequence[Mapping[str, Any]]]
   ) -> dict[str, tuple[int, Mapping[str, Any]]]:
     """Returns the tools that a task shows: name -> (index of its server, tool)."""
     merged: dict[str, tuple[int, Mapping[str, Any]]] = {}
@@ -191,26 +190,27 @@ class EnterpriseOps:
       self._warned.add(task.id)
       logging.warning('task %s: no server has the tool %s', task.id, lacking[0])
     return {
-        name: found for name, found in merged.items()
-        if name not in restricted and (not selected or name in selected)
+      name: found
+      for name, found in merged.items()
+      if name not in restricted and (not selected or name in selected)
     }
 
   async def _before(self, task, gyms) -> tuple[bool, ...]:
     """Returns which checks hold before anything is done; asked once a task."""
     if task.id not in self._at_start:
-      self._at_start[task.id] = tuple([
+      self._at_start[task.id] = tuple(
+        [
           check.kind == 'state' and bool((await stated(check, gyms)).passed)
           for check in task.its_world.checks
-      ])
+        ]
+      )
     return self._at_start[task.id]
 
   def _note(self, sign: str, place: gym_lib.Place, database: str) -> None:
     if self._journal is not None:
       self._journal.note(sign, place, database)
 
-  async def released(
-      self, gyms: Sequence[gym_lib.Gym], database: str
-  ) -> None:
+  async def released(self, gyms: Sequence[gym_lib.Gym], database: str) -> None:
     """Deletes databases; one that cannot be deleted stays in the journal.
 
     Where it is cancelled, it goes on, and `close` waits for it.
@@ -233,9 +233,9 @@ class EnterpriseOps:
       return
     self._swept = True
     for place, database in self._journal.left():
-      sweeping = asyncio.ensure_future(self.released(
-          [gym_lib.Gym(self._client, place, database)], database
-      ))
+      sweeping = asyncio.ensure_future(
+        self.released([gym_lib.Gym(self._client, place, database)], database)
+      )
       self._deleting.add(sweeping)
       sweeping.add_done_callback(self._deleting.discard)
 
@@ -263,13 +263,16 @@ class _Episode:
       i, tool = tools[name]
       schema = tool.get('inputSchema')
       described = {
-          'name': name, 'description': str(tool.get('description') or ''),
-          'schema': schema if isinstance(schema, dict) else {'type': 'object'},
+        'name': name,
+        'description': str(tool.get('description') or ''),
+        'schema': schema if isinstance(schema, dict) else {'type': 'object'},
       }
       card = dataclasses.replace(cards.card('', described), name=shown, limits='')
       self.tools[shown] = tools_base.Tool(
-          card, _caller(gyms[i], name, cards.names(described['schema'])),
-          timeout=3600.0, version=environment.version,
+        card,
+        _caller(gyms[i], name, cards.names(described['schema'])),
+        timeout=3600.0,
+        version=environment.version,
       )
 
   async def verify(self, ending: records.Ending) -> records.Verdict:
@@ -287,10 +290,13 @@ class _Episode:
 
   def _as_at_the_servers(self, ending: records.Ending) -> records.Ending:
     """Returns an ending whose calls have the names that checks know tools by."""
-    return dataclasses.replace(ending, calls=tuple(
+    return dataclasses.replace(
+      ending,
+      calls=tuple(
         (dataclasses.replace(call, tool=self._names.get(call.tool, call.tool)), result)
         for call, result in ending.calls
-    ))
+      ),
+    )
 
   async def _rated(self, check, answer: str) -> records.CheckResult:
     one = _gym_of(check, self._gyms)
@@ -315,7 +321,7 @@ class _Episode:
 
 
 def _caller(
-    one: gym_lib.Gym, name: str, fields: Mapping[str, str]
+  one: gym_lib.Gym, name: str, fields: Mapping[str, str]
 ) -> Callable[[Mapping[str, Any]], Any]:
   """Returns a tool's call; `fields` maps names on the card to the server's."""
 
@@ -326,7 +332,7 @@ def _caller(
 
 
 async def stated(
-    check: records.Check, gyms: Sequence[gym_lib.Gym]
+  check: records.Check, gyms: Sequence[gym_lib.Gym]
 ) -> records.CheckResult:
   """Makes a check of kind 'state'; raises Unreachable where a server failed."""
   one = _gym_of(check, gyms)
@@ -338,9 +344,7 @@ async def stated(
     return checks.failed(check, str(e))
 
 
-def _gym_of(
-    check: records.Check, gyms: Sequence[gym_lib.Gym]
-) -> gym_lib.Gym | None:
+def _gym_of(check: records.Check, gyms: Sequence[gym_lib.Gym]) -> gym_lib.Gym | None:
   """Returns the server that a check asks: the first, where it names none."""
   name = check.spec.get('gym_name', gyms[0].place.name)
   return next((one for one in gyms if one.place.name == name), None)

@@ -32,11 +32,11 @@ _LONGEST_REPLY = 32 << 20
 # A seed may take so many times as long as another request.
 _SEED_FACTOR = 10
 _ERROR_TEXT = re.compile(
-    r'\s*(?:error(?: \d+)?\s*(?::|-|$)|error (?:in|while|when|calling|executing)\b'
-    r'|failed(?: to\b|:|$)|failure:|exception\b|traceback\b|invalid\b'
-    r'|unknown tool\b'
-    r'|(?:[\w.]+\s+)?not found\b|permission denied\b|(?:4\d\d|5\d\d)\s*(?::|-\s|$))',
-    re.IGNORECASE,
+  r'\s*(?:error(?: \d+)?\s*(?::|-|$)|error (?:in|while|when|calling|executing)\b'
+  r'|failed(?: to\b|:|$)|failure:|exception\b|traceback\b|invalid\b'
+  r'|unknown tool\b'
+  r'|(?:[\w.]+\s+)?not found\b|permission denied\b|(?:4\d\d|5\d\d)\s*(?::|-\s|$))',
+  re.IGNORECASE,
 )
 
 
@@ -60,8 +60,8 @@ class Place:
   def headers(self) -> dict[str, str]:
     """The context as headers: user_id becomes x-user-id."""
     return {
-        k if k.lower().startswith('x-') else f'x-{k.lower().replace("_", "-")}': v
-        for k, v in self.context
+      k if k.lower().startswith('x-') else f'x-{k.lower().replace("_", "-")}': v
+      for k, v in self.context
     }
 
 
@@ -85,29 +85,36 @@ class Gym:
       Unreachable: the server failed.
     """
     await self.delete()
-    await self._sent('POST', _SEED, {
-        'database_id': self._database, 'name': self._database,
-        'description': 'a rollout', 'sql_content': sql,
-    })
+    await self._sent(
+      'POST',
+      _SEED,
+      {
+        'database_id': self._database,
+        'name': self._database,
+        'description': 'a rollout',
+        'sql_content': sql,
+      },
+    )
 
   async def delete(self) -> None:
     """Deletes the database, where the server can; raises Unreachable."""
-    await self._sent(
-        'DELETE', _DELETE, {'database_id': self._database}, _CANNOT_DELETE
-    )
+    await self._sent('DELETE', _DELETE, {'database_id': self._database}, _CANNOT_DELETE)
 
   async def start(self) -> None:
     """Begins a session; raises Unreachable."""
     said = {
-        'protocolVersion': _PROTOCOL, 'capabilities': {'tools': {}},
-        'clientInfo': {'name': 'agentflow_jax', 'version': '1'},
+      'protocolVersion': _PROTOCOL,
+      'capabilities': {'tools': {}},
+      'clientInfo': {'name': 'agentflow_jax', 'version': '1'},
     }
     reply = await self._asked('initialize', said)
     if reply.get('error'):
       raise base.Unreachable(f'{self.place.name}: initialize: {reply["error"]}')
-    await self._sent('POST', self.place.endpoint, {
-        'jsonrpc': '2.0', 'method': 'notifications/initialized', 'params': {},
-    })
+    await self._sent(
+      'POST',
+      self.place.endpoint,
+      {'jsonrpc': '2.0', 'method': 'notifications/initialized', 'params': {}},
+    )
 
   async def tools(self) -> list[dict[str, Any]]:
     """Returns the tools that the server lists; raises Unreachable."""
@@ -115,7 +122,7 @@ class Gym:
     result = reply.get('result')
     found = result.get('tools') if isinstance(result, dict) else None
     if not isinstance(found, list) or not all(
-        isinstance(tool, dict) and isinstance(tool.get('name'), str) for tool in found
+      isinstance(tool, dict) and isinstance(tool.get('name'), str) for tool in found
     ):
       raise base.Unreachable(f'{self.place.name}: tools/list returned no tools')
     return found
@@ -129,9 +136,10 @@ class Gym:
     """
     try:
       response = await self._sent(
-          'POST', self.place.endpoint,
-          self._request('tools/call', {'name': tool, 'arguments': dict(arguments)}),
-          _REFUSALS,
+        'POST',
+        self.place.endpoint,
+        self._request('tools/call', {'name': tool, 'arguments': dict(arguments)}),
+        _REFUSALS,
       )
     except base.Unreachable as e:
       raise tools_base.ToolUnreachable(str(e)) from e
@@ -150,8 +158,10 @@ class Gym:
       Unreachable: the server failed.
     """
     response = await self._sent(
-        'POST', '/api/sql-runner',
-        {'query': query, 'database_id': self._database}, _REFUSALS,
+      'POST',
+      '/api/sql-runner',
+      {'query': query, 'database_id': self._database},
+      _REFUSALS,
     )
     if response.status_code in _REFUSALS:
       raise ValueError(_said(response))
@@ -159,19 +169,22 @@ class Gym:
       return response.json()
     except ValueError as e:
       raise base.Unreachable(
-          f'{self.place.name}: a result of SQL that is no JSON'
+        f'{self.place.name}: a result of SQL that is no JSON'
       ) from e
 
   def _request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
     self._number += 1
     return {
-        'jsonrpc': '2.0', 'id': self._number, 'method': method, 'params': dict(params),
+      'jsonrpc': '2.0',
+      'id': self._number,
+      'method': method,
+      'params': dict(params),
     }
 
   async def _asked(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the reply to a JSON-RPC request that has to succeed."""
     response = await self._sent(
-        'POST', self.place.endpoint, self._request(method, params)
+      'POST', self.place.endpoint, self._request(method, params)
     )
     reply = _object(response)
     if reply is None:
@@ -179,11 +192,7 @@ class Gym:
     return reply
 
   async def _sent(
-      self,
-      method: str,
-      path: str,
-      body: Mapping[str, Any],
-      also: Sequence[int] = (),
+    self, method: str, path: str, body: Mapping[str, Any], also: Sequence[int] = ()
   ) -> httpx.Response:
     """Sends a request, and returns a reply of success or of a status in `also`.
 
@@ -191,8 +200,8 @@ class Gym:
       Unreachable: there is no such reply.
     """
     headers = {
-        'Accept': 'application/json, text/event-stream',
-        'x-database-id': self._database,
+      'Accept': 'application/json, text/event-stream',
+      'x-database-id': self._database,
     }
     if path not in (_SEED, _DELETE):  # These are not the task's.
       headers = self.place.headers | headers
@@ -204,8 +213,11 @@ class Gym:
       timeout = httpx.Timeout(read and _SEED_FACTOR * read, pool=None)
     try:
       response = await self._client.request(
-          method, f'{self.place.url.rstrip("/")}{path}', json=body, headers=headers,
-          timeout=timeout,
+        method,
+        f'{self.place.url.rstrip("/")}{path}',
+        json=body,
+        headers=headers,
+        timeout=timeout,
       )
     except (httpx.HTTPError, httpx.InvalidURL) as e:
       raise base.Unreachable(f'{where}: {type(e).__name__}: {e}') from e
@@ -213,7 +225,7 @@ class Gym:
       raise base.Unreachable(f'{where}: a reply of {len(response.content):,} bytes')
     if not response.is_success and response.status_code not in also:
       raise base.Unreachable(
-          f'{where}: HTTP {response.status_code}: {_said(response)[:200]}'
+        f'{where}: HTTP {response.status_code}: {_said(response)[:200]}'
       )
     session = response.headers.get('mcp-session-id', self._session)
     self._session = session if session.isascii() else ''
@@ -232,7 +244,7 @@ def text_of(reply: Mapping[str, Any], tool: str) -> str:
   if error:
     said = error.get('message') if isinstance(error, dict) else error
     raise tools_base.BadArguments(
-        said if isinstance(said, str) else json.dumps(error, ensure_ascii=False)
+      said if isinstance(said, str) else json.dumps(error, ensure_ascii=False)
     )
   if not isinstance(result, dict) or not isinstance(result.get('content'), list):
     text = '' if result is None else json.dumps(result, ensure_ascii=False)
@@ -280,8 +292,9 @@ def value_of(reply: Any) -> Any:
   content = reply.get('content')
   if isinstance(content, list) and content:
     texts = [
-        block.get('text', reply) for block in content
-        if isinstance(block, dict) and block.get('type') == 'text'
+      block.get('text', reply)
+      for block in content
+      if isinstance(block, dict) and block.get('type') == 'text'
     ]
     return texts[0] if texts else content
   if 'content' in reply:

@@ -31,9 +31,7 @@ def _websockets() -> Any:
   return websockets
 
 
-MISSING = (
-    "servers of OpenEnv need websockets: pip install -e '.[openenv]'"
-)
+MISSING = "servers of OpenEnv need websockets: pip install -e '.[openenv]'"
 
 
 class Socket:
@@ -57,8 +55,11 @@ class Socket:
 
     async def connect():
       return await library.asyncio.client.connect(
-          self._url, open_timeout=self._seconds, close_timeout=_CLOSE_SECONDS,
-          max_size=wire.LONGEST_ANSWER, proxy=None,
+        self._url,
+        open_timeout=self._seconds,
+        close_timeout=_CLOSE_SECONDS,
+        max_size=wire.LONGEST_ANSWER,
+        proxy=None,
       )
 
     try:
@@ -84,9 +85,7 @@ class Socket:
         async with asyncio.timeout(self._seconds):
           # A server that refuses a connection says why, and closes it before it reads.
           with contextlib.suppress(library.ConnectionClosed):
-            await self._connection.send(
-                json.dumps({'type': kind, 'data': dict(data)})
-            )
+            await self._connection.send(json.dumps({'type': kind, 'data': dict(data)}))
           text = await self._connection.recv()
       except (OSError, TimeoutError, library.WebSocketException) as e:
         raise base.Unreachable(f'{self._url}: {kind}: {type(e).__name__}: {e}') from e
@@ -109,8 +108,10 @@ class Socket:
     observation = data.get('observation')
     reward, done = data.get('reward'), data.get('done', False)
     if (
-        type_ != 'observation' or not isinstance(observation, dict)
-        or not _is_finite(reward) or not isinstance(done, bool)
+      type_ != 'observation'
+      or not isinstance(observation, dict)
+      or not _is_finite(reward)
+      or not isinstance(done, bool)
     ):
       raise base.Unreachable(f'{self._url}: {kind} was answered by {type_!r}')
     return data
@@ -138,7 +139,7 @@ def _is_finite(reward: Any) -> bool:
   """Says whether a reward is a finite number, or absent."""
   try:
     return reward is None or (
-        isinstance(reward, (int, float)) and math.isfinite(float(reward))
+      isinstance(reward, (int, float)) and math.isfinite(float(reward))
     )
   except OverflowError:
     return False

@@ -58,7 +58,7 @@ class OpenEnv:
   """
 
   def __init__(
-      self, url: str, *, capacity: int = 1, seconds: float = 30.0, total: bool = False
+    self, url: str, *, capacity: int = 1, seconds: float = 30.0, total: bool = False
   ):
     self.name, self.version, self.cards = NAME, '1', ()
     self.capacity, self.url, self.total = capacity, url, total
@@ -73,10 +73,7 @@ class OpenEnv:
     return []
 
   async def open(
-      self,
-      task: records.Task,
-      key: records.RequestKey,
-      state: bytes | None = None,
+    self, task: records.Task, key: records.RequestKey, state: bytes | None = None
   ) -> base.Episode:
     """See Environment.open."""
     if state is not None:
@@ -104,9 +101,7 @@ class OpenEnv:
     """See Environment.close."""
 
 
-async def reset(
-    connection: connections.Socket, task: records.Task
-) -> dict[str, Any]:
+async def reset(connection: connections.Socket, task: records.Task) -> dict[str, Any]:
   """Begins the episode of a task, and returns the first observation's data.
 
   The seed is that of the row, or base.seed_of.
@@ -121,9 +116,7 @@ async def reset(
     raise base.Unreachable(f'reset: {e}') from e
 
 
-async def offered(
-    connection: connections.Socket, url: str, seconds: float
-) -> Tools:
+async def offered(connection: connections.Socket, url: str, seconds: float) -> Tools:
   """Returns what a server offers, asked on an episode that has begun.
 
   Raises:
@@ -135,15 +128,20 @@ async def offered(
   except connections.Rejected:
     listed = None
   if isinstance(listed, list):
-    return Tools('tools', tuple(
+    return Tools(
+      'tools',
+      tuple(
         {
-            'name': tool['name'], 'description': str(tool.get('description') or ''),
-            'schema': _object(tool.get('input_schema'))
-            or _object(tool.get('inputSchema')) or {'type': 'object'},
+          'name': tool['name'],
+          'description': str(tool.get('description') or ''),
+          'schema': _object(tool.get('input_schema'))
+          or _object(tool.get('inputSchema'))
+          or {'type': 'object'},
         }
         for tool in listed
         if isinstance(tool, dict) and isinstance(tool.get('name'), str)
-    ))
+      ),
+    )
   try:
     async with httpx.AsyncClient(timeout=seconds, trust_env=False) as client:
       reply = await client.get(f'{url.rstrip("/")}/schema')
@@ -152,11 +150,16 @@ async def offered(
   except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
     raise base.Unreachable(f'{url}/schema: {type(e).__name__}: {e}') from e
   fields.pop('metadata', None)
-  return Tools('plain', ({
-      'name': ACT,
-      'description': str(schema.get('description') or 'Acts in the environment.'),
-      'schema': {**schema, 'properties': fields},
-  },))
+  return Tools(
+    'plain',
+    (
+      {
+        'name': ACT,
+        'description': str(schema.get('description') or 'Acts in the environment.'),
+        'schema': {**schema, 'properties': fields},
+      },
+    ),
+  )
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -186,8 +189,10 @@ class _Episode:
         continue
       card = dataclasses.replace(cards.card('', described), name=shown, limits='')
       self.tools[shown] = tools_base.Tool(
-          card, functools.partial(self._call, name, cards.names(described['schema'])),
-          timeout=2 * environment._seconds, version=environment.version,
+        card,
+        functools.partial(self._call, name, cards.names(described['schema'])),
+        timeout=2 * environment._seconds,
+        version=environment.version,
       )
 
   def _take(self, data: Mapping[str, Any]) -> None:
@@ -200,7 +205,7 @@ class _Episode:
       self._digest = memory.bounded(said)[:_LONGEST_DIGEST]
 
   async def _call(
-      self, name: str, fields: Mapping[str, str], arguments: Mapping[str, Any]
+    self, name: str, fields: Mapping[str, str], arguments: Mapping[str, Any]
   ) -> str:
     if self.ended:
       raise tools_base.BadArguments('the episode has ended')
@@ -229,7 +234,7 @@ class _Episode:
     rewards = self._rewards or [0.0]
     reward = sum(rewards) if self._environment.total else rewards[-1]
     result = records.CheckResult(
-        'reward', 'reward', reward >= 1.0, f'reward {reward:g}'
+      'reward', 'reward', reward >= 1.0, f'reward {reward:g}'
     )
     return records.Verdict((result,), reward=reward)
 
@@ -268,7 +273,5 @@ def tool_text(result: Any) -> str:
     if result.get('is_error'):
       raise tools_base.BadArguments(text or 'the tool failed and does not say why')
   else:
-    text = result if isinstance(result, str) else json.dumps(
-        result, ensure_ascii=False
-    )
+    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
   return text or 'The tool returned nothing.'

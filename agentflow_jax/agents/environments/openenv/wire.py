@@ -59,10 +59,10 @@ def call(tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def observation(
-    fields: Mapping[str, Any],
-    reward: float | None = None,
-    done: bool = False,
-    metadata: Mapping[str, Any] | None = None,
+  fields: Mapping[str, Any],
+  reward: float | None = None,
+  done: bool = False,
+  metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns the data of an observation.
 
@@ -74,8 +74,9 @@ def observation(
       beside it, because typed clients read the first and generic ones the second.
   """
   found = {
-      'observation': {**fields, 'metadata': dict(metadata or {})},
-      'reward': reward, 'done': done,
+    'observation': {**fields, 'metadata': dict(metadata or {})},
+    'reward': reward,
+    'done': done,
   }
   return found | ({'metadata': dict(metadata)} if metadata else {})
 

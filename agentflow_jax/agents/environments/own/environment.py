@@ -73,8 +73,8 @@ class OwnEnvironment:
     try:
       self._shape = own_instances.shape_of(self._class, name)
       self.cards = tuple(
-          own_tool.card_of(method, key, bound=1)
-          for key, method in self._shape.tools.items()
+        own_tool.card_of(method, key, bound=1)
+        for key, method in self._shape.tools.items()
       )
     except ValueError as e:
       raise own_functions.LoadError(f'{path}: {e}') from e
@@ -89,14 +89,16 @@ class OwnEnvironment:
     """Says why `reset` cannot take the fields of a row; '' where it can."""
     parameters = list(inspect.signature(self._class.reset).parameters.values())[1:]
     named = {
-        p.name: p for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+      p.name: p
+      for p in parameters
+      if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     unknown = [] if takes_all else [k for k in row if k not in named]
     missing = [
-        k for k, p in named.items()
-        if p.default is p.empty and k not in row and k not in _OFFERED_AT_RESET
+      k
+      for k, p in named.items()
+      if p.default is p.empty and k not in row and k not in _OFFERED_AT_RESET
     ]
     if unknown:
       return f'{self.name}.reset takes no argument {unknown[0]!r}'
@@ -116,10 +118,7 @@ class OwnEnvironment:
     return []
 
   async def open(
-      self,
-      task: records.Task,
-      key: records.RequestKey,
-      state: bytes | None = None,
+    self, task: records.Task, key: records.RequestKey, state: bytes | None = None
   ) -> base.Episode:
     """See Environment.open."""
     instance: _Instance
@@ -128,11 +127,13 @@ class OwnEnvironment:
     else:
       instance = _Kept(self._own)
     request = {
-        'do': 'reset', 'row': dict(task.its_world.state['row']),
-        'offered': {
-            'query': task.query, 'answers': list(task.answers),
-            'seed': base.seed_of(task),
-        },
+      'do': 'reset',
+      'row': dict(task.its_world.state['row']),
+      'offered': {
+        'query': task.query,
+        'answers': list(task.answers),
+        'seed': base.seed_of(task),
+      },
     }
     if state is not None:
       # What changed is told from the state that the episode goes on from.
@@ -172,17 +173,19 @@ class _Episode:
     self.answer: str | None = None
     cards = {card.name: card for card in environment.cards}
     self.tools = {
-        name: tools_base.Tool(
-            cards[name], functools.partial(self._call, name),
-            timeout=environment._seconds + _QUEUE_SECONDS, version=environment.version,
-        )
-        for name in task.its_world.tools or cards
+      name: tools_base.Tool(
+        cards[name],
+        functools.partial(self._call, name),
+        timeout=environment._seconds + _QUEUE_SECONDS,
+        version=environment.version,
+      )
+      for name in task.its_world.tools or cards
     }
 
   def begin(self, reply: Mapping[str, Any]) -> None:
     """Takes the reply to the first request."""
     policy = '\n\n'.join(
-        filter(None, (self._task.world.policy, reply.get('observation', '')))
+      filter(None, (self._task.world.policy, reply.get('observation', '')))
     )
     self.brief = base.Brief(memory.bounded(policy))
     self._take(reply)
@@ -195,7 +198,7 @@ class _Episode:
       raise tools_base.BadArguments('the episode has ended')
     try:
       reply = await self._instance.do(
-          {'do': 'call', 'tool': name, 'arguments': dict(arguments)}
+        {'do': 'call', 'tool': name, 'arguments': dict(arguments)}
       )
     except (own_functions.Failed, own_functions.TimedOut) as e:
       raise tools_base.ToolUnreachable(str(e)) from e
@@ -207,15 +210,16 @@ class _Episode:
   async def verify(self, ending: records.Ending) -> records.Verdict:
     """See Episode.verify."""
     offered = {
-        'answer': ending.answer, 'ended': ending.ended,
-        'calls': [[call.tool, dict(call.arguments)] for call, _ in ending.calls],
+      'answer': ending.answer,
+      'ended': ending.ended,
+      'calls': [[call.tool, dict(call.arguments)] for call, _ in ending.calls],
     }
     found = await self._environment._asked(
-        self._instance.do({'do': 'verify', 'offered': offered})
+      self._instance.do({'do': 'verify', 'offered': offered})
     )
     results = tuple(
-        records.CheckResult(name, 'reward', passed, f'reward {found["reward"]:g}')
-        for name, passed in found['checks'].items()
+      records.CheckResult(name, 'reward', passed, f'reward {found["reward"]:g}')
+      for name, passed in found['checks'].items()
     )
     changed = tuple(memory.bounded(change) for change in found['changed'])
     return records.Verdict(results, changed, reward=found['reward'])
@@ -278,17 +282,17 @@ class _Living:
       if not limit.expired():
         raise own_functions.Failed(f'{self._class.__name__}: {e}') from e
       raise own_functions.TimedOut(
-          f'{self._class.__name__} took longer than {self._seconds:g} s'
+        f'{self._class.__name__} took longer than {self._seconds:g} s'
       ) from e
     except Exception as e:  # The class is a user's code.
       raise own_functions.Failed(
-          f'{self._class.__name__} raised {type(e).__name__}: {e}'
+        f'{self._class.__name__} raised {type(e).__name__}: {e}'
       ) from e
 
   async def _reset(self, request) -> dict[str, Any]:
     self._instance = self._class()
     arguments = own_instances.accepted(
-        self._class.reset, request['row'], request['offered']
+      self._class.reset, request['row'], request['offered']
     )
     said = await _value(self._instance.reset(**arguments))
     self._start = self.kept()
@@ -310,14 +314,10 @@ class _Living:
   async def _verify(self, request) -> dict[str, Any]:
     changed = []
     if self._start is not None and self.kept() is not None:
-      changed = own_instances.changes(
-          own_instances.read(self._start), self._instance
-      )
+      changed = own_instances.changes(own_instances.read(self._start), self._instance)
     said = getattr(self._instance, 'reward', None)
     if hasattr(self._class, 'verify'):
-      arguments = own_instances.accepted(
-          self._class.verify, {}, request['offered']
-      )
+      arguments = own_instances.accepted(self._class.verify, {}, request['offered'])
       instance: Any = self._instance
       said = await _value(instance.verify(**arguments))
     reward, found = own_instances.judged(said)

@@ -22,8 +22,9 @@ from agentflow_jax.agents.tools.python import python_tool
 
 TOOL = 'code'
 FINAL_ANSWER = tools_base.Card(
-    'final_answer', 'Ends the work with the answer.',
-    (tools_base.Argument('answer', 'the answer', 'any'),),
+  'final_answer',
+  'Ends the work with the answer.',
+  (tools_base.Argument('answer', 'the answer', 'any'),),
 )
 _PURPOSE = 'Runs a Python program; its names are kept for the next one.'
 _STATE = b'code episode'
@@ -77,15 +78,15 @@ class CodeEnvironment:
     """Returns the card of the tool `code` beside functions."""
     program = self.limits.program
     return tools_base.Card(
-        name=TOOL,
-        purpose=_PURPOSE,
-        arguments=(tools_base.Argument('code', 'a program'),),
-        limits=(
-            f'{self.sessions.card_limits}; at most {program.cpu_seconds:g} s of'
-            f' processor time, {program.output_bytes} bytes of output and'
-            f' {self.limits.calls} calls a program'
-        ),
-        functions=(*functions, FINAL_ANSWER),
+      name=TOOL,
+      purpose=_PURPOSE,
+      arguments=(tools_base.Argument('code', 'a program'),),
+      limits=(
+        f'{self.sessions.card_limits}; at most {program.cpu_seconds:g} s of'
+        f' processor time, {program.output_bytes} bytes of output and'
+        f' {self.limits.calls} calls a program'
+      ),
+      functions=(*functions, FINAL_ANSWER),
     )
 
   def check(self, task: records.Task) -> list[str]:
@@ -93,10 +94,7 @@ class CodeEnvironment:
     return self.inner.check(task) if self.inner is not None else []
 
   async def open(
-      self,
-      task: records.Task,
-      key: records.RequestKey,
-      state: bytes | None = None,
+    self, task: records.Task, key: records.RequestKey, state: bytes | None = None
   ) -> base.Episode:
     """See Environment.open."""
     names, answer, inner_state = b'', None, None
@@ -130,12 +128,13 @@ class _Episode:
     check_functions(self._functions)
     seed = dataclasses.replace(key, turn=0, module=TOOL, attempt=0).words()
     self._start = sessions.Start(
-        (*self._functions, FINAL_ANSWER.name), f'{seed[0]} {seed[1]}',
-        *filter(None, (self.brief.date,)),
+      (*self._functions, FINAL_ANSWER.name),
+      f'{seed[0]} {seed[1]}',
+      *filter(None, (self.brief.date,)),
     )
     card = environment.card([tool.card for tool in self._functions.values()])
     self.tools = {
-        TOOL: tools_base.Tool(card, self._run, _TIMEOUT, version=environment.version)
+      TOOL: tools_base.Tool(card, self._run, _TIMEOUT, version=environment.version)
     }
 
   @property
@@ -181,9 +180,7 @@ class _Episode:
     async def call(name, positional, named):
       return await self._called(name, positional, named, written)
 
-    outcome = await environment.sessions.run(
-        self._names, program, call, self._start
-    )
+    outcome = await environment.sessions.run(self._names, program, call, self._start)
     self._names = outcome.state
     if outcome.stopped:
       tools_base.count('programs_stopped')
@@ -208,7 +205,7 @@ class _Episode:
     assert key is not None  # Set for each call of a tool.
     recording = self._environment.recording
     result = await tool_calls.made(
-        tool, call, key, None if name in self._of_world else recording
+      tool, call, key, None if name in self._of_world else recording
     )
     tools_base.note_call(call, result)
     if result.error is None:
@@ -230,13 +227,13 @@ def check_functions(names: Iterable[str]) -> None:
   for name in names:
     if not name.isidentifier() or keyword.iskeyword(name) or name in taken:
       raise ValueError(
-          f'a program cannot call a tool {name!r}: that is no name of a function in'
-          ' Python, or one that programs have already; give it another name'
+        f'a program cannot call a tool {name!r}: that is no name of a function in'
+        ' Python, or one that programs have already; give it another name'
       )
 
 
 def _bound(
-    card: tools_base.Card, positional: Sequence[Any], named: Mapping[str, Any]
+  card: tools_base.Card, positional: Sequence[Any], named: Mapping[str, Any]
 ) -> records.ToolCall:
   """Returns the call that a program makes, with checked arguments.
 
@@ -246,7 +243,7 @@ def _bound(
   names = [a.name for a in card.arguments]
   if len(positional) > len(names):
     raise sessions.CallFailed(
-        f'{card.name} takes {len(names)} arguments: {", ".join(names)}'
+      f'{card.name} takes {len(names)} arguments: {", ".join(names)}'
     )
   arguments = {n: sessions.plain(v) for n, v in zip(names, positional)}
   for name, value in named.items():
@@ -255,9 +252,7 @@ def _bound(
     arguments[name] = sessions.plain(value)
   # An argument that may be left out may be given as None, as in Python.
   optional = {a.name for a in card.arguments if not a.required}
-  arguments = {
-      n: v for n, v in arguments.items() if v is not None or n not in optional
-  }
+  arguments = {n: v for n, v in arguments.items() if v is not None or n not in optional}
   try:
     checked = tools_base.check_arguments(card, arguments)
   except tools_base.BadArguments as e:

@@ -29,8 +29,8 @@ _TRIED = 200
 _PROBE = '__names__'  # Name of a list that only asks for other names.
 # What monty's exceptions say at a limit that leaves no guarantees on the heap.
 _AT_LIMIT = re.compile(
-    r'TimeoutError: (?:feed|turn) time limit exceeded'
-    r'|MemoryError: memory limit exceeded'
+  r'TimeoutError: (?:feed|turn) time limit exceeded'
+  r'|MemoryError: memory limit exceeded'
 )
 
 
@@ -47,8 +47,8 @@ class MontySessions:
 
   name = 'monty'
   card_limits = (
-      f'{monty.Monty.card_limits}; functions are called one after the other, and not'
-      ' inside sorted, map or gather'
+    f'{monty.Monty.card_limits}; functions are called one after the other, and not'
+    ' inside sorted, map or gather'
   )
 
   def __init__(self, limits: sessions.Limits, workers: int | None = None):
@@ -67,13 +67,13 @@ class MontySessions:
 
     def stopped(error: str) -> sessions.Outcome:
       return sessions.Outcome(
-          state, buffer.text, buffer.cut, error=error, stopped=True, variables=known
+        state, buffer.text, buffer.cut, error=error, stopped=True, variables=known
       )
 
     try:
       pool = await self._opened()
       async with pool.checkout(
-          script_name='program', limits=self._bounds(), os_policy=_policy(start)
+        script_name='program', limits=self._bounds(), os_policy=_policy(start)
       ) as session:
         if dump:
           await session.load_session(dump)
@@ -81,12 +81,12 @@ class MontySessions:
         await run.feed(program)
         if run.finished:
           return sessions.Outcome(
-              state, buffer.text, buffer.cut, finished=True, variables=known
+            state, buffer.text, buffer.cut, finished=True, variables=known
           )
         if _AT_LIMIT.match(run.error):
           return stopped(run.error)
         kinds = await _kinds(
-            session, _candidates(program, known, start.functions), known
+          session, _candidates(program, known, start.functions), known
         )
         left = _written(kinds, await session.dump())
     except (library.MontySyntaxError, library.MontyRuntimeError) as e:
@@ -98,10 +98,10 @@ class MontySessions:
       raise base.ToolUnreachable(f'monty failed: {type(e).__name__}: {e}') from e
     if len(left) > self._limits.state_bytes:
       return stopped(
-          f'its names take {len(left):,} bytes, of {self._limits.state_bytes:,}'
+        f'its names take {len(left):,} bytes, of {self._limits.state_bytes:,}'
       )
     return sessions.Outcome(
-        left, buffer.text, buffer.cut, run.value, run.error, variables=kinds
+      left, buffer.text, buffer.cut, run.value, run.error, variables=kinds
     )
 
   async def close(self):
@@ -115,18 +115,19 @@ class MontySessions:
   def _bounds(self) -> Any:
     program = self._limits.program
     return {
-        'max_feed_duration_secs': program.cpu_seconds,
-        'max_memory': min(program.memory_bytes, MEMORY_BYTES),
-        # Names that are looked up count, too; calls are counted by us.
-        'max_suspensions': 10 * self._limits.calls + 1000,
+      'max_feed_duration_secs': program.cpu_seconds,
+      'max_memory': min(program.memory_bytes, MEMORY_BYTES),
+      # Names that are looked up count, too; calls are counted by us.
+      'max_suspensions': 10 * self._limits.calls + 1000,
     }
 
   async def _opened(self):
     if self._pool is None:
       self._directory = tempfile.TemporaryDirectory(prefix='monty')
       pool = _library().AsyncMonty(
-          binary_path=self._launcher(self._directory.name), max_processes=self._workers,
-          checkout_timeout=None,  # A rollout's deadline bounds the wait.
+        binary_path=self._launcher(self._directory.name),
+        max_processes=self._workers,
+        checkout_timeout=None,  # A rollout's deadline bounds the wait.
       )
       self._pool, self._opening = pool, asyncio.ensure_future(pool.__aenter__())
     if self._opening is not None and not self._opening.done():
@@ -137,9 +138,9 @@ class MontySessions:
     """Writes a program that becomes monty, with bounds and in the root directory."""
     path = pathlib.Path(directory) / 'monty'
     path.write_text(
-        f'#!/bin/sh\n{monty.bounded_shell(self._limits.program)}'
-        f' && cd / && exec {monty.quoted_binary()} "$@"\nexit 125\n',
-        encoding='utf-8',
+      f'#!/bin/sh\n{monty.bounded_shell(self._limits.program)}'
+      f' && cd / && exec {monty.quoted_binary()} "$@"\nexit 125\n',
+      encoding='utf-8',
     )
     path.chmod(0o700)
     return path
@@ -166,7 +167,7 @@ class _Run:
     library = _library()
     try:
       at = await self._session.feed_start(
-          program, print_callback=lambda stream, text: self._buffer.add(text)
+        program, print_callback=lambda stream, text: self._buffer.add(text)
       )
       while not isinstance(at, library.MontyComplete):
         at = await self._answered(at)
@@ -187,9 +188,9 @@ class _Run:
         return await at.resume(value=_function(name))
       return await at.resume()
     if isinstance(at, library.AsyncFutureSnapshot):
-      return await at.resume({
-          number: self._awaited.pop(number) for number in at.pending_call_ids
-      })
+      return await at.resume(
+        {number: self._awaited.pop(number) for number in at.pending_call_ids}
+      )
     if at.is_os_function:
       return await at.resume_not_handled()
     awaited, number = at.allow_eager_await, at.call_id
@@ -225,20 +226,23 @@ def _function(name: str):
 
 
 def _candidates(
-    program: str, known: Mapping[str, str], functions: Sequence[str]
+  program: str, known: Mapping[str, str], functions: Sequence[str]
 ) -> list[str]:
   """Returns what may be a name of the namespace after a program."""
   words = dict.fromkeys(_NAME.findall(program))
   new = [
-      w for w in words
-      if w.isidentifier() and w not in _NOT_NAMES and w not in functions
-      and not w.startswith('__')
+    w
+    for w in words
+    if w.isidentifier()
+    and w not in _NOT_NAMES
+    and w not in functions
+    and not w.startswith('__')
   ]
   return list(dict.fromkeys([*known, *new[:_TRIED]]))
 
 
 async def _kinds(
-    session, candidates: Sequence[str], known: Mapping[str, str]
+  session, candidates: Sequence[str], known: Mapping[str, str]
 ) -> dict[str, str]:
   """Returns the types of those names that the namespace holds.
 
@@ -249,9 +253,9 @@ async def _kinds(
     return {}
   # An answer to a look-up would stay in the namespace, so undefined names are errors.
   tries = [
-      f'try:\n  {_PROBE}.append(({name!r}, type({name}).__name__))\n'
-      'except NameError:\n  pass'
-      for name in candidates
+    f'try:\n  {_PROBE}.append(({name!r}, type({name}).__name__))\n'
+    'except NameError:\n  pass'
+    for name in candidates
   ]
   try:
     found = await session.feed_run('\n'.join([f'{_PROBE} = []', *tries, _PROBE]))
@@ -266,9 +270,9 @@ async def _kinds(
 
 def _policy(start: sessions.Start) -> Mapping[str, Any]:
   return {
-      'datetime': datetime.datetime.fromisoformat(start.date),
-      'random_start': {'seed': start.seed},
-      'sleep': 'zero',
+    'datetime': datetime.datetime.fromisoformat(start.date),
+    'random_start': {'seed': start.seed},
+    'sleep': 'zero',
   }
 
 

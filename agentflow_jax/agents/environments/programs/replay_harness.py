@@ -203,8 +203,8 @@ class Session:
 
 def unfit(value):
   raise ValueError(
-      'arguments are texts, numbers, booleans, None, and lists and dicts of these, not'
-      f' {type(value).__name__}'
+    'arguments are texts, numbers, booleans, None, and lists and dicts of these, not'
+    f' {type(value).__name__}'
   )
 
 
@@ -245,11 +245,18 @@ def main(descriptor):
   value, error = session.run(told['program'])
   hidden = {*told['functions'], '__builtins__', '__name__'}
   kinds = {
-      name: type(value).__name__ for name, value in list(session.names.items())[:1000]
-      if name not in hidden and not name.startswith('__')
+    name: type(value).__name__
+    for name, value in list(session.names.items())[:1000]
+    if name not in hidden and not name.startswith('__')
   }
-  session.tell({'done': {
-      'output': _ADDRESS.sub('', ''.join(printed.pieces)), 'cut': printed.cut,
-      'value': _ADDRESS.sub('', value[:10000]), 'error': _ADDRESS.sub('', error),
-      'names': kinds,
-  }})
+  session.tell(
+    {
+      'done': {
+        'output': _ADDRESS.sub('', ''.join(printed.pieces)),
+        'cut': printed.cut,
+        'value': _ADDRESS.sub('', value[:10000]),
+        'error': _ADDRESS.sub('', error),
+        'names': kinds,
+      }
+    }
+  )

@@ -57,9 +57,12 @@ class ReplayedSessions:
     if len(history) >= MOST_PROGRAMS:
       return stopped(f'there are {MOST_PROGRAMS} programs at most')
     told = {
-        'history': history, 'program': program, 'functions': start.functions,
-        'seed': start.seed, 'date': start.date,
-        'output_bytes': self._limits.program.output_bytes,
+      'history': history,
+      'program': program,
+      'functions': start.functions,
+      'seed': start.seed,
+      'date': start.date,
+      'output_bytes': self._limits.program.output_bytes,
     }
     run = _Run(call, start.functions, self._limits.calls)
     async with self._turns:
@@ -68,8 +71,10 @@ class ReplayedSessions:
       return sessions.Outcome(state, finished=True, variables=known)
     if said.get('differs'):
       return sessions.Outcome(
-          b'', error='the earlier programs act differently when they are repeated',
-          stopped=True, forgotten=True,
+        b'',
+        error='the earlier programs act differently when they are repeated',
+        stopped=True,
+        forgotten=True,
       )
     done = _done(said)
     if done is None:
@@ -79,8 +84,8 @@ class ReplayedSessions:
     left = json.dumps(kept).encode()
     if len(left) > self._limits.state_bytes:
       return stopped(
-          f'the programs and the results of their calls take {len(left):,} bytes, of'
-          f' {self._limits.state_bytes:,}'
+        f'the programs and the results of their calls take {len(left):,} bytes, of'
+        f' {self._limits.state_bytes:,}'
       )
     return dataclasses.replace(done, state=left)
 
@@ -95,9 +100,10 @@ class ReplayedSessions:
     """
     program = self._limits.program
     limits = dataclasses.replace(
-        program, cpu_seconds=program.cpu_seconds * programs,
-        # The time of calls is not the program's; what it waits for is bounded below.
-        wall_seconds=86400.0,
+      program,
+      cpu_seconds=program.cpu_seconds * programs,
+      # The time of calls is not the program's; what it waits for is bounded below.
+      wall_seconds=86400.0,
     )
     ours, theirs = socket.socketpair()
     with theirs:
@@ -109,12 +115,12 @@ class ReplayedSessions:
         raise
       source = f'{self._harness}\nmain({theirs.fileno()})\n'
       process = asyncio.ensure_future(
-          self._sandbox.run(source, limits, keep=(theirs.fileno(),))
+        self._sandbox.run(source, limits, keep=(theirs.fileno(),))
       )
       process.add_done_callback(lambda _: reader.feed_eof())
       try:
         said = await run.conversed(
-            reader, writer, told, program.wall_seconds * programs
+          reader, writer, told, program.wall_seconds * programs
         )
         if run.finished or said.keys() & {'done', 'differs'}:
           return said, 'what the program came to cannot be read'
@@ -142,9 +148,7 @@ class _Run:
     finished: whether a call of it ended the episode.
   """
 
-  def __init__(
-      self, call: sessions.Caller, functions: Sequence[str], most_calls: int
-  ):
+  def __init__(self, call: sessions.Caller, functions: Sequence[str], most_calls: int):
     self._call, self._functions, self._left = call, functions, most_calls
     self.made: list[Mapping[str, Any]] = []
     self.finished = False
@@ -217,11 +221,14 @@ def _done(said: Mapping[str, Any]) -> sessions.Outcome | None:
   """Reads what a harness told in the end; None where that was no outcome."""
   match said.get('done'):
     case {
-        'output': str(output), 'cut': bool(cut), 'value': str(value),
-        'error': str(error), 'names': dict(names),
+      'output': str(output),
+      'cut': bool(cut),
+      'value': str(value),
+      'error': str(error),
+      'names': dict(names),
     }:
       kinds = {str(name): str(kind) for name, kind in names.items()}
       return sessions.Outcome(
-          b'', output, cut, value, error, variables=dict(list(kinds.items())[:1000])
+        b'', output, cut, value, error, variables=dict(list(kinds.items())[:1000])
       )
   return None

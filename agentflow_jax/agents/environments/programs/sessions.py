@@ -109,7 +109,7 @@ class Sessions(Protocol):
   card_limits: str
 
   async def run(
-      self, state: bytes, program: str, call: Caller, start: Start
+    self, state: bytes, program: str, call: Caller, start: Start
   ) -> Outcome:
     """Runs a program.
 
@@ -163,7 +163,7 @@ def observation(outcome: Outcome, limits: Limits, written: Sequence[str]) -> str
   lines = [outcome.output.rstrip('\n')] if outcome.output.strip('\n') else []
   if outcome.cut:
     lines.append(
-        f'... (cut: the program printed over {limits.program.output_bytes} bytes)'
+      f'... (cut: the program printed over {limits.program.output_bytes} bytes)'
     )
   if outcome.value:
     lines.append(outcome.value[:_SHOWN_VALUE])
@@ -171,8 +171,9 @@ def observation(outcome: Outcome, limits: Limits, written: Sequence[str]) -> str
     lines.append(f'The program failed: {outcome.error[:500]}')
   if outcome.stopped:
     lines.append(
-        'All names are lost.' if outcome.forgotten
-        else 'Its names are lost; those from before are as they were.'
+      'All names are lost.'
+      if outcome.forgotten
+      else 'Its names are lost; those from before are as they were.'
     )
     if written:
       lines.append(f'These calls were made, and stay made: {"; ".join(written)}')
@@ -194,9 +195,7 @@ def plain(value: Any) -> Any:
     nonlocal characters
     characters -= len(said)
     if characters < 0:
-      raise CallFailed(
-          f'an argument holds more than {_MOST_CHARACTERS:,} characters'
-      )
+      raise CallFailed(f'an argument holds more than {_MOST_CHARACTERS:,} characters')
     return said.encode('utf-8', 'replace').decode()
 
   def read(value, depth):
@@ -219,8 +218,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
       return {text(key): read(item, depth + 1) for key, item in value.items()}
     raise CallFailed(
-        'arguments are texts, numbers, booleans, None, and lists and dicts with'
-        f' texts as keys of these; this one holds a {type(value).__name__}'
+      'arguments are texts, numbers, booleans, None, and lists and dicts with'
+      f' texts as keys of these; this one holds a {type(value).__name__}'
     )
 
   return read(value, 0)

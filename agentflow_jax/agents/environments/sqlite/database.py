@@ -34,12 +34,12 @@ _ROWS_AT_ONCE = 64
 _DATES = ('date', 'time', 'datetime', 'julianday', 'strftime', 'unixepoch')
 # Functions of the clock by their place of the time among the arguments.
 _PLACE = {'strftime': 1}
-_READS = frozenset({
-    sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE,
-})
-_WRITES = frozenset({
-    sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE,
-})
+_READS = frozenset(
+  {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
+)
+_WRITES = frozenset(
+  {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE}
+)
 
 
 class Refused(Exception):
@@ -77,13 +77,13 @@ class Database:
     self._trusts = False
     self.written: set[str] = set()
     for limit, most in (
-        (sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES),
-        (sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_STATEMENT_BYTES),
-        (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 200),
-        (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 50),
-        (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
-        (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100),
-        (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 10),
+      (sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES),
+      (sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_STATEMENT_BYTES),
+      (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 200),
+      (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 50),
+      (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+      (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100),
+      (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 10),
     ):
       self._connection.setlimit(limit, most)
     # SQLite makes these tables at their first use, which the authorizer would refuse.
@@ -91,7 +91,7 @@ class Database:
       self._connection.execute(f"select 1 from {name}('[]')").fetchall()
     for name in _DATES:
       self._connection.create_function(
-          name, -1, functools.partial(self._dated, name), deterministic=True
+        name, -1, functools.partial(self._dated, name), deterministic=True
       )
     self._connection.set_authorizer(self._authorize)
     self._connection.set_progress_handler(self._look, _STEPS_BETWEEN_LOOKS)
@@ -114,7 +114,7 @@ class Database:
     return self.described(sql, *values)[1]
 
   def described(
-      self, sql: str, *values: Any
+    self, sql: str, *values: Any
   ) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     """Returns the column names and the rows of one statement, see `rows`."""
     self._reason = ''
@@ -125,15 +125,19 @@ class Database:
         while some := cursor.fetchmany(_ROWS_AT_ONCE):
           found += some
           size += sum(
-              len(v) for row in some for v in row if isinstance(v, (str, bytes))
+            len(v) for row in some for v in row if isinstance(v, (str, bytes))
           )
           if len(found) > MAX_ROWS or size > _MAX_RESULT_BYTES:
             raise Refused(
-                f'more than {MAX_ROWS:,} rows or {_MAX_RESULT_BYTES:,} characters:'
-                ' ask for less'
+              f'more than {MAX_ROWS:,} rows or {_MAX_RESULT_BYTES:,} characters:'
+              ' ask for less'
             )
     except (
-        sqlite3.Error, sqlite3.Warning, MemoryError, OverflowError, ValueError
+      sqlite3.Error,
+      sqlite3.Warning,
+      MemoryError,
+      OverflowError,
+      ValueError,
     ) as e:
       if self._reason == _TOO_LONG:
         raise OutOfTime(_TOO_LONG) from e
@@ -154,9 +158,7 @@ class Database:
     """Returns all rows of a table, in any order; not for untrusted callers."""
     self._connection.set_progress_handler(None, 0)
     try:
-      return self._connection.execute(
-          f'select * from {seeds.quoted(name)}'
-      ).fetchall()
+      return self._connection.execute(f'select * from {seeds.quoted(name)}').fetchall()
     finally:
       self._connection.set_progress_handler(self._look, _STEPS_BETWEEN_LOOKS)
 
@@ -210,9 +212,10 @@ class Database:
     place = _PLACE.get(name, 0)
     # SQLite reads bytes as text, and a text up to its first NUL.
     said = [
-        '' if isinstance(value, bytes) or '\0' in str(value)
-        else str(value).strip().lower()
-        for value in values
+      ''
+      if isinstance(value, bytes) or '\0' in str(value)
+      else str(value).strip().lower()
+      for value in values
     ]
     if '' in said:
       self._reason = f'{name} takes texts and numbers that are not empty'

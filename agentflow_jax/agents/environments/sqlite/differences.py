@@ -16,7 +16,7 @@ Pair = tuple[seeds.Row | None, seeds.Row | None]
 
 
 def pairs(
-    table: seeds.Table, before: Iterable[seeds.Row], after: Iterable[seeds.Row]
+  table: seeds.Table, before: Iterable[seeds.Row], after: Iterable[seeds.Row]
 ) -> list[Pair]:
   """Returns the rows of a table that differ.
 
@@ -35,13 +35,13 @@ def pairs(
   without = [{r for r in rows if None in table.key_of(r)} for rows in (old, new)]
   removed = table.by_key(old - new - without[0])
   added = table.by_key(new - old - without[1])
-  found = [
-      (removed.get(key), added.get(key)) for key in removed.keys() | added.keys()
-  ]
+  found = [(removed.get(key), added.get(key)) for key in removed.keys() | added.keys()]
   if any(without):
     found += _of_keyless(
-        *([r for r in rows if r in part] for rows, part in
-          ((before, without[0]), (after, without[1])))
+      *(
+        [r for r in rows if r in part]
+        for rows, part in ((before, without[0]), (after, without[1]))
+      )
     )
   return found
 
@@ -50,8 +50,9 @@ def _of_keyless(before: Iterable[seeds.Row], after: Iterable[seeds.Row]) -> list
   gone = collections.Counter(before)
   gone.subtract(collections.Counter(after))
   return [
-      (row, None) if times > 0 else (None, row)
-      for row, times in gone.items() for _ in range(abs(times))
+    (row, None) if times > 0 else (None, row)
+    for row, times in gone.items()
+    for _ in range(abs(times))
   ]
 
 
@@ -72,11 +73,11 @@ def in_words(table: seeds.Table, found: Iterable[Pair]) -> list[checks.Change]:
       changes.append(checks.Change(table.name, name, 'added', said=said))
     else:
       changes += [
-          checks.Change(
-              table.name, name, 'changed', column, f'{_shown(a)} -> {_shown(b)}'
-          )
-          for column, a, b in zip(table.columns, old, new)
-          if a != b
+        checks.Change(
+          table.name, name, 'changed', column, f'{_shown(a)} -> {_shown(b)}'
+        )
+        for column, a, b in zip(table.columns, old, new)
+        if a != b
       ]
   return changes
 

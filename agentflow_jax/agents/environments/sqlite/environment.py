@@ -80,13 +80,13 @@ class SqliteEnvironment:
   capacity: int | None = None
   faults: float = 0.0
   _start: Callable[[str, str], seeds.Seed] = dataclasses.field(
-      init=False, repr=False, compare=False
+    init=False, repr=False, compare=False
   )
   _names: Callable[[str], tuple[str, ...]] = dataclasses.field(
-      init=False, repr=False, compare=False
+    init=False, repr=False, compare=False
   )
   _known: dict[str, tuple[records.World, tuple[records.CheckResult, ...]]] = (
-      dataclasses.field(init=False, repr=False, compare=False)
+    dataclasses.field(init=False, repr=False, compare=False)
   )
 
   def __post_init__(self):
@@ -103,36 +103,38 @@ class SqliteEnvironment:
       unknown = sorted(set(world.tools) - {a.name for a in self.actions})
       if unknown:
         raise ValueError(
-            f'{self.name} has no tool {unknown[0]!r}; it has'
-            f' {", ".join(a.name for a in self.actions)}'
+          f'{self.name} has no tool {unknown[0]!r}; it has'
+          f' {", ".join(a.name for a in self.actions)}'
         )
       results = self.at_start(task)
       for check in world.checks:
         if check.kind == 'response' and self.judge is None:
           raise ValueError(
-              f'check {check.name!r} of kind "response" needs a judge: set'
-              ' agent.environment.judge'
+            f'check {check.name!r} of kind "response" needs a judge: set'
+            ' agent.environment.judge'
           )
         if 'gym_name' in check.spec:
           raise ValueError(
-              f'check {check.name!r}: a world of {self.name} has one database, and no'
-              ' gym_name'
+            f'check {check.name!r}: a world of {self.name} has one database, and no'
+            ' gym_name'
           )
         if check.kind == 'reward':
           raise ValueError(
-              f'check {check.name!r}: {self.name} returns no reward of its own'
+            f'check {check.name!r}: {self.name} returns no reward of its own'
           )
       self._check_rules(world)
     except (ValueError, database.OutOfTime) as e:
       raise ValueError(f'task {task.id!r}: {e}') from e
     said = {
-        result.name: 'holds before anything is done' if result.passed
-        else f'cannot be made: {result.detail}'
-        for result in results
-        if result.kind in ('state', 'calls')
-        and (result.detail.startswith(_FAILS) or (
-            result.passed and world.feasible is not False
-        ))
+      result.name: 'holds before anything is done'
+      if result.passed
+      else f'cannot be made: {result.detail}'
+      for result in results
+      if result.kind in ('state', 'calls')
+      and (
+        result.detail.startswith(_FAILS)
+        or (result.passed and world.feasible is not False)
+      )
     }
     return [f'task {task.id!r}: check {k!r} {v}' for k, v in said.items()]
 
@@ -149,16 +151,15 @@ class SqliteEnvironment:
         table = tables.get(rule['table'])
         unknown = set(rule.get('columns', ())) - set(table.columns if table else ())
         if table is None or unknown:
-          what = f'table {rule["table"]!r}' if table is None else (
-              f'column {min(unknown)!r} of {rule["table"]!r}'
+          what = (
+            f'table {rule["table"]!r}'
+            if table is None
+            else (f'column {min(unknown)!r} of {rule["table"]!r}')
           )
           raise ValueError(f'check {check.name!r}: there is no {what}')
 
   async def open(
-      self,
-      task: records.Task,
-      key: records.RequestKey,
-      state: bytes | None = None,
+    self, task: records.Task, key: records.RequestKey, state: bytes | None = None
   ) -> base.Episode:
     """See Environment.open."""
     return _Episode(self, task, key, state)
@@ -182,8 +183,8 @@ class SqliteEnvironment:
     found = (start.origin or start).sha256
     if wanted != found:
       raise ValueError(
-          f'the seed {state.get("seed")!r} has the sha256 {found}, and the task was'
-          f' made with {wanted}: make the tasks again, or restore the seed'
+        f'the seed {state.get("seed")!r} has the sha256 {found}, and the task was'
+        f' made with {wanted}: make the tasks again, or restore the seed'
       )
     return start
 
@@ -216,7 +217,7 @@ class SqliteEnvironment:
           result = checks.of_calls(check, nothing)
         else:
           result = records.CheckResult(
-              check.name, check.kind, check.kind == 'unchanged'
+            check.name, check.kind, check.kind == 'unchanged'
           )
         found.append(result)
     self._known[task.id] = task.its_world, tuple(found)
@@ -242,25 +243,33 @@ class _Episode:
       self._database.written.update(t.name for t in self._start.tables)
     world = task.world
     self.brief = base.Brief(
-        world.policy, environment.names(world), environment.keys,
-        str(world.state.get('date', '')),
+      world.policy,
+      environment.names(world),
+      environment.keys,
+      str(world.state.get('date', '')),
     )
     actions = {a.name: a for a in environment.actions}
     self.tools = {
-        name: tools_base.Tool(
-            actions[name].card, functools.partial(self._call, actions[name]),
-            # Work is bounded by steps; time runs out only where a tool is broken.
-            timeout=60.0, version=environment.version,
-        )
-        for name in world.tools or actions
+      name: tools_base.Tool(
+        actions[name].card,
+        functools.partial(self._call, actions[name]),
+        # Work is bounded by steps; time runs out only where a tool is broken.
+        timeout=60.0,
+        version=environment.version,
+      )
+      for name in world.tools or actions
     }
 
   async def verify(self, ending: records.Ending) -> records.Verdict:
     """See Episode.verify."""
-    changes, violations = sorted(
-        change for table, found in self._differences()
+    changes, violations = (
+      sorted(
+        change
+        for table, found in self._differences()
         for change in differences.in_words(table, found)
-    ), set()
+      ),
+      set(),
+    )
     world, results = self._task.world, []
     with _opened(self._database.pages()) as final:
       for check in world.checks:
@@ -278,19 +287,20 @@ class _Episode:
         results.append(result)
     before = self._environment.at_start(self._task)
     return records.Verdict(
-        tuple(
-            dataclasses.replace(result, vacuous=bool(start.passed))
-            for result, start in zip(results, before)
-        ),
-        tuple(map(str, changes)),
-        tuple(sorted(violations)),
+      tuple(
+        dataclasses.replace(result, vacuous=bool(start.passed))
+        for result, start in zip(results, before)
+      ),
+      tuple(map(str, changes)),
+      tuple(sorted(violations)),
     )
 
   async def digest(self) -> str:
     """See Episode.digest."""
-    return differences.digest(self._start, [
-        (table.name, pair) for table, found in self._differences() for pair in found
-    ])
+    return differences.digest(
+      self._start,
+      [(table.name, pair) for table, found in self._differences() for pair in found],
+    )
 
   def state(self) -> bytes:
     """See Episode.state."""
@@ -306,11 +316,14 @@ class _Episode:
     if self._known is None or self._known[0] != changes:
       tables = {t.name: t for t in self._start.tables}
       found = [
-          (tables[name], differences.pairs(
-              tables[name], self._start.rows[name], self._database.table(name)
-          ))
-          # Statements of triggers and of foreign keys are among the written ones.
-          for name in sorted(self._database.written)
+        (
+          tables[name],
+          differences.pairs(
+            tables[name], self._start.rows[name], self._database.table(name)
+          ),
+        )
+        # Statements of triggers and of foreign keys are among the written ones.
+        for name in sorted(self._database.written)
       ]
       self._known = changes, found
     return self._known[1]
@@ -350,9 +363,7 @@ def _opened(pages: bytes) -> Iterator[database.Database]:
     opened.close()
 
 
-def _queried(
-    check: records.Check, final: database.Database
-) -> records.CheckResult:
+def _queried(check: records.Check, final: database.Database) -> records.CheckResult:
   """Makes a 'state' check on a database."""
   try:
     return checks.compared(check, _result(check.spec['query'], final))

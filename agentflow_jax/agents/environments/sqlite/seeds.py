@@ -24,24 +24,24 @@ Value = int | float | str | None
 Row = tuple[Value, ...]
 
 _TEXTS = re.compile(
-    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/",
-    re.DOTALL,
+  r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL
 )
 # What would make a row depend on the clock, on rows that are gone, or on more than
 # the statement that is executed.
 _REFUSED = (
-    (r'\bcurrent_(?:timestamp|date|time)\b', 'reads the clock: store dates as text'),
-    # SQLite asks no authorizer about the functions of a default.
-    (
-        r'\b(?:random|randomblob|date|time|datetime|julianday|strftime|unixepoch'
-        r'|timediff|sqlite_\w+)\s*\(', 'depends on chance, the clock or the machine',
-    ),
-    (r'\bautoincrement\b', 'numbers rows by rows that are gone: take max + 1'),
-    (r'\bvirtual\b', 'a virtual table has no rows of its own'),
-    (r'\b(?:temp|temporary)\b', 'a temporary table is no part of the world'),
+  (r'\bcurrent_(?:timestamp|date|time)\b', 'reads the clock: store dates as text'),
+  # SQLite asks no authorizer about the functions of a default.
+  (
+    r'\b(?:random|randomblob|date|time|datetime|julianday|strftime|unixepoch'
+    r'|timediff|sqlite_\w+)\s*\(',
+    'depends on chance, the clock or the machine',
+  ),
+  (r'\bautoincrement\b', 'numbers rows by rows that are gone: take max + 1'),
+  (r'\bvirtual\b', 'a virtual table has no rows of its own'),
+  (r'\b(?:temp|temporary)\b', 'a temporary table is no part of the world'),
 )
 _SPREADS = re.compile(
-    r'\btrigger\b|\bcascade\b|\bset\s+null\b|\bset\s+default\b', re.IGNORECASE
+  r'\btrigger\b|\bcascade\b|\bset\s+null\b|\bset\s+default\b', re.IGNORECASE
 )
 
 
@@ -125,10 +125,10 @@ class Seed:
     """SHA-256 of each table's rows, by table."""
     known = self.origin
     return {
-        name: known.digests[name]
-        if known is not None and known.rows[name] is rows
-        else digest_rows(rows)
-        for name, rows in self.rows.items()
+      name: known.digests[name]
+      if known is not None and known.rows[name] is rows
+      else digest_rows(rows)
+      for name, rows in self.rows.items()
     }
 
   @functools.cached_property
@@ -154,8 +154,7 @@ class Seed:
           connection.execute(f'delete from {quoted(table.name)}')
           marks = ','.join('?' * len(table.columns))
           connection.executemany(
-              f'insert into {quoted(table.name)} values ({marks})',
-              self.rows[table.name],
+            f'insert into {quoted(table.name)} values ({marks})', self.rows[table.name]
           )
         connection.commit()
         # A trigger may have written elsewhere.
@@ -178,14 +177,14 @@ class Seed:
     stored = _canonical(connection.execute(f'select * from {quoted(table.name)}'))
     if len(stored) != len(self.rows[table.name]):
       raise SeedError(
-          f'rows of {table.name!r}: there are {len(stored)} instead of'
-          f' {len(self.rows[table.name])}: the schema itself writes rows'
+        f'rows of {table.name!r}: there are {len(stored)} instead of'
+        f' {len(self.rows[table.name])}: the schema itself writes rows'
       )
     for row, found in zip(self.rows[table.name], stored):
       if _text(row) != _text(found):
         raise SeedError(
-            f'rows of {table.name!r}: {_text(row)} is stored as {_text(found)}:'
-            ' write values in the types of their columns'
+          f'rows of {table.name!r}: {_text(row)} is stored as {_text(found)}:'
+          ' write values in the types of their columns'
         )
 
   def changed(self, changes: Sequence[Mapping[str, Any]]) -> 'Seed':
@@ -222,7 +221,7 @@ class Seed:
         rows[key] = tuple(after[c] for c in table.columns)
       except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise SeedError(
-            f'{json.dumps(change, default=str)}: {type(e).__name__}: {e}'
+          f'{json.dumps(change, default=str)}: {type(e).__name__}: {e}'
         ) from e
     rows = {name: _canonical(rows.values()) for name, rows in found.items()}
     return Seed(self.schema, dict(self.rows) | rows, self)
@@ -278,20 +277,17 @@ def tables_of(schema: str) -> tuple[Table, ...]:
     connection.set_authorizer(None)
     connection.set_progress_handler(None, 0)
     names = [
-        name for (name,) in connection.execute(
-            "select name from sqlite_master where type = 'table'"
-            " and name not like 'sqlite_%' order by name"
-        )
+      name
+      for (name,) in connection.execute(
+        "select name from sqlite_master where type = 'table'"
+        " and name not like 'sqlite_%' order by name"
+      )
     ]
     tables = []
     for name in names:
-      columns = connection.execute(
-          f'pragma table_info({quoted(name)})'
-      ).fetchall()
+      columns = connection.execute(f'pragma table_info({quoted(name)})').fetchall()
       key = sorted((c[5], i) for i, c in enumerate(columns) if c[5])
-      tables.append(
-          Table(name, tuple(c[1] for c in columns), tuple(i for _, i in key))
-      )
+      tables.append(Table(name, tuple(c[1] for c in columns), tuple(i for _, i in key)))
   return tuple(tables)
 
 

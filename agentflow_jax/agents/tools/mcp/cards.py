@@ -32,23 +32,23 @@ def card(server: str, tool: Mapping[str, Any]) -> base.Card:
   schema = json_schema.Schema(tool['schema'], tool['schema'])
   fields, required = schema.properties()
   arguments = tuple(
-      base.Argument(
-          name=shown,
-          description=_description(fields[field]),
-          type=fields[field].kind(),
-          required=field in required,
-          schema=fields[field],
-      )
-      for shown, field in names(tool['schema']).items()
+    base.Argument(
+      name=shown,
+      description=_description(fields[field]),
+      type=fields[field].kind(),
+      required=field in required,
+      schema=fields[field],
+    )
+    for shown, field in names(tool['schema']).items()
   )
   example = calls.example(a.name for a in arguments if a.required)
   return base.Card(
-      name=name,
-      purpose=_plain(tool['description'], _LONGEST_PURPOSE)
-      or f'The tool {_plain(tool["name"], 64)} of {server}.',
-      arguments=arguments,
-      examples=(example,),
-      limits=f'Of the MCP server {server}.',
+    name=name,
+    purpose=_plain(tool['description'], _LONGEST_PURPOSE)
+    or f'The tool {_plain(tool["name"], 64)} of {server}.',
+    arguments=arguments,
+    examples=(example,),
+    limits=f'Of the MCP server {server}.',
   )
 
 
@@ -104,7 +104,7 @@ def text(result: Any) -> str:
   parts = [said for said, _ in blocks if not _is_blank(said)]
   structured = _field(result, 'structured_content')
   if structured is not None and not any(
-      is_text and not _is_blank(said) for said, is_text in blocks
+    is_text and not _is_blank(said) for said, is_text in blocks
   ):
     parts.insert(0, json.dumps(structured, ensure_ascii=False))
   return '\n'.join(parts).strip()
@@ -113,28 +113,33 @@ def text(result: Any) -> str:
 def text_of_json(result: Mapping[str, Any]) -> str:
   """Returns the text of a result that came as JSON, see `text`."""
   blocks = result.get('content')
-  return text(types.SimpleNamespace(
+  return text(
+    types.SimpleNamespace(
       content=[
-          _block_of_json(block)
-          for block in (blocks if isinstance(blocks, list) else ())
-          if isinstance(block, dict)
+        _block_of_json(block)
+        for block in (blocks if isinstance(blocks, list) else ())
+        if isinstance(block, dict)
       ],
       structured_content=result.get(
-          'structuredContent', result.get('structured_content')
+        'structuredContent', result.get('structured_content')
       ),
-  ))
+    )
+  )
 
 
 def _block_of_json(block: Mapping[str, Any]) -> types.SimpleNamespace:
   """Returns a block of a result; what is no text in it counts as absent."""
   resource = block.get('resource')
   fields = {k: v for k, v in block.items() if isinstance(k, str)} | {
-      'type': str(block.get('type', '')),
-      'text': block['text'] if isinstance(block.get('text'), str) else None,
-      'resource': types.SimpleNamespace(**{
-          k: v for k, v in (resource if isinstance(resource, dict) else {}).items()
-          if isinstance(v, str)
-      }),
+    'type': str(block.get('type', '')),
+    'text': block['text'] if isinstance(block.get('text'), str) else None,
+    'resource': types.SimpleNamespace(
+      **{
+        k: v
+        for k, v in (resource if isinstance(resource, dict) else {}).items()
+        if isinstance(v, str)
+      }
+    ),
   }
   return types.SimpleNamespace(**fields)
 
@@ -183,10 +188,10 @@ def _block(block: Any) -> tuple[str, bool]:
 def _resource(resource: Any) -> str:
   """Returns a resource's address and what else is known of it, in one line."""
   known = [
-      getattr(resource, 'uri', None),
-      getattr(resource, 'title', None) or getattr(resource, 'name', None),
-      getattr(resource, 'description', None),
-      _field(resource, 'mime_type'),
+    getattr(resource, 'uri', None),
+    getattr(resource, 'title', None) or getattr(resource, 'name', None),
+    getattr(resource, 'description', None),
+    _field(resource, 'mime_type'),
   ]
   return _plain(', '.join(str(k) for k in known if k), _LONGEST_PURPOSE)
 

@@ -56,9 +56,7 @@ class Server:
   start_seconds: float = 30.0
 
 
-def parse(
-    said: str, variables: Sequence[str] = (), token_variable: str = ''
-) -> Server:
+def parse(said: str, variables: Sequence[str] = (), token_variable: str = '') -> Server:
   """Reads 'NAME=URL' or 'NAME=COMMAND LINE'.
 
   Args:
@@ -73,18 +71,16 @@ def parse(
   name, equals, rest = said.partition('=')
   if not equals or not re.fullmatch(r'[A-Za-z][A-Za-z0-9_]{0,30}', name):
     raise base.ToolUnavailable(
-        f'an MCP server is NAME=URL or NAME=COMMAND, NAME of letters and digits,'
-        f' not {said!r}'
+      f'an MCP server is NAME=URL or NAME=COMMAND, NAME of letters and digits,'
+      f' not {said!r}'
     )
   missing = [v for v in (*variables, token_variable) if v and v not in os.environ]
   if missing:
     raise base.ToolUnavailable(
-        f'MCP server {name}: the environment variable {missing[0]} is not set'
+      f'MCP server {name}: the environment variable {missing[0]} is not set'
     )
   if rest.startswith(('http://', 'https://')):
-    return Server(
-        name, url=rest, token=os.environ.get(token_variable, '').strip()
-    )
+    return Server(name, url=rest, token=os.environ.get(token_variable, '').strip())
   try:
     command = tuple(shlex.split(rest))
   except ValueError as error:
@@ -92,7 +88,7 @@ def parse(
   if not command:
     raise base.ToolUnavailable(f'MCP server {name}: no command')
   return Server(
-      name, command=command, environment={v: os.environ[v] for v in variables}
+    name, command=command, environment={v: os.environ[v] for v in variables}
   )
 
 
@@ -118,16 +114,18 @@ def describe(server: Server) -> list[dict[str, Any]]:
             break
         else:
           logging.warning(
-              'MCP server %s offers more than %d tools; only the first %d can'
-              ' be used', server.name, _MOST_TOOLS, len(found),
+            'MCP server %s offers more than %d tools; only the first %d can be used',
+            server.name,
+            _MOST_TOOLS,
+            len(found),
           )
         return [
-            {
-                'name': str(t.name),
-                'description': str(t.description or ''),
-                'schema': dict(t.input_schema or {}),
-            }
-            for t in found
+          {
+            'name': str(t.name),
+            'description': str(t.description or ''),
+            'schema': dict(t.input_schema or {}),
+          }
+          for t in found
         ]
     finally:
       await connection.aclose()
@@ -138,16 +136,13 @@ def describe(server: Server) -> list[dict[str, Any]]:
       return pool.submit(asyncio.run, ask()).result()
     except (Exception, asyncio.CancelledError) as error:
       raise base.ToolUnavailable(
-          f'MCP server {server.name} ({server.url or shlex.join(server.command)})'
-          f' gives no tools: {_reason(error)}'
+        f'MCP server {server.name} ({server.url or shlex.join(server.command)})'
+        f' gives no tools: {_reason(error)}'
       ) from error
 
 
 def make(
-    server: Server,
-    described: Sequence[Mapping[str, Any]],
-    *,
-    timeout: float = 60.0,
+  server: Server, described: Sequence[Mapping[str, Any]], *, timeout: float = 60.0
 ) -> list[base.Tool]:
   """Makes a server's tools; they share one connection, opened at the first call.
 
@@ -164,15 +159,13 @@ def make(
   for one in described:
     card = cards.card(server.name, one)
     if card.name in tools:
-      raise base.ToolUnavailable(
-          f'MCP server {server.name} has two tools {card.name}'
-      )
+      raise base.ToolUnavailable(f'MCP server {server.name} has two tools {card.name}')
     tools[card.name] = base.Tool(
-        card=card,
-        call=_caller(connection, one['name'], cards.names(one['schema'])),
-        timeout=timeout,
-        close=connection.aclose,
-        version=f'mcp 2 {json.dumps(one, sort_keys=True)}',
+      card=card,
+      call=_caller(connection, one['name'], cards.names(one['schema'])),
+      timeout=timeout,
+      close=connection.aclose,
+      version=f'mcp 2 {json.dumps(one, sort_keys=True)}',
     )
   return list(tools.values())
 
@@ -188,7 +181,7 @@ def _caller(connection: 'Connection', name: str, fields: Mapping[str, str]):
 
   async def call(arguments: Mapping[str, Any]) -> str:
     result = await connection.call(
-        name, {fields[shown]: value for shown, value in arguments.items()}
+      name, {fields[shown]: value for shown, value in arguments.items()}
     )
     text = cards.text(result)
     if cards.is_error(result):
@@ -233,8 +226,10 @@ class Connection:
     async with self._lock:
       if self._owner is not None and self._owner.done():
         self._owner = self._client = None
-      if self._client is not None and not self._calls and (
-          time.monotonic() - self._used > _IDLE_SECONDS
+      if (
+        self._client is not None
+        and not self._calls
+        and (time.monotonic() - self._used > _IDLE_SECONDS)
       ):
         await self._check()
       if self._client is None:
@@ -256,7 +251,7 @@ class Connection:
         client = await self.client()
     except Exception as error:
       raise base.ToolUnreachable(
-          f'MCP server {self._server.name}: {_reason(error)}'
+        f'MCP server {self._server.name}: {_reason(error)}'
       ) from error
     self._calls += 1
     try:
@@ -267,18 +262,18 @@ class Connection:
       if error.code == _CLOSED:
         await self._drop(client)
       raise base.ToolUnreachable(
-          f'MCP server {self._server.name}: {_reason(error)}'
+        f'MCP server {self._server.name}: {_reason(error)}'
       ) from error
     # An answer that is none, such as of another shape than the tool's own schema
     # has: one call's affair.
     except (RuntimeError, ValueError) as error:
       raise base.ToolUnreachable(
-          f'MCP server {self._server.name}: {_reason(error)}'
+        f'MCP server {self._server.name}: {_reason(error)}'
       ) from error
     except Exception as error:  # Of the transport below: the session is over.
       await self._drop(client)
       raise base.ToolUnreachable(
-          f'MCP server {self._server.name}: {_reason(error)}'
+        f'MCP server {self._server.name}: {_reason(error)}'
       ) from error
     finally:
       self._calls -= 1
@@ -347,12 +342,12 @@ class Connection:
     if server.command:
       # The SDK passes a few harmless variables, and these.
       return sdk.stdio_client(
-          sdk.StdioServerParameters(
-              command=server.command[0],
-              args=list(server.command[1:]),
-              env=dict(server.environment),
-          ),
-          errlog=said,
+        sdk.StdioServerParameters(
+          command=server.command[0],
+          args=list(server.command[1:]),
+          env=dict(server.environment),
+        ),
+        errlog=said,
       )
     if not server.token:
       return server.url
@@ -361,10 +356,10 @@ class Connection:
     from mcp.client import streamable_http  # pylint: disable=g-import-not-at-top
 
     http = await stack.enter_async_context(
-        httpx2.AsyncClient(
-            headers={'Authorization': f'Bearer {server.token}'},
-            timeout=httpx2.Timeout(30.0, read=300.0),
-        )
+      httpx2.AsyncClient(
+        headers={'Authorization': f'Bearer {server.token}'},
+        timeout=httpx2.Timeout(30.0, read=300.0),
+      )
     )
     return streamable_http.streamable_http_client(server.url, http_client=http)
 
@@ -383,8 +378,7 @@ def _reason(error: BaseException) -> str:
 def _sdk() -> types.ModuleType:
   if importlib.util.find_spec('mcp') is None:
     raise base.ToolUnavailable(
-        'agent.tools.mcp needs the MCP SDK: pip install httpx2 mcp (the extra'
-        ' `mcp`)'
+      'agent.tools.mcp needs the MCP SDK: pip install httpx2 mcp (the extra `mcp`)'
     )
   import mcp  # pylint: disable=g-import-not-at-top
 

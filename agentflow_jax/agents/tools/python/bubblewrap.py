@@ -32,9 +32,9 @@ from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.python import sandbox, seccomp
 
 REMEDY = (
-    'install bubblewrap (apt-get install bubblewrap) and allow user namespaces '
-    '(in a container: --security-opt seccomp=unconfined; on Ubuntu 24.04: '
-    'sysctl kernel.apparmor_restrict_unprivileged_userns=0)'
+  'install bubblewrap (apt-get install bubblewrap) and allow user namespaces '
+  '(in a container: --security-opt seccomp=unconfined; on Ubuntu 24.04: '
+  'sysctl kernel.apparmor_restrict_unprivileged_userns=0)'
 )
 
 _LIBRARIES = ('numpy', 'sympy', 'mpmath')
@@ -92,7 +92,7 @@ class Bubblewrap:
       raise base.ToolUnavailable(f'no bwrap program; {REMEDY}')
     if not seccomp.supported():
       raise base.ToolUnavailable(
-          f'no system call filter for {os.uname().machine}; use monty'
+        f'no system call filter for {os.uname().machine}; use monty'
       )
     self._filter = seccomp.build()
     mounting = _mounting(limits)
@@ -100,22 +100,19 @@ class Bubblewrap:
     self._probe()
     scratch = f'{limits.scratch_bytes // 2**20} MB under /tmp'
     have = ', '.join(
-        directory.name
-        for directory in _library_directories()
-        if directory.name != _TIME_ZONES
+      directory.name
+      for directory in _library_directories()
+      if directory.name != _TIME_ZONES
     )
     self.card_limits = (
-        f'Python {sys.version_info.major}.{sys.version_info.minor} with its '
-        f'standard library{" and " if have else ""}{have}; no network, no '
-        f'files{f" but {scratch}" if mounting else ""}, no input, no threads or '
-        'subprocesses'
+      f'Python {sys.version_info.major}.{sys.version_info.minor} with its '
+      f'standard library{" and " if have else ""}{have}; no network, no '
+      f'files{f" but {scratch}" if mounting else ""}, no input, no threads or '
+      'subprocesses'
     )
 
   async def run(
-      self,
-      program: str,
-      limits: sandbox.Limits | None = None,
-      keep: Sequence[int] = (),
+    self, program: str, limits: sandbox.Limits | None = None, keep: Sequence[int] = ()
   ) -> sandbox.Outcome:
     """Runs a program.
 
@@ -131,11 +128,11 @@ class Bubblewrap:
     try:
       with self._descriptors(program) as (source, rules):
         finished = await sandbox.run_process(
-            self._arguments(rules, limits),
-            limits,
-            environment={},
-            stdin=source,
-            pass_fds=(rules, *keep),
+          self._arguments(rules, limits),
+          limits,
+          environment={},
+          stdin=source,
+          pass_fds=(rules, *keep),
         )
     except OSError as error:  # such as no descriptor left
       raise base.ToolUnreachable(f'cannot make a sandbox: {error}') from error
@@ -151,23 +148,21 @@ class Bubblewrap:
     with self._descriptors(_PROBE) as (source, rules):
       try:
         done = subprocess.run(
-            self._arguments(rules, self._limits),
-            stdin=source,
-            capture_output=True,
-            env={},
-            cwd='/',
-            pass_fds=(rules,),
-            timeout=_PROBE_SECONDS,
-            check=False,
+          self._arguments(rules, self._limits),
+          stdin=source,
+          capture_output=True,
+          env={},
+          cwd='/',
+          pass_fds=(rules,),
+          timeout=_PROBE_SECONDS,
+          check=False,
         )
       except (OSError, subprocess.TimeoutExpired) as error:
-        raise base.ToolUnavailable(
-            f'bwrap failed: {error}; {REMEDY}'
-        ) from error
+        raise base.ToolUnavailable(f'bwrap failed: {error}; {REMEDY}') from error
     if done.returncode or done.stdout != b'120 []\n':
       said = sandbox.decode(done.stderr + done.stdout).replace('\0', '').strip()
       raise base.ToolUnavailable(
-          f'the bubblewrap sandbox does not work here ({said[-300:]}); {REMEDY}'
+        f'the bubblewrap sandbox does not work here ({said[-300:]}); {REMEDY}'
       )
 
   @contextlib.contextmanager
@@ -189,15 +184,13 @@ class Bubblewrap:
       yield descriptors[0], descriptors[1]
 
 
-def _outcome(
-    finished: sandbox.Finished, limits: sandbox.Limits
-) -> sandbox.Outcome:
+def _outcome(finished: sandbox.Finished, limits: sandbox.Limits) -> sandbox.Outcome:
   before, ready, stderr = finished.stderr.partition(_READY)
   if not ready:
     # The program had not started, so this is the machine's doing, not its.
     raise base.ToolUnreachable(
-        f'the sandbox did not start ({finished.stopped or "status"} '
-        f'{finished.returncode}): {sandbox.decode(before)[-300:]}'
+      f'the sandbox did not start ({finished.stopped or "status"} '
+      f'{finished.returncode}): {sandbox.decode(before)[-300:]}'
     )
   if finished.stopped:
     return sandbox.stopped_outcome(finished, limits)
@@ -211,7 +204,7 @@ def _outcome(
 
 
 def _command(
-    bwrap: str, limits: sandbox.Limits, mounting: Sequence[str]
+  bwrap: str, limits: sandbox.Limits, mounting: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
   """Returns the command's parts around `--seccomp FD` and the processor time."""
   version = f'python{sys.version_info.major}.{sys.version_info.minor}'
@@ -270,24 +263,26 @@ def _mounting(limits: sandbox.Limits) -> list[str]:
   if unshare is None or mount is None:
     logging.info('python tool: no unshare and mount programs, so no /tmp')
     return []
-  options = (
-      f'size={limits.scratch_bytes},nr_inodes={limits.scratch_entries},mode=1777'
-  )
+  options = f'size={limits.scratch_bytes},nr_inodes={limits.scratch_entries},mode=1777'
   script = f'{shlex.quote(mount)} -t tmpfs -o {options} scratch {_SCRATCH}'
   command = [unshare, '--user', '--map-root-user', '--mount', '--']
   command += ['/bin/sh', '-c', f'{script} && exec "$@"', 'sh']
   try:
     done = subprocess.run(
-        [*command, '/bin/sh', '-c', ':'], stdin=subprocess.DEVNULL,
-        capture_output=True, env={}, cwd='/', check=False,
-        timeout=_PROBE_SECONDS,
+      [*command, '/bin/sh', '-c', ':'],
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      env={},
+      cwd='/',
+      check=False,
+      timeout=_PROBE_SECONDS,
     )
   except (OSError, subprocess.TimeoutExpired) as error:
     logging.info('python tool: %s, so no /tmp', error)
     return []
   if done.returncode:
     logging.info(
-        'python tool: no bounded /tmp: %s', sandbox.decode(done.stderr).strip()
+      'python tool: no bounded /tmp: %s', sandbox.decode(done.stderr).strip()
     )
     return []
   return command
@@ -311,17 +306,19 @@ def _library_directories() -> tuple[pathlib.Path, ...]:
       continue
     if spec.cached and not os.path.exists(spec.cached):
       logging.warning(
-          'python tool: %s is not compiled, so importing it will be slow; '
-          'run: python -m compileall -q %s', name, os.path.dirname(spec.origin)
+        'python tool: %s is not compiled, so importing it will be slow; '
+        'run: python -m compileall -q %s',
+        name,
+        os.path.dirname(spec.origin),
       )
     directories.append(pathlib.Path(spec.origin).parent)
   return tuple(directories)
 
 
 def _shared_objects(
-    interpreter: pathlib.Path,
-    extensions: pathlib.Path,
-    directories: tuple[pathlib.Path, ...],
+  interpreter: pathlib.Path,
+  extensions: pathlib.Path,
+  directories: tuple[pathlib.Path, ...],
 ) -> list[tuple[str, str]]:
   """Where each shared object that is needed goes, and where it is here.
 
@@ -334,10 +331,10 @@ def _shared_objects(
     modules += directory.rglob('*.so')
   try:
     done = subprocess.run(
-        ['ldd', str(interpreter), *sorted(map(str, modules))],
-        capture_output=True,
-        check=False,
-        timeout=_PROBE_SECONDS,
+      ['ldd', str(interpreter), *sorted(map(str, modules))],
+      capture_output=True,
+      check=False,
+      timeout=_PROBE_SECONDS,
     )
   except (OSError, subprocess.TimeoutExpired) as error:
     raise base.ToolUnavailable(f'cannot run ldd: {error}') from error

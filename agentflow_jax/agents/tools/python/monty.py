@@ -50,11 +50,11 @@ class Monty:
 
   name = 'monty'
   card_limits = (
-      'a part of Python: functions, plain classes, comprehensions, f-strings, '
-      'exceptions, and the modules math, re, json, datetime, random, '
-      'itertools, functools, collections, decimal, bisect and copy; no numpy '
-      'or sympy, no generators, no OrderedDict (a dict keeps its order), no '
-      'sys.stdout.write (use print), no input, no files, no network, no exit()'
+    'a part of Python: functions, plain classes, comprehensions, f-strings, '
+    'exceptions, and the modules math, re, json, datetime, random, '
+    'itertools, functools, collections, decimal, bisect and copy; no numpy '
+    'or sympy, no generators, no OrderedDict (a dict keeps its order), no '
+    'sys.stdout.write (use print), no input, no files, no network, no exit()'
   )
 
   def __init__(self, limits: sandbox.Limits):
@@ -72,14 +72,14 @@ class Monty:
     try:
       with _lifeline() as alive:
         return subprocess.run(
-            [*self._command, f'-c={program}'],
-            stdin=alive,
-            capture_output=True,
-            env={},
-            cwd='/',
-            start_new_session=True,
-            timeout=_PROBE_SECONDS,
-            check=False,
+          [*self._command, f'-c={program}'],
+          stdin=alive,
+          capture_output=True,
+          env={},
+          cwd='/',
+          start_new_session=True,
+          timeout=_PROBE_SECONDS,
+          check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
       raise base.ToolUnavailable(f'monty failed: {error}; {REMEDY}') from error
@@ -90,8 +90,7 @@ class Monty:
       with _lifeline() as alive:
         # One argument with its option, so that no program can be taken for one.
         finished = await sandbox.run_process(
-            [*self._command, f'-c={program}'], self._limits, environment={},
-            stdin=alive,
+          [*self._command, f'-c={program}'], self._limits, environment={}, stdin=alive
         )
     except OSError as error:  # such as no descriptor left
       raise base.ToolUnreachable(f'cannot run monty: {error}') from error
@@ -109,9 +108,7 @@ def _lifeline() -> Iterator[int]:
     os.close(ours)
 
 
-def _outcome(
-    finished: sandbox.Finished, limits: sandbox.Limits
-) -> sandbox.Outcome:
+def _outcome(finished: sandbox.Finished, limits: sandbox.Limits) -> sandbox.Outcome:
   if finished.stopped:
     return sandbox.stopped_outcome(finished, limits)
   output = sandbox.decode(finished.stdout)
@@ -122,7 +119,7 @@ def _outcome(
     raise base.ToolUnreachable(f'monty did not start: {stderr[-300:]}')
   if finished.returncode != 1:
     return sandbox.Outcome(
-        output, error=sandbox.describe_exit(finished.returncode, limits)
+      output, error=sandbox.describe_exit(finished.returncode, limits)
     )
   return sandbox.Outcome(output, error=_last_error(stderr))
 
@@ -190,8 +187,10 @@ def _ending_with_parent() -> tuple[str, ...]:
   command = (found, '--pdeathsig', 'KILL', '--')
   try:
     done = subprocess.run(
-        [*command, '/bin/sh', '-c', ':'], capture_output=True, check=False,
-        timeout=_PROBE_SECONDS,
+      [*command, '/bin/sh', '-c', ':'],
+      capture_output=True,
+      check=False,
+      timeout=_PROBE_SECONDS,
     )
   except (OSError, subprocess.TimeoutExpired):
     return ()

@@ -14,19 +14,19 @@ from agentflow_jax.agents.tools.python import bubblewrap, monty, sandbox
 
 # A whole text in one Markdown fence, which may lack its end.
 _FENCED = re.compile(
-    r'\s*(?P<fence>`{3,}|~{3,})[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)[`~]*\s*)?',
-    re.DOTALL | re.MULTILINE,
+  r'\s*(?P<fence>`{3,}|~{3,})[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)[`~]*\s*)?',
+  re.DOTALL | re.MULTILINE,
 )
 
 BACKENDS = ('auto', 'bubblewrap', 'monty')
 
 
 def make(
-    backend: str = 'auto',
-    limits: sandbox.Limits | None = None,
-    *,
-    concurrency: int | None = None,
-    queue_seconds: float = 120.0,
+  backend: str = 'auto',
+  limits: sandbox.Limits | None = None,
+  *,
+  concurrency: int | None = None,
+  queue_seconds: float = 120.0,
 ) -> base.Tool:
   """Makes the python tool, after running a program in its sandbox.
 
@@ -60,17 +60,15 @@ def make(
     return _result_text(outcome, limits)
 
   return base.Tool(
-      card=_card(chosen, limits),
-      call=call,
-      # Both limits below this have a better-named end than the rollout's.
-      timeout=queue_seconds + limits.wall_seconds + 10.0,
-      notice='; '.join([f'python: programs run in {chosen.name}', *refused]),
+    card=_card(chosen, limits),
+    call=call,
+    # Both limits below this have a better-named end than the rollout's.
+    timeout=queue_seconds + limits.wall_seconds + 10.0,
+    notice='; '.join([f'python: programs run in {chosen.name}', *refused]),
   )
 
 
-def _choose(
-    backend: str, limits: sandbox.Limits
-) -> tuple[sandbox.Backend, list[str]]:
+def _choose(backend: str, limits: sandbox.Limits) -> tuple[sandbox.Backend, list[str]]:
   """Returns the sandbox to use, and why those before it cannot be used."""
   kinds = {'bubblewrap': bubblewrap.Bubblewrap, 'monty': monty.Monty}
   names = tuple(kinds) if backend == 'auto' else (backend,)
@@ -81,7 +79,7 @@ def _choose(
     except base.ToolUnavailable as error:
       reasons.append(f'{name}: {error}')
   raise base.ToolUnavailable(
-      'the python tool has no sandbox to run programs in. ' + '; '.join(reasons)
+    'the python tool has no sandbox to run programs in. ' + '; '.join(reasons)
   )
 
 
@@ -107,13 +105,13 @@ def _checked_program(code: str, limits: sandbox.Limits) -> str:
     size = len(code.encode('utf-8'))
   except UnicodeEncodeError as error:
     raise base.BadArguments(
-        f'the code cannot be written as UTF-8: {error.reason}'
+      f'the code cannot be written as UTF-8: {error.reason}'
     ) from error
   if '\0' in code:
     raise base.BadArguments('the code holds a null character')
   if size > limits.program_bytes:
     raise base.BadArguments(
-        f'the code has {size} bytes; {limits.program_bytes} at most'
+      f'the code has {size} bytes; {limits.program_bytes} at most'
     )
   if not code.strip():
     raise base.BadArguments('the code is empty')
@@ -128,9 +126,7 @@ def _result_text(outcome: sandbox.Outcome, limits: sandbox.Limits) -> str:
   """
   output = outcome.output.strip('\n')
   if outcome.cut:
-    output += (
-        f'\n... (cut: the program printed over {limits.output_bytes} bytes)'
-    )
+    output += f'\n... (cut: the program printed over {limits.output_bytes} bytes)'
   if outcome.error:
     error = outcome.error[:500]
     printed = f'; before that it printed:\n{output}' if output else ''
@@ -140,18 +136,16 @@ def _result_text(outcome: sandbox.Outcome, limits: sandbox.Limits) -> str:
 
 def _card(chosen: sandbox.Backend, limits: sandbox.Limits) -> base.Card:
   return base.Card(
-      name='python',
-      purpose='Runs a Python program and returns what it prints.',
-      arguments=(
-          base.Argument('code', 'a whole program that prints its result'),
-      ),
-      examples=('execution = tool.execute(code="print(17 * 23)")',),
-      limits=(
-          f'{chosen.card_limits[0].upper()}{chosen.card_limits[1:]}; at most '
-          f'{limits.cpu_seconds:g} s of processor time, '
-          f'{limits.wall_seconds:g} s in all, '
-          f'{limits.memory_bytes // 2**20} MB and '
-          f'{limits.output_bytes} bytes of output. Nothing is kept between '
-          'programs.'
-      ),
+    name='python',
+    purpose='Runs a Python program and returns what it prints.',
+    arguments=(base.Argument('code', 'a whole program that prints its result'),),
+    examples=('execution = tool.execute(code="print(17 * 23)")',),
+    limits=(
+      f'{chosen.card_limits[0].upper()}{chosen.card_limits[1:]}; at most '
+      f'{limits.cpu_seconds:g} s of processor time, '
+      f'{limits.wall_seconds:g} s in all, '
+      f'{limits.memory_bytes // 2**20} MB and '
+      f'{limits.output_bytes} bytes of output. Nothing is kept between '
+      'programs.'
+    ),
   )

@@ -98,12 +98,12 @@ class Finished:
 
 
 async def run_process(
-    command: Sequence[str],
-    limits: Limits,
-    *,
-    environment: Mapping[str, str],
-    stdin: int = asyncio.subprocess.DEVNULL,
-    pass_fds: Sequence[int] = (),
+  command: Sequence[str],
+  limits: Limits,
+  *,
+  environment: Mapping[str, str],
+  stdin: int = asyncio.subprocess.DEVNULL,
+  pass_fds: Sequence[int] = (),
 ) -> Finished:
   """Runs a command to its end, or kills it and its process group at a limit.
 
@@ -121,14 +121,14 @@ async def run_process(
     base.ToolUnreachable: the process could not be started.
   """
   process = await _start(
-      command,
-      stdin=stdin,
-      stdout=asyncio.subprocess.PIPE,
-      stderr=asyncio.subprocess.PIPE,
-      env=dict(environment),
-      cwd='/',
-      start_new_session=True,
-      pass_fds=tuple(pass_fds),
+    command,
+    stdin=stdin,
+    stdout=asyncio.subprocess.PIPE,
+    stderr=asyncio.subprocess.PIPE,
+    env=dict(environment),
+    cwd='/',
+    start_new_session=True,
+    pass_fds=tuple(pass_fds),
   )
   assert process.stdout is not None and process.stderr is not None
   stdout, stderr = bytearray(), bytearray()
@@ -136,8 +136,8 @@ async def run_process(
   try:
     async with asyncio.timeout(limits.wall_seconds):
       output_fits, errors_fit = await asyncio.gather(
-          _read(process, process.stdout, stdout, limits.output_bytes),
-          _read(process, process.stderr, stderr, _STDERR_BYTES),
+        _read(process, process.stdout, stdout, limits.output_bytes),
+        _read(process, process.stderr, stderr, _STDERR_BYTES),
       )
       await process.wait()
     if not output_fits:
@@ -153,9 +153,7 @@ async def run_process(
   return Finished(process.returncode, bytes(stdout), bytes(stderr), stopped)
 
 
-async def _start(
-    command: Sequence[str], **options: Any
-) -> asyncio.subprocess.Process:
+async def _start(command: Sequence[str], **options: Any) -> asyncio.subprocess.Process:
   """Starts a process, or, cancelled, ends it and its group once it is started.
 
   Args:
@@ -165,9 +163,7 @@ async def _start(
   Raises:
     base.ToolUnreachable: the process could not be started.
   """
-  starting = asyncio.ensure_future(
-      asyncio.create_subprocess_exec(*command, **options)
-  )
+  starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*command, **options))
   try:
     # Cancelled itself, it kills the process and not its group, and then waits for
     # pipes that the group may hold open.
@@ -180,10 +176,10 @@ async def _start(
 
 
 async def _read(
-    process: asyncio.subprocess.Process,
-    stream: asyncio.StreamReader,
-    into: bytearray,
-    most: int,
+  process: asyncio.subprocess.Process,
+  stream: asyncio.StreamReader,
+  into: bytearray,
+  most: int,
 ) -> bool:
   """Reads to the end; kills the process where it exceeds `most` bytes.
 
@@ -241,8 +237,8 @@ class Turns:
     concurrency = (os.cpu_count() or 1) if concurrency is None else concurrency
     if concurrency < 1 or queue_seconds <= 0:
       raise ValueError(
-          'concurrency and queue_seconds must be positive: '
-          f'{concurrency}, {queue_seconds}'
+        'concurrency and queue_seconds must be positive: '
+        f'{concurrency}, {queue_seconds}'
       )
     self._concurrency = concurrency
     self._queue_seconds = queue_seconds
@@ -260,7 +256,7 @@ class Turns:
         await self._semaphore.acquire()
     except TimeoutError as error:
       raise base.ToolUnreachable(
-          f'no sandbox was free within {self._queue_seconds:g} s'
+        f'no sandbox was free within {self._queue_seconds:g} s'
       ) from error
 
   async def __aexit__(self, *exc_info: object) -> None:
@@ -279,9 +275,7 @@ def stopped_outcome(finished: Finished, limits: Limits) -> Outcome:
     return Outcome(output, cut=True)
   if finished.stopped == 'errors':
     return Outcome(output, error='the program wrote endless error messages')
-  return Outcome(
-      output, error=f'the program ran longer than {limits.wall_seconds:g} s'
-  )
+  return Outcome(output, error=f'the program ran longer than {limits.wall_seconds:g} s')
 
 
 def describe_exit(returncode: int, limits: Limits) -> str:

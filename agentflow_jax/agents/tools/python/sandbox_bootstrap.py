@@ -17,16 +17,16 @@ def main() -> None:
 
   cpu_seconds, memory_bytes, file_bytes = (int(a) for a in sys.argv[1:4])
   for name, soft, hard in (
-      ('AS', memory_bytes, memory_bytes),
-      # At the soft limit the program is told, and ends unless it asks not to.
-      ('CPU', cpu_seconds, cpu_seconds + 1),
-      ('FSIZE', file_bytes, file_bytes),
-      ('NOFILE', 64, 64),
-      ('NPROC', 0, 0),
-      ('CORE', 0, 0),
-      ('MEMLOCK', 0, 0),
-      ('MSGQUEUE', 0, 0),
-      ('SIGPENDING', 64, 64),
+    ('AS', memory_bytes, memory_bytes),
+    # At the soft limit the program is told, and ends unless it asks not to.
+    ('CPU', cpu_seconds, cpu_seconds + 1),
+    ('FSIZE', file_bytes, file_bytes),
+    ('NOFILE', 64, 64),
+    ('NPROC', 0, 0),
+    ('CORE', 0, 0),
+    ('MEMLOCK', 0, 0),
+    ('MSGQUEUE', 0, 0),
+    ('SIGPENDING', 64, 64),
   ):
     resource.setrlimit(getattr(resource, f'RLIMIT_{name}'), (soft, hard))
   sys.path[:] = sys.argv[4:]

@@ -65,21 +65,21 @@ REFUSED = 'clone/56/220 fork/57/- vfork/58/- socket/41/198 ptrace/101/117'
 # Calls allowed for some values of one argument (its low 32 bits, which is all
 # that the kernel reads of these): (call, argument's place, values).
 CHECKED = (
-    # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: no pipe is
-    # made larger, no host file is locked or leased.
-    ('fcntl/72/25', 1, (0, 1, 2, 3, 4, 1030)),
-    # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX.
-    ('ioctl/16/29', 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
-    # A connected pair of local sockets, which asyncio wakes itself with.
-    ('socketpair/53/199', 0, (1,)),
-    # Its own limits only.
-    ('prlimit64/302/261', 0, (0,)),
+  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: no pipe is
+  # made larger, no host file is locked or leased.
+  ('fcntl/72/25', 1, (0, 1, 2, 3, 4, 1030)),
+  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX.
+  ('ioctl/16/29', 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
+  # A connected pair of local sockets, which asyncio wakes itself with.
+  ('socketpair/53/199', 0, (1,)),
+  # Its own limits only.
+  ('prlimit64/302/261', 0, (0,)),
 )
 
 _ARCHITECTURES = {
-    # machine: (column in the tables above, AUDIT_ARCH_* of linux/audit.h)
-    'x86_64': (1, 0xC000003E),
-    'aarch64': (2, 0xC00000B7),
+  # machine: (column in the tables above, AUDIT_ARCH_* of linux/audit.h)
+  'x86_64': (1, 0xC000003E),
+  'aarch64': (2, 0xC00000B7),
 }
 
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, JMP|JEQ|K, RET|K
@@ -107,10 +107,10 @@ def build(machine: str | None = None) -> bytes:
   """
   column, architecture = _ARCHITECTURES[machine or platform.machine()]
   code = [
-      _op(_LOAD, _ARCHITECTURE),
-      _op(_EQUAL, architecture, skip_if=1),
-      _op(_RETURN, _KILL),
-      _op(_LOAD, _NUMBER),
+    _op(_LOAD, _ARCHITECTURE),
+    _op(_EQUAL, architecture, skip_if=1),
+    _op(_RETURN, _KILL),
+    _op(_LOAD, _NUMBER),
   ]
   for call, argument, values in CHECKED:
     body = [_op(_LOAD, _ARGUMENTS + 8 * argument)]
@@ -119,10 +119,7 @@ def build(machine: str | None = None) -> bytes:
     body.append(_op(_RETURN, _ERRNO | errno.EPERM))
     number = _numbers(call, column)[0]
     code += [_op(_EQUAL, number, skip_unless=len(body)), *body]
-  for table, answer in (
-      (ALLOWED, _ALLOW),
-      (REFUSED, _ERRNO | errno.EPERM),
-  ):
+  for table, answer in ((ALLOWED, _ALLOW), (REFUSED, _ERRNO | errno.EPERM)):
     for number in _numbers(table, column):
       code += [_op(_EQUAL, number, skip_unless=1), _op(_RETURN, answer)]
   # Also the x32 calls, whose numbers carry a bit of their own.
@@ -135,7 +132,5 @@ def _numbers(table: str, column: int) -> list[int]:
   return [int(entry[column]) for entry in entries if entry[column] != '-']
 
 
-def _op(
-    opcode: int, operand: int, skip_if: int = 0, skip_unless: int = 0
-) -> bytes:
+def _op(opcode: int, operand: int, skip_if: int = 0, skip_unless: int = 0) -> bytes:
   return struct.pack('=HBBI', opcode, skip_if, skip_unless, operand)

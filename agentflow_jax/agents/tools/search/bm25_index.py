@@ -52,20 +52,18 @@ class Index:
     base.ToolUnavailable: bm25s is not installed.
   """
 
-  def __init__(
-      self, corpus: passages.Corpus, k1: float = 1.5, b: float = 0.75
-  ):
+  def __init__(self, corpus: passages.Corpus, k1: float = 1.5, b: float = 0.75):
     self.corpus = corpus
     self._bm25 = _build(corpus.passages, k1, b)
     self._vocabulary: dict[str, int] = self._bm25.vocab_dict
 
   @classmethod
   def kept(
-      cls,
-      path: str | pathlib.Path,
-      directory: str | pathlib.Path,
-      k1: float = 1.5,
-      b: float = 0.75,
+    cls,
+    path: str | pathlib.Path,
+    directory: str | pathlib.Path,
+    k1: float = 1.5,
+    b: float = 0.75,
   ) -> 'Index':
     """Returns an index of a JSONL file that lies in a directory, mapped.
 
@@ -85,9 +83,7 @@ class Index:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-      raise passages.CorpusError(
-          f'{path}: only a JSONL file has an index that is kept'
-      )
+      raise passages.CorpusError(f'{path}: only a JSONL file has an index that is kept')
     digest = passages.file_digest(path)
     place = pathlib.Path(directory) / f'{digest}_{k1}_{b}_{_SCHEMA}'
     index = cls.__new__(cls)
@@ -95,18 +91,16 @@ class Index:
       if not _is_whole(place):
         _keep(path, place, k1, b)
       index._bm25 = _bm25s().BM25.load(
-          str(place), mmap=True, load_vocab=True, show_progress=False
+        str(place), mmap=True, load_vocab=True, show_progress=False
       )
       index._bm25.backend = 'numpy'
       where = np.load(place / 'lines.npy', mmap_mode='r')
     except OSError as error:
       raise passages.CorpusError(
-          f'no index can be kept in {directory}: {error}'
+        f'no index can be kept in {directory}: {error}'
       ) from error
     index._vocabulary = index._bm25.vocab_dict
-    index.corpus = passages.Corpus(
-        passages.FilePassages(path, where[0], where[1])
-    )
+    index.corpus = passages.Corpus(passages.FilePassages(path, where[0], where[1]))
     index.corpus.__dict__['digest'] = digest
     return index
 
@@ -114,7 +108,7 @@ class Index:
     """How many scores a search for `query` reads or writes."""
     starts = self._bm25.scores['indptr']
     return len(self.corpus.passages) + sum(
-        int(starts[i + 1] - starts[i]) for i in self._ids(query)
+      int(starts[i + 1] - starts[i]) for i in self._ids(query)
     )
 
   def search(self, query: str, top_k: int) -> list[passages.Passage]:
@@ -141,16 +135,16 @@ def _build(found: Iterable[passages.Passage], k1: float, b: float):
   # Numbered by first appearance: an index built twice is the same index.
   vocabulary: dict[str, int] = {}
   ids = [
-      [
-          vocabulary.setdefault(word, len(vocabulary))
-          for word in tokenize(f'{passage.title} {passage.text}')
-      ]
-      for passage in found
+    [
+      vocabulary.setdefault(word, len(vocabulary))
+      for word in tokenize(f'{passage.title} {passage.text}')
+    ]
+    for passage in found
   ]
   if not vocabulary:
     raise passages.CorpusError('no passage of the corpus has a word in it')
   bm25 = _bm25s().BM25(
-      k1=k1, b=b, method='lucene', backend='numpy', csc_backend='numpy'
+    k1=k1, b=b, method='lucene', backend='numpy', csc_backend='numpy'
   )
   bm25.index((ids, vocabulary), create_empty_token=False, show_progress=False)
   return bm25
@@ -165,15 +159,14 @@ def _is_whole(place: pathlib.Path) -> bool:
     return False
 
 
-def _keep(
-    path: pathlib.Path, place: pathlib.Path, k1: float, b: float
-) -> None:
+def _keep(path: pathlib.Path, place: pathlib.Path, k1: float, b: float) -> None:
   """Makes an index, whole or not at all."""
   if place.exists():
     logging.warning('%s is not a whole index: making it again', place)
   logging.warning(
-      'search: indexing %s into %s, once; it takes some minutes a million'
-      ' passages', path, place,
+    'search: indexing %s into %s, once; it takes some minutes a million passages',
+    path,
+    place,
   )
   partial = place.with_name(f'{place.name}.{os.getpid()}.partial')
   partial.mkdir(parents=True, exist_ok=True)
@@ -223,7 +216,7 @@ def _bm25s() -> types.ModuleType:
       import bm25s  # pylint: disable=g-import-not-at-top
   except ImportError as error:
     raise base.ToolUnavailable(
-        'the search tool needs bm25s: pip install bm25s'
+      'the search tool needs bm25s: pip install bm25s'
     ) from error
   # It sets its own level to DEBUG, past whatever the program has chosen.
   standard_logging.getLogger('bm25s').setLevel(standard_logging.WARNING)

@@ -67,9 +67,7 @@ class FilePassages(Sequence[Passage]):
     lengths: int32 [N], lengths of the lines [bytes].
   """
 
-  def __init__(
-      self, path: pathlib.Path, starts: np.ndarray, lengths: np.ndarray
-  ):
+  def __init__(self, path: pathlib.Path, starts: np.ndarray, lengths: np.ndarray):
     self._path, self._starts, self._lengths = path, starts, lengths
 
   def __len__(self) -> int:
@@ -85,9 +83,7 @@ class FilePassages(Sequence[Passage]):
 def file_digest(path: pathlib.Path) -> str:
   """Returns a file's digest."""
   with path.open('rb') as file:
-    return hashlib.file_digest(
-        file, lambda: hashlib.blake2b(digest_size=8)
-    ).hexdigest()
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def load_corpus(path: str | pathlib.Path, passage_chars: int = 1000) -> Corpus:
@@ -117,12 +113,8 @@ def load_corpus(path: str | pathlib.Path, passage_chars: int = 1000) -> Corpus:
   return Corpus(passages)
 
 
-def _read_directory(
-    directory: pathlib.Path, passage_chars: int
-) -> Iterator[Passage]:
-  files = [
-      f for f in directory.rglob('*') if f.suffix in _SUFFIXES and f.is_file()
-  ]
+def _read_directory(directory: pathlib.Path, passage_chars: int) -> Iterator[Passage]:
+  files = [f for f in directory.rglob('*') if f.suffix in _SUFFIXES and f.is_file()]
   for file in sorted(files, key=lambda f: f.relative_to(directory).as_posix()):
     name = file.relative_to(directory).as_posix()
     with reading.boundary(file, CorpusError):
@@ -188,7 +180,5 @@ def _passage(fields: Any, number: int) -> Passage:
     if not isinstance(fields.get(name), str):
       raise ValueError(f'"{name}" must be there and be a string')
   return Passage(
-      id=str(fields.get('id', number)),
-      title=fields['title'],
-      text=fields['text'],
+    id=str(fields.get('id', number)), title=fields['title'], text=fields['text']
   )

@@ -25,18 +25,16 @@ class Ranker:
   """
 
   def __init__(
-      self,
-      client: client_lib.EndpointClient,
-      *,
-      query_prefix: str = '',
-      passage_prefix: str = '',
-      kept: int = _KEPT,
+    self,
+    client: client_lib.EndpointClient,
+    *,
+    query_prefix: str = '',
+    passage_prefix: str = '',
+    kept: int = _KEPT,
   ):
     self._client, self._kept = client, kept
     self._query_prefix, self._passage_prefix = query_prefix, passage_prefix
-    self._vectors: collections.OrderedDict[str, np.ndarray] = (
-        collections.OrderedDict()
-    )
+    self._vectors: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
 
   @property
   def version(self) -> str:
@@ -57,7 +55,7 @@ class Ranker:
     unknown = [p for p in dict.fromkeys(passages) if p not in found]
     asked = self._query_prefix + query[:_MOST_CHARACTERS]
     key = base.request_key.get() or records.RequestKey(
-        0, records.Purpose.SOLVE, 0, query, 0, module='tool/search'
+      0, records.Purpose.SOLVE, 0, query, 0, module='tool/search'
     )
     vectors = _normalised(await self._client.embed([asked, *unknown], key))
     found |= zip(unknown, vectors[1:])

@@ -17,15 +17,15 @@ _MAX_QUERY_CHARS = 2000
 
 
 def make(
-    corpus: str | pathlib.Path | passages.Corpus,
-    *,
-    top_k: int = 1,
-    max_chars: int = 1000,
-    k1: float = 1.5,
-    b: float = 0.75,
-    index_directory: str = '',
-    ranker: reranker.Ranker | None = None,
-    candidates: int = 32,
+  corpus: str | pathlib.Path | passages.Corpus,
+  *,
+  top_k: int = 1,
+  max_chars: int = 1000,
+  k1: float = 1.5,
+  b: float = 0.75,
+  index_directory: str = '',
+  ranker: reranker.Ranker | None = None,
+  candidates: int = 32,
 ) -> base.Tool:
   """Makes the search tool.
 
@@ -67,7 +67,7 @@ def make(
     query = arguments['query']
     if len(query) > _MAX_QUERY_CHARS:
       raise base.BadArguments(
-          f'the query has {len(query)} characters; {_MAX_QUERY_CHARS} at most'
+        f'the query has {len(query)} characters; {_MAX_QUERY_CHARS} at most'
       )
     if not bm25_index.tokenize(query):
       raise base.BadArguments('the query has no word in it')
@@ -92,25 +92,23 @@ def make(
 def _card(top_k: int, max_chars: int, by_meaning: bool) -> base.Card:
   results = 'passage' if top_k == 1 else f'{top_k} passages'
   return base.Card(
-      name='search',
-      purpose=(
-          f'Finds the {results} of a local text collection that best match the '
-          'words of a query.'
-      ),
-      arguments=(
-          base.Argument('query', 'words to look for, such as a name'),
-      ),
-      examples=('execution = tool.execute(query="Lake Victoria")',),
-      limits=(
-          (
-              'A passage has to share a word with the query; of these the closest '
-              'in meaning come first. It '
-              if by_meaning
-              else 'It matches words, not meaning, and '
-          )
-          + 'cannot reach the internet. '
-          f'Results are cut at {max_chars} characters.'
-      ),
+    name='search',
+    purpose=(
+      f'Finds the {results} of a local text collection that best match the '
+      'words of a query.'
+    ),
+    arguments=(base.Argument('query', 'words to look for, such as a name'),),
+    examples=('execution = tool.execute(query="Lake Victoria")',),
+    limits=(
+      (
+        'A passage has to share a word with the query; of these the closest '
+        'in meaning come first. It '
+        if by_meaning
+        else 'It matches words, not meaning, and '
+      )
+      + 'cannot reach the internet. '
+      f'Results are cut at {max_chars} characters.'
+    ),
   )
 
 

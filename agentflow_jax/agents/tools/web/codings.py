@@ -42,8 +42,8 @@ class Unpacker:
     names = [name for name in names if name not in ('', 'identity')]
     if len(names) > _MOST_CODINGS or not _CODINGS.issuperset(names):
       raise Unreadable(
-          f'content encoding {header!r} is not supported; there are'
-          f' {sorted(_CODINGS)}, {_MOST_CODINGS} at most'
+        f'content encoding {header!r} is not supported; there are'
+        f' {sorted(_CODINGS)}, {_MOST_CODINGS} at most'
       )
     # The last coding was applied last, so it is undone first.
     self._stages = [_Stage(name) for name in reversed(names)]
@@ -158,8 +158,10 @@ class _Stage:
       return False
     self._is_gzip = head[:2] == _GZIP[:2]
     # Many servers send "deflate" without the header that the standard asks for.
-    is_raw = self._coding == 'deflate' and not self._is_gzip and (
-        head[0] & 15 != zlib.DEFLATED or (head[0] << 8 | head[1]) % 31
+    is_raw = (
+      self._coding == 'deflate'
+      and not self._is_gzip
+      and (head[0] & 15 != zlib.DEFLATED or (head[0] << 8 | head[1]) % 31)
     )
     self._unpack = zlib.decompressobj(_NO_HEADER if is_raw else _ANY_HEADER)
     return True

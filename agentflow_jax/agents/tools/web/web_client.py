@@ -63,9 +63,7 @@ class WebConfig:
   contact: str = ''
 
   def __post_init__(self):
-    for name in (
-        'timeout_seconds', 'max_attempts', 'max_bytes', 'concurrency',
-    ):
+    for name in ('timeout_seconds', 'max_attempts', 'max_bytes', 'concurrency'):
       if getattr(self, name) <= 0:
         raise ValueError(f'{name} must be positive: {getattr(self, name)}')
     for name in ('max_redirects', 'requests_per_minute'):
@@ -144,9 +142,7 @@ class FetchFailed(Exception):
 class _Retry(Exception):
   """This attempt failed in a way that another one may not."""
 
-  def __init__(
-      self, message: str, after: float | None = None, is_ours: bool = False
-  ):
+  def __init__(self, message: str, after: float | None = None, is_ours: bool = False):
     super().__init__(message)
     self.after, self.is_ours = after, is_ours
 
@@ -154,7 +150,7 @@ class _Retry(Exception):
 async def _resolve(host: str, port: int) -> Sequence[str]:
   """Returns a host's addresses, as the system's resolver orders them."""
   found = await asyncio.get_running_loop().getaddrinfo(
-      host, port, type=socket.SOCK_STREAM
+    host, port, type=socket.SOCK_STREAM
   )
   return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -172,43 +168,42 @@ class WebClient:
   """
 
   def __init__(
-      self,
-      config: WebConfig,
-      resolve: Callable[[str, int], Awaitable[Sequence[str]]] = _resolve,
-      backoff_seconds: float = 0.5,
+    self,
+    config: WebConfig,
+    resolve: Callable[[str, int], Awaitable[Sequence[str]]] = _resolve,
+    backoff_seconds: float = 0.5,
   ):
     self._config, self._resolve = config, resolve
     self._backoff = backoff_seconds
     self._blocked = (*config.blocked, *config.also_blocked)
     self._hosts: dict[str, tuple[asyncio.Semaphore, pacing.Pacer]] = (
-        collections.defaultdict(
-            lambda: (
-                asyncio.Semaphore(config.concurrency),
-                pacing.Pacer(config.requests_per_minute),
-            )
+      collections.defaultdict(
+        lambda: (
+          asyncio.Semaphore(config.concurrency),
+          pacing.Pacer(config.requests_per_minute),
         )
+      )
     )
     contact = f' ({config.contact})' if config.contact else ''
     self._client = httpx.AsyncClient(
-        headers={
-            'User-Agent': f'agentflow_jax/0.1{contact}',
-            # The codings that `web_codings` unpacks.
-            'Accept-Encoding': 'gzip, deflate',
-        },
-        # An address that does not answer leaves time for the next one.
-        timeout=httpx.Timeout(
-            config.timeout_seconds,
-            connect=config.timeout_seconds / _ADDRESSES_TRIED,
-        ),
-        # They would be the address's, whatever names it has, and would make a fetch
-        # depend on those before it.
-        cookies=http.cookiejar.CookieJar(
-            http.cookiejar.DefaultCookiePolicy(allowed_domains=[])
-        ),
-        # A connection is to an address: kept, it might serve another name.
-        limits=httpx.Limits(max_keepalive_connections=0),
-        follow_redirects=False,
-        trust_env=False,
+      headers={
+        'User-Agent': f'agentflow_jax/0.1{contact}',
+        # The codings that `web_codings` unpacks.
+        'Accept-Encoding': 'gzip, deflate',
+      },
+      # An address that does not answer leaves time for the next one.
+      timeout=httpx.Timeout(
+        config.timeout_seconds, connect=config.timeout_seconds / _ADDRESSES_TRIED
+      ),
+      # They would be the address's, whatever names it has, and would make a fetch
+      # depend on those before it.
+      cookies=http.cookiejar.CookieJar(
+        http.cookiejar.DefaultCookiePolicy(allowed_domains=[])
+      ),
+      # A connection is to an address: kept, it might serve another name.
+      limits=httpx.Limits(max_keepalive_connections=0),
+      follow_redirects=False,
+      trust_env=False,
     )
 
   async def aclose(self) -> None:
@@ -249,12 +244,12 @@ class WebClient:
     return addresses.is_blocked(host, self._blocked)
 
   async def get(
-      self,
-      url: str,
-      *,
-      params: Mapping[str, str] | None = None,
-      headers: Mapping[str, str] | None = None,
-      follow: bool = True,
+    self,
+    url: str,
+    *,
+    params: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+    follow: bool = True,
   ) -> Response:
     """Asks for a URL, and follows where it leads.
 
@@ -271,25 +266,21 @@ class WebClient:
     """
     if params:
       url = str(self.check(url).copy_merge_params(params))
-    return await self._attempts(
-        lambda: self._follow(url, dict(headers or {}), follow)
-    )
+    return await self._attempts(lambda: self._follow(url, dict(headers or {}), follow))
 
   async def post(
-      self, url: str, body: Any, headers: Mapping[str, str] | None = None
+    self, url: str, body: Any, headers: Mapping[str, str] | None = None
   ) -> Response:
     """Sends JSON; a redirect is a failure. Raises as `get`."""
     return await self._attempts(
-        lambda: self._hop('POST', self.check(url), dict(headers or {}), body)
+      lambda: self._hop('POST', self.check(url), dict(headers or {}), body)
     )
 
-  async def _attempts(
-      self, attempt: Callable[[], Awaitable[Response]]
-  ) -> Response:
+  async def _attempts(self, attempt: Callable[[], Awaitable[Response]]) -> Response:
     reason: _Retry | None = None
     for i in range(self._config.max_attempts):
       if reason is not None:
-        pause = max(self._backoff * 2**(i - 1), reason.after or 0.0)
+        pause = max(self._backoff * 2 ** (i - 1), reason.after or 0.0)
         base.count('web_retries')
         await asyncio.sleep(min(pause, self._config.timeout_seconds))
       try:
@@ -315,9 +306,7 @@ class WebClient:
         at = self.check(str(at.join(target)))
       except (httpx.InvalidURL, ValueError) as error:
         raise FetchFailed(f'{at} redirects to no URL: {error}') from None
-    raise FetchFailed(
-        f'{url} redirects more than {self._config.max_redirects} times'
-    )
+    raise FetchFailed(f'{url} redirects more than {self._config.max_redirects} times')
 
   async def _hop(self, method, url: httpx.URL, headers, body) -> Response:
     """Sends one request; waiting for its turn does not count as its time."""
@@ -337,12 +326,12 @@ class WebClient:
     reason = None
     for address in await self._addresses(url):
       request = self._client.build_request(
-          method,
-          url.copy_with(host=address),
-          headers={**headers, 'Host': url.netloc.decode('ascii')},
-          json=body,
-          # The certificate has to be the name's, not the address's.
-          extensions={'sni_hostname': host_of(url)},
+        method,
+        url.copy_with(host=address),
+        headers={**headers, 'Host': url.netloc.decode('ascii')},
+        json=body,
+        # The certificate has to be the name's, not the address's.
+        extensions={'sni_hostname': host_of(url)},
       )
       try:
         return await self._send(request, url)
@@ -368,22 +357,26 @@ class WebClient:
     # httpx parses the target of a redirect even when it does not follow it, and
     # raises for mailto: and similar URLs. The model gets such errors as text.
     except (
-        httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, LookupError,
-        ValueError,
+      httpx.HTTPError,
+      httpx.InvalidURL,
+      httpx.StreamError,
+      LookupError,
+      ValueError,
     ) as error:
       raise FetchFailed(
-          f'{url.host}: the response cannot be used ({type(error).__name__}:'
-          f' {error})'
+        f'{url.host}: the response cannot be used ({type(error).__name__}: {error})'
       ) from None
     if response.status_code in _RETRIED:
       raise _Retry(
-          f'{url.host} gave status {response.status_code}',
-          openai_protocol.retry_after(response.headers.get('Retry-After')),
+        f'{url.host} gave status {response.status_code}',
+        openai_protocol.retry_after(response.headers.get('Retry-After')),
       )
     base.count('web_fetched')
     return Response(
-        str(url), response.status_code,
-        {k.lower(): v for k, v in response.headers.items()}, content,
+      str(url),
+      response.status_code,
+      {k.lower(): v for k, v in response.headers.items()},
+      content,
     )
 
   async def _read(self, response: httpx.Response) -> bytes:
@@ -413,9 +406,7 @@ class WebClient:
       raise FetchFailed(f'{host} cannot be resolved: {error}') from None
     if not found:
       raise FetchFailed(f'{host} has no address')
-    if not self._is_allowed(host, port) and not all(
-        map(addresses.is_public, found)
-    ):
+    if not self._is_allowed(host, port) and not all(map(addresses.is_public, found)):
       base.count('web_blocked_address')
       raise Blocked(f'blocked: {host} is not on the public internet')
     return found[:_ADDRESSES_TRIED]

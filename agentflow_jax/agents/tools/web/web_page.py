@@ -8,19 +8,25 @@ from agentflow_jax.agents import language_model
 from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.web import charsets, web_client, web_text
 
-_PLAIN = frozenset({
-    'text/plain', 'text/markdown', 'text/csv', 'application/json',
-    'text/xml', 'application/xml',
-})
+_PLAIN = frozenset(
+  {
+    'text/plain',
+    'text/markdown',
+    'text/csv',
+    'application/json',
+    'text/xml',
+    'application/xml',
+  }
+)
 
 
 def make(
-    client: web_client.WebClient,
-    reader: web_text.Reader,
-    *,
-    top_k: int = 3,
-    max_chars: int = 1000,
-    timeout: float = 90.0,
+  client: web_client.WebClient,
+  reader: web_text.Reader,
+  *,
+  top_k: int = 3,
+  max_chars: int = 1000,
+  timeout: float = 90.0,
 ) -> base.Tool:
   """Makes the tool.
 
@@ -47,26 +53,24 @@ def make(
     except language_model.Unreachable as error:
       raise base.ToolUnreachable(str(error)) from error
     parts = await asyncio.to_thread(
-        web_text.best_parts,
-        page.text, arguments.get('query', ''), top_k, max_chars,
+      web_text.best_parts, page.text, arguments.get('query', ''), top_k, max_chars
     )
     source = f'{page.title} ({response.url})' if page.title else response.url
-    return (
-        web_text.render([(source, part) for part in parts])
-        + web_text.unread(page.text)
+    return web_text.render([(source, part) for part in parts]) + web_text.unread(
+      page.text
     )
 
   return base.Tool(
-      card=_card(top_k, max_chars),
-      call=call,
-      timeout=timeout,
-      close=reader.aclose,
-      version=f'web_page 2 {top_k} {max_chars}',
+    card=_card(top_k, max_chars),
+    call=call,
+    timeout=timeout,
+    close=reader.aclose,
+    version=f'web_page 2 {top_k} {max_chars}',
   )
 
 
 async def _page(
-    response: web_client.Response, reader: web_text.Reader
+  response: web_client.Response, reader: web_text.Reader
 ) -> web_text.Page:
   kind = response.content_type
   if kind in _PLAIN:
@@ -76,29 +80,30 @@ async def _page(
     return web_text.Page('', text)
   if kind not in charsets.HTML:
     raise web_text.Unreadable(
-        f'{response.url} is {kind}; only text and HTML can be read'
+      f'{response.url} is {kind}; only text and HTML can be read'
     )
   return await reader.read(response.content, response.charset, kind)
 
 
 def _card(top_k: int, max_chars: int) -> base.Card:
   return base.Card(
-      name='web_page',
-      purpose='Reads one page of the web and returns the parts that match.',
-      arguments=(
-          base.Argument('url', 'the whole address, from http on'),
-          base.Argument(
-              'query', 'words to look for on the page; without them, its'
-              ' beginning is returned', required=False,
-          ),
+    name='web_page',
+    purpose='Reads one page of the web and returns the parts that match.',
+    arguments=(
+      base.Argument('url', 'the whole address, from http on'),
+      base.Argument(
+        'query',
+        'words to look for on the page; without them, its beginning is returned',
+        required=False,
       ),
-      examples=(
-          'execution = tool.execute(url="https://en.wikipedia.org/wiki/Kyoto",'
-          ' query="population")',
-      ),
-      limits=(
-          f'At most {top_k} parts of {max_chars} characters. It reads text and'
-          ' HTML, fills in no forms, and finds no page whose address it is not'
-          ' given.'
-      ),
+    ),
+    examples=(
+      'execution = tool.execute(url="https://en.wikipedia.org/wiki/Kyoto",'
+      ' query="population")',
+    ),
+    limits=(
+      f'At most {top_k} parts of {max_chars} characters. It reads text and'
+      ' HTML, fills in no forms, and finds no page whose address it is not'
+      ' given.'
+    ),
   )

@@ -41,19 +41,19 @@ class Provider(Protocol):
   version: str
 
   async def search(
-      self, client: web_client.WebClient, query: str, results: int
+    self, client: web_client.WebClient, query: str, results: int
   ) -> Found:
     """Asks it. Raises FetchFailed where it cannot be asked or understood."""
     ...
 
 
 def make(
-    client: web_client.WebClient,
-    provider: Provider,
-    *,
-    top_k: int = 5,
-    max_chars: int = 2000,
-    timeout: float = 90.0,
+  client: web_client.WebClient,
+  provider: Provider,
+  *,
+  top_k: int = 5,
+  max_chars: int = 2000,
+  timeout: float = 90.0,
 ) -> base.Tool:
   """Makes the tool.
 
@@ -72,7 +72,7 @@ def make(
       raise base.BadArguments('the query is empty')
     if len(query) > _MAX_QUERY_CHARS:
       raise base.BadArguments(
-          f'the query has {len(query)} characters; {_MAX_QUERY_CHARS} at most'
+        f'the query has {len(query)} characters; {_MAX_QUERY_CHARS} at most'
       )
     try:
       found = await provider.search(client, query, top_k)
@@ -81,19 +81,20 @@ def make(
     return _render(client, found, top_k, max_chars)
 
   return base.Tool(
-      card=_card(top_k, max_chars),
-      call=call,
-      timeout=timeout,
-      version=f'web_search 1 {provider.version} {top_k} {max_chars}',
+    card=_card(top_k, max_chars),
+    call=call,
+    timeout=timeout,
+    version=f'web_search 1 {provider.version} {top_k} {max_chars}',
   )
 
 
 def _render(client, found: Found, top_k: int, max_chars: int) -> str:
   """Returns what may be shown: nothing that rests on a blocked host."""
   blocked = {
-      i for i, hit in enumerate(found.hits)
-      # Grounding gives a page's host as its title.
-      if client.is_blocked(_host(hit.url)) or client.is_blocked(hit.title)
+    i
+    for i, hit in enumerate(found.hits)
+    # Grounding gives a page's host as its title.
+    if client.is_blocked(_host(hit.url)) or client.is_blocked(hit.title)
   }
   base.count('web_blocked_hits', len(blocked))
   pieces: list[str] = []
@@ -125,13 +126,9 @@ def _cut(text: str, most: int) -> str:
 
 def _card(top_k: int, max_chars: int) -> base.Card:
   return base.Card(
-      name='web_search',
-      purpose='Asks a search engine of the web, for what is recent or rare.',
-      arguments=(base.Argument('query', 'a question, or words to look for'),),
-      examples=(
-          'execution = tool.execute(query="who won the Abel Prize in 2024")',
-      ),
-      limits=(
-          f'At most {top_k} sources; texts are cut at {max_chars} characters.'
-      ),
+    name='web_search',
+    purpose='Asks a search engine of the web, for what is recent or rare.',
+    arguments=(base.Argument('query', 'a question, or words to look for'),),
+    examples=('execution = tool.execute(query="who won the Abel Prize in 2024")',),
+    limits=(f'At most {top_k} sources; texts are cut at {max_chars} characters.'),
   )

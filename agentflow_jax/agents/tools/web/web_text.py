@@ -14,9 +14,7 @@ from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.search import bm25_index, passages
 from agentflow_jax.agents.tools.web import charsets
 
-_WORKER = os.path.join(
-    os.path.dirname(os.path.abspath(__file__)), 'web_text_worker.py'
-)
+_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'web_text_worker.py')
 # Ranking takes time. Where a text is longer, the tool's result says so.
 _MOST_CHARACTERS = 1_000_000
 # What begins every result: the reader is a language model.
@@ -49,19 +47,17 @@ class Reader:
   """
 
   def __init__(
-      self,
-      limits: child.Limits = child.Limits(requests=200),
-      processes: int = 2,
+    self, limits: child.Limits = child.Limits(requests=200), processes: int = 2
   ):
     if importlib.util.find_spec('trafilatura') is None:
       raise base.ToolUnavailable(
-          'the tool web_page needs trafilatura:'
-          ' pip install lxml-html-clean trafilatura (the extra `web`)'
+        'the tool web_page needs trafilatura:'
+        ' pip install lxml-html-clean trafilatura (the extra `web`)'
       )
     self._children = child.Pool(_WORKER, limits, processes)
 
   async def read(
-      self, content: bytes, charset: str = '', kind: str = 'text/html'
+    self, content: bytes, charset: str = '', kind: str = 'text/html'
   ) -> Page:
     """Returns an HTML page's title and main text.
 
@@ -76,7 +72,7 @@ class Reader:
     """
     try:
       reply = await self._children.ask(
-          {'html': charsets.decode(content, charset, kind)}
+        {'html': charsets.decode(content, charset, kind)}
       )
     except child.Broken as error:
       raise Unreadable(f'the page cannot be read: {error}') from None
@@ -89,9 +85,7 @@ class Reader:
     await self._children.aclose()
 
 
-def best_parts(
-    text: str, query: str, top_k: int, max_chars: int
-) -> list[str]:
+def best_parts(text: str, query: str, top_k: int, max_chars: int) -> list[str]:
   """Returns the parts of a text that match a query best, best first.
 
   Args:
@@ -112,8 +106,8 @@ def unread(text: str) -> str:
   if len(text) <= _MOST_CHARACTERS:
     return ''
   return (
-      f'\nThe text has {len(text):,} characters; only the first'
-      f' {_MOST_CHARACTERS:,} were searched.'
+    f'\nThe text has {len(text):,} characters; only the first'
+    f' {_MOST_CHARACTERS:,} were searched.'
   )
 
 
@@ -122,7 +116,7 @@ def rank(parts: Sequence[str], query: str, top_k: int) -> list[str]:
   if not any(map(bm25_index.tokenize, parts)):
     return []
   corpus = passages.Corpus(
-      tuple(passages.Passage(str(i), '', p) for i, p in enumerate(parts))
+    tuple(passages.Passage(str(i), '', p) for i, p in enumerate(parts))
   )
   return [p.text for p in bm25_index.Index(corpus).search(query, top_k)]
 

@@ -22,7 +22,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     return {'title': '', 'text': ''}
   title = tree.findtext('.//title') or ''
   text = trafilatura.extract(
-      tree, favor_recall=True, include_comments=False, include_tables=True
+    tree, favor_recall=True, include_comments=False, include_tables=True
   )
   # A page of a few words has no main text that could be told from the rest.
   return {'title': title, 'text': text or trafilatura.html2txt(tree) or ''}
@@ -35,10 +35,10 @@ if __name__ == '__main__':
   from agentflow_jax.agents import child_server
 
   child_server.serve(
-      _answer,
-      {
-          'html': '<html><head><title>T</title></head><body><article><p>'
-          + 'A paragraph of some length. ' * 20
-          + '</p><table><tr><td>1</td></tr></table></article></body></html>'
-      },
+    _answer,
+    {
+      'html': '<html><head><title>T</title></head><body><article><p>'
+      + 'A paragraph of some length. ' * 20
+      + '</p><table><tr><td>1</td></tr></table></article></body></html>'
+    },
   )

@@ -20,13 +20,13 @@ _BUSY = frozenset({'maxlag', 'ratelimited', 'readonly', 'internal_api_error'})
 
 
 def make(
-    client: web_client.WebClient,
-    *,
-    base_url: str = BASE_URL,
-    pages: int = 3,
-    top_k: int = 3,
-    max_chars: int = 1000,
-    timeout: float = 90.0,
+  client: web_client.WebClient,
+  *,
+  base_url: str = BASE_URL,
+  pages: int = 3,
+  top_k: int = 3,
+  max_chars: int = 1000,
+  timeout: float = 90.0,
 ) -> base.Tool:
   """Makes the tool.
 
@@ -42,7 +42,7 @@ def make(
 
   async def ask(params: Mapping[str, str]) -> Mapping[str, Any]:
     response = await client.get(
-        api, params={'format': 'json', 'formatversion': '2', **params}
+      api, params={'format': 'json', 'formatversion': '2', **params}
     )
     said = response.json()
     if not isinstance(said, dict):
@@ -57,10 +57,15 @@ def make(
 
   async def read(page_id: int) -> tuple[str, str]:
     """Returns an article's title and text."""
-    said = await ask({
-        'action': 'query', 'prop': 'extracts', 'explaintext': '1',
-        'pageids': str(page_id), 'redirects': '1',
-    })
+    said = await ask(
+      {
+        'action': 'query',
+        'prop': 'extracts',
+        'explaintext': '1',
+        'pageids': str(page_id),
+        'redirects': '1',
+      }
+    )
     page = said['pages'][0]
     return page['title'], page.get('extract') or ''
 
@@ -70,30 +75,35 @@ def make(
       raise base.BadArguments('the query is empty')
     if len(query) > _MAX_QUERY_CHARS:
       raise base.BadArguments(
-          f'the query has {len(query)} characters; {_MAX_QUERY_CHARS} at most'
+        f'the query has {len(query)} characters; {_MAX_QUERY_CHARS} at most'
       )
     try:
-      found = await ask({
-          'action': 'query', 'list': 'search', 'srsearch': query,
-          'srlimit': str(pages), 'srnamespace': '0',
-      })
+      found = await ask(
+        {
+          'action': 'query',
+          'list': 'search',
+          'srsearch': query,
+          'srlimit': str(pages),
+          'srnamespace': '0',
+        }
+      )
       ids = [hit['pageid'] for hit in found.get('search', ())]
       articles = await _together(read(i) for i in ids)
     except web_client.FetchFailed as error:
       raise base.ToolUnreachable(f'wikipedia: {error}') from error
     except (LookupError, TypeError, AttributeError) as error:
       raise base.ToolUnreachable(
-          f'wikipedia: {api} gave what is no answer of MediaWiki: {error!r}'
+        f'wikipedia: {api} gave what is no answer of MediaWiki: {error!r}'
       ) from error
     return await asyncio.to_thread(
-        _passages, base_url, articles, query, top_k, max_chars
+      _passages, base_url, articles, query, top_k, max_chars
     )
 
   return base.Tool(
-      card=_card(top_k, max_chars),
-      call=call,
-      timeout=timeout,
-      version=f'wikipedia 1 {base_url} {pages} {top_k} {max_chars}',
+    card=_card(top_k, max_chars),
+    call=call,
+    timeout=timeout,
+    version=f'wikipedia 1 {base_url} {pages} {top_k} {max_chars}',
   )
 
 
@@ -120,9 +130,9 @@ def _passages(base_url, articles, query, top_k, max_chars) -> str:
   if not marked:
     return 'No article has any of these words.'
   best = web_text.rank(list(marked), query, top_k)
-  found = web_text.render([
-      (f'{base_url.rstrip("/")}/wiki/{_name(marked[p])}', p) for p in best
-  ])
+  found = web_text.render(
+    [(f'{base_url.rstrip("/")}/wiki/{_name(marked[p])}', p) for p in best]
+  )
   return found + ''.join(web_text.unread(text) for _, text in articles)
 
 
@@ -132,9 +142,9 @@ def _name(title: str) -> str:
 
 def _card(top_k: int, max_chars: int) -> base.Card:
   return base.Card(
-      name='wikipedia',
-      purpose='Searches Wikipedia and returns passages that match a query.',
-      arguments=(base.Argument('query', 'what to look for'),),
-      examples=('execution = tool.execute(query="tallest building in Oslo")',),
-      limits=f'At most {top_k} passages of {max_chars} characters.',
+    name='wikipedia',
+    purpose='Searches Wikipedia and returns passages that match a query.',
+    arguments=(base.Argument('query', 'what to look for'),),
+    examples=('execution = tool.execute(query="tallest building in Oslo")',),
+    limits=f'At most {top_k} passages of {max_chars} characters.',
   )

@@ -19,7 +19,7 @@ def _audited(*tasks):
 
 def _with_checks(task, checks):
   return dataclasses.replace(
-      task, world=dataclasses.replace(task.world, checks=tuple(checks))
+    task, world=dataclasses.replace(task.world, checks=tuple(checks))
   )
 
 
@@ -41,9 +41,17 @@ def test_right_ways_pass_and_mutants_fail(figures):
 def test_every_check_is_needed(figures):
   assert figures['checks_not_needed'] == []
   assert {
-      'drop a write', 'wrong entity', 'wrong value', 'finish early', 'do not end',
-      'refuse instead', 'refuse afterwards', 'do it anyway', 'wrong rule',
-      'wrong about', 'finish instead',
+    'drop a write',
+    'wrong entity',
+    'wrong value',
+    'finish early',
+    'do not end',
+    'refuse instead',
+    'refuse afterwards',
+    'do it anyway',
+    'wrong rule',
+    'wrong about',
+    'finish instead',
   } <= set(figures['operators'])
 
 
@@ -56,15 +64,16 @@ def test_figures_of_tasks(figures):
   assert any('largest_rule_share' in p for p in audit.problems(figures))
 
 
-@pytest.mark.parametrize('task, name', [
+@pytest.mark.parametrize(
+  'task, name',
+  [
     (small_world.GIVE_BACK, 'returned'),
     (small_world.RETURN, 'repair opened'),
     (small_world.RETURN, 'notified'),
-])
+  ],
+)
 def test_a_missing_check_is_found(task, name):
-  found = _audited(
-      _with_checks(task, [c for c in task.world.checks if c.name != name])
-  )
+  found = _audited(_with_checks(task, [c for c in task.world.checks if c.name != name]))
   assert any('drop a write' in p for p in found['mutants_passing'])
   assert set(found['mutants_passing']) <= set(audit.problems(found))
 
@@ -72,7 +81,7 @@ def test_a_missing_check_is_found(task, name):
 def test_side_effects_that_are_allowed_are_found():
   task = small_world.RETURN
   found = _audited(
-      _with_checks(task, [c for c in task.world.checks if c.kind != 'unchanged'])
+    _with_checks(task, [c for c in task.world.checks if c.kind != 'unchanged'])
   )
   assert any('extra' in p or 'notify' in p for p in found['mutants_passing'])
 
@@ -80,8 +89,8 @@ def test_side_effects_that_are_allowed_are_found():
 def test_an_ending_that_may_be_anything_is_found():
   task = small_world.LEND
   checks = [
-      c if c.kind != 'ending' else records.Check(c.name, c.kind, {'ended': 'refuse'})
-      for c in task.world.checks
+    c if c.kind != 'ending' else records.Check(c.name, c.kind, {'ended': 'refuse'})
+    for c in task.world.checks
   ]
   found = _audited(_with_checks(task, checks))
   operators = {p.split(': ')[1] for p in found['mutants_passing']}
@@ -93,7 +102,7 @@ def test_a_wrong_solution_is_found():
   calls = json.loads(task.tags['solution'])
   wrong = [c for c in calls if c['tool'] != 'open_repair']
   found = _audited(
-      dataclasses.replace(task, tags={**task.tags, 'solution': json.dumps(wrong)})
+    dataclasses.replace(task, tags={**task.tags, 'solution': json.dumps(wrong)})
   )
   assert any('the right way fails repair opened' in f for f in found['failures'])
 
@@ -108,9 +117,7 @@ def test_a_check_that_holds_at_the_start_is_found():
 
 def test_mutants_are_the_same_every_time():
   start = small_world.make().start_of(small_world.RETURN.world)
-  assert mutants.of(small_world.RETURN, start) == mutants.of(
-      small_world.RETURN, start
-  )
+  assert mutants.of(small_world.RETURN, start) == mutants.of(small_world.RETURN, start)
 
 
 def test_calls_behind_the_end_are_not_made():

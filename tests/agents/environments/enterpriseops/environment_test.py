@@ -23,26 +23,30 @@ _END = records.Ending(records.Status.ANSWERED, 'done')
 
 def _state(name, query, expected, **more):
   return records.Check(
-      name, 'state', {'query': query, 'expected_value': expected, **more}
+    name, 'state', {'query': query, 'expected_value': expected, **more}
   )
 
 
 _CLOSED = _state(
-    'closed', "select count(*) from ticket where id = 1 and state = 'closed'", 1
+  'closed', "select count(*) from ticket where id = 1 and state = 'closed'", 1
 )
 _TWO = _state('two', 'select count(*) from ticket', 2)
 
 
 def _task(servers, *made, selected=(), restricted=(), context=None, task_id='t'):
   state = {
-      'servers': [
-          {
-              'name': name, 'url': server.url, 'endpoint': '/mcp', 'seed': 'a.sql',
-              'context': context or {'user_id': 'U1', 'x-token': 'T'},
-          }
-          for name, server in servers.items()
-      ],
-      'selected': list(selected), 'restricted': list(restricted),
+    'servers': [
+      {
+        'name': name,
+        'url': server.url,
+        'endpoint': '/mcp',
+        'seed': 'a.sql',
+        'context': context or {'user_id': 'U1', 'x-token': 'T'},
+      }
+      for name, server in servers.items()
+    ],
+    'selected': list(selected),
+    'restricted': list(restricted),
   }
   world = records.World(environment.NAME, state, 'Be careful.', checks=tuple(made))
   return records.Task(task_id, 'Close the ticket.', (), 'checks', world=world)
@@ -56,7 +60,7 @@ def _seeds(tmp_path):
 
 def _made(seeds, **more):
   return environment.EnterpriseOps(
-      seeds, more.pop('urls', {}), **({'seconds': 10.0} | more)
+    seeds, more.pop('urls', {}), **({'seconds': 10.0} | more)
   )
 
 
@@ -91,7 +95,8 @@ def test_a_rollout_has_a_database_of_its_own_which_every_request_names(seeds):
 
     verdict = _with(seeds, task, use)
   assert [(r.passed, r.vacuous) for r in verdict.results] == [
-      (True, False), (True, True)
+    (True, False),
+    (True, True),
   ]
   assert verdict.success and verdict.pass_fraction == 1.0
   names = {database for _, database, _, _ in server.requests}
@@ -101,7 +106,7 @@ def test_a_rollout_has_a_database_of_its_own_which_every_request_names(seeds):
   for path, _, headers, body in server.requests:
     of_task = path not in ('/api/seed-database', '/api/delete-database')
     assert (headers.get('x-user-id'), headers.get('x-token')) == (
-        ('U1', 'T') if of_task else (None, None)
+      ('U1', 'T') if of_task else (None, None)
     )
     if body.get('method') in ('tools/list', 'tools/call'):
       assert headers['mcp-session-id'] == f'session of {database}'
@@ -110,15 +115,18 @@ def test_a_rollout_has_a_database_of_its_own_which_every_request_names(seeds):
 def test_tools_of_two_servers_are_one_list_and_the_first_keeps_a_name(seeds):
   with gym_server.GymServer('a') as one, gym_server.GymServer('b') as two:
     made = [
-        _state('in two', "select count(*) from ticket where title like '%b'", 0,
-               gym_name='two'),
-        _state('in one', "select title from ticket where id = 3", 'xa', gym_name='one'),
-        _state('default', "select title from ticket where id = 3", 'xa'),
-        _state('nowhere', 'select 1', 1, gym_name='three'),
-        # A check of calls asks no server.
-        records.Check('calls', 'calls', {
-            'selected_tools': [], 'minimum_tool_calls': 0, 'gym_name': 'three',
-        }),
+      _state(
+        'in two', "select count(*) from ticket where title like '%b'", 0, gym_name='two'
+      ),
+      _state('in one', 'select title from ticket where id = 3', 'xa', gym_name='one'),
+      _state('default', 'select title from ticket where id = 3', 'xa'),
+      _state('nowhere', 'select 1', 1, gym_name='three'),
+      # A check of calls asks no server.
+      records.Check(
+        'calls',
+        'calls',
+        {'selected_tools': [], 'minimum_tool_calls': 0, 'gym_name': 'three'},
+      ),
     ]
     task = _task({'one': one, 'two': two}, *made)
 
@@ -140,6 +148,7 @@ def test_tools_of_two_servers_are_one_list_and_the_first_keeps_a_name(seeds):
 
 def test_selected_and_restricted_tools(seeds):
   with gym_server.GymServer() as server:
+
     async def names(episode):
       return list(episode.tools)
 
@@ -148,21 +157,25 @@ def test_selected_and_restricted_tools(seeds):
 
     # In the server's order, and without those that it has not.
     assert shown(selected=['list_tickets', 'close_ticket', 'missing']) == [
-        'close_ticket', 'list_tickets'
+      'close_ticket',
+      'list_tickets',
     ]
     assert 'slow' not in shown(restricted=['slow'])
-    assert shown(
-        selected=['close_ticket', 'slow'], restricted=['slow']
-    ) == ['close_ticket']
+    assert shown(selected=['close_ticket', 'slow'], restricted=['slow']) == [
+      'close_ticket'
+    ]
 
 
 def test_what_goes_wrong_is_text_or_infrastructure(seeds):
   with gym_server.GymServer() as server:
+
     async def use(episode):
       for name, arguments, match in (
-          ('close_ticket', {'id': 99}, 'Ticket not found: 99'),
-          ('refuses', {}, 'a field is wrong'), ('only', {}, 'unknown tool only'),
-          ('close_ticket', {'id': 'one'}, 'id'), ('list_tickets', {'x': 1}, "'x'"),
+        ('close_ticket', {'id': 99}, 'Ticket not found: 99'),
+        ('refuses', {}, 'a field is wrong'),
+        ('only', {}, 'unknown tool only'),
+        ('close_ticket', {'id': 'one'}, 'id'),
+        ('list_tickets', {'x': 1}, "'x'"),
       ):
         with pytest.raises(tools_base.BadArguments, match=match):
           await _call(episode, name, **arguments)
@@ -188,6 +201,7 @@ def test_a_server_that_is_gone_and_a_seed_that_fails_are_unreachable(seeds):
 def test_queries_that_a_server_refuses_fail_their_check(seeds):
   bad = _state('bad', 'select 1 from nowhere', 1)
   with gym_server.GymServer() as server:
+
     async def use(episode):
       return await episode.verify(_END)
 
@@ -198,6 +212,7 @@ def test_queries_that_a_server_refuses_fail_their_check(seeds):
 
 def test_a_server_that_cannot_delete_is_no_failure(seeds):
   with gym_server.GymServer(deletes=False) as server:
+
     async def use(episode):
       return (await episode.verify(_END)).success
 
@@ -218,13 +233,16 @@ def test_rollouts_at_once_do_not_meet_and_neither_do_two_runs(seeds):
     async def run():
       one, other = _made(seeds), _made(seeds)
       agents = [
-          _agent(made, ('create_ticket', 'title=x'), ('list_tickets', ''))
-          for made in (one, other)
+        _agent(made, ('create_ticket', 'title=x'), ('list_tickets', ''))
+        for made in (one, other)
       ]
-      done = await asyncio.gather(*(
+      done = await asyncio.gather(
+        *(
           rollout.rollout(agent, task, dataclasses.replace(_KEY, rollout=i))
-          for i in range(32) for agent in agents
-      ))
+          for i in range(32)
+          for agent in agents
+        )
+      )
       await one.close()
       await other.close()
       return done
@@ -244,10 +262,11 @@ def test_rollouts_at_once_do_not_meet_and_neither_do_two_runs(seeds):
 
 def test_calls_that_fail_on_the_host_end_a_rollout_outside_of_the_statistics(seeds):
   with gym_server.GymServer() as server:
+
     async def run(plan):
       made = _made(seeds, seconds=0.5)
       done = await rollout.rollout(
-          _agent(made, (plan, '')), _task({'gym': server}, _TWO), _KEY
+        _agent(made, (plan, '')), _task({'gym': server}, _TWO), _KEY
       )
       await made.close()
       return done
@@ -263,14 +282,18 @@ def test_calls_that_fail_on_the_host_end_a_rollout_outside_of_the_statistics(see
 
 def test_a_cancelled_rollout_leaves_no_database(seeds):
   with gym_server.GymServer() as server:
+
     async def run():
       made = _made(seeds)
       running = [
-          asyncio.ensure_future(rollout.rollout(
-              _agent(made, ('slow', '')), _task({'gym': server}, _TWO),
-              dataclasses.replace(_KEY, rollout=i),
-          ))
-          for i in range(8)
+        asyncio.ensure_future(
+          rollout.rollout(
+            _agent(made, ('slow', '')),
+            _task({'gym': server}, _TWO),
+            dataclasses.replace(_KEY, rollout=i),
+          )
+        )
+        for i in range(8)
       ]
       for i, one in enumerate(running):
         await asyncio.sleep(0.02 * i)
@@ -317,8 +340,8 @@ def test_databases_are_deleted_together_and_after_the_wait_is_over(seeds):
   """Three servers that take their time, and a close that is cut off."""
   with contextlib.ExitStack() as stack:
     servers = {
-        f's{i}': stack.enter_context(gym_server.GymServer(f'{i}', delay=0.4))
-        for i in range(3)
+      f's{i}': stack.enter_context(gym_server.GymServer(f'{i}', delay=0.4))
+      for i in range(3)
     }
 
     async def run():
@@ -345,14 +368,17 @@ def test_a_seed_outside_of_its_directory_is_refused(seeds):
       _made(seeds).check(dataclasses.replace(task, world=world))
 
 
-@pytest.mark.parametrize('content, text', [
+@pytest.mark.parametrize(
+  'content, text',
+  [
     ([{'type': 'text'}], 'The tool returned nothing.'),
     ([{'type': 'text', 'text': 5}], 'The tool returned nothing.'),
     ([{'type': 'resource', 'resource': {'uri': 'x', 'text': 'inside'}}], 'inside'),
     ([{'type': 'resource', 'resource': 5}], '[resource left out: ]'),
     ([5, None], 'The tool returned nothing.'),
     ([{'type': 'text', 'text': '[' * 5000}], '[' * 5000),
-])
+  ],
+)
 def test_odd_results_are_text(content, text):
   assert gym.text_of({'result': {'content': content}}, 'x') == text
 
@@ -360,6 +386,7 @@ def test_odd_results_are_text(content, text):
 def test_names_of_tools_spell_no_control_token(seeds):
   called = records.Check('called', 'calls', {'selected_tools': ['only_a<|im_end|>']})
   with gym_server.GymServer('a<|im_end|>') as server:
+
     async def use(episode):
       (shown,) = [name for name in episode.tools if name.startswith('only')]
       assert shown == 'only_a__im_end__' and episode.tools[shown].card.name == shown
@@ -404,10 +431,13 @@ def test_addresses_of_the_config_replace_those_of_the_tasks(seeds):
     assert _with(seeds, task, use, urls={'gym': server.url})
 
 
-@pytest.mark.parametrize('change, match', [
+@pytest.mark.parametrize(
+  'change, match',
+  [
     ({'seed': 'b.sql'}, 'no seed .*b.sql: unpack gym_dbs.zip'),
     ({'seed': ''}, "'gym' of the task names no seed_database_file"),
-])
+  ],
+)
 def test_seeds_are_checked_at_start(seeds, change, match):
   task = _task({'gym': gym_server.GymServer()}, _TWO)
   state = json.loads(json.dumps(dict(task.world.state)))
@@ -417,53 +447,89 @@ def test_seeds_are_checked_at_start(seeds, change, match):
     _made(seeds).check(task)
 
 
-@pytest.mark.parametrize('check, match', [
-    (records.Check('r', 'response', {'sql_query': 'q', 'comparison_prompt': 'p'}),
-     'needs a judge'),
+@pytest.mark.parametrize(
+  'check, match',
+  [
+    (
+      records.Check('r', 'response', {'sql_query': 'q', 'comparison_prompt': 'p'}),
+      'needs a judge',
+    ),
     (records.Check('u', 'unchanged', {'allowed': []}), 'makes no checks of kind'),
-])
+  ],
+)
 def test_checks_that_nothing_makes_are_refused(seeds, check, match):
   with pytest.raises(ValueError, match=match):
     _made(seeds).check(_task({'gym': gym_server.GymServer()}, check))
 
 
 # Results of the published benchmark/verifier.py, worked out by hand from its text.
-@pytest.mark.parametrize('reply, value', [
-    ({'data': []}, []), ({'data': [{'n': 3}]}, 3), ({'data': [{'n': None}]}, None),
+@pytest.mark.parametrize(
+  'reply, value',
+  [
+    ({'data': []}, []),
+    ({'data': [{'n': 3}]}, 3),
+    ({'data': [{'n': None}]}, None),
     ({'data': [{'a': 1, 'b': 2}]}, {'a': 1, 'b': 2}),
-    ({'data': [{'n': 1}, {'n': 2}]}, [{'n': 1}, {'n': 2}]), ({'data': 'text'}, 'text'),
-    ({'data': None}, None), ({'data': [[7]]}, [7]), ({'data': [{}]}, {}),
-    ({'rows': []}, []), ({'rows': [{'n': 3}]}, 3), ({'rows': [[7]]}, 7),
-    ({'rows': [[7, 8]]}, [7, 8]), ({'rows': [[1], [2]]}, [[1], [2]]),
+    ({'data': [{'n': 1}, {'n': 2}]}, [{'n': 1}, {'n': 2}]),
+    ({'data': 'text'}, 'text'),
+    ({'data': None}, None),
+    ({'data': [[7]]}, [7]),
+    ({'data': [{}]}, {}),
+    ({'rows': []}, []),
+    ({'rows': [{'n': 3}]}, 3),
+    ({'rows': [[7]]}, 7),
+    ({'rows': [[7, 8]]}, [7, 8]),
+    ({'rows': [[1], [2]]}, [[1], [2]]),
     ({'content': [{'type': 'image'}, {'type': 'text', 'text': 'no'}]}, 'no'),
-    ({'content': []}, []), ({'content': [{'type': 'image'}]}, [{'type': 'image'}]),
-    ({'result': 5}, 5), ({'other': 1}, {'other': 1}), ([1], [1]), ('x', 'x'),
+    ({'content': []}, []),
+    ({'content': [{'type': 'image'}]}, [{'type': 'image'}]),
+    ({'result': 5}, 5),
+    ({'other': 1}, {'other': 1}),
+    ([1], [1]),
+    ('x', 'x'),
     ({'data': [{'n': 1}], 'rows': []}, 1),
-])
+  ],
+)
 def test_values_of_replies(reply, value):
   assert gym.value_of(reply) == value
 
 
-@pytest.mark.parametrize('text, is_error', [
-    ('Error: no such user', True), ('Failed to update', True),
-    ('Ticket not found: 9', True), ('Not found', True), ('{"error": "x"}', True),
-    ('{"success": false}', True), ('403: Forbidden', True), ('Unknown tool x', True),
-    ('created', False), ('{"success": true, "error": null}', False),
-    ('[]', False), ('{"errors": 0}', False), ('Erroneous entries: 0', False),
-    ('3 tickets, none failed', False), ('450 records found', False),
-    ('Failed logins this week: 3', False), ('Error rate: 0.1', False),
-    ('Error 404: no such user', True), ('Error while updating', True),
-    ('The user was not found by mail, but by name', False), ('', False),
-])
+@pytest.mark.parametrize(
+  'text, is_error',
+  [
+    ('Error: no such user', True),
+    ('Failed to update', True),
+    ('Ticket not found: 9', True),
+    ('Not found', True),
+    ('{"error": "x"}', True),
+    ('{"success": false}', True),
+    ('403: Forbidden', True),
+    ('Unknown tool x', True),
+    ('created', False),
+    ('{"success": true, "error": null}', False),
+    ('[]', False),
+    ('{"errors": 0}', False),
+    ('Erroneous entries: 0', False),
+    ('3 tickets, none failed', False),
+    ('450 records found', False),
+    ('Failed logins this week: 3', False),
+    ('Error rate: 0.1', False),
+    ('Error 404: no such user', True),
+    ('Error while updating', True),
+    ('The user was not found by mail, but by name', False),
+    ('', False),
+  ],
+)
 def test_errors_are_read_from_text(text, is_error):
   assert gym.reads_as_error(text) is is_error
 
 
 def test_a_replys_own_errors_are_for_the_model():
   for reply in (
-      {'error': {'code': -1, 'message': 'bad call'}}, {'error': 'bad call'},
-      {'result': {'error': 'bad call'}},
-      {'result': {'content': [{'type': 'text', 'text': 'bad call'}], 'isError': True}},
+    {'error': {'code': -1, 'message': 'bad call'}},
+    {'error': 'bad call'},
+    {'result': {'error': 'bad call'}},
+    {'result': {'content': [{'type': 'text', 'text': 'bad call'}], 'isError': True}},
   ):
     with pytest.raises(tools_base.BadArguments, match='^bad call$'):
       gym.text_of(reply, 'x')
@@ -473,12 +539,14 @@ def test_a_replys_own_errors_are_for_the_model():
 
 
 def test_calls_are_checked_as_published():
-  calls = records.Check('c', 'calls', {
-      'selected_tools': ['a'], 'minimum_tool_calls': 2, 'gym_name': 'three',
-  })
+  calls = records.Check(
+    'c',
+    'calls',
+    {'selected_tools': ['a'], 'minimum_tool_calls': 2, 'gym_name': 'three'},
+  )
   checks.validate(calls)
   made = tuple(
-      (records.ToolCall(name, {}), records.ToolResult('')) for name in ('a', 'b')
+    (records.ToolCall(name, {}), records.ToolResult('')) for name in ('a', 'b')
   )
   ending = dataclasses.replace(_END, calls=made)
   assert checks.of_calls(calls, ending).passed

@@ -21,10 +21,13 @@ def _text(value):
 
 def _tool(name, description='Does it.', **properties):
   return {
-      'name': name, 'description': description,
-      'inputSchema': {
-          'type': 'object', 'properties': properties, 'required': list(properties),
-      },
+    'name': name,
+    'description': description,
+    'inputSchema': {
+      'type': 'object',
+      'properties': properties,
+      'required': list(properties),
+    },
   }
 
 
@@ -67,7 +70,7 @@ class GymServer:
 
   def __enter__(self):
     threading.Thread(
-        target=self._server.serve_forever, args=(0.02,), daemon=True
+      target=self._server.serve_forever, args=(0.02,), daemon=True
     ).start()
     return self
 
@@ -78,9 +81,9 @@ class GymServer:
   def calls(self):
     """The tool calls: (database, name)."""
     return [
-        (database, body['params']['name'])
-        for _, database, _, body in self.requests
-        if body.get('method') == 'tools/call'
+      (database, body['params']['name'])
+      for _, database, _, body in self.requests
+      if body.get('method') == 'tools/call'
     ]
 
   def _handle(self, handler):
@@ -148,11 +151,13 @@ class GymServer:
 
   def tools(self):
     return [
-        _tool('create_ticket', 'Opens a ticket.', title={'type': 'string'}),
-        _tool('close_ticket', 'Closes a ticket.', id={'type': 'integer'}),
-        _tool('list_tickets', 'Lists tickets.'),
-        _tool('slow'), _tool('broken'), _tool('refuses'),
-        _tool(f'only_{self.mark}' if self.mark else 'only'),
+      _tool('create_ticket', 'Opens a ticket.', title={'type': 'string'}),
+      _tool('close_ticket', 'Closes a ticket.', id={'type': 'integer'}),
+      _tool('list_tickets', 'Lists tickets.'),
+      _tool('slow'),
+      _tool('broken'),
+      _tool('refuses'),
+      _tool(f'only_{self.mark}' if self.mark else 'only'),
     ]
 
   def _sql(self, database, query):
@@ -182,13 +187,13 @@ class GymServer:
     with self._lock:
       if name == 'create_ticket':
         made.execute(
-            'insert into ticket (title, state) values (?, ?)',
-            (arguments['title'] + self.mark, 'open'),
+          'insert into ticket (title, state) values (?, ?)',
+          (arguments['title'] + self.mark, 'open'),
         )
         return 200, _text('created')
       if name == 'close_ticket':
         done = made.execute(
-            "update ticket set state = 'closed' where id = ?", (arguments['id'],)
+          "update ticket set state = 'closed' where id = ?", (arguments['id'],)
         )
         if not done.rowcount:
           return 200, _text(f'Ticket not found: {arguments["id"]}')

@@ -26,8 +26,10 @@ _PYTHON = os.environ.get('AGENTFLOW_OPENENV_PYTHON', '')
 
 def _task(**row):
   world = records.World(
-      environment.NAME, {'row': row}, 'Count well.',
-      checks=(records.Check('reward', 'reward', {}),),
+    environment.NAME,
+    {'row': row},
+    'Count well.',
+    checks=(records.Check('reward', 'reward', {}),),
   )
   return records.Task('t', 'Count to ten.', (), 'environment', world=world)
 
@@ -52,12 +54,14 @@ async def _call(episode, name, **arguments):
 @pytest.mark.parametrize('old', [False, True])
 def test_a_server_that_lists_tools(old):
   with openenv_server.OpenEnvServer(old=old) as server:
+
     async def use(episode):
       assert list(episode.tools) == ['add', 'look', 'bug', 'lost', 'slow']
       assert episode.brief.policy == 'Count well.' and not episode.ended
       assert await _call(episode, 'add', n=5) == '9'
       for name, arguments, match in (
-          ('add', {'n': 'x'}, 'n'), ('bug', {}, 'a bug of the tool'),
+        ('add', {'n': 'x'}, 'n'),
+        ('bug', {}, 'a bug of the tool'),
       ):
         with pytest.raises(tools_base.BadArguments, match=match):
           await _call(episode, name, **arguments)
@@ -78,6 +82,7 @@ def test_a_server_that_lists_tools(old):
 
 def test_a_server_with_actions_has_the_one_tool_act():
   with openenv_server.OpenEnvServer('plain') as server:
+
     async def use(episode):
       (card,) = [tool.card for tool in episode.tools.values()]
       assert (card.name, card.purpose) == ('act', 'Says something.')
@@ -96,6 +101,7 @@ def test_a_server_with_actions_has_the_one_tool_act():
 
 def test_a_row_may_bring_a_seed_of_its_own():
   with openenv_server.OpenEnvServer() as server:
+
     async def use(episode):
       del episode
 
@@ -103,18 +109,26 @@ def test_a_row_may_bring_a_seed_of_its_own():
   assert server.resets == [{'seed': 7}]
 
 
-@pytest.mark.parametrize('said', [
-    '{', '[]', '{"type": "observation"}', '{"type": "observation", "data": []}',
+@pytest.mark.parametrize(
+  'said',
+  [
+    '{',
+    '[]',
+    '{"type": "observation"}',
+    '{"type": "observation", "data": []}',
     '{"type": "observation", "data": {"observation": {}, "reward": 1%s}}' % ('0' * 400),
     '{"type": "observation", "data": {"observation": {}, "reward": NaN}}',
     '{"type": "observation", "data": {"observation": {}, "reward": "1"}}',
     '{"type": "observation", "data": {"observation": 5}}',
     '{"type": "observation", "data": {"observation": {}, "done": "no"}}',
     '{"type": "error", "data": {"code": 5, "errors": 5}}',
-    '{"type": "error", "data": {"errors": [{"loc": 5}, 3]}}', '[' * 5000,
-])
+    '{"type": "error", "data": {"errors": [{"loc": 5}, 3]}}',
+    '[' * 5000,
+  ],
+)
 def test_odd_answers_are_infrastructure_and_leave_no_place_taken(said):
   with openenv_server.OpenEnvServer() as server:
+
     async def run():
       made = environment.OpenEnv(server.url, capacity=1, seconds=5.0)
       for _ in range(2):
@@ -145,13 +159,16 @@ def test_a_full_server_a_refused_reset_and_one_that_is_gone_are_unreachable():
 def _rollouts(url, count, *plans, capacity=64, seconds=20.0, **row):
   async def run():
     made = environment.OpenEnv(url, capacity=capacity, seconds=seconds)
-    return await asyncio.gather(*(
+    return await asyncio.gather(
+      *(
         rollout.rollout(
-            players.agent(made, *plans, max_turns=3), _task(**row),
-            dataclasses.replace(_KEY, rollout=i),
+          players.agent(made, *plans, max_turns=3),
+          _task(**row),
+          dataclasses.replace(_KEY, rollout=i),
         )
         for i in range(count)
-    ))
+      )
+    )
 
   return asyncio.run(run())
 
@@ -159,9 +176,7 @@ def _rollouts(url, count, *plans, capacity=64, seconds=20.0, **row):
 @pytest.mark.parametrize('capacity', [1, 4])
 def test_no_more_episodes_are_open_than_the_server_has(capacity):
   with openenv_server.OpenEnvServer(capacity=capacity) as server:
-    done = _rollouts(
-        server.url, 12, ('add', 'n=4'), ('add', 'n=6'), capacity=capacity
-    )
+    done = _rollouts(server.url, 12, ('add', 'n=4'), ('add', 'n=6'), capacity=capacity)
     assert {(t.status, t.reward) for t in done} == {(records.Status.ANSWERED, 1.0)}
     assert server.peak == capacity
 
@@ -185,15 +200,19 @@ def test_a_socket_that_is_cut_and_a_call_that_hangs_are_infrastructure():
 
 def _cancelled(url, count, capacity):
   """Cancels rollouts at all kinds of moments; returns after all are closed."""
+
   async def run():
     made = environment.OpenEnv(url, capacity=capacity, seconds=20.0)
     plans = [('add', 'n=1'), ('look', ''), ('add', 'n=1')]
     running = [
-        asyncio.ensure_future(rollout.rollout(
-            players.agent(made, *plans, max_turns=3), _task(),
-            dataclasses.replace(_KEY, rollout=i),
-        ))
-        for i in range(count)
+      asyncio.ensure_future(
+        rollout.rollout(
+          players.agent(made, *plans, max_turns=3),
+          _task(),
+          dataclasses.replace(_KEY, rollout=i),
+        )
+      )
+      for i in range(count)
     ]
     for i, one in enumerate(running):
       await asyncio.sleep(0.001 * (i % 7))
@@ -201,7 +220,7 @@ def _cancelled(url, count, capacity):
     await asyncio.gather(*running, return_exceptions=True)
     # All places are free again: as many episodes open at once.
     episodes = await asyncio.gather(
-        *(made.open(_task(), _KEY) for _ in range(capacity))
+      *(made.open(_task(), _KEY) for _ in range(capacity))
     )
     for episode in episodes:
       await episode.close()
@@ -317,7 +336,7 @@ def _real(kind, capacity):
 
 
 _needs_openenv = pytest.mark.skipif(
-    not _PYTHON, reason='AGENTFLOW_OPENENV_PYTHON names no Python with openenv'
+  not _PYTHON, reason='AGENTFLOW_OPENENV_PYTHON names no Python with openenv'
 )
 
 
@@ -326,8 +345,13 @@ _needs_openenv = pytest.mark.skipif(
 def test_a_real_server_with_tools(capacity):
   with _real('counter', capacity) as url:
     done = _rollouts(
-        url, 8, ('add', 'n=-1'), ('add', 'n=4'), ('add', 'n=3'), capacity=capacity,
-        start=3,
+      url,
+      8,
+      ('add', 'n=-1'),
+      ('add', 'n=4'),
+      ('add', 'n=3'),
+      capacity=capacity,
+      start=3,
     )
     assert {(t.status, t.reward) for t in done} == {(records.Status.ANSWERED, 1.0)}
     for trajectory in done:
@@ -342,7 +366,7 @@ def test_a_real_server_with_tools(capacity):
 def test_a_real_server_with_actions(capacity):
   with _real('echo', capacity) as url:
     done = _rollouts(
-        url, 8, ('act', 'message=a'), ('act', 'message=b'), capacity=capacity
+      url, 8, ('act', 'message=a'), ('act', 'message=b'), capacity=capacity
     )
     assert {(t.status, t.reward) for t in done} == {(records.Status.ANSWERED, 1.0)}
     assert [turn.result.text for turn in done[0].turns] == ['a', 'b']

@@ -14,22 +14,29 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 SCHEMA = {
-    'type': 'object', 'additionalProperties': False, 'required': ['message'],
-    'description': 'Says something.',
-    'properties': {
-        'message': {'type': 'string', 'description': 'what to say'},
-        'metadata': {'type': 'object'},
-    },
+  'type': 'object',
+  'additionalProperties': False,
+  'required': ['message'],
+  'description': 'Says something.',
+  'properties': {
+    'message': {'type': 'string', 'description': 'what to say'},
+    'metadata': {'type': 'object'},
+  },
 }
 _TOOLS = [
-    {
-        'name': 'add', 'description': 'Adds.', 'input_schema': {
-            'type': 'object', 'properties': {'n': {'type': 'integer'}},
-            'required': ['n'],
-        },
+  {
+    'name': 'add',
+    'description': 'Adds.',
+    'input_schema': {
+      'type': 'object',
+      'properties': {'n': {'type': 'integer'}},
+      'required': ['n'],
     },
-    *({'name': name, 'description': 'Does it.', 'input_schema': {'type': 'object'}}
-      for name in ('look', 'bug', 'lost', 'slow')),
+  },
+  *(
+    {'name': name, 'description': 'Does it.', 'input_schema': {'type': 'object'}}
+    for name in ('look', 'bug', 'lost', 'slow')
+  ),
 ]
 
 
@@ -66,9 +73,11 @@ class OpenEnvServer:
 
   def kill(self):
     """Ends all sockets at once, without a word."""
+
     def cut():
       for connection in list(self._connections):
         connection.transport.abort()
+
     self._loop.call_soon_threadsafe(cut)
 
   def _run(self):
@@ -78,7 +87,7 @@ class OpenEnvServer:
   async def _serve(self):
     self._stop = asyncio.Event()
     async with websocket_server.serve(
-        self._episode, '127.0.0.1', 0, process_request=self._page
+      self._episode, '127.0.0.1', 0, process_request=self._page
     ) as serving:
       port = serving.sockets[0].getsockname()[1]
       self.url = f'http://127.0.0.1:{port}'
@@ -89,8 +98,9 @@ class OpenEnvServer:
     if request.path != '/schema':
       return None
     body = json.dumps({'action': SCHEMA}).encode()
-    headers = Headers({'Content-Type': 'application/json',
-                       'Content-Length': str(len(body))})
+    headers = Headers(
+      {'Content-Type': 'application/json', 'Content-Length': str(len(body))}
+    )
     return Response(http.HTTPStatus.OK, 'OK', headers, body)
 
   async def _episode(self, connection):
@@ -126,9 +136,12 @@ class OpenEnvServer:
           if isinstance(found, str):
             if found == 'slow':
               await asyncio.sleep(3.0)
-            await say('error', message='no', code=found, errors=[
-                {'loc': ['message'], 'msg': 'Field required'}
-            ])
+            await say(
+              'error',
+              message='no',
+              code=found,
+              errors=[{'loc': ['message'], 'msg': 'Field required'}],
+            )
             continue
           seen, count = found
         done = count >= 10 or (self._style == 'plain' and steps >= 3)
@@ -167,7 +180,8 @@ class OpenEnvServer:
     elif name != 'look':
       return failed('tool_not_found', f'Unknown tool: {name}')
     result = {
-        'content': [{'type': 'text', 'text': f'{count}', 'annotations': None}],
-        'structured_content': {'result': f'{count}'}, 'is_error': False,
+      'content': [{'type': 'text', 'text': f'{count}', 'annotations': None}],
+      'structured_content': {'result': f'{count}'},
+      'is_error': False,
     }
     return {'tool_name': name, 'result': result, 'error': None}, count

@@ -273,13 +273,15 @@ def test_what_a_class_refuses_is_text_and_changes_nothing(path):
   assert _with(path, 'Counter', use) == '1'
 
 
-@pytest.mark.parametrize('call, match', [
-    (('bug', {}), 'RuntimeError: oh'), (('crash', {}), 'its process ended'),
+@pytest.mark.parametrize(
+  'call, match',
+  [
+    (('bug', {}), 'RuntimeError: oh'),
+    (('crash', {}), 'its process ended'),
     (('hang', {'seconds': 60.0}), 'took longer than 2 s'),
-])
-def test_a_failed_call_is_the_worlds_and_leaves_other_rollouts_alone(
-    path, call, match
-):
+  ],
+)
+def test_a_failed_call_is_the_worlds_and_leaves_other_rollouts_alone(path, call, match):
   async def run():
     made = own.OwnEnvironment(path, 'Counter', seconds=2.0, concurrency=1)
     first, second = [await made.open(_task({'start': i}), _KEY) for i in (1, 2)]
@@ -293,9 +295,9 @@ def test_a_failed_call_is_the_worlds_and_leaves_other_rollouts_alone(
   assert asyncio.run(run()) == ('2', '3')
 
 
-@pytest.mark.parametrize('how, ended', [
-    ('true', 'environment'), ('finish', 'finish'), ('refuse', 'refuse'),
-])
+@pytest.mark.parametrize(
+  'how, ended', [('true', 'environment'), ('finish', 'finish'), ('refuse', 'refuse')]
+)
 def test_the_attribute_done_ends_an_episode(path, how, ended):
   async def use(episode):
     assert episode.ended == '' and episode.answer is None
@@ -318,9 +320,13 @@ def test_an_unknown_end_is_a_failure_that_names_it(path):
 def test_reset_and_verify_get_what_they_name(path):
   async def use(episode):
     first = await episode.verify(_END)
-    second = await episode.verify(records.Ending(records.Status.ANSWERED, 'no', (
-        (records.ToolCall('add', {'n': 1}), records.ToolResult('1')),
-    )))
+    second = await episode.verify(
+      records.Ending(
+        records.Status.ANSWERED,
+        'no',
+        ((records.ToolCall('add', {'n': 1}), records.ToolResult('1')),),
+      )
+    )
     # Checks look at a copy.
     assert await _call(episode, 'add') == '1'
     return episode.brief.policy, first, second
@@ -329,7 +335,8 @@ def test_reset_and_verify_get_what_they_name(path):
   # That of the task: all its rollouts have the same.
   assert policy == f'seed {base.seed_of(_task({}))}'
   assert [(r.name, r.passed) for r in first.results] == [
-      ('answered', True), ('called', False)
+    ('answered', True),
+    ('called', False),
   ]
   assert [r.passed for r in second.results] == [False, True]
   assert first.reward == 0.0
@@ -348,7 +355,8 @@ def test_the_same_key_and_calls_give_the_same_digest_and_states_fork(path):
     return found, (await episode.verify(_END)).changed
 
   assert _with(path, 'Counter', go_on, state=state) == (
-      '5', ('count: 4 -> 5', 'reward: 0.4 -> 0.5')
+    '5',
+    ('count: 4 -> 5', 'reward: 0.4 -> 0.5'),
   )
   with pytest.raises(ValueError, match="no state of a user's episode"):
     _with(path, 'Counter', go_on, state=state[:-1] + b'x')
@@ -372,22 +380,31 @@ def test_an_asynchronous_class_lives_in_the_loop(path):
   assert own_functions.load(path, 'Living').closed[-1] == 3
 
 
-@pytest.mark.parametrize('name, match', [
-    ('NoReset', 'needs a method reset'), ('NoTool', 'needs a public method'),
-    ('Needy', "__init__ needs 'size'"), ('Untyped', "'n' needs an annotation"),
+@pytest.mark.parametrize(
+  'name, match',
+  [
+    ('NoReset', 'needs a method reset'),
+    ('NoTool', 'needs a public method'),
+    ('Needy', "__init__ needs 'size'"),
+    ('Untyped', "'n' needs an annotation"),
     ('Hidden', 'hides that Hidden.more is asynchronous'),
     ('Static', 'Static.more is a static method'),
-    ('NOT_A_CLASS', 'is no class'), ('Missing', "has no 'Missing'"),
-])
+    ('NOT_A_CLASS', 'is no class'),
+    ('Missing', "has no 'Missing'"),
+  ],
+)
 def test_a_class_that_lacks_something_is_refused_by_name(path, name, match):
   with pytest.raises(own_functions.LoadError, match=match):
     own.OwnEnvironment(path, name, seconds=1.0, concurrency=1)
 
 
-@pytest.mark.parametrize('name, row, match', [
+@pytest.mark.parametrize(
+  'name, row, match',
+  [
     ('Seeded', {'price': 3}, "takes no argument 'price'"),
     ('Counter', None, 'has no "row"'),
-])
+  ],
+)
 def test_rows_that_reset_does_not_take_are_refused(path, name, row, match):
   made = own.OwnEnvironment(path, name, seconds=1.0, concurrency=1)
   task = _task({})
@@ -414,9 +431,10 @@ def test_a_close_that_fails_or_hangs_hides_no_error(path, hang, monkeypatch):
     _with(path, 'BadlyClosed', None, {'hang': hang})
 
 
-@pytest.mark.parametrize('name, changed', [
-    ('Remade', ('count: 0 -> 1', 'reward: 0.0 -> 0.1')), ('Slotted', ()),
-])
+@pytest.mark.parametrize(
+  'name, changed',
+  [('Remade', ('count: 0 -> 1', 'reward: 0.0 -> 0.1')), ('Slotted', ())],
+)
 def test_what_a_class_leaves_out_is_no_change(path, name, changed):
   async def use(episode):
     await _call(episode, 'add')
@@ -433,18 +451,23 @@ def test_an_instance_that_cannot_be_kept_names_its_attribute(path):
     _with(path, 'Held', use)
 
 
-@pytest.mark.parametrize('said, reward, checks', [
-    (True, 1.0, {'verify': True}), (False, 0.0, {'verify': False}),
-    (0.5, 0.5, {'verify': False}), (2, 2.0, {'verify': True}),
+@pytest.mark.parametrize(
+  'said, reward, checks',
+  [
+    (True, 1.0, {'verify': True}),
+    (False, 0.0, {'verify': False}),
+    (0.5, 0.5, {'verify': False}),
+    (2, 2.0, {'verify': True}),
     ({'a': True, 'b': True}, 1.0, {'a': True, 'b': True}),
     ({'a': True, 'b': False}, 0.0, {'a': True, 'b': False}),
-])
+  ],
+)
 def test_verify_returns_a_bool_a_number_or_checks(said, reward, checks):
   assert own_instances.judged(said) == (reward, checks)
 
 
 @pytest.mark.parametrize(
-    'said', [None, 'yes', float('nan'), float('inf'), {}, {'a': 1}, {1: True}]
+  'said', [None, 'yes', float('nan'), float('inf'), {}, {'a': 1}, {1: True}]
 )
 def test_other_verdicts_are_refused(said):
   with pytest.raises(ValueError):
@@ -473,7 +496,9 @@ def test_the_shipped_example_is_played_as_a_rollout():
   too_much = _played(('pay', 'coin=20'), *pay[1:], ('pay', 'coin=5'), ('leave', ''))
   assert too_much.reward == 0.0
   assert {r.name: r.passed for r in too_much.verdict.results} == {
-      'paid in full': True, 'left': True, 'not a coin too many': False,
+    'paid in full': True,
+    'left': True,
+    'not a coin too many': False,
   }
   lacking = _played(('pay', 'coin=50'), ('leave', ''))
   assert lacking.turns[0].result.text == 'pay: you have no coin of 50'
@@ -483,7 +508,7 @@ def test_many_episodes_share_few_processes(path):
   async def run():
     made = own.OwnEnvironment(path, 'Counter', seconds=20.0, concurrency=2)
     episodes = await asyncio.gather(
-        *(made.open(_task({'start': i}), _KEY) for i in range(32))
+      *(made.open(_task({'start': i}), _KEY) for i in range(32))
     )
     for _ in range(3):
       await asyncio.gather(*(_call(e, 'add') for e in episodes))

@@ -17,9 +17,11 @@ from tests.agents.environments import toy_world
 _LIMITS = sessions.Limits(sandbox.Limits(cpu_seconds=2.0))
 _KEY = records.RequestKey(0, records.Purpose.TRAIN, 0, 't', 0)
 _TASK = records.Task('t', 'How many?', ('3',), 'match')
-_FIND = base.Card('search', 'Finds.', (
-    base.Argument('query', 'words'), base.Argument('most', 'number', 'integer', False),
-))
+_FIND = base.Card(
+  'search',
+  'Finds.',
+  (base.Argument('query', 'words'), base.Argument('most', 'number', 'integer', False)),
+)
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +48,7 @@ def _search(**others):
 def _alone(programs, **others):
   tool, calls = _search()
   return environment.CodeEnvironment(
-      programs, _LIMITS, None, {'search': tool}, **others
+    programs, _LIMITS, None, {'search': tool}, **others
   ), calls
 
 
@@ -67,28 +69,28 @@ def _ran(made, *texts, task=_TASK, state=None):
 def test_calls_of_programs_are_noted_with_their_results(programs):
   made, _ = _alone(programs)
   _, (result,) = _ran(
-      made, 'a = search("x", 3)\ntry:\n  search(query="bad")\nexcept ValueError:\n'
-      '  pass\na'
+    made,
+    'a = search("x", 3)\ntry:\n  search(query="bad")\nexcept ValueError:\n  pass\na',
   )
   assert result.error is None
   assert [(c.tool, c.arguments, r.text, r.error) for c, r in result.inner] == [
-      ('search', {'query': 'x', 'most': 3}, 'found x', None),
-      ('search', {'query': 'bad'}, 'no such query', records.ToolErrorKind.ARGUMENTS),
+    ('search', {'query': 'x', 'most': 3}, 'found x', None),
+    ('search', {'query': 'bad'}, 'no such query', records.ToolErrorKind.ARGUMENTS),
   ]
   assert result.text == 'found x\nNames: a (str)'
 
 
 @pytest.mark.parametrize(
-    ('call', 'said'),
-    [
-        ('search()', "search needs the argument 'query'"),
-        ('search(1)', 'search'),
-        ('search("a", 1, 2)', 'search takes 2 arguments: query, most'),
-        ('search("a", query="b")', "'query' is given twice"),
-        ('search("a", mots=1)', "no argument 'mots'"),
-        ('search("a", most="many")', 'most'),
-        ('find("a")', "name 'find' is not defined"),
-    ],
+  ('call', 'said'),
+  [
+    ('search()', "search needs the argument 'query'"),
+    ('search(1)', 'search'),
+    ('search("a", 1, 2)', 'search takes 2 arguments: query, most'),
+    ('search("a", query="b")', "'query' is given twice"),
+    ('search("a", mots=1)', "no argument 'mots'"),
+    ('search("a", most="many")', 'most'),
+    ('find("a")', "name 'find' is not defined"),
+  ],
 )
 def test_wrong_calls_are_exceptions_that_say_what_is_wrong(programs, call, said):
   made, calls = _alone(programs)
@@ -111,13 +113,13 @@ def test_a_host_that_is_down_ends_the_rollout(programs):
 
 
 @pytest.mark.parametrize(
-    ('value', 'answer'),
-    [('"Oslo"', 'Oslo'), ('3', '3'), ('[1, "a"]', '[1, "a"]'), ('None', 'null')],
+  ('value', 'answer'),
+  [('"Oslo"', 'Oslo'), ('3', '3'), ('[1, "a"]', '[1, "a"]'), ('None', 'null')],
 )
 def test_a_final_answer_ends(programs, value, answer):
   made, calls = _alone(programs)
   episode, (result, late) = _ran(
-      made, f'final_answer({value})\nsearch("late")', 'search("later")'
+    made, f'final_answer({value})\nsearch("late")', 'search("later")'
   )
   assert (episode.ended, episode.answer) == ('finish', answer)
   assert result.error is None and not calls
@@ -128,7 +130,7 @@ def test_writes_of_a_program_that_is_killed_are_listed_and_stay(programs):
   made = environment.CodeEnvironment(programs, _LIMITS, toy_world.make())
   task = toy_world.task()
   episode, (result, after) = _ran(
-      made, 'move("T1", "S2")\nwhile True:\n  pass', 'find(name="red cup")', task=task
+    made, 'move("T1", "S2")\nwhile True:\n  pass', 'find(name="red cup")', task=task
   )
   assert result.counts == {'programs_stopped': 1}
   assert "stay made: move(thing='T1', shelf='S2')" in result.text
@@ -141,7 +143,7 @@ def test_writes_of_a_program_that_is_killed_are_listed_and_stay(programs):
 def test_a_world_that_ends_in_a_program_ends_the_program(programs):
   made = environment.CodeEnvironment(programs, _LIMITS, toy_world.make())
   episode, (result,) = _ran(
-      made, 'x = finish("done")\nmove("T1", "S2")', task=toy_world.task()
+    made, 'x = finish("done")\nmove("T1", "S2")', task=toy_world.task()
   )
   assert (episode.ended, episode.answer) == ('finish', None)
   assert [c.tool for c, _ in result.inner] == ['finish']
@@ -177,7 +179,7 @@ def test_what_failed_inside_a_program_is_named(programs):
     raise language_model.Unreachable('the model is down')
 
   made = environment.CodeEnvironment(
-      programs, _LIMITS, toy_world.make(), {'search': base.Tool(_FIND, call)}
+    programs, _LIMITS, toy_world.make(), {'search': base.Tool(_FIND, call)}
   )
   agent, _ = _agent(made, _block('search("a")'))
   done = asyncio.run(rollout.rollout(agent, toy_world.task(), _KEY))
@@ -198,9 +200,13 @@ def _agent(made, *replies, **others):
   config = rollout.RolloutConfig(max_turns=len(replies), entry_tokens=60)
   agent = fakes.make_agent(model, [], config, **others)
   return dataclasses.replace(
-      agent, environment=made, plan_format='code', tools={},
-      executor=modules.CodeExecutor(), verifier=modules.WorldVerifier(),
-      generator=modules.ModelGenerator(model, records.SamplingSpec()),
+    agent,
+    environment=made,
+    plan_format='code',
+    tools={},
+    executor=modules.CodeExecutor(),
+    verifier=modules.WorldVerifier(),
+    generator=modules.ModelGenerator(model, records.SamplingSpec()),
   ), model
 
 
@@ -221,17 +227,19 @@ def _block(program, thought='Next.'):
 def test_a_rollout_of_programs_that_answers(programs):
   made, calls = _alone(programs)
   agent, model = _agent(
-      made, _block('x = search("a")\nx'), _block('final_answer("found a")', '')
+    made, _block('x = search("a")\nx'), _block('final_answer("found a")', '')
   )
   task = dataclasses.replace(_TASK, answers=('found a',))
   done = asyncio.run(rollout.rollout(agent, task, _KEY))
   assert (done.status, done.answer, done.reward) == (
-      records.Status.ANSWERED, 'found a', 1.0
+    records.Status.ANSWERED,
+    'found a',
+    1.0,
   )
   assert not model.prompts_of('generator')
   assert [len(t.result.inner) for t in done.turns] == [1, 0]
   assert done.turns[0].memory == (
-      '1. code: Next.; x = search("a")\nx -> found a\nNames: x (str)'
+    '1. code: Next.; x = search("a")\nx -> found a\nNames: x (str)'
   )
   assert calls == [{'query': 'a'}]
 
@@ -254,8 +262,9 @@ def test_a_rollout_out_of_turns_is_answered_by_the_generator(programs):
 def test_many_rollouts_at_once_are_those_one_by_one(programs):
   made = environment.CodeEnvironment(programs, _LIMITS, toy_world.make())
   replies = (
-      _block('import random\nx = random.choice(["T1", "T2", "T3"])\nprint(x)'),
-      _block('move(x, "S2" if x < "T3" else "S1")'), _block('finish("done")'),
+    _block('import random\nx = random.choice(["T1", "T2", "T3"])\nprint(x)'),
+    _block('move(x, "S2" if x < "T3" else "S1")'),
+    _block('finish("done")'),
   )
   agent, _ = _agent(made, *replies)
   task = toy_world.task()
@@ -275,5 +284,5 @@ def test_many_rollouts_at_once_are_those_one_by_one(programs):
   assert many == asyncio.run(run(range(31, -1, -1), 1))
   assert len({digest for _, digest, _ in many.values()}) == 3
   assert collections.Counter(s for s, _, _ in many.values()) == {
-      records.Status.ANSWERED: 32
+    records.Status.ANSWERED: 32
   }

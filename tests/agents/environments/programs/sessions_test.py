@@ -12,12 +12,13 @@ from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.python import sandbox
 
 _LIMITS = sessions.Limits(
-    sandbox.Limits(cpu_seconds=1.0, wall_seconds=10.0, output_bytes=200),
-    state_bytes=20_000, calls=5,
+  sandbox.Limits(cpu_seconds=1.0, wall_seconds=10.0, output_bytes=200),
+  state_bytes=20_000,
+  calls=5,
 )
 _KINDS = {
-    'monty': monty_sessions.MontySessions,
-    'bubblewrap': replayed_sessions.ReplayedSessions,
+  'monty': monty_sessions.MontySessions,
+  'bubblewrap': replayed_sessions.ReplayedSessions,
 }
 
 
@@ -74,8 +75,11 @@ def run(made):
 
 
 def test_names_functions_and_imports_live_on(run):
-  outcome = run('x = 2\nimport math\ndef double(n):\n  return n * x', 'x = 5',
-                'print(double(math.floor(3.7)))\nx')
+  outcome = run(
+    'x = 2\nimport math\ndef double(n):\n  return n * x',
+    'x = 5',
+    'print(double(math.floor(3.7)))\nx',
+  )
   assert (outcome.output, outcome.value, outcome.error) == ('15\n', '5', '')
   assert outcome.variables == {'x': 'int', 'math': 'module', 'double': 'function'}
 
@@ -87,25 +91,30 @@ def test_a_name_in_a_text_or_a_comprehension_is_none(run):
 
 
 @pytest.mark.parametrize(
-    ('program', 'value'),
-    [
-        ('1 + 1', '2'), ('"text"', 'text'), ('[1, "a"]', "[1, 'a']"), ('None', ''),
-        ('y = 3', ''), ('find("a")', 'found 1'), ('(', ''),
-    ],
+  ('program', 'value'),
+  [
+    ('1 + 1', '2'),
+    ('"text"', 'text'),
+    ('[1, "a"]', "[1, 'a']"),
+    ('None', ''),
+    ('y = 3', ''),
+    ('find("a")', 'found 1'),
+    ('(', ''),
+  ],
 )
 def test_the_value_of_the_last_line_is_shown(run, program, value):
   assert run(program).value == value
 
 
-@pytest.mark.parametrize('how', ['find("a", n=[1, (2, {"k": None})])',
-                                 'await find("a", n=[1, (2, {"k": None})])'])
+@pytest.mark.parametrize(
+  'how',
+  ['find("a", n=[1, (2, {"k": None})])', 'await find("a", n=[1, (2, {"k": None})])'],
+)
 def test_calls_with_and_without_await(run, how):
   outcome = run(f'x = {how}\nx.upper()')
   assert (outcome.value, outcome.error) == ('FOUND 1', '')
   (call,) = run.session.calls
-  assert json.loads(json.dumps(call)) == [
-      'find', ['a'], {'n': [1, [2, {'k': None}]]}
-  ]
+  assert json.loads(json.dumps(call)) == ['find', ['a'], {'n': [1, [2, {'k': None}]]}]
   assert outcome.variables == {'x': 'str'}
 
 
@@ -141,8 +150,8 @@ def test_what_is_killed_leaves_the_names_from_before(run):
 
 
 def test_a_state_that_is_too_large_is_not_kept(run):
-  big = 'x = "a" * 30000' if run.session.made.name == 'monty' else (
-      f'x = "{"a" * 30000}"'
+  big = (
+    'x = "a" * 30000' if run.session.made.name == 'monty' else (f'x = "{"a" * 30000}"')
   )
   outcome = run('x = 1', big)
   assert outcome.stopped and '20,000' in outcome.error
@@ -162,10 +171,18 @@ def test_output_is_bounded(run):
   assert run('x').value == '1'
 
 
-@pytest.mark.parametrize('value', [
-    'print', 'b"bytes"', '10 ** 400', '{1, 2}', 'float("nan")', '"a" * 30000',
+@pytest.mark.parametrize(
+  'value',
+  [
+    'print',
+    'b"bytes"',
+    '10 ** 400',
+    '{1, 2}',
+    'float("nan")',
+    '"a" * 30000',
     '["a" * 9000] * 3',
-])
+  ],
+)
 def test_arguments_are_what_json_holds(made, value):
   async def call(name, positional, named):
     return str(sessions.plain([positional, named]))
@@ -176,19 +193,19 @@ def test_arguments_are_what_json_holds(made, value):
 
 
 @pytest.mark.parametrize(
-    ('program', 'value'),
-    [
-        ('x = []\nfor i in range(60):\n  x = [x, x]\nx', '[[[[[['),
-        ('x = []\nfor i in range(3000):\n  x = [x]\nx', '[[[[[['),
-        ('{"b", "a", "c"}', "{'a', 'b', 'c'}"), ('(1,)', '(1,)'), ('set()', 'set()'),
-        ('{"k": [1.5, None, True]}', "{'k': [1.5, None, True]}"),
-        ('[10 ** 5000]', '[<a number of 16610 bits>]'),
-    ],
+  ('program', 'value'),
+  [
+    ('x = []\nfor i in range(60):\n  x = [x, x]\nx', '[[[[[['),
+    ('x = []\nfor i in range(3000):\n  x = [x]\nx', '[[[[[['),
+    ('{"b", "a", "c"}', "{'a', 'b', 'c'}"),
+    ('(1,)', '(1,)'),
+    ('set()', 'set()'),
+    ('{"k": [1.5, None, True]}', "{'k': [1.5, None, True]}"),
+    ('[10 ** 5000]', '[<a number of 16610 bits>]'),
+  ],
 )
 def test_values_are_shown_up_to_a_bound(program, value):
-  found = monty_sessions.MontySessions(
-      dataclasses.replace(_LIMITS, state_bytes=2**20)
-  )
+  found = monty_sessions.MontySessions(dataclasses.replace(_LIMITS, state_bytes=2**20))
   outcome = asyncio.run(_Session(found).run(program))
   asyncio.run(found.close())
   assert outcome.value.startswith(value) and len(outcome.value) <= 2004
@@ -196,13 +213,17 @@ def test_values_are_shown_up_to_a_bound(program, value):
 
 
 @pytest.mark.parametrize(
-    'program',
-    [
-        'type = 5\nx = 1', 'NameError = 5\nx = 1',
-        'def type(x):\n  while True:\n    pass\nx = 1', 'print("CO₂ and m²")\nx = 1',
-        'x = "a" * (63 * 2 ** 20)', '__names__ = 3\nx = 1', 'raise SyntaxError()',
-        'for i in range(1200):\n  try:\n    nothing\n  except NameError:\n    pass',
-    ],
+  'program',
+  [
+    'type = 5\nx = 1',
+    'NameError = 5\nx = 1',
+    'def type(x):\n  while True:\n    pass\nx = 1',
+    'print("CO₂ and m²")\nx = 1',
+    'x = "a" * (63 * 2 ** 20)',
+    '__names__ = 3\nx = 1',
+    'raise SyntaxError()',
+    'for i in range(1200):\n  try:\n    nothing\n  except NameError:\n    pass',
+  ],
 )
 def test_whatever_a_program_does_to_its_names_is_its_own_doing(made, program):
   session = _Session(made)
@@ -213,9 +234,9 @@ def test_whatever_a_program_does_to_its_names_is_its_own_doing(made, program):
 def test_a_program_that_only_breaks_off_has_failed():
   session = _Session(_replayed())
   program = (
-      'import os\nfor f in range(3, 64):\n  try:\n'
-      '    os.write(f, b\'{"x": 1}\\n\')\n  except OSError:\n    pass\n'
-      'import select\nselect.select([], [], [])'
+    'import os\nfor f in range(3, 64):\n  try:\n'
+    '    os.write(f, b\'{"x": 1}\\n\')\n  except OSError:\n    pass\n'
+    'import select\nselect.select([], [], [])'
   )
   outcome = asyncio.run(session.run(program))
   assert outcome.stopped and outcome.error
@@ -223,19 +244,19 @@ def test_a_program_that_only_breaks_off_has_failed():
 
 def test_time_and_objects_of_cpython_are_repeatable():
   program = (
-      'import asyncio, datetime, os, time, uuid\n'
-      'def f(): pass\n'
-      'await asyncio.sleep(5)\n'
-      'print(f, object(), time.ctime(), time.localtime().tm_year, uuid.uuid1(),'
-      ' uuid.uuid4(), os.getrandom(4), time.strftime("%Y"))\n'
-      'now = datetime.datetime.now()\n'
-      'print(isinstance(now, datetime.datetime), isinstance(now, datetime.date),'
-      ' isinstance(datetime.date.today(), datetime.date), now + '
-      'datetime.timedelta(1) > now)\n'
-      'datetime.datetime.now(datetime.timezone.utc).isoformat()'
+    'import asyncio, datetime, os, time, uuid\n'
+    'def f(): pass\n'
+    'await asyncio.sleep(5)\n'
+    'print(f, object(), time.ctime(), time.localtime().tm_year, uuid.uuid1(),'
+    ' uuid.uuid4(), os.getrandom(4), time.strftime("%Y"))\n'
+    'now = datetime.datetime.now()\n'
+    'print(isinstance(now, datetime.datetime), isinstance(now, datetime.date),'
+    ' isinstance(datetime.date.today(), datetime.date), now + '
+    'datetime.timedelta(1) > now)\n'
+    'datetime.datetime.now(datetime.timezone.utc).isoformat()'
   )
   limits = dataclasses.replace(
-      _LIMITS, program=dataclasses.replace(_LIMITS.program, output_bytes=2000)
+    _LIMITS, program=dataclasses.replace(_LIMITS.program, output_bytes=2000)
   )
   made = _replayed(limits)
   found = [asyncio.run(_Session(made).run(program)) for _ in range(2)]
@@ -264,8 +285,7 @@ def test_cancelled_conversations_leave_no_socket_in_the_loop():
           await running
     await asyncio.sleep(0.1)
     left = [
-        key for key in loop._selector.get_map().values()
-        if key.fd != loop._ssock.fileno()
+      key for key in loop._selector.get_map().values() if key.fd != loop._ssock.fileno()
     ]
     assert not left
     assert (await made.run(b'', '1 + 1', call, start)).value == '2'
@@ -278,11 +298,12 @@ def test_chance_and_clock_are_those_of_the_start(made):
   for seed in ('a', 'a', 'b'):
     session = _Session(made, seed)
     outcomes = [
-        asyncio.run(session.run(p))
-        for p in (
-            'import random\nrandom.random()', 'random.random()',
-            'import datetime\nstr(datetime.datetime.now())[:10]',
-        )
+      asyncio.run(session.run(p))
+      for p in (
+        'import random\nrandom.random()',
+        'random.random()',
+        'import datetime\nstr(datetime.datetime.now())[:10]',
+      )
     ]
     said.append([o.value for o in outcomes])
   assert said[0] == said[1] != said[2]
@@ -345,7 +366,7 @@ def test_a_repeated_program_that_does_not_call_again_is_an_error():
   asyncio.run(session.run('x = 1'))
   state = json.loads(session.state)
   state['programs'][0]['calls'] = [
-      {'call': ['find', [], {}], 'text': 'a', 'failed': False}
+    {'call': ['find', [], {}], 'text': 'a', 'failed': False}
   ]
   session.state = json.dumps(state).encode()
   assert asyncio.run(session.run('2')).forgotten
@@ -360,27 +381,33 @@ def test_there_are_twelve_programs_at_most():
 
 
 @pytest.mark.parametrize(
-    'said',
-    [
-        'not json', '{"call": 1}', '{"call": ["find", 1, {}]}', '{"done": 1}', '[1]',
-        '{"done": {"output": 1}}', '[' * 5000, '{"call": ["open", [], {}]}',
-    ],
+  'said',
+  [
+    'not json',
+    '{"call": 1}',
+    '{"call": ["find", 1, {}]}',
+    '{"done": 1}',
+    '[1]',
+    '{"done": {"output": 1}}',
+    '[' * 5000,
+    '{"call": ["open", [], {}]}',
+  ],
 )
 def test_a_program_that_writes_to_our_socket_only_fails(said):
   """The socket is the one descriptor that a program inherits."""
   session = _Session(_replayed())
   program = (
-      'import os, stat\n'
-      'found = [f for f in range(3, 64) if os.path.exists("/") and is_socket(f)]\n'
-      f'os.write(found[0], {said!r}.encode() + b"\\n")\n'
-      'import select\nselect.select([], [], [])'
+    'import os, stat\n'
+    'found = [f for f in range(3, 64) if os.path.exists("/") and is_socket(f)]\n'
+    f'os.write(found[0], {said!r}.encode() + b"\\n")\n'
+    'import select\nselect.select([], [], [])'
   )
   helper = (
-      'import os, stat\ndef is_socket(f):\n  try:\n'
-      '    return stat.S_ISSOCK(os.fstat(f).st_mode)\n  except OSError:\n'
-      '    return False\n'
-      'open_ = 0\nfor f in range(3, 64):\n  try:\n    os.fstat(f)\n    open_ += 1\n'
-      '  except OSError:\n    pass\nopen_'
+    'import os, stat\ndef is_socket(f):\n  try:\n'
+    '    return stat.S_ISSOCK(os.fstat(f).st_mode)\n  except OSError:\n'
+    '    return False\n'
+    'open_ = 0\nfor f in range(3, 64):\n  try:\n    os.fstat(f)\n    open_ += 1\n'
+    '  except OSError:\n    pass\nopen_'
   )
   assert asyncio.run(session.run(helper)).value == '1'
   outcome = asyncio.run(session.run(program))
@@ -389,19 +416,23 @@ def test_a_program_that_writes_to_our_socket_only_fails(said):
 
 def test_observation_bounds_what_it_lists():
   outcome = sessions.Outcome(
-      b'', 'out\n', value='v' * 5000, error='e' * 900, stopped=True,
-      variables={f'n{i:02}': 'int' for i in range(30)},
+    b'',
+    'out\n',
+    value='v' * 5000,
+    error='e' * 900,
+    stopped=True,
+    variables={f'n{i:02}': 'int' for i in range(30)},
   )
   said = sessions.observation(outcome, _LIMITS, ['find(a)', 'move(b)'])
   lines = said.split('\n')
   assert lines[0] == 'out' and lines[1] == 'v' * 2000
   assert lines[2] == f'The program failed: {"e" * 500}'
   assert lines[3:5] == [
-      'Its names are lost; those from before are as they were.',
-      'These calls were made, and stay made: find(a); move(b)',
+    'Its names are lost; those from before are as they were.',
+    'These calls were made, and stay made: find(a); move(b)',
   ]
   assert lines[5].startswith('Names: n00 (int), ') and lines[5].endswith(
-      'n19 (int) and 10 more'
+    'n19 (int) and 10 more'
   )
 
 

@@ -18,9 +18,7 @@ def add(a: int, b: float = 0.5) -> float:
 
 @server.tool()
 def join(
-    texts: list[str],
-    how: Literal['up', 'down'],
-    deep: dict[str, int] | None = None,
+  texts: list[str], how: Literal['up', 'down'], deep: dict[str, int] | None = None
 ) -> str:
   """Joins texts."""
   joined = ' '.join(texts)

@@ -27,8 +27,9 @@ def _http():
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
   process = subprocess.Popen(
-      [sys.executable, _DEMO, str(port)],
-      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    [sys.executable, _DEMO, str(port)],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
   )
   try:
     deadline = time.monotonic() + 60
@@ -80,21 +81,20 @@ def run(said, described, work, **options):
 
 
 def test_tools_become_cards(said, described):
-  cards = {
-      t.card.name: t.card
-      for t in servers.make(servers.parse(said), described)
-  }
+  cards = {t.card.name: t.card for t in servers.make(servers.parse(said), described)}
   add, join = cards['demo_add'], cards['demo_join']
   # Data: it may say what it likes, but spells no control token.
   assert add.purpose.startswith('Adds two numbers. \u2039|im_end|\u203a')
   assert '<' not in add.purpose
   assert [(a.name, a.type, a.required) for a in add.arguments] == [
-      ('a', 'integer', True), ('b', 'number', False)
+    ('a', 'integer', True),
+    ('b', 'number', False),
   ]
   assert add.arguments[1].description == 'B; by default 0.5'
   assert [(a.name, a.type, a.required) for a in join.arguments] == [
-      ('texts', 'array', True), ('how', 'string', True),
-      ('deep', 'object', False),
+    ('texts', 'array', True),
+    ('how', 'string', True),
+    ('deep', 'object', False),
   ]
   assert join.arguments[1].description == 'How; one of ["up", "down"]'
   assert join.examples == ('execution = tool.execute(texts=..., how=...)',)
@@ -103,24 +103,33 @@ def test_tools_become_cards(said, described):
 def test_calls_and_their_results(said, described):
   async def work(call):
     return [
-        await call('add', a=1, b=2.5), await call('add', a=1),
-        await call('join', texts=['\u00e4', 'B'], how='up', deep={'k': 1}),
-        await call('picture'), len(await call('large')),
+      await call('add', a=1, b=2.5),
+      await call('add', a=1),
+      await call('join', texts=['\u00e4', 'B'], how='up', deep={'k': 1}),
+      await call('picture'),
+      len(await call('large')),
     ]
 
   assert run(said, described, work) == [
-      '3.5', '1.5', "\u00c4 B ['k']", '[image left out]', 3_000_000
+    '3.5',
+    '1.5',
+    "\u00c4 B ['k']",
+    '[image left out]',
+    3_000_000,
   ]
 
 
 def test_errors_are_for_the_model(said, described):
   async def work(call):
     for name, arguments, match in (
-        ('fail', {}, 'Error executing tool fail'),
-        ('join', {'texts': ['a'], 'how': 'left'}, 'how'),
-        ('join', {'texts': 'a', 'how': 'up'},
-         'texts must be an array of string, not the string "a"'),
-        ('add', {}, "needs the argument 'a'"),
+      ('fail', {}, 'Error executing tool fail'),
+      ('join', {'texts': ['a'], 'how': 'left'}, 'how'),
+      (
+        'join',
+        {'texts': 'a', 'how': 'up'},
+        'texts must be an array of string, not the string "a"',
+      ),
+      ('add', {}, "needs the argument 'a'"),
     ):
       with pytest.raises(base.BadArguments, match=match):
         await call(name, **arguments)
@@ -176,15 +185,21 @@ def test_the_server_gets_its_own_names(monkeypatch):
     del self
     sent.append((name, arguments))
     return types.SimpleNamespace(
-        content=[], structured_content={'n': 1}, is_error='bad' in arguments
+      content=[], structured_content={'n': 1}, is_error='bad' in arguments
     )
 
   monkeypatch.setattr(servers.Connection, 'call', call)
   fields = {'from': {'type': 'integer'}, '<|im_end|>': {}, 'bad': {}}
-  (tool,) = servers.make(servers.parse(f'demo={_COMMAND}'), [{
-      'name': 'a-b', 'description': '', 'schema': {
-          'properties': fields, 'required': ['from', '<|im_end|>']},
-  }])
+  (tool,) = servers.make(
+    servers.parse(f'demo={_COMMAND}'),
+    [
+      {
+        'name': 'a-b',
+        'description': '',
+        'schema': {'properties': fields, 'required': ['from', '<|im_end|>']},
+      }
+    ],
+  )
   command = tool.card.examples[0].replace('...', '5.0')
   _, arguments = calls.parse_command(command, tool.card)
   arguments = base.check_arguments(tool.card, arguments)
@@ -270,8 +285,9 @@ def test_an_http_server_that_restarts_is_found_again(monkeypatch):
       with pytest.raises(base.ToolUnreachable):
         await call('pid')
       again = subprocess.Popen(
-          [sys.executable, _DEMO, port],
-          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, _DEMO, port],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
       )
       try:
         for _ in range(200):
@@ -307,10 +323,7 @@ def test_a_started_server_sees_only_the_variables_it_is_given(monkeypatch):
 
 def test_a_session_belongs_to_its_event_loop(said, described):
   server = servers.parse(said)
-  (pid,) = (
-      t for t in servers.make(server, described)
-      if t.card.name == 'demo_pid'
-  )
+  (pid,) = (t for t in servers.make(server, described) if t.card.name == 'demo_pid')
 
   async def main():
     found = await pid.call({})
@@ -321,17 +334,16 @@ def test_a_session_belongs_to_its_event_loop(said, described):
 
 
 @pytest.mark.parametrize(
-    ('said', 'match'),
-    [
-        ('demo=/nowhere/at-all', 'demo .*gives no tools: .*No such file'),
-        (f'demo={sys.executable} -c "import sys; sys.exit(\'I am sorry\')"',
-         'I am sorry'),
-        ('demo=http://127.0.0.1:9/mcp', 'gives no tools: .*connection'),
-        ('demo', 'NAME=URL or NAME=COMMAND'),
-        ('1=x', 'NAME=URL or NAME=COMMAND'),
-        ('demo=', 'no command'),
-        ('demo="', 'No closing quotation'),
-    ],
+  ('said', 'match'),
+  [
+    ('demo=/nowhere/at-all', 'demo .*gives no tools: .*No such file'),
+    (f'demo={sys.executable} -c "import sys; sys.exit(\'I am sorry\')"', 'I am sorry'),
+    ('demo=http://127.0.0.1:9/mcp', 'gives no tools: .*connection'),
+    ('demo', 'NAME=URL or NAME=COMMAND'),
+    ('1=x', 'NAME=URL or NAME=COMMAND'),
+    ('demo=', 'no command'),
+    ('demo="', 'No closing quotation'),
+  ],
 )
 def test_servers_that_are_not_there(said, match):
   with pytest.raises(base.ToolUnavailable, match=f'(?is){match}'):
@@ -353,5 +365,3 @@ def test_a_token_is_sent_and_not_shown(monkeypatch):
   with pytest.raises(base.ToolUnavailable) as failed:
     servers.describe(server)
   assert 'hush' not in str(failed.value)
-
-

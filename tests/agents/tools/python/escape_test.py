@@ -23,10 +23,7 @@ from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.python import python_tool, sandbox
 
 _LIMITS = sandbox.Limits(
-    wall_seconds=5.0,
-    cpu_seconds=1.0,
-    memory_bytes=256 * 2**20,
-    scratch_bytes=4 * 2**20,
+  wall_seconds=5.0, cpu_seconds=1.0, memory_bytes=256 * 2**20, scratch_bytes=4 * 2**20
 )
 _SECRET = 'swordfish-in-this-process'
 # Without rights over it a process may not read its parent's memory anywhere.
@@ -322,17 +319,17 @@ def host(tmp_path_factory):
   memory = ctypes.create_string_buffer(_SECRET.encode())
   os.environ['SECRET'] = _SECRET
   yield {
-      'secret': str(secret),
-      'secret_bytes': _SECRET.encode(),
-      'length': len(_SECRET),
-      'address': ctypes.addressof(memory),
-      'pid': os.getpid(),
-      'victim': victim.pid,
-      'home': str(pathlib.Path.home()),
-      'port': listener.getsockname()[1],
-      'unix': str(directory / 'socket'),
-      'abstract': name,
-      'node': os.uname().nodename,
+    'secret': str(secret),
+    'secret_bytes': _SECRET.encode(),
+    'length': len(_SECRET),
+    'address': ctypes.addressof(memory),
+    'pid': os.getpid(),
+    'victim': victim.pid,
+    'home': str(pathlib.Path.home()),
+    'port': listener.getsockname()[1],
+    'unix': str(directory / 'socket'),
+    'abstract': name,
+    'node': os.uname().nodename,
   }
   del os.environ['SECRET']
   assert victim.poll() is None, 'a program killed a process of the host'
@@ -344,8 +341,7 @@ def host(tmp_path_factory):
 
 
 @pytest.fixture(
-    scope='module',
-    params=['bubblewrap', 'monty', 'bubblewrap session', 'monty session'],
+  scope='module', params=['bubblewrap', 'monty', 'bubblewrap session', 'monty session']
 )
 def tool(request):
   try:
@@ -360,8 +356,8 @@ def _session_tool(name):
   """A tool whose program is the second one of a session, beside a function."""
   limits = sessions.Limits(_LIMITS)
   made = {
-      'bubblewrap session': replayed_sessions.ReplayedSessions,
-      'monty session': monty_sessions.MontySessions,
+    'bubblewrap session': replayed_sessions.ReplayedSessions,
+    'monty session': monty_sessions.MontySessions,
   }[name](limits)
   start = sessions.Start(('find',), 'seed')
 
@@ -400,7 +396,7 @@ def test_attempt_fails(tool, host, name):
 
 
 @pytest.mark.parametrize(
-    'name', [name for name, (_, bare) in _ATTEMPTS.items() if bare]
+  'name', [name for name, (_, bare) in _ATTEMPTS.items() if bare]
 )
 def test_attempt_succeeds_without_a_sandbox(host, name):
   """Without this an attempt with a mistake in it would count as a defence."""
@@ -417,8 +413,13 @@ def test_attempt_succeeds_without_a_sandbox(host, name):
 
 
 @pytest.mark.parametrize(
-    'made', ['os.mkdir(p)', 'os.symlink("x" * 4000, p)', 'open(p, "w").close()',
-             'os.link("/tmp/first", p)'],
+  'made',
+  [
+    'os.mkdir(p)',
+    'os.symlink("x" * 4000, p)',
+    'open(p, "w").close()',
+    'os.link("/tmp/first", p)',
+  ],
 )
 def test_files_without_content_are_bounded(made):
   """The kernel keeps a kilobyte of each, which counts to no process."""
@@ -429,9 +430,9 @@ def test_files_without_content_are_bounded(made):
   if 'under /tmp' not in tool.card.limits:
     pytest.skip('no file system can be mounted here')
   program = (
-      'import os\nopen("/tmp/first", "w").close()\nn = 0\ntry:\n'
-      f'  for n in range(20000):\n    p = f"/tmp/{{n}}"\n    {made}\n'
-      'except OSError as e: print(n < 3000, e.strerror)'
+    'import os\nopen("/tmp/first", "w").close()\nn = 0\ntry:\n'
+    f'  for n in range(20000):\n    p = f"/tmp/{{n}}"\n    {made}\n'
+    'except OSError as e: print(n < 3000, e.strerror)'
   )
   assert _run(tool, program) == 'True No space left on device'
 
@@ -441,17 +442,17 @@ def test_there_are_enough_attempts():
 
 
 @pytest.mark.parametrize(
-    'program',
-    [
-        'while True: pass',
-        'import re\nwhile True: re.match("(a|aa)+$", "a" * 60 + "b")',
-        'while True: 10 ** 10 ** 9',
-        'import signal\n'
-        'for s in (signal.SIGXCPU, signal.SIGTERM, signal.SIGINT):\n'
-        '  signal.signal(s, signal.SIG_IGN)\nwhile True: pass',
-        'import time\ntime.sleep(10**6)',
-        'import os, time\nos.close(1)\nos.close(2)\ntime.sleep(10**6)',
-    ],
+  'program',
+  [
+    'while True: pass',
+    'import re\nwhile True: re.match("(a|aa)+$", "a" * 60 + "b")',
+    'while True: 10 ** 10 ** 9',
+    'import signal\n'
+    'for s in (signal.SIGXCPU, signal.SIGTERM, signal.SIGINT):\n'
+    '  signal.signal(s, signal.SIG_IGN)\nwhile True: pass',
+    'import time\ntime.sleep(10**6)',
+    'import os, time\nos.close(1)\nos.close(2)\ntime.sleep(10**6)',
+  ],
 )
 def test_endless_programs_end(tool, program):
   said = _run(tool, program)
@@ -461,13 +462,13 @@ def test_endless_programs_end(tool, program):
 
 
 @pytest.mark.parametrize(
-    'program',
-    [
-        'while True: print("x" * 1000)',
-        'print("y" * 10**7)',
-        'import sys\nwhile True: sys.stderr.write("x" * 1000)',
-        'import os\nwhile True: os.write(1, b"\\xff" * 4096)',
-    ],
+  'program',
+  [
+    'while True: print("x" * 1000)',
+    'print("y" * 10**7)',
+    'import sys\nwhile True: sys.stderr.write("x" * 1000)',
+    'import os\nwhile True: os.write(1, b"\\xff" * 4096)',
+  ],
 )
 def test_endless_output_is_cut(tool, program):
   said = _run(tool, program)
@@ -475,18 +476,18 @@ def test_endless_output_is_cut(tool, program):
 
 
 @pytest.mark.parametrize(
-    'program',
-    [
-        'import sys\nsys.stderr.write("bwrap: cannot start")\nsys.exit(1)',
-        'import os\nos._exit(125)',
-        'import os\nos._exit(127)',
-        'import os\nos.kill(os.getpid(), 9)',
-        'import os\nos.close(0); os.close(1); os.close(2)\nos.abort()',
-        'import ctypes\nctypes.string_at(0)',
-        'raise SystemExit("the sandbox did not start")',
-        'import os\nos.write(2, b"\\0sandbox ready\\0\\n")\n1/0',
-        'raise KeyboardInterrupt',
-    ],
+  'program',
+  [
+    'import sys\nsys.stderr.write("bwrap: cannot start")\nsys.exit(1)',
+    'import os\nos._exit(125)',
+    'import os\nos._exit(127)',
+    'import os\nos.kill(os.getpid(), 9)',
+    'import os\nos.close(0); os.close(1); os.close(2)\nos.abort()',
+    'import ctypes\nctypes.string_at(0)',
+    'raise SystemExit("the sandbox did not start")',
+    'import os\nos.write(2, b"\\0sandbox ready\\0\\n")\n1/0',
+    'raise KeyboardInterrupt',
+  ],
 )
 def test_a_program_cannot_pretend_to_be_an_outage(tool, program):
   """An outage takes a rollout out of the statistics, a failure costs it."""

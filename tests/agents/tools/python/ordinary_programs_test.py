@@ -125,7 +125,7 @@ def tool(request):
 
 
 @pytest.mark.parametrize(
-    'program, printed, monty', _PROGRAMS, ids=range(len(_PROGRAMS))
+  'program, printed, monty', _PROGRAMS, ids=range(len(_PROGRAMS))
 )
 def test_program_prints(tool, program, printed, monty):
   backend, made = tool

@@ -161,9 +161,7 @@ def test_so_many_run_at_a_time(monkeypatch, concurrency):
   tool = python_tool.make('bubblewrap', concurrency=concurrency)
 
   async def main():
-    return await asyncio.gather(
-        *(tool.call({'code': str(i)}) for i in range(20))
-    )
+    return await asyncio.gather(*(tool.call({'code': str(i)}) for i in range(20)))
 
   assert asyncio.run(main()) == [str(i) for i in range(20)]
   assert max(seen) == concurrency
@@ -182,7 +180,7 @@ def test_without_a_bounded_file_system_nothing_can_be_written(monkeypatch):
 def test_without_the_program_that_mounts_there_is_no_tmp(monkeypatch, missing):
   which = bubblewrap.shutil.which
   monkeypatch.setattr(
-      bubblewrap.shutil, 'which', lambda n: None if n == missing else which(n)
+    bubblewrap.shutil, 'which', lambda n: None if n == missing else which(n)
   )
   assert bubblewrap._mounting(sandbox.Limits()) == []
 
@@ -190,24 +188,24 @@ def test_without_the_program_that_mounts_there_is_no_tmp(monkeypatch, missing):
 def test_time_zones_are_known():
   tool = _make('bubblewrap')
   program = (
-      'import datetime, zoneinfo\n'
-      'zone = zoneinfo.ZoneInfo("America/New_York")\n'
-      'print(datetime.datetime(2024, 7, 1, tzinfo=zone).utcoffset())'
+    'import datetime, zoneinfo\n'
+    'zone = zoneinfo.ZoneInfo("America/New_York")\n'
+    'print(datetime.datetime(2024, 7, 1, tzinfo=zone).utcoffset())'
   )
   assert _call(tool, program) == '-1 day, 20:00:00'
 
 
 @pytest.mark.parametrize(
-    'sent',
-    [
-        '\ufeffprint(1)',
-        '```python\nprint(1)\n```',
-        '\n```\nprint(1)\n```\n\n',
-        '```py title="a.py"\nprint(1)',
-        '\ufeff```python\r\nprint(1)\r\n```',
-        '~~~python\n\ufeffprint(1)\n~~~',
-        '````python\nprint("""\n```\n"""[5:] or 1)\n````',
-    ],
+  'sent',
+  [
+    '\ufeffprint(1)',
+    '```python\nprint(1)\n```',
+    '\n```\nprint(1)\n```\n\n',
+    '```py title="a.py"\nprint(1)',
+    '\ufeff```python\r\nprint(1)\r\n```',
+    '~~~python\n\ufeffprint(1)\n~~~',
+    '````python\nprint("""\n```\n"""[5:] or 1)\n````',
+  ],
 )
 def test_fences_and_byte_order_marks_are_taken_off(tool, sent):
   assert _call(tool, sent) == '1'
@@ -220,8 +218,8 @@ def test_a_fence_inside_a_program_is_part_of_it(tool):
 
 
 @pytest.mark.parametrize(
-    'program', ['import sys\nsys.stdout.write("a")',
-                'from collections import OrderedDict'],
+  'program',
+  ['import sys\nsys.stdout.write("a")', 'from collections import OrderedDict'],
 )
 def test_montys_card_names_what_models_often_use_and_it_lacks(program):
   tool = _make('monty')
@@ -258,8 +256,9 @@ def test_montys_process_ends_with_ours(has_setpriv):
   _make('monty')
   marker = str(10**12 + 2 * os.getpid() + has_setpriv)
   with subprocess.Popen(
-      [sys.executable, '-c', _ORPHAN.format(marker=marker, has_setpriv=has_setpriv)],
-      stdout=subprocess.PIPE, cwd=pathlib.Path(__file__).parents[4],
+    [sys.executable, '-c', _ORPHAN.format(marker=marker, has_setpriv=has_setpriv)],
+    stdout=subprocess.PIPE,
+    cwd=pathlib.Path(__file__).parents[4],
   ) as process:
     assert process.stdout.readline() == b'ready\n'
     until = time.monotonic() + 60
@@ -279,7 +278,7 @@ def test_no_turn_in_time_is_an_outage():
 
   async def main():
     slow = asyncio.create_task(
-        tool.call({'code': 'import time\ntime.sleep(2)\nprint(1)'})
+      tool.call({'code': 'import time\ntime.sleep(2)\nprint(1)'})
     )
     await asyncio.sleep(0)
     with pytest.raises(base.ToolUnreachable, match='no sandbox was free'):
@@ -296,9 +295,7 @@ def test_nothing_is_left_over(tool):
     codes = ['print(1)', '1 / 0', 'while True: print(1)', 'raise SystemExit']
     calls = [tool.call({'code': c}) for c in codes * 4]
     await asyncio.gather(*calls, return_exceptions=True)
-    late = asyncio.create_task(
-        tool.call({'code': 'import time\ntime.sleep(60)'})
-    )
+    late = asyncio.create_task(tool.call({'code': 'import time\ntime.sleep(60)'}))
     await asyncio.sleep(0.3)
     late.cancel()
     await asyncio.gather(late, return_exceptions=True)
@@ -347,9 +344,7 @@ def test_programs_die_with_this_process():
         await task
       asyncio.run(main())
   """)
-  trainer = subprocess.Popen(
-      [sys.executable, '-c', program], stdout=subprocess.PIPE
-  )
+  trainer = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE)
   assert trainer.stdout.readline() == b'started\n'
   sandboxes = _descendants(trainer.pid)
   assert len(sandboxes) >= 2  # bwrap and what it runs
@@ -440,8 +435,7 @@ def test_no_descriptor_left_is_an_outage(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'arguments',
-    [{'backend': 'docker'}, {'concurrency': 0}, {'queue_seconds': 0}],
+  'arguments', [{'backend': 'docker'}, {'concurrency': 0}, {'queue_seconds': 0}]
 )
 def test_arguments_are_checked(arguments):
   with pytest.raises(ValueError):

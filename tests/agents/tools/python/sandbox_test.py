@@ -47,9 +47,7 @@ def _alive(pid: int) -> bool:
 
 
 def test_returns_output_and_status():
-  finished = _run(
-      'import sys; print("a"); print("b", file=sys.stderr); sys.exit(3)'
-  )
+  finished = _run('import sys; print("a"); print("b", file=sys.stderr); sys.exit(3)')
   assert finished == sandbox.Finished(3, b'a\n', b'b\n')
 
 
@@ -58,10 +56,7 @@ def test_a_signal_is_a_negative_status():
 
 
 def test_environment_input_and_directory_are_what_was_given():
-  program = (
-      'import os, sys\n'
-      'print(dict(os.environ), os.getcwd(), sys.stdin.read())'
-  )
+  program = 'import os, sys\nprint(dict(os.environ), os.getcwd(), sys.stdin.read())'
   said = _run(program, environment={'A': 'b', 'LC_ALL': 'C'}).stdout
   assert said == b"{'A': 'b', 'LC_ALL': 'C'} / \n"
 
@@ -85,8 +80,8 @@ def test_time_is_bounded_and_earlier_output_kept():
 
 
 @pytest.mark.parametrize(
-    'stream, stopped, sizes',
-    [('stdout', 'output', (1000, 0)), ('stderr', 'errors', (0, 64 * 1024))],
+  'stream, stopped, sizes',
+  [('stdout', 'output', (1000, 0)), ('stderr', 'errors', (0, 64 * 1024))],
 )
 def test_output_is_bounded(stream, stopped, sizes):
   program = f'import sys\nwhile True: sys.{stream}.write("x" * 999)'
@@ -115,10 +110,10 @@ def test_output_of_exactly_the_bound_is_not_cut():
 
 def test_the_whole_group_is_killed():
   program = (
-      'import subprocess, sys, time\n'
-      'p = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, '
-      'stderr=subprocess.DEVNULL)\n'
-      'print(p.pid, flush=True)\ntime.sleep(60)'
+    'import subprocess, sys, time\n'
+    'p = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, '
+    'stderr=subprocess.DEVNULL)\n'
+    'print(p.pid, flush=True)\ntime.sleep(60)'
   )
   finished = _run(program, _SHORT, environment={'PATH': os.environ['PATH']})
   pid = int(finished.stdout)
@@ -134,7 +129,7 @@ def test_cancellation_kills_and_reaps():
   async def main():
     before = _children()
     task = asyncio.create_task(
-        sandbox.run_process(['sleep', '60'], _LIMITS, environment={})
+      sandbox.run_process(['sleep', '60'], _LIMITS, environment={})
     )
     while not (fresh := _children() - before):
       await asyncio.sleep(0.01)
@@ -155,10 +150,9 @@ def test_cancelled_while_it_starts_a_group_is_killed_as_well(tmp_path):
   async def main():
     before = _children()
     task = asyncio.create_task(
-        sandbox.run_process(
-            ['sh', '-c', program], _LIMITS,
-            environment={'PATH': os.environ['PATH']},
-        )
+      sandbox.run_process(
+        ['sh', '-c', program], _LIMITS, environment={'PATH': os.environ['PATH']}
+      )
     )
     while not _children() - before:  # Then its pipes are not connected yet.
       await asyncio.sleep(0)
@@ -185,10 +179,12 @@ def test_nothing_is_left_over():
         'import time; time.sleep(60)', 'import os; os.kill(os.getpid(), 11)',
         'import os; os.close(1); os.close(2)',
     ]  # fmt: skip
-    await asyncio.gather(*(
+    await asyncio.gather(
+      *(
         sandbox.run_process([sys.executable, '-ISc', p], _SHORT, environment={})
         for p in programs * 3
-    ))
+      )
+    )
     return threading.active_count()
 
   descriptors, children = _descriptors(), _children()
@@ -212,14 +208,14 @@ def test_decoding_never_fails():
 
 
 @pytest.mark.parametrize(
-    'status, said',
-    [
-        (137, 'the program was ended by SIGKILL'),
-        (-11, 'the program was ended by SIGSEGV'),
-        (152, 'the program used more than 5 s of processor time'),
-        (7, 'the program exited with status 7'),
-        (255, 'the program exited with status 255'),
-    ],
+  'status, said',
+  [
+    (137, 'the program was ended by SIGKILL'),
+    (-11, 'the program was ended by SIGSEGV'),
+    (152, 'the program used more than 5 s of processor time'),
+    (7, 'the program exited with status 7'),
+    (255, 'the program exited with status 255'),
+  ],
 )
 def test_describes_an_exit(status, said):
   assert sandbox.describe_exit(status, sandbox.Limits()) == said

@@ -47,7 +47,7 @@ def _decide(program: bytes, architecture: int, number: int, *arguments: int):
 )  # fmt: skip
 def test_allows_what_python_needs(numbers):
   for machine, architecture, number in zip(
-      ('x86_64', 'aarch64'), (_X86, _ARM), numbers
+    ('x86_64', 'aarch64'), (_X86, _ARM), numbers
   ):
     assert _decide(seccomp.build(machine), architecture, number) == _ALLOW
 
@@ -98,23 +98,23 @@ def test_clone3_lets_the_library_fall_back():
 
 
 @pytest.mark.parametrize(
-    'number, arguments, decision',
-    [
-        (72, (0, 1), _ALLOW),  # fcntl F_GETFD
-        (72, (0, 1030), _ALLOW),  # F_DUPFD_CLOEXEC
-        (72, (0, 1031), errno.EPERM),  # F_SETPIPE_SZ
-        (72, (0, 6), errno.EPERM),  # F_SETLK
-        (72, (0, 1024), errno.EPERM),  # F_SETLEASE
-        # The kernel reads 32 bits of a command, so must the filter.
-        (72, (0, 2**32 + 1031), errno.EPERM),
-        (16, (0, 0x5401), _ALLOW),  # ioctl TCGETS
-        (16, (0, 0x5412), errno.EPERM),  # TIOCSTI
-        (16, (0, 2**32 + 0x5412), errno.EPERM),
-        (53, (1, 1, 0), _ALLOW),  # socketpair AF_UNIX
-        (53, (30, 1, 0), errno.EPERM),  # AF_TIPC
-        (302, (0, 9), _ALLOW),  # prlimit64 of itself
-        (302, (1, 9), errno.EPERM),
-    ],
+  'number, arguments, decision',
+  [
+    (72, (0, 1), _ALLOW),  # fcntl F_GETFD
+    (72, (0, 1030), _ALLOW),  # F_DUPFD_CLOEXEC
+    (72, (0, 1031), errno.EPERM),  # F_SETPIPE_SZ
+    (72, (0, 6), errno.EPERM),  # F_SETLK
+    (72, (0, 1024), errno.EPERM),  # F_SETLEASE
+    # The kernel reads 32 bits of a command, so must the filter.
+    (72, (0, 2**32 + 1031), errno.EPERM),
+    (16, (0, 0x5401), _ALLOW),  # ioctl TCGETS
+    (16, (0, 0x5412), errno.EPERM),  # TIOCSTI
+    (16, (0, 2**32 + 0x5412), errno.EPERM),
+    (53, (1, 1, 0), _ALLOW),  # socketpair AF_UNIX
+    (53, (30, 1, 0), errno.EPERM),  # AF_TIPC
+    (302, (0, 9), _ALLOW),  # prlimit64 of itself
+    (302, (1, 9), errno.EPERM),
+  ],
 )
 def test_checks_arguments(number, arguments, decision):
   assert _decide(seccomp.build('x86_64'), _X86, number, *arguments) == decision

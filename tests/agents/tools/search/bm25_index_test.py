@@ -10,7 +10,13 @@ import pytest
 from agentflow_jax.agents.tools.search import bm25_index, passages, search_tool
 
 _WORDS = [
-    'alpha', 'beta', 'gamma', 'd\u00e9lta', 'Epsilon', '\u03b6\u03b7\u03c4\u03b1', '7',
+  'alpha',
+  'beta',
+  'gamma',
+  'd\u00e9lta',
+  'Epsilon',
+  '\u03b6\u03b7\u03c4\u03b1',
+  '7',
 ]
 
 
@@ -20,10 +26,12 @@ def _write(path, count=200, seed=0):
   lines = []
   for i in range(count):
     text = ' '.join(rng.choices(_WORDS, k=rng.randint(1, 12)))
-    lines.append(json.dumps(
+    lines.append(
+      json.dumps(
         {'id': f'p{i}', 'title': rng.choice(_WORDS), 'text': text},
         ensure_ascii=bool(i % 2),
-    ))
+      )
+    )
     lines += [''] * (i % 7 == 0)
   path.write_bytes(('\r\n'.join(lines) + '\n').encode())
 
@@ -76,7 +84,7 @@ def test_it_is_made_once_and_anew_for_another_corpus(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'name', ['data.csc.index.npy', 'lines.npy', 'vocab.index.json', 'sizes.json']
+  'name', ['data.csc.index.npy', 'lines.npy', 'vocab.index.json', 'sizes.json']
 )
 def test_one_that_is_not_whole_is_made_again(tmp_path, name):
   path = tmp_path / 'corpus.jsonl'
@@ -120,8 +128,7 @@ def test_several_processes_make_one_index(tmp_path):
   spawn = multiprocessing.get_context('spawn')
   out = spawn.Queue()
   workers = [
-      spawn.Process(target=_make, args=(path, tmp_path / 'index', out))
-      for _ in range(3)
+    spawn.Process(target=_make, args=(path, tmp_path / 'index', out)) for _ in range(3)
   ]
   for worker in workers:
     worker.start()
@@ -135,12 +142,14 @@ def test_several_processes_make_one_index(tmp_path):
 def test_contents_begin_with_the_title(tmp_path):
   path = tmp_path / 'corpus.jsonl'
   path.write_text(
-      json.dumps({'id': '1', 'contents': '"Lyon"\nA city.\nOld.'}) + '\n'
-      + json.dumps({'id': '2', 'contents': 'Only a title'}) + '\n'
+    json.dumps({'id': '1', 'contents': '"Lyon"\nA city.\nOld.'})
+    + '\n'
+    + json.dumps({'id': '2', 'contents': 'Only a title'})
+    + '\n'
   )
   assert passages.load_corpus(path).passages == (
-      passages.Passage('1', 'Lyon', 'A city.\nOld.'),
-      passages.Passage('2', 'Only a title', ''),
+    passages.Passage('1', 'Lyon', 'A city.\nOld.'),
+    passages.Passage('2', 'Only a title', ''),
   )
 
 
@@ -165,6 +174,7 @@ def test_a_tool_s_version_names_its_corpus(tmp_path):
   assert search_tool.make(path).version == first.version
   _write(path, seed=1)
   assert search_tool.make(path).version != first.version
-  assert search_tool.make(
-      path, index_directory=str(tmp_path / 'index')
-  ).version != kept.version
+  assert (
+    search_tool.make(path, index_directory=str(tmp_path / 'index')).version
+    != kept.version
+  )

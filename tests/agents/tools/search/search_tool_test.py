@@ -12,12 +12,14 @@ import pytest
 from agentflow_jax.agents.tools import base
 from agentflow_jax.agents.tools.search import bm25_index, passages, search_tool
 
-_TOWNS = passages.Corpus((
+_TOWNS = passages.Corpus(
+  (
     passages.Passage('1', 'Lyon', 'Lyon is a city in France on the Rhone.'),
     passages.Passage('2', 'Geneva', 'Geneva is a city in Switzerland.'),
     passages.Passage('3', 'Rhone', 'The Rhone flows from Switzerland to France.'),
     passages.Passage('4', 'Oslo', 'Oslo lies in Norway.'),
-))
+  )
+)
 
 
 def _ask(tool: base.Tool, query: str) -> str:
@@ -45,8 +47,7 @@ def _oracle(corpus: passages.Corpus, query: str, k1: float, b: float):
 
 
 @pytest.mark.parametrize(
-    'query',
-    ['Rhone', 'city France', 'switzerland rhone flows', 'in', 'OSLO', 'a city'],
+  'query', ['Rhone', 'city France', 'switzerland rhone flows', 'in', 'OSLO', 'a city']
 )
 @pytest.mark.parametrize('k1, b', [(1.5, 0.75), (0.5, 0.0)])
 def test_ranking_follows_the_bm25_formula(query, k1, b):
@@ -56,11 +57,16 @@ def test_ranking_follows_the_bm25_formula(query, k1, b):
 
 def test_many_passages_match_the_oracle():
   words = ['red', 'green', 'blue', 'town', 'river', 'hill', 'sea']
-  corpus = passages.Corpus(tuple(
-      passages.Passage(str(i), words[i % 7], ' '.join(
-          words[(i * j * j + i // 7) % 7] for j in range(1, 3 + i % 11)))
+  corpus = passages.Corpus(
+    tuple(
+      passages.Passage(
+        str(i),
+        words[i % 7],
+        ' '.join(words[(i * j * j + i // 7) % 7] for j in range(1, 3 + i % 11)),
+      )
       for i in range(300)
-  ))
+    )
+  )
   index = bm25_index.Index(corpus)
   for query in ('red', 'green sea', 'hill hill town'):
     # float32 against float64: only an order of equal scores could differ, and
@@ -70,7 +76,7 @@ def test_many_passages_match_the_oracle():
 
 def test_ties_keep_the_order_of_the_corpus():
   same = passages.Corpus(
-      tuple(passages.Passage(str(i), 'x', 'alpha beta') for i in range(50))
+    tuple(passages.Passage(str(i), 'x', 'alpha beta') for i in range(50))
   )
   index = bm25_index.Index(same)
   for k in (1, 3, 50):
@@ -81,8 +87,8 @@ def test_ties_keep_the_order_of_the_corpus():
 def test_result_is_the_text_one_passage_a_line():
   tool = search_tool.make(_TOWNS, top_k=2)
   assert _ask(tool, 'rhone lyon') == (
-      'Lyon is a city in France on the Rhone.\n'
-      'The Rhone flows from Switzerland to France.'
+    'Lyon is a city in France on the Rhone.\n'
+    'The Rhone flows from Switzerland to France.'
   )
   assert _ask(search_tool.make(_TOWNS), 'norway') == 'Oslo lies in Norway.'
   assert _ask(search_tool.make(_TOWNS, top_k=9), 'norway') == 'Oslo lies in Norway.'
@@ -100,7 +106,7 @@ def test_no_match_is_a_result_and_no_word_is_an_error():
 def test_result_is_cut_and_kept_on_one_line():
   corpus = passages.Corpus((passages.Passage('1', 't', 'alpha\n' + 'b ' * 100),))
   assert _ask(search_tool.make(corpus, max_chars=20), 'alpha') == (
-      'alpha b b b b b  ...'
+    'alpha b b b b b  ...'
   )
 
 
@@ -155,15 +161,15 @@ def test_reads_jsonl(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'content, message',
-    [
-        (b'{"title": "a", "text": "b"}\n{"title": ', ':2: not JSON'),
-        (b'["a"]\n', ':1: a passage must be an object'),
-        (b'{"title": "a"}\n', '"text" must be there'),
-        (b'{"title": 3, "text": "b"}\n', '"title" must be there'),
-        (b'{"title": "\xff", "text": "b"}\n', ':1: not UTF-8'),
-        (b'\n', 'holds no passage'),
-    ],
+  'content, message',
+  [
+    (b'{"title": "a", "text": "b"}\n{"title": ', ':2: not JSON'),
+    (b'["a"]\n', ':1: a passage must be an object'),
+    (b'{"title": "a"}\n', '"text" must be there'),
+    (b'{"title": 3, "text": "b"}\n', '"title" must be there'),
+    (b'{"title": "\xff", "text": "b"}\n', ':1: not UTF-8'),
+    (b'\n', 'holds no passage'),
+  ],
 )
 def test_malformed_jsonl_names_file_and_line(tmp_path, content, message):
   path = tmp_path / 'corpus.jsonl'

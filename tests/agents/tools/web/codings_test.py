@@ -40,55 +40,61 @@ def unpacked(header, data, most=1 << 20, step=0):
 
 @pytest.mark.parametrize('step', [0, 1, 7])
 @pytest.mark.parametrize(
-    ('header', 'data', 'content'),
-    [
-        ('', _TEXT, _TEXT), ('identity', _TEXT, _TEXT),
-        ('gzip', _gzip(_TEXT), _TEXT),
-        (' X-GZIP ', _gzip(_TEXT), _TEXT),
-        ('deflate', zlib.compress(_TEXT), _TEXT),
-        ('deflate', zlib.compress(_TEXT, 1), _TEXT),
-        ('deflate', _raw(_TEXT), _TEXT), ('deflate', _raw(_MORE), _MORE),
-        ('deflate', _raw(b''), b''), ('deflate', _gzip(_TEXT), _TEXT),
-        ('gzip', _gzip(_TEXT) + _gzip(_MORE), _TEXT + _MORE),
-        ('gzip', _gzip(b'a') * 3000, b'a' * 3000),
-        ('gzip', _gzip(_TEXT) + _gzip(b''), _TEXT),
-        # What follows the end is no part of it.
-        ('gzip', _gzip(_TEXT) + b'\0' * 99, _TEXT),
-        ('gzip', _gzip(_TEXT) + b'\x1f', _TEXT),
-        ('gzip', _gzip(_TEXT) + b'\x1f\x8bgarbage', _TEXT),
-        ('deflate', zlib.compress(_TEXT) + _gzip(_MORE), _TEXT),
-        ('deflate', _raw(_TEXT) + b'garbage', _TEXT),
-        # In the order in which they were applied.
-        ('gzip, deflate', zlib.compress(_gzip(_TEXT)), _TEXT),
-        ('deflate,gzip', _gzip(_raw(_TEXT)), _TEXT),
-        ('identity, gzip, , gzip', _gzip(_gzip(_TEXT)), _TEXT),
-        ('gzip, gzip', _gzip(_gzip(_TEXT) + b'\0' * 9), _TEXT),
-        ('gzip', b'', b''), ('gzip, deflate', b'', b''),
-    ],
-    ids=_name,
+  ('header', 'data', 'content'),
+  [
+    ('', _TEXT, _TEXT),
+    ('identity', _TEXT, _TEXT),
+    ('gzip', _gzip(_TEXT), _TEXT),
+    (' X-GZIP ', _gzip(_TEXT), _TEXT),
+    ('deflate', zlib.compress(_TEXT), _TEXT),
+    ('deflate', zlib.compress(_TEXT, 1), _TEXT),
+    ('deflate', _raw(_TEXT), _TEXT),
+    ('deflate', _raw(_MORE), _MORE),
+    ('deflate', _raw(b''), b''),
+    ('deflate', _gzip(_TEXT), _TEXT),
+    ('gzip', _gzip(_TEXT) + _gzip(_MORE), _TEXT + _MORE),
+    ('gzip', _gzip(b'a') * 3000, b'a' * 3000),
+    ('gzip', _gzip(_TEXT) + _gzip(b''), _TEXT),
+    # What follows the end is no part of it.
+    ('gzip', _gzip(_TEXT) + b'\0' * 99, _TEXT),
+    ('gzip', _gzip(_TEXT) + b'\x1f', _TEXT),
+    ('gzip', _gzip(_TEXT) + b'\x1f\x8bgarbage', _TEXT),
+    ('deflate', zlib.compress(_TEXT) + _gzip(_MORE), _TEXT),
+    ('deflate', _raw(_TEXT) + b'garbage', _TEXT),
+    # In the order in which they were applied.
+    ('gzip, deflate', zlib.compress(_gzip(_TEXT)), _TEXT),
+    ('deflate,gzip', _gzip(_raw(_TEXT)), _TEXT),
+    ('identity, gzip, , gzip', _gzip(_gzip(_TEXT)), _TEXT),
+    ('gzip, gzip', _gzip(_gzip(_TEXT) + b'\0' * 9), _TEXT),
+    ('gzip', b'', b''),
+    ('gzip, deflate', b'', b''),
+  ],
+  ids=_name,
 )
 def test_what_is_packed_is_unpacked(header, data, content, step):
   assert unpacked(header, data, step=step) == content
 
 
 @pytest.mark.parametrize(
-    ('header', 'data', 'match'),
-    [
-        ('br', b'x', "content encoding 'br'"),
-        ('gzip, br', b'x', 'content encoding'),
-        ('gzip,' * 5, b'x', 'content encoding'),
-        ('gzip', b'x', 'cut off'), ('gzip', b'xy', 'does not unpack'),
-        ('deflate', b'<html>', 'does not unpack'), ('deflate', b'x', 'cut off'),
-        ('gzip', _gzip(_TEXT)[:-1], 'cut off'),
-        ('deflate', zlib.compress(_TEXT)[:-1], 'cut off'),
-        ('deflate', _raw(_TEXT)[:-1], 'cut off'),
-        ('gzip', _gzip(_TEXT) + _gzip(_MORE)[:-1], 'cut off'),
-        ('gzip', _gzip(_TEXT) + b'\x1f\x8b\x08' + b'\xff' * 9, 'unpack'),
-        ('gzip, gzip', _gzip(_gzip(_TEXT)[:-1]), 'cut off'),
-        # A gzip file of what is no deflate.
-        ('deflate, gzip', _gzip(_gzip(_TEXT)[:5] + b'text'), 'does not unpack'),
-    ],
-    ids=_name,
+  ('header', 'data', 'match'),
+  [
+    ('br', b'x', "content encoding 'br'"),
+    ('gzip, br', b'x', 'content encoding'),
+    ('gzip,' * 5, b'x', 'content encoding'),
+    ('gzip', b'x', 'cut off'),
+    ('gzip', b'xy', 'does not unpack'),
+    ('deflate', b'<html>', 'does not unpack'),
+    ('deflate', b'x', 'cut off'),
+    ('gzip', _gzip(_TEXT)[:-1], 'cut off'),
+    ('deflate', zlib.compress(_TEXT)[:-1], 'cut off'),
+    ('deflate', _raw(_TEXT)[:-1], 'cut off'),
+    ('gzip', _gzip(_TEXT) + _gzip(_MORE)[:-1], 'cut off'),
+    ('gzip', _gzip(_TEXT) + b'\x1f\x8b\x08' + b'\xff' * 9, 'unpack'),
+    ('gzip, gzip', _gzip(_gzip(_TEXT)[:-1]), 'cut off'),
+    # A gzip file of what is no deflate.
+    ('deflate, gzip', _gzip(_gzip(_TEXT)[:5] + b'text'), 'does not unpack'),
+  ],
+  ids=_name,
 )
 def test_what_cannot_be_unpacked(header, data, match):
   with pytest.raises(codings.Unreadable, match=match):
@@ -100,15 +106,18 @@ _BOMB_IN_ONE = _gzip(_gzip(b'\0' * (1 << 26)))
 
 
 @pytest.mark.parametrize(
-    ('header', 'data'),
-    [
-        ('gzip', _BOMB), ('gzip', _gzip(b'a') + _BOMB),
-        ('gzip, gzip', _BOMB_IN_ONE), ('deflate', _raw(b'x' * (1 << 26))),
-        # The outer coding's output is limited, though the content is small.
-        ('gzip, gzip', _gzip(_gzip(b'') * (1 << 17))),
-        ('', b'x' * 300_000), ('gzip', _gzip(b'') * (1 << 14)),
-    ],
-    ids=_name,
+  ('header', 'data'),
+  [
+    ('gzip', _BOMB),
+    ('gzip', _gzip(b'a') + _BOMB),
+    ('gzip, gzip', _BOMB_IN_ONE),
+    ('deflate', _raw(b'x' * (1 << 26))),
+    # The outer coding's output is limited, though the content is small.
+    ('gzip, gzip', _gzip(_gzip(b'') * (1 << 17))),
+    ('', b'x' * 300_000),
+    ('gzip', _gzip(b'') * (1 << 14)),
+  ],
+  ids=_name,
 )
 def test_bombs_are_bounded(header, data):
   tracemalloc.start()

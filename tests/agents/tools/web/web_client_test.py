@@ -12,19 +12,64 @@ from tests.agents.tools.web import web_server
 
 Said = web_server.Said
 
-_PUBLIC = ('8.8.8.8', '1.1.1.1', '2606:4700:4700::1111', '2a00:1450::1',
-           '::ffff:8.8.8.8', '64:ff9b::808:808', '2002:808:808::1')
+_PUBLIC = (
+  '8.8.8.8',
+  '1.1.1.1',
+  '2606:4700:4700::1111',
+  '2a00:1450::1',
+  '::ffff:8.8.8.8',
+  '64:ff9b::808:808',
+  '2002:808:808::1',
+)
 _CLOSED = (
-    '0.0.0.0', '10.1.2.3', '100.64.0.1', '100.100.100.200', '127.0.0.1',
-    '127.255.255.254', '169.254.169.254', '169.254.170.2', '172.16.0.1',
-    '172.31.255.255', '192.0.0.192', '192.0.2.1', '192.168.1.1', '198.18.0.1',
-    '198.51.100.1', '203.0.113.1', '224.0.0.1', '240.0.0.1', '255.255.255.255',
-    '168.63.129.16', '192.88.99.1', '::', '::1', '::ffff:127.0.0.1',
-    '::ffff:169.254.169.254', '::127.0.0.1', '::8.8.8.8%lo', '64:ff9b::7f00:1',
-    '64:ff9b::a9fe:a9fe', '64:ff9b:1::1', '2002:7f00:1::', '2002:a00:1::1',
-    '2001:0:7f00:1::', '2001:db8::1', 'fc00::1', 'fd00:ec2::254', 'fe80::1',
-    'fe80::1%eth0', 'fec0::1', 'ff02::1', '::ffff:0:127.0.0.1', '100::1',
-    '3fff::1', '3fff:fff:ffff::1', 'localhost', '', '127.1', '0x7f000001',
+  '0.0.0.0',
+  '10.1.2.3',
+  '100.64.0.1',
+  '100.100.100.200',
+  '127.0.0.1',
+  '127.255.255.254',
+  '169.254.169.254',
+  '169.254.170.2',
+  '172.16.0.1',
+  '172.31.255.255',
+  '192.0.0.192',
+  '192.0.2.1',
+  '192.168.1.1',
+  '198.18.0.1',
+  '198.51.100.1',
+  '203.0.113.1',
+  '224.0.0.1',
+  '240.0.0.1',
+  '255.255.255.255',
+  '168.63.129.16',
+  '192.88.99.1',
+  '::',
+  '::1',
+  '::ffff:127.0.0.1',
+  '::ffff:169.254.169.254',
+  '::127.0.0.1',
+  '::8.8.8.8%lo',
+  '64:ff9b::7f00:1',
+  '64:ff9b::a9fe:a9fe',
+  '64:ff9b:1::1',
+  '2002:7f00:1::',
+  '2002:a00:1::1',
+  '2001:0:7f00:1::',
+  '2001:db8::1',
+  'fc00::1',
+  'fd00:ec2::254',
+  'fe80::1',
+  'fe80::1%eth0',
+  'fec0::1',
+  'ff02::1',
+  '::ffff:0:127.0.0.1',
+  '100::1',
+  '3fff::1',
+  '3fff:fff:ffff::1',
+  'localhost',
+  '',
+  '127.1',
+  '0x7f000001',
 )
 
 
@@ -39,17 +84,18 @@ def test_addresses_that_are_not_public(address):
 
 
 @pytest.mark.parametrize(
-    ('host', 'is_blocked'),
-    [
-        ('huggingface.co', True), ('datasets.huggingface.co', True),
-        ('HuggingFace.co.', True), ('nothuggingface.co', False),
-        ('huggingface.co.evil.org', False), ('wikipedia.org', False),
-    ],
+  ('host', 'is_blocked'),
+  [
+    ('huggingface.co', True),
+    ('datasets.huggingface.co', True),
+    ('HuggingFace.co.', True),
+    ('nothuggingface.co', False),
+    ('huggingface.co.evil.org', False),
+    ('wikipedia.org', False),
+  ],
 )
 def test_hosts_that_publish_benchmarks(host, is_blocked):
-  assert is_blocked == addresses.is_blocked(
-      host, addresses.BENCHMARK_HOSTS
-  )
+  assert is_blocked == addresses.is_blocked(host, addresses.BENCHMARK_HOSTS)
 
 
 def fetch(url, resolve=None, config=None, method='get', **options):
@@ -58,8 +104,9 @@ def fetch(url, resolve=None, config=None, method='get', **options):
   async def run():
     more = {'resolve': resolve} if resolve else {}
     client = web_client.WebClient(
-        config or web_client.WebConfig(timeout_seconds=5, max_attempts=2),
-        backoff_seconds=0.01, **more,
+      config or web_client.WebConfig(timeout_seconds=5, max_attempts=2),
+      backoff_seconds=0.01,
+      **more,
     )
     with base.counting() as counts:
       try:
@@ -74,8 +121,8 @@ def fetch(url, resolve=None, config=None, method='get', **options):
 
 def open_to(server, *hosts, **options):
   return web_client.WebConfig(
-      allow=(server.host, *(f'{h}:{server.port}' for h in hosts)),
-      **{'timeout_seconds': 5.0, 'max_attempts': 2} | options,
+    allow=(server.host, *(f'{h}:{server.port}' for h in hosts)),
+    **{'timeout_seconds': 5.0, 'max_attempts': 2} | options,
   )
 
 
@@ -94,30 +141,58 @@ def to_loopback(names):
 # What is reached must be nothing, whatever the URL is written like. {port} is of
 # a server on the loopback that counts who comes.
 _HOSTILE = (
-    'http://127.0.0.1:{port}/', 'http://localhost:{port}/',
-    'http://127.1:{port}/', 'http://2130706433:{port}/',
-    'http://0x7f.0.0.1:{port}/', 'http://0177.0.0.1:{port}/',
-    'http://0:{port}/', 'http://0.0.0.0:{port}/', 'http://[::1]:{port}/',
-    'http://[::ffff:127.0.0.1]:{port}/', 'http://[::ffff:7f00:1]:{port}/',
-    'http://[::]:{port}/', 'http://[fe80::1%25lo]:{port}/',
-    'http://localhost.:{port}/', 'http://LOCALHOST:{port}/',
-    'http://127.0.0.1/', 'http://localhost/', 'https://127.0.0.1/',
-    'http://169.254.169.254/latest/meta-data/',
-    'http://[fd00:ec2::254]/latest/meta-data/', 'http://10.0.0.1/',
-    'http://192.168.0.1/', 'http://100.100.100.200/',
-    'http://user:password@127.0.0.1:{port}/',
-    'http://example.com@127.0.0.1:{port}/',
-    'http://127.0.0.1:{port}#@example.com/',
-    'http://127.0.0.1:{port}\\@example.com/',
-    'http://\uff11\uff12\uff17.0.0.1:{port}/', 'http://①②⑦.0.0.1:{port}/',
-    'file:///etc/passwd', 'ftp://127.0.0.1:{port}/', 'gopher://127.0.0.1:{port}/',
-    'data:text/html,hello', 'javascript:alert(1)', '//127.0.0.1:{port}/',
-    '127.0.0.1:{port}', 'http:///', 'http://', '', 'http://[::1', 'http://a b/',
-    'http://127.0.0.1:99999/', 'http://127.0.0.1:{port}/\r\nX-Header: 1',
-    'http://huggingface.co/datasets/x', 'https://a.b.huggingface.co/',
-    'https://HUGGINGFACE.CO./', 'http://\uff48uggingface.co/',
-    'http://huggingface\u3002co/', 'http://hugging\u00adface.co/',
-    'http://%68uggingface.co/', 'http://example.com:22/', 'http://' + 'a' * 5000,
+  'http://127.0.0.1:{port}/',
+  'http://localhost:{port}/',
+  'http://127.1:{port}/',
+  'http://2130706433:{port}/',
+  'http://0x7f.0.0.1:{port}/',
+  'http://0177.0.0.1:{port}/',
+  'http://0:{port}/',
+  'http://0.0.0.0:{port}/',
+  'http://[::1]:{port}/',
+  'http://[::ffff:127.0.0.1]:{port}/',
+  'http://[::ffff:7f00:1]:{port}/',
+  'http://[::]:{port}/',
+  'http://[fe80::1%25lo]:{port}/',
+  'http://localhost.:{port}/',
+  'http://LOCALHOST:{port}/',
+  'http://127.0.0.1/',
+  'http://localhost/',
+  'https://127.0.0.1/',
+  'http://169.254.169.254/latest/meta-data/',
+  'http://[fd00:ec2::254]/latest/meta-data/',
+  'http://10.0.0.1/',
+  'http://192.168.0.1/',
+  'http://100.100.100.200/',
+  'http://user:password@127.0.0.1:{port}/',
+  'http://example.com@127.0.0.1:{port}/',
+  'http://127.0.0.1:{port}#@example.com/',
+  'http://127.0.0.1:{port}\\@example.com/',
+  'http://\uff11\uff12\uff17.0.0.1:{port}/',
+  'http://①②⑦.0.0.1:{port}/',
+  'file:///etc/passwd',
+  'ftp://127.0.0.1:{port}/',
+  'gopher://127.0.0.1:{port}/',
+  'data:text/html,hello',
+  'javascript:alert(1)',
+  '//127.0.0.1:{port}/',
+  '127.0.0.1:{port}',
+  'http:///',
+  'http://',
+  '',
+  'http://[::1',
+  'http://a b/',
+  'http://127.0.0.1:99999/',
+  'http://127.0.0.1:{port}/\r\nX-Header: 1',
+  'http://huggingface.co/datasets/x',
+  'https://a.b.huggingface.co/',
+  'https://HUGGINGFACE.CO./',
+  'http://\uff48uggingface.co/',
+  'http://huggingface\u3002co/',
+  'http://hugging\u00adface.co/',
+  'http://%68uggingface.co/',
+  'http://example.com:22/',
+  'http://' + 'a' * 5000,
 )
 
 
@@ -141,26 +216,34 @@ def test_hostile_urls_reach_nothing(url, monkeypatch):
 
 @pytest.mark.parametrize('status', [301, 302, 303, 307, 308])
 @pytest.mark.parametrize(
-    'target',
-    [
-        'http://127.0.0.1:{inner}/', '//127.0.0.1:{inner}/',
-        'http://inner.example:{inner}/', 'file:///etc/passwd',
-        'http://169.254.169.254/', 'http://huggingface.co/', 'http://[::1]/',
-    ],
+  'target',
+  [
+    'http://127.0.0.1:{inner}/',
+    '//127.0.0.1:{inner}/',
+    'http://inner.example:{inner}/',
+    'file:///etc/passwd',
+    'http://169.254.169.254/',
+    'http://huggingface.co/',
+    'http://[::1]/',
+  ],
 )
 def test_redirects_to_what_is_closed_end_there(status, target):
   with web_server.Server({'/': Said(b'private')}) as inner:
     to = target.format(inner=inner.port)
     with web_server.Server({'/': web_server.redirect(to, status)}) as outer:
+
       async def resolve(host, port):
         del port
-        return {'outer.example': ['127.0.0.1'], '127.0.0.1': ['127.0.0.1'],
-                'inner.example': ['127.0.0.1'], '::1': ['::1'],
-                '169.254.169.254': ['169.254.169.254']}[host]
+        return {
+          'outer.example': ['127.0.0.1'],
+          '127.0.0.1': ['127.0.0.1'],
+          'inner.example': ['127.0.0.1'],
+          '::1': ['::1'],
+          '169.254.169.254': ['169.254.169.254'],
+        }[host]
 
       error, counts = fetch(
-          f'http://outer.example:{outer.port}/',
-          resolve, open_to(outer, 'outer.example'),
+        f'http://outer.example:{outer.port}/', resolve, open_to(outer, 'outer.example')
       )
     assert len(outer.asked) == 1
     assert isinstance(error, web_client.Blocked)
@@ -185,8 +268,7 @@ def test_a_name_is_resolved_once_and_that_address_is_asked():
 
   with web_server.Server({'/': Said(b'hello')}) as server:
     response, _ = fetch(
-        f'http://name.example:{server.port}/', resolve,
-        open_to(server, 'name.example'),
+      f'http://name.example:{server.port}/', resolve, open_to(server, 'name.example')
     )
   assert response.content == b'hello'
   assert len(answers) == 1
@@ -202,15 +284,46 @@ def test_the_system_resolver_is_the_default():
 
 
 _NOWHERE = (
-    'mailto:a@b.org', 'mailto:', 'javascript:alert(1)', 'javascript:',
-    'data:text/html,x', 'data:', 'file:///etc/passwd', 'ftp://a.org/x',
-    'about:blank', 'tel:+1', 'blob:x', 'ws://a.org/', 'gopher://a.org', 'x:',
-    'urn:isbn:1', 'http:', 'http://', 'https://', 'http:///x', 'http://[',
-    'http://[::1', 'http://a.org:port/', 'http://a.org:99999/',
-    'http://user:secret@a.org/', 'http://a.org:22/', '//', '//[', 'http://\x7f/',
-    'http://a b.org/', 'http://xn--a/', 'http://\xff\xfe/', 'ht!tp://a.org',
-    'http://.', 'http://..org/', f'http://{"a" * 70}.org/', '/' + 'x' * 5000,
-    'http://%00/', 'https://%/', 'http:/\\a.org', '\\\\a.org\\x',
+  'mailto:a@b.org',
+  'mailto:',
+  'javascript:alert(1)',
+  'javascript:',
+  'data:text/html,x',
+  'data:',
+  'file:///etc/passwd',
+  'ftp://a.org/x',
+  'about:blank',
+  'tel:+1',
+  'blob:x',
+  'ws://a.org/',
+  'gopher://a.org',
+  'x:',
+  'urn:isbn:1',
+  'http:',
+  'http://',
+  'https://',
+  'http:///x',
+  'http://[',
+  'http://[::1',
+  'http://a.org:port/',
+  'http://a.org:99999/',
+  'http://user:secret@a.org/',
+  'http://a.org:22/',
+  '//',
+  '//[',
+  'http://\x7f/',
+  'http://a b.org/',
+  'http://xn--a/',
+  'http://\xff\xfe/',
+  'ht!tp://a.org',
+  'http://.',
+  'http://..org/',
+  f'http://{"a" * 70}.org/',
+  '/' + 'x' * 5000,
+  'http://%00/',
+  'https://%/',
+  'http:/\\a.org',
+  '\\\\a.org\\x',
 )
 
 
@@ -235,10 +348,14 @@ def test_there_are_thirty_redirects_and_more():
 
 
 def test_redirects_are_followed_and_bounded():
-  with web_server.Server({
-      '/': web_server.redirect('/a'), '/a': web_server.redirect('b?x=1'),
-      '/b': Said(b'there'), '/loop': web_server.redirect('/loop'),
-  }) as server:
+  with web_server.Server(
+    {
+      '/': web_server.redirect('/a'),
+      '/a': web_server.redirect('b?x=1'),
+      '/b': Said(b'there'),
+      '/loop': web_server.redirect('/loop'),
+    }
+  ) as server:
     response, _ = fetch(f'{server.url}/', config=open_to(server))
     assert response.content == b'there'
     assert response.url == f'{server.url}/b?x=1'
@@ -252,10 +369,12 @@ def test_redirects_are_followed_and_bounded():
 
 def test_a_key_is_not_sent_to_where_a_redirect_leads():
   with web_server.Server({'/': Said(b'other')}) as other:
-    with web_server.Server({
+    with web_server.Server(
+      {
         '/': web_server.redirect('/again'),
         '/again': web_server.redirect(f'{other.url}/'),
-    }) as server:
+      }
+    ) as server:
       config = web_client.WebConfig(allow=(server.host, other.host))
       fetch(f'{server.url}/', config=config, headers={'X-Key': 'secret'})
   assert [a.headers.get('x-key') for a in server.asked] == ['secret', 'secret']
@@ -273,18 +392,21 @@ def test_a_busy_host_is_asked_again(status):
 
 
 @pytest.mark.parametrize(
-    ('said', 'match', 'requests'),
-    [
-        (Said(b'', 503), 'status 503', 2),
-        (Said(b'', 404), 'status 404', 1),
-        (Said(b'x' * 2000), 'more than 1,000 bytes', 1),
-        (Said([b'x' * 600, b'x' * 600]), 'more than 1,000 bytes', 1),
-        (Said(gzip.compress(b'x' * 10**7), 200, {'Content-Encoding': 'gzip'}),
-         'more than 1,000 bytes', 1),
-        (Said(b'x', 200, {'Content-Encoding': 'br'}), 'content encoding', 1),
-        (Said(b'x', 200, {'Content-Encoding': 'gzip'}), 'not unpack', 1),
-        (Said(hangs=True), 'no answer', 2),
-    ],
+  ('said', 'match', 'requests'),
+  [
+    (Said(b'', 503), 'status 503', 2),
+    (Said(b'', 404), 'status 404', 1),
+    (Said(b'x' * 2000), 'more than 1,000 bytes', 1),
+    (Said([b'x' * 600, b'x' * 600]), 'more than 1,000 bytes', 1),
+    (
+      Said(gzip.compress(b'x' * 10**7), 200, {'Content-Encoding': 'gzip'}),
+      'more than 1,000 bytes',
+      1,
+    ),
+    (Said(b'x', 200, {'Content-Encoding': 'br'}), 'content encoding', 1),
+    (Said(b'x', 200, {'Content-Encoding': 'gzip'}), 'not unpack', 1),
+    (Said(hangs=True), 'no answer', 2),
+  ],
 )
 def test_what_fails_says_why(said, match, requests):
   with web_server.Server({'/': said}) as server:
@@ -331,10 +453,13 @@ def test_what_follows_a_packed_body_is_not_read():
 
 def test_a_body_that_says_nothing_need_not_unpack():
   coding = {'Content-Encoding': 'gzip'}
-  with web_server.Server({
-      '/': Said(b'', 302, coding | {'Location': '/a'}), '/a': Said(b'there'),
+  with web_server.Server(
+    {
+      '/': Said(b'', 302, coding | {'Location': '/a'}),
+      '/a': Said(b'there'),
       '/empty': Said(b'', 200, coding),
-  }) as server:
+    }
+  ) as server:
     assert fetch(f'{server.url}/', config=open_to(server))[0].content == b'there'
     found, _ = fetch(f'{server.url}/empty', config=open_to(server))
     assert found.content == b''
@@ -345,13 +470,14 @@ def test_a_body_that_says_nothing_need_not_unpack():
 
 
 def test_no_cookie_comes_back():
-  with web_server.Server({
-      '/': Said(b'x', 200, {'Set-Cookie': 'id=1; Path=/'}),
-  }) as server:
+  with web_server.Server(
+    {'/': Said(b'x', 200, {'Set-Cookie': 'id=1; Path=/'})}
+  ) as server:
 
     async def run():
-      client = web_client.WebClient(open_to(server, 'a.example', 'b.example'),
-                                    resolve=resolve)
+      client = web_client.WebClient(
+        open_to(server, 'a.example', 'b.example'), resolve=resolve
+      )
       try:
         for host in ('a.example', 'a.example', 'b.example'):
           await client.get(f'http://{host}:{server.port}/')
@@ -377,8 +503,9 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch):
     monkeypatch.setattr(httpx.AsyncClient, 'send', silent)
     resolve, _ = to_loopback({'two.example': ['127.0.0.9', '127.0.0.1']})
     response, counts = fetch(
-        f'http://two.example:{server.port}/', resolve,
-        open_to(server, 'two.example', timeout_seconds=3.0),
+      f'http://two.example:{server.port}/',
+      resolve,
+      open_to(server, 'two.example', timeout_seconds=3.0),
     )
   assert response.content == b'hello' and counts == {'web_fetched': 1}
 
@@ -432,15 +559,15 @@ def test_requests_to_one_host_are_bounded():
 
 
 def test_post_sends_json_and_follows_nothing():
-  with web_server.Server({
-      '/': lambda asked: Said(asked.body), '/away': web_server.redirect('/')
-  }) as server:
+  with web_server.Server(
+    {'/': lambda asked: Said(asked.body), '/away': web_server.redirect('/')}
+  ) as server:
     response, _ = fetch(
-        f'{server.url}/', config=open_to(server), method='post', body={'a': [1]}
+      f'{server.url}/', config=open_to(server), method='post', body={'a': [1]}
     )
     assert response.json() == {'a': [1]}
     response, _ = fetch(
-        f'{server.url}/away', config=open_to(server), method='post', body={}
+      f'{server.url}/away', config=open_to(server), method='post', body={}
     )
     assert response.status == 302
     with pytest.raises(web_client.FetchFailed, match='no JSON'):
@@ -448,14 +575,14 @@ def test_post_sends_json_and_follows_nothing():
 
 
 @pytest.mark.parametrize(
-    ('change', 'match'),
-    [
-        ({'allow': ('localhost',)}, 'HOST:PORT'),
-        ({'blocked': ('https://x.org',)}, 'lower case'),
-        ({'max_bytes': 0}, 'positive'),
-        ({'requests_per_minute': -1}, 'negative'),
-        ({'contact': 'a\nb'}, 'contact'),
-    ],
+  ('change', 'match'),
+  [
+    ({'allow': ('localhost',)}, 'HOST:PORT'),
+    ({'blocked': ('https://x.org',)}, 'lower case'),
+    ({'max_bytes': 0}, 'positive'),
+    ({'requests_per_minute': -1}, 'negative'),
+    ({'contact': 'a\nb'}, 'contact'),
+  ],
 )
 def test_configs_that_are_refused(change, match):
   with pytest.raises(ValueError, match=match):

@@ -29,9 +29,9 @@ class Said:
 
 
 def page(text: str, **headers) -> Said:
-  return Said(text.encode(), headers={
-      'Content-Type': 'text/html; charset=utf-8', **headers
-  })
+  return Said(
+    text.encode(), headers={'Content-Type': 'text/html; charset=utf-8', **headers}
+  )
 
 
 def redirect(target: str, status: int = 302) -> Said:
@@ -68,11 +68,11 @@ class Server:
     split = urllib.parse.urlsplit(handler.path)
     length = int(handler.headers.get('Content-Length', 0))
     asked = Asked(
-        handler.command,
-        split.path,
-        dict(urllib.parse.parse_qsl(split.query)),
-        {k.lower(): v for k, v in handler.headers.items()},
-        handler.rfile.read(length),
+      handler.command,
+      split.path,
+      dict(urllib.parse.parse_qsl(split.query)),
+      {k.lower(): v for k, v in handler.headers.items()},
+      handler.rfile.read(length),
     )
     self.asked.append(asked)
     said = self.pages.get(split.path, Said(b'nothing here', 404))
@@ -95,7 +95,7 @@ class Server:
 
   def __enter__(self):
     self._thread = threading.Thread(
-        target=self._server.serve_forever, kwargs={'poll_interval': 0.02}
+      target=self._server.serve_forever, kwargs={'poll_interval': 0.02}
     )
     self._thread.start()
     return self
