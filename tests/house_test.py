@@ -439,6 +439,7 @@ def test_nothing_else_lies_at_the_top():
   always = {
     '.ci',
     '.dockerignore',
+    '.git-blame-ignore-revs',
     '.gitignore',
     'BUILD',
     'LICENSE',

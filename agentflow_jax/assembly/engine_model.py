@@ -45,8 +45,7 @@ class EngineModel:
   @functools.cached_property
   def calls_as_trained(self) -> bool:
     """Whether calls are in the chat template's own syntax, and not in a plain form."""
-    shown = call_text.read(self.tokenizer.shown_call)
-    return bool(shown.calls and not shown.problems and shown.calls[0].arguments)
+    return calls_as_trained(self.tokenizer)
 
   def render(
     self, prompt: Sequence[records.Segment], tools: Sequence[Mapping[str, Any]] = ()
@@ -59,9 +58,7 @@ class EngineModel:
     Raises:
       ValueError: the chat template refuses the messages.
     """
-    if not tools and not any(s.calls or s.role == 'tool' for s in prompt):
-      return self.tokenizer.render(prompt)
-    if self.calls_as_trained:
+    if self.calls_as_trained or _is_plain(prompt, tools):
       return self.tokenizer.render(prompt, tools)
     return self.tokenizer.render(call_text.plain(prompt, tools))
 
@@ -148,6 +145,47 @@ class EngineModel:
     self, prompt: tuple[records.Segment, ...], tools: Sequence[Mapping[str, Any]] = ()
   ) -> int:
     return len(self.render(prompt, tools))
+
+
+def calls_as_trained(tokenizer: tokenizers.Tokenizer) -> bool:
+  """Says whether `agents.call_text.read` reads the calls of a chat template."""
+  shown = call_text.read(tokenizer.shown_call)
+  return bool(shown.calls and not shown.problems and shown.calls[0].arguments)
+
+
+def render_answered(
+  tokenizer: tokenizers.Tokenizer,
+  prompt: Sequence[records.Segment],
+  response: records.Segment,
+  tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[list[int], list[int]]:
+  """Encodes a prompt as `EngineModel.render` does, and the response to it.
+
+  Args:
+    tokenizer: tokenizer of the model that is to write the response.
+    prompt: conversation before the response.
+    response: message of the assistant.
+    tools: tools as OpenAI's interface describes them.
+
+  Returns:
+    Ids of the prompt, and of the response up to and including its end.
+
+  Raises:
+    ValueError: the chat template refuses the messages, or cannot write the response.
+  """
+  if not calls_as_trained(tokenizer) and not _is_plain((*prompt, response), tools):
+    prompt, tools = call_text.plain(prompt, tools), ()
+    (response,) = call_text.plain((response,))
+  return (
+    tokenizer.render(prompt, tools),
+    tokenizer.render_response(prompt, response, tools),
+  )
+
+
+def _is_plain(
+  prompt: Sequence[records.Segment], tools: Sequence[Mapping[str, Any]]
+) -> bool:
+  return not tools and not any(s.calls or s.role == 'tool' for s in prompt)
 
 
 def _tell_time(timing: api.Timing) -> None:

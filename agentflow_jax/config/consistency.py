@@ -321,11 +321,11 @@ def _check_calls(config: schema.Config) -> None:
       'agent.endpoint.api=completions takes no tools, which'
       ' agent.plan_format=tool_calls needs; set agent.endpoint.api=chat'
     )
-  if config.algorithm == 'sft' and not config.sft.rollouts:
+  if config.algorithm == 'sft' and config.sft.is_scripted:
     raise schema.ConfigError(
       'algorithm=sft: the scripted teachers and "plans" of rows write plans, and with'
       ' agent.plan_format=tool_calls there are none; set sft.rollouts, the workdir of'
-      ' a run whose successful rollouts are learned from'
+      ' a run whose successful rollouts are learned from, or sft.chats'
     )
 
 

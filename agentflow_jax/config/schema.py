@@ -826,12 +826,14 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-  """Supervised training on scripted rollouts, demonstrations, or successes of a run.
+  """Supervised training on scripted rollouts, demonstrations, successes, or chats.
 
   Attributes:
     rollouts: work directory of a run whose successful rollouts are learned from, such
       as one of algorithm=none; '' for scripted rollouts and
       demonstrated plans.
+    chats: file of chats, JSONL or parquet, whose answers are learned: objects with
+      "messages" and, where there are any, "tools", in OpenAI's form; '' for none.
     traces: number of scripted rollouts that are collected, one a task.
     rows_per_step: number of turn rows in a batch.
     rollouts_per_step: number of whole rollouts in a batch, whose turns share the
@@ -846,8 +848,18 @@ class SftConfig:
   rollouts_per_step: int = 0
   prompt_weight: float = 0.0
   loss: SftLossConfig = SftLossConfig()
+  chats: str = ''
+
+  @property
+  def is_scripted(self) -> bool:
+    """Whether a script or demonstrated plans make the rollouts that are learned."""
+    return not (self.rollouts or self.chats)
 
   def __post_init__(self):
+    if self.rollouts and self.chats:
+      raise ConfigError(
+        'sft.rollouts and sft.chats are both set, and one run learns from one of them'
+      )
     for name, least in (('traces', 1), ('rows_per_step', 1), ('rollouts_per_step', 0)):
       if getattr(self, name) < least:
         raise ConfigError(f'sft.{name} must be at least {least}')

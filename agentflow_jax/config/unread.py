@@ -155,7 +155,7 @@ def check_values(config: schema.Config) -> None:
     raise schema.ConfigError(
       f'agent.executor_templates: no tool {sorted(templates)} is enabled'
     )
-  scripted = config.algorithm == 'sft' and not config.sft.rollouts
+  scripted = config.algorithm == 'sft' and config.sft.is_scripted
   if scripted and kind not in ('geohop', 'desk', 'jsonl'):
     raise schema.ConfigError(
       'algorithm=sft learns from a scripted teacher, or from rows with "plans":'
@@ -278,9 +278,10 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     yield 'flow_grpo', 'algorithm=flow_grpo'
     yield 'queue', 'algorithm=flow_grpo'
     yield 'reward', 'algorithm=flow_grpo'
-    if config.sft.rollouts:
+    if not config.sft.is_scripted:
+      field = 'rollouts' if config.sft.rollouts else 'chats'
       for name in ('teacher', 'sft.traces'):
-        yield name, "scripted rollouts, so sft.rollouts=''"
+        yield name, f"scripted rollouts, so sft.{field}=''"
     elif not config.task_set.has_solutions:
       yield 'teacher', 'task_set.kind=geohop or desk'
     elif config.task_set.kind == 'desk':

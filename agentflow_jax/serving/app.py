@@ -20,6 +20,7 @@ from starlette import requests as http
 from starlette import responses, routing
 
 from agentflow_jax import records
+from agentflow_jax.agents import chat_messages
 from agentflow_jax.assembly import engine_model
 from agentflow_jax.serving import incoming, requests, writing
 
@@ -145,7 +146,8 @@ async def _model(service, request):
   name = request.path_params['name']
   if name != service.name:
     raise requests.BadRequest(
-      f'the model {requests.shown(name)} does not exist; there is {service.name!r}',
+      f'the model {chat_messages.shown(name)} does not exist; there is'
+      f' {service.name!r}',
       'model',
       404,
       'model_not_found',

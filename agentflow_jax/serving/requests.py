@@ -4,23 +4,20 @@ A field that would change the answer and that this server does not do is an
 error that names it, never ignored.
 """
 
+import contextlib
 import dataclasses
-import json
 import math
-import reprlib
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from agentflow_jax import records
+from agentflow_jax.agents import chat_messages
 
 _MAX_CHOICES = 64
 _MAX_PROMPTS = 64
 _MAX_STOPS = 4
-_ROLES = ('system', 'user', 'assistant', 'tool')
 _MAX_TOOLS = 128
-_MAX_NAME = 128  # Characters of the name of a tool.
-_FUNCTION_FIELDS = frozenset({'name', 'description', 'parameters', 'strict'})
 # Fields that both ends know, of both kinds of request.
 _SHARED = frozenset(
   {
@@ -58,16 +55,6 @@ _IDLE: Mapping[str, tuple[Any, ...]] = {
   'modalities': (None, ['text']),
   'top_logprobs': (None, 0),
 }
-
-
-# Shortens the values of a client that error messages repeat.
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
-
-
-def shown(value: Any) -> str:
-  """Returns a value of a client as its error shows it: a short text in ASCII."""
-  return _REPR.repr(value).encode('ascii', 'backslashreplace').decode()
 
 
 class BadRequest(Exception):
@@ -144,7 +131,8 @@ def chat(body: Any, model: str, max_new_tokens: int) -> Ask:
   messages = body.get('messages')
   if not isinstance(messages, list) or not messages:
     raise BadRequest('messages must be a list of at least one', 'messages')
-  segments = _conversation(messages)
+  with _refusing():
+    segments = chat_messages.conversation(messages)
   limits = [body.get('max_completion_tokens'), body.get('max_tokens')]
   limits = [limit for limit in limits if limit is not None]
   if len(limits) > 1 and limits[0] != limits[1]:
@@ -161,7 +149,8 @@ def _tools(body) -> tuple[Mapping[str, Any], ...]:
   choice = body.get('tool_choice')
   if choice not in (None, 'none', 'auto'):
     raise BadRequest(
-      f'tool_choice={shown(choice)} is not supported, only auto and none', 'tool_choice'
+      f'tool_choice={chat_messages.shown(choice)} is not supported, only auto and none',
+      'tool_choice',
     )
   if not _typed(body, 'parallel_tool_calls', bool, True) and tools:
     raise BadRequest(
@@ -170,124 +159,9 @@ def _tools(body) -> tuple[Mapping[str, Any], ...]:
     )
   if len(tools) > _MAX_TOOLS:
     raise BadRequest(f'tools: {_MAX_TOOLS} at most', 'tools')
-  for i, tool in enumerate(tools):
-    _check_tool(tool, f'tools[{i}]')
+  with _refusing():
+    chat_messages.check_tools(tools)
   return () if choice == 'none' else tuple(tools)
-
-
-def _check_tool(tool, where: str) -> None:
-  function = tool.get('function') if isinstance(tool, dict) else None
-  if not isinstance(function, dict) or tool.get('type') != 'function':
-    raise BadRequest(f'{where} must be of type function', 'tools')
-  others = {k for k, v in function.items() if v} - _FUNCTION_FIELDS
-  if others or set(tool) - {'type', 'function'} or function.get('strict'):
-    raise BadRequest(
-      f'{where}: only name, description and parameters of a function are supported',
-      'tools',
-    )
-  _check_name(function.get('name'), f'{where}.function.name', 'tools')
-  _typed(function, 'description', str, '')
-  _typed(function, 'parameters', dict, {})
-  try:
-    text = json.dumps(tool, ensure_ascii=False)
-  except RecursionError as e:
-    raise BadRequest(f'{where} is nested too deep', 'tools') from e
-  _check_text(text, 'tools')
-
-
-def _check_name(name, where: str, field: str) -> None:
-  if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
-    raise BadRequest(f'{where} must be a name of 1 to {_MAX_NAME} characters', field)
-  _check_text(name, field)
-
-
-def _conversation(messages: list[Any]) -> tuple[records.Segment, ...]:
-  """Reads messages; results are put in the order of the calls before them."""
-  found: list[records.Segment] = []
-  wanted: list[str] = []
-  results: dict[str, records.Segment] = {}
-  for i, message in enumerate(messages):
-    segment, ids = _segment(message, i)
-    if segment.role == 'tool':
-      if ids[0] not in wanted or ids[0] in results:
-        raise BadRequest(
-          f'messages[{i}].tool_call_id: {shown(ids[0])} is no call of the assistant'
-          ' that has no result yet',
-          f'messages[{i}]',
-        )
-      results[ids[0]] = segment
-      if len(results) == len(wanted):
-        found += [results[name] for name in wanted]
-        wanted, results = [], {}
-      continue
-    if wanted:
-      break
-    found.append(segment)
-    wanted = ids
-  if wanted:
-    missing = [name for name in wanted if name not in results]
-    raise BadRequest(
-      f'messages: the results of the calls {shown(missing)} are missing behind them',
-      'messages',
-    )
-  return tuple(found)
-
-
-def _segment(message, index: int) -> tuple[records.Segment, list[str]]:
-  """Returns a message, and ids: of its calls, or of the call that it answers."""
-  where = f'messages[{index}]'
-  if not isinstance(message, dict) or message.get('role') not in _ROLES:
-    raise BadRequest(f'{where}.role must be one of {list(_ROLES)}', where)
-  role = message['role']
-  known = {'assistant': {'tool_calls'}, 'tool': {'tool_call_id', 'name'}}
-  others = {k for k, v in message.items() if v} - {'role', 'content'}
-  others -= known.get(role, set())
-  if others:
-    raise BadRequest(f'{where}: {shown(sorted(others))} are not supported', where)
-  content = message.get('content')
-  calls, ids = [], []
-  if role == 'tool':
-    ids = [message.get('tool_call_id')]
-    _check_name(ids[0], f'{where}.tool_call_id', where)
-  elif said := message.get('tool_calls'):
-    if not isinstance(said, list):
-      raise BadRequest(f'{where}.tool_calls must be a list', where)
-    calls, ids = zip(
-      *(_call(one, f'{where}.tool_calls[{i}]', where) for i, one in enumerate(said))
-    )
-    if len({*ids}) < len(ids):
-      raise BadRequest(f'{where}.tool_calls: two have the same id', where)
-    content = '' if content is None else content
-  if isinstance(content, list):  # Parts, of which text is understood.
-    parts: list[Any] = [
-      p.get('text') if isinstance(p, dict) and p.get('type') == 'text' else None
-      for p in content
-    ]
-    content = ''.join(parts) if all(isinstance(p, str) for p in parts) else None
-  if not isinstance(content, str):
-    raise BadRequest(f'{where}.content must be text', where)
-  _check_text(content, where)
-  return records.Segment(role, content, False, tuple(calls)), list(ids)
-
-
-def _call(said, where: str, field: str) -> tuple[records.ToolCall, str]:
-  """Returns a call that the client sends back, and its id."""
-  function = said.get('function') if isinstance(said, dict) else None
-  if not isinstance(function, dict) or said.get('type', 'function') != 'function':
-    raise BadRequest(f'{where} must be of type function', field)
-  _check_name(function.get('name'), f'{where}.function.name', field)
-  _check_name(said.get('id'), f'{where}.id', field)
-  try:
-    arguments = json.loads(function.get('arguments') or '{}')
-    text = json.dumps(arguments, ensure_ascii=False)
-  except (TypeError, ValueError, RecursionError):
-    arguments, text = None, ''
-  if not isinstance(arguments, dict):
-    raise BadRequest(
-      f'{where}.function.arguments must be a JSON object, as a text', field
-    )
-  _check_text(text, field)
-  return records.ToolCall(function['name'], arguments), said['id']
 
 
 def completion(body: Any, model: str, max_new_tokens: int, vocab_size: int) -> Ask:
@@ -324,7 +198,8 @@ def completion(body: Any, model: str, max_new_tokens: int, vocab_size: int) -> A
 
 def _prompt(prompt, vocab_size: int) -> tuple[int, ...] | str:
   if isinstance(prompt, str) and prompt:
-    _check_text(prompt, 'prompt')
+    with _refusing():
+      chat_messages.check_text(prompt, 'prompt')
     return prompt
   if isinstance(prompt, list) and prompt and all(_is_int(i) for i in prompt):
     if all(0 <= i < vocab_size for i in prompt):
@@ -333,11 +208,13 @@ def _prompt(prompt, vocab_size: int) -> tuple[int, ...] | str:
   raise BadRequest('prompt must be text, or token ids; not empty', 'prompt')
 
 
-def _check_text(text: str, name: str) -> None:
+@contextlib.contextmanager
+def _refusing():
+  """Answers what is no text, no message or no tool as a bad request."""
   try:
-    text.encode()
-  except UnicodeEncodeError as e:  # Half of a pair, such as of an emoji cut in two.
-    raise BadRequest(f'{name} is no text: {e}', name) from e
+    yield
+  except chat_messages.MessageError as e:
+    raise BadRequest(str(e), e.field) from e
 
 
 def _check_fields(body, model: str, known: frozenset[str]) -> None:
@@ -348,12 +225,15 @@ def _check_fields(body, model: str, known: frozenset[str]) -> None:
       continue
     if name in _IDLE:
       if value not in _IDLE[name]:
-        raise BadRequest(f'{name}={shown(value)} is not supported', name)
+        raise BadRequest(f'{name}={chat_messages.shown(value)} is not supported', name)
     else:
-      raise BadRequest(f'unknown or unsupported field {shown(name)}', name[:80])
+      raise BadRequest(
+        f'unknown or unsupported field {chat_messages.shown(name)}', name[:80]
+      )
   if body.get('model') != model:
     raise BadRequest(
-      f'the model {shown(body.get("model"))} does not exist; there is {model!r}',
+      f'the model {chat_messages.shown(body.get("model"))} does not exist; there is'
+      f' {model!r}',
       'model',
       404,
       'model_not_found',

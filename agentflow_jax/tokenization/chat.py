@@ -191,6 +191,47 @@ class ChatTemplate:
     """
     return self._pieces(*self._render(prompt, tools=tools))
 
+  def response_pieces(
+    self,
+    prompt: Sequence[records.Segment],
+    response: records.Segment,
+    tools: Sequence[Mapping[str, Any]] = (),
+  ) -> list[str | int]:
+    """Renders what the template writes behind a prompt for the assistant's answer.
+
+    Args:
+      prompt: prompt, see `pieces`.
+      response: message of the assistant that follows it, with calls only where there
+        is a `shown_call`.
+      tools: tools, see `pieces`.
+
+    Returns:
+      Pieces as of `pieces`: the answer, and what the template puts after it.
+
+    Raises:
+      TemplateError: the template refuses the messages, writes several calls in
+        messages of their own, or writes the prompt of the answered conversation
+        otherwise than that of the open one.
+    """
+    if len(response.calls) > 1 and not self._joins_calls:
+      raise TemplateError('the chat template writes one call in a message')
+    before = self.pieces(prompt, tools)
+    whole = self._pieces(*self._render((*prompt, response), asks=False, tools=tools))
+    # The answer's first text is often in one piece with the prompt's last.
+    last = ''
+    if before and isinstance(before[-1], str):
+      last, before = before[-1], before[:-1]
+    rest = whole[len(before) :]
+    first = rest[0] if rest else ''
+    if last and isinstance(first, str) and first.startswith(last):
+      rest, last = [first[len(last) :], *rest[1:]], ''
+    if last or whole[: len(before)] != before:
+      raise TemplateError(
+        'the chat template does not put an answer behind the prompt that it writes for'
+        ' it'
+      )
+    return [p for p in rest if p != '']
+
   def ends_of_turn(self) -> set[int]:
     """Returns ids of the added tokens that the template puts after answers."""
     prompt = (records.Segment('user', 'probe'), records.Segment('assistant', 'probe'))

@@ -163,8 +163,23 @@ class HuggingFaceTokenizer:
   def render(
     self, prompt: Sequence[records.Segment], tools: Sequence[Mapping[str, Any]] = ()
   ) -> list[int]:
+    return self._encoded(self.template.pieces(prompt, tools))
+
+  def render_response(
+    self,
+    prompt: Sequence[records.Segment],
+    response: records.Segment,
+    tools: Sequence[Mapping[str, Any]] = (),
+  ) -> list[int]:
+    ids = self._encoded(self.template.response_pieces(prompt, response, tools))
+    for i, token in enumerate(ids):
+      if token in self.stop_ids:
+        return ids[: i + 1]
+    raise chat.TemplateError('the chat template ends an answer with no end of a turn')
+
+  def _encoded(self, pieces: Sequence[str | int]) -> list[int]:
     ids = []
-    for piece in self.template.pieces(prompt, tools):
+    for piece in pieces:
       if isinstance(piece, int):
         ids.append(piece)
       else:

@@ -58,6 +58,28 @@ class Tokenizer(Protocol):
     """
     ...
 
+  def render_response(
+    self,
+    prompt: Sequence[records.Segment],
+    response: records.Segment,
+    tools: Sequence[Mapping[str, Any]] = (),
+  ) -> list[int]:
+    """Encodes what a model should sample behind `render(prompt, tools)`.
+
+    Args:
+      prompt: prompt.
+      response: message of the assistant that answers it, with calls only where there
+        is a `shown_call`.
+      tools: tools, see `render`.
+
+    Returns:
+      Ids of the response, up to and including the id that ends it.
+
+    Raises:
+      ValueError: the chat template cannot write it as a response.
+    """
+    ...
+
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes the files that it is loaded from to an existing directory."""
 
@@ -118,6 +140,11 @@ class SentencePieceTokenizer:
       ids += self._model.encode(segment.text)
     ids.append(self._role_ids['assistant'])
     return ids
+
+  def render_response(self, prompt, response, tools=()):
+    if response.calls:
+      raise ValueError('there is no chat template that shows calls')
+    return [*self._model.encode(response.text), *self.stop_ids]
 
 
 def train_sentencepiece(

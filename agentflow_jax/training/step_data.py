@@ -11,7 +11,8 @@ from absl import logging
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.assembly import scripted_planners, system as system_lib
+from agentflow_jax.assembly import chats, scripted_planners
+from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import loading, schema
 from agentflow_jax.core import batch
 from agentflow_jax.rollouts import collect, journal as journal_lib
@@ -264,7 +265,8 @@ class TraceSource:
       raise schema.ConfigError(
         'there is no turn to learn from: algorithm=sft needs tasks that carry'
         ' their solution: task_set.kind=geohop or desk, or rows with "plans"; or'
-        ' set sft.rollouts to a run whose successes it learns from'
+        ' set sft.rollouts to a run whose successes it learns from, or sft.chats to'
+        ' a file of chats'
       )
     # Nothing below waits: without this, a request to stop would not be noticed.
     await self._system.processes.gathered(_nothing())
@@ -286,8 +288,9 @@ class TraceSource:
     config = self._system.config
     if self._path.exists():
       groups = rollout_files.read(self._path)
-    elif config.sft.rollouts:
-      groups = await asyncio.to_thread(_successes, config.sft.rollouts, self._system)
+    elif not config.sft.is_scripted:
+      learn = _successes if config.sft.rollouts else _chats
+      groups = await asyncio.to_thread(learn, self._system)
       if self._system.processes.is_primary:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
     else:
@@ -309,22 +312,68 @@ class TraceSource:
       )
       if self._system.processes.is_primary:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
-    if not config.task_set.has_solutions and not config.sft.rollouts:
+    if not config.task_set.has_solutions and config.sft.is_scripted:
       return [_demonstrated(group) for group in groups]
     return [t.turns for g in groups for t in g.trajectories]
 
 
-def _successes(workdir: str, system: system_lib.System) -> list[records.Group]:
-  """Returns the successful rollouts of a run, by task, in their order.
+def _chats(system: system_lib.System) -> list[records.Group]:
+  """Returns the chats of the file `sft.chats`, a group of one rollout each.
 
   Args:
-    workdir: work directory of the run.
+    system: system with the planner that learns from them.
+
+  Raises:
+    ConfigError: there is no such file, a row is no chat, no answer fits in a row, or
+      a chat has more answers than a batch of whole rollouts has room for.
+  """
+  config, tokenizer = system.config, system.tokenizer
+  assert tokenizer is not None
+  field = f'sft.chats={config.sft.chats}'
+  found = chats.read(config.sft.chats, tokenizer, config.batch.tokens_per_row)
+  if found.too_long or not found.turns:
+    if not found.answers:
+      raise schema.ConfigError(f'{field}: no message of an assistant to learn from')
+    said = (
+      f'{field}: {found.too_long} of {found.answers} answers do not fit in a row,'
+      f' because the longest has {found.longest} tokens with its conversation; raise'
+      f' batch.tokens_per_row={config.batch.tokens_per_row}'
+    )
+    if not found.turns:
+      raise schema.ConfigError(f'{said}. There is nothing to learn from')
+    logging.warning('%s to learn from them', said)
+  most, limit = max(map(len, found.turns)), config.agent.rollout.max_turns
+  if config.sft.rollouts_per_step and most > limit:
+    raise schema.ConfigError(
+      f'{field}: a chat has {most} answers, and a batch of whole rollouts'
+      f' (sft.rollouts_per_step) has room for agent.rollout.max_turns={limit} of each;'
+      ' raise that, or set sft.rollouts_per_step=0'
+    )
+  logging.info(
+    'learning from %d answers of %d chats',
+    found.answers - found.too_long,
+    len(found.turns),
+  )
+  return [
+    records.Group(
+      records.Task(f'chat/{i}', '(a chat of sft.chats)', (), 'sft'),
+      (records.Trajectory(f'chat/{i}', 0, records.Status.ANSWERED, turns),),
+    )
+    for i, turns in enumerate(found.turns)
+  ]
+
+
+def _successes(system: system_lib.System) -> list[records.Group]:
+  """Returns the successful rollouts of the run `sft.rollouts`, by task, in their order.
+
+  Args:
     system: system with the planner that learns from them.
 
   Raises:
     ConfigError: there are no rollouts, none succeeded, their tokens are those of
       another tokenizer, or the run showed its planner something else.
   """
+  workdir = system.config.sft.rollouts
   groups, count, tokenizer = [], 0, system.tokenizer
   assert tokenizer is not None
   _check_same_prompts(workdir, system.config)
