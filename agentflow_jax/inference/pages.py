@@ -5,7 +5,8 @@ prefix have the same pages. Short tables are gathered whole and attended to as t
 trainer attends to short rows, to the bit. Long ones are gone over in blocks of
 128 slots, in order, from slot 0: what is added up, and in which order, depends on
 the row alone, and not on where its pages lie, on how long other rows are, or on
-who wrote the pages. Decoding reads pages through `gathered` or `kernels`.
+who wrote the pages. Decoding reads pages through `gathered` or `kernels`. Which page
+holds what, and which are evicted, is decided in `prefixes`.
 
 Layouts and the order of axes are chosen for XLA's CPU, by measurement.
 """

@@ -3,7 +3,7 @@
 import asyncio
 import collections
 import dataclasses
-import time
+from collections.abc import Callable
 
 from agentflow_jax.inference import api
 from agentflow_jax.inference import batching
@@ -18,7 +18,7 @@ class Pending:
     request: request of the caller.
     loop: event loop of the caller.
     future: future that the caller waits for.
-    submitted: time of the request, by time.monotonic() [s].
+    submitted: time of the request, by the clock of the engine [s].
     started: time at which it got its slot, by the same clock [s].
     device_seconds: device time that the engine had been charged by then [s].
     row: row of the request, once it has a slot.
@@ -58,13 +58,20 @@ class Scheduler:
     lacks_pages: whether there were too few for who was next.
   """
 
-  def __init__(self, config: api.EngineConfig, new_in_pages: bool = True):
+  def __init__(
+    self,
+    config: api.EngineConfig,
+    clock: Callable[[], float],
+    new_in_pages: bool = True,
+  ):
     """Nobody waits.
 
     Args:
       config: config with the numbers of slots and pages.
+      clock: monotonic time [s].
       new_in_pages: whether pages take the tokens that are sampled, too.
     """
+    self._clock = clock
     self._new_in_pages = new_in_pages
     self.lacks_pages = False
     self.queue: collections.deque[Pending] = collections.deque()
@@ -117,7 +124,7 @@ class Scheduler:
         break
       self._slots[slot] = self.queue.popleft()
       pending.row = batching.Row(request, lease, turn=turn)
-      pending.started = time.monotonic()
+      pending.started = self._clock()
       got.append(pending)
     return got
 
