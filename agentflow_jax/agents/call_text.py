@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentflow_jax import records
-from agentflow_jax.agents import thoughts
+from agentflow_jax.agents import instructions, thoughts
 from agentflow_jax.agents.tools import base, calls as calls_lib
 
 _OPEN, _CLOSE = '<tool_call>', '</tool_call>'
@@ -51,16 +51,6 @@ _UNREADABLE = (ValueError, RecursionError, base.BadArguments)
 _SHOWN = 30  # Characters before an error that are repeated.
 _MOST_BLOCKS = 64  # Reading a block that is broken may take a pass over the text.
 _STARTS = re.compile(rf'{_OPEN}|{re.escape(_PYTHON_TAG)}|[{{\[]')
-
-INSTRUCTIONS = """\
-You may call the functions below. To call one, write its name and its arguments as \
-JSON between tags, one block for each call, and nothing behind the blocks:
-<tool_call>
-{"name": "FUNCTION", "arguments": {"ARGUMENT": "VALUE"}}
-</tool_call>
-The next message holds the results. When no call is needed any more, answer without one.
-Functions:
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,7 +282,7 @@ def plain(
   if tools:
     shown = '\n'.join(_json(tool['function']) for tool in tools)
     about = [
-      records.Segment('system', INSTRUCTIONS),
+      records.Segment('system', instructions.CALLS),
       records.Segment('system', shown, trusted=False),
     ]
     if found and found[0].role == 'system':

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from agentflow_jax import records
 from agentflow_jax.agents import fitting
+from agentflow_jax.agents import instructions
 from agentflow_jax.agents import language_model
 from agentflow_jax.agents import memory as memory_lib
 from agentflow_jax.agents import plan as plan_lib
@@ -300,12 +301,6 @@ async def _ask_fitting(
   return completion
 
 
-EXECUTOR_SYSTEM = """\
-You turn a plan into one command for a tool. Answer with the command alone:
-execution = tool.execute(argument="value")
-Use the arguments of the tool's card and literal values only."""
-
-
 @dataclasses.dataclass(frozen=True)
 class ModelExecutor:
   """A frozen model writes the command; a syntax tree reads it."""
@@ -318,7 +313,7 @@ class ModelExecutor:
     shown_card = prompts.render_card(card)
     tail = f'{plan.render()}\n\n{shown_card}'
     alone = prompts.module_prompt(
-      EXECUTOR_SYSTEM, fitting.without_turns(view.memory), shown_card
+      instructions.EXECUTOR, fitting.without_turns(view.memory), shown_card
     )
     key, error = view.key_of('executor'), None
     for attempt in range(self.attempts):
@@ -330,7 +325,7 @@ class ModelExecutor:
           view,
           dataclasses.replace(key, attempt=attempt),
           lambda memory: prompts.module_prompt(
-            EXECUTOR_SYSTEM,
+            instructions.EXECUTOR,
             memory,
             tail + note,  # noqa: B023 (called at once)
           ),
@@ -380,17 +375,6 @@ class WorldVerifier:
     return False, ''
 
 
-VERIFIER_SYSTEM = """\
-You judge whether the memory holds all that is needed to answer the query. Say \
-briefly what is there and what is missing. End with one line, either
-Conclusion: STOP
-or
-Conclusion: CONTINUE"""
-_NO_CONCLUSION = """\
-Your last answer had no conclusion. Its last line must be Conclusion: STOP or \
-Conclusion: CONTINUE, and nothing else."""
-
-
 @dataclasses.dataclass(frozen=True)
 class ModelVerifier:
   """A frozen model judges; only an explicit conclusion stops.
@@ -406,7 +390,9 @@ class ModelVerifier:
   async def judge(self, view, plan, entry):
     del plan
     seen = dataclasses.replace(view, memory=view.memory.append(entry))
-    alone = prompts.module_prompt(VERIFIER_SYSTEM, fitting.without_turns(view.memory))
+    alone = prompts.module_prompt(
+      instructions.VERIFIER, fitting.without_turns(view.memory)
+    )
     key, note = view.key_of('verifier'), ''
     for attempt in range(self.attempts):
       try:
@@ -416,7 +402,7 @@ class ModelVerifier:
           seen,
           dataclasses.replace(key, attempt=attempt),
           lambda memory: prompts.module_prompt(
-            VERIFIER_SYSTEM,
+            instructions.VERIFIER,
             memory,
             note,  # noqa: B023 (called at once)
           ),
@@ -429,7 +415,7 @@ class ModelVerifier:
       stop, verdict = verdict_lib.parse(completion.text, completion.thinking)
       if stop is not None:
         break
-      note = _NO_CONCLUSION
+      note = instructions.VERIFIER_AGAIN
     return bool(stop), verdict
 
 
@@ -445,11 +431,6 @@ class RuleGenerator:
     return ''
 
 
-GENERATOR_SYSTEM = """\
-You answer the query from the memory of what was done and found. Give the \
-answer alone, as short as it can be."""
-
-
 @dataclasses.dataclass(frozen=True)
 class ModelGenerator:
   """A frozen model writes the answer."""
@@ -458,7 +439,7 @@ class ModelGenerator:
   sampling: records.SamplingSpec
 
   async def answer(self, view):
-    compose = functools.partial(prompts.module_prompt, GENERATOR_SYSTEM)
+    compose = functools.partial(prompts.module_prompt, instructions.GENERATOR)
     completion = await _ask_fitting(
       self.model,
       self.sampling,
@@ -468,11 +449,6 @@ class ModelGenerator:
       alone=compose(fitting.without_turns(view.memory)),
     )
     return thoughts.said_by(completion).strip()
-
-
-ANALYST_SYSTEM = """\
-You analyse a query before it is worked on: what it asks for, what must be \
-found out first, and which tools would help. Do not answer it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -494,7 +470,7 @@ class ModelAnalyst:
     cards = '\n'.join(prompts.render_card(c, 'brief') for c in view.cards)
     sampling = records.SamplingSpec(temperature=0.0, max_new_tokens=self.max_new_tokens)
     segments = prompts.module_prompt(
-      f'{ANALYST_SYSTEM}\n\nTools:\n{cards}', view.memory
+      f'{instructions.ANALYST}\n\nTools:\n{cards}', view.memory
     )
     key = dataclasses.replace(view.key_of('analysis'), rollout=0, turn=0)
     try:

@@ -9,26 +9,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from agentflow_jax import records
+from agentflow_jax.agents import instructions
 from agentflow_jax.agents import memory as memory_lib
 from agentflow_jax.agents.tools import base
 
-PLANNER_SYSTEM = """\
-You plan how to answer a query with tools, one step a turn. Write the next \
-step only, in exactly this form:
-Justification: why this step comes next
-Sub-Goal: what the step is to find out
-Context: everything the tool needs to know, as the tool cannot see the memory
-Tool Name: the name of one tool"""
-CODE_SYSTEM = """\
-You carry out a query by programs in Python, one a turn. Write a short thought on what \
-comes next, and then one block:
-```python
-a program
-```
-The functions below can be called in it. Names are kept from one program to the next. \
-You see what a program prints and the value of its last line. Call \
-final_answer(answer) when the work is done."""
-PLANNER_TAIL = 'Plan the next step.'
 _CARDS = ('full', 'brief', 'names')
 _PYTHON_TYPES = {
   'string': 'str',
@@ -47,16 +31,16 @@ class PromptConfig:
   Attributes:
     system: instructions at the beginning of the prompt; '' for none (a small
       planner that was trained on the format needs none). Where plans are programs
-      (agent.plan_format=code), the default stands for CODE_SYSTEM; where one model
-      calls tools (agent.plan_format=tool_calls), it stands for ''.
+      (agent.plan_format=code), the default stands for the instructions of those; where
+      one model calls tools (agent.plan_format=tool_calls), it stands for ''.
     tail: text at the end of the prompt.
     cards: amount that the prompt says of each tool: 'full', 'brief' for names and
       purposes, or 'names', which is enough for a small planner that was trained with
       these tools.
   """
 
-  system: str = PLANNER_SYSTEM
-  tail: str = PLANNER_TAIL
+  system: str = instructions.PLANNER
+  tail: str = instructions.PLANNER_TAIL
   cards: str = 'full'
 
   def __post_init__(self):

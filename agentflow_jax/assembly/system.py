@@ -10,7 +10,8 @@ import jax
 from absl import logging
 from etils import epath
 
-from agentflow_jax.agents import calling, language_model, modules, prompts
+from agentflow_jax.agents import calling, instructions, language_model, modules
+from agentflow_jax.agents import prompts
 from agentflow_jax.agents import recording as recording_lib, references, renaming
 from agentflow_jax.agents import rollout
 from agentflow_jax.agents.endpoints import client as client_lib
@@ -365,9 +366,9 @@ def _local(path: epath.Path) -> str:
 def _prompt(config: schema.Config) -> prompts.PromptConfig:
   """Returns how planner prompts are written: each format has its instructions."""
   prompt, form = config.planner.prompt, config.agent.plan_format
-  if form != 'fields' and prompt.system == prompts.PLANNER_SYSTEM:
+  if form != 'fields' and prompt.system == instructions.PLANNER:
     # The policy of a task is all that the single model of tool_calls is told.
-    own = prompts.CODE_SYSTEM if form == 'code' else ''
+    own = instructions.PLANNER_OF_PROGRAMS if form == 'code' else ''
     return dataclasses.replace(prompt, system=own)
   return prompt
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import call_text
+from agentflow_jax.agents import call_text, instructions
 
 _TOOLS = (
   {
@@ -242,7 +242,7 @@ def test_the_plain_form_is_messages_of_text():
   )
   assert [s.role for s in found] == ['system', 'user', 'assistant', 'user']
   assert not any(s.calls for s in found)
-  assert found[0].text == f'Be kind.\n\n{call_text.INSTRUCTIONS}' + json.dumps(
+  assert found[0].text == f'Be kind.\n\n{instructions.CALLS}' + json.dumps(
     _TOOLS[0]['function']
   )
   assert call_text.read(found[2].text) == call_text.Said('Hm.', (call, call), (), 'Hm.')

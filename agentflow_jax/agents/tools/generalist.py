@@ -5,13 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentflow_jax import records
+from agentflow_jax.agents import instructions
 from agentflow_jax.agents import language_model as language_model_lib
 from agentflow_jax.agents import thoughts
 from agentflow_jax.agents.tools import base
-
-_INSTRUCTION = (
-  'Answer the question or do the task. Be brief and exact; say so if you do not know.'
-)
 
 
 def make(
@@ -43,7 +40,7 @@ def make(
     if not query.strip():
       raise base.BadArguments('the query is empty')
     prompt = (
-      records.Segment('system', _INSTRUCTION),
+      records.Segment('system', instructions.GENERALIST),
       # A planner wrote it: its text must never become a control token.
       records.Segment('user', query, trusted=False),
     )
