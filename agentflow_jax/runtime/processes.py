@@ -25,8 +25,9 @@ from agentflow_jax.runtime import exits
 
 _T = TypeVar('_T')
 
-# Bytes of a process that one collective carries: one program for all lengths.
-_CHUNK = 1 << 16
+# Bytes of a process that one collective carries: a power of two from the first to the
+# second, so that nine programs serve all lengths.
+_SMALLEST, _LARGEST = 1 << 16, 1 << 24
 _OK, _FAILED, _PREEMPTED = range(3)
 _LOOK_SECONDS = 2.0  # Between two looks for a process that was told to stop.
 
@@ -147,10 +148,13 @@ class Processes:
     if self.count == 1:
       return [payload]
     sizes = _gathered(np.int64(len(payload)))
-    chunks = max(1, -(-int(sizes.max()) // _CHUNK))
-    data = np.zeros(chunks * _CHUNK, np.uint8)
-    data[: len(payload)] = np.frombuffer(payload, np.uint8)
-    parts = [_gathered(part) for part in data.reshape(chunks, _CHUNK)]
+    parts, at, longest = [], 0, int(sizes.max())
+    while at < longest:
+      data = np.zeros(_chunk(longest - at), np.uint8)
+      own = np.frombuffer(payload[at : at + len(data)], np.uint8)
+      data[: len(own)] = own
+      parts.append(_gathered(data))
+      at += len(data)
     return [
       b''.join(part[i].tobytes() for part in parts)[: int(size)]
       for i, size in enumerate(sizes)
@@ -282,6 +286,11 @@ class Processes:
     if self._loop is not None:
       self._loop.remove_signal_handler(signal.SIGTERM)
       self._loop = None
+
+
+def _chunk(left: int) -> int:
+  """Returns how many bytes the next collective carries, of those that are left."""
+  return min(max(1 << (left - 1).bit_length(), _SMALLEST), _LARGEST)
 
 
 def _described(error: BaseException) -> bytes:

@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import random
 import signal
 import time
 
+import numpy as np
 import pytest
 from etils import epath
+from jax.experimental import multihost_utils
 
 from agentflow_jax.config import schema
 from agentflow_jax.runtime import exits, processes as processes_lib
@@ -36,6 +39,37 @@ def test_shares_are_everything_once_and_even(total, count):
   assert [unit for share in shares for unit in share] == list(range(total))
   sizes = [len(s) for s in shares]
   assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+  'lengths, chunks',
+  [
+    ((0, 0), []),
+    ((3, 1), [1 << 16]),
+    ((0, 1 << 16), [1 << 16]),
+    ((70_000, (1 << 16) + 1), [1 << 17]),
+    # 36 MiB and a byte: two of the largest, and the next power of two of the rest.
+    ((36 * 2**20 + 1, 5), [1 << 24, 1 << 24, 1 << 23]),
+    ((100_000_000, 99_999_999), [1 << 24] * 5 + [1 << 24]),
+  ],
+)
+def test_a_few_collectives_carry_any_length(lengths, chunks, monkeypatch):
+  payloads = [random.Random(n).randbytes(n) for n in lengths]
+  processes, carried = Processes(0, 2), []
+
+  def gather(mine):
+    if not mine.shape:
+      return np.array(lengths)
+    at, size = sum(carried), len(mine)
+    carried.append(size)
+    theirs = np.zeros(size, np.uint8)
+    part = payloads[1][at : at + size]
+    theirs[: len(part)] = np.frombuffer(part, np.uint8)
+    return np.stack([mine, theirs])
+
+  monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
+  assert processes.exchange(payloads[0]) == payloads
+  assert carried == chunks
 
 
 async def _give(value):
