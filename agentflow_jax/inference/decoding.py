@@ -176,18 +176,7 @@ def decode(
     store = pages_lib.copy_pages(store, model_config.n_layers, rows.copies)
   if reading.unrolled and 'layers' in params:
     params = model.unrolled(model_config, params)
-  (n_rows,) = rows.last.shape
-  size = (n_rows, config.decode_chunk)
-  sampled = Sampled(
-    step=jnp.int32(0),
-    tokens=jnp.zeros(size, jnp.int32),
-    logprobs=jnp.zeros(size, jnp.float32),
-    lengths=jnp.zeros((n_rows,), jnp.int32),
-    done=rows.left < 1,
-    sets=jnp.full((*size, config.max_kept), -1, jnp.int32)
-    if truncates and config.max_kept
-    else None,
-  )
+  sampled = _nothing(rows, config, truncates)
 
   def cache_of(store, starts, live):
     if is_gathered:
@@ -236,26 +225,66 @@ def decode(
       truncates=truncates,
       max_kept=config.max_kept,
     )
-    lengths = sampled.lengths + live
-    at_stop = jnp.any(tokens[:, None] == rows.stop_ids, axis=1)
-
-    def appended(x, new):
-      new = jnp.where(live, new, 0)[:, None]
-      return lax.dynamic_update_slice(x, new, (0, sampled.step))
-
-    done = sampled.done | at_stop | (lengths >= rows.left)
-    sampled = Sampled(
-      step=sampled.step + 1,
-      tokens=appended(sampled.tokens, tokens),
-      logprobs=appended(sampled.logprobs, logprobs),
-      lengths=lengths,
-      done=done,
-      sets=None
-      if sets is None
-      else lax.dynamic_update_slice(sampled.sets, sets[:, None], (0, sampled.step, 0)),
-    )
+    sampled = _appended(sampled, rows, live, tokens, logprobs, sets)
     store = cache.store if is_gathered else cache.pool
     return store, sampled, jnp.where(live, tokens, last)
 
   store, sampled, _ = lax.while_loop(is_running, body, (store, sampled, rows.last))
   return store, sampled
+
+
+def _nothing(rows: Rows, config: api.EngineConfig, truncates: bool) -> Sampled:
+  """Returns what a chunk has sampled before its first step."""
+  (n_rows,) = rows.last.shape
+  size = (n_rows, config.decode_chunk)
+  sets = None
+  if truncates and config.max_kept:
+    sets = jnp.full((*size, config.max_kept), -1, jnp.int32)
+  return Sampled(
+    step=jnp.int32(0),
+    tokens=jnp.zeros(size, jnp.int32),
+    logprobs=jnp.zeros(size, jnp.float32),
+    lengths=jnp.zeros((n_rows,), jnp.int32),
+    done=rows.left < 1,
+    sets=sets,
+  )
+
+
+def _appended(
+  sampled: Sampled,
+  rows: Rows,
+  live: jax.Array,
+  tokens: jax.Array,
+  logprobs: jax.Array,
+  sets: jax.Array | None,
+) -> Sampled:
+  """Returns what was sampled with one more step.
+
+  Args:
+    sampled: what was sampled before.
+    rows: the requests.
+    live: bool[rows], those that were not done before the step.
+    tokens: int32[rows], tokens of the step.
+    logprobs: float32[rows], log probabilities of them [nats].
+    sets: int32[rows, max_kept], what they were drawn from; None for all tokens.
+  """
+  lengths = sampled.lengths + live
+  at_stop = jnp.any(tokens[:, None] == rows.stop_ids, axis=1)
+
+  def appended(x, new):
+    new = jnp.where(live, new, 0)[:, None]
+    return lax.dynamic_update_slice(x, new, (0, sampled.step))
+
+  done = sampled.done | at_stop | (lengths >= rows.left)
+  all_sets = sampled.sets
+  if all_sets is not None and sets is not None:
+    start = (0, sampled.step, 0)
+    all_sets = lax.dynamic_update_slice(all_sets, sets[:, None], start)
+  return Sampled(
+    step=sampled.step + 1,
+    tokens=appended(sampled.tokens, tokens),
+    logprobs=appended(sampled.logprobs, logprobs),
+    lengths=lengths,
+    done=done,
+    sets=all_sets,
+  )

@@ -80,25 +80,43 @@ def check_installed() -> None:
 
 @functools.cache
 def _environment():
-  """Returns a sandbox in which each character of a text keeps its author."""
+  """Returns a sandbox in which each character of a text keeps its author.
+
+  Raises:
+    ModuleNotFoundError: jinja2 is not installed.
+  """
   try:
     import jinja2
-    from jinja2 import compiler, ext, nodes, sandbox
+    from jinja2 import ext
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
       'chat templates need jinja2:'
       ' pip install gguf jinja2 tokenizers (the extra `models`)'
     ) from e
 
-  class CodeGenerator(compiler.CodeGenerator):
-    """Compiles `a ~ b` so that the text of messages keeps its author."""
+  def fail(message):
+    raise jinja2.TemplateError(message)
 
-    def visit_Concat(self, node, frame):
-      self.write('concat(map(environment.written, (')
-      for part in node.nodes:
-        self.visit(part, frame)
-        self.write(', ')
-      self.write(')))')
+  environment = _environment_class()(
+    finalize=template_bounds.check_written,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[ext.loopcontrols, _generation()],
+  )
+  environment.globals['raise_exception'] = fail
+  environment.filters |= _filters()
+  for name in _SIZED:
+    environment.filters[name] = template_bounds.bounded(environment.filters[name])
+  # Chat templates do not need these, and each can be made slow or long.
+  del environment.globals['lipsum']
+  for name in ('pprint', 'urlize', 'xmlattr'):
+    del environment.filters[name]
+  return environment
+
+
+def _generation():
+  """Returns the extension for the tag around the text that is trained on."""
+  from jinja2 import ext, nodes
 
   class Generation(ext.Extension):
     """The tag around the text that is trained on; it renders its body."""
@@ -109,6 +127,23 @@ def _environment():
       line = next(parser.stream).lineno
       body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
       return nodes.Scope(body, lineno=line)
+
+  return Generation
+
+
+def _environment_class():
+  """Returns the class of `_environment`: a sandbox with limits on what is made."""
+  from jinja2 import compiler, nodes, sandbox
+
+  class CodeGenerator(compiler.CodeGenerator):
+    """Compiles `a ~ b` so that the text of messages keeps its author."""
+
+    def visit_Concat(self, node, frame):
+      self.write('concat(map(environment.written, (')
+      for part in node.nodes:
+        self.visit(part, frame)
+        self.write(', ')
+      self.write(')))')
 
   class Environment(sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = CodeGenerator
@@ -161,24 +196,7 @@ def _environment():
       template_bounds.check_parts([*parts, *[separator] * len(parts)])
       return message_text.join(separator, parts)
 
-  def fail(message):
-    raise jinja2.TemplateError(message)
-
-  environment = Environment(
-    finalize=template_bounds.check_written,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[ext.loopcontrols, Generation],
-  )
-  environment.globals['raise_exception'] = fail
-  environment.filters |= _filters()
-  for name in _SIZED:
-    environment.filters[name] = template_bounds.bounded(environment.filters[name])
-  # Chat templates do not need these, and each can be made slow or long.
-  del environment.globals['lipsum']
-  for name in ('pprint', 'urlize', 'xmlattr'):
-    del environment.filters[name]
-  return environment
+  return Environment
 
 
 def _filters() -> dict[str, Callable[..., Any]]:
