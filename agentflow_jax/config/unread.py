@@ -30,111 +30,81 @@ def check_values(config: schema.Config) -> None:
   Raises:
     ConfigError: names the field.
   """
-  agent, default = config.agent, schema.Config(name='')
-  asks = roles.uses_endpoint(config)
-  kind = config.task_set.kind
-  rewards = (config.task_set.reward, config.reward.answer)
-  files, one_file = not config.task_set.has_solutions, kind in ('jsonl', 'benchmark')
-  world = agent.environment.kind
-  called = world in ('enterpriseops', 'openenv') or own_code.is_own(world)
-  unread = {
-    'task_set.train': (config.task_set.train, '', one_file or kind == 'enterpriseops'),
-    'task_set.evaluation': (config.task_set.evaluation, '', files),
-    'task_set.reward': (config.task_set.reward, default.task_set.reward, one_file),
-    'task_set.reward_seconds': (
-      config.task_set.reward_seconds,
-      default.task_set.reward_seconds,
-      any(map(own_code.is_own, rewards)),
-    ),
-    'task_set.judge': (
-      config.task_set.judge,
-      default.task_set.judge,
-      'judge' in rewards,
-    ),
-    'task_set.tier': (config.task_set.tier, 'easy', kind == 'desk'),
-    'task_set.distractors': (config.task_set.distractors, -1, kind == 'desk'),
-    'agent.withheld_tools': (agent.withheld_tools, (), bool(world)),
-    'agent.environment.faults': (agent.environment.faults, 0.0, world == 'desk'),
-    'agent.environment.judge': (
-      agent.environment.judge,
-      default.agent.environment.judge,
-      world in ('desk', 'enterpriseops'),
-    ),
-    'agent.environment.seconds': (
-      agent.environment.seconds,
-      default.agent.environment.seconds,
-      called,
-    ),
-    'agent.environment.concurrency': (
-      agent.environment.concurrency,
-      0,
-      called and world != 'openenv',
-    ),
-    'agent.environment.url': (agent.environment.url, '', world == 'openenv'),
-    'agent.environment.capacity': (agent.environment.capacity, 1, world == 'openenv'),
-    'agent.environment.total': (agent.environment.total, False, world == 'openenv'),
-    'agent.environment.seeds': (agent.environment.seeds, '', world == 'enterpriseops'),
-    'agent.environment.servers': (
-      agent.environment.servers,
-      (),
-      world == 'enterpriseops',
-    ),
-    'agent.tools.own_seconds': (
-      agent.tools.own_seconds,
-      default.agent.tools.own_seconds,
-      bool(agent.tools.own),
-    ),
-    'agent.tools.own_concurrency': (
-      agent.tools.own_concurrency,
-      default.agent.tools.own_concurrency,
-      bool(agent.tools.own),
-    ),
-    'task_set.benchmark': (
-      config.task_set.benchmark,
-      '',
-      kind in ('benchmark', 'mixture'),
-    ),
-    'task_set.columns': (config.task_set.columns, {}, one_file),
-    'task_set.revision': (config.task_set.revision, '', one_file),
-    'task_set.mixture': (
-      config.task_set.mixture,
-      default.task_set.mixture,
-      kind == 'mixture',
-    ),
-    'planner.model.lora': (
-      config.planner.model and config.planner.model.lora,
-      config.planner.model and schema.LoraConfig(),
-      False,  # It is planner.lora that is read.
-    ),
-    'planner.thinking': (
-      config.planner.thinking,
-      'auto',
-      # The chat template of a model in this process.
-      roles.uses_engine(config) and bool(config.planner.directory),
-    ),
-    'queue': (config.queue, default.queue, bool(config.queue.size)),
-    'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
-    'agent.endpoint.preset': (agent.endpoint.preset, '', asks),
-    'agent.tools.corpus': (agent.tools.corpus, '', 'search' in agent.tools.enabled),
-  }
-  for name in ('project', 'trajectories_every', 'tracker_seconds'):
-    unread[f'metrics.{name}'] = (
-      getattr(config.metrics, name),
-      getattr(default.metrics, name),
-      bool(config.metrics.beyond_tensorboard),
-    )
-  for name, (value, unset, is_read) in unread.items():
-    if value != unset and not is_read:
+  default = schema.Config(name='')
+  for name, is_read in _readers(config).items():
+    if not is_read and _value(config, name) != _value(default, name):
       raise schema.ConfigError(f'{name} is set, and nothing in this config reads it')
-  for name in _OF_PLANS if agent.plan_format == 'tool_calls' else ():
+  model = config.planner.model
+  if model and model.lora != schema.LoraConfig():
+    raise schema.ConfigError(
+      'planner.model.lora is set, and nothing reads it; set planner.lora'
+    )
+  for name in _OF_PLANS if config.agent.plan_format == 'tool_calls' else ():
     if _value(config, name) != _value(default, name):
       raise schema.ConfigError(
         f'{name} is set, and nothing reads it: with agent.plan_format=tool_calls one'
         ' model calls the tools and writes the answer'
       )
+  _check_judges(config)
+  _check_templates(config)
+  scripted = config.algorithm == 'sft' and config.sft.is_scripted
+  if scripted and config.task_set.kind not in ('geohop', 'desk', 'jsonl'):
+    raise schema.ConfigError(
+      'algorithm=sft learns from a scripted teacher, or from rows with "plans":'
+      ' task_set.kind must be geohop, desk or jsonl'
+    )
+
+
+def _readers(config: schema.Config) -> dict[str, bool]:
+  """Returns whether a config reads a field, or what is below it, by dotted name.
+
+  Fields that are not named are read always, or refused as flags only, see
+  `check_flags`.
+  """
+  agent, kind = config.agent, config.task_set.kind
+  rewards = (config.task_set.reward, config.reward.answer)
+  one_file = kind in ('jsonl', 'benchmark')
+  world = agent.environment.kind
+  called = world in ('enterpriseops', 'openenv') or own_code.is_own(world)
+  asks = roles.uses_endpoint(config)
+  tracks = config.metrics.beyond_tensorboard
+  found = {
+    'task_set.train': one_file or kind == 'enterpriseops',
+    'task_set.evaluation': not config.task_set.has_solutions,
+    'task_set.reward_seconds': any(map(own_code.is_own, rewards)),
+    'task_set.judge': 'judge' in rewards,
+    'task_set.benchmark': kind in ('benchmark', 'mixture'),
+    'task_set.mixture': kind == 'mixture',
+    'agent.withheld_tools': bool(world),
+    'agent.environment.faults': world == 'desk',
+    'agent.environment.judge': world in ('desk', 'enterpriseops'),
+    'agent.environment.seconds': called,
+    'agent.environment.concurrency': called and world != 'openenv',
+    'agent.endpoint.base_url': asks,
+    'agent.endpoint.preset': asks,
+    'agent.tools.corpus': 'search' in agent.tools.enabled,
+    # The chat template of a model in this process.
+    'planner.thinking': roles.uses_engine(config) and bool(config.planner.directory),
+    'queue': bool(config.queue.size),
+  }
+  for group, names, is_read in (
+    ('task_set', ('reward', 'columns', 'revision'), one_file),
+    ('task_set', ('tier', 'distractors'), kind == 'desk'),
+    ('agent.environment', ('url', 'capacity', 'total'), world == 'openenv'),
+    ('agent.environment', ('seeds', 'servers'), world == 'enterpriseops'),
+    ('agent.tools', ('own_seconds', 'own_concurrency'), bool(agent.tools.own)),
+    ('metrics', ('project', 'trajectories_every', 'tracker_seconds'), bool(tracks)),
+  ):
+    found |= {f'{group}.{name}': is_read for name in names}
+  return found
+
+
+def _check_judges(config: schema.Config) -> None:
+  """Refuses judges and embeddings that are configured without an address."""
+  agent, judge = config.agent, config.task_set.judge
   for name, one in (
     ('evaluation.judge', config.evaluation.judge),
-    ('task_set.judge', config.task_set.judge),
+    ('task_set.judge', judge),
     ('agent.environment.judge', agent.environment.judge),
     ('agent.tools.search_embeddings', agent.tools.search_embeddings),
   ):
@@ -142,24 +112,23 @@ def check_values(config: schema.Config) -> None:
       raise schema.ConfigError(
         f'{name} has no address: set {name}.base_url or {name}.preset'
       )
-  judge = config.task_set.judge
+  rewards = (config.task_set.reward, config.reward.answer)
   if 'judge' in rewards and not (judge.base_url or judge.preset):
     field = 'task_set.reward' if config.task_set.reward == 'judge' else 'reward.answer'
     raise schema.ConfigError(
       f'{field}=judge needs a language model: set task_set.judge.base_url or'
       ' task_set.judge.preset'
     )
-  own = {own_code.parse(one, 'agent.tools.own').name for one in agent.tools.own}
-  templates = set(agent.executor_templates) - set(agent.tools.enabled) - own
+
+
+def _check_templates(config: schema.Config) -> None:
+  """Refuses templates for tools that are not there."""
+  tools = config.agent.tools
+  own = {own_code.parse(one, 'agent.tools.own').name for one in tools.own}
+  templates = set(config.agent.executor_templates) - set(tools.enabled) - own
   if templates and templates - {'search', 'python', 'generalist'}:
     raise schema.ConfigError(
       f'agent.executor_templates: no tool {sorted(templates)} is enabled'
-    )
-  scripted = config.algorithm == 'sft' and config.sft.is_scripted
-  if scripted and kind not in ('geohop', 'desk', 'jsonl'):
-    raise schema.ConfigError(
-      'algorithm=sft learns from a scripted teacher, or from rows with "plans":'
-      ' task_set.kind must be geohop, desk or jsonl'
     )
 
 
@@ -257,59 +226,77 @@ def _is_at(name: str, field: str) -> bool:
 
 def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   """Yields fields (and all below them) that are idle, and what reads them."""
-  if config.algorithm != 'sft':
-    for name in ('sft', 'teacher'):
-      yield name, 'algorithm=sft'
-    if config.algorithm == 'none':
-      trains = 'an algorithm that trains'
-      for name in (
-        'optimizer',
-        'batch',
-        'queue',
-        'train.max_logprob_gap',
-        'train.mini_batches',
-        'planner.lora',
-      ):
-        yield name, trains
-      for field in dataclasses.fields(config.flow_grpo):
-        if field.name != 'terms':  # It says which groups count as equal.
-          yield f'flow_grpo.{field.name}', trains
+  if config.algorithm == 'sft':
+    yield from _unread_by_sft(config)
   else:
-    yield 'flow_grpo', 'algorithm=flow_grpo'
-    yield 'queue', 'algorithm=flow_grpo'
-    yield 'reward', 'algorithm=flow_grpo'
-    if not config.sft.is_scripted:
-      field = 'rollouts' if config.sft.rollouts else 'chats'
-      for name in ('teacher', 'sft.traces'):
-        yield name, f"scripted rollouts, so sft.{field}=''"
-    elif not config.task_set.has_solutions:
-      yield 'teacher', 'task_set.kind=geohop or desk'
-    elif config.task_set.kind == 'desk':
-      for name in ('search_instead', 'python_instead', 'wrong_what'):
-        yield f'teacher.{name}', 'task_set.kind=geohop'
-    else:
-      for name in ('wrong_tool', 'wrong_way'):
-        yield f'teacher.{name}', 'task_set.kind=desk'
-    if config.sft.rollouts_per_step:
-      yield 'sft.rows_per_step', 'sft.rollouts_per_step=0'
+    yield from _unread_by_rollouts(config)
+  yield from _unread_of_queue(config)
+  yield from _unread_of_tools(config.agent.tools)
+  yield from _unread_of_agent(config)
+  yield from _unread_of_modules(config)
+  yield from _unread_of_planner(config)
+
+
+def _unread_by_rollouts(config: schema.Config) -> Iterator[tuple[str, str]]:
+  for name in ('sft', 'teacher'):
+    yield name, 'algorithm=sft'
+  if config.algorithm == 'none':
+    trains = 'an algorithm that trains'
     for name in (
-      'queries_per_step',
-      'group_size',
-      'mini_batches',
-      'refill_rounds',
-      'extra_rollouts',
-      'max_logprob_gap',
-      'rollout_records',
-      'stop_after_failing_steps',
-      'drop_solved',
-      'drop_hopeless',
+      'optimizer',
+      'batch',
+      'queue',
+      'train.max_logprob_gap',
+      'train.mini_batches',
+      'planner.lora',
     ):
-      yield f'train.{name}', 'algorithm=flow_grpo'
+      yield name, trains
+    for field in dataclasses.fields(config.flow_grpo):
+      if field.name != 'terms':  # It says which groups count as equal.
+        yield f'flow_grpo.{field.name}', trains
+
+
+def _unread_by_sft(config: schema.Config) -> Iterator[tuple[str, str]]:
+  yield 'flow_grpo', 'algorithm=flow_grpo'
+  yield 'queue', 'algorithm=flow_grpo'
+  yield 'reward', 'algorithm=flow_grpo'
+  if not config.sft.is_scripted:
+    field = 'rollouts' if config.sft.rollouts else 'chats'
+    for name in ('teacher', 'sft.traces'):
+      yield name, f"scripted rollouts, so sft.{field}=''"
+  elif not config.task_set.has_solutions:
+    yield 'teacher', 'task_set.kind=geohop or desk'
+  elif config.task_set.kind == 'desk':
+    for name in ('search_instead', 'python_instead', 'wrong_what'):
+      yield f'teacher.{name}', 'task_set.kind=geohop'
+  else:
+    for name in ('wrong_tool', 'wrong_way'):
+      yield f'teacher.{name}', 'task_set.kind=desk'
+  if config.sft.rollouts_per_step:
+    yield 'sft.rows_per_step', 'sft.rollouts_per_step=0'
+  for name in (
+    'queries_per_step',
+    'group_size',
+    'mini_batches',
+    'refill_rounds',
+    'extra_rollouts',
+    'max_logprob_gap',
+    'rollout_records',
+    'stop_after_failing_steps',
+    'drop_solved',
+    'drop_hopeless',
+  ):
+    yield f'train.{name}', 'algorithm=flow_grpo'
+
+
+def _unread_of_queue(config: schema.Config) -> Iterator[tuple[str, str]]:
   if not config.queue.size:
     for field in dataclasses.fields(config.queue):
       if field.name != 'size':
         yield f'queue.{field.name}', 'queue.size > 0'
-  tools = config.agent.tools
+
+
+def _unread_of_tools(tools: schema.ToolsConfig) -> Iterator[tuple[str, str]]:
   if 'search' not in tools.enabled:
     for name in (
       'results',
@@ -339,6 +326,12 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   if 'web_search' not in tools.enabled:
     for name in ('engine', 'key_variable', 'url', 'model'):
       yield f'agent.tools.web_search_{name}', 'the tool web_search'
+  if not tools.mcp:
+    for name in ('tools', 'environment', 'token_variable', 'seconds'):
+      yield f'agent.tools.mcp_{name}', 'agent.tools.mcp'
+
+
+def _unread_of_agent(config: schema.Config) -> Iterator[tuple[str, str]]:
   if not config.reward.weights:
     yield 'reward.answer', 'reward.weights'
   if config.agent.plan_format == 'code':
@@ -353,11 +346,11 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   if not config.agent.environment.kind:
     yield 'agent.environment.judge', 'agent.environment.kind'
     yield 'agent.rollout.verify_seconds', 'agent.environment.kind'
-  if not tools.mcp:
-    for name in ('tools', 'environment', 'token_variable', 'seconds'):
-      yield f'agent.tools.mcp_{name}', 'agent.tools.mcp'
   if config.agent.recording == 'off':
     yield 'agent.recording_directory', '--recording=record or replay'
+
+
+def _unread_of_modules(config: schema.Config) -> Iterator[tuple[str, str]]:
   found = roles.roles(config)
   for name, role in found.items():
     if role.backend not in ('frozen', 'endpoint') or role.own:
@@ -371,6 +364,9 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
     yield 'agent.rollout.verdict_tokens', 'a verifier that says something'
     if config.agent.executor.backend == 'fields':
       yield 'agent.verbs', 'agent.executor.backend=rule or agent.verifier.backend=rule'
+
+
+def _unread_of_planner(config: schema.Config) -> Iterator[tuple[str, str]]:
   if not roles.uses_endpoint(config):
     yield 'agent.endpoint', 'a module with backend=endpoint'
   if not roles.uses_engine(config):
