@@ -63,6 +63,9 @@ class Sampled:
   done: jax.Array  # bool [B]; at a stop id, or nothing left.
   # int32 [B, decode_chunk, max_kept], see sampling.sample; if that is recorded.
   sets: jax.Array | None = None
+  # Where the most likely tokens are asked for, see sampling.most_likely.
+  top_ids: jax.Array | None = None  # int32 [B, decode_chunk, n].
+  top_logprobs: jax.Array | None = None  # float32 [B, decode_chunk, n] [nats].
 
 
 def prefill(
@@ -149,6 +152,7 @@ def decode(
   config: api.EngineConfig,
   truncates: bool,
   reading: pages_lib.Reading,
+  top: int = 0,
 ) -> tuple[pages_lib.Pool | gathered.Store, Sampled]:
   """Samples up to `decode_chunk` tokens of every row that is used.
 
@@ -163,6 +167,7 @@ def decode(
     config: static.
     truncates: static; whether any row truncates.
     reading: static; how pages are read.
+    top: static; number of the most likely tokens that are told of each position.
 
   Returns:
     The store with what was read, and what was sampled: sooner when all rows are
@@ -187,6 +192,8 @@ def decode(
     sets=jnp.full((*size, config.max_kept), -1, jnp.int32)
     if truncates and config.max_kept
     else None,
+    top_ids=jnp.zeros((*size, top), jnp.int32) if top else None,
+    top_logprobs=jnp.zeros((*size, top), jnp.float32) if top else None,
   )
 
   def cache_of(store, starts, live):
@@ -243,6 +250,13 @@ def decode(
       new = jnp.where(live, new, 0)[:, None]
       return lax.dynamic_update_slice(x, new, (0, sampled.step))
 
+    def placed(x, new):
+      return lax.dynamic_update_slice(x, new[:, None], (0, sampled.step, 0))
+
+    top_ids, top_logprobs = sampled.top_ids, sampled.top_logprobs
+    if top_ids is not None and top_logprobs is not None:
+      ids, scores = sampling.most_likely(logits, rows.sampling, sets, top)
+      top_ids, top_logprobs = placed(top_ids, ids), placed(top_logprobs, scores)
     done = sampled.done | at_stop | (lengths >= rows.left)
     sampled = Sampled(
       step=sampled.step + 1,
@@ -250,9 +264,9 @@ def decode(
       logprobs=appended(sampled.logprobs, logprobs),
       lengths=lengths,
       done=done,
-      sets=None
-      if sets is None
-      else lax.dynamic_update_slice(sampled.sets, sets[:, None], (0, sampled.step, 0)),
+      sets=None if sets is None else placed(sampled.sets, sets),
+      top_ids=top_ids,
+      top_logprobs=top_logprobs,
     )
     store = cache.store if is_gathered else cache.pool
     return store, sampled, jnp.where(live, tokens, last)

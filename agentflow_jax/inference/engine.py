@@ -12,6 +12,7 @@ import asyncio
 import atexit
 import collections
 import functools
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -229,19 +230,23 @@ class Engine:
     (self._params, self._version), self._next = self._next, None
     self._scheduler.prefixes.clear()
 
-  def warmup(self, truncates: Sequence[bool] = (False, True)):
+  def warmup(self, truncates: Sequence[bool] = (False, True), with_top: bool = False):
     """Compiles every program, so that no request waits for the compiler.
 
     Args:
       truncates: programs to compile: False for requests that set none of top_k, top_p
         and min_p, True for the others. A program left out is compiled when the first
         request needs it.
+      with_top: whether to compile the program of requests that ask for the most likely
+        tokens, too.
     """
     self._programs.prefill()
     if self.lanes > 1:
       self._programs.file_pages()
     for value in truncates:
       self._programs.decode(value)
+    if with_top:
+      self._programs.decode(True, True)
 
   @property
   def compilations(self) -> int:
@@ -250,6 +255,11 @@ class Engine:
     An engine of the same shapes, made earlier, leaves it nothing to compile.
     """
     return self._programs.compilations
+
+  @property
+  def model_config(self) -> model.ModelConfig:
+    """Config of the network that is sampled from."""
+    return self._model_config
 
   @property
   def lanes(self) -> int:
@@ -449,8 +459,8 @@ class Engine:
     self._programs.prefill()
     if self.lanes > 1:
       self._programs.file_pages()
-    for truncates in {p.request.sampling.truncates for p in slots.values()}:
-      self._programs.decode(truncates)
+    for kind in {p.request.program for p in slots.values()}:
+      self._programs.decode(*kind)
     with self._device:
       self._read_and_sample(slots)
 
@@ -471,9 +481,9 @@ class Engine:
     lanes = collections.defaultdict(lambda: collections.defaultdict(dict))
     for slot, pending in slots.items():
       if pending.slot_row.is_read() and not pending.abandoned:
-        truncates = pending.request.sampling.truncates
-        lanes[slot % self._page_reading.lanes][truncates][slot] = pending
-    # Those that truncate are apart, so that who else samples does not choose a
+        kind = pending.request.program
+        lanes[slot % self._page_reading.lanes][kind][slot] = pending
+    # Requests of each kind are apart, so that who else samples does not choose a
     # request's program.
     packed = [
       (lane, [self._packed(*kind) for kind in kinds.items()])
@@ -610,7 +620,7 @@ class Engine:
       futures.wait(waits)  # They have their lanes, whatever happened here.
     return out + [wait.result() for wait in waits]
 
-  def _packed(self, truncates: bool, slots: dict[int, scheduling.Pending]):
+  def _packed(self, kind: tuple[bool, bool], slots: dict[int, scheduling.Pending]):
     """Returns requests of a lane by slot, their program, and its host arrays."""
     lanes = self._page_reading.lanes
     rows = [(slot // lanes, p.slot_row) for slot, p in slots.items()]
@@ -618,7 +628,7 @@ class Engine:
     if self._stores is not None:
       fresh = [(place, row) for place, row in rows if not row.is_gathered]
       arrays.append(batching.pack_fresh(fresh, self.config, self._page_reading))
-    return slots, self._programs.decode(truncates), arrays
+    return slots, self._programs.decode(*kind), arrays
 
   def _sample(
     self, lane: int, chunks: list[Any]
@@ -650,6 +660,14 @@ class Engine:
       row.logprobs += host.logprobs[place, :length].tolist()
       if host.sets is not None:
         row.sets += [ids[ids >= 0] for ids in host.sets[place, :length]]
+      if host.top_ids is not None and host.top_logprobs is not None:
+        asked = pending.request.top_logprobs
+        for ids, scores in zip(
+          host.top_ids[place, :length, :asked].tolist(),
+          host.top_logprobs[place, :length, :asked].tolist(),
+        ):
+          count = sum(map(math.isfinite, scores))  # The others cannot be drawn.
+          row.top.append((tuple(ids[:count]), tuple(scores[:count])))
       if pending.abandoned or self._closing:
         continue
       outcome = self._look(pending, bool(host.done[place]))
@@ -681,6 +699,7 @@ class Engine:
       model_seconds=timing.model_seconds,
       kept=tuple(row.sets[:keep]) if row.sets else None,
       stalled_seconds=timing.stalled_seconds,
+      top=tuple(row.top[:keep]),
     )
 
   def _settle(self, outcomes):

@@ -264,6 +264,51 @@ def test_recorded_logprobs_are_those_of_a_forward_pass(engine, params):
     assert result.kept is None
 
 
+def test_the_most_likely_tokens_are_those_of_a_forward_pass(own_engine, params):
+  requests = [
+    dataclasses.replace(r, top_logprobs=1 + i % 6)
+    for i, r in enumerate(_mixed(30, seed=5))
+  ]
+  plain = [dataclasses.replace(r, top_logprobs=0) for r in requests]
+  results = _generate(own_engine, requests)
+  cut = 0
+  for request, result, same in zip(
+    requests, results, _generate(own_engine, plain), strict=True
+  ):
+    assert result.response_ids == same.response_ids and same.top == ()
+    assert len(result.top) == len(result.response_ids)
+    logits = _logits(params, request.prompt_ids + result.response_ids)
+    logits = logits[len(request.prompt_ids) - 1 : -1]
+    _, sets = _oracle(params, request, result.response_ids)
+    for row, keep, (ids, scores), token, logprob in zip(
+      logits, sets, result.top, result.response_ids, result.logprobs, strict=True
+    ):
+      most = keep[: request.top_logprobs]
+      assert list(ids) == most
+      cut += len(keep) < request.top_logprobs
+      row = row / (request.sampling.temperature or 1.0)
+      row -= row.max()
+      expected = row[most] - np.log(np.exp(row[keep]).sum())
+      np.testing.assert_allclose(scores, expected, atol=1e-5)
+      if token in ids:  # To the bit.
+        assert scores[ids.index(token)] == logprob
+  assert cut  # Fewer could be drawn than were asked for.
+  with pytest.raises(ValueError, match='top_logprobs must lie in'):
+    _generate(own_engine, [dataclasses.replace(requests[0], top_logprobs=21)])
+
+
+def test_a_bound_on_rows_bounds_prompt_and_response_together(params):
+  config = dataclasses.replace(_CONFIG, row_tokens=36)
+  assert config.pages == 1 + 6 * 10 and _CONFIG.pages == 1 + 6 * 12
+  with engine_lib.Engine(_MODEL, config, params, name='short') as engine:
+    (result,) = _generate(engine, [_request(28, max_new_tokens=8)])
+    assert len(result.response_ids) == 8
+    with pytest.raises(api.PromptTooLong, match='29 tokens and 8 new ones.*36'):
+      _generate(engine, [_request(29, max_new_tokens=8)])
+  with pytest.raises(ValueError, match='row_tokens 31 is less'):
+    dataclasses.replace(_CONFIG, row_tokens=31)
+
+
 @pytest.fixture(scope='module', name='recording')
 def _recording(engine, params):
   """An engine that records sets, made after one that does not."""
