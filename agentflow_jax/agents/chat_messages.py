@@ -11,7 +11,7 @@ from typing import Any
 
 from agentflow_jax import records
 
-_ROLES = ('system', 'user', 'assistant', 'tool')
+_ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 _MAX_NAME = 128  # Characters of the name of a tool.
 _FUNCTION_FIELDS = frozenset({'name', 'description', 'parameters', 'strict'})
 
@@ -155,7 +155,8 @@ def _segment(message, index: int) -> tuple[records.Segment, list[str]]:
     )
     if len({*ids}) < len(ids):
       raise MessageError(f'{where}.tool_calls: two have the same id', where)
-    content = '' if content is None else content
+  if content is None and role == 'assistant':
+    content = ''  # It said nothing, or only called tools.
   if isinstance(content, list):  # Parts, of which text is understood.
     parts: list[Any] = [
       p.get('text') if isinstance(p, dict) and p.get('type') == 'text' else None
@@ -165,6 +166,8 @@ def _segment(message, index: int) -> tuple[records.Segment, list[str]]:
   if not isinstance(content, str):
     raise MessageError(f'{where}.content must be text', where)
   check_text(content, where)
+  if role == 'developer':  # OpenAI's newer name; chat templates know the older.
+    role = 'system'
   return records.Segment(role, content, False, tuple(calls)), list(ids)
 
 

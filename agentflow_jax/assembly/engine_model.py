@@ -1,6 +1,7 @@
 """The planner as a language model: segments in, ids and text out."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,13 +10,27 @@ import numpy as np
 
 from agentflow_jax import records
 from agentflow_jax.agents import call_text, language_model, plan
+from agentflow_jax.assembly import serving_shapes
 from agentflow_jax.inference import api, engine as engine_lib
 from agentflow_jax.tokenization import tokenizers
 
 # For serving, which sees no room below this one.
+EngineStats = api.EngineStats
+MAX_TOP_LOGPROBS = api.MAX_TOP_LOGPROBS
 PromptTooLong = language_model.PromptTooLong
 Unreachable = language_model.Unreachable
 read_calls, sure_content = call_text.read, call_text.sure
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredCompletion(records.Completion):
+  """A completion with the most likely tokens of each position.
+
+  Attributes:
+    top: (ids, log probabilities [nats]) of each position, see inference.api.Result.
+  """
+
+  top: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] = ()
 
 
 class EngineModel:
@@ -68,6 +83,20 @@ class EngineModel:
     return self.engine.config.max_prompt_tokens
 
   @property
+  def context(self) -> int:
+    """The model's own context: a prompt and its response together [tokens]."""
+    return self.engine.model_config.max_positions
+
+  @property
+  def shapes_said(self) -> str:
+    """The sizes of requests, as a line for people."""
+    return serving_shapes.said(self.engine.config, self.engine.model_config)
+
+  def stats(self) -> api.EngineStats:
+    """Returns the totals of the engine."""
+    return self.engine.stats()
+
+  @property
   def is_closed(self) -> bool:
     """Whether nothing will be sampled any more."""
     return self.engine.is_closed
@@ -91,6 +120,7 @@ class EngineModel:
     request_key: records.RequestKey,
     on_ids: Callable[[list[int]], None] | None = None,
     thinking: bool = False,
+    top_logprobs: int = 0,
   ) -> records.Completion:
     """Like `generate`, from ids.
 
@@ -101,6 +131,8 @@ class EngineModel:
       on_ids: function that is called on the engine's thread now and then, with all ids
         sampled so far; ids behind a stop string or a plan are among them.
       thinking: whether the prompt ends inside an open thought.
+      top_logprobs: number of the most likely tokens to return with each position, up to
+        MAX_TOP_LOGPROBS; with more than 0, a ScoredCompletion is returned.
 
     Raises:
       PromptTooLong, Unreachable: as in `generate`.
@@ -116,6 +148,7 @@ class EngineModel:
       stop_ids=self.tokenizer.stop_ids,
       stop_fn=stop_fn,
       on_end=_tell_time,
+      top_logprobs=top_logprobs,
     )
     try:
       result = await self.engine.generate(request)
@@ -127,7 +160,7 @@ class EngineModel:
       self._kept.append(
         (np.array(ids, np.int32), np.array(result.response_ids, np.int32))
       )
-    return records.Completion(
+    completion = records.Completion(
       text=self.tokenizer.decode(result.response_ids),
       prompt_ids=ids,
       response_ids=result.response_ids,
@@ -140,6 +173,12 @@ class EngineModel:
       thinking=thinking,
       stalled_seconds=result.stalled_seconds,
     )
+    if not top_logprobs:
+      return completion
+    fields = {
+      f.name: getattr(completion, f.name) for f in dataclasses.fields(completion)
+    }
+    return ScoredCompletion(**fields, top=result.top)
 
   def count_tokens(
     self, prompt: tuple[records.Segment, ...], tools: Sequence[Mapping[str, Any]] = ()

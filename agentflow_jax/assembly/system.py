@@ -238,6 +238,8 @@ def build(
   workdir: epath.Path,
   mesh: jax.sharding.Mesh | None = None,
   processes: processes_lib.Processes | None = None,
+  *,
+  reads_tasks: bool = True,
 ) -> System:
   """Builds a run's parts. Whatever cannot work is an error here, at start.
 
@@ -247,6 +249,8 @@ def build(
     mesh: devices that hold the parameters of a run that trains; None for one that
       does not: they are then on the device that samples, once.
     processes: processes of a run that trains in several; each has to call it.
+    reads_tasks: whether the caller reads the tasks. Otherwise they are loaded only
+      where a tokenizer has to be trained on them.
 
   Raises:
     ConfigError, CheckpointError, ToolUnavailable, CorpusError: name the remedy.
@@ -254,13 +258,7 @@ def build(
   consistency.check(config)
   _cache_compilations(workdir)
   processes = processes or processes_lib.Processes()
-  tasks = processes.first(
-    lambda: task_sets.load(
-      config.task_set,
-      str(workdir / 'data'),
-      worlds.of_rows(config.agent.environment.kind),
-    )
-  )
+  tasks = processes.first(lambda: _tasks(config, workdir, reads_tasks))
   trains = mesh is not None
   with contextlib.ExitStack() as stack:
     recording = _recording(config, workdir, processes)
@@ -356,6 +354,25 @@ def build(
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
+
+
+def _tasks(
+  config: schema.Config, workdir: epath.Path, is_read: bool
+) -> task_sets.TaskSet:
+  """Returns the tasks of a run; without them, only the corpus that it reads."""
+  data = str(workdir / 'data')
+  trains_tokenizer = (
+    roles_lib.uses_engine(config)
+    and not config.planner.directory
+    and not (workdir / tokenizers.FILE).exists()
+  )
+  if is_read or trains_tokenizer:
+    return task_sets.load(
+      config.task_set, data, worlds.of_rows(config.agent.environment.kind)
+    )
+  tools = config.agent.tools
+  searches = 'search' in tools.enabled and not tools.corpus
+  return task_sets.without_tasks(config.task_set, data, searches)
 
 
 def _local(path: epath.Path) -> str:

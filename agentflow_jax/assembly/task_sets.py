@@ -113,6 +113,22 @@ def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> 
   )
 
 
+def without_tasks(
+  config: schema.TaskSetConfig, data_dir: str, reads_corpus: bool
+) -> TaskSet:
+  """Returns the corpus of a task set without its tasks, for a query of a user.
+
+  Args:
+    config: the task set.
+    data_dir: directory that the corpus is written to.
+    reads_corpus: whether anything reads the corpus; otherwise nothing is written.
+  """
+  corpus = ''
+  if reads_corpus and config.kind == 'geohop':
+    corpus = str(geohop.prepare_corpus(data_dir))
+  return TaskSet(train=(), validation=(), test=(), corpus=corpus)
+
+
 def _enterpriseops(config: schema.TaskSetConfig) -> dict[str, Any]:
   """Returns the tasks of EnterpriseOps-Gym by split."""
   if not config.evaluation:

@@ -383,6 +383,14 @@ def _check_modules(config: schema.Config) -> None:
         f'{name}.sampling.max_new_tokens: {tokens} exceeds'
         f' engine.max_new_tokens, {config.engine.max_new_tokens}'
       )
+    prompt = config.engine.max_prompt_tokens
+    if name == 'planner':
+      prompt = config.planner.max_prompt_tokens
+    if prompt + tokens > config.engine.longest:
+      raise schema.ConfigError(
+        f'engine.row_tokens {config.engine.row_tokens} cannot hold a prompt of'
+        f' {prompt} tokens and a response of {tokens} ({name})'
+      )
   if 'generalist' in agent.tools.enabled:
     if agent.tools.generalist.backend == 'none':
       raise schema.ConfigError(

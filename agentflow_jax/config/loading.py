@@ -30,6 +30,29 @@ def load(said: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
   return sizes.raised(config, [name for name, _ in overrides])
 
 
+def of_model(
+  directory: str, overrides: Sequence[tuple[str, str]] = ()
+) -> schema.Config:
+  """Returns the config of a model that is served without the config of a run.
+
+  Args:
+    directory: the model, as in planner.directory.
+    overrides: ('a.b', 'value') pairs, in order.
+
+  Raises:
+    ConfigError: an override is unknown or malformed.
+  """
+  return overrides_lib.override(
+    schema.Config(
+      name='model',
+      planner=schema.PlannerConfig(directory=directory),
+      # Slots cost time whether they are used or not, and most servers have few clients.
+      engine=schema.EngineConfig(slots=8),
+    ),
+    overrides,
+  )
+
+
 def of_environment(
   kind: str, overrides: Sequence[tuple[str, str]] = ()
 ) -> schema.Config:

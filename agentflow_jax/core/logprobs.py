@@ -48,6 +48,28 @@ def log_prob_of(
   return picked - _log_normaliser(scaled)
 
 
+def most_likely(
+  logits: Array, count: int, temperature: Array | float, keep: Array | None = None
+) -> tuple[Array, Array]:
+  """Returns the most likely tokens, scored as `log_prob_of` scores a token.
+
+  Args:
+    logits: float[..., V].
+    count: static; number of tokens to return, at most V.
+    temperature: float32[...] or a scalar; 0 scores at 1.
+    keep: bool[..., V], the set that was sampled from, or None for all of V.
+
+  Returns:
+    int32[..., count] ids, the most likely first (of equals the lower id), and
+    their float32[..., count] log probabilities [nats]; -inf outside the kept set.
+  """
+  scaled = scale(logits, temperature)
+  if keep is not None:
+    scaled = jnp.where(keep, scaled, -jnp.inf)
+  best, ids = jax.lax.top_k(scaled, count)
+  return ids.astype(jnp.int32), best - _log_normaliser(scaled)[..., None]
+
+
 def _log_normaliser(scaled: Array) -> Array:
   """Returns logsumexp over the last axis, rounded as `statistics` rounds it."""
   # Any shift leaves the sum as it is, so it needs no gradient.

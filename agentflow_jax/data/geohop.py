@@ -84,8 +84,14 @@ def prepare(data_dir: str | os.PathLike[str]) -> epath.Path:
     The corpus: a JSONL file of {'id', 'title', 'text'} passages.
   """
   builders.prepare(_builder(data_dir))
+  return prepare_corpus(data_dir)
+
+
+def prepare_corpus(data_dir: str | os.PathLike[str]) -> epath.Path:
+  """Writes the search tool's corpus alone below `data_dir`, once; returns its path."""
   corpus = epath.Path(data_dir) / 'geohop_corpus.jsonl'
   if not corpus.exists():
+    corpus.parent.mkdir(parents=True, exist_ok=True)
     rows = geohop_facts.articles(geohop_facts.load_entities())
     text = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
     writing.write_whole(corpus, text)

@@ -52,7 +52,8 @@ def solve(
 
 
 async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
-  system = system_lib.build(config, workdir)
+  # The query is the only task.
+  system = system_lib.build(config, workdir, reads_tasks=False)
   try:
     system.warmup()
     planner = system.planner

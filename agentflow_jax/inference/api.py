@@ -16,6 +16,9 @@ StopFn = Callable[[Sequence[int]], int | None]
 
 _WORD = 2**32
 
+# The most likely tokens that a request may ask for at each position; OpenAI's limit.
+MAX_TOP_LOGPROBS = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -73,6 +76,8 @@ class Request:
       depend on when it is called.
     on_end: function called once, in the caller's task, with the request's time,
       when the request is done, has failed or was cancelled.
+    top_logprobs: number of the most likely tokens to return with each position, up to
+      MAX_TOP_LOGPROBS.
   """
 
   prompt_ids: tuple[int, ...]
@@ -81,6 +86,16 @@ class Request:
   stop_ids: tuple[int, ...] = ()
   stop_fn: StopFn | None = None
   on_end: Callable[[Timing], None] | None = None
+  top_logprobs: int = 0
+
+  @property
+  def program(self) -> tuple[bool, bool]:
+    """The decode program of the request: whether it truncates, and tells the top.
+
+    One program serves all requests that ask for the most likely tokens.
+    """
+    with_top = self.top_logprobs > 0
+    return self.sampling.truncates or with_top, with_top
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +114,9 @@ class Result:
       the most likely first. None where the request truncates nothing, or the
       engine does not record (see EngineConfig.max_kept).
     stalled_seconds: part of model_seconds, see Timing.
+    top: (ids, log probabilities [nats]) of the most likely tokens of each position,
+      the most likely first, out of those that could be drawn; () where none were
+      asked for.
   """
 
   response_ids: tuple[int, ...]
@@ -109,6 +127,7 @@ class Result:
   model_seconds: float
   kept: tuple[np.ndarray, ...] | None = None
   stalled_seconds: float = 0.0
+  top: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] = ()
 
 
 # table_pages covers whole blocks of slots.
@@ -167,6 +186,9 @@ class EngineConfig:
       truncates: those that it was drawn from. Such a request then keeps so many of each
       distribution at most, the most likely ones, beyond what it asks for itself.
       0 records none, and bounds none.
+    row_tokens: largest number of tokens of a prompt and its response together; 0:
+      max_prompt_tokens + max_new_tokens. Less saves memory where a long prompt and
+      a long response do not come together.
   """
 
   slots: int = 32
@@ -186,6 +208,7 @@ class EngineConfig:
   max_stop_ids: int = 8
   coalesce_share: float = 0.25
   max_kept: int = 0
+  row_tokens: int = 0
 
   def __post_init__(self):
     for name in (
@@ -217,11 +240,16 @@ class EngineConfig:
         f'piece_tokens {self.piece_tokens} must be a multiple of page_tokens'
         f' {self.page_tokens}'
       )
+    most = max(self.max_prompt_tokens, self.max_new_tokens)
+    if self.row_tokens and self.row_tokens < most:
+      raise ValueError(
+        f'row_tokens {self.row_tokens} is less than max_prompt_tokens or'
+        f' max_new_tokens, {most}'
+      )
     if self.kv_tokens and self.pages - 1 < self._longest_pages:
       raise ValueError(
         f'kv_tokens {self.kv_tokens} cannot hold one request of'
-        f' {self.max_prompt_tokens} + {self.max_new_tokens} tokens; 0 is'
-        ' enough for all slots'
+        f' {self.longest} tokens; 0 is enough for all slots'
       )
     if self.read_share is not None and not 0 < self.read_share <= 1:
       raise ValueError(f'read_share must lie in (0, 1]: {self.read_share}')
@@ -235,10 +263,15 @@ class EngineConfig:
       raise ValueError(f'max_kept must be >= 0: {self.max_kept}')
 
   @property
+  def longest(self) -> int:
+    """The largest number of tokens of a prompt and its response together."""
+    longest = self.max_prompt_tokens + self.max_new_tokens
+    return min(longest, self.row_tokens or longest)
+
+  @property
   def _longest_pages(self) -> int:
     # One more than its slots need: a prompt's last page is held twice.
-    longest = self.max_prompt_tokens + self.max_new_tokens - 1
-    return -(-longest // self.page_tokens) + 1
+    return -(-(self.longest - 1) // self.page_tokens) + 1
 
   @property
   def pages(self) -> int:
@@ -250,8 +283,7 @@ class EngineConfig:
   @property
   def table_pages(self) -> int:
     """Pages of a row's table: whole blocks of slots."""
-    longest = self.max_prompt_tokens + self.max_new_tokens
-    return -(-longest // _BLOCK) * _BLOCK // self.page_tokens
+    return -(-self.longest // _BLOCK) * _BLOCK // self.page_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,6 +404,10 @@ def check_request(
   words = request.key_words
   if len(words) != 2 or any(not 0 <= w < _WORD for w in words):
     raise ValueError(f'key_words must be two uint32: {words}')
+  if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
+    raise ValueError(
+      f'top_logprobs must lie in [0, {MAX_TOP_LOGPROBS}]: {request.top_logprobs}'
+    )
   if len(ids) + asked > max_positions:
     raise PromptTooLong(
       f'a prompt of {len(ids)} tokens and {asked} new ones exceed the'
@@ -380,4 +416,9 @@ def check_request(
   if len(ids) > config.max_prompt_tokens:
     raise PromptTooLong(
       f"a prompt of {len(ids)} tokens exceeds the engine's {config.max_prompt_tokens}"
+    )
+  if len(ids) + asked > config.longest:
+    raise PromptTooLong(
+      f'a prompt of {len(ids)} tokens and {asked} new ones exceed the'
+      f" engine's {config.longest}"
     )

@@ -23,6 +23,8 @@ class Row:
     logprobs: log probabilities of these ids [nats].
     finite: number of these that are known to be finite, in order.
     sets: candidate set of each of these ids, where sets are recorded.
+    top: ids and log probabilities of the most likely tokens of each position, where
+      they are asked for.
     is_copied: whether the lease's tail was copied to a page of its own.
     is_gathered: whether gathered.Store has its prompt.
   """
@@ -35,6 +37,9 @@ class Row:
   logprobs: list[float] = dataclasses.field(default_factory=list)
   finite: int = 0
   sets: list[np.ndarray] = dataclasses.field(default_factory=list)
+  top: list[tuple[tuple[int, ...], tuple[float, ...]]] = dataclasses.field(
+    default_factory=list
+  )
   is_copied: bool = False
   is_gathered: bool = False
 

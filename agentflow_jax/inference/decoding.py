@@ -63,6 +63,9 @@ class Sampled:
   done: jax.Array  # bool [B]; at a stop id, or nothing left.
   # int32 [B, decode_chunk, max_kept], see sampling.sample; if that is recorded.
   sets: jax.Array | None = None
+  # Where the most likely tokens are asked for, see sampling.most_likely.
+  top_ids: jax.Array | None = None  # int32 [B, decode_chunk, n].
+  top_logprobs: jax.Array | None = None  # float32 [B, decode_chunk, n] [nats].
 
 
 def prefill(
@@ -149,6 +152,7 @@ def decode(
   config: api.EngineConfig,
   truncates: bool,
   reading: pages_lib.Reading,
+  top: int = 0,
 ) -> tuple[pages_lib.Pool | gathered.Store, Sampled]:
   """Samples up to `decode_chunk` tokens of every row that is used.
 
@@ -163,6 +167,7 @@ def decode(
     config: static.
     truncates: static; whether any row truncates.
     reading: static; how pages are read.
+    top: static; number of the most likely tokens that are told of each position.
 
   Returns:
     The store with what was read, and what was sampled: sooner when all rows are
@@ -176,7 +181,7 @@ def decode(
     store = pages_lib.copy_pages(store, model_config.n_layers, rows.copies)
   if reading.unrolled and 'layers' in params:
     params = model.unrolled(model_config, params)
-  sampled = _nothing(rows, config, truncates)
+  sampled = _nothing(rows, config, truncates, top)
 
   def cache_of(store, starts, live):
     if is_gathered:
@@ -225,7 +230,10 @@ def decode(
       truncates=truncates,
       max_kept=config.max_kept,
     )
-    sampled = _appended(sampled, rows, live, tokens, logprobs, sets)
+    most_likely = None
+    if top:
+      most_likely = sampling.most_likely(logits, rows.sampling, sets, top)
+    sampled = _appended(sampled, rows, live, tokens, logprobs, sets, most_likely)
     store = cache.store if is_gathered else cache.pool
     return store, sampled, jnp.where(live, tokens, last)
 
@@ -233,7 +241,9 @@ def decode(
   return store, sampled
 
 
-def _nothing(rows: Rows, config: api.EngineConfig, truncates: bool) -> Sampled:
+def _nothing(
+  rows: Rows, config: api.EngineConfig, truncates: bool, top: int
+) -> Sampled:
   """Returns what a chunk has sampled before its first step."""
   (n_rows,) = rows.last.shape
   size = (n_rows, config.decode_chunk)
@@ -247,6 +257,8 @@ def _nothing(rows: Rows, config: api.EngineConfig, truncates: bool) -> Sampled:
     lengths=jnp.zeros((n_rows,), jnp.int32),
     done=rows.left < 1,
     sets=sets,
+    top_ids=jnp.zeros((*size, top), jnp.int32) if top else None,
+    top_logprobs=jnp.zeros((*size, top), jnp.float32) if top else None,
   )
 
 
@@ -257,16 +269,19 @@ def _appended(
   tokens: jax.Array,
   logprobs: jax.Array,
   sets: jax.Array | None,
+  most_likely: tuple[jax.Array, jax.Array] | None,
 ) -> Sampled:
   """Returns what was sampled with one more step.
 
   Args:
-    sampled: what was sampled before.
+    sampled: tokens of the steps before, and what is recorded of them.
     rows: the requests.
     live: bool[rows], those that were not done before the step.
     tokens: int32[rows], tokens of the step.
     logprobs: float32[rows], log probabilities of them [nats].
     sets: int32[rows, max_kept], what they were drawn from; None for all tokens.
+    most_likely: int32[rows, n] ids of the most likely tokens and their log
+      probabilities, float32[rows, n] [nats]; None where nobody asks.
   """
   lengths = sampled.lengths + live
   at_stop = jnp.any(tokens[:, None] == rows.stop_ids, axis=1)
@@ -275,11 +290,15 @@ def _appended(
     new = jnp.where(live, new, 0)[:, None]
     return lax.dynamic_update_slice(x, new, (0, sampled.step))
 
+  def placed(x, new):
+    return lax.dynamic_update_slice(x, new[:, None], (0, sampled.step, 0))
+
   done = sampled.done | at_stop | (lengths >= rows.left)
-  all_sets = sampled.sets
+  all_sets, top = sampled.sets, (sampled.top_ids, sampled.top_logprobs)
   if all_sets is not None and sets is not None:
-    start = (0, sampled.step, 0)
-    all_sets = lax.dynamic_update_slice(all_sets, sets[:, None], start)
+    all_sets = placed(all_sets, sets)
+  if most_likely is not None:
+    top = tuple(map(placed, top, most_likely))
   return Sampled(
     step=sampled.step + 1,
     tokens=appended(sampled.tokens, tokens),
@@ -287,4 +306,6 @@ def _appended(
     lengths=lengths,
     done=done,
     sets=all_sets,
+    top_ids=top[0],
+    top_logprobs=top[1],
   )

@@ -143,18 +143,18 @@ class Device:
     """Programs that were compiled because this object needed them first."""
     return self._programs.compilations
 
-  def compile(self, truncates: Iterable[bool]) -> None:
+  def compile(self, kinds: Iterable[tuple[bool, bool]]) -> None:
     """Compiles what reads prompts and what samples, where it is not compiled yet.
 
     Args:
-      truncates: programs that sample: whether a row may set top_k, top_p or min_p.
+      kinds: programs that sample, see api.Request.program.
     """
     self.before_call('compile', 0)
     self._programs.prefill()
     if self.reading.lanes > 1:
       self._programs.file_pages()
-    for value in truncates:
-      self._programs.decode(value)
+    for kind in kinds:
+      self._programs.decode(*kind)
     self.after_call('compile', 0)
 
   def read(
@@ -181,11 +181,11 @@ class Device:
     self.after_call('read', 0)
     return [is_finite]
 
-  def chunk(self, truncates: bool, rows: Mapping[int, batching.Row]) -> Chunk:
+  def chunk(self, kind: tuple[bool, bool], rows: Mapping[int, batching.Row]) -> Chunk:
     """Returns rows of one lane as a program takes them.
 
     Args:
-      truncates: whether the rows set top_k, top_p or min_p.
+      kind: program of the rows, see api.Request.program.
       rows: row of each slot.
     """
     placed = [(slot // self.reading.lanes, row) for slot, row in rows.items()]
@@ -193,7 +193,7 @@ class Device:
     if self._stores is not None:
       fresh = [(place, row) for place, row in placed if not row.is_gathered]
       arrays.append(batching.pack_fresh(fresh, self.config, self.reading))
-    return Chunk(rows, self._programs.decode(truncates), arrays)
+    return Chunk(rows, self._programs.decode(*kind), arrays)
 
   def sample(
     self, params: Any, lanes: Mapping[int, Sequence[Chunk]]

@@ -4,6 +4,7 @@ Tests are in tests/inference/engine_*_test.py.
 """
 
 import collections
+import math
 import threading
 from collections.abc import Callable
 
@@ -88,7 +89,7 @@ class DeviceThread:
     Not yet where too few would be in it because more have come meanwhile.
     """
     # What was not compiled yet is now, while no time of the device is counted.
-    self._device.compile({p.request.sampling.truncates for p in slots.values()})
+    self._device.compile({p.request.program for p in slots.values()})
     with self._shared.device:
       self._read_and_sample(slots)
 
@@ -120,14 +121,14 @@ class DeviceThread:
   ) -> dict[int, list[device_lib.Chunk]]:
     """Returns what each lane samples next: those whose prompts are read.
 
-    Those that truncate are apart, so that who else samples does not choose a
+    Requests of each kind are apart, so that who else samples does not choose a
     request's program.
     """
     lanes = collections.defaultdict(lambda: collections.defaultdict(dict))
     for slot, pending in slots.items():
       if pending.slot_row.is_read() and not pending.abandoned:
-        truncates = pending.request.sampling.truncates
-        lanes[slot % self._lanes][truncates][slot] = pending.slot_row
+        kind = pending.request.program
+        lanes[slot % self._lanes][kind][slot] = pending.slot_row
     return {
       lane: [self._device.chunk(*kind) for kind in kinds.items()]
       for lane, kinds in lanes.items()
@@ -213,6 +214,7 @@ class DeviceThread:
       row.logprobs += host.logprobs[place, :length].tolist()
       if host.sets is not None:
         row.sets += [ids[ids >= 0] for ids in host.sets[place, :length]]
+      row.top += _most_likely(host, place, length, pending.request.top_logprobs)
       if pending.abandoned or self._shared.is_closing:
         continue
       outcome = self._look(pending, bool(host.done[place]), version)
@@ -244,6 +246,7 @@ class DeviceThread:
       model_seconds=timing.model_seconds,
       kept=tuple(row.sets[:keep]) if row.sets else None,
       stalled_seconds=timing.stalled_seconds,
+      top=tuple(row.top[:keep]),
     )
 
   def _failure(self, cause: BaseException) -> api.EngineError:
@@ -252,3 +255,19 @@ class DeviceThread:
     )
     error.__cause__ = cause
     return error
+
+
+def _most_likely(
+  host: decoding.Sampled, place: int, length: int, asked: int
+) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+  """Returns ids and log probabilities of the most likely tokens of each position."""
+  if host.top_ids is None or host.top_logprobs is None:
+    return []
+  found = []
+  for ids, scores in zip(
+    host.top_ids[place, :length, :asked].tolist(),
+    host.top_logprobs[place, :length, :asked].tolist(),
+  ):
+    count = sum(map(math.isfinite, scores))  # The others cannot be drawn.
+    found.append((tuple(ids[:count]), tuple(scores[:count])))
+  return found

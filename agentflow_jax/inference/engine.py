@@ -170,15 +170,17 @@ class Engine:
       params = self.device.place(params, copy)
     self._shared.replace(params, version)
 
-  def warmup(self, truncates: Sequence[bool] = (False, True)):
+  def warmup(self, truncates: Sequence[bool] = (False, True), with_top: bool = False):
     """Compiles every program, so that no request waits for the compiler.
 
     Args:
       truncates: programs to compile: False for requests that set none of top_k, top_p
         and min_p, True for the others. A program left out is compiled when the first
         request needs it.
+      with_top: whether to compile the program of requests that ask for the most likely
+        tokens, too.
     """
-    self.device.compile(truncates)
+    self.device.compile([(t, False) for t in truncates] + [(True, True)] * with_top)
 
   @property
   def compilations(self) -> int:
@@ -187,6 +189,11 @@ class Engine:
     An engine of the same shapes, made earlier, leaves it nothing to compile.
     """
     return self.device.compilations
+
+  @property
+  def model_config(self) -> model.ModelConfig:
+    """Config of the network that is sampled from."""
+    return self._model_config
 
   @property
   def lanes(self) -> int:

@@ -143,7 +143,7 @@ class Programs:
     """Returns the shapes of a lane's desk; None where there is one lane."""
     return None if self.reading.lanes == 1 else self._like_pool(self._empty_desk())
 
-  def decode(self, truncates: bool) -> Callable:
+  def decode(self, truncates: bool, with_top: bool = False) -> Callable:
     """Returns what samples a chunk, see decoding.decode; it consumes the store.
 
     It takes (params, pool, rows), or, where rows are gathered,
@@ -151,7 +151,9 @@ class Programs:
 
     Args:
       truncates: whether a row may set top_k, top_p or min_p.
+      with_top: whether the most likely tokens of each position are returned.
     """
+    most = min(api.MAX_TOP_LOGPROBS, self._model_config.vocab_size)
 
     def program():
       (params, pool), store = self._arrays, self.store_shapes()
@@ -167,6 +169,7 @@ class Programs:
         config=self._config,
         truncates=truncates,
         reading=self.reading,
+        top=most if with_top else 0,
       )
       jitted = jax.jit(function, donate_argnums=1, out_shardings=(where, None))
       return jitted, arrays
@@ -174,6 +177,8 @@ class Programs:
     name = f'decode, truncates: {truncates}'
     if truncates and self._config.max_kept:
       name += f', sets of {self._config.max_kept}'
+    if with_top:
+      name += f', top {most}'
     return self._get(name, program)
 
   def make_store(self) -> gathered.Store:

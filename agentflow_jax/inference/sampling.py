@@ -74,6 +74,31 @@ def sample(
   return tokens, scores, kept
 
 
+def most_likely(
+  logits: jax.Array, rows: RowSampling, kept: jax.Array | None, count: int
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the most likely tokens of the distributions that `sample` draws from.
+
+  Args:
+    logits: float32 [B, V].
+    rows: the rows' distributions; rows may truncate.
+    kept: ids that `sample` returned beside the tokens, or None.
+    count: static; number of tokens to return, at most V.
+
+  Returns:
+    int32 [B, count] ids, the most likely first, and their log probabilities float32
+    [B, count] [nats]; -inf outside the kept set. They are bit for bit those that
+    `sample` gives the same tokens.
+  """
+  if kept is not None:
+    keep = logprobs.mask_of(kept, logits.shape[-1])
+  else:
+    keep = logprobs.truncation_mask(
+      logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p
+    )
+  return logprobs.most_likely(logits, count, rows.temperature, keep)
+
+
 def _argmax(x: jax.Array) -> jax.Array:
   """Returns int32[B], the first of the largest of each row of [B, V].
 

@@ -53,8 +53,9 @@ def config_from_flags(
 
   Args:
     argv: the command line without flags.
-    serves: path of the model for a command that only needs a model, or '' for the
-      config's own model; None for a command that runs the config.
+    serves: path of the model for a command that only needs a model, which may then
+      need no --config, or '' for the config's own model; None for a command that runs
+      the config.
     environment: kind of the environment for a command that only needs an environment,
       which may need no --config; '' for any other command.
 
@@ -70,6 +71,8 @@ def config_from_flags(
   names = [name for name, _ in overrides]
   if environment and _CONFIG.value is None and config_of_run() is None:
     config = loading.of_environment(environment, overrides)
+  elif serves and _CONFIG.value is None and config_of_run() is None:
+    config = loading.of_model(serves, overrides)
   else:
     config = loading.load(_source(), overrides)
   unread.check_flags(config, names)
@@ -82,6 +85,11 @@ def config_from_flags(
   if environment:
     unread.check_serves_worlds(names)
   return config
+
+
+def fields_given() -> tuple[str, ...]:
+  """Returns the dotted names of the config's fields that flags set."""
+  return tuple(name for name, _ in _overrides)
 
 
 @contextlib.contextmanager

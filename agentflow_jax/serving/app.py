@@ -1,6 +1,7 @@
 """An OpenAI-compatible server over one model of this process.
 
   GET /v1/models    POST /v1/completions    POST /v1/chat/completions
+  GET /health       GET /version            GET /metrics
 
 Nothing that a client sends is executed, becomes a control token, or is logged.
 Deadlines and the number of connections are the business of `connections`.
@@ -19,10 +20,11 @@ from starlette import applications, exceptions, middleware
 from starlette import requests as http
 from starlette import responses, routing
 
+import agentflow_jax
 from agentflow_jax import records
 from agentflow_jax.agents import chat_messages
 from agentflow_jax.assembly import engine_model
-from agentflow_jax.serving import incoming, requests, writing
+from agentflow_jax.serving import incoming, metrics, requests, writing
 
 _DONE = 'data: [DONE]\n\n'
 _T = TypeVar('_T')
@@ -35,13 +37,19 @@ class Service:
   Attributes:
     model: the model.
     name: name of the model for clients.
-    max_new_tokens: longest response [tokens].
+    max_new_tokens: longest response [tokens]; what a client asks for beyond it, or
+      beyond what fits behind its prompt, is cut.
     key: bearer token that clients must send; '' asks for none.
     hosts: names that the header Host may give beside addresses of this machine;
       None allows every name, and every Origin. A page of the web whose own name is
       made to resolve to 127.0.0.1 (DNS rebinding) sends that name.
     created: time of the start, in Unix seconds.
     bodies: the reader of requests' bodies.
+    row_tokens: largest number of tokens of a prompt and its response together; 0: no
+      bound beside those of each.
+    context: the model's context [tokens]: a client that asks for more is refused; 0:
+      max_new_tokens.
+    counts: responses so far.
   """
 
   model: engine_model.EngineModel
@@ -51,12 +59,33 @@ class Service:
   hosts: frozenset[str] | None = None
   created: int = dataclasses.field(default_factory=lambda: int(time.time()))
   bodies: incoming.Bodies = dataclasses.field(default_factory=incoming.Bodies)
+  row_tokens: int = 0
+  context: int = 0
+  counts: metrics.Counts = dataclasses.field(default_factory=metrics.Counts)
+
+  def room(self, prompt_tokens: int) -> int:
+    """Returns the length of the longest response to a prompt [tokens].
+
+    Raises:
+      PromptTooLong: there is no room for a single token.
+    """
+    most = self.model.max_prompt_tokens
+    if self.row_tokens:
+      most = min(most, self.row_tokens - 1)
+    if prompt_tokens > most:
+      raise engine_model.PromptTooLong(
+        f'a prompt of {prompt_tokens} tokens exceeds the {most} that are read'
+      )
+    left = self.row_tokens - prompt_tokens if self.row_tokens else self.max_new_tokens
+    return min(left, self.max_new_tokens)
 
 
 def make(service: Service) -> applications.Starlette:
   """Returns the ASGI application."""
   routes = [
     routing.Route('/health', functools.partial(_health, service)),
+    routing.Route('/version', _version),
+    routing.Route('/metrics', functools.partial(_metrics, service)),
     routing.Route('/v1/models', functools.partial(_models, service)),
     routing.Route('/v1/models/{name:path}', functools.partial(_model, service)),
     routing.Route(
@@ -72,7 +101,10 @@ def make(service: Service) -> applications.Starlette:
   ]
   return applications.Starlette(
     routes=routes,
-    middleware=[middleware.Middleware(incoming.Gate, hosts=service.hosts)],
+    middleware=[
+      middleware.Middleware(metrics.Counter, counts=service.counts),
+      middleware.Middleware(incoming.Gate, hosts=service.hosts),
+    ],
     exception_handlers={
       requests.BadRequest: _refuse,
       exceptions.HTTPException: _refuse_http,
@@ -113,6 +145,17 @@ async def _health(service, unused_request):
   if service.model.is_closed:  # For good: who watches should restart it.
     return writing.error('the engine has ended', 503, 'server_error')
   return writing.JSONResponse({'status': 'ok'})
+
+
+async def _version(unused_request):
+  return writing.JSONResponse({'version': agentflow_jax.__version__})
+
+
+async def _metrics(service, request):
+  _authorise(service, request)
+  return responses.Response(
+    metrics.text(service.model.stats(), service.counts), media_type=metrics.CONTENT_TYPE
+  )
 
 
 def _authorise(service: Service, request: http.Request) -> None:
@@ -160,23 +203,19 @@ async def _answer(service: Service, kind: str, request: http.Request):
   _authorise(service, request)
   body = await service.bodies.read(request)
   is_chat = kind == 'chat.completion'
+  context = service.context or service.max_new_tokens
   if is_chat:
-    ask = requests.chat(body, service.name, service.max_new_tokens)
+    ask = requests.chat(body, service.name, context)
   else:
     ask = requests.completion(
-      body, service.name, service.max_new_tokens, service.model.tokenizer.vocab_size
+      body, service.name, context, service.model.tokenizer.vocab_size
     )
   tokenizer = service.model.tokenizer
   # Not on the event loop, and refused before there are `n` requests of each.
   prompts = await asyncio.to_thread(
     lambda: [_ids(service.model, p, ask.tools) for p in ask.prompts]
   )
-  longest = max(map(len, prompts))
-  most = service.model.max_prompt_tokens
-  if longest > most:
-    raise engine_model.PromptTooLong(
-      f'a prompt of {longest} tokens exceeds the {most} that are read'
-    )
+  service.room(max(map(len, prompts)))
   prefix = 'chatcmpl' if is_chat else 'cmpl'
   head = {
     'id': f'{prefix}-{secrets.token_hex(12)}',
@@ -260,8 +299,11 @@ async def _sample(service, ask, prompt, i, j, on_ids=None):
   key = records.RequestKey(
     ask.seed, records.Purpose.SERVE, 0, str(i), j, module='serve'
   )
+  limit = min(ask.sampling.max_new_tokens, service.room(len(prompt)))
+  sampling = dataclasses.replace(ask.sampling, max_new_tokens=limit)
+  more = {'top_logprobs': ask.top_logprobs} if ask.top_logprobs else {}
   try:
-    return await service.model.sample(prompt, ask.sampling, key, on_ids)
+    return await service.model.sample(prompt, sampling, key, on_ids, **more)
   except ValueError as e:
     raise requests.BadRequest(str(e)) from e
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from agentflow_jax import records
 from agentflow_jax.agents import chat_messages
+from agentflow_jax.assembly import engine_model
 
 _MAX_CHOICES = 64
 _MAX_PROMPTS = 64
@@ -41,6 +42,8 @@ _SHARED = frozenset(
 _IDLE: Mapping[str, tuple[Any, ...]] = {
   'frequency_penalty': (None, 0),
   'presence_penalty': (None, 0),
+  'repetition_penalty': (None, 1),
+  'length_penalty': (None, 1),
   'logit_bias': (None, {}),
   'echo': (None, False),
   'suffix': (None, ''),
@@ -92,6 +95,7 @@ class Ask:
     token_ids: whether ids are wanted.
     usage: whether a stream ends with the numbers of tokens.
     tools: tools that a chat's response may call, as the client describes them.
+    top_logprobs: number of the most likely tokens that are wanted with each token.
   """
 
   prompts: tuple[tuple[int, ...] | str | tuple[records.Segment, ...], ...]
@@ -103,15 +107,17 @@ class Ask:
   token_ids: bool
   usage: bool
   tools: tuple[Mapping[str, Any], ...] = ()
+  top_logprobs: int = 0
 
 
-def chat(body: Any, model: str, max_new_tokens: int) -> Ask:
+def chat(body: Any, model: str, context: int) -> Ask:
   """Reads a /v1/chat/completions request.
 
   Args:
     body: the parsed JSON.
     model: the name that is served.
-    max_new_tokens: the most that a response may have, and the default.
+    context: the model's context, which a client may ask for at most, and the default
+      [tokens]. The caller cuts the limit to what fits behind the prompt.
 
   Raises:
     BadRequest: names the field.
@@ -126,6 +132,7 @@ def chat(body: Any, model: str, max_new_tokens: int) -> Ask:
       'tools',
       'tool_choice',
       'parallel_tool_calls',
+      'top_logprobs',
     },
   )
   messages = body.get('messages')
@@ -139,8 +146,17 @@ def chat(body: Any, model: str, max_new_tokens: int) -> Ask:
     raise BadRequest('max_completion_tokens and max_tokens differ', 'max_tokens')
   limit = limits[0] if limits else None
   wanted = _typed(body, 'logprobs', bool, False)
-  ask = _ask(body, (segments,), limit, max_new_tokens, wanted)
+  top = _typed(body, 'top_logprobs', int, 0)
+  _check_top(top, 'top_logprobs')
+  if top and not wanted:
+    raise BadRequest('top_logprobs needs logprobs=true', 'top_logprobs')
+  ask = _ask(body, (segments,), limit, context, wanted, top)
   return dataclasses.replace(ask, tools=_tools(body))
+
+
+def _check_top(count: int, field: str) -> None:
+  if not 0 <= count <= engine_model.MAX_TOP_LOGPROBS:
+    raise BadRequest(f'{field} must be 0 to {engine_model.MAX_TOP_LOGPROBS}', field)
 
 
 def _tools(body) -> tuple[Mapping[str, Any], ...]:
@@ -164,13 +180,13 @@ def _tools(body) -> tuple[Mapping[str, Any], ...]:
   return () if choice == 'none' else tuple(tools)
 
 
-def completion(body: Any, model: str, max_new_tokens: int, vocab_size: int) -> Ask:
+def completion(body: Any, model: str, context: int, vocab_size: int) -> Ask:
   """Reads a /v1/completions request.
 
   Args:
     body: the parsed JSON.
     model: the name that is served.
-    max_new_tokens: the most that a response may have.
+    context: the model's context, which a client may ask for at most [tokens].
     vocab_size: ids of a prompt lie below it.
 
   Raises:
@@ -185,15 +201,15 @@ def completion(body: Any, model: str, max_new_tokens: int, vocab_size: int) -> A
     raise BadRequest(f'prompt: 1 to {_MAX_PROMPTS} of them', 'prompt')
   read = tuple(_prompt(p, vocab_size) for p in prompts)
   logprobs = body.get('logprobs')
-  if logprobs not in (None, False, 0, 1, True):
-    raise BadRequest(
-      'logprobs: only those of the sampled tokens are known (0 or 1)', 'logprobs'
-    )
   wanted = logprobs is not None and logprobs is not False
+  top = 0 if isinstance(logprobs, bool) or logprobs is None else logprobs
+  if not _is_int(top):
+    raise BadRequest('logprobs must be a whole number', 'logprobs')
+  _check_top(top, 'logprobs')
   limit = body.get('max_tokens')
   if limit is None:  # OpenAI's own default.
-    limit = min(16, max_new_tokens)
-  return _ask(body, read, limit, max_new_tokens, wanted)
+    limit = min(16, context)
+  return _ask(body, read, limit, context, wanted, top)
 
 
 def _prompt(prompt, vocab_size: int) -> tuple[int, ...] | str:
@@ -240,11 +256,13 @@ def _check_fields(body, model: str, known: frozenset[str]) -> None:
     )
 
 
-def _ask(body, prompts, limit, most: int, logprobs: bool) -> Ask:
+def _ask(body, prompts, limit, most: int, logprobs: bool, top: int) -> Ask:
   if limit is None:
     limit = most
   if not _is_int(limit) or not 1 <= limit <= most:
-    raise BadRequest(f'max_tokens must be 1 to {most}', 'max_tokens')
+    raise BadRequest(
+      f"max_tokens must be 1 to {most}, the model's context", 'max_tokens'
+    )
   stop = body.get('stop')
   if stop is None:
     stop = []
@@ -265,7 +283,8 @@ def _ask(body, prompts, limit, most: int, logprobs: bool) -> Ask:
   elif not _is_int(seed):
     raise BadRequest('seed must be a whole number', 'seed')
   options = _typed(body, 'stream_options', dict, {})
-  if set(options) - {'include_usage'}:
+  # Obfuscation pads the events of a stream, and changes no answer.
+  if set(options) - {'include_usage', 'include_obfuscation'}:
     raise BadRequest('stream_options: only include_usage is known', 'stream_options')
   try:
     sampling = records.SamplingSpec(
@@ -287,6 +306,7 @@ def _ask(body, prompts, limit, most: int, logprobs: bool) -> Ask:
     logprobs=logprobs,
     token_ids=_typed(body, 'return_token_ids', bool, False),
     usage=_typed(options, 'include_usage', bool, False),
+    top_logprobs=top,
   )
 
 

@@ -5,7 +5,7 @@ import ipaddress
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from agentflow_jax.assembly import served_worlds, standalone_model
 from agentflow_jax.config import schema
@@ -20,6 +20,7 @@ def serve(
   port: int,
   key_variable: str,
   host_names: Sequence[str] = (),
+  given: Collection[str] = (),
 ) -> None:
   """Serves until it is interrupted.
 
@@ -32,6 +33,8 @@ def serve(
     key_variable: environment variable of the key that clients must send, or ''.
     host_names: further names in the header Host that are answered where only
       this machine is listened to.
+    given: dotted names of the fields that flags set; the engine's other sizes are
+      those of the model's context, as far as memory goes.
 
   Raises:
     ConfigError, CheckpointError: name the remedy.
@@ -52,15 +55,18 @@ def serve(
     raise schema.ConfigError('give --planner, or planner.directory')
   # Before the model is loaded: a port that is taken should not cost a minute.
   listener, url, hosts = _opened(host, port, host_names)
-  with listener, standalone_model.opened(config, directory) as model:
+  with listener, standalone_model.opened(config, directory, given) as model:
+    shapes = model.engine.config
     service = app.Service(
       model=model,
       name=name,
-      max_new_tokens=config.engine.max_new_tokens,
+      max_new_tokens=shapes.max_new_tokens,
       key=key,
       hosts=hosts,
+      row_tokens=min(shapes.longest, model.context),
+      context=model.context,
     )
-    print(f'{name} at {url}/v1', flush=True)
+    print(f'{name} at {url}/v1\n{model.shapes_said}', flush=True)
     if not key and hosts is None:
       print(
         'warning: anyone who reaches this machine can use the model; set'

@@ -141,23 +141,36 @@ class Writer:
 
   def _logprobs(self, done: records.Completion) -> dict[str, Any]:
     tokens = [self._tokenizer.decode([i]) for i in done.response_ids]
+    tops: list[list[tuple[str, float]]] = [[] for _ in tokens]
+    if isinstance(done, engine_model.ScoredCompletion):
+      tops = [
+        [(self._tokenizer.decode([i]), score) for i, score in zip(*position)]
+        for position in done.top
+      ]
     if self._is_chat:
       return {
         'content': [
           {
             'token': token,
             'logprob': logprob,
-            # A part of a character is none that can be told from its text.
-            'bytes': None if '\ufffd' in token else list(token.encode()),
-            'top_logprobs': [],
+            'bytes': _bytes(token),
+            'top_logprobs': [
+              {'token': text, 'logprob': score, 'bytes': _bytes(text)}
+              for text, score in alternatives
+            ],
           }
-          for token, logprob in zip(tokens, done.logprobs, strict=True)
+          for token, logprob, alternatives in zip(
+            tokens, done.logprobs, tops, strict=True
+          )
         ]
       }
     return {
       'tokens': tokens,
       'token_logprobs': list(done.logprobs),
-      'top_logprobs': None,
+      # Of tokens with the same text, such as parts of characters, the most likely.
+      'top_logprobs': [dict(reversed(one)) for one in tops]
+      if self._ask.top_logprobs
+      else None,
       'text_offset': self._offsets(done.response_ids),
     }
 
@@ -176,6 +189,11 @@ class Writer:
       else:
         end, parts = end + len(text), []
     return offsets
+
+
+def _bytes(token: str) -> list[int] | None:
+  """Returns the bytes of a token; None for a part of a character."""
+  return None if '\ufffd' in token else list(token.encode())
 
 
 def _call(call: records.ToolCall) -> dict[str, Any]:

@@ -39,6 +39,7 @@ _MAY_CHANGE = frozenset(
       'max_new_tokens',
       'page_tokens',
       'kv_tokens',
+      'row_tokens',
       'lanes',
       'prefill_pieces',
       'piece_tokens',

@@ -84,7 +84,7 @@ def test_stops_that_no_function_looks_for_are_refused():
     (dict(page_tokens=1, piece_tokens=32), 'page_tokens.*1'),
     (dict(page_tokens=16, piece_tokens=40), 'multiple.*16'),
     # 256 + 64 - 1 slots are 20 pages; the prompt's last is held twice.
-    (dict(kv_tokens=335), 'kv_tokens 335.*256.*64'),
+    (dict(kv_tokens=335), 'kv_tokens 335.*320 tokens'),
     (dict(coalesce_share=-1.0), 'coalesce_share'),
     (dict(max_kept=-1), 'max_kept must be >= 0'),
     (dict(kv_dtype='int4'), "kv_dtype.*'int8'.*int4"),

@@ -9,7 +9,7 @@ from scipy import stats
 
 from agentflow_jax import records
 from agentflow_jax.core import model
-from agentflow_jax.inference import engine as engine_lib
+from agentflow_jax.inference import api, engine as engine_lib
 from agentflow_jax.inference import simple_engine
 from tests.inference import engine_kit as kit
 
@@ -35,6 +35,51 @@ def test_recorded_logprobs_are_those_of_a_forward_pass(engine, params):
     expected, _ = kit.oracle(params, request, result.response_ids)
     np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
     assert result.kept is None
+
+
+def test_the_most_likely_tokens_are_those_of_a_forward_pass(own_engine, params):
+  requests = [
+    dataclasses.replace(r, top_logprobs=1 + i % 6)
+    for i, r in enumerate(kit.mixed(30, seed=5))
+  ]
+  plain = [dataclasses.replace(r, top_logprobs=0) for r in requests]
+  results = kit.generate(own_engine, requests)
+  cut = 0
+  for request, result, same in zip(
+    requests, results, kit.generate(own_engine, plain), strict=True
+  ):
+    assert result.response_ids == same.response_ids and same.top == ()
+    assert len(result.top) == len(result.response_ids)
+    logits = kit.logits(params, request.prompt_ids + result.response_ids)
+    logits = logits[len(request.prompt_ids) - 1 : -1]
+    _, sets = kit.oracle(params, request, result.response_ids)
+    for row, keep, (ids, scores), token, logprob in zip(
+      logits, sets, result.top, result.response_ids, result.logprobs, strict=True
+    ):
+      most = keep[: request.top_logprobs]
+      assert list(ids) == most
+      cut += len(keep) < request.top_logprobs
+      row = row / (request.sampling.temperature or 1.0)
+      row -= row.max()
+      expected = row[most] - np.log(np.exp(row[keep]).sum())
+      np.testing.assert_allclose(scores, expected, atol=1e-5)
+      if token in ids:  # To the bit.
+        assert scores[ids.index(token)] == logprob
+  assert cut  # Fewer could be drawn than were asked for.
+  with pytest.raises(ValueError, match='top_logprobs must lie in'):
+    kit.generate(own_engine, [dataclasses.replace(requests[0], top_logprobs=21)])
+
+
+def test_a_bound_on_rows_bounds_prompt_and_response_together(params):
+  config = dataclasses.replace(kit.CONFIG, row_tokens=36)
+  assert config.pages == 1 + 6 * 10 and kit.CONFIG.pages == 1 + 6 * 12
+  with engine_lib.Engine(kit.MODEL, config, params, name='short') as engine:
+    (result,) = kit.generate(engine, [kit.request(28, max_new_tokens=8)])
+    assert len(result.response_ids) == 8
+    with pytest.raises(api.PromptTooLong, match='29 tokens and 8 new ones.*36'):
+      kit.generate(engine, [kit.request(29, max_new_tokens=8)])
+  with pytest.raises(ValueError, match='row_tokens 31 is less'):
+    dataclasses.replace(kit.CONFIG, row_tokens=31)
 
 
 @pytest.fixture(scope='module', name='recording')

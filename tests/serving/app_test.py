@@ -3,11 +3,13 @@
 import asyncio
 import dataclasses
 import json
+import math
 import time
 
 import httpx
 import pytest
 
+import agentflow_jax
 from agentflow_jax import records
 from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.endpoints import settings as settings_lib
@@ -43,7 +45,9 @@ def model():
 
 @pytest.fixture(scope='module')
 def url(model):
-  service = app.Service(model, 'geo', max_new_tokens=32, key=_KEY)
+  service = app.Service(
+    model, 'geo', max_new_tokens=32, key=_KEY, row_tokens=120, context=model.context
+  )
   with listening.listening(app.make(service)) as base:
     yield f'{base}/v1'
 
@@ -215,7 +219,7 @@ def test_no_text_of_a_client_becomes_a_control_token(client, model):
     ({'temperature': -1}, 400, None),
     ({'temperature': 'hot'}, 400, 'temperature'),
     ({'top_p': 0}, 400, None),
-    ({'max_tokens': 33}, 400, 'max_tokens'),
+    ({'max_tokens': 257}, 400, 'max_tokens'),  # The model has 256.
     ({'max_tokens': True}, 400, 'max_tokens'),
     ({'n': 0}, 400, 'n'),
     ({'n': 10**6}, 400, 'n'),
@@ -225,7 +229,10 @@ def test_no_text_of_a_client_becomes_a_control_token(client, model):
     ({'logit_bias': {'3': 100}}, 400, 'logit_bias'),
     ({'presence_penalty': 0.5}, 400, 'presence_penalty'),
     ({'tools': [{'type': 'function'}]}, 400, 'tools'),
-    ({'top_logprobs': 5}, 400, 'top_logprobs'),
+    ({'top_logprobs': 5}, 400, 'top_logprobs'),  # Without logprobs.
+    ({'logprobs': True, 'top_logprobs': 21}, 400, 'top_logprobs'),
+    ({'repetition_penalty': 1.1}, 400, 'repetition_penalty'),
+    ({'messages': [{'role': 'user', 'content': None}]}, 400, 'messages[0]'),
     ({'temprature': 1}, 400, 'temprature'),
     ({'temperature': 10**400}, 400, 'temperature'),
     ({'max_tokens': 3, 'max_completion_tokens': 4}, 400, 'max_tokens'),
@@ -249,6 +256,113 @@ def test_what_cannot_be_answered_is_refused(client, change, status, param, strea
   assert response.status_code == status, response.text
   error = response.json()['error']
   assert error['param'] == param and error['message']
+
+
+def test_a_limit_beyond_what_fits_is_cut(client, model):
+  ids = [5] * 95
+  ask = {'model': 'geo', 'prompt': ids, 'temperature': 0, 'return_token_ids': True}
+  for asked, prompt, got in ((256, ids, 25), (7, ids, 7), (256, ids[:9], 32)):
+    (choice,) = _post(
+      client, '/completions', **ask | {'prompt': prompt, 'max_tokens': asked}
+    )['choices']
+    assert choice['finish_reason'] in ('length', 'stop')
+    if choice['finish_reason'] == 'length':
+      assert len(choice['token_ids']) == got
+    else:
+      assert len(choice['token_ids']) < got
+  assert model.context == 256
+
+
+def test_roles_and_values_that_clients_send_are_understood(client, model):
+  system, user = _CHAT['messages']
+  ask = _CHAT | {'temperature': 0, 'max_tokens': 8, 'return_token_ids': True}
+  plain = _post(client, '/chat/completions', **ask)
+  more = {
+    'messages': [system | {'role': 'developer'}, user | {'name': None}],
+    'frequency_penalty': 0.0,
+    'presence_penalty': 0,
+    'repetition_penalty': 1.0,
+    'logit_bias': None,
+    'stream_options': None,
+  }
+  got = _post(client, '/chat/completions', **ask | more)
+  assert got['choices'] == plain['choices']
+  silent = {'role': 'assistant', 'content': None, 'refusal': None}
+  ask['messages'] = [system, silent, user]
+  nothing = _post(client, '/chat/completions', **ask)
+  ask['messages'] = [system, silent | {'content': ''}, user]
+  assert _post(client, '/chat/completions', **ask)['choices'] == nothing['choices']
+
+
+@pytest.mark.parametrize('sampling', [{'temperature': 0}, {'top_k': 3, 'seed': 4}])
+def test_the_most_likely_tokens_are_told(client, model, sampling):
+  ask = _CHAT | sampling | {'max_tokens': 8, 'logprobs': True}
+  plain = _post(client, '/chat/completions', **ask)['choices'][0]
+  got = _post(client, '/chat/completions', **ask, top_logprobs=5)['choices'][0]
+  assert got['message'] == plain['message']
+  for told, before in zip(
+    got['logprobs']['content'], plain['logprobs']['content'], strict=True
+  ):
+    assert before['top_logprobs'] == []
+    top = told.pop('top_logprobs')
+    assert told == {k: v for k, v in before.items() if k != 'top_logprobs'}
+    scores = [one['logprob'] for one in top]
+    assert scores == sorted(scores, reverse=True) and len(top) <= 5
+    assert (told['token'], told['logprob']) in [
+      (one['token'], one['logprob']) for one in top
+    ]
+    if 'top_k' in sampling:
+      assert len(top) == 3 and sum(map(math.exp, scores)) == pytest.approx(1)
+    else:
+      assert told['token'] == top[0]['token']
+  events = _events(client, '/chat/completions', **ask, top_logprobs=5)
+  assert (
+    events[-1]['choices'][0]['logprobs']
+    == _post(client, '/chat/completions', **ask, top_logprobs=5)['choices'][0][
+      'logprobs'
+    ]
+  )
+  words = {'model': 'geo', 'prompt': 'Query: ', 'max_tokens': 4, 'temperature': 0}
+  told = _post(client, '/completions', **words, logprobs=2)['choices'][0]['logprobs']
+  for token, score, top in zip(
+    told['tokens'], told['token_logprobs'], told['top_logprobs'], strict=True
+  ):
+    assert top[token] == score and 1 <= len(top) <= 2
+
+
+def test_metrics_are_text_that_prometheus_reads(client, url):
+  parser = pytest.importorskip('prometheus_client.parser')
+  root = url.removesuffix('/v1')
+
+  def read():
+    response = client.get(f'{root}/metrics')
+    assert response.headers['content-type'].startswith('text/plain; version=0.0.4')
+    return {
+      (sample.name, *sorted(sample.labels.values())): sample.value
+      for family in parser.text_string_to_metric_families(response.text)
+      for sample in family.samples
+    }
+
+  before = read()
+  _post(client, '/chat/completions', **_CHAT, max_tokens=3)
+  client.get('/nothing')
+  after = read()
+  grown = {k: v - before.get(k, 0) for k, v in after.items()}
+  assert grown['agentflow_engine_completed_total',] == 1
+  assert 1 <= grown['agentflow_engine_response_tokens_total',] <= 3
+  responses = 'agentflow_http_responses_total'
+  assert grown[responses, '/v1/chat/completions', '200'] == 1
+  assert grown[responses, '404', 'other'] == 1
+  assert after['agentflow_engine_slots',] == 8
+  assert after['agentflow_engine_running',] == 0
+  assert after['agentflow_http_open_requests',] == 1  # This one.
+  assert after['process_resident_memory_bytes',] > 10**6
+  assert httpx.get(f'{root}/metrics').status_code == 401
+
+
+def test_the_version_is_told(url):
+  got = httpx.get(url.replace('/v1', '/version')).json()
+  assert got == {'version': agentflow_jax.__version__}
 
 
 def test_null_is_as_if_it_were_not_there(client):
@@ -497,4 +611,4 @@ def test_the_openai_package_works(url, model):
     with pytest.raises(openai.AuthenticationError):
       openai.OpenAI(base_url=url, api_key='x', max_retries=0).models.list()
     with pytest.raises(openai.BadRequestError, match='top_logprobs'):
-      client.chat.completions.create(**_CHAT, logprobs=True, top_logprobs=3)
+      client.chat.completions.create(**_CHAT, logprobs=True, top_logprobs=21)
