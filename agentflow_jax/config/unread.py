@@ -24,6 +24,21 @@ _OF_PLANS = (
 )
 
 
+# Whether an answer counts that comes behind the last turn; of served agents, too.
+_ANSWERS_LATE = 'agent.rollout.answer_when_out_of_turns'
+# What our own modules and tools read, and an agent that is not ours does not.
+_OF_MODULES = (
+  *(n for n in _OF_PLANS if n != _ANSWERS_LATE and not n.startswith('planner.')),
+  'agent.analyst',
+  'agent.tools',
+  'agent.plan_format',
+  'agent.mention_marks',
+  'agent.rollout.entry_tokens',
+  'agent.rollout.verify_seconds',
+  'planner.prompt',
+)
+
+
 def check_values(config: schema.Config) -> None:
   """Refuses fields that were set, by whomever, and that nothing would read.
 
@@ -113,6 +128,15 @@ def check_values(config: schema.Config) -> None:
       roles.uses_engine(config) and bool(config.planner.directory),
     ),
     'queue': (config.queue, default.queue, bool(config.queue.size)),
+    'agent.served': (agent.served, default.agent.served, agent.kind == 'served'),
+    **{
+      f'agent.served.{name}': (
+        getattr(agent.served, name),
+        getattr(default.agent.served, name),
+        bool(agent.served.command),
+      )
+      for name in ('environment', 'cpu_seconds', 'memory_bytes')
+    },
     'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
     'agent.endpoint.preset': (agent.endpoint.preset, '', asks),
     'agent.tools.corpus': (agent.tools.corpus, '', 'search' in agent.tools.enabled),
@@ -126,6 +150,13 @@ def check_values(config: schema.Config) -> None:
   for name, (value, unset, is_read) in unread.items():
     if value != unset and not is_read:
       raise schema.ConfigError(f'{name} is set, and nothing in this config reads it')
+  is_served = agent.kind == 'served'
+  for name in _OF_MODULES if is_served else ():
+    if _value(config, name) != _value(default, name):
+      raise schema.ConfigError(
+        f'{name} is set, and nothing reads it: with agent.kind=served the agent has'
+        ' modules and tools of its own'
+      )
   for name in _OF_PLANS if agent.plan_format == 'tool_calls' else ():
     if _value(config, name) != _value(default, name):
       raise schema.ConfigError(
@@ -347,6 +378,14 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
   if config.agent.plan_format == 'tool_calls':
     for name in _OF_PLANS:
       yield name, 'agent.plan_format=fields or code'
+  if config.agent.kind == 'served':
+    for name in _OF_MODULES:
+      yield name, 'agent.kind=modules'
+  else:
+    yield 'agent.served', 'agent.kind=served'
+  if not config.agent.served.command:
+    for name in ('environment', 'cpu_seconds', 'memory_bytes'):
+      yield f'agent.served.{name}', 'agent.served.command'
   if config.agent.code.sandbox == 'off':
     yield 'agent.code', 'agent.code.sandbox'
   if not config.agent.environment.kind:
