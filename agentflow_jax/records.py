@@ -685,6 +685,9 @@ class Trajectory:
       environment does not know it.
     briefing: policy that the environment gave the modules at the start, where it is
       another text than the policy of the task.
+    undelivered: responses that were sampled for an agent that is not ours
+      (agent.kind=served) and that did not reach it whole. They decided nothing, so
+      they are no turns and are not trained on.
   """
 
   task_id: str
@@ -701,6 +704,7 @@ class Trajectory:
   verdict: Verdict | None = None
   digest: str = ''
   briefing: str = ''
+  undelivered: tuple[Turn, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,9 +40,10 @@ ARROWS = {
     'records',
     'files',
   },
-  'serving': {'assembly', 'config', 'agents', 'records'},
+  'serving': {'assembly', 'config', 'agents', 'records', 'files'},
   'report': {'rollouts', 'files'},
   'evaluation': {
+    'serving',
     'assembly',
     'rollouts',
     'report',
@@ -55,6 +56,7 @@ ARROWS = {
   },
   'training': {
     'evaluation',
+    'serving',
     'report',
     'assembly',
     'rollouts',

@@ -18,7 +18,7 @@ from agentflow_jax.agents import modules
 from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.agents import recording as recording_lib
 from agentflow_jax.agents import references as references_lib
-from agentflow_jax.agents import tool_calls
+from agentflow_jax.agents import served_session, tool_calls
 from agentflow_jax.agents.environments import base as environments, episodes
 from agentflow_jax.agents.tools import base
 
@@ -94,6 +94,8 @@ class Agent:
       itself and answers (see agents.calling), without the other modules.
     unknown_tool: consequence of a plan that names no existing tool: 'end' ends the
       rollout as unparseable, 'tell' puts an error into memory and goes on.
+    host: host of the sessions in which an agent that is not ours works
+      (agent.kind=served), in the place of the modules and tools; None for our own.
     plant: function from a task and the tools of its rollout to the tools instead, for
       evaluations with planted texts (see agents.injection); None for the tools as they
       are.
@@ -121,6 +123,7 @@ class Agent:
   plant: (
     Callable[[records.Task, Mapping[str, base.Tool]], Mapping[str, base.Tool]] | None
   ) = None
+  host: served_session.Host | None = None
 
   @property
   def cards(self) -> tuple[base.Card, ...]:
@@ -146,6 +149,8 @@ class _Progress:
   """What is kept of a rollout even when its deadline cuts it off."""
 
   turns: list[records.Turn] = dataclasses.field(default_factory=list)
+  undelivered: tuple[records.Turn, ...] = ()
+  posted: float | None = None  # Reward that a driver posted.
   answer: str = ''
   modules: tuple[records.ModuleCall, ...] = ()
   score: records.Score | None = None
@@ -236,6 +241,7 @@ async def rollout(
     verdict=progress.verdict,
     digest=progress.digest,
     briefing=_briefing(task, progress),
+    undelivered=progress.undelivered,
   )
 
 
@@ -402,6 +408,8 @@ def _not_analysed(task, end, progress) -> tuple[str, records.Trajectory]:
 
 async def _run(agent, task, key, analysis, brief, progress) -> tuple[Status, str]:
   """Runs turns until the rollout is stopped or the budget ends, and the answer."""
+  if agent.host is not None:
+    return await _host(agent, task, key, progress)
   memory = memory_lib.start(task.query, analysis, agent.gazetteer, brief.policy)
   if agent.plan_format == 'tool_calls':
     stopped = await _converse(agent, task, key, memory, progress)
@@ -414,6 +422,37 @@ async def _run(agent, task, key, analysis, brief, progress) -> tuple[Status, str
   if results and results[-1].error is records.ToolErrorKind.ARGUMENTS:
     return Status.TOOL_ERROR, results[-1].text
   return Status.OUT_OF_TURNS, ''
+
+
+async def _host(agent, task, key, progress) -> tuple[Status, str]:
+  """Offers a session to an agent that is not ours, until that ends it."""
+  limits = served_session.Limits(
+    agent.config.max_turns,
+    agent.planner.max_prompt_tokens,
+    agent.config.deadline_seconds,
+  )
+  start = time.monotonic()
+  async with agent.host.opened(task, key, agent.planner.sampling, limits) as session:
+    try:
+      outcome = await session.outcome()
+    finally:
+      session.close()
+      progress.turns[:] = session.turns
+      progress.undelivered = session.undelivered
+      progress.modules = session.frozen_calls
+      waited = session.waiting_seconds
+      progress.seconds |= {
+        'planner': waited,
+        'agent': time.monotonic() - start - waited,
+      }
+      # Requests side by side take their time together.
+      progress.policy_seconds += min(session.sampling_seconds, waited)
+  status, detail = session.status
+  if outcome.failure:
+    raise _End(status, detail)
+  progress.answer, progress.posted = outcome.answer, outcome.reward
+  agent.show('agent', outcome.answer)
+  return status, detail
 
 
 async def _converse(agent, task, key, memory, progress) -> bool:
@@ -739,6 +778,8 @@ async def _call(agent, tool, call, key, progress) -> records.ToolResult:
 
 async def _score(agent, task, status, key, progress) -> float:
   """The outcome reward of a rollout that ended on its own."""
+  if progress.posted is not None:
+    return progress.posted
   answered = status is Status.ANSWERED or (
     agent.config.answer_when_out_of_turns and progress.answer
   )

@@ -198,9 +198,10 @@ class System:
       self.engine.warmup(truncates=(self.config.planner.sampling.truncates,))
     if self.frozen_engine is not None:
       roles = roles_lib.roles(self.config).values()
-      self.frozen_engine.warmup(
-        truncates=sorted({r.sampling.truncates for r in roles if r.backend == 'frozen'})
-      )
+      asked = {r.sampling.truncates for r in roles if r.backend == 'frozen'}
+      if self.config.agent.served.frozen:
+        asked |= {False, True}  # What an agent may ask.
+      self.frozen_engine.warmup(truncates=sorted(asked))
 
   async def close(self) -> None:
     """Ends threads, processes and connections."""
@@ -265,13 +266,14 @@ def build(
     if recording is not None:
       stack.callback(recording.close)
     judges = []
+    is_served = config.agent.kind == 'served'
     box = toolbox.Toolbox(
-      config.agent.tools,
+      schema.ToolsConfig(enabled=()) if is_served else config.agent.tools,
       tasks,
       processes.count,
       recording,
       needs_one=not (
-        config.agent.environment.kind or config.agent.code.sandbox != 'off'
+        config.agent.environment.kind or config.agent.code.sandbox != 'off' or is_served
       ),
     )
     # Before the model, which takes longer to load than a mistake to find. Together:
@@ -435,7 +437,7 @@ def _samplers(config, loaded, mesh, trains, stack) -> _Samplers:
     made.engine = stack.enter_context(
       _engine(loaded, config.engine, sampled, sharding=where, copy=copy)
     )
-  if any(r.backend == 'frozen' for r in roles_lib.roles(config).values()):
+  if roles_lib.uses_frozen(config):
     # Nothing of it is trained on: it keeps what its roles ask for.
     shapes = dataclasses.replace(config.engine, max_kept=0)
     made.frozen = stack.enter_context(

@@ -30,7 +30,9 @@ def check(config: schema.Config) -> None:
   _check_metrics(config)
   _check_sources(config.task_set.mixture)
   _check_worlds(config)
-  if config.agent.plan_format == 'tool_calls':
+  if config.agent.kind == 'served':
+    _check_served(config)
+  elif config.agent.plan_format == 'tool_calls':
     _check_calls(config)
   else:
     _check_programs(config)
@@ -326,6 +328,27 @@ def _check_calls(config: schema.Config) -> None:
       'algorithm=sft: the scripted teachers and "plans" of rows write plans, and with'
       ' agent.plan_format=tool_calls there are none; set sft.rollouts, the workdir of'
       ' a run whose successful rollouts are learned from, or sft.chats'
+    )
+
+
+def _check_served(config: schema.Config) -> None:
+  """Refuses what has no place around an agent that is not ours."""
+  agent = config.agent
+  if config.planner.backend != 'engine':
+    raise schema.ConfigError(
+      'agent.kind=served serves a planner of this process: set planner.backend=engine'
+      ' (an agent can ask an endpoint itself)'
+    )
+  if agent.environment.kind or agent.code.sandbox != 'off':
+    raise schema.ConfigError(
+      'agent.kind=served: the agent has its own tools and worlds; leave'
+      ' agent.environment.kind and agent.code.sandbox as they are'
+    )
+  if config.algorithm == 'sft' and not config.sft.rollouts:
+    raise schema.ConfigError(
+      'algorithm=sft: the scripted teachers and "plans" of rows write plans, and with'
+      ' agent.kind=served there are none; set sft.rollouts, the workdir of a run whose'
+      ' successful rollouts are learned from'
     )
 
 

@@ -20,7 +20,12 @@ def uses_endpoint(config: schema.Config) -> bool:
 
 def uses_engine(config: schema.Config) -> bool:
   """Returns whether any model samples in this process."""
-  return config.planner.backend == 'engine' or any(
+  return config.planner.backend == 'engine' or uses_frozen(config)
+
+
+def uses_frozen(config: schema.Config) -> bool:
+  """Returns whether the planner before training samples, too."""
+  return config.agent.served.frozen or any(
     role.backend == 'frozen' for role in roles(config).values()
   )
 

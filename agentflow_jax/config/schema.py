@@ -537,6 +537,44 @@ class CodeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ServedConfig:
+  """An agent of one's own framework, which the run serves its models to.
+
+  Attributes:
+    command: command line of the agent, which is run once for each rollout and prints
+      its answer; '' where a driver takes tasks from the run and solves them.
+    sampling: treatment of temperature, top_p, seed and the like in requests to the
+      policy, where planner.sampling decides: 'run' overrides them, and the response
+      says which in a header; 'refuse' answers them with an error.
+    frozen: whether the model 'frozen', the planner before training, is served, too.
+    host: address to listen on.
+    port: port to listen on; 0 takes a free one.
+    key_variable: name of the environment variable with a key that agents must send;
+      '' for none, on this machine alone.
+    environment: names of environment variables that are passed on to the command.
+    cpu_seconds: processor time of one process of the command [s].
+    memory_bytes: address space of one process of the command [bytes].
+  """
+
+  command: str = ''
+  sampling: Literal['run', 'refuse'] = 'run'
+  frozen: bool = False
+  host: str = '127.0.0.1'
+  port: int = 0
+  key_variable: str = ''
+  environment: tuple[str, ...] = ()
+  cpu_seconds: int = 600
+  memory_bytes: int = 2**34
+
+  def __post_init__(self):
+    if not 0 <= self.port < 2**16:
+      raise ConfigError(f'agent.served.port must be from 0 to 65535: {self.port}')
+    for name in ('cpu_seconds', 'memory_bytes'):
+      if getattr(self, name) < 1:
+        raise ConfigError(f'agent.served.{name} must be at least 1')
+
+
+@dataclasses.dataclass(frozen=True)
 class AgentConfig:
   """The system around the planner.
 
@@ -570,6 +608,9 @@ class AgentConfig:
     withheld_tools: tools of the environment that training never shows. Tasks whose
       known solution needs one of them are not trained on; validation and test are as
       they are, and `evaluate` tells the two kinds of their tasks apart.
+    kind: kind of the agent: 'modules' for the modules and tools here, or 'served' for
+      an agent of one's own that asks the planner through an endpoint of the run.
+    served: settings of an agent of the kind 'served'.
   """
 
   executor: ModuleConfig = ModuleConfig()
@@ -590,6 +631,8 @@ class AgentConfig:
   recording_directory: str = ''
   mention_marks: Literal['before', 'after'] = 'before'
   withheld_tools: tuple[str, ...] = ()
+  kind: Literal['modules', 'served'] = 'modules'
+  served: ServedConfig = ServedConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -983,9 +1026,13 @@ class Config:
   def has_scripts(self) -> bool:
     """Whether there are scripted planners that solve its tasks.
 
-    They write plans, which one model that calls tools would give as answers.
+    They write plans, which one model that calls tools would give as answers, and an
+    agent that is not ours does not read.
     """
-    return self.task_set.has_solutions and self.agent.plan_format != 'tool_calls'
+    writes_plans = self.agent.plan_format != 'tool_calls' and (
+      self.agent.kind == 'modules'
+    )
+    return self.task_set.has_solutions and writes_plans
 
 
 def load_module(path: str) -> types.ModuleType:

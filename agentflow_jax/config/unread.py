@@ -24,6 +24,21 @@ _OF_PLANS = (
 )
 
 
+# Whether an answer counts that comes behind the last turn; of served agents, too.
+_ANSWERS_LATE = 'agent.rollout.answer_when_out_of_turns'
+# What our own modules and tools read, and an agent that is not ours does not.
+_OF_MODULES = (
+  *(n for n in _OF_PLANS if n != _ANSWERS_LATE and not n.startswith('planner.')),
+  'agent.analyst',
+  'agent.tools',
+  'agent.plan_format',
+  'agent.mention_marks',
+  'agent.rollout.entry_tokens',
+  'agent.rollout.verify_seconds',
+  'planner.prompt',
+)
+
+
 def check_values(config: schema.Config) -> None:
   """Refuses fields that were set, by whomever, and that nothing would read.
 
@@ -39,12 +54,17 @@ def check_values(config: schema.Config) -> None:
     raise schema.ConfigError(
       'planner.model.lora is set, and nothing reads it; set planner.lora'
     )
-  for name in _OF_PLANS if config.agent.plan_format == 'tool_calls' else ():
+  others: tuple[str, ...] = ()
+  why = ''
+  if config.agent.kind == 'served':
+    others = _OF_MODULES
+    why = 'agent.kind=served the agent has modules and tools of its own'
+  elif config.agent.plan_format == 'tool_calls':
+    others = _OF_PLANS
+    why = 'agent.plan_format=tool_calls one model calls the tools and writes the answer'
+  for name in others:
     if _value(config, name) != _value(default, name):
-      raise schema.ConfigError(
-        f'{name} is set, and nothing reads it: with agent.plan_format=tool_calls one'
-        ' model calls the tools and writes the answer'
-      )
+      raise schema.ConfigError(f'{name} is set, and nothing reads it: with {why}')
   _check_judges(config)
   _check_templates(config)
   scripted = config.algorithm == 'sft' and config.sft.is_scripted
@@ -86,6 +106,7 @@ def _readers(config: schema.Config) -> dict[str, bool]:
     # The chat template of a model in this process.
     'planner.thinking': roles.uses_engine(config) and bool(config.planner.directory),
     'queue': bool(config.queue.size),
+    'agent.served': agent.kind == 'served',
   }
   for group, names, is_read in (
     ('task_set', ('reward', 'columns', 'revision'), one_file),
@@ -93,6 +114,11 @@ def _readers(config: schema.Config) -> dict[str, bool]:
     ('agent.environment', ('url', 'capacity', 'total'), world == 'openenv'),
     ('agent.environment', ('seeds', 'servers'), world == 'enterpriseops'),
     ('agent.tools', ('own_seconds', 'own_concurrency'), bool(agent.tools.own)),
+    (
+      'agent.served',
+      ('environment', 'cpu_seconds', 'memory_bytes'),
+      bool(agent.served.command),
+    ),
     ('metrics', ('project', 'trajectories_every', 'tracker_seconds'), bool(tracks)),
   ):
     found |= {f'{group}.{name}': is_read for name in names}
@@ -341,6 +367,14 @@ def _unread_of_agent(config: schema.Config) -> Iterator[tuple[str, str]]:
   if config.agent.plan_format == 'tool_calls':
     for name in _OF_PLANS:
       yield name, 'agent.plan_format=fields or code'
+  if config.agent.kind == 'served':
+    for name in _OF_MODULES:
+      yield name, 'agent.kind=modules'
+  else:
+    yield 'agent.served', 'agent.kind=served'
+  if not config.agent.served.command:
+    for name in ('environment', 'cpu_seconds', 'memory_bytes'):
+      yield f'agent.served.{name}', 'agent.served.command'
   if config.agent.code.sandbox == 'off':
     yield 'agent.code', 'agent.code.sandbox'
   if not config.agent.environment.kind:

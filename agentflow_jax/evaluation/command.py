@@ -20,6 +20,7 @@ from agentflow_jax.evaluation import injections as injections_lib, other_tools
 from agentflow_jax.report import benchmarks
 from agentflow_jax.rollouts import journal as journal_lib
 from agentflow_jax.runtime import progress, workdirs
+from agentflow_jax.serving import agent_server
 from agentflow_jax.weights import host_copies
 
 # Variants of an evaluation with renamed tools.
@@ -183,7 +184,9 @@ async def _evaluate(config, before, workdir, options) -> str:
   values, more = await _variant(config, workdir, options, '')
   controls = {}
   if options.controls:
-    controls['random'], _ = await _variant(config, workdir, options, 'random_planner')
+    if config.agent.kind == 'modules':  # A script speaks to no other agent.
+      random, _ = await _variant(config, workdir, options, 'random_planner')
+      controls['random'] = random
     # The same planner samples the same again: it need not be asked.
     controls['frozen'] = values
     if before is not None:
@@ -290,7 +293,8 @@ async def _variant(
         config.evaluation.judge, 'evaluation.judge', system.agent.recording
       )
     journal = _journal(system, workdir, options, name, texts, names)
-    result = await _ask(system, options, name, control, journal, texts, names)
+    async with agent_server.opened(system, workdir) as served:
+      result = await _ask(system, options, name, control, journal, texts, names, served)
     more: dict[str, Any] = dict(system.endpoint_usage())
     if withheld := config.agent.withheld_tools:
       tasks = getattr(system.tasks, options.split)
@@ -335,7 +339,7 @@ async def _variant(
 
 
 async def _ask(
-  system, options, name, control, journal, texts, names
+  system, options, name, control, journal, texts, names, served
 ) -> evaluation.Evaluation:
   """Runs the rollouts of one planner."""
   tasks = getattr(system.tasks, options.split)
@@ -357,7 +361,7 @@ async def _ask(
   done = 0
   unit = 'task' if options.trials == 1 else 'rollout'
   with progress.Progress(len(tasks) * options.trials, unit=unit) as bar:
-    for notice in system.notices():
+    for notice in (*system.notices(), *filter(None, (served,))):
       bar.note(notice)
 
     def count(trajectory: records.Trajectory) -> None:

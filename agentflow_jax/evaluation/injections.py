@@ -23,10 +23,15 @@ def read(said: str, config: schema.Config) -> dict[str, list[injection.Injection
 
   Raises:
     ConfigError: the file cannot be read, a text is malformed or has no place to stand,
-      or the agent acts by programs.
+      the agent acts by programs, or it is not ours.
   """
   if not said:
     return {}
+  if config.agent.kind == 'served':
+    raise schema.ConfigError(
+      '--injection is for our own tools, and with agent.kind=served the agent has its'
+      ' own: leave it out'
+    )
   if config.agent.plan_format == 'code':
     raise schema.ConfigError(
       '--injection plants texts into calls of tools, and with agent.plan_format=code'

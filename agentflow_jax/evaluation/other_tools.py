@@ -28,11 +28,16 @@ def read(said: str, config: schema.Config) -> renaming.Names | None:
     config: config of the evaluation.
 
   Raises:
-    ConfigError: the file cannot be read, a name is malformed, or the agent acts by
-      programs.
+    ConfigError: the file cannot be read, a name is malformed, the agent acts by
+      programs, or it is not ours.
   """
   if not said:
     return None
+  if config.agent.kind == 'served':
+    raise schema.ConfigError(
+      '--tools is for our own tools, and with agent.kind=served the agent has its'
+      ' own: leave it out'
+    )
   if config.agent.plan_format == 'code':
     raise schema.ConfigError(
       '--tools renames the tools that plans call, and with agent.plan_format=code'

@@ -1,6 +1,7 @@
 """One query solved, step by step."""
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from agentflow_jax.agents import rollout
 from agentflow_jax.assembly import system as system_lib, task_sets
 from agentflow_jax.config import overrides, remedies, schema
 from agentflow_jax.runtime import workdirs
+from agentflow_jax.serving import agent_server
 
 _MOST_SHOWN = 1000
 
@@ -54,8 +56,10 @@ def solve(
 async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
   # The query is the only task.
   system = system_lib.build(config, workdir, reads_tasks=False)
+  serving = contextlib.AsyncExitStack()
   try:
     system.warmup()
+    served = await serving.enter_async_context(agent_server.opened(system, workdir))
     planner = system.planner
     if greedy:
       sampling = dataclasses.replace(planner.sampling, temperature=0.0)
@@ -68,7 +72,7 @@ async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
       on_step=lambda name, text: emit(f'{name}: {_shown(text)}'),
     )
     key = records.RequestKey(config.seed, records.Purpose.SOLVE, 0, task.id, 0)
-    for notice in system.notices():
+    for notice in (*system.notices(), *filter(None, (served,))):
       emit(notice)
     emit(f'Query: {task.query}')
     analysis, failed = await rollout.analyse(agent, task, key)
@@ -77,6 +81,7 @@ async def _solve(config, task, workdir, greedy, emit) -> records.Trajectory:
     trajectory = failed or await rollout.rollout(agent, task, key, analysis)
     usage = system.endpoint_usage()
   finally:
+    await serving.aclose()
     await system.close()
   emit(f'Answer: {trajectory.answer or "none"}  ({trajectory.status.value})')
   if trajectory.detail:

@@ -1,9 +1,10 @@
 """Rollouts on disk: one immutable compressed file, one record a turn.
 
 A file holds JSON lines: for each rollout a 'rollout' record and then its 'turn'
-records. A turn's prompt ids are written as a difference to the turn before:
-[how many leading ids are the same, the rest], because a prompt repeats the one
-before it up to the last memory entry. Where sampling truncated and that was
+records, and an 'undelivered' record for each response that reached no agent. A
+turn's prompt ids are written as a difference to the turn before: [how many leading
+ids are the same, the rest], because a prompt repeats the one before it up to the
+last memory entry. Where sampling truncated and that was
 recorded, the sets are written as the size of each and the ids of all. Floats
 are written so that they read back to the same bits.
 
@@ -193,14 +194,15 @@ def _timeless(value: Any) -> Any:
 
 
 def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
-  header = _plain(dataclasses.replace(trajectory, turns=()))
-  del header['turns']
+  header = _plain(dataclasses.replace(trajectory, turns=(), undelivered=()))
+  del header['turns'], header['undelivered']
   header = _without(header, 'score', 'verdict', 'digest', 'briefing')
   if 'verdict' in header and header['verdict']['reward'] is None:
     del header['verdict']['reward']  # Few environments return one.
   yield {'kind': 'rollout', **header, **extras}
   before: tuple[int, ...] = ()
-  for i, turn in enumerate(trajectory.turns):
+  count = len(trajectory.turns)
+  for i, turn in enumerate((*trajectory.turns, *trajectory.undelivered)):
     row = _plain(turn)
     ids = turn.completion.prompt_ids
     same = _common(before, ids)
@@ -215,7 +217,10 @@ def _encode(trajectory, extras) -> Iterable[dict[str, Any]]:
       counts, kept = turn.completion.kept.numbers()
       row['completion']['kept'] = {'counts': counts, 'ids': kept}
     before = ids
-    yield {'kind': 'turn', 'turn': i, **row}
+    if i < count:
+      yield {'kind': 'turn', 'turn': i, **row}
+    else:
+      yield {'kind': 'undelivered', **row}
 
 
 def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -261,7 +266,7 @@ def _rows(lines) -> list[tuple[records.Task, list[dict[str, Any]]]]:
     elif kind == 'rollout':
       groups[-1][1].append({'header': line, 'turns': []})
     else:
-      groups[-1][1][-1]['turns'].append(line)
+      groups[-1][1][-1]['turns'].append(line | {'delivered': kind == 'turn'})
   return groups
 
 
@@ -281,12 +286,14 @@ def _trajectory(row) -> records.Trajectory:
     )
   if 'verdict' in header:
     header['verdict'] = _verdict(header['verdict'])
-  turns, before = [], ()
+  turns, undelivered, before = [], [], ()
   for turn in row['turns']:
     same, *rest = turn['completion']['prompt_ids']
     before = (*before[:same], *rest)
-    turns.append(_turn(turn, before))
-  return records.Trajectory(**header, turns=tuple(turns))
+    (turns if turn['delivered'] else undelivered).append(_turn(turn, before))
+  return records.Trajectory(
+    **header, turns=tuple(turns), undelivered=tuple(undelivered)
+  )
 
 
 def _verdict(row) -> records.Verdict:

@@ -13,7 +13,7 @@ import functools
 import hmac
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette import applications, exceptions, middleware
@@ -98,6 +98,7 @@ def make(service: Service) -> applications.Starlette:
       functools.partial(_answer, service, 'chat.completion'),
       methods=['POST'],
     ),
+    *refused(''),
   ]
   return applications.Starlette(
     routes=routes,
@@ -105,15 +106,25 @@ def make(service: Service) -> applications.Starlette:
       middleware.Middleware(metrics.Counter, counts=service.counts),
       middleware.Middleware(incoming.Gate, hosts=service.hosts),
     ],
-    exception_handlers={
-      requests.BadRequest: _refuse,
-      exceptions.HTTPException: _refuse_http,
-      engine_model.PromptTooLong: _too_long,
-      engine_model.Unreachable: _unavailable,
-      _GoneError: _client_gone,
-      http.ClientDisconnect: _client_gone,
-      Exception: _broken,
-    },
+    exception_handlers=HANDLERS,
+  )
+
+
+def refused(prefix: str) -> list[routing.Route]:
+  """Returns routes of other interfaces below `prefix`, which say what there is."""
+  return [
+    routing.Route(f'{prefix}/v1/{name}', _other_interface, methods=['GET', 'POST'])
+    for name in ('responses', 'messages')
+  ]
+
+
+async def _other_interface(request):
+  name = request.url.path.rpartition('/')[2]
+  raise requests.BadRequest(
+    f'/v1/{name} is not served; use /v1/chat/completions (in the openai package:'
+    ' client.chat.completions)',
+    status=404,
+    code='unsupported_interface',
   )
 
 
@@ -161,13 +172,17 @@ async def _metrics(service, request):
 def _authorise(service: Service, request: http.Request) -> None:
   if not service.key:
     return
-  scheme, _, given = request.headers.get('Authorization', '').partition(' ')
-  # Headers are read as Latin-1; a key may have any characters.
-  given = given.strip().encode('latin-1')
-  if scheme.lower() != 'bearer' or not hmac.compare_digest(given, service.key.encode()):
+  if not hmac.compare_digest(bearer(request), service.key.encode()):
     raise requests.BadRequest(
       'the key is missing or wrong', status=401, code='invalid_api_key'
     )
+
+
+def bearer(request: http.Request) -> bytes:
+  """Returns the key that a request gives; empty where it gives none."""
+  scheme, _, given = request.headers.get('Authorization', '').partition(' ')
+  # Headers are read as Latin-1; a key may have any characters.
+  return given.strip().encode('latin-1') if scheme.lower() == 'bearer' else b''
 
 
 def _card(service: Service) -> dict[str, Any]:
@@ -202,6 +217,29 @@ async def _answer(service: Service, kind: str, request: http.Request):
   """Answers both kinds of completion, whole or as a stream."""
   _authorise(service, request)
   body = await service.bodies.read(request)
+  return await answer(service, kind, request, body)
+
+
+async def answer(
+  service: Service,
+  kind: str,
+  request: http.Request,
+  body: Any,
+  on_whole: Callable[[], None] | None = None,
+) -> responses.Response:
+  """Answers a request whose body has been read.
+
+  Args:
+    service: model that answers.
+    kind: 'chat.completion' or 'text_completion'.
+    request: request of the client.
+    body: JSON value of its body.
+    on_whole: function that is called when the last piece of the answer is about to be
+      written, to a client that has not left.
+
+  Raises:
+    BadRequest, PromptTooLong, Unreachable: there is no answer.
+  """
   is_chat = kind == 'chat.completion'
   context = service.context or service.max_new_tokens
   if is_chat:
@@ -225,9 +263,9 @@ async def _answer(service: Service, kind: str, request: http.Request):
   }
   writer = writing.Writer(tokenizer, ask, is_chat, head, prompts)
   if ask.stream:
-    pieces = _stream(service, ask, prompts, writer)
+    pieces = _stream(service, ask, prompts, writer, on_whole)
     # What fails before the first token still has a status of its own.
-    first = await _unless_gone(request, anext(pieces))
+    first = await unless_gone(request, anext(pieces))
     return responses.StreamingResponse(
       _chained(first, pieces), media_type='text/event-stream'
     )
@@ -237,10 +275,12 @@ async def _answer(service: Service, kind: str, request: http.Request):
     for j in range(ask.choices)
   ]
   try:
-    done = await _unless_gone(request, asyncio.gather(*tasks))
+    done = await unless_gone(request, asyncio.gather(*tasks))
   finally:
     for task in tasks:  # One failed, or the client has gone.
       task.cancel()
+  if on_whole is not None:
+    on_whole()
   return writing.JSONResponse(
     head
     | {
@@ -255,7 +295,7 @@ class _GoneError(Exception):
   """The client has closed the connection."""
 
 
-async def _unless_gone(request: http.Request, work: Awaitable[_T]) -> _T:
+async def unless_gone(request: http.Request, work: Awaitable[_T]) -> _T:
   """Awaits `work` while the client waits for it; otherwise cancels it.
 
   Args:
@@ -282,6 +322,18 @@ async def _unless_gone(request: http.Request, work: Awaitable[_T]) -> _T:
 async def _client_gone(unused_request, unused_error):
   # Nobody reads it; 499 is what other servers write in their logs.
   return responses.Response(status_code=499)
+
+
+# Responses of errors, by kind.
+HANDLERS: dict[Any, Any] = {
+  requests.BadRequest: _refuse,
+  exceptions.HTTPException: _refuse_http,
+  engine_model.PromptTooLong: _too_long,
+  engine_model.Unreachable: _unavailable,
+  _GoneError: _client_gone,
+  http.ClientDisconnect: _client_gone,
+  Exception: _broken,
+}
 
 
 def _ids(model, prompt, tools) -> list[int]:
@@ -327,7 +379,7 @@ async def _chained(first, rest: AsyncGenerator[str, None]) -> AsyncIterator[str]
     await rest.aclose()
 
 
-async def _stream(service, ask, prompts, writer) -> AsyncGenerator[str, None]:
+async def _stream(service, ask, prompts, writer, on_whole) -> AsyncGenerator[str, None]:
   """Yields server-sent events as the engine samples; choices interleave."""
   loop, queue = asyncio.get_running_loop(), asyncio.Queue()
 
@@ -364,6 +416,8 @@ async def _stream(service, ask, prompts, writer) -> AsyncGenerator[str, None]:
         left -= 1
         done.append(end)
         piece = writer.last(index, end)
+        if not left and on_whole is not None:
+          on_whole()
       yield writing.event(piece)
     if ask.usage:
       yield writing.event(writer.chunk([]) | {'usage': _usage(prompts, done)})

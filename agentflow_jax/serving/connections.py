@@ -6,6 +6,7 @@ refused. The classes here close such connections.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import resource
@@ -61,8 +62,18 @@ class Bounds:
   connections: int = dataclasses.field(default_factory=_most_connections)
 
 
+class _InLoop(uvicorn.Server):
+  """A server in the event loop of a program that handles signals itself."""
+
+  def capture_signals(self):
+    return contextlib.nullcontext()
+
+
 def make_server(
-  application: types.ASGIApp, bounds: Bounds | None = None, sockets: bool = False
+  application: types.ASGIApp,
+  bounds: Bounds | None = None,
+  sockets: bool = False,
+  in_loop: bool = False,
 ) -> uvicorn.Server:
   """Returns a server that has not begun to listen.
 
@@ -72,9 +83,11 @@ def make_server(
     sockets: whether it has WebSockets, which need the package websockets, and a
       lifespan. The application bounds how long a WebSocket may be idle; one that
       leaves pings without an answer for 20 seconds is closed before.
+    in_loop: whether it is one part of a program, whose signals it leaves alone.
   """
   http: Any = functools.partial(_Protocol, bounds or Bounds(), {})
-  return uvicorn.Server(
+  kind = _InLoop if in_loop else uvicorn.Server
+  return kind(
     uvicorn.Config(
       application,
       http=http,

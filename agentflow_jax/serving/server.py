@@ -45,16 +45,12 @@ def serve(
     raise schema.ConfigError(
       f'serving needs {e.name}: pip install h11 starlette uvicorn (the extra `serve`)'
     ) from e
-  key = os.environ.get(key_variable, '').strip() if key_variable else ''
-  if key_variable and not key:
-    raise schema.ConfigError(
-      f'--api_key_variable: the environment variable {key_variable} holds no key'
-    )
+  key = key_of(key_variable, '--api_key_variable')
   directory = planner or config.planner.directory
   if not directory:
     raise schema.ConfigError('give --planner, or planner.directory')
   # Before the model is loaded: a port that is taken should not cost a minute.
-  listener, url, hosts = _opened(host, port, host_names)
+  listener, url, hosts = opened(host, port, host_names)
   with listener, standalone_model.opened(config, directory, given) as model:
     shapes = model.engine.config
     service = app.Service(
@@ -113,7 +109,7 @@ def serve_environment(
     raise schema.ConfigError(
       f"serving an environment needs {e.name}: pip install -e '.[serve,openenv]'"
     ) from e
-  listener, url, hosts = _opened(host, port, host_names)
+  listener, url, hosts = opened(host, port, host_names)
   with contextlib.ExitStack() as stack:
     stack.enter_context(listener)
     directory = (
@@ -138,7 +134,21 @@ def serve_environment(
       server.run(sockets=[listener])
 
 
-def _opened(
+def key_of(variable: str, flag: str) -> str:
+  """Returns the key that an environment variable holds; '' where none is named.
+
+  Raises:
+    ConfigError: the variable holds none; names the flag.
+  """
+  key = os.environ.get(variable, '').strip() if variable else ''
+  if variable and not key:
+    raise schema.ConfigError(
+      f'{flag}: the environment variable {variable} holds no key'
+    )
+  return key
+
+
+def opened(
   host: str, port: int, host_names: Sequence[str]
 ) -> tuple[socket.socket, str, frozenset[str] | None]:
   """Opens a port; returns it, its address, and the names that Host may give.

@@ -244,7 +244,7 @@ def _lowered(config, planner, mesh, topology):
   gathered = sampler.reading.lanes * _bytes(sampler.store_shapes())
   desks = sampler.reading.lanes * _bytes(sampler.desk_shapes())
   programs['decode'] = lambda: sampler.decode(config.planner.sampling.truncates)
-  has_frozen = any(role.backend == 'frozen' for role in roles.roles(config).values())
+  has_frozen = roles.uses_frozen(config)
   held = {
     'trained parameters': _bytes(state.params),
     'optimizer state': _bytes(state.opt_state) - _bytes(master),

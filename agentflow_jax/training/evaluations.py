@@ -101,6 +101,8 @@ class Evaluations:
   def _controls(self) -> dict[str, rollout.Agent]:
     """Returns the agents whose planners follow a script, by name."""
     system = self._system
+    if system.config.agent.kind == 'served':
+      return {}  # Scripts do not speak to an agent that is not ours.
     agents = {'empty': system.with_script(scripted_planners.empty)}
     has_scripts = system.config.has_scripts
     if has_scripts and system.config.task_set.kind == 'desk':

@@ -78,7 +78,7 @@ class Change:
     """Returns whether a run may go on with it: no step would be another one."""
     if self.name == 'engine.max_prompt_tokens':
       # Prompts of frozen modules are shortened to fit into it.
-      return not any(role.backend == 'frozen' for role in roles.roles(config).values())
+      return not roles.uses_frozen(config)
     is_report = self.name.startswith('metrics.')
     return self.name in _MAY_CHANGE or self.of_evaluation or is_report
 

@@ -17,6 +17,7 @@ from agentflow_jax.files import reading
 from agentflow_jax.report import page as report
 from agentflow_jax.runtime import clocks, exits, processes as processes_lib
 from agentflow_jax.runtime import profiling, progress, workdirs
+from agentflow_jax.serving import agent_server
 from agentflow_jax.training import evaluations as evaluations_lib
 from agentflow_jax.training import diagnosis, loop as loop_lib, metrics_log
 from agentflow_jax.training import query_lengths, resuming, step_costs
@@ -86,12 +87,14 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
       lambda: system_lib.build(config, workdir, system_lib.make_mesh(config), processes)
     )
   saved, trackers, is_done = None, trackers_lib.Trackers(), False
+  serving = contextlib.AsyncExitStack()
   try:
     if not system.tasks.train:
       raise schema.ConfigError('task_set.train: no training tasks')
     with clock('compile'):
       trainer = trainer_lib.Trainer(system)
       system.warmup()
+    served = await serving.enter_async_context(agent_server.opened(system, workdir))
     saved = checkpoints.Checkpoints(
       workdir / 'checkpoints', config.train.keep_checkpoints
     )
@@ -106,18 +109,21 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
     started -= spent.pop('total', 0.0)
     clock.add(spent)
     bar = progress.Progress(config.train.steps, len(lines), quiet=quiet or not primary)
-    lengths = query_lengths.measure(
-      system.planner,
-      system.agent.cards,
-      system.tasks.train,
-      system.agent.gazetteer,
-      system.agent.environment.cards if system.agent.environment else (),
-    )
+    lengths = query_lengths.QueryLengths()
+    if config.agent.kind == 'modules':  # What others write around queries is theirs.
+      lengths = query_lengths.measure(
+        system.planner,
+        system.agent.cards,
+        system.tasks.train,
+        system.agent.gazetteer,
+        system.agent.environment.cards if system.agent.environment else (),
+      )
     for note in (
       _resumed(done, config.train.steps),
       *changed,
       _held(trainer, system),
       *system.notices(),
+      *filter(None, (served,)),
       _peak(costs),
     ):
       bar.note(note)
@@ -207,7 +213,10 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
       if saved is not None:
         saved.close()
     finally:
-      await system.close()
+      try:
+        await serving.aclose()
+      finally:
+        await system.close()
 
 
 def _write_results(system, workdir, params, lines, seconds, facts) -> str:

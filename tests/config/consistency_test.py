@@ -1,4 +1,4 @@
-"""Settings that have no place where one model calls the tools itself."""
+"""Settings that have no place around another agent than our four modules."""
 
 import dataclasses
 
@@ -101,3 +101,52 @@ def test_what_plans_alone_read_is_refused(name, value):
 def test_what_cannot_work_names_the_remedy(pairs, remedy):
   with pytest.raises(schema.ConfigError, match=remedy):
     consistency.check(_changed(*pairs))
+
+
+_SERVED = dataclasses.replace(_BASE, agent=schema.AgentConfig(kind='served'))
+
+
+@pytest.mark.parametrize(
+  'pairs, named',
+  [
+    ((('planner.backend', 'endpoint'),), 'planner.backend=engine'),
+    ((('agent.code.sandbox', 'monty'),), 'agent.code.sandbox'),
+    ((('algorithm', 'sft'),), 'sft.rollouts'),
+    ((('agent.plan_format', 'tool_calls'),), 'agent.plan_format'),
+    ((('agent.tools.enabled', 'python'),), 'agent.tools'),
+    ((('agent.verbs', 'a,b'),), 'agent.verbs'),
+    ((('agent.analyst.backend', 'frozen'),), 'agent.analyst'),
+    ((('agent.rollout.entry_tokens', '7'),), 'agent.rollout.entry_tokens'),
+    ((('planner.prompt.system', 'Be kind.'),), 'planner.prompt'),
+    ((('agent.served.cpu_seconds', '7'),), 'agent.served.cpu_seconds'),
+  ],
+)
+def test_what_an_agent_that_is_not_ours_does_not_read_is_refused(pairs, named):
+  with pytest.raises(schema.ConfigError, match=named):
+    consistency.check(overrides.override(_SERVED, pairs))
+
+
+def test_an_agent_that_is_not_ours_is_possible():
+  changed = (
+    ('agent.served.command', 'a b'),
+    ('agent.served.cpu_seconds', '7'),
+    ('agent.served.frozen', 'true'),
+    ('agent.rollout.answer_when_out_of_turns', 'false'),
+    ('agent.rollout.max_turns', '9'),
+  )
+  good = overrides.override(_SERVED, changed)
+  consistency.check(good)
+  consistency.check_trains(good)
+  unread.check_flags(good, [name for name, _ in changed])
+  for name in ('agent.tools.python_seconds', 'planner.prompt.tail', 'agent.verbs'):
+    with pytest.raises(schema.ConfigError, match=name):
+      unread.check_flags(good, [name])
+  with pytest.raises(schema.ConfigError, match='agent.served.frozen'):
+    unread.check_flags(_BASE, ['agent.served.frozen'])
+  with pytest.raises(schema.ConfigError, match='agent.served is set'):
+    served = schema.ServedConfig(frozen=True)
+    consistency.check(
+      dataclasses.replace(_BASE, agent=schema.AgentConfig(served=served))
+    )
+  with pytest.raises(schema.ConfigError, match='agent.served.port'):
+    schema.ServedConfig(port=70000)

@@ -1,0 +1,181 @@
+"""Compares the quickstart with the same agent as a foreign driver over the endpoint.
+
+  python experiments/benchmarks/served_quickstart.py --workdir=runs/served --steps=4
+  python experiments/benchmarks/served_quickstart.py --drive=runs/served/served/p0.json
+
+The first trains experiments/quickstart.py and then experiments/quickstart_served.py,
+beside a driver, and prints for each step the mean reward and the processor time of the
+training process alone (not that of its tools' processes, nor that of the driver). The
+second is the driver: it makes the modules and tools of the quickstart, asks the planner
+over HTTP, and goes on with a run that was killed and started again.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import httpx
+from etils import epath
+
+from agentflow_jax import records
+from agentflow_jax.agents import language_model, rollout
+from agentflow_jax.assembly import engine_model, model_files
+from agentflow_jax.assembly import system as system_lib
+from agentflow_jax.config import loading, schema
+from agentflow_jax.files import reading
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_CONFIGS = {'inside': 'quickstart', 'served': 'quickstart_served'}
+
+
+class _Remote(engine_model.EngineModel):
+  """The planner behind the base URL of a session; it counts tokens here."""
+
+  def __init__(self, tokenizer, http: httpx.AsyncClient, base_url: str):
+    engine: object = None  # Nothing is sampled here.
+    super().__init__(engine, tokenizer)  # pyright: ignore[reportArgumentType]  # See above.
+    self._http, self._base_url = http, base_url
+
+  async def generate(self, prompt, sampling, request_key, tools=()):
+    del request_key, tools
+    messages = [{'role': s.role, 'content': s.text} for s in records.joined(prompt)]
+    body = {'model': 'policy', 'messages': messages}
+    body['max_tokens'] = sampling.max_new_tokens
+    got = await self._http.post(f'{self._base_url}/chat/completions', json=body)
+    if got.status_code != 200:
+      raise language_model.Unreachable(got.text)
+    choice = got.json()['choices'][0]
+    text, reason = choice['message']['content'], choice['finish_reason']
+    return records.Completion(text, finish_reason=reason)
+
+
+class _Driver:
+  """The quickstart's agent, for the sessions of a run."""
+
+  def __init__(self, directory: epath.Path):
+    config = loading.load(str(_ROOT / 'experiments' / 'quickstart.py'))
+    self._tokenizer = model_files.load(config.planner.directory).tokenizer
+    endpoint = schema.EndpointConfig(base_url='http://127.0.0.1/v1', model='policy')
+    config = dataclasses.replace(
+      config,
+      planner=dataclasses.replace(config.planner, backend='endpoint'),
+      agent=dataclasses.replace(config.agent, endpoint=endpoint),
+    )
+    self._system = system_lib.build(config, directory)
+    tasks = self._system.tasks
+    self._tasks = {t.id: t for t in (*tasks.train, *tasks.validation, *tasks.test)}
+
+  async def work(self, path: pathlib.Path) -> None:
+    """Solves the tasks of a run until it ends, over and over if it begins again."""
+    while True:
+      try:
+        said = json.loads(path.read_text())
+        await self._drive(said['url'], said['driver_key'])
+      except (OSError, httpx.TransportError):
+        await asyncio.sleep(0.2)  # The run has not begun, or was killed.
+
+  async def _drive(self, url: str, key: str) -> None:
+    headers = {'Authorization': f'Bearer {key}'}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with (
+      httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http,
+      asyncio.TaskGroup() as solving,
+    ):
+      while (got := await http.post('/tasks', headers=headers)).status_code != 410:
+        if got.status_code == 200:
+          solving.create_task(self._solve(http, headers, got.json()))
+    raise httpx.TransportError('the run has ended')
+
+  async def _solve(self, http, headers, said) -> None:
+    model = _Remote(self._tokenizer, http, said['base_url'])
+    agent = dataclasses.replace(
+      self._system.agent,
+      planner=dataclasses.replace(self._system.planner, model=model),
+      count_tokens=language_model.text_counter(model),
+    )
+    task = self._tasks[said['task']['id']]
+    key = records.RequestKey(0, records.Purpose.SOLVE, 0, task.id, 0)
+    try:
+      done = await rollout.rollout(agent, task, key)
+      what, value = 'failure', done.detail or done.status.value
+      if done.status.is_policy:
+        is_answer = done.status is records.Status.ANSWERED
+        what, value = 'answer', done.answer if is_answer else ''
+      path = f'/sessions/{said["session"]}/{what}'
+      await http.post(path, json={what: value}, headers=headers)
+    except httpx.TransportError:
+      pass  # The run was killed.
+
+
+def _cpu_seconds(pid: int) -> float:
+  """Returns the processor time of a process, without that of its children."""
+  fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+  return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def _train(config: str, workdir: pathlib.Path, flags: list[str]):
+  """Trains; returns the lines of metrics.jsonl, and processor time by step [s]."""
+  command = ['-m', 'agentflow_jax.train', f'--config={config}', f'--workdir={workdir}']
+  process = subprocess.Popen([sys.executable, *command, *flags], cwd=_ROOT)
+  path, times, lines = workdir / 'metrics.jsonl', [], []
+  while process.poll() is None:
+    try:
+      now = _cpu_seconds(process.pid)
+    except (OSError, IndexError):
+      break
+    lines = list(reading.json_lines(path, may_be_torn=True)) if path.exists() else []
+    times += [now] * (len(lines) - len(times))
+    time.sleep(0.02)
+  if process.wait():
+    sys.exit(f'{config} ended with status {process.returncode}')
+  lines = [line.value for line in reading.json_lines(path)]
+  return lines, [b - a for a, b in zip(times, times[1:])]
+
+
+def _compare(workdir: pathlib.Path, flags: list[str]) -> None:
+  costs = {}
+  for name, config in _CONFIGS.items():
+    here, driver = workdir / name, None
+    if name == 'served':
+      drive = [sys.executable, __file__, f'--drive={here / "served" / "p0.json"}']
+      driver = subprocess.Popen([*drive, f'--workdir={workdir}'], cwd=_ROOT)
+    try:
+      lines, times = _train(f'experiments/{config}.py', here, flags)
+    finally:
+      if driver is not None:
+        driver.kill()
+    costs[name] = statistics.median(times)
+    rewards = ' '.join(f'{line["reward/mean"]:.3f}' for line in lines)
+    print(f'{name}: rewards {rewards}')
+    print(f'{name}: processor seconds a step {" ".join(f"{t:.2f}" for t in times)}')
+  overhead = costs['served'] / costs['inside'] - 1
+  print(f'overhead of the endpoint: {overhead:.1%} of the processor time of a step')
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--workdir', default='runs/served_quickstart')
+  parser.add_argument('--steps', type=int, default=4)
+  parser.add_argument('--drive', default='', help='the run file of a driver')
+  arguments = parser.parse_args()
+  workdir = pathlib.Path(arguments.workdir)
+  if arguments.drive:
+    asyncio.run(
+      _Driver(epath.Path(workdir / 'driver')).work(pathlib.Path(arguments.drive))
+    )
+  evaluation = ('every=0', 'start_and_final=false', 'controls=false')
+  flags = [f'--config.train.steps={arguments.steps}']
+  _compare(workdir, [*flags, *(f'--config.evaluation.{one}' for one in evaluation)])
+
+
+if __name__ == '__main__':
+  main()
