@@ -9,6 +9,7 @@ import numpy as np
 
 from agentflow_jax import records
 from agentflow_jax.agents import call_text, language_model, plan
+from agentflow_jax.external import sampler
 from agentflow_jax.inference import api, engine as engine_lib
 from agentflow_jax.tokenization import tokenizers
 
@@ -19,13 +20,18 @@ read_calls, sure_content = call_text.read, call_text.sure
 
 
 class EngineModel:
-  """Implements agents.language_model.LanguageModel over an in-process engine.
+  """Implements agents.language_model.LanguageModel over an engine.
 
+  The engine is one of this process, or servers that take ids and return them.
   Token ids and log probabilities are recorded as they are sampled and never
   derived from text again (contract 1).
   """
 
-  def __init__(self, engine: engine_lib.Engine, tokenizer: tokenizers.Tokenizer):
+  def __init__(
+    self,
+    engine: engine_lib.Engine | sampler.ExternalSampler,
+    tokenizer: tokenizers.Tokenizer,
+  ):
     self.engine = engine
     self.tokenizer = tokenizer
     self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
@@ -119,6 +125,8 @@ class EngineModel:
       stop_ids=self.tokenizer.stop_ids,
       stop_fn=stop_fn,
       on_end=_tell_time,
+      # The requests of a query begin alike, whichever rollout and turn they are of.
+      group=f'{request_key.purpose.name}.{request_key.step}.{request_key.query}',
     )
     try:
       result = await self.engine.generate(request)

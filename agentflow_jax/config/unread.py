@@ -113,6 +113,11 @@ def check_values(config: schema.Config) -> None:
       roles.uses_engine(config) and bool(config.planner.directory),
     ),
     'queue': (config.queue, default.queue, bool(config.queue.size)),
+    'planner.external': (
+      config.planner.external,
+      default.planner.external,
+      config.planner.sampler == 'external',
+    ),
     'agent.endpoint.base_url': (agent.endpoint.base_url, '', asks),
     'agent.endpoint.preset': (agent.endpoint.preset, '', asks),
     'agent.tools.corpus': (agent.tools.corpus, '', 'search' in agent.tools.enabled),
@@ -267,6 +272,8 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
         'batch',
         'queue',
         'train.max_logprob_gap',
+        'train.mean_logprob_gap',
+        'train.p99_logprob_gap',
         'train.mini_batches',
         'planner.lora',
       ):
@@ -298,6 +305,8 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
       'refill_rounds',
       'extra_rollouts',
       'max_logprob_gap',
+      'mean_logprob_gap',
+      'p99_logprob_gap',
       'rollout_records',
       'stop_after_failing_steps',
       'drop_solved',
@@ -391,6 +400,15 @@ def _unread(config: schema.Config) -> Iterator[tuple[str, str]]:
       'engine.max_kept',
       ('a planner with sampling.top_k, sampling.top_p or sampling.min_p'),
     )
+  if config.planner.sampler != 'external':
+    yield 'planner.external', 'planner.sampler=external'
+  elif roles.samples_outside(config):
+    yield 'train.max_logprob_gap', 'planner.sampler=engine'
+    if not roles.samples_inside(config):
+      for field in dataclasses.fields(config.engine):
+        if field.name != 'max_kept':
+          yield f'engine.{field.name}', 'planner.sampler=engine, or a frozen module'
+      yield 'mesh.sampler_devices', 'planner.sampler=engine, or a frozen module'
   if not config.planner.lora.rank:
     for name in ('alpha', 'targets'):
       yield f'planner.lora.{name}', 'planner.lora.rank > 0'

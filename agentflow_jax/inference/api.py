@@ -73,6 +73,9 @@ class Request:
       depend on when it is called.
     on_end: function called once, in the caller's task, with the request's time,
       when the request is done, has failed or was cancelled.
+    group: name that requests with a common beginning share, such as those of the
+      rollouts of a query; '' for none. Where there are several samplers, they go to
+      one.
   """
 
   prompt_ids: tuple[int, ...]
@@ -81,6 +84,7 @@ class Request:
   stop_ids: tuple[int, ...] = ()
   stop_fn: StopFn | None = None
   on_end: Callable[[Timing], None] | None = None
+  group: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +99,9 @@ class Result:
     params_version: version of the parameters that sampled all of it.
     queue_seconds: time from the call until the request got a slot [s].
     model_seconds: time from then until the response was complete [s].
-    kept: int32[n] for each id: those that it was drawn from, itself among them,
-      the most likely first. None where the request truncates nothing, or the
-      engine does not record (see EngineConfig.max_kept).
+    kept: int32[n] for each id: those that it was drawn from, itself among them;
+      the engine puts the most likely first. None where the request truncates
+      nothing, or the engine does not record (see EngineConfig.max_kept).
     stalled_seconds: part of model_seconds, see Timing.
   """
 
