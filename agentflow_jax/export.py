@@ -30,6 +30,12 @@ _DTYPE = flags.DEFINE_enum(
 _SHARD_GB = flags.DEFINE_float(
   'shard_gb', 5.0, 'The most that one file holds [10^9 bytes].', lower_bound=0.001
 )
+_UNTIED = flags.DEFINE_bool(
+  'untied',
+  False,
+  'Writes a head that is the embedding apart from it, for servers that are given new'
+  ' weights while they run (docs/engines.md).',
+)
 
 
 def main(argv):
@@ -44,6 +50,7 @@ def main(argv):
       out=command_line.given(_OUT),
       dtype=_DTYPE.value,
       shard_bytes=int(_SHARD_GB.value * 1e9),
+      untied=_UNTIED.value,
     )
   )
 

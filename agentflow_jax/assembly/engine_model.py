@@ -11,6 +11,7 @@ import numpy as np
 from agentflow_jax import records
 from agentflow_jax.agents import call_text, language_model, plan
 from agentflow_jax.assembly import serving_shapes
+from agentflow_jax.external import sampler
 from agentflow_jax.inference import api, engine as engine_lib
 from agentflow_jax.tokenization import tokenizers
 
@@ -34,13 +35,18 @@ class ScoredCompletion(records.Completion):
 
 
 class EngineModel:
-  """Implements agents.language_model.LanguageModel over an in-process engine.
+  """Implements agents.language_model.LanguageModel over an engine.
 
+  The engine is one of this process, or servers that take ids and return them.
   Token ids and log probabilities are recorded as they are sampled and never
   derived from text again (contract 1).
   """
 
-  def __init__(self, engine: engine_lib.Engine, tokenizer: tokenizers.Tokenizer):
+  def __init__(
+    self,
+    engine: engine_lib.Engine | sampler.ExternalSampler,
+    tokenizer: tokenizers.Tokenizer,
+  ):
     self.engine = engine
     self.tokenizer = tokenizer
     self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
@@ -84,12 +90,14 @@ class EngineModel:
 
   @property
   def context(self) -> int:
-    """The model's own context: a prompt and its response together [tokens]."""
+    """The context of a model in this process: prompt and response [tokens]."""
+    assert isinstance(self.engine, engine_lib.Engine)
     return self.engine.model_config.max_positions
 
   @property
   def shapes_said(self) -> str:
-    """The sizes of requests, as a line for people."""
+    """The sizes of requests to a model in this process, as a line for people."""
+    assert isinstance(self.engine, engine_lib.Engine)
     return serving_shapes.said(self.engine.config, self.engine.model_config)
 
   def stats(self) -> api.EngineStats:
@@ -149,6 +157,8 @@ class EngineModel:
       stop_fn=stop_fn,
       on_end=_tell_time,
       top_logprobs=top_logprobs,
+      # The requests of a query begin alike, whichever rollout and turn they are of.
+      group=f'{request_key.purpose.name}.{request_key.step}.{request_key.query}',
     )
     try:
       result = await self.engine.generate(request)

@@ -1,5 +1,6 @@
 """A model of any supported form, written as a Hugging Face directory."""
 
+import dataclasses
 import os
 
 import jax
@@ -10,7 +11,15 @@ from agentflow_jax.config import schema
 from agentflow_jax.weights import model_directory
 
 
-def export(*, model: str, workdir: str, out: str, dtype: str, shard_bytes: int) -> str:
+def export(
+  *,
+  model: str,
+  workdir: str,
+  out: str,
+  dtype: str,
+  shard_bytes: int,
+  untied: bool = False,
+) -> str:
   """Loads a model and writes it.
 
   Args:
@@ -19,6 +28,7 @@ def export(*, model: str, workdir: str, out: str, dtype: str, shard_bytes: int) 
     out: the directory to write; not the one that is read.
     dtype: 'float32', 'bfloat16', or 'stored' for what the tensors are.
     shard_bytes: the most that one file holds.
+    untied: whether a head that is the embedding is written apart from it.
 
   Returns:
     A line for people.
@@ -40,6 +50,9 @@ def export(*, model: str, workdir: str, out: str, dtype: str, shard_bytes: int) 
     raise schema.ConfigError(f'--out: {out} is what is read')
   loaded = model_files.load(source)
   dtype = loaded.stored_dtype if dtype == 'stored' else dtype
+  if untied:
+    network, params = model_directory.untied(loaded.config, loaded.params)
+    loaded = dataclasses.replace(loaded, config=network, params=params)
   loaded.save(out, dtype, shard_bytes=shard_bytes)
   count = sum(x.size for x in jax.tree.leaves(loaded.params))
   return f'{out}: {count:,} parameters in {dtype}'

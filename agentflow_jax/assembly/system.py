@@ -17,7 +17,8 @@ from agentflow_jax.agents import rollout
 from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.rewards import parts as parts_lib, registry
 from agentflow_jax.agents.tools.search import passages
-from agentflow_jax.assembly import endpoints, engine_model, model_files
+from agentflow_jax.assembly import endpoints, engine_model, external_planner
+from agentflow_jax.assembly import model_files
 from agentflow_jax.assembly import own_modules, renamed_solutions
 from agentflow_jax.assembly import rewards as rewards_lib
 from agentflow_jax.assembly import rule_reach, scripted_planners, task_sets, toolbox
@@ -27,7 +28,7 @@ from agentflow_jax.core import device_time, handover as handover_lib, model
 from agentflow_jax.core import sharding
 from agentflow_jax.files import old_names, paths
 from agentflow_jax.inference import choices, engine as engine_lib
-from agentflow_jax.runtime import processes as processes_lib
+from agentflow_jax.runtime import exits, processes as processes_lib
 from agentflow_jax.tokenization import tokenizers
 
 
@@ -72,7 +73,8 @@ class System:
     tokenizer: the planner's.
     described: config.json of the model that the run starts from, if any.
     tasks: the tasks.
-    engine: samples the planner being trained; None where it is an endpoint.
+    engine: samples the planner being trained; None where it is an endpoint. It may
+      be servers, see `served`.
     frozen_engine: samples the planner as it was before training; None where no
       module needs it.
     planner: the planner, over `engine` or the endpoint.
@@ -86,6 +88,8 @@ class System:
       the engine's own copy does.
     samplers: models over the engines of this process: 'planner' and 'frozen', where
       there are such.
+    served: hands parameters to the servers that sample the planner; None where an
+      engine of this process does.
   """
 
   config: schema.Config
@@ -95,7 +99,7 @@ class System:
   tokenizer: tokenizers.Tokenizer | None
   described: Mapping[str, Any] | None
   tasks: task_sets.TaskSet
-  engine: engine_lib.Engine | None
+  engine: engine_lib.Engine | external_planner.ExternalSampler | None
   frozen_engine: engine_lib.Engine | None
   planner: modules.ModelPlanner
   agent: rollout.Agent
@@ -110,19 +114,32 @@ class System:
   samplers: Mapping[str, engine_model.EngineModel] = dataclasses.field(
     default_factory=dict
   )
+  served: external_planner.Serving | None = None
 
-  def sample_from(self, params: model.Params, version: int) -> None:
+  def sample_from(self, params: model.Params, version: int) -> dict[str, float]:
     """Gives the planner's engine parameters that lie over `mesh`.
 
     All processes have to call it. The caller may donate them afterwards.
+
+    Returns:
+      Metrics of how servers took them; none of an engine in this process.
+
+    Raises:
+      RunStopped: a server proved to sample from other parameters.
     """
-    assert self.engine is not None
+    if self.served is not None:
+      try:
+        return self.served.hand_over(params, version)
+      except external_planner.Refuted as e:
+        raise exits.RunStopped(str(e)) from e
+    assert isinstance(self.engine, engine_lib.Engine)
     if self.handover is None:
       self.engine.update_params(params, version)
     else:
       with device_time.METER.used():
         handed = self.handover(params)
       self.engine.update_params(handed, version, copy=False)
+    return {}
 
   @property
   def trained_agent(self) -> rollout.Agent:
@@ -163,7 +180,7 @@ class System:
 
   def notices(self) -> list[str]:
     """Returns what a user should know of how this machine runs the system."""
-    engine = self.engine or self.frozen_engine
+    engine = self.frozen_engine if self.served else self.engine or self.frozen_engine
     found = [] if engine is None else [choices.said(engine.config)]
     if self.config.agent.code.sandbox != 'off':
       code = self.config.agent.code
@@ -194,7 +211,7 @@ class System:
 
     Otherwise a rollout would wait for the compiler, within its deadline.
     """
-    if self.engine is not None:
+    if isinstance(self.engine, engine_lib.Engine):
       self.engine.warmup(truncates=(self.config.planner.sampling.truncates,))
     if self.frozen_engine is not None:
       roles = roles_lib.roles(self.config).values()
@@ -215,8 +232,10 @@ class System:
       await self.agent.environment.close()
     if self.agent.recording is not None:
       self.agent.recording.close()
+    if self.served is not None:
+      await self.served.sampler.aclose()
     for engine in (self.engine, self.frozen_engine):
-      if engine is not None:
+      if isinstance(engine, engine_lib.Engine):
         engine.close()
 
 
@@ -257,6 +276,12 @@ def build(
     ConfigError, CheckpointError, ToolUnavailable, CorpusError: name the remedy.
   """
   consistency.check(config)
+  if mesh is None and roles_lib.samples_outside(config):
+    raise schema.ConfigError(
+      'planner.sampler=external is for training; here set planner.sampler=engine,'
+      ' which samples in this process, or serve WORKDIR/planner and set'
+      ' planner.backend=endpoint'
+    )
   _cache_compilations(workdir)
   processes = processes or processes_lib.Processes()
   tasks = processes.first(lambda: _tasks(config, workdir, reads_tasks))
@@ -300,11 +325,15 @@ def build(
       mesh = mesh or _sampling_mesh(config)
       loaded = _start(config, tasks, workdir, mesh, processes, environment)
     samplers = _samplers(config, loaded, mesh, trains, stack)
-    loaded = samplers.loaded
+    loaded, served = samplers.loaded, None
+    if roles_lib.samples_outside(config):
+      assert loaded is not None
+      served = external_planner.make(config, loaded, workdir, processes.count)
+    engine = served.sampler if served else samplers.engine
     models = _models(
       config,
       loaded and loaded.tokenizer,
-      samplers.engine,
+      engine,
       samplers.frozen,
       recording,
       processes.count,
@@ -334,7 +363,7 @@ def build(
       tokenizer=loaded and loaded.tokenizer,
       described=loaded and loaded.described,
       tasks=tasks,
-      engine=samplers.engine,
+      engine=engine,
       frozen_engine=samplers.frozen,
       planner=planner,
       agent=agent,
@@ -353,6 +382,7 @@ def build(
         for name, found in models.items()
         if isinstance(found, engine_model.EngineModel)
       },
+      served=served,
     )
     stack.pop_all()  # From here on `System.close` ends them.
   return system
@@ -421,6 +451,8 @@ def _samplers(config, loaded, mesh, trains, stack) -> _Samplers:
   """Makes the engines of a run; `stack` closes them."""
   if loaded is None:
     return _Samplers()
+  if not roles_lib.samples_inside(config):
+    return _Samplers(loaded=loaded)
   _check_model(config, loaded.config)
   handover, sampled, where, copy = None, loaded.params, None, trains
   if hands_over(config, mesh):
@@ -433,7 +465,7 @@ def _samplers(config, loaded, mesh, trains, stack) -> _Samplers:
     where = jax.tree.map(lambda x: x.sharding, sampled)
     loaded = dataclasses.replace(loaded, params=sampled)
   made = _Samplers(loaded=loaded, handover=handover)
-  if config.planner.backend == 'engine':
+  if config.planner.backend == 'engine' and not roles_lib.samples_outside(config):
     made.engine = stack.enter_context(
       _engine(loaded, config.engine, sampled, sharding=where, copy=copy)
     )

@@ -25,6 +25,8 @@ def check(config: schema.Config) -> None:
   if config.planner.backend == 'engine':
     _check_training(config)
     _check_lengths(config)
+  if config.planner.sampler == 'external':
+    _check_external(config)
   if config.queue.size and config.algorithm == 'flow_grpo':
     _check_queue(config)
   _check_metrics(config)
@@ -58,6 +60,52 @@ def check_trains(config: schema.Config) -> None:
     raise schema.ConfigError(
       'agent.analyst.backend=oracle shows the planner the plan of each task, so it'
       ' is for the command evaluate; set none, frozen or endpoint to train'
+    )
+
+
+def _check_external(config: schema.Config) -> None:
+  """Refuses servers that could not sample what is trained on honestly."""
+  planner, grpo = config.planner, config.flow_grpo
+  external = planner.external
+  if planner.backend != 'engine':
+    raise schema.ConfigError(
+      'planner.sampler=external samples a planner that is trained here: set'
+      ' planner.backend=engine'
+    )
+  if not external.servers:
+    raise schema.ConfigError(
+      'planner.sampler=external: set planner.external.servers, such as'
+      ' http://127.0.0.1:8000'
+    )
+  if config.algorithm == 'sft':
+    raise schema.ConfigError(
+      'planner.sampler=external samples the rollouts of flow_grpo; algorithm=sft'
+      ' learns from others: set planner.sampler=engine'
+    )
+  if config.algorithm == 'flow_grpo' and grpo.old_logprobs != 'recompute':
+    raise schema.ConfigError(
+      'planner.sampler=external: servers round otherwise than the trainer does: set'
+      ' flow_grpo.old_logprobs=recompute'
+    )
+  if config.algorithm == 'flow_grpo' and not grpo.corrects:
+    raise schema.ConfigError(
+      'planner.sampler=external: what servers sample is slightly off policy: set a'
+      ' correction, such as flow_grpo.importance_cap=2'
+    )
+  if config.algorithm == 'none':
+    raise schema.ConfigError(
+      "planner.sampler=external proves weights with the trainer's scores, and"
+      ' algorithm=none scores nothing: set planner.sampler=engine'
+    )
+  if external.hand_over == 'adapter' and not planner.lora.rank:
+    raise schema.ConfigError(
+      'planner.external.hand_over=adapter: only a run that trains adapters has one: set'
+      ' planner.lora.rank, or planner.external.hand_over=directory'
+    )
+  if external.hand_over == 'adapter' and external.api == 'vllm' and not external.model:
+    raise schema.ConfigError(
+      'planner.external.hand_over=adapter: set planner.external.model, the name of the'
+      ' model on the servers (--served-model-name)'
     )
 
 
@@ -152,7 +200,10 @@ def _check_lengths(config: schema.Config) -> None:
       f'batch.tokens_per_row {config.batch.tokens_per_row} cannot hold a'
       f' prompt and response of {longest} tokens'
     )
-  if config.planner.max_prompt_tokens > config.engine.max_prompt_tokens:
+  outside = roles_lib.samples_outside(config)
+  if not outside and (
+    config.planner.max_prompt_tokens > config.engine.max_prompt_tokens
+  ):
     raise schema.ConfigError(
       'planner.max_prompt_tokens exceeds engine.max_prompt_tokens,'
       f' {config.engine.max_prompt_tokens}'
@@ -382,7 +433,8 @@ def _check_modules(config: schema.Config) -> None:
         ' where planner.backend=engine is its end looked for; leave it empty'
       )
   if config.planner.backend == 'engine':
-    limits['planner'] = sampling.max_new_tokens
+    if not roles_lib.samples_outside(config):
+      limits['planner'] = sampling.max_new_tokens
   elif not roles_lib.has_endpoint(config):
     raise schema.ConfigError(
       'planner.backend is endpoint: set agent.endpoint.base_url, or'

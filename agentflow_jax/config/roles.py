@@ -18,8 +18,19 @@ def uses_endpoint(config: schema.Config) -> bool:
   )
 
 
+def samples_outside(config: schema.Config) -> bool:
+  """Returns whether servers sample the planner that is trained."""
+  return config.planner.backend == 'engine' and config.planner.sampler == 'external'
+
+
+def samples_inside(config: schema.Config) -> bool:
+  """Returns whether an engine of this process samples anything."""
+  planner = config.planner.backend == 'engine' and not samples_outside(config)
+  return planner or uses_frozen(config)
+
+
 def uses_engine(config: schema.Config) -> bool:
-  """Returns whether any model samples in this process."""
+  """Returns whether any model is in this process, to sample or to be trained."""
   return config.planner.backend == 'engine' or uses_frozen(config)
 
 

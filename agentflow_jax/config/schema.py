@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from agentflow_jax import records
 from agentflow_jax.agents import prompts, rollout
+from agentflow_jax.agents.endpoints import settings
 from agentflow_jax.agents.tools.web import web_client
 from agentflow_jax.config import sweep as sweep_lib
 from agentflow_jax.core import flow_grpo, losses, model, optimizer
@@ -294,6 +295,59 @@ class RewardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExternalConfig:
+  """Servers of vLLM or SGLang that sample the planner while it is trained.
+
+  Attributes:
+    servers: addresses of the servers, such as http://127.0.0.1:8000, without a path.
+    api: kind of the servers.
+    model: name of the model on the servers; '' where they serve one model only.
+    hand_over: way in which new weights reach the servers: 'directory' writes all of
+      them, 'adapter' the low-rank adapters alone (needs planner.lora.rank), under a
+      new name for each version.
+    directory: directory that weights are written in, on a file system that the
+      servers see; '' for `served` in the workdir.
+    server_directory: path of that directory on the servers; '' where it is the same.
+    api_key_variable: name of the environment variable that holds the servers' key; ''
+      for none.
+    concurrency: largest number of concurrent requests to one server.
+    timeout_seconds: time limit of one request [s].
+    load_seconds: time limit of loading weights on a server [s].
+    patience_seconds: time that a request waits for a server to come back where none
+      is left [s]. It then ends as model_unreachable.
+    probes: number of texts that every hand-over is proved with.
+  """
+
+  servers: tuple[str, ...] = ()
+  api: Literal['vllm', 'sglang'] = 'vllm'
+  model: str = ''
+  hand_over: Literal['directory', 'adapter'] = 'directory'
+  directory: str = ''
+  server_directory: str = ''
+  api_key_variable: str = ''
+  concurrency: int = 64
+  timeout_seconds: float = 600.0
+  load_seconds: float = 600.0
+  patience_seconds: float = 300.0
+  probes: int = 8
+
+  def __post_init__(self):
+    for name in ('concurrency', 'probes'):
+      if getattr(self, name) < 1:
+        raise ConfigError(f'planner.external.{name} must be at least 1')
+    for name in ('timeout_seconds', 'load_seconds', 'patience_seconds'):
+      if not 0 < getattr(self, name) < math.inf:
+        raise ConfigError(f'planner.external.{name} must be finite and > 0')
+    for url in self.servers:
+      try:
+        settings.check_url('planner.external.servers', url)
+      except ValueError as e:
+        raise ConfigError(str(e)) from e
+    if len(set(self.servers)) < len(self.servers):
+      raise ConfigError('planner.external.servers names a server twice')
+
+
+@dataclasses.dataclass(frozen=True)
 class PlannerConfig:
   """The trained model.
 
@@ -323,6 +377,9 @@ class PlannerConfig:
     prompt: layout of the planner's prompt.
     thinking: value of the chat template's switch for thinking: 'on', 'off', or
       'auto' to leave the switch unset.
+    sampler: place where the responses of a planner with backend 'engine' are sampled
+      in training: 'engine' in this process, 'external' on the servers of `external`.
+    external: servers that sample it.
   """
 
   backend: Literal['engine', 'endpoint'] = 'engine'
@@ -338,6 +395,8 @@ class PlannerConfig:
   max_prompt_tokens: int = 256
   prompt: PromptConfig = PromptConfig()
   thinking: Literal['auto', 'on', 'off'] = 'auto'
+  sampler: Literal['engine', 'external'] = 'engine'
+  external: ExternalConfig = ExternalConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -724,7 +783,8 @@ class TrainConfig:
     drop_hopeless: number of groups of a task in a row, none of whose rollouts succeeds,
       after which the task is asked no more; 0 asks it again and again.
     max_logprob_gap: largest |logprob - behavior_logprob| [nats] before the first
-      update of a step; above it the run stops.
+      update of a step; above it the run stops. With planner.sampler=external the
+      next two bounds take its place.
     concurrent_rollouts: largest number of concurrent rollouts.
     checkpoint_every: number of steps between commits; the last step always
       commits.
@@ -733,6 +793,10 @@ class TrainConfig:
     stop_after_failing_steps: number of steps in a row after which the run stops with
       exit code 3 if in each of them every rollout ended in the same failing status
       and no group had two different rewards; 0 to go on for ever.
+    mean_logprob_gap: largest mean of |logprob - behavior_logprob| over the fresh
+      targets of a step [nats]; None for a default by dtype, see docs/engines.md.
+    p99_logprob_gap: largest 99th percentile of the same [nats]; None for a default by
+      dtype.
   """
 
   steps: int = 40
@@ -749,8 +813,14 @@ class TrainConfig:
   keep_checkpoints: int = 2
   rollout_records: Literal['all', 'none'] = 'all'
   stop_after_failing_steps: int = 3
+  mean_logprob_gap: float | None = None
+  p99_logprob_gap: float | None = None
 
   def __post_init__(self):
+    for name in ('mean_logprob_gap', 'p99_logprob_gap'):
+      value = getattr(self, name)
+      if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f'train.{name} must be finite and > 0: {value}')
     for name in (
       'steps',
       'queries_per_step',

@@ -106,6 +106,7 @@ def _readers(config: schema.Config) -> dict[str, bool]:
     # The chat template of a model in this process.
     'planner.thinking': roles.uses_engine(config) and bool(config.planner.directory),
     'queue': bool(config.queue.size),
+    'planner.external': config.planner.sampler == 'external',
     'agent.served': agent.kind == 'served',
   }
   for group, names, is_read in (
@@ -273,6 +274,8 @@ def _unread_by_rollouts(config: schema.Config) -> Iterator[tuple[str, str]]:
       'batch',
       'queue',
       'train.max_logprob_gap',
+      'train.mean_logprob_gap',
+      'train.p99_logprob_gap',
       'train.mini_batches',
       'planner.lora',
     ):
@@ -307,6 +310,8 @@ def _unread_by_sft(config: schema.Config) -> Iterator[tuple[str, str]]:
     'refill_rounds',
     'extra_rollouts',
     'max_logprob_gap',
+    'mean_logprob_gap',
+    'p99_logprob_gap',
     'rollout_records',
     'stop_after_failing_steps',
     'drop_solved',
@@ -422,6 +427,15 @@ def _unread_of_planner(config: schema.Config) -> Iterator[tuple[str, str]]:
       'engine.max_kept',
       ('a planner with sampling.top_k, sampling.top_p or sampling.min_p'),
     )
+  if config.planner.sampler != 'external':
+    yield 'planner.external', 'planner.sampler=external'
+  elif roles.samples_outside(config):
+    yield 'train.max_logprob_gap', 'planner.sampler=engine'
+    if not roles.samples_inside(config):
+      for field in dataclasses.fields(config.engine):
+        if field.name != 'max_kept':
+          yield f'engine.{field.name}', 'planner.sampler=engine, or a frozen module'
+      yield 'mesh.sampler_devices', 'planner.sampler=engine, or a frozen module'
   if not config.planner.lora.rank:
     for name in ('alpha', 'targets'):
       yield f'planner.lora.{name}', 'planner.lora.rank > 0'

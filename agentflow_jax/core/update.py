@@ -232,11 +232,12 @@ def make_update_fn(
   returned state then holds the same bits). ref_params is the frozen reference
   where loss_config.kl_coef > 0, with LoRA the base in any case, and None
   otherwise; it must not share arrays with state (init_train_state copies what
-  it starts from). batch may hold host arrays. gap_bound is a float32 in nats:
-  when max |logprob - behavior_logprob| over the targets, measured by this
-  update's own forward pass, is not within it, the update is refused. Pass inf
-  for every update of a step but the first, whose parameters alone are those
-  that sampled. A gap that is not a number is within no bound, not even inf.
+  it starts from). batch may hold host arrays. gap_bound is a float32[3] in nats,
+  bounds on max, 99th percentile and mean of |logprob - behavior_logprob| over the
+  fresh targets, or a float32[] for max alone: when this update's own forward pass
+  measures more, the update is refused. Pass inf for every update of a step but the
+  first, whose parameters alone are those that sampled. A gap that is not a number is
+  within no bound, not even inf.
 
   Metrics are float32 scalars: those of losses.metrics_of, and
 
@@ -381,8 +382,10 @@ def _refusal(metrics: dict[str, Array], gap_bound: Array) -> Array:
   finite = jnp.isfinite(metrics['grad_norm']) & jnp.isfinite(metrics['loss'])
   refused = jnp.where(finite, ACCEPTED, REFUSED_NONFINITE)
   if 'logprob_gap/max' in metrics:
+    names = ('max', 'p99', 'mean')[: gap_bound.size]
+    measured = jnp.stack([metrics[f'logprob_gap/{name}'] for name in names])
     # Written so that a NaN is beyond any bound.
-    beyond = ~(metrics['logprob_gap/max'] <= gap_bound)
+    beyond = ~jnp.all(measured <= gap_bound)
     refused = jnp.where(finite & beyond, REFUSED_GAP, refused)
   return refused.astype(jnp.float32)
 

@@ -78,6 +78,9 @@ class Request:
       when the request is done, has failed or was cancelled.
     top_logprobs: number of the most likely tokens to return with each position, up to
       MAX_TOP_LOGPROBS.
+    group: name that requests with a common beginning share, such as those of the
+      rollouts of a query; '' for none. Where there are several samplers, they go to
+      one.
   """
 
   prompt_ids: tuple[int, ...]
@@ -87,6 +90,7 @@ class Request:
   stop_fn: StopFn | None = None
   on_end: Callable[[Timing], None] | None = None
   top_logprobs: int = 0
+  group: str = ''
 
   @property
   def program(self) -> tuple[bool, bool]:
@@ -110,9 +114,9 @@ class Result:
     params_version: version of the parameters that sampled all of it.
     queue_seconds: time from the call until the request got a slot [s].
     model_seconds: time from then until the response was complete [s].
-    kept: int32[n] for each id: those that it was drawn from, itself among them,
-      the most likely first. None where the request truncates nothing, or the
-      engine does not record (see EngineConfig.max_kept).
+    kept: int32[n] for each id: those that it was drawn from, itself among them;
+      the engine puts the most likely first. None where the request truncates
+      nothing, or the engine does not record (see EngineConfig.max_kept).
     stalled_seconds: part of model_seconds, see Timing.
     top: (ids, log probabilities [nats]) of the most likely tokens of each position,
       the most likely first, out of those that could be drawn; () where none were

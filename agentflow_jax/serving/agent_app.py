@@ -263,8 +263,8 @@ def _as_run(host, session, body) -> tuple[dict[str, Any], list[str]]:
   asked = [n for n, idle in own.items() if body.get(n) not in idle]
   if asked and host.sampling == 'refuse':
     raise requests.BadRequest(
-      f'{asked[0]}={chat_messages.shown(body[asked[0]])}: the run decides how responses are'
-      ' sampled (planner.sampling), and agent.served.sampling=refuse',
+      f'{asked[0]}={chat_messages.shown(body[asked[0]])}: the run decides how responses'
+      ' are sampled (planner.sampling), and agent.served.sampling=refuse',
       asked[0],
     )
   body = {name: value for name, value in body.items() if name not in own}

@@ -209,7 +209,7 @@ def _lowered(config, planner, mesh, topology):
   for length in update_shapes.row_lengths(config):
     taken = structs(update_shapes.example_batch(config, length))
     programs[f'update of rows of {length}'] = lambda taken=taken: fn.lower(
-      state, reference, taken, jax.ShapeDtypeStruct((), np.float32)
+      state, reference, taken, jax.ShapeDtypeStruct((3,), np.float32)
     ).compile()
     if config.algorithm == 'flow_grpo' and config.flow_grpo.old_logprobs == 'recompute':
       score = update.make_score_fn(planner, mesh)

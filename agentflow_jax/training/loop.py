@@ -11,7 +11,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.assembly import system as system_lib
-from agentflow_jax.inference import api
+from agentflow_jax.inference import api, engine as engine_lib
 from agentflow_jax.rollouts import journal as journal_lib, rollout_files
 from agentflow_jax.runtime import clocks, exits, profiling, progress
 from agentflow_jax.training import diagnosis, engine_rates
@@ -113,16 +113,25 @@ class Loop:
       self._stop_if_failing(step + 1)
 
   def _sampled(self) -> dict[str, api.EngineStats]:
-    """What the engines have done so far, see engine_rates."""
+    """What the engines of this process have done so far, see engine_rates."""
     engines = {'': self.system.engine, 'frozen': self.system.frozen_engine}
-    return {k: engine.stats() for k, engine in engines.items() if engine}
+    return {
+      name: engine.stats()
+      for name, engine in engines.items()
+      if isinstance(engine, engine_lib.Engine)
+    }
 
   @contextlib.contextmanager
   def _keeping(self):
-    """Yields lists that get what each engine samples, see EngineModel.keeping."""
+    """Yields lists that get what each engine samples, see EngineModel.keeping.
+
+    What servers sample is work of other devices.
+    """
     with contextlib.ExitStack() as stack:
       yield [
-        stack.enter_context(model.keeping()) for model in self.system.samplers.values()
+        stack.enter_context(model.keeping())
+        for model in self.system.samplers.values()
+        if isinstance(model.engine, engine_lib.Engine)
       ]
 
   def _rates(self, responses, mini_batches, before) -> dict[str, float]:
@@ -133,9 +142,10 @@ class Loop:
       name: self.clock.seconds.get(name, 0.0) - before.get(name, 0.0)
       for name in ('rollout', 'update')
     }
-    return self.costs.of_rollouts(responses, spent['rollout']) | (
-      self.costs.of_update(mini_batches, spent['update'])
-    )
+    rates = self.costs.of_update(mini_batches, spent['update'])
+    if responses:
+      rates |= self.costs.of_rollouts(responses, spent['rollout'])
+    return rates
 
   def _is_failing(self) -> bool:
     most = self.system.config.train.stop_after_failing_steps
@@ -171,11 +181,15 @@ class Loop:
         f' {step + 1} could be scored; the first says:'
         f' {data.groups[0].trajectories[0].detail}'
       )
+    config, served = self.system.config, self.system.served is not None
     with self.clock('update'):
       metrics = await asyncio.to_thread(self._traced_update, step + 1, data)
-      config = self.system.config
+    # Of an engine in this process it is a part of the update, and takes no time.
+    with self.clock('hand_over' if served else 'update'):
       if config.algorithm != 'sft' or is_due(config, step + 1):
-        await asyncio.to_thread(self.system.sample_from, self.trainer.params, step + 1)
+        metrics |= await asyncio.to_thread(
+          self.system.sample_from, self.trainer.params, step + 1
+        )
     return metrics | data.metrics
 
   def _traced_update(self, number, data) -> dict[str, float]:

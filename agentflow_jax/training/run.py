@@ -12,14 +12,16 @@ import jax
 from absl import logging
 
 from agentflow_jax.assembly import model_files, system as system_lib
-from agentflow_jax.config import consistency, schema, written
+from agentflow_jax.config import consistency, roles, schema, written
 from agentflow_jax.files import reading
+from agentflow_jax.inference import engine as engine_lib
 from agentflow_jax.report import page as report
 from agentflow_jax.runtime import clocks, exits, processes as processes_lib
 from agentflow_jax.runtime import profiling, progress, workdirs
 from agentflow_jax.serving import agent_server
 from agentflow_jax.training import evaluations as evaluations_lib
-from agentflow_jax.training import diagnosis, loop as loop_lib, metrics_log
+from agentflow_jax.training import diagnosis, external_probes, loop as loop_lib
+from agentflow_jax.training import metrics_log
 from agentflow_jax.training import query_lengths, resuming, step_costs
 from agentflow_jax.training import summary as summary_lib, trackers as trackers_lib
 from agentflow_jax.training import trainer as trainer_lib
@@ -94,6 +96,7 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
     with clock('compile'):
       trainer = trainer_lib.Trainer(system)
       system.warmup()
+    external_probes.prepare(system, trainer)
     served = await serving.enter_async_context(agent_server.opened(system, workdir))
     saved = checkpoints.Checkpoints(
       workdir / 'checkpoints', config.train.keep_checkpoints
@@ -102,6 +105,7 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
     inputs = resuming.inputs_of(system)
     processes.check_same('the planner or the task set', repr(inputs))
     lines, spent, pending = resuming.restore(trainer, system, saved, inputs)
+    gap = await external_probes.begin(system, trainer, len(lines))
     # From here on the workdir is this config's.
     changed, done = [], len(lines) + (pending is not None)
     if primary:
@@ -122,6 +126,7 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
       _resumed(done, config.train.steps),
       *changed,
       _held(trainer, system),
+      *gap,
       *system.notices(),
       *filter(None, (served,)),
       _peak(costs),
@@ -290,6 +295,12 @@ def _warnings_at_start(
     )
   if lengths.too_long:
     found.append(lengths.said())
+  if roles.samples_outside(config):
+    found.append(
+      'planner.sampler=external: a run that goes on takes the rollouts that were'
+      ' finished from its journal, and samples the others anew; servers may sample'
+      ' them otherwise, so it does not end in the same bits'
+    )
   return found
 
 
@@ -302,11 +313,9 @@ def _held(trainer: trainer_lib.Trainer, system: system_lib.System) -> str:
     base.insert(0, 'base of the adapters')
   if system.config.algorithm == 'flow_grpo' and system.config.flow_grpo.kl_coef:
     base.insert(0, 'reference')
-  assert system.engine is not None
-  copies = {
-    'trained parameters and optimizer': trainer.state,
-    'sampler': system.engine.params,
-  }
+  copies = {'trained parameters and optimizer': trainer.state}
+  if isinstance(system.engine, engine_lib.Engine):
+    copies['sampler'] = system.engine.params
   if system.frozen_engine is not None:
     copies['frozen modules'] = system.frozen_engine.params
     if system.handover is None:

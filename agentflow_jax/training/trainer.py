@@ -10,20 +10,15 @@ import jax
 import numpy as np
 
 from agentflow_jax.assembly import model_files, system as system_lib
-from agentflow_jax.config import schema
-from agentflow_jax.core import batch, corrections, device_time, launches, masters, model
-from agentflow_jax.core import sharding, update
+from agentflow_jax.config import roles, schema
+from agentflow_jax.core import batch, corrections, device_time, gap_bounds, launches
+from agentflow_jax.core import masters, model, sharding, update
 from agentflow_jax.runtime import exits
 from agentflow_jax.training import update_shapes
 
-_REASONS = {
-  update.REFUSED_GAP: (
-    'the trainer scores the sampled tokens otherwise than the sampler did:'
-    ' max |logprob - behavior_logprob| = {gap:.3g} nats, allowed'
-    ' {bound:.3g} (train.max_logprob_gap)'
-  ),
-  update.REFUSED_NONFINITE: 'the gradient or the loss is not finite',
-}
+_GAP = 'the trainer scores the sampled tokens otherwise than the sampler did: '
+_NONFINITE = 'the gradient or the loss is not finite'
+_UNBOUNDED = gap_bounds.GapBounds()
 
 
 def _starting_values(
@@ -82,6 +77,15 @@ class Trainer:
         f'batch.rows_per_micro {config.batch.rows_per_micro} must be a'
         f' multiple of data x fsdp = {shards}'
       )
+    self.dtype = network.dtype
+    self.bounds = gap_bounds.of(
+      network.dtype,
+      outside=roles.samples_outside(config),
+      kv_dtype=config.engine.kv_dtype,
+      largest=config.train.max_logprob_gap,
+      mean=config.train.mean_logprob_gap,
+      p99=config.train.p99_logprob_gap,
+    )
     examples = {
       n: sharding.put_batch(update_shapes.example_batch(config, n, self._pad_id), mesh)
       for n in lengths
@@ -90,7 +94,9 @@ class Trainer:
       network, config.optimizer, update_shapes.loss_of(config), mesh
     )
     self._updates = {
-      n: update_fn.lower(self.state, self._reference, example, np.float32(0)).compile()
+      n: update_fn.lower(
+        self.state, self._reference, example, self.bounds.array()
+      ).compile()
       for n, example in examples.items()
     }
     jax.block_until_ready(self.params)  # Compiles the merge, if there is one.
@@ -110,13 +116,19 @@ class Trainer:
       return self._merge(self._reference, self.state.params)
 
   @device_time.METER.used()
-  def logprobs_of(self, rows: Sequence[batch.TurnRow]) -> list[np.ndarray]:
-    """Returns float32[A] for each turn row: its response under the parameters now.
+  def logprobs_of(
+    self, rows: Sequence[batch.TurnRow], params: Any = None
+  ) -> list[np.ndarray]:
+    """Returns float32[A] for each turn row: the log probabilities of its response.
 
     It needs flow_grpo.old_logprobs=recompute, and the rows must fit into one update.
+
+    Args:
+      rows: turn rows.
+      params: whole parameters over the mesh; None for the planner's now.
     """
     turn_batch, packing = self._pack(rows)
-    params = self.params
+    params = self.params if params is None else params
     assert self._score is not None
     with self._in_turn():
       scores = self._score(params, turn_batch)
@@ -152,17 +164,19 @@ class Trainer:
       ]
     results = []
     for i, (turn_batch, _) in enumerate(packed):
-      bound = self._config.train.max_logprob_gap if i == 0 else math.inf
+      bounds = self.bounds if i == 0 else _UNBOUNDED
       update_fn = self._updates[turn_batch.token_ids.shape[-1]]
       with self._in_turn():
         self.state, device_metrics = update_fn(
-          self.state, self._reference, turn_batch, np.float32(bound)
+          self.state, self._reference, turn_batch, bounds.array()
         )
       result = {k: float(v) for k, v in device_metrics.items()}
       refused = int(result.pop('refused'))
+      if refused == update.REFUSED_GAP:
+        gaps = (result[f'logprob_gap/{name}'] for name in ('max', 'p99', 'mean'))
+        raise exits.RunStopped(_GAP + bounds.said(*gaps))
       if refused != update.ACCEPTED:
-        gap = result.get('logprob_gap/max', 0.0)
-        raise exits.RunStopped(_REASONS[refused].format(gap=gap, bound=bound))
+        raise exits.RunStopped(_NONFINITE)
       results.append(result)
     if not results:
       return {'updates': 0}
@@ -187,18 +201,19 @@ class Trainer:
     """Returns a batch with the importance that follows from its old logprobs.
 
     Raises:
-      RunStopped: a fresh row was scored otherwise than it was sampled. The update
+      RunStopped: fresh rows were scored otherwise than they were sampled. The update
         checks that, too, but only the first update of a step.
     """
     old = batch.unpack(packing, self._on_host(turn_batch.old_logprobs))
     recorded = [np.asarray(row.behavior_logprobs) for row in rows]
-    bound = self._config.train.max_logprob_gap
-    for row, logprobs, sampled in zip(rows, old, recorded, strict=True):
-      gap = np.max(np.abs(logprobs - sampled), initial=0.0)
-      if row.fresh and row.target_weight and not gap <= bound:
-        raise exits.RunStopped(
-          _REASONS[update.REFUSED_GAP].format(gap=gap, bound=bound)
-        )
+    gaps = [
+      np.abs(logprobs - sampled)
+      for row, logprobs, sampled in zip(rows, old, recorded, strict=True)
+      if row.fresh and row.target_weight
+    ]
+    exceeded = self.bounds.exceeded(np.concatenate(gaps)) if gaps else ''
+    if exceeded:
+      raise exits.RunStopped(_GAP + exceeded)
     importance = corrections.importance_of(
       self._config.flow_grpo, old, recorded, [row.rollout for row in rows]
     )

@@ -127,13 +127,13 @@ def _row(
     behavior_logprobs=np.asarray(completion.logprobs, np.float32),
     advantage=advantage,
     temperature=sampling.temperature,
-    kept=None if completion.kept is None else _padded(completion.kept),
+    kept=None if completion.kept is None else padded(completion.kept),
     rollout=rollout,
     fresh=fresh,
   )
 
 
-def _padded(kept: records.KeptSets) -> np.ndarray:
+def padded(kept: records.KeptSets) -> np.ndarray:
   """Returns sets as int32[A, the largest one's size], padded with -1."""
   counts = np.frombuffer(kept.counts, '<i4')
   padded = np.full((len(counts), counts.max(initial=0)), -1, np.int32)

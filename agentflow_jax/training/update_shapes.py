@@ -58,7 +58,7 @@ def pack(
     rows,
     lengths or row_lengths(config),
     rows_per_micro=settings.rows_per_micro,
-    max_micro=-(-_most_rows(config) // settings.rows_per_micro),
+    max_micro=-(-most_rows(config) // settings.rows_per_micro),
     layout=settings.layout,
     block=settings.block,
     pad_id=pad_id,
@@ -87,8 +87,8 @@ def example_batch(
   return pack(config, [row], pad_id, (length,))[0]
 
 
-def _most_rows(config: schema.Config) -> int:
-  """Turn rows that one update can have; each fits a packed row."""
+def most_rows(config: schema.Config) -> int:
+  """Returns how many turn rows one update can have; each fits a packed row."""
   if config.algorithm == 'sft':
     whole = config.sft.rollouts_per_step
     return whole * config.agent.rollout.max_turns or config.sft.rows_per_step

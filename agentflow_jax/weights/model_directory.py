@@ -254,6 +254,23 @@ def save(
   writing.write_whole(path / CONFIG, text + '\n')
 
 
+def untied(
+  config: model.ModelConfig, params: model.Params
+) -> tuple[model.ModelConfig, model.Params]:
+  """Returns the same function as a network whose head is apart from its embedding.
+
+  Some servers keep a copy of a tied head when they load other weights.
+
+  Args:
+    config: the network; one without a tied head is returned as it is.
+    params: its parameters.
+  """
+  if not config.tie_embeddings:
+    return config, params
+  head = params['embedding'].T
+  return dataclasses.replace(config, tie_embeddings=False), {**params, 'head': head}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
   """One of our parameters, and the released tensors that it is made of.

@@ -233,7 +233,7 @@ def write(
   if n > 1:
     names = [f'model-{i + 1:05d}-of-{n:05d}.safetensors' for i in range(n)]
   for name, shard in zip(names, shards, strict=True):
-    _write_file(path / name, shard, dtype)
+    write_file(path / name, shard, dtype)
   stale = path / (INDEX if n == 1 else SINGLE)
   stale.unlink(missing_ok=True)
   if n > 1:
@@ -244,7 +244,15 @@ def write(
     writing.write_whole(path / INDEX, text)
 
 
-def _write_file(path: epath.Path, outputs: Sequence[Output], dtype: np.dtype) -> None:
+def write_file(path: epath.Path, outputs: Sequence[Output], dtype: Any) -> None:
+  """Writes tensors as one file, which has its name only once it is whole.
+
+  Args:
+    path: file to write.
+    outputs: tensors, in the order in which they are written.
+    dtype: dtype that they are rounded to.
+  """
+  dtype = np.dtype(dtype)
   # transformers refuses files that do not say whose layout they have.
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   offset = 0

@@ -211,14 +211,13 @@ def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
 
 def test_the_bound_is_what_stops_the_run(live):
   _, rows, trainer, _ = live
-  tight = dataclasses.replace(trainer._config.train, max_logprob_gap=1e-12)
-  old = trainer._config
-  trainer._config = dataclasses.replace(old, train=tight)
+  old = trainer.bounds
+  trainer.bounds = dataclasses.replace(old, max=1e-12)
   try:
     with pytest.raises(exits.RunStopped, match='max_logprob_gap'):
       _step(live, rows)
   finally:
-    trainer._config = old
+    trainer.bounds = old
 
 
 def _temperature(row):

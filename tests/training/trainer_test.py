@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from agentflow_jax.config import loading, schema
-from agentflow_jax.core import batch, model, sharding, update
+from agentflow_jax.core import batch, gap_bounds, model, sharding, update
 from agentflow_jax.runtime import exits
 from agentflow_jax.training import trainer as trainer_lib, update_shapes
 from agentflow_jax.weights import checkpoints, host_copies, model_directory
@@ -79,9 +79,7 @@ def _trainer(config, network=_NETWORK, params=None):
 def _anew(trainer, network=_NETWORK, params=None, bound=1e-5):
   """Puts a trainer back to its start: cheaper than to compile another one."""
   config = trainer._config
-  trainer._config = dataclasses.replace(
-    config, train=dataclasses.replace(config.train, max_logprob_gap=bound)
-  )
+  trainer.bounds = gap_bounds.GapBounds(max=bound)
   trainer.state = update.init_train_state(
     network,
     config.optimizer,
@@ -130,9 +128,8 @@ def alone(base, trainer):
   state, metrics = _anew(trainer).state, []
   for rows in (_rows(0), _rows(1)):
     packed, _ = update_shapes.pack(base, rows)
-    state, found = fn(
-      state, None, sharding.put_batch(packed, _mesh()), np.float32(np.inf)
-    )
+    unbounded = gap_bounds.GapBounds().array()
+    state, found = fn(state, None, sharding.put_batch(packed, _mesh()), unbounded)
     metrics.append({k: float(v) for k, v in found.items()})
   return jax.device_get(state), metrics
 
@@ -224,6 +221,19 @@ def test_a_rollout_that_another_policy_sampled_is_rejected_whole(corrected):
   metrics = corrected.step(((first, wrong),))
   assert metrics['update/rejected_frac'] == 1 and metrics['update/grad_norm'] == 0
   jax.tree.map(np.testing.assert_array_equal, corrected.state.params, before)
+
+
+@pytest.mark.parametrize('field', ['mean', 'p99'])
+def test_mean_and_99th_percentile_are_bounded_too(trainer, corrected, field):
+  """On the device in the first update, and on the host before all of them."""
+  for one in (trainer, corrected):
+    before = jax.device_get(_anew(one).state)
+    one.bounds = gap_bounds.GapBounds(**{field: 0.01})
+    with pytest.raises(exits.RunStopped, match=f'train.{field}_logprob_gap'):
+      one.step((_shifted(_rows(0), 0.02), _rows(1)))
+    jax.tree.map(np.testing.assert_array_equal, one.state, before)
+    one.bounds = gap_bounds.GapBounds(**{field: 0.03})
+    one.step((_shifted(_rows(0), 0.02),))
 
 
 def test_with_a_correction_fresh_rows_of_every_mini_batch_are_checked(corrected):

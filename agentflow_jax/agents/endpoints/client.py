@@ -173,7 +173,7 @@ class EndpointClient:
   def __init__(self, config: settings.EndpointConfig):
     self._config = config
     self._url = _url_of(config, _PATHS[config.api])
-    self._key = _read_key(config.api_key_variable)
+    self._key = read_key(config.api_key_variable)
     self._repeated = _spellings(self._key)
     if self._key:
       # At --verbosity=1 these libraries log response headers, and a server may
@@ -525,7 +525,12 @@ def _is_too_long(said: str) -> bool:
   return bool(_TOO_LONG.search(said)) and not _RATE.search(said)
 
 
-def _read_key(variable: str) -> str:
+def read_key(variable: str) -> str:
+  """Returns the key in an environment variable; '' where none is named.
+
+  Raises:
+    ValueError: the variable is empty, or holds what cannot be a key.
+  """
   if not variable:
     return ''
   key = os.environ.get(variable, '').strip()

@@ -13,6 +13,42 @@ import httpx
 _HOST = re.compile(r'[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?')
 
 
+def is_of_this_machine(url: str) -> bool:
+  """Returns whether a URL's host is this machine: localhost, 127.x.x.x, ::1."""
+  host = httpx.URL(url).host.rstrip('.').lower()
+  if host == 'localhost' or host.endswith('.localhost'):
+    return True
+  try:
+    return ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return False
+
+
+def check_url(name: str, text: str) -> None:
+  """Refuses what is no address of a server.
+
+  Args:
+    name: name of the field, for errors.
+    text: address, which must hold no credentials and no query.
+
+  Raises:
+    ValueError: says what is wrong; a secret in the address is not repeated.
+  """
+  try:
+    url = httpx.URL(text)
+  except (httpx.InvalidURL, TypeError, ValueError) as e:
+    # Not repeated here, either.
+    raise ValueError(f'{name} is no URL such as http://host:8000/v1: {e}') from None
+  if url.userinfo or url.query:
+    # Not repeated here: it may be a secret.
+    raise ValueError(f'{name} must not hold credentials or a query')
+  if url.scheme not in ('http', 'https') or not (
+    _HOST.fullmatch(url.raw_host.decode('ascii', 'replace'))
+    and 0 < (url.port or 80) < 1 << 16
+  ):
+    raise ValueError(f'{name} must be http(s)://host/...: {text!r}')
+
+
 @dataclasses.dataclass(frozen=True)
 class EndpointConfig:
   """Where the endpoint is and how patient to be with it.
@@ -87,28 +123,10 @@ class EndpointConfig:
   @property
   def is_of_this_machine(self) -> bool:
     """Whether the endpoint's host is this machine: localhost, 127.x.x.x, ::1."""
-    host = httpx.URL(self.base_url).host.rstrip('.').lower()
-    if host == 'localhost' or host.endswith('.localhost'):
-      return True
-    try:
-      return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-      return False
+    return is_of_this_machine(self.base_url)
 
   def __post_init__(self):
-    try:
-      url = httpx.URL(self.base_url)
-    except (httpx.InvalidURL, TypeError, ValueError) as e:
-      # Not repeated here, either.
-      raise ValueError(f'base_url is no URL such as http://host:8000/v1: {e}') from None
-    if url.userinfo or url.query:
-      # Not repeated here: it may be a secret.
-      raise ValueError('base_url must not hold credentials or a query')
-    if url.scheme not in ('http', 'https') or not (
-      _HOST.fullmatch(url.raw_host.decode('ascii', 'replace'))
-      and 0 < (url.port or 80) < 1 << 16
-    ):
-      raise ValueError(f'base_url must be http(s)://host/...: {self.base_url!r}')
+    check_url('base_url', self.base_url)
     if not self.model:
       raise ValueError('model must name the model that the endpoint serves')
     for name in ('concurrency', 'max_attempts'):

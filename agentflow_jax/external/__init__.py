@@ -1,0 +1,1 @@
+"""The policy sampled by servers of vLLM or SGLang, with proof of what sampled."""
