@@ -91,7 +91,7 @@ ARROWS = {
     'records',
     'files',
   },
-  'launch': {'files'},
+  'launch': {'config', 'files'},
   'docs': {'config'},
 }
 _THIRD_PARTY = {

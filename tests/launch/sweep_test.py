@@ -38,6 +38,7 @@ def _config(tmp_path):
   path = tmp_path / 'six.py'
   path.write_text(
     'from agentflow_jax.config import sweep\n'
+    'def get_config(): ...\n'
     'def get_sweep():\n'
     "  return sweep.grid({'kl': [0, 1], 'seed': [0, 1, 2]})\n"
   )
@@ -65,6 +66,42 @@ def test_the_commands_are_printed(config):
     ' --workdir=runs/sweeps/six/kl=0,seed=1 --config.kl=0 --config.seed=1'
     ' --config.train.steps=3'
   )
+
+
+def test_a_shipped_config_is_named_as_elsewhere():
+  by_name = _launch('sweep.py', '--config=ablations', '--only=seed=0')
+  by_path = _launch('sweep.py', '--config=experiments/ablations.py', '--only=seed=0')
+  assert by_name.returncode == 0, by_name.stderr
+  assert by_name.stdout == by_path.stdout
+  assert '--workdir=runs/sweeps/ablations/' in by_name.stdout
+  seeds = _launch('sweep.py', '--config=quickstart').stdout.splitlines()
+  assert [line.partition('--config.')[2] for line in seeds] == [
+    f'seed={i}' for i in range(5)
+  ]
+
+
+def test_a_launcher_is_given_a_name_that_clouds_take(config, tmp_path):
+  told = tmp_path / 'told'
+  script = tmp_path / 'launcher.sh'
+  script.write_text(f'echo "$1 $JAX_COMPILATION_CACHE_DIR" >>{told}')
+  flags = (f'--config={config}', f'--workdir={tmp_path}/Out')
+  submit = f'--submit=bash {script} --name={{name}}'
+  environment = {k: v for k, v in os.environ.items() if not k.startswith('JAX_COMP')}
+  done = subprocess.run(
+    [sys.executable, str(_ROOT / 'launch' / 'sweep.py'), *flags, submit],
+    cwd=_ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  names, caches = zip(*(line.split() for line in told.read_text().splitlines()))
+  assert len({*names}) == 6
+  for name in names:
+    assert re.fullmatch(r'--name=six-kl-[01]-seed-[012]-[0-9a-f]{6}', name)
+  # All runs share what they compile.
+  assert {*caches} == {f'{tmp_path}/Out/xla_cache'}
 
 
 def test_what_is_done_is_skipped_and_what_failed_is_tried_again(config, tmp_path):
@@ -110,7 +147,8 @@ def test_one_table_and_one_page(config, tmp_path):
   'program, flags, message',
   [
     ('sweep.py', ['--config=none.py'], 'no file none.py'),
-    ('sweep.py', ['--config=launch/local.py'], 'has no get_sweep()'),
+    ('sweep.py', ['--config=quickstrat'], "'quickstrat' is neither a file nor"),
+    ('sweep.py', ['--config=geohop_warm_start'], 'has no get_sweep()'),
     (
       'sweep.py',
       ['--config=experiments/ablations.py', '--submit=no_such_launcher'],
@@ -219,6 +257,7 @@ def test_a_sweep_of_evaluations_ends_in_a_table_and_pictures(tmp_path):
   config = tmp_path / 'turns.py'
   config.write_text(
     'from agentflow_jax.config import sweep\n'
+    'def get_config(): ...\n'
     'def get_sweep():\n'
     "  return sweep.grid({'turns': [3, 5, 10]})\n"
   )
