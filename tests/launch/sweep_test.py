@@ -128,19 +128,15 @@ def test_one_table_and_one_page(config, tmp_path):
   _launch('sweep.py', *flags, '--only=kl=0|seed=0')
   done = _launch('collect.py', f'--sweep={tmp_path}/out')
   assert done.returncode == 0, done.stderr
-  rows = [re.split(r'  +', line) for line in done.stdout.splitlines()[:3]]
+  rows = [re.split(r'  +', line.strip()) for line in done.stdout.splitlines()[:4]]
   assert rows[0] == ['kl', 'runs done', 'eval/accuracy_final', '95% over seeds']
   # 0, 0.1, 0.2: mean 0.1, sd 0.1, t of two degrees 4.303: 0.248 over sqrt(3).
-  assert rows[1] == ['0', '3 of 3', '0.1', '± 0.25']
-  assert rows[2] == ['1', '0 of 1', '-']
+  assert rows[2] == ['0', '3 of 3', '10.0%', '[-14.8, 34.8]']
+  assert rows[3] == ['1', '0 of 1', '-']
   page = (tmp_path / 'out' / 'sweep.html').read_text()
-  assert page.count('<svg') == 2  # kl and seed.
-  assert 'http' not in re.sub(
-    r'http://www\.w3\.org|http://purl\.org|https?://'
-    r'creativecommons\.org|https://matplotlib\.org',
-    '',
-    page,
-  )
+  assert page.count('<svg') == 4  # kl and seed, wide and for a telephone.
+  assert 'http://' not in page and 'https://' not in page and '<script' not in page
+  assert 'Student’s t over the seeds' in page
 
 
 @pytest.mark.parametrize(
@@ -228,7 +224,10 @@ def test_six_real_runs_killed_in_the_second_and_started_again(tmp_path):
   assert done.stdout.count('3 of 3') == 2
   lines = (second / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['step'] for line in lines] == [1, 2, 3]
-  assert (out / 'sweep.html').read_text().count('<svg') == 2
+  page = (out / 'sweep.html').read_text()
+  assert page.count('<svg') == 4
+  # Each run has a report, which the page links to.
+  assert page.count('/report.html">') == 6
 
 
 # Stands for agentflow_jax.evaluate: leaves a result, or is cut off once.
@@ -276,7 +275,7 @@ def test_a_sweep_of_evaluations_ends_in_a_table_and_pictures(tmp_path):
   rows = [line.split() for line in page.stdout.splitlines()]
   assert rows[0][:2] == ['evaluation', 'turns']
   assert rows[0][-2:] == ['over', 'requested']
-  assert ['aime24', '5', '1', 'of', '1', '0.5', '0.25'] in rows
-  assert ['2wiki', '10', '1', 'of', '1', '1', '0.5'] in rows
+  assert ['aime24', '5', '1', 'of', '1', '50.0%', '25.0%'] in rows
+  assert ['2wiki', '10', '1', 'of', '1', '100.0%', '50.0%'] in rows
   html = (tmp_path / 'out' / 'sweep.html').read_text()
-  assert html.count('<svg') == 1 and '<h2>turns</h2>' in html
+  assert html.count('<svg') == 2 and 'Accuracy and turns by turns' in html
