@@ -5,7 +5,7 @@
 
 Exports the planner that the run in --workdir ended with, or any model that
 `planner.directory` of a config may name. Writes config.json, safetensors in
-shards, and the tokenizer's files.
+shards, and the tokenizer's files. --out must not hold a model yet.
 """
 
 import sys

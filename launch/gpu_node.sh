@@ -37,6 +37,11 @@ while (($#)); do
   shift
 done
 (($#)) || fail "the train program's flags are missing: give them after --"
+for count in "$nodes" "$node"; do
+  [[ "$count" =~ ^[0-9]+$ ]] || fail "--nodes and --node are numbers, not $count"
+done
+((node < nodes)) || fail "--node=$node is none of --nodes=$nodes"
+check_run any "$@"
 more=()
 if ((nodes > 1)); then
   [[ -n "$coordinator" ]] || fail "--coordinator=HOST:PORT is missing"

@@ -33,7 +33,7 @@ _find_python() {
 # What an installation depends on. An editable one knows the checkout's path.
 _fingerprint() {
   (
-    cd "$ROOT"
+    cd "$ROOT" || exit
     cat pyproject.toml requirements.txt
     if [[ -n "$2" ]]; then cat requirements_lock.txt; fi
     echo "$ROOT [$1] $2"

@@ -1,6 +1,6 @@
 """Runs the runs of a config's get_sweep(): printed, in turn, or submitted.
 
-  python launch/sweep.py --config=experiments/X.py [--workdir=runs/sweeps/NAME] \
+  python launch/sweep.py --config=FILE_OR_NAME [--workdir=runs/sweeps/NAME] \
       [--program=evaluate] [--only=PATTERN] \
       [--run | --submit='sbatch launch/slurm.sbatch'] [-- FLAGS]
 
@@ -8,23 +8,30 @@ Prints each run's command. With --run they run here, one after the other; the on
 that are done (WORKDIR/RUN/summary.json; of --program=evaluate, results below
 WORKDIR/RUN/evaluations) are skipped, one that was interrupted goes on, and one that
 fails is tried again, --retries times. With --submit each run that is not done is
-handed to a launcher: the words, then the run's flags.
+handed to a launcher: the words, then the run's flags. In the words, {name} is a name
+of the run that clouds take, such as
+--submit='bash launch/gke.sh run --name={name} --image=I ... --'.
 
-FLAGS go to every run. A run's name is made of its overrides.
+FLAGS go to every run. A run's name is made of its overrides. The runs share compiled
+programs, in WORKDIR/xla_cache of this machine, unless JAX_COMPILATION_CACHE_DIR says
+where.
 """
 
 import argparse
 import hashlib
-import importlib.util
+import os
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
 
+from agentflow_jax.config import schema, shipped
+
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FINAL = (2, 3)  # A mistake in flags or files; the run stopped itself.
 _LONGEST_NAME = 120
+_LONGEST_CLOUD_NAME = 40  # What launch/gke.sh takes.
 
 
 def _arguments():
@@ -45,17 +52,14 @@ def _arguments():
 
 def _sweep(path):
   """Returns a config file's overrides; it is trusted code."""
-  file = _ROOT / path
-  if not file.is_file():
-    raise SystemExit(f'error: --config: no file {path}')
-  sys.path.insert(0, str(_ROOT))
-  spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
-  if spec is None or spec.loader is None:
-    raise SystemExit(f'error: --config: {path} is not a Python file')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    module = schema.load_module(path)
+  except schema.ConfigError as e:
+    raise SystemExit(f'error: {e}') from e
   if not hasattr(module, 'get_sweep'):
-    raise SystemExit(f'error: --config: {path} has no get_sweep()')
+    raise SystemExit(
+      f'error: --config: {path} has no get_sweep(); docs/scaling.md shows one'
+    )
   return module.get_sweep()
 
 
@@ -69,6 +73,24 @@ def _name(overrides):
   return name
 
 
+def _cloud_name(stem, name):
+  """Returns a run's name in letters, digits and hyphens, as clouds take it."""
+  text = f'{stem}-{name}'
+  slug = re.sub('[^a-z0-9]+', '-', text.lower()).strip('-')
+  if not slug[0].isalpha():
+    slug = f'r-{slug}'
+  # Different names may be spelled alike now.
+  digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+  return f'{slug[: _LONGEST_CLOUD_NAME - 7].rstrip("-")}-{digest}'
+
+
+def _environment(workdir):
+  """Returns the environment of the runs, in which they share compiled programs."""
+  if '://' in workdir:
+    return None
+  return {'JAX_COMPILATION_CACHE_DIR': str(_ROOT / workdir / 'xla_cache')} | os.environ
+
+
 def _is_done(run, program):
   """Says whether a run has nothing left to do."""
   if program == 'train':
@@ -80,6 +102,12 @@ def _is_done(run, program):
 
 def main():
   args = _arguments()
+  try:
+    args.config = shipped.path_of(args.config)
+  except schema.ConfigError as e:
+    raise SystemExit(f'error: {e}') from e
+  if not pathlib.Path(args.config).is_file():
+    raise SystemExit(f'error: --config: no file {args.config}')
   # Runs start in the checkout, this program anywhere.
   args.config = str(pathlib.Path(args.config).resolve())
   if args.config.startswith(f'{_ROOT}/'):
@@ -87,7 +115,7 @@ def main():
   stem = pathlib.Path(args.config).stem
   workdir = args.workdir.rstrip('/') or f'runs/sweeps/{stem}'
   runs = {}
-  for overrides in _sweep(args.config):
+  for overrides in _sweep(str(_ROOT / args.config)):
     name = _name(overrides)
     if name in runs:
       raise SystemExit(f'error: {args.config}: get_sweep() has {name} twice')
@@ -111,14 +139,17 @@ def main():
     if '://' not in workdir and _is_done(_ROOT / workdir / name, args.program):
       print(f'{where}: done before', flush=True)
       continue
-    command = (
-      shlex.split(args.submit) if args.submit else [sys.executable, '-m', module]
-    )
+    command = [sys.executable, '-m', module]
+    if args.submit:
+      words = shlex.split(args.submit)
+      command = [word.replace('{name}', _cloud_name(stem, name)) for word in words]
     attempts = 1 if args.submit else 1 + args.retries
     for _ in range(attempts):
       print(f'{where}: {"submitting" if args.submit else "running"}', flush=True)
       try:
-        done = subprocess.run([*command, *flags], cwd=_ROOT, check=False)
+        done = subprocess.run(
+          [*command, *flags], cwd=_ROOT, env=_environment(workdir), check=False
+        )
       except OSError as e:
         raise SystemExit(f'error: cannot run {command[0]}: {e.strerror}') from e
       code = done.returncode

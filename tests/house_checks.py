@@ -95,14 +95,14 @@ ARROWS = {
     'records',
     'files',
   },
-  'launch': {'files'},
+  'launch': {'config', 'files', 'report'},
   'docs': {'config'},
 }
 _THIRD_PARTY = {
   'files': {'etils', 'gguf', 'numpy'},
   'records': set(),
   'core': {'jax', 'flax', 'optax', 'numpy'},
-  'launch': {'matplotlib'},  # The page of a sweep.
+  'launch': set(),
 }  # Rooms whose third-party imports the design lists.
 _NEVER = {'agents': {'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'}}
 # Options that launchers pass, and what must be installed to understand them.

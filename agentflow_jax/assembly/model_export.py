@@ -8,7 +8,10 @@ from etils import epath
 
 from agentflow_jax.assembly import model_files
 from agentflow_jax.config import schema
+from agentflow_jax.tokenization import sentencepiece_json, tokenizers
 from agentflow_jax.weights import model_directory
+
+_FILES = ('config.json', 'tokenizer.json', 'tokenizer.model', 'chat_template.jinja')
 
 
 def export(
@@ -25,7 +28,7 @@ def export(
   Args:
     model: a directory or a GGUF file; '' for the planner of `workdir`.
     workdir: a finished run; '' where `model` is given.
-    out: the directory to write; not the one that is read.
+    out: the directory to write; it holds no model yet.
     dtype: 'float32', 'bfloat16', or 'stored' for what the tensors are.
     shard_bytes: the most that one file holds.
     untied: whether a head that is the embedding is written apart from it.
@@ -48,11 +51,34 @@ def export(
     epath.Path(source).resolve()
   ):
     raise schema.ConfigError(f'--out: {out} is what is read')
+  if held := _model_in(epath.Path(out)):
+    raise schema.ConfigError(
+      f'--out: {out} holds a model already ({held}): name another directory, or'
+      ' remove it first'
+    )
   loaded = model_files.load(source)
   dtype = loaded.stored_dtype if dtype == 'stored' else dtype
   if untied:
     network, params = model_directory.untied(loaded.config, loaded.params)
     loaded = dataclasses.replace(loaded, config=network, params=params)
   loaded.save(out, dtype, shard_bytes=shard_bytes)
+  if isinstance(loaded.tokenizer, tokenizers.SentencePieceTokenizer):
+    sentencepiece_json.save(loaded.tokenizer, out, loaded.config.max_positions)
   count = sum(x.size for x in jax.tree.leaves(loaded.params))
   return f'{out}: {count:,} parameters in {dtype}'
+
+
+def _model_in(path: epath.Path) -> str:
+  """Returns the name of a file of a model in a directory; '' where there is none.
+
+  What another model leaves there, such as shards or a chat template, would be read
+  together with what is written.
+  """
+  if path.exists() and not path.is_dir():
+    raise schema.ConfigError(f'--out: {path} is a file, not a directory')
+  kinds = ('.safetensors', '.safetensors.index.json', '.gguf', '.bin', '.pth')
+  names = sorted(p.name for p in path.iterdir()) if path.exists() else []
+  for name in names:
+    if name.endswith(kinds) or name in _FILES:
+      return name
+  return ''

@@ -187,17 +187,19 @@ def _from_directory(source, place, thinking, runtime) -> Model:
   config = _with_runtime(model_directory.load_config(source), runtime)
   described = model_directory.read_config(source)
   path = epath.Path(source)
-  if (path / tokenizers.FILE).exists() and not (path / hugging_face.TOKENIZER).exists():
+  pieces, released = path / tokenizers.FILE, (path / hugging_face.TOKENIZER).exists()
+  # An exported planner has both forms of one tokenizer.
+  if pieces.exists() and (not released or tokenizers.is_ours(pieces)):
     if thinking != 'auto':
       raise model_directory.CheckpointError(
         f'{path} has no chat template, so thinking cannot be {thinking!r}: set'
         " planner.thinking to 'auto'"
       )
     try:
-      tokenizer = tokenizers.SentencePieceTokenizer(path / tokenizers.FILE)
+      tokenizer = tokenizers.SentencePieceTokenizer(pieces)
     except ValueError as e:
       raise model_directory.CheckpointError(str(e)) from e
-  elif (path / hugging_face.TOKENIZER).exists():
+  elif released:
     tokenizer = hugging_face.from_directory(path, thinking, chat_templates.check)
   else:
     raise model_directory.CheckpointError(

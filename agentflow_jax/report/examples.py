@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from agentflow_jax.report import data, markup, plots
+from agentflow_jax.report import data, markup, names, plots
 
 _TEXT_LIMIT = 3000  # Characters of one text; the rest is in the files.
 
@@ -48,9 +48,9 @@ def pair_up(run: data.Run) -> list[Pair]:
 
   A question that was asked in several trials counts with its first.
   """
-  for names in (('start', 'final'), ('start_greedy', 'final_greedy')):
+  for pair in (('start', 'final'), ('start_greedy', 'final_greedy')):
     sides = []
-    for name in names:
+    for name in pair:
       evaluation = run.evaluations.get(name)
       items = evaluation.items if evaluation else ()
       sides.append({item.id: item for item in reversed(items)})
@@ -128,7 +128,7 @@ def _trajectory(item: data.Item) -> str:
     f'<ol class="turns">{turns}</ol>'
     f'<div class="answer {kind}"><h4>Answer: {kind}{reward}</h4>'
     f'<p class="said">{answer}</p>'
-    f'<p class="note">status: {markup.text(item.status)}</p>'
+    f'<p class="note">status: {markup.text(names.status(item.status))}</p>'
     f'{detail}{_changes(item)}</div>'
   )
 

@@ -6,6 +6,7 @@ a policy that forbids any, and refers to nothing outside itself.
 
 import html
 import re
+import urllib.parse
 from collections.abc import Iterable, Sequence
 
 # Everything but newline and tab: terminal escapes, NUL, lone surrogates.
@@ -64,6 +65,7 @@ h2 {
 }
 h3 { font-size: 1rem; margin: 0 0 .5rem; }
 p { margin: .5rem 0; max-width: 46rem; }
+a { color: var(--after); }
 .muted, figcaption, .note { color: var(--muted); }
 .note, figcaption { font-size: .875rem; line-height: 1.45; }
 .lead { font-size: 1.15rem; margin: .75rem 0 1.25rem; }
@@ -82,9 +84,9 @@ p { margin: .5rem 0; max-width: 46rem; }
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere;
 }
 .tile span { color: var(--muted); font-size: .85rem; }
-figure { margin: 1rem 0; padding: 1rem 1.1rem .9rem; overflow-x: auto; }
-main > figure svg { min-width: 38rem; }  /* Text stays legible on a phone. */
+figure { margin: 1rem 0; padding: 1rem 1.1rem .9rem; }
 figure svg { display: block; width: 100%; height: auto; }
+.narrow { display: none; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figcaption { margin-top: .5rem; }
 .grid {
@@ -92,6 +94,9 @@ figcaption { margin-top: .5rem; }
   grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr));
 }
 .grid figure { margin: 0; }
+/* Of an odd number the last one has the row, and leaves no hole. */
+.grid figure:last-child:nth-child(odd) { grid-column: 1 / -1; }
+.grid figure:last-child:nth-child(odd) svg { max-width: 29rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .full table { width: 100%; }
@@ -102,7 +107,7 @@ th, td {
 th { font-weight: 600; font-size: .85rem; color: var(--muted); }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 tr.key td { font-weight: 600; background: var(--card); }
-td small { color: var(--muted); font-weight: 400; }
+td small { display: block; color: var(--muted); font-weight: 400; }
 td.wrap { white-space: normal; overflow-wrap: anywhere; text-align: left; }
 ul.checks { list-style: none; padding: 0; margin: .75rem 0; }
 ul.checks li {
@@ -140,6 +145,14 @@ pre {
 pre.failed { box-shadow: inset 3px 0 0 var(--bad); }
 dt { font-weight: 600; margin-top: .6rem; }
 dd { margin: 0; max-width: 46rem; }
+@media (max-width: 44rem) {
+  main { padding: 1.5rem .75rem 3rem; }
+  figure { padding: .75rem .6rem; }
+  .wide { display: none; }
+  .narrow { display: block; }
+  th, td { padding: .3rem .2rem; font-size: .78rem; white-space: normal; }
+  th { font-size: .7rem; }
+}
 @media print { pre { max-height: none; } figure { break-inside: avoid; } }
 """
 
@@ -179,6 +192,11 @@ def figure(title: str, svg: str, caption: str = '') -> str:
     return ''
   caption = f'<figcaption>{text(caption)}</figcaption>' if caption else ''
   return f'<figure><h3>{text(title)}</h3>\n{svg}\n{caption}</figure>'
+
+
+def link(href: str, title: str) -> str:
+  """A link to a file beside the page; both are text."""
+  return f'<a href="{text(urllib.parse.quote(href))}">{text(title)}</a>'
 
 
 def grid(figures: Iterable[str]) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from agentflow_jax.files import writing
-from agentflow_jax.report import data, examples, markup, mistakes, plots, tables
-from agentflow_jax.report import terms, worlds
+from agentflow_jax.report import data, examples, markup, mistakes, names, plots
+from agentflow_jax.report import tables, terms, worlds
 
 _EXAMPLES = 3
 
@@ -91,6 +91,7 @@ def render(run: data.Run, warnings: Sequence[str] = ()) -> str:
     [
       _opening(run, warnings),
       markup.section('Accuracy', *_accuracy(run)),
+      markup.section('Other evaluations', *_others(run)),
       markup.section('Worlds', *worlds.sections(run)),
       markup.section('What went wrong', *mistakes.sections(run)),
       markup.section('Terms of the reward', *terms.sections(run)),
@@ -152,7 +153,7 @@ def _tiles(run: data.Run) -> str:
     tiles.append(('wall time', f'{minutes} min {seconds} s'))
   gap = run.series('update/logprob_gap/max')[1]
   if gap:
-    tiles.append(('largest log-prob gap [nats]', f'{max(gap):.1e}'))
+    tiles.append(('largest log-prob gap [nats]', names.gap(max(gap))))
   cells = ''.join(
     f'<div class="tile"><b>{markup.text(value)}</b>'
     f'<span>{markup.text(name)}</span></div>'
@@ -186,8 +187,8 @@ def _accuracy(run: data.Run) -> list[str]:
     'turns',
     'tool errors',
   )
-  names = [row.name for row in rows]
-  key = names.index('final') if 'final' in names else None
+  planners = [row.name for row in rows]
+  key = planners.index('final') if 'final' in planners else None
   checks = ''.join(
     f'<li><b class="{"good" if ok else "bad"}">{"holds" if ok else "FAILS"}'
     f'</b> <span>{markup.text(what)}</span></li>'
@@ -206,6 +207,29 @@ def _accuracy(run: data.Run) -> list[str]:
       'are 95% intervals.',
     ),
   ]
+
+
+def _others(run: data.Run) -> list[str]:
+  """The evaluations that a user asked for, beside those of the run itself."""
+  own = {f'{name}{suffix}' for name in plots.PLANNERS for suffix in ('', '_greedy')}
+  rows = []
+  for name in sorted(set(run.evaluations) - own):
+    e = run.evaluations[name]
+    sampling = 'greedy' if e.temperature == 0 else f'temperature {e.temperature:g}'
+    found = tables.Estimate(e.accuracy, e.ci_low, e.ci_high, e.accuracy_over_requested)
+    rows.append(
+      [
+        markup.text(names.evaluation(name)),
+        markup.text(e.split or '-'),
+        sampling if math.isfinite(e.temperature) else '-',
+        _estimate(found),
+        f'{e.rollouts:,}',
+        str(e.unscored),
+        f'{e.turns_mean:.2f}' if math.isfinite(e.turns_mean) else '-',
+      ]
+    )
+  header = ('evaluation', 'split', 'sampling', 'accuracy', 'rollouts', 'unscored')
+  return [markup.table([*header, 'turns'], rows)]
 
 
 def _estimate(estimate: tables.Estimate) -> str:
@@ -261,7 +285,9 @@ def _training(run: data.Run) -> list[str]:
     ),
     _status_table(run),
     _met(run),
-    markup.figure('The optimizer’s own figures', plots.update_health(run)),
+    markup.grid(
+      markup.figure(title, picture) for title, picture in plots.update_health(run)
+    ),
   ]
 
 
@@ -274,7 +300,7 @@ def _status_table(run: data.Run) -> str:
   seen = {status for column in counts.values() for status in column}
   order = sorted(seen, key=lambda s: (-counts['training'].get(s, 0), s))
   rows = [
-    [markup.text(status)]
+    [markup.text(names.status(status))]
     + [f'{column.get(status, 0):,.0f}' for column in counts.values()]
     for status in order
     if any(column.get(status) for column in counts.values())

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib import axes, ticker
 
-from agentflow_jax.report import data, svg
+from agentflow_jax.report import data, names, svg
 from agentflow_jax.rollouts import intervals
 
 # Evaluation -> (legend, colour), in the order that bars and rows stand in.
@@ -32,6 +32,8 @@ _HEALTH = {
 }
 _WIDE = (9.4, 3.5)
 _HALF = (4.6, 2.7)
+_TALL = (4.6, 3.4)  # A wide picture for a telephone.
+_GAP = 'update/logprob_gap/max'
 
 
 def reward_and_accuracy(run: data.Run) -> str:
@@ -50,11 +52,12 @@ def reward_and_accuracy(run: data.Run) -> str:
     _line(ax, sampled, svg.AFTER, 'validation accuracy, sampled', 'o')
     _line(ax, greedy, svg.TEAL, 'validation accuracy, greedy', 's')
     ax.set_ylim(-0.02, 1.02)
-    _percent(ax.yaxis)
-    _steps(ax)
-    _legend(ax)
+    svg.percent_axis(ax.yaxis)
+    svg.step_axis(ax)
+    svg.legend(ax)
 
-  return svg.render('curve', 'Reward and evaluation accuracy over steps', _WIDE, paint)
+  label = 'Reward and evaluation accuracy over steps'
+  return svg.responsive('curve', label, _WIDE, _TALL, paint)
 
 
 def accuracy_by_hops(run: data.Run) -> str:
@@ -99,14 +102,17 @@ def accuracy_by_hops(run: data.Run) -> str:
         clip_on=False,
       )
     ticks = [_hop_label(h, shown.values()) for h in hops]
+    if svg.is_narrow(canvas):
+      ticks = [tick.replace(' (', '\n(') for tick in ticks]
     ax.set_xticks(range(len(hops)), ticks)
     ax.tick_params('x', length=0, pad=7)
     ax.grid(visible=False, axis='x')
     ax.set_ylim(0, 1.02)
-    _percent(ax.yaxis)
-    _legend(ax, columns=len(shown))
+    svg.percent_axis(ax.yaxis)
+    svg.legend(ax)
 
-  return svg.render('hops', 'Accuracy by number of hops, with intervals', _WIDE, paint)
+  label = 'Accuracy by number of hops, with intervals'
+  return svg.responsive('hops', label, _WIDE, _TALL, paint)
 
 
 def tool_usage(run: data.Run) -> str:
@@ -119,23 +125,23 @@ def tool_usage(run: data.Run) -> str:
     )
     if name in run.evaluations and run.evaluations[name].rollouts
   ]
-  names = sorted({tool for *_, e in pair for tool in e.tools}, reverse=True)
-  if not names:
+  tools = sorted({tool for *_, e in pair for tool in e.tools}, reverse=True)
+  if not tools:
     return ''
 
   def paint(canvas):
     ax = canvas.subplots()
     height = 0.8 / len(pair)
     for i, (legend, color, evaluation) in enumerate(pair):
-      calls = [evaluation.tools.get(t, 0) / evaluation.rollouts for t in names]
-      y = np.arange(len(names)) - (i - (len(pair) - 1) / 2) * height
+      calls = [evaluation.tools.get(t, 0) / evaluation.rollouts for t in tools]
+      y = np.arange(len(tools)) - (i - (len(pair) - 1) / 2) * height
       bars = ax.barh(y, calls, height * 0.86, color=color, label=legend)
       ax.bar_label(bars, fmt='%.2f', padding=3, color=svg.MUTED)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(tools)), tools)
     ax.margins(x=0.14)
     ax.grid(visible=False, axis='y')
     ax.set_xlabel('calls per rollout')
-    _legend(ax)
+    svg.legend(ax)
 
   return svg.render('tools', 'Tool usage, before and after', _HALF, paint)
 
@@ -149,10 +155,10 @@ def over_steps(run: data.Run, key: str, name: str, label: str, *, percent=False)
   def paint(canvas):
     ax = canvas.subplots()
     _line(ax, series, svg.AFTER, label)
-    ax.set_ylim(0, 1.08 * max(series[1]) or 1.0)
+    _scale(ax, series[1], from_zero=True)
     if percent:
-      _percent(ax.yaxis)
-    _steps(ax)
+      svg.percent_axis(ax.yaxis)
+    svg.step_axis(ax)
 
   return svg.render(name, f'{label} over steps', _HALF, paint)
 
@@ -189,15 +195,16 @@ def statuses(run: data.Run) -> str:
     bottom = np.zeros(len(lines))
     for (status, layer), color in zip(layers.items(), _STACK, strict=False):
       top = bottom + layer / total
-      ax.stairs(top, edges, baseline=bottom, fill=True, color=color, label=status)
+      label = names.status(status)
+      ax.stairs(top, edges, baseline=bottom, fill=True, color=color, label=label)
       bottom = top
     ax.set_ylim(0, 1)
     ax.margins(x=0)
-    _percent(ax.yaxis)
-    _steps(ax)
-    canvas.legend(loc='outside upper left', ncols=min(3, len(layers)))
+    svg.percent_axis(ax.yaxis)
+    svg.step_axis(ax)
+    canvas.legend(loc='outside upper left', ncols=min(2, len(layers)))
 
-  return svg.render('statuses', 'How rollouts ended', _HALF, paint)
+  return svg.render('statuses', 'How rollouts ended', (_HALF[0], 3.1), paint)
 
 
 def time_spent(name: str, label: str, parts: Mapping[str, float]) -> str:
@@ -213,38 +220,39 @@ def time_spent(name: str, label: str, parts: Mapping[str, float]) -> str:
     bars = ax.barh(ranked, seconds, 0.66, color=svg.AFTER)
     texts = [f'{s:,.1f} s  {s / total:.0%}' for s in seconds]
     ax.bar_label(bars, texts, padding=4, color=svg.MUTED)
-    ax.margins(x=0.22)
+    ax.margins(x=0.5 if svg.is_narrow(canvas) else 0.22)
     ax.grid(visible=False, axis='y')
     ax.set_xlabel('seconds')
+    # The last label could stand beyond the edge.
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(4, prune='upper'))
+    ax.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,g}'))
 
-  size = (_WIDE[0], 0.75 + 0.3 * len(ranked))
-  return svg.render(name, label, size, paint)
+  height = 0.75 + 0.3 * len(ranked)
+  wide, narrow = (_WIDE[0], height), (_HALF[0], height)
+  return svg.responsive(name, label, wide, narrow, paint)
 
 
-def update_health(run: data.Run) -> str:
-  """Small multiples of the optimizer's own metrics."""
+def update_health(run: data.Run) -> list[tuple[str, str]]:
+  """Returns (title, picture) of each of the optimizer's own metrics."""
   found = {key: run.series(key) for key in _HEALTH}
   if run.series('update/pg_loss')[0]:
     del found['update/loss']  # On policy it is -mean A: nothing to learn from.
-  found = {key: series for key, series in found.items() if series[0]}
-  if not found:
-    return ''
-  columns = min(3, len(found))
-  rows = -(-len(found) // columns)
+  return [
+    (_HEALTH[key], _health(key, series)) for key, series in found.items() if series[0]
+  ]
 
+
+def _health(key: str, series) -> str:
   def paint(canvas):
-    grid = canvas.subplots(rows, columns, squeeze=False).flat
-    for ax, (key, series) in zip(grid, found.items(), strict=False):
-      _line(ax, series, svg.AFTER, key)
-      ax.set_title(_HEALTH[key])
-      ax.yaxis.set_major_locator(ticker.MaxNLocator(4))
-      _steps(ax)
-    for ax in list(grid)[len(found) :]:
-      ax.set_axis_off()
+    ax = canvas.subplots()
+    _line(ax, series, svg.AFTER, key)
+    _scale(ax, series[1])
+    svg.step_axis(ax)
+    if key == _GAP and not any(series[1]):
+      ax.set_yticks([0], [names.gap(0.0)])
 
-  return svg.render(
-    'health', 'Optimizer metrics over steps', (9.4, 1.9 * rows + 0.2), paint
-  )
+  name = key.replace('/', '-').replace('_', '-')
+  return svg.render(name, f'{_HEALTH[key]} over steps', _HALF, paint)
 
 
 def hop_order(hops: set[str]) -> list[str]:
@@ -281,17 +289,18 @@ def _band(ax: axes.Axes, run: data.Run, low: str, high: str, color):
   )
 
 
-def _steps(ax: axes.Axes) -> None:
-  ax.set_xlabel('step')
-  ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-  ax.grid(visible=False, axis='x')
+def _scale(ax: axes.Axes, values: Sequence[float], from_zero: bool = False) -> None:
+  """Sets the limits and the labels of the y axis.
 
-
-def _percent(axis) -> None:
-  axis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
-
-
-def _legend(ax: axes.Axes, columns: int = 3) -> None:
-  ax.legend(
-    loc='lower left', bbox_to_anchor=(0, 1.02), ncols=columns, columnspacing=1.4
-  )
+  A label says the value itself: none of it is written apart, at the end of the axis.
+  A constant is drawn as one: its value is the only label, beside 0.
+  """
+  low, high = min(values), max(values)
+  ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:,.6g}'))
+  ax.yaxis.set_major_locator(ticker.MaxNLocator(5))
+  if low == high:
+    ends = sorted([0.0, 2 * low]) if low else [-1.0, 1.0]
+    ax.set_ylim(*ends)
+    ax.set_yticks(sorted({0.0, low}))
+  elif from_zero:
+    ax.set_ylim(min(0.0, 1.08 * low), 1.08 * high)

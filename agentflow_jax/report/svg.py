@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Callable
 
-from matplotlib import figure, style
+from matplotlib import axes, figure, style, ticker
 
 # Placeholder colour -> CSS variable. Nothing else in a picture is that dark, so
 # a placeholder never collides with a colour that is meant.
@@ -38,6 +38,7 @@ _VARIABLES = {
   RED: 'red',
 }
 
+_NARROW = 6.0  # Inch.
 _STYLE = {
   'axes.axisbelow': True,
   'axes.edgecolor': GRID,
@@ -95,6 +96,58 @@ def render(
     metadata = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
     canvas.savefig(buffer, format='svg', metadata=metadata)
   return _inline(buffer.getvalue(), name, label)
+
+
+def responsive(
+  name: str,
+  label: str,
+  wide: tuple[float, float],
+  narrow: tuple[float, float],
+  paint: Callable[[figure.Figure], None],
+) -> str:
+  """Paints a figure twice: for a wide window, and for a telephone.
+
+  Scaled down to a telephone, a wide picture could not be read. The page shows one of
+  the two.
+
+  Args:
+    name: the same argument of `render`.
+    label: the same argument of `render`.
+    wide: width and height for a wide window [inch].
+    narrow: width and height for a telephone [inch].
+    paint: the same argument of `render`; `is_narrow` tells it which figure it paints.
+  """
+  return (
+    f'<div class="wide">{render(name, label, wide, paint)}</div>'
+    f'<div class="narrow">{render(f"{name}-narrow", label, narrow, paint)}</div>'
+  )
+
+
+def is_narrow(canvas: figure.Figure) -> bool:
+  """Returns whether a figure is one for a telephone or for half of the page."""
+  return canvas.get_figwidth() < _NARROW
+
+
+def step_axis(ax: axes.Axes) -> None:
+  """Labels the x axis with training steps."""
+  ax.set_xlabel('step')
+  ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+  ax.grid(visible=False, axis='x')
+
+
+def percent_axis(axis) -> None:
+  """Labels an axis of shares in percent."""
+  # As many decimals as the range needs, so that no two labels are the same.
+  axis.set_major_formatter(ticker.PercentFormatter(1.0))
+
+
+def legend(ax: axes.Axes) -> None:
+  """Puts a legend above the axes, in one column where there is little room."""
+  canvas = ax.get_figure(root=True)
+  columns = 1 if canvas is None or is_narrow(canvas) else 3
+  ax.legend(
+    loc='lower left', bbox_to_anchor=(0, 1.02), ncols=columns, columnspacing=1.4
+  )
 
 
 def _inline(svg: str, name: str, label: str) -> str:

@@ -125,6 +125,62 @@ def wilson_interval(
   return max(0.0, min(mean, center - half)), min(1.0, max(mean, center + half))
 
 
+def mean_interval(
+  values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float, float] | None:
+  """Returns a mean and its interval by Student's t, for a few independent runs.
+
+    mean -+ t s / sqrt(n), t the (1 + confidence) / 2 quantile of n - 1 degrees
+
+  Args:
+    values: n finite numbers, any unit, such as one figure of several seeds.
+    confidence: coverage aimed at, in (0, 1).
+
+  Returns:
+    The mean, and the lower and the upper end. None for fewer than two values, which
+    do not say how much they vary.
+
+  Raises:
+    ValueError: confidence is not in (0, 1).
+  """
+  _check_confidence(confidence)
+  if len(values) < 2:
+    return None
+  mean = statistics.fmean(values)
+  t = _student_quantile(confidence, len(values) - 1)
+  half = t * statistics.stdev(values) / math.sqrt(len(values))
+  return mean, mean - half, mean + half
+
+
+def _student_quantile(confidence: float, freedom: int) -> float:
+  """Returns t with P(|T| <= t) = confidence, T of Student's distribution."""
+  # In the angle whose tangent is t / sqrt(freedom), the probability grows from 0 to 1.
+  low, high = 0.0, math.pi / 2
+  for _ in range(80):
+    middle = (low + high) / 2
+    if _student_probability(middle, freedom) < confidence:
+      low = middle
+    else:
+      high = middle
+  return math.tan(low) * math.sqrt(freedom)
+
+
+def _student_probability(angle: float, freedom: int) -> float:
+  """Returns P(|T| <= sqrt(freedom) tan(angle)).
+
+  Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+  """
+  sine, cosine = math.sin(angle), math.cos(angle)
+  odd = freedom % 2
+  term = total = cosine if odd else 1.0
+  for n in range(2 + odd, freedom - 1, 2):
+    term *= (n - 1) / n * cosine * cosine
+    total += term
+  if not odd:
+    return sine * total
+  return 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0))
+
+
 def _check_confidence(confidence: float) -> None:
   if not 0.0 < confidence < 1.0:
     raise ValueError(f'confidence must lie in (0, 1): {confidence}')

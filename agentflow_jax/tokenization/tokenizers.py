@@ -118,6 +118,11 @@ class SentencePieceTokenizer:
     self._role_ids = {r: ids[p] for r, p in zip(_ROLES, _ROLE_PIECES)}
     self.stop_ids = (ids[END_PIECE],)
 
+  @property
+  def serialized(self) -> bytes:
+    """The SentencePiece model, as it was read."""
+    return self._serialized
+
   def save(self, directory):
     writing.write_whole(epath.Path(directory) / FILE, self._serialized)
 
@@ -145,6 +150,18 @@ class SentencePieceTokenizer:
     if response.calls:
       raise ValueError('there is no chat template that shows calls')
     return [*self._model.encode(response.text), *self.stop_ids]
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+  """Returns whether a file is a SentencePiece model with our control pieces.
+
+  Released models may have a file of the same name beside a tokenizer.json.
+  """
+  try:
+    SentencePieceTokenizer(path)
+  except (OSError, ValueError):
+    return False
+  return True
 
 
 def train_sentencepiece(

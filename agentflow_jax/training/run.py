@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import resource
+import shutil
 import sys
 import time
 from typing import Any
@@ -238,7 +239,15 @@ def _write_results(system, workdir, params, lines, seconds, facts) -> str:
   )
   summary_lib.write_card(workdir / 'planner', summary)
   page = report.write_report(str(workdir), summary['warnings'])
-  return f'{report.terminal_table(str(workdir))}\n\nReport: {page}'
+  lines = [report.terminal_table(str(workdir)), '']
+  if (workdir / 'tensorboard').exists():
+    # The program that shows the files is no dependency: only their writer is.
+    missing = shutil.which('tensorboard') is None
+    install = '   (pip install tensorboard)' if missing else ''
+    lines.append(
+      f'TensorBoard: tensorboard --logdir={workdir / "tensorboard"}{install}'
+    )
+  return '\n'.join([*lines, f'Report: {page}'])
 
 
 def _report_anyway(workdir, warnings, bar) -> None:

@@ -18,6 +18,7 @@ from agentflow_jax.agents import rollout
 from agentflow_jax.assembly import model_export, model_files
 from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import overrides, schema
+from agentflow_jax.tokenization import tokenizers as own_tokenizers
 from agentflow_jax.weights import model_directory
 from tests.assembly import released as released_lib
 from tests.config import mini
@@ -222,6 +223,36 @@ def test_exports_that_make_no_sense_are_refused(tmp_path, released):
     export(out=str(released))
   with pytest.raises(model_directory.CheckpointError, match='has not ended'):
     export(model='', workdir=str(tmp_path))
+  for name in ('model-00002-of-00002.safetensors', 'config.json', 'x.gguf'):
+    other = tmp_path / f'with_{name}'
+    other.mkdir()
+    (other / name).write_text('another model')
+    with pytest.raises(schema.ConfigError, match=f'holds a model already .{name}'):
+      export(out=str(other))
+    assert [p.name for p in other.iterdir()] == [name]
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(schema.ConfigError, match='is a file'):
+    export(out=str(tmp_path / 'file'))
+  (tmp_path / 'o').mkdir()
+  (tmp_path / 'o' / 'README.md').write_text('Mine.')
+  export()
+  with pytest.raises(schema.ConfigError, match='holds a model already'):
+    export()
+
+
+def test_an_exported_planner_is_read_by_its_own_tokenizer(tmp_path):
+  source = mini.ROOT / 'experiments' / 'geohop_planner'
+  out = tmp_path / 'out'
+  model_export.export(
+    model=str(source), workdir='', out=str(out), dtype='stored', shard_bytes=10**9
+  )
+  names = ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json')
+  assert all((out / name).is_file() for name in names)
+  back, before = model_files.load(str(out)), model_files.load(str(source))
+  # It alone keeps control pieces out of any text.
+  assert isinstance(back.tokenizer, own_tokenizers.SentencePieceTokenizer)
+  prompt = [records.Segment('user', 'Query: <|end|>', trusted=False)]
+  assert back.tokenizer.render(prompt) == before.tokenizer.render(prompt)
 
 
 def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):

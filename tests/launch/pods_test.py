@@ -1,10 +1,13 @@
 """Launchers of pods and nodes: the commands that they would run."""
 
+import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -12,9 +15,12 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _LAUNCH = _ROOT / 'launch'
 
 
-def _run(script, *arguments, **options):
+def _run(script, *arguments, env=None, **options):
+  # No installation, of which the train program would be asked about its flags.
+  nowhere = {'AGENTFLOW_VENV': '/nowhere'}
   return subprocess.run(
     ['bash', str(_LAUNCH / script), *arguments],
+    env=os.environ | nowhere | (env or {}),
     capture_output=True,
     text=True,
     check=False,
@@ -86,7 +92,8 @@ def test_every_worker_gets_the_commit_and_starts_the_run():
     '--workdir=gs://b/r',
     '--config.name=a b',
   )
-  archive, copy, python, install, start = said
+  wait, live, archive, copy, python, install, start = said
+  assert 'queued-resources describe n' in wait and 'pgrep' in live
   assert 'python3.11' in python
   assert re.match(r'git -C \S+ archive --format=tar.gz --output=\S+ HEAD', archive)
   assert copy.startswith('gcloud compute tpus tpu-vm scp ')
@@ -156,7 +163,7 @@ def test_a_jobset_starts_again_but_for_what_is_final():
   job = slices['template']['spec']
   assert slices['replicas'] == 2
   assert job['parallelism'] == job['completions'] == 4  # 16 chips, 4 a host.
-  (rule,) = job['podFailurePolicy']['rules']
+  rule = job['podFailurePolicy']['rules'][0]
   assert rule['action'] == 'FailJob' and rule['onExitCodes']['values'] == [2, 3]
   pod = job['template']['spec']
   (container,) = pod['containers']
@@ -218,7 +225,7 @@ def test_slurm_starts_a_process_a_node():
     (('tpu_vm.sh', 'run', '--nmae=n'), 'unknown argument --nmae=n'),
     (('gke.sh', 'run', '--name=n', '--', 'x'), '--image is missing'),
     (('gke.sh', *_GKE, '--topology=many', '--', 'x'), 'not like 2x2x4'),
-    (('gpu_node.sh', '--nodes=2', '--', 'x'), '--coordinator=HOST:PORT'),
+    (('gpu_node.sh', '--nodes=2', '--', '--workdir=w'), '--coordinator=HOST:PORT'),
     (('gpu_node.sh',), 'flags are missing'),
     (('setup_host.sh', '--accelerator=abacus'), 'unknown argument'),
     (('retry.sh', '--times=1'), 'nothing to run'),
@@ -284,3 +291,256 @@ def test_who_is_told_to_stop_does_not_run_again(tmp_path):
   retry.terminate()
   assert retry.wait(30) == 75
   assert retry.stdout.read() == ''
+
+
+# Stand for gcloud and kubectl: each call is one line of the file, and may fail.
+_FAKE = """#!/usr/bin/env bash
+printf '%s ' "$(basename "$0")" "$@" >>"$CALLS"
+echo >>"$CALLS"
+case "$*" in
+  *describe*)
+    n="$(grep -c describe "$CALLS")"
+    read -ra states <<<"${STATES:-ACTIVE}"
+    state="${states[$((n - 1))]:-${states[-1]}}"
+    [[ "$state" == ERROR ]] && { echo 'ERROR: not found' >&2; exit 1; }
+    echo "$state"
+    ;;
+esac
+if [[ -n "${FAILS:-}" && "$*" == *$FAILS* ]]; then
+  echo "ERROR: $FAILS" >&2
+  exit 1
+fi
+if [[ "$*" == 'apply -f -' ]]; then cat >"$CALLS.yaml"; fi
+"""
+
+
+@pytest.fixture(name='cloud')
+def _cloud(tmp_path):
+  """Returns a function that runs a launcher, and tells its end and its calls."""
+  for name in ('gcloud', 'kubectl', 'sleep'):
+    path = tmp_path / 'bin' / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(_FAKE)
+    path.chmod(0o755)
+  calls = tmp_path / 'calls'
+
+  def run(script, *arguments, **environment):
+    calls.write_text('')
+    path = f'{tmp_path / "bin"}:{os.environ["PATH"]}'
+    environment = {'PATH': path, 'CALLS': str(calls)} | environment
+    done = _run(script, *arguments, env=environment)
+    return done, calls.read_text().splitlines()
+
+  return run
+
+
+_RUN = ('run', '--name=n', '--zone=z')
+_FLAGS = ('--', '--config=x.py', '--workdir=gs://b/r')
+
+
+def test_a_run_waits_for_its_slice(cloud):
+  done, calls = cloud(
+    'tpu_vm.sh', *_RUN, *_FLAGS, STATES='WAITING_FOR_RESOURCES ACTIVE'
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'n is WAITING_FOR_RESOURCES\nn is ACTIVE' in done.stderr
+  verbs = [
+    next(w for w in c.split() if w in ('describe', 'sleep', 'ssh', 'scp'))
+    for c in calls
+  ]
+  # Looked at twice; then whether a run is live, the copy, Python, install and start.
+  assert verbs == ['describe', 'sleep', 'describe', 'ssh', 'scp', 'ssh', 'ssh', 'ssh']
+
+
+@pytest.mark.parametrize(
+  'states, message',
+  [
+    ('FAILED', 'n is FAILED, and will not become ACTIVE'),
+    ('WAITING_FOR_RESOURCES SUSPENDED', 'n is SUSPENDED'),
+    ('PROVISIONING', 'n is PROVISIONING after 60 s'),
+    ('ERROR', 'not found'),
+  ],
+)
+def test_a_slice_that_does_not_come_ends_the_launcher(cloud, states, message):
+  done, calls = cloud('tpu_vm.sh', *_RUN, '--wait=60', *_FLAGS, STATES=states)
+  assert done.returncode == 1 and message in done.stderr
+  assert not any(' ssh ' in c or ' scp ' in c for c in calls)
+
+
+def test_the_code_of_a_live_run_stays(cloud):
+  # The worker's own shell says that a run is live.
+  done, calls = cloud('tpu_vm.sh', *_RUN, *_FLAGS, FAILS='a run is live')
+  assert done.returncode == 1
+  assert len(calls) == 2 and 'pgrep' in calls[1]
+  assert not any('rm -rf' in c for c in calls)
+  done, calls = cloud('tpu_vm.sh', *_RUN, *_FLAGS, FAILS='scp')
+  assert done.returncode == 1 and ' scp ' in calls[-1]
+
+
+def test_what_a_worker_is_told_works_there(tmp_path):
+  """The words for a worker's shell, with a process that looks like a live run."""
+  said = _printed('tpu_vm.sh', 'run', *_VM, '--', '--workdir=gs://b/r')
+  stop = _printed('tpu_vm.sh', 'stop', *_VM)
+  live, told = (
+    next(w for w in shlex.split(line) if w.startswith('--command='))[10:]
+    for line in (said[1], stop[0])
+  )
+  # Named after the test's directory, so that no other run on this machine is meant.
+  mark = f'{tmp_path}/launch/retry.sh'
+  live, told = (x.replace('[l]aunch/retry.sh', f'[/]{mark[1:]}') for x in (live, told))
+  assert subprocess.run(['bash', '-c', live], check=False).returncode == 0
+  assert subprocess.run(['bash', '-c', told], check=False).returncode == 0
+  script = pathlib.Path(mark)
+  script.parent.mkdir()
+  script.write_text('trap "exit 75" TERM; echo ready; while :; do sleep 0.1; done')
+  process = subprocess.Popen(['bash', mark], stdout=subprocess.PIPE, text=True)
+  try:
+    assert process.stdout.readline() == 'ready\n'
+    done = subprocess.run(
+      ['bash', '-c', live], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and 'a run is live' in done.stderr
+    reaper = threading.Thread(target=process.wait)
+    reaper.start()
+    assert subprocess.run(['bash', '-c', told], check=False).returncode == 0
+    reaper.join(10)
+    assert process.returncode == 75
+  finally:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_jobset_is_applied_or_its_failure_told(cloud, tmp_path):
+  yaml = pytest.importorskip('yaml')
+  arguments = [a for a in _GKE if a != '--dry_run'] + list(_FLAGS)
+  done, calls = cloud('gke.sh', *arguments)
+  assert done.returncode == 0 and calls == ['kubectl apply -f - ']
+  assert yaml.safe_load((tmp_path / 'calls.yaml').read_text())['kind'] == 'JobSet'
+  done, _ = cloud('gke.sh', *arguments, FAILS='apply')
+  assert done.returncode == 1 and 'ERROR: apply' in done.stderr
+
+
+def _rule(jobset, code=None, condition=None):
+  """Returns what becomes of a JobSet when a pod ends so, as the controllers do it."""
+  (slices,) = jobset['replicatedJobs']
+  for i, rule in enumerate(slices['template']['spec']['podFailurePolicy']['rules']):
+    codes = rule.get('onExitCodes', {}).get('values', [])
+    conditions = [c['type'] for c in rule.get('onPodConditions', [])]
+    if code in codes or condition in conditions:
+      said = (
+        f'Container train for pod d/p failed with exit code {code} matching FailJob'
+      )
+      reason, message = 'PodFailurePolicy', f'{said} rule at index {i}'
+      break
+  else:
+    reason, message = 'BackoffLimitExceeded', 'Job has reached the limit'
+  for rule in jobset['failurePolicy']['rules']:
+    if reason in rule['onJobFailureReasons'] and any(
+      re.search(p, message) for p in rule['onJobFailureMessagePatterns']
+    ):
+      return rule['action']
+  return 'RestartJobSet'
+
+
+def test_what_ends_a_pod_decides_what_is_counted():
+  yaml = pytest.importorskip('yaml')
+  jobset = yaml.safe_load('\n'.join(_printed('gke.sh', *_GKE, *_FLAGS)))['spec']
+  uncounted = 'RestartJobSetAndIgnoreMaxRestarts'
+  for code, action in ((2, 'FailJobSet'), (3, 'FailJobSet'), (75, uncounted)):
+    assert _rule(jobset, code) == action
+  for code in (1, 70, 134, 137):
+    assert _rule(jobset, code) == 'RestartJobSet'
+  assert _rule(jobset, 137, 'DisruptionTarget') == uncounted
+
+
+def test_options_of_a_cluster():
+  yaml = pytest.importorskip('yaml')
+  more = ('--queue=team', '--spot', '--cpus=100', '--memory=200Gi')
+  text = '\n'.join(_printed('gke.sh', *_GKE, *more, '--service_account=me', *_FLAGS))
+  jobset = yaml.safe_load(text)
+  assert jobset['metadata']['labels'] == {'kueue.x-k8s.io/queue-name': 'team'}
+  (slices,) = jobset['spec']['replicatedJobs']
+  pod = slices['template']['spec']['template']['spec']
+  assert pod['serviceAccountName'] == 'me'
+  assert pod['nodeSelector']['cloud.google.com/gke-spot'] == 'true'
+  (toleration,) = pod['tolerations']
+  assert toleration['key'] == 'cloud.google.com/gke-spot'
+  resources = pod['containers'][0]['resources']
+  assert resources['requests'] == {'cpu': '100', 'memory': '200Gi'}
+  assert resources['limits'] == {'google.com/tpu': 4}
+  plain = yaml.safe_load('\n'.join(_printed('gke.sh', *_GKE, *_FLAGS)))
+  assert 'labels' not in plain['metadata']
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (('tpu_vm.sh', *_RUN, '--', '--config=x.py'), '--workdir is missing'),
+    (('tpu_vm.sh', *_RUN, '--', '--workdir=runs/x'), 'has to be gs://'),
+    (('tpu_vm.sh', *_RUN, '--', '--workdir', '/x'), 'has to be gs://'),
+    (('tpu_vm.sh', 'create', '--name=My_Run', '--zone=z'), '--name=My_Run: a name has'),
+    (('tpu_vm.sh', *_RUN, '--wait=day', *_FLAGS), '--wait=day'),
+    (('tpu_vm.sh', *_RUN, '--secret=a-b', *_FLAGS), '--secret=a-b'),
+    (('gke.sh', *_GKE, '--', '--workdir=runs/x'), 'has to be gs://'),
+    (('gke.sh', *_GKE, f'--name={"n" * 41}', *_FLAGS), 'at most 40 characters'),
+    (('gke.sh', *_GKE, '--queue=A', *_FLAGS), '--queue=A'),
+    (('gke.sh', *_GKE, '--memory=much', *_FLAGS), '--memory=much'),
+    (('gke.sh', *_GKE, '--chips_a_host=3', *_FLAGS), '16 chips'),
+    (('gke.sh', *_GKE, '--slices=0', *_FLAGS), '--slices=0'),
+    (('gpu_node.sh', '--', '--config=x.py'), '--workdir is missing'),
+    (('gpu_node.sh', '--nodes=2', '--node=2', *_FLAGS), '--node=2 is none'),
+    (('slurm.sbatch', '--config=x.py'), '--workdir is missing'),
+  ],
+)
+def test_what_the_program_would_refuse_is_refused_before_anything_is_made(
+  cloud, arguments, message
+):
+  done, calls = cloud(*[a for a in arguments if a != '--dry_run'])
+  assert done.returncode == 2 and message in done.stderr
+  assert len(done.stderr.splitlines()) == 1 and calls == []
+
+
+def test_the_program_itself_looks_at_its_flags(cloud, tmp_path):
+  program = tmp_path / 'venv' / 'bin' / 'python'
+  program.parent.mkdir(parents=True)
+  program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+  program.chmod(0o755)
+  where = {'AGENTFLOW_VENV': str(tmp_path / 'venv')}
+  flags = ('--', '--workdir=gs://b/r', '--config=quickstart')
+  done, calls = cloud('tpu_vm.sh', *_RUN, *flags, '--config.train.stepz=3', **where)
+  assert done.returncode == 2 and 'stepz' in done.stderr and calls == []
+  program.write_text(
+    '#!/bin/sh\n[ "$*" = "-m agentflow_jax.train --workdir=gs://b/r'
+    ' --config=quickstart --print_config" ]\n'
+  )
+  done, calls = cloud('tpu_vm.sh', *_RUN, *flags, **where)
+  assert done.returncode == 0, done.stderr
+  assert len(calls) == 6
+
+
+def test_skypilot_starts_a_process_a_node(tmp_path):
+  yaml = pytest.importorskip('yaml')
+  task = yaml.safe_load((_LAUNCH / 'skypilot.yaml').read_text())
+  assert task['resources']['job_recovery']['recover_on_exit_codes'] == [75]
+  environment = {
+    'SKYPILOT_NUM_NODES': '2',
+    'SKYPILOT_NODE_RANK': '1',
+    'SKYPILOT_NODE_IPS': '10.0.0.1\n10.0.0.2',
+    'WORKDIR': 'gs://b/r',
+    'FLAGS': '--config=x.py --quiet',
+  }
+  script = task['run'].replace('gpu_node.sh', 'gpu_node.sh --dry_run')
+  done = subprocess.run(
+    ['bash', '-c', script],
+    env=os.environ | environment | {'AGENTFLOW_VENV': '/nowhere'},
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1].endswith(
+    '--coordinator=10.0.0.1:8476 --num_processes=2 --process_id=1'
+    ' --workdir=gs://b/r --config=x.py --quiet '
+  )

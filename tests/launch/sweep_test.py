@@ -38,6 +38,7 @@ def _config(tmp_path):
   path = tmp_path / 'six.py'
   path.write_text(
     'from agentflow_jax.config import sweep\n'
+    'def get_config(): ...\n'
     'def get_sweep():\n'
     "  return sweep.grid({'kl': [0, 1], 'seed': [0, 1, 2]})\n"
   )
@@ -67,6 +68,42 @@ def test_the_commands_are_printed(config):
   )
 
 
+def test_a_shipped_config_is_named_as_elsewhere():
+  by_name = _launch('sweep.py', '--config=ablations', '--only=seed=0')
+  by_path = _launch('sweep.py', '--config=experiments/ablations.py', '--only=seed=0')
+  assert by_name.returncode == 0, by_name.stderr
+  assert by_name.stdout == by_path.stdout
+  assert '--workdir=runs/sweeps/ablations/' in by_name.stdout
+  seeds = _launch('sweep.py', '--config=quickstart').stdout.splitlines()
+  assert [line.partition('--config.')[2] for line in seeds] == [
+    f'seed={i}' for i in range(5)
+  ]
+
+
+def test_a_launcher_is_given_a_name_that_clouds_take(config, tmp_path):
+  told = tmp_path / 'told'
+  script = tmp_path / 'launcher.sh'
+  script.write_text(f'echo "$1 $JAX_COMPILATION_CACHE_DIR" >>{told}')
+  flags = (f'--config={config}', f'--workdir={tmp_path}/Out')
+  submit = f'--submit=bash {script} --name={{name}}'
+  environment = {k: v for k, v in os.environ.items() if not k.startswith('JAX_COMP')}
+  done = subprocess.run(
+    [sys.executable, str(_ROOT / 'launch' / 'sweep.py'), *flags, submit],
+    cwd=_ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  names, caches = zip(*(line.split() for line in told.read_text().splitlines()))
+  assert len({*names}) == 6
+  for name in names:
+    assert re.fullmatch(r'--name=six-kl-[01]-seed-[012]-[0-9a-f]{6}', name)
+  # All runs share what they compile.
+  assert {*caches} == {f'{tmp_path}/Out/xla_cache'}
+
+
 def test_what_is_done_is_skipped_and_what_failed_is_tried_again(config, tmp_path):
   flags = (
     f'--config={config}',
@@ -91,26 +128,23 @@ def test_one_table_and_one_page(config, tmp_path):
   _launch('sweep.py', *flags, '--only=kl=0|seed=0')
   done = _launch('collect.py', f'--sweep={tmp_path}/out')
   assert done.returncode == 0, done.stderr
-  rows = [re.split(r'  +', line) for line in done.stdout.splitlines()[:3]]
+  rows = [re.split(r'  +', line.strip()) for line in done.stdout.splitlines()[:4]]
   assert rows[0] == ['kl', 'runs done', 'eval/accuracy_final', '95% over seeds']
   # 0, 0.1, 0.2: mean 0.1, sd 0.1, t of two degrees 4.303: 0.248 over sqrt(3).
-  assert rows[1] == ['0', '3 of 3', '0.1', '± 0.25']
-  assert rows[2] == ['1', '0 of 1', '-']
+  assert rows[2] == ['0', '3 of 3', '10.0%', '[-14.8, 34.8]']
+  assert rows[3] == ['1', '0 of 1', '-']
   page = (tmp_path / 'out' / 'sweep.html').read_text()
-  assert page.count('<svg') == 2  # kl and seed.
-  assert 'http' not in re.sub(
-    r'http://www\.w3\.org|http://purl\.org|https?://'
-    r'creativecommons\.org|https://matplotlib\.org',
-    '',
-    page,
-  )
+  assert page.count('<svg') == 4  # kl and seed, wide and for a telephone.
+  assert 'http://' not in page and 'https://' not in page and '<script' not in page
+  assert 'Student’s t over the seeds' in page
 
 
 @pytest.mark.parametrize(
   'program, flags, message',
   [
     ('sweep.py', ['--config=none.py'], 'no file none.py'),
-    ('sweep.py', ['--config=launch/local.py'], 'has no get_sweep()'),
+    ('sweep.py', ['--config=quickstrat'], "'quickstrat' is neither a file nor"),
+    ('sweep.py', ['--config=geohop_warm_start'], 'has no get_sweep()'),
     (
       'sweep.py',
       ['--config=experiments/ablations.py', '--submit=no_such_launcher'],
@@ -190,7 +224,10 @@ def test_six_real_runs_killed_in_the_second_and_started_again(tmp_path):
   assert done.stdout.count('3 of 3') == 2
   lines = (second / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['step'] for line in lines] == [1, 2, 3]
-  assert (out / 'sweep.html').read_text().count('<svg') == 2
+  page = (out / 'sweep.html').read_text()
+  assert page.count('<svg') == 4
+  # Each run has a report, which the page links to.
+  assert page.count('/report.html">') == 6
 
 
 # Stands for agentflow_jax.evaluate: leaves a result, or is cut off once.
@@ -219,6 +256,7 @@ def test_a_sweep_of_evaluations_ends_in_a_table_and_pictures(tmp_path):
   config = tmp_path / 'turns.py'
   config.write_text(
     'from agentflow_jax.config import sweep\n'
+    'def get_config(): ...\n'
     'def get_sweep():\n'
     "  return sweep.grid({'turns': [3, 5, 10]})\n"
   )
@@ -237,7 +275,7 @@ def test_a_sweep_of_evaluations_ends_in_a_table_and_pictures(tmp_path):
   rows = [line.split() for line in page.stdout.splitlines()]
   assert rows[0][:2] == ['evaluation', 'turns']
   assert rows[0][-2:] == ['over', 'requested']
-  assert ['aime24', '5', '1', 'of', '1', '0.5', '0.25'] in rows
-  assert ['2wiki', '10', '1', 'of', '1', '1', '0.5'] in rows
+  assert ['aime24', '5', '1', 'of', '1', '50.0%', '25.0%'] in rows
+  assert ['2wiki', '10', '1', 'of', '1', '100.0%', '50.0%'] in rows
   html = (tmp_path / 'out' / 'sweep.html').read_text()
-  assert html.count('<svg') == 1 and '<h2>turns</h2>' in html
+  assert html.count('<svg') == 2 and 'Accuracy and turns by turns' in html

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from agentflow_jax.report import data as report_data, examples, page as report
+from agentflow_jax.report import data as report_data, examples, names, page as report
 from agentflow_jax.report import tables
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=y>\x1b[31m\x00\ud800&'
@@ -279,7 +279,10 @@ def test_where_the_time_went_is_the_whole_of_it(tmp_path):
 
 def test_complete_run_shows_every_picture_and_three_examples(complete):
   source, page = _read(complete / 'report.html')
-  labels = [v for k, v in page.attributes if k == 'aria-label']
+  every = [v for k, v in page.attributes if k == 'aria-label']
+  labels = list(dict.fromkeys(every))
+  # Four are there for a telephone, too.
+  assert len(every) == len(labels) + 4 == source.count('<svg')
   assert labels == [
     'Accuracy by number of hops, with intervals',
     'Reward and evaluation accuracy over steps',
@@ -288,11 +291,15 @@ def test_complete_run_shows_every_picture_and_three_examples(complete):
     'Turns per rollout over steps',
     'Tokens a response over steps',
     'How rollouts ended',
-    'Optimizer metrics over steps',
+    'KL to the reference [nats] over steps',
+    'entropy [nats] over steps',
+    'clipped above, share of targets over steps',
+    'largest probability ratio over steps',
+    'gradient norm before clipping over steps',
+    'max |logprob - behavior_logprob| over steps',
     'Where the time went',
     'What rollouts waited for',
   ]
-  assert page.tags.count('svg') == 10
   assert source.count('class="example"') == 3
   assert sorted(re.findall(r'hops: (\d)', source)) == ['1', '2', '3']
   text = ''.join(page.text)
@@ -301,7 +308,7 @@ def test_complete_run_shows_every_picture_and_three_examples(complete):
   # 431.2 s less the 340.7 s of the parts; 90.5 / 431.2 = 21%.
   assert 'everything else' in text and '90.5 s  21%' in text
   assert '>deadline<' not in source  # No rollout ended so.
-  assert '>out_of_turns<' in source
+  assert '<td>out of turns</td>' in source and 'out_of_turns' not in source
   assert f'<td>web_blocked_host</td><td>{2 * STEPS}</td>' in re.sub(
     r'\s*\n\s*', '', re.sub(r'<td[^>]*>', '<td>', source)
   )
@@ -398,7 +405,7 @@ def test_run_that_was_stopped_early(tmp_path, steps):
 def test_evaluations_alone_make_a_report(tmp_path):
   run = _write(tmp_path / 'run', evaluations=[_evaluation('final', 0.9, 2)])
   source, page = _read(report.write_report(run))
-  assert page.tags.count('svg') == 2  # Hops and tools.
+  assert page.tags.count('svg') == 3  # Hops and tools.
   assert 'right at the end' in source
   assert 'Before</h3>' not in source
 
@@ -410,7 +417,7 @@ def test_supervised_run_shows_its_loss(tmp_path):
   run = _write(tmp_path / 'run', lines)
   source, page = _read(report.write_report(run))
   assert '>loss [nats]<' in source
-  assert page.tags.count('svg') == 2  # The loss and the time.
+  assert page.tags.count('svg') == 3  # The loss and the time.
   assert report.terminal_table(run) == 'training: last step 3\n'
 
 
@@ -683,3 +690,76 @@ def test_worlds_have_a_section_of_their_own(tmp_path):
   assert '<li class="bad">loan/L3: &lt;script&gt;' in source
   plain = _write(tmp_path / 'plain', evaluations=[_evaluation('final', 0.5, 1)])
   assert 'Worlds' not in _read(report.write_report(plain))[0]
+
+
+def _with(run, **changes):
+  """Changes all lines of a run's metrics."""
+  path = run / 'metrics.jsonl'
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  path.write_text(''.join(json.dumps(line | changes) + '\n' for line in lines))
+  return _read(report.write_report(run))
+
+
+def _labels(source, label):
+  """Texts of the picture with an aria-label."""
+  (picture,) = re.findall(rf'aria-label="{re.escape(label)}">(.*?)</svg>', source, re.S)
+  return re.findall(r'<text[^>]*>([^<]*)</text>', picture)
+
+
+def test_equal_bits_and_constants_are_told(tmp_path):
+  run = write_complete(tmp_path / 'run')
+  source, page = _with(
+    run,
+    **{
+      'update/logprob_gap/max': 0.0,
+      'rate/queue_seconds_per_request': 2.5e-7,
+      'rate/slots_used': 0.5,
+    },
+  )
+  text = ''.join(page.text)
+  assert '0.0e+00' not in text and text.count('0: equal bits') == 2
+  gap = _labels(source, 'max |logprob - behavior_logprob| over steps')
+  assert gap[-1:] == ['0: equal bits'] or '0: equal bits' in gap
+  # A constant is the only value beside 0, and no power of ten stands apart.
+  queue = _labels(source, 'Seconds until a request had a slot over steps')
+  assert '2.5e-07' in queue and '0' in queue
+  assert not any(label.startswith('1e') for label in queue)
+  slots = _labels(source, 'Slots used over steps')
+  assert [label for label in slots if '%' in label] == ['0%', '50%']
+
+
+def test_labels_of_small_shares_differ(tmp_path):
+  run = write_complete(tmp_path / 'run')
+  path = run / 'metrics.jsonl'
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  lines = [line | {'rate/pages_used': 0.001 * line['step']} for line in lines]
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  source, _ = _read(report.write_report(run))
+  labels = [one for one in _labels(source, 'Pages used over steps') if '%' in one]
+  assert len(labels) == len(set(labels)) >= 4
+
+
+def test_evaluations_that_were_asked_for_are_listed(tmp_path):
+  run = write_complete(tmp_path / 'run')
+  mine = _evaluation('mine_greedy', 0.5, 8, temperature=0.0) | {'split': 'validation'}
+  (run / 'evaluations' / 'mine_greedy.json').write_text(json.dumps(mine))
+  source, page = _read(report.write_report(run))
+  text = ''.join(page.text)
+  assert 'Other evaluations' in text
+  row = re.search('<tr><td>mine greedy</td>(.*?)</tr>', source).group(1)
+  assert '<td>validation</td><td>greedy</td>' in row
+  assert f'{100 * mean_of(mine):.1f}%' in row
+  assert (
+    'Other evaluations'
+    not in _read(report.write_report(write_complete(tmp_path / 'other')))[0]
+  )
+
+
+def mean_of(evaluation):
+  return evaluation['accuracy']
+
+
+def test_names_of_statuses_are_words():
+  assert names.status('out_of_turns') == 'out of turns'
+  assert names.status('unparseable_plan') == 'unreadable plan'
+  assert names.gap(2.4e-6) == '2.4e-06'

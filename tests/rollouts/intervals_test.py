@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from agentflow_jax.rollouts import intervals
 
@@ -102,3 +103,24 @@ def test_wilson_refuses_and_is_nan_without_a_count():
   for mean, count in ((1.1, 3), (-0.1, 3), (math.nan, 3), (0.5, -1)):
     with pytest.raises(ValueError):
       intervals.wilson_interval(mean, count)
+
+
+@pytest.mark.parametrize('count', [2, 3, 4, 5, 12, 31, 100])
+def test_intervals_over_seeds_are_students(count):
+  rng = np.random.default_rng(count)
+  values = rng.normal(0.6, 0.1, count).tolist()
+  for confidence in (0.5, 0.95, 0.999):
+    mean, low, high = intervals.mean_interval(values, confidence)
+    expected = stats.t.interval(
+      confidence, count - 1, np.mean(values), stats.sem(values)
+    )
+    np.testing.assert_allclose((low, high), expected, rtol=1e-9)
+    assert mean == pytest.approx(np.mean(values))
+
+
+def test_one_seed_has_no_interval():
+  assert intervals.mean_interval([0.5]) is None
+  assert intervals.mean_interval([]) is None
+  assert intervals.mean_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+  with pytest.raises(ValueError, match='confidence'):
+    intervals.mean_interval([0.1, 0.2], 1.0)
