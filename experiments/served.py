@@ -34,5 +34,7 @@ def get_config() -> c.Config:
       served=c.ServedConfig(command=shlex.join(command)),
       rollout=c.RolloutConfig(max_turns=4, deadline_seconds=300.0),
     ),
+    # No more commands than this at once.
+    train=dataclasses.replace(tool_calls.train, concurrent_rollouts=8),
     planner=dataclasses.replace(tool_calls.planner, prompt=c.PromptConfig()),
   )

@@ -151,6 +151,7 @@ class _Progress:
   turns: list[records.Turn] = dataclasses.field(default_factory=list)
   undelivered: tuple[records.Turn, ...] = ()
   posted: float | None = None  # Reward that a driver posted.
+  note: str = ''  # What people should know where the deadline passes.
   answer: str = ''
   modules: tuple[records.ModuleCall, ...] = ()
   score: records.Score | None = None
@@ -282,6 +283,7 @@ async def _ended(
       f'the deadline of {agent.config.deadline_seconds} s passed;'
       f' {progress.policy_seconds:.2f} of {elapsed:.2f} s went into the'
       " planner's sampling and into calls whose arguments set the time"
+      f'{progress.note}'
     )
     return status, detail, None if waited else 0.0
   except _End as end:
@@ -439,6 +441,8 @@ async def _host(agent, task, key, progress) -> tuple[Status, str]:
       session.close()
       progress.turns[:] = session.turns
       progress.undelivered = session.undelivered
+      if session.waits_for_driver:
+        progress.note = '; no driver took the task'
       progress.modules = session.frozen_calls
       waited = session.waiting_seconds
       progress.seconds |= {

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import secrets
+import struct
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Literal, Protocol
@@ -110,6 +111,7 @@ class Session:
 
   Attributes:
     id: name of the session in addresses, which cannot be guessed.
+    waits_for_driver: whether the task waits for a driver to take it.
     sampling_seconds: time that models of this process sampled for it [s].
     waiting_seconds: time during which at least one request was being answered [s].
   """
@@ -124,6 +126,7 @@ class Session:
     self.id = secrets.token_hex(16)
     self.task, self.key, self.sampling, self.limits = task, key, sampling, limits
     self.sampling_seconds = self.waiting_seconds = 0.0
+    self.waits_for_driver = False
     self._asked: list[Asked] = []
     self._times: collections.Counter[str] = collections.Counter()
     self._running: set[asyncio.Task] = set()
@@ -344,5 +347,5 @@ def digest(
   sampling: records.SamplingSpec,
 ) -> str:
   """Returns a name of what is asked."""
-  what = json.dumps([model, ids, dataclasses.astuple(sampling)])
-  return hashlib.sha256(what.encode()).hexdigest()[:32]
+  what = json.dumps([model, dataclasses.astuple(sampling)]).encode()
+  return hashlib.sha256(what + struct.pack(f'<{len(ids)}I', *ids)).hexdigest()[:32]

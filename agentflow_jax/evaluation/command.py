@@ -79,6 +79,7 @@ def evaluate(config: schema.Config, workdir: str, options: EvaluateOptions) -> s
   Raises:
     ConfigError, CheckpointError, ToolUnavailable: name the remedy.
   """
+  agent_server.check(config)
   config, options = _by_protocol(config, options)
   if options.greedy and (options.trials or 1) > 1:
     raise schema.ConfigError('--greedy trials are all the same: --trials=1')

@@ -38,6 +38,7 @@ def solve(
   Raises:
     ConfigError, CheckpointError, ToolUnavailable: name the remedy.
   """
+  agent_server.check(config)
   if planner:
     config = overrides.with_planner(config, planner)
   if config.agent.environment.kind:

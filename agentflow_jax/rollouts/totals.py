@@ -31,7 +31,8 @@ def collected(
   'reward/mean' is over scored rollouts, and absent where there are none;
   so is 'reward/part/NAME', the weighted term of scores, where a rollout without
   that term counts 0;
-  status counts add up to requested; 'rollouts/turns_mean' is over those that were
+  'rollouts/undelivered', responses that reached no agent, is absent where there are
+  none; status counts add up to requested; 'rollouts/turns_mean' is over those that were
   not aborted as late. 'kept/mean' and 'kept/max' are of the sets
   that response tokens were drawn from, where those are recorded.
   'reward/correlation/NAME' is that of a term's value with success, over the rollouts
@@ -65,6 +66,9 @@ def collected(
       len(turn.completion.prompt_ids) for t in trajectories for turn in t.turns
     ),
   }
+  undelivered = sum(len(t.undelivered) for t in trajectories)
+  if undelivered:
+    metrics['rollouts/undelivered'] = undelivered
   sizes = np.concatenate(
     [np.zeros(0, np.int32)]
     + [

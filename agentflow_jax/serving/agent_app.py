@@ -261,12 +261,15 @@ def _as_run(host, session, body) -> tuple[dict[str, Any], list[str]]:
   """
   own = {n: (None, getattr(session.sampling, n)) for n in _OF_RUN} | _OF_RUN_AT
   asked = [n for n, idle in own.items() if body.get(n) not in idle]
-  if asked and host.sampling == 'refuse':
-    raise requests.BadRequest(
-      f'{asked[0]}={chat_messages.shown(body[asked[0]])}: the run decides how responses'
-      ' are sampled (planner.sampling), and agent.served.sampling=refuse',
-      asked[0],
-    )
+  if host.sampling == 'refuse':
+    for name in asked:
+      if name in _OF_RUN and body[name] == getattr(host.agreed, name):
+        continue
+      raise requests.BadRequest(
+        f'{name}={requests.shown(body[name])}: the run decides how responses are'
+        ' sampled (planner.sampling), and agent.served.sampling=refuse',
+        name,
+      )
   body = {name: value for name, value in body.items() if name not in own}
   most = host.max_new_tokens['policy']
   if host.sampling == 'run':

@@ -28,6 +28,8 @@ class AgentHost:
     url: address of the server.
     sampling: treatment of a client's own sampling settings, see
       config.schema.ServedConfig.
+    agreed: sampling settings that a client may name even where they are treated as an
+      error and where a greedy evaluation overrides them.
     max_new_tokens: longest response of each model [tokens].
     command: command that is run for each rollout; None where a driver takes tasks.
     takes_rewards: whether a driver may post rewards.
@@ -42,12 +44,14 @@ class AgentHost:
     models: Mapping[str, engine_model.EngineModel],
     url: str,
     sampling: Literal['run', 'refuse'],
+    agreed: records.SamplingSpec,
     max_new_tokens: Mapping[str, int],
     command: served_command.Command | None = None,
     takes_rewards: bool = True,
     key: str = '',
   ):
     self.models, self.url, self.sampling = models, url, sampling
+    self.agreed = agreed
     self.max_new_tokens, self.takes_rewards = max_new_tokens, takes_rewards
     self.key = key
     self.driver_key = '' if command else secrets.token_hex(24)
@@ -73,6 +77,7 @@ class AgentHost:
       if self._command is not None:
         running = asyncio.create_task(self._run(self._command, session))
       else:
+        session.waits_for_driver = True
         self._waiting.append(session)
         async with self._news:
           self._news.notify()
@@ -100,11 +105,14 @@ class AgentHost:
       await self._news.wait_for(lambda: self._waiting or self._closed)
       if self._closed:
         raise Closed
-      return self._waiting.popleft()
+      session = self._waiting.popleft()
+      session.waits_for_driver = False
+      return session
 
   def give_back(self, session: served_session.Session) -> None:
     """Offers a task again that no driver got."""
     if session.id in self._sessions:
+      session.waits_for_driver = True
       self._waiting.appendleft(session)
 
   def counts(self) -> dict[str, int]:

@@ -19,6 +19,28 @@ from agentflow_jax.serving import server
 DIRECTORY = 'served'  # Of a workdir: a file for each process.
 
 
+def check(config: schema.Config) -> None:
+  """Refuses what could not be served, before any model is loaded.
+
+  Raises:
+    ConfigError: a package, the key or the command is missing; names the field.
+  """
+  if config.agent.kind != 'served':
+    return
+  try:
+    from agentflow_jax.serving import agent_listener  # noqa: F401  # Asks for the extra.
+  except ModuleNotFoundError as e:
+    raise schema.ConfigError(
+      f"agent.kind=served needs {e.name}: pip install -e '.[serve]'"
+    ) from e
+  _key(config.agent.served)
+  _command(config.agent.served)
+
+
+def _key(served: schema.ServedConfig) -> str:
+  return server.key_of(served.key_variable, 'agent.served.key_variable')
+
+
 @contextlib.asynccontextmanager
 async def opened(system: system_lib.System, workdir: epath.Path) -> AsyncIterator[str]:
   """Serves the models of a system to its agent while the body runs.
@@ -40,15 +62,11 @@ async def opened(system: system_lib.System, workdir: epath.Path) -> AsyncIterato
   if config.agent.kind != 'served':
     yield ''
     return
-  try:
-    from agentflow_jax.serving import agent_host, agent_listener
-  except ModuleNotFoundError as e:
-    raise schema.ConfigError(
-      f"agent.kind=served needs {e.name}: pip install -e '.[serve]'"
-    ) from e
+  check(config)
+  from agentflow_jax.serving import agent_host, agent_listener
+
   served = config.agent.served
-  key = server.key_of(served.key_variable, 'agent.served.key_variable')
-  command = _command(served)
+  key, command = _key(served), _command(served)
   try:
     listener, url, hosts = server.opened(served.host, served.port, ())
   except schema.ConfigError as e:
@@ -69,6 +87,7 @@ async def opened(system: system_lib.System, workdir: epath.Path) -> AsyncIterato
       models,
       url,
       served.sampling,
+      config.planner.sampling,
       limits,
       command,
       takes_rewards=not config.reward.weights,

@@ -62,6 +62,7 @@ def train(
   """
   consistency.check_trains(config)
   trackers_lib.check_installed(config.metrics)
+  agent_server.check(config)
   processes = processes_lib.Processes.current()
   directory = processes.together(lambda: workdirs.opened(workdir))
   processes.check_same('the config', written.text(config))

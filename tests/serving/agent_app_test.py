@@ -59,6 +59,7 @@ async def _chat(client, expected=200, **body):
     ({}, None),
     ({'temperature': 0.7, 'top_p': 0.9, 'seed': None}, None),
     ({'temperature': 0}, 'temperature'),
+    ({'temperature': 1.0}, 'temperature'),
     ({'top_p': 0.5, 'seed': 3}, 'top_p, seed'),
     (
       {'frequency_penalty': 0.2, 'logit_bias': {'3': 1}},
@@ -82,9 +83,11 @@ def test_the_run_decides_how_is_sampled(model, own, named):
   _run(model, work)
 
   async def refused(unused_host, session, client):
-    got = await _chat(client, 400 if named else 200, **own)
-    assert not named or got.json()['error']['param'] in own
-    assert len(session.turns) == (not named)
+    # The training's own temperature, which an evaluation may override.
+    is_refused = named is not None and own != {'temperature': 1.0}
+    got = await _chat(client, 400 if is_refused else 200, **own)
+    assert not is_refused or got.json()['error']['param'] in own
+    assert len(session.turns) == (not is_refused)
 
   _run(model, refused, sampling='refuse')
 

@@ -54,6 +54,8 @@ async def endpoint(models, sampling='run', command=None, max_new_tokens=64, **kw
   with socket.create_server(('127.0.0.1', 0), backlog=512) as listener:
     url = f'http://127.0.0.1:{listener.getsockname()[1]}'
     most = dict.fromkeys(models, max_new_tokens)
-    host = agent_host.AgentHost(models, url, sampling, most, command, **kwargs)
+    host = agent_host.AgentHost(
+      models, url, sampling, records.SamplingSpec(), most, command, **kwargs
+    )
     async with agent_listener.listening(host, listener):
       yield host
