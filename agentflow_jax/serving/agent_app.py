@@ -266,8 +266,8 @@ def _as_run(host, session, body) -> tuple[dict[str, Any], list[str]]:
       if name in _OF_RUN and body[name] == getattr(host.agreed, name):
         continue
       raise requests.BadRequest(
-        f'{name}={requests.shown(body[name])}: the run decides how responses are'
-        ' sampled (planner.sampling), and agent.served.sampling=refuse',
+        f'{name}={chat_messages.shown(body[name])}: the run decides how responses'
+        ' are sampled (planner.sampling), and agent.served.sampling=refuse',
         name,
       )
   body = {name: value for name, value in body.items() if name not in own}
