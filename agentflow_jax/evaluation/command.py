@@ -153,8 +153,8 @@ def _journal(
   ]
   if names is not None:
     same.append(names.said())
-  if system.params is not None:
-    same.append(host_copies.params_digest(system.params))
+  if system.local is not None:
+    same.append(host_copies.params_digest(system.local.params))
   text = json.dumps(same, sort_keys=True, default=str)
   name = f'{result_name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}'
   return journal_lib.Journal(

@@ -78,10 +78,10 @@ async def opened(system: system_lib.System, workdir: epath.Path) -> AsyncIterato
         ' agent.served.key_variable, the environment variable with the key that'
         ' agents must send'
       )
-    models = {'policy': system.samplers['planner']}
+    models = {'policy': system.model.samplers['planner']}
     limits = {'policy': config.planner.sampling.max_new_tokens}
     if served.frozen:
-      models['frozen'] = system.samplers['frozen']
+      models['frozen'] = system.model.samplers['frozen']
       limits['frozen'] = config.engine.max_new_tokens
     host = agent_host.AgentHost(
       models,

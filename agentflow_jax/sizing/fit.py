@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from agentflow_jax.assembly import model_files, system
+from agentflow_jax.assembly import local_model, model_files
 from agentflow_jax.config import consistency, roles, schema
 from agentflow_jax.core import handover, hlo, masters, model, published
 from agentflow_jax.core import sharding, update
@@ -218,7 +218,7 @@ def _lowered(config, planner, mesh, topology):
       )
   process = mesh.devices.flat[0].process_index
   local = sum(d.process_index == process for d in mesh.devices.flat)
-  if system.hands_over(config, mesh):
+  if local_model.hands_over(config, mesh):
     hand = handover.Handover(planner, mesh, split=config.mesh.sampler_devices == -1)
     sampled = hand.shapes(params)
     if topology.platform == 'tpu' and mesh.size > local:

@@ -48,14 +48,14 @@ class Evaluations:
   async def during(self) -> dict[str, float]:
     """The current planner on the validation tasks, sampled and greedy."""
     system = self._system
-    assert system.engine is not None  # A planner is trained.
+    assert system.model.engine is not None  # A planner is trained.
     metrics = {}
     with self._clock('evaluate'):
       for suffix, greedy in (('', False), ('_greedy', True)):
         result = await evaluate.evaluate(
           system.agent,
           system.tasks.validation,
-          name=f'validation_{system.engine.params_version}',
+          name=f'validation_{system.model.engine.params_version}',
           split='validation',
           seed=system.config.seed,
           processes=system.processes,
@@ -92,11 +92,11 @@ class Evaluations:
       with self._clock('controls'):
         for name, agent in self._controls().items():
           await self._test(f'control_{name}_planner', agent=agent)
-        assert self._system.engine is not None
-        version = self._system.engine.params_version
-        self._system.sample_from(start_params, 0)
+        assert self._system.model.engine is not None
+        version = self._system.model.engine.params_version
+        self._system.model.sample_from(start_params, 0)
         await self._test('control_frozen_planner')
-        self._system.sample_from(params, version)
+        self._system.model.sample_from(params, version)
 
   def _controls(self) -> dict[str, rollout.Agent]:
     """Returns the agents whose planners follow a script, by name."""

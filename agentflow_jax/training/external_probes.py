@@ -24,7 +24,7 @@ def prepare(system: system_lib.System, trainer: trainer_lib.Trainer) -> None:
   Raises:
     ConfigError: no server can be reached in planner.external.patience_seconds.
   """
-  served = system.served
+  served = system.model.served
   if served is None:
     return
 
@@ -56,12 +56,12 @@ async def begin(
     ConfigError: no server took the weights, or the gap is larger than its bounds.
     RunStopped: a server does not have the weights that it loaded.
   """
-  served = system.served
+  served = system.model.served
   if served is None:
     return []
   sampler = served.sampler
   if sampler.params_version < 0:
-    await asyncio.to_thread(system.sample_from, trainer.params, done)
+    await asyncio.to_thread(system.model.sample_from, trainer.params, done)
   if not sampler.live:
     raise schema.ConfigError(
       f'planner.external.servers: none took the weights: {sampler.why_not()}'
@@ -124,7 +124,7 @@ def _texts(system) -> list[records.Task]:
 
 def _sampled(system):
   """Returns a function that samples a response to a task's first prompt."""
-  model, config = system.samplers['planner'], system.config
+  model, config = system.model.samplers['planner'], system.config
   spec = config.planner.sampling
   spec = dataclasses.replace(
     spec, max_new_tokens=min(spec.max_new_tokens, _RESPONSE_TOKENS)

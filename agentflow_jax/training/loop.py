@@ -114,7 +114,7 @@ class Loop:
 
   def _sampled(self) -> dict[str, api.EngineStats]:
     """What the engines of this process have done so far, see engine_rates."""
-    engines = {'': self.system.engine, 'frozen': self.system.frozen_engine}
+    engines = {'': self.system.model.engine, 'frozen': self.system.model.frozen_engine}
     return {
       name: engine.stats()
       for name, engine in engines.items()
@@ -130,7 +130,7 @@ class Loop:
     with contextlib.ExitStack() as stack:
       yield [
         stack.enter_context(model.keeping())
-        for model in self.system.samplers.values()
+        for model in self.system.model.samplers.values()
         if isinstance(model.engine, engine_lib.Engine)
       ]
 
@@ -181,14 +181,14 @@ class Loop:
         f' {step + 1} could be scored; the first says:'
         f' {data.groups[0].trajectories[0].detail}'
       )
-    config, served = self.system.config, self.system.served is not None
+    config, served = self.system.config, self.system.model.served is not None
     with self.clock('update'):
       metrics = await asyncio.to_thread(self._traced_update, step + 1, data)
     # Of an engine in this process it is a part of the update, and takes no time.
     with self.clock('hand_over' if served else 'update'):
       if config.algorithm != 'sft' or is_due(config, step + 1):
         metrics |= await asyncio.to_thread(
-          self.system.sample_from, self.trainer.params, step + 1
+          self.system.model.sample_from, self.trainer.params, step + 1
         )
     return metrics | data.metrics
 

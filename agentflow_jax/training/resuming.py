@@ -207,7 +207,7 @@ def inputs_of(system: system_lib.System) -> dict[str, str]:
   text = repr((tasks.train, tasks.validation, tasks.test))
   own = own_code.digests(system.config)
   return {f'own code {path}': digest for path, digest in own.items()} | {
-    'planner': host_copies.params_digest(system.params),
+    'planner': host_copies.params_digest(system.model.params),
     'tasks': hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest(),
   }
 
@@ -240,7 +240,7 @@ def restore(
       f'the {" and ".join(changed)} that this run began with changed on disk;'
       ' restore them, or give another --workdir'
     )
-  system.sample_from(trainer.params, step)
+  system.model.sample_from(trainer.params, step)
   pending = run.get('pending')
   return (
     [old_names.metrics(line) for line in run['metrics']],

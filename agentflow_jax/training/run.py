@@ -12,7 +12,8 @@ from typing import Any
 import jax
 from absl import logging
 
-from agentflow_jax.assembly import model_files, system as system_lib
+from agentflow_jax.assembly import local_model, model_files
+from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import consistency, roles, schema, written
 from agentflow_jax.files import reading
 from agentflow_jax.inference import engine as engine_lib
@@ -88,7 +89,9 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
   logging.info('devices: %s', jax.devices())
   with clock('setup'):
     system = processes.together(
-      lambda: system_lib.build(config, workdir, system_lib.make_mesh(config), processes)
+      lambda: system_lib.build(
+        config, workdir, local_model.make_mesh(config), processes
+      )
     )
   saved, trackers, is_done = None, trackers_lib.Trackers(), False
   serving = contextlib.AsyncExitStack()
@@ -103,7 +106,7 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
     saved = checkpoints.Checkpoints(
       workdir / 'checkpoints', config.train.keep_checkpoints
     )
-    costs = step_costs.Costs(config, system.model_config, system.mesh)
+    costs = step_costs.Costs(config, system.model.config, system.model.mesh)
     inputs = resuming.inputs_of(system)
     processes.check_same('the planner or the task set', repr(inputs))
     lines, spent, pending = resuming.restore(trainer, system, saved, inputs)
@@ -152,9 +155,9 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
         await evaluations.start()
       elif evaluations.lacks_start():
         # A resume asked for it.
-        system.sample_from(system.params, 0)
+        system.model.sample_from(system.model.params, 0)
         await evaluations.start()
-        system.sample_from(trainer.params, done)
+        system.model.sample_from(trainer.params, done)
       loop = loop_lib.Loop(
         system,
         trainer,
@@ -186,8 +189,8 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
         raise
       watchdog.rest()
       params = trainer.params
-      system.sample_from(params, config.train.steps)
-      await evaluations.final(system.params, params)
+      system.model.sample_from(params, config.train.steps)
+      await evaluations.final(system.model.params, params)
       compiled = compilations.count - warm
     params = host_copies.gather_to_host(params)
     usage = _summed(processes, system.endpoint_usage())
@@ -229,8 +232,8 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
 def _write_results(system, workdir, params, lines, seconds, facts) -> str:
   """Writes planner, summary and report of a run that is done; returns a table."""
   model_files.Model(
-    system.model_config, params, system.tokenizer, system.described
-  ).save(str(workdir / 'planner'), system.model_config.param_dtype)
+    system.model.config, params, system.model.tokenizer, system.model.described
+  ).save(str(workdir / 'planner'), system.model.config.param_dtype)
   summary = summary_lib.write(
     system.config,
     workdir,
@@ -316,7 +319,7 @@ def _warnings_at_start(
 
 def _held(trainer: trainer_lib.Trainer, system: system_lib.System) -> str:
   """Says what the run keeps on this process's devices, and took on its host."""
-  count = sum(x.size for x in jax.tree.leaves(system.params))
+  count = sum(x.size for x in jax.tree.leaves(system.model.params))
   trained = sum(x.size for x in jax.tree.leaves(trainer.state.params))
   base = ['frozen planner']
   if system.config.planner.lora.rank:
@@ -324,17 +327,19 @@ def _held(trainer: trainer_lib.Trainer, system: system_lib.System) -> str:
   if system.config.algorithm == 'flow_grpo' and system.config.flow_grpo.kl_coef:
     base.insert(0, 'reference')
   copies = {'trained parameters and optimizer': trainer.state}
-  if isinstance(system.engine, engine_lib.Engine):
-    copies['sampler'] = system.engine.params
-  if system.frozen_engine is not None:
-    copies['frozen modules'] = system.frozen_engine.params
-    if system.handover is None:
+  if isinstance(system.model.engine, engine_lib.Engine):
+    copies['sampler'] = system.model.engine.params
+  if system.model.frozen_engine is not None:
+    copies['frozen modules'] = system.model.frozen_engine.params
+    if system.model.handover is None:
       # They share these arrays, except for layers that they read apart.
       base.append('frozen modules')
       copies['frozen modules'] = {
-        k: v for k, v in system.frozen_engine.params.items() if k not in system.params
+        k: v
+        for k, v in system.model.frozen_engine.params.items()
+        if k not in system.model.params
       }
-  copies[f'where it starts from ({", ".join(base)})'] = system.params
+  copies[f'where it starts from ({", ".join(base)})'] = system.model.params
   held = ', '.join(f'{k} {_bytes(v) / 1e6:,.1f} MB' for k, v in copies.items())
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   peak *= 1 if sys.platform == 'darwin' else 1024

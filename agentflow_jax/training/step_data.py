@@ -327,8 +327,7 @@ def _chats(system: system_lib.System) -> list[records.Group]:
     ConfigError: there is no such file, a row is no chat, no answer fits in a row, or
       a chat has more answers than a batch of whole rollouts has room for.
   """
-  config, tokenizer = system.config, system.tokenizer
-  assert tokenizer is not None
+  config, tokenizer = system.config, system.model.tokenizer
   field = f'sft.chats={config.sft.chats}'
   found = chats.read(config.sft.chats, tokenizer, config.batch.tokens_per_row)
   if found.too_long or not found.turns:
@@ -374,8 +373,7 @@ def _successes(system: system_lib.System) -> list[records.Group]:
       another tokenizer, or the run showed its planner something else.
   """
   workdir = system.config.sft.rollouts
-  groups, count, tokenizer = [], 0, system.tokenizer
-  assert tokenizer is not None
+  groups, count, tokenizer = [], 0, system.model.tokenizer
   _check_same_prompts(workdir, system.config)
   try:
     for _, task, trajectory in showing.find(

@@ -26,7 +26,7 @@ def _starting_values(
 ) -> model.Params:
   """Returns the values that training starts from.
 
-  They are `system.params`. Only where a float32 master is kept, and the model's
+  They are `system.model.params`. Only where a float32 master is kept, and the model's
   files hold more than its bfloat16 rounding, they are read again in float32: a
   master that starts in the middle between two roundings would have to move half
   a spacing before any parameter that is sampled from moves.
@@ -35,13 +35,11 @@ def _starting_values(
   if (
     not masters.is_needed(network)
     or not directory
-    or system.described is None
-    or model_files.stored_dtype(system.described) != 'float32'
+    or model_files.stored_dtype(system.model.described) != 'float32'
   ):
-    return system.params
-  assert system.mesh is not None
+    return system.model.params
   return model_files.read_float32(
-    directory, network, sharding.param_shardings(network, system.mesh)
+    directory, network, sharding.param_shardings(network, system.model.mesh)
   )
 
 
@@ -50,11 +48,10 @@ class Trainer:
 
   def __init__(self, system: system_lib.System):
     """Copies the parameters and compiles the update before step 0."""
-    config, mesh = system.config, system.mesh
+    config, mesh = system.config, system.model.mesh
     # A planner behind an endpoint has none of these, and is not trained.
-    assert mesh is not None and system.model_config is not None
     self._config = config
-    network = update_shapes.network_of(config, system.model_config)
+    network = update_shapes.network_of(config, system.model.config)
     self._mesh = mesh
     self.state = update.init_train_state(
       network,
@@ -65,9 +62,10 @@ class Trainer:
     )
     self._merge = update.make_merge_fn(network, mesh)
     self._uses_lora = network.lora.rank > 0
-    self._reference = system.params if update_shapes.needs_reference(config) else None
-    assert system.tokenizer is not None
-    self._pad_id = system.tokenizer.pad_id
+    self._reference = (
+      system.model.params if update_shapes.needs_reference(config) else None
+    )
+    self._pad_id = system.model.tokenizer.pad_id
     lengths = update_shapes.row_lengths(config)
     if config.algorithm == 'none':
       lengths = ()
@@ -102,7 +100,7 @@ class Trainer:
     jax.block_until_ready(self.params)  # Compiles the merge, if there is one.
     self._score = self._replicated = None
     if config.algorithm == 'flow_grpo' and config.flow_grpo.old_logprobs == 'recompute':
-      self._score = update.make_score_fn(system.model_config, mesh)
+      self._score = update.make_score_fn(system.model.config, mesh)
       self._replicated = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
       for example in examples.values():
         self._on_host(self._score(self.params, example))

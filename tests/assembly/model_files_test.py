@@ -39,7 +39,7 @@ def test_its_prompts_are_its_own_chat(tmp_path, released):
     try:
       key = records.RequestKey(0, records.Purpose.SOLVE, 0, '', 0)
       done = await rollout.rollout(system.agent, system.tasks.test[0], key)
-      return system.tokenizer, done
+      return system.model.tokenizer, done
     finally:
       await system.close()
 
@@ -63,7 +63,7 @@ def test_thinking_is_switched_where_the_template_can(tmp_path, released):
       overrides.override(config, [('planner.thinking', thinking)]), epath.Path(tmp_path)
     )
     try:
-      assert system.tokenizer.opens_thought is opens
+      assert system.model.tokenizer.opens_thought is opens
     finally:
       asyncio.run(system.close())
 
@@ -269,7 +269,7 @@ def test_memory_budgets_do_not_count_what_the_template_adds(released, tmp_path):
     config = released_lib.config(tmp_path / 'in', path)
     system = system_lib.build(config, epath.Path(tmp_path))
     try:
-      return system.agent.count_tokens, system.tokenizer
+      return system.agent.count_tokens, system.model.tokenizer
     finally:
       await system.close()
 

@@ -9,7 +9,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import rollout
-from agentflow_jax.assembly import system as system_lib
+from agentflow_jax.assembly import local_model, system as system_lib
 from agentflow_jax.config import consistency, loading
 from agentflow_jax.config import overrides as overrides_lib, schema
 from agentflow_jax.core import sharding
@@ -255,9 +255,9 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(tmp_pat
     system = system_lib.build(config, epath.Path(tmp_path))
     try:
       system.warmup()
-      engines = system.engine, system.frozen_engine
+      engines = system.model.engine, system.model.frozen_engine
       # Nothing is trained: the parameters are held once for all.
-      held = [pointers.of(t.params) for t in (system, *engines)]
+      held = [pointers.of(t.params) for t in (system.model, *engines)]
       assert held[0] == held[1] == held[2] and pointers.are_apart(held[0])
       before = [engine.compilations for engine in engines]
       key = records.RequestKey(0, records.Purpose.SOLVE, 0, '', 0)
@@ -265,7 +265,7 @@ def test_a_frozen_module_runs_in_the_process_without_a_later_compilation(tmp_pat
       agent = system.with_script(lambda *_: plan)
       done = await rollout.rollout(agent, system.tasks.test[1], key)
       after = [engine.compilations for engine in engines]
-      return done, before, after, system.frozen_engine.stats()
+      return done, before, after, system.model.frozen_engine.stats()
     finally:
       await system.close()
 
@@ -294,7 +294,7 @@ def test_parameters_of_several_devices_go_to_the_sampler_on_devices(
   config = dataclasses.replace(_BASE, mesh=schema.MeshConfig(**axes))
   found = {k: v for k, v in axes.items() if k != 'sampler_devices'}
   mesh = sharding.make_mesh(**found, devices=jax.devices()[:count])
-  assert system_lib.hands_over(config, mesh) == hands_over
+  assert local_model.hands_over(config, mesh) == hands_over
 
 
 def test_a_mesh_of_two_devices_hands_over_to_one(tmp_path):
@@ -302,10 +302,10 @@ def test_a_mesh_of_two_devices_hands_over_to_one(tmp_path):
   mesh = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
   system = system_lib.build(config, epath.Path(tmp_path), mesh)
   try:
-    assert system.handover is not None
-    system.sample_from(system.params, 1)
-    assert system.engine.params_version == 1
-    for x in jax.tree.leaves(system.engine.params):
+    assert system.model.handover is not None
+    system.model.sample_from(system.model.params, 1)
+    assert system.model.engine.params_version == 1
+    for x in jax.tree.leaves(system.model.engine.params):
       assert x.devices() == {jax.devices()[0]}
   finally:
     asyncio.run(system.close())
@@ -335,4 +335,4 @@ def test_a_mesh_that_does_not_fit_is_an_error_at_start(tmp_path):
       config, mesh=dataclasses.replace(schema.MeshConfig(data=1), **mesh)
     )
     with pytest.raises(schema.ConfigError, match='mesh: '):
-      system_lib.build(wrong, epath.Path(tmp_path), system_lib.make_mesh(wrong))
+      system_lib.build(wrong, epath.Path(tmp_path), local_model.make_mesh(wrong))

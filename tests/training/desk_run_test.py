@@ -89,7 +89,9 @@ def test_withheld_tools_are_unknown_to_training_and_renamed_ones_work(tmp_path):
     assert 'extend_loan' not in str(task.tags)
   assert all(not task.world.tools for task in system.tasks.test)
   # It is no word of the planner, either, as the other tools are.
-  words = [len(system.tokenizer.encode(name)) for name in ('extend_loan', 'get_item')]
+  words = [
+    len(system.model.tokenizer.encode(name)) for name in ('extend_loan', 'get_item')
+  ]
   assert words[0] > words[1]
 
   async def played(names):
@@ -315,7 +317,7 @@ def test_no_prompt_holds_a_plan_a_solution_or_a_seed(done):
 def _system(done):
   system = system_lib.build(dataclasses.replace(_config(), seed=0), epath.Path(done))
   yield system
-  system.engine.close()
+  system.model.engine.close()
 
 
 def test_tasks_may_show_few_other_tools(system):
@@ -335,7 +337,7 @@ def test_tasks_may_show_few_other_tools(system):
 
 def test_tools_and_arguments_are_single_tokens(system):
   for text in ('find_person', 'create_loan', 'person=', 'about=', '#23'):
-    assert len(system.tokenizer.encode(text)) == 1, text
+    assert len(system.model.tokenizer.encode(text)) == 1, text
 
 
 def test_queries_that_do_not_fit_beside_a_policy_are_counted(system):

@@ -36,10 +36,10 @@ def test_one_copy_serves_all_who_only_read_it(tmp_path):
     try:
       trainer = trainer_lib.Trainer(system)
       found = (
-        system.params,
-        system.frozen_engine.params,
+        system.model.params,
+        system.model.frozen_engine.params,
         trainer._reference,
-        system.engine.params,
+        system.model.engine.params,
         trainer.state.params,
       )
       return [*map(pointers.of, found), run._held(trainer, system)]

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.assembly import system as system_lib
+from agentflow_jax.assembly import local_model, system as system_lib
 from agentflow_jax.config import loading, overrides
 from agentflow_jax.core import batch, sharding, update
 from agentflow_jax.inference import api, engine
@@ -24,7 +24,9 @@ def live(tmp_path_factory):
   """Live rollouts of the shipped planner, and a function that makes trainers."""
   directory = tmp_path_factory.mktemp('on_policy')
   config = mini.config(directory)
-  system = system_lib.build(config, epath.Path(directory), system_lib.make_mesh(config))
+  system = system_lib.build(
+    config, epath.Path(directory), local_model.make_mesh(config)
+  )
 
   async def collected():
     return await collect.groups(
@@ -51,7 +53,9 @@ def truncated(tmp_path_factory):
     mini.config(directory),
     [('planner.sampling.top_p', '0.9'), ('engine.max_kept', '8')],
   )
-  system = system_lib.build(config, epath.Path(directory), system_lib.make_mesh(config))
+  system = system_lib.build(
+    config, epath.Path(directory), local_model.make_mesh(config)
+  )
   system.warmup()
   trainer = trainer_lib.Trainer(system)
   yield system, trainer, trainer.state
@@ -93,9 +97,9 @@ def _truncated_rows(system, **sampling):
 )
 def test_truncated_rollouts_are_on_policy_within_1e_5(truncated, spec, most):
   system, trainer, state = truncated
-  compiled = system.engine.compilations
+  compiled = system.model.engine.compilations
   rows = _truncated_rows(system, **spec)
-  assert system.engine.compilations == compiled
+  assert system.model.engine.compilations == compiled
   sizes = np.concatenate([(row.kept >= 0).sum(axis=1) for row in rows])
   assert sizes.max() == most if most else 1 < sizes.max() < 8
   metrics = _step((system, rows, trainer, state), rows)
@@ -171,7 +175,7 @@ def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
     )
     for i, (start, length) in enumerate(zip(starts, lengths, strict=True))
   ]
-  sampler = engine.Engine(system.model_config, config.engine, system.params)
+  sampler = engine.Engine(system.model.config, config.engine, system.model.params)
 
   async def sample():
     return await asyncio.gather(*map(sampler.generate, requests))
@@ -195,8 +199,8 @@ def test_shapes_of_the_main_job_are_on_policy_within_the_bound(live):
     block=config.batch.block,
   )
   one_device = sharding.make_mesh(devices=jax.devices()[:1])
-  score = update.make_score_fn(system.model_config, one_device)
-  scored = batch.unpack(packing, score(jax.device_get(system.params), packed))
+  score = update.make_score_fn(system.model.config, one_device)
+  scored = batch.unpack(packing, score(jax.device_get(system.model.params), packed))
   recorded = batch.unpack(packing, packed.behavior_logprobs)
   assert packing.n_targets > 1000
   # The same bits on some CPUs; on an AMD EPYC up to 2e-6 apart.

@@ -67,11 +67,13 @@ def _trainer(config, network=_NETWORK, params=None):
   return trainer_lib.Trainer(
     types.SimpleNamespace(
       config=config,
-      mesh=_mesh(),
-      model_config=network,
-      params=_params() if params is None else params,
-      described={},
-      tokenizer=types.SimpleNamespace(pad_id=0),
+      model=types.SimpleNamespace(
+        config=network,
+        mesh=_mesh(),
+        params=_params() if params is None else params,
+        described={},
+        tokenizer=types.SimpleNamespace(pad_id=0),
+      ),
     )
   )
 
@@ -351,10 +353,12 @@ def test_a_master_starts_from_what_the_files_hold(base, tmp_path, monkeypatch, s
     trainer_lib.Trainer(
       types.SimpleNamespace(
         config=config,
-        mesh=_mesh(),
-        model_config=network,
-        params=read,
-        described=model_directory.read_config(tmp_path),
+        model=types.SimpleNamespace(
+          config=network,
+          mesh=_mesh(),
+          params=read,
+          described=model_directory.read_config(tmp_path),
+        ),
       )
     )
   (state,) = made
