@@ -101,3 +101,19 @@ def test_what_plans_alone_read_is_refused(name, value):
 def test_what_cannot_work_names_the_remedy(pairs, remedy):
   with pytest.raises(schema.ConfigError, match=remedy):
     consistency.check(_changed(*pairs))
+
+
+def test_rows_of_the_engine_hold_a_prompt_and_a_response():
+  base = overrides.override(
+    schema.Config(
+      name='plans',
+      task_set=schema.TaskSetConfig(kind='jsonl', train='a', evaluation='b'),
+    ),
+    [('engine.max_new_tokens', '256'), ('batch.tokens_per_row', '512')],
+  )
+  longest = base.planner.max_prompt_tokens + base.planner.sampling.max_new_tokens
+  enough = overrides.override(base, [('engine.row_tokens', str(longest))])
+  consistency.check(enough)
+  short = overrides.override(base, [('engine.row_tokens', str(longest - 1))])
+  with pytest.raises(schema.ConfigError, match=f'row_tokens {longest - 1} cannot hold'):
+    consistency.check(short)
