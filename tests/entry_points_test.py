@@ -305,11 +305,12 @@ def test_solve_shows_the_steps_and_the_answer(tmp_path):
     f'--workdir={tmp_path}',
     '--query=What is the capital of Spain?',
     '--config.task_set.kind=jsonl',
-    f'--config.task_set.train={config.task_set.train}',
-    f'--config.task_set.evaluation={config.task_set.evaluation}',
+    '--config.task_set.train=/nowhere/tasks.jsonl',  # Nothing reads them.
+    '--config.task_set.evaluation=/nowhere/tasks.jsonl',
     f'--config.agent.tools.corpus={config.agent.tools.corpus}',
   )
   assert done.returncode == 0, done.stderr
+  assert not (tmp_path / 'data').exists()  # No data set is built, either.
   assert 'Query: What is the capital of Spain?' in done.stdout
   assert 'Sub-Goal:' in done.stdout and 'Answer: ' in done.stdout
   assert 'passages indexed' not in done.stderr  # Only --verbosity=0 tells.

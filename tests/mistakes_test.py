@@ -212,6 +212,12 @@ _MISTAKES = [
   ('solve', (*_OWN, '--query='), '--query'),
   ('solve', (*_OWN, '--query=x', '--planner=nowhere'), 'nowhere'),
   ('solve', ('--workdir={dir}/good_run', '--query=x'), 'has no planner yet'),
+  # The wheel that the config names does not have to be there.
+  (
+    'solve',
+    ('--config=local_model', '--config.planner.directory={new}.gguf', '--query=x'),
+    '{new}.gguf does not exist',
+  ),
   ('serve', ('--workdir={dir}/good_run',), 'has no planner yet'),
   (
     'serve',

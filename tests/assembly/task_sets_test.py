@@ -318,3 +318,14 @@ def test_plans_that_are_none_name_their_line(tmp_path, plans):
   path.write_text(json.dumps({'query': 'q', 'answer': 'a', 'plans': plans}))
   with pytest.raises(schema.ConfigError, match='t.jsonl.*1.*plan'):
     task_sets.read_jsonl(str(path), 'f1')
+
+
+def test_without_tasks_there_is_only_the_corpus_that_is_read(tmp_path):
+  config = schema.TaskSetConfig(kind='geohop')
+  nothing = task_sets.without_tasks(config, str(tmp_path / 'a'), reads_corpus=False)
+  assert nothing.corpus == '' and not (tmp_path / 'a').exists()
+  found = task_sets.without_tasks(config, str(tmp_path / 'b'), reads_corpus=True)
+  assert not (found.train or found.validation or found.test)
+  (path,) = (tmp_path / 'b').iterdir()
+  assert found.corpus == str(path)
+  assert path.read_bytes().count(b'\n') > 200

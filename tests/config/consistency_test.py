@@ -150,3 +150,19 @@ def test_an_agent_that_is_not_ours_is_possible():
     )
   with pytest.raises(schema.ConfigError, match='agent.served.port'):
     schema.ServedConfig(port=70000)
+
+
+def test_rows_of_the_engine_hold_a_prompt_and_a_response():
+  base = overrides.override(
+    schema.Config(
+      name='plans',
+      task_set=schema.TaskSetConfig(kind='jsonl', train='a', evaluation='b'),
+    ),
+    [('engine.max_new_tokens', '256'), ('batch.tokens_per_row', '512')],
+  )
+  longest = base.planner.max_prompt_tokens + base.planner.sampling.max_new_tokens
+  enough = overrides.override(base, [('engine.row_tokens', str(longest))])
+  consistency.check(enough)
+  short = overrides.override(base, [('engine.row_tokens', str(longest - 1))])
+  with pytest.raises(schema.ConfigError, match=f'row_tokens {longest - 1} cannot hold'):
+    consistency.check(short)

@@ -356,7 +356,7 @@ def test_a_run_waits_for_its_slice(cloud):
   'states, message',
   [
     ('FAILED', 'n is FAILED, and will not become ACTIVE'),
-    ('WAITING_FOR_RESOURCES SUSPENDED', 'n is SUSPENDED'),
+    ('WAITING_FOR_RESOURCES SUSPENDED', 'n is SUSPENDED, and will not become ACTIVE'),
     ('PROVISIONING', 'n is PROVISIONING after 60 s'),
     ('ERROR', 'not found'),
   ],

@@ -258,19 +258,44 @@ def test_what_cannot_be_answered_is_refused(client, change, status, param, strea
   assert error['param'] == param and error['message']
 
 
-def test_a_limit_beyond_what_fits_is_cut(client, model):
-  ids = [5] * 95
-  ask = {'model': 'geo', 'prompt': ids, 'temperature': 0, 'return_token_ids': True}
-  for asked, prompt, got in ((256, ids, 25), (7, ids, 7), (256, ids[:9], 32)):
-    (choice,) = _post(
-      client, '/completions', **ask | {'prompt': prompt, 'max_tokens': asked}
-    )['choices']
-    assert choice['finish_reason'] in ('length', 'stop')
-    if choice['finish_reason'] == 'length':
-      assert len(choice['token_ids']) == got
-    else:
-      assert len(choice['token_ids']) < got
-  assert model.context == 256
+class _Asked:
+  """A model that tells how many tokens it was asked for."""
+
+  max_prompt_tokens, is_closed = 96, False
+
+  def __init__(self, tokenizer):
+    self.tokenizer, self.asked = tokenizer, []
+
+  async def sample(self, prompt, sampling, key, on_ids=None):
+    del key, on_ids
+    self.asked.append((len(prompt), sampling.max_new_tokens))
+    return records.Completion('', finish_reason='length')
+
+
+@pytest.mark.parametrize('stream', [False, True])
+def test_a_limit_beyond_what_fits_is_cut(model, stream):
+  asked = _Asked(model.tokenizer)
+  service = app.Service(asked, 'geo', 32, row_tokens=120, context=256)
+  with listening.listening(app.make(service)) as base:
+
+    def post(prompt, **more):
+      ask = {'model': 'geo', 'prompt': prompt, 'stream': stream} | more
+      return httpx.post(f'{base}/v1/completions', json=ask)
+
+    for length, limit, cut in (
+      (95, 256, 25),  # What is left of 120.
+      (95, 7, 7),
+      (9, 256, 32),
+      (96, 25, 24),
+    ):
+      assert post([5] * length, max_tokens=limit).status_code == 200
+      assert asked.asked.pop() == (length, cut)
+    # Each prompt of a request has what is left behind it.
+    assert post([[5] * 90, [5] * 100], max_tokens=256).status_code == 400
+    assert post([[5] * 90, [5] * 94], max_tokens=256).status_code == 200
+    assert sorted(asked.asked) == [(90, 30), (94, 26)]
+    assert post([5] * 97).json()['error']['code'] == 'context_length_exceeded'
+    assert post([5], max_tokens=257).json()['error']['param'] == 'max_tokens'
 
 
 def test_roles_and_values_that_clients_send_are_understood(client, model):
