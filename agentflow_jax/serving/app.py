@@ -24,6 +24,9 @@ from agentflow_jax.assembly import engine_model
 from agentflow_jax.serving import incoming, requests, writing
 
 _DONE = 'data: [DONE]\n\n'
+# Body whose prompt another thread renders [bytes]; its hand-over takes longer than that
+# of shorter ones.
+_LONG = 8192
 _T = TypeVar('_T')
 
 
@@ -203,10 +206,13 @@ async def answer(
       body, service.name, service.max_new_tokens, service.model.tokenizer.vocab_size
     )
   tokenizer = service.model.tokenizer
-  # Not on the event loop, and refused before there are `n` requests of each.
-  prompts = await asyncio.to_thread(
-    lambda: [_ids(service.model, p, ask.tools) for p in ask.prompts]
-  )
+
+  def render():
+    return [_ids(service.model, p, ask.tools) for p in ask.prompts]
+
+  # Long ones not on the event loop, and refused before there are `n` requests of each.
+  is_short = int(request.headers.get('content-length', _LONG)) < _LONG
+  prompts = render() if is_short else await asyncio.to_thread(render)
   longest = max(map(len, prompts))
   most = service.model.max_prompt_tokens
   if longest > most:

@@ -88,9 +88,12 @@ class _Driver:
       httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http,
       asyncio.TaskGroup() as solving,
     ):
-      while (got := await http.post('/tasks', headers=headers)).status_code != 410:
-        if got.status_code == 200:
-          solving.create_task(self._solve(http, headers, got.json()))
+      while True:
+        got = await http.post('/tasks', headers=headers, json={'most': 256})
+        if got.status_code != 200:
+          break
+        for said in got.json()['tasks']:
+          solving.create_task(self._solve(http, headers, said))
     raise httpx.TransportError('the run has ended')
 
   async def _solve(self, http, headers, said) -> None:

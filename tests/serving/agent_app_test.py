@@ -179,8 +179,10 @@ def test_a_driver_that_leaves_while_it_waits_takes_no_task(model):
         base_url=host.url, headers=headers, timeout=60
       ) as client:
         none = await client.post('/tasks', json={'wait_seconds': 0})
-        assert none.status_code == 204
-        assert (await client.post('/tasks', json=[1])).status_code == 400
+        assert none.json() == {'tasks': []}
+        for wrong in ([1], {'most': 0}, {'most': True}, {'wait_seconds': -1}, {'x': 1}):
+          got = await client.post('/tasks', json=wrong)
+          assert got.status_code == 400, wrong
         waiting = asyncio.create_task(client.post('/tasks'))
         while not host._news._waiters:
           await asyncio.sleep(0.001)
@@ -189,7 +191,7 @@ def test_a_driver_that_leaves_while_it_waits_takes_no_task(model):
           await asyncio.sleep(0.001)
         async with host.opened(_TASK, _KEY, _SAMPLING, _LIMITS) as session:
           assert (await client.get('/tasks')).json() == {'waiting': 1, 'open': 1}
-          got = (await client.post('/tasks')).json()
+          (got,) = (await client.post('/tasks')).json()['tasks']
           assert got['session'] == session.id and got['task']['answers'] == ['a']
           assert (got['purpose'], got['step'], got['rollout']) == ('train', 2, 1)
         waiting = asyncio.create_task(client.post('/tasks'))
