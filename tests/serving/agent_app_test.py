@@ -171,6 +171,30 @@ def test_with_a_command_there_is_no_driver(model):
   _run(model, work, command=command)
 
 
+def test_a_response_whose_other_choice_fails_takes_no_turn(model):
+  sample, keys = model.sample, []
+
+  async def second_fails(prompt_ids, sampling, key, *others):
+    keys.append(key)
+    if len(keys) == 2:
+      while not session_of[0].undelivered:  # The first is there.
+        await asyncio.sleep(0)
+      raise ValueError('no')
+    return await sample(prompt_ids, sampling, key, *others)
+
+  model.sample, session_of = second_fails, []
+
+  async def work(unused_host, session, client):
+    session_of.append(session)
+    await _chat(client, 400, n=2)
+    for _ in range(_LIMITS.max_turns):
+      await _chat(client)
+    await _chat(client, 403)
+    assert len(session.turns) == _LIMITS.max_turns and len(session.undelivered) == 1
+
+  _run(model, work)
+
+
 def test_a_driver_that_leaves_while_it_waits_takes_no_task(model):
   async def run():
     async with served_agents.endpoint({'policy': model}) as host:
