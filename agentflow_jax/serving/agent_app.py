@@ -31,6 +31,7 @@ _LIMITS = ('max_tokens', 'max_completion_tokens')
 _ID = re.compile('[0-9a-f]{32}')
 _MOST_ANSWER = 1 << 16  # Characters.
 _MOST_WAIT = 60.0  # Of a driver for a task [s].
+_MOST_TASKS = 1024  # That a driver takes at once.
 _LEAST_WAIT = 0.01  # Without any, wait_for would not look.
 
 
@@ -131,39 +132,49 @@ async def _counts(host, unused_bodies, request):
 
 
 async def _take(host: agent_host.AgentHost, bodies, request):
-  """Gives a driver the next task; 204 where none comes while it waits."""
+  """Gives a driver the next tasks; none where none comes while it waits."""
   _check_driver(host, request)
   body = await bodies.read(request, empty={})
-  wait: Any = body.get('wait_seconds', 20.0) if isinstance(body, dict) else None
-  if not _is_number(wait) or not 0 <= wait <= _MOST_WAIT:
+  body = {'wait_seconds': 20.0, 'most': 1} | (
+    body if isinstance(body, dict) else {'': 0}
+  )
+  wait, most = body.pop('wait_seconds'), body.pop('most')
+  if body or not _is_number(wait) or not 0 <= wait <= _MOST_WAIT:
     raise requests.BadRequest(
-      f'wait_seconds must be a number from 0 to {_MOST_WAIT:g}', 'wait_seconds'
+      f'the body may have wait_seconds, a number from 0 to {_MOST_WAIT:g}, and most',
+      'wait_seconds',
     )
+  if type(most) is not int or not 1 <= most <= _MOST_TASKS:
+    raise requests.BadRequest(f'most must be from 1 to {_MOST_TASKS}', 'most')
   try:
-    session = await app.unless_gone(
-      request, asyncio.wait_for(host.take(), max(wait, _LEAST_WAIT))
+    taken = await app.unless_gone(
+      request, asyncio.wait_for(host.take(most), max(wait, _LEAST_WAIT))
     )
   except TimeoutError:
-    return responses.Response(status_code=204)
+    taken = []
   except agent_host.Closed:
     raise served_session.Over('the run has ended, and has no more tasks') from None
   if await request.is_disconnected():
-    host.give_back(session)
+    for session in reversed(taken):
+      host.give_back(session)
+  return writing.JSONResponse({'tasks': [_task(host, session) for session in taken]})
+
+
+def _task(host, session: served_session.Session) -> dict[str, Any]:
+  """Returns what a driver is told of a task."""
   task, key = session.task, session.key
-  return writing.JSONResponse(
-    {
-      'session': session.id,
-      'base_url': host.base_url(session),
-      'api_key': host.key or 'none',
-      'model': 'policy',
-      'task': {'id': task.id, 'query': task.query, 'answers': list(task.answers)},
-      'purpose': key.purpose.value,
-      'step': key.step,
-      'rollout': key.rollout,
-      'max_turns': session.limits.max_turns,
-      'deadline_seconds': session.limits.deadline_seconds,
-    }
-  )
+  return {
+    'session': session.id,
+    'base_url': host.base_url(session),
+    'api_key': host.key or 'none',
+    'model': 'policy',
+    'task': {'id': task.id, 'query': task.query, 'answers': list(task.answers)},
+    'purpose': key.purpose.value,
+    'step': key.step,
+    'rollout': key.rollout,
+    'max_turns': session.limits.max_turns,
+    'deadline_seconds': session.limits.deadline_seconds,
+  }
 
 
 async def _models(host, unused_bodies, request):

@@ -95,8 +95,11 @@ class AgentHost:
     """Returns an open session, or None where it has ended or never was."""
     return self._sessions.get(name)
 
-  async def take(self) -> served_session.Session:
-    """Waits for a task that no driver has yet, and returns its session.
+  async def take(self, most: int) -> list[served_session.Session]:
+    """Waits for a task that no driver has yet, and returns the sessions of such tasks.
+
+    Args:
+      most: largest number of them.
 
     Raises:
       Closed: there will be none.
@@ -105,9 +108,10 @@ class AgentHost:
       await self._news.wait_for(lambda: self._waiting or self._closed)
       if self._closed:
         raise Closed
-      session = self._waiting.popleft()
-      session.waits_for_driver = False
-      return session
+      taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+      for session in taken:
+        session.waits_for_driver = False
+      return taken
 
   def give_back(self, session: served_session.Session) -> None:
     """Offers a task again that no driver got."""

@@ -112,8 +112,8 @@ def _driver(host) -> dict[str, str]:
 def _notice(config, url, path, is_command) -> str:
   sampling = config.planner.sampling
   said = (
-    f'temperature {sampling.temperature:g} and the other fields of planner.sampling'
-    ' hold for all responses of the policy'
+    f'planner.sampling holds for all responses of the policy (temperature'
+    f' {sampling.temperature:g}, or 0 in greedy evaluations)'
   )
   if config.agent.served.sampling == 'run':
     said += ", whatever an agent's requests say"

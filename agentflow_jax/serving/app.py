@@ -27,6 +27,9 @@ from agentflow_jax.assembly import engine_model
 from agentflow_jax.serving import incoming, metrics, requests, writing
 
 _DONE = 'data: [DONE]\n\n'
+# Body whose prompt another thread renders [bytes]; its hand-over takes longer than that
+# of shorter ones.
+_LONG = 8192
 _T = TypeVar('_T')
 
 
@@ -249,10 +252,13 @@ async def answer(
       body, service.name, context, service.model.tokenizer.vocab_size
     )
   tokenizer = service.model.tokenizer
-  # Not on the event loop, and refused before there are `n` requests of each.
-  prompts = await asyncio.to_thread(
-    lambda: [_ids(service.model, p, ask.tools) for p in ask.prompts]
-  )
+
+  def render():
+    return [_ids(service.model, p, ask.tools) for p in ask.prompts]
+
+  # Long ones not on the event loop, and refused before there are `n` requests of each.
+  is_short = int(request.headers.get('content-length', _LONG)) < _LONG
+  prompts = render() if is_short else await asyncio.to_thread(render)
   service.room(max(map(len, prompts)))
   prefix = 'chatcmpl' if is_chat else 'cmpl'
   head = {

@@ -48,6 +48,9 @@ class Bounds:
       the end of its headers.
     body_seconds: time from there to the end of its body.
     write_seconds: longest time during which a client reads nothing of its answer.
+    idle_seconds: time that a connection may be idle between two requests. Clients close
+      theirs before (httpx after 5 seconds): a request that meets a connection that is
+      being closed here would fail.
     linger_seconds: time during which the rest of a refused body is read and
       discarded, so that the client can read the answer.
     connections: largest number of connections. A new connection beyond it replaces
@@ -58,6 +61,7 @@ class Bounds:
   header_seconds: float = 10.0
   body_seconds: float = 60.0
   write_seconds: float = 60.0
+  idle_seconds: int = 75
   linger_seconds: float = 2.0
   connections: int = dataclasses.field(default_factory=_most_connections)
 
@@ -85,7 +89,8 @@ def make_server(
       leaves pings without an answer for 20 seconds is closed before.
     in_loop: whether it is one part of a program, whose signals it leaves alone.
   """
-  http: Any = functools.partial(_Protocol, bounds or Bounds(), {})
+  bounds = bounds or Bounds()
+  http: Any = functools.partial(_Protocol, bounds, {})
   kind = _InLoop if in_loop else uvicorn.Server
   return kind(
     uvicorn.Config(
@@ -98,6 +103,7 @@ def make_server(
       # Warnings tell of requests that are no HTTP, which anyone can send.
       log_level='error',
       access_log=False,
+      timeout_keep_alive=bounds.idle_seconds,
       timeout_graceful_shutdown=5,
     )
   )

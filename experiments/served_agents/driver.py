@@ -29,9 +29,10 @@ def main(path: str) -> None:
     httpx.Client(base_url=where['url'], headers=key, timeout=90) as run,
     futures.ThreadPoolExecutor(64) as pool,
   ):
-    while (got := run.post('/tasks')).status_code != 410:  # The run has ended.
-      if got.status_code == 200:  # Otherwise there is no task at the moment.
-        pool.submit(solve, run, got.json())
+    # Status 410 says that the run has ended; an empty list, that there is no task yet.
+    while (got := run.post('/tasks', json={'most': 64})).status_code == 200:
+      for said in got.json()['tasks']:
+        pool.submit(solve, run, said)
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 import textwrap
 import time
@@ -70,6 +71,14 @@ _LEAVES = """
 """
 
 
+_RUNS = """
+  import asyncio, sys
+  from agentflow_jax.agents import served_command
+  command = served_command.Command((sys.executable, '-I', sys.argv[1]), 60, 2**32)
+  asyncio.run(command.run({}, ''))
+"""
+
+
 def _await_end(pids):
   for pid in pids:
     while True:
@@ -103,3 +112,21 @@ def test_nothing_of_it_is_left(tmp_path, hangs):
   assert hangs or done.answer == 'left'
   _await_end(pids.read_text().split())
   assert not os.path.exists(f'/proc/{pids.read_text().split()[0]}')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel of Linux does it')
+def test_it_ends_with_the_run_however_that_ends(tmp_path):
+  _command(tmp_path, _LEAVES.replace("print('left')", 'time.sleep(600)'))
+  pids = tmp_path / 'agent.py.pids'
+  run = subprocess.Popen(
+    [sys.executable, '-c', textwrap.dedent(_RUNS), str(tmp_path / 'agent.py')]
+  )
+  while not (pids.exists() and pids.read_text().count(' ')):
+    time.sleep(0.01)
+  run.kill()
+  run.wait()
+  agent, child = pids.read_text().split()
+  try:
+    _await_end([agent])
+  finally:
+    os.kill(int(child), 9)  # Only the command itself is ended by the kernel.

@@ -171,6 +171,30 @@ def test_with_a_command_there_is_no_driver(model):
   _run(model, work, command=command)
 
 
+def test_a_response_whose_other_choice_fails_takes_no_turn(model):
+  sample, keys = model.sample, []
+
+  async def second_fails(prompt_ids, sampling, key, *others):
+    keys.append(key)
+    if len(keys) == 2:
+      while not session_of[0].undelivered:  # The first is there.
+        await asyncio.sleep(0)
+      raise ValueError('no')
+    return await sample(prompt_ids, sampling, key, *others)
+
+  model.sample, session_of = second_fails, []
+
+  async def work(unused_host, session, client):
+    session_of.append(session)
+    await _chat(client, 400, n=2)
+    for _ in range(_LIMITS.max_turns):
+      await _chat(client)
+    await _chat(client, 403)
+    assert len(session.turns) == _LIMITS.max_turns and len(session.undelivered) == 1
+
+  _run(model, work)
+
+
 def test_a_driver_that_leaves_while_it_waits_takes_no_task(model):
   async def run():
     async with served_agents.endpoint({'policy': model}) as host:
@@ -179,8 +203,10 @@ def test_a_driver_that_leaves_while_it_waits_takes_no_task(model):
         base_url=host.url, headers=headers, timeout=60
       ) as client:
         none = await client.post('/tasks', json={'wait_seconds': 0})
-        assert none.status_code == 204
-        assert (await client.post('/tasks', json=[1])).status_code == 400
+        assert none.json() == {'tasks': []}
+        for wrong in ([1], {'most': 0}, {'most': True}, {'wait_seconds': -1}, {'x': 1}):
+          got = await client.post('/tasks', json=wrong)
+          assert got.status_code == 400, wrong
         waiting = asyncio.create_task(client.post('/tasks'))
         while not host._news._waiters:
           await asyncio.sleep(0.001)
@@ -189,7 +215,7 @@ def test_a_driver_that_leaves_while_it_waits_takes_no_task(model):
           await asyncio.sleep(0.001)
         async with host.opened(_TASK, _KEY, _SAMPLING, _LIMITS) as session:
           assert (await client.get('/tasks')).json() == {'waiting': 1, 'open': 1}
-          got = (await client.post('/tasks')).json()
+          (got,) = (await client.post('/tasks')).json()['tasks']
           assert got['session'] == session.id and got['task']['answers'] == ['a']
           assert (got['purpose'], got['step'], got['rollout']) == ('train', 2, 1)
         waiting = asyncio.create_task(client.post('/tasks'))

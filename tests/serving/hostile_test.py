@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import pathlib
@@ -391,6 +392,20 @@ def test_a_connection_serves_many_requests_but_is_not_kept_for_one_half(place):
     begun = time.monotonic()
     assert _rest(client).startswith(b'HTTP/1.1 408')
     assert time.monotonic() - begun < 5  # uvicorn alone would wait for ever.
+
+
+def test_an_idle_connection_is_kept_longer_than_clients_keep_theirs():
+  service = app.Service(_Model(), 'm', 8)
+  assert connections.Bounds().idle_seconds > 5  # What httpx and openai have.
+  bounds = dataclasses.replace(_BOUNDS, idle_seconds=1)
+  with listening.listening(app.make(service), bounds) as base:
+    port = int(base.rpartition(':')[2])
+    ask = _post(_CHAT).replace(b'Connection: close\r\n', b'')
+    with _connect(port) as client:
+      client.sendall(ask)
+      assert client.recv(1 << 16).startswith(b'HTTP/1.1 200')
+      assert _rest(client) == b''  # It is closed, without a word.
+  assert connections.make_server(app.make(service)).config.timeout_keep_alive == 75
 
 
 def test_pipelined_requests_are_all_answered(place):

@@ -30,11 +30,12 @@ class _Driver:
   async def work(self):
     async with asyncio.TaskGroup() as group:
       while True:
-        got = await self._client.post('/tasks', headers=self._key)
+        body = {'most': 7}
+        got = await self._client.post('/tasks', json=body, headers=self._key)
         if got.status_code == 410:
           return
-        if got.status_code == 200:
-          group.create_task(self._treat(got.json()))
+        for said in got.json()['tasks']:
+          group.create_task(self._treat(said))
 
   async def _treat(self, said):
     kind = said['task']['id'].partition('-')[0]
@@ -241,6 +242,24 @@ def test_each_has_one_status_and_nothing_is_trained_twice(tmp_path, caplog, sess
     for t in group.trajectories[0].turns
   ]
   assert len({*trained}) == len(trained)
+
+
+def test_a_run_without_a_driver_says_so(tmp_path):
+  model = served_agents.KeyedModel(
+    hugging_face.from_directory(byte_tokenizer.write(tmp_path / 'm'))
+  )
+
+  async def run():
+    async with served_agents.endpoint({'policy': model}) as host:
+      limits = rollout.RolloutConfig(deadline_seconds=0.2)
+      agent = fakes.make_agent(model, [], limits, host=host)
+      key = records.RequestKey(0, records.Purpose.TRAIN, 0, 't', 0)
+      task = records.Task('t', 'Q', ('a',), 'match')
+      return await rollout.rollout(agent, task, key)
+
+  done = asyncio.run(run())
+  assert done.status is _S.DEADLINE_INFRASTRUCTURE
+  assert done.detail.endswith('; no driver took the task')
 
 
 def test_the_same_seed_gives_the_same_turns_in_whatever_order(tmp_path):

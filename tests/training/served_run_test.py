@@ -12,6 +12,7 @@ import pytest
 
 from agentflow_jax import records
 from agentflow_jax.config import schema
+from agentflow_jax.evaluation import command as evaluation_command, solving
 from agentflow_jax.rollouts import rollout_files
 from agentflow_jax.training import run, trainer
 from tests.config import mini
@@ -120,8 +121,8 @@ def _rewarding(client):
   """Solves every task in turn; returns what the run said of them."""
   said = []
   while (got := client.post('/tasks')).status_code != 410:
-    if got.status_code == 200:
-      said.append(one := got.json())
+    for one in got.json()['tasks']:
+      said.append(one)
       text = _ask(client, one, one['task']['query'])
       _ask(client, one, 'Why?', model='frozen', temperature=0.5, top_p=0.9)
       body = {'reward': len(text) % 7 / 7, 'answer': text}
@@ -194,8 +195,8 @@ def _killed(client):
   sessions = []
   try:
     while (got := client.post('/tasks')).status_code != 410:
-      if got.status_code == 200:
-        sessions.append((one := got.json())['session'])
+      for one in got.json()['tasks']:
+        sessions.append(one['session'])
         text = _ask(client, one, one['task']['query'])
         _ask(client, one, 'Why?', model='frozen', temperature=0.5, top_p=0.9)
         body = {'reward': len(text) % 7 / 7, 'answer': text}
@@ -203,3 +204,41 @@ def _killed(client):
   except httpx.TransportError:
     pass
   return sessions
+
+
+@pytest.mark.slow
+def test_evaluate_and_solve_run_the_same_agent(tmp_path):
+  served = schema.ServedConfig(command=command(tmp_path, _AGENT), frozen=True)
+  base = config(tmp_path, served=served)
+  planner, workdir = base.planner.directory, str(tmp_path / 'out')
+  options = evaluation_command.EvaluateOptions(
+    planner=planner, limit=2, trials=2, controls=True, name='mine'
+  )
+  said = evaluation_command.evaluate(base, workdir, options)
+  assert 'random' not in said and 'frozen planner' in said
+  value = json.loads((tmp_path / 'out' / 'evaluations' / 'mine.json').read_text())
+  assert value['items_scored'] == 2 and value['turns_mean'] == 2
+  lines = []
+  done = solving.solve(
+    base, 'What is 1 plus 1?', workdir=workdir, greedy=False, emit=lines.append
+  )
+  assert done.status is records.Status.ANSWERED and done.answer in ('42', '43')
+  assert any('agents are served at http://127.0.0.1' in line for line in lines)
+  assert len(done.turns) == 2 and done.reward == 0
+  for flag in ('injection', 'tools'):
+    wrong = dataclasses.replace(options, **{flag: 'bundled'})
+    with pytest.raises(schema.ConfigError, match=f'--{flag} is for our own tools'):
+      evaluation_command.evaluate(base, workdir, wrong)
+
+
+def test_mistakes_show_before_a_model_is_loaded(tmp_path):
+  base = config(tmp_path, served=schema.ServedConfig(command='no_such_program'))
+  base = dataclasses.replace(
+    base, planner=dataclasses.replace(base.planner, directory=str(tmp_path / 'none'))
+  )
+  for work in (
+    lambda: run.train(base, str(tmp_path / 'out'), quiet=True),
+    lambda: solving.solve(base, 'Q', workdir=str(tmp_path / 'out'), emit=print),
+  ):
+    with pytest.raises(schema.ConfigError, match='there is no such program'):
+      work()
