@@ -2,10 +2,13 @@
 
   python -m agentflow_jax.export --workdir=DIR --out=DIR [--dtype=bfloat16]
   python -m agentflow_jax.export --model=DIR_OR_GGUF --out=DIR
+  python -m agentflow_jax.export --workdir=DIR --adapter --out=DIR
 
 Exports the planner that the run in --workdir ended with, or any model that
 `planner.directory` of a config may name. Writes config.json, safetensors in
-shards, and the tokenizer's files. --out must not hold a model yet.
+shards, and the tokenizer's files. --out must not hold a model yet. With --adapter it
+writes the low-rank adapters of a run with planner.lora.rank alone, for PEFT, vLLM and
+SGLang.
 """
 
 import sys
@@ -36,6 +39,9 @@ _UNTIED = flags.DEFINE_bool(
   'Writes a head that is the embedding apart from it, for servers that are given new'
   ' weights while they run (docs/engines.md).',
 )
+_ADAPTER = flags.DEFINE_bool(
+  'adapter', False, "Exports the run's adapters alone, in PEFT's format."
+)
 
 
 def main(argv):
@@ -43,11 +49,17 @@ def main(argv):
   # Imported late: --help and mistaken flags should not wait for JAX.
   from agentflow_jax.assembly import model_export
 
+  out = command_line.given(_OUT)
+  if _ADAPTER.value:
+    print(
+      model_export.export_adapter(workdir=_WORKDIR.value, out=out, dtype=_DTYPE.value)
+    )
+    return
   print(
     model_export.export(
       model=_MODEL.value,
       workdir=_WORKDIR.value,
-      out=command_line.given(_OUT),
+      out=out,
       dtype=_DTYPE.value,
       shard_bytes=int(_SHARD_GB.value * 1e9),
       untied=_UNTIED.value,

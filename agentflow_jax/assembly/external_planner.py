@@ -120,8 +120,19 @@ def make(
       f'planner.external.directory: {directory} is not local: name a directory of a'
       ' file system that the servers see, too'
     )
+  network = loaded.config
+  for name, value, most in (
+    (
+      'planner.max_prompt_tokens',
+      config.planner.max_prompt_tokens,
+      network.max_positions,
+    ),
+    ('engine.max_kept', config.engine.max_kept, network.vocab_size),
+  ):
+    if value > most:
+      raise schema.ConfigError(f'{name} {value}: the model has {most}')
   try:
-    families.to_hugging_face(loaded.config, 'float32')
+    families.to_hugging_face(network, 'float32')
     key = client_lib.read_key(external.api_key_variable)
   except families.UnsupportedModel as e:
     raise schema.ConfigError(f'planner.sampler=external: {e}') from e
@@ -143,10 +154,10 @@ def make(
       patience_seconds=external.patience_seconds,
       max_kept=config.engine.max_kept,
     ),
-    _bounds(config, loaded.config.dtype),
+    _bounds(config, network.dtype),
     versions.Versions(directory, external.server_directory),
-    vocab_size=loaded.config.vocab_size,
-    max_positions=loaded.config.max_positions,
+    vocab_size=network.vocab_size,
+    max_positions=network.max_positions,
   )
   return Serving(config, loaded, samples)
 

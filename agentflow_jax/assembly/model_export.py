@@ -1,4 +1,4 @@
-"""A model of any supported form, written as a Hugging Face directory."""
+"""A model of any supported form, or adapters, written as a directory."""
 
 import dataclasses
 import os
@@ -9,9 +9,43 @@ from etils import epath
 from agentflow_jax.assembly import model_files
 from agentflow_jax.config import schema
 from agentflow_jax.tokenization import sentencepiece_json, tokenizers
-from agentflow_jax.weights import model_directory
+from agentflow_jax.weights import adapter_files, model_directory
 
 _FILES = ('config.json', 'tokenizer.json', 'tokenizer.model', 'chat_template.jinja')
+
+
+def export_adapter(
+  *, workdir: str, out: str, dtype: str, others: bool | str = False
+) -> str:
+  """Writes the adapters of a run in PEFT's format.
+
+  Args:
+    workdir: a finished run with planner.lora.rank.
+    out: the directory to write.
+    dtype: 'float32', 'bfloat16', or 'stored' for float32, which adapters have.
+    others: whether flags were given that are for whole models.
+
+  Returns:
+    A line for people.
+
+  Raises:
+    ConfigError, CheckpointError: name the remedy.
+  """
+  if others:
+    raise schema.ConfigError('--adapter goes with neither --model nor --untied')
+  if not workdir:
+    raise schema.ConfigError('--adapter exports what a run trained: give --workdir')
+  source = epath.Path(workdir) / adapter_files.DIRECTORY
+  if not source.exists():
+    raise model_directory.CheckpointError(
+      f'{workdir} holds no adapters: only a run with planner.lora.rank that has ended'
+      ' has them (the same train command goes on with it)'
+    )
+  if epath.Path(out).exists() and epath.Path(out).resolve() == source.resolve():
+    raise schema.ConfigError(f'--out: {out} is what is read')
+  dtype = 'float32' if dtype == 'stored' else dtype
+  count = adapter_files.copy(source, out, dtype)
+  return f'{out}: adapters of {count:,} parameters in {dtype}'
 
 
 def export(

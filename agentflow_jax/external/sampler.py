@@ -407,7 +407,8 @@ class ExternalSampler:
         self._given = given
         self._groups.clear()
         for server in self._servers:
-          server.is_live, server.reason = False, 'it is being given new weights'
+          if server.is_live:
+            server.is_live, server.reason = False, 'it is being given new weights'
       with futures.ThreadPoolExecutor(len(self._servers)) as threads:
         list(threads.map(lambda one: self._give(one, given), self._servers))
       self._scores = new or None
@@ -465,8 +466,10 @@ class ExternalSampler:
           )
     except (wire.Unavailable, wire.Refused, calls.BadAnswer) as e:
       with self._state:
+        is_news = server.reason != str(e)
         server.is_live, server.reason = False, str(e)
-      logging.warning('%s was not given weights: %s', server.wire.url, e)
+      if is_news:
+        logging.warning('%s was not given weights: %s', server.wire.url, e)
       return
     with self._state:
       refuted = server.verdict and server.verdict.outcome == proof.Outcome.REFUTED

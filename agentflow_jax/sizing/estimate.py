@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from agentflow_jax.config import schema
+from agentflow_jax.config import roles, schema
 from agentflow_jax.core import batch, flops
 from agentflow_jax.training import update_shapes
 
@@ -77,7 +77,6 @@ def estimated(config, planner, mesh, chip, report, local):
   """Returns the assumptions, and what a step then comes to."""
   forest = Forest.of(config)
   train, turns = config.train, config.agent.rollout.max_turns
-  rollouts = train.queries_per_step * train.group_size
   shape = dict(mesh.shape)
   shards = shape['data'] * shape['fsdp']
   part = _part(config.batch.rows_per_micro, shards)
@@ -107,10 +106,41 @@ def estimated(config, planner, mesh, chip, report, local):
   products = update_flops / len(mesh.devices.flat) / chip.flops / _EFFICIENCY
   links = sent / chip.links
 
+  assumes = {
+    'prompt_tokens': forest.prompt,
+    'memory_tokens_a_turn': forest.memory,
+    'response_tokens': forest.response,
+    'turns': turns,
+    'share_of_peak': _EFFICIENCY,
+    'tools_seconds': 0.0,
+  }
+  seconds = {}
+  if not roles.samples_outside(config):
+    prompts = scale * packing.n_tokens
+    seconds = _sampling(config, planner, mesh, chip, report, local, forest, prompts)
+  return assumes, {
+    'update_flops_a_chip': update_flops / len(mesh.devices.flat),
+    'update_collective_bytes_a_chip': sent,
+    'micro_batches': micro,
+    'tokens_a_step': int(scale * packing.n_tokens),
+    'tokens_shared': packing.n_row_tokens / packing.n_tokens,
+    'fill': packing.fill,
+    'update_seconds': {
+      'overlapped': max(products, links),
+      'one after the other': products + links,
+    },
+    **seconds,
+  }
+
+
+def _sampling(config, planner, mesh, chip, report, local, forest, prompts):
+  """Returns the seconds of sampling a step in this job, for all tokens of prompts."""
+  train, turns = config.train, config.agent.rollout.max_turns
+  rollouts = train.queries_per_step * train.group_size
   processes = len(mesh.devices.flat) // local
   sampling = local if config.mesh.sampler_devices == -1 else 1
   per_token = flops.forward(planner, flops.Work(1, 0, 0))
-  read = scale * packing.n_tokens / processes
+  read = prompts / processes
   prefill = read * per_token / sampling / chip.flops / _EFFICIENCY
   steps = math.ceil(
     rollouts
@@ -130,25 +160,4 @@ def estimated(config, planner, mesh, chip, report, local):
     for name in ('keys and values', 'rows gathered of them')
   )
   decode = steps * (weights + config.engine.slots * seen * kv) / chip.bandwidth
-  assumes = {
-    'prompt_tokens': forest.prompt,
-    'memory_tokens_a_turn': forest.memory,
-    'response_tokens': forest.response,
-    'turns': turns,
-    'share_of_peak': _EFFICIENCY,
-    'tools_seconds': 0.0,
-  }
-  return assumes, {
-    'update_flops_a_chip': update_flops / len(mesh.devices.flat),
-    'update_collective_bytes_a_chip': sent,
-    'micro_batches': micro,
-    'tokens_a_step': int(scale * packing.n_tokens),
-    'tokens_shared': packing.n_row_tokens / packing.n_tokens,
-    'fill': packing.fill,
-    'update_seconds': {
-      'overlapped': max(products, links),
-      'one after the other': products + links,
-    },
-    'prefill_seconds': prefill,
-    'decode_seconds': decode,
-  }
+  return {'prefill_seconds': prefill, 'decode_seconds': decode}

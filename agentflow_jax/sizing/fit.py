@@ -70,7 +70,8 @@ def network(config: schema.Config, name: str = '') -> model.ModelConfig:
     found = dataclasses.replace(found, **runtime)
   except (ValueError, families.UnsupportedModel) as e:
     raise schema.ConfigError(f'planner: {e}') from e
-  if config.engine.max_prompt_tokens > found.max_positions:
+  inside = roles.samples_inside(config)
+  if inside and config.engine.max_prompt_tokens > found.max_positions:
     raise schema.ConfigError(
       f'engine.max_prompt_tokens {config.engine.max_prompt_tokens} exceeds the'
       f" network's context of {found.max_positions}"
@@ -218,6 +219,24 @@ def _lowered(config, planner, mesh, topology):
       )
   process = mesh.devices.flat[0].process_index
   local = sum(d.process_index == process for d in mesh.devices.flat)
+  held = {
+    'trained parameters': _bytes(state.params),
+    'optimizer state': _bytes(state.opt_state) - _bytes(master),
+    'where it starts from (reference, base)': _bytes(params),
+  }
+  if master:
+    held['float32 master of the parameters'] = _bytes(master)
+  # Servers sample elsewhere.
+  if roles.samples_inside(config):
+    more, sampling = _sampling(config, planner, mesh, topology, params, local)
+    programs |= more
+    held |= sampling
+  return programs, held, local
+
+
+def _sampling(config, planner, mesh, topology, params, local):
+  """Returns programs and bytes held of the engines, as `_lowered` does."""
+  programs = {}
   if local_model.hands_over(config, mesh):
     hand = handover.Handover(planner, mesh, split=config.mesh.sampler_devices == -1)
     sampled = hand.shapes(params)
@@ -244,24 +263,20 @@ def _lowered(config, planner, mesh, topology):
   gathered = sampler.reading.lanes * _bytes(sampler.store_shapes())
   desks = sampler.reading.lanes * _bytes(sampler.desk_shapes())
   programs['decode'] = lambda: sampler.decode(config.planner.sampling.truncates)
-  has_frozen = roles.uses_frozen(config)
-  held = {
-    'trained parameters': _bytes(state.params),
-    'optimizer state': _bytes(state.opt_state) - _bytes(master),
-    'where it starts from (reference, base)': _bytes(params),
-    'sampler: parameters, and the next ones': 2 * _bytes(sampled),
-    'sampler: keys and values': _bytes(pool),
-    'sampler: rows gathered of them': gathered,
-    'sampler: pages that lanes read into': desks,
-  }
-  if master:
-    held['float32 master of the parameters'] = _bytes(master)
-  if has_frozen:
+  held = {}
+  if not roles.samples_outside(config):
+    held |= {
+      'sampler: parameters, and the next ones': 2 * _bytes(sampled),
+      'sampler: keys and values': _bytes(pool),
+      'sampler: rows gathered of them': gathered,
+      'sampler: pages that lanes read into': desks,
+    }
+  if roles.uses_frozen(config):
     held |= {
       'frozen modules: parameters': _bytes(sampled),
       'frozen modules: keys and values': _bytes(pool) + gathered + desks,
     }
-  return programs, held, local
+  return programs, held
 
 
 def _compiled(name, compile_it) -> dict[str, Any]:

@@ -46,7 +46,10 @@ class Loop:
   async def run(self) -> None:
     """Data, update, evaluation, records, metrics, commit: step by step."""
     config, workdir = self.system.config, self.evaluations.workdir
-    journal = journal_lib.Journal(workdir / 'journal')
+    # What no server could sample is sampled when the run goes on.
+    journal = journal_lib.Journal(
+      workdir / 'journal', keeps_unscored=self.system.model.served is None
+    )
     if config.algorithm != 'sft':
       source = step_data.RolloutSource(
         self.system,

@@ -164,7 +164,7 @@ def _move_results(workdir: epath.Path, done: int) -> None:
     count += 1
   (kept / 'evaluations').mkdir(parents=True)
   evaluations = workdir / 'evaluations'
-  names = ['planner', 'report.html', 'summary.json']  # The summary last.
+  names = ['planner', 'adapter', 'report.html', 'summary.json']  # The summary last.
   if evaluations.exists():
     names = [
       f'evaluations/{path.name}'

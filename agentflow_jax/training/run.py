@@ -27,7 +27,7 @@ from agentflow_jax.training import metrics_log
 from agentflow_jax.training import query_lengths, resuming, step_costs
 from agentflow_jax.training import summary as summary_lib, trackers as trackers_lib
 from agentflow_jax.training import trainer as trainer_lib
-from agentflow_jax.weights import checkpoints, host_copies
+from agentflow_jax.weights import adapter_files, checkpoints, host_copies
 
 
 def train(
@@ -193,6 +193,9 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
       await evaluations.final(system.model.params, params)
       compiled = compilations.count - warm
     params = host_copies.gather_to_host(params)
+    adapters = None
+    if config.planner.lora.rank:
+      adapters = host_copies.gather_to_host(trainer.state.params)
     usage = _summed(processes, system.endpoint_usage())
 
     clock.seconds['total'] = time.monotonic() - started
@@ -208,7 +211,9 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
       facts['dollars'] = dollars
     table = (
       processes.alone(
-        lambda: _write_results(system, workdir, params, log.lines, clock.seconds, facts)
+        lambda: _write_results(
+          system, workdir, params, adapters, log.lines, clock.seconds, facts
+        )
       )
       or ''
     )
@@ -229,11 +234,19 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
         await system.close()
 
 
-def _write_results(system, workdir, params, lines, seconds, facts) -> str:
+def _write_results(system, workdir, params, adapters, lines, seconds, facts) -> str:
   """Writes planner, summary and report of a run that is done; returns a table."""
   model_files.Model(
     system.model.config, params, system.model.tokenizer, system.model.described
   ).save(str(workdir / 'planner'), system.model.config.param_dtype)
+  if adapters is not None:
+    adapter_files.save(
+      workdir / adapter_files.DIRECTORY,
+      system.model.config,
+      system.config.planner.lora,
+      adapters,
+      base=system.config.planner.directory,
+    )
   summary = summary_lib.write(
     system.config,
     workdir,

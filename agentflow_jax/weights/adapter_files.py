@@ -18,9 +18,10 @@ from etils import epath
 
 from agentflow_jax.core import lora as lora_lib, model
 from agentflow_jax.files import writing
-from agentflow_jax.weights import families, tensors
+from agentflow_jax.weights import families, model_directory, tensors
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
+DIRECTORY = 'adapter'  # Of a finished run, in its workdir.
 _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 _PREFIX = 'base_model.model.'
 
@@ -76,6 +77,42 @@ def save(
   }
   text = json.dumps(described, indent=2, sort_keys=True)
   writing.write_whole(path / CONFIG, text + '\n')
+
+
+def copy(
+  source: str | os.PathLike[str], directory: str | os.PathLike[str], dtype: str
+) -> int:
+  """Writes adapters again, rounded.
+
+  Args:
+    source: directory that `save` wrote.
+    directory: directory to write; created where absent.
+    dtype: dtype that they are rounded to, 'float32' or 'bfloat16'.
+
+  Returns:
+    The number of their elements.
+
+  Raises:
+    CheckpointError: `source` holds no adapters.
+  """
+  path = epath.Path(directory)
+  try:
+    stored = tensors.SafetensorsDirectory(source, single=TENSORS)
+    described = (epath.Path(source) / CONFIG).read_text()
+  except (tensors.TensorError, FileNotFoundError) as e:
+    raise model_directory.CheckpointError(f'{source} holds no adapters: {e}') from e
+  path.mkdir(parents=True, exist_ok=True)
+  outputs = [
+    tensors.Output(
+      name,
+      shape,
+      lambda name=name, shape=shape: stored.read(name, [(0, n) for n in shape]),
+    )
+    for name, shape in stored.shapes.items()
+  ]
+  tensors.write_file(path / TENSORS, outputs, _DTYPES[dtype])
+  writing.write_whole(path / CONFIG, described)
+  return sum(math.prod(shape) for shape in stored.shapes.values())
 
 
 def _outputs(released: str, layout: str, a: Any, b: Any) -> list[tensors.Output]:

@@ -70,8 +70,12 @@ class _Stored:
 class SafetensorsDirectory:
   """The safetensors of a directory: one file, or those that an index names."""
 
-  def __init__(self, directory: str | os.PathLike[str]):
+  def __init__(self, directory: str | os.PathLike[str], single: str = SINGLE):
     """Reads every header, and no tensor.
+
+    Args:
+      directory: directory to read.
+      single: name of the file where there is one only.
 
     Raises:
       TensorError: a file is missing, cut off, or no safetensors file; or the
@@ -81,10 +85,10 @@ class SafetensorsDirectory:
     self._stored: dict[str, _Stored] = {}
     if (path / INDEX).exists():
       files = _read_index(path / INDEX)
-    elif (path / SINGLE).exists():
-      files = {SINGLE: None}
+    elif (path / single).exists():
+      files = {single: None}
     else:
-      raise TensorError(f'{path} holds neither {SINGLE} nor {INDEX}')
+      raise TensorError(f'{path} holds neither {single} nor {INDEX}')
     for name, wanted in files.items():
       found = _read_header(path / name)
       for tensor in sorted((wanted or set()) - set(found)):

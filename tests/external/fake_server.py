@@ -166,13 +166,14 @@ class FakeServer:
     most = params.get('max_tokens') or params['max_new_tokens']
     temperature, top_k = params['temperature'], max(params['top_k'], 0)
     stops = set(params['stop_token_ids'])
-    ids, logprobs, masks, reason = [], [], [], 'length'
+    ids, logprobs, whole, masks, reason = [], [], [], [], 'length'
     end = most
     if {'short', 'no_stop'} & self.faults:
       end = max(1, most - 1)
     while len(ids) < end:
       row = self.policy.logits([*prompt, *ids])[-1]
       scaled = row / (temperature or 1.0)
+      all_scaled = scaled
       if top_k:
         kept = np.argsort(-scaled)[:top_k]
         hidden = np.full_like(scaled, -np.inf)
@@ -184,6 +185,7 @@ class FakeServer:
       ids.append(token)
       raw = 'raw_logprobs' in self.faults
       logprobs.append(float(log_softmax(row if raw else scaled)[token]))
+      whole.append(float(log_softmax(row if raw else all_scaled)[token]))
       if token in stops and 'beyond_stop' not in self.faults:
         reason = 'stop'
         break
@@ -193,9 +195,9 @@ class FakeServer:
       ids[0] = 10**6
     if 'no_sets' in self.faults:
       masks = []
-    return self._shaped(prompt, ids, logprobs, masks, reason)
+    return self._shaped(prompt, ids, logprobs, whole, masks, reason)
 
-  def _shaped(self, prompt, ids, logprobs, masks, reason):
+  def _shaped(self, prompt, ids, logprobs, whole, masks, reason):
     shown = list(prompt) + ([0] if 'wrong_prompt' in self.faults else [])
     scored = [i + ('wrong_ids' in self.faults) for i in ids]
     if self.kind == 'vllm':
@@ -219,8 +221,9 @@ class FakeServer:
     meta = {
       'prompt_tokens': len(shown),
       'finish_reason': {'type': reason},
+      # Of the whole distribution, as SGLang's are.
       'output_token_logprobs': [
-        [x, i, None] for i, x in zip(scored, logprobs, strict=True)
+        [x, i, None] for i, x in zip(scored, whole, strict=True)
       ],
       'weight_version': self.label,
     }

@@ -207,7 +207,10 @@ def test_a_request_that_is_refused_leaves_the_server_live(tmp_path):
 def test_a_group_stays_with_one_server_and_the_least_loaded_comes_first(tmp_path):
   with _servers(tmp_path, count=2) as (made, fakes):
     _give(made, _table())
-    requests = [_request(seed=i, group=f'g{i % 4}', prompt=(i % 4,)) for i in range(24)]
+    groups = [i // 6 for i in range(24)]
+    requests = [
+      _request(seed=i, group=f'g{g}', prompt=(g,)) for i, g in enumerate(groups)
+    ]
     results = _ask(made, *requests)
     assert all(isinstance(r, api.Result) for r in results)
     asked = [{body['token_ids'][0] for body in fake.samples()} for fake in fakes]

@@ -101,6 +101,44 @@ def test_every_program_of_the_run_is_compiled(reports):
     }
 
 
+def test_a_planner_that_servers_sample_needs_no_sampler(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    fit,
+    '_compiled',
+    lambda name, lower: {
+      'temporary_bytes': 0,
+      'argument_bytes': 0,
+      'collectives': {},
+      'compile_seconds': 0.0,
+    },
+  )
+  outside = [
+    ('planner.sampler', 'external'),
+    ('planner.external.servers', 'http://127.0.0.1:8000'),
+    ('flow_grpo.old_logprobs', 'recompute'),
+    ('flow_grpo.importance_cap', '2'),
+  ]
+  config = overrides.override(_config(tmp_path, data=8), outside)
+  report = fit.check(config, _NETWORK, topologies.parse('cpu:8'))
+  assert set(report['programs']) == {
+    'update of rows of 192',
+    'old logprobs of rows of 192',
+  }
+  assert not any('sampler' in name for name in report['bytes_a_chip'])
+  assert not any('decode' in name for name in report['estimate'])
+  assert 'update_seconds' in report['estimate'] and fit.table(report)
+  frozen = [
+    ('agent.verifier.backend', 'frozen'),
+    ('agent.verifier.sampling.max_new_tokens', '8'),
+  ]
+  report = fit.check(
+    overrides.override(config, frozen), _NETWORK, topologies.parse('cpu:8')
+  )
+  assert 'decode' in report['programs']
+  assert 'frozen modules: parameters' in report['bytes_a_chip']
+  assert 'sampler: keys and values' not in report['bytes_a_chip']
+
+
 @pytest.mark.slow
 def test_a_planner_that_truncates_has_programs_of_its_own(tmp_path, monkeypatch):
   config = overrides.override(
