@@ -165,6 +165,8 @@ def build(
 ) -> System:
   """Builds a run's parts. Whatever cannot work is an error here, at start.
 
+  It is long because the order counts: what is quick to refuse comes before the model.
+
   Args:
     config: the run's.
     workdir: data sets and a tokenizer trained for the run go below it.

@@ -82,7 +82,11 @@ def train(
 
 
 async def _train(config, workdir, changes, quiet, processes, watchdog, profiler) -> str:
-  """Build, resume, loop, evaluate, report."""
+  """Build, resume, loop, evaluate, report.
+
+  It is one long function because the order of its steps is what it is about: each needs
+  those before it, and `finally` ends them all.
+  """
   compilations, clock = clocks.Compilations(), clocks.Clock()
   primary = processes.is_primary
   started = time.monotonic()
@@ -118,15 +122,7 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
     started -= spent.pop('total', 0.0)
     clock.add(spent)
     bar = progress.Progress(config.train.steps, len(lines), quiet=quiet or not primary)
-    lengths = query_lengths.QueryLengths()
-    if config.agent.kind == 'modules':  # What others write around queries is theirs.
-      lengths = query_lengths.measure(
-        system.planner,
-        system.agent.cards,
-        system.tasks.train,
-        system.agent.gazetteer,
-        system.agent.environment.cards if system.agent.environment else (),
-      )
+    lengths = _lengths(system)
     for note in (
       _resumed(done, config.train.steps),
       *changed,
@@ -151,13 +147,7 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
       warm = compilations.count
       # Until here a signal ends the process: nothing was done.
       processes.listen()
-      if not done:
-        await evaluations.start()
-      elif evaluations.lacks_start():
-        # A resume asked for it.
-        system.model.sample_from(system.model.params, 0)
-        await evaluations.start()
-        system.model.sample_from(trainer.params, done)
+      await _evaluate_start(system, trainer, evaluations, done)
       loop = loop_lib.Loop(
         system,
         trainer,
@@ -199,16 +189,8 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
     usage = _summed(processes, system.endpoint_usage())
 
     clock.seconds['total'] = time.monotonic() - started
-    facts = {
-      'compiles/after_warmup': compiled,
-      'warnings': warnings(),
-      **usage,
-      'peak/flops_per_device': costs.peak.flops,
-      'peak/source': costs.peak.source,
-    }
-    dollars = costs.dollars(clock.seconds['total'])
-    if dollars is not None:
-      facts['dollars'] = dollars
+    facts = {'compiles/after_warmup': compiled, 'warnings': warnings(), **usage}
+    facts |= _costs_said(costs, clock.seconds['total'])
     table = (
       processes.alone(
         lambda: _write_results(
@@ -232,6 +214,40 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
         await serving.aclose()
       finally:
         await system.close()
+
+
+def _lengths(system: system_lib.System) -> query_lengths.QueryLengths:
+  """Returns the lengths of prompts that hold nothing but a query of training."""
+  if system.config.agent.kind != 'modules':
+    return query_lengths.QueryLengths()  # What others write around queries is theirs.
+  environment = system.agent.environment
+  return query_lengths.measure(
+    system.planner,
+    system.agent.cards,
+    system.tasks.train,
+    system.agent.gazetteer,
+    environment.cards if environment else (),
+  )
+
+
+async def _evaluate_start(system, trainer, evaluations, done: int) -> None:
+  """Evaluates the planner that the run starts from, if that is still to be done."""
+  if not done:
+    await evaluations.start()
+  elif evaluations.lacks_start():  # A resume asked for it.
+    system.model.sample_from(system.model.params, 0)
+    await evaluations.start()
+    system.model.sample_from(trainer.params, done)
+
+
+def _costs_said(costs: step_costs.Costs, seconds: float) -> dict[str, Any]:
+  """Returns what summary.json says of the peak and the price of a run."""
+  dollars = costs.dollars(seconds)
+  return {
+    'peak/flops_per_device': costs.peak.flops,
+    'peak/source': costs.peak.source,
+    **({} if dollars is None else {'dollars': dollars}),
+  }
 
 
 def _write_results(system, workdir, params, adapters, lines, seconds, facts) -> str:
