@@ -79,8 +79,9 @@ class Change:
     if self.name == 'engine.max_prompt_tokens':
       # Prompts of frozen modules are shortened to fit into it.
       return not roles.uses_frozen(config)
-    is_report = self.name.startswith('metrics.')
-    return self.name in _MAY_CHANGE or self.of_evaluation or is_report
+    # Servers are proved to have the run's weights, wherever and whichever they are.
+    others = self.name.startswith(('metrics.', 'planner.external.'))
+    return self.name in _MAY_CHANGE or self.of_evaluation or others
 
 
 def check_same_run(config: schema.Config, workdir: epath.Path) -> list[Change]:

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
-from agentflow_jax.assembly import model_files
+from agentflow_jax.assembly import model_files, system as system_lib
 from agentflow_jax.config import schema
 from agentflow_jax.core import model
 from agentflow_jax.runtime import exits
-from agentflow_jax.training import run
+from agentflow_jax.training import resuming, run
 from tests.config import mini
 from tests.external import fake_server
 
@@ -85,6 +86,23 @@ def _config(directory, *servers, learning_rate=3e-3, **train):
 def _lines(workdir):
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_commands_that_do_not_train_say_what_to_do(tmp_path):
+  with fake_server.FakeServer(fake_server.Table(np.zeros((4, 4)))) as server:
+    config = _config(tmp_path, server)
+    with pytest.raises(schema.ConfigError, match='planner.sampler=engine'):
+      system_lib.build(config, epath.Path(tmp_path))
+    assert not server.requests
+
+
+def test_a_run_may_go_on_with_other_servers(tmp_path):
+  with fake_server.FakeServer(fake_server.Table(np.zeros((4, 4)))) as server:
+    config = _config(tmp_path, server)
+  change = resuming.Change('planner.external.servers', ['http://a'], ['http://b'])
+  assert change.is_allowed(config)
+  change = resuming.Change('planner.sampler', 'engine', 'external')
+  assert not change.is_allowed(config)
 
 
 @pytest.mark.slow
