@@ -67,7 +67,13 @@ def test_it_holds_the_package_and_the_configs_with_their_files(wheel):
   wanted |= {'agentflow_jax/py.typed'}
   wanted |= {
     f'agentflow_jax/_experiments/{p.relative_to(shipped).as_posix()}'
-    for pattern in ('*.py', '*_planner/*', 'own_tasks/*.jsonl', 'own_tasks/*/*.txt')
+    for pattern in (
+      '*.py',
+      '*_planner/*',
+      'own_tasks/*.jsonl',
+      'own_tasks/*/*.txt',
+      'served_agents/*.py',
+    )
     for p in shipped.glob(pattern)
   }
   assert names == wanted

@@ -82,7 +82,7 @@ class _Driver:
       try:
         said = json.loads(path.read_text())
         await self._drive(said['url'], said['driver_key'])
-      except (OSError, httpx.TransportError):
+      except* (OSError, httpx.TransportError):  # Also out of the group of tasks.
         await asyncio.sleep(0.2)  # The run has not begun, or was killed.
 
   async def _drive(self, url: str, key: str) -> None:
