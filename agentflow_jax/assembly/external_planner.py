@@ -10,13 +10,14 @@ from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.assembly import model_files
 from agentflow_jax.config import schema
 from agentflow_jax.core import gap_bounds, model
-from agentflow_jax.external import calls, proof, sampler, sglang, versions, vllm, wire
+from agentflow_jax.external import calls, fleet, proof, sampler, sglang, versions
+from agentflow_jax.external import vllm, wire
 from agentflow_jax.files import paths
 from agentflow_jax.inference import api
 from agentflow_jax.weights import adapter_files, families, model_directory
 
 ExternalSampler = sampler.ExternalSampler
-Refuted = sampler.Refuted
+Refuted = fleet.Refuted
 Probe = proof.Probe
 FACTOR = proof.FACTOR
 
@@ -29,7 +30,7 @@ _KINDS: dict[str, Callable[[], calls.Server]] = {
 Scores = Callable[[Any, Any], list[np.ndarray]]
 
 
-class Serving:
+class Servers:
   """Hands a planner's parameters to the servers that sample it.
 
   Attributes:
@@ -62,7 +63,7 @@ class Serving:
       version: number of the parameters in results.
 
     Returns:
-      Metrics, see ExternalSampler.hand_over.
+      Metrics, see external.fleet.Fleet.hand_over.
 
     Raises:
       Refuted: a server does not have them.
@@ -72,7 +73,7 @@ class Serving:
     score = self._score
     by_adapter = self._config.planner.external.hand_over == 'adapter'
     write = self._adapter_writer(params) if by_adapter else self._writer(params)
-    return self.sampler.hand_over(
+    return self.sampler.fleet.hand_over(
       version, write, lambda probes: score(params, probes), is_adapter=by_adapter
     )
 
@@ -96,7 +97,7 @@ class Serving:
 
 def make(
   config: schema.Config, loaded: model_files.Model, workdir: epath.Path, processes: int
-) -> Serving:
+) -> Servers:
   """Connects a run to the servers that sample its planner.
 
   Args:
@@ -114,7 +115,7 @@ def make(
       'planner.sampler=external is for a run of one process, which may have many'
       f' devices; this one has {processes}'
     )
-  directory = external.directory or str(workdir / 'served')
+  directory = external.directory or str(workdir / 'external')
   if not paths.is_local(directory):
     raise schema.ConfigError(
       f'planner.external.directory: {directory} is not local: name a directory of a'
@@ -138,15 +139,10 @@ def make(
     raise schema.ConfigError(f'planner.sampler=external: {e}') from e
   except ValueError as e:
     raise schema.ConfigError(f'planner.external.api_key_variable: {e}') from e
-  samples = sampler.ExternalSampler(
+  servers = fleet.Fleet(
     _KINDS[external.api](),
     [wire.Wire(url, key, external.concurrency) for url in external.servers],
-    api.EngineConfig(
-      max_prompt_tokens=config.planner.max_prompt_tokens,
-      max_new_tokens=config.planner.sampling.max_new_tokens,
-      max_kept=config.engine.max_kept,
-    ),
-    sampler.Settings(
+    fleet.Settings(
       model=external.model,
       concurrency=external.concurrency,
       timeout_seconds=external.timeout_seconds,
@@ -156,10 +152,18 @@ def make(
     ),
     _bounds(config, network.dtype),
     versions.Versions(directory, external.server_directory),
+  )
+  samples = sampler.ExternalSampler(
+    servers,
+    api.EngineConfig(
+      max_prompt_tokens=config.planner.max_prompt_tokens,
+      max_new_tokens=config.planner.sampling.max_new_tokens,
+      max_kept=config.engine.max_kept,
+    ),
     vocab_size=network.vocab_size,
     max_positions=network.max_positions,
   )
-  return Serving(config, loaded, samples)
+  return Servers(config, loaded, samples)
 
 
 def _bounds(config: schema.Config, dtype: str) -> proof.Bounds:

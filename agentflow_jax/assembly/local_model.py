@@ -57,12 +57,12 @@ class LocalModel:
     tokenizer: the planner's.
     described: config.json of the model that the run starts from, if any.
     engine: sampler of the planner; None where the planner is an endpoint. It may be
-      servers, see `served`.
+      servers, see `servers`.
     frozen_engine: sampler of the planner as it was before training; None where
       nothing needs it.
     handover: brings parameters from `mesh` to this process's sampler; None where
       the engine's own copy does.
-    served: hands parameters to the servers that sample the planner; None where an
+    servers: hands parameters to the servers that sample the planner; None where an
       engine of this process does.
     samplers: models over `engine` and `frozen_engine`, as 'planner' and 'frozen',
       where there are such.
@@ -76,7 +76,7 @@ class LocalModel:
   engine: engine_lib.Engine | external_planner.ExternalSampler | None = None
   frozen_engine: engine_lib.Engine | None = None
   handover: handover_lib.Handover | None = None
-  served: external_planner.Serving | None = None
+  servers: external_planner.Servers | None = None
 
   def __post_init__(self):
     engines = {'planner': self.engine, 'frozen': self.frozen_engine}
@@ -97,9 +97,9 @@ class LocalModel:
     Raises:
       RunStopped: a server proved to sample from other parameters.
     """
-    if self.served is not None:
+    if self.servers is not None:
       try:
-        return self.served.hand_over(params, version)
+        return self.servers.hand_over(params, version)
       except external_planner.Refuted as e:
         raise exits.RunStopped(str(e)) from e
     assert isinstance(self.engine, engine_lib.Engine)
@@ -128,8 +128,8 @@ class LocalModel:
 
   async def close(self) -> None:
     """Ends threads and connections."""
-    if self.served is not None:
-      await self.served.sampler.aclose()
+    if self.servers is not None:
+      await self.servers.sampler.aclose()
     for engine in self._engines():
       engine.close()
 
@@ -205,8 +205,8 @@ def make(
         _engine(loaded, shapes, sampled, name='frozen', sharding=where, copy=False)
       )
   if roles_lib.samples_outside(config):
-    served = external_planner.make(config, loaded, workdir, processes.count)
-    made |= {'served': served, 'engine': served.sampler}
+    servers = external_planner.make(config, loaded, workdir, processes.count)
+    made |= {'servers': servers, 'engine': servers.sampler}
   return LocalModel(
     loaded.config, loaded.params, mesh, loaded.tokenizer, loaded.described, **made
   )

@@ -306,7 +306,7 @@ class ExternalConfig:
       them, 'adapter' the low-rank adapters alone (needs planner.lora.rank), under a
       new name for each version.
     directory: directory that weights are written in, on a file system that the
-      servers see; '' for `served` in the workdir.
+      servers see; '' for `external` in the workdir.
     server_directory: path of that directory on the servers; '' where it is the same.
     api_key_variable: name of the environment variable that holds the servers' key; ''
       for none.

@@ -7,120 +7,33 @@ versions; one that fails is left out until it was given them again.
 
 import asyncio
 import collections
-import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent import futures
 
 import numpy as np
-from absl import logging
 
-from agentflow_jax.external import calls, proof, versions as versions_lib, wire
+from agentflow_jax.external import calls, fleet as fleet_lib, wire
 from agentflow_jax.inference import api
 
-# Groups whose server is remembered.
-_GROUPS = 4096
 # Attempts at a request beyond one for each server.
 _FURTHER_ATTEMPTS = 2
-# Time limit of a request that loads nothing and samples next to nothing [s].
-_SHORT_SECONDS = 120.0
-
-# Scores probes under the weights that are handed over: float32[A] for each.
-Score = Callable[[Sequence[proof.Probe]], list[np.ndarray]]
-
-
-class Refuted(Exception):
-  """A server does not have the weights that it says it loaded."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """How servers are asked.
-
-  Attributes:
-    model: name of the model on the servers; '' for the only one.
-    concurrency: largest number of requests that one server is sent at a time.
-    timeout_seconds: time limit of one request [s].
-    load_seconds: time limit of loading weights [s].
-    patience_seconds: time that a request waits for a server to come back where none
-      is left [s].
-    max_kept: number of ids that are recorded with each token where a request
-      truncates.
-    retry_seconds: time between two attempts to bring servers back [s].
-  """
-
-  model: str = ''
-  concurrency: int = 64
-  timeout_seconds: float = 600.0
-  load_seconds: float = 600.0
-  patience_seconds: float = 300.0
-  max_kept: int = 0
-  retry_seconds: float = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Given:
-  """Weights that servers are to sample from.
-
-  Attributes:
-    version: number of the weights in results.
-    label: name of the weights, on the servers, too.
-    path: directory of the weights, as the servers see it; '' where `model` is all
-      that a request needs.
-    model: name of the model that requests ask for.
-    is_adapter: whether the directory holds an adapter.
-    probes: texts that are scored to prove it.
-    new: scores of the trainer under these weights.
-    old: scores under the weights before; None where these are unknown.
-  """
-
-  version: int
-  label: str
-  path: str
-  model: str
-  is_adapter: bool
-  probes: tuple[proof.Probe, ...] = ()
-  new: tuple[np.ndarray, ...] = ()
-  old: tuple[np.ndarray, ...] | None = None
-
-
-@dataclasses.dataclass
-class _Server:
-  """One server.
-
-  Attributes:
-    wire: its HTTP.
-    is_live: whether it proved to have the newest weights, and has not failed since.
-    reason: words on why it is not live.
-    running: number of requests that it was sent and has not answered.
-    adapter: name of the adapter that it was given last; '' for none.
-    verdict: result of the last proof.
-  """
-
-  wire: wire.Wire
-  is_live: bool = False
-  reason: str = 'it was given no weights yet'
-  running: int = 0
-  adapter: str = ''
-  verdict: proof.Verdict | None = None
 
 
 class ExternalSampler:
-  """Samples on servers; `hand_over` weights first, and `aclose` it.
+  """Samples on servers that were given weights; `aclose` it.
 
   It has what assembly.engine_model asks of an engine: `generate`, `config`,
   `is_closed`, `params_version` and `stats`.
+
+  Attributes:
+    fleet: the servers.
+    config: limits of a request: max_prompt_tokens, max_new_tokens, max_stop_ids.
   """
 
   def __init__(
     self,
-    server: calls.Server,
-    wires: Sequence[wire.Wire],
+    fleet: fleet_lib.Fleet,
     config: api.EngineConfig,
-    settings: Settings,
-    bounds: proof.Bounds,
-    versions: versions_lib.Versions,
     *,
     vocab_size: int,
     max_positions: int,
@@ -128,29 +41,15 @@ class ExternalSampler:
     """Asks nobody yet.
 
     Args:
-      server: requests and answers of the servers.
-      wires: HTTP of each server.
-      config: limits of a request: max_prompt_tokens, max_new_tokens, max_stop_ids.
-      settings: how servers are asked.
-      bounds: bounds on the noise between servers and trainer.
-      versions: directories that weights are handed over in.
+      fleet: the servers.
+      config: limits of a request.
       vocab_size: ids lie in [0, vocab_size).
       max_positions: the model's context [tokens].
     """
-    self.config = config
-    self.bounds = bounds
-    self._server, self._settings = server, settings
-    self._servers = [_Server(one) for one in wires]
-    self._versions = versions
+    self.fleet, self.config = fleet, config
     self._vocab_size, self._max_positions = vocab_size, max_positions
-    self._given: Given | None = None
-    self._probes: tuple[proof.Probe, ...] = ()
-    self._scores: tuple[np.ndarray, ...] | None = None
-    self._groups: collections.OrderedDict[str, _Server] = collections.OrderedDict()
+    self._state = threading.Lock()  # Guards the totals.
     self._totals: collections.Counter[str] = collections.Counter()
-    # One hand-over, or one attempt to bring a server back, at a time.
-    self._handing = threading.Lock()
-    self._state = threading.Lock()  # Guards servers, groups and totals.
     self._reviving: asyncio.Task | None = None
     self._is_closed = False
 
@@ -162,21 +61,13 @@ class ExternalSampler:
   @property
   def params_version(self) -> int:
     """Version of the weights that are sampled from; -1 before the first ones."""
-    return -1 if self._given is None else self._given.version
-
-  @property
-  def live(self) -> list[str]:
-    """Addresses of the servers that are asked."""
-    with self._state:
-      return [one.wire.url for one in self._servers if one.is_live]
+    return self.fleet.version
 
   def stats(self) -> api.EngineStats:
     """Totals of requests and tokens; what servers do inside is not known."""
+    running = self.fleet.running
     with self._state:
-      running = sum(one.running for one in self._servers)
       return api.EngineStats(running=running, **self._totals)
-
-  # Sampling.
 
   async def generate(self, request: api.Request) -> api.Result:
     """Samples one response.
@@ -214,14 +105,14 @@ class ExternalSampler:
     return result
 
   async def _sampled(self, request: api.Request, began: float) -> api.Result:
-    reason = ''
-    for _ in range(len(self._servers) + _FURTHER_ATTEMPTS):
+    fleet, reason = self.fleet, ''
+    for _ in range(len(fleet) + _FURTHER_ATTEMPTS):
       server, given = await self._chosen(request.group, began)
       sent = time.monotonic()
-      call = self._server.sample(request, given.model, self._settings.max_kept)
+      call = fleet.server.sample(request, given.model, fleet.settings.max_kept)
       try:
-        answer = await server.wire.ask(call, self._settings.timeout_seconds)
-        sampled = self._server.read_sample(answer, request)
+        answer = await server.wire.ask(call, fleet.settings.timeout_seconds)
+        sampled = fleet.server.read_sample(answer, request)
         calls.check_sampled(sampled, request, self._vocab_size)
         if not given.is_adapter and sampled.versions not in ((), (given.label,)):
           raise calls.BadAnswer(
@@ -233,11 +124,11 @@ class ExternalSampler:
         if isinstance(e, wire.Refused) and e.of_request:
           raise api.EngineError(str(e)) from e
         reason = str(e)
-        self._drop(server, reason)
+        fleet.drop(server, reason)
+        self._revive()
         continue
       finally:
-        with self._state:
-          server.running -= 1
+        fleet.give_back(server)
       spent = time.monotonic() - sent
       return api.Result(
         response_ids=sampled.ids[:keep],
@@ -253,46 +144,22 @@ class ExternalSampler:
       )
     raise api.EngineError(f'every attempt failed, the last one with: {reason}')
 
-  async def _chosen(self, group: str, began: float) -> tuple[_Server, Given]:
+  async def _chosen(
+    self, group: str, began: float
+  ) -> tuple[fleet_lib.Server, fleet_lib.Given]:
     """Returns a server that counts one more request, and what it samples from."""
     while True:
       if self._is_closed:
         raise api.EngineClosed('the sampler was closed')
-      with self._state:
-        live = [one for one in self._servers if one.is_live]
-      if len(live) < len(self._servers):
+      if self.fleet.why_not():
         self._revive()
-      with self._state:
-        live = [one for one in live if one.is_live]
-        room = [one for one in live if one.running < self._settings.concurrency]
-        mine = self._groups.get(group)
-        if mine is None or not mine.is_live:
-          mine = min(room, key=lambda one: one.running, default=None)
-        if mine is not None and mine in room:
-          mine.running += 1
-          if group:
-            self._groups[group] = mine
-            self._groups.move_to_end(group)
-            while len(self._groups) > _GROUPS:
-              self._groups.popitem(last=False)
-          assert self._given is not None
-          return mine, self._given
-        reasons = [f'{one.wire.url}: {one.reason}' for one in self._servers]
+      if (taken := self.fleet.take(group)) is not None:
+        return taken
+      live = self.fleet.live
       if not live:
-        if time.monotonic() - began > self._settings.patience_seconds:
-          raise api.EngineError(f'no server is left ({"; ".join(reasons)})')
+        if time.monotonic() - began > self.fleet.settings.patience_seconds:
+          raise api.EngineError(f'no server is left ({self.fleet.why_not()})')
       await asyncio.sleep(0.01 if live else 0.1)
-
-  def _drop(self, server: _Server, reason: str) -> None:
-    """Leaves a server out, until it was given the weights again and proved it."""
-    with self._state:
-      was_live, server.is_live = server.is_live, False
-      server.reason = reason
-      for group in [g for g, one in self._groups.items() if one is server]:
-        del self._groups[group]
-    if was_live:
-      logging.warning('%s is left out: %s', server.wire.url, reason)
-    self._revive()
 
   def _revive(self) -> None:
     """Begins to bring servers back, from the event loop that asks."""
@@ -301,226 +168,10 @@ class ExternalSampler:
 
   async def _bring_back(self) -> None:
     while not self._is_closed:
-      await asyncio.sleep(self._settings.retry_seconds)
-      await asyncio.to_thread(self._try_again)
-      with self._state:
-        if all(one.is_live for one in self._servers):
-          return
-
-  def _try_again(self) -> None:
-    """Gives the newest weights to the servers that are left out."""
-    with self._handing:
-      if self._given is None or self._is_closed:
+      await asyncio.sleep(self.fleet.settings.retry_seconds)
+      await asyncio.to_thread(self.fleet.try_again)
+      if not self.fleet.why_not():
         return
-      for server in self._servers:
-        if not server.is_live:
-          self._give(server, self._given)
-
-  # Weights.
-
-  def wait_for_one(self) -> str:
-    """Waits until a server can be asked; says why none can, or ''."""
-    end = time.monotonic() + self._settings.patience_seconds
-    while True:
-      reasons = []
-      for server in self._servers:
-        try:
-          server.wire.ask_now(self._server.health(), _SHORT_SECONDS)
-          return ''
-        except (wire.Unavailable, wire.Refused, calls.BadAnswer) as e:
-          reasons.append(str(e))
-      if time.monotonic() > end:
-        return '; '.join(reasons)
-      time.sleep(1.0)
-
-  def probe_with(
-    self, probes: Sequence[proof.Probe], scores: Sequence[np.ndarray]
-  ) -> dict[str, float]:
-    """Sets what hand-overs are proved with, and proves the last one.
-
-    Args:
-      probes: texts that are scored.
-      scores: float32[A] for each: the trainer's scores of them under the weights that
-        were handed over last.
-
-    Returns:
-      Metrics, see `hand_over`.
-
-    Raises:
-      Refuted: a server does not have the weights.
-    """
-    with self._handing:
-      assert self._given is not None
-      self._probes, self._scores = tuple(probes), tuple(scores)
-      given = dataclasses.replace(
-        self._given, probes=self._probes, new=self._scores, old=None
-      )
-      with self._state:
-        self._given = given
-        live = [one for one in self._servers if one.is_live]
-      for server in live:
-        self._give(server, given, loads=False)
-      return self._judged()
-
-  def hand_over(
-    self,
-    version: int,
-    write: Callable[[str], None] | None,
-    score: Score,
-    is_adapter: bool = False,
-  ) -> dict[str, float]:
-    """Gives every server new weights, and has them proved.
-
-    No request must be on its way. Servers that cannot be reached are left out.
-
-    Args:
-      version: number of the weights in results.
-      write: function that writes the weights into the directory that it is given;
-        None for those that the servers were started with, beside adapters.
-      score: function that scores probes under these weights.
-      is_adapter: whether `write` writes an adapter.
-
-    Returns:
-      Metrics: 'external/servers' that are live, 'external/indistinguishable', of
-      those the ones whose weights no probe told from the ones before, and the largest
-      'external/probe_gap' [nats].
-
-    Raises:
-      Refuted: a server loaded the weights, and does not have them.
-      OSError: the weights cannot be written.
-    """
-    with self._handing:
-      label = self._versions.label_of(version)
-      path = '' if write is None else self._versions.write(label, write)
-      new = tuple(score(self._probes)) if self._probes else ()
-      given = Given(
-        version=version,
-        label=label,
-        path=path,
-        model=label if is_adapter and path else self._settings.model,
-        is_adapter=is_adapter,
-        probes=self._probes,
-        new=new,
-        old=self._scores,
-      )
-      with self._state:
-        self._given = given
-        self._groups.clear()
-        for server in self._servers:
-          if server.is_live:
-            server.is_live, server.reason = False, 'it is being given new weights'
-      with futures.ThreadPoolExecutor(len(self._servers)) as threads:
-        list(threads.map(lambda one: self._give(one, given), self._servers))
-      self._scores = new or None
-      metrics = self._judged()
-      if metrics['external/servers']:
-        # Servers that are left out may still be given the newest ones.
-        self._versions.forget_but(label)
-      return metrics
-
-  def _judged(self) -> dict[str, float]:
-    """Returns metrics of the last proofs; raises Refuted."""
-    refuted = [
-      f'{one.wire.url}: {one.verdict.said}'
-      for one in self._servers
-      if one.verdict and one.verdict.outcome == proof.Outcome.REFUTED
-    ]
-    if refuted:
-      raise Refuted(
-        f'the weights of version {self.params_version} were handed over, and not'
-        f' taken: {"; ".join(refuted)}'
-      )
-    live = [one for one in self._servers if one.is_live]
-    verdicts = [one.verdict for one in live if one.verdict is not None]
-    unknown = proof.Outcome.INDISTINGUISHABLE
-    return {
-      'external/servers': len(live),
-      'external/indistinguishable': sum(v.outcome == unknown for v in verdicts),
-      'external/told_apart': min((v.told_apart for v in verdicts), default=0),
-      'external/probe_gap': max((v.mean_gap for v in verdicts), default=0.0),
-    }
-
-  def why_not(self) -> str:
-    """Says why servers are left out; '' where none is."""
-    with self._state:
-      return '; '.join(
-        f'{one.wire.url}: {one.reason}' for one in self._servers if not one.is_live
-      )
-
-  def _give(self, server: _Server, given: Given, loads: bool = True) -> None:
-    """Loads weights on a server and has them proved; it is live then."""
-    server.verdict = None
-    try:
-      if loads:
-        server.wire.ask_now(self._server.health(), _SHORT_SECONDS)
-        self._load(server, given)
-      if given.probes:
-        served, names = self._scored(server, given)
-        server.verdict = proof.judge(given.new, given.old, served, self.bounds)
-        if server.verdict.outcome == proof.Outcome.INDISTINGUISHABLE and (
-          not given.is_adapter and names != {given.label}
-        ):
-          raise calls.BadAnswer(
-            f'{server.verdict.said}, and it names them'
-            f' {" and ".join(sorted(names))[:200] or "nothing"}, not {given.label}'
-          )
-    except (wire.Unavailable, wire.Refused, calls.BadAnswer) as e:
-      with self._state:
-        is_news = server.reason != str(e)
-        server.is_live, server.reason = False, str(e)
-      if is_news:
-        logging.warning('%s was not given weights: %s', server.wire.url, e)
-      return
-    with self._state:
-      refuted = server.verdict and server.verdict.outcome == proof.Outcome.REFUTED
-      server.is_live = not refuted
-      server.reason = server.verdict.said if refuted and server.verdict else ''
-
-  def _load(self, server: _Server, given: Given) -> None:
-    if not given.path:
-      return
-    if not given.is_adapter:
-      steps, after = self._server.load(given.path, given.label)
-      try:
-        for call in steps:
-          self._do(server, call)
-      finally:
-        for call in after:
-          self._do(server, call)
-      return
-    for call in self._server.load_adapter(given.path, given.label):
-      self._do(server, call)
-    if server.adapter and server.adapter != given.label:
-      for call in self._server.unload_adapter(server.adapter):
-        try:
-          self._do(server, call)
-        except (wire.Refused, calls.BadAnswer):
-          # A server that was started again does not know it.
-          logging.info('%s did not know %s', server.wire.url, server.adapter)
-    server.adapter = given.label
-
-  def _do(self, server: _Server, call: calls.Call) -> None:
-    for left in range(call.retries, -1, -1):
-      try:
-        server.wire.ask_now(call, self._settings.load_seconds)
-        return
-      except calls.BadAnswer:
-        if not left:
-          raise
-        time.sleep(0.1)
-
-  def _scored(self, server: _Server, given: Given):
-    """Returns the server's scores of the probes, and the names of its weights."""
-    found, names = [], set()
-    for probe in given.probes:
-      call = self._server.score(probe.ids, given.model)
-      answer = server.wire.ask_now(call, _SHORT_SECONDS)
-      scored = self._server.read_score(answer, probe.ids)
-      found.append(np.array(scored.logprobs[-len(probe.response_ids) :], np.float32))
-      names |= set(scored.versions)
-    return found, names
-
-  # The rest of an engine's interface.
 
   def _count(self, **counts: int) -> None:
     with self._state:
@@ -531,8 +182,7 @@ class ExternalSampler:
     self._is_closed = True
     if self._reviving is not None:
       self._reviving.cancel()
-    for server in self._servers:
-      await server.wire.aclose()
+    await self.fleet.aclose()
 
 
 def _kept(request: api.Request, sampled: calls.Sampled) -> tuple[int, str]:

@@ -19,8 +19,9 @@ class Journal:
 
   Attributes:
     directory: directory of the journal, below the workdir.
-    keeps_unscored: whether groups with a rollout without a reward (a host was
-      unreachable) are stored; otherwise they are sampled again.
+    keeps_unscored: whether groups are stored of which some rollouts have no reward (a
+      host was unreachable). Otherwise, and where none has one, they are sampled
+      again.
   """
 
   directory: epath.Path
@@ -48,8 +49,8 @@ class Journal:
     return group if is_it and versions <= {step} else None
 
   def save(self, step: int, place: int, rollouts: range, group: records.Group) -> None:
-    scored = all(t.reward is not None for t in group.trajectories)
-    if scored or self.keeps_unscored:
+    scored = [t.reward is not None for t in group.trajectories]
+    if all(scored) or (self.keeps_unscored and any(scored)):
       rollout_files.write(self._path(step, place, rollouts), [group])
 
   def forget_before(self, step: int) -> None:

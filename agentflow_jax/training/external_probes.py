@@ -24,8 +24,8 @@ def prepare(system: system_lib.System, trainer: trainer_lib.Trainer) -> None:
   Raises:
     ConfigError: no server can be reached in planner.external.patience_seconds.
   """
-  served = system.model.served
-  if served is None:
+  servers = system.model.servers
+  if servers is None:
     return
 
   def score(params: Any, probes) -> list[np.ndarray]:
@@ -33,8 +33,8 @@ def prepare(system: system_lib.System, trainer: trainer_lib.Trainer) -> None:
       [_row(p.prompt_ids, p.response_ids) for p in probes], params
     )
 
-  served.prove_by(score, lambda: trainer.state.params)
-  reasons = served.sampler.wait_for_one()
+  servers.prove_by(score, lambda: trainer.state.params)
+  reasons = servers.sampler.fleet.wait_for_one()
   if reasons:
     raise schema.ConfigError(f'planner.external.servers: none can be asked: {reasons}')
 
@@ -56,15 +56,15 @@ async def begin(
     ConfigError: no server took the weights, or the gap is larger than its bounds.
     RunStopped: a server does not have the weights that it loaded.
   """
-  served = system.model.served
-  if served is None:
+  servers = system.model.servers
+  if servers is None:
     return []
-  sampler = served.sampler
+  sampler = servers.sampler
   if sampler.params_version < 0:
     await asyncio.to_thread(system.model.sample_from, trainer.params, done)
-  if not sampler.live:
+  if not sampler.fleet.live:
     raise schema.ConfigError(
-      f'planner.external.servers: none took the weights: {sampler.why_not()}'
+      f'planner.external.servers: none took the weights: {sampler.fleet.why_not()}'
     )
   completions = await asyncio.gather(*map(_sampled(system), _texts(system)))
   spec = system.config.planner.sampling
@@ -94,7 +94,7 @@ async def begin(
     trainer.logprobs_of, [_row(p.prompt_ids, p.response_ids) for p in probes]
   )
   try:
-    await asyncio.to_thread(sampler.probe_with, probes, plain)
+    await asyncio.to_thread(sampler.fleet.probe_with, probes, plain)
   except external_planner.Refuted as e:
     raise exits.RunStopped(str(e)) from e
   return [_said(sampler, trainer, gaps)]
@@ -102,9 +102,9 @@ async def begin(
 
 def _said(sampler, trainer, gaps) -> str:
   bounds, p99 = trainer.bounds, float(np.quantile(gaps, 0.99))
-  away = sampler.why_not()
+  away = sampler.fleet.why_not()
   return (
-    f'sampled by {", ".join(sampler.live) or "nobody yet"}'
+    f'sampled by {", ".join(sampler.fleet.live) or "nobody yet"}'
     + (f' (left out: {away})' if away else '')
     + f'; gap to the trainer over {len(gaps)} tokens: mean {gaps.mean():.2g}, p99'
     f' {p99:.2g}, max {gaps.max():.2g} nats (allowed: mean {bounds.mean:.2g}, p99'

@@ -48,7 +48,7 @@ class Loop:
     config, workdir = self.system.config, self.evaluations.workdir
     # What no server could sample is sampled when the run goes on.
     journal = journal_lib.Journal(
-      workdir / 'journal', keeps_unscored=self.system.model.served is None
+      workdir / 'journal', keeps_unscored=self.system.model.servers is None
     )
     if config.algorithm != 'sft':
       source = step_data.RolloutSource(
@@ -182,13 +182,14 @@ class Loop:
       raise exits.RunStopped(
         f'none of the {data.metrics["rollouts/requested"]} rollouts of step'
         f' {step + 1} could be scored; the first says:'
-        f' {data.groups[0].trajectories[0].detail}'
+        f' {data.groups[0].trajectories[0].detail}. The same command tries the step'
+        ' again'
       )
-    config, served = self.system.config, self.system.model.served is not None
+    config, servers = self.system.config, self.system.model.servers
     with self.clock('update'):
       metrics = await asyncio.to_thread(self._traced_update, step + 1, data)
     # Of an engine in this process it is a part of the update, and takes no time.
-    with self.clock('hand_over' if served else 'update'):
+    with self.clock('hand_over' if servers else 'update'):
       if config.algorithm != 'sft' or is_due(config, step + 1):
         metrics |= await asyncio.to_thread(
           self.system.model.sample_from, self.trainer.params, step + 1

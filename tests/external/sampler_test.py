@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from agentflow_jax import records
+from agentflow_jax.external import fleet as fleet_lib
 from agentflow_jax.external import proof, sampler as sampler_lib, sglang, versions, vllm
 from agentflow_jax.external import wire
 from agentflow_jax.inference import api
@@ -54,13 +55,16 @@ def _servers(tmp_path, kind='vllm', count=1, **settings):
       for _ in range(count)
     ]
     options = dict(patience_seconds=0.05, retry_seconds=60.0, max_kept=4)
-    made = sampler_lib.ExternalSampler(
+    fleet = fleet_lib.Fleet(
       _KINDS[kind](),
       [wire.Wire(fake.url) for fake in fakes],
-      api.EngineConfig(max_prompt_tokens=8, max_new_tokens=6, max_kept=4),
-      sampler_lib.Settings(**options | settings),
+      fleet_lib.Settings(**options | settings),
       _BOUNDS,
       versions.Versions(tmp_path / 'served'),
+    )
+    made = sampler_lib.ExternalSampler(
+      fleet,
+      api.EngineConfig(max_prompt_tokens=8, max_new_tokens=6, max_kept=4),
       vocab_size=_V,
       max_positions=64,
     )
@@ -68,9 +72,10 @@ def _servers(tmp_path, kind='vllm', count=1, **settings):
 
 
 def _give(made, table, version=0, probes=_PROBES):
-  metrics = made.hand_over(version, _write(table), _score(table))
-  if probes and not made._probes:
-    metrics = made.probe_with(probes, _score(table)(probes))
+  is_first = made.fleet.version < 0
+  metrics = made.fleet.hand_over(version, _write(table), _score(table))
+  if probes and is_first:
+    metrics = made.fleet.probe_with(probes, _score(table)(probes))
   return metrics
 
 
@@ -172,7 +177,7 @@ def test_an_answer_that_is_not_whole_is_infrastructure(tmp_path, kind, fault):
     (error,) = _ask(made, _request())
     assert isinstance(error, api.EngineError), error
     assert _BAD[fault] in str(error)
-    assert not made.live and fake.url in made.why_not()
+    assert not made.fleet.live and fake.url in made.fleet.why_not()
     assert made.stats().failed == 1
 
 
@@ -199,7 +204,7 @@ def test_a_request_that_is_refused_leaves_the_server_live(tmp_path):
     fake.faults = {'refuses'}
     (error,) = _ask(made, _request())
     assert isinstance(error, api.EngineError) and 'too long' in str(error)
-    assert made.live == [fake.url]
+    assert made.fleet.live == [fake.url]
     (long,) = _ask(made, _request(prompt=tuple([1] * 9)))
   assert isinstance(long, api.PromptTooLong)
 
@@ -225,7 +230,7 @@ def test_a_server_that_dies_is_survived_and_comes_back_only_proved(tmp_path):
     fakes[0].faults = {'dead'}
     results = _ask(made, *[_request(seed=i) for i in range(8)])
     assert all(isinstance(r, api.Result) for r in results)
-    assert made.live == [fakes[1].url]
+    assert made.fleet.live == [fakes[1].url]
     # It was started again, with the weights that it was started with at first.
     fakes[0].policy.table, fakes[0].label, fakes[0].faults = _table(), 'default', set()
     fakes[0].requests.clear()
@@ -233,9 +238,9 @@ def test_a_server_that_dies_is_survived_and_comes_back_only_proved(tmp_path):
     async def later():
       await made.generate(_request(seed=9))
       end = time.monotonic() + 20
-      while len(made.live) < 2 and time.monotonic() < end:
+      while len(made.fleet.live) < 2 and time.monotonic() < end:
         await asyncio.sleep(0.02)
-      return made.live
+      return made.fleet.live
 
     assert len(asyncio.run(later())) == 2
     paths = fakes[0].paths()
@@ -253,10 +258,10 @@ def test_a_restarted_server_that_does_not_load_stays_out(tmp_path):
     async def later():
       await made.generate(_request(seed=9))
       await asyncio.sleep(0.4)
-      return made.live
+      return made.fleet.live
 
     assert asyncio.run(later()) == [fakes[1].url]
-    assert 'differ from the trainer' in made.why_not()
+    assert 'differ from the trainer' in made.fleet.why_not()
     assert not fakes[0].samples()[4:]
 
 
@@ -290,7 +295,7 @@ def test_a_reload_that_did_not_happen_stops_the_run(tmp_path, kind):
   with _servers(tmp_path, kind, count=2) as (made, fakes):
     _give(made, _table())
     fakes[1].faults = {'old_weights'}
-    with pytest.raises(sampler_lib.Refuted, match='weights before'):
+    with pytest.raises(fleet_lib.Refuted, match='weights before'):
       _give(made, _table(1), version=1)
 
 
@@ -301,24 +306,24 @@ def test_weights_that_no_probe_tells_apart_need_their_name(tmp_path):
     assert _give(made, nearly, version=1)['external/indistinguishable'] == 1
     fake.faults = {'old_label', 'old_weights'}
     metrics = _give(made, nearly, version=2)
-    assert metrics['external/servers'] == 0 and not made.live
-    assert 'names them' in made.why_not()
+    assert metrics['external/servers'] == 0 and not made.fleet.live
+    assert 'names them' in made.fleet.why_not()
 
 
 def test_weights_that_are_not_the_trainers_are_refuted_at_first_sight(tmp_path):
   with _servers(tmp_path) as (made, (fake,)):
     fake.faults = {'old_weights'}
-    with pytest.raises(sampler_lib.Refuted, match='mean_logprob_gap'):
+    with pytest.raises(fleet_lib.Refuted, match='mean_logprob_gap'):
       _give(made, _table(1))
 
 
 def test_a_cache_that_is_not_reset_keeps_a_server_out(tmp_path, monkeypatch):
-  monkeypatch.setattr(sampler_lib.time, 'sleep', lambda seconds: None)
+  monkeypatch.setattr(fleet_lib.time, 'sleep', lambda seconds: None)
   with _servers(tmp_path) as (made, (fake,)):
     _give(made, _table())
     fake.faults = {'no_cache_reset'}
     assert _give(made, _table(1), version=1)['external/servers'] == 0
-    assert 'no success' in made.why_not()
+    assert 'no success' in made.fleet.why_not()
     assert not fake.paused  # Whatever happens, it is not left paused.
 
 
@@ -331,7 +336,7 @@ def test_a_directory_that_is_half_written_is_never_loaded(tmp_path):
     _give(made, _table())
     loaded = fake.loaded
     with pytest.raises(OSError, match='full'):
-      made.hand_over(1, fails, _score(_table(1)))
+      made.fleet.hand_over(1, fails, _score(_table(1)))
     assert fake.loaded == loaded
     (left,) = (tmp_path / 'served').iterdir()
     assert left.name == fake.label
@@ -350,9 +355,9 @@ def test_an_adapter_has_a_new_name_for_each_version(tmp_path, kind):
   with _servers(tmp_path, kind, model='base') as (made, (fake,)):
     for version, seed in enumerate((0, 1, 2)):
       table = _table(seed)
-      made.hand_over(version, _write(table), _score(table), is_adapter=True)
+      made.fleet.hand_over(version, _write(table), _score(table), is_adapter=True)
       if not version:
-        made.probe_with(_PROBES, _score(table)(_PROBES))
+        made.fleet.probe_with(_PROBES, _score(table)(_PROBES))
     (name,) = fake.adapters
     assert name.startswith('v000002-')
     (one,) = _ask(made, _request())
@@ -361,7 +366,7 @@ def test_an_adapter_has_a_new_name_for_each_version(tmp_path, kind):
     assert model == name
     # The weights that the servers were started with, for a control.
     fake.policy.table = _table()
-    made.hand_over(0, None, _score(_table()), is_adapter=True)
+    made.fleet.hand_over(0, None, _score(_table()), is_adapter=True)
     _ask(made, _request())
     body = fake.samples()[-1]
     assert body['model' if kind == 'vllm' else 'lora_path'] == 'base'
@@ -370,16 +375,16 @@ def test_an_adapter_has_a_new_name_for_each_version(tmp_path, kind):
 def test_servers_that_never_answer_are_named(tmp_path):
   with _servers(tmp_path, patience_seconds=0.01, retry_seconds=0.05) as (made, (fake,)):
     fake.faults = {'loading'}
-    assert '503' in made.wait_for_one() and fake.url in made.wait_for_one()
+    assert '503' in made.fleet.wait_for_one() and fake.url in made.fleet.wait_for_one()
     fake.faults = set()
-    assert made.wait_for_one() == ''
+    assert made.fleet.wait_for_one() == ''
     fake.faults = {'loading'}
     assert _give(made, _table(), probes=())['external/servers'] == 0
     fake.faults = set()
 
     async def later():
-      patient = dataclasses.replace(made._settings, patience_seconds=20.0)
-      made._settings = patient
+      patient = dataclasses.replace(made.fleet.settings, patience_seconds=20.0)
+      made.fleet.settings = patient
       return await made.generate(_request())
 
     # It is given the weights as soon as it can be asked.
@@ -403,7 +408,7 @@ def test_a_stop_function_that_fails_is_the_requests_own_error(tmp_path):
   with _servers(tmp_path) as (made, (fake,)):
     _give(made, _table())
     (error,) = _ask(made, _request(stop_fn=stop_fn))
-    assert isinstance(error, api.EngineError) and made.live == [fake.url]
+    assert isinstance(error, api.EngineError) and made.fleet.live == [fake.url]
 
 
 def test_time_on_a_server_is_no_sampling_of_this_process(tmp_path):

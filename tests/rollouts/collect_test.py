@@ -210,3 +210,29 @@ def test_a_journal_gives_back_what_the_step_s_parameters_sampled(tmp_path):
   other = dataclasses.replace(task, query='another')
   assert journal.load(0, 0, other, range(2)) is None
   assert journal.load(0, 0, task, range(1, 3)) is None
+
+
+@pytest.mark.parametrize(
+  'rewards, keeps_unscored, is_kept',
+  [
+    ((1.0, 0.0), True, True),
+    ((1.0, None), True, True),
+    ((1.0, None), False, False),
+    # A host was unreachable for all of them: a run that goes on tries again.
+    ((None, None), True, False),
+  ],
+)
+def test_a_group_that_nobody_could_score_is_sampled_again(
+  tmp_path, rewards, keeps_unscored, is_kept
+):
+  task = records.Task('t', 'q', ('a',), 'f1')
+  group = records.Group(
+    task,
+    tuple(
+      records.Trajectory('t', i, records.Status.ANSWERED, (), reward=reward)
+      for i, reward in enumerate(rewards)
+    ),
+  )
+  journal = journal_lib.Journal(epath.Path(tmp_path), keeps_unscored)
+  journal.save(0, 0, range(2), group)
+  assert (journal.load(0, 0, task, range(2)) is not None) == is_kept
