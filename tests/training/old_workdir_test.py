@@ -89,7 +89,7 @@ def test_rollouts_and_metrics_are_read_with_the_names_of_today(workdir):
   assert counts['reward_unreachable'] == found[_UNREACHABLE]
   assert 'judge_unreachable' not in counts
   text = page.write_report(workdir).read_text()
-  assert 'reward_unreachable' in text and 'judge_unreachable' not in text
+  assert 'reward unreachable' in text and 'judge unreachable' not in text
 
 
 @pytest.mark.slow
