@@ -22,7 +22,7 @@ it is, and were its prefill as fast as 60% of the fastest product. --score=N add
 how far the log probabilities that the paged engine recorded for N responses are
 from those of a plain forward pass [nats], such as with --kv_dtype=int8.
 
---servers=NAME=URL,... compares the paged engine with OpenAI-compatible servers of the
+--servers=NAME=URL,... (addresses that end in /v1) compares the paged engine with OpenAI-compatible servers of the
 same model instead, such as vLLM: --repeats times each, in turn, with new rollouts each
 time, so that no cache is found from the time before. Servers must take token ids as
 prompts and the field ignore_eos. 'times' is the median over repeats of a server's
@@ -432,6 +432,11 @@ async def _served(url, rollouts, latencies):
     base_url=url, timeout=None, limits=limits, trust_env=False
   ) as client:
     listed = await client.get('models')
+    if listed.is_error:
+      raise SystemExit(
+        f'{listed.url}: status {listed.status_code}; --servers wants the address that'
+        ' ends in /v1'
+      )
     server = _Server(client, listed.json()['data'][0]['id'])
     await _run(server, [[_Turn((5,) * 40, 2)]], [[]])
     start = time.perf_counter()
