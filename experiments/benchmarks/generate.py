@@ -22,11 +22,11 @@ it is, and were its prefill as fast as 60% of the fastest product. --score=N add
 how far the log probabilities that the paged engine recorded for N responses are
 from those of a plain forward pass [nats], such as with --kv_dtype=int8.
 
---servers=NAME=URL,... (addresses that end in /v1) compares the paged engine with OpenAI-compatible servers of the
-same model instead, such as vLLM: --repeats times each, in turn, with new rollouts each
-time, so that no cache is found from the time before. Servers must take token ids as
-prompts and the field ignore_eos. 'times' is the median over repeats of a server's
-seconds over the engine's.
+--servers=NAME=URL,... (addresses that end in /v1) compares the paged engine with
+OpenAI-compatible servers of the same model instead, such as vLLM: --repeats times each,
+in turn, with new rollouts each time, so that no cache is found from the time before.
+Servers must take token ids as prompts and the field ignore_eos. 'times' is the median
+over repeats of a server's seconds over the engine's.
 """
 
 import argparse
