@@ -279,7 +279,9 @@ def test_the_benchmark_of_sampling_gives_servers_the_same_work():
     'paged': 2,
     'a': 2,
     'b': 2,
+    'simple': 2,
   }
+  assert set(found['times']) == {'a', 'b', 'simple'}
   assert found['settings'].startswith('engine.lanes=1')
   asked = [tuple(b['prompt']) for b in _Completions.asked if b['max_tokens'] == 4]
   assert len(asked) == 2 * 2 * 8

@@ -23,10 +23,11 @@ how far the log probabilities that the paged engine recorded for N responses are
 from those of a plain forward pass [nats], such as with --kv_dtype=int8.
 
 --servers=NAME=URL,... (addresses that end in /v1) compares the paged engine with
-OpenAI-compatible servers of the same model instead, such as vLLM: --repeats times each,
-in turn, with new rollouts each time, so that no cache is found from the time before.
-Servers must take token ids as prompts and the field ignore_eos. 'times' is the median
-over repeats of a server's seconds over the engine's.
+OpenAI-compatible servers of the same model such as vLLM, and with the simple engine
+unless --engine=paged: --repeats times each, in turn, with new rollouts each time, so
+that no cache is found from the time before. --engine=paged leaves the simple engine
+out. Servers must take token ids as prompts and the field ignore_eos. 'times' is the
+median over repeats of another's seconds over the engine's.
 """
 
 import argparse
@@ -445,7 +446,7 @@ async def _served(url, rollouts, latencies):
 
 
 def _beside(args, config, params, latencies):
-  """Returns what the paged engine and servers take for the same rollouts."""
+  """Returns what the engines and servers take for the same rollouts."""
   servers = dict(part.split('=', 1) for part in args.servers.split(','))
   seconds, settings = collections.defaultdict(list), ''
   for repeat in range(args.repeats):
@@ -455,6 +456,9 @@ def _beside(args, config, params, latencies):
     settings = paged['settings']
     for name, url in servers.items():
       seconds[name].append(asyncio.run(_served(url, rollouts, latencies)))
+    if args.engine != 'paged':
+      simple = _simple(args, config, params, rollouts, latencies)
+      seconds['simple'].append(simple['seconds'])
     print({k: v[-1] for k, v in seconds.items()}, file=sys.stderr, flush=True)
   return {
     'settings': settings,
@@ -463,7 +467,8 @@ def _beside(args, config, params, latencies):
       name: statistics.median(
         theirs / ours for theirs, ours in zip(seconds[name], seconds['paged'])
       )
-      for name in servers
+      for name in seconds
+      if name != 'paged'
     },
   }
 
