@@ -166,6 +166,7 @@ def _played(directory: str) -> str:
   return hashlib.sha256(repr((tasks, asyncio.run(main()))).encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_neither_hash_seed_nor_clock_changes_anything(tmp_path):
   compiler = shutil.which('cc')
   settings = {'as it is': {}, 'hash seed': {'PYTHONHASHSEED': '7'}}

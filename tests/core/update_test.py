@@ -440,6 +440,7 @@ def test_state_is_born_sharded_and_the_same_on_every_mesh():
     assert moment['layers']['mlp']['up']['kernel'].sharding == kernel.sharding
 
 
+@pytest.mark.slow
 def test_a_step_of_muon_does_not_depend_on_the_mesh():
   tx = optimizer.OptimizerConfig(1e-2, kind='muon')
   batch, _ = _pack(_rows())

@@ -91,7 +91,7 @@ def test_same_bits_with_the_cache_and_without(engine, params):
 @pytest.mark.parametrize(
   'attention, lanes',
   [
-    ('gathered', 2),
+    pytest.param('gathered', 2, marks=pytest.mark.slow),
     pytest.param('gathered', 1, marks=pytest.mark.slow),
     pytest.param('blocks', 1, marks=pytest.mark.slow),
   ],

@@ -149,6 +149,7 @@ def _code_config(**changes):
   )
 
 
+@pytest.mark.slow
 def test_a_run_of_programs_with_a_reward_of_several_terms(tmp_path):
   run.train(_code_config(), str(tmp_path / 'run'))
   oracle = _evaluation(tmp_path / 'run', 'oracle')

@@ -373,6 +373,7 @@ def test_a_workdir_of_another_config_is_refused(whole):
   assert 'train.steps' not in said and 'delete' not in said
 
 
+@pytest.mark.slow
 def test_a_run_that_is_made_longer_is_the_run_that_was_as_long_at_once(
   whole, tmp_path, capsys
 ):

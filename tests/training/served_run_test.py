@@ -67,6 +67,7 @@ def groups(workdir, step=0):
   return rollout_files.read(path)
 
 
+@pytest.mark.slow
 def test_a_command_is_trained(tmp_path):
   served = schema.ServedConfig(command=command(tmp_path, _AGENT))
   run.train(config(tmp_path, served=served), str(tmp_path / 'out'), quiet=True)

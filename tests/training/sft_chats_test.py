@@ -41,11 +41,18 @@ def _metrics(directory):
   return [json.loads(line) for line in lines]
 
 
-def test_it_learns_the_answers_and_goes_on_after_the_file_is_gone(tmp_path):
+@pytest.mark.slow
+def test_it_goes_on_after_the_file_is_gone(tmp_path):
   config = _sft(tmp_path / 'in', 6, **{'train.steps': '1'})
   run.train(config, str(tmp_path / 'out'), quiet=True)
   (tmp_path / 'in' / 'chats.jsonl').unlink()
-  config = overrides.override(config, [('train.steps', '4')])
+  config = overrides.override(config, [('train.steps', '2')])
+  run.train(config, str(tmp_path / 'out'), quiet=True)
+  assert [line['sft/turns'] for line in _metrics(tmp_path / 'out')] == [12, 12]
+
+
+def test_it_learns_the_answers(tmp_path):
+  config = _sft(tmp_path / 'in', 6, **{'train.steps': '4'})
   run.train(config, str(tmp_path / 'out'), quiet=True)
   lines = _metrics(tmp_path / 'out')
   # Chats of 1, 2 and 3 answers, twice.
