@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other launchers: what they say and how they run a command.
 #
 #   usage           prints the header of the launcher

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other launchers; sets ROOT and defines install_agentflow.
 #
 #   install_agentflow [EXTRA [locked]]     e.g. install_agentflow test

@@ -118,7 +118,7 @@ _FRAGMENTS = frozenset(
   ' inside into like near of off on onto out outside over past per since than through'
   ' throughout till to toward towards under underneath unlike until up upon via with'
   ' within without'
-  ' so what where who'
+  ' how see so what whatever where who whoever'
   ' am are be been being can cannot could did do does had has have is may might must'
   ' ought shall should was were will would'.split()
 )

@@ -262,6 +262,16 @@ _MUTATIONS = [
   ),
   (
     'docstring',
+    _append(_PLAN, _documented('Args:\n    x: how it is.\n    y: see `z`.')),
+    'plan.py: g: x: how ...',
+  ),
+  (
+    'docstring',
+    _append(_PLAN, _documented('Args:\n    x: see `z`.')),
+    'plan.py: g: x: see ...',
+  ),
+  (
+    'docstring',
     {'launch/l.py': '"""L.\n\nArgs:\n  x: must be there.\n"""\n'},
     'launch/l.py: the module: x: must ...',
   ),

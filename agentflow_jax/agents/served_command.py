@@ -44,8 +44,8 @@ class Command:
   ) -> served_session.Outcome:
     """Runs the command; the last line that it prints is the answer.
 
-    Cancelling the caller kills the command. Whatever it started is killed with its
-    process group, also when it ends by itself.
+    Cancelling the caller kills the command. All processes that it started in its
+    process group are killed with it, and also when it ends by itself.
 
     Args:
       variables: environment variables that tell the command what to do.

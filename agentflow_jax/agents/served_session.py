@@ -71,7 +71,7 @@ class Asked:
   Attributes:
     prompt_ids: token ids of the prompt.
     sampling: sampling settings of the response.
-    number: how often the session asked this before.
+    number: number of times that the session asked for the same before.
     completion: the response; None until it is sampled whole.
     state: whether the agent has the whole response, may get it yet, or left before.
     text: prompt as text, for a response of the frozen model; None for the policy's.

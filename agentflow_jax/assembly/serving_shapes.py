@@ -65,7 +65,7 @@ def fitted(
     if 'kv_tokens' in given and config.kv_tokens:
       tokens.append(config.kv_tokens)
     row = min([row, *((held // page - 2) * page for held in tokens)])
-    # Sizes that flags set are meant, whatever is free.
+    # Sizes that flags set hold, even where less memory is free.
     row = max([row, *(lengths[name] + 1 for name in _LENGTHS if name in given)])
     row = min(row, context)
   if row < 2:
@@ -78,7 +78,7 @@ def fitted(
       lengths[name] = min(lengths[name], row - 1)
   changes: dict[str, Any] = dict(lengths)
   if 'row_tokens' not in given:
-    # None of its own where the two lengths are the bound.
+    # 0 where the longest prompt and the longest response bound a row already.
     changes['row_tokens'] = row if row < sum(lengths.values()) else 0
   if 'kv_tokens' not in given:
     changes['kv_tokens'] = 0

@@ -60,7 +60,7 @@ def blocks_of(length: int, choice: str = 'auto', head_dim: int = 0) -> Blocks | 
 
   Args:
     length: T.
-    choice: see ModelConfig.attention.
+    choice: way of attending, a value of ModelConfig.attention.
     head_dim: E, which decides whether there is a kernel; 0 for none.
   """
   if choice == 'auto':

@@ -92,7 +92,8 @@ def done(
   Args:
     config: the network.
     batch: host arrays.
-    logits_chunk: see scoring.score_micro.
+    logits_chunk: targets of a row whose logits exist at one time, see
+      scoring.score_micro.
     row_shards: data x fsdp of the mesh.
     vocab_shards: its tensor.
   """

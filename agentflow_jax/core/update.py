@@ -183,7 +183,8 @@ def make_score_fn(
   Args:
     config: the network.
     mesh: mesh that sharding.make_mesh returned.
-    logits_chunk: see scoring.score_micro.
+    logits_chunk: targets of a row whose logits exist at one time, see
+      scoring.score_micro.
   """
   constrain = sharding.make_constrain(mesh)
 
@@ -256,7 +257,8 @@ def make_update_fn(
     optimizer_config: the optimizer.
     loss_config: FlowGrpoConfig or SftConfig.
     mesh: mesh that sharding.make_mesh returned. B must divide over data x fsdp.
-    logits_chunk: see scoring.score_micro.
+    logits_chunk: targets of a row whose logits exist at one time, see
+      scoring.score_micro.
   """
   tx = optimizer.make_tx(optimizer_config)
   schedule = optimizer.make_schedule(optimizer_config)

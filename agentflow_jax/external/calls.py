@@ -13,7 +13,7 @@ from agentflow_jax.inference import api
 
 
 class BadAnswer(Exception):
-  """An answer that is not what was asked for; the text says in what."""
+  """An answer that is not what was asked for; the text says what is wrong with it."""
 
 
 @dataclasses.dataclass(frozen=True)

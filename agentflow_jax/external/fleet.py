@@ -27,7 +27,7 @@ class Refuted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How servers are asked.
+  """Model name, limits and times of requests to servers.
 
   Attributes:
     model: name of the model on the servers; '' for the only one.
@@ -105,7 +105,7 @@ class Fleet:
 
   Attributes:
     server: requests and answers of the servers.
-    settings: how servers are asked.
+    settings: model name, limits and times of requests.
     bounds: bounds on the noise between servers and trainer.
   """
 
@@ -117,12 +117,12 @@ class Fleet:
     bounds: proof.Bounds,
     versions: versions_lib.Versions,
   ):
-    """Asks nobody yet.
+    """Sends no request yet.
 
     Args:
       server: requests and answers of the servers.
       wires: HTTP of each server.
-      settings: how servers are asked.
+      settings: model name, limits and times of requests.
       bounds: bounds on the noise between servers and trainer.
       versions: directories that weights are handed over in.
     """

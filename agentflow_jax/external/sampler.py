@@ -38,7 +38,7 @@ class ExternalSampler:
     vocab_size: int,
     max_positions: int,
   ):
-    """Asks nobody yet.
+    """Sends no request yet.
 
     Args:
       fleet: the servers.

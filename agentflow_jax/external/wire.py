@@ -22,7 +22,7 @@ class Unavailable(Exception):
 
 
 class Refused(Exception):
-  """A server turned a request down; says which, and with what words.
+  """A server turned a request down; the text names the server and its words.
 
   Attributes:
     of_request: whether that is because of what was asked, such as a prompt that is

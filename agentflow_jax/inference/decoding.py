@@ -281,7 +281,8 @@ def _appended(
     logprobs: float32[rows], log probabilities of them [nats].
     sets: int32[rows, max_kept], what they were drawn from; None for all tokens.
     most_likely: int32[rows, n] ids of the most likely tokens and their log
-      probabilities, float32[rows, n] [nats]; None where nobody asks.
+      probabilities, float32[rows, n] [nats]; None where no row asks for
+      them.
   """
   lengths = sampled.lengths + live
   at_stop = jnp.any(tokens[:, None] == rows.stop_ids, axis=1)

@@ -16,10 +16,10 @@ from agentflow_jax.core import launches, model
 from agentflow_jax.inference import api, batching, decoding, gathered
 from agentflow_jax.inference import pages as pages_lib, programs
 
-# What is done on the devices: programs are compiled, pieces of prompts read, a chunk
-# of tokens sampled, or pages made anew.
+# A call: programs are compiled, pieces of prompts read, a chunk of tokens sampled, or
+# pages made anew.
 Call = Literal['compile', 'read', 'sample', 'renew']
-# A function of what is done and the lane that does it.
+# A function that is told of a call, and of the number of its lane.
 Hook = Callable[[Call, int], None]
 
 
@@ -80,7 +80,7 @@ class Device:
       config: shapes and timing.
       params: parameters, see `place`.
       sharding: place of the parameters, see engine.Engine.
-      copy: see `place`.
+      copy: False to use arrays that lie on the devices already as they are.
       name: name of the engine, which the threads carry.
     """
     self.before_call: Hook = no_hook
@@ -296,5 +296,5 @@ class Device:
     try:
       out = [function(own)]
     finally:
-      futures.wait(waits)  # They have their lanes, whatever happened here.
+      futures.wait(waits)  # Their lanes are theirs until they end.
     return out + [wait.result() for wait in waits]

@@ -71,13 +71,14 @@ class DeviceThread:
     except BaseException as e:  # Such as no room for a new pool.
       logging.exception('Engine %s ends.', self._shared.name)
       cause = e
-    finally:  # Whatever happens, nobody waits for an engine that has ended.
+    finally:  # No caller may wait for an engine that has ended.
       self._shared.end(cause)
 
   def _wait(self) -> dict[int, scheduling.Pending] | None:
     """Returns what to work on, by slot; None to end."""
     while (slots := self._shared.next_rows(self._turn, self._is_spoilt)) == {}:
-      # Zero times what is not finite would reach whoever gets such a page.
+      # Attention adds 0 times what other slots hold, which is not finite here, so the
+      # next request with such a page would get it.
       self._device.renew()
       self._shared.forget_prefixes()
       self._is_spoilt = False
@@ -140,8 +141,6 @@ class DeviceThread:
 
   def _has_company(self, n_used: int, n_read: int) -> bool:
     """Says whether a chunk of those that are read had better wait for others."""
-    if self._is_spoilt:
-      return False  # Nobody is let in.
     came = self._shared.coming(n_used)
     assert self._config.prefill_burst is not None
     return (
@@ -169,7 +168,7 @@ class DeviceThread:
     self._shared.count_read(sum(len(n.ids) for _, _, nodes in pieces for n in nodes))
 
   def _finish_read(self):
-    """Waits for the last call that reads, if nobody has yet."""
+    """Waits for the last call that reads prompts, if that is still open."""
     if self._open is None:
       return
     (is_finite, start), self._open = self._open, None
@@ -202,7 +201,7 @@ class DeviceThread:
   def _take(
     self, slots: dict[int, scheduling.Pending], host: decoding.Sampled, version: int
   ):
-    """Adds to rows what was sampled, and settles who is done."""
+    """Adds sampled tokens to their rows, and settles the requests that are done."""
     # Seen at once, and in rows whose callers have left, too.
     self._is_spoilt |= not np.isfinite(host.logprobs).all()
     outcomes = []

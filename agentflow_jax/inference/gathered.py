@@ -222,8 +222,8 @@ def attend(
     keys: [K, B, E, S] of each part.
     values: [K, B, S, E] of each part.
     starts: int32[B], the last slot that is seen.
-    common: see Cache.
-    row: see Cache.
+    common: int32[], number of first parts that all rows share, see Cache.
+    row: int32[], one of those rows.
 
   Returns:
     float32[B, K, H/K, 1, E].

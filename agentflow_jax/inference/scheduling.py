@@ -64,7 +64,7 @@ class Scheduler:
     clock: Callable[[], float],
     new_in_pages: bool = True,
   ):
-    """Nobody waits.
+    """Starts with an empty queue.
 
     Args:
       config: config with the numbers of slots and pages.

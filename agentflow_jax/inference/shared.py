@@ -39,7 +39,7 @@ class Shared:
     clock: Callable[[], float],
     meter: device_time.Meter,
   ):
-    """Nobody waits.
+    """Starts with an empty queue.
 
     Args:
       name: name of the engine.
@@ -175,14 +175,14 @@ class Shared:
   def next_rows(
     self, turn: int, is_spoilt: bool
   ) -> dict[int, scheduling.Pending] | None:
-    """Waits for work, and gives slots to who waits for one.
+    """Waits for requests, and gives slots to those in the queue.
 
     The first request of an idle engine waits a little for company.
 
     Args:
-      turn: turn of those who get a slot, see batching.Row.
-      is_spoilt: whether pages may hold what is not finite, so that nobody is let in
-        before they are made anew.
+      turn: turn of the requests that get a slot, see batching.Row.
+      is_spoilt: whether pages may hold numbers that are not finite, so that no request
+        gets a slot before they are made anew.
 
     Returns:
       Requests by slot; empty where all pages can be made anew now; None to end.
@@ -196,7 +196,7 @@ class Shared:
         self._swap()
         if scheduler.queue and scheduler.is_idle:
           first = scheduler.queue[0].submitted
-          self._mark = max(self._mark, first)  # Before, nothing was pending.
+          self._mark = max(self._mark, first)  # Before that, no request was pending.
           left = self._patience() - (self._clock() - first)
           full = min(self._config.slots, self._config.prefill_pieces or 1)
           if len(scheduler.queue) < full and left > 0:
@@ -210,7 +210,7 @@ class Shared:
     return None
 
   def forget_prefixes(self) -> None:
-    """Forgets what the pages hold, which were made anew."""
+    """Forgets which tokens the pages held, because they were made anew."""
     with self._wake:
       self._scheduler.prefixes.clear()
 
@@ -288,7 +288,7 @@ class Shared:
         )
 
   def end(self, cause: BaseException | None) -> None:
-    """Fails everybody who is left: the device thread ends.
+    """Fails all requests that are left, because the device thread ends.
 
     Args:
       cause: error that it ends by; None where the engine was closed.
@@ -299,7 +299,7 @@ class Shared:
     self.settle([(pending, self.closed()) for pending in left])
 
   def _swap(self):
-    """Takes new parameters if nobody needs the old ones; the lock is held."""
+    """Takes new parameters if no request needs the old ones; the lock is held."""
     if self._next is None or not self._scheduler.is_idle:
       return
     (self._params, self._version), self._next = self._next, None

@@ -2,11 +2,11 @@
 
 import contextlib
 import ipaddress
-import os
 import socket
 import tempfile
 from collections.abc import Collection, Sequence
 
+from agentflow_jax.agents.endpoints import client
 from agentflow_jax.assembly import served_worlds, standalone_model
 from agentflow_jax.config import schema
 
@@ -138,14 +138,12 @@ def key_of(variable: str, flag: str) -> str:
   """Returns the key that an environment variable holds; '' where none is named.
 
   Raises:
-    ConfigError: the variable holds none; names the flag.
+    ConfigError: the variable holds no key that a client could send; names the flag.
   """
-  key = os.environ.get(variable, '').strip() if variable else ''
-  if variable and not key:
-    raise schema.ConfigError(
-      f'{flag}: the environment variable {variable} holds no key'
-    )
-  return key
+  try:
+    return client.read_key(variable)
+  except ValueError as e:
+    raise schema.ConfigError(f'{flag}: {e}') from e
 
 
 def opened(

@@ -181,3 +181,46 @@ def test_serving_reads_shapes_and_dtypes_alone():
   names = overrides.flatten(loading.load(_QUICKSTART))
   for prefix in unread._SERVED:
     assert any(n == prefix or n.startswith(f'{prefix}.') for n in names)
+
+
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    ('task_set.train', 'a.jsonl'),
+    ('task_set.evaluation', 'a.jsonl'),
+    ('task_set.reward_seconds', '7'),
+    ('task_set.judge.model', 'm'),
+    ('task_set.benchmark', 'nq'),
+    ('task_set.mixture.natural_questions.path', 'a'),
+    ('task_set.reward', 'exact_match'),
+    ('task_set.columns', '{"query": "q"}'),
+    ('task_set.tier', 'long'),
+    ('task_set.distractors', '3'),
+    ('agent.withheld_tools', 'search'),
+    ('agent.environment.faults', '0.5'),
+    ('agent.environment.judge.model', 'm'),
+    ('agent.environment.seconds', '7'),
+    ('agent.environment.concurrency', '7'),
+    ('agent.environment.url', 'http://a'),
+    ('agent.environment.capacity', '7'),
+    ('agent.environment.total', 'true'),
+    ('agent.environment.seeds', 'a'),
+    ('agent.environment.servers', 'a=http://a'),
+    ('agent.endpoint.base_url', 'http://a'),
+    ('agent.endpoint.preset', 'openai'),
+    ('agent.tools.own_seconds', '7'),
+    ('agent.tools.own_concurrency', '7'),
+    ('agent.served.frozen', 'true'),
+    ('metrics.project', 'p'),
+    ('metrics.trajectories_every', '7'),
+    ('metrics.tracker_seconds', '7'),
+    ('planner.thinking', 'off'),
+    ('planner.external.model', 'm'),
+  ],
+)
+def test_a_value_that_nothing_reads_is_refused_in_a_config_file_too(name, value):
+  base = schema.Config(name='plain', task_set=schema.TaskSetConfig(kind='geohop'))
+  unread.check_values(base)
+  with pytest.raises(schema.ConfigError, match='is set, and nothing') as refused:
+    unread.check_values(overrides.override(base, [(name, value)]))
+  assert name.startswith(str(refused.value).partition(' ')[0])

@@ -14,8 +14,8 @@ from agentflow_jax import records
 from agentflow_jax.agents.endpoints import client as client_lib
 from agentflow_jax.agents.endpoints import settings as settings_lib
 from agentflow_jax.assembly import standalone_model
-from agentflow_jax.config import loading
-from agentflow_jax.serving import app, incoming, requests, writing
+from agentflow_jax.config import loading, schema
+from agentflow_jax.serving import app, incoming, requests, server, writing
 from tests.config import mini
 from tests.serving import listening
 
@@ -637,3 +637,13 @@ def test_the_openai_package_works(url, model):
       openai.OpenAI(base_url=url, api_key='x', max_retries=0).models.list()
     with pytest.raises(openai.BadRequestError, match='top_logprobs'):
       client.chat.completions.create(**_CHAT, logprobs=True, top_logprobs=21)
+
+
+@pytest.mark.parametrize('key', ['', 'two words', 'schlüssel'])
+def test_a_key_that_no_client_could_send_is_refused(key, monkeypatch):
+  monkeypatch.setenv('SERVER_KEY', key)
+  with pytest.raises(schema.ConfigError, match='--api_key_variable: .* SERVER_KEY'):
+    server.key_of('SERVER_KEY', '--api_key_variable')
+  monkeypatch.setenv('SERVER_KEY', ' good-1 ')
+  assert server.key_of('SERVER_KEY', '--api_key_variable') == 'good-1'
+  assert server.key_of('', '--api_key_variable') == ''

@@ -27,7 +27,7 @@ _CARRYING = (
 _CLOSED = (
   ipaddress.IPv6Network('64:ff9b:1::/48'),  # A network's own translator.
   ipaddress.IPv6Network('fec0::/10'),  # Site-local, of old.
-  ipaddress.IPv6Network('2001::/32'),  # Teredo: to whatever is behind it.
+  ipaddress.IPv6Network('2001::/32'),  # Teredo tunnels, to any address.
   ipaddress.IPv6Network('3fff::/20'),  # For documentation, as 2001:db8::/32.
   ipaddress.IPv4Network('168.63.129.16/32'),  # Azure's metadata.
   ipaddress.IPv4Network('192.0.0.0/24'),  # Oracle's, among others.

@@ -195,8 +195,8 @@ class WebClient:
       timeout=httpx.Timeout(
         config.timeout_seconds, connect=config.timeout_seconds / _ADDRESSES_TRIED
       ),
-      # They would be the address's, whatever names it has, and would make a fetch
-      # depend on those before it.
+      # Cookies would be kept by address, for all names that it has, and would make a
+      # fetch depend on those before it.
       cookies=http.cookiejar.CookieJar(
         http.cookiejar.DefaultCookiePolicy(allowed_domains=[])
       ),
