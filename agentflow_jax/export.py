@@ -28,7 +28,7 @@ _DTYPE = flags.DEFINE_enum(
   'dtype',
   'stored',
   ['stored', 'float32', 'bfloat16'],
-  "What tensors are rounded to; 'stored' keeps what they are.",
+  "Type that tensors are rounded to; 'stored' keeps their own.",
 )
 _SHARD_GB = flags.DEFINE_float(
   'shard_gb', 5.0, 'The most that one file holds [10^9 bytes].', lower_bound=0.001
@@ -36,8 +36,8 @@ _SHARD_GB = flags.DEFINE_float(
 _UNTIED = flags.DEFINE_bool(
   'untied',
   False,
-  'Writes a head that is the embedding apart from it, for servers that are given new'
-  ' weights while they run (docs/engines.md).',
+  'Writes an output head that is tied to the embedding as a tensor of its own, for'
+  ' servers that are given new weights while they run (docs/engines.md).',
 )
 _ADAPTER = flags.DEFINE_bool(
   'adapter', False, "Exports the run's adapters alone, in PEFT's format."

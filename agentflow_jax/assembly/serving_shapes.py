@@ -1,4 +1,4 @@
-"""Shapes of an engine that serves: the model's context, as far as memory goes.
+"""Shapes of an engine that serves: the model's context, or what fits in memory.
 
 A run's engine has the sizes of its own prompts. Clients of a server bring others, so
 what no flag sets is chosen here: prompts and responses fill the model's context

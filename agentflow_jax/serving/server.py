@@ -34,7 +34,7 @@ def serve(
     host_names: further names in the header Host that are answered where only
       this machine is listened to.
     given: dotted names of the fields that flags set; the engine's other sizes are
-      those of the model's context, as far as memory goes.
+      those of the model's context, or what fits in memory.
 
   Raises:
     ConfigError, CheckpointError: name the remedy.
