@@ -5,8 +5,8 @@ r"""Serves a model to OpenAI-compatible clients, or an environment to OpenEnv's.
   python -m agentflow_jax.serve --environment=desk [--split=validation]
 
 A prompt and its response together may be as long as the model's context, or as what
-fits in memory; flags for `engine` set other sizes. Of the config, `engine` and of `planner` the
-directory, dtypes and attention are read; for an environment, `task_set` and
+fits in memory; flags for `engine` set other sizes. Of the config, `engine` is read, and
+the directory, dtypes and attention of `planner`; for an environment, `task_set` and
 `agent.environment`. A flag for anything else is an error. It listens on this machine
 alone unless --host says otherwise.
 """
