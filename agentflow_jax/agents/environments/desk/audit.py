@@ -51,19 +51,8 @@ async def run(
   key = records.RequestKey(0, records.Purpose.EVALUATE, 0, task.id, 0)
   episode = await environment.open(task, key)
   try:
-    made = []
-    for call in calls:
-      if episode.ended:
-        break
-      made.append((call, await _called(episode, call)))
-    status = (
-      records.Status.REFUSED
-      if episode.ended == 'refuse'
-      else records.Status.ANSWERED
-      if episode.ended
-      else records.Status.OUT_OF_TURNS
-    )
-    ending = records.Ending(status, '', tuple(made), episode.ended)
+    made = await carried_out(episode, calls)
+    ending = ending_of(episode, made)
     said = str(sorted(made[-1][0].arguments.items())) if episode.ended else ''
     verdict = await episode.verify(ending)
     # Where a check fails, state or end are not those of the right way.
@@ -77,6 +66,32 @@ async def run(
     )
   finally:
     await episode.close()
+
+
+async def carried_out(
+  episode: base.Episode, calls: Iterable[records.ToolCall]
+) -> list[tuple[records.ToolCall, records.ToolResult]]:
+  """Makes calls in order, up to the one that ends the episode, and returns them."""
+  made = []
+  for call in calls:
+    if episode.ended:
+      break
+    made.append((call, await _called(episode, call)))
+  return made
+
+
+def ending_of(
+  episode: base.Episode, made: Sequence[tuple[records.ToolCall, records.ToolResult]]
+) -> records.Ending:
+  """Returns the ending of an episode in which calls were made and no answer given."""
+  status = (
+    records.Status.REFUSED
+    if episode.ended == 'refuse'
+    else records.Status.ANSWERED
+    if episode.ended
+    else records.Status.OUT_OF_TURNS
+  )
+  return records.Ending(status, '', tuple(made), episode.ended)
 
 
 async def _called(episode: base.Episode, call: records.ToolCall) -> records.ToolResult:

@@ -39,7 +39,8 @@ class MontySessions:
 
   Args:
     limits: bounds of a session.
-    workers: number of programs at a time; None for the number of processors.
+    workers: number of programs at a time; None for two a processor, because a program
+      spends much of its time waiting for answers of this process.
 
   Raises:
     tools.base.ToolUnavailable: monty is not installed or does not work here.
@@ -54,7 +55,7 @@ class MontySessions:
   def __init__(self, limits: sessions.Limits, workers: int | None = None):
     monty.Monty(limits.program)  # Tries whether it works, and whether it holds.
     self._limits = limits
-    self._workers = workers or os.cpu_count() or 1
+    self._workers = workers or 2 * (os.cpu_count() or 1)
     self._directory: tempfile.TemporaryDirectory | None = None
     self._pool: Any = None
     self._opening: asyncio.Future | None = None

@@ -31,8 +31,11 @@ def pairs(
   if not table.key:
     return _of_keyless(before, after)
   old, new = set(before), set(after)
-  # SQLite allows null in most keys, and then any number of such rows.
-  without = [{r for r in rows if None in table.key_of(r)} for rows in (old, new)]
+  # SQLite allows null in most keys, and then any number of such rows. Most rows have no
+  # null at all, which is quicker to find out than to take out their keys.
+  without = [
+    {r for r in rows if None in r and None in table.key_of(r)} for rows in (old, new)
+  ]
   removed = table.by_key(old - new - without[0])
   added = table.by_key(new - old - without[1])
   found = [(removed.get(key), added.get(key)) for key in removed.keys() | added.keys()]
