@@ -273,7 +273,8 @@ def test_the_armed_guard_closes_every_door():
     'print(json.dumps(found))\n'
   )
   done = subprocess.run(
-    [sys.executable, '-c', program, child_server.__file__, json.dumps(ESCAPES)],
+    # As the child is started: without what PYTHONPATH adds.
+    [sys.executable, '-I', '-c', program, child_server.__file__, json.dumps(ESCAPES)],
     capture_output=True,
     check=True,
     text=True,
