@@ -11,9 +11,7 @@ import pytest
 _QUICK = (
   'tests/core/',
   'tests/weights/',
-  'tests/inference/kernels_test.py',
-  'tests/inference/gathered_test.py',
-  'tests/inference/pages_test.py',
+  'tests/inference/',
   'tests/sizing/fit_test.py',
   'tests/training/',
   'tests/evaluation/',
@@ -22,9 +20,21 @@ _QUICK = (
   'tests/rollouts/',
   'tests/serving/',
 )
+# Files in which most tests say that bits are equal, so that all are marked `exact`.
+_EXACT = (
+  'tests/inference/batching_test.py',
+  'tests/inference/choices_test.py',
+  'tests/inference/engine_',
+  'tests/inference/sampling_test.py',
+)
 # These are about programs as they are in use: what sampler and trainer make of one
-# policy, and processes that have to agree.
-_IN_USE = ('tests/training/on_policy_test.py', 'tests/training/many_processes_test.py')
+# policy, requests that sample the same bits in any company, and processes that have to
+# agree.
+_IN_USE = (
+  'tests/inference/engine_crowd_test.py',
+  'tests/training/on_policy_test.py',
+  'tests/training/many_processes_test.py',
+)
 
 # Files that take long, in the order in which processes are given them: one that
 # begins last would keep one process busy while the others are done.
@@ -69,5 +79,7 @@ def pytest_collection_modifyitems(config, items):
     where = item.path.relative_to(config.rootpath).as_posix()
     if where.startswith(_QUICK) and where not in _IN_USE:
       item.add_marker('quick')
+    if where.startswith(_EXACT):
+      item.add_marker('exact')
     if item.get_closest_marker('exact') and config.option.markexpr == 'slow':
       item.add_marker('slow')
