@@ -123,7 +123,7 @@ def module_prompt(
 ) -> tuple[records.Segment, ...]:
   """Composes a frozen module's prompt: instructions, state, what to do now.
 
-  The state is in plain words: how a planner's memory is written it alone knows.
+  Frozen modules read the state in plain words, however the planner reads it.
   """
   segments = [records.Segment('system', instructions)]
   segments += state_segments(memory.plain())
