@@ -157,7 +157,7 @@ class EvaluationFile:
       found['world'] = self.world
     if self.judged is not None:
       of_judge = dataclasses.asdict(self.judged)
-      found |= {f'judge_{name}': value for name, value in of_judge.items()}
+      found |= {_OF_JUDGE[name]: value for name, value in of_judge.items()}
     found['items'] = [item.to_json() for item in self.items]
     return found | dict(self.more)
 
@@ -169,28 +169,40 @@ class EvaluationFile:
       name: name of the file.
       raw: content of the file, with the names of today.
     """
+    figure = lambda name: reading.number(raw.get(name))
+    count = lambda name: reading.whole(raw.get(name))
     return cls(
       name=name,
       split=reading.text(raw.get('split')),
-      **{key: reading.number(raw.get(key)) for key in _FIGURES},
-      **{key: reading.whole(raw.get(key)) for key in _NUMBERS},
-      **{key: _counts(raw.get(key)) for key in ('status', 'tools', 'tool_counts')},
-      **{key: _slices(raw.get(key)) for key in ('by_hops', 'by_kind')},
-      **{key: dict(raw.get(key) or {}) for key in ('mistakes', 'world')},
+      temperature=figure('temperature'),
+      accuracy=figure('accuracy'),
+      ci_low=figure('ci_low'),
+      ci_high=figure('ci_high'),
+      accuracy_over_requested=figure('accuracy_over_requested'),
+      items_requested=count('items_requested'),
+      items_scored=count('items_scored'),
+      rollouts_requested=count('rollouts_requested'),
+      rollouts_scored=count('rollouts_scored'),
+      status=_counts(raw.get('status')),
+      by_hops=_slices(raw.get('by_hops')),
+      by_kind=_slices(raw.get('by_kind')),
+      tools=_counts(raw.get('tools')),
+      tool_error_rate=figure('tool_error_rate'),
+      tool_counts=_counts(raw.get('tool_counts')),
+      turns_mean=figure('turns_mean'),
+      planner_tokens_mean=figure('planner_tokens_mean'),
+      seconds_a_rollout=figure('seconds_a_rollout'),
+      seconds=figure('seconds'),
+      mistakes=dict(raw.get('mistakes') or {}),
+      world=dict(raw.get('world') or {}),
       judged=_judged(raw),
       items=tuple(map(evaluated_items.Item.read, raw.get('items') or ())),
       more={key: value for key, value in raw.items() if key not in _KNOWN},
     )
 
 
-def _of_type(kind: type) -> list[str]:
-  """Returns the names of the fields of a type."""
-  return [f.name for f in dataclasses.fields(EvaluationFile) if f.type is kind]
-
-
-_FIGURES, _NUMBERS = _of_type(float), _of_type(int)
-_OF_JUDGE = {f'judge_{f.name}': f.name for f in dataclasses.fields(Judged)}
-_KNOWN = {f.name for f in dataclasses.fields(EvaluationFile)} | _OF_JUDGE.keys()
+_OF_JUDGE = {f.name: f'judge_{f.name}' for f in dataclasses.fields(Judged)}
+_KNOWN = {f.name for f in dataclasses.fields(EvaluationFile)} | {*_OF_JUDGE.values()}
 
 
 def _counts(raw: Mapping[str, Any] | None) -> dict[str, int]:
@@ -212,11 +224,21 @@ def _slices(raw: Mapping[str, Any] | None) -> dict[str, Slice]:
 
 def _judged(raw: Mapping[str, Any]) -> Judged | None:
   """Returns a judge's figures; None where the file has none."""
-  found = {field: raw[name] for name, field in _OF_JUDGE.items() if name in raw}
-  if not found:
+  found = {name: raw.get(key) for name, key in _OF_JUDGE.items()}
+  if all(value is None for value in found.values()):
     return None
-  differs = tuple((task, trial) for task, trial in found.get('differs_from_rule', ()))
-  return Judged(**found | {'differs_from_rule': differs})
+  accuracy = found['accuracy']
+  return Judged(
+    accuracy=None if accuracy is None else reading.number(accuracy),
+    accuracy_over_requested=reading.number(found['accuracy_over_requested']),
+    ci_low=reading.number(found['ci_low']),
+    ci_high=reading.number(found['ci_high']),
+    items=reading.whole(found['items']),
+    unknown=reading.whole(found['unknown']),
+    differs_from_rule=tuple(
+      (i, trial) for i, trial in found['differs_from_rule'] or ()
+    ),
+  )
 
 
 def write(workdir: epath.Path, file: EvaluationFile) -> epath.Path:

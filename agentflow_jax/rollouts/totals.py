@@ -70,6 +70,7 @@ def collected(
   """
   trajectories = [t for g in groups for t in g.trajectories]
   scored = [t for t in trajectories if t.reward is not None]
+  earned = [reward for group in groups for reward in rewards(group)]
   on_time = [t for t in trajectories if t.status is not records.Status.ABORTED_LATE]
   metrics: dict[str, float] = {
     'rollouts/requested': len(trajectories),
@@ -110,7 +111,7 @@ def collected(
       metrics['tokens/response'] / metrics['rollouts/turns']
     )
   if scored:
-    metrics['reward/mean'] = sum(t.reward for t in scored) / len(scored)
+    metrics['reward/mean'] = sum(earned) / len(earned)
   scores = [t.score.terms for t in scored if t.score is not None]
   for name in sorted({name for terms in scores for name in terms}):
     total = sum(t[name].weight * t[name].value for t in scores if name in t)

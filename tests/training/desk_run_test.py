@@ -113,7 +113,7 @@ def test_withheld_tools_are_unknown_to_training_and_renamed_ones_work(tmp_path):
 
   own, renamed = asyncio.run(both())
   assert own.accuracy == renamed.accuracy == 1.0
-  called = [other.to_json()['tools'] for other in (own, renamed)]
+  called = [other.file().tools for other in (own, renamed)]
   assert called[0].keys().isdisjoint(called[1])
   assert sum(called[0].values()) == sum(called[1].values())
 
