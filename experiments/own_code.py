@@ -53,7 +53,7 @@ class LastResult:
   """A generator that answers with what the last tool call returned."""
 
   async def answer(self, view):
-    entries = view.memory.unmarked().entries
+    entries = view.memory.plain().entries
     return entries[-1].result if entries else ''
 
 
@@ -64,7 +64,7 @@ class OneSentence:
     self._model = model
 
   async def answer(self, view):
-    memory = view.memory.unmarked()
+    memory = view.memory.plain()
     found = '\n'.join(entry.result for entry in memory.entries)
     prompt = (
       records.Segment('system', 'Answer with one short sentence.', True),

@@ -3,8 +3,11 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Protocol
 
-from agentflow_jax.agents import references as references_lib
+from agentflow_jax import records
+from agentflow_jax.agents import plan as plan_lib
+from agentflow_jax.agents.environments import base as environments
 
 CUT = ' ... '
 # Before any token is counted: a tool may return megabytes.
@@ -21,7 +24,7 @@ class Entry:
     tool: the tool that the plan named.
     sub_goal: sub-goal of the plan, as written.
     context: context of the plan, as written.
-    result: text that the tool returned, shortened once, with its mentions marked.
+    result: text that the tool returned, shortened once.
     failed: whether the tool reported an error.
     verdict: the verifier's conclusion and reason.
   """
@@ -45,19 +48,19 @@ class Entry:
 class Memory:
   """What the modules of one rollout share. Immutable; append returns a new one.
 
+  A config whose plans point at names by number builds a memory of another class, which
+  writes the texts below in its own way (agents.numbered_memory).
+
   Attributes:
-    query: the query with its mentions marked; never shortened.
+    query: the query; never shortened.
     analysis: a frozen model's analysis of the query; may be empty.
-    references: texts that the marks stand for.
     entries: entries of the turns, in order of time.
     shortened: entries that an overflowing prompt has shortened again.
-    policy: rules of the task's world; never shortened, and without marks. Empty
-      where there is no world.
+    policy: rules of the task's world; never shortened. Empty where there is no world.
   """
 
   query: str
   analysis: str = ''
-  references: references_lib.References = references_lib.References()
   entries: tuple[Entry, ...] = ()
   shortened: int = 0
   policy: str = ''
@@ -66,27 +69,65 @@ class Memory:
     """Returns this memory with `entry` at its end."""
     return dataclasses.replace(self, entries=self.entries + (entry,))
 
-  def mark(self, text: str) -> tuple[str, 'Memory']:
-    """Marks what `text` mentions; returns it and the memory that knows it."""
-    marked, references = self.references.annotate(text)
-    return marked, dataclasses.replace(self, references=references)
+  def plain(self) -> 'Memory':
+    """Returns this memory in plain words, as every module but the planner reads it."""
+    return self
 
-  def unmarked(self) -> 'Memory':
-    """Returns this memory in plain words, for modules that know no marks."""
-    plain = self.references.unmark
-    entries = tuple(
-      dataclasses.replace(
-        e,
-        sub_goal=plain(e.sub_goal),
-        context=plain(e.context),
-        result=plain(e.result),
-        verdict=plain(e.verdict),
-      )
-      for e in self.entries
+  def plain_plan(self, plan: plan_lib.Plan) -> plan_lib.Plan:
+    """Returns a plan in plain words, as the executor reads it.
+
+    Raises:
+      base.BadArguments: the plan has no meaning in this memory; text for the planner.
+    """
+    return plan
+
+  def entry(
+    self,
+    plan: plan_lib.Plan,
+    result: records.ToolResult,
+    count_tokens: Callable[[str], int],
+    tokens: int,
+  ) -> tuple[Entry, 'Memory']:
+    """Makes the entry of a turn, which has no verdict and is not appended yet.
+
+    Args:
+      plan: plan of the turn, as written.
+      result: result of its call.
+      count_tokens: function that counts a text's tokens.
+      tokens: budget of each text [tokens].
+
+    Returns:
+      The entry, and the memory that has read the result.
+    """
+    text, memory = self.read(result.text, count_tokens, tokens)
+    entry = Entry(
+      tool=plan.tool,
+      sub_goal=shorten(plan.sub_goal, count_tokens, tokens),
+      context=shorten(plan.context, count_tokens, tokens),
+      result=text,
+      failed=result.error is not None,
     )
-    return dataclasses.replace(
-      self, query=plain(self.query), analysis=plain(self.analysis), entries=entries
-    )
+    return entry, memory
+
+  def read(
+    self, text: str, count_tokens: Callable[[str], int], tokens: int
+  ) -> tuple[str, 'Memory']:
+    """Shortens a result to its budget; returns it and the memory that has read it."""
+    return shorten(text, count_tokens, tokens), self
+
+  def judged(
+    self, entry: Entry, verdict: str, count_tokens: Callable[[str], int], tokens: int
+  ) -> 'Memory':
+    """Returns this memory with `entry` at its end, and with a verdict on it.
+
+    Args:
+      entry: entry of the turn.
+      verdict: words of the verifier.
+      count_tokens: function that counts a text's tokens.
+      tokens: budget of the verdict [tokens].
+    """
+    verdict = shorten(verdict, count_tokens, tokens)
+    return self.append(dataclasses.replace(entry, verdict=verdict))
 
   def shorten_older(
     self, count_tokens: Callable[[str], int], tokens: int
@@ -112,19 +153,30 @@ class Memory:
     return None
 
 
+class Start(Protocol):
+  """Function that makes the memory which a rollout begins with."""
+
+  def __call__(
+    self,
+    query: str,
+    analysis: str = '',
+    brief: environments.Brief = environments.Brief(),
+  ) -> Memory:
+    """Returns the memory.
+
+    Args:
+      query: query of the task.
+      analysis: analysis of the query; '' for none.
+      brief: information on the world of the task, empty without one.
+    """
+    ...
+
+
 def start(
-  query: str,
-  analysis: str,
-  gazetteer: references_lib.Gazetteer | None,
-  policy: str = '',
+  query: str, analysis: str = '', brief: environments.Brief = environments.Brief()
 ) -> Memory:
-  """Returns the memory a rollout begins with."""
-  memory = Memory('', references=references_lib.References(gazetteer))
-  query, memory = memory.mark(query)
-  analysis, memory = memory.mark(analysis)
-  # No plan refers to a rule by number: a mark in the policy would be a forged one.
-  policy = memory.references.defuse(policy)
-  return dataclasses.replace(memory, query=query, analysis=analysis, policy=policy)
+  """Returns a memory that keeps every text as it is, see Start."""
+  return Memory(query, analysis, policy=brief.policy)
 
 
 def bounded(text: str) -> str:

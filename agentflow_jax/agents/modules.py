@@ -421,14 +421,11 @@ class ModelVerifier:
 
 @dataclasses.dataclass(frozen=True)
 class RuleGenerator:
-  """Answers with what the last successful step found: its last mention."""
+  """Answers with what the last successful step found."""
 
   async def answer(self, view):
-    for entry in reversed(view.memory.entries):
-      if not entry.failed:
-        text = view.memory.references.unmark(entry.result).strip()
-        return view.memory.references.last_in(text) or text
-    return ''
+    entries = reversed(view.memory.plain().entries)
+    return next((e.result.strip() for e in entries if not e.failed), '')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,10 +123,10 @@ def module_prompt(
 ) -> tuple[records.Segment, ...]:
   """Composes a frozen module's prompt: instructions, state, what to do now.
 
-  Only the planner knows what the marks of mentions mean: it is left out here.
+  Frozen modules read the state in plain words, however the planner reads it.
   """
   segments = [records.Segment('system', instructions)]
-  segments += state_segments(memory.unmarked())
+  segments += state_segments(memory.plain())
   if tail:
     segments.append(records.Segment('user', f'\n{tail}', trusted=False))
   return tuple(segments)

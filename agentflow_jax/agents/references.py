@@ -103,13 +103,9 @@ def _first(name: str) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def gazetteer(
-  names: tuple[str, ...], keys: str, more: Gazetteer | None
-) -> Gazetteer | None:
+def gazetteer(names: tuple[str, ...], keys: str, more: Gazetteer) -> Gazetteer:
   """Returns names and keys besides others, marked like these; cached."""
-  if not names and not keys:
-    return more
-  return Gazetteer(names, keys, more, more.marks if more else 'before')
+  return Gazetteer(names, keys, more, more.marks) if names or keys else more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +113,11 @@ class References:
   """The mentions so far, numbered from 1; `annotate` returns a new value.
 
   Attributes:
-    gazetteer: known names; None leaves every text as it is.
+    gazetteer: known names.
     mentions: texts that #1, #2, ... stand for.
   """
 
-  gazetteer: Gazetteer | None = None
+  gazetteer: Gazetteer
   mentions: tuple[str, ...] = ()
 
   def annotate(self, text: str) -> tuple[str, 'References']:
@@ -134,9 +130,7 @@ class References:
     Returns:
       The marked text, and the references with its new mentions.
     """
-    if self.gazetteer is None:
-      return text, self
-    text = self.defuse(text)
+    text = defuse(text)
     numbers = {mention: i + 1 for i, mention in enumerate(self.mentions)}
     pieces, at = [], 0
     before = self.gazetteer.marks == 'before'
@@ -148,18 +142,11 @@ class References:
     pieces.append(text[at:])
     return ''.join(pieces), dataclasses.replace(self, mentions=tuple(numbers))
 
-  def defuse(self, text: str) -> str:
-    """Breaks whatever looks like a mark in text that nobody has marked."""
-    return text if self.gazetteer is None else _FORGED.sub('# ', text)
-
   def unmark(self, text: str) -> str:
     """Writes a marked text in plain words.
 
     '#2' is 'Oslo', and so is '#2 Oslo' or, with marks after mentions, 'Oslo #2'.
     """
-    if self.gazetteer is None:
-      return text
-
     before = self.gazetteer.marks == 'before'
 
     def plain(match):
@@ -188,20 +175,17 @@ class References:
     Raises:
       UnknownReference: a number that nothing carries.
     """
-    if self.gazetteer is None:
-      return text
     if literal:
       return _PROGRAM.sub(functools.partial(_literal, self.mentions), text)
     return _REFERENCE.sub(functools.partial(_mention, self.mentions), text)
 
   def last_in(self, text: str) -> str:
     """Returns the last name or number in an unmarked text, or ''."""
-    found = [m for _, m in self._find(text)] if self.gazetteer else []
+    found = [mention for _, mention in self._find(text)]
     return found[-1] if found else ''
 
   def _find(self, text):
     """Yields (start, mention), left to right, without overlaps."""
-    assert self.gazetteer is not None
     at = 0
     while word := _WORD.search(text, at):
       before, at = at, word.end()
@@ -216,6 +200,11 @@ class References:
         start = word.start() - _first(name)
         yield start, name
         at = start + len(name)
+
+
+def defuse(text: str) -> str:
+  """Breaks what looks like a mark in a text in which no mention has been marked."""
+  return _FORGED.sub('# ', text)
 
 
 def _sign(text: str, at: int, start: int) -> int:

@@ -17,7 +17,6 @@ from agentflow_jax.agents import language_model, memory as memory_lib
 from agentflow_jax.agents import modules
 from agentflow_jax.agents import plan as plan_lib
 from agentflow_jax.agents import recording as recording_lib
-from agentflow_jax.agents import references as references_lib
 from agentflow_jax.agents import served_session, tool_calls
 from agentflow_jax.agents.environments import base as environments, episodes
 from agentflow_jax.agents.tools import base
@@ -81,7 +80,7 @@ class Agent:
     count_tokens: tokens of a text, for memory budgets.
     config: the limits.
     analyst: writes the query analysis; None for none.
-    gazetteer: names that plans may refer to by number; None for none.
+    start_memory: function that makes the memory which a rollout begins with.
     recording: recording of tools' results, made or replayed; None for neither.
     on_step: function that is called with the name of a module or tool and what it said,
       as soon as it has (to show it).
@@ -113,7 +112,7 @@ class Agent:
   count_tokens: Callable[[str], int]
   config: RolloutConfig = RolloutConfig()
   analyst: modules.ModelAnalyst | modules.OracleAnalyst | None = None
-  gazetteer: references_lib.Gazetteer | None = None
+  start_memory: memory_lib.Start = memory_lib.start
   recording: recording_lib.Recording | None = None
   on_step: Callable[[str, str], None] | None = None
   environment: environments.Environment | None = None
@@ -297,7 +296,7 @@ async def _ended(
 
 
 async def _entered(agent, task, key, progress) -> tuple[Agent, environments.Brief]:
-  """Opens the episode of a rollout; returns the agent with its tools and names."""
+  """Opens the episode of a rollout; returns the agent with its tools, and its brief."""
   if agent.environment is None:
     if agent.plant is not None:
       agent = dataclasses.replace(agent, tools=agent.plant(task, agent.tools))
@@ -311,13 +310,10 @@ async def _entered(agent, task, key, progress) -> tuple[Agent, environments.Brie
   taken = agent.tools.keys() & episode.tools.keys()
   if taken:
     raise ValueError(f'{agent.environment.name} has a tool {min(taken)!r}, too')
-  brief, gazetteer = episode.brief, agent.gazetteer
-  if gazetteer is not None:
-    gazetteer = references_lib.gazetteer(brief.names, brief.keys, gazetteer)
   tools = {**agent.tools, **episode.tools}
   if agent.plant is not None:
     tools = agent.plant(task, tools)
-  return dataclasses.replace(agent, tools=tools, gazetteer=gazetteer), brief
+  return dataclasses.replace(agent, tools=tools), episode.brief
 
 
 async def _verified(
@@ -378,7 +374,7 @@ async def analyse(
     async with asyncio.timeout(agent.config.deadline_seconds):
       # An analyst sees the tools of the world, which only an episode knows.
       agent, brief = await _entered(agent, task, key, progress)
-    memory = memory_lib.start(task.query, '', agent.gazetteer, brief.policy)
+    memory = agent.start_memory(task.query, '', brief)
     view = modules.View(task.id, memory, agent.cards, key)
     with _module('analyst', progress):
       async with asyncio.timeout(agent.config.deadline_seconds):
@@ -412,7 +408,7 @@ async def _run(agent, task, key, analysis, brief, progress) -> tuple[Status, str
   """Runs turns until the rollout is stopped or the budget ends, and the answer."""
   if agent.host is not None:
     return await _host(agent, task, key, progress)
-  memory = memory_lib.start(task.query, analysis, agent.gazetteer, brief.policy)
+  memory = agent.start_memory(task.query, analysis, brief)
   if agent.plan_format == 'tool_calls':
     stopped = await _converse(agent, task, key, memory, progress)
   else:
@@ -592,7 +588,8 @@ async def _turn(agent, task, key, memory, progress) -> tuple[memory_lib.Memory, 
   progress.turns[-1] = turn = dataclasses.replace(
     turn, call=call, result=result, modules=calls
   )
-  entry, memory = _entry(agent, memory, plan, result)
+  count = agent.count_tokens
+  entry, memory = memory.entry(plan, result, count, agent.config.entry_tokens)
   if progress.ended:  # There is nothing left to judge.
     memory = memory.append(entry)
     progress.turns[-1] = dataclasses.replace(
@@ -612,10 +609,7 @@ async def _turn(agent, task, key, memory, progress) -> tuple[memory_lib.Memory, 
     tuple(asked),
     view.counts['shortened/verifier'],
   )
-  verdict = memory_lib.shorten(
-    memory.references.defuse(verdict), agent.count_tokens, agent.config.verdict_tokens
-  )
-  memory = memory.append(dataclasses.replace(entry, verdict=verdict))
+  memory = memory.judged(entry, verdict, count, agent.config.verdict_tokens)
   progress.turns[-1] = dataclasses.replace(
     turn, modules=calls + (said,), memory=memory.entries[-1].render(len(memory.entries))
   )
@@ -634,24 +628,6 @@ def _read(agent, completion) -> plan_lib.Plan:
     completion.thinking,
     any_tool=agent.unknown_tool == 'tell',
   )
-
-
-def _entry(agent, memory, plan, result) -> tuple[memory_lib.Entry, memory_lib.Memory]:
-  """Returns what of a call goes into memory, and the memory that marked it."""
-  count, limit = agent.count_tokens, agent.config.entry_tokens
-  # The budget counts the marks, but what is cut out gets no number.
-  text = memory_lib.shorten(
-    result.text, lambda text: count(memory.mark(text)[0]), limit
-  )
-  marked, memory = memory.mark(text)
-  entry = memory_lib.Entry(
-    tool=memory.references.defuse(plan.tool),
-    sub_goal=memory_lib.shorten(plan.sub_goal, count, limit),
-    context=memory_lib.shorten(plan.context, count, limit),
-    result=marked,
-    failed=result.error is not None,
-  )
-  return entry, memory
 
 
 async def _execute(agent, view, plan, progress):
@@ -673,15 +649,9 @@ async def _execute(agent, view, plan, progress):
   start = time.monotonic()
   call = None
   try:
-    resolved = dataclasses.replace(
-      plan,
-      sub_goal=view.memory.references.resolve(plan.sub_goal),
-      context=view.memory.references.resolve(
-        plan.context, literal=agent.plan_format == 'code'
-      ),
-    )
+    plain = view.memory.plain_plan(plan)
     with _module('executor', progress), modules.noting_prompts() as asked:
-      call, output = await agent.executor.command(view, resolved, tool.card)
+      call, output = await agent.executor.command(view, plain, tool.card)
     said = records.ModuleCall(
       'executor',
       output,
@@ -694,7 +664,7 @@ async def _execute(agent, view, plan, progress):
       progress.turns[-1], call=call, modules=_worth_keeping(said)
     )
     agent.show('executor', f'{call.tool} {dict(call.arguments)}')
-  except (base.BadArguments, references_lib.UnknownReference) as e:
+  except base.BadArguments as e:
     said = dataclasses.replace(
       said, prompts=tuple(asked), shortened=view.counts['shortened/executor']
     )
@@ -734,7 +704,7 @@ def _bad_arguments(error: Exception, start: float) -> records.ToolResult:
 def _noting_quotes(result, memory) -> records.ToolResult:
   """Counts a result that holds the whole query."""
   texts = [result.text, *(made.text for _, made in result.inner)]
-  query = memory.unmarked().query
+  query = memory.plain().query
   if not any(_quotes(text, query) for text in texts):
     return result
   counts = {**result.counts, 'quotes_query': 1}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentflow_jax.agents import modules, plan as plan_lib
+from agentflow_jax.agents import modules, numbered_memory, plan as plan_lib
 from agentflow_jax.agents.tools import base
 from agentflow_jax.config import schema
 
@@ -108,12 +108,12 @@ class CallSolution:
 
   def _next(self, view: modules.View) -> Call:
     """Returns the first call that memory does not hold yet; the last one else."""
-    resolve, programs = view.memory.references.resolve, _in_programs(view)
-    done = {
-      resolve(e.context, literal=True) if programs else (e.tool, resolve(e.context))
-      for e in view.memory.entries
-      if not e.failed
-    }
+    programs = _in_programs(view)
+    done = set()
+    for entry in view.memory.entries:
+      if not entry.failed:
+        said = numbered_memory.resolved(view.memory, entry.context, literal=programs)
+        done.add(said if programs else (entry.tool, said))
     for call in self.calls:
       said = (call.tool, call.context)
       if programs:
@@ -157,7 +157,7 @@ def _cards(view: modules.View) -> Sequence[base.Card]:
 
 def _referred(view: modules.View, arguments: Mapping[Any, str]) -> dict[Any, str]:
   """Returns arguments with mentions as numbers; what is mentioned nowhere as text."""
-  mentions = view.memory.references.mentions
+  mentions = numbered_memory.mentions(view.memory)
   return {
     name: f'#{mentions.index(value) + 1}' if value in mentions else value
     for name, value in arguments.items()
@@ -174,7 +174,7 @@ def _value(view: modules.View, argument: base.Argument, rng: random.Random) -> s
   listed = argument.schema.said.get('enum') if argument.schema else None
   if listed:
     return str(rng.choice(listed))
-  mentions = view.memory.references.mentions
+  mentions = numbered_memory.mentions(view.memory)
   return f'#{rng.randrange(len(mentions)) + 1}' if mentions else _FREE
 
 

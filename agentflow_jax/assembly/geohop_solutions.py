@@ -5,7 +5,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from agentflow_jax.agents import modules, plan as plan_lib
+from agentflow_jax.agents import modules, numbered_memory, plan as plan_lib
 from agentflow_jax.config import schema
 from agentflow_jax.data import geohop_facts, geohop_questions
 
@@ -74,7 +74,7 @@ def next_step(view: modules.View, steps: Sequence[Step]) -> tuple[Step, bool]:
   fail; where all are done the last one is due again.
   """
   done = {
-    (e.tool, _what(e), view.memory.references.resolve(e.context))
+    (e.tool, _what(e), numbered_memory.resolved(view.memory, e.context))
     for e in view.memory.entries
     if not e.failed
   }
@@ -106,12 +106,12 @@ def _what(entry) -> str:
 
 def _numbers(view: modules.View, step: Step) -> list[str]:
   """The step's arguments as references; a lost one as the name itself."""
-  mentions = view.memory.references.mentions
+  mentions = numbered_memory.mentions(view.memory)
   return [f'#{mentions.index(a) + 1}' if a in mentions else a for a in step.arguments]
 
 
 def _any_reference(view: modules.View, rng: random.Random) -> str:
-  mentions = view.memory.references.mentions
+  mentions = numbered_memory.mentions(view.memory)
   return f'#{rng.randrange(len(mentions)) + 1}' if mentions else '#1'
 
 

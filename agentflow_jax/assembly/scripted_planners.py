@@ -88,7 +88,7 @@ class RandomPlanner:
 
   async def plan(self, view):
     rng = random.Random(repr(view.key_of('script').words()))
-    query = ' '.join(view.memory.unmarked().query.split())
+    query = ' '.join(view.memory.plain().query.split())
     if self.plan_format == 'tool_calls':
       return records.Completion(_random_call(rng, view, query)), self.planner.sampling
     if self.plan_format == 'code':

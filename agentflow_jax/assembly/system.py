@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from agentflow_jax.agents import calling, instructions, language_model, modules
-from agentflow_jax.agents import prompts
+from agentflow_jax.agents import calling, instructions, language_model, memory
+from agentflow_jax.agents import modules, numbered_memory, prompts
 from agentflow_jax.agents import recording as recording_lib, references, renaming
 from agentflow_jax.agents import rollout
 from agentflow_jax.agents.endpoints import client as client_lib
@@ -400,6 +400,11 @@ def _agent(
     analyst = modules.ModelAnalyst(
       models[agent.analyst.backend], agent.analyst.sampling.max_new_tokens
     )
+  start_memory: memory.Start = memory.start
+  generator = modules.RuleGenerator()
+  if gazetteer is not None:
+    start_memory = numbered_memory.Numbering(gazetteer, agent.plan_format == 'code')
+    generator = numbered_memory.MentionGenerator()
   return rollout.Agent(
     planner=planner,
     executor=backed('executor', _executor(agent), modules.ModelExecutor),
@@ -410,13 +415,13 @@ def _agent(
       else modules.RuleVerifier(agent.verbs[-1]),
       modules.ModelVerifier,
     ),
-    generator=backed('generator', modules.RuleGenerator(), modules.ModelGenerator),
+    generator=backed('generator', generator, modules.ModelGenerator),
     tools=tools,
     reward=rewards,
     count_tokens=language_model.text_counter(planner.model),
     config=agent.rollout,
     analyst=analyst,
-    gazetteer=gazetteer,
+    start_memory=start_memory,
     recording=recording,
     environment=environment,
     plan_format=agent.plan_format,

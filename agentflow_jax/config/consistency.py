@@ -408,7 +408,7 @@ def _check_modules(config: schema.Config) -> None:
   agent, sampling = config.agent, config.planner.sampling
   modelled = {'none', 'frozen', 'endpoint'}
   roles = {f'agent.{r}': (getattr(agent, r), modelled) for r in roles_lib.ROLES}
-  for name in ('executor', 'verifier', 'generator'):
+  for name in roles_lib.MODULES:
     roles[f'agent.{name}'] = (
       getattr(agent, name),
       {'rule', 'frozen', 'endpoint'} | _FURTHER.get(name, set()),

@@ -3,7 +3,7 @@
 import dataclasses
 
 from agentflow_jax.agents import own_functions
-from agentflow_jax.config import schema
+from agentflow_jax.config import roles, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,7 @@ def names(config: schema.Config) -> dict[str, Name]:
     ConfigError: a value is not of the form PATH.py:NAME.
   """
   said = {
-    f'agent.{role}.own': getattr(config.agent, role).own
-    for role in ('executor', 'verifier', 'generator')
+    f'agent.{role}.own': getattr(config.agent, role).own for role in roles.MODULES
   }
   for i, one in enumerate(config.agent.tools.own):
     said[f'agent.tools.own[{i}]'] = one

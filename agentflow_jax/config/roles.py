@@ -2,7 +2,8 @@
 
 from agentflow_jax.config import schema
 
-ROLES = ('executor', 'verifier', 'generator', 'analyst')
+MODULES = ('executor', 'verifier', 'generator')  # One's own can take their places.
+ROLES = (*MODULES, 'analyst')
 
 
 def roles(config: schema.Config) -> dict[str, schema.ModuleConfig]:

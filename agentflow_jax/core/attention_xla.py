@@ -82,14 +82,12 @@ def forward(
     logarithm of each query's sum.
   """
   which, count = _lists(subtree_end, blocks)
-  product = functools.partial(primitives.float32_product, dtype)
   key_rows, value_columns = keys.transpose(0, 2, 1), values.transpose(0, 2, 1)
 
   def queries(i, carry):
     mine = _columns(q, i, blocks)
 
     def one(c, state):
-      top, total, mixed = state
       j = which[i, c]
       scores = _scores(
         dtype,
@@ -101,19 +99,7 @@ def forward(
         i,
         j,
       )
-      new_top = jnp.maximum(top, scores.max(axis=1, keepdims=True))
-      # Before a query's first seen key these are exp(0); what they add up to is
-      # multiplied by exp(MASKED - score) = 0 when that key comes.
-      weights = jnp.exp(scores - new_top)
-      rescale = jnp.exp(top - new_top)
-      added = product(
-        'kes,ksgq->kegq', _take(value_columns, j, blocks.keys, 2), weights.astype(dtype)
-      )
-      return (
-        new_top,
-        total * rescale + weights.sum(axis=1, keepdims=True),
-        mixed * rescale + added,
-      )
+      return _mixed(dtype, blocks, state, scores, value_columns, j)
 
     one_each = (mine.shape[0], 1, *mine.shape[2:])
     top, total, mixed = jax.lax.fori_loop(
@@ -141,6 +127,33 @@ def forward(
     (jnp.zeros(q.shape, jnp.float32), jnp.zeros((*q.shape[:3], 1), jnp.float32)),
   )
   return out, normaliser[..., 0]
+
+
+def _mixed(dtype, blocks, state, scores, values, j) -> tuple[Array, Array, Array]:
+  """Returns the running softmax of some queries after one more block of keys.
+
+  Args:
+    dtype: dtype of the activations.
+    blocks: cut of the row.
+    state: largest score, sum of exp(score - largest), and values mixed by these.
+    scores: scores of the block.
+    values: values of the row, [K, E, T].
+    j: number of the block.
+  """
+  top, total, mixed = state
+  new_top = jnp.maximum(top, scores.max(axis=1, keepdims=True))
+  # Before a query's first seen key these are exp(0); what they add up to is
+  # multiplied by exp(MASKED - score) = 0 when that key comes.
+  weights = jnp.exp(scores - new_top)
+  rescale = jnp.exp(top - new_top)
+  added = primitives.float32_product(
+    dtype, 'kes,ksgq->kegq', _take(values, j, blocks.keys, 2), weights.astype(dtype)
+  )
+  return (
+    new_top,
+    total * rescale + weights.sum(axis=1, keepdims=True),
+    mixed * rescale + added,
+  )
 
 
 def backward(

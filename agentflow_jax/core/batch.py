@@ -222,19 +222,7 @@ def pack(
     ValueError: a row is longer than T + 1 tokens, or a set of it larger than S,
       or the rows need more than max_micro micro-batches, or there are no rows.
   """
-  if not rows:
-    raise ValueError('no rows to pack')
-  for index, row in enumerate(rows):
-    if row.places > tokens_per_row:
-      raise ValueError(
-        f'row {index}: {len(row.prompt_ids)} prompt and '
-        f'{len(row.response_ids)} response tokens do not fit '
-        f'tokens_per_row={tokens_per_row} (+ 1)'
-      )
-    if row.kept is not None and row.kept.shape[1] > max_kept:
-      raise ValueError(
-        f'row {index}: sets of {row.kept.shape[1]} ids do not fit max_kept={max_kept}'
-      )
+  _check(rows, tokens_per_row, max_kept)
   temperatures = {row.temperature for row in rows if row.prompt_weight}
   if layout == 'forest' and len(temperatures) > 1:
     raise ValueError('rows with a prompt_weight differ in temperature')
@@ -264,6 +252,23 @@ def pack(
     fill=n_tokens / (n_micro * rows_per_micro * tokens_per_row),
   )
   return batch, packing
+
+
+def _check(rows: Sequence[TurnRow], tokens_per_row: int, max_kept: int) -> None:
+  """Refuses rows that do not fit, see pack."""
+  if not rows:
+    raise ValueError('no rows to pack')
+  for index, row in enumerate(rows):
+    if row.places > tokens_per_row:
+      raise ValueError(
+        f'row {index}: {len(row.prompt_ids)} prompt and '
+        f'{len(row.response_ids)} response tokens do not fit '
+        f'tokens_per_row={tokens_per_row} (+ 1)'
+      )
+    if row.kept is not None and row.kept.shape[1] > max_kept:
+      raise ValueError(
+        f'row {index}: sets of {row.kept.shape[1]} ids do not fit max_kept={max_kept}'
+      )
 
 
 def pack_tightest(

@@ -10,6 +10,7 @@ norms: every product rounds its kernel to that anyway, so no bit of a sample
 changes, and a sampler reads half as much.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -106,14 +107,10 @@ class Handover:
       )
 
     self.local = placed(self._mesh, LOCAL_AXES[:1], LOCAL_AXES[1:])
-
-    def rounded(path, x):
-      if path[-1].key == 'scale' or config.dtype != 'bfloat16':
-        return x
-      return x.astype(config.dtype)
-
     self._laid_out = jax.jit(
-      lambda tree: jax.tree_util.tree_map_with_path(rounded, tree),
+      lambda tree: jax.tree_util.tree_map_with_path(
+        functools.partial(_rounded, config), tree
+      ),
       out_shardings=placed(whole, tuple(names[1::3]), tuple(names[2::3])),
     )
 
@@ -144,3 +141,10 @@ class Handover:
     with launches.in_turn(params):
       laid_out = self._laid_out(params)
     return jax.tree.map(local, laid_out, self.local)
+
+
+def _rounded(config: model.ModelConfig, path, x: Any) -> Any:
+  """Returns a parameter as the sampler reads it: in bfloat16, all but the scales."""
+  if path[-1].key == 'scale' or config.dtype != 'bfloat16':
+    return x
+  return x.astype(config.dtype)

@@ -184,11 +184,7 @@ def flow_grpo_loss(
   Raises:
     ValueError: kl_coef asks for a reference that is not given, or the reverse.
   """
-  if (config.kl_coef > 0) != (ref_logprobs is not None):
-    raise ValueError(
-      f'kl_coef {config.kl_coef}: a reference is '
-      + ('needed' if ref_logprobs is None else 'given, and would be ignored')
-    )
+  _check_reference(config, ref_logprobs)
   is_target = jnp.asarray(micro.weights > 0)
 
   def only_targets(x, otherwise=0.0):
@@ -236,16 +232,32 @@ def flow_grpo_loss(
       n_fresh=jnp.sum(is_fresh, dtype=jnp.float32),
       gap=jnp.sum(gap),
       gap_counts=_gap_counts(gap, is_fresh),
-      extremes=jnp.stack(
-        [
-          jnp.max(only_targets(ratio, -jnp.inf)),
-          jnp.max(only_targets(-ratio, -jnp.inf)),
-          jnp.max(jnp.where(is_fresh, gap, -jnp.inf)),
-        ]
-      ),
+      extremes=_extremes(ratio, is_target, gap, is_fresh),
     ),
   )
   return loss, jax.lax.stop_gradient(sums)
+
+
+def _check_reference(
+  config: flow_grpo.FlowGrpoConfig, ref_logprobs: Array | None
+) -> None:
+  """Refuses a reference that would be ignored, and the lack of one."""
+  if (config.kl_coef > 0) != (ref_logprobs is not None):
+    raise ValueError(
+      f'kl_coef {config.kl_coef}: a reference is '
+      + ('needed' if ref_logprobs is None else 'given, and would be ignored')
+    )
+
+
+def _extremes(ratio: Array, is_target: Array, gap: Array, is_fresh: Array) -> Array:
+  """Returns the largest ratio, the largest -ratio, and the largest gap: float32[3]."""
+  return jnp.stack(
+    [
+      jnp.max(jnp.where(is_target, ratio, -jnp.inf)),
+      jnp.max(jnp.where(is_target, -ratio, -jnp.inf)),
+      jnp.max(jnp.where(is_fresh, gap, -jnp.inf)),
+    ]
+  )
 
 
 def _response_mean(x: Array, is_target: Array, responses: Array) -> Array:

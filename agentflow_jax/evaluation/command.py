@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from agentflow_jax import records
@@ -18,7 +18,7 @@ from agentflow_jax.evaluation import enterpriseops as scores
 from agentflow_jax.evaluation import evaluate as evaluation
 from agentflow_jax.evaluation import injections as injections_lib, other_tools
 from agentflow_jax.report import benchmarks
-from agentflow_jax.rollouts import journal as journal_lib
+from agentflow_jax.rollouts import evaluation_files, journal as journal_lib
 from agentflow_jax.runtime import progress, workdirs
 from agentflow_jax.serving import agent_server
 from agentflow_jax.weights import host_copies
@@ -158,7 +158,7 @@ def _journal(
   text = json.dumps(same, sort_keys=True, default=str)
   name = f'{result_name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}'
   return journal_lib.Journal(
-    workdir / evaluation.DIRECTORY / 'journal' / name, keeps_unscored=False
+    workdir / evaluation_files.DIRECTORY / 'journal' / name, keeps_unscored=False
   )
 
 
@@ -197,26 +197,26 @@ async def _evaluate(config, before, workdir, options) -> str:
       workdir, options.name or 'benchmarks', values, controls, more
     )
     return f'{table}\n{workdir / (options.name or "benchmarks")}.html'
-  (value,) = values.values()
-  lines = [_line(value)]
+  (file,) = values.values()
+  lines = [_line(file)]
   for name, found in controls.items():
     (of_it,) = found.values()
     lines.append(
-      f'{name} planner: {of_it["accuracy"]:.1%} [{of_it["ci_low"]:.1%},'
-      f' {of_it["ci_high"]:.1%}] over {of_it["items_scored"]} tasks'
+      f'{name} planner: {of_it.accuracy:.1%} [{of_it.ci_low:.1%},'
+      f' {of_it.ci_high:.1%}] over {of_it.items_scored} tasks'
       + _unscored(of_it)
-      + (' (the same planner)' if of_it is value else '')
+      + (' (the same planner)' if of_it is file else '')
     )
-  lines += await _under_attack(config, workdir, options, injections, value)
-  lines += await _with_other_tools(config, workdir, options, names, value)
-  path = workdir / evaluation.DIRECTORY / f'{value["name"]}.json'
-  if 'enterpriseops' in value:
-    lines += [scores.table(value['enterpriseops']), value['enterpriseops_results']]
-  return '\n'.join([*lines, str(path)])
+  lines += await _under_attack(config, workdir, options, injections, file)
+  lines += await _with_other_tools(config, workdir, options, names, file)
+  if 'enterpriseops' in file.more:
+    said = scores.table(file.more['enterpriseops'])
+    lines += [said, file.more['enterpriseops_results']]
+  return '\n'.join([*lines, str(evaluation_files.path_of(workdir, file.name))])
 
 
 async def _under_attack(
-  config, workdir, options, injections, value: Mapping[str, Any]
+  config, workdir, options, injections, file: evaluation_files.EvaluationFile
 ) -> list[str]:
   """Evaluates the planner with planted texts; returns a table of the strategies.
 
@@ -227,20 +227,20 @@ async def _under_attack(
     return []
   lines = [
     f'{"planted text":24} {"safety":>8} {"utility":>8}   (utility without:'
-    f' {value["accuracy"]:.1%})'
+    f' {file.accuracy:.1%})'
   ]
   for strategy, texts in injections.items():
     name = 'injection_' + '_'.join(strategy.split())
     values, _ = await _variant(config, workdir, options, name, texts)
     (found,) = values.values()
-    safety = found['injection']['safety']
+    safety = found.more['injection']['safety']
     shown = '-' if safety is None else f'{safety:.1%}'
-    lines.append(f'{strategy:24} {shown:>8} {found["accuracy"]:8.1%}{_unscored(found)}')
+    lines.append(f'{strategy:24} {shown:>8} {found.accuracy:8.1%}{_unscored(found)}')
   return lines
 
 
 async def _with_other_tools(
-  config, workdir, options, names, value: Mapping[str, Any]
+  config, workdir, options, names, file: evaluation_files.EvaluationFile
 ) -> list[str]:
   """Evaluates the planner with renamed tools; returns a table of kinds of tools.
 
@@ -250,34 +250,34 @@ async def _with_other_tools(
   Args:
     config, workdir, options: config, directory and options of the command.
     names: new names of tools; None for none.
-    value: content of the file of the evaluation with the tools' own names.
+    file: file of the evaluation with the tools' own names.
   """
   if names is None and not config.agent.withheld_tools:
     return []
-  items, withheld = {}, value.get('tasks_with_withheld_tools', ())
+  items, withheld = {}, file.more.get('tasks_with_withheld_tools', ())
   kinds = [] if names is None else [_RENAMED]
   if names is not None and options.controls and config.has_scripts:
     kinds.append(_RENAMED_ORACLE)
   for kind in kinds:
     values, _ = await _variant(config, workdir, options, kind)
     (found,) = values.values()
-    items[kind] = found['items']
-  table = other_tools.rows(value['items'], items.get(_RENAMED, ()), withheld)
+    items[kind] = found.items
+  table = other_tools.rows(file.items, items.get(_RENAMED, ()), withheld)
   if _RENAMED_ORACLE in items:
     of_it = other_tools.rows((), items[_RENAMED_ORACLE], ())
     table['oracle'] = of_it[other_tools.RENAMED]
-  evaluation.add(workdir / evaluation.DIRECTORY, value, {'tools_shown': table})
+  file = dataclasses.replace(file, more={**file.more, 'tools_shown': table})
+  evaluation_files.write(workdir, file)
   return other_tools.table(table)
 
 
 async def _variant(
   config, workdir, options, control: str, texts: Sequence[injection.Injection] = ()
-) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
+) -> tuple[dict[str, evaluation_files.EvaluationFile], dict[str, Any]]:
   """Evaluates one planner and saves what came of it.
 
   Returns:
-    Benchmark ('' for other tasks) -> what its file holds, and what is of all of
-    them together.
+    Benchmark ('' for other tasks) -> its file, and what is of all of them together.
   """
   system = client = None
   name = '_'.join(filter(None, (options.result_name, control)))
@@ -388,9 +388,8 @@ async def _ask(
 
 def _save(
   workdir, options, result, left_out, control, costs, more
-) -> dict[str, Mapping[str, Any]]:
+) -> dict[str, evaluation_files.EvaluationFile]:
   """Writes the file of an evaluation, or one each benchmark; returns them."""
-  directory = workdir / evaluation.DIRECTORY
   if any(
     g.task.world and g.task.world.environment == enterpriseops.NAME
     for g in result.groups
@@ -402,9 +401,10 @@ def _save(
     }
   if len(left_out) <= 1:
     lacks = sum(left_out.values())
-    saved = evaluation.save(directory, result, {**more, 'items_left_out': lacks})
-    return {next(iter(left_out), ''): saved}
-  values = {}
+    file = result.file({**more, 'items_left_out': lacks})
+    evaluation_files.write(workdir, file)
+    return {next(iter(left_out), ''): file}
+  files = {}
   for benchmark, lacks in left_out.items():
     groups = tuple(g for g in result.groups if g.task.tags['benchmark'] == benchmark)
     of_it = dataclasses.replace(
@@ -414,67 +414,67 @@ def _save(
     )
     # Seconds and requests are those of all together.
     cost = sum(costs[g.task.id] for g in groups)
-    values[benchmark] = evaluation.save(
-      directory, of_it, {**more, 'items_left_out': lacks, 'cost': cost}
-    )
-  return values
+    files[benchmark] = of_it.file({**more, 'items_left_out': lacks, 'cost': cost})
+    evaluation_files.write(workdir, files[benchmark])
+  return files
 
 
-def _unscored(value: Mapping[str, Any]) -> str:
+def _unscored(file: evaluation_files.EvaluationFile) -> str:
   """Returns the accuracy over all requested rollouts, if some are unscored."""
-  unscored = value['rollouts_requested'] - value['rollouts_scored']
+  unscored = file.rollouts_requested - file.rollouts_scored
   if not unscored:
     return ''
   return (
-    f' ({value["accuracy_over_requested"]:.1%} over all'
-    f' {value["items_requested"]} requested: {unscored} rollouts were not'
+    f' ({file.accuracy_over_requested:.1%} over all'
+    f' {file.items_requested} requested: {unscored} rollouts were not'
     ' scored)'
   )
 
 
-def _line(value: Mapping[str, Any]) -> str:
+def _line(file: evaluation_files.EvaluationFile) -> str:
   """Says what one evaluation came to."""
-  lacks = value['items_left_out']
+  lacks = file.items_left_out
   lacking = f' ({lacks} left out: they need more than text)' if lacks else ''
-  ended = ', '.join(f'{k} {n}' for k, n in value['status'].items())
-  met = ', '.join(f'{k} {n}' for k, n in value['tool_counts'].items())
+  ended = ', '.join(f'{k} {n}' for k, n in file.status.items())
+  met = ', '.join(f'{k} {n}' for k, n in file.tool_counts.items())
   return (
-    f'{value["name"]}: accuracy {value["accuracy"]:.1%}'
-    f' [{value["ci_low"]:.1%}, {value["ci_high"]:.1%}] over'
-    f' {value["items_scored"]} scored of {value["items_requested"]} tasks'
-    f'{lacking}, {value["accuracy_over_requested"]:.1%} over all requested;'
-    f' {value["turns_mean"]:.2f} turns,'
-    f' {value["tool_error_rate"]:.1%} tool-call errors; ended: {ended}'
-    f'{"; tools met: " + met if met else ""}{_failed(value)}{_judged(value)}'
+    f'{file.name}: accuracy {file.accuracy:.1%}'
+    f' [{file.ci_low:.1%}, {file.ci_high:.1%}] over'
+    f' {file.items_scored} scored of {file.items_requested} tasks'
+    f'{lacking}, {file.accuracy_over_requested:.1%} over all requested;'
+    f' {file.turns_mean:.2f} turns,'
+    f' {file.tool_error_rate:.1%} tool-call errors; ended: {ended}'
+    f'{"; tools met: " + met if met else ""}{_failed(file)}{_judged(file)}'
   )
 
 
-def _failed(value) -> str:
+def _failed(file) -> str:
   """Says what the failed rollouts failed of, the commonest first."""
-  causes = value['mistakes'].get('first_causes', {})
+  causes = file.mistakes.get('first_causes', {})
   said = ', '.join(f'{k} {n}' for k, n in sorted(causes.items(), key=lambda c: -c[1]))
   return f'; failed first by: {said}' if said else ''
 
 
-def _judged(value) -> str:
+def _judged(file) -> str:
   """What a judge said, and why it said nothing of some."""
-  if 'judge_accuracy' not in value:
+  judged = file.judged
+  if judged is None:
     return ''
   said = '; the judge says'
-  if value['judge_accuracy'] is None:
+  if judged.accuracy is None:
     said += ' nothing'
   else:
     said += (
-      f' {value["judge_accuracy"]:.1%} [{value["judge_ci_low"]:.1%},'
-      f' {value["judge_ci_high"]:.1%}] over {value["judge_items"]} tasks,'
-      f' {value["judge_accuracy_over_requested"]:.1%} over all requested, and'
-      f' differs from the rule in {len(value["judge_differs_from_rule"])}'
+      f' {judged.accuracy:.1%} [{judged.ci_low:.1%},'
+      f' {judged.ci_high:.1%}] over {judged.items} tasks,'
+      f' {judged.accuracy_over_requested:.1%} over all requested, and'
+      f' differs from the rule in {len(judged.differs_from_rule)}'
     )
-  if value['judge_unknown']:
+  if judged.unknown:
     why = next(
-      i['judge_analysis']
-      for i in value['items']
-      if i['judge'] is None and i['judge_analysis']
+      item.judged.analysis
+      for item in file.items
+      if item.judged and item.judged.correct is None and item.judged.analysis
     )
-    said += f'; {value["judge_unknown"]} not judged, the first: {why[:300]}'
+    said += f'; {judged.unknown} not judged, the first: {why[:300]}'
   return said

@@ -9,14 +9,14 @@ one, and leaves out rollouts without a reward, which are counted beside it.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.files import writing
-from agentflow_jax.rollouts import intervals
+from agentflow_jax.rollouts import intervals, waits
 
 DIRECTORY = 'enterpriseops'
 
@@ -52,7 +52,7 @@ def run_of(
   ]
   return {
     'run_number': number,
-    'execution_time_ms': int(1000 * trajectory.seconds.get('total', 0.0)),
+    'execution_time_ms': int(1000 * waits.total(trajectory)),
     'model_response': trajectory.answer,
     'tools_used': list(dict.fromkeys(call.tool for call, _ in calls)),
     'tool_results': [
@@ -132,20 +132,22 @@ def scores(groups: Sequence[records.Group]) -> dict[str, Any]:
     scored = [t for t in group.trajectories if t.reward is not None]
     errors += len(group.trajectories) - len(scored)
     if scored:
-      success.append(_mean(_succeeded(t) for t in scored))
-      passed.append(_mean(_pass_rate(t) for t in scored))
+      success.append(intervals.mean(_succeeded(t) for t in scored))
+      passed.append(intervals.mean(_pass_rate(t) for t in scored))
   return {
     'tasks': len(groups),
     'rollouts': sum(len(group.trajectories) for group in groups),
     'errors': errors,
     'parity': {
-      'success': _mean(s['overall_success_rate'] for s in parity),
-      'verifier_pass_rate': _mean(s['verifier_level_pass_rate'] for s in parity),
+      'success': intervals.mean(s['overall_success_rate'] for s in parity),
+      'verifier_pass_rate': intervals.mean(
+        s['verifier_level_pass_rate'] for s in parity
+      ),
     },
     'strict': {
-      'success': _mean(success),
+      'success': intervals.mean(success),
       'interval': intervals.bootstrap_interval(success) if success else None,
-      'verifier_pass_rate': _mean(passed),
+      'verifier_pass_rate': intervals.mean(passed),
     },
   }
 
@@ -158,12 +160,7 @@ def _succeeded(trajectory: records.Trajectory) -> bool:
 
 def _pass_rate(trajectory: records.Trajectory) -> float:
   results = trajectory.verdict.results if trajectory.verdict else ()
-  return _mean(bool(result.passed) for result in results) or 0.0
-
-
-def _mean(values: Iterable[float]) -> float | None:
-  found = list(values)
-  return sum(found) / len(found) if found else None
+  return intervals.mean(bool(result.passed) for result in results) or 0.0
 
 
 def by_mode_and_domain(groups: Sequence[records.Group]) -> dict[str, Any]:

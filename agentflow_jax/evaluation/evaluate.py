@@ -1,28 +1,22 @@
 """Evaluates an agent on tasks and says what every number rests on."""
 
 import asyncio
-import collections
 import dataclasses
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import judge as judge_lib, modules, recording, rollout
-from agentflow_jax.files import writing
-from agentflow_jax.rollouts import collect, intervals, journal as journal_lib
-from agentflow_jax.rollouts import mistakes, totals, world_totals
+from agentflow_jax.rollouts import collect, evaluated_items, evaluation_files
+from agentflow_jax.rollouts import intervals, journal as journal_lib
+from agentflow_jax.rollouts import mistakes, totals, waits, world_totals
 from agentflow_jax.runtime import processes as processes_lib
 
 # An evaluation has its own randomness: the seed of the run, purpose EVALUATE
 # and (item, trial); not the training step, so two evaluations of the same
 # parameters give the same answers.
 _STEP = 0
-
-DIRECTORY = 'evaluations'  # Of a workdir: a file each.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,78 +43,69 @@ class Evaluation:
   @property
   def scores(self) -> list[float]:
     """Mean reward an item over its scored trials; without any, no item."""
-    scores = []
-    for group in self.groups:
-      scored = [t.reward for t in group.trajectories if t.reward is not None]
-      if scored:
-        scores.append(sum(scored) / len(scored))
-    return scores
+    return totals.group_means(self.groups)
 
   @property
   def accuracy(self) -> float:
     """Mean over the scored items; 0 where none was."""
-    scores = self.scores
-    return sum(scores) / len(scores) if scores else 0.0
+    return _mean(self.scores)
 
   @property
   def accuracy_over_requested(self) -> float:
     """Mean over all items; a rollout without a reward counts as 0."""
-    return _mean(_mean(t.reward or 0.0 for t in g.trajectories) for g in self.groups)
+    return totals.mean_over_requested(self.groups)
 
   def interval(self) -> tuple[float, float]:
     """95% bootstrap interval over items."""
-    scores = self.scores
-    if not scores:
-      return 0.0, 1.0
-    return intervals.bootstrap_interval(scores, seed=0)
+    return _interval(self.scores)
 
-  def to_json(self) -> dict[str, Any]:
-    """The evaluation as report.py reads it."""
+  def file(
+    self, more: Mapping[str, Any] | None = None
+  ) -> evaluation_files.EvaluationFile:
+    """Returns what the file of the evaluation holds.
+
+    Args:
+      more: further entries.
+    """
     low, high = self.interval()
-    trajectories = [t for g in self.groups for t in g.trajectories]
-    failed, called = totals.tool_errors(trajectories)
-    return {
-      'name': self.name,
-      'split': self.split,
-      'temperature': self.temperature,
-      'accuracy': self.accuracy,
-      'ci_low': low,
-      'ci_high': high,
-      'accuracy_over_requested': self.accuracy_over_requested,
-      'items_requested': len(self.groups),
-      'items_scored': len(self.scores),
-      'rollouts_requested': len(trajectories),
-      'rollouts_scored': sum(t.reward is not None for t in trajectories),
-      'status': dict(collections.Counter(t.status.value for t in trajectories)),
-      'by_hops': self._by('hops'),
-      'by_kind': self._by('kind'),
-      'tools': totals.tool_calls(trajectories),
-      'tool_error_rate': failed / max(called, 1),
-      'tool_counts': totals.tool_counts(trajectories),
-      'turns_mean': _mean(len(t.turns) for t in trajectories),
-      'planner_tokens_mean': _mean(
-        sum(len(turn.completion.response_ids) for turn in t.turns) for t in trajectories
+    rollouts = [(g.task, t) for g in self.groups for t in g.trajectories]
+    trajectories = [t for _, t in rollouts]
+    count = max(len(trajectories), 1)
+    return evaluation_files.EvaluationFile(
+      name=self.name,
+      split=self.split,
+      temperature=self.temperature,
+      accuracy=self.accuracy,
+      ci_low=low,
+      ci_high=high,
+      accuracy_over_requested=self.accuracy_over_requested,
+      items_requested=len(self.groups),
+      items_scored=len(self.scores),
+      rollouts_requested=len(trajectories),
+      rollouts_scored=sum(t.reward is not None for t in trajectories),
+      status=totals.statuses(trajectories),
+      by_hops=self._by('hops'),
+      by_kind=self._by('kind'),
+      tools=totals.tool_calls(trajectories),
+      tool_error_rate=totals.tool_error_rate(trajectories),
+      tool_counts=totals.tool_counts(trajectories),
+      turns_mean=totals.turns(trajectories) / count,
+      planner_tokens_mean=totals.response_tokens(trajectories) / count,
+      seconds_a_rollout=_mean([waits.total(t) for t in trajectories]),
+      seconds=self.seconds,
+      mistakes=mistakes.of_groups(self.groups),
+      world=world_totals.of_groups(self.groups),
+      judged=self._judged(),
+      items=tuple(
+        evaluated_items.Item.of(task, t, self._verdict(task, t)) for task, t in rollouts
       ),
-      'seconds_a_rollout': _mean(t.seconds.get('total', 0.0) for t in trajectories),
-      'seconds': self.seconds,
-      'mistakes': mistakes.of_groups(self.groups),
-      **self._in_worlds(),
-      **self._judged(),
-      'items': [
-        _item(g.task, t) | self._verdict(g.task, t)
-        for g in self.groups
-        for t in g.trajectories
-      ],
-    }
+      more=more or {},
+    )
 
-  def _in_worlds(self) -> dict[str, Any]:
-    found = world_totals.of_groups(self.groups)
-    return {'world': found} if found else {}
-
-  def _judged(self) -> dict[str, Any]:
+  def _judged(self) -> evaluation_files.Judged | None:
     """The judge's accuracy over what it said something of, beside the rule's."""
     if self.verdicts is None:
-      return {}
+      return None
     scores, unknown, differ = [], 0, []
     over_requested = []
     for group in self.groups:
@@ -134,58 +119,56 @@ class Evaluation:
           continue
         found.append(float(verdict.correct))
         if verdict.correct != (trajectory.reward == 1.0):
-          differ.append([group.task.id, trajectory.rollout])
+          differ.append((group.task.id, trajectory.rollout))
       over_requested.append(sum(found) / max(len(group.trajectories), 1))
       if found:
         scores.append(sum(found) / len(found))
-    low, high = 0.0, 1.0
-    if scores:
-      low, high = intervals.bootstrap_interval(scores, seed=0)
-    return {
-      'judge_accuracy': sum(scores) / len(scores) if scores else None,
-      'judge_accuracy_over_requested': _mean(over_requested),
-      'judge_ci_low': low,
-      'judge_ci_high': high,
-      'judge_items': len(scores),
-      'judge_unknown': unknown,
-      'judge_differs_from_rule': differ,
-    }
+    low, high = _interval(scores)
+    return evaluation_files.Judged(
+      accuracy=sum(scores) / len(scores) if scores else None,
+      accuracy_over_requested=_mean(over_requested),
+      ci_low=low,
+      ci_high=high,
+      items=len(scores),
+      unknown=unknown,
+      differs_from_rule=tuple(differ),
+    )
 
-  def _verdict(self, task, trajectory) -> dict[str, Any]:
+  def _verdict(self, task, trajectory) -> evaluated_items.OfJudge | None:
+    """Returns what a judge said of a rollout; None where none was asked at all."""
     if self.verdicts is None:
-      return {}
+      return None
     verdict = self.verdicts.get((task.id, trajectory.rollout))
-    return {
-      'judge': verdict.correct if verdict else None,
-      'judge_analysis': verdict.analysis if verdict else '',
-    }
+    if verdict is None:
+      return evaluated_items.OfJudge()
+    return evaluated_items.OfJudge(verdict.correct, verdict.analysis)
 
-  def _by(self, tag: str) -> dict[str, dict[str, float]]:
+  def _by(self, tag: str) -> dict[str, evaluation_files.Slice]:
     """Accuracies by value of a tag; a value without scored items is left out."""
     found: dict[str, list[records.Group]] = {}
     for group in self.groups:
       if tag in group.task.tags:
         found.setdefault(group.task.tags[tag], []).append(group)
-    parts = {
-      value: dataclasses.replace(self, groups=tuple(groups))
-      for value, groups in sorted(found.items())
-    }
     return {
-      value: {
-        'items': len(part.scores),
-        'accuracy': part.accuracy,
-        'items_requested': len(part.groups),
-        'accuracy_over_requested': part.accuracy_over_requested,
-      }
-      for value, part in parts.items()
-      if part.scores
+      value: evaluation_files.Slice(
+        items=len(scores),
+        accuracy=_mean(scores),
+        items_requested=len(groups),
+        accuracy_over_requested=totals.mean_over_requested(groups),
+      )
+      for value, groups in sorted(found.items())
+      if (scores := totals.group_means(groups))
     }
 
 
-def _mean(values: Iterable[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
   """The mean; 0 of nothing."""
-  found = list(values)
-  return sum(found) / max(len(found), 1)
+  return sum(values) / max(len(values), 1)
+
+
+def _interval(scores: Sequence[float]) -> tuple[float, float]:
+  """A 95% bootstrap interval over items; of none, all that can be."""
+  return intervals.bootstrap_interval(scores, seed=0) if scores else (0.0, 1.0)
 
 
 async def evaluate(
@@ -284,83 +267,3 @@ async def judge(
           )
         wanted[item.task.id, trajectory.rollout] = running[name]
   return {name: task.result() for name, task in wanted.items()}
-
-
-def save(
-  directory: epath.Path, evaluation: Evaluation, others: Mapping[str, Any] | None = None
-) -> Mapping[str, Any]:
-  """Writes `<name>.json`, whole or not at all, and returns what it holds.
-
-  Args:
-    directory: created where absent.
-    evaluation: evaluation to write.
-    others: further entries of the file.
-  """
-  return add(directory, evaluation.to_json(), others or {})
-
-
-def add(
-  directory: epath.Path, value: Mapping[str, Any], others: Mapping[str, Any]
-) -> Mapping[str, Any]:
-  """Writes the file of an evaluation with further entries, and returns what it holds.
-
-  Args:
-    directory: directory of the file, created where absent.
-    value: content of the file without them.
-    others: further entries.
-  """
-  value = {**value, **others}
-  path = directory / f'{value["name"]}.json'
-  writing.write_whole(path, json.dumps(value, indent=1))
-  return value
-
-
-def _item(task: records.Task, trajectory: records.Trajectory):
-  return {
-    'id': task.id,
-    'trial': trajectory.rollout,
-    'query': task.query,
-    'gold': ' | '.join(task.answers),
-    'answer': trajectory.answer,
-    'reward': trajectory.reward,
-    'status': trajectory.status.value,
-    'detail': trajectory.detail,
-    'tags': {k: v for k, v in task.tags.items() if k not in ('solution', 'tempting')},
-    'turns': [_turn(t) for t in trajectory.turns],
-    **mistakes.said(task, trajectory),
-  } | _world(trajectory)
-
-
-def _world(trajectory: records.Trajectory) -> dict[str, Any]:
-  """Returns what an item says of the rollout's world; {} without one."""
-  verdict = trajectory.verdict
-  if verdict is None:
-    return {}
-  return {
-    'checks': [dataclasses.asdict(result) for result in verdict.results],
-    'changed': list(verdict.changed),
-    'violations': list(verdict.violations),
-    'digest': trajectory.digest,
-  }
-
-
-def _turn(turn: records.Turn) -> dict[str, Any]:
-  verdicts = [m.output for m in turn.modules if m.module == 'verifier']
-  more = [_attempt(*one) for one in turn.more]
-  return {
-    'planner': turn.completion.text,
-    'parse_error': turn.parse_error,
-    **_attempt(turn.call, turn.result),
-    'verdict': verdicts[-1] if verdicts else '',
-  } | ({'more': more} if more else {})
-
-
-def _attempt(
-  call: records.ToolCall | None, result: records.ToolResult | None
-) -> dict[str, Any]:
-  return {
-    'tool': call.tool if call else None,
-    'arguments': dict(call.arguments) if call else {},
-    'result': result.text[:2000] if result else '',
-    'failed': bool(result and result.error),
-  }

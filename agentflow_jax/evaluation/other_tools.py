@@ -12,7 +12,7 @@ from agentflow_jax.agents import renaming, rollout
 from agentflow_jax.agents.environments.desk import new_names
 from agentflow_jax.config import schema
 from agentflow_jax.files import reading
-from agentflow_jax.rollouts import intervals
+from agentflow_jax.rollouts import evaluated_items, intervals
 
 RENAMED = 'renamed'
 ROWS = ('seen', RENAMED, 'unseen')
@@ -96,8 +96,8 @@ def renamed(agent: rollout.Agent, names: renaming.Names, said: str) -> rollout.A
 
 
 def rows(
-  seen: Sequence[Mapping[str, Any]],
-  renamed_items: Sequence[Mapping[str, Any]],
+  seen: Sequence[evaluated_items.Item],
+  renamed_items: Sequence[evaluated_items.Item],
   withheld: Collection[str],
 ) -> dict[str, Any]:
   """Returns the table of seen, renamed and unseen tools.
@@ -115,28 +115,28 @@ def rows(
     'first_causes'.
   """
   parts = {
-    'seen': [i for i in seen if i['id'] not in withheld],
-    RENAMED: [i for i in renamed_items if i['id'] not in withheld],
-    'unseen': [i for i in seen if i['id'] in withheld],
+    'seen': [i for i in seen if i.id not in withheld],
+    RENAMED: [i for i in renamed_items if i.id not in withheld],
+    'unseen': [i for i in seen if i.id in withheld],
   }
   return {name: _row(parts[name]) for name in ROWS if parts[name]}
 
 
-def _row(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _row(items: Sequence[evaluated_items.Item]) -> dict[str, Any]:
   by_task = collections.defaultdict(list)
   for item in items:
-    if item['reward'] is not None:
-      by_task[item['id']].append(item['first_cause'] is None)
+    if item.reward is not None:
+      by_task[item.id].append(item.first_cause is None)
   shares = [sum(found) / len(found) for found in by_task.values()]
   low, high = intervals.bootstrap_interval(shares, seed=0) if shares else (0.0, 1.0)
-  causes = collections.Counter(i['first_cause'] for i in items if i['first_cause'])
+  causes = collections.Counter(i.first_cause for i in items if i.first_cause)
   return {
     'tasks': len(by_task),
     'success': sum(shares) / len(shares) if shares else None,
     'ci_low': low,
     'ci_high': high,
     'rollouts': len(items),
-    'unscored': sum(item['reward'] is None for item in items),
+    'unscored': sum(item.reward is None for item in items),
     'first_causes': dict(causes.most_common()),
   }
 

@@ -232,3 +232,25 @@ def _reason(error: Exception) -> str:
   if isinstance(error, KeyError):
     return f'it lacks {said}'
   return f'broken ({type(error).__name__}: {said})' if said else 'broken'
+
+
+def number(value: Any) -> float:
+  """Returns a number of JSON; nan for null, for text and for what is absent."""
+  if isinstance(value, (int, float)) and not isinstance(value, bool):
+    return float(value)
+  return math.nan
+
+
+def whole(value: Any) -> int:
+  """Returns a whole number of JSON; 0 for what is absent or no number."""
+  found = number(value)
+  return int(found) if math.isfinite(found) else 0
+
+
+def text(value: Any) -> str:
+  """Returns a text of JSON; of a list its texts between bars, and of null ''."""
+  if value is None:
+    return ''
+  if isinstance(value, (list, tuple)):
+    return ' | '.join(map(text, value))
+  return str(value)

@@ -173,7 +173,6 @@ def decode(
     The store with what was read, and what was sampled: sooner when all rows are
     done.
   """
-  is_gathered = isinstance(store, gathered.Store)
   if isinstance(store, gathered.Store):
     assert pool is not None and fresh is not None
     store = gathered.gather(store, pool, fresh, dtype=model_config.dtype)
@@ -182,28 +181,6 @@ def decode(
   if reading.unrolled and 'layers' in params:
     params = model.unrolled(model_config, params)
   sampled = _nothing(rows, config, truncates, top)
-
-  def cache_of(store, starts, live):
-    if is_gathered:
-      return gathered.Cache(
-        store=store,
-        starts=starts,
-        live=live,
-        common=rows.common if reading.shares else None,
-        row=rows.common_row,
-        kv_dtype=config.kv_dtype,
-      )
-    page = jnp.take_along_axis(
-      rows.tables, (starts // config.page_tokens)[:, None], axis=1
-    )
-    return pages_lib.Cache(
-      pool=store,
-      n_layers=model_config.n_layers,
-      starts=starts,
-      tables=rows.tables,
-      writes=jnp.where(live[:, None], page, pages_lib.SCRATCH),
-      reading=reading,
-    )
 
   def is_running(carry):
     _, sampled, _ = carry
@@ -220,7 +197,7 @@ def decode(
       params,
       last[:, None],
       starts[:, None],
-      cache_of(store, starts, live),
+      _cache(store, rows, starts, live, model_config, config, reading),
     )
     logits = model.unembed(model_config, params, hidden[:, 0])
     tokens, logprobs, sets = sampling.sample(
@@ -234,11 +211,49 @@ def decode(
     if top:
       most_likely = sampling.most_likely(logits, rows.sampling, sets, top)
     sampled = _appended(sampled, rows, live, tokens, logprobs, sets, most_likely)
-    store = cache.store if is_gathered else cache.pool
+    store = cache.store if isinstance(cache, gathered.Cache) else cache.pool
     return store, sampled, jnp.where(live, tokens, last)
 
   store, sampled, _ = lax.while_loop(is_running, body, (store, sampled, rows.last))
   return store, sampled
+
+
+def _cache(
+  store: pages_lib.Pool | gathered.Store,
+  rows: Rows,
+  starts: jax.Array,
+  live: jax.Array,
+  model_config: model.ModelConfig,
+  config: api.EngineConfig,
+  reading: pages_lib.Reading,
+) -> pages_lib.Cache | gathered.Cache:
+  """Returns what the model reads and writes in one step of `decode`.
+
+  Args:
+    store, rows, model_config, config, reading: those of `decode`.
+    starts: int32[B], slot of each row's next token.
+    live: bool[B], False for rows that write nowhere.
+  """
+  if isinstance(store, gathered.Store):
+    return gathered.Cache(
+      store=store,
+      starts=starts,
+      live=live,
+      common=rows.common if reading.shares else None,
+      row=rows.common_row,
+      kv_dtype=config.kv_dtype,
+    )
+  page = jnp.take_along_axis(
+    rows.tables, (starts // config.page_tokens)[:, None], axis=1
+  )
+  return pages_lib.Cache(
+    pool=store,
+    n_layers=model_config.n_layers,
+    starts=starts,
+    tables=rows.tables,
+    writes=jnp.where(live[:, None], page, pages_lib.SCRATCH),
+    reading=reading,
+  )
 
 
 def _nothing(

@@ -8,6 +8,7 @@ from etils import epath
 
 from agentflow_jax.files import writing
 from agentflow_jax.report import markup, tables
+from agentflow_jax.rollouts import evaluation_files
 
 # Accuracy [%] of AgentFlow with Qwen2.5-7B, arXiv 2510.05592: with Flow-GRPO, and
 # before it. Scored by a language model as the judge, with web search. Their means
@@ -60,8 +61,8 @@ _NOTE = (
 def write(
   directory: epath.Path,
   name: str,
-  values: Mapping[str, Mapping[str, Any]],
-  controls: Mapping[str, Mapping[str, Mapping[str, Any]]],
+  values: Mapping[str, evaluation_files.EvaluationFile],
+  controls: Mapping[str, Mapping[str, evaluation_files.EvaluationFile]],
   more: Mapping[str, Any],
 ) -> str:
   """Writes NAME.json and NAME.html and returns the table as text.
@@ -69,24 +70,24 @@ def write(
   Args:
     directory: directory that both files are written to.
     name: name of the files.
-    values: benchmark -> what its evaluation's file holds.
+    values: benchmark -> file of its evaluation.
     controls: 'random' and 'frozen' -> the same of these planners, where asked.
     more: further entries of the JSON: protocol, seconds, cost.
   """
   rows = [
-    _row(benchmark, value, {name: found[benchmark] for name, found in controls.items()})
-    for benchmark, value in values.items()
+    _row(benchmark, file, {name: found[benchmark] for name, found in controls.items()})
+    for benchmark, file in values.items()
   ]
   left_out = {'items', 'config', *more} - {'cost'}
   kept = {
-    benchmark: {k: v for k, v in value.items() if k not in left_out}
+    benchmark: {k: v for k, v in file.to_json().items() if k not in left_out}
     | {
-      f'{name}_planner{key.removeprefix("accuracy")}': found[benchmark][key]
+      f'{name}_planner{key.removeprefix("accuracy")}': getattr(found[benchmark], key)
       for name, found in controls.items()
       for key in ('accuracy', 'accuracy_over_requested')
     }
     | {'paper': PAPER[benchmark][0], 'paper_untrained': PAPER[benchmark][1]}
-    for benchmark, value in values.items()
+    for benchmark, file in values.items()
   }
   writing.write_whole(
     directory / f'{name}.json', json.dumps({'benchmarks': kept, **more}, indent=1)
@@ -107,30 +108,32 @@ def write(
 
 
 def _row(
-  benchmark: str, value: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]
+  benchmark: str,
+  file: evaluation_files.EvaluationFile,
+  controls: Mapping[str, evaluation_files.EvaluationFile],
 ) -> Sequence[str]:
   percent = lambda share: f'{100 * share:.1f}'
-  judged = value.get('judge_accuracy')
-  is_scored = value['items_scored'] > 0
+  judged = file.judged.accuracy if file.judged else None
+  is_scored = file.items_scored > 0
   paper, untrained = PAPER[benchmark]
   return (
     benchmark,
-    percent(value['accuracy']) if is_scored else '-',
-    f'{percent(value["ci_low"])} to {percent(value["ci_high"])}' if is_scored else '-',
+    percent(file.accuracy) if is_scored else '-',
+    f'{percent(file.ci_low)} to {percent(file.ci_high)}' if is_scored else '-',
     '-' if judged is None else percent(judged),
-    str(value['items_scored']),
-    str(value['items_requested']),
-    percent(value['accuracy_over_requested']),
-    str(value['items_left_out']),
-    f'{value["turns_mean"]:.2f}',
-    str(sum(value['tools'].values())),
-    percent(value['tool_error_rate']),
-    f'{value["planner_tokens_mean"]:.0f}',
-    f'{value["seconds_a_rollout"]:.1f}',
-    f'{value["cost"]:.4g}',
+    str(file.items_scored),
+    str(file.items_requested),
+    percent(file.accuracy_over_requested),
+    str(file.items_left_out),
+    f'{file.turns_mean:.2f}',
+    str(sum(file.tools.values())),
+    percent(file.tool_error_rate),
+    f'{file.planner_tokens_mean:.0f}',
+    f'{file.seconds_a_rollout:.1f}',
+    f'{file.more["cost"]:.4g}',
     *(
-      percent(controls[name]['accuracy'])
-      if name in controls and controls[name]['items_scored']
+      percent(controls[name].accuracy)
+      if name in controls and controls[name].items_scored
       else '-'
       for name in ('random', 'frozen')
     ),

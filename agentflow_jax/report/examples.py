@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from agentflow_jax.report import data, markup, names, plots
+from agentflow_jax.rollouts import evaluated_items
 
 _TEXT_LIMIT = 3000  # Characters of one text; the rest is in the files.
 
@@ -20,21 +21,26 @@ _CHANGES = {
 class Pair:
   """One question before and after training; None where it was not asked."""
 
-  before: data.Item | None
-  after: data.Item | None
+  before: evaluated_items.Item | None
+  after: evaluated_items.Item | None
 
   @property
-  def item(self) -> data.Item:
+  def item(self) -> evaluated_items.Item:
     item = self.after or self.before
     assert item is not None  # It was asked once at least.
     return item
+
+  @property
+  def hops(self) -> str:
+    """Number of hops of the question; '' where it is not known."""
+    return self.item.tags.get('hops', '')
 
   @property
   def change(self) -> tuple[str, str]:
     return verdict(self.before), verdict(self.after)
 
 
-def verdict(item: data.Item | None) -> str:
+def verdict(item: evaluated_items.Item | None) -> str:
   """'right' (a reward of at least 1/2), 'wrong', 'not scored', 'not asked'."""
   if item is None:
     return 'not asked'
@@ -74,7 +80,7 @@ def choose(pairs: Sequence[Pair], count: int = 3) -> list[Pair]:
 
   queues = {}
   for pair in sorted(pairs, key=merit):
-    queues.setdefault(pair.item.hops, []).append(pair)
+    queues.setdefault(pair.hops, []).append(pair)
   order = plots.hop_order(set(queues))
   chosen = []
   while len(chosen) < count and any(queues.values()):
@@ -101,7 +107,7 @@ def transitions(pairs: Sequence[Pair]) -> str:
 def render(pair: Pair, index: int) -> str:
   """One question with its two trajectories side by side."""
   item = pair.item
-  hops = f' · hops: {markup.text(item.hops)}' if item.hops else ''
+  hops = f' · hops: {markup.text(pair.hops)}' if pair.hops else ''
   sides = ''.join(
     f'<div class="side"><h3>{title}</h3>{_trajectory(side)}</div>'
     for title, side in (('Before', pair.before), ('After', pair.after))
@@ -116,7 +122,7 @@ def render(pair: Pair, index: int) -> str:
   )
 
 
-def _trajectory(item: data.Item) -> str:
+def _trajectory(item: evaluated_items.Item) -> str:
   turns = ''.join(_turn(turn, i) for i, turn in enumerate(item.turns, start=1))
   kind = verdict(item)
   reward = '' if item.reward is None else f', reward {item.reward:g}'
@@ -133,25 +139,26 @@ def _trajectory(item: data.Item) -> str:
   )
 
 
-def _changes(item: data.Item) -> str:
+def _changes(item: evaluated_items.Item) -> str:
   """Returns what a rollout changed in its world, and what no check allows."""
-  if not item.changed:
+  world = item.world
+  if world is None or not world.changed:
     return ''
   rows = ''.join(
-    f'<li class="{"bad" if change in item.violations else "said"}">{_cut(change)}</li>'
-    for change in item.changed
+    f'<li class="{"bad" if change in world.violations else "said"}">{_cut(change)}</li>'
+    for change in world.changed
   )
   return f'<h4>Changed</h4><ul>{rows}</ul>'
 
 
-def _turn(turn: data.ItemTurn, index: int) -> str:
+def _turn(turn: evaluated_items.Turn, index: int) -> str:
   parts = [f'<h4>Turn {index} · planner</h4>', _pre(turn.planner)]
   if turn.parse_error:
     parts += [
       '<h4 class="bad">This plan could not be read</h4>',
       _pre(turn.parse_error, failed=True),
     ]
-  for one in (turn, *turn.more):
+  for one in turn.calls:
     if one.tool:
       parts += ['<h4>Tool call</h4>', _pre(_call(one))]
     if one.tool or one.result:
@@ -164,15 +171,15 @@ def _turn(turn: data.ItemTurn, index: int) -> str:
   return '<li>' + ''.join(parts) + '</li>'
 
 
-def _call(turn: data.ItemTurn | data.ItemCall) -> str:
+def _call(call: evaluated_items.Call) -> str:
   """The call as it reads best: a program keeps its lines."""
   shown = []
-  for name, value in turn.arguments.items():
+  for name, value in call.arguments.items():
     if isinstance(value, str) and '\n' in value:
       shown.append(f'{name}=\n{value}\n')
     else:
       shown.append(f'{name}={value!r}')
-  return f'{turn.tool}({", ".join(shown)})'
+  return f'{call.tool}({", ".join(shown)})'
 
 
 def _cut(value: str) -> str:

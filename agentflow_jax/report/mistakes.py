@@ -2,6 +2,7 @@
 
 import math
 
+from agentflow_jax.files import reading
 from agentflow_jax.report import data, markup, tables
 from agentflow_jax.rollouts import mistakes
 
@@ -47,7 +48,7 @@ def sections(run: data.Run) -> list[str]:
     ('1, calls', 'calls that their tool accepted', 'calls_valid'),
     ('1, calls', 'declined exactly if forbidden', 'no_call_right'),
   ):
-    values = [data.number(side.get(name)) for side in sides]
+    values = [reading.number(side.get(name)) for side in sides]
     if any(map(math.isfinite, values)):
       shown = [tables.percent(value) for value in values]
       rows.append([level, title, shown[0], '', shown[1], ''])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from agentflow_jax.files import writing
+from agentflow_jax.files import reading, writing
 from agentflow_jax.report import data, examples, markup, mistakes, names, plots
 from agentflow_jax.report import tables, terms, worlds
 
@@ -417,7 +417,7 @@ def _seconds(run: data.Run) -> dict[str, float]:
   found = {
     name: seconds
     for name, value in run.facts('seconds/').items()
-    if '/' not in name and math.isfinite(seconds := data.number(value))
+    if '/' not in name and math.isfinite(seconds := reading.number(value))
   }
   found = found or run.totals('seconds/')
   # What the parts are of, where that was measured too.
@@ -467,7 +467,7 @@ def _teacher(run: data.Run) -> str:
 
 
 def _rate(value: object) -> str:
-  share = data.number(value)
+  share = reading.number(value)
   if isinstance(value, float) and 0 <= share <= 1:
     return tables.percent(share)
   return str(value)

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from agentflow_jax.files import old_names, reading
 from agentflow_jax.report import markup, svg
-from agentflow_jax.rollouts import intervals
+from agentflow_jax.rollouts import evaluation_files, intervals
 
 _SEED = 'seed'
 _EVALUATION = 'evaluation'
@@ -130,12 +131,13 @@ def _runs(directory: pathlib.Path) -> list[Run]:
 def _evaluations(directory: pathlib.Path) -> list[Run]:
   """Returns evaluations: each result is its own summary."""
   found = []
-  for path in sorted(directory.glob('*/evaluations/*.json')):
-    value = old_names.evaluation(reading.read_json(path, allows_nan=True))
+  for path in sorted(directory.glob(f'*/{evaluation_files.DIRECTORY}/*.json')):
+    file = evaluation_files.read(epath.Path(path))
     name = path.parts[-3]
     report = directory / name / 'report.html'
-    config = value.get('config', {}) | {_EVALUATION: path.stem}
-    found.append(Run(name, config, (), value, f'{name}/report.html' * report.exists()))
+    config = file.config | {_EVALUATION: file.name}
+    page = f'{name}/report.html' * report.exists()
+    found.append(Run(name, config, (), file.figures, page))
   return found
 
 

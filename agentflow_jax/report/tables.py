@@ -4,8 +4,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from agentflow_jax.files import reading
 from agentflow_jax.report import data, plots
-from agentflow_jax.rollouts import intervals
+from agentflow_jax.rollouts import evaluation_files, intervals
 
 CONFIDENCE = 0.95
 
@@ -81,7 +82,7 @@ class Row:
   label: str
   sampled: Estimate
   greedy: Estimate
-  evaluation: data.Evaluation | None
+  evaluation: evaluation_files.EvaluationFile | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ def gain(run: data.Run, suffix: str = '') -> Gain | None:
 
   def rewards(name):
     evaluation = run.evaluations.get(name + suffix)
-    return [(i.id, i.reward) for i in evaluation.items] if evaluation else ()
+    return evaluation.rewards if evaluation else ()
 
   found = intervals.paired_gain(rewards('start'), rewards('final'), CONFIDENCE)
   if found is None:
@@ -212,7 +213,7 @@ def _count_checks(run: data.Run) -> list[tuple[bool, str]]:
         f'{ended:,} training rollouts ended with a status, of {requested:,} requested',
       )
     )
-  compiles = data.number(run.summary.get('compiles/after_warmup'))
+  compiles = reading.number(run.summary.get('compiles/after_warmup'))
   if math.isfinite(compiles):
     found.append(
       (compiles == 0, f'{compiles:.0f} programs were compiled after the warm-up')
@@ -276,6 +277,6 @@ def _estimate(run: data.Run, name: str, key: str) -> Estimate:
       evaluation.accuracy_over_requested,
     )
   return Estimate(
-    data.number(run.summary.get(key)),
-    over_requested=data.number(run.summary.get(f'{key}/over_requested')),
+    reading.number(run.summary.get(key)),
+    over_requested=reading.number(run.summary.get(f'{key}/over_requested')),
   )

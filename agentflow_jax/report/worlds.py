@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from agentflow_jax.files import reading
 from agentflow_jax.report import data, markup, plots, tables
 
 # (heading, figure of an evaluation's world, how it is shown).
@@ -83,5 +84,5 @@ def _parts(title: str, fact: str, run: data.Run) -> str:
 
 
 def _shown(world: Mapping[str, Any], name: str, form) -> str:
-  value = data.number(world.get(name))
+  value = reading.number(world.get(name))
   return form(value) if math.isfinite(value) else '-'

@@ -55,12 +55,7 @@ async def groups(
   Raises:
     Preempted, ProcessFailed: see Processes.gathered.
   """
-  seen: dict[str, int] = {}
-  names = []
-  for task in (*before, *tasks):
-    times = seen[task.id] = seen.get(task.id, 0) + 1
-    names.append(task.id if times == 1 else f'{task.id}@{times}')
-  names = names[len(before) :]
+  names = _names((*before, *tasks))[len(before) :]
   size = group_size + extra
 
   async def group(place: int, rollouts: range) -> records.Group:
@@ -84,16 +79,13 @@ async def groups(
         on_done(trajectory)
     return found
 
-  async def share() -> list[records.Group]:
-    units = processes.share(len(tasks) * size)
-    async with asyncio.TaskGroup() as running:
-      started = [running.create_task(group(*part)) for part in _parts(units, size)]
-    return [s.result() for s in started]
-
   mine: list[records.Group] = []
 
   async def work() -> bytes:
-    mine.extend(await share())
+    units = processes.share(len(tasks) * size)
+    async with asyncio.TaskGroup() as running:
+      started = [running.create_task(group(*part)) for part in _parts(units, size)]
+    mine.extend(s.result() for s in started)
     if processes.count == 1:  # Nobody to tell.
       return b''
     return await asyncio.to_thread(rollout_files.to_bytes, mine)
@@ -101,12 +93,17 @@ async def groups(
   everything = await processes.gathered(work())
   if processes.count == 1:
     return mine
-  parts = [
-    part
-    for i, data in enumerate(everything)
-    for part in rollout_files.from_bytes(data, f'what process {i} sent')
-  ]
-  return _joined(tasks, size, parts)
+  return _joined(tasks, size, _received(everything))
+
+
+def _names(tasks: Sequence[records.Task]) -> list[str]:
+  """Returns the id of each task, with a number where it comes again."""
+  seen: dict[str, int] = {}
+  names = []
+  for task in tasks:
+    times = seen[task.id] = seen.get(task.id, 0) + 1
+    names.append(task.id if times == 1 else f'{task.id}@{times}')
+  return names
 
 
 def _parts(units: range, group_size: int) -> list[tuple[int, range]]:
@@ -118,6 +115,15 @@ def _parts(units: range, group_size: int) -> list[tuple[int, range]]:
     parts.append((place, range(first, last)))
     unit += last - first
   return parts
+
+
+def _received(sent: Sequence[bytes]) -> list[records.Group]:
+  """Reads the parts of groups that the processes sent, which are in order."""
+  return [
+    part
+    for i, data in enumerate(sent)
+    for part in rollout_files.from_bytes(data, f'what process {i} sent')
+  ]
 
 
 def _joined(tasks, group_size, parts) -> list[records.Group]:

@@ -1,4 +1,4 @@
-"""Confidence intervals of a mean, for metrics and for the report."""
+"""Means and their confidence intervals, for metrics and for the report."""
 
 import math
 import statistics
@@ -8,6 +8,12 @@ import numpy as np
 
 # Resampled values held at once; bounds memory, changes no result.
 _CHUNK_VALUES = 1 << 20
+
+
+def mean(values: Iterable[float]) -> float | None:
+  """Returns the mean of values; None of nothing."""
+  found = list(values)
+  return sum(found) / len(found) if found else None
 
 
 def bootstrap_interval(

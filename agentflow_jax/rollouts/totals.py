@@ -1,12 +1,38 @@
 """Totals over rollouts: rewards, statuses, tokens, and tool calls."""
 
 import collections
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from agentflow_jax import records
+from agentflow_jax.files import reading
 from agentflow_jax.rollouts import intervals, mistakes, waits, world_totals
+
+
+def rewards(group: records.Group) -> list[float]:
+  """Returns the rewards of a group's scored rollouts."""
+  return [t.reward for t in group.trajectories if t.reward is not None]
+
+
+def group_means(groups: Sequence[records.Group]) -> list[float]:
+  """Returns the mean reward of each group that has a scored rollout, over these."""
+  found = [rewards(group) for group in groups]
+  return [sum(scored) / len(scored) for scored in found if scored]
+
+
+def mean_over_requested(groups: Sequence[records.Group]) -> float:
+  """Returns the mean over all groups of their rollouts' mean reward, 0 of nothing.
+
+  A rollout without a reward counts as 0.
+  """
+  means = [
+    sum(t.reward or 0.0 for t in g.trajectories) / max(len(g.trajectories), 1)
+    for g in groups
+  ]
+  return sum(means) / max(len(means), 1)
 
 
 def has_variance(group: records.Group, by_term: bool = False) -> bool:
@@ -16,11 +42,11 @@ def has_variance(group: records.Group, by_term: bool = False) -> bool:
     group: group of rollouts.
     by_term: whether different values of any one term are enough.
   """
-  scored = [t for t in group.trajectories if t.reward is not None]
   if by_term:
+    scored = [t for t in group.trajectories if t.reward is not None]
     said = [tuple((t.score.terms if t.score else {}).items()) for t in scored]
     return len({tuple((k, v.value) for k, v in s if v.weight) for s in said}) > 1
-  return len({t.reward for t in scored}) > 1
+  return len(set(rewards(group))) > 1
 
 
 def collected(
@@ -43,13 +69,14 @@ def collected(
     by_term: whether a group has variance where any one term has.
   """
   trajectories = [t for g in groups for t in g.trajectories]
-  rewards = [t.reward for t in trajectories if t.reward is not None]
+  scored = [t for t in trajectories if t.reward is not None]
+  earned = [reward for group in groups for reward in rewards(group)]
   on_time = [t for t in trajectories if t.status is not records.Status.ABORTED_LATE]
   metrics: dict[str, float] = {
     'rollouts/requested': len(trajectories),
-    'rollouts/scored': len(rewards),
-    'rollouts/turns': sum(len(t.turns) for t in trajectories),
-    'rollouts/turns_mean': (sum(len(t.turns) for t in on_time) / max(len(on_time), 1)),
+    'rollouts/scored': len(scored),
+    'rollouts/turns': turns(trajectories),
+    'rollouts/turns_mean': turns(on_time) / max(len(on_time), 1),
     'groups/requested': len(groups),
     'groups/no_variance': sum(not has_variance(g, by_term) for g in groups),
     'memory/shortened': sum(turn.shortened for t in trajectories for turn in t.turns),
@@ -59,9 +86,7 @@ def collected(
       for calls in (t.modules, *(turn.modules for turn in t.turns))
       for call in calls
     ),
-    'tokens/response': sum(
-      len(turn.completion.response_ids) for t in trajectories for turn in t.turns
-    ),
+    'tokens/response': response_tokens(trajectories),
     'tokens/prompt': sum(
       len(turn.completion.prompt_ids) for t in trajectories for turn in t.turns
     ),
@@ -81,21 +106,20 @@ def collected(
   if len(sizes):
     metrics['kept/mean'] = float(sizes.mean())
     metrics['kept/max'] = int(sizes.max())
-  turns = int(metrics['rollouts/turns'])
-  if turns:
-    metrics['tokens/response_mean'] = metrics['tokens/response'] / turns
-  if rewards:
-    metrics['reward/mean'] = sum(rewards) / len(rewards)
-  scored = [t for t in trajectories if t.reward is not None]
+  if metrics['rollouts/turns']:
+    metrics['tokens/response_mean'] = (
+      metrics['tokens/response'] / metrics['rollouts/turns']
+    )
+  if scored:
+    metrics['reward/mean'] = sum(earned) / len(earned)
   scores = [t.score.terms for t in scored if t.score is not None]
   for name in sorted({name for terms in scores for name in terms}):
     total = sum(t[name].weight * t[name].value for t in scores if name in t)
     metrics[f'reward/part/{name}'] = total / len(scored)
   metrics |= _correlations(scores)
+  counts = statuses(trajectories)
   for status in records.Status:
-    metrics[f'rollouts/status/{status.value}'] = sum(
-      t.status is status for t in trajectories
-    )
+    metrics[f'rollouts/status/{status.value}'] = counts.get(status.value, 0)
   return metrics
 
 
@@ -111,6 +135,23 @@ def _correlations(scores: Sequence[Mapping[str, records.Term]]) -> dict[str, flo
       matrix = np.asarray(np.corrcoef(pairs.T))
       found[f'reward/correlation/{name}'] = float(matrix[0, 1])
   return found
+
+
+def turns(trajectories: Sequence[records.Trajectory]) -> int:
+  """Counts turns."""
+  return sum(len(t.turns) for t in trajectories)
+
+
+def response_tokens(trajectories: Sequence[records.Trajectory]) -> int:
+  """Counts the tokens that the planner wrote."""
+  return sum(
+    len(turn.completion.response_ids) for t in trajectories for turn in t.turns
+  )
+
+
+def statuses(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:
+  """Counts rollouts by the value of their status; those that occur, as they come."""
+  return dict(collections.Counter(t.status.value for t in trajectories))
 
 
 def tool_calls(trajectories: Sequence[records.Trajectory]) -> dict[str, int]:
@@ -152,34 +193,60 @@ def tool_errors(trajectories: Sequence[records.Trajectory]) -> tuple[int, int]:
   return sum(r.error is not None for r in results), len(results)
 
 
+def tool_error_rate(trajectories: Sequence[records.Trajectory]) -> float:
+  """Returns the share of calls that failed; 0 without calls."""
+  failed, called = tool_errors(trajectories)
+  return failed / max(called, 1)
+
+
 def of_step(groups: Sequence[records.Group], by_term: bool = False) -> dict[str, float]:
   """All that a step's rollouts say, for metrics.jsonl; `by_term` as in collected."""
   metrics = collected(groups, by_term) | world_totals.of_step(groups)
   metrics |= mistakes.of_step(groups)
   trajectories = [t for g in groups for t in g.trajectories]
-  failed, called = tool_errors(trajectories)
-  metrics['rollouts/tool_error_rate'] = failed / max(called, 1)
+  metrics['rollouts/tool_error_rate'] = tool_error_rate(trajectories)
   for tool, calls in tool_calls(trajectories).items():
     metrics[f'tools/{tool}'] = calls
   for name, times in tool_counts(trajectories).items():
     metrics[f'tool_counts/{name}'] = times
-  means, by_source = [], {}
-  for g in groups:
-    source = g.task.tags.get('source')
-    if source is not None:
-      name = f'sources/{source}/groups'
-      metrics[name] = metrics.get(name, 0) + 1
-    scored = [t.reward for t in g.trajectories if t.reward is not None]
-    if scored:
-      means.append(sum(scored) / len(scored))
-      by_source.setdefault(source, []).append(means[-1])
-  if means:
+  by_source: dict[str, list[records.Group]] = {}
+  for group in groups:
+    if (source := group.task.tags.get('source')) is not None:
+      by_source.setdefault(source, []).append(group)
+  for source, of_it in by_source.items():
+    metrics[f'sources/{source}/groups'] = len(of_it)
+  if means := group_means(groups):
     low, high = intervals.bootstrap_interval(means)
     metrics |= {'reward/ci_low': low, 'reward/ci_high': high}
-  for source, values in by_source.items():
-    if source is not None:
-      metrics[f'sources/{source}/reward'] = sum(values) / len(values)
+  for source, of_it in by_source.items():
+    if means := group_means(of_it):
+      metrics[f'sources/{source}/reward'] = sum(means) / len(means)
   for what in {k for t in trajectories for k in t.seconds}:
     total = sum(t.seconds.get(what, 0.0) for t in trajectories)
     metrics[f'seconds/rollout_sum/{what}'] = total
   return metrics | waits.of_slowest(trajectories)
+
+
+def over_steps(
+  lines: Sequence[Mapping[str, Any]], prefix: str = '', nested: bool = True
+) -> dict[str, float]:
+  """Adds up metrics of a run's steps.
+
+  Args:
+    lines: lines of metrics.jsonl, one a step.
+    prefix: beginning of the metrics' names, which the names of the sums lack.
+    nested: whether names that hold a further '/' count; otherwise they are parts of
+      others and left out.
+
+  Returns:
+    The sum over the steps that have a metric, and a finite number in it, by name.
+  """
+  sums: Any = collections.Counter()
+  for line in lines:
+    for key, value in line.items():
+      name = key.removeprefix(prefix)
+      if not key.startswith(prefix) or ('/' in name and not nested):
+        continue
+      if math.isfinite(reading.number(value)):
+        sums[name] += value
+  return dict(sums)

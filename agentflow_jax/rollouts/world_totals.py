@@ -1,9 +1,10 @@
 """Totals over rollouts in worlds: success, checks, refusals and changes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from agentflow_jax import records
+from agentflow_jax.rollouts import intervals
 
 _TAG = 'family'
 
@@ -44,12 +45,14 @@ def of_groups(groups: Sequence[records.Group]) -> dict[str, Any]:
   violations = [len(t.verdict.violations) if t.verdict else 0 for _, t in scored]
   return {
     **_rates(scored),
-    'refusal_recall': _mean(refused[False]),
-    'false_refusals': _mean(refused[True]),
-    'violations': _mean(violations),
-    'violating': _mean(n > 0 for n in violations),
-    'calls': _mean(sum(len(turn.calls) for turn in t.turns) for _, t in scored),
-    'environment_seconds': _mean(_seconds(t) for _, t in scored),
+    'refusal_recall': intervals.mean(refused[False]),
+    'false_refusals': intervals.mean(refused[True]),
+    'violations': intervals.mean(violations),
+    'violating': intervals.mean(n > 0 for n in violations),
+    'calls': intervals.mean(
+      sum(len(turn.calls) for turn in t.turns) for _, t in scored
+    ),
+    'environment_seconds': intervals.mean(_seconds(t) for _, t in scored),
     'by_family': _by(scored, lambda task: task.tags.get(_TAG)),
     'by_feasible': _by(
       scored, lambda task: {True: 'yes', False: 'no'}.get(task.world.feasible)
@@ -78,8 +81,8 @@ def _rates(scored) -> dict[str, Any]:
   ]
   return {
     'rollouts': len(scored),
-    'success': _mean(bool(t.verdict and t.verdict.success) for _, t in scored),
-    'pass_fraction': _mean(fractions),
+    'success': intervals.mean(bool(t.verdict and t.verdict.success) for _, t in scored),
+    'pass_fraction': intervals.mean(fractions),
   }
 
 
@@ -99,9 +102,3 @@ def _seconds(trajectory: records.Trajectory) -> float:
     for name, seconds in trajectory.seconds.items()
     if name.startswith(('environment/', 'tool/'))
   )
-
-
-def _mean(values: Iterable[float]) -> float | None:
-  """Returns the mean; None of nothing."""
-  found = list(values)
-  return sum(found) / len(found) if found else None

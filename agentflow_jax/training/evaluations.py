@@ -8,6 +8,7 @@ from etils import epath
 from agentflow_jax.agents import rollout
 from agentflow_jax.assembly import scripted_planners, system as system_lib
 from agentflow_jax.evaluation import evaluate
+from agentflow_jax.rollouts import evaluation_files
 from agentflow_jax.runtime import progress
 
 
@@ -39,7 +40,7 @@ class Evaluations:
     All processes get the same answer: they share the workdir.
     """
     wanted = self._system.config.evaluation.start_and_final
-    path = self.workdir / evaluate.DIRECTORY / 'start_greedy.json'
+    path = evaluation_files.path_of(self.workdir, 'start_greedy')
     (lacks, *_) = self._system.processes.exchange(
       str(wanted and not path.exists()).encode()
     )
@@ -140,7 +141,7 @@ class Evaluations:
       concurrent=system.config.train.concurrent_rollouts,
     )
     if system.processes.is_primary:
-      evaluate.save(self.workdir / evaluate.DIRECTORY, result)
+      evaluation_files.write(self.workdir, result.file())
     self._bar.note(
       f'{name}: {result.accuracy:.1%} of {len(result.scores)} scored and'
       f' {result.accuracy_over_requested:.1%} of {len(result.groups)} requested'

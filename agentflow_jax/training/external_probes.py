@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from agentflow_jax import records
-from agentflow_jax.agents import memory, prompts
+from agentflow_jax.agents import prompts
 from agentflow_jax.assembly import external_planner, system as system_lib
 from agentflow_jax.config import schema
 from agentflow_jax.core import batch
@@ -131,7 +131,7 @@ def _sampled(system):
   )
 
   async def sample(task: records.Task) -> records.Completion:
-    state = memory.start(task.query, '', system.agent.gazetteer)
+    state = system.agent.start_memory(task.query)
     segments = prompts.planner_prompt(system.planner.prompt, system.agent.cards, state)
     ids = model.render(segments)[-config.planner.max_prompt_tokens :]
     key = records.RequestKey(

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model, memory, modules
-from agentflow_jax.agents import references
 from agentflow_jax.agents.tools import base
 
 
@@ -39,7 +38,7 @@ def measure(
   planner: modules.ModelPlanner,
   cards: tuple[base.Card, ...],
   tasks: Sequence[records.Task],
-  gazetteer: references.Gazetteer | None = None,
+  start_memory: memory.Start = memory.start,
   world_cards: tuple[base.Card, ...] = (),
 ) -> QueryLengths:
   """Measures the queries of tasks, as they stand in prompts.
@@ -55,7 +54,7 @@ def measure(
     planner: planner that the queries are for.
     cards: cards of its tools, which stand in the prompt.
     tasks: tasks to measure.
-    gazetteer: names that are numbered in queries; None where none are.
+    start_memory: function that makes the memory of a rollout, see rollout.Agent.
     world_cards: cards of the tools that worlds bring; empty where they are unknown.
   """
   groups: dict[tuple, list[records.Task]] = {}
@@ -67,7 +66,7 @@ def measure(
   for key, some in groups.items():
     policy, names = key or ('', ())
     shown = [c for c in world_cards if key and (not names or c.name in names)]
-    found.append(_of_prompts(planner, (*cards, *shown), some, gazetteer, policy))
+    found.append(_of_prompts(planner, (*cards, *shown), some, start_memory, policy))
   return QueryLengths(
     queries=len(tasks),
     too_long=sum(part.too_long for part in found),
@@ -76,11 +75,11 @@ def measure(
   )
 
 
-def _of_prompts(planner, cards, tasks, gazetteer, policy) -> QueryLengths:
+def _of_prompts(planner, cards, tasks, start_memory, policy) -> QueryLengths:
   """Measures queries whose prompts have the same cards and the same policy."""
   limit = planner.max_prompt_tokens
-  marked = [memory.start(task.query, '', gazetteer).query for task in tasks]
-  queries = set(marked)
+  shown = [start_memory(task.query).query for task in tasks]
+  queries = set(shown)
 
   def whole(query: str) -> int:
     state = memory.Memory(query, policy=policy)
@@ -102,7 +101,7 @@ def _of_prompts(planner, cards, tasks, gazetteer, policy) -> QueryLengths:
   unfit = {query for query in lengths if not fits(query)}
   return QueryLengths(
     queries=len(tasks),
-    too_long=sum(query in unfit for query in marked),
+    too_long=sum(query in unfit for query in shown),
     longest=max(lengths.values()),
     limit=limit,
   )

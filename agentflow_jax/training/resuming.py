@@ -12,6 +12,7 @@ from etils import epath
 from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import own_code, roles, schema, written
 from agentflow_jax.files import old_names, writing
+from agentflow_jax.rollouts import evaluation_files
 from agentflow_jax.weights import host_copies
 
 
@@ -163,12 +164,12 @@ def _move_results(workdir: epath.Path, done: int) -> None:
   count = 0
   while (kept := workdir / 'earlier' / f'step_{done:06d}_{count}').exists():
     count += 1
-  (kept / 'evaluations').mkdir(parents=True)
-  evaluations = workdir / 'evaluations'
+  (kept / evaluation_files.DIRECTORY).mkdir(parents=True)
+  evaluations = workdir / evaluation_files.DIRECTORY
   names = ['planner', 'adapter', 'report.html', 'summary.json']  # The summary last.
   if evaluations.exists():
     names = [
-      f'evaluations/{path.name}'
+      f'{evaluation_files.DIRECTORY}/{path.name}'
       for path in evaluations.iterdir()
       if path.name.startswith(('final', 'control_'))
     ] + names

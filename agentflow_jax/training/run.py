@@ -225,7 +225,7 @@ def _lengths(system: system_lib.System) -> query_lengths.QueryLengths:
     system.planner,
     system.agent.cards,
     system.tasks.train,
-    system.agent.gazetteer,
+    system.agent.start_memory,
     environment.cards if environment else (),
   )
 

@@ -210,7 +210,7 @@ class SampleQueue:
   def _is_admitted(self, group: records.Group) -> bool:
     if not totals.has_variance(group, self._by_term):
       return False
-    rewards = [t.reward for t in group.trajectories if t.reward is not None]
+    rewards = totals.rewards(group)
     mean, config = statistics.fmean(rewards), self._config
     return (
       statistics.stdev(rewards) >= config.min_std

@@ -1,6 +1,7 @@
 """Results of a run: summary.json, and accuracy.json beside its planner."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,8 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.config import overrides, schema
-from agentflow_jax.evaluation import evaluate
-from agentflow_jax.files import reading, writing
-from agentflow_jax.rollouts import intervals, waits
+from agentflow_jax.files import writing
+from agentflow_jax.rollouts import evaluation_files, intervals, totals, waits
 
 _FILE = 'summary.json'
 
@@ -41,23 +41,22 @@ def write(
     'steps': len(lines),
   }
   rewards = {}
-  for name, path in _evaluation_files(workdir):
-    value = reading.read_json(path, allows_nan=True)
-    rewards[name] = [(i['id'], i['reward']) for i in value.get('items', ())]
+  for name, found in evaluation_files.read_all(workdir).items():
+    rewards[name] = found.rewards
     key = (
       f'control/{name.removeprefix("control_")}'
       if name.startswith('control_')
       else f'eval/accuracy_{name}'
     )
-    summary[key] = value['accuracy']
-    summary[f'{key}/ci_low'] = value['ci_low']
-    summary[f'{key}/ci_high'] = value['ci_high']
-    if 'accuracy_over_requested' in value:  # Older files lack it.
-      summary[f'{key}/over_requested'] = value['accuracy_over_requested']
-    summary[f'{key}/items_requested'] = value['items_requested']
-    summary[f'{key}/items_scored'] = value['items_scored']
-    summary |= _flat(f'{key}/world', value.get('world', {}))
-    summary |= _flat(f'{key}/mistakes', value.get('mistakes', {}))
+    summary[key] = found.accuracy
+    summary[f'{key}/ci_low'] = found.ci_low
+    summary[f'{key}/ci_high'] = found.ci_high
+    if math.isfinite(found.accuracy_over_requested):  # Older files lack it.
+      summary[f'{key}/over_requested'] = found.accuracy_over_requested
+    summary[f'{key}/items_requested'] = found.items_requested
+    summary[f'{key}/items_scored'] = found.items_scored
+    summary |= _flat(f'{key}/world', found.world)
+    summary |= _flat(f'{key}/mistakes', found.mistakes)
   for suffix in ('', '_greedy'):
     gain = intervals.paired_gain(
       rewards.get(f'start{suffix}', ()), rewards.get(f'final{suffix}', ())
@@ -67,17 +66,14 @@ def write(
       summary |= {f'eval/gain{suffix}{n}': v for n, v in zip(names, gain, strict=True)}
   names = ['rollouts/requested', 'rollouts/scored', 'rollouts/turns']
   names += [f'rollouts/status/{s.value}' for s in records.Status]
-  for name in names:
-    summary[name] = sum(line.get(name, 0) for line in lines)
+  sums = totals.over_steps(lines)
+  summary |= {name: sums.get(name, 0) for name in names}
   # Not of the slowest rollouts: those are means.
-  stepwise = {
-    k
-    for line in lines
-    for k in line
-    if k.startswith('seconds/') and not k.startswith(waits.PREFIX)
+  summary |= {
+    name: value
+    for name, value in sums.items()
+    if name.startswith('seconds/') and not name.startswith(waits.PREFIX)
   }
-  for name in sorted(stepwise):
-    summary[name] = sum(line.get(name, 0.0) for line in lines)
   for name, value in seconds.items():
     summary.setdefault(f'seconds/{name}', value)
   if config.task_set.has_solutions:
@@ -109,11 +105,3 @@ def write_card(directory: epath.Path, summary: Mapping[str, Any]) -> None:
   card = {k: v for k, v in summary.items() if k.startswith(shown)}
   text = json.dumps(card, indent=1, sort_keys=True)
   writing.write_whole(directory / 'accuracy.json', text + '\n')
-
-
-def _evaluation_files(workdir: epath.Path):
-  directory = workdir / evaluate.DIRECTORY
-  if not directory.exists():
-    return []
-  paths = sorted(directory.glob('*.json'), key=lambda p: p.name)
-  return [(p.name.removesuffix('.json'), p) for p in paths]

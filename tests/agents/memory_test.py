@@ -1,14 +1,14 @@
 """Tests of agents.memory (contract 6)."""
 
 import dataclasses
-import re
 
 import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from agentflow_jax.agents import memory as memory_lib
-from agentflow_jax.agents import references
+from agentflow_jax import records
+from agentflow_jax.agents import memory as memory_lib, plan as plan_lib
+from agentflow_jax.agents.environments import base as environments
 
 
 def _words(text):
@@ -20,7 +20,7 @@ def _entry(result, **fields):
 
 
 def test_append_returns_a_new_memory_and_leaves_the_old_one():
-  empty = memory_lib.start('q', 'a', None)
+  empty = memory_lib.start('q', 'a')
   one = empty.append(_entry('x'))
   two = one.append(_entry('y'))
   assert empty.entries == ()
@@ -37,22 +37,30 @@ def test_an_entry_says_its_number_what_was_done_and_how_it_ended():
   )
 
 
-def test_start_marks_query_and_analysis_and_breaks_their_marks():
-  gazetteer = references.Gazetteer(['Oslo', 'York'])
-  memory = memory_lib.start('Is #7 Oslo?', 'See #1 York.', gazetteer)
-  assert memory.query == 'Is # #1 7 #2 Oslo?'
-  assert memory.analysis == 'See # #3 1 #4 York.'
-  assert memory.unmarked().query == 'Is # 7 Oslo?'
+def test_a_plain_memory_keeps_every_text():
+  brief = environments.Brief('No #1.', names=('Oslo',))
+  memory = memory_lib.start('Is #7 Oslo?', 'See #1.', brief)
+  assert (memory.query, memory.analysis) == ('Is #7 Oslo?', 'See #1.')
+  assert memory.policy == 'No #1.'
+  assert memory.plain() == memory
+  plan = plan_lib.Plan('find #1', 'of #2', 't #3')
+  assert memory.plain_plan(plan) == plan
+  result = records.ToolResult('#4 Oslo', records.ToolErrorKind.ARGUMENTS)
+  entry, after = memory.entry(plan, result, _words, 9)
+  assert after == memory  # It is not appended yet.
+  wanted = memory_lib.Entry('t #3', 'find #1', 'of #2', '#4 Oslo', failed=True)
+  assert entry == wanted
+  (last,) = after.judged(entry, '#5 it is', _words, 9).entries
+  assert last == dataclasses.replace(wanted, verdict='#5 it is')
 
 
-def test_unmarked_writes_every_field_in_plain_words():
-  memory = memory_lib.start('Oslo?', '', references.Gazetteer(['Oslo']))
-  memory = memory.append(
-    memory_lib.Entry('t', 'find #1', 'c #1', '#1 Oslo', verdict='#1 it is')
-  )
-  assert memory.unmarked().entries[0] == memory_lib.Entry(
-    't', 'find Oslo', 'c Oslo', 'Oslo', verdict='Oslo it is'
-  )
+def test_every_text_of_an_entry_has_its_budget():
+  long = ' '.join(map(str, range(50)))
+  memory, plan = memory_lib.start('q'), plan_lib.Plan(long, long, 't')
+  entry, memory = memory.entry(plan, records.ToolResult(long), _words, 7)
+  (last,) = memory.judged(entry, long, _words, 5).entries
+  texts = (last.sub_goal, last.context, last.result, last.verdict)
+  assert [_words(text) for text in texts] == [7, 7, 7, 5]
 
 
 def test_shorten_keeps_what_fits_and_the_ends_of_what_does_not():
@@ -96,7 +104,7 @@ def test_bounded_makes_any_text_encodable():
 
 def test_overflow_shortens_the_oldest_first_and_is_counted():
   long = ' '.join(map(str, range(50)))
-  memory = memory_lib.start('q ' * 99, '', None)
+  memory = memory_lib.start('q ' * 99)
   for _ in range(2):
     memory = memory.append(_entry(long))
   once = memory.shorten_older(_words, 5)
@@ -111,7 +119,7 @@ def test_overflow_shortens_the_oldest_first_and_is_counted():
 
 def test_a_budget_below_what_a_template_costs_comes_to_an_end():
   # Every count holds 30 tokens of a chat template: nothing ever gets to 16.
-  memory = memory_lib.start('q', '', None)
+  memory = memory_lib.start('q')
   memory = memory.append(_entry('a b c d e f')).append(_entry('...'))
   steps = 0
   while memory is not None:
@@ -119,13 +127,3 @@ def test_a_budget_below_what_a_template_costs_comes_to_an_end():
     steps += 1
     assert steps < 10
   assert steps >= 2
-
-
-def test_marks_after_the_cut_get_no_number():
-  memory = memory_lib.start('', '', references.Gazetteer(['Oslo']))
-  text = memory_lib.shorten(
-    ' '.join(map(str, range(100, 200))), lambda t: _words(memory.mark(t)[0]), 12
-  )
-  marked, memory = memory.mark(text)
-  assert _words(marked) <= 12
-  assert len(memory.references.mentions) == len(re.findall(r'#\d+', marked))

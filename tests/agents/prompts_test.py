@@ -3,7 +3,7 @@
 import pytest
 
 from agentflow_jax.agents import memory as memory_lib
-from agentflow_jax.agents import prompts
+from agentflow_jax.agents import numbered_memory, prompts
 from agentflow_jax.agents import references
 from agentflow_jax.agents.tools import base
 
@@ -26,7 +26,7 @@ def _text(segments):
 
 
 def _memory(entries, analysis=''):
-  memory = memory_lib.start('<|im_end|> who?', analysis, None)
+  memory = memory_lib.start('<|im_end|> who?', analysis)
   for i in range(entries):
     memory = memory.append(
       memory_lib.Entry('search', f'goal {i}', 'c', f'r{i}', verdict='go on')
@@ -82,7 +82,7 @@ def test_cards_are_written_as_configured():
 
 
 def test_frozen_modules_read_plain_words_and_the_planner_marks():
-  memory = memory_lib.start('Oslo?', '', references.Gazetteer(['Oslo']))
+  memory = numbered_memory.Numbering(references.Gazetteer(['Oslo']))('Oslo?')
   planner = prompts.planner_prompt(prompts.PromptConfig(), CARDS, memory)
   assert '#1 Oslo?' in _text(planner)
   assert 'Query: Oslo?' in _text(prompts.module_prompt('Judge.', memory))

@@ -5,8 +5,8 @@ import dataclasses
 import random
 
 from agentflow_jax import records
-from agentflow_jax.agents import memory, modules, plan, references, renaming, rollout
-from agentflow_jax.agents import fakes
+from agentflow_jax.agents import fakes, memory, modules, numbered_memory, plan
+from agentflow_jax.agents import references, renaming, rollout
 from agentflow_jax.agents.environments.desk import environment, new_names
 from agentflow_jax.agents.environments.sqlite import environment as environments
 from agentflow_jax.agents.tools import base
@@ -45,7 +45,7 @@ def test_an_oracle_that_knows_the_names_solves_the_desk_and_one_that_does_not_fa
     rollout.RolloutConfig(max_turns=12, answer_when_out_of_turns=False),
     executor=modules.FieldExecutor(),
     verifier=modules.WorldVerifier(),
-    gazetteer=references.Gazetteer(()),
+    start_memory=numbered_memory.Numbering(references.Gazetteer(())),
     environment=made,
   )
   key = records.RequestKey(0, records.Purpose.EVALUATE, 0, 't', 0)
@@ -81,7 +81,8 @@ def test_steps_of_geohop():
   solution = renamed_solutions.RenamedSolution(
     geohop_solutions.GeohopSolution(_STEPS), names
   )
-  state = memory.start('Of France?', '', references.Gazetteer(['France', 'Paris']))
+  known = references.Gazetteer(['France', 'Paris'])
+  state = numbered_memory.Numbering(known)('Of France?')
   key = records.RequestKey(0, records.Purpose.TRAIN, 0, 't', 0)
   tools = ('look_up', 'run_program')
   view = modules.View('t', state, cards, key)

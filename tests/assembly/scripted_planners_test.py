@@ -4,7 +4,8 @@ import random
 import types
 
 from agentflow_jax import records
-from agentflow_jax.agents import call_text, memory, modules, plan, references
+from agentflow_jax.agents import call_text, memory, modules, numbered_memory, plan
+from agentflow_jax.agents import references
 from agentflow_jax.agents.tools import base
 from agentflow_jax.assembly import call_solutions, geohop_solutions, scripted_planners
 from agentflow_jax.config import schema
@@ -23,7 +24,7 @@ _STEPS = (
 
 
 def _view(*entries):
-  state = memory.start('Capital of France, times 3?', '', _GAZETTEER)
+  state = numbered_memory.Numbering(_GAZETTEER)('Capital of France, times 3?')
   for tool, sub_goal, context, result, failed in entries:
     marked, state = state.mark(result)
     state = state.append(memory.Entry(tool, sub_goal, context, marked, failed=failed))
@@ -113,7 +114,7 @@ _CALLS = call_solutions.parse("""[
 
 def _world_view(*entries):
   known = references.Gazetteer(['red cup'], r'[ST]\d+')
-  state = memory.start('Move the red cup to S2.', '', known)
+  state = numbered_memory.Numbering(known)('Move the red cup to S2.')
   for tool, context, result, failed in entries:
     marked, state = state.mark(result)
     state = state.append(memory.Entry(tool, 'do', context, marked, failed=failed))

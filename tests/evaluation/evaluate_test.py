@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import json
 
 import pytest
 from etils import epath
@@ -7,6 +8,7 @@ from etils import epath
 from agentflow_jax import records
 from agentflow_jax.agents import fakes, judge
 from agentflow_jax.evaluation import evaluate
+from agentflow_jax.rollouts import evaluation_files
 from agentflow_jax.runtime import processes
 
 
@@ -50,7 +52,7 @@ def test_accuracy_is_over_items_and_leaves_unscored_trials_out():
   )
   assert result.scores == [0.5, 1.0]
   assert result.accuracy == 0.75
-  value = result.to_json()
+  value = result.file().to_json()
   assert (value['items_requested'], value['items_scored']) == (3, 2)
   assert (value['rollouts_requested'], value['rollouts_scored']) == (5, 3)
   # An unscored rollout counts as 0: (0.5 + 0.5 + 0) / 3.
@@ -70,7 +72,7 @@ def test_accuracy_is_over_items_and_leaves_unscored_trials_out():
       'accuracy_over_requested': 0.5,
     },
   }
-  assert _evaluation((_trajectory(None, 0, lost),)).to_json()['by_hops'] == {}
+  assert _evaluation((_trajectory(None, 0, lost),)).file().to_json()['by_hops'] == {}
 
 
 def test_a_judge_has_both_denominators_too():
@@ -87,7 +89,7 @@ def test_a_judge_has_both_denominators_too():
       ('1', 0): judge.Verdict(True, ''),
     },
   )
-  value = result.to_json()
+  value = result.file().to_json()
   assert (value['judge_accuracy'], value['judge_items']) == (1.0, 2)
   # One of two, one of two and none of one: (0.5 + 0.5 + 0) / 3.
   assert value['judge_accuracy_over_requested'] == pytest.approx(1 / 3)
@@ -101,7 +103,7 @@ def test_calls_and_errors_are_counted_by_tool():
       _trajectory(1.0, 1, tools=[('search', None)]),
     )
   )
-  value = result.to_json()
+  value = result.file().to_json()
   assert value['tools'] == {'python': 1, 'search': 2}
   assert value['tool_error_rate'] == pytest.approx(1 / 3)
   assert value['turns_mean'] == 1.5
@@ -109,10 +111,10 @@ def test_calls_and_errors_are_counted_by_tool():
 
 def test_a_result_file_survives_any_text_and_tells_no_solution(tmp_path):
   result = _evaluation((_trajectory(1.0, tools=[('search', None)]),))
-  evaluate.save(epath.Path(tmp_path), result)
-  text = (tmp_path / 'final.json').read_text()
+  path = evaluation_files.write(epath.Path(tmp_path), result.file())
+  text = path.read_text()
   assert '\\ud800 plan' in text and 'secret' not in text
-  assert [p.name for p in tmp_path.iterdir()] == ['final.json']
+  assert [p.name for p in path.parent.iterdir()] == ['final.json']
 
 
 @pytest.mark.parametrize('greedy, temperature', [(True, 0.0), (False, 0.7)])
@@ -140,7 +142,7 @@ def test_greedy_is_temperature_0_in_every_request(greedy, temperature):
   assert {spec.top_p for spec in asked} == {0.9}
   turns = [u for g in result.groups for t in g.trajectories for u in t.turns]
   assert {turn.sampling.temperature for turn in turns} == {temperature}
-  assert result.to_json()['temperature'] == temperature
+  assert result.file().to_json()['temperature'] == temperature
 
 
 def test_several_greedy_trials_are_refused():
@@ -178,7 +180,7 @@ def test_what_rollouts_did_to_their_worlds_is_there():
   result = dataclasses.replace(
     _evaluation((_trajectory(1.0),)), groups=(records.Group(task, (done,)),)
   )
-  value = result.to_json()
+  value = result.file().to_json()
   assert value['world']['success'] == 1.0 and value['world']['violations'] == 1.0
   assert value['world']['by_family'] == {
     'lend': {'rollouts': 1, 'success': 1.0, 'pass_fraction': 1.0}
@@ -187,4 +189,122 @@ def test_what_rollouts_did_to_their_worlds_is_there():
   assert item['changed'] == item['violations'] == ['a/1: added']
   assert item['checks'][0]['name'] == 'c' and item['digest'] == 'ab'
   assert item['tags'] == {'family': 'lend'}
-  assert 'world' not in _evaluation((_trajectory(1.0),)).to_json()
+  assert 'world' not in _evaluation((_trajectory(1.0),)).file().to_json()
+
+
+def _result(name='final') -> evaluate.Evaluation:
+  """Two tasks: one in a world, with several calls in a response; one without."""
+  refused = records.ToolResult('no #7', records.ToolErrorKind.ARGUMENTS)
+  turn = records.Turn(
+    records.Completion('do it', response_ids=(1, 2, 3)),
+    records.SamplingSpec(),
+    call=records.ToolCall('move', {'thing': 'cup', 'times': 2}),
+    result=records.ToolResult('x' * 3000),
+    modules=(records.ModuleCall('verifier', 'continue'),),
+    more=((None, refused),),
+  )
+  world = records.World('w', {}, feasible=True)
+  verdict = records.Verdict(
+    (records.CheckResult('c', 'state', True),), ('a/1: added',), ('a/1: added',)
+  )
+  moved = records.Trajectory(
+    'm',
+    0,
+    records.Status.ANSWERED,
+    (turn,),
+    answer='moved',
+    reward=1.0,
+    verdict=verdict,
+    digest='ab',
+    seconds={'total': 2.0},
+  )
+  lost = records.Trajectory('m', 1, records.Status.MODEL_UNREACHABLE, (), detail='gone')
+  tags = {'hops': '2', 'kind': 'k', 'solution': 'secret', 'tempting': 'secret'}
+  groups = (
+    records.Group(
+      records.Task('m', 'move 2', (), 'checks', tags, world), (moved, lost)
+    ),
+    records.Group(
+      records.Task('q', 'who?', ('Ann', 'Bea'), 'f1'),
+      (records.Trajectory('q', 0, records.Status.OUT_OF_TURNS, (), reward=0.0),),
+    ),
+  )
+  verdicts = {('m', 0): judge.Verdict(True, 'yes'), ('q', 0): judge.Verdict(None, '')}
+  return evaluate.Evaluation(name, 'test', 0.7, groups, 9.0, verdicts)
+
+
+_MORE = {'config': {'seed': 1}, 'items_left_out': 3, 'cost': 0.5, 'web_allowed': []}
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+  file = _result().file(_MORE)
+  path = evaluation_files.write(epath.Path(tmp_path), file)
+  assert path == tmp_path / 'evaluations' / 'final.json'
+  assert path == evaluation_files.path_of(epath.Path(tmp_path), 'final')
+  found = evaluation_files.read(path)
+  assert found == file and found.more == _MORE
+  assert json.dumps(found.to_json(), indent=1) == path.read_text()
+  assert (found.rollouts, found.unscored) == (3, 1)
+  assert found.rewards == [('m', 1.0), ('m', None), ('q', 0.0)]
+  assert found.config == {'seed': 1} and found.items_left_out == 3
+  assert found.figures['accuracy'] == 0.5 and found.figures['cost'] == 0.5
+  assert 'name' not in found.figures
+
+
+def test_names_and_order_of_what_a_file_holds():
+  """By hand: programs of users read these names."""
+  value = _result().file(_MORE).to_json()
+  assert list(value) == [
+    *('name', 'split', 'temperature', 'accuracy', 'ci_low', 'ci_high'),
+    *('accuracy_over_requested', 'items_requested', 'items_scored'),
+    *('rollouts_requested', 'rollouts_scored', 'status', 'by_hops', 'by_kind'),
+    *('tools', 'tool_error_rate', 'tool_counts', 'turns_mean', 'planner_tokens_mean'),
+    *('seconds_a_rollout', 'seconds', 'mistakes', 'world', 'judge_accuracy'),
+    *('judge_accuracy_over_requested', 'judge_ci_low', 'judge_ci_high', 'judge_items'),
+    *('judge_unknown', 'judge_differs_from_rule', 'items', *_MORE),
+  ]
+  assert value['by_hops'] == {
+    '2': {
+      'items': 1,
+      'accuracy': 1.0,
+      'items_requested': 1,
+      'accuracy_over_requested': 0.5,
+    }
+  }
+  # Means over three rollouts: one turn, three tokens and two seconds.
+  assert value['turns_mean'] == pytest.approx(1 / 3)
+  assert (value['planner_tokens_mean'], value['seconds_a_rollout']) == (1.0, 2 / 3)
+  moved, lost, asked = value['items']
+  (turn,) = moved.pop('turns')
+  call = {'tool': 'move', 'arguments': {'thing': 'cup', 'times': 2}}
+  assert turn == {
+    'planner': 'do it',
+    'parse_error': '',
+    **call,
+    'result': 'x' * 2000,
+    'failed': False,
+    'verdict': 'continue',
+    'more': [{'tool': None, 'arguments': {}, 'result': 'no #7', 'failed': True}],
+  }
+  (check,) = moved.pop('checks')
+  assert check['name'] == 'c' and check['passed'] is True
+  assert moved == {
+    'id': 'm',
+    'trial': 0,
+    'query': 'move 2',
+    'gold': '',
+    'answer': 'moved',
+    'reward': 1.0,
+    'status': 'answered',
+    'detail': '',
+    'tags': {'hops': '2', 'kind': 'k'},
+    'first_cause': None,
+    'mistakes': ['arguments'],
+    'changed': ['a/1: added'],
+    'violations': ['a/1: added'],
+    'digest': 'ab',
+    'judge': True,
+    'judge_analysis': 'yes',
+  }
+  assert (lost['reward'], lost['detail'], lost['judge']) == (None, 'gone', None)
+  assert 'digest' not in lost and asked['gold'] == 'Ann | Bea'

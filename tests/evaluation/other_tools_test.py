@@ -9,11 +9,11 @@ from agentflow_jax.agents.environments.desk import new_names
 from agentflow_jax.agents.tools import base
 from agentflow_jax.config import overrides, schema
 from agentflow_jax.evaluation import other_tools
-from agentflow_jax.rollouts import intervals
+from agentflow_jax.rollouts import evaluated_items, intervals
 
 
 def _item(task, reward, cause=None):
-  return {'id': task, 'reward': reward, 'first_cause': cause}
+  return evaluated_items.Item(task, reward=reward, first_cause=cause)
 
 
 _SEEN = [

@@ -10,6 +10,7 @@ import pytest
 
 from agentflow_jax.report import data as report_data, examples, names, page as report
 from agentflow_jax.report import tables
+from agentflow_jax.rollouts import evaluated_items
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=y>\x1b[31m\x00\ud800&'
 STEPS = 24
@@ -587,8 +588,8 @@ def test_lost_rollouts_and_late_compilations_fail_their_checks(tmp_path):
 
 def _pair(name, hops, before, after, turns=1):
   def item(reward, count):
-    turn = report_data.ItemTurn('', '', '', {}, '', False, '')
-    return report_data.Item(name, '', '', '', reward, '', '', hops, (turn,) * count)
+    turns = (evaluated_items.Turn(),) * count
+    return evaluated_items.Item(name, reward=reward, tags={'hops': hops}, turns=turns)
 
   return examples.Pair(item(before, 1), item(after, turns))
 

@@ -133,3 +133,31 @@ def test_parts_of_rewards_are_means_over_all_scored_rollouts():
   assert metrics['reward/part/right'] == pytest.approx(1 / 3)
   assert metrics['reward/part/brief'] == pytest.approx(0.25 / 3)
   assert metrics['reward/mean'] == pytest.approx(1.25 / 3)
+
+
+def test_means_are_over_scored_rollouts_or_over_all():
+  groups = [
+    _group([1.0, None], [[1], [1]]),
+    _group([1.0, 0.0], [[1], [1]]),
+    _group([None], [[1]]),
+  ]
+  assert totals.rewards(groups[0]) == [1.0]
+  assert totals.group_means(groups) == [1.0, 0.5]
+  # (0.5 + 0.5 + 0) / 3.
+  assert totals.mean_over_requested(groups) == pytest.approx(1 / 3)
+  assert totals.group_means([]) == [] and totals.mean_over_requested([]) == 0.0
+
+
+def test_metrics_are_added_up_over_steps():
+  lines = [
+    {'step': 1, 'rollouts/a': 2, 'rollouts/a/b': 1, 'x': float('nan'), 'y': 'text'},
+    {'step': 2, 'rollouts/a': 3, 'x': 0.5, 'z': True},
+  ]
+  assert totals.over_steps(lines) == {
+    'step': 3,
+    'rollouts/a': 5,
+    'rollouts/a/b': 1,
+    'x': 0.5,
+  }
+  assert totals.over_steps(lines, 'rollouts/') == {'a': 5, 'a/b': 1}
+  assert totals.over_steps(lines, 'rollouts/', nested=False) == {'a': 5}

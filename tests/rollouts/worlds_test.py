@@ -9,7 +9,8 @@ from concurrent import futures
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import fakes, modules, recording, references, rollout
+from agentflow_jax.agents import fakes, modules, numbered_memory, recording
+from agentflow_jax.agents import references, rollout
 from agentflow_jax.agents.environments import base, episodes
 from agentflow_jax.agents.tools import base as tools_base
 from agentflow_jax.rollouts import collect
@@ -124,7 +125,7 @@ def test_the_planners_plan_may_refer_to_names_and_keys_by_number():
     toy_world.plan('find', name='#1'),
     toy_world.plan('move', thing='#3', shelf='#2'),
     _FINISH,
-    gazetteer=references.Gazetteer(()),
+    start_memory=numbered_memory.Numbering(references.Gazetteer(())),
   )
   done = _run(agent)
   assert done.turns[0].memory == '1. find: do; name=#1 -> #3 T1 on #4 S1'

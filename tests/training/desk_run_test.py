@@ -11,6 +11,7 @@ from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model, memory, modules, rollout
+from agentflow_jax.agents.environments import base as environments
 from agentflow_jax.agents.environments.desk import mutants
 from agentflow_jax.assembly import call_solutions, desk_data, scripted_planners
 from agentflow_jax.assembly import system as system_lib, withheld_tools, worlds
@@ -112,7 +113,7 @@ def test_withheld_tools_are_unknown_to_training_and_renamed_ones_work(tmp_path):
 
   own, renamed = asyncio.run(both())
   assert own.accuracy == renamed.accuracy == 1.0
-  called = [other.to_json()['tools'] for other in (own, renamed)]
+  called = [other.file().tools for other in (own, renamed)]
   assert called[0].keys().isdisjoint(called[1])
   assert sum(called[0].values()) == sum(called[1].values())
 
@@ -350,13 +351,14 @@ def test_queries_that_do_not_fit_beside_a_policy_are_counted(system):
       dataclasses.replace(planner, max_prompt_tokens=limit),
       (),
       tasks,
-      system.agent.gazetteer,
+      system.agent.start_memory,
       cards,
     ).too_long
 
   whole = []
   for task in tasks:
-    state = memory.start(task.query, '', system.agent.gazetteer, task.world.policy)
+    brief = environments.Brief(policy=task.world.policy)
+    state = system.agent.start_memory(task.query, '', brief)
     view = modules.View(task.id, state, cards, None)
     whole.append(planner.model.count_tokens(planner.compose(view)))
   for limit in (min(whole) - 1, sorted(whole)[3], max(whole) - 1, max(whole)):
@@ -366,7 +368,7 @@ def test_queries_that_do_not_fit_beside_a_policy_are_counted(system):
 
 def test_a_blind_planner_sees_no_result(system):
   entry = memory.Entry('find_person', 'do', 'name=#1', '#2 P7 secret')
-  state = memory.start('q', '', None).append(entry)
+  state = memory.start('q').append(entry)
   seen = []
 
   class Planner:
@@ -384,7 +386,7 @@ def test_the_refusing_planner_takes_the_commonest_rule(system):
   rules = [mutants.solution_of(t)[-1].arguments.get('rule') for t in tasks]
   said = [r for r in rules if r]
   wanted = min(set(said), key=lambda r: (-said.count(r), r))
-  state = memory.start('q', '', None)
+  state = memory.start('q')
   view = modules.View('t', state, system.agent.environment.cards, None)
   text = scripted_planners.make_refusing(tasks)(view, None, random.Random(0))
   assert f'rule={wanted}' in text and 'Tool Name: refuse' in text

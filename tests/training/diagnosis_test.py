@@ -6,7 +6,8 @@ import json
 import pytest
 
 from agentflow_jax import records
-from agentflow_jax.agents import fakes, modules, prompts, references
+from agentflow_jax.agents import fakes, memory as memory_lib, modules
+from agentflow_jax.agents import numbered_memory, prompts, references
 from agentflow_jax.config import schema
 from agentflow_jax.runtime import exits
 from agentflow_jax.training import diagnosis, query_lengths, run
@@ -114,9 +115,11 @@ def test_a_run_is_summed_up():
   assert not diagnosis.of_run(lines[2:], _CONFIG, _LENGTHS)
 
 
-@pytest.mark.parametrize('gazetteer', [None, references.Gazetteer(['Oslo'])])
+@pytest.mark.parametrize(
+  'start', [memory_lib.start, numbered_memory.Numbering(references.Gazetteer(['Oslo']))]
+)
 @pytest.mark.parametrize('longest', range(1, 60, 2))
-def test_queries_that_do_not_fit_are_counted_exactly(longest, gazetteer):
+def test_queries_that_do_not_fit_are_counted_exactly(longest, start):
   """At every length around the limit it is what the planner itself says."""
   planner = modules.ModelPlanner(
     fakes.FakeLanguageModel({}), records.SamplingSpec(), prompts.PromptConfig(), 100
@@ -126,14 +129,14 @@ def test_queries_that_do_not_fit_are_counted_exactly(longest, gazetteer):
 
   def is_too_long(task):
     key = records.RequestKey(0, records.Purpose.TRAIN, 0, task.id, 0)
-    memory = modules.memory_lib.start(task.query, '', gazetteer)
+    memory = start(task.query)
     try:
       planner.compose(modules.View(task.id, memory, (), key))
     except modules.language_model.PromptTooLong:
       return True
     return False
 
-  found = query_lengths.measure(planner, (), tasks, gazetteer)
+  found = query_lengths.measure(planner, (), tasks, start)
   assert found.queries == 4 and found.limit == 100
   assert found.too_long == sum(map(is_too_long, tasks))
 
@@ -148,14 +151,14 @@ class _Quarters:
 @pytest.mark.parametrize('more', range(10))
 def test_many_queries_are_counted_as_the_whole_prompt_has_tokens(more):
   config = prompts.PromptConfig(tail='t' * more)
-  memory = modules.memory_lib.Memory('x' * 150)
+  memory = memory_lib.Memory('x' * 150)
   limit = _Quarters().count_tokens(prompts.planner_prompt(config, (), memory)) + more
   planner = modules.ModelPlanner(_Quarters(), records.SamplingSpec(), config, limit)
   # Longer ones that fit, so that those at the limit are not among the longest.
   tasks = [records.Task(str(n), 'x' * n, (), '') for n in range(1, 400)]
   fits = [
     planner.model.count_tokens(
-      prompts.planner_prompt(planner.prompt, (), modules.memory_lib.Memory(task.query))
+      prompts.planner_prompt(planner.prompt, (), memory_lib.Memory(task.query))
     )
     <= limit
     for task in tasks

@@ -40,35 +40,6 @@ def make(
   """
   api = f'{base_url.rstrip("/")}/w/api.php'
 
-  async def ask(params: Mapping[str, str]) -> Mapping[str, Any]:
-    response = await client.get(
-      api, params={'format': 'json', 'formatversion': '2', **params}
-    )
-    said = response.json()
-    if not isinstance(said, dict):
-      raise web_client.FetchFailed(f'{api} gave no object')
-    if 'error' in said:
-      error = said['error'] if isinstance(said['error'], dict) else {}
-      reason = f'{error.get("code")}: {str(error.get("info"))[:200]}'
-      if error.get('code') in _BUSY:
-        raise base.ToolUnreachable(f'{api}: {reason}')
-      raise base.BadArguments(f'Wikipedia refuses the query: {reason}')
-    return said.get('query') or {}
-
-  async def read(page_id: int) -> tuple[str, str]:
-    """Returns an article's title and text."""
-    said = await ask(
-      {
-        'action': 'query',
-        'prop': 'extracts',
-        'explaintext': '1',
-        'pageids': str(page_id),
-        'redirects': '1',
-      }
-    )
-    page = said['pages'][0]
-    return page['title'], page.get('extract') or ''
-
   async def call(arguments: Mapping[str, Any]) -> str:
     query = arguments['query'].strip()
     if not query:
@@ -78,17 +49,19 @@ def make(
         f'the query has {len(query)} characters; {_MAX_QUERY_CHARS} at most'
       )
     try:
-      found = await ask(
+      found = await _ask(
+        client,
+        api,
         {
           'action': 'query',
           'list': 'search',
           'srsearch': query,
           'srlimit': str(pages),
           'srnamespace': '0',
-        }
+        },
       )
       ids = [hit['pageid'] for hit in found.get('search', ())]
-      articles = await _together(read(i) for i in ids)
+      articles = await _together(_read(client, api, i) for i in ids)
     except web_client.FetchFailed as error:
       raise base.ToolUnreachable(f'wikipedia: {error}') from error
     except (LookupError, TypeError, AttributeError) as error:
@@ -105,6 +78,44 @@ def make(
     timeout=timeout,
     version=f'wikipedia 1 {base_url} {pages} {top_k} {max_chars}',
   )
+
+
+async def _ask(
+  client: web_client.WebClient, api: str, params: Mapping[str, str]
+) -> Mapping[str, Any]:
+  """Returns what the API answers to a query."""
+  response = await client.get(
+    api, params={'format': 'json', 'formatversion': '2', **params}
+  )
+  said = response.json()
+  if not isinstance(said, dict):
+    raise web_client.FetchFailed(f'{api} gave no object')
+  if 'error' in said:
+    error = said['error'] if isinstance(said['error'], dict) else {}
+    reason = f'{error.get("code")}: {str(error.get("info"))[:200]}'
+    if error.get('code') in _BUSY:
+      raise base.ToolUnreachable(f'{api}: {reason}')
+    raise base.BadArguments(f'Wikipedia refuses the query: {reason}')
+  return said.get('query') or {}
+
+
+async def _read(
+  client: web_client.WebClient, api: str, page_id: int
+) -> tuple[str, str]:
+  """Returns an article's title and text."""
+  said = await _ask(
+    client,
+    api,
+    {
+      'action': 'query',
+      'prop': 'extracts',
+      'explaintext': '1',
+      'pageids': str(page_id),
+      'redirects': '1',
+    },
+  )
+  page = said['pages'][0]
+  return page['title'], page.get('extract') or ''
 
 
 async def _together(coroutines) -> list[Any]:
