@@ -72,8 +72,14 @@ def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> 
   left_out, parts, corpus, worlds = {}, (), '', ''
   splits: dict[str, Any]
 
-  def own_rows(path):
-    return read_jsonl(path, config.reward, environment, config.columns, config.revision)
+  def own_rows(field):
+    path = getattr(config, field)
+    try:
+      return read_jsonl(
+        path, config.reward, environment, config.columns, config.revision
+      )
+    except schema.ConfigError as e:
+      raise schema.ConfigError(f'task_set.{field}: {e}') from e
 
   if config.kind == 'desk':
     directory = epath.Path(data_dir) / f'desk_{config.tier}'
@@ -91,13 +97,13 @@ def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> 
         f'task_set.evaluation: give the file of task_set.kind={config.kind}'
       )
     if config.kind == 'jsonl':
-      held_out = [own_rows(config.evaluation)]
+      held_out = [own_rows('evaluation')]
     else:
       held_out, left_out = _benchmarks(config, data_dir)
     if config.kind == 'mixture':
       train, parts = _mixture(config.mixture, data_dir)
     else:
-      train = own_rows(config.train) if config.train else []
+      train = own_rows('train') if config.train else []
     _check_overlap(train, held_out, config)
     splits = {'train': train, 'validation': held_out, 'test': held_out}
   validation = _some(splits['validation'], config.validation_items)
