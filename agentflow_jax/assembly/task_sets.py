@@ -71,6 +71,7 @@ def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> 
   """
   left_out, parts, corpus, worlds = {}, (), '', ''
   splits: dict[str, Any]
+  mixed = config.kind == 'mixture'
 
   def own_rows(field):
     path = getattr(config, field)
@@ -79,7 +80,8 @@ def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> 
         path, config.reward, environment, config.columns, config.revision
       )
     except schema.ConfigError as e:
-      raise schema.ConfigError(f'task_set.{field}: {e}') from e
+      hint = '; the file of a benchmark needs task_set.benchmark' if mixed else ''
+      raise schema.ConfigError(f'task_set.{field}: {e}{hint}') from e
 
   if config.kind == 'desk':
     directory = epath.Path(data_dir) / f'desk_{config.tier}'
@@ -96,11 +98,11 @@ def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> 
       raise schema.ConfigError(
         f'task_set.evaluation: give the file of task_set.kind={config.kind}'
       )
-    if config.kind == 'jsonl':
+    if config.evaluates_own_rows:
       held_out = [own_rows('evaluation')]
     else:
       held_out, left_out = _benchmarks(config, data_dir)
-    if config.kind == 'mixture':
+    if mixed:
       train, parts = _mixture(config.mixture, data_dir)
     else:
       train = own_rows('train') if config.train else []
@@ -176,7 +178,7 @@ def _check_overlap(
     f' of a training task (the first: {asked.id!r} has that of'
     f' {trained.id!r}: {asked.query[:80]!r})'
   )
-  if config.kind != 'jsonl':
+  if not config.evaluates_own_rows:
     raise schema.ConfigError(
       f'{said}; take them out of the training tasks: a benchmark has to be held out'
     )
