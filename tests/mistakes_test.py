@@ -270,6 +270,11 @@ _MISTAKES = [
   ('trajectories', ('--workdir={new}', '--status=bad'), '--status'),
   ('trajectories', ('--workdir={new}', '--steps=3'), 'did you mean --step?'),
   ('serve', ('--workdir={new}',), 'and there is no run in {new}: give'),
+  (
+    'train',
+    ('--config=experiments/own_tasks_warm_start.py', *_OWN[1:]),
+    'task_set.train: no row demonstrates a plan',
+  ),
   ('preflight', (f'--config={_QUICKSTART}', '--topology=v99:4'), 'v99'),
 ]
 # Those that are made with a real command, too.

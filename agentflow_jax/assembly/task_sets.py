@@ -121,6 +121,19 @@ def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> 
   )
 
 
+def check_demonstrations(config: schema.Config, tasks: Sequence[records.Task]) -> None:
+  """Raises ConfigError if algorithm=sft has no training task with a plan to learn."""
+  if config.algorithm != 'sft' or not config.sft.is_scripted:
+    return
+  demonstrated = config.task_set.has_solutions or not tasks
+  if not demonstrated and not any('plans' in t.tags for t in tasks):
+    raise schema.ConfigError(
+      'task_set.train: no row demonstrates a plan, and algorithm=sft learns from those:'
+      ' give some rows "plans"; or set sft.rollouts to a run whose successes it learns'
+      ' from, or sft.chats to a file of chats'
+    )
+
+
 def without_tasks(
   config: schema.TaskSetConfig, data_dir: str, reads_corpus: bool
 ) -> TaskSet:
