@@ -101,6 +101,18 @@ def page_problems(files: house_sources.Files) -> list[str]:
   ]
 
 
+def extra_problems(files: house_sources.Files) -> list[str]:
+  """The table of extras in the README has all that a user may install."""
+  project = tomllib.loads(files['pyproject.toml'])['project']
+  rows = re.findall(r'^\| (`[^|]+) \|', files['README.md'], re.MULTILINE)
+  named = {name for row in rows for name in _SPAN.findall(row)}
+  return [
+    f'README.md: the table of extras lacks {extra}'
+    for extra in project['optional-dependencies']
+    if extra not in named
+  ]
+
+
 def field_problems(files: house_sources.Files) -> list[str]:
   """Config fields in code font, such as `train.steps`, exist."""
   known = set(fields.every())
@@ -256,6 +268,45 @@ def _entry(words: list[str], files: house_sources.Files) -> list[str]:
   return []
 
 
+# Launchers that print with --dry_run what they would do.
+_DRY = (
+  'launch/download_data.py',
+  'launch/gke.sh',
+  'launch/gpu_node.sh',
+  'launch/local.py',
+  'launch/setup_host.sh',
+  'launch/tpu_vm.sh',
+)
+_TRAINS = ('--config=experiments/quickstart.py', '--workdir=gs://bucket/run')
+
+
+def cheap_commands(text: str) -> Iterator[list[str]]:
+  """Yields the commands of a page that a test can run, so that they change nothing.
+
+  These are the launchers with --dry_run, and sweeps that print or submit their runs.
+  FLAGS become flags of the train program.
+  """
+  for words in commands(text):
+    if words[:1] == ['sbatch']:
+      script = words.index('launch/slurm.sbatch')
+      words = ['bash', words[script], '--dry_run', *words[script + 1 :]]
+    elif len(words) > 1 and words[1] in _DRY:
+      end = words.index('--') if '--' in words else len(words)
+      words = [*words[:end], '--dry_run', *words[end:]]
+    elif words[1:2] == ['launch/sweep.py'] and '--run' not in words:
+      words = [
+        re.sub(r'^(--submit=bash \S+ \w+)', r'\1 --dry_run', word).replace(
+          '--submit=sbatch launch/slurm.sbatch',
+          '--submit=bash launch/slurm.sbatch --dry_run',
+        )
+        for word in words
+      ]
+    else:
+      continue
+    flags = _TRAINS if 'FLAGS' in words else ()
+    yield [*(word for word in words if word != 'FLAGS'), *flags]
+
+
 def contract_problems(files: house_sources.Files) -> list[str]:
   """Contracts that the code cites are headings of the design."""
   headings = ' '.join(_HEADING.findall(files[_DESIGN])).lower()
@@ -278,11 +329,16 @@ def rooms(files: house_sources.Files) -> dict[str, set[str]]:
   }
 
 
+def blocks(text: str, language: str) -> list[str]:
+  """Returns the texts of a page's blocks of a language."""
+  return [block for name, block in _FENCE.findall(text) if name == language]
+
+
 def examples(text: str) -> dict[str, str]:
   """Returns the Python examples of a page: file name of the first comment -> text."""
   found = {}
   for language, block in _FENCE.findall(text):
-    if language == 'python':
+    if language == 'python' and block.startswith('# '):
       name = block.split('\n', 1)[0].removeprefix('# ').strip()
       found[name] = block
   return found

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +25,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _CHECKS = (
   docs_checks.link_problems,
   docs_checks.page_problems,
+  docs_checks.extra_problems,
   docs_checks.field_problems,
   docs_checks.flag_problems,
   docs_checks.command_problems,
@@ -43,7 +47,7 @@ _SMALL = {
     "```bash\npip install -e '.[web]'; bash launch/run.sh --dry_run --"
     ' --workdir=D\n'
     'python -m agentflow_jax.train --config=X.py --config.train.steps=3 \\\n'
-    '    --quiet  # again\n```\n'
+    '    --quiet  # again\n```\n\n| `web` | the web |\n'
   ),
   'docs/design.md': '# Design\n\n### Contract 1: one policy\n\n[up](../README.md)\n',
   'launch/run.sh': '--dry_run\n',
@@ -67,6 +71,7 @@ _MUTATIONS = [
     'It',
     'no page links to docs/design.md',
   ),
+  ('extra', 'README.md', '`web`', '`wed`', 'the table of extras lacks web'),
   ('field', 'README.md', '`train.steps`', '`train.step`', '`train.step` is no field'),
   ('field', 'README.md', '`planner.lora`', '`planner.lora.q=1`', 'is no field'),
   ('flag', 'README.md', '`--quiet`', '`--silent`', 'no program has --silent'),
@@ -148,6 +153,61 @@ def test_the_list_of_fields_is_current():
   assert make_config.PATH.read_text() == make_config.page(), (
     'run python docs/make_config.py'
   )
+
+
+# Commands and rows, as a reader copies them.
+
+
+def _cheap(files, page, tmp_path):
+  """Writes the configs of a page's examples, and returns its cheap commands."""
+  examples = docs_checks.examples(files[page])
+  for name, text in examples.items():
+    (tmp_path / name).write_text(text)
+  return [
+    [
+      word.replace('--config=', f'--config={tmp_path}/')
+      if word.removeprefix('--config=') in examples
+      else word
+      for word in words
+    ]
+    for words in docs_checks.cheap_commands(files[page])
+  ]
+
+
+@pytest.mark.parametrize(
+  ('page', 'count'),
+  [('docs/scaling.md', 11), ('docs/tasks.md', 1), ('docs/extending.md', 1)],
+)
+def test_the_cheap_commands_of_a_page_run(files, page, count, tmp_path):
+  found = _cheap(files, page, tmp_path)
+  assert len(found) == count
+  for words in found:
+    if words[0] == 'python':
+      words[0] = sys.executable
+    if any(word.startswith('--submit=') for word in words):
+      words.append('--only=seed=0')
+    done = subprocess.run(
+      words,
+      cwd=_ROOT,
+      env=os.environ | {'PYTHONPATH': str(_ROOT), 'AGENTFLOW_VENV': '/nowhere'},
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0 and done.stdout, (words, done.stderr)
+
+
+def test_the_rows_of_the_tasks_page_are_read(files, tmp_path):
+  blocks = docs_checks.blocks(files['docs/tasks.md'], 'json')
+  (tmp_path / 'rows.jsonl').write_text(''.join(blocks))
+  tasks = task_sets.read_jsonl(str(tmp_path / 'rows.jsonl'), 'contains')
+  assert [task.answers for task in tasks] == [
+    ('38500000',),
+    ('Portugal', 'the Portuguese Republic'),
+    ('38500000',),
+  ]
+  assert len(json.loads(tasks[2].tags['plans'])) == 1
 
 
 # The Python examples of docs/extending.md.

@@ -31,7 +31,11 @@ _TRAIN = (f'--config={_QUICKSTART}', '--workdir={new}')
 # Command, flags, what the message says. '{dir}' is where the files of `_files` are,
 # '{new}' a workdir that does not exist, '{root}' the repository.
 _MISTAKES = [
-  ('train', ('--workdir={new}',), '--config is missing'),
+  (
+    'train',
+    ('--workdir={new}',),
+    '--config is missing, and there is no run in {new}: give',
+  ),
   ('train', ('--config=nowhere.py', '--workdir={new}'), 'no file nowhere.py'),
   ('train', ('--config={dir}', '--workdir={new}'), '--config: no file'),
   (
@@ -167,7 +171,11 @@ _MISTAKES = [
     (*_OWN, f'--config={_QUICKSTART}', '--config.task_set.kind=jsonl'),
     'the rule modules of this config can only answer questions like those of',
   ),
-  ('train', (*_OWN, '--config.task_set.train={dir}/nowhere.jsonl'), 'no task file'),
+  (
+    'train',
+    (*_OWN, '--config.task_set.train={dir}/nowhere.jsonl'),
+    'task_set.train: no task file',
+  ),
   ('train', (*_OWN, '--config.task_set.train={dir}/articles'), 'is a directory'),
   (
     'train',
@@ -261,6 +269,12 @@ _MISTAKES = [
   ('trajectories', ('--workdir={new}', '--reward=x'), '--reward=x'),
   ('trajectories', ('--workdir={new}', '--status=bad'), '--status'),
   ('trajectories', ('--workdir={new}', '--steps=3'), 'did you mean --step?'),
+  ('serve', ('--workdir={new}',), 'and there is no run in {new}: give'),
+  (
+    'train',
+    ('--config=experiments/own_tasks_warm_start.py', *_OWN[1:]),
+    'task_set.train: no row demonstrates a plan',
+  ),
   ('preflight', (f'--config={_QUICKSTART}', '--topology=v99:4'), 'v99'),
 ]
 # Those that are made with a real command, too.

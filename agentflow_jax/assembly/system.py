@@ -189,6 +189,8 @@ def build(
   _cache_compilations(workdir)
   processes = processes or processes_lib.Processes()
   tasks = processes.first(lambda: _tasks(config, workdir, reads_tasks))
+  if mesh is not None:
+    task_sets.check_demonstrations(config, tasks.train)
   with contextlib.ExitStack() as stack:
     recording = _recording(config, workdir, processes)
     if recording is not None:

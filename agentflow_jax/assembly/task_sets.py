@@ -71,9 +71,17 @@ def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> 
   """
   left_out, parts, corpus, worlds = {}, (), '', ''
   splits: dict[str, Any]
+  mixed = config.kind == 'mixture'
 
-  def own_rows(path):
-    return read_jsonl(path, config.reward, environment, config.columns, config.revision)
+  def own_rows(field):
+    path = getattr(config, field)
+    try:
+      return read_jsonl(
+        path, config.reward, environment, config.columns, config.revision
+      )
+    except schema.ConfigError as e:
+      hint = '; the file of a benchmark needs task_set.benchmark' if mixed else ''
+      raise schema.ConfigError(f'task_set.{field}: {e}{hint}') from e
 
   if config.kind == 'desk':
     directory = epath.Path(data_dir) / f'desk_{config.tier}'
@@ -90,14 +98,14 @@ def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> 
       raise schema.ConfigError(
         f'task_set.evaluation: give the file of task_set.kind={config.kind}'
       )
-    if config.kind == 'jsonl':
-      held_out = [own_rows(config.evaluation)]
+    if config.evaluates_own_rows:
+      held_out = [own_rows('evaluation')]
     else:
       held_out, left_out = _benchmarks(config, data_dir)
-    if config.kind == 'mixture':
+    if mixed:
       train, parts = _mixture(config.mixture, data_dir)
     else:
-      train = own_rows(config.train) if config.train else []
+      train = own_rows('train') if config.train else []
     _check_overlap(train, held_out, config)
     splits = {'train': train, 'validation': held_out, 'test': held_out}
   validation = _some(splits['validation'], config.validation_items)
@@ -111,6 +119,19 @@ def load(config: schema.TaskSetConfig, data_dir: str, environment: str = '') -> 
     mixture=parts,
     worlds=str(worlds),
   )
+
+
+def check_demonstrations(config: schema.Config, tasks: Sequence[records.Task]) -> None:
+  """Raises ConfigError if algorithm=sft has no training task with a plan to learn."""
+  if config.algorithm != 'sft' or not config.sft.is_scripted:
+    return
+  demonstrated = config.task_set.has_solutions or not tasks
+  if not demonstrated and not any('plans' in t.tags for t in tasks):
+    raise schema.ConfigError(
+      'task_set.train: no row demonstrates a plan, and algorithm=sft learns from those:'
+      ' give some rows "plans"; or set sft.rollouts to a run whose successes it learns'
+      ' from, or sft.chats to a file of chats'
+    )
 
 
 def without_tasks(
@@ -170,7 +191,7 @@ def _check_overlap(
     f' of a training task (the first: {asked.id!r} has that of'
     f' {trained.id!r}: {asked.query[:80]!r})'
   )
-  if config.kind != 'jsonl':
+  if not config.evaluates_own_rows:
     raise schema.ConfigError(
       f'{said}; take them out of the training tasks: a benchmark has to be held out'
     )

@@ -215,10 +215,11 @@ class TaskSetConfig:
       with algorithm='sft' (see assembly.task_sets.read_jsonl); with an environment of
       one's own, the other fields of a row begin its episode. 'benchmark':
       held-out tasks of published benchmarks. 'mixture': training tasks of several
-      data sets, and held-out tasks of published benchmarks.
+      data sets, and held-out tasks of published benchmarks, or rows of one's own.
     benchmark: name of a benchmark (agentflow_jax.data.benchmarks), a comma list
       of names, or 'all' for every benchmark of the directory `evaluation`. Used
-      by the kinds 'benchmark' and 'mixture'.
+      by the kinds 'benchmark' and 'mixture'; '' in a mixture for an `evaluation` in
+      the rows of the kind 'jsonl'.
     train: path of the training tasks, in the rows of the kind 'jsonl', or of the
       kind 'enterpriseops'. Used by these kinds and 'benchmark'. The kind 'jsonl' also
       takes the split of a data set by name, hf://OWNER/NAME/SPLIT (see data.hub).
@@ -268,6 +269,11 @@ class TaskSetConfig:
   def __post_init__(self):
     both = f'{self.train},{self.evaluation}'
     _check_rows('task_set.', both, self.columns, self.revision)
+
+  @property
+  def evaluates_own_rows(self) -> bool:
+    """Whether `evaluation` has rows of the user, and is no published benchmark."""
+    return self.kind == 'jsonl' or self.kind == 'mixture' and not self.benchmark
 
   @property
   def has_solutions(self) -> bool:

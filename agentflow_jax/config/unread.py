@@ -84,6 +84,7 @@ def _readers(config: schema.Config) -> dict[str, bool]:
   agent, kind = config.agent, config.task_set.kind
   rewards = (config.task_set.reward, config.reward.answer)
   one_file = kind in ('jsonl', 'benchmark')
+  rows = one_file or config.task_set.evaluates_own_rows
   world = agent.environment.kind
   called = world in ('enterpriseops', 'openenv') or own_code.is_own(world)
   asks = roles.uses_endpoint(config)
@@ -110,7 +111,7 @@ def _readers(config: schema.Config) -> dict[str, bool]:
     'agent.served': agent.kind == 'served',
   }
   for group, names, is_read in (
-    ('task_set', ('reward', 'columns', 'revision'), one_file),
+    ('task_set', ('reward', 'columns', 'revision'), rows),
     ('task_set', ('tier', 'distractors'), kind == 'desk'),
     ('agent.environment', ('url', 'capacity', 'total'), world == 'openenv'),
     ('agent.environment', ('seeds', 'servers'), world == 'enterpriseops'),

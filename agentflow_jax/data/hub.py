@@ -93,8 +93,9 @@ def read(
     raise
   except Exception as e:  # Boundary: errors of the library, of its files, of the hub.
     said = ' '.join(str(e).split())
+    after = f' after row {number}' if number else ''
     raise rows.MalformedRow(
-      f'{text}: cannot be read after row {number}: {type(e).__name__}: {said}'
+      f'{text}: cannot be read{after}: {type(e).__name__}: {said}'
     ) from e
   if not number:
     raise rows.MalformedRow(f'{text}: holds no row')

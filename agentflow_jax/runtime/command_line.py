@@ -153,9 +153,13 @@ def _source() -> str:
     return _CONFIG.value
   found = config_of_run()
   if found is None:
-    also = ', or the --workdir of a run' if 'workdir' in flags.FLAGS else ''
+    missing, also = '--config is missing', ''
+    if 'workdir' in flags.FLAGS:
+      also = ', or the --workdir of a run'
+      if workdir := flags.FLAGS.flag_values_dict()['workdir']:
+        missing += f', and there is no run in {workdir}'
     raise schema.ConfigError(
-      '--config is missing: give the name of a config that comes with the package,'
+      f'{missing}: give the name of a config that comes with the package,'
       f' such as quickstart, a Python file with get_config(){also}'
     )
   return str(found)

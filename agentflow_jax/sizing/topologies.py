@@ -94,6 +94,9 @@ def prepare(topology: Topology, environ: MutableMapping[str, str] = os.environ) 
     environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
     environ.setdefault('TPU_ACCELERATOR_TYPE', 'none')
+    environ.setdefault('TPU_HOST_BOUNDS', '1,1,1')  # Else a warning of libtpu.
+    # No TPU is opened, so that several may compile at the same time.
+    environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     return
   flags = [
     f for f in environ.get('XLA_FLAGS', '').split() if not f.startswith(_STAND_INS)
@@ -131,7 +134,7 @@ def devices(topology: Topology, slices: int = 1) -> Sequence[Any]:
       topology_name=name, platform='tpu', **more
     ).devices
   except (RuntimeError, ValueError, TypeError) as e:
-    raise schema.ConfigError(
-      f'--topology={name}: {e} (the compiler comes with'
-      " pip install 'jax[tpu]' (the extra `preflight`))"
-    ) from e
+    hint = ''
+    if 'not installed' in str(e):
+      hint = " (the compiler is the extra `preflight`: pip install 'jax[tpu]')"
+    raise schema.ConfigError(f'--topology={name}: {e}{hint}') from e

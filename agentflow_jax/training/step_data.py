@@ -263,10 +263,8 @@ class TraceSource:
     turns = [turn for rollout in self._rollouts for turn in rollout]
     if not turns:
       raise schema.ConfigError(
-        'there is no turn to learn from: algorithm=sft needs tasks that carry'
-        ' their solution: task_set.kind=geohop or desk, or rows with "plans"; or'
-        ' set sft.rollouts to a run whose successes it learns from, or sft.chats to'
-        ' a file of chats'
+        'there is no turn to learn from: every rollout ended before its first plan, as'
+        ' with a prompt above planner.max_prompt_tokens'
       )
     # Nothing below waits: without this, a request to stop would not be noticed.
     await self._system.processes.gathered(_nothing())

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -185,6 +186,19 @@ def _own(tmp_path, **sources):
 _COLUMNS = {'query': 'q', 'answer': 'to.say'}
 
 
+def test_a_mix_without_a_benchmark_is_evaluated_on_rows_of_one_s_own(tmp_path, caplog):
+  rows = tmp_path / 'test.jsonl'
+  rows.write_text('{"query": "x0", "answer": "a"}\n{"query": "new", "answer": "b"}\n')
+  mix = _own(tmp_path, x={'columns': _COLUMNS})
+  config = dataclasses.replace(mix, benchmark='', evaluation=str(rows), reward='f1')
+  tasks = task_sets.load(config, str(tmp_path / 'data'))
+  assert [(t.query, t.reward) for t in tasks.test] == [('x0', 'f1'), ('new', 'f1')]
+  assert '1 of 2 evaluation tasks have the query of a training task' in caplog.text
+  gone = dataclasses.replace(config, evaluation='gone.jsonl')
+  with pytest.raises(schema.ConfigError, match='task_set.evaluation: no task file'):
+    task_sets.load(gone, str(tmp_path / 'data'))
+
+
 def test_a_mix_takes_sources_of_one_s_own(tmp_path):
   config = _own(
     tmp_path,
@@ -272,7 +286,7 @@ def test_a_source_without_a_weight_is_left_out(tmp_path):
       },
       'no source has a weight',
     ),
-    ({'benchmark': ''}, "no benchmark ''"),
+    ({'benchmark': ''}, 'the file of a benchmark needs task_set.benchmark'),
     ({'evaluation': ''}, 'task_set.evaluation: give the file'),
     ({'mixture.deepmath.weight': -1}, 'weight must not be negative'),
     (

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.experimental.topologies
 import pytest
 
 from agentflow_jax.config import loading, overrides, schema
@@ -287,3 +288,43 @@ def test_the_7b_config_fits_where_the_readme_says(topology, code):
   if 'the extra `preflight`' in done.stderr:
     pytest.skip('the TPU compiler is not installed: the extra `preflight`')
   assert done.returncode == code, done.stderr + done.stdout
+
+
+def test_two_processes_compile_for_a_tpu_at_the_same_time():
+  pytest.importorskip('libtpu')
+  program = (
+    'from agentflow_jax.sizing import topologies\n'
+    "topology = topologies.parse('v5p:2x2x4')\n"
+    'topologies.prepare(topology)\n'
+    'print(len(topologies.devices(topology)), flush=True)\n'
+    'input()\n'  # Holds the compiler.
+  )
+  both = [
+    subprocess.Popen(
+      [sys.executable, '-c', program],
+      cwd=mini.ROOT,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for _ in range(2)
+  ]
+  assert [process.stdout.readline() for process in both] == ['16\n', '16\n']
+  for process in both:
+    _, said = process.communicate('\n', timeout=60)
+    assert process.returncode == 0 and not said, said
+
+
+def test_the_extra_is_named_where_the_compiler_is_not_installed(monkeypatch):
+  def fails(message):
+    def get(**unused):
+      raise RuntimeError(message)
+
+    monkeypatch.setattr(jax.experimental.topologies, 'get_topology_desc', get)
+    with pytest.raises(schema.ConfigError) as error:
+      topologies.devices(topologies.parse('v5p:2x2x4'))
+    return str(error.value)
+
+  assert 'the extra `preflight`' in fails('JAX TPU support not installed')
+  assert fails('no such layout') == '--topology=v5p:2x2x4: no such layout'
