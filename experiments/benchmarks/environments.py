@@ -22,6 +22,7 @@ import pathlib
 import sys
 import tempfile
 import time
+from typing import Any
 
 from etils import epath
 
@@ -41,7 +42,7 @@ _PROGRAMS = (
 
 def main():
   args = _arguments()
-  result = {'processors': os.cpu_count()}
+  result: dict[str, Any] = {'processors': os.cpu_count()}
   with contextlib.ExitStack() as stack:
     directory = args.data_dir or stack.enter_context(tempfile.TemporaryDirectory())
     splits, worlds = desk_data.load(epath.Path(directory), args.tier)
@@ -72,7 +73,7 @@ class _Clock:
   """Adds up the processor time of parts."""
 
   def __init__(self):
-    self.seconds = collections.Counter()
+    self.seconds: dict[str, float] = collections.defaultdict(float)
 
   @contextlib.contextmanager
   def of(self, part):
