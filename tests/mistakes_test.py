@@ -271,6 +271,11 @@ _MISTAKES = [
   ('trajectories', ('--workdir={new}', '--steps=3'), 'did you mean --step?'),
   ('serve', ('--workdir={new}',), 'and there is no run in {new}: give'),
   (
+    'serve',
+    (f'--config={_QUICKSTART}', '--environment=desk'),
+    'set --config.agent.environment.kind=desk, or give another --config',
+  ),
+  (
     'train',
     ('--config=experiments/own_tasks_warm_start.py', *_OWN[1:]),
     'task_set.train: no row demonstrates a plan',

@@ -58,8 +58,8 @@ def load(config: schema.Config, kind: str, split: str, data_dir: str) -> ServedW
   said = config.agent.environment.kind
   if kind != said:
     raise schema.ConfigError(
-      f'--environment={kind}: the config has agent.environment.kind={said!r}; name'
-      ' that one, or give another --config'
+      f'--environment={kind}: the config has agent.environment.kind={said!r}; set'
+      f' --config.agent.environment.kind={kind}, or give another --config'
     )
   if kind != desk.NAME and not own_code.is_own(kind):
     raise schema.ConfigError(
