@@ -23,6 +23,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -130,6 +131,8 @@ def main():
     raise SystemExit(f'error: no run of {args.config} matches {args.only!r}')
   module = f'agentflow_jax.{args.program}'
   if not (args.run or args.submit):
+    # So that a reader such as `head` may stop reading.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for flags in runs.values():
       print(shlex.join(['python', '-m', module, *flags]))
     return 0

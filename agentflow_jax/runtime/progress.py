@@ -160,3 +160,15 @@ def _duration(seconds: float) -> str:
   if hours:
     return f'{hours}:{minutes:02d}:{rest:02d}'
   return f'{minutes}:{rest:02d}'
+
+
+def say(text: str, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+  """Writes a line on what a command does before it has steps to count.
+
+  Args:
+    text: text of the line.
+    quiet: whether nothing is written.
+    stream: stream that is written to; None for stderr.
+  """
+  if not quiet:
+    print(text, file=stream or sys.stderr, flush=True)

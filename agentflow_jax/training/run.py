@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import resource
 import shutil
@@ -91,6 +92,8 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
   primary = processes.is_primary
   started = time.monotonic()
   logging.info('devices: %s', jax.devices())
+  say = functools.partial(progress.say, quiet=quiet or not primary)
+  say('reading tasks, tools and weights')
   with clock('setup'):
     system = processes.together(
       lambda: system_lib.build(
@@ -102,6 +105,7 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
   try:
     if not system.tasks.train:
       raise schema.ConfigError('task_set.train: no training tasks')
+    say('compiling the programs that sample and train')
     with clock('compile'):
       trainer = trainer_lib.Trainer(system)
       system.warmup()

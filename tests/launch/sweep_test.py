@@ -11,7 +11,6 @@ import time
 
 import pytest
 
-
 _ROOT = pathlib.Path(__file__).parents[2]
 # Stands for a launcher: does what the train program leaves, or fails.
 _LAUNCHER = """
@@ -279,3 +278,17 @@ def test_a_sweep_of_evaluations_ends_in_a_table_and_pictures(tmp_path):
   assert ['2wiki', '10', '1', 'of', '1', '100.0%', '50.0%'] in rows
   html = (tmp_path / 'out' / 'sweep.html').read_text()
   assert html.count('<svg') == 2 and 'Accuracy and turns by turns' in html
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+  reading, writing = os.pipe()
+  os.close(reading)
+  with os.fdopen(writing, 'w') as output:
+    done = subprocess.run(
+      [sys.executable, str(_ROOT / 'launch' / 'sweep.py'), '--config=quickstart'],
+      stdout=output,
+      stderr=subprocess.PIPE,
+      text=True,
+      check=False,
+    )
+  assert (done.returncode, done.stderr) == (-signal.SIGPIPE, '')

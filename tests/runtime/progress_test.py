@@ -109,3 +109,10 @@ def test_terminal_shows_a_bar_with_figures_and_survives_a_second_close():
   assert ' 50%|' in shown
   assert 'a note\n' in shown
   assert shown.endswith('\n')
+
+
+def test_a_line_before_there_is_a_bar():
+  stream = io.StringIO()
+  progress.say('reading', stream=stream)
+  progress.say('compiling', quiet=True, stream=stream)
+  assert stream.getvalue() == 'reading\n'
