@@ -14,7 +14,7 @@ from agentflow_jax.config import schema
 from agentflow_jax.data import benchmarks
 from agentflow_jax.evaluation import command, solving
 from agentflow_jax.report import benchmarks as benchmark_table
-from agentflow_jax.rollouts import journal as journal_lib
+from agentflow_jax.rollouts import evaluation_files, journal as journal_lib
 from agentflow_jax.runtime import exits
 from tests.agents.endpoints import http_server
 from tests.agents.tools.web import web_server
@@ -258,16 +258,17 @@ def test_the_paper_s_figures_have_the_gains_that_it_prints():
 
 
 def test_a_control_shows_its_accuracy_over_all_requested_rollouts():
-  value = {
-    'accuracy_over_requested': 0.375,
-    'items_requested': 4,
-    'rollouts_requested': 8,
-    'rollouts_scored': 6,
-  }
-  assert command._unscored(value) == (
+  file = evaluation_files.EvaluationFile(
+    'control',
+    accuracy_over_requested=0.375,
+    items_requested=4,
+    rollouts_requested=8,
+    rollouts_scored=6,
+  )
+  assert command._unscored(file) == (
     ' (37.5% over all 4 requested: 2 rollouts were not scored)'
   )
-  assert command._unscored(value | {'rollouts_scored': 8}) == ''
+  assert command._unscored(dataclasses.replace(file, rollouts_scored=8)) == ''
 
 
 def test_several_benchmarks_make_one_table(tmp_path):

@@ -60,7 +60,7 @@ def test_what_is_trained_on_is_what_the_rows_demonstrate(tmp_path):
 
 
 def test_rows_without_plans_teach_nothing(tmp_path):
-  with pytest.raises(schema.ConfigError, match='rows with "plans"'):
+  with pytest.raises(schema.ConfigError, match='give some rows "plans"'):
     run.train(_with_plans(tmp_path, []), str(tmp_path / 'out'), quiet=True)
 
 
