@@ -42,6 +42,7 @@ class Loop:
   costs: step_costs.Costs
   trackers: trackers_lib.Trackers
   pending: dict[str, float] | None = None
+  learned: list[records.Group] | None = None  # See step_data.learned.
 
   async def run(self) -> None:
     """Data, update, evaluation, records, metrics, commit: step by step."""
@@ -58,7 +59,7 @@ class Loop:
         self.trainer.logprobs_of,
       )
     else:
-      source = step_data.TraceSource(self.system, workdir)
+      source = step_data.TraceSource(self.system, workdir, self.learned)
     counter = _Counter(self.bar)
     before, began = dict(self.clock.seconds), self.elapsed()
     processes = self.system.processes

@@ -25,7 +25,7 @@ from agentflow_jax.serving import agent_server
 from agentflow_jax.training import evaluations as evaluations_lib
 from agentflow_jax.training import diagnosis, external_probes, loop as loop_lib
 from agentflow_jax.training import metrics_log
-from agentflow_jax.training import query_lengths, resuming, step_costs
+from agentflow_jax.training import query_lengths, resuming, step_costs, step_data
 from agentflow_jax.training import summary as summary_lib, trackers as trackers_lib
 from agentflow_jax.training import trainer as trainer_lib
 from agentflow_jax.weights import adapter_files, checkpoints, host_copies
@@ -105,6 +105,7 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
   try:
     if not system.tasks.train:
       raise schema.ConfigError('task_set.train: no training tasks')
+    learned = step_data.learned(system, workdir)
     say('compiling the programs that sample and train')
     with clock('compile'):
       trainer = trainer_lib.Trainer(system)
@@ -169,6 +170,7 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
         costs,
         trackers,
         pending,
+        learned,
       )
 
       def warnings():

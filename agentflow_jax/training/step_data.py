@@ -248,12 +248,50 @@ class RolloutSource:
     )
 
 
-class TraceSource:
-  """Turns of a scripted planner, collected once: the warm start's data."""
+def learned(
+  system: system_lib.System, directory: epath.Path
+) -> list[records.Group] | None:
+  """Returns what algorithm=sft learns from, where nobody has to play it first.
 
-  def __init__(self, system: system_lib.System, directory: epath.Path):
-    self._system = system
-    self._path = directory / 'traces.jsonl.zst'
+  Args:
+    system: system with the planner that learns.
+    directory: work directory, where a run that goes on has it already.
+
+  Returns:
+    Groups of a chat or of a successful rollout; None for scripted rollouts, another
+    algorithm, and a run that goes on.
+
+  Raises:
+    ConfigError: the chats or the rollouts cannot be learned from.
+  """
+  config = system.config
+  if config.algorithm != 'sft' or config.sft.is_scripted or _traces(directory).exists():
+    return None
+  return _successes(system) if config.sft.rollouts else _chats(system)
+
+
+def _traces(directory: epath.Path) -> epath.Path:
+  """Returns the path of what a run of algorithm=sft learns from."""
+  return directory / 'traces.jsonl.zst'
+
+
+class TraceSource:
+  """Turns of a scripted planner, collected once: the warm start's data.
+
+  Args:
+    system: system that plays them.
+    directory: work directory.
+    groups: what is learned from instead, see `learned`; None for scripted rollouts,
+      and where the work directory has it.
+  """
+
+  def __init__(
+    self,
+    system: system_lib.System,
+    directory: epath.Path,
+    groups: list[records.Group] | None = None,
+  ):
+    self._system, self._path, self._learned = system, _traces(directory), groups
     self._rollouts: Sequence[Sequence[records.Turn]] | None = None
 
   async def step(self, step, on_done):
@@ -286,9 +324,8 @@ class TraceSource:
     config = self._system.config
     if self._path.exists():
       groups = rollout_files.read(self._path)
-    elif not config.sft.is_scripted:
-      learn = _successes if config.sft.rollouts else _chats
-      groups = await asyncio.to_thread(learn, self._system)
+    elif self._learned is not None:
+      groups = self._learned
       if self._system.processes.is_primary:
         await asyncio.to_thread(rollout_files.write, self._path, groups)
     else:
