@@ -400,6 +400,9 @@ def _agent(
     analyst = modules.ModelAnalyst(
       models[agent.analyst.backend], agent.analyst.sampling.max_new_tokens
     )
+  at_work = contextlib.nullcontext
+  if isinstance(planner.model, engine_model.EngineModel):
+    at_work = planner.model.calling
   return rollout.Agent(
     planner=planner,
     executor=backed('executor', _executor(agent), modules.ModelExecutor),
@@ -421,6 +424,7 @@ def _agent(
     environment=environment,
     plan_format=agent.plan_format,
     unknown_tool=agent.unknown_tool,
+    at_work=at_work,
   )
 
 
