@@ -98,6 +98,8 @@ class Agent:
     plant: function from a task and the tools of its rollout to the tools instead, for
       evaluations with planted texts (see agents.injection); None for the tools as they
       are.
+    at_work: context of a rollout, which tells the engine of the planner that requests
+      may come.
   """
 
   planner: modules.Planner
@@ -123,6 +125,9 @@ class Agent:
     Callable[[records.Task, Mapping[str, base.Tool]], Mapping[str, base.Tool]] | None
   ) = None
   host: served_session.Host | None = None
+  at_work: Callable[[], contextlib.AbstractContextManager[None]] = (
+    contextlib.nullcontext
+  )
 
   @property
   def cards(self) -> tuple[base.Card, ...]:
@@ -217,7 +222,8 @@ async def rollout(
   start = time.monotonic()
   progress = _Progress(ends_at=start + agent.config.deadline_seconds)
   try:
-    status, detail, reward = await _ended(agent, task, key, analysis, progress, start)
+    with agent.at_work():
+      status, detail, reward = await _ended(agent, task, key, analysis, progress, start)
     if task.world is not None and progress.episode is not None and status.is_policy:
       status, detail, reward = await _verified(
         agent, task, key, progress, (status, detail, reward)

@@ -100,6 +100,12 @@ class EngineModel:
     assert isinstance(self.engine, engine_lib.Engine)
     return serving_shapes.said(self.engine.config, self.engine.model_config)
 
+  def calling(self) -> contextlib.AbstractContextManager[None]:
+    """Returns a context for a rollout that may ask several times."""
+    if isinstance(self.engine, engine_lib.Engine):
+      return self.engine.calling()
+    return contextlib.nullcontext()
+
   def stats(self) -> api.EngineStats:
     """Returns the totals of the engine."""
     return self.engine.stats()

@@ -407,6 +407,9 @@ def _agent(
   if gazetteer is not None:
     start_memory = numbered_memory.Numbering(gazetteer, agent.plan_format == 'code')
     generator = numbered_memory.MentionGenerator()
+  at_work = contextlib.nullcontext
+  if isinstance(planner.model, engine_model.EngineModel):
+    at_work = planner.model.calling
   return rollout.Agent(
     planner=planner,
     executor=backed('executor', _executor(agent), modules.ModelExecutor),
@@ -428,6 +431,7 @@ def _agent(
     environment=environment,
     plan_format=agent.plan_format,
     unknown_tool=agent.unknown_tool,
+    at_work=at_work,
   )
 
 

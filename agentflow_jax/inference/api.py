@@ -186,6 +186,11 @@ class EngineConfig:
       while there are fewer than `prefill_pieces` of them, as a share of what a call
       of prefill has taken: a call for one piece takes as long as one for
       all. Before the first call it is 2 ms; 0 waits for nobody.
+    company_chunks: longest time that a chunk of decoding waits for rollouts that are
+      between two turns, while fewer than `read_share` of the rollouts (or of the slots)
+      have a request there: a multiple of the time of a chunk, from the end of the chunk
+      before, or from the first request of an idle engine. The wait is over when none
+      has come for the time of a chunk, see Engine.calling. 0 waits for nobody.
     max_kept: number of ids that are recorded with each token of a request that
       truncates: those that it was drawn from. Such a request then keeps so many of each
       distribution at most, the most likely ones, beyond what it asks for itself.
@@ -211,6 +216,7 @@ class EngineConfig:
   decode_chunk: int = 8
   max_stop_ids: int = 8
   coalesce_share: float = 0.25
+  company_chunks: float | None = None
   max_kept: int = 0
   row_tokens: int = 0
 
@@ -263,6 +269,8 @@ class EngineConfig:
       raise ValueError(f"kv_dtype must be '' or 'int8': {self.kv_dtype!r}")
     if not 0 <= self.coalesce_share <= 1:
       raise ValueError(f'coalesce_share must lie in [0, 1]: {self.coalesce_share}')
+    if self.company_chunks is not None and self.company_chunks < 0:
+      raise ValueError(f'company_chunks must be >= 0: {self.company_chunks}')
     if self.max_kept < 0:
       raise ValueError(f'max_kept must be >= 0: {self.max_kept}')
 

@@ -14,7 +14,10 @@ On a CPU, for a network with 20 million parameters or more in its blocks:
   a step of decoding costs the same for one row as for all.
 
 For a smaller network on a CPU the launches of programs count, not their products: one
-lane, 8 pieces of 32 tokens, half of the requests read before more is decoded.
+lane, 8 pieces of 32 tokens, half of the requests read before more is decoded. A chunk
+waits for up to two times its own time for rollouts that are between two turns
+(company_chunks=2): agents and tools often run on the same cores, and get on in that
+time. Elsewhere it waits for nobody.
 
 On GPUs and TPUs: one lane, 16 pieces of 128 tokens, and all requests read before more
 is decoded. docs/performance.md has the measurements on GPUs; there are none on TPUs.
@@ -27,7 +30,14 @@ from agentflow_jax.core import model
 from agentflow_jax.inference import api
 
 _LARGE = 20_000_000
-_FIELDS = ('lanes', 'prefill_pieces', 'piece_tokens', 'prefill_burst', 'read_share')
+_FIELDS = (
+  'lanes',
+  'prefill_pieces',
+  'piece_tokens',
+  'prefill_burst',
+  'read_share',
+  'company_chunks',
+)
 
 
 def chosen(
@@ -40,8 +50,8 @@ def chosen(
   """Returns a config in which nothing is left open.
 
   Args:
-    config: config whose fields lanes, prefill_pieces, piece_tokens, prefill_burst and
-      read_share may be None.
+    config: config whose fields lanes, prefill_pieces, piece_tokens, prefill_burst,
+      read_share and company_chunks may be None.
     network: network that is sampled from.
     platform: kind of the device that samples: 'cpu', 'gpu' or 'tpu'.
     can_have_lanes: whether rows are gathered and one device samples, see
@@ -57,12 +67,12 @@ def chosen(
   large = _block_parameters(network) >= _LARGE
   on_cpu = platform == 'cpu'
   if on_cpu and not large:
-    lanes, pieces, tokens, burst, share = 1, 8, 32, 16, 0.5
+    lanes, pieces, tokens, burst, share, company = 1, 8, 32, 16, 0.5, 2.0
   else:
     wants_lanes = on_cpu and cores > 1 and can_have_lanes
     lanes = 2 if wants_lanes and config.slots % 2 == 0 else 1
     pieces, tokens = (1, 112) if on_cpu else (16, 128)
-    burst, share = 64, 1.0
+    burst, share, company = 64, 1.0, 0.0
   lanes = lanes if config.lanes is None else config.lanes
   if config.prefill_pieces is not None and config.prefill_pieces % lanes:
     lanes = 1
@@ -75,6 +85,7 @@ def chosen(
     ),
     'prefill_burst': burst,
     'read_share': share,
+    'company_chunks': company,
   }
   return dataclasses.replace(config, **{name: by_rule[name] for name in open_fields})
 

@@ -10,6 +10,7 @@ with it and what was read before never show.
 
 import asyncio
 import atexit
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -140,6 +141,14 @@ class Engine:
         # A settled request has its time: an event loop that resumes late does
         # not add to it.
         request.on_end(pending.timing or self._shared.timing(pending))
+
+  def calling(self) -> contextlib.AbstractContextManager[None]:
+    """Returns a context for a caller that makes several requests.
+
+    A chunk of few rows waits, within bounds, for callers who are between two requests
+    (EngineConfig.company_chunks). What is sampled does not depend on that.
+    """
+    return self._shared.calling()
 
   def update_params(self, params: Any, version: int, *, copy: bool = True):
     """Makes requests that get a slot from now on sample from `params`.

@@ -5,14 +5,15 @@ Tests are in tests/inference/engine_*_test.py.
 
 import asyncio
 import collections
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import logging
 
 from agentflow_jax.core import device_time
-from agentflow_jax.inference import api, scheduling
+from agentflow_jax.inference import api, company, scheduling
 
 # How long an idle engine waits for company before it knows what a call takes [s].
 _FIRST_PATIENCE = 0.002
@@ -56,6 +57,7 @@ class Shared:
     self._device = device_time.User(meter)
     self._wake = threading.Condition()  # Guards everything below.
     self._scheduler = scheduling.Scheduler(config, clock, new_in_pages)
+    self._company = company.Company(config)
     self._totals: Any = collections.Counter()  # Whole numbers, and seconds.
     self._params, self._version = params, version
     # What takes the place of the parameters as soon as no slot is used.
@@ -78,6 +80,7 @@ class Shared:
       if self._closing:
         raise self.closed()
       self._scheduler.queue.append(pending)
+      self._company.came = pending.submitted
       self._totals['requests'] += 1
       self._wake.notify()
     return pending
@@ -91,6 +94,18 @@ class Shared:
       self._totals['cancelled'] += 1
       if pending.row is None:
         self._scheduler.queue.remove(pending)
+
+  @contextlib.contextmanager
+  def calling(self) -> Iterator[None]:
+    """Counts a caller that may make requests during the body."""
+    with self._wake:
+      self._company.callers += 1
+    try:
+      yield
+    finally:
+      with self._wake:
+        self._company.callers -= 1
+        self._wake.notify()  # Its request may be what a chunk waits for.
 
   def timing(self, pending: scheduling.Pending) -> api.Timing:
     """Returns the time of a request up to now."""
@@ -177,7 +192,8 @@ class Shared:
   ) -> dict[int, scheduling.Pending] | None:
     """Waits for requests, and gives slots to those in the queue.
 
-    The first request of an idle engine waits a little for company.
+    The first request of an idle engine waits a little for company, and so do few
+    requests where others are known to come.
 
     Args:
       turn: turn of the requests that get a slot, see batching.Row.
@@ -205,6 +221,9 @@ class Shared:
         if self._next is None and not is_spoilt:
           self._count_admitted(scheduler.fill_slots(turn))
         if not scheduler.is_idle:
+          if not is_spoilt and (left := self._company_seconds()) > 0:
+            self._wake.wait(left)
+            continue
           return scheduler.used
         self._wake.wait()
     return None
@@ -254,7 +273,7 @@ class Shared:
       first: requests whose first tokens are among them.
     """
     with self._wake:
-      now = self._count('decode_seconds', start)
+      now = self._company.decoded = self._count('decode_seconds', start)
       self._totals['decode_steps'] += steps
       self._totals['sampled_tokens'] += tokens
       self._totals['first_token_seconds'] += sum(now - p.submitted for p in first)
@@ -313,6 +332,17 @@ class Shared:
     if not calls:
       return _FIRST_PATIENCE
     return share * self._totals['prefill_seconds'] / calls
+
+  def _company_seconds(self) -> float:
+    """Returns how long requests with slots wait for others [s]; see company."""
+    scheduler, steps = self._scheduler, self._totals['decode_steps']
+    if self._next is not None or scheduler.lacks_pages:
+      return 0.0  # None of them could join.
+    here = [*scheduler.queue, *scheduler.used.values()]
+    seconds = self._totals['decode_seconds'] / steps if steps else 0.0
+    chunk = seconds * self._config.decode_chunk
+    until = self._company.waits_until([p.submitted for p in here], chunk)
+    return until - self._clock()
 
   def _count_admitted(self, admitted: Sequence[scheduling.Pending]):
     for pending in admitted:

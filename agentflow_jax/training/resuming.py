@@ -49,6 +49,7 @@ _MAY_CHANGE = frozenset(
       'decode_chunk',
       'max_stop_ids',
       'coalesce_share',
+      'company_chunks',
     )
   ]
   + ['agent.tools.python_concurrency', 'agent.tools.own_concurrency']

@@ -281,8 +281,8 @@ class TraceSource:
   Args:
     system: system that plays them.
     directory: work directory.
-    groups: what is learned from instead, see `learned`; None for scripted rollouts,
-      and where the work directory has it.
+    groups: groups that are learned from instead, see `learned`; None for scripted
+      rollouts, and where the work directory has them.
   """
 
   def __init__(

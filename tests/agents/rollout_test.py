@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -375,6 +376,26 @@ def test_a_tool_knows_which_request_it_serves():
     ('t', 5, turn, 'tool/search') for turn in range(3)
   ]
   assert base.request_key.get() is None
+
+
+def test_a_rollout_is_at_work_from_its_start_to_its_end():
+  now, most = [0], []
+
+  @contextlib.contextmanager
+  def at_work():
+    now[0] += 1
+    yield
+    now[0] -= 1
+
+  async def call(unused):
+    most.append(now[0])
+    return 'found Oslo'
+
+  assert _run(_agent(FIND, ANSWER, call=call, at_work=at_work)).reward == 1.0
+  assert (now, most) == ([0], [1, 1])
+  broken = _agent(_GONE, call=call, at_work=at_work)
+  assert _run(broken).status is Status.MODEL_UNREACHABLE
+  assert now == [0]
 
 
 def test_cancellation_goes_through():

@@ -86,6 +86,7 @@ def test_stops_that_no_function_looks_for_are_refused():
     # 256 + 64 - 1 slots are 20 pages; the prompt's last is held twice.
     (dict(kv_tokens=335), 'kv_tokens 335.*320 tokens'),
     (dict(coalesce_share=-1.0), 'coalesce_share'),
+    (dict(company_chunks=-1.0), 'company_chunks'),
     (dict(max_kept=-1), 'max_kept must be >= 0'),
     (dict(kv_dtype='int4'), "kv_dtype.*'int8'.*int4"),
   ],

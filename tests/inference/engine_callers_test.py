@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent import futures
+import contextlib
 import dataclasses
 import itertools
 import threading
@@ -154,6 +155,61 @@ def test_the_first_request_of_an_idle_engine_waits_for_company(params, engine):
     found.append(threads.submit(kit.generate, other, requests[1:]))
     assert [kit.bits(*one.result(60)) for one in found] == expected
     assert other.stats().decode_steps - before.decode_steps == 8
+
+
+@pytest.mark.parametrize(
+  ('callers', 'leave'),
+  # With one of four there, a chunk waits, until there are two, or the others leave.
+  [(0, False), (1, False), (4, False), (4, True)],
+)
+def test_a_chunk_waits_for_callers_that_are_known_to_come(
+  params, engine, callers, leave
+):
+  requests = [kit.request(27, seed=i, key=i) for i in range(2)]
+  expected = [kit.bits(kit.generate(engine, [r])[0]) for r in requests]
+  config = dataclasses.replace(kit.CONFIG, coalesce_share=0.0, company_chunks=3.0)
+  ahead = [0.0]
+  clock = lambda: time.monotonic() + ahead[0]
+  with (
+    engine_lib.Engine(kit.MODEL, config, params, clock=clock) as other,
+    futures.ThreadPoolExecutor(2) as threads,
+    contextlib.ExitStack() as at_work,
+  ):
+
+    def slow(call, unused_lane):
+      ahead[0] += 1e6 if call == 'sample' else 0.0
+
+    other.device.before_call = slow
+    kit.generate(other, [kit.request(3)])  # Now it knows how long a chunk takes.
+    other.device.before_call = device_lib.no_hook
+    for _ in range(callers):
+      at_work.enter_context(other.calling())
+    before = other.stats()
+    found = [threads.submit(kit.generate, other, requests[:1])]
+    if callers == 4:
+      while other.stats().requests == before.requests:
+        time.sleep(0.01)
+      time.sleep(0.2)  # In which it would be done.
+      now = other.stats()
+      assert (now.running, now.completed) == (1, before.completed)
+    if leave:
+      at_work.close()
+    if leave or callers < 4:
+      futures.wait(found, 60)
+    found.append(threads.submit(kit.generate, other, requests[1:]))
+    results = found[0].result(60)
+    at_work.close()  # The second one may be the last now, and would wait.
+    results += found[1].result(60)
+  assert list(map(kit.bits, results)) == expected
+
+
+def test_a_chunk_does_not_wait_for_callers_for_long(params):
+  config = dataclasses.replace(kit.CONFIG, coalesce_share=0.0, company_chunks=2.0)
+  with engine_lib.Engine(kit.MODEL, config, params) as other:
+    kit.generate(other, [kit.request(3)])
+    with other.calling(), other.calling(), other.calling():  # Two of whom never ask.
+      (result,) = kit.generate(other, [kit.request(5)])
+  assert len(result.response_ids) == 8
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,11 @@ def _truncated_rows(system, **sampling):
   ).rows
 
 
+def test_the_engine_knows_of_the_rollouts_at_work(live):
+  system, *_ = live
+  assert system.agent.at_work == system.model.samplers['planner'].calling
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'spec, most',
