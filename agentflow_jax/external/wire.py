@@ -1,13 +1,14 @@
 """HTTP to a server that samples: JSON in and out, of bounded size."""
 
 import asyncio
+import functools
 import json
 import time
 from typing import Any
 
 import httpx
 
-from agentflow_jax.agents.endpoints import settings
+from agentflow_jax.agents.endpoints import connections, settings
 from agentflow_jax.agents.tools.web import codings
 from agentflow_jax.external import calls
 from agentflow_jax.files import reading
@@ -42,7 +43,7 @@ class Wire:
   Args:
     url: address of the server, without a path.
     key: key that it asks for; '' for none.
-    concurrency: largest number of connections.
+    concurrency: largest number of requests of `ask` at once.
   """
 
   def __init__(self, url: str, key: str = '', concurrency: int = 64):
@@ -50,19 +51,16 @@ class Wire:
     self._options: dict[str, Any] = {
       'headers': {'Authorization': f'Bearer {key}'} if key else {},
       'timeout': httpx.Timeout(None, connect=10.0),
-      'limits': httpx.Limits(
-        max_connections=concurrency,
-        max_keepalive_connections=concurrency,
-        # Less than the 5 s after which these servers close what is idle.
-        keepalive_expiry=2.0,
-      ),
+      # Less than the 5 s after which these servers close what is idle.
+      'limits': httpx.Limits(keepalive_expiry=2.0),
       # A proxy of the environment must not be asked for this machine.
       'trust_env': not settings.is_of_this_machine(url),
       # Certificates take long to load, and plain HTTP has none.
       'verify': not self.url.startswith('http://'),
     }
     self._options['headers']['Accept-Encoding'] = 'identity'
-    self._client: tuple[asyncio.AbstractEventLoop, httpx.AsyncClient] | None = None
+    self._concurrency = concurrency
+    self._clients: tuple[asyncio.AbstractEventLoop, connections.Clients] | None = None
     self._blocking = httpx.Client(**self._options)
 
   async def ask(self, call: calls.Call, seconds: float) -> Any:
@@ -80,9 +78,10 @@ class Wire:
     method, options = _request(call)
     try:
       async with asyncio.timeout(seconds):
-        async with self._of_this_loop().stream(
-          method, self.url + call.path, **options
-        ) as response:
+        async with (
+          self._of_this_loop().one() as client,
+          client.stream(method, self.url + call.path, **options) as response,
+        ):
           body = _body(response)
           async for chunk in response.aiter_raw():
             body.feed(chunk)
@@ -115,16 +114,17 @@ class Wire:
   async def aclose(self) -> None:
     """Closes the connections."""
     self._blocking.close()
-    if self._client is not None:
-      _, client = self._client
-      self._client = None
-      await client.aclose()
+    if self._clients is not None:
+      _, clients = self._clients
+      self._clients = None
+      await clients.aclose()
 
-  def _of_this_loop(self) -> httpx.AsyncClient:
+  def _of_this_loop(self) -> connections.Clients:
     loop = asyncio.get_running_loop()
-    if self._client is None or self._client[0] is not loop:
-      self._client = loop, httpx.AsyncClient(**self._options)
-    return self._client[1]
+    if self._clients is None or self._clients[0] is not loop:
+      make = functools.partial(httpx.AsyncClient, **self._options)
+      self._clients = loop, connections.Clients(make, self._concurrency)
+    return self._clients[1]
 
   def _read(self, call: calls.Call, status: int, body: codings.Unpacker) -> Any:
     where = f'{self.url}{call.path}'

@@ -16,7 +16,9 @@ planner over HTTP, and goes on with a run that was killed and started again.
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -24,13 +26,13 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
 
 import httpx
 from etils import epath
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model, rollout
+from agentflow_jax.agents.endpoints import connections
 from agentflow_jax.assembly import engine_model, model_files
 from agentflow_jax.assembly import system as system_lib
 from agentflow_jax.config import loading, schema
@@ -40,40 +42,10 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _CONFIGS = {'inside': 'quickstart', 'served': 'quickstart_served'}
 
 
-class _Clients:
-  """HTTP clients that make one request at a time each.
-
-  An httpx client looks at all of its connections when a request begins and when it
-  ends. With a few hundred of them a request takes 8 ms of a core, and 1 ms with one.
-  """
-
-  def __init__(self, url: str):
-    self._url = url
-    self._idle: list[httpx.AsyncClient] = []
-
-  async def __aenter__(self) -> '_Clients':
-    return self
-
-  async def __aexit__(self, *unused_exc_info):
-    for client in self._idle:
-      await client.aclose()
-
-  async def post(self, path: str, **options: Any) -> httpx.Response:
-    """Makes a request with a client that is idle, or with a new one."""
-    if self._idle:
-      client = self._idle.pop()
-    else:  # It takes long to make a context of TLS, and there is no TLS.
-      client = httpx.AsyncClient(base_url=self._url, timeout=300, verify=False)
-    try:
-      return await client.post(path, **options)
-    finally:
-      self._idle.append(client)
-
-
 class _Remote(engine_model.EngineModel):
   """The planner behind the base URL of a session; it counts tokens here."""
 
-  def __init__(self, tokenizer, http: _Clients, base_url: str):
+  def __init__(self, tokenizer, http: connections.Clients, base_url: str):
     engine: object = None  # Nothing is sampled here.
     super().__init__(engine, tokenizer)  # pyright: ignore[reportArgumentType]  # See above.
     self._http, self._base_url = http, base_url
@@ -83,7 +55,8 @@ class _Remote(engine_model.EngineModel):
     messages = [{'role': s.role, 'content': s.text} for s in records.joined(prompt)]
     body = {'model': 'policy', 'messages': messages}
     body['max_tokens'] = sampling.max_new_tokens
-    got = await self._http.post(f'{self._base_url}/chat/completions', json=body)
+    async with self._http.one() as client:
+      got = await client.post(f'{self._base_url}/chat/completions', json=body)
     if got.status_code != 200:
       raise language_model.Unreachable(got.text)
     choice = got.json()['choices'][0]
@@ -118,16 +91,22 @@ class _Driver:
 
   async def _drive(self, url: str, key: str) -> None:
     headers = {'Authorization': f'Bearer {key}'}
-    async with _Clients(url) as http, asyncio.TaskGroup() as solving:
+    # It takes long to make a context of TLS, and there is no TLS.
+    make = functools.partial(httpx.AsyncClient, base_url=url, timeout=300, verify=False)
+    async with (
+      contextlib.aclosing(connections.Clients(make)) as http,
+      asyncio.TaskGroup() as solving,
+    ):
       while True:
-        got = await http.post('/tasks', headers=headers, json={'most': 256})
+        async with http.one() as client:
+          got = await client.post('/tasks', headers=headers, json={'most': 256})
         if got.status_code != 200:
           break
         for said in got.json()['tasks']:
           solving.create_task(self._solve(http, headers, said))
     raise httpx.TransportError('the run has ended')
 
-  async def _solve(self, http: _Clients, headers, said) -> None:
+  async def _solve(self, http: connections.Clients, headers, said) -> None:
     model = _Remote(self._tokenizer, http, said['base_url'])
     agent = dataclasses.replace(
       self._system.agent,
@@ -143,7 +122,8 @@ class _Driver:
         is_answer = done.status is records.Status.ANSWERED
         what, value = 'answer', done.answer if is_answer else ''
       path = f'/sessions/{said["session"]}/{what}'
-      await http.post(path, json={what: value}, headers=headers)
+      async with http.one() as client:
+        await client.post(path, json={what: value}, headers=headers)
     except httpx.TransportError:
       pass  # The run was killed.
 

@@ -25,8 +25,8 @@ from absl import logging
 
 from agentflow_jax import records
 from agentflow_jax.agents import language_model, thoughts
-from agentflow_jax.agents.endpoints import cache, openai_protocol, pacing
-from agentflow_jax.agents.endpoints import settings
+from agentflow_jax.agents.endpoints import cache, connections, openai_protocol
+from agentflow_jax.agents.endpoints import pacing, settings
 from agentflow_jax.agents.tools.web import codings
 
 # Statuses worth another try besides 5xx: timeout, conflict, too early, busy.
@@ -195,13 +195,15 @@ class EndpointClient:
       weakref.WeakValueDictionary()
     )
     self._cache = cache.ResponseCache(config.cache) if config.cache else None
-    self._client = httpx.AsyncClient(
-      headers=headers,
+    self._headers = httpx.Headers(headers)  # Which do not show a key.
+    self._clients = connections.Clients(self._make_client)
+
+  def _make_client(self) -> httpx.AsyncClient:
+    config = self._config
+    return httpx.AsyncClient(
+      headers=self._headers,
       timeout=httpx.Timeout(
         config.timeout_seconds, connect=config.connect_seconds, pool=None
-      ),
-      limits=httpx.Limits(
-        max_connections=config.concurrency, max_keepalive_connections=config.concurrency
       ),
       # A proxy of the environment must not be asked for this machine.
       trust_env=not config.is_of_this_machine,
@@ -412,7 +414,7 @@ class EndpointClient:
 
   async def aclose(self) -> None:
     """Closes the connections and the cache."""
-    await self._client.aclose()
+    await self._clients.aclose()
     if self._cache is not None:
       self._cache.close()
 
@@ -445,9 +447,10 @@ class EndpointClient:
     """
     try:
       async with asyncio.timeout(self._config.timeout_seconds):
-        async with self._client.stream(
-          'POST', request.url, json=request.body
-        ) as response:
+        async with (
+          self._clients.one() as client,
+          client.stream('POST', request.url, json=request.body) as response,
+        ):
           content = await _read(response)
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
       raise _Retry(self._redact(f'{type(error).__name__}: {error}')) from None

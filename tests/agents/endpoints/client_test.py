@@ -757,8 +757,8 @@ def test_the_key_is_in_no_log_line_and_no_error(caplog):
   client = client_lib.EndpointClient(config('http://127.0.0.1:1/v1'))
   texts += [
     repr(client),
-    repr(client._client),
-    repr(vars(client._client)),
+    repr(client._headers),
+    repr(vars(client._clients)),
     repr(client._config),
   ]
   assert caplog.text
