@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import json
 import resource
 import shutil
@@ -92,8 +91,6 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
   primary = processes.is_primary
   started = time.monotonic()
   logging.info('devices: %s', jax.devices())
-  say = functools.partial(progress.say, quiet=quiet or not primary)
-  say('reading tasks, tools and weights')
   with clock('setup'):
     system = processes.together(
       lambda: system_lib.build(
@@ -106,7 +103,10 @@ async def _train(config, workdir, changes, quiet, processes, watchdog, profiler)
     if not system.tasks.train:
       raise schema.ConfigError('task_set.train: no training tasks')
     learned = step_data.learned(system, workdir)
-    say('compiling the programs that sample and train')
+    # Not sooner: what is wrong with flags and files is one line.
+    progress.say(
+      'compiling the programs that sample and train', quiet=quiet or not primary
+    )
     with clock('compile'):
       trainer = trainer_lib.Trainer(system)
       system.warmup()
