@@ -510,7 +510,7 @@ with listening.listening(app.make(service)) as url:
 """
 
 
-@pytest.mark.parametrize('key', ['', 'k'])
+@pytest.mark.parametrize('key', ['', pytest.param('k', marks=pytest.mark.slow)])
 def test_a_thousand_half_sent_requests_cost_nobody_else(key):
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if hard != resource.RLIM_INFINITY and hard < 1400:

@@ -51,6 +51,7 @@ def test_it_goes_on_after_the_file_is_gone(tmp_path):
   assert [line['sft/turns'] for line in _metrics(tmp_path / 'out')] == [12, 12]
 
 
+@pytest.mark.slow
 def test_it_learns_the_answers(tmp_path):
   config = _sft(tmp_path / 'in', 6, **{'train.steps': '4'})
   run.train(config, str(tmp_path / 'out'), quiet=True)
