@@ -299,6 +299,7 @@ def test_export_writes_the_shipped_planner(tmp_path):
     assert (out / name).read_bytes() == shipped.read_bytes()
 
 
+@pytest.mark.slow
 def test_solve_shows_the_steps_and_the_answer(tmp_path):
   config = mini.config(tmp_path / 'in')
   done = _run(

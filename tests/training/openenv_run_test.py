@@ -36,6 +36,7 @@ def _config(tmp_path, url, **changes):
   return overrides.override(base, list((settings | changes).items()))
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_a_server(tmp_path):
   with openenv_server.OpenEnvServer(capacity=8) as server:
     run.train(_config(tmp_path, server.url), str(tmp_path / 'out'), quiet=True)
