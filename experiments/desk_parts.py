@@ -6,7 +6,7 @@
 A rollout that does not pass all checks of its task still gets half of the share that it
 passes, so that groups without a success have something to learn from. Evaluations
 report success alone, as those of desk.py do. All else is as there, the weights that it
-starts from among them.
+starts from among them. It has not been measured.
 """
 
 import dataclasses
