@@ -48,15 +48,17 @@ class Wire:
 
   def __init__(self, url: str, key: str = '', concurrency: int = 64):
     self.url = url.rstrip('/')
+    # A proxy of the environment must not be asked for this machine.
+    trusts = not settings.is_of_this_machine(url)
+    is_plain = self.url.startswith('http://')
     self._options: dict[str, Any] = {
       'headers': {'Authorization': f'Bearer {key}'} if key else {},
       'timeout': httpx.Timeout(None, connect=10.0),
       # Less than the 5 s after which these servers close what is idle.
       'limits': httpx.Limits(keepalive_expiry=2.0),
-      # A proxy of the environment must not be asked for this machine.
-      'trust_env': not settings.is_of_this_machine(url),
+      'trust_env': trusts,
       # Certificates take long to load, and plain HTTP has none.
-      'verify': not self.url.startswith('http://'),
+      'verify': False if is_plain else httpx.create_ssl_context(trust_env=trusts),
     }
     self._options['headers']['Accept-Encoding'] = 'identity'
     self._concurrency = concurrency

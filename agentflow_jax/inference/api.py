@@ -185,12 +185,13 @@ class EngineConfig:
     coalesce_share: time that the first request of an idle engine waits for more,
       while there are fewer than `prefill_pieces` of them, as a share of what a call
       of prefill has taken: a call for one piece takes as long as one for
-      all. Before the first call it is 2 ms; 0 waits for nobody.
-    company_chunks: longest time that a chunk of decoding waits for rollouts that are
-      between two turns, while fewer than `read_share` of the rollouts (or of the slots)
-      have a request there: a multiple of the time of a chunk, from the end of the chunk
-      before, or from the first request of an idle engine. The wait is over when none
-      has come for the time of a chunk, see Engine.calling. 0 waits for nobody.
+      all. Before the first call it is 2 ms. With 0 it does not wait.
+    company_chunks: longest wait of a chunk of decoding for rollouts that are between
+      two turns, as a multiple of the time that a chunk takes. A chunk waits while
+      fewer than `read_share` of the rollouts (or of the slots, where there are more
+      rollouts) have a request at the engine. The wait begins at the end of the chunk
+      before, or with the first request of an idle engine, and ends early if no request
+      arrives for the time of a chunk. With 0 a chunk does not wait. See Engine.calling.
     max_kept: number of ids that are recorded with each token of a request that
       truncates: those that it was drawn from. Such a request then keeps so many of each
       distribution at most, the most likely ones, beyond what it asks for itself.

@@ -15,9 +15,10 @@ On a CPU, for a network with 20 million parameters or more in its blocks:
 
 For a smaller network on a CPU the launches of programs count, not their products: one
 lane, 8 pieces of 32 tokens, half of the requests read before more is decoded. A chunk
-waits for up to two times its own time for rollouts that are between two turns
-(company_chunks=2): agents and tools often run on the same cores, and get on in that
-time. Elsewhere it waits for nobody.
+waits for rollouts that are between two turns, for up to twice the time that it takes
+(company_chunks=2), because agents and tools often run on the same cores and need that
+time to make their next requests. With larger networks, and on other devices, a chunk
+does not wait (company_chunks=0).
 
 On GPUs and TPUs: one lane, 16 pieces of 128 tokens, and all requests read before more
 is decoded. docs/performance.md has the measurements on GPUs; there are none on TPUs.

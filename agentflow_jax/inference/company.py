@@ -8,10 +8,10 @@ from agentflow_jax.inference import api
 class Company:
   """The callers that are at work, and the pace at which their requests come.
 
-  A chunk costs the same for one row as for all. So one of few rows waits for callers
-  who are between two requests, while their requests come as quickly as one in the time
-  of a chunk: where they come more slowly, waiting would make no chunk much fuller. It
-  is for the engine's lock to guard.
+  A chunk costs the same for one row as for all, so a chunk of few rows waits for
+  callers that are between two requests. It waits only while at least one request
+  arrives in the time of a chunk: where requests arrive more slowly, waiting would
+  hardly add a row. The lock of the engine has to guard this object.
 
   Attributes:
     callers: number of callers that are at work, those with a request included.

@@ -145,7 +145,7 @@ class Engine:
   def calling(self) -> contextlib.AbstractContextManager[None]:
     """Returns a context for a caller that makes several requests.
 
-    A chunk of few rows waits, within bounds, for callers who are between two requests
+    A chunk of few rows waits, within bounds, for callers between two requests
     (EngineConfig.company_chunks). What is sampled does not depend on that.
     """
     return self._shared.calling()

@@ -60,7 +60,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """A response of the planner and what came of it.
+  """A response of the planner, with its calls and their results.
 
   Attributes:
     planner: text of the response.

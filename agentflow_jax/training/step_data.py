@@ -251,15 +251,15 @@ class RolloutSource:
 def learned(
   system: system_lib.System, directory: epath.Path
 ) -> list[records.Group] | None:
-  """Returns what algorithm=sft learns from, where nobody has to play it first.
+  """Returns the chats or the recorded rollouts that algorithm=sft learns from.
 
   Args:
     system: system with the planner that learns.
     directory: work directory, where a run that goes on has it already.
 
   Returns:
-    Groups of a chat or of a successful rollout; None for scripted rollouts, another
-    algorithm, and a run that goes on.
+    Groups of one chat or one successful rollout each; None where the run plays
+    scripted rollouts itself, goes on from a commit, or has another algorithm.
 
   Raises:
     ConfigError: the chats or the rollouts cannot be learned from.

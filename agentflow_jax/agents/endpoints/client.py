@@ -13,6 +13,7 @@ import logging as std_logging
 import math
 import os
 import re
+import ssl
 import time
 import urllib.parse
 import weakref
@@ -198,9 +199,15 @@ class EndpointClient:
     self._headers = httpx.Headers(headers)  # Which do not show a key.
     self._clients = connections.Clients(self._make_client)
 
+  @functools.cached_property
+  def _certificates(self) -> ssl.SSLContext:
+    """Certificates that all clients share."""
+    return httpx.create_ssl_context(trust_env=not self._config.is_of_this_machine)
+
   def _make_client(self) -> httpx.AsyncClient:
     config = self._config
     return httpx.AsyncClient(
+      verify=self._certificates,
       headers=self._headers,
       timeout=httpx.Timeout(
         config.timeout_seconds, connect=config.connect_seconds, pool=None

@@ -19,7 +19,8 @@ class Clients:
   """Clients that make few requests at once each; use it in one event loop.
 
   Args:
-    make: function that makes a client without a limit of its own.
+    make: function that makes a client without a limit of its own. Certificates take
+      long to load, so that its clients should share an ssl.SSLContext.
     most: largest number of requests at once; others wait. None for no limit.
   """
 
@@ -46,6 +47,6 @@ class Clients:
         self._used[i] -= 1
 
   async def aclose(self) -> None:
-    """Closes the connections; none is made afterwards."""
+    """Closes the connections; no request may begin afterwards."""
     for client in self._clients:
       await client.aclose()
