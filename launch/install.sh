@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # Sourced by the other launchers; sets ROOT and defines install_agentflow.
 #
-#   install_agentflow [EXTRA [locked]]     e.g. install_agentflow test
+#   install_agentflow EXTRA [locked]     e.g. install_agentflow test
 #
 # Makes a virtual environment where there is none, installs this checkout into
-# it (editable) with an extra of pyproject.toml, and sets VENV_PYTHON. With `locked`,
-# at the versions of requirements_lock.txt; otherwise at the newest that
+# it (editable) with an extra of pyproject.toml ('' for none), and sets VENV_PYTHON.
+# With `locked`, at the versions of requirements_lock.txt; otherwise at the newest that
 # requirements.txt allows. What is installed already is kept, until one of these files
 # changes.
 #
@@ -42,7 +42,7 @@ _fingerprint() {
 }
 
 install_agentflow() {
-  local extra="${1:-}" locked="${2:-}" versions=() venv="${AGENTFLOW_VENV:-$ROOT/.venv}" python stamp
+  local extra="$1" locked="${2:-}" versions=() venv="${AGENTFLOW_VENV:-$ROOT/.venv}" python stamp
   [[ "$venv" == /* ]] || venv="$PWD/$venv"
   VENV_PYTHON="$venv/bin/python"
   stamp="$venv/.agentflow_installed${extra:+_$extra}"

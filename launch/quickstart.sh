@@ -18,7 +18,7 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
 fi
 
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
-install_agentflow
+install_agentflow ''
 cd "$ROOT"
 exec "$VENV_PYTHON" -m agentflow_jax.train \
   --config=experiments/quickstart.py --workdir=runs/quickstart "$@"
