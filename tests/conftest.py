@@ -67,17 +67,33 @@ if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}'
 
 
+def _where(path, config):
+  """The path of a test file below the checkout."""
+  return path.relative_to(config.rootpath).as_posix()
+
+
+def _is_quick(where):
+  return where.startswith(_QUICK) and where not in _IN_USE
+
+
+def pytest_ignore_collect(collection_path, config):
+  """Skips files of which launch/test.sh runs nothing in this call: all that they import
+  takes seconds in each process."""
+  quick = {'quick and not slow': True, 'not quick and not slow': False}.get(
+    config.option.markexpr
+  )
+  if quick is None or collection_path.suffix != '.py':
+    return None  # Others decide.
+  return _is_quick(_where(collection_path, config)) != quick or None
+
+
 @pytest.hookimpl(tryfirst=True)  # Before -m chooses.
 def pytest_collection_modifyitems(config, items):
   places = {where: place for place, where in enumerate(_LONG)}
-  items.sort(
-    key=lambda item: places.get(
-      item.path.relative_to(config.rootpath).as_posix(), len(_LONG)
-    )
-  )
+  items.sort(key=lambda item: places.get(_where(item.path, config), len(_LONG)))
   for item in items:
-    where = item.path.relative_to(config.rootpath).as_posix()
-    if where.startswith(_QUICK) and where not in _IN_USE:
+    where = _where(item.path, config)
+    if _is_quick(where):
       item.add_marker('quick')
     if where.startswith(_EXACT):
       item.add_marker('exact')

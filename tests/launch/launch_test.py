@@ -10,14 +10,13 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[2]
 _LOG = 'python.log'
 # The tests are shared among processes; later options of a user win.
-_SHARED = (
-  '--numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder'
-)
-# Stands for python: knows its version, makes environments of copies of itself,
-# and fails where FAIL says so.
+_SHARED = '--numprocesses=3 --maxprocesses=4 --dist=loadfile --no-loadscope-reorder'
+# Stands for python: knows its version and of 2 cores, makes environments of copies of
+# itself, and fails where FAIL says so.
 _PYTHON = """#!/bin/bash
 log="$LOG"
 case "$*" in
+  *cpu_count*) echo 2; exit ;;
   "-c "*) exit "${OLD:-0}" ;;
   "-m pip --version") exit 0 ;;
 esac
