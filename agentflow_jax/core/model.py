@@ -211,10 +211,23 @@ def init_params(config: ModelConfig, key: Array) -> Params:
   return nn.meta.unbox(_init_boxed(config, key))['params']
 
 
+@functools.lru_cache(maxsize=64)
+def _abstract(config: ModelConfig):
+  """Returns `param_shapes` and `logical_axes`; tracing a network takes long."""
+  boxed = jax.eval_shape(lambda: _init_boxed(config, jax.random.key(0)))
+  shapes = jax.eval_shape(nn.meta.unbox, boxed)
+  return shapes['params'], nn.get_partition_spec(boxed)['params']
+
+
+def param_shapes(config: ModelConfig) -> Params:
+  """Returns init_params' tree with a jax.ShapeDtypeStruct a leaf; draws nothing."""
+  return jax.tree.map(lambda x: x, _abstract(config)[0])
+
+
 def logical_axes(config: ModelConfig) -> Any:
   """Returns init_params' tree with a PartitionSpec of logical names a leaf."""
-  shapes = jax.eval_shape(lambda: _init_boxed(config, jax.random.key(0)))
-  return nn.get_partition_spec(shapes)['params']
+  is_leaf = lambda x: isinstance(x, jax.sharding.PartitionSpec)
+  return jax.tree.map(lambda x: x, _abstract(config)[1], is_leaf=is_leaf)
 
 
 def hidden_states(

@@ -178,7 +178,7 @@ def param_shardings(config: model.ModelConfig, mesh: jax_sharding.Mesh) -> Any:
   Raises:
     ValueError: an axis of a parameter does not divide over its mesh axis.
   """
-  shapes = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
+  shapes = model.param_shapes(config)
 
   def leaf(path, logical, shape):
     spec = [PARAM_RULES[name] for name in logical]

@@ -86,9 +86,7 @@ def state_shardings(
   params = _trained(config, sharding.param_shardings(config, mesh))
   tx = optimizer.make_tx(optimizer_config)
   shapes = jax.eval_shape(
-    lambda: tx.init(
-      _float32(_trained(config, model.init_params(config, jax.random.key(0))))
-    )
+    lambda tree: tx.init(_float32(_trained(config, tree))), model.param_shapes(config)
   )
   opt_state = optimizer.state_like(tx, shapes, params, sharding.replicated(mesh))
   if masters.is_needed(config):
@@ -147,7 +145,7 @@ def init_train_state(
 
 def check_params(config: model.ModelConfig, params: Any) -> None:
   """Raises ValueError unless params have the network's leaves and shapes."""
-  expected = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
+  expected = model.param_shapes(config)
 
   def shapes(tree):
     return {

@@ -185,10 +185,7 @@ def _lowered(config, planner, mesh, topology):
     ),
     update.state_shardings(trained, config.optimizer, mesh),
   )
-  params = _struct(
-    jax.eval_shape(lambda: model.init_params(planner, key)),
-    sharding.param_shardings(planner, mesh),
-  )
+  params = _struct(model.param_shapes(planner), sharding.param_shardings(planner, mesh))
   reference = params if update_shapes.needs_reference(config) else None
   fn = update.make_update_fn(
     trained, config.optimizer, update_shapes.loss_of(config), mesh

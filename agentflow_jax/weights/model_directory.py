@@ -357,8 +357,7 @@ class _Leaf:
 def _leaves(config: model.ModelConfig) -> Mapping[str, _Leaf]:
   """Returns our name -> how it is stored, in a fixed order."""
   shapes: dict[Any, Any] = flax.traverse_util.flatten_dict(
-    jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0)),
-    sep='.',
+    model.param_shapes(config), sep='.'
   )
   leaves = {}
   for ours, (theirs, layout) in families.tensor_names(config).items():

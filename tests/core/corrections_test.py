@@ -397,7 +397,7 @@ PLAIN = optimizer.OptimizerConfig(1e-3, b1=0.0, b2=0.0, max_grad_norm=None)
 @functools.cache
 def _network_params(kind):
   """Parameters that are trained, those before the step, and the reference."""
-  shapes = jax.eval_shape(lambda: model.init_params(NETWORK, jax.random.key(0)))
+  shapes = model.param_shapes(NETWORK)
   rng, other = np.random.default_rng(0), np.random.default_rng(len(kind))
   spread = 0.0 if kind == 'trained' else 0.15
 

@@ -327,7 +327,7 @@ def test_more_devices_than_key_heads_send_no_keys_or_values():
   mesh = sharding.make_mesh(1, 4, 1, jax.devices()[:4])
   placed = jax.tree.map(
     lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-    jax.eval_shape(lambda: model.init_params(model_config, jax.random.key(0))),
+    model.param_shapes(model_config),
     sharding.param_shardings(model_config, mesh),
   )
   params = handover.Handover(model_config, mesh, split=True).shapes(placed)
@@ -383,9 +383,7 @@ def test_a_tpu_reads_and_writes_pages_where_they_lie(name, monkeypatch):
   there = lambda tree: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree
   )
-  params = there(
-    jax.eval_shape(lambda: model.init_params(model_config, jax.random.key(0)))
-  )
+  params = there(model.param_shapes(model_config))
   pool = there(
     jax.eval_shape(
       lambda: pages.make_pool(model_config, config.pages, config.page_tokens)

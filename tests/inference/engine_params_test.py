@@ -101,7 +101,7 @@ def test_parameters_that_lie_on_several_devices_may_be_donated_too(own_engine):
 
 def test_parameters_of_another_shape_are_refused(own_engine):
   wider = dataclasses.replace(kit.MODEL, d_ff=64)
-  params = jax.eval_shape(lambda: model.init_params(wider, jax.random.key(0)))
+  params = model.param_shapes(wider)
   with pytest.raises(ValueError, match='gate.*64.*48'):
     own_engine.update_params(params, 1)
   assert own_engine.params_version == 0
