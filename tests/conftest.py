@@ -87,6 +87,30 @@ def pytest_ignore_collect(collection_path, config):
   return _is_quick(_where(collection_path, config)) != quick or None
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _totals_of_every_run_add_up():
+  """Successes, first causes and the unscored are all rollouts, whatever a test runs."""
+  # Not before the devices are set above.
+  from agentflow_jax.rollouts import mistakes
+
+  count = mistakes.of_groups
+
+  def checked(groups):
+    found = count(groups)
+    made = [t for group in groups for t in group.trajectories]
+    if made:
+      causes = sum(found['first_causes'].values())
+      assert found['success'] == sum(mistakes.is_success(t) for t in made), found
+      assert found['unscored'] == sum(t.reward is None for t in made), found
+      assert found['success'] + causes + found['unscored'] == len(made), found
+      assert causes == sum(found['levels'].values()), found
+    return found
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mistakes, 'of_groups', checked)
+    yield
+
+
 @pytest.hookimpl(tryfirst=True)  # Before -m chooses.
 def pytest_collection_modifyitems(config, items):
   places = {where: place for place, where in enumerate(_LONG)}

@@ -29,9 +29,9 @@ _SAID = [
 ]
 
 
-def _config(tmp_path, endpoint, gym, **changes):
+def _config(tmp_path, endpoint, gym, name='enterpriseops', **changes):
   (tmp_path / 'a.sql').write_text(gym_server.SQL)
-  base = loading.load(str(mini.ROOT / 'experiments' / 'enterpriseops.py'))
+  base = loading.load(str(mini.ROOT / 'experiments' / f'{name}.py'))
   return overrides.override(
     base,
     list(
@@ -62,6 +62,7 @@ def _rows(tmp_path):
     'user_prompt': 'Close ticket 1.',
     'selected_tools': ['close_ticket'],
     'gym_servers_config': [server],
+    'plan': 'First look, then close.',
   }
   wrong = _CLOSED | {'gym_name': 'elsewhere', 'name': 'other'}
   for mode, verifiers in (('oracle', [_CLOSED]), ('plus_5_tools', [_CLOSED, wrong])):
@@ -98,6 +99,66 @@ def test_scores_as_published_and_strict_stand_side_by_side(tmp_path):
   prompts = [json.dumps(body) for _, _, body in endpoint.requests]
   assert all('Close what is done.' in p and 'af_' not in p for p in prompts)
   assert not any('slow' in p for p in prompts), 'a tool that is not selected'
+
+
+def _calling(*calls):
+  """A response that calls tools natively."""
+  made = [
+    {
+      'id': f'c{i}',
+      'type': 'function',
+      'function': {'name': name, 'arguments': json.dumps(arguments)},
+    }
+    for i, (name, arguments) in enumerate(calls)
+  ]
+  message = {'role': 'assistant', 'content': None, 'tool_calls': made}
+  choice = {'message': message, 'finish_reason': 'tool_calls'}
+  return http_server.Reply(body=json.dumps({'choices': [choice]}).encode())
+
+
+@pytest.mark.parametrize(
+  'analyst, plan',
+  [
+    ('none', ''),
+    ('oracle', 'First look, then close.'),
+    ('endpoint', 'Close the one that works.'),
+  ],
+)
+def test_the_loop_of_the_publication_with_each_plan(tmp_path, analyst, plan):
+  """One model, native calls, until a response has none; the plan is in the query."""
+  said = [
+    _calling(('close_ticket', {'id': 99}), ('close_ticket', {'id': 1})),
+    http_server.Reply(body=http_server.completion('Ticket 1 is closed.')),
+  ]
+  if analyst == 'endpoint':
+    said.insert(0, http_server.Reply(body=http_server.completion(plan)))
+  with http_server.Server(*said) as endpoint, gym_server.GymServer() as gym:
+    config = _config(
+      tmp_path,
+      endpoint.url,
+      gym.url,
+      'enterpriseops_tool_calls',
+      **{'agent.analyst.backend': analyst},
+    )
+    options = _options(_rows(tmp_path), limit=1)
+    command.evaluate(config, str(tmp_path / 'out'), options)
+    assert not gym.databases and len(gym.calls()) == 2
+  found = json.loads(
+    (tmp_path / 'out' / 'evaluations' / 'enterpriseops.json').read_text()
+  )
+  assert found['enterpriseops']['oracle/itsm']['strict']['success'] == 1.0
+  requests = [body for _, _, body in endpoint.requests]
+  assert len(requests) == len(said)
+  first, last = requests[-2:]
+  assert [tool['function']['name'] for tool in first['tools']] == ['close_ticket']
+  system, query = first['messages']
+  assert (system['role'], system['content']) == ('system', 'Close what is done.')
+  assert query['role'] == 'user' and query['content'].startswith('Close ticket 1.')
+  assert query['content'].removeprefix('Close ticket 1.').strip().endswith(plan)
+  assert ('First look' in query['content']) == (analyst == 'oracle')
+  results = [m['content'] for m in last['messages'] if m['role'] == 'tool']
+  assert results == ['Error: Ticket not found: 99', 'closed']
+  assert not any('af_' in json.dumps(body) for body in requests)
 
 
 @pytest.mark.parametrize(

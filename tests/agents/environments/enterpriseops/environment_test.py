@@ -41,7 +41,7 @@ def _task(servers, *made, selected=(), restricted=(), context=None, task_id='t')
         'url': server.url,
         'endpoint': '/mcp',
         'seed': 'a.sql',
-        'context': context or {'user_id': 'U1', 'x-token': 'T'},
+        'context': context or {'user_id': 'U1', 'x-token': f'T of {name}'},
       }
       for name, server in servers.items()
     ],
@@ -106,7 +106,7 @@ def test_a_rollout_has_a_database_of_its_own_which_every_request_names(seeds):
   for path, _, headers, body in server.requests:
     of_task = path not in ('/api/seed-database', '/api/delete-database')
     assert (headers.get('x-user-id'), headers.get('x-token')) == (
-      ('U1', 'T') if of_task else (None, None)
+      ('U1', 'T of gym') if of_task else (None, None)
     )
     if body.get('method') in ('tools/list', 'tools/call'):
       assert headers['mcp-session-id'] == f'session of {database}'
@@ -141,6 +141,12 @@ def test_tools_of_two_servers_are_one_list_and_the_first_keeps_a_name(seeds):
     verdict = _with(seeds, task, use)
   assert [name for _, name in one.calls()] == ['create_ticket']
   assert [name for _, name in two.calls()] == ['only_b']
+  # Each server has its own context, and one database, which every request names.
+  for name, server in (('one', one), ('two', two)):
+    assert len({database for _, database, _, _ in server.requests}) == 1
+    shown = {headers.get('x-token') for _, _, headers, _ in server.requests}
+    assert shown == {None, f'T of {name}'}
+    assert len(server.deleted) == 1 and not server.databases
   assert [r.passed for r in verdict.results] == [True, True, True, False, True]
   assert "'three'" in verdict.results[3].detail and not verdict.success
   assert len(warnings) == 1 and "'nowhere' asks the server 'three'" in warnings[0]

@@ -329,7 +329,7 @@ def _real(kind, capacity):
       with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port)):
         break
       time.sleep(0.1)
-    yield f'http://127.0.0.1:{port}'
+    yield f'http://127.0.0.1:{port}', process
   finally:
     process.kill()
     process.wait()
@@ -343,7 +343,7 @@ _needs_openenv = pytest.mark.skipif(
 @_needs_openenv
 @pytest.mark.parametrize('capacity', [1, 64])
 def test_a_real_server_with_tools(capacity):
-  with _real('counter', capacity) as url:
+  with _real('counter', capacity) as (url, _):
     done = _rollouts(
       url,
       8,
@@ -364,7 +364,7 @@ def test_a_real_server_with_tools(capacity):
 @_needs_openenv
 @pytest.mark.parametrize('capacity', [1, 64])
 def test_a_real_server_with_actions(capacity):
-  with _real('echo', capacity) as url:
+  with _real('echo', capacity) as (url, _):
     done = _rollouts(
       url, 8, ('act', 'message=a'), ('act', 'message=b'), capacity=capacity
     )
@@ -372,3 +372,26 @@ def test_a_real_server_with_actions(capacity):
     assert [turn.result.text for turn in done[0].turns] == ['a', 'b']
     (failed,) = _rollouts(url, 1, ('act', 'message=bug'))
     assert failed.status is records.Status.ENVIRONMENT_UNREACHABLE
+
+
+@_needs_openenv
+def test_a_real_server_that_is_killed_is_infrastructure():
+  """In the middle of eight episodes, and before another one begins."""
+  with _real('counter', 64) as (url, process):
+
+    async def run():
+      made = environment.OpenEnv(url, capacity=64, seconds=20.0)
+      episodes = await asyncio.gather(*(made.open(_task(), _KEY) for _ in range(8)))
+      for episode in episodes:
+        assert await _call(episode, 'add', n=1) == '1'
+      process.kill()
+      process.wait()
+      for episode in episodes:
+        with pytest.raises(tools_base.ToolUnreachable):
+          await _call(episode, 'add', n=1)
+        await episode.close()
+
+    asyncio.run(run())
+    (lost,) = _rollouts(url, 1, ('add', 'n=1'))
+    assert lost.status is records.Status.ENVIRONMENT_UNREACHABLE
+    assert lost.reward is None
