@@ -10,7 +10,7 @@ have to end in the same params_digest. It prints for each step the processor tim
 training process (without its tools' processes and the driver), in all and of its event
 loop, where our own modules work, or else the endpoint. The rest is the update and the
 engine; this takes longer for the same tokens where a slow agent leaves few sequences
-to sample at once.
+to sample at once. Both sides get the flags --config.FIELD=VALUE.
 
 The second is the driver: it makes the modules and tools of the quickstart, asks the
 planner over HTTP, and goes on with a run that was killed and started again.
@@ -200,6 +200,8 @@ def _one(name: str, workdir: pathlib.Path, flags: list[str]):
 
 
 def _compare(workdir: pathlib.Path, pairs: int, flags: list[str]) -> None:
+  if any((workdir / f'{name}_0').exists() for name in _CONFIGS):
+    sys.exit(f'{workdir} has runs already, which would not be made again')
   digests, shares = set(), []
   for pair in range(pairs):
     # Either side is first as often, because other work on the machine changes.
@@ -228,17 +230,19 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--workdir', default='runs/served_quickstart')
-  parser.add_argument('--steps', type=int, default=4)
+  parser.add_argument('--steps', type=int, default=4, help='the first is not counted')
   parser.add_argument('--pairs', type=int, default=1, help='runs of either side')
   parser.add_argument('--drive', default='', help='the run file of a driver')
-  arguments = parser.parse_args()
+  arguments, flags = parser.parse_known_args()
+  if arguments.steps < 2 or not all(flag.startswith('--config.') for flag in flags):
+    parser.error('--steps is 2 or more, and other flags are --config.FIELD=VALUE')
   workdir = pathlib.Path(arguments.workdir).absolute()
   if arguments.drive:
     asyncio.run(
       _Driver(epath.Path(workdir / 'driver')).work(pathlib.Path(arguments.drive))
     )
   evaluation = ('every=0', 'start_and_final=false', 'controls=false')
-  flags = [f'--config.train.steps={arguments.steps}']
+  flags += [f'--config.train.steps={arguments.steps}']
   flags += [f'--config.evaluation.{one}' for one in evaluation]
   _compare(workdir, arguments.pairs, flags)
 
