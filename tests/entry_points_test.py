@@ -409,3 +409,30 @@ def test_the_table_of_queues_compares_runs_of_one_seed(tmp_path):
   assert without.split()[:5] == ['without', '2', '200', '(1)', '0']
   figures = json.loads((tmp_path / 'out').read_text())
   assert figures['without']['at_equal'] == pytest.approx((0.6 + 0.75) / 2)
+
+
+@pytest.mark.slow
+def test_the_quickstart_ends_in_the_same_bits_over_the_endpoint(tmp_path):
+  program = 'experiments/benchmarks/served_quickstart.py'
+  flags = ('train.queries_per_step=4', 'train.group_size=4')
+  done = subprocess.run(
+    [
+      sys.executable,
+      program,
+      f'--workdir={tmp_path}',
+      '--steps=2',
+      *(f'--config.{one}' for one in flags),
+    ],
+    cwd=mini.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ | {'PYTHONPATH': str(mini.ROOT)},
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert 'all runs did the same work: params_digest ' in done.stdout
+  updates = [
+    json.loads((tmp_path / side / 'metrics.jsonl').read_text().splitlines()[-1])
+    for side in ('inside_0', 'served_0')
+  ]
+  assert updates[0]['batch/tokens'] == updates[1]['batch/tokens'] > 0

@@ -168,7 +168,7 @@ class Session:
     asked = Asked(ids, sampling, self._times[name], text=frozen_text)
     self._times[name] += 1
     self._asked.append(asked)
-    key = dataclasses.replace(self.key, module=f'served/{name}', attempt=asked.number)
+    key = request_key(self.key, name, asked.number)
     task = asyncio.create_task(self._sampled(asked, sample, key))
     self._running.add(task)
     task.add_done_callback(self._forget)
@@ -349,3 +349,14 @@ def digest(
   """Returns a name of what is asked."""
   what = json.dumps([model, dataclasses.astuple(sampling)]).encode()
   return hashlib.sha256(what + struct.pack(f'<{len(ids)}I', *ids)).hexdigest()[:32]
+
+
+def request_key(key: records.RequestKey, name: str, number: int) -> records.RequestKey:
+  """Returns the key of a request.
+
+  Args:
+    key: key of the rollout.
+    name: digest of what is asked.
+    number: number of times that the session asked for the same before.
+  """
+  return dataclasses.replace(key, module=f'served/{name}', attempt=number)

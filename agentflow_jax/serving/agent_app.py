@@ -188,7 +188,7 @@ async def _models(host, unused_bodies, request):
 
 async def _end(host, bodies, request):
   """Ends a session with what an agent or a driver posts."""
-  what = request.url.path.rpartition('/')[2]
+  what = request.scope['path'].rpartition('/')[2]
   if what != 'answer':  # Before a session is told from one that has ended.
     _check_driver(host, request)
   session = _session(host, request)
@@ -245,7 +245,7 @@ async def _answer(host: agent_host.AgentHost, bodies, request):
   if not is_frozen:
     body, overridden = _as_run(host, session, body)
   kind = 'text_completion'
-  if request.url.path.endswith('/chat/completions'):
+  if request.scope['path'].endswith('/chat/completions'):
     kind = 'chat.completion'
   model = agent_host.SessionModel(
     session, host.models[name], is_frozen, kind == 'chat.completion'

@@ -4,11 +4,13 @@
   python experiments/benchmarks/served_quickstart.py --drive=runs/served/served/p0.json
 
 The first trains experiments/quickstart.py and then experiments/quickstart_served.py,
-beside a driver. It prints for each step the mean reward and the processor time of the
+beside a driver, --pairs times in turn. The requests of the first run are named as a
+session names them, so that both sample the same responses and do the same work: they
+have to end in the same params_digest. It prints for each step the processor time of the
 training process (without its tools' processes and the driver), in all and of its event
 loop, where our own modules work, or else the endpoint. The rest is the update and the
 engine; this takes longer for the same tokens where a slow agent leaves few sequences
-to sample at once.
+to sample at once. Both sides get the flags --config.FIELD=VALUE.
 
 The second is the driver: it makes the modules and tools of the quickstart, asks the
 planner over HTTP, and goes on with a run that was killed and started again.
@@ -16,12 +18,14 @@ planner over HTTP, and goes on with a run that was killed and started again.
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
+import runpy
 import statistics
 import subprocess
 import sys
@@ -31,7 +35,7 @@ import httpx
 from etils import epath
 
 from agentflow_jax import records
-from agentflow_jax.agents import language_model, rollout
+from agentflow_jax.agents import language_model, rollout, served_session
 from agentflow_jax.agents.endpoints import connections
 from agentflow_jax.assembly import engine_model, model_files
 from agentflow_jax.assembly import system as system_lib
@@ -40,6 +44,7 @@ from agentflow_jax.files import reading
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _CONFIGS = {'inside': 'quickstart', 'served': 'quickstart_served'}
+_NAMING = '--name_as_sessions'
 
 
 class _Remote(engine_model.EngineModel):
@@ -137,11 +142,36 @@ def _cpu_seconds(pid: int) -> tuple[float, float]:
   return found[0], found[1]
 
 
-def _train(config: str, workdir: pathlib.Path, flags: list[str]):
-  """Trains; returns the lines of metrics.jsonl, and processor time by step [s]."""
-  command = ['-m', 'agentflow_jax.train', f'--config={config}', f'--workdir={workdir}']
-  process = subprocess.Popen([sys.executable, *command, *flags], cwd=_ROOT)
-  path, times, lines = workdir / 'metrics.jsonl', [], []
+def _name_as_sessions() -> None:
+  """Gives the requests of our own modules the keys that sessions would give them."""
+  generate = engine_model.EngineModel.generate
+  times = collections.Counter()
+
+  async def named(self, prompt, sampling, request_key, tools=()):
+    rollout_key = dataclasses.replace(
+      request_key, turn=0, module=records.RequestKey.module, attempt=0
+    )
+    name = served_session.digest('policy', tuple(self.render(prompt, tools)), sampling)
+    number = times[rollout_key, name]
+    times[rollout_key, name] += 1
+    key = served_session.request_key(rollout_key, name, number)
+    return await generate(self, prompt, sampling, key, tools)
+
+  engine_model.EngineModel.generate = named
+
+
+def _train(
+  name: str, workdir: pathlib.Path, flags: list[str]
+) -> tuple[str, list[tuple[float, float]]]:
+  """Trains one side; returns its params_digest, and processor time by step [s]."""
+  program = ['-m', 'agentflow_jax.train']
+  if name == 'inside':
+    program = [__file__, _NAMING]
+  config = f'--config=experiments/{_CONFIGS[name]}.py'
+  process = subprocess.Popen(
+    [sys.executable, *program, config, f'--workdir={workdir}', *flags], cwd=_ROOT
+  )
+  path, times = workdir / 'metrics.jsonl', []
   while process.poll() is None:
     try:
       now = _cpu_seconds(process.pid)
@@ -151,50 +181,70 @@ def _train(config: str, workdir: pathlib.Path, flags: list[str]):
     times += [now] * (len(lines) - len(times))
     time.sleep(0.02)
   if process.wait():
-    sys.exit(f'{config} ended with status {process.returncode}')
-  lines = [line.value for line in reading.json_lines(path)]
-  return lines, [(b[0] - a[0], b[1] - a[1]) for a, b in zip(times, times[1:])]
+    sys.exit(f'{name} ended with status {process.returncode}')
+  digest = json.loads((workdir / 'summary.json').read_text())['params_digest']
+  return digest, [(b[0] - a[0], b[1] - a[1]) for a, b in zip(times, times[1:])]
 
 
-def _compare(workdir: pathlib.Path, flags: list[str]) -> None:
-  costs = {}
-  for name, config in _CONFIGS.items():
-    here, driver = workdir / name, None
+def _one(name: str, workdir: pathlib.Path, flags: list[str]):
+  """Trains one side, beside a driver where it needs one; prints and returns times."""
+  with contextlib.ExitStack() as stack:
     if name == 'served':
-      drive = [sys.executable, __file__, f'--drive={here / "served" / "p0.json"}']
-      driver = subprocess.Popen([*drive, f'--workdir={workdir}'], cwd=_ROOT)
-    try:
-      lines, times = _train(f'experiments/{config}.py', here, flags)
-    finally:
-      if driver is not None:
-        driver.kill()
-    costs[name] = [statistics.median(one) for one in zip(*times)]
-    rewards = ' '.join(f'{line["reward/mean"]:.3f}' for line in lines)
-    print(f'{name}: rewards {rewards}')
-    said = ' '.join(f'{whole:.2f} ({loop:.2f})' for whole, loop in times)
-    print(f'{name}: processor seconds a step (of the event loop) {said}')
-  inside = costs['inside'][0]
-  for what, i in (('process', 0), ('event loop', 1)):
-    more = (costs['served'][i] - costs['inside'][i]) / inside
-    print(f'{what}: {more:+.1%} of the processor time of a step inside')
+      drive = [sys.executable, __file__, f'--drive={workdir / "served" / "p0.json"}']
+      driver = subprocess.Popen([*drive, f'--workdir={workdir.parent}'], cwd=_ROOT)
+      stack.callback(driver.kill)
+    digest, times = _train(name, workdir, flags)
+  said = ' '.join(f'{whole:.2f} ({loop:.2f})' for whole, loop in times)
+  print(f'{name}: processor seconds a step (of the event loop) {said}', flush=True)
+  return digest, times
+
+
+def _compare(workdir: pathlib.Path, pairs: int, flags: list[str]) -> None:
+  if any((workdir / f'{name}_0').exists() for name in _CONFIGS):
+    sys.exit(f'{workdir} has runs already, which would not be made again')
+  digests, shares = set(), []
+  for pair in range(pairs):
+    # Either side is first as often, because other work on the machine changes.
+    names = sorted(_CONFIGS, reverse=pair % 2 == 1)
+    sides = {name: _one(name, workdir / f'{name}_{pair}', flags) for name in names}
+    digests |= {digest for digest, _ in sides.values()}
+    for inside, served in zip(sides['inside'][1], sides['served'][1], strict=True):
+      shares.append([(b - a) / inside[0] for a, b in zip(inside, served)])
+  if len(digests) > 1:
+    sys.exit(f'the runs did not do the same work: {digests}')
+  print(f'all runs did the same work: params_digest {digests.pop()}')
+  for what, more in zip(('process', 'event loop'), zip(*shares)):
+    print(
+      f'{what}: {statistics.median(more):+.1%} of the processor time of a step inside,'
+      f' median of {len(more)} pairs of steps from {min(more):+.1%} to {max(more):+.1%}'
+    )
 
 
 def main() -> None:
+  if sys.argv[1:2] == [_NAMING]:
+    del sys.argv[1]
+    _name_as_sessions()
+    runpy.run_module('agentflow_jax.train', run_name='__main__')
+    return
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--workdir', default='runs/served_quickstart')
-  parser.add_argument('--steps', type=int, default=4)
+  parser.add_argument('--steps', type=int, default=4, help='the first is not counted')
+  parser.add_argument('--pairs', type=int, default=1, help='runs of either side')
   parser.add_argument('--drive', default='', help='the run file of a driver')
-  arguments = parser.parse_args()
-  workdir = pathlib.Path(arguments.workdir)
+  arguments, flags = parser.parse_known_args()
+  if arguments.steps < 2 or not all(flag.startswith('--config.') for flag in flags):
+    parser.error('--steps is 2 or more, and other flags are --config.FIELD=VALUE')
+  workdir = pathlib.Path(arguments.workdir).absolute()
   if arguments.drive:
     asyncio.run(
       _Driver(epath.Path(workdir / 'driver')).work(pathlib.Path(arguments.drive))
     )
   evaluation = ('every=0', 'start_and_final=false', 'controls=false')
-  flags = [f'--config.train.steps={arguments.steps}']
-  _compare(workdir, [*flags, *(f'--config.evaluation.{one}' for one in evaluation)])
+  flags += [f'--config.train.steps={arguments.steps}']
+  flags += [f'--config.evaluation.{one}' for one in evaluation]
+  _compare(workdir, arguments.pairs, flags)
 
 
 if __name__ == '__main__':

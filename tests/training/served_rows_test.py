@@ -107,7 +107,7 @@ async def _inside(model, key):
     ids = tuple(model.render(prompt))
     name = served_session.digest('policy', ids, sampling)
     number = times[name] = times.get(name, -1) + 1
-    named = dataclasses.replace(key, module=f'served/{name}', attempt=number)
+    named = served_session.request_key(key, name, number)
     done = await model.generate(prompt, sampling, named)
     turns.append(records.Turn(done, sampling))
     return done.text.partition(stop[0])[0] if stop else done.text
