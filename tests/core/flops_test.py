@@ -14,6 +14,7 @@ from agentflow_jax.core import model
 from agentflow_jax.core import optimizer
 from agentflow_jax.core import sharding
 from agentflow_jax.core import update
+from tests.core import networks
 
 CONFIG = model.ModelConfig(
   vocab_size=64,
@@ -131,7 +132,7 @@ def test_xla_counts_the_same_where_nothing_loops_twice(reference):
   ref = None
   if reference:
     loss = flow_grpo.FlowGrpoConfig(kl_coef=0.1)
-    ref = model.init_params(config, jax.random.key(1))
+    ref = networks.params(config, 1)
   state = update.init_train_state(config, tx, mesh, jax.random.key(0))
   compiled = (
     update.make_update_fn(config, tx, loss, mesh)

@@ -15,6 +15,7 @@ from agentflow_jax.core import model
 from agentflow_jax.core import optimizer
 from agentflow_jax.core import sharding
 from agentflow_jax.core import update
+from tests.core import networks
 
 CONFIG = model.ModelConfig(
   vocab_size=64,
@@ -48,7 +49,7 @@ def _update_fn(loss, mesh, chunk, config):
 
 @functools.cache
 def _params(seed=0):
-  return jax.device_get(model.init_params(CONFIG, jax.random.key(seed)))
+  return jax.device_get(networks.params(CONFIG, seed))
 
 
 def _rows(depth, seed=0, prompt_weight=0.0):
@@ -229,7 +230,7 @@ def test_bfloat16_activations_agree_to_their_own_precision():
 
 def test_no_array_of_tokens_and_vocabulary_is_made():
   config = dataclasses.replace(CONFIG, vocab_size=1 << 15)
-  params = model.init_params(config, jax.random.key(0))
+  params = networks.params(config)
   batch, _ = batch_lib.pack(
     [batch_lib.TurnRow(np.arange(200) % 64, np.arange(56) % 64, 1.0)],
     tokens_per_row=256,

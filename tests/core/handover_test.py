@@ -10,6 +10,7 @@ import pytest
 from agentflow_jax.core import handover
 from agentflow_jax.core import model
 from agentflow_jax.core import sharding
+from tests.core import networks
 
 CONFIG = model.ModelConfig(
   vocab_size=64,
@@ -24,7 +25,7 @@ CONFIG = model.ModelConfig(
 
 
 def _placed(mesh):
-  params = jax.device_get(model.init_params(CONFIG, jax.random.key(0)))
+  params = jax.device_get(networks.params(CONFIG))
   return params, jax.tree.map(
     sharding.put, params, sharding.param_shardings(CONFIG, mesh)
   )

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -16,6 +15,7 @@ from agentflow_jax.core import model
 from agentflow_jax.core import optimizer
 from agentflow_jax.core import sharding
 from agentflow_jax.core import update
+from tests.core import networks
 
 BASE = model.ModelConfig(
   vocab_size=64,
@@ -42,12 +42,12 @@ def _mesh(axes=(1, 1, 1)):
 @functools.cache
 def _base(dtype='float32'):
   config = dataclasses.replace(BASE, param_dtype=dtype)
-  return jax.device_get(model.init_params(config, jax.random.key(0)))
+  return jax.device_get(networks.params(config))
 
 
 def _adapters(config=CONFIG, b_scale=0.3):
   """Adapters whose B is not 0."""
-  params = model.init_params(config, jax.random.key(1))
+  params = networks.params(config, 1)
   adapters = jax.device_get(lora.split(params)[1])
   rng = np.random.default_rng(0)
   return jax.tree_util.tree_map_with_path(
@@ -191,7 +191,7 @@ def test_only_targets_have_adapters():
   config = dataclasses.replace(
     BASE, lora=lora.LoraConfig(rank=2, targets=('q', 'down'))
   )
-  params = model.init_params(config, jax.random.key(0))
+  params = model.param_shapes(config)
   base, adapters = lora.split(params)
   layers = adapters['layers']
   assert set(layers) == {'attention', 'mlp'}
@@ -217,7 +217,6 @@ def test_what_cannot_be_is_refused(fields, said):
 
 def test_a_kernel_knows_what_it_reads_from():
   # o reads heads x head_dim and writes d_model.
-  shapes = jax.tree.map(
-    jnp.shape, lora.split(model.init_params(CONFIG, jax.random.key(0)))[1]
-  )['layers']['attention']['o']
+  _, adapters = lora.split(model.param_shapes(CONFIG))
+  shapes = {k: x.shape for k, x in adapters['layers']['attention']['o'].items()}
   assert shapes == {lora.A: (2, 4, 8, 3), lora.B: (2, 3, 16)}

@@ -18,6 +18,7 @@ from agentflow_jax.core import model
 from agentflow_jax.core import optimizer
 from agentflow_jax.core import sharding
 from agentflow_jax.core import update
+from tests.core import networks
 
 FLOAT32 = model.ModelConfig(
   vocab_size=38,
@@ -52,7 +53,7 @@ def _update_fn(config=CONFIG, tx=TX, axes=(1, 1, 1)):
 @functools.cache
 def _start():
   """Float32 weights of about 0.02, which bfloat16 cannot hold."""
-  params = jax.device_get(model.init_params(FLOAT32, jax.random.key(0)))
+  params = jax.device_get(networks.params(FLOAT32))
   return jax.tree.map(lambda x: x * np.float32(0.1), params)
 
 

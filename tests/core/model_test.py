@@ -13,6 +13,7 @@ from agentflow_jax.core import attention
 from agentflow_jax.core import model
 from agentflow_jax.core import sharding
 from tests.core import oracle
+from tests.core import networks
 
 CONFIG = model.ModelConfig(
   vocab_size=61,
@@ -24,7 +25,6 @@ CONFIG = model.ModelConfig(
   d_ff=40,
   max_positions=64,
 )
-INIT = jax.jit(model.init_params, static_argnums=0)
 _FORWARD = jax.jit(model.forward, static_argnums=0)
 FAMILIES = {
   'llama': {'rope_theta': 5e5, 'norm_eps': 1e-5},
@@ -44,7 +44,7 @@ def _forward(config, params, token_ids, positions, segment_ids):
 def _make(seed=0, **changes):
   """Returns a config and parameters that are nowhere 0 or 1 by chance."""
   config = dataclasses.replace(CONFIG, **changes)
-  params = INIT(config, jax.random.key(seed))
+  params = networks.params(config, seed)
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
   leaves = [
@@ -165,7 +165,7 @@ def test_a_kernel_in_a_whole_model_changes_no_gradient(axes):
     remat='full',
     attention='dense',
   )
-  params = model.init_params(config, jax.random.key(0))
+  params = networks.params(config)
   rng = np.random.default_rng(0)
   ids = rng.integers(0, 32, (2, 256))
   ends = np.repeat([[256] * 100 + [200] * 90 + [256] * 66], 2, axis=0)
@@ -235,7 +235,7 @@ def test_bfloat16_runs_on_cpu_at_real_sizes():
   # Beyond toy sizes XLA's CPU hands products to a library that has none of
   # bfloat16 operands with a float32 result.
   config = dataclasses.replace(CONFIG, d_model=128, n_layers=1, head_dim=64, d_ff=128)
-  params = INIT(config, jax.random.key(0))
+  params = networks.params(config)
   half = dataclasses.replace(config, dtype='bfloat16')
   rng = np.random.default_rng(3)
   ids = rng.integers(0, config.vocab_size, (16, 64), np.int32)

@@ -13,6 +13,7 @@ from agentflow_jax.core import logprobs
 from agentflow_jax.core import model
 from agentflow_jax.core import scoring
 from agentflow_jax.core import sharding
+from tests.core import networks
 
 
 @functools.cache
@@ -129,7 +130,7 @@ def _value_and_gradient(score, params, micro):
 def test_scores_and_gradients_equal_those_of_all_logits(axes, truncated, tied, chunk):
   config, micro = _config(tied), _micro(truncated=truncated)
   mesh = sharding.make_mesh(*axes, jax.devices()[: int(np.prod(axes))])
-  params = model.init_params(config, jax.random.key(0))
+  params = networks.params(config)
 
   def score(params, micro):
     s = scoring.score_micro(config, params, micro, sharding.make_constrain(mesh), chunk)
@@ -157,7 +158,7 @@ def test_the_gradient_of_logits_stays_in_the_kept_set():
     ),
     targets=np.where(np.asarray(micro.kept[..., 0]) < 0, 7, micro.targets),
   )
-  params = model.init_params(config, jax.random.key(0))
+  params = networks.params(config)
 
   def touched(micro):
     grads = jax.grad(
@@ -181,7 +182,7 @@ def test_the_gradient_of_logits_stays_in_the_kept_set():
 def test_a_chunk_without_a_target_is_left_out():
   config, micro = _config(), _micro()
   first = micro.responses * (np.arange(micro.responses.shape[1]) < 9)
-  params = model.init_params(config, jax.random.key(0))
+  params = networks.params(config)
   scores = scoring.score_micro(
     config, params, micro.replace(responses=first), model.Constrain(), 9
   )

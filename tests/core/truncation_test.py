@@ -18,6 +18,7 @@ from agentflow_jax.core import optimizer
 from agentflow_jax.core import sharding
 from agentflow_jax.core import update
 from tests.core import oracle
+from tests.core import networks
 
 CONFIG = model.ModelConfig(
   vocab_size=64,
@@ -49,7 +50,7 @@ def _update_fn(mesh=(1, 1, 1)):
 
 @functools.cache
 def _host_params(seed=0):
-  return jax.device_get(model.init_params(CONFIG, jax.random.key(seed)))
+  return jax.device_get(networks.params(CONFIG, seed))
 
 
 def _logits(params, row):

@@ -13,6 +13,7 @@ import pytest
 from agentflow_jax.core import batch as batch_lib, flow_grpo, hlo, losses, model
 from agentflow_jax.core import optimizer, sharding, update
 from tests.core import oracle
+from tests.core import networks
 
 CONFIG = model.ModelConfig(
   vocab_size=64,
@@ -49,7 +50,7 @@ def _score_fn():
 
 @functools.cache
 def _host_params(seed=0):
-  return jax.device_get(model.init_params(CONFIG, jax.random.key(seed)))
+  return jax.device_get(networks.params(CONFIG, seed))
 
 
 def _state(mesh=(1, 1, 1), tx=PLAIN, seed=0):

@@ -7,6 +7,7 @@ import pytest
 
 from agentflow_jax.core import model, published
 from agentflow_jax.inference import api, choices, engine
+from tests.core import networks
 
 _SMALL = model.ModelConfig(
   vocab_size=64,
@@ -74,7 +75,7 @@ def test_the_size_of_a_network_is_that_of_its_kernels():
 
 
 def test_an_engine_has_nothing_open_and_says_what_it_chose():
-  params = model.init_params(_SMALL, jax.random.key(0))
+  params = networks.params(_SMALL)
   with engine.Engine(_SMALL, api.EngineConfig(slots=2), params) as made:
     assert choices.said(made.config) == (
       'engine.lanes=1, engine.prefill_pieces=8, engine.piece_tokens=32,'

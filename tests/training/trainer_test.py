@@ -17,6 +17,7 @@ from agentflow_jax.training import trainer as trainer_lib, update_shapes
 from agentflow_jax.weights import checkpoints, host_copies, model_directory
 from tests.config import mini
 from tests.core import oracle
+from tests.core import networks
 
 _NETWORK = model.ModelConfig(
   vocab_size=32,
@@ -60,7 +61,7 @@ def _mesh():
 
 @functools.cache
 def _params():
-  return jax.device_get(model.init_params(_NETWORK, jax.random.key(0)))
+  return jax.device_get(networks.params(_NETWORK))
 
 
 def _trainer(config, network=_NETWORK, params=None):

@@ -3,12 +3,12 @@
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 
 from agentflow_jax.core import lora as lora_lib, model
 from agentflow_jax.weights import adapter_files, model_directory, tensors
+from tests.core import networks
 
 _NETWORK = model.ModelConfig(
   vocab_size=48,
@@ -57,7 +57,7 @@ def _read(path):
 @pytest.mark.parametrize('targets', [lora_lib.TARGETS, ('q', 'down')])
 def test_the_written_factors_are_the_merged_weights(tmp_path, targets):
   lora = lora_lib.LoraConfig(rank=3, alpha=6.0, targets=targets)
-  params = model.init_params(_NETWORK, jax.random.key(0))
+  params = networks.params(_NETWORK)
   adapters = _adapters(lora, params)
   merged = lora_lib.merge(lora, params, adapters)
   for name, tree in (('base', params), ('merged', merged)):
@@ -88,7 +88,7 @@ def test_the_written_factors_are_the_merged_weights(tmp_path, targets):
 
 def test_adapters_are_copied_and_rounded(tmp_path):
   lora = lora_lib.LoraConfig(rank=2, targets=('o',))
-  params = model.init_params(_NETWORK, jax.random.key(0))
+  params = networks.params(_NETWORK)
   adapter_files.save(tmp_path / 'a', _NETWORK, lora, _adapters(lora, params))
   count = adapter_files.copy(tmp_path / 'a', tmp_path / 'b', 'bfloat16')
   first, second = _read(tmp_path / 'a'), _read(tmp_path / 'b')
@@ -106,7 +106,7 @@ def test_peft_loads_it_and_computes_the_same_logits(tmp_path):
   torch = pytest.importorskip('torch')
   peft = pytest.importorskip('peft')
   lora = lora_lib.LoraConfig(rank=3, alpha=6.0)
-  params = model.init_params(_NETWORK, jax.random.key(0))
+  params = networks.params(_NETWORK)
   adapters = _adapters(lora, params)
   model_directory.save(tmp_path / 'base', _NETWORK, params)
   adapter_files.save(tmp_path / 'adapter', _NETWORK, lora, adapters)

@@ -11,6 +11,7 @@ import safetensors.numpy
 from agentflow_jax.core import model
 from agentflow_jax.weights import families, model_directory
 from tests.weights import recipe
+from tests.core import networks
 
 _GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'logits.npz'
 _FORWARD = jax.jit(model.forward, static_argnums=0)
@@ -306,7 +307,7 @@ def test_no_family_has_both_bias_and_qk_norm(tmp_path):
     qkv_bias=True,
     qk_norm=True,
   )
-  params = model.init_params(config, jax.random.key(0))
+  params = networks.params(config)
   with pytest.raises(families.UnsupportedModel, match='both'):
     model_directory.save(tmp_path / 'x', config, params)
   assert not (tmp_path / 'x').exists()
