@@ -4,8 +4,8 @@
 #   bash launch/test.sh [--install_only] [-- PYTEST ARGUMENTS]
 #
 # for example: -- tests/core -x     or, the slow ones: -- -m slow
-# The tests run in one process more than there are cores, since many wait for others, and
-# in four at most; -- -n 0 runs them in one.
+# The tests run in two processes a core, since many wait for others, and in four at most;
+# -- -n 0 runs them in one.
 #
 # Without arguments of pytest, tests that compile much and compare within tolerances
 # come first, with programs that XLA hardly optimises (see tests/conftest.py). All
@@ -50,7 +50,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 unset PYTHONDONTWRITEBYTECODE
 cores="$("$VENV_PYTHON" -c 'import os; print(os.cpu_count())')"
 run_pytest() {
-  "$VENV_PYTHON" -m pytest --numprocesses=$((cores + 1)) --maxprocesses=4 \
+  "$VENV_PYTHON" -m pytest --numprocesses=$((2 * cores)) --maxprocesses=4 \
     --dist=loadfile --no-loadscope-reorder "$@"
 }
 if (($#)); then

@@ -10,7 +10,7 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[2]
 _LOG = 'python.log'
 # The tests are shared among processes; later options of a user win.
-_SHARED = '--numprocesses=3 --maxprocesses=4 --dist=loadfile --no-loadscope-reorder'
+_SHARED = '--numprocesses=4 --maxprocesses=4 --dist=loadfile --no-loadscope-reorder'
 # Stands for python: knows its version and of 2 cores, makes environments of copies of
 # itself, and fails where FAIL says so.
 _PYTHON = """#!/bin/bash
