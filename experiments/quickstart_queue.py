@@ -10,10 +10,11 @@ has the queue, no queue, and two rounds of further queries instead, with 8 seeds
 all three have the same correction.
 
 Measured with 8 seeds with the queue and without: the validation accuracy, sampled over
-100 questions, first reached 80% after 2,048 and 2,560 rollouts at the median, but only 2
-seeds needed fewer with the queue, 5 as many, and one more. The final accuracy is 93.0% with
-it and 91.7% without, 1.3 points more (95% above -0.6). A run trained on 267 groups again.
-Not measured: the other seeds of further queries instead. See docs/performance.md.
+100 questions, first reached 80% after 2,048 and 2,560 rollouts at the median, but only
+2 seeds needed fewer with the queue, 5 as many, and one more. The final accuracy is
+93.0% with it and 91.7% without, 1.3 points more (95% above -0.6). A run trained on 267
+groups again. Not measured: the other seeds of further queries instead. See
+docs/performance.md.
 """
 
 import dataclasses
