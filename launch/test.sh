@@ -46,7 +46,7 @@ if [[ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]]; then
 fi
 export JAX_COMPILATION_CACHE_DIR
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
-# Hundreds of processes read the same modules: compiled once is half a minute less.
+# Hundreds of processes read the same modules. Keeping them compiled saves half a minute.
 unset PYTHONDONTWRITEBYTECODE
 cores="$("$VENV_PYTHON" -c 'import os; print(os.cpu_count())')"
 run_pytest() {

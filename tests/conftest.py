@@ -103,8 +103,10 @@ def _is_quick(where):
 
 
 def pytest_ignore_collect(collection_path, config):
-  """Skips files of which launch/test.sh runs nothing in this call: all that they import
-  takes seconds in each process."""
+  """Skips the files of the other half of launch/test.sh.
+
+  Importing what they import takes each process seconds.
+  """
   quick = {'quick and not slow': True, 'not quick and not slow': False}.get(
     config.option.markexpr
   )

@@ -213,7 +213,7 @@ def init_params(config: ModelConfig, key: Array) -> Params:
 
 @functools.lru_cache(maxsize=64)
 def _abstract(config: ModelConfig):
-  """Returns `param_shapes` and `logical_axes`; tracing a network takes long."""
+  """Returns what param_shapes and logical_axes do; tracing a network is slow."""
   boxed = jax.eval_shape(lambda: _init_boxed(config, jax.random.key(0)))
   shapes = jax.eval_shape(nn.meta.unbox, boxed)
   return shapes['params'], nn.get_partition_spec(boxed)['params']

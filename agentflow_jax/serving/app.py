@@ -122,7 +122,7 @@ def refused(prefix: str) -> list[routing.Route]:
 
 
 async def _other_interface(request):
-  name = request.url.path.rpartition('/')[2]
+  name = request.scope['path'].rpartition('/')[2]
   raise requests.BadRequest(
     f'/v1/{name} is not served; use /v1/chat/completions (in the openai package:'
     ' client.chat.completions)',

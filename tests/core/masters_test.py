@@ -85,7 +85,7 @@ def _rounding(tree):
   )
 
 
-def _same_bits(a, b):
+def _assert_same_bits(a, b):
 
   def check(x, y):
     x, y = np.asarray(x), np.asarray(y)
@@ -166,16 +166,16 @@ def test_equal_gradients_decay_and_schedule_add_up_by_hand():
 @pytest.mark.exact
 def test_the_parameters_are_the_rounding_of_the_master_bit_for_bit():
   state = _state()
-  _same_bits(state.opt_state.master, _start())
-  _same_bits(state.params, _rounding(_start()))
+  _assert_same_bits(state.opt_state.master, _start())
+  _assert_same_bits(state.params, _rounding(_start()))
   for master, params, _ in _trained(CONFIG):
-    _same_bits(params, _rounding(master))
+    _assert_same_bits(params, _rounding(master))
 
 
 @pytest.mark.exact
 def test_drawn_parameters_are_bfloat16_from_the_start():
   drawn = update.init_train_state(CONFIG, TX, _mesh((2, 2, 2)), jax.random.key(4))
-  _same_bits(drawn.params, model.init_params(CONFIG, jax.random.key(4)))
+  _assert_same_bits(drawn.params, model.init_params(CONFIG, jax.random.key(4)))
   np.testing.assert_array_equal(_flat(drawn.opt_state.master), _flat(drawn.params))
 
 
@@ -214,7 +214,7 @@ def test_a_refused_update_leaves_the_master():
     state, metrics = _update_fn()(state, None, batch, np.float32(bound))
     assert metrics['refused'] == reason
     assert metrics['update_norm'] == metrics['applied_norm'] == 0
-    _same_bits(state, before)
+    _assert_same_bits(state, before)
 
 
 def test_the_master_is_split_as_its_parameters_are_and_handed_over_rounded():
@@ -226,7 +226,7 @@ def test_the_master_is_split_as_its_parameters_are_and_handed_over_rounded():
   up = many.opt_state.master['layers']['mlp']['up']['kernel']
   assert up.addressable_shards[0].data.shape == (2, 6, 10)
   give = handover.Handover(CONFIG, _mesh((2, 2, 2)), split=True)
-  _same_bits(give(many.params), _rounding(_start()))
+  _assert_same_bits(give(many.params), _rounding(_start()))
 
 
 @pytest.mark.slow
@@ -240,7 +240,7 @@ def test_the_master_does_not_depend_on_the_mesh(axes):
   expected = _flat(one) - _flat(_start())
   # Where a gradient is nearly 0 its sign may differ, and so Adam's first step.
   assert np.linalg.norm(moved - expected) <= 0.1 * np.linalg.norm(expected)
-  _same_bits(many.params, _rounding(many.opt_state.master))
+  _assert_same_bits(many.params, _rounding(many.opt_state.master))
 
 
 def test_the_state_is_donated_and_shares_no_array_with_what_it_started_from():

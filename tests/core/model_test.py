@@ -278,6 +278,19 @@ def test_layers_are_taken_apart_in_the_place_of_the_stack():
     np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
+def test_shapes_are_those_of_the_parameters_and_belong_to_the_caller(param_dtype):
+  config = dataclasses.replace(CONFIG, param_dtype=param_dtype)
+  drawn = networks.params(config)
+  struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+  assert model.param_shapes(config) == jax.tree.map(struct, drawn)
+  # They are traced once, and yet nobody sees a change that another caller makes.
+  model.param_shapes(config)['layers'].clear()
+  model.logical_axes(config)['layers'].clear()
+  assert model.param_shapes(config) == jax.tree.map(struct, drawn)
+  assert model.logical_axes(config)['layers']
+
+
 def test_logical_axes_match_the_parameters():
   for changes in FAMILIES.values():
     config, params = _make(**changes)

@@ -8,5 +8,5 @@ _draw = jax.jit(model.init_params, static_argnums=0)
 
 
 def params(config, seed=0):
-  """Returns init_params', up to rounding, from one program instead of fifty."""
+  """Returns what init_params does, up to rounding, by one program instead of fifty."""
   return _draw(config, jax.random.key(seed))
