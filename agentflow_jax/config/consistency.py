@@ -148,7 +148,8 @@ def _check_training(config: schema.Config) -> None:
     )
   if config.algorithm == 'flow_grpo' and sampling.temperature == 0:
     raise schema.ConfigError(
-      'planner.sampling.temperature: greedy responses cannot be trained on'
+      'planner.sampling.temperature: greedy responses cannot be trained on (evaluate'
+      ' and solve are greedy with --greedy, whatever the temperature is)'
     )
   if config.optimizer.kind == 'muon' and config.planner.lora.rank:
     raise schema.ConfigError(

@@ -101,6 +101,18 @@ class Usage:
   cost: float = 0.0
   cached: int = 0
 
+  def add(self, answer: Any, config: settings.EndpointConfig) -> float:
+    """Counts an answer; returns what it cost by the config's prices."""
+    cost = (
+      answer.prompt_tokens * config.prompt_price
+      + answer.completion_tokens * config.completion_price
+    ) / 1e6
+    self.requests += 1
+    self.prompt_tokens += answer.prompt_tokens
+    self.completion_tokens += answer.completion_tokens
+    self.cost += cost
+    return cost
+
 
 class _Retry(Exception):
   """This attempt failed in a way that another one may not.
@@ -386,15 +398,7 @@ class EndpointClient:
         if not await self._breaker.closed(wait):
           attempt += 1
         continue
-      usage = self._usage_of(request_key)
-      usage.requests += 1
-      usage.prompt_tokens += answer.prompt_tokens
-      usage.completion_tokens += answer.completion_tokens
-      cost = (
-        answer.prompt_tokens * self._config.prompt_price
-        + answer.completion_tokens * self._config.completion_price
-      ) / 1e6
-      usage.cost += cost
+      cost = self._usage_of(request_key).add(answer, self._config)
       if cost:
         self.costs[request_key.query] += cost
       return answer, sent
