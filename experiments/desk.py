@@ -52,6 +52,8 @@ def get_config() -> c.Config:
     ),
     optimizer=c.OptimizerConfig(learning_rate=3e-4, max_grad_norm=1.0),
     flow_grpo=c.FlowGrpoConfig(kl_coef=1e-3),
+    # A share of the checks counts, too: see the figures above.
+    reward=c.RewardConfig(weights={'success': 1.0, 'pass_fraction': 0.5}),
     train=c.TrainConfig(
       steps=24,
       queries_per_step=24,

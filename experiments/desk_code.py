@@ -6,7 +6,8 @@
       --workdir=runs/desk_code \
       --config.planner.directory=runs/desk_code_warm_start/planner
 
-The reward is that of desk.py: all checks of the task. It may have several terms:
+The reward is that of desk.py: success, and a share of the checks. It may have other
+terms, too:
 
   --config.reward.weights='{"success": 1, "pass_fraction": 0.3, "execution": 0.1}'
 """

@@ -95,7 +95,7 @@ def get_config() -> c.Config:
       wrong_reference=0.02,
       early_answer=0.25,
       late_answer=0.03,
-      wrong_way=0.6,
+      wrong_way=0.4,
     ),
     sft=c.SftConfig(
       traces=8000,

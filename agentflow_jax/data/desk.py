@@ -21,7 +21,7 @@ from agentflow_jax.files import writing
 
 SPLITS = tuple(desk_worlds.WORLDS)
 # Version of the worlds and the tasks.
-VERSION = '2'
+VERSION = '3'
 _DONE = 'desk.json'
 
 Rows = Mapping[str, Sequence[Sequence[Any]]]

@@ -2,6 +2,8 @@
 
 The rows of a world keep its rules: nobody holds more open loans than the limit, for
 example. Names of people and models are composed of other syllables in every split.
+Those of training are many, and do not tell people from models: a planner that knew
+them by their syllables could not work with the people and models of another split.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-WORLDS = {'train': 64, 'validation': 8, 'test': 16}
+WORLDS = {'train': 128, 'validation': 8, 'test': 16}
 RULES_IN_FORCE = 6
 CATEGORIES = ('laser', 'drone', 'camera', 'meter', 'pump')
 HIGH_VALUE = 1000
@@ -52,14 +54,6 @@ _UNITS = (
 )
 # Syllables by split: beginnings and ends of first names, of last names, of models.
 _SYLLABLES = {
-  'train': (
-    'Ma Lo Ti Sa Be No Ju Ka Ri Fe',
-    'ra lin mo ta vi den sa nel',
-    'Hol Ves Bran Kol Mer Tal Dor Fen Gar Lin Sor Wen',
-    'ton berg ler man dak win sen rup',
-    'Bran Tor Lum Kes Vol Dex Zan Pra Mel Cor',
-    'vex tal mix gor nar lux pod rin',
-  ),
   'validation': (
     'Wi Go Ye Zo',
     'bert ka fus rin',
@@ -77,7 +71,13 @@ _SYLLABLES = {
     'dron tis wick lam mur',
   ),
 }
+# The parts of a syllable, of which the names of training are drawn.
+_ONSETS = 'B Br C D Dr F G Gr H J K L M N P R S St T Tr V W Z'.split()
+_VOWELS = 'aeiou'
+_CODAS = ('', '', 'n', 'r', 'l', 's', 'm', 'x')
 _ENDS_OF_MODELS = ('', '', ' Mini', ' Duo')
+# Names of training: as many as leave most worlds with names of their own.
+_TRAIN_PEOPLE, _TRAIN_MODELS = 20_000, 6_000
 # Every parameter of every rule, with the values that a world draws from; None for
 # the name of one of its sites.
 _PARAMETERS: Mapping[str, Mapping[str, Sequence[Any] | None]] = {
@@ -131,8 +131,11 @@ class _Names:
   """All names of a split, in a fixed order."""
 
   def __init__(self, split: str):
-    parts = [text.split() for text in _SYLLABLES[split]]
     rng = random.Random(f'desk/names/{split}')
+    if split == 'train':
+      self.people, self.models = _names_of_training(rng)
+      return
+    parts = [text.split() for text in _SYLLABLES[split]]
     first = [a + b for a in parts[0] for b in parts[1]]
     last = [a + b for a in parts[2] for b in parts[3]]
     self.people = [f'{a} {b}' for a in first for b in last]
@@ -144,6 +147,26 @@ class _Names:
     ]
     rng.shuffle(self.people)
     rng.shuffle(self.models)
+
+
+def _names_of_training(rng: random.Random) -> tuple[list[str], list[str]]:
+  """Returns the names of people and of models, all of the same syllables."""
+  taken = {s.lower() for texts in _SYLLABLES.values() for t in texts for s in t.split()}
+  taken |= {word.lower() for word in (*_SITES, *_UNITS, *CATEGORIES)}
+  syllables = [o + v + c for o in _ONSETS for v in _VOWELS for c in _CODAS]
+  syllables = [s for s in syllables if s.lower() not in taken]
+
+  def word() -> str:
+    while True:
+      made = rng.choice(syllables) + rng.choice(syllables).lower()
+      if made.lower() not in taken:
+        return made
+
+  people = dict.fromkeys(f'{word()} {word()}' for _ in range(_TRAIN_PEOPLE))
+  models = dict.fromkeys(
+    word() + rng.choice(_ENDS_OF_MODELS) for _ in range(_TRAIN_MODELS)
+  )
+  return list(people), list(models)
 
 
 class _Maker:

@@ -106,6 +106,16 @@ def test_splits_share_no_names():
   assert not parts['validation'] & parts['test']
 
 
+def test_names_of_training_are_many_and_do_not_tell_people_from_models():
+  worlds = desk_worlds.generate('train')
+  people = {r['name'] for w in worlds for r in w.rows['person'].values()}
+  models = {r['name'] for w in worlds for r in w.rows['model'].values()}
+  assert len(people) > 5000 and len(models) > 1500
+  beginnings = {word[:3] for name in people for word in name.split()}
+  known = [name[:3] in beginnings for name in models]
+  assert sum(known) > 0.98 * len(known)
+
+
 def test_splits_share_no_worlds_and_no_held_out_words(made):
   seeds = {
     split: {t.world.state['seed'] for t in found} for split, (_, found) in made.items()
