@@ -2,7 +2,7 @@
 
 A small transformer learns to write calls from a scripted teacher that errs (its error
 rates are below and in every report); Flow-GRPO starts from it (desk.py). The teacher
-takes the forbidden way in 60% of the tasks that cannot be carried out, and ends in a
+takes the forbidden way in 40% of the tasks that cannot be carried out, and ends in a
 quarter of its turns before the work is done, so that there is something to unlearn.
 Before a call that changes something, it holds the goal against the rules in force, with
 their facts: "limit 1 3 ok, service 2 4 no".
@@ -15,10 +15,16 @@ Muon and marks behind mentions ('Oslo #2') are what made it learn faster: over s
 to 200 the loss was 1.18 with Muon and 1.29 with AdamW, although AdamW's learning rate
 had gone to 0 by then and Muon's had not. With marks before mentions AdamW's was 1.32.
 
-Cost: about an hour on 2 cores beside other work. Measured, one seed: 16% sampled at
-temperature 1 and 50% greedy of 100 validation tasks; 12.5% [9.5, 15.8] and 41.0% of 400
-test tasks, whose people, things, worlds, and in part wordings and compositions, are
-new. The teacher itself succeeds in 43%: it errs on purpose.
+Cost: 36 minutes on 2 cores beside other work. Measured, one seed: 16, 22 and 26% of 100
+validation tasks, sampled at temperature 1, and 38, 56 and 61% greedy after 500, 1,000
+and 1,500 steps; 16.5% and 44.2% of 400 test tasks, whose people, things, worlds, and in
+part wordings and compositions, are new. What it has not learned is to copy the facts of
+rules: greedy, 12% of the facts of 'service' and 3% of those of 'home' are right (see
+docs/performance.md).
+
+Before the names of training were many (data set of the desk, version 2), with a teacher
+that took 60% of the forbidden ways, the same steps came to 6, 12 and 16% sampled and
+24, 37 and 50% greedy (validation), 12.5% and 41.0% (test).
 
 Earlier designs, all with AdamW and marks before mentions: the same teacher came to 14%
 sampled and 49% greedy (validation), 6 and 37% (test); a careful teacher (30% forbidden
