@@ -263,11 +263,23 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
   ).stdout
   found |= dict(line.split('\t') for line in text.splitlines())
   for path in sorted((workdir / 'evaluations').glob('*.json')):
-    value = reading.read_json(path, allows_nan=True)
-    value = {k: v for k, v in value.items() if not k.startswith('seconds')}
+    value = _without_times(reading.read_json(path, allows_nan=True))
     text = json.dumps(value, sort_keys=True)
     found[path.name] = hashlib.sha256(text.encode()).hexdigest()
   return found
+
+
+def _without_times(value):
+  """Leaves out what the clock wrote, at any depth."""
+  if isinstance(value, list):
+    return [_without_times(v) for v in value]
+  if not isinstance(value, dict):
+    return value
+  return {
+    k: _without_times(v)
+    for k, v in value.items()
+    if not (k.startswith('seconds') or k.endswith('_seconds'))
+  }
 
 
 def _tests(figures) -> None:
