@@ -13,9 +13,9 @@ Measured with 8 seeds each: the validation accuracy, sampled over 100 questions,
 reached 80% after 2,048 rollouts with the queue, 2,560 without, and 3,136 with further
 queries at the median; but only 2 seeds needed fewer with the queue than without, 5 as
 many, and one more. The final accuracy is 93.0, 91.7 and 94.3%: 1.3 points more with the
-queue (95% above -0.6), 2.7 with further queries (above +0.9), which take 16,986 rollouts
-in 30 steps instead of 7,680. A run with the queue trained on 267 groups again. See
-docs/performance.md.
+queue (95% above -0.6), 2.7 with further queries (above +0.9), which take 16,986
+rollouts in 30 steps instead of 7,680. A run with the queue trained on 267 groups again.
+See docs/performance.md.
 """
 
 import dataclasses

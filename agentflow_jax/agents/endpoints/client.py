@@ -199,7 +199,7 @@ class EndpointClient:
     elif self._key:
       headers['Authorization'] = f'Bearer {self._key}'
     self.usage: dict[str, Usage] = {}
-    self.costs: collections.Counter[str] = collections.Counter()
+    self.costs: collections.defaultdict[str, float] = collections.defaultdict(float)
     self._slots = asyncio.Semaphore(config.concurrency)
     self._requests = pacing.Pacer(config.requests_per_minute)
     self._tokens = pacing.Pacer(config.tokens_per_minute)
